@@ -7,21 +7,9 @@
 // Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000); names and gate
 // order (i, f, g, o) as in torch.nn.LSTM. docs/design.md has the table to the lecture's notation.
 #pragma once
-#include <cmath>
-
-#if defined(__CUDACC__)
-#define FASTLSTM_HD __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define FASTLSTM_HD inline __attribute__((always_inline))
-#else
-#define FASTLSTM_HD inline
-#endif
+#include "elementary.h"
 
 namespace fastlstm {
-
-FASTLSTM_HD float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-FASTLSTM_HD double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-using std::tanh;
 
 // The four gates of a unit: pre-activations on the way in, activations on the way out.
 template <typename A>
@@ -55,7 +43,8 @@ FASTLSTM_HD Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const
   const A tanh_c = tanh(c);
   const A dc_total = dc + dh * gates.o * (one - tanh_c * tanh_c);
   dc = dc_total * gates.f;
-  return {dc_total * gates.g * gates.i * (one - gates.i), dc_total * c_prev * gates.f * (one - gates.f),
+  return {dc_total * gates.g * gates.i * (one - gates.i),
+          dc_total * c_prev * gates.f * (one - gates.f),
           dc_total * gates.i * (one - gates.g * gates.g), dh * tanh_c * gates.o * (one - gates.o)};
 }
 

@@ -37,8 +37,7 @@ FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t u
   if (reset) {
     c_prev = A(0);
   } else {
-    const auto from_h =
-        load_gates<T, A>(s.h_gates + row * s.h_gates_stride, unit, s.hidden_size);
+    const auto from_h = load_gates<T, A>(s.h_gates + row * s.h_gates_stride, unit, s.hidden_size);
     pre = {pre.i + from_h.i, pre.f + from_h.f, pre.g + from_h.g, pre.o + from_h.o};
   }
   const Gates<A> gates = activate(pre);
@@ -46,19 +45,18 @@ FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t u
   const T h = T(hidden(gates.o, c));
   *c_state = c;
   s.h_state[row * s.h_state_stride + unit] = h;
-  if (s.output) s.output[row * s.output_stride + unit] = h;
-  if (s.cells) s.cells[row * s.cells_stride + unit] = c;
-  if (s.gates) store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, gates);
+  s.output[row * s.output_stride + unit] = h;
+  s.cells[row * s.cells_stride + unit] = c;
+  store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, gates);
 }
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
 template <typename T, typename A>
 FASTLSTM_HD void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int64_t unit) {
-  if (s.output) s.output[row * s.output_stride + unit] = T(A(0));
-  if (s.cells)
-    s.cells[row * s.cells_stride + unit] = s.c_state[row * s.c_state_stride + unit];
-  if (s.gates)
-    store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, Gates<A>{A(0), A(0), A(0), A(0)});
+  s.output[row * s.output_stride + unit] = T(A(0));
+  s.cells[row * s.cells_stride + unit] = s.c_state[row * s.c_state_stride + unit];
+  store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size,
+              Gates<A>{A(0), A(0), A(0), A(0)});
 }
 
 template <typename T, typename A>
@@ -67,16 +65,15 @@ FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t
   const auto gates = load_gates<T, A>(s.gates + row * s.gates_stride, unit, s.hidden_size);
   A c_prev = A(0);
   if (!reset)
-    c_prev = starts ? s.c_0[row * s.c_0_stride + unit]
-                    : s.prev_cells[row * s.prev_cells_stride + unit];
+    c_prev =
+        starts ? s.c_0[row * s.c_0_stride + unit] : s.prev_cells[row * s.prev_cells_stride + unit];
   T* dh_state = s.dh_state + row * s.dh_state_stride + unit;
   A* dc_state = s.dc_state + row * s.dc_state_stride + unit;
   A dh = A(*dh_state);
   A dc = *dc_state;
-  if (s.d_output) dh += A(s.d_output[row * s.d_output_stride + unit]);
-  if (s.d_cells) dc += s.d_cells[row * s.d_cells_stride + unit];
-  const auto d_pre =
-      cell_backward<A>(gates, c_prev, s.cells[row * s.cells_stride + unit], dh, dc);
+  dh += A(s.d_output[row * s.d_output_stride + unit]);
+  dc += s.d_cells[row * s.d_cells_stride + unit];
+  const auto d_pre = cell_backward<A>(gates, c_prev, s.cells[row * s.cells_stride + unit], dh, dc);
   *dh_state = T(A(0));
   *dc_state = reset ? A(0) : dc;
   store_gates(s.d_gates + row * s.d_gates_stride, unit, s.hidden_size, d_pre);
