@@ -1,0 +1,256 @@
+// The stepwise engine, the same for every device: per step one GEMM through ATen and one fused
+// kernel for the cell equations. It takes every dtype, shape and option; a device brings only the
+// two kernels (struct Kernels: forward(StepForward), backward(StepBackward)).
+//
+// No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
+#pragma once
+#include "differentiable.h"
+#include "layer.h"
+#include "lstm_params.h"
+
+namespace fastlstm {
+
+namespace stepwise {
+
+// [R,...] row-major in time order, however the caller's strides run.
+inline Tensor flat(const Tensor& sequence, int64_t rows) {
+  return sequence.contiguous().view({rows, sequence.size(-1)});
+}
+
+inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const Tensor& lengths,
+                    const Tensor& reset) {
+  return {at.t,
+          at.rows,
+          layer.hidden_size.expect_int(),
+          at.prev_rows,
+          reverse,
+          lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
+          reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
+}
+
+inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
+  return tensor ? tensor->contiguous() : Tensor();
+}
+
+// [T,B,1] whether a row is alive at a step, or undefined without lengths.
+inline Tensor live_mask(const Layer& layer) {
+  if (!layer.lengths) return {};
+  const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
+  return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
+}
+
+// h_{t-1} of every flat row [R,P]: the output one step earlier in walking order, h_0 where a row
+// starts, zero where it was reset.
+inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
+                              const std::vector<WalkStep>& steps) {
+  const Tensor h_0 = layer.h_0.select(0, d);
+  Tensor h_prev = at::empty_like(output, at::MemoryFormat::Contiguous);
+  for (const WalkStep& at : steps) {
+    Tensor rows = h_prev.narrow(0, at.offset, at.rows);
+    const int64_t carried = std::min(at.rows, at.prev_rows);
+    if (carried > 0) rows.narrow(0, 0, carried).copy_(output.narrow(0, at.prev_offset, carried));
+    if (carried < at.rows)
+      rows.narrow(0, carried, at.rows - carried).copy_(h_0.narrow(0, carried, at.rows - carried));
+  }
+  if (layer.packed()) return h_prev;
+  const int64_t steps_count = layer.steps.expect_int();
+  Tensor by_step = h_prev.view({steps_count, layer.batch.expect_int(), -1});
+  if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
+    const auto t = at::arange(steps_count, layer.lengths->options()).view({-1, 1, 1});
+    by_step.copy_(at::where(t.eq(layer.lengths->view({1, -1, 1}) - 1), h_0.unsqueeze(0), by_step));
+  }
+  if (layer.reset) by_step.masked_fill_(layer.reset->unsqueeze(2), 0);
+  return h_prev;
+}
+
+}  // namespace stepwise
+
+template <typename T, typename A, typename Kernels>
+ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates) {
+  const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
+  const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
+  const int64_t out = layer.output_size.expect_int();
+  const auto options = layer.input.options();
+  const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
+
+  const Tensor input = stepwise::flat(layer.input, flat_rows);
+  const Tensor lengths = stepwise::contiguous_or_undefined(layer.lengths);
+  const Tensor reset = stepwise::contiguous_or_undefined(layer.reset);
+  const Tensor live = layer.projects() ? stepwise::live_mask(layer) : Tensor();
+  Tensor output = at::empty({flat_rows, directions * out}, options);
+  Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
+  Tensor c_n = layer.c_0.to(state_options, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  Tensor cells = at::empty({save_cells ? directions : 0, flat_rows, hidden}, state_options);
+  Tensor gates = at::empty({save_gates ? directions : 0, flat_rows, 4 * hidden}, options);
+  Tensor h_gates = at::empty({batch, 4 * hidden}, options);
+
+  for (int64_t d = 0; d < directions; ++d) {
+    const Direction& w = layer.directions[d];
+    const Tensor w_hh_t = w.w_hh.t(), w_hr_t = layer.projects() ? w.w_hr.t() : Tensor();
+    // Activated gates overwrite the pre-activations, saved or not.
+    Tensor x_gates = save_gates ? gates[d] : at::empty({flat_rows, 4 * hidden}, options);
+    if (layer.has_bias())
+      at::addmm_out(x_gates, w.b_ih + w.b_hh, input, w.w_ih.t());
+    else
+      at::mm_out(x_gates, input, w.w_ih.t());
+
+    Tensor h_state = h_n[d], c_state = c_n[d], y = output.narrow(1, d * out, out);
+    Tensor hidden_state = layer.projects() ? at::zeros({batch, hidden}, options) : h_state;
+    T* const gates_data = static_cast<T*>(x_gates.data_ptr());
+    T* const y_data = static_cast<T*>(y.data_ptr());
+    A* const c_data = static_cast<A*>(c_state.data_ptr());
+    A* const cells_data = save_cells ? static_cast<A*>(cells[d].data_ptr()) : nullptr;
+
+    for (const WalkStep& at : walk(layer, d == 1)) {
+      Tensor from_h = h_gates.narrow(0, 0, at.rows);
+      at::mm_out(from_h, h_state.narrow(0, 0, at.rows), w_hh_t);
+      StepForward<T, A> step;
+      static_cast<Step&>(step) = stepwise::step_of(layer, at, d == 1, lengths, reset);
+      step.x_gates = step.gates = gates_data + at.offset * 4 * hidden;
+      step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
+      step.h_gates = static_cast<const T*>(from_h.const_data_ptr());
+      step.c_state = c_data;
+      step.cells = cells_data ? cells_data + at.offset * hidden : c_data;
+      step.h_state = static_cast<T*>(hidden_state.data_ptr());
+      step.c_state_stride = step.cells_stride = step.h_state_stride = hidden;
+      step.output = layer.projects() ? step.h_state : y_data + at.offset * directions * out;
+      step.output_stride = layer.projects() ? hidden : directions * out;
+      Kernels::forward(step);
+
+      if (!layer.projects()) continue;
+      Tensor y_t = y.narrow(0, at.offset, at.rows), h_t = h_state.narrow(0, 0, at.rows);
+      const Tensor projected = at::mm(hidden_state.narrow(0, 0, at.rows), w_hr_t);
+      if (live.defined()) {
+        y_t.copy_(projected.masked_fill(live[at.t].logical_not(), 0));
+        h_t.copy_(at::where(live[at.t], projected, h_t));
+      } else {
+        y_t.copy_(projected);
+        h_t.copy_(projected);
+      }
+    }
+  }
+  const auto shaped = [&](const Tensor& flat, int64_t size, bool per_direction) {
+    std::vector<int64_t> shape;
+    if (per_direction) shape.push_back(directions);
+    if (layer.packed())
+      shape.push_back(flat_rows);
+    else
+      shape.insert(shape.end(), {layer.steps.expect_int(), batch});
+    shape.push_back(size);
+    return flat.view(shape);
+  };
+  return {shaped(output, directions * out, false), h_n, c_n.to(options.dtype()),
+          save_cells ? shaped(cells, hidden, true) : at::empty({0}, state_options),
+          save_gates ? shaped(gates, 4 * hidden, true) : at::empty({0}, options)};
+}
+
+template <typename T, typename A, typename Kernels>
+BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                                 bool input_needs_grad) {
+  const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
+  const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
+  const int64_t out = layer.output_size.expect_int();
+  const auto options = layer.input.options();
+  const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
+
+  const Tensor input = stepwise::flat(layer.input, flat_rows);
+  const Tensor lengths = stepwise::contiguous_or_undefined(layer.lengths);
+  const Tensor reset = stepwise::contiguous_or_undefined(layer.reset);
+  const Tensor live = layer.projects() ? stepwise::live_mask(layer) : Tensor();
+  const Tensor output = stepwise::flat(saved.output, flat_rows);
+  const Tensor cells = saved.cells.contiguous().view({directions, flat_rows, hidden});
+  const Tensor gates = saved.gates.contiguous().view({directions, flat_rows, 4 * hidden});
+  const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, flat_rows) : Tensor();
+  const Tensor d_cells =
+      grads.cells.defined()
+          ? grads.cells.to(state_options).contiguous().view({directions, flat_rows, hidden})
+          : Tensor();
+  const Tensor no_d_output = at::zeros({hidden}, options), no_d_cells = at::zeros({hidden}, state_options);
+  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
+
+  Tensor grad_input = input_needs_grad ? at::empty({flat_rows, input.size(1)}, options)
+                                       : at::empty({0}, options);
+  Tensor grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
+                                        : at::zeros({directions, batch, out}, options);
+  Tensor grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
+                                        : at::zeros({directions, batch, hidden}, state_options);
+  std::vector<Tensor> grad_weights;
+  Tensor d_gates = at::empty({flat_rows, 4 * hidden}, options);
+
+  for (int64_t d = 0; d < directions; ++d) {
+    const Direction& w = layer.directions[d];
+    const std::vector<WalkStep> steps = walk(layer, d == 1);
+    Tensor dh_state = grad_h_0[d], dc_state = grad_c_0[d];
+    const Tensor dy = d_output.defined() ? d_output.narrow(1, d * out, out) : Tensor();
+    // dL/dh_t before the projection, and after it for all steps (W_hr's gradient needs those).
+    Tensor d_hidden = layer.projects() ? at::empty({batch, hidden}, options) : dh_state;
+    Tensor d_projected = layer.projects() ? at::empty({flat_rows, out}, options) : Tensor();
+    const A* const cells_data = static_cast<const A*>(cells[d].const_data_ptr());
+    const T* const gates_data = static_cast<const T*>(gates[d].const_data_ptr());
+
+    for (auto at = steps.rbegin(); at != steps.rend(); ++at) {
+      Tensor dh_t = dh_state.narrow(0, 0, at->rows);
+      Tensor d_gates_t = d_gates.narrow(0, at->offset, at->rows);
+      const Tensor live_t = live.defined() ? live[at->t] : Tensor();
+      if (layer.projects()) {
+        Tensor total = dy.defined() ? dh_t + dy.narrow(0, at->offset, at->rows) : dh_t.clone();
+        if (live_t.defined()) total.masked_fill_(live_t.logical_not(), 0);
+        d_projected.narrow(0, at->offset, at->rows).copy_(total);
+        Tensor d_hidden_t = d_hidden.narrow(0, 0, at->rows);
+        at::mm_out(d_hidden_t, total, w.w_hr);
+        if (live_t.defined())
+          dh_t.masked_fill_(live_t, 0);
+        else
+          dh_t.zero_();
+      }
+      StepBackward<T, A> step;
+      static_cast<Step&>(step) = stepwise::step_of(layer, *at, d == 1, lengths, reset);
+      step.gates = gates_data + at->offset * 4 * hidden;
+      step.cells = cells_data + at->offset * hidden;
+      step.prev_cells = cells_data + at->prev_offset * hidden;
+      step.c_0 = static_cast<const A*>(c_0[d].const_data_ptr());
+      const bool outside = dy.defined() && !layer.projects();
+      step.d_output = outside ? static_cast<const T*>(dy.const_data_ptr()) + at->offset * directions * out
+                              : static_cast<const T*>(no_d_output.const_data_ptr());
+      step.d_output_stride = outside ? directions * out : 0;
+      step.d_cells = d_cells.defined()
+                         ? static_cast<const A*>(d_cells[d].const_data_ptr()) + at->offset * hidden
+                         : static_cast<const A*>(no_d_cells.const_data_ptr());
+      step.d_cells_stride = d_cells.defined() ? hidden : 0;
+      step.dh_state = static_cast<T*>(d_hidden.data_ptr());
+      step.dc_state = static_cast<A*>(dc_state.data_ptr());
+      step.d_gates = static_cast<T*>(d_gates_t.data_ptr());
+      step.gates_stride = step.d_gates_stride = 4 * hidden;
+      step.cells_stride = step.prev_cells_stride = step.c_0_stride = hidden;
+      step.dh_state_stride = step.dc_state_stride = hidden;
+      Kernels::backward(step);
+
+      // dL/dh_{t-1}, except for rows that were reset before this step; dead rows keep theirs, since
+      // their d_gates are zero.
+      const Tensor carried =
+          layer.reset ? d_gates_t.masked_fill(layer.reset->select(0, at->t).unsqueeze(1), 0) : d_gates_t;
+      dh_t.addmm_(carried, w.w_hh);
+    }
+
+    const Tensor h_prev =
+        stepwise::previous_hidden(layer, d, output.narrow(1, d * out, out), steps);
+    const Tensor d_gates_transposed = d_gates.t();
+    grad_weights.push_back(at::mm(d_gates_transposed, input));
+    grad_weights.push_back(at::mm(d_gates_transposed, h_prev));
+    if (layer.has_bias()) grad_weights.push_back(d_gates.sum(0));
+    if (layer.projects()) {
+      const Tensor o = gates[d].narrow(1, 3 * hidden, hidden);
+      const Tensor h = cell_output(o.to(cells.scalar_type()), cells[d]).to(options.dtype());
+      grad_weights.push_back(at::mm(d_projected.t(), h));
+    }
+    if (!input_needs_grad) continue;
+    if (d == 0)
+      at::mm_out(grad_input, d_gates, w.w_ih);
+    else
+      grad_input.addmm_(d_gates, w.w_ih);
+  }
+  return {input_needs_grad ? grad_input.view(layer.input.sizes()) : grad_input, grad_h_0,
+          grad_c_0.to(options.dtype()), grad_weights};
+}
+
+}  // namespace fastlstm
