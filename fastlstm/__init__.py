@@ -1,0 +1,12 @@
+"""A fused LSTM for PyTorch: `fastlstm.LSTM` is a drop-in for `torch.nn.LSTM`."""
+
+from fastlstm import _build
+
+_build.load()
+
+from fastlstm import functional, reference  # noqa: E402
+from fastlstm.convert import convert  # noqa: E402
+from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["LSTM", "LSTMCell", "convert", "functional", "reference", "__version__"]

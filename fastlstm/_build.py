@@ -1,0 +1,118 @@
+"""Load the extension `fastlstm._C` if it fits the running torch; else say plainly why not.
+
+setup.py leaves a record of what it built beside the library. A library that was built for another
+torch may crash on loading, so the record is compared before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent
+_reason: str | None = "it was not asked for yet"
+
+
+def extension_available() -> bool:
+    """Whether the extension is loaded, so that `torch.ops.fastlstm` exists."""
+    return _reason is None
+
+
+def unavailable_reason() -> str | None:
+    """Why the extension is not loaded, or None if it is."""
+    return _reason
+
+
+def build_record() -> dict[str, Any]:
+    """What setup.py recorded: kinds of kernels, torch, CUDA, compiler, commit, date; or {}."""
+    try:
+        record: dict[str, Any] = json.loads((_PACKAGE / "_build_info.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return record
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether the loaded extension brings kernels for a device type ("cpu" or "cuda")."""
+    return extension_available() and device_type in build_record()["kinds"]
+
+
+def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
+    """Say in what the recorded torch differs from the running one, or None if the ABI is one.
+
+    Args:
+        record: what `build_record` returns.
+        torch_version: `torch.__version__` of the running torch.
+        torch_cuda: `torch.version.cuda` of the running torch.
+    """
+
+    def abi(version: str, cuda: str | None) -> tuple[list[str], str]:
+        return version.split(".")[:2], (cuda or "none").split(".")[0]
+
+    def name(version: str, cuda: str | None) -> str:
+        return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
+
+    if abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda):
+        return None
+    built_for = name(record["torch"], record["cuda"])
+    return f"it was built for {built_for}, and this is {name(torch_version, torch_cuda)}"
+
+
+def rebuild_command() -> str:
+    """The command that builds the extension for the running torch."""
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
+    if (_PACKAGE.parent / "setup.py").is_file():
+        return shlex.join([*pip, "-e", str(_PACKAGE.parent)])
+    # Without --no-cache-dir pip may reuse the very wheel that does not fit.
+    command = shlex.join([*pip, "--force-reinstall", "--no-cache-dir"])
+    try:
+        origin = importlib.metadata.distribution("fastlstm").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        origin = None
+    if origin is None:
+        return f"{command} <path of the fastlstm source>"
+    url = json.loads(origin)
+    if "vcs_info" in url:
+        url["url"] = f"{url['vcs_info']['vcs']}+{url['url']}@{url['vcs_info']['commit_id']}"
+    return f"{command} {shlex.quote(url['url'])}"
+
+
+def _load() -> str | None:
+    """Import the extension, or return the reason why it is not imported."""
+    record = build_record()
+    if not record:
+        return "it was not built"
+    if not record["kinds"]:
+        return f"it was not built ({record['note']})"
+    if reason := mismatch(record, torch.__version__, torch.version.cuda):
+        return reason
+    if importlib.util.find_spec("fastlstm._C") is None:
+        return f"it was built for Python {record['python']}, this is {platform.python_version()}"
+    try:
+        importlib.import_module("fastlstm._C")
+    except ImportError as error:
+        return f"it cannot be loaded: {error}"
+    return None
+
+
+def load(stacklevel: int = 2) -> None:
+    """Load the extension; if it cannot serve, warn once, naming the reason and the remedy."""
+    global _reason
+    _reason = _load()
+    if _reason is not None:
+        warnings.warn(
+            f"fastlstm runs without its extension: {_reason}. The reference implementation serves, "
+            f"which is slower. To rebuild: {rebuild_command()}",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,255 @@
+"""Build fastlstm: as pure Python, or with the extension fastlstm._C.
+
+FASTLSTM_BUILD says what to build:
+  auto  (default) CPU kernels, and CUDA kernels if torch and a CUDA toolkit allow it
+  cpu   CPU kernels only
+  cuda  CPU and CUDA kernels, or an error that says what is missing
+  none  pure Python
+
+Nobody needs a GPU to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
+to torch.utils.cpp_extension. What was built is recorded beside the library in _build_info.json.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from glob import glob
+
+import setuptools
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+TORCH_FLOOR = (2, 11)
+CUDA_ARCHES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    torch = None
+
+
+def run(*command):
+    """Standard output of a command, or None if it cannot be run or fails."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cxx():
+    return shlex.split(os.environ.get("CXX", "c++"))[0]
+
+
+def cuda_home():
+    """The first folder with both nvcc and the CUDA runtime's headers, or None."""
+    nvcc = shutil.which("nvcc")
+    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    guesses = [nvcc and os.path.dirname(os.path.dirname(os.path.realpath(nvcc))), "/usr/local/cuda"]
+    for home in [chosen] if chosen else guesses:
+        if home and all(
+            os.path.exists(os.path.join(home, *path))
+            for path in [("bin", "nvcc"), ("include", "cuda_runtime.h")]
+        ):
+            return home
+    return None
+
+
+def nvcc_version(home):
+    text = run(os.path.join(home, "bin", "nvcc"), "--version") or ""
+    return text.partition("release ")[2].partition(",")[0]
+
+
+def missing_for_cpu():
+    """What the CPU kernels need and this machine does not have."""
+    if torch is None:
+        return ["torch is not installed for this Python (with pip, install it first and pass "
+                "--no-build-isolation)"]
+    missing = []
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH_FLOOR:
+        missing.append(f"torch {torch.__version__} is older than {TORCH_FLOOR[0]}.{TORCH_FLOOR[1]}")
+    if sys.platform == "win32":
+        missing.append("building the extension on Windows is not supported yet")
+    elif not shutil.which(cxx()):
+        missing.append(f"no C++ compiler ({cxx()!r} is not on PATH; CXX names another one)")
+    elif not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        missing.append("no Python.h (on Debian and Ubuntu: the package python3-dev)")
+    return missing
+
+
+def missing_for_cuda():
+    """What the CUDA kernels need besides."""
+    missing = []
+    torch_cuda = torch.version.cuda if torch else None
+    if torch and not torch_cuda:
+        missing.append(f"torch {torch.__version__} is not a CUDA build")
+    home = cuda_home()
+    if not home:
+        where = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        missing.append(
+            "no CUDA toolkit: nvcc and cuda_runtime.h are not "
+            + (f"in {where} (CUDA_HOME)" if where else "on PATH or in /usr/local/cuda")
+        )
+    elif torch_cuda and nvcc_version(home).split(".")[0] != torch_cuda.split(".")[0]:
+        missing.append(
+            f"the CUDA toolkit in {home} is {nvcc_version(home)}, torch was built for {torch_cuda}"
+        )
+    return missing
+
+
+def choose(request, missing_cpu, missing_cuda):
+    """Decide what to build.
+
+    Returns (kinds, note): kinds is [], ["cpu"] or ["cpu", "cuda"]; note says why there is not more.
+    """
+    if request not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"FASTLSTM_BUILD must be auto, cpu, cuda or none, got {request!r}")
+    if request == "none":
+        return [], "FASTLSTM_BUILD=none"
+    if request == "cuda":
+        if missing_cpu or missing_cuda:
+            raise SystemExit("FASTLSTM_BUILD=cuda: " + "; ".join(missing_cpu + missing_cuda))
+        return ["cpu", "cuda"], None
+    if missing_cpu:
+        return [], "; ".join(missing_cpu)
+    if request == "cpu":
+        return ["cpu"], "FASTLSTM_BUILD=cpu"
+    return (["cpu"], "; ".join(missing_cuda)) if missing_cuda else (["cpu", "cuda"], None)
+
+
+def cuda_arch_list(home):
+    """TORCH_CUDA_ARCH_LIST, or a default that does not depend on the GPU of the build machine."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    known = (run(os.path.join(home, "bin", "nvcc"), "--list-gpu-arch") or "").split()
+    return ";".join(a for a in CUDA_ARCHES if "compute_" + a.replace(".", "") in known) + "+PTX"
+
+
+def extension(kinds):
+    from torch.utils import cpp_extension
+
+    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")
+    macros, new_extension = [], cpp_extension.CppExtension
+    if "cuda" in kinds:
+        sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
+        macros, new_extension = [("FASTLSTM_WITH_CUDA", None)], cpp_extension.CUDAExtension
+    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+    quiet_torch = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # No -std: torch's headers decide it, and cpp_extension passes it. No -march: one binary serves
+    # every machine. Without -fopenmp, at::parallel_for silently runs on one thread.
+    return new_extension(
+        "fastlstm._C",
+        sorted(sources),
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        include_dirs=[os.path.join(ROOT, "csrc")],
+        define_macros=macros,
+        extra_compile_args={
+            "cxx": ["-O3", "-g0", "-Wall", "-Wextra", *openmp, *quiet_torch],
+            "nvcc": ["-O3", "--threads=2"],
+        },
+        extra_link_args=openmp,
+    )
+
+
+def build_record(kinds, note):
+    """What fastlstm/_build.py compares with the running torch, and `python -m fastlstm` shows."""
+    commit = run("git", "rev-parse", "HEAD") if os.path.exists(os.path.join(ROOT, ".git")) else None
+    if commit and run("git", "status", "--porcelain", "--untracked-files=no"):
+        commit = commit.strip() + "-dirty"
+    built = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    return {
+        "kinds": kinds,
+        "note": note,
+        "torch": torch.__version__ if kinds else None,
+        "cuda": torch.version.cuda if kinds else None,
+        "nvcc": nvcc_version(os.environ["CUDA_HOME"]) if "cuda" in kinds else None,
+        "cuda_arch_list": os.environ["TORCH_CUDA_ARCH_LIST"] if "cuda" in kinds else None,
+        "compiler": (run(cxx(), "--version") or cxx()).splitlines()[0] if kinds else None,
+        "python": platform.python_version(),
+        "commit": commit and commit.strip(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(built)),
+    }
+
+
+def write_record(folder, record):
+    path = os.path.join(folder, "_build_info.json")
+    os.makedirs(folder, exist_ok=True)
+    with open(path + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def commands(kinds, note):
+    """The setuptools commands that build what was chosen and record it where the package goes."""
+
+    class BuildPy(build_py):
+        def run(self):
+            super().run()
+            if not kinds:
+                lib = "" if self.editable_mode else self.build_lib
+                write_record(os.path.join(lib, "fastlstm"), build_record(kinds, note))
+
+    if not kinds:
+        return {"build_py": BuildPy}
+
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildExt(BuildExtension):
+        def finalize_options(self):
+            super().finalize_options()
+            self.force = True  # a library that is newer than its sources may be for another torch
+            if self.editable_mode:  # pip would give a temporary folder: nothing to build upon
+                self.build_temp = os.path.join("build", f"editable-{sys.implementation.cache_tag}")
+
+        def run(self):
+            super().run()
+            path = self.get_ext_fullpath("fastlstm._C")
+            write_record(os.path.dirname(path), build_record(kinds, note))
+
+    return {"build_py": BuildPy, "build_ext": BuildExt}
+
+
+def main():
+    # ninja of this environment counts as present even when the environment is not activated.
+    os.environ["PATH"] = os.pathsep.join(
+        [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
+    )
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        raise SystemExit(
+            f"setuptools {setuptools.__version__} is too old to read pyproject.toml: "
+            "pip install 'setuptools>=77'"
+        )
+    request = os.environ.get("FASTLSTM_BUILD", "auto")
+    kinds, note = choose(request, missing_for_cpu(), missing_for_cuda())
+    if "cuda" in kinds:
+        os.environ["CUDA_HOME"] = cuda_home()
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_arch_list(os.environ["CUDA_HOME"])
+    print(f"fastlstm: kernels for {' and '.join(kinds) or 'no device'}", file=sys.stderr)
+    if not kinds:
+        bar = "*" * 80
+        print(
+            f"{bar}\nfastlstm is installed as pure Python, without its fast kernels: {note}.\n"
+            "fastlstm.LSTM works, at the speed of its reference implementation.\n"
+            f"To build the kernels: pip install --no-build-isolation <this source>\n{bar}",
+            file=sys.stderr,
+        )
+    elif note:
+        print(f"fastlstm: no CUDA kernels: {note}", file=sys.stderr)
+    setup(
+        ext_modules=[extension(kinds)] if kinds else [],
+        cmdclass=commands(kinds, note),
+    )
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()
