@@ -42,10 +42,10 @@ FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t u
   }
   const Gates<A> gates = activate(pre);
   const A c = next_cell(gates, c_prev);
-  const T h = T(hidden(gates.o, c));
+  const A h = hidden(gates.o, c);
   *c_state = c;
-  s.h_state[row * s.h_state_stride + unit] = h;
-  s.output[row * s.output_stride + unit] = h;
+  s.h_state[row * s.h_state_stride + unit] = T(h);
+  s.output[row * s.output_stride + unit] = T(h);
   s.cells[row * s.cells_stride + unit] = c;
   store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, gates);
 }
