@@ -1,0 +1,145 @@
+"""Argument checks of the reference route, with the messages that csrc/layer.cpp has for the op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
+    """Any tensor of integers as int64 on the input's device."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected a tensor of integers, got dtype {lengths.dtype}")
+    return lengths.to(device=input.device, dtype=torch.int64)
+
+
+def check_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> None:
+    """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
+    _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
+    if batch_sizes is None:
+        _check_dims(input, 3, "input of shape (steps, batch, input_size)")
+        steps, batch = input.size(0), input.size(1)
+    else:
+        _check_dims(
+            input, 2, "input of shape (packed rows, input_size), since batch_sizes is given"
+        )
+        _check(
+            batch_sizes.dim() == 1
+            and batch_sizes.dtype == torch.int64
+            and batch_sizes.device.type == "cpu",
+            "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
+            _describe(batch_sizes),
+        )
+        for name, argument in (("lengths", lengths), ("reset", reset)):
+            if argument is not None:
+                raise RuntimeError(
+                    f"lstm: {name} cannot be combined with batch_sizes (packed input)"
+                )
+        steps, batch = batch_sizes.size(0), h_0.size(1) if h_0.dim() == 3 else -1
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    _check(
+        h_0.dim() == 3 and h_0.size(0) in (1, 2),
+        "h_0 of shape (1 or 2 directions, batch, output size)",
+        tuple(h_0.shape),
+    )
+
+    directions = h_0.size(0)
+    each = len(weights) // directions
+    _check(
+        len(weights) == each * directions and 2 <= each <= 5,
+        "weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then W_hr if there is a "
+        f"projection, for each of {directions} direction(s) (h_0.size(0))",
+        f"{len(weights)} tensors",
+    )
+    W_ih = weights[0]
+    _check_dims(W_ih, 2, "W_ih of shape (4 * hidden_size, input_size)")
+    hidden_size = W_ih.size(0) // 4
+    gates = 4 * hidden_size
+    output_size = weights[each - 1].size(0) if each % 2 else hidden_size
+    expected: dict[str, tuple[int, ...]] = {
+        "W_ih": (gates, input.size(-1)),
+        "W_hh": (gates, output_size),
+    }
+    if each >= 4:
+        expected |= {"b_ih": (gates,), "b_hh": (gates,)}
+    if each % 2:
+        expected["W_hr"] = (output_size, hidden_size)
+    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
+    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size))
+    for weight, (name, shape) in zip(weights, [*expected.items()] * directions, strict=True):
+        _check_tensor(input, weight, name, shape)
+
+    if batch_sizes is not None:
+        sizes = batch_sizes.tolist()
+        _check(
+            sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
+            f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
+            sizes,
+        )
+        total = input.size(0)
+        _check(sum(sizes) == total, f"batch_sizes to sum to input.size(0) = {total}", sum(sizes))
+    if lengths is not None:
+        _check(
+            tuple(lengths.shape) == (batch,),
+            f"lengths of shape (batch) = ({batch})",
+            _describe(lengths),
+        )
+        if _has_values(lengths):
+            low, high = lengths.min(), lengths.max()
+            _check(
+                bool((low >= 0) & (high <= steps)),
+                f"lengths between 0 and the number of steps {steps}",
+                lengths.tolist(),
+            )
+    if reset is not None:
+        _check(
+            tuple(reset.shape) == (steps, batch)
+            and reset.dtype == torch.bool
+            and reset.device == input.device,
+            f"reset of shape (steps, batch) = ({steps}, {batch}), dtype bool, on {input.device}",
+            _describe(reset),
+        )
+
+
+def _has_values(lengths: Tensor) -> bool:
+    """Whether values can be read without a device synchronisation, outside of tracing."""
+    transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)
+    return (
+        type(lengths) is Tensor
+        and lengths.device.type == "cpu"
+        and lengths.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not transformed()
+    )
+
+
+def _check_tensor(input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    _check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
+    _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
+    _check(tensor.dtype == input.dtype, f"{name} of dtype {input.dtype} like input", tensor.dtype)
+
+
+def _check_dims(tensor: Tensor, dims: int, expected: str) -> None:
+    _check(tensor.dim() == dims, expected, tuple(tensor.shape))
+
+
+def _check(condition: bool, expected: str, got: object) -> None:
+    if not condition:
+        raise RuntimeError(f"lstm: expected {expected}, got {got}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

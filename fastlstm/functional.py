@@ -1,0 +1,273 @@
+"""The functional interface: `lstm` walks the layers, `lstm_cell` makes one step.
+
+Each layer is one call of the compiled op `torch.ops.fastlstm.lstm`, or of `reference.lstm_layer`
+where the op cannot go; `choose_engine` says which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _build, reference
+from ._checks import as_lengths, check_layer
+
+__all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
+
+# "auto" leaves the choice to the planner of the device, "reference" is plain PyTorch, the others
+# are engines of the op (csrc/<device>/).
+ENGINES = ("auto", "reference", "stepwise")
+
+_OP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
+if _OP_DEVICES:
+    _OP_DEVICES += ("meta",)
+
+# What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
+_DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE", "auto")
+
+# Absent from some builds of torch; without it the op itself refuses the transforms.
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def choose_engine(
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    transformed: bool = False,
+    op_devices: Sequence[str] = _OP_DEVICES,
+) -> str:
+    """Decides who computes a layer: "reference", or the engine name that the op is called with.
+
+    Args:
+        engine: one of `ENGINES`.
+        device: device type of the input, such as "cpu".
+        dtype: dtype of the input.
+        transformed: whether a `torch.func` transform or forward-mode differentiation is active,
+            which the op does not support.
+        op_devices: device types that the compiled op serves; empty if it is not built.
+
+    Raises:
+        ValueError: `engine` is not one of `ENGINES`.
+        RuntimeError: an engine of the op was asked for, and it cannot serve this call.
+    """
+    if engine == "reference":
+        return engine
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    if device in op_devices and dtype in _OP_DTYPES and not transformed:
+        return engine
+    if engine == "auto":
+        return "reference"
+    if not op_devices:
+        why = f"the extension is not available ({_build.unavailable_reason()})"
+    elif device not in op_devices:
+        why = f"it is built for {', '.join(op_devices)}, and the input is on {device}"
+    elif transformed:
+        why = "the op does not support torch.func transforms and forward-mode differentiation"
+    else:
+        why = f"it serves {', '.join(map(str, _OP_DTYPES))}, and the input is {dtype}"
+    raise RuntimeError(f"engine {engine!r} cannot serve this call: {why}; use 'auto'")
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    return_cell_states: bool = False,
+    engine: str = "auto",
+) -> tuple[Any, ...]:
+    """Applies a multi-layer LSTM to a batch of sequences; the equations are those of nn.LSTM.
+
+    Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size, or H
+    without a projection), L num_layers, D = 2 if bidirectional else 1. All floating tensors are of
+    one dtype and on one device. Differentiable, twice too, in everything that floats.
+
+    Args:
+        input: [T,B,I]; [B,T,I] if `batch_first`; the data [N,I] of a PackedSequence if
+            `batch_sizes` is given. T >= 1; B may be 0.
+        hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), zeros if None. For packed data its rows are in the
+            sorted order of the data.
+        weights: for each layer, for each direction: W_ih [4H,I] ([4H,D*P] above the first layer),
+            W_hh [4H,P], then b_ih and b_hh [4H] if there are biases, then W_hr [P,H] if there is a
+            projection. This is the order of `nn.LSTM`'s parameters; gate order i, f, g, o.
+        num_layers: number of stacked layers.
+        bidirectional: whether each layer also walks from the last step to the first.
+        batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
+            never does. Ignored for packed data.
+        dropout: probability of zeroing an element of the output of each layer but the last.
+        training: whether `dropout` is applied.
+        batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
+        lengths: [B] integers from 0 to T, in any order and on any device (moved to the input's).
+            The number of real steps of each row: behind them the output is zero, and h_n, c_n are
+            those of the last real step (h_0, c_0 for length 0). The second direction starts at
+            that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
+            CPU only. Not with `batch_sizes`.
+        reset: [T,B] bool ([B,T] if `batch_first`). Where true, h and c are zeroed before that step,
+            in walking order in each direction, and no gradient passes. Not with `batch_sizes`.
+        return_cell_states: whether to return every cell state as well.
+        engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
+            at import) if it is set, and else for the fastest engine that can serve the call.
+
+    Returns:
+        `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:
+
+        - output [T,B,D*P] ([B,T,D*P] if `batch_first`, [N,D*P] packed), of the last layer;
+        - h_n [L*D,B,P] and c_n [L*D,B,H];
+        - cell_states [L,T,B,D*H] ([L,B,T,D*H] if `batch_first`, [L,N,D*H] packed), c_t of every
+          layer, zero behind `lengths`.
+
+    Raises:
+        RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
+        TypeError: `lengths` is not a tensor of integers.
+        ValueError: `engine` is unknown.
+    """
+    directions = 2 if bidirectional else 1
+    num_states = num_layers * directions
+    if len(weights) % num_states or not 2 <= len(weights) // num_states <= 5:
+        raise RuntimeError(
+            f"lstm: expected weights to hold 2 to 5 tensors for each of {num_layers} layer(s) and "
+            f"{directions} direction(s), got {len(weights)} tensors"
+        )
+    batch_first = batch_first and batch_sizes is None
+    if batch_first:
+        input = input.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
+    if hx is None:
+        hx = _zero_state(input, weights, num_states, batch_sizes)
+    h_0, c_0 = hx
+    if h_0.size(0) != num_states or c_0.size(0) != num_states:
+        raise RuntimeError(
+            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {num_states}, got "
+            f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+        )
+    if lengths is not None:
+        lengths = as_lengths(lengths, input)
+
+    each = len(weights) // num_layers
+    h_n, c_n, cell_states = [], [], []
+    output = input
+    for layer in range(num_layers):
+        if layer > 0 and training and dropout > 0:
+            output = F.dropout(output, dropout)
+        states = slice(layer * directions, (layer + 1) * directions)
+        output, h, c, cells = _layer(
+            output,
+            h_0 if num_layers == 1 else h_0[states],
+            c_0 if num_layers == 1 else c_0[states],
+            weights[layer * each : (layer + 1) * each],
+            batch_sizes,
+            lengths,
+            reset,
+            return_cell_states,
+            engine,
+        )
+        h_n.append(h)
+        c_n.append(c)
+        if return_cell_states:
+            cell_states.append(cells.movedim(0, -2).flatten(-2).to(c.dtype))
+    state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
+    if batch_first:
+        output = output.transpose(0, 1)
+    if not return_cell_states:
+        return output, state
+    every = torch.stack(cell_states)
+    if lengths is not None:
+        steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
+        every = torch.where((steps < lengths).unsqueeze(-1), every, 0.0)
+    return output, state, every.transpose(1, 2) if batch_first else every
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Makes one step of an LSTM, as `torch.lstm_cell` does.
+
+    Args:
+        input: [B,I].
+        hx: (h [B,H], c [B,H]).
+        w_ih: [4H,I], gate order i, f, g, o.
+        w_hh: [4H,H].
+        b_ih: [4H]; either both biases or none.
+        b_hh: [4H].
+        engine: as in `lstm`.
+
+    Returns:
+        The next (h [B,H], c [B,H]).
+    """
+    if (b_ih is None) != (b_hh is None):
+        raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
+    weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    h, c = hx
+    _, h_n, c_n, _ = _layer(
+        input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, None, None, None, False, engine
+    )
+    return h_n.squeeze(0), c_n.squeeze(0)
+
+
+def _layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    save_cells: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    transformed = _transforms_active() or forward_ad._current_level >= 0
+    engine = choose_engine(
+        _DEFAULT_ENGINE if engine == "auto" else engine, input.device.type, input.dtype, transformed
+    )
+    if engine != "reference":
+        output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
+            input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, False, engine
+        )
+        return output, h_n, c_n, cells
+
+    device = input.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+    # The autocast rule of the op: 16 bits at the border, the cell state inside is float32.
+    dtype = torch.get_autocast_dtype(device)
+    input, h_0, c_0, *weights = (
+        t if t.dtype == torch.float64 else t.to(dtype) for t in (input, h_0, c_0, *weights)
+    )
+    with torch.autocast(device, enabled=False):
+        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+
+
+def _zero_state(
+    input: Tensor, weights: Sequence[Tensor], num_states: int, batch_sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+    hidden_size, output_size = weights[0].size(0) // 4, weights[1].size(-1)
+    c_0 = input.new_zeros(num_states, batch, hidden_size)
+    if output_size == hidden_size:
+        return c_0, c_0
+    return input.new_zeros(num_states, batch, output_size), c_0

@@ -1,0 +1,329 @@
+"""`LSTM` and `LSTMCell`: drop-in replacements for the modules of torch.nn.
+
+They inherit from the bases of torch.nn (not from nn.LSTM, which torch.compile refuses to see
+subclassed), so parameters, their names, order and initial values, repr, errors and pickles are
+those of torch.nn by construction. `convert` swaps the modules of a model both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+Sequences = TypeVar("Sequences", Tensor, PackedSequence)
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
+    """The parameters as they are now: functional_call, parametrizations and replicas swap them."""
+    parameters = module._parameters
+    try:  # ten times faster than nn.Module.__getattr__
+        return [parameters[name] for name in names]
+    except KeyError:
+        return [getattr(module, name) for name in names]
+
+
+class LSTM(nn.RNNBase):
+    """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine, and three more keywords in forward.
+
+    For the equations see `fastlstm.reference`. Parameters are named and laid out as in nn.LSTM:
+    weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
+    bias_ih_l{k} and bias_hh_l{k} [4*hidden_size], weight_hr_l{k} [proj_size, hidden_size] if
+    proj_size > 0, and the same with the suffix _reverse; rows in the gate order i, f, g, o; drawn
+    from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
+
+    Args:
+        input_size: number of features of the input.
+        hidden_size: number of features of the hidden and the cell state.
+        num_layers: number of stacked layers.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input, output and reset put the batch before the steps.
+        dropout: probability of dropping an element of the output of each layer but the last.
+        bidirectional: whether each layer also walks from the last step to the first.
+        proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Attributes:
+        engine: who computes, one of `fastlstm.functional.ENGINES`; may be set at any time.
+    """
+
+    engine: str = "auto"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def forward(
+        self,
+        input: Sequences,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_cell_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """Runs the LSTM over the sequences, as `nn.LSTM.forward` does.
+
+        Sizes: T steps, B batch rows, L num_layers, D = 2 if bidirectional else 1, P = proj_size or
+        hidden_size.
+
+        Args:
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
+                a PackedSequence, sorted or not.
+            hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
+            lengths: [B] integers, the number of real steps of each row: an alternative to packing
+                that takes rows in any order and of length 0, on any device, and compiles.
+            reset: [T,B] bool ([B,T] if batch_first, [T] unbatched): h and c are zeroed before such
+                a step.
+            return_cell_states: whether to return every cell state as well.
+
+        Returns:
+            `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
+            shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
+            PackedSequence out.
+        """
+        weights = _by_name(self, self._flat_weights_names)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, weights, lengths, reset, return_cell_states)
+        dim = input.dim()
+        if dim not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
+        if dim == 2:
+            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
+        if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
+            raise RuntimeError(
+                "For batched 3-D input, hx and cx should also be 3-D but got "
+                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        batch = input.size(0) if self.batch_first else input.size(1)
+        self._check(input, hx, weights, batch, None)
+        return functional.lstm(
+            input,
+            hx,
+            weights,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            lengths=lengths,
+            reset=reset,
+            return_cell_states=return_cell_states,
+            engine=self.engine,
+        )
+
+    def _forward_unbatched(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        if hx is not None:
+            if hx[0].dim() != 2 or hx[1].dim() != 2:
+                raise RuntimeError(
+                    "For unbatched 2-D input, hx and cx should also be 2-D but got "
+                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        batch_dim = 0 if self.batch_first else 1
+        output, (h_n, c_n), *cells = self.forward(
+            input.unsqueeze(batch_dim),
+            hx,
+            lengths=lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
+            reset=None if reset is None else reset.unsqueeze(batch_dim),
+            return_cell_states=return_cell_states,
+        )
+        cells = [c.squeeze(batch_dim + 1) for c in cells]
+        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
+
+    def _forward_packed(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None,
+        weights: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        self._check(data, hx, weights, int(batch_sizes[0]), batch_sizes)
+        output, state, *cells = functional.lstm(
+            data,
+            hx,
+            weights,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            training=self.training,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+            return_cell_states=return_cell_states,
+            engine=self.engine,
+        )
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(state, unsorted_indices), *cells
+
+    def _check(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        weights: list[Tensor],
+        batch: int,
+        batch_sizes: Tensor | None,
+    ) -> None:
+        """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
+        if input.dtype != weights[0].dtype or input.size(-1) != self.input_size:
+            self._update_flat_weights()
+            self.check_input(input, batch_sizes)
+        if hx is None:
+            return
+        num_states = self.num_layers * (2 if self.bidirectional else 1)
+        h_shape = (num_states, batch, self.proj_size or self.hidden_size)
+        if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
+            self.check_forward_args(input, hx, batch_sizes)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: no engine needs the weights in one chunk of memory."""
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        num_states, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return num_states, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        self.check_input(input, batch_sizes)
+        for k, expected in enumerate(
+            (
+                self.get_expected_hidden_size(input, batch_sizes),
+                self.get_expected_cell_size(input, batch_sizes),
+            )
+        ):
+            self.check_hidden_size(hidden[k], expected, f"Expected hidden[{k}] size {{}}, got {{}}")
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+class LSTMCell(nn.RNNCellBase):
+    """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
+
+    Parameters: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
+    bias_ih and bias_hh [4*hidden_size]; gate order i, f, g, o.
+
+    Args:
+        input_size: number of features of the input.
+        hidden_size: number of features of the hidden and the cell state.
+        bias: whether there are b_ih and b_hh.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Attributes:
+        engine: who computes, one of `fastlstm.functional.ENGINES`; may be set at any time.
+    """
+
+    engine: str = "auto"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes one step.
+
+        Args:
+            input: [B,input_size], or [input_size].
+            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
+
+        Returns:
+            The next (h, c).
+        """
+        dim = input.dim()
+        if dim not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
+        if hx is None:
+            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            hx = (zeros, zeros)
+        for k in (0, 1):
+            if hx[k].dim() not in (1, 2):
+                raise ValueError(
+                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {hx[k].dim()}D instead"
+                )
+        if dim == 1:
+            h, c = self.forward(input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+            return h.squeeze(0), c.squeeze(0)
+        shape = (input.size(0), self.hidden_size)
+        if input.size(1) != self.input_size or hx[0].shape != shape or hx[1].shape != shape:
+            self._raise_shape_error(input, hx)
+        return functional.lstm_cell(input, hx, *_by_name(self, _CELL_WEIGHTS), engine=self.engine)
+
+    def _raise_shape_error(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> None:
+        if input.size(1) != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
+            )
+        for k, state in enumerate(hx):
+            if state.size(0) != input.size(0):
+                raise RuntimeError(
+                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
+                    f"{state.size(0)}"
+                )
+            if state.size(-1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: "
+                    f"got {state.size(-1)}, expected {self.hidden_size}"
+                )
+        raise RuntimeError(
+            f"LSTMCell: expected hx of shape {(input.size(0), self.hidden_size)}, got "
+            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
+        )

@@ -1,0 +1,138 @@
+"""The LSTM in plain PyTorch: the specification that every engine is tested against.
+
+It is also the route where no compiled op can go: under `torch.func` transforms and forward-mode
+differentiation, on devices and dtypes without an engine, and where the extension is not built.
+
+The lecture that the project began from writes the equations with other letters:
+
+    ===============  =========================  ==============================================
+    lecture          here, as torch.nn.LSTM     equation
+    ===============  =========================  ==============================================
+    input gate g     i                          i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+    forget gate f    f                          f = sigmoid(W_if x + b_if + W_hf h + b_hf)
+    new content a    g = tanh(a)                g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+    output gate q    o                          o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+    memory s         c, the cell state          c = f * c + i * g
+    hidden unit h    h, the hidden state        h = o * tanh(c)
+    output unit o    a Linear after the LSTM    o = V h
+    U^*, W^*         W_ih, W_hh                 row blocks (i, f, g, o) of one matrix each
+    ===============  =========================  ==============================================
+
+Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers, Schmidhuber & Cummins (2000);
+the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the cell state and of the gate arithmetic: float32 for the 16-bit types."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def cell(
+    x_gates: Tensor,
+    h: Tensor,
+    c: Tensor,
+    W_hh: Tensor,
+    b_hh: Tensor | None = None,
+    W_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H] in the state dtype."""
+    gates = x_gates.to(c.dtype) + F.linear(h, W_hh, b_hh).to(c.dtype)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = (torch.sigmoid(o) * torch.tanh(c)).to(h.dtype)
+    return (h if W_hr is None else F.linear(h, W_hr)), c
+
+
+def lstm_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer in one or two directions, exactly as the op `fastlstm::lstm` computes it.
+
+    T steps, B batch rows, I input_size, H hidden_size, P = proj_size or H, D directions.
+
+    Args:
+        input: [T,B,I], or the [N,I] data of a PackedSequence if `batch_sizes` is given.
+        h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
+        c_0: [D,B,H] initial cell state.
+        weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
+            biases, then W_hr [P,H] if there is a projection.
+        batch_sizes: [T] int64 on the CPU, rows alive at each step, as in a PackedSequence.
+        lengths: [B] int64. From its length on a row keeps its state and its output is zero.
+        reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
+
+    Returns:
+        output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H], and every cell state
+        [D,T,B,H] (or [D,N,H]) in the state dtype.
+    """
+    each = len(weights) // h_0.shape[0]
+    live = None
+    if lengths is not None:
+        live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
+        live = live.unsqueeze(-1)
+        input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
+    walks = [
+        _walk(
+            input, h_0[d], c_0[d], weights[d * each : (d + 1) * each], batch_sizes, live, reset, d
+        )
+        for d in range(h_0.shape[0])
+    ]
+    output, h_n, c_n, cells = zip(*walks, strict=True)
+    return (
+        torch.cat(output, -1),
+        torch.stack(h_n),
+        torch.stack(c_n).to(c_0.dtype),
+        torch.stack(cells),
+    )
+
+
+def _walk(
+    input: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    live: Tensor | None,
+    reset: Tensor | None,
+    reverse: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
+    W_ih, W_hh, *rest = weights
+    b_ih, b_hh = (rest[0], rest[1]) if len(rest) >= 2 else (None, None)
+    W_hr = rest[-1] if len(rest) % 2 else None
+    x_gates = F.linear(input, W_ih, b_ih)
+    steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, batch_sizes.tolist())
+    c = c.to(state_dtype(c.dtype))
+    outputs, cells = [], []
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        rows = None if batch_sizes is None else steps[t].shape[0]
+        h_prev, c_prev = h[:rows], c[:rows]
+        h_t, c_t = h_prev, c_prev
+        if reset is not None:
+            h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
+            c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
+        h_t, c_t = cell(steps[t], h_t, c_t, W_hh, b_hh, W_hr)
+        outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
+        if live is not None:
+            h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)
+        cells.append(c_t)
+        h = h_t if rows is None else torch.cat([h_t, h[rows:]])
+        c = c_t if rows is None else torch.cat([c_t, c[rows:]])
+    if reverse:
+        outputs, cells = outputs[::-1], cells[::-1]
+    join = torch.stack if batch_sizes is None else torch.cat
+    return join(outputs), h, c, join(cells)
