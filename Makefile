@@ -1,0 +1,97 @@
+# `make help` lists the targets. They work in .venv, which is made if it is missing; an environment
+# of your own is used as it is, and installed into:  make test PYTHON=python
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+ifdef PYTHON
+ENV := $(shell $(PYTHON) -c 'import sys; print(sys.prefix)')
+$(if $(ENV),,$(error PYTHON=$(PYTHON) cannot be run))
+else
+ENV := $(CURDIR)/.venv
+PYTHON := $(ENV)/bin/python
+VENV_PYTHON := $(PYTHON)
+endif
+export PATH := $(ENV)/bin:$(PATH)
+
+# What must be there before fastlstm is built without build isolation.
+BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
+EXTRAS := captioning,test,lint
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h)
+
+# The stamp of the installation. An extension is stale too when torch was replaced since.
+BUILT := $(ENV)/.fastlstm-built
+TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
+
+##@ Use
+.PHONY: demo bench info
+demo: $(BUILT)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
+	$(PYTHON) -m captioning demo $(ARGS)
+bench: $(BUILT)  ## compare fastlstm.LSTM with torch.nn.LSTM
+	$(PYTHON) benchmarks/bench_lstm.py $(ARGS)
+info: $(BUILT)  ## print what was built, and which engine serves which device and dtype
+	$(PYTHON) -m fastlstm
+
+##@ Develop
+.PHONY: build test lint format sanitize
+build: $(BUILT)  ## install the dependencies and build the extension
+test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
+	$(PYTHON) -m pytest $(ARGS)
+lint: $(BUILT)  ## ruff, mypy, clang-format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	clang-format --dry-run --Werror $(NATIVE) $(SIMT)
+format: $(BUILT)  ## let ruff and clang-format rewrite what they can
+	$(PYTHON) -m ruff check --fix .
+	clang-format -i $(NATIVE) $(SIMT)
+sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
+	$(MAKE) -C tests/simt sanitize
+
+##@ CUDA without a GPU
+# A separate environment with a CUDA build of torch; a copy is installed, so that the extension in
+# the working tree stays the one of .venv.
+.PHONY: cuda-build
+CUDA_ENV := $(CURDIR)/.venv-cuda
+CUDA_TORCH ?= torch>=2.11
+cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUDA_TORCH= choose
+	$(call make-venv,$(CUDA_ENV),$(CUDA_PYTHON))
+	$(CUDA_ENV)/bin/python -m pip install $(BUILD_NEEDS) "$(CUDA_TORCH)" numpy
+	FASTLSTM_BUILD=cuda PATH="$(CUDA_ENV)/bin:$$PATH" $(CUDA_ENV)/bin/python -m pip install -v \
+	  --no-build-isolation --no-deps --force-reinstall .
+	cd $(CUDA_ENV) && bin/python -m fastlstm && bin/python -c \
+	  'from fastlstm import _build; assert _build.has_kernels("cuda"), _build.unavailable_reason()'
+
+##@ Clean
+.PHONY: clean distclean help
+clean:  ## remove what was built; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT)
+	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+distclean: clean  ## remove the environments as well
+	rm -rf .venv $(CUDA_ENV)
+help:  ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# make-venv FOLDER [PYTHON]: a virtual environment, unless it is there.
+define make-venv
+@if ! [ -x $(1)/bin/pip ]; then \
+  for python in $(or $(2),python3 python3.13 python3.12 python3.11 python3.10); do \
+    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; \
+    then echo "$$python -m venv $(1)"; $$python -m venv $(1); exit; fi; \
+  done; \
+  echo "No $(or $(2),Python) found that is 3.10 or newer and has venv and ensurepip" \
+    "(Debian, Ubuntu: apt install python3-venv python3-dev)." >&2; exit 1; \
+fi
+endef
+
+$(CURDIR)/.venv/bin/python:
+	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
+
+$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(TORCH)
+	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
+	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
+	$(PYTHON) -m fastlstm
+	touch $@

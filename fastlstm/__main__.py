@@ -1,0 +1,88 @@
+"""`python -m fastlstm`: what was built, for which torch, and which engine serves what."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+import torch
+
+import fastlstm
+from fastlstm import _build, functional
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def devices() -> list[tuple[torch.device, str]]:
+    """The devices that fastlstm knows, with a description of each."""
+    cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    found = [(torch.device("cpu"), cpu)]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
+        found.append((torch.device("cuda", index), text))
+    return found
+
+
+def serving_engine(device: torch.device, dtype: torch.dtype) -> str:
+    """Names the engine that serves a device and dtype, by making one step with it."""
+    if functional.choose_engine("auto", device.type, dtype) == "reference":
+        return "reference"
+    x = torch.ones(1, 1, 1, device=device, dtype=dtype)
+    weights = [torch.ones(4, 1, device=device, dtype=dtype)] * 2
+    refusals = []
+    for engine in functional.ENGINES:
+        if engine in ("auto", "reference"):
+            continue
+        try:
+            torch.ops.fastlstm.lstm(x, x, x, weights, engine=engine)
+            return engine
+        except RuntimeError as error:
+            refusals.append(f"{engine}: {str(error).splitlines()[0]}")
+    return f"none ({'; '.join(refusals)})"
+
+
+def print_row(name: str, *cells: str) -> None:
+    print(f"  {name:<14} {' '.join(f'{cell:<10}' for cell in cells)}".rstrip())
+
+
+def info() -> None:
+    """Prints the build record, the devices, and which engine serves what."""
+    print(f"fastlstm {fastlstm.__version__}, Python {platform.python_version()}")
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    print(f"torch {torch.__version__} ({cuda})")
+
+    print("\nExtension")
+    reason = _build.unavailable_reason()
+    if reason is None:
+        print("  loaded")
+    else:
+        print(f"  not used: {reason}\n  to rebuild: {_build.rebuild_command()}")
+    for key, value in _build.build_record().items():
+        print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
+
+    print("\nDevices")
+    found = devices()
+    for device, text in found:
+        print_row(str(device), text)
+    if len(found) == 1:
+        print_row("cuda", "none visible")
+
+    print("\nEngines")
+    print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+    for device, _ in found:
+        print_row(str(device), *(serving_engine(device, dtype) for dtype in DTYPES))
+    if len(found) > 1 and not _build.has_kernels("cuda"):
+        print("  The GPU is served by the reference: the extension has no CUDA kernels.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastlstm", description=__doc__)
+    commands = parser.add_subparsers(title="commands", dest="command")
+    commands.add_parser("info", help="print the build record, devices and engines (default)")
+    parser.parse_args(argv)
+    info()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What every test run shares: threads, the gpu and slow markers, and a report that hides nothing."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from fastlstm import _build
+
+SLOW_LEFT_OUT = pytest.StashKey[int]()
+
+# Two threads on every machine, so that parallel code runs in parallel and results do not depend on
+# the number of cores. OMP_NUM_THREADS wins.
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_report_header() -> str:
+    kinds = ", ".join(_build.build_record().get("kinds", []))
+    extension = _build.unavailable_reason() or f"loaded, kernels for {kinds}"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads; extension: {extension}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if not config.getoption("--slow") and not config.getoption("-m"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        config.stash[SLOW_LEFT_OUT] = len(slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if count := terminalreporter.config.stash.get(SLOW_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} slow tests left out; --slow runs them")
