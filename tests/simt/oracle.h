@@ -1,0 +1,116 @@
+// The LSTM and its gradient in float64, as plain loops from the equations of Hochreiter and
+// Schmidhuber (1997) with a forget gate: it shares no line with the code under test.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace oracle {
+
+using Values = std::vector<double>;
+
+// One direction of one layer after the input projection. Everything is padded to [T,B]; row b is
+// alive for t < length[b].
+struct Problem {
+  int64_t T, B, H;
+  bool reverse = false;
+  std::vector<int64_t> length;             // [B]
+  std::vector<char> reset;                 // [T,B], or empty
+  Values x_gates, w_hh, h_0, c_0;          // [T,B,4H] [4H,H] [B,H] [B,H]
+  Values d_output, d_cells, d_h_n, d_c_n;  // [T,B,H] [T,B,H] [B,H] [B,H]
+
+  bool alive(int64_t t, int64_t b) const { return t < length[b]; }
+  bool resets(int64_t t, int64_t b) const { return !reset.empty() && reset[t * B + b]; }
+};
+
+struct Solution {
+  Values output, gates, cells, h_n, c_n;  // dead positions of output and gates are 0
+  Values d_gates, d_h_0, d_c_0;
+};
+
+// Values of a dtype (`round` rounds to it), so that the kernel starts from the same numbers.
+template <typename Round>
+Problem random_problem(int64_t T, int64_t B, int64_t H, unsigned seed, Round round) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  const auto draw = [&](int64_t n, double scale) {
+    Values values(n);
+    for (double& v : values) v = round(scale * normal(random));
+    return values;
+  };
+  Problem p;
+  p.T = T, p.B = B, p.H = H;
+  p.length.assign(B, T);
+  p.x_gates = draw(T * B * 4 * H, 1);
+  p.w_hh = draw(4 * H * H, 1 / std::sqrt(double(H)));
+  p.h_0 = draw(B * H, 0.5), p.c_0 = draw(B * H, 0.5);
+  p.d_output = draw(T * B * H, 0.5), p.d_cells = draw(T * B * H, 0.5);
+  p.d_h_n = draw(B * H, 0.5), p.d_c_n = draw(B * H, 0.5);
+  return p;
+}
+
+inline double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+
+inline Solution solve(const Problem& p) {
+  const int64_t T = p.T, B = p.B, H = p.H;
+  Solution s;
+  s.output.assign(T * B * H, 0), s.gates.assign(T * B * 4 * H, 0), s.cells.assign(T * B * H, 0);
+  s.h_n = p.h_0, s.c_n = p.c_0;
+  s.d_gates.assign(T * B * 4 * H, 0);
+  s.d_h_0.assign(B * H, 0), s.d_c_0.assign(B * H, 0);
+  for (int64_t b = 0; b < B; ++b) {
+    std::vector<int64_t> order;
+    for (int64_t t = 0; t < p.length[b]; ++t) order.push_back(p.reverse ? p.length[b] - 1 - t : t);
+    std::vector<Values> h_before, c_before;
+    Values h(p.h_0.begin() + b * H, p.h_0.begin() + (b + 1) * H);
+    Values c(p.c_0.begin() + b * H, p.c_0.begin() + (b + 1) * H);
+    for (int64_t t : order) {
+      if (p.resets(t, b)) h.assign(H, 0), c.assign(H, 0);
+      h_before.push_back(h), c_before.push_back(c);
+      const double* x = &p.x_gates[(t * B + b) * 4 * H];
+      double* gate = &s.gates[(t * B + b) * 4 * H];
+      for (int64_t r = 0; r < 4 * H; ++r) {
+        double z = x[r];
+        for (int64_t k = 0; k < H; ++k) z += p.w_hh[r * H + k] * h_before.back()[k];
+        gate[r] = r / H == 2 ? std::tanh(z) : logistic(z);
+      }
+      for (int64_t j = 0; j < H; ++j) {
+        c[j] = gate[H + j] * c[j] + gate[j] * gate[2 * H + j];
+        h[j] = gate[3 * H + j] * std::tanh(c[j]);
+        s.cells[(t * B + b) * H + j] = c[j];
+        s.output[(t * B + b) * H + j] = h[j];
+      }
+    }
+    std::copy(h.begin(), h.end(), s.h_n.begin() + b * H);
+    std::copy(c.begin(), c.end(), s.c_n.begin() + b * H);
+
+    Values dh(p.d_h_n.begin() + b * H, p.d_h_n.begin() + (b + 1) * H);
+    Values dc(p.d_c_n.begin() + b * H, p.d_c_n.begin() + (b + 1) * H);
+    for (size_t n = order.size(); n-- > 0;) {
+      const int64_t at = order[n] * B + b;
+      const double* gate = &s.gates[at * 4 * H];
+      double* dz = &s.d_gates[at * 4 * H];
+      for (int64_t j = 0; j < H; ++j) {
+        const double i = gate[j], f = gate[H + j], g = gate[2 * H + j], o = gate[3 * H + j];
+        const double tanh_c = std::tanh(s.cells[at * H + j]);
+        const double dh_j = dh[j] + p.d_output[at * H + j];
+        const double dc_j = dc[j] + p.d_cells[at * H + j] + dh_j * o * (1 - tanh_c * tanh_c);
+        dz[j] = dc_j * g * i * (1 - i);
+        dz[H + j] = dc_j * c_before[n][j] * f * (1 - f);
+        dz[2 * H + j] = dc_j * i * (1 - g * g);
+        dz[3 * H + j] = dh_j * tanh_c * o * (1 - o);
+        dc[j] = dc_j * f;
+      }
+      dh.assign(H, 0);
+      for (int64_t r = 0; r < 4 * H; ++r)
+        for (int64_t k = 0; k < H; ++k) dh[k] += p.w_hh[r * H + k] * dz[r];
+      if (p.resets(order[n], b)) dh.assign(H, 0), dc.assign(H, 0);
+    }
+    std::copy(dh.begin(), dh.end(), s.d_h_0.begin() + b * H);
+    std::copy(dc.begin(), dc.end(), s.d_c_0.begin() + b * H);
+  }
+  return s;
+}
+
+}  // namespace oracle

@@ -1,0 +1,427 @@
+// A GPU on one host thread, for running the project's .cu files without one.
+//
+// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or waits for a flag; which
+// one runs next is drawn from a seeded generator, so an order that the kernel takes for granted
+// fails under some seed instead of working by luck. What is checked on the way:
+//   - a barrier that some of its threads never reach, or a flag that nobody raises (deadlock);
+//   - shared memory read before it was written (it starts as NaN) or beyond its end (ASan);
+//   - data exchanged between blocks and read without a release and an acquire in between
+//     (vector clocks over blocks, see Clock).
+// Only what the kernels use is here; masks of warp functions are taken to be full.
+#pragma once
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using cudaStream_t = void*;
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorCooperativeLaunchTooLarge = 82
+};
+
+namespace simt {
+
+template <typename To, typename From>
+To bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// float -> 16 bits, round to nearest even; NaN becomes the canonical one, as in CUDA.
+inline uint16_t to_bfloat16(float x) {
+  if (std::isnan(x)) return 0x7fff;
+  const auto u = bits_of<uint32_t>(x);
+  return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+inline uint16_t to_float16(float x) {
+  const auto u = bits_of<uint32_t>(x);
+  const uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7fff;
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to infinity
+  if (magnitude < 0x38800000)  // subnormal: adding 0.5 leaves a last bit of 2^-24, float16's own
+    return static_cast<uint16_t>(sign | (bits_of<uint32_t>(std::fabs(x) + 0.5f) - 0x3f000000));
+  return static_cast<uint16_t>(sign |
+                               (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+inline float from_float16(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  const float magnitude = exponent == 0 ? static_cast<float>(mantissa) * 0x1p-24f
+                          : exponent == 31
+                              ? bits_of<float>(0x7f800000u | mantissa << 13)
+                              : bits_of<float>((exponent + 112) << 23 | mantissa << 13);
+  return bits_of<float>(bits_of<uint32_t>(magnitude) | sign);
+}
+
+struct bfloat16 {
+  uint16_t bits;
+  bfloat16() = default;
+  explicit bfloat16(float x) : bits(to_bfloat16(x)) {}
+  operator float() const { return bits_of<float>(uint32_t(bits) << 16); }
+};
+struct float16 {
+  uint16_t bits;
+  float16() = default;
+  explicit float16(float x) : bits(to_float16(x)) {}
+  operator float() const { return from_float16(bits); }
+};
+
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// How many block barriers of every block are known to lie in the past. A value written by block b
+// after its p-th barrier may be read by whoever knows that b has passed barrier p + 1: the release
+// that followed published it.
+using Clock = std::vector<uint32_t>;
+
+struct Fiber;
+
+struct Barrier {
+  unsigned expected = 0;
+  std::vector<Fiber*> waiting;
+};
+
+struct Warp {
+  Barrier barrier;
+  uint32_t mail[2][32][8];  // what lanes hand each other, in two buffers that take turns
+  unsigned turn[32] = {};
+};
+
+struct Block {
+  dim3 index;
+  unsigned number = 0;
+  std::unique_ptr<unsigned char[]> shared;  // exactly as long as asked for, so ASan sees its end
+  Barrier barrier;
+  std::vector<Warp> warps;
+};
+
+constexpr size_t kStackBytes = 128 * 1024;
+
+struct Fiber {
+  ucontext_t context;
+  jmp_buf resume;
+  bool started = false;
+  void* fake_stack = nullptr;  // ASan's
+  char* stack = nullptr;
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  dim3 index;
+  unsigned lane = 0;
+  uint32_t phase = 0;  // block barriers passed
+  Clock seen;
+};
+
+struct Stamp {
+  const Fiber* writer;
+  unsigned block;
+  uint32_t phase;
+};
+
+struct Machine {
+  dim3 grid_size, block_size;
+  std::vector<Block> blocks;
+  std::vector<Fiber> fibers;
+  std::vector<Fiber*> ready, polling;
+  std::unordered_map<const unsigned*, Clock> published;
+  std::unordered_map<uintptr_t, Stamp> stamps;  // by address / 2
+  const std::function<void()>* body = nullptr;
+  Fiber* current = nullptr;
+  size_t running = 0;
+  std::exception_ptr fault;
+  std::minstd_rand random;
+  ucontext_t scheduler;
+  jmp_buf scheduler_resume;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+};
+
+inline Machine*& machine() {
+  static Machine* m = nullptr;
+  return m;
+}
+inline Fiber& self() { return *machine()->current; }
+
+// Seed of the order in which fibers run, and how many blocks fit on the device at once.
+inline unsigned& seed() {
+  static unsigned s = 1;
+  return s;
+}
+inline unsigned& resident_blocks() {
+  static unsigned n = 1024;
+  return n;
+}
+
+// --- switching -----------------------------------------------------------------------------------
+// The first entry of a fiber needs ucontext; after that setjmp and longjmp do, without a system
+// call per switch. ASan follows only swapcontext.
+
+#if defined(__SANITIZE_ADDRESS__)
+inline void enter(Machine& m, Fiber& f) {
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, f.stack, kStackBytes);
+  swapcontext(&m.scheduler, &f.context);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+inline void leave(Machine& m, Fiber& f, bool for_good = false) {
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &f.fake_stack, m.scheduler_stack,
+                                 m.scheduler_stack_bytes);
+  swapcontext(&f.context, &m.scheduler);
+  __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
+}
+#else
+__attribute__((noinline)) inline void enter(Machine& m, Fiber& f) {
+  if (_setjmp(m.scheduler_resume)) return;
+  if (f.started) _longjmp(f.resume, 1);
+  f.started = true;
+  setcontext(&f.context);
+}
+__attribute__((noinline)) inline void leave(Machine& m, Fiber& f, bool = false) {
+  if (!_setjmp(f.resume)) _longjmp(m.scheduler_resume, 1);
+}
+#endif
+
+inline void suspend() { leave(*machine(), self()); }
+
+inline void fiber_main() {
+  Machine& m = *machine();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+#endif
+  try {
+    (*m.body)();
+  } catch (...) {
+    m.fault = std::current_exception();
+  }
+  --m.running;
+  leave(m, *m.current, true);
+}
+
+// --- barriers ------------------------------------------------------------------------------------
+
+inline void join(Clock& into, const Clock& from) {
+  for (size_t b = 0; b < into.size(); ++b)
+    if (into[b] < from[b]) into[b] = from[b];
+}
+
+inline void arrive(Barrier& barrier, bool of_block) {
+  Machine& m = *machine();
+  barrier.waiting.push_back(m.current);
+  if (barrier.waiting.size() == barrier.expected) {
+    if (m.blocks.size() > 1) {
+      Clock all = barrier.waiting[0]->seen;
+      for (Fiber* f : barrier.waiting) join(all, f->seen);
+      for (Fiber* f : barrier.waiting) f->seen = all;
+    }
+    for (Fiber* f : barrier.waiting) f->phase += of_block;
+    m.ready.insert(m.ready.end(), barrier.waiting.begin(), barrier.waiting.end());
+    barrier.waiting.clear();
+  }
+  suspend();
+}
+
+// --- data exchanged between blocks
+// ------------------------------------------------------------------
+
+// Now and then another fiber goes first, so that a neighbour's write may come late.
+inline void hesitate() {
+  Machine& m = *machine();
+  if (m.random() % 8 == 0) {
+    m.ready.push_back(m.current);
+    suspend();
+  }
+}
+
+template <typename T>
+void exchange_store(T* address, T value) {
+  hesitate();
+  Fiber& f = self();
+  *address = value;
+  for (size_t byte = 0; byte < sizeof(T); byte += 2)
+    machine()->stamps[(reinterpret_cast<uintptr_t>(address) + byte) / 2] = {&f, f.block->number,
+                                                                            f.phase};
+}
+
+template <typename T>
+T exchange_load(const T* address) {
+  Machine& m = *machine();
+  const Fiber& f = self();
+  for (size_t byte = 0; byte < sizeof(T); byte += 2) {
+    const auto found = m.stamps.find((reinterpret_cast<uintptr_t>(address) + byte) / 2);
+    if (found == m.stamps.end()) continue;  // an input of the kernel
+    const Stamp& stamp = found->second;
+    if (stamp.writer == &f) continue;
+    const uint32_t known = stamp.block == f.block->number ? f.phase : f.seen[stamp.block];
+    if (stamp.phase >= known)
+      throw Fault("a value of block " + std::to_string(stamp.block) +
+                  " is read without a release and an acquire in between");
+  }
+  return *address;
+}
+
+inline void store_release(unsigned* flag, unsigned value) {
+  hesitate();
+  Machine& m = *machine();
+  Clock clock = self().seen;
+  clock[self().block->number] = self().phase;
+  m.published[flag] = clock;
+  *flag = value;
+  m.ready.insert(m.ready.end(), m.polling.begin(), m.polling.end());
+  m.polling.clear();
+}
+
+inline void wait_until_at_least(const unsigned* flag, unsigned value) {
+  Machine& m = *machine();
+  while (*flag < value) {
+    m.polling.push_back(m.current);
+    suspend();
+  }
+  const auto found = m.published.find(flag);
+  if (found != m.published.end()) join(self().seen, found->second);
+}
+
+// --- warp functions
+// ---------------------------------------------------------------------------------
+
+// Hands `count` words to the other lanes and returns everybody's. Two buffers take turns: a lane
+// can be one exchange ahead of the slowest, never two.
+inline const uint32_t (*post(const uint32_t* words, int count))[8] {
+  Fiber& f = self();
+  auto& mail = f.warp->mail[f.warp->turn[f.lane]++ % 2];
+  std::memcpy(mail[f.lane], words, 4 * count);
+  arrive(f.warp->barrier, false);
+  return mail;
+}
+
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  const auto word = bits_of<uint32_t>(value);
+  const unsigned lane = self().lane;
+  return bits_of<T>(post(&word, 1)[lane ^ mask][0]);
+}
+
+// --- launch
+// -----------------------------------------------------------------------------------------
+
+enum Residency { kBlocksInTurn, kAllBlocks };  // an ordinary launch; a cooperative one
+
+inline char* stack_of(size_t fiber) {  // kept from launch to launch
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() <= fiber) stacks.emplace_back(new char[kStackBytes]);
+  return stacks[fiber].get();
+}
+
+inline dim3 unravel(unsigned i, const dim3& size) {
+  return dim3(i % size.x, i / size.x % size.y, i / (size.x * size.y));
+}
+
+inline void prepare(Fiber& f, char* stack) {
+  f.stack = stack;
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = stack;
+  f.context.uc_stack.ss_size = kStackBytes;
+  f.context.uc_link = nullptr;
+  makecontext(&f.context, fiber_main, 0);
+}
+
+// Runs the blocks first .. first + count - 1 together, to the end.
+inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared_bytes) {
+  const unsigned threads = m.block_size.x * m.block_size.y * m.block_size.z;
+  m.blocks = std::vector<Block>(count);
+  m.fibers = std::vector<Fiber>(size_t(count) * threads);
+  m.running = m.fibers.size();
+  m.ready.clear();
+  m.polling.clear();
+  for (unsigned b = 0; b < count; ++b) {
+    Block& block = m.blocks[b];
+    block.index = unravel(first + b, m.grid_size);
+    block.number = b;
+    block.shared.reset(new unsigned char[shared_bytes]);
+    std::memset(block.shared.get(), 0xff, shared_bytes);
+    block.barrier.expected = threads;
+    block.warps = std::vector<Warp>((threads + 31) / 32);
+    for (unsigned i = 0; i < threads; ++i) {
+      Fiber& f = m.fibers[size_t(b) * threads + i];
+      f.block = &block;
+      f.warp = &block.warps[i / 32];
+      f.warp->barrier.expected++;
+      f.index = unravel(i, m.block_size);
+      f.lane = i % 32;
+      f.seen.assign(count, 0);
+      prepare(f, stack_of(size_t(b) * threads + i));
+      m.ready.push_back(&f);
+    }
+  }
+  while (m.running > 0) {
+    if (m.ready.empty())
+      throw Fault("deadlock: " + std::to_string(m.running) +
+                  " threads wait at a barrier or for a flag that the others never reach");
+    const size_t pick = m.random() % m.ready.size();
+    m.current = m.ready[pick];
+    m.ready[pick] = m.ready.back();
+    m.ready.pop_back();
+    enter(m, *m.current);
+    if (m.fault) std::rethrow_exception(m.fault);
+  }
+}
+
+inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency residency,
+                          const std::function<void()>& body) {
+  const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
+  if (threads == 0 || threads > 1024 || blocks == 0 || grid.y > 65535 || grid.z > 65535)
+    return cudaErrorInvalidValue;
+  if (residency == kAllBlocks && blocks > resident_blocks())
+    return cudaErrorCooperativeLaunchTooLarge;
+  Machine m;
+  struct Current {
+    explicit Current(Machine* m) { machine() = m; }
+    ~Current() { machine() = nullptr; }
+  } current(&m);
+  m.grid_size = grid;
+  m.block_size = block;
+  m.body = &body;
+  m.random.seed(seed());
+  if (residency == kAllBlocks) {
+    run_blocks(m, 0, blocks, shared_bytes);
+  } else {
+    for (unsigned b = 0; b < blocks; ++b) run_blocks(m, b, 1, shared_bytes);
+  }
+  return cudaSuccess;
+}
+
+}  // namespace simt
+
+#define threadIdx (simt::self().index)
+#define blockIdx (simt::self().block->index)
+#define blockDim (simt::machine()->block_size)
+#define gridDim (simt::machine()->grid_size)
+inline void __syncthreads() { simt::arrive(simt::self().block->barrier, true); }
+inline void __syncwarp() { simt::arrive(simt::self().warp->barrier, false); }
