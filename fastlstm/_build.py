@@ -7,8 +7,8 @@ torch may crash on loading, so the record is compared before anything is loaded.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import shlex
@@ -96,7 +96,8 @@ def _load() -> str | None:
         return f"it was not built ({record['note']})"
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
-    if importlib.util.find_spec("fastlstm._C") is None:
+    names = [f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    if not any((_PACKAGE / name).is_file() for name in names):
         return f"it was built for Python {record['python']}, this is {platform.python_version()}"
     try:
         importlib.import_module("fastlstm._C")

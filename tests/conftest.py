@@ -1,4 +1,4 @@
-"""What every test run shares: threads, the gpu and slow markers, and a report that hides nothing."""
+"""What every test run shares: threads, gpu and slow markers, a report that hides nothing."""
 
 from __future__ import annotations
 

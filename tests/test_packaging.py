@@ -1,0 +1,304 @@
+"""Installing: what setup.py builds and refuses to build, what an sdist carries, and what `import
+fastlstm` says when the extension does not fit. Nothing here touches the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlstm import _build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A stand-in for csrc that compiles in seconds.
+MODULE = "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_C, m) { m.doc() = nullptr; }\n"
+
+# Runs in a fresh interpreter against an installed copy.
+FORWARD_EQUALS_TORCH = """
+import torch, fastlstm
+from fastlstm import _build
+ours, theirs, x = fastlstm.LSTM(3, 4), torch.nn.LSTM(3, 4), torch.randn(5, 2, 3)
+ours.load_state_dict(theirs.state_dict())
+torch.testing.assert_close(ours(x), theirs(x))
+print(_build.extension_available(), fastlstm.__file__)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what a clone holds, without what was built there."""
+    copy = tmp_path / "project"
+    built = "*.so _build_info.json build dist runs *.egg-info __pycache__ .git .venv* .*_cache"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*built.split(), ".hypothesis"))
+    return copy
+
+
+@pytest.fixture
+def small_project(project: Path) -> Path:
+    """The same, with an extension that compiles in seconds."""
+    shutil.rmtree(project / "csrc")
+    (project / "csrc").mkdir()
+    (project / "csrc" / "module.cpp").write_text(MODULE)
+    return project
+
+
+def run(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command; its stdout and stderr come back together as stdout."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": "", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def install(source: object, target: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """pip install of a folder, an sdist or a URL into a folder of its own, with the torch here."""
+    flags = "--no-build-isolation --no-deps --no-index --no-cache-dir -v --target".split()
+    pip = [sys.executable, "-m", "pip", "install", *flags, target, source]
+    return run(*pip, cwd=target.parent, **env)
+
+
+def python(target: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code against what was installed in a folder."""
+    return run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(target))
+
+
+def record(target: Path) -> dict[str, object]:
+    return json.loads((target / "fastlstm" / "_build_info.json").read_text())
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sdist_carries_builds_and_runs(project: Path, tmp_path: Path) -> None:
+    sources = files_below(project)
+    for leftover in ("_C.so", "_build_info.json"):
+        (project / "fastlstm" / leftover).write_text("left over from a build")
+    build = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
+    assert run(sys.executable, "-c", build, cwd=project).returncode == 0
+    (sdist,) = (project / "dist").iterdir()
+    with tarfile.open(sdist) as tar:
+        carried = {name.partition("/")[2] for name in tar.getnames()}
+    expected = {path for path in sources if not path.startswith((".ci/", ".git", ".pre-commit"))}
+    assert expected <= carried
+    assert not {path for path in carried if path.endswith((".so", "_build_info.json"))}
+
+    target = tmp_path / "target"
+    done = install(sdist, target, FASTLSTM_BUILD="cpu")
+    assert done.returncode == 0, done.stdout
+    assert record(target)["kinds"] == ["cpu"]
+    assert record(target)["torch"] == torch.__version__
+    installed = files_below(target)
+    packaged = {path for path in sources if path.startswith(("fastlstm/", "captioning/"))}
+    assert packaged <= installed
+    done = python(target, FORWARD_EQUALS_TORCH)
+    assert done.stdout == f"True {target}/fastlstm/__init__.py\n"
+
+
+def test_none_installs_pure_python_that_works(small_project: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    done = install(small_project, target, FASTLSTM_BUILD="none")
+    assert done.returncode == 0, done.stdout
+    assert "installed as pure Python, without its fast kernels: FASTLSTM_BUILD=none" in done.stdout
+    assert "-py3-none-any.whl" in done.stdout
+    done = python(target, FORWARD_EQUALS_TORCH)
+    assert "it was not built (FASTLSTM_BUILD=none)" in done.stdout
+    assert f"False {target}/fastlstm/__init__.py" in done.stdout
+
+
+def test_no_compiler_installs_pure_python(small_project: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    done = install(small_project, target, CXX="/nowhere/c++", FASTLSTM_BUILD="auto")
+    assert done.returncode == 0, done.stdout
+    assert "without its fast kernels: no C++ compiler ('/nowhere/c++' is not on PATH" in done.stdout
+    assert record(target)["kinds"] == []
+
+
+def test_no_torch_installs_pure_python(small_project: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    )
+    target = tmp_path / "target"
+    done = install(small_project, target, PYTHONPATH=str(tmp_path), FASTLSTM_BUILD="auto")
+    assert done.returncode == 0, done.stdout
+    assert "without its fast kernels: torch is not installed for this Python" in done.stdout
+    assert "-py3-none-any.whl" in done.stdout
+
+
+def test_cuda_without_toolkit_is_an_error(small_project: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    done = install(small_project, target, FASTLSTM_BUILD="cuda", CUDA_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert (
+        f"no CUDA toolkit: nvcc and cuda_runtime.h are not in {tmp_path} (CUDA_HOME)" in done.stdout
+    )
+    assert not target.exists()
+
+
+def test_unknown_build_is_an_error(small_project: Path, tmp_path: Path) -> None:
+    done = install(small_project, tmp_path / "target", FASTLSTM_BUILD="gpu")
+    assert done.returncode != 0
+    assert "FASTLSTM_BUILD must be auto, cpu, cuda or none, got 'gpu'" in done.stdout
+
+
+def test_compile_error_stays_an_error(small_project: Path, tmp_path: Path) -> None:
+    (small_project / "csrc" / "broken.cpp").write_text("#error planted\n")
+    done = install(small_project, tmp_path / "target", FASTLSTM_BUILD="auto")
+    assert done.returncode != 0
+    assert "#error planted" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = run("git", *identity, *args, cwd=small_project)
+        assert done.returncode == 0, done.stdout
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    target = tmp_path / "target"
+    done = install(f"git+file://{small_project}", target, FASTLSTM_BUILD="cpu")
+    assert done.returncode == 0, done.stdout
+    assert record(target)["commit"] == git("rev-parse", "HEAD")
+    show = (
+        "from fastlstm import _build; print(_build.extension_available(), _build.rebuild_command())"
+    )
+    done = python(target, show)
+    assert done.stdout.startswith("True ")
+    assert done.stdout.endswith(f"git+file://{small_project}@{git('rev-parse', 'HEAD')}\n")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder with a copy of the running fastlstm, its extension and its record."""
+    target = tmp_path / "target"
+    shutil.copytree(Path(_build.__file__).parent, target / "fastlstm")
+    return target
+
+
+def change_record(target: Path, **changes: object) -> None:
+    path = target / "fastlstm" / "_build_info.json"
+    path.write_text(json.dumps({**record(target), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: change_record(p, torch="2.10.1"), r"it was built for torch 2\.10\.1 \("),
+        (lambda p: change_record(p, cuda="11.8"), r"it was built for torch .* \(CUDA 11\.8\), and"),
+        (lambda p: (p / "fastlstm" / "_build_info.json").unlink(), "it was not built"),
+        (
+            lambda p: [path.unlink() for path in (p / "fastlstm").glob("_C*.so")],
+            r"it was built for Python 3\.\d+",
+        ),
+        (
+            lambda p: [path.write_bytes(b"?" * 64) for path in (p / "fastlstm").glob("_C*.so")],
+            "it cannot be loaded: .*invalid ELF header|it cannot be loaded: .*not a mach-o",
+        ),
+    ],
+    ids=["other torch", "other CUDA", "no record", "no library", "broken library"],
+)
+def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reason: str) -> None:
+    assert _build.extension_available(), _build.unavailable_reason()
+    change(package)
+    done = python(package, FORWARD_EQUALS_TORCH + "import fastlstm.functional\n")
+    warnings = re.findall("RuntimeWarning: (.*)", done.stdout)
+    assert len(warnings) == 1, done.stdout
+    assert re.match(f"fastlstm runs without its extension: {reason}", warnings[0])
+    assert " -m pip install --no-build-isolation " in warnings[0]
+    assert f"False {package}/fastlstm/__init__.py" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("built", "running", "fits"),
+    [
+        (("2.13.0+cpu", None), ("2.13.1", None), True),
+        (("2.13.0", "13.0"), ("2.13.0+cu131", "13.1"), True),
+        (("2.13.0", None), ("2.14.0", None), False),
+        (("2.13.0", None), ("2.13.0", "13.0"), False),
+        (("2.13.0", "13.0"), ("2.13.0", None), False),
+        (("2.13.0", "12.8"), ("2.13.0", "13.0"), False),
+    ],
+)
+def test_mismatch(built, running, fits: bool) -> None:
+    said = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
+    assert (said is None) == fits
+    if said:
+        assert built[0] in said and running[0] in said
+
+
+def load_setup():
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("request_", "cpu", "cuda", "kinds"),
+    [
+        ("auto", [], [], ["cpu", "cuda"]),
+        ("auto", [], ["no nvcc"], ["cpu"]),
+        ("auto", ["no torch"], [], []),
+        ("cpu", [], [], ["cpu"]),
+        ("cpu", ["no torch"], [], []),
+        ("cuda", [], [], ["cpu", "cuda"]),
+        ("none", [], [], []),
+    ],
+)
+def test_choose(request_: str, cpu: list[str], cuda: list[str], kinds: list[str]) -> None:
+    chosen, note = load_setup().choose(request_, cpu, cuda)
+    assert chosen == kinds
+    assert (note is None) == (kinds == ["cpu", "cuda"])
+
+
+def test_choose_cuda_names_all_that_is_missing() -> None:
+    with pytest.raises(SystemExit, match="^FASTLSTM_BUILD=cuda: no torch; no nvcc$"):
+        load_setup().choose("cuda", ["no torch"], ["no nvcc"])
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "expected"),
+    [
+        ("compute_80 compute_86 compute_89 compute_90", "8.0;8.6;8.9;9.0+PTX"),
+        ("compute_80 compute_90 compute_100 compute_120 compute_121", "8.0;9.0;10.0;12.0+PTX"),
+    ],
+)
+def test_default_cuda_arches(tmp_path: Path, monkeypatch, nvcc: str, expected: str) -> None:
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.parent.mkdir()
+    compiler.write_text(f"#!/bin/sh\nprintf '%s\\n' {nvcc}\n")
+    compiler.chmod(0o755)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert load_setup().cuda_arch_list(str(tmp_path)) == expected
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
+    assert load_setup().cuda_arch_list(str(tmp_path)) == "9.0a"
+
+
+def test_one_version_and_one_torch_floor() -> None:
+    """What two files must say alike, they say alike."""
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    init = (ROOT / "fastlstm" / "__init__.py").read_text()
+    (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
+    assert f'__version__ = "{version}"' in init
+    floor = ".".join(map(str, load_setup().TORCH_FLOOR))
+    for file in ("pyproject.toml", "Makefile"):
+        assert set(re.findall(r"torch>=([\d.]+)", (ROOT / file).read_text())) == {floor}
