@@ -1,0 +1,64 @@
+"""An LSTM layer as slowly and plainly as it can be written: row by row, step by step, in float64.
+
+It imports nothing of fastlstm and calls no LSTM of torch; gradients come from autograd over these
+elementary operations. Padding and resets are seen the other way round than in fastlstm: a row is
+walked over its real steps only, and no state is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def oracle(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Sequence[int] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero behind lengths)."""
+    steps, batch = input.shape[:2]
+    directions, each = h_0.shape[0], len(weights) // h_0.shape[0]
+    hidden_size = c_0.shape[2]
+    lengths = [steps] * batch if lengths is None else lengths
+    outputs = [[[] for _ in range(steps)] for _ in range(directions)]
+    cells = [[[] for _ in range(steps)] for _ in range(directions)]
+    h_n: list[list[Tensor]] = [[] for _ in range(directions)]
+    c_n: list[list[Tensor]] = [[] for _ in range(directions)]
+    for d in range(directions):
+        W_ih, W_hh, *rest = weights[d * each : (d + 1) * each]
+        bias = rest[0] + rest[1] if len(rest) >= 2 else torch.zeros(4 * hidden_size).to(W_ih)
+        for b in range(batch):
+            h, c = h_0[d, b], c_0[d, b]
+            real = range(lengths[b])
+            for t in reversed(real) if d else real:
+                if reset is not None and reset[t, b]:
+                    h, c = torch.zeros_like(h), torch.zeros_like(c)
+                a = W_ih @ input[t, b] + W_hh @ h + bias
+                i, f, g, o = (a[k * hidden_size : (k + 1) * hidden_size] for k in range(4))
+                c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
+                h = torch.tanh(c) / (1 + torch.exp(-o))
+                if len(rest) % 2:
+                    h = rest[-1] @ h
+                outputs[d][t].append(h)
+                cells[d][t].append(c)
+            for t in range(lengths[b], steps):
+                outputs[d][t].append(torch.zeros_like(h))
+                cells[d][t].append(torch.zeros_like(c))
+            h_n[d].append(h)
+            c_n[d].append(c)
+
+    def join(rows: list[Tensor], state: Tensor) -> Tensor:
+        return torch.stack(rows) if rows else state[0]
+
+    return (
+        torch.cat([torch.stack([join(t, h_0) for t in outputs[d]]) for d in range(directions)], -1),
+        torch.stack([join(h_n[d], h_0) for d in range(directions)]),
+        torch.stack([join(c_n[d], c_0) for d in range(directions)]),
+        torch.stack([torch.stack([join(t, c_0) for t in cells[d]]) for d in range(directions)]),
+    )

@@ -1,0 +1,202 @@
+"""One list of sample inputs of a layer, and the routes that must all give the oracle's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from oracle import oracle
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fastlstm import _build, functional, reference
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who computes, and where."""
+
+    engine: str
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.device}"
+
+    def lstm_layer(self, **arguments: Any) -> tuple[Tensor, ...]:
+        """output, h_n, c_n, cells of one layer; cells behind lengths are unspecified."""
+        if self.engine == "reference":
+            return reference.lstm_layer(**arguments)
+        return torch.ops.fastlstm.lstm(**arguments, save_cells=True, engine=self.engine)[:4]
+
+
+def _op_routes(device: str) -> list[Any]:
+    marks = [
+        pytest.mark.skipif(
+            not _build.has_kernels(device),
+            reason=f"no {device} kernels: {_build.unavailable_reason() or 'not built for it'}",
+        )
+    ]
+    if device == "cuda":
+        marks.append(pytest.mark.gpu)
+    engines = [e for e in functional.ENGINES if e not in ("auto", "reference")]
+    return [pytest.param(Route(e, device), id=f"{e}-{device}", marks=marks) for e in engines]
+
+
+OP_ROUTES = _op_routes("cpu") + _op_routes("cuda")
+ROUTES = [pytest.param(Route("reference"), id="reference"), *OP_ROUTES]
+
+every_route = pytest.mark.parametrize("route", ROUTES)
+every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    steps: int = 4
+    batch: int = 3
+    input_size: int = 3
+    hidden_size: int = 4
+    proj_size: int = 0
+    directions: int = 1
+    bias: bool = True
+    lengths: tuple[int, ...] | None = None
+    packed: bool = False  # lengths (sorted) become batch_sizes
+    reset: bool = False
+    expanded: bool = False  # one state for all rows, with a stride of 0
+    change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
+
+    def padded(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
+        """The arguments of a layer, with lengths as a tuple and nothing packed."""
+        generator = torch.Generator().manual_seed(len(self.name) * 100 + self.steps)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        weights: list[Tensor] = []
+        for _ in range(self.directions):
+            weights += [draw(4 * H, self.input_size) / 2, draw(4 * H, P) / H**0.5]
+            weights += [draw(4 * H) / 2, draw(4 * H) / 2] if self.bias else []
+            weights += [draw(P, H) / H**0.5] if self.proj_size else []
+        floating = {
+            "input": draw(self.steps, self.batch, self.input_size),
+            "h_0": draw(self.directions, self.batch, P),
+            "c_0": draw(self.directions, self.batch, H),
+        }
+        if self.expanded:
+            floating |= {k: floating[k][:, :1] for k in ("h_0", "c_0")}
+        reset = torch.rand(self.steps, self.batch, generator=generator) < 0.4
+        floating = {k: v.to(device, dtype) for k, v in floating.items()}
+        if self.expanded:
+            floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
+        return {
+            **floating,
+            "weights": [w.to(device, dtype) for w in weights],
+            "lengths": self.lengths,
+            "reset": reset.to(device) if self.reset else None,
+        }
+
+    def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
+        """The arguments as a layer takes them."""
+        return self.as_layer(self.padded(dtype, device))
+
+    def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
+        """Packs if the sample is packed, and changes strides; differentiable."""
+        found = {**padded, "batch_sizes": None}
+        if self.packed:
+            packed = pack_padded_sequence(found["input"], torch.tensor(self.lengths))
+            found |= {"input": packed.data, "batch_sizes": packed.batch_sizes, "lengths": None}
+        elif self.lengths is not None:
+            found["lengths"] = torch.tensor(self.lengths, device=found["input"].device).long()
+        if self.change:
+            self.change(found)
+        return found
+
+    def oracle(self, padded: dict[str, Any]) -> list[Tensor]:
+        """The oracle's results, packed as the layer's are."""
+        results = list(oracle(**padded))
+        if self.packed:
+            output, cells = results[0], results[3]
+            lengths = torch.tensor(self.lengths)
+            results[0] = pack_padded_sequence(output, lengths).data
+            results[3] = torch.stack([pack_padded_sequence(c, lengths).data for c in cells])
+        return results
+
+    def mask_cells(self, results: tuple[Tensor, ...]) -> list[Tensor]:
+        """Cells behind lengths set to zero."""
+        output, h_n, c_n, cells = results
+        if self.lengths is not None and not self.packed:
+            lengths = torch.tensor(self.lengths, device=cells.device)
+            live = torch.arange(self.steps, device=cells.device)[:, None] < lengths
+            cells = torch.where(live[..., None], cells, 0.0)
+        return [output, h_n, c_n, cells]
+
+
+def _batch_first(arguments: dict[str, Any]) -> None:
+    arguments["input"] = arguments["input"].transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _strided(arguments: dict[str, Any]) -> None:
+    """No tensor contiguous, not even in its last dimension."""
+    for name in ("input", "h_0", "c_0"):
+        arguments[name] = torch.stack([arguments[name]] * 2, -1).select(-1, 1)
+    arguments["weights"] = [
+        torch.stack([w] * 2, -1).select(-1, 0) if w.dim() == 1 else w.t().contiguous().t()
+        for w in arguments["weights"]
+    ]
+    if arguments["reset"] is not None:
+        arguments["reset"] = arguments["reset"].t().contiguous().t()
+
+
+SAMPLES = [
+    Sample("plain"),
+    Sample("one_step", steps=1, batch=1),
+    Sample("sizes_of_one", steps=2, batch=2, input_size=1, hidden_size=1),
+    Sample("no_bias", bias=False),
+    Sample("projection", proj_size=2),
+    Sample("bidirectional", directions=2),
+    Sample("bidirectional_projection_no_bias", directions=2, proj_size=3, bias=False),
+    Sample("lengths", lengths=(2, 4, 0)),
+    Sample("lengths_bidirectional_projection", lengths=(3, 0, 4), directions=2, proj_size=2),
+    Sample("reset", reset=True),
+    Sample("reset_lengths_bidirectional", reset=True, lengths=(4, 1, 3), directions=2),
+    Sample("packed", lengths=(4, 2, 1), packed=True),
+    Sample(
+        "packed_bidirectional_projection", lengths=(4, 3, 3), packed=True, directions=2, proj_size=2
+    ),
+    Sample("batch_first", change=_batch_first, directions=2),
+    Sample("strided", change=_strided, reset=True, proj_size=2),
+    Sample("vector_tail", steps=2, batch=5, hidden_size=19),
+]
+# Sizes at which kernels take their wide and their parallel paths; too large for finite differences.
+LARGE_SAMPLES = [
+    Sample("large", steps=6, batch=17, input_size=40, hidden_size=67),
+    Sample(
+        "large_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2
+    ),
+    Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
+    Sample("expanded", expanded=True),
+    Sample("empty_batch", batch=0, directions=2),
+    Sample("empty_batch_lengths", batch=0, lengths=(), reset=True),
+]
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+every_sample_and_large = pytest.mark.parametrize(
+    "sample", SAMPLES + LARGE_SAMPLES, ids=lambda s: s.name
+)
+
+
+def floating(arguments: dict[str, Any]) -> list[Tensor]:
+    """The tensors of the arguments that gradients reach, in a fixed order."""
+    return [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
+
+
+def with_floating(
+    arguments: dict[str, Any], tensors: list[Tensor] | tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """The arguments with those tensors replaced."""
+    input, h_0, c_0, *weights = tensors
+    return {**arguments, "input": input, "h_0": h_0, "c_0": c_0, "weights": list(weights)}

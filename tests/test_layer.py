@@ -1,0 +1,260 @@
+"""One layer, on every route: results, gradients and second gradients against the oracle."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from samples import (
+    SAMPLES,
+    Route,
+    Sample,
+    every_op_route,
+    every_route,
+    every_sample,
+    every_sample_and_large,
+    floating,
+    with_floating,
+)
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.testing._internal import optests
+
+NAMES = ("output", "h_n", "c_n", "cells")
+
+
+def assert_all_close(found: Any, expected: Any, names: Any, **tolerance: float) -> None:
+    assert len(found) == len(expected) == len(names)
+    for name, a, b in zip(names, found, expected, strict=True):
+        torch.testing.assert_close(
+            a.cpu(), b.to(a.dtype), **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def leaves(sample: Sample, route: Route, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    padded = sample.padded(dtype, route.device)
+    return with_floating(padded, [t.clone().requires_grad_() for t in floating(padded)])
+
+
+def gradient_names(arguments: dict[str, Any]) -> list[str]:
+    return ["input", "h_0", "c_0", *(f"weights[{k}]" for k in range(len(arguments["weights"])))]
+
+
+def gradients(arguments: dict[str, Any]) -> list[Tensor]:
+    """The .grad of the leaves; what the loss does not depend on has none, or zero."""
+    return [t.new_zeros(t.shape) if t.grad is None else t.grad for t in floating(arguments)]
+
+
+def cotangents(results: Any) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
+
+
+@every_route
+@every_sample_and_large
+def test_results(route: Route, sample: Sample) -> None:
+    expected = sample.oracle(sample.padded())
+    found = sample.mask_cells(route.lstm_layer(**sample.arguments(device=route.device)))
+    assert_all_close(found, expected, NAMES, rtol=1e-10, atol=1e-12)
+
+
+@every_route
+@every_sample_and_large
+def test_gradients(route: Route, sample: Sample) -> None:
+    truth = leaves(sample, Route("reference"))
+    expected = sample.oracle(truth)
+    torch.autograd.backward(expected, cotangents(expected))
+
+    padded = leaves(sample, route)
+    found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
+    torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
+
+    names = gradient_names(truth)
+    assert_all_close(gradients(padded), gradients(truth), names, rtol=1e-9, atol=1e-11)
+
+
+def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> Any:
+    def function(*tensors: Tensor) -> list[Tensor]:
+        arguments = sample.as_layer(with_floating(padded, tensors))
+        return sample.mask_cells(route.lstm_layer(**arguments))
+
+    return function
+
+
+@every_route
+@every_sample
+def test_gradcheck(route: Route, sample: Sample) -> None:
+    padded = leaves(sample, route)
+    fast = sample.hidden_size > 10
+    assert gradcheck(function_of_leaves(route, sample, padded), floating(padded), fast_mode=fast)
+
+
+@every_route
+@every_sample
+def test_gradgradcheck(route: Route, sample: Sample) -> None:
+    padded = leaves(sample, route)
+    assert gradgradcheck(
+        function_of_leaves(route, sample, padded), floating(padded), fast_mode=True
+    )
+
+
+@every_op_route
+def test_gradgradcheck_exhaustively(route: Route) -> None:
+    sample = Sample("tiny", steps=2, batch=2, input_size=2, hidden_size=2, lengths=(1, 2))
+    padded = leaves(sample, route)
+    assert gradgradcheck(function_of_leaves(route, sample, padded), floating(padded))
+
+
+@every_op_route
+@every_sample_and_large
+def test_gradients_under_create_graph_are_the_same(route: Route, sample: Sample) -> None:
+    padded = leaves(sample, route)
+    results = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
+    given = [g.to(route.device) for g in cotangents(results)]
+    plain = torch.autograd.grad(
+        results, floating(padded), given, retain_graph=True, materialize_grads=True
+    )
+    graph = torch.autograd.grad(
+        results, floating(padded), given, create_graph=True, materialize_grads=True
+    )
+    assert_all_close(graph, [g.cpu() for g in plain], gradient_names(padded), rtol=1e-9, atol=1e-11)
+
+
+@every_route
+def test_second_gradient_of_a_shared_weight(route: Route) -> None:
+    """Two layers with one W_ih: its second derivative runs through both."""
+    torch.manual_seed(0)
+    w_ih, w_hh = (torch.randn(12, 3, dtype=torch.float64, device=route.device) for _ in range(2))
+    x = torch.randn(3, 2, 3, dtype=torch.float64, device=route.device)
+    zeros = x.new_zeros(1, 2, 3)
+
+    def two_layers(w: Tensor) -> Tensor:
+        weights = [w, w_hh]
+        y = route.lstm_layer(input=x, h_0=zeros, c_0=zeros, weights=weights)[0]
+        return route.lstm_layer(input=y, h_0=zeros, c_0=zeros, weights=weights)[0]
+
+    assert gradcheck(two_layers, w_ih.requires_grad_())
+    assert gradgradcheck(two_layers, w_ih)
+
+
+@every_route
+@pytest.mark.parametrize("missing", NAMES)
+@pytest.mark.parametrize("name", ["plain", "lengths_bidirectional_projection", "packed"])
+def test_a_missing_gradient_is_zero(route: Route, missing: str, name: str) -> None:
+    sample = next(s for s in SAMPLES if s.name == name)
+    k = NAMES.index(missing)
+    found_gradients = []
+    for zero in (False, True):
+        padded = leaves(sample, route)
+        found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
+        given = [g.to(route.device) for g in cotangents(found)]
+        if zero:
+            given[k] = torch.zeros_like(given[k])
+        else:
+            del found[k], given[k]
+        torch.autograd.backward(found, given)
+        found_gradients.append([g.cpu() for g in gradients(padded)])
+    assert_all_close(*found_gradients, gradient_names(padded))
+
+
+@every_route
+@pytest.mark.parametrize("wanted", range(7))
+def test_a_gradient_for_one_argument_only(route: Route, wanted: int) -> None:
+    sample = Sample("plain")
+    everything = leaves(sample, route)
+    route.lstm_layer(**sample.as_layer(everything))[0].square().sum().backward()
+    padded = sample.padded(device=route.device)
+    leaf = floating(padded)[wanted].requires_grad_()
+    route.lstm_layer(**sample.as_layer(padded))[0].square().sum().backward()
+    torch.testing.assert_close(leaf.grad, floating(everything)[wanted].grad)
+    assert all(t.grad is None for t in floating(padded) if t is not leaf)
+
+
+@every_route
+@every_sample
+def test_backward_twice_gives_the_same(route: Route, sample: Sample) -> None:
+    padded = leaves(sample, route)
+    output = route.lstm_layer(**sample.as_layer(padded))[0]
+    before = output.detach().clone()
+    loss = output.square().sum()
+    first = torch.autograd.grad(loss, floating(padded), retain_graph=True, materialize_grads=True)
+    second = torch.autograd.grad(loss, floating(padded), materialize_grads=True)
+    assert_all_close(second, [g.cpu() for g in first], gradient_names(padded), rtol=0, atol=0)
+    assert torch.equal(output, before)
+
+
+@every_route
+def test_arguments_are_left_as_they_were(route: Route) -> None:
+    sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
+    padded = leaves(sample, route)
+    before = [t.detach().clone() for t in floating(padded)]
+    route.lstm_layer(**sample.as_layer(padded))[0].sum().backward()
+    for a, b in zip(floating(padded), before, strict=True):
+        assert torch.equal(a, b)
+
+
+@every_route
+def test_an_output_changed_in_place_is_noticed(route: Route) -> None:
+    padded = leaves(Sample("plain"), route)
+    output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
+    loss = output.square().sum()
+    output.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@every_route
+def test_anomaly_mode_names_a_nan(route: Route) -> None:
+    padded = leaves(Sample("plain"), route)
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("ignore")
+        output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
+        output.sum().backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="returned nan values"):
+            output.backward(torch.full_like(output, torch.nan))
+
+
+@every_route
+def test_padding_is_never_read(route: Route) -> None:
+    """Not even a NaN behind lengths reaches a result or a gradient."""
+    sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
+    clean, dirty = leaves(sample, route), leaves(sample, route)
+    with torch.no_grad():
+        for b, length in enumerate(sample.lengths):
+            dirty["input"][length:, b] = torch.nan
+    results = []
+    for padded in (clean, dirty):
+        found = route.lstm_layer(**sample.as_layer(padded))[:3]
+        torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
+        results.append([r.detach().cpu() for r in found] + [g.cpu() for g in gradients(padded)])
+    assert_all_close(results[1], results[0], [*NAMES[:3], *gradient_names(clean)])
+
+
+@every_op_route
+@every_sample
+def test_opcheck_forward(route: Route, sample: Sample) -> None:
+    op = torch.ops.fastlstm.lstm.default
+    torch.library.opcheck(op, (), sample.arguments(device=route.device))
+    # With gradients, opcheck would ask for one of the gates, which have none: the same check of
+    # AOTAutograd on a function that leaves them out.
+    padded = leaves(sample, route)
+    without_aot = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op, (), sample.as_layer(padded), test_utils=without_aot)
+    optests.aot_autograd_check(route.lstm_layer, (), sample.as_layer(padded), dynamic=True)
+
+
+@every_op_route
+@every_sample
+def test_opcheck_backward(route: Route, sample: Sample) -> None:
+    arguments = sample.arguments(device=route.device)
+    output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(
+        **arguments, save_cells=True, save_gates=True, engine=route.engine
+    )
+    arguments |= {"output": output, "cells": cells, "gates": gates, "engine": route.engine}
+    given = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    op = torch.ops.fastlstm.lstm_backward.default
+    torch.library.opcheck(op, (), {**given, **arguments, "input_needs_grad": True})
+    only = dict.fromkeys(given) | {"grad_h_n": h_n}
+    torch.library.opcheck(op, (), {**only, **arguments, "input_needs_grad": False})
