@@ -1,0 +1,87 @@
+"""What somebody meets first: `python -m fastlstm`, the make targets, the commands in the docs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import __main__ as front_door
+from fastlstm import _build
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+
+
+def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *args], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("args", [[], ["info"]])
+def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    front_door.main(args)
+    out = capsys.readouterr().out
+    assert f"fastlstm {fastlstm.__version__}" in out
+    assert f"torch {torch.__version__}" in out
+    for key, value in _build.build_record().items():
+        text = re.escape(value) if isinstance(value, str) else ""
+        assert re.search(rf"^  {key} +{text}", out, re.M)
+    assert re.search(r"^  cpu +\d+ threads", out, re.M)
+    engine = "stepwise" if _build.extension_available() else "reference"
+    assert re.search(rf"^  cpu +{engine} +{engine} +{engine} +{engine}$", out, re.M)
+
+
+def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(_build, "_reason", "it was built for another torch")
+    front_door.main([])
+    out = capsys.readouterr().out
+    assert "  not used: it was built for another torch\n" in out
+    assert f"  to rebuild: {_build.rebuild_command()}\n" in out
+
+
+def test_engine_that_refuses_is_not_named_as_serving(monkeypatch) -> None:
+    monkeypatch.setattr(front_door.functional, "ENGINES", ("auto", "reference", "no-such-engine"))
+    monkeypatch.setattr(front_door.functional, "choose_engine", lambda *args: "auto")
+    said = front_door.serving_engine(torch.device("cpu"), torch.float32)
+    assert said.startswith("none (no-such-engine: ")
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "fastlstm", "-h"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m fastlstm")
+
+
+@needs_make
+def test_help_lists_every_target() -> None:
+    phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert {name for line in phony for name in line.split()} == TARGETS
+    listed = re.findall(r"^  ([a-z-]+) ", make("help").stdout, re.M)
+    assert sorted(listed) == sorted(TARGETS)
+    assert make().stdout == make("help").stdout
+
+
+def test_docs_name_targets_that_exist() -> None:
+    for doc in DOCS:
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", doc.read_text(), re.M))
+        assert named <= TARGETS, f"{doc.name}: {named - TARGETS}"
+
+
+@needs_make
+def test_make_says_what_is_missing(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = make("build", "BASE_PYTHON=false", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "No false found that is 3.10 or newer and has venv and ensurepip" in done.stderr
+    done = make("build", "PYTHON=/nowhere/python", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "PYTHON=/nowhere/python cannot be run" in done.stderr
