@@ -1,14 +1,13 @@
 // sigmoid and tanh for float and double. On a GPU they are CUDA's own; on the host they are written
-// without branches and library calls, so that a compiler turns a loop over them into vector code.
+// without branches and library calls, so that a compiler turns a loop over them into vector code,
+// and as templates, so that cpu/vec.h can use the same text for explicit vectors.
 //
 // Both rest on exp(x) = 2^k (1 + p), k = round(x / ln 2), p = expm1(x - k ln 2) by its Taylor
-// series; the remainder is below ln(2)/2, where degree 7 (float) and 13 (double) reach the last
-// bit.
+// series; the remainder is below ln(2)/2, where degree 7 (float) and 13 (double) reach the last bit.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #if defined(__CUDACC__)
 #define FASTLSTM_HD __host__ __device__ __forceinline__
@@ -31,57 +30,28 @@ FASTLSTM_HD double tanh(double x) { return ::tanh(x); }
 
 namespace elementary {
 
-// ln 2 in two parts: k * ln2_high is exact for every k that occurs.
 template <typename A>
 struct Constants;
 template <>
 struct Constants<float> {
-  using Bits = int32_t;
+  using Bits = uint32_t;
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  // ln 2 in two parts: k * ln2_high is exact for every k that occurs.
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;
-  static constexpr int mantissa_bits = 23, exponent_bias = 127, degree = 7;
+  static constexpr Bits one = 127, mantissa_bits = 23;
+  static constexpr int degree = 7;
 };
 template <>
 struct Constants<double> {
-  using Bits = int64_t;
+  using Bits = uint64_t;
   static constexpr double round_shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double ln2_high = 6.93147180369123816490e-01,
-                          ln2_low = 1.90821492927058770002e-10;
+  static constexpr double ln2_high = 6.93147180369123816490e-01;
+  static constexpr double ln2_low = 1.90821492927058770002e-10;
   static constexpr double max_exponent = 708.0, tanh_saturates = 20.0;
-  static constexpr int mantissa_bits = 52, exponent_bias = 1023, degree = 13;
+  static constexpr Bits one = 1023, mantissa_bits = 52;
+  static constexpr int degree = 13;
 };
-
-// expm1(r) / r up to r^(degree - 1), by Horner's rule: 1 + r/2 (1 + r/3 (1 + ...)).
-template <typename A, int n = 1>
-FASTLSTM_HD A expm1_over_r(A r) {
-  if constexpr (n == Constants<A>::degree)
-    return A(1);
-  else
-    return A(1) + r * A(1.0 / (n + 1)) * expm1_over_r<A, n + 1>(r);
-}
-
-template <typename A>
-struct Reduced {
-  A scale, p;  // exp(x) = scale * (1 + p)
-};
-
-template <typename A>
-FASTLSTM_HD Reduced<A> reduce(A x) {
-  using C = Constants<A>;
-  using Bits = typename C::Bits;
-  const A shifted = x * A(1.4426950408889634) + C::round_shift;
-  const A k = shifted - C::round_shift;
-  const A r = (x - k * C::ln2_high) - k * C::ln2_low;
-  // The low bits of `shifted` hold k; shift them into the exponent field of a 1.0.
-  Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<Bits>(static_cast<std::make_unsigned_t<Bits> >(bits) << C::mantissa_bits) +
-         (Bits(C::exponent_bias) << C::mantissa_bits);
-  A scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return {scale, r * expm1_over_r(r)};
-}
 
 template <typename A>
 FASTLSTM_HD A clamp(A x, A bound) {  // a NaN stays a NaN
@@ -89,26 +59,59 @@ FASTLSTM_HD A clamp(A x, A bound) {  // a NaN stays a NaN
   return x > bound ? bound : x;
 }
 
+// 2^k from k + round_shift, whose low bits hold k: they move into the exponent field.
 template <typename A>
-FASTLSTM_HD A sigmoid(A x) {
-  const auto e = reduce(clamp(-x, Constants<A>::max_exponent));
+FASTLSTM_HD A power_of_two(A shifted) {
+  using C = Constants<A>;
+  typename C::Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << C::mantissa_bits) + (C::one << C::mantissa_bits);
+  std::memcpy(&shifted, &bits, sizeof bits);
+  return shifted;
+}
+
+// expm1(r) / r up to r^(degree - 1), by Horner's rule: 1 + r/2 (1 + r/3 (1 + ...)).
+template <int degree, int n = 1, typename A>
+FASTLSTM_HD A expm1_over_r(const A& r) {
+  if constexpr (n == degree)
+    return A(1);
+  else
+    return A(1) + r * A(1.0 / (n + 1)) * expm1_over_r<degree, n + 1>(r);
+}
+
+template <typename A>
+struct Reduced {
+  A scale, p;  // exp(x) = scale * (1 + p)
+};
+
+template <typename C, typename A>
+FASTLSTM_HD Reduced<A> reduce(const A& x) {
+  const A shifted = x * A(1.4426950408889634) + A(C::round_shift);
+  const A k = shifted - A(C::round_shift);
+  const A r = (x - k * A(C::ln2_high)) - k * A(C::ln2_low);
+  return {power_of_two(shifted), r * expm1_over_r<C::degree>(r)};
+}
+
+template <typename C, typename A>
+FASTLSTM_HD A sigmoid(const A& x) {
+  const Reduced<A> e = reduce<C>(clamp(A(0) - x, A(C::max_exponent)));
   return A(1) / (A(1) + e.scale * (A(1) + e.p));
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2x): accurate to the last bits near zero too.
-template <typename A>
-FASTLSTM_HD A tanh(A x) {
-  const auto e = reduce(A(2) * clamp(x, Constants<A>::tanh_saturates));
+template <typename C, typename A>
+FASTLSTM_HD A tanh(const A& x) {
+  const Reduced<A> e = reduce<C>(A(2) * clamp(x, A(C::tanh_saturates)));
   const A m = e.scale * e.p + (e.scale - A(1));
   return m / (m + A(2));
 }
 
 }  // namespace elementary
 
-FASTLSTM_HD float sigmoid(float x) { return elementary::sigmoid(x); }
-FASTLSTM_HD double sigmoid(double x) { return elementary::sigmoid(x); }
-FASTLSTM_HD float tanh(float x) { return elementary::tanh(x); }
-FASTLSTM_HD double tanh(double x) { return elementary::tanh(x); }
+FASTLSTM_HD float sigmoid(float x) { return elementary::sigmoid<elementary::Constants<float>>(x); }
+FASTLSTM_HD double sigmoid(double x) { return elementary::sigmoid<elementary::Constants<double>>(x); }
+FASTLSTM_HD float tanh(float x) { return elementary::tanh<elementary::Constants<float>>(x); }
+FASTLSTM_HD double tanh(double x) { return elementary::tanh<elementary::Constants<double>>(x); }
 
 #endif
 
