@@ -142,7 +142,12 @@ def extension(kinds):
         sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
         macros, new_extension = [("FASTLSTM_WITH_CUDA", None)], cpp_extension.CUDAExtension
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-    quiet_torch = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # gcc's array-bounds errs on a std::vector<bool> of torch's headers.
+    torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    warnings = ["-Wall", "-Wextra", "-Wno-array-bounds", *torch_headers]
+    # cpp_extension takes the operators of the 16-bit types away, bare nvcc has them.
+    taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
+    bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
     # No -std: torch's headers decide it, and cpp_extension passes it. No -march: one binary serves
     # every machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
     # math, gcc does not vectorise the clamps in the gate functions.
@@ -153,8 +158,8 @@ def extension(kinds):
         include_dirs=[os.path.join(ROOT, "csrc")],
         define_macros=macros,
         extra_compile_args={
-            "cxx": ["-O3", "-fno-trapping-math", "-g0", "-Wall", "-Wextra", *openmp, *quiet_torch],
-            "nvcc": ["-O3", "--threads=2"],
+            "cxx": ["-O3", "-fno-trapping-math", "-g0", *warnings, *openmp],
+            "nvcc": ["-O3", "--threads=2", *bare_nvcc],
         },
         extra_link_args=openmp,
     )
