@@ -65,7 +65,11 @@ def check_layer(
         f"{len(weights)} tensors",
     )
     W_ih = weights[0]
-    _check_dims(W_ih, 2, "W_ih of shape (4 * hidden_size, input_size)")
+    _check(
+        W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,
+        "W_ih of shape (4 * hidden_size, input_size)",
+        tuple(W_ih.shape),
+    )
     hidden_size = W_ih.size(0) // 4
     gates = 4 * hidden_size
     output_size = weights[each - 1].size(0) if each % 2 else hidden_size

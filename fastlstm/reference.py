@@ -32,7 +32,7 @@ from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the cell state and of the gate arithmetic: float32 for the 16-bit types."""
+    """The dtype of the cell state and of all arithmetic: float32 for the 16-bit types."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -44,11 +44,10 @@ def cell(
     b_hh: Tensor | None = None,
     W_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H] in the state dtype."""
-    gates = x_gates.to(c.dtype) + F.linear(h, W_hh, b_hh).to(c.dtype)
-    i, f, g, o = gates.chunk(4, dim=-1)
+    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c."""
+    i, f, g, o = (x_gates + F.linear(h, W_hh, b_hh)).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = (torch.sigmoid(o) * torch.tanh(c)).to(h.dtype)
+    h = torch.sigmoid(o) * torch.tanh(c)
     return (h if W_hr is None else F.linear(h, W_hr)), c
 
 
@@ -61,7 +60,10 @@ def lstm_layer(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer in one or two directions, exactly as the op `fastlstm::lstm` computes it.
+    """One layer in one or two directions: the contract of the op `fastlstm::lstm`.
+
+    The 16-bit types are computed in float32 and rounded at the end, which is at least as exact as
+    any engine.
 
     T steps, B batch rows, I input_size, H hidden_size, P = proj_size or H, D directions.
 
@@ -79,6 +81,8 @@ def lstm_layer(
         output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H], and every cell state
         [D,T,B,H] (or [D,N,H]) in the state dtype.
     """
+    dtype, state = input.dtype, state_dtype(input.dtype)
+    input, h_0, c_0, *weights = (t.to(state) for t in (input, h_0, c_0, *weights))
     each = len(weights) // h_0.shape[0]
     live = None
     if lengths is not None:
@@ -91,13 +95,9 @@ def lstm_layer(
         )
         for d in range(h_0.shape[0])
     ]
-    output, h_n, c_n, cells = zip(*walks, strict=True)
-    return (
-        torch.cat(output, -1),
-        torch.stack(h_n),
-        torch.stack(c_n).to(c_0.dtype),
-        torch.stack(cells),
-    )
+    outputs, h_n, c_n, cells = zip(*walks, strict=True)
+    output = torch.cat(outputs, -1).to(dtype)
+    return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(dtype), torch.stack(cells)
 
 
 def _walk(
@@ -116,7 +116,6 @@ def _walk(
     W_hr = rest[-1] if len(rest) % 2 else None
     x_gates = F.linear(input, W_ih, b_ih)
     steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, batch_sizes.tolist())
-    c = c.to(state_dtype(c.dtype))
     outputs, cells = [], []
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         rows = None if batch_sizes is None else steps[t].shape[0]

@@ -1,0 +1,114 @@
+"""PyTorch's own samples and error cases for nn.LSTM and nn.LSTMCell, pointed at our classes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from samples import Route, every_route
+from torch import nn
+from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, module_db
+from torch.utils import _pytree
+
+import fastlstm
+
+OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
+INFOS = [info for info in module_db if info.module_cls in OURS]
+
+every_info = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.module_cls.__name__)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def samples(info: ModuleInfo, route: Route, dtype: torch.dtype, **options: Any) -> list[Any]:
+    torch.manual_seed(0)
+    options = {"requires_grad": True, "training": False} | options
+    return info.module_inputs_func(info, device=route.device, dtype=dtype, **options)
+
+
+def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> tuple[Any, Any]:
+    """Ours and torch's with the same weights."""
+    theirs = info.module_cls(*constructor.args, **(factory | constructor.kwargs))
+    ours = OURS[info.module_cls](*constructor.args, **(factory | constructor.kwargs))
+    ours.engine = route.engine
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def test_torch_still_brings_the_samples() -> None:
+    assert {info.module_cls for info in INFOS} == set(OURS)
+    route = Route("reference")
+    counts = {info.module_cls: len(samples(info, route, torch.float32)) for info in INFOS}
+    assert counts[nn.LSTM] >= 32 and counts[nn.LSTMCell] >= 2
+
+
+@every_route
+@every_info
+@every_dtype
+@pytest.mark.parametrize("training", [False, True])
+def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: bool) -> None:
+    """Results, gradients, and the sample's own reference function where it has one."""
+    for sample in samples(info, route, dtype, training=training):
+        factory = {"device": route.device, "dtype": dtype}
+        ours, theirs = build(info, route, sample.constructor_input, **factory)
+        arguments, keywords = sample.forward_input.args, sample.forward_input.kwargs
+        results = []
+        for module in (ours, theirs):
+            module.train(training)
+            inputs, words = copy.deepcopy((arguments, keywords))
+            output = module(*inputs, **words)
+            flat = [t for t in _pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+            leaves = [t for t in _pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+            leaves = [t for t in leaves if t.requires_grad] + list(module.parameters())
+            gradients = torch.autograd.grad(sum(t.sin().sum() for t in flat), leaves)
+            results.append((output, gradients))
+        torch.testing.assert_close(*results)
+        if sample.reference_fn is not None:
+            expected = sample.reference_fn(ours, *arguments, **keywords)
+            torch.testing.assert_close(results[0][0], expected)
+
+
+@every_route
+@every_info
+def test_samples_gradcheck(route: Route, info: ModuleInfo) -> None:
+    for sample in samples(info, route, torch.float64)[::5]:
+        factory = {"device": route.device, "dtype": torch.float64}
+        ours, _ = build(info, route, sample.constructor_input, **factory)
+        flat, spec = _pytree.tree_flatten(sample.forward_input.args)
+        parameters = dict(ours.named_parameters())
+
+        def function(
+            *tensors: torch.Tensor, ours: Any = ours, spec: Any = spec, names: Any = parameters
+        ) -> tuple[torch.Tensor, ...]:
+            inputs = _pytree.tree_unflatten(list(tensors[: spec.num_leaves]), spec)
+            swapped = dict(zip(names, tensors[spec.num_leaves :], strict=True))
+            result = torch.func.functional_call(ours, swapped, inputs)
+            return tuple(_pytree.tree_leaves(result))
+
+        leaves = (*flat, *parameters.values())
+        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+@every_route
+@every_info
+@every_dtype
+def test_error_cases(route: Route, info: ModuleInfo, dtype: torch.dtype) -> None:
+    cases = info.module_error_inputs_func(
+        info, device=route.device, dtype=dtype, requires_grad=False, training=False
+    )
+    assert len(cases) >= 4
+    for case in cases:
+        constructor = case.module_error_input.constructor_input
+        cls = OURS[info.module_cls]
+        if case.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(case.error_type, match=case.error_regex):
+                cls(*constructor.args, **constructor.kwargs)
+            continue
+        factory = {"device": route.device, "dtype": dtype} | constructor.kwargs
+        module = cls(*constructor.args, **factory)
+        module.engine = route.engine
+        forward = case.module_error_input.forward_input
+        with pytest.raises(case.error_type, match=case.error_regex):
+            module(*forward.args, **forward.kwargs)

@@ -1,0 +1,290 @@
+"""Bad input gives an error that names the argument, on every route; no crash, no garbage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from samples import Route, every_route
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+from fastlstm import functional
+
+T, B, I, H, P = 4, 3, 2, 5, 3  # noqa: E741
+
+
+def arguments(route: Route, *, directions: int = 1, proj_size: int = 0) -> dict[str, Any]:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(I, H, bidirectional=directions == 2, proj_size=proj_size, device=route.device)
+    return {
+        "input": torch.randn(T, B, I, device=route.device),
+        "hx": (
+            torch.zeros(directions, B, proj_size or H, device=route.device),
+            torch.zeros(directions, B, H, device=route.device),
+        ),
+        "weights": [p.detach() for p in lstm.parameters()],
+        "bidirectional": directions == 2,
+        "engine": route.engine,
+    }
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def state(k: int, change: Callable[[Tensor], Tensor]) -> Change:
+    def apply(a: dict[str, Any]) -> None:
+        hx = list(a["hx"])
+        hx[k] = change(hx[k])
+        a["hx"] = tuple(hx)
+
+    return apply
+
+
+def weight(k: int, change: Callable[[Tensor], Tensor]) -> Change:
+    def apply(a: dict[str, Any]) -> None:
+        a["weights"][k] = change(a["weights"][k])
+
+    return apply
+
+
+def put(**values: Any) -> Change:
+    def apply(a: dict[str, Any]) -> None:
+        a.update({k: v(a) if callable(v) else v for k, v in values.items()})
+
+    return apply
+
+
+def packed(sizes: Any, rows: int = 8) -> Change:
+    return put(
+        batch_sizes=lambda a: torch.tensor(sizes) if isinstance(sizes, list) else sizes,
+        input=lambda a: a["input"].new_zeros(rows, I),
+    )
+
+
+# What is done to good arguments; what the message must hold: the argument, and what came.
+BAD: dict[str, tuple[Change, str]] = {
+    "input 2-D": (put(input=lambda a: a["input"][0]), r"input.*\[?\(?3, 2"),
+    "input 4-D": (put(input=lambda a: a["input"][None]), r"input.*1, 4, 3, 2"),
+    "input_size": (put(input=lambda a: a["input"][..., :1]), r"W_ih.*20, 1.*20, 2"),
+    "input of integers": (put(input=lambda a: a["input"].long()), r"input.*int64"),
+    "input dtype": (put(input=lambda a: a["input"].double()), r"(W_ih|h_0).*(float64|Double)"),
+    "input on meta": (put(input=lambda a: a["input"].to("meta")), r"on meta like input"),
+    "no steps": (put(input=lambda a: a["input"][:0]), r"sequence length to be larger than 0"),
+    "h_0 batch": (state(0, lambda t: t[:, :2]), r"h_0.*1, 3, 5.*1, 2, 5"),
+    "h_0 size": (state(0, lambda t: t[..., :4]), r"h_0.*1, 3, 5.*1, 3, 4"),
+    "h_0 2-D": (state(0, lambda t: t[0]), r"h_0.*3, 5"),
+    "h_0 layers": (state(0, lambda t: t.expand(3, -1, -1)), r"h_0.*3, 3, 5"),
+    "h_0 dtype": (state(0, lambda t: t.double()), r"h_0.*float32|h_0.*Float.*Double"),
+    "h_0 on meta": (state(0, lambda t: t.to("meta")), r"h_0.*on.*meta"),
+    "c_0 batch": (state(1, lambda t: t[:, :2]), r"c_0.*1, 3, 5.*1, 2, 5"),
+    "c_0 size": (state(1, lambda t: t[..., :4]), r"c_0.*1, 3, 5.*1, 3, 4"),
+    "c_0 layers": (state(1, lambda t: t.expand(3, -1, -1)), r"c_0.*3, 3, 5"),
+    "c_0 dtype": (state(1, lambda t: t.half()), r"c_0.*float32|c_0.*Float.*Half"),
+    "c_0 on meta": (state(1, lambda t: t.to("meta")), r"c_0.*on.*meta"),
+    "W_ih columns": (weight(0, lambda w: w[:, :1]), r"W_ih.*20, 2.*20, 1"),
+    "W_ih rows": (weight(0, lambda w: w[:19]), r"W_ih.*(19, 2|4 \* hidden_size)"),
+    "W_ih 1-D": (weight(0, lambda w: w[:, 0]), r"(W_ih|weights\[0\]).*20"),
+    "W_ih dtype": (weight(0, lambda w: w.double()), r"W_ih.*(float64|Double)"),
+    "W_hh columns": (weight(1, lambda w: w[:, :4]), r"W_hh.*20, 5.*20, 4"),
+    "W_hh on meta": (weight(1, lambda w: w.to("meta")), r"W_hh.*on.*meta"),
+    "b_ih size": (weight(2, lambda w: w[:19]), r"b_ih.*20.*19"),
+    "b_hh size": (weight(3, lambda w: w[:1]), r"b_hh.*20.*1"),
+    "b_hh 2-D": (weight(3, lambda w: w[:, None]), r"(b_hh|weights\[3\]).*20, 1"),
+    "weights: one": (put(weights=lambda a: a["weights"][:1]), r"weights.*1 tensors"),
+    "weights: six": (put(weights=lambda a: a["weights"] + a["weights"][:2]), r"weights.*6 tensors"),
+    "weights: none": (put(weights=[]), r"weights.*0 tensors"),
+    "lengths 2-D": (put(lengths=torch.ones(B, 1).long()), r"lengths.*3.*3, 1"),
+    "lengths batch": (put(lengths=torch.ones(2).long()), r"lengths.*3.*2"),
+    "lengths negative": (put(lengths=torch.tensor([1, -1, 2])), r"lengths.*between 0.*4.*-1"),
+    "lengths too long": (put(lengths=torch.tensor([1, 5, 2])), r"lengths.*between 0.*4.*5"),
+    "reset 1-D": (put(reset=lambda a: torch.ones(T).bool()), r"reset.*4, 3.*4"),
+    "reset transposed": (put(reset=lambda a: torch.ones(B, T).bool()), r"reset.*4, 3.*3, 4"),
+    "reset floats": (put(reset=lambda a: torch.ones(T, B)), r"reset.*bool.*[fF]loat"),
+    "reset on meta": (put(reset=torch.ones(T, B, device="meta").bool()), r"reset.*on.*meta"),
+    "batch_sizes grows": (packed([3, 2, 3]), r"batch_sizes.*never to grow"),
+    "batch_sizes zero": (packed([3, 3, 2, 0]), r"batch_sizes.*fall below 1"),
+    "batch_sizes negative": (packed([3, 3, 3, -1]), r"batch_sizes.*-1"),
+    "batch_sizes sum": (packed([3, 3, 1]), r"batch_sizes to sum to.*8.*7"),
+    "batch_sizes first": (packed([2, 2, 2, 2]), r"batch_sizes.*3"),
+    "batch_sizes empty": (packed(torch.empty(0).long()), r"sequence length.*larger than 0"),
+    "batch_sizes dtype": (packed(torch.tensor([3, 3, 2]).int()), r"batch_sizes.*int64.*[iI]nt"),
+    "batch_sizes 2-D": (packed([[3, 3, 2]]), r"batch_sizes.*1, 3"),
+    "packed 3-D": (put(batch_sizes=torch.tensor([3, 3])), r"input.*4, 3, 2"),
+    "packed with lengths": (
+        lambda a: (packed([3, 3, 2])(a), put(lengths=torch.ones(3).long())(a))[1],
+        r"lengths.*batch_sizes",
+    ),
+    "packed with reset": (
+        lambda a: (packed([3, 3, 2])(a), put(reset=lambda a: torch.ones(3, 3).bool())(a))[1],
+        r"reset.*batch_sizes",
+    ),
+}
+
+
+@every_route
+@pytest.mark.parametrize("name", BAD)
+def test_bad_argument_of_functional(route: Route, name: str) -> None:
+    change, message = BAD[name]
+    given = arguments(route)
+    functional.lstm(**given)
+    change(given)
+    with pytest.raises(RuntimeError, match=message):
+        functional.lstm(**given)
+
+
+@every_route
+@pytest.mark.parametrize(
+    ("lengths", "came"),
+    [
+        (torch.tensor([1.0, 2.0, 3.0]), "float32"),
+        (torch.tensor([1.0, torch.nan, 2.0]), "float32"),
+        (torch.tensor([True, False, True]), "bool"),
+        ([1, 2, 3], "list"),
+    ],
+    ids=["floats", "nan", "bools", "list"],
+)
+def test_lengths_must_be_a_tensor_of_integers(route: Route, lengths: Any, came: str) -> None:
+    with pytest.raises(TypeError, match=rf"lengths.*integers.*{came}"):
+        functional.lstm(**arguments(route), lengths=lengths)
+
+
+@every_route
+@pytest.mark.parametrize("k", range(5))
+def test_bad_weights_of_the_second_direction(route: Route, k: int) -> None:
+    given = arguments(route, directions=2, proj_size=P)
+    functional.lstm(**given)
+    given["weights"][5 + k] = given["weights"][5 + k][:-1]
+    with pytest.raises(RuntimeError, match="W_|b_|weights"):
+        functional.lstm(**given)
+
+
+@every_route
+def test_bad_projection(route: Route) -> None:
+    given = arguments(route, proj_size=P)
+    functional.lstm(**given)
+    given["weights"][4] = given["weights"][4][:, :4]
+    with pytest.raises(RuntimeError, match=r"W_hr.*3, 5.*3, 4"):
+        functional.lstm(**given)
+
+
+@every_route
+def test_bad_input_raises_under_no_grad_too(route: Route) -> None:
+    """The checks do not depend on the dispatch key that comes first."""
+    given = arguments(route)
+    state(0, lambda t: t[..., :4])(given)
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast(route.device)):
+        with mode, pytest.raises(RuntimeError, match="h_0"):
+            functional.lstm(**given)
+
+
+@every_route
+def test_functional_cell(route: Route) -> None:
+    x, h = torch.zeros(B, I, device=route.device), torch.zeros(B, H, device=route.device)
+    w_ih, w_hh, b_ih, _ = arguments(route)["weights"]
+    with pytest.raises(RuntimeError, match="b_ih and b_hh"):
+        functional.lstm_cell(x, (h, h), w_ih, w_hh, b_ih, engine=route.engine)
+    with pytest.raises(RuntimeError, match="c_0.*1, 3, 5"):
+        functional.lstm_cell(x, (h, h[:2]), w_ih, w_hh, engine=route.engine)
+
+
+def module(route: Route, cls: type = fastlstm.LSTM, **options: Any) -> Any:
+    built = cls(I, H, **options, device=route.device)
+    if isinstance(built, (fastlstm.LSTM, fastlstm.LSTMCell)):
+        built.engine = route.engine
+    return built
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape)
+
+
+MODULE_CALLS: dict[str, tuple[Any, ...]] = {
+    "1-D": (zeros(I),),
+    "4-D": (zeros(1, T, B, I),),
+    "input_size": (zeros(T, B, I + 1),),
+    "unbatched input_size": (zeros(T, I + 1),),
+    "dtype": (zeros(T, B, I).double(),),
+    "no steps": (zeros(0, B, I),),
+    "no steps unbatched": (zeros(0, I),),
+    "hx 2-D for a batch": (zeros(T, B, I), (zeros(1, H), zeros(1, H))),
+    "hx 3-D for no batch": (zeros(T, I), (zeros(1, 1, H), zeros(1, 1, H))),
+    "h_0 batch": (zeros(T, B, I), (zeros(1, 2, H), zeros(1, B, H))),
+    "h_0 layers": (zeros(T, B, I), (zeros(2, B, H), zeros(1, B, H))),
+    "h_0 size": (zeros(T, B, I), (zeros(1, B, 4), zeros(1, B, H))),
+    "c_0 size": (zeros(T, B, I), (zeros(1, B, H), zeros(1, B, 4))),
+    "c_0 layers": (zeros(T, B, I), (zeros(1, B, H), zeros(3, B, H))),
+}
+
+
+@every_route
+@pytest.mark.parametrize("name", MODULE_CALLS)
+def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
+    if route.device != "cpu":
+        pytest.skip("the calls are of tensors on the CPU")
+    with pytest.raises((RuntimeError, ValueError)) as theirs:
+        module(route, nn.LSTM)(*MODULE_CALLS[name])
+    with pytest.raises(theirs.type) as ours:
+        module(route)(*MODULE_CALLS[name])
+    assert str(ours.value) == str(theirs.value)
+
+
+@every_route
+def test_the_module_names_a_device(route: Route) -> None:
+    lstm = module(route)
+    x = torch.zeros(T, B, I, device=route.device)
+    hx = torch.zeros(1, B, H, device=route.device)
+    with pytest.raises(RuntimeError, match="h_0 on .*meta"):
+        lstm(x, (hx.to("meta"), hx))
+    with pytest.raises(RuntimeError, match="on meta like input, got"):
+        lstm(x.to("meta"))
+    with pytest.raises(RuntimeError, match="on .* like input, got meta"):
+        lstm.to("meta")(x)
+
+
+@every_route
+def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
+    lstm = module(route)
+    packed = pack_padded_sequence(torch.zeros(T, B, I + 1), torch.tensor([4, 2, 1]))
+    packed = packed.to(route.device)
+    with pytest.raises(RuntimeError, match="input_size. Expected 2, got 3"):
+        lstm(packed)
+    good = pack_padded_sequence(torch.zeros(T, B, I), torch.tensor([4, 2, 1])).to(route.device)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 5\), got"):
+        hx = torch.zeros(1, B + 1, H, device=route.device)
+        lstm(good, (hx, hx))
+    with pytest.raises(RuntimeError, match="lengths cannot be combined"):
+        lstm(good, lengths=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="does not match weight dtype"):
+        lstm(good.to(torch.float64))
+    forged = PackedSequence(good.data, torch.tensor([3, 3, 3]))
+    with pytest.raises(RuntimeError, match="batch_sizes to sum to"):
+        lstm(forged)
+
+
+CELL_CALLS: dict[str, tuple[Any, ...]] = {
+    "3-D": (zeros(1, B, I),),
+    "input_size": (zeros(B, I + 1),),
+    "unbatched input_size": (zeros(I + 1),),
+    "h 3-D": (zeros(B, I), (zeros(1, B, H), zeros(B, H))),
+    "c 3-D": (zeros(B, I), (zeros(B, H), zeros(1, B, H))),
+    "h batch": (zeros(B, I), (zeros(2, H), zeros(B, H))),
+    "h size": (zeros(B, I), (zeros(B, 4), zeros(B, H))),
+    "c batch": (zeros(B, I), (zeros(B, H), zeros(2, H))),
+    "c size": (zeros(B, I), (zeros(B, H), zeros(B, 4))),
+}
+
+
+@every_route
+@pytest.mark.parametrize("name", CELL_CALLS)
+def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
+    if route.device != "cpu":
+        pytest.skip("the calls are of tensors on the CPU")
+    with pytest.raises((RuntimeError, ValueError)) as theirs:
+        module(route, nn.LSTMCell)(*CELL_CALLS[name])
+    with pytest.raises(theirs.type) as ours:
+        module(route, fastlstm.LSTMCell)(*CELL_CALLS[name])
+    assert str(ours.value) == str(theirs.value)

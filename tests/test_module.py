@@ -1,0 +1,508 @@
+"""fastlstm.LSTM and LSTMCell behave as torch.nn.LSTM and LSTMCell in every visible respect."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from samples import Route, every_route
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+
+import fastlstm
+from fastlstm import functional
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+OPTIONS = [
+    dict(zip(("num_layers", "bias", "batch_first", "bidirectional", "proj_size"), v, strict=True))
+    for v in itertools.product((1, 3), (True, False), (False, True), (False, True), (0, 2))
+]
+every_option = pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items())
+)
+
+
+def pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM, nn.LSTM]:
+    """The same LSTM twice: ours and torch's."""
+    options = {"dtype": torch.float64} | options
+    device = route.device if route else "cpu"
+    torch.manual_seed(0)
+    ours = fastlstm.LSTM(3, 5, **options, device=device)
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 5, **options, device=device)
+    if route:
+        ours.engine = route.engine
+    return ours, theirs
+
+
+def cells(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTMCell, nn.LSTMCell]:
+    options = {"dtype": torch.float64} | options
+    device = route.device if route else "cpu"
+    torch.manual_seed(0)
+    ours = fastlstm.LSTMCell(3, 5, **options, device=device)
+    torch.manual_seed(0)
+    theirs = nn.LSTMCell(3, 5, **options, device=device)
+    if route:
+        ours.engine = route.engine
+    return ours, theirs
+
+
+def draw(route: Route, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(route.device)
+
+
+def state(route: Route, module: nn.LSTM, *batch: int) -> tuple[Tensor, Tensor]:
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    sizes = (module.proj_size or module.hidden_size, module.hidden_size)
+    return tuple(draw(route, rows, *batch, size) for size in sizes)  # type: ignore[return-value]
+
+
+def tensors(result: Any) -> list[Tensor]:
+    output, (h_n, c_n) = result
+    return [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, *arguments: Any) -> None:
+    """Results, gradients of the parameters and of the arguments."""
+
+    def run(module: nn.Module) -> Any:
+        found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
+        leaves = [*module.parameters(), *(a for a in flat if a.is_leaf and a.requires_grad)]
+        return found, torch.autograd.grad(sum(r.sin().sum() for r in found), leaves)
+
+    flat = [
+        a.requires_grad_()
+        for argument in arguments
+        for a in (argument if isinstance(argument, tuple) else (argument,))
+        if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    found, expected = run(ours), run(theirs)
+    torch.testing.assert_close([*found[0]], [*expected[0]], **CLOSE)
+    torch.testing.assert_close(found[1], expected[1], **CLOSE)
+
+
+LSTMS = (fastlstm.LSTM, nn.LSTM)
+
+
+@every_route
+@every_option
+@pytest.mark.parametrize("with_state", [False, True])
+def test_every_option(route: Route, options: dict[str, Any], with_state: bool) -> None:
+    ours, theirs = pair(route, **options)
+    batched, unbatched = draw(route, 4, 2, 3), draw(route, 4, 3)
+    rows = 4 if options["batch_first"] else 2
+    assert_same(ours, theirs, batched, state(route, theirs, rows) if with_state else None)
+    assert_same(ours, theirs, unbatched, state(route, theirs) if with_state else None)
+
+
+@every_route
+@every_option
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted: bool) -> None:
+    ours, theirs = pair(route, **options)
+    lengths = torch.tensor([4, 3, 1] if enforce_sorted else [1, 4, 3])
+    x = draw(route, 3, 4, 3) if options["batch_first"] else draw(route, 4, 3, 3)
+    packed = pack_padded_sequence(x, lengths, options["batch_first"], enforce_sorted)
+    for hx in (None, state(route, theirs, 3)):
+        (found, found_state), (expected, expected_state) = ours(packed, hx), theirs(packed, hx)
+        assert isinstance(found, PackedSequence)
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, **CLOSE)
+        torch.testing.assert_close(found_state, expected_state, **CLOSE)
+
+
+@every_route
+def test_packed_sequence_of_one_row(route: Route) -> None:
+    ours, theirs = pair(route)
+    packed = pack_sequence([draw(route, 3, 3)])
+    torch.testing.assert_close(tensors(ours(packed)), tensors(theirs(packed)), **CLOSE)
+
+
+@every_route
+def test_inputs_of_any_strides(route: Route) -> None:
+    ours, theirs = pair(route, bidirectional=True, num_layers=2)
+    x = draw(route, 3, 2, 8)[..., ::2][..., :3].transpose(0, 1)
+    hx = tuple(draw(route, 5, 3, 8)[:4, :, :5] for _ in range(2))
+    assert not x.is_contiguous() and not hx[0].is_contiguous()
+    found, expected = ours(x, hx), theirs(x, hx)
+    torch.testing.assert_close(tensors(found), tensors(expected), **CLOSE)
+    expanded = draw(route, 1, 1, 3).expand(4, 3, 3)
+    torch.testing.assert_close(tensors(ours(expanded)), tensors(theirs(expanded)), **CLOSE)
+
+
+@every_route
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_empty_batch(route: Route, bidirectional: bool) -> None:
+    ours, theirs = pair(route, bidirectional=bidirectional, num_layers=2)
+    x = draw(route, 4, 0, 3)
+    for a, b in zip(tensors(ours(x)), tensors(theirs(x)), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+    ours(x.requires_grad_())[0].sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad.count_nonzero() == 0 for p in ours.parameters())
+
+
+@every_route
+def test_dropout(route: Route) -> None:
+    torch.manual_seed(0)
+    lstm = fastlstm.LSTM(3, 64, num_layers=2, dropout=0.5, dtype=torch.float64, device=route.device)
+    lstm.engine = route.engine
+    x = draw(route, 6, 4, 3)
+    assert torch.equal(lstm.eval()(x)[0], lstm(x)[0])
+    lstm.train()
+    torch.manual_seed(1)
+    first = lstm(x)[0]
+    assert not torch.equal(first, lstm(x)[0])
+    torch.manual_seed(1)
+    assert torch.equal(first, lstm(x)[0])
+    lstm.dropout = 1.0  # nothing but the biases of the second layer is left
+    zeros = torch.zeros_like(x)
+    bottom = functional.lstm(
+        torch.zeros(6, 4, 64).to(x), None, list(lstm.parameters())[4:], engine=route.engine
+    )
+    torch.testing.assert_close(lstm(zeros)[0], bottom[0], **CLOSE)
+
+
+@every_route
+@pytest.mark.parametrize("p", [0.3, 1.0])
+def test_dropout_draws_the_mask_of_torch(route: Route, p: float) -> None:
+    """On the CPU the layers of nn.LSTM draw dropout as here, so that a seed means the same."""
+    if route.device != "cpu":
+        pytest.skip("cuDNN draws dropout with a generator of its own")
+    ours, theirs = pair(route, num_layers=3, dropout=p, bidirectional=True)
+    x = draw(route, 4, 2, 3)
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        results.append(tensors(module(x)))
+    torch.testing.assert_close(*results, **CLOSE)
+
+
+@every_option
+def test_parameters_are_those_of_torch(options: dict[str, Any]) -> None:
+    ours, theirs = pair(**options)
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b) and a.requires_grad
+    assert repr(ours) == repr(theirs)
+    assert str(nn.Sequential(ours)) == str(nn.Sequential(theirs))
+    assert [[p.shape for p in w] for w in ours.all_weights] == [
+        [p.shape for p in w] for w in theirs.all_weights
+    ]
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert ours.state_dict()._metadata == theirs.state_dict()._metadata
+
+
+@every_option
+def test_state_dict_both_ways(options: dict[str, Any]) -> None:
+    ours, theirs = pair(**options)
+    torch.manual_seed(1)
+    for source, target in ((ours, theirs), (theirs, ours)):
+        source.reset_parameters()
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        file.seek(0)
+        target.load_state_dict(torch.load(file, weights_only=True))
+        x = torch.randn(3, 2, 3, dtype=torch.float64)
+        torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
+
+
+def test_constructor_errors_and_warnings() -> None:
+    for arguments in ((3, 0), (3, 5, 0), (3.0, 5), (3, 5, 1, 1), (3, 5, 1, True, 0)):
+        with pytest.raises((TypeError, ValueError)) as theirs:
+            nn.LSTM(*arguments)
+        with pytest.raises(theirs.type) as ours:
+            fastlstm.LSTM(*arguments)
+        assert str(ours.value) == str(theirs.value)
+    for options in ({"dropout": 2}, {"dropout": True}, {"proj_size": -1}, {"proj_size": 5}):
+        with pytest.raises(ValueError) as theirs:
+            nn.LSTM(3, 5, **options)
+        with pytest.raises(ValueError) as ours:
+            fastlstm.LSTM(3, 5, **options)
+        assert str(ours.value) == str(theirs.value)
+    with pytest.warns(UserWarning, match="num_layers greater than 1") as warned:
+        fastlstm.LSTM(3, 5, dropout=0.5)
+    assert len(warned) == 1
+
+
+@every_route
+@pytest.mark.parametrize("copies", ["pickle", "deepcopy", "torch.save"])
+def test_copies(route: Route, copies: str) -> None:
+    ours, _ = pair(route, num_layers=2, dropout=0.1, bidirectional=True)
+    ours.eval()
+    x = draw(route, 3, 2, 3)
+    expected = tensors(ours(x))
+    if copies == "pickle":
+        other = pickle.loads(pickle.dumps(ours))
+    elif copies == "deepcopy":
+        other = copy.deepcopy(ours)
+    else:
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert type(other) is fastlstm.LSTM and not other.training and repr(other) == repr(ours)
+    torch.testing.assert_close(tensors(other(x)), expected, rtol=0, atol=0)
+    with torch.no_grad():
+        other.weight_hh_l0.zero_()
+    assert not torch.equal(other(x)[0], expected[0])
+    torch.testing.assert_close(tensors(ours(x)), expected, rtol=0, atol=0)
+
+
+def test_pickles_from_before_projections() -> None:
+    ours, theirs = pair(num_layers=2)
+    old = ours.__getstate__()
+    assert "_flat_weight_refs" not in old
+    del old["proj_size"]
+    revived = fastlstm.LSTM.__new__(fastlstm.LSTM)
+    revived.__setstate__(old)
+    assert revived.proj_size == 0
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(tensors(revived(x)), tensors(theirs(x)), **CLOSE)
+
+
+def test_pickles_that_list_parameters() -> None:
+    """Ancient pickles held the parameters themselves in _all_weights."""
+    ours, theirs = pair(num_layers=2, bidirectional=True)
+    old = ours.__getstate__()
+    old["_all_weights"] = [[ours._parameters[n] for n in names] for names in old["_all_weights"]]
+    revived = fastlstm.LSTM.__new__(fastlstm.LSTM)
+    revived.__setstate__(old)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(tensors(revived(x)), tensors(theirs(x)), **CLOSE)
+
+
+@every_route
+def test_conversions_of_a_module(route: Route) -> None:
+    ours, theirs = pair(route)
+    x = draw(route, 3, 2, 3)
+    for convert in (lambda m: m.float(), lambda m: m.double(), lambda m: m.to(torch.float32)):
+        a, b = convert(ours), convert(theirs)
+        y = x.to(a.weight_ih_l0.dtype)
+        torch.testing.assert_close(tensors(a(y)), tensors(b(y)))
+    ours.share_memory()
+    ours.flatten_parameters()
+    assert ours.zero_grad() is None
+    ours.to_empty(device="cpu")
+
+
+@every_route
+def test_a_replaced_parameter_is_used(route: Route) -> None:
+    ours, theirs = pair(route)
+    x = draw(route, 3, 2, 3)
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        module.weight_ih_l0 = nn.Parameter(torch.randn(20, 3, dtype=torch.float64).to(x.device))
+    torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
+    assert ours._flat_weights[0] is ours.weight_ih_l0
+
+
+@every_route
+def test_functional_call(route: Route) -> None:
+    ours, theirs = pair(route, num_layers=2)
+    x = draw(route, 3, 2, 3)
+    torch.manual_seed(3)
+    other = {n: torch.randn_like(p) for n, p in ours.named_parameters()}
+    found = torch.func.functional_call(ours, other, (x,))
+    expected = torch.func.functional_call(theirs, other, (x,))
+    torch.testing.assert_close(tensors(found), tensors(expected), **CLOSE)
+    half = {n: p.float() for n, p in other.items()}
+    assert torch.func.functional_call(ours, half, (x.float(),))[0].dtype == torch.float32
+
+
+@every_route
+def test_parametrizations(route: Route) -> None:
+    ours, theirs = pair(route)
+    x = draw(route, 3, 2, 3)
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        parametrizations.weight_norm(module, "weight_hh_l0")
+        parametrizations.orthogonal(module, "weight_ih_l0")
+    assert_same(ours, theirs, x)
+    for module in (ours, theirs):
+        parametrize.remove_parametrizations(module, "weight_hh_l0")
+    torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
+
+
+@every_route
+def test_weight_drop_by_a_hook(route: Route) -> None:
+    """The usual recipe: the raw weight is a parameter, a hook sets the weight as an attribute."""
+    ours, theirs = pair(route)
+    x = draw(route, 3, 2, 3)
+
+    def drop(module: nn.Module, _: Any) -> None:
+        torch.manual_seed(5)
+        module.weight_hh_l0 = nn.functional.dropout(module.weight_hh_l0_raw, 0.5)
+
+    for module in (ours, theirs):
+        raw = module.weight_hh_l0
+        del module._parameters["weight_hh_l0"]
+        module.register_parameter("weight_hh_l0_raw", nn.Parameter(raw.detach()))
+        module.register_forward_pre_hook(drop)
+    assert_same(ours, theirs, x)
+
+
+@every_route
+def test_weight_tying(route: Route) -> None:
+    """One W_hh for two layers: its gradient is the sum of both."""
+    ours, theirs = pair(route, num_layers=2)
+    for module in (ours, theirs):
+        module.weight_hh_l1 = module.weight_hh_l0
+    assert len(list(ours.parameters())) == 7
+    assert_same(ours, theirs, draw(route, 4, 2, 3))
+
+
+def test_data_parallel_replicas() -> None:
+    """What DataParallel makes of a module, without the devices that it needs."""
+    ours, _ = pair(num_layers=2)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    replica = ours._replicate_for_data_parallel()
+    for name, parameter in ours._parameters.items():
+        setattr(replica, name, parameter.clone())
+    replica._parameters = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nn.LSTM warns of weights that are no contiguous chunk
+        found = replica(x)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), rtol=0, atol=0)
+    found[0].sum().backward()
+    assert all(p.grad is not None for p in ours.parameters())
+
+
+def test_data_parallel_wrapper() -> None:
+    ours, _ = pair()
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    found = nn.DataParallel(ours)(x)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), rtol=0, atol=0)
+
+
+@every_route
+def test_hooks_run(route: Route) -> None:
+    ours, _ = pair(route)
+    seen: list[str] = []
+    ours.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    ours.register_forward_hook(lambda *_: seen.append("forward"))
+    ours.register_full_backward_hook(lambda *_: seen.append("backward"))
+    ours(draw(route, 3, 2, 3).requires_grad_())[0].sum().backward()
+    assert seen == ["pre", "forward", "backward"]
+
+
+@every_route
+def test_state_carried_over_steps(route: Route) -> None:
+    ours, _ = pair(route, num_layers=2)
+    x = draw(route, 5, 2, 3)
+    expected, expected_state = ours(x)
+    hx, outputs = None, []
+    for t in range(5):
+        output, hx = ours(x[t : t + 1], hx)
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs), expected, **CLOSE)
+    torch.testing.assert_close(hx, expected_state, **CLOSE)
+
+
+@every_route
+def test_inference_mode_and_no_grad(route: Route) -> None:
+    ours, _ = pair(route)
+    x = draw(route, 3, 2, 3)
+    expected = tensors(ours(x))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = tensors(ours(x))
+        assert not any(t.requires_grad for t in found)
+        torch.testing.assert_close(found, [t.detach() for t in expected], rtol=0, atol=0)
+
+
+@every_route
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtypes_of_results(route: Route, dtype: torch.dtype) -> None:
+    ours, _ = pair(route, dtype=dtype, bidirectional=True, proj_size=2, num_layers=2)
+    x = draw(route, 3, 2, 3).to(dtype).requires_grad_()
+    found = tensors(ours(x))
+    assert all(t.dtype == dtype and t.device.type == route.device for t in found)
+    sum(t.sum() for t in found).backward()
+    assert all(p.grad.dtype == dtype for p in [x, *ours.parameters()])
+
+
+@every_route
+@pytest.mark.parametrize("bias", [False, True])
+def test_cell(route: Route, bias: bool) -> None:
+    ours, theirs = cells(route, bias=bias)
+    for batch in ((), (1,), (4,), (0,)):
+        x, h, c = (draw(route, *batch, size) for size in (3, 5, 5))
+        assert_same(ours, theirs, x, (h, c))
+        assert_same(ours, theirs, x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_cell_parameters_are_those_of_torch(bias: bool) -> None:
+    ours, theirs = cells(bias=bias)
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    theirs.reset_parameters()
+    ours.load_state_dict(theirs.state_dict())
+    other = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(other(x), theirs(x), **CLOSE)
+
+
+@every_route
+def test_cell_over_time_is_the_module(route: Route) -> None:
+    lstm, _ = pair(route)
+    cell, _ = cells(route)
+    x = draw(route, 5, 2, 3)
+    hx, outputs = None, []
+    for t in range(5):
+        hx = cell(x[t], hx)
+        outputs.append(hx[0])
+    output, (h_n, c_n) = lstm(x)
+    torch.testing.assert_close(torch.stack(outputs), output, **CLOSE)
+    torch.testing.assert_close(hx, (h_n[0], c_n[0]), **CLOSE)
+
+
+@every_route
+def test_cell_functional_call_and_parametrization(route: Route) -> None:
+    ours, theirs = cells(route)
+    x = draw(route, 4, 3)
+    other = {n: torch.randn_like(p) for n, p in ours.named_parameters()}
+    found, expected = (torch.func.functional_call(m, other, (x,)) for m in (ours, theirs))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    for module in (ours, theirs):
+        parametrizations.weight_norm(module, "weight_hh")
+    assert_same(ours, theirs, x)
+
+
+@every_route
+def test_functional_is_the_module(route: Route) -> None:
+    ours, _ = pair(route, num_layers=2, bidirectional=True, proj_size=2)
+    x = draw(route, 3, 4, 3)
+    weights = list(ours.parameters())
+    options = {"num_layers": 2, "bidirectional": True, "engine": route.engine}
+    assert_equal = {"rtol": 0, "atol": 0}
+    found = functional.lstm(x, None, weights, **options)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), **assert_equal)
+    ours.batch_first = True
+    found = functional.lstm(x, None, weights, batch_first=True, **options)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), **assert_equal)
+    packed = pack_padded_sequence(x, torch.tensor([3, 2, 2, 1]))
+    found = functional.lstm(packed.data, None, weights, batch_sizes=packed.batch_sizes, **options)
+    torch.testing.assert_close(tensors(found), tensors(ours(packed)), **assert_equal)
+
+
+@every_route
+def test_functional_cell_is_torch_lstm_cell(route: Route) -> None:
+    x, h, c = (draw(route, 4, size) for size in (3, 5, 5))
+    weights = [draw(route, *s) for s in ((20, 3), (20, 5), (20,), (20,))]
+    for count in (2, 4):
+        found = functional.lstm_cell(x, (h, c), *weights[:count], engine=route.engine)
+        expected = torch.lstm_cell(x, (h, c), *weights[:count])
+        torch.testing.assert_close(found, expected, **CLOSE)
