@@ -142,9 +142,10 @@ def extension(kinds):
         sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
         macros, new_extension = [("FASTLSTM_WITH_CUDA", None)], cpp_extension.CUDAExtension
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-    # gcc's array-bounds errs on a std::vector<bool> of torch's headers.
+    # gcc 12 errs about a std::vector<bool> of torch that it inlines into our code.
+    gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]
     torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    warnings = ["-Wall", "-Wextra", "-Wno-array-bounds", *torch_headers]
+    warnings = ["-Wall", "-Wextra", *torch_headers, *gcc_errs]
     # cpp_extension takes the operators of the 16-bit types away, bare nvcc has them.
     taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
