@@ -90,7 +90,8 @@ endef
 $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
-$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(TORCH)
+# The folders stand for files that came or went.
+$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) csrc csrc/cpu csrc/cuda $(TORCH)
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
 	$(PYTHON) -m fastlstm
