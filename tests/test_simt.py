@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(
 
 
 def run(*command, **kwargs):
-    return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          **kwargs)
+    return subprocess.run(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+    )
 
 
 @functools.cache
@@ -34,6 +35,7 @@ def build(target="all"):
     return done.returncode, done.stdout
 
 
+@functools.cache
 def cases():
     """Names of the native cases, or none where they cannot be built: then test_builds says why."""
     if MISSING or build()[0] != 0:
@@ -67,28 +69,72 @@ def test_sanitized():
     assert planted.returncode != 0 and "heap-buffer-overflow" in planted.stdout, planted.stdout
 
 
-# A fault planted in one line: (file under csrc, line, what it becomes, cases that must fail).
-STEPWISE = "stepwise/float32/"
+# Faults planted in one place: what becomes what, in which file under csrc/cuda, built with which
+# .cu file, and the cases that must fail.
+STEPWISE, FFMA, TF32, BF16 = (
+    "stepwise/float32/", "persistent/float32/", "persistent/tf32/", "persistent/bfloat16/")
+FORWARD, BACKWARD, TILE = "persistent_forward.cu", "persistent_backward.cu", "persistent_tile.h"
 MUTANTS = {
     "rows beyond the grid are left out": (
-        "cuda/stepwise.cu", "row += rows_per_grid", "row += step.rows",
-        ["stepwise/more rows than a grid is high"],
-    ),
+        "stepwise.cu", "stepwise.cu", "row += rows_per_grid", "row += step.rows",
+        ["stepwise/more rows than a grid is high"]),
     "a reset is ignored": (
-        "cuda/stepwise.cu", "forward_unit(step, row, unit, is_reset(step, row))",
-        "forward_unit(step, row, unit, false)", [STEPWISE + "reset"],
-    ),
+        "stepwise.cu", "stepwise.cu", "forward_unit(step, row, unit, is_reset(step, row))",
+        "forward_unit(step, row, unit, false)", [STEPWISE + "reset"]),
     "gradients cross a reset": (
-        "cuda/stepwise.cu", "is_reset(step, row), starts_here", "false, starts_here",
-        [STEPWISE + "reset"],
-    ),
+        "stepwise.cu", "stepwise.cu", "is_reset(step, row), starts_here", "false, starts_here",
+        [STEPWISE + "reset"]),
     "a row that starts late forgets c_0": (
-        "cuda/stepwise.cu", "starts_here(step, row)", "step.prev_rows == 0",
-        [STEPWISE + "packed reverse"],
-    ),
+        "stepwise.cu", "stepwise.cu", "starts_here(step, row)", "step.prev_rows == 0",
+        [STEPWISE + "packed reverse"]),
     "dead rows go on": (
-        "cuda/stepwise.cu", "if (is_live(step, row))", "if (true)", [STEPWISE + "lengths"],
-    ),
+        "stepwise.cu", "stepwise.cu", "if (is_live(step, row))", "if (true)",
+        [STEPWISE + "lengths"]),
+    "persistent: no barrier before the sums": (
+        FORWARD, FORWARD, """aligned);
+      }
+      __syncthreads();""", "aligned);\n      }", [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent: no barrier after the step": (
+        FORWARD, FORWARD, """      __syncthreads();
+    }
+    block.publish""", "    }\n    block.publish", [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent: nobody waits": (
+        FORWARD, FORWARD, "if (!waited) block.wait(n);", "", [FFMA + "two parts"]),
+    "persistent: waits for the step before": (
+        FORWARD, FORWARD, "block.wait(n)", "block.wait(n - 1)", [FFMA + "two parts"]),
+    "persistent: waits for too few neighbours": (
+        FORWARD, TILE, "(end - 1) % hidden / kUnits + 1", "(end - 1) % hidden / kUnits",
+        [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent: only some lanes know that the neighbours are done": (
+        FORWARD, TILE, "static_cast<unsigned>(step));\n    __syncwarp();",
+        "static_cast<unsigned>(step));", [FFMA + "two parts"]),
+    "persistent: publishes nothing": (
+        FORWARD, FORWARD, "block.publish(n + 1)", "block.publish(n)", [FFMA + "two parts"]),
+    "persistent: no warp barrier around the stage": (
+        FORWARD, TILE, "bits_as<float>(vectors[a].word[j]);\n        __syncwarp();",
+        "bits_as<float>(vectors[a].word[j]);", [FFMA + "two parts"]),
+    "persistent: fragments of the lower rows swapped": (
+        FORWARD, TILE, "kRegisters == 4 ? r / 2 : r", "kRegisters == 4 ? 1 - r / 2 : r",
+        [TF32 + "two parts", BF16 + "two parts"]),
+    "persistent: no rounding to TF32": (
+        FORWARD, TILE, "return to_tf32(bits_as<float>(word));", "return word;",
+        ["persistent/tf32 rounds its factors"]),
+    "persistent: the forget gate takes the input gate's sum": (
+        FORWARD, FORWARD, "x[item].f + block.product(row, kUnits + unit)",
+        "x[item].f + block.product(row, unit)", [BF16 + "two parts"]),
+    "persistent: a row that starts late forgets h_0": (
+        FORWARD, FORWARD, "block.is_first_step(t, i)\n", "n == 0\n",
+        [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),
+    "persistent backward: no barrier after the step": (
+        BACKWARD, BACKWARD, """      __syncthreads();
+    }
+    block.publish""", "    }\n    block.publish", [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent backward: gradients cross a reset": (
+        BACKWARD, BACKWARD, " && !block.is_reset(t_next, i)", "", [FFMA + "resets"]),
+    "persistent backward: nobody waits before dL/dh_0": (
+        BACKWARD, BACKWARD, "block.wait(steps);", "", [FFMA + "two parts"]),
+    "persistent backward: waits for the wrong neighbours": (
+        BACKWARD, TILE, "begin % hidden <= (end - 1) % hidden", "true", [FFMA + "deep"]),
 }
 
 
@@ -96,19 +142,20 @@ MUTANTS = {
 def test_mutant_is_caught(mutant, tmp_path):
     status, output = build()
     assert status == 0, output
-    name, line, fault, expected_failures = MUTANTS[mutant]
+    compiled, name, line, fault, expected_failures = MUTANTS[mutant]
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    source = tmp_path / "csrc" / name
-    text = source.read_text()
+    cuda = tmp_path / "csrc/cuda"
+    text = (cuda / name).read_text()
     assert line in text, f"{name} no longer holds {line!r}"
-    source.write_text(text.replace(line, fault))
-    done = run(*CXX, "-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", "-DFASTLSTM_EMULATOR",
-               f"-I{SIMT}", f"-I{source.parent}", "-x", "c++", "-c", str(source),
+    (cuda / name).write_text(text.replace(line, fault))
+    done = run(*CXX, "-std=c++17", "-O0", "-w", "-U_FORTIFY_SOURCE", "-DFASTLSTM_EMULATOR",
+               f"-I{SIMT}", f"-I{cuda}", "-x", "c++", "-c", str(cuda / compiled),
                "-o", str(tmp_path / "mutant.o"))
     assert done.returncode == 0, done.stdout
-    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.name != source.name + ".o"]
-    done = run(*CXX, *others, str(tmp_path / "mutant.o"), "-o", str(tmp_path / "mutant"))
+    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.name != compiled + ".o"]
+    done = run(*CXX, str(tmp_path / "mutant.o"), *others, "-o", str(tmp_path / "mutant"))
     assert done.returncode == 0, done.stdout
     for case in expected_failures:
+        assert case in cases()
         done = run(str(tmp_path / "mutant"), case, timeout=120)
         assert done.returncode != 0, f"{case} passes with the fault planted"

@@ -2,19 +2,42 @@
 // FASTLSTM_EMULATOR a C++ compiler gets their twins on the CPU (tests/simt/simt.h), so that the
 // same .cu files run under a debugger, ASan or UBSan on a machine without a GPU.
 #pragma once
+#include <cstdint>
+#include <cstring>
+
 #include "dtypes.h"
 
-#if !defined(FASTLSTM_EMULATOR)
+#if defined(FASTLSTM_EMULATOR)
+#include "simt_mma.h"
+#else
 #include <cuda_runtime.h>
+
+#include <cstdio>
 #endif
 
 namespace fastlstm {
+
+// Sixteen bytes: 4 floats or 8 16-bit values, as one load brings them.
+struct alignas(16) Words {
+  uint32_t word[4];
+};
 
 // Lets the kernel's own signature decide the types of the arguments.
 template <typename P>
 struct Parameter {
   using type = P;
 };
+
+// launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
+// which is refused.
+//
+// Data that blocks exchange inside a kernel: store_exchanged writes it, store_release publishes
+// what the block has written before its last __syncthreads(), wait_until_at_least sees that, and
+// load_exchanged then reads from L2. Such memory is never read through const __restrict__ or
+// __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
+//
+// mma_*: d += a b, one 16x8x16 (16-bit) or 16x8x8 (TF32) tile per warp; register layouts as in the
+// PTX manual, "Matrix Fragments for mma".
 
 #if defined(FASTLSTM_EMULATOR)
 
@@ -25,14 +48,111 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
                       [=] { kernel(arguments...); });
 }
 
+template <typename... P>
+cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                               cudaStream_t, typename Parameter<P>::type... arguments) {
+  return simt::launch(grid, block, shared_bytes, simt::kAllBlocks, [=] { kernel(arguments...); });
+}
+
+inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
+
+template <typename T>
+void store_exchanged(T* address, T value) {
+  simt::exchange_store(address, value);
+}
+template <typename T>
+T load_exchanged(const T* address) {
+  return simt::exchange_load(address);
+}
+using simt::mma_bfloat16;
+using simt::mma_float16;
+using simt::mma_tf32;
+using simt::store_release;
+using simt::to_tf32;
+using simt::wait_until_at_least;
+
 #else
 
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
 }
+
+template <typename... P>
+cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                               cudaStream_t stream, typename Parameter<P>::type... arguments) {
+  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shared_bytes));
+  if (error == cudaSuccess) {
+    void* pointers[] = {&arguments...};
+    error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                        pointers, shared_bytes, stream);
+  }
+  if (error != cudaSuccess) cudaGetLastError();  // the caller has it; leave none behind
+  return error;
+}
+
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+
+template <typename T>
+__device__ inline void store_exchanged(T* address, T value) {
+  *address = value;
+}
+
+template <typename T>
+__device__ inline T load_exchanged(const T* address) {
+  if constexpr (sizeof(T) == 16) {
+    const uint4 loaded = __ldcg(reinterpret_cast<const uint4*>(address));
+    return {loaded.x, loaded.y, loaded.z, loaded.w};
+  } else {
+    return __ldcg(address);
+  }
+}
+
+__device__ inline void store_release(unsigned* flag, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+__device__ inline void wait_until_at_least(const unsigned* flag, unsigned value) {
+  unsigned seen;
+#if defined(FASTLSTM_SPIN_LIMIT)
+  long long spins = 0;
+#endif
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+#if defined(FASTLSTM_SPIN_LIMIT)
+    if (++spins > FASTLSTM_SPIN_LIMIT) {
+      printf("fastlstm: block %u waits for step %u, a neighbour is at %u\n", blockIdx.x, value,
+             seen);
+      __trap();
+    }
+#endif
+  } while (seen < value);
+}
+
+// Round to nearest, ties away from zero, to the 10 mantissa bits of TF32.
+__device__ inline uint32_t to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+
+#define FASTLSTM_MMA(name, instruction)                                                      \
+  __device__ inline void name(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {     \
+    asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1)); \
+  }
+FASTLSTM_MMA(mma_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+FASTLSTM_MMA(mma_float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+FASTLSTM_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef FASTLSTM_MMA
 
 #endif
 

@@ -1,0 +1,76 @@
+// The persistent engine's border: everything one launch reads and writes. R flat rows in time
+// order: R = T * B, or the length of the packed data. T is float, bfloat16 or float16; the cell
+// state is float. Pointers are to contiguous rows; only `output` and `d_output` have a row stride,
+// since both directions share them.
+#pragma once
+#include <cstdint>
+
+#include "dtypes.h"
+#include "plan.h"
+
+namespace fastlstm {
+
+// Which batch row is alive when, and where its flat row lies.
+struct Sequence {
+  int steps, batch, hidden_size;
+  const int64_t* lengths;  // [B] steps of each batch row, or nullptr: all of them
+  const int64_t* offsets;  // [T] packed data: first flat row of a step; nullptr: t * B
+  const int64_t* order;    // [B] batch rows, longest first, so that short ones share a tile and
+                           // leave it early; or nullptr: as they are (packed data is sorted)
+  const bool* reset;       // [T,B] state is zeroed before that step; or nullptr
+};
+
+template <typename T>
+struct ForwardDirection {
+  const T* w_hh;     // [4H,H]
+  const T* h_0;      // [B,H]
+  const float* c_0;  // [B,H]
+  T* gates;          // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
+  T* output;         // [R,H]  h_t, 0 at dead positions; blocks exchange h through it
+  float* cells;      // [R,H]  c_t, or nullptr
+  T* h_n;            // [B,H]  holds h_0 on entry: rows of length 0 keep it
+  float* c_n;        // [B,H]  likewise c_0
+};
+
+template <typename T>
+struct PersistentForward {
+  Sequence sequence;
+  ForwardDirection<T> direction[2];  // the second walks in reverse
+  bool first_reverse;                // a launch of one direction: whether it is the reverse one
+  bool save_gates;
+  int64_t output_stride;
+  unsigned* flags;  // [directions * row_groups * unit_blocks], 0 on entry
+};
+
+template <typename T>
+struct BackwardDirection {
+  const T* w_hh;         // [4H,H]
+  const float* c_0;      // [B,H]
+  const T* gates;        // [R,4H] activated
+  const float* cells;    // [R,H]
+  const T* d_output;     // [R,H] or nullptr: 0
+  const float* d_cells;  // [R,H] or nullptr: 0
+  T* d_gates;            // [R,4H] out, 0 at dead positions; blocks exchange dh through it
+  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out
+  float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out
+};
+
+template <typename T>
+struct PersistentBackward {
+  Sequence sequence;
+  BackwardDirection<T> direction[2];
+  bool first_reverse;
+  int64_t d_output_stride;
+  unsigned* flags;
+};
+
+// Walks the whole sequence in one cooperative launch, divided as planned for `task`.
+// cudaErrorCooperativeLaunchTooLarge (or another error of the launch) means that nothing ran.
+template <typename T>
+cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
+                                      const Tiling& tiling, cudaStream_t stream);
+template <typename T>
+cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
+                                       const Tiling& tiling, cudaStream_t stream);
+
+}  // namespace fastlstm

@@ -1,0 +1,383 @@
+// What the forward and the backward walk of the persistent engine share: a block's rows, its slice
+// of W_hh in shared memory, and the product of that slice with vectors that other blocks wrote.
+//
+//   partial[w][b][r] = sum over the w-th eighth of k of  slice[r][k] * vector[b][k]
+//
+// r counts the block's kRows matrix rows, b the kTile batch rows of a pass, w the warps. K is
+// always split 8 ways in whole chunks and summed in the same order, so the result of a row depends
+// neither on the division of the work nor on the other rows.
+//
+// A chunk is 64 bytes of every vector: lane 4 g + q loads the 16 bytes at 16 q of batch row g.
+// These four words are the B operands of two mma steps without any shuffling, because the order of
+// k within a chunk is free as long as the slice is stored in the same one (Fragments::place).
+#pragma once
+#include <type_traits>
+
+#include "../lstm_math.h"
+#include "device.h"
+#include "persistent.h"
+
+namespace fastlstm {
+
+template <typename To, typename From>
+FASTLSTM_HD To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+FASTLSTM_HD uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+
+// --- the kinds of arithmetic ---------------------------------------------------------------------
+// word(): a weight or two as the mma wants them; operand(): a loaded word likewise.
+
+struct BFloat16Mma {
+  using T = bfloat16;
+  static __device__ uint32_t operand(uint32_t word) { return word; }
+  static __device__ void mma(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {
+    mma_bfloat16(d, a, b0, b1);
+  }
+};
+
+struct Float16Mma {
+  using T = float16;
+  static __device__ uint32_t operand(uint32_t word) { return word; }
+  static __device__ void mma(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {
+    mma_float16(d, a, b0, b1);
+  }
+};
+
+struct Tf32Mma {
+  using T = float;
+  static __device__ uint32_t operand(uint32_t word) { return to_tf32(bits_as<float>(word)); }
+  static __device__ void mma(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {
+    mma_tf32(d, a, b0, b1);
+  }
+};
+
+// IEEE float32 without tensor cores.
+struct Ffma {
+  using T = float;
+  static __device__ uint32_t operand(uint32_t word) { return word; }
+};
+
+template <typename T>
+constexpr int kPerWord = 4 / sizeof(T);
+template <typename T>
+constexpr int kPerChunk = kChunkBytes / sizeof(T);
+
+// --- loading what other blocks wrote
+// ---------------------------------------------------------------
+
+// Values k .. k + 16 bytes of a vector of `depth` values; zeros beyond it and for nullptr.
+// `aligned`: vectors start, and end, at multiples of 16 bytes.
+template <typename T>
+__device__ Words load_words(const T* vector, int k, int depth, bool aligned) {
+  Words words = {{0, 0, 0, 0}};
+  if (!vector || k >= depth) return words;
+  if (aligned) return load_exchanged(reinterpret_cast<const Words*>(vector + k));
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (sizeof(T) == 4) {
+      if (k + j < depth) words.word[j] = bits_as<uint32_t>(load_exchanged(vector + k + j));
+    } else {
+      const int i = k + 2 * j;
+      const uint16_t low = i < depth ? bits_as<uint16_t>(load_exchanged(vector + i)) : 0;
+      const uint16_t high = i + 1 < depth ? bits_as<uint16_t>(load_exchanged(vector + i + 1)) : 0;
+      words.word[j] = pack(low, high);
+    }
+  }
+  return words;
+}
+
+// --- the slice of W_hh
+// -------------------------------------------------------------------------------
+
+// Where the words of the slice lie. mma: [row tile][chunk][step 0, 1][lane][register], so that a
+// lane reads a fragment at once; a tile of only 8 rows leaves out the registers of the others.
+// FFMA: [word][row], so that lanes read neighbouring rows.
+template <class P, int kRows>
+struct Fragments {
+  static constexpr int kRegisters = kRows == 8 ? 2 : 4;
+  static constexpr int kTiles = kRows == 8 ? 1 : kRows / 16;
+
+  // Row and K word of the i-th stored word.
+  static __device__ void place(int i, int chunks, int& row, int& word) {
+    const int r = i % kRegisters, lane = i / kRegisters % 32, step = i / (kRegisters * 32) % 2;
+    const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
+    const bool lower_rows = kRegisters == 4 && r % 2 == 1;
+    const int high = kRegisters == 4 ? r / 2 : r;
+    row = 16 * tile + lane / 4 + 8 * lower_rows;
+    word = 16 * chunk + 4 * (lane % 4) + 2 * step + high;
+  }
+
+  static __device__ Words load(const uint32_t* slice, int chunks, int tile, int chunk, int step,
+                               int lane) {
+    const int i = (((tile * chunks + chunk) * 2 + step) * 32 + lane) * kRegisters;
+    if constexpr (kRegisters == 4) return *reinterpret_cast<const Words*>(slice + i);
+    return {{slice[i], 0, slice[i + 1], 0}};
+  }
+};
+
+template <int kRows>
+struct Fragments<Ffma, kRows> {
+  static __device__ void place(int i, int, int& row, int& word) {
+    row = i % kRows;
+    word = i / kRows;
+  }
+};
+
+// Fills the slice; element(row, k) is its value, or 0 beyond the matrix.
+template <class P, int kRows, typename Element>
+__device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {
+  const int count = kRows * chunks * 16;
+#if !defined(FASTLSTM_EMULATOR)
+#pragma unroll 8
+#endif
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    int row, word;
+    Fragments<P, kRows>::place(i, chunks, row, word);
+    if constexpr (sizeof(typename P::T) == 4)
+      slice[i] = P::operand(bits_as<uint32_t>(element(row, word)));
+    else
+      slice[i] = pack(bits_as<uint16_t>(element(row, 2 * word)),
+                      bits_as<uint16_t>(element(row, 2 * word + 1)));
+  }
+}
+
+// --- the product
+// -------------------------------------------------------------------------------------
+
+constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
+
+// A warp's part: chunks first .. last - 1. source[j]: this lane's vector (batch row 8 j + lane / 4
+// of the pass), or nullptr for zeros.
+template <class P, int kRows, int kTile>
+struct Product {
+  using T = typename P::T;
+  using F = Fragments<P, kRows>;
+  static constexpr int kColumns = kTile / 8;
+  static constexpr int kAhead = 8 / kColumns;  // chunks whose loads are in flight together
+
+  static __device__ void run(const uint32_t* slice, int chunks, int first, int last,
+                             const T* const (&source)[kColumns], int depth, bool aligned,
+                             float* partial, float* /*stage*/) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    float sum[F::kTiles][kColumns][4] = {};
+    for (int begin = first; begin < last; begin += kAhead) {
+      Words vectors[kAhead][kColumns];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const int k = (begin + a) * kPerChunk<T> + q * (kPerChunk<T> / 4);
+          vectors[a][j] = load_words(begin + a < last ? source[j] : nullptr, k, depth, aligned);
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        if (begin + a >= last) break;
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+#pragma unroll
+          for (int m = 0; m < F::kTiles; ++m) {
+            const Words weights = F::load(slice, chunks, m, begin + a, step, lane);
+#pragma unroll
+            for (int j = 0; j < kColumns; ++j)
+              P::mma(sum[m][j], weights, P::operand(vectors[a][j].word[2 * step]),
+                     P::operand(vectors[a][j].word[2 * step + 1]));
+          }
+        }
+      }
+    }
+    constexpr int stride = partial_stride(kRows);
+#pragma unroll
+    for (int m = 0; m < F::kTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        float* column = partial + (8 * j + 2 * q) * stride + 16 * m + g;
+        column[0] = sum[m][j][0];
+        column[stride] = sum[m][j][1];
+        if (kRows == 8) continue;
+        column[8] = sum[m][j][2];
+        column[stride + 8] = sum[m][j][3];
+      }
+    }
+  }
+};
+
+// Lanes lie along the matrix rows, and where those are fewer than 32, along the batch rows too.
+template <int kRows, int kTile>
+struct Product<Ffma, kRows, kTile> {
+  static_assert(kTile == 8, "one tile");
+  static constexpr int kAcross = kRows < 32 ? kRows : 32;  // lanes along the matrix rows
+  static constexpr int kPerLane = kRows / kAcross;         // matrix rows of a lane
+  static constexpr int kBatch = kTile * kAcross / 32;      // batch rows of a lane
+  static constexpr int kStageStride = 12;                  // 8 batch rows, padded
+  static constexpr int kAhead = 4;
+  struct alignas(kBatch < 4 ? 8 : 16) Group {
+    float value[kBatch];
+  };
+
+  static __device__ void run(const uint32_t* slice, int /*chunks*/, int first, int last,
+                             const float* const (&source)[1], int depth, bool aligned,
+                             float* partial, float* stage) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int row = lane % kAcross, batch = lane / kAcross * kBatch;
+    const float* weights = reinterpret_cast<const float*>(slice) + row;
+    float sum[kPerLane][kBatch] = {};
+    for (int begin = first; begin < last; begin += kAhead) {
+      Words vectors[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        vectors[a] = load_words(begin + a < last ? source[0] : nullptr, (begin + a) * 16 + 4 * q,
+                                depth, aligned);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        if (begin + a >= last) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          stage[(4 * q + j) * kStageStride + g] = bits_as<float>(vectors[a].word[j]);
+        __syncwarp();
+        for (int k = 0; k < 16; ++k) {
+          const float* w = weights + ((begin + a) * 16 + k) * kRows;
+          const Group v = *reinterpret_cast<const Group*>(stage + k * kStageStride + batch);
+#pragma unroll
+          for (int r = 0; r < kPerLane; ++r) {
+#pragma unroll
+            for (int b = 0; b < kBatch; ++b) sum[r][b] += w[r * kAcross] * v.value[b];
+          }
+        }
+        __syncwarp();
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b)
+        partial[(batch + b) * partial_stride(kRows) + row + r * kAcross] = sum[r][b];
+    }
+  }
+};
+
+// --- a block
+// -----------------------------------------------------------------------------------------
+
+// Which part of the work a block has, and its shared memory.
+template <class P, int kRows, int kUnits, int kTile>
+struct Block {
+  using T = typename P::T;
+
+  const Sequence& sequence;
+  const Tiling& tiling;
+  int direction, group, part;  // part: which units
+  bool reverse;
+  int first_unit, units;  // units < kUnits in the last part
+  int passes;
+  int depth, chunks;  // of the vectors that the slice is multiplied with
+  int lane, warp, first_chunk, last_chunk;
+  int first_neighbour, last_neighbour;  // the parts whose results this warp reads
+  unsigned* flags;                      // of this group
+  uint32_t* slice;
+  float *stage, *partials, *state;
+  int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
+
+  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse,
+                   unsigned* all_flags, int depth)
+      : sequence(sequence), tiling(tiling), depth(depth) {
+    part = blockIdx.x % tiling.unit_blocks;
+    group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
+    direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
+    reverse = first_reverse || direction == 1;
+    flags = all_flags + (direction * tiling.row_groups + group) * tiling.unit_blocks;
+    first_unit = part * kUnits;
+    units = sequence.hidden_size - first_unit < kUnits ? sequence.hidden_size - first_unit : kUnits;
+    passes = (tiling.group_rows + kTile - 1) / kTile;
+    chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
+    lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
+    find_neighbours();
+
+    slice = reinterpret_cast<uint32_t*>(shared_memory());
+    stage = reinterpret_cast<float*>(slice + kRows * chunks * 16) + warp * kStageFloats;
+    partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
+    if (std::is_same<P, Ffma>::value) partials += kWarps * kStageFloats;
+    state = partials + kWarps * kTile * partial_stride(kRows);
+    batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
+    length = batch_row + tiling.group_rows;
+
+    for (int i = threadIdx.x; i < tiling.group_rows; i += kThreads) {
+      const int position = group + tiling.row_groups * i;
+      const bool exists = position < sequence.batch;
+      const int row =
+          exists && sequence.order ? static_cast<int>(sequence.order[position]) : position;
+      batch_row[i] = row;
+      length[i] = !exists            ? -1
+                  : sequence.lengths ? static_cast<int>(sequence.lengths[row])
+                                     : sequence.steps;
+    }
+  }
+
+  // k counts units, or in backward all four gates of them one after the other.
+  __device__ void find_neighbours() {
+    const int hidden = sequence.hidden_size;
+    const int begin = first_chunk * kPerChunk<T>;
+    const int end = last_chunk * kPerChunk<T> < depth ? last_chunk * kPerChunk<T> : depth;
+    first_neighbour = 0, last_neighbour = tiling.unit_blocks;
+    if (end <= begin) {
+      last_neighbour = 0;
+    } else if (end - begin <= hidden && begin % hidden <= (end - 1) % hidden) {
+      first_neighbour = begin % hidden / kUnits;
+      last_neighbour = (end - 1) % hidden / kUnits + 1;
+    }
+  }
+
+  __device__ int64_t flat_row(int t, int i) const {
+    const int64_t offset = sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
+    return offset + batch_row[i];
+  }
+
+  __device__ bool is_live(int t, int i) const { return i < tiling.group_rows && t < length[i]; }
+  // Dead positions exist in padded data only.
+  __device__ bool is_padding(int t, int i) const {
+    return !sequence.offsets && i < tiling.group_rows && length[i] >= 0 && t >= length[i];
+  }
+  __device__ bool is_reset(int t, int i) const {
+    return sequence.reset && sequence.reset[int64_t(t) * sequence.batch + batch_row[i]];
+  }
+  __device__ bool is_first_step(int t, int i) const { return t == (reverse ? length[i] - 1 : 0); }
+  __device__ bool is_last_step(int t, int i) const { return t == (reverse ? 0 : length[i] - 1); }
+
+  // Whether any row of a pass is alive: the same answer for the whole block.
+  __device__ bool pass_is_live(int t, int pass) const {
+    for (int i = pass * kTile; i < (pass + 1) * kTile && i < tiling.group_rows; ++i)
+      if (t < length[i]) return true;
+    return false;
+  }
+
+  // Until the neighbours have published `step` steps.
+  __device__ void wait(int step) const {
+    for (int p = first_neighbour + lane; p < last_neighbour; p += 32)
+      wait_until_at_least(flags + p, static_cast<unsigned>(step));
+    __syncwarp();
+  }
+
+  // After a __syncthreads() that follows the last store of the step.
+  __device__ void publish(int step) const {
+    if (threadIdx.x == 0) store_release(flags + part, static_cast<unsigned>(step));
+  }
+
+  __device__ void multiply(const T* const (&source)[kTile / 8], bool aligned) const {
+    Product<P, kRows, kTile>::run(slice, chunks, first_chunk, last_chunk, source, depth, aligned,
+                                  partials + warp * kTile * partial_stride(kRows), stage);
+  }
+
+  // Batch row b of the pass, matrix row r.
+  __device__ float product(int b, int r) const {
+    float sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += partials[(w * kTile + b) * partial_stride(kRows) + r];
+    return sum;
+  }
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,215 @@
+// Which engine walks a layer on which device, and how the persistent engine divides the work. Plain
+// C++ without CUDA: the tests ask it about devices that are not here.
+//
+// The persistent engine gives every block `units` hidden units and a group of batch rows. A block
+// keeps its slice of W_hh in shared memory for the whole sequence; in each step it multiplies the
+// slice with the state of all units, which its neighbours (same rows, other units) computed in the
+// step before. So fewer units a block mean less arithmetic per block and more blocks to wait for.
+//
+// Times are predictions from data sheets and arithmetic, to be refitted on a GPU; nothing here was
+// measured.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+namespace fastlstm {
+
+enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
+constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
+constexpr int kStageFloats = 16 * 12;  // per warp, of the FFMA path
+
+struct CudaDevice {
+  int sm_count;
+  int capability;        // 10 * major + minor
+  int64_t shared_bytes;  // a block may ask for
+  double clock_ghz, l2_gb_per_s;
+  int mma_per_clock;  // 16-bit multiply-adds of an SM per clock; half of it with TF32
+
+  // From the data sheets of the largest part of a generation.
+  static CudaDevice of(int sm_count, int capability) {
+    const int64_t kib = 1024;
+    if (capability >= 120) return {sm_count, capability, 99 * kib, 2.4, 5000, 512};
+    if (capability >= 100) return {sm_count, capability, 227 * kib, 1.9, 8000, 2048};
+    if (capability >= 90) return {sm_count, capability, 227 * kib, 1.75, 5500, 1024};
+    if (capability == 80) return {sm_count, capability, 163 * kib, 1.41, 4000, 1024};
+    if (capability >= 80) return {sm_count, capability, 99 * kib, 1.7, 3000, 512};
+    return {sm_count, capability, 48 * kib, 1.5, 1500, 512};
+  }
+};
+
+struct Task {
+  int64_t hidden_size, batch, steps;
+  int directions;
+  Dtype dtype;
+  bool allow_tf32;  // float32 products may round their factors to TF32
+  bool projects;    // proj_size > 0
+  bool backward;
+
+  bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
+  int64_t element_bytes() const {
+    return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  }
+  // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
+  // this many values: h forward, d_gates backward.
+  int64_t depth() const { return backward ? 4 * hidden_size : hidden_size; }
+  int64_t chunks() const {
+    const int64_t values = kChunkBytes / element_bytes();
+    return (depth() + values - 1) / values;
+  }
+};
+
+// What crosses into the kernel.
+struct Tiling {
+  int units = 0;        // hidden units of a block
+  int row_tile = 0;     // batch rows that a block treats at once
+  int unit_blocks = 0;  // blocks that share the units; they wait for each other in every step
+  int row_groups = 0;   // groups of batch rows, strangers to each other
+  int group_rows = 0;   // rows of the largest group
+  int directions = 0;   // walked in the same launch
+
+  int blocks() const { return unit_blocks * row_groups * directions; }
+};
+
+struct Plan {
+  bool persistent = false;
+  Tiling tiling;
+  int64_t shared_bytes = 0;
+  double step_us = 0;           // predicted, of the chosen engine, all directions together
+  double stepwise_step_us = 0;  // predicted, of the stepwise engine
+
+  const char* engine() const { return persistent ? "persistent" : "stepwise"; }
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
+
+// The tile shapes that persistent_forward.cu and persistent_backward.cu instantiate.
+constexpr bool is_compiled(bool ffma, int units, int row_tile) {
+  return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
+}
+
+// Bytes of shared memory of a block, in the order in which they lie there.
+struct SharedLayout {
+  int64_t weights, stage, partials, state, rows;
+
+  SharedLayout(const Task& task, const Tiling& tiling) {
+    const int64_t matrix = matrix_rows(task.backward, tiling.units);
+    weights = matrix * task.chunks() * kChunkBytes;
+    stage = task.ffma() ? int64_t{4} * kWarps * kStageFloats : 0;
+    partials = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
+    state = int64_t{4} * tiling.group_rows * tiling.units;
+    rows = int64_t{4} * 2 * tiling.group_rows;
+  }
+  int64_t total() const { return weights + stage + partials + state + rows; }
+};
+
+inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_groups,
+                          int directions) {
+  Tiling tiling;
+  tiling.units = units, tiling.row_tile = row_tile, tiling.row_groups = row_groups;
+  tiling.unit_blocks = static_cast<int>(ceil_div(task.hidden_size, units));
+  tiling.group_rows = static_cast<int>(ceil_div(task.batch, row_groups));
+  tiling.directions = directions;
+  return tiling;
+}
+
+// Whether all blocks run at once, each with the shared memory it needs.
+inline bool fits(const Task& task, const Tiling& tiling, const CudaDevice& device) {
+  return tiling.blocks() <= device.sm_count &&
+         SharedLayout(task, tiling).total() <= device.shared_bytes;
+}
+
+// Clocks times this are microseconds.
+inline double clock_us(const CudaDevice& device) { return 1e-3 / device.clock_ghz; }
+
+// One step of all directions.
+inline double predict_persistent(const Task& task, const Tiling& tiling, const CudaDevice& device) {
+  const double bytes = static_cast<double>(task.element_bytes() * task.depth());
+  const double matrix = matrix_rows(task.backward, tiling.units);
+  const double passes = static_cast<double>(ceil_div(tiling.group_rows, tiling.row_tile));
+  const double wait = 0.6 + 0.003 * tiling.unit_blocks;
+  const double exchange = std::max(tiling.group_rows * bytes / 64 * clock_us(device),
+                                   bytes * static_cast<double>(task.batch) * tiling.unit_blocks *
+                                       tiling.directions / (device.l2_gb_per_s * 1e3));
+  const double rate = task.ffma()                     ? 128
+                      : task.dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
+                                                      : device.mma_per_clock;
+  const double multiply =
+      std::max(matrix * bytes / 128,  // reading the slice from shared memory
+               matrix * static_cast<double>(task.depth()) * tiling.row_tile / rate);
+  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / 128;
+  const double launches = static_cast<double>(task.directions) / tiling.directions;
+  return launches * (wait + exchange + passes * (multiply + reduce) * clock_us(device) + 0.15);
+}
+
+inline double predict_stepwise(const Task& task, const CudaDevice& device) {
+  const double b = static_cast<double>(task.batch), h = static_cast<double>(task.hidden_size);
+  const double rate = task.dtype == Dtype::kFloat64   ? 64
+                      : task.ffma()                   ? 128
+                      : task.dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
+                                                      : device.mma_per_clock;
+  const double gemm =
+      4 * h * h * std::max(b, 16.0) / (0.6 * rate * device.sm_count) * clock_us(device);
+  const double weights =
+      4 * h * h * static_cast<double>(task.element_bytes()) / (device.l2_gb_per_s * 1e3);
+  return task.directions * (6 + std::max(gemm, weights));
+}
+
+// A division that tests and measurements ask for; 0 leaves the choice to the planner.
+struct Wanted {
+  int units = 0, row_tile = 0, row_groups = 0;
+};
+
+// The fastest division of the persistent engine as predicted; a stepwise plan where none fits.
+inline Plan plan_persistent(const Task& task, const CudaDevice& device, const Wanted& wanted = {}) {
+  Plan best;
+  best.step_us = best.stepwise_step_us = predict_stepwise(task, device);
+  const bool possible = task.dtype != Dtype::kFloat64 && !task.projects &&
+                        device.capability >= 80 && task.hidden_size > 0 && task.batch > 0 &&
+                        task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;
+  if (!possible || task.hidden_size > (1 << 20)) return best;
+  for (int directions = task.directions; directions >= 1; --directions) {
+    for (int units : {8, 16, 32}) {
+      for (int row_tile : {8, 16}) {
+        if (!is_compiled(task.ffma(), units, row_tile)) continue;
+        if (wanted.units && units != wanted.units) continue;
+        if (wanted.row_tile && row_tile != wanted.row_tile) continue;
+        const int64_t room = device.sm_count / (ceil_div(task.hidden_size, units) * directions);
+        const int64_t useful = ceil_div(task.batch, 8);  // a tile has no fewer rows
+        const int64_t first = wanted.row_groups ? wanted.row_groups : 1;
+        const int64_t last = wanted.row_groups ? wanted.row_groups : std::min(room, useful);
+        for (int64_t groups = first; groups <= std::min({last, room, task.batch}); ++groups) {
+          const Tiling tiling =
+              make_tiling(task, units, row_tile, static_cast<int>(groups), directions);
+          if (!fits(task, tiling, device)) continue;
+          const double us = predict_persistent(task, tiling, device);
+          if (best.persistent && us >= best.step_us) continue;
+          best.persistent = true;
+          best.step_us = us;
+          best.tiling = tiling;
+          best.shared_bytes = SharedLayout(task, tiling).total();
+        }
+      }
+    }
+  }
+  return best;
+}
+
+// Filling shared memory with W_hh before the first step.
+constexpr double kPrologueUs = 20;
+
+inline Plan plan(const Task& task, const CudaDevice& device) {
+  Plan best = plan_persistent(task, device);
+  const double steps = static_cast<double>(task.steps);
+  if (best.persistent && best.step_us + kPrologueUs / steps < best.stepwise_step_us) return best;
+  Plan stepwise;
+  stepwise.step_us = stepwise.stepwise_step_us = best.stepwise_step_us;
+  return stepwise;
+}
+
+}  // namespace fastlstm

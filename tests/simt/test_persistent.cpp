@@ -1,0 +1,328 @@
+// The persistent engine against the oracle: all kinds of arithmetic, forms of input and divisions
+// of the work, with several orders of the fibers.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
+
+#include "../../csrc/cuda/persistent.h"
+#include "harness.h"
+#include "oracle.h"
+
+namespace {
+
+using namespace fastlstm;
+using testing::Case;
+using testing::check;
+using testing::check_close;
+using testing::from_double;
+using testing::to_double;
+using testing::unwritten;
+
+enum Form { kDense, kPacked, kLengths };
+
+struct Shape {
+  int T, B, H;
+  Form form = kDense;
+  int directions = 1;
+  bool reverse = false;  // of a single direction
+  bool reset = false;
+  int units = 8, row_tile = 8, row_groups = 1;
+  bool order = false;  // hand over the rows sorted by length
+};
+
+template <typename T>
+Dtype dtype_of() {
+  return std::is_same_v<T, float>      ? Dtype::kFloat32
+         : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
+                                       : Dtype::kFloat16;
+}
+
+// Everything that a launch reads and writes, in the layout of the op.
+template <typename T>
+struct Buffers {
+  std::vector<int64_t> rows, offsets, order;  // of step t; flat row of (t, b) = offsets[t] + b
+  int64_t flat_rows;
+  std::vector<T> output;
+  struct Direction {
+    std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
+    std::vector<float> c_0, cells, c_n, d_c, d_cells;
+  };
+  std::vector<Direction> direction;
+  std::vector<T> d_output;
+};
+
+std::vector<oracle::Problem> make_problems(const Shape& shape, unsigned seed,
+                                           const std::function<double(double)>& round) {
+  std::vector<oracle::Problem> problems;
+  for (int d = 0; d < shape.directions; ++d) {
+    problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H, seed + 100 * d, round));
+    auto& p = problems.back();
+    p.reverse = d == 1 || shape.reverse;
+    std::mt19937 random(seed);  // lengths and resets are the same in both directions
+    if (shape.form != kDense)
+      for (auto& n : p.length) n = random() % (shape.T + 1);
+    p.length[shape.B / 2] = shape.T;
+    if (shape.form == kPacked) {
+      for (auto& n : p.length) n = std::max<int64_t>(n, 1);
+      std::sort(p.length.rbegin(), p.length.rend());
+    }
+    if (shape.reset)
+      for (int i = 0; i < shape.T * shape.B; ++i) p.reset.push_back(random() % 4 == 0);
+  }
+  return problems;
+}
+
+template <typename T>
+struct Run {
+  Shape shape;
+  std::vector<oracle::Problem> problems;
+  Buffers<T> buffers;
+  Task task;
+
+  Run(const Shape& shape, unsigned seed, bool allow_tf32)
+      : shape(shape),
+        problems(make_problems(shape, seed, [](double x) { return to_double(from_double<T>(x)); })),
+        task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false, false} {
+    auto& b = buffers;
+    const auto& length = problems[0].length;
+    for (int64_t t = 0, offset = 0; t < shape.T; ++t) {
+      const int64_t rows = shape.form == kPacked ? std::count_if(length.begin(), length.end(),
+                                                                 [&](int64_t n) { return n > t; })
+                                                 : shape.B;
+      b.rows.push_back(rows);
+      b.offsets.push_back(offset);
+      offset += rows;
+      b.flat_rows = offset;
+    }
+    b.order.resize(shape.B);
+    std::iota(b.order.begin(), b.order.end(), 0);
+    std::stable_sort(b.order.begin(), b.order.end(),
+                     [&](int64_t x, int64_t y) { return length[x] > length[y]; });
+    b.output = unwritten<T>(b.flat_rows * shape.directions * shape.H);
+    for (const auto& p : problems) {
+      typename Buffers<T>::Direction d;
+      d.w_hh = testing::converted<T>(p.w_hh);
+      d.h_0 = d.h_n = testing::converted<T>(p.h_0);
+      d.c_0 = d.c_n = testing::converted<float>(p.c_0);
+      d.gates = flat<T>(p.x_gates, 4 * shape.H);
+      d.cells = unwritten<float>(b.flat_rows * shape.H);
+      d.d_gates = unwritten<T>(b.flat_rows * 4 * shape.H);
+      d.d_h = testing::converted<T>(p.d_h_n);
+      d.d_c = testing::converted<float>(p.d_c_n);
+      d.d_cells = flat<float>(p.d_cells, shape.H);
+      b.direction.push_back(d);
+    }
+    b.d_output = unwritten<T>(b.output.size());
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto one = flat<T>(problems[d].d_output, shape.H);
+      for (int64_t r = 0; r < b.flat_rows; ++r)
+        std::copy(&one[r * shape.H], &one[r * shape.H] + shape.H,
+                  &b.d_output[(r * shape.directions + d) * shape.H]);
+    }
+  }
+
+  // [T,B,size] of the oracle -> [R,size] as the kernels see it.
+  template <typename To>
+  std::vector<To> flat(const oracle::Values& padded, int64_t size) const {
+    std::vector<To> out;
+    for (int64_t t = 0; t < shape.T; ++t)
+      for (int64_t i = 0; i < buffers.rows[t] * size; ++i)
+        out.push_back(from_double<To>(padded[t * shape.B * size + i]));
+    return out;
+  }
+  oracle::Values flat_values(const oracle::Values& padded, int64_t size) const {
+    return flat<double>(padded, size);
+  }
+
+  Sequence sequence() {
+    return {shape.T,
+            shape.B,
+            shape.H,
+            shape.form == kDense ? nullptr : problems[0].length.data(),
+            shape.form == kPacked ? buffers.offsets.data() : nullptr,
+            shape.order ? buffers.order.data() : nullptr,
+            shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr};
+  }
+
+  Tiling tiling() const {
+    return make_tiling(task, shape.units, shape.row_tile, shape.row_groups, shape.directions);
+  }
+
+  void forward(bool save = true) {
+    task.backward = false;
+    std::vector<unsigned> flags(tiling().blocks(), 0);
+    PersistentForward<T> call{};
+    call.sequence = sequence();
+    for (int d = 0; d < shape.directions; ++d) {
+      auto& b = buffers.direction[d];
+      call.direction[d] = {b.w_hh.data(),
+                           b.h_0.data(),
+                           b.c_0.data(),
+                           b.gates.data(),
+                           buffers.output.data() + d * shape.H,
+                           save ? b.cells.data() : nullptr,
+                           b.h_n.data(),
+                           b.c_n.data()};
+    }
+    call.first_reverse = shape.reverse;
+    call.save_gates = save;
+    call.output_stride = shape.directions * shape.H;
+    call.flags = flags.data();
+    check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  void backward(bool outside = true) {
+    task.backward = true;
+    std::vector<unsigned> flags(tiling().blocks(), 0);
+    PersistentBackward<T> call{};
+    call.sequence = sequence();
+    for (int d = 0; d < shape.directions; ++d) {
+      auto& b = buffers.direction[d];
+      call.direction[d] = {b.w_hh.data(),
+                           b.c_0.data(),
+                           b.gates.data(),
+                           b.cells.data(),
+                           outside ? buffers.d_output.data() + d * shape.H : nullptr,
+                           outside ? b.d_cells.data() : nullptr,
+                           b.d_gates.data(),
+                           b.d_h.data(),
+                           b.d_c.data()};
+    }
+    call.first_reverse = shape.reverse;
+    call.d_output_stride = shape.directions * shape.H;
+    call.flags = flags.data();
+    check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  void compare(double unit, bool with_backward) const {
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto solution = oracle::solve(problems[d]);
+      const auto& b = buffers.direction[d];
+      std::vector<T> output;
+      for (int64_t r = 0; r < buffers.flat_rows; ++r)
+        for (int64_t j = 0; j < shape.H; ++j)
+          output.push_back(buffers.output[(r * shape.directions + d) * shape.H + j]);
+      check_close(output, flat_values(solution.output, shape.H), unit, 16, "output");
+      check_close(b.h_n, solution.h_n, unit, 16, "h_n");
+      check_close(b.c_n, solution.c_n, unit, 16, "c_n");
+      check_close(b.gates, flat_values(solution.gates, 4 * shape.H), unit, 16, "gates");
+      for (int64_t t = 0; t < shape.T; ++t)
+        for (int64_t row = 0; row < buffers.rows[t]; ++row) {
+          const float* cells = &b.cells[(buffers.offsets[t] + row) * shape.H];
+          const double* expected = &solution.cells[(t * shape.B + row) * shape.H];
+          if (problems[d].alive(t, row))
+            check_close(std::vector<float>(cells, cells + shape.H),
+                        oracle::Values(expected, expected + shape.H), unit, 16, "cells");
+          else
+            check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
+                  "cells at a dead position are undefined");
+        }
+      if (!with_backward) continue;
+      check_close(b.d_gates, flat_values(solution.d_gates, 4 * shape.H), unit, 32, "d_gates");
+      check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
+      check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");
+    }
+  }
+};
+
+template <typename T>
+void add(const char* kind, bool allow_tf32, double unit) {
+  const std::string prefix = std::string("persistent/") + kind + "/";
+  const auto add_shape = [&](const std::string& name, const Shape& shape, int seeds = 2) {
+    Case(prefix + name, [=] {
+      for (simt::seed() = 1; simt::seed() <= unsigned(seeds); ++simt::seed()) {
+        Run<T> run(shape, simt::seed(), allow_tf32);
+        run.forward();
+        run.backward();
+        run.compare(unit, true);
+      }
+    });
+  };
+  // T, B, H, form, directions, reverse, reset, units, row tile, row groups, order
+  add_shape("one step", {1, 2, 8});
+  add_shape("two parts", {4, 3, 16});
+  add_shape("odd sizes", {3, 5, 13, kDense, 1, false, false, 8, 8, 2});
+  add_shape("reverse, wide parts", {3, 3, 40, kDense, 1, true, false, 16, 8, 1});
+  add_shape("several passes", {3, 19, 12, kDense, 1, false, false, 8, 8, 2}, 1);
+  add_shape("two directions, packed", {5, 5, 16, kPacked, 2});
+  add_shape("two directions, lengths, resets", {4, 6, 11, kLengths, 2, false, true});
+  add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
+  add_shape("resets", {4, 4, 16, kDense, 1, false, true});
+  add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
+  if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
+    add_shape("wide tile", {3, 11, 24, kDense, 1, false, false, 16, 16, 1}, 1);
+    add_shape("wide tile, packed", {4, 18, 16, kPacked, 1, true, false, 8, 16, 1}, 1);
+  }
+
+  // A row's result depends neither on how the work is divided nor on the rows beside it.
+  Case(prefix + "same bits for every division", [=] {
+    simt::seed() = 1;
+    Run<T> whole({3, 9, 40, kPacked, 1, false, false, 8, 8, 1}, 7, allow_tf32);
+    whole.forward();
+    whole.backward();
+    for (const auto& [units, tile, groups] : {std::array{16, 8, 2}, {32, 8, 1}, {32, 16, 1}}) {
+      if (tile == 16 && whole.task.ffma()) continue;
+      Run<T> divided({3, 9, 40, kPacked, 1, false, false, units, tile, groups}, 7, allow_tf32);
+      divided.forward();
+      divided.backward();
+      const auto& a = whole.buffers.direction[0];
+      const auto& b = divided.buffers.direction[0];
+      const auto same = [&](const auto& x, const auto& y, const char* what) {
+        check(!std::memcmp(x.data(), y.data(), x.size() * sizeof x[0]), what, " differs with ",
+              units, " units, tile ", tile, ", ", groups, " row groups");
+      };
+      same(whole.buffers.output, divided.buffers.output, "output");
+      same(a.cells, b.cells, "cells");
+      same(a.gates, b.gates, "gates");
+      same(a.d_gates, b.d_gates, "d_gates");
+      same(a.d_h, b.d_h, "d_h_0");
+      same(a.d_c, b.d_c, "d_c_0");
+    }
+  });
+
+  Case(prefix + "nothing saved", [=] {
+    Run<T> saving({4, 3, 16}, 3, allow_tf32), sparing({4, 3, 16}, 3, allow_tf32);
+    saving.forward();
+    const auto x_gates = sparing.buffers.direction[0].gates;
+    sparing.forward(false);
+    check(!std::memcmp(saving.buffers.output.data(), sparing.buffers.output.data(),
+                       sizeof(T) * saving.buffers.output.size()),
+          "output differs");
+    check(!std::memcmp(x_gates.data(), sparing.buffers.direction[0].gates.data(),
+                       sizeof(T) * x_gates.size()),
+          "gates were written");
+    check(std::isnan(sparing.buffers.direction[0].cells[0]), "cells were written");
+  });
+}
+const bool added =
+    (add<float>("float32", false, 0x1p-24), add<float>("tf32", true, 0x1p-11),
+     add<bfloat16>("bfloat16", false, 0x1p-9), add<float16>("float16", false, 0x1p-11), true);
+
+// Both factors go to the nearest TF32 value, and what is beyond its bits does not survive.
+const Case rounds("persistent/tf32 rounds its factors", [] {
+  const double eps = 0x1p-11;  // half a last place of TF32 at 1
+  Run<float> run({2, 1, 8}, 1, true);
+  auto& b = run.buffers.direction[0];
+  std::fill(b.w_hh.begin(), b.w_hh.end(), 1 + 1.25f * float(eps));  // -> 1 + 2 eps
+  std::fill(b.h_0.begin(), b.h_0.end(), 1 + 0.75f * float(eps));    // -> 1
+  std::fill(b.gates.begin(), b.gates.end(), -8.0f);
+  run.forward();
+  const double pre = -8 + 8 * (1 + 2 * eps);
+  check_close(std::vector<float>{b.gates[0]}, {1 / (1 + std::exp(-pre))}, 0x1p-24, 4, "gate");
+});
+
+const Case refused("persistent/refused where the blocks do not fit", [] {
+  Run<float> run({2, 2, 32}, 1, false);
+  simt::resident_blocks() = 3;
+  bool failed = false;
+  try {
+    run.forward();
+  } catch (const testing::Failure&) {
+    failed = true;
+  }
+  simt::resident_blocks() = 1024;
+  check(failed && std::isnan(run.buffers.output[0]), "the launch must be refused and nothing run");
+});
+
+}  // namespace

@@ -1,0 +1,122 @@
+// The planner over thousands of shapes on the constants of known devices, none of which is here.
+#include "../../csrc/cuda/plan.h"
+#include "harness.h"
+
+namespace {
+
+using namespace fastlstm;
+using testing::Case;
+using testing::check;
+
+struct Card {
+  const char* name;
+  int sms, capability;
+};
+constexpr Card kCards[] = {{"H100", 132, 90},  {"A100", 108, 80}, {"L4", 58, 89},
+                           {"A10", 72, 86},    {"T4", 40, 75},    {"4090", 128, 89},
+                           {"B200", 148, 100}, {"MIG", 14, 90}};
+
+void check_plan(const Plan& plan, const Task& task, const Card& card) {
+  const std::string where =
+      testing::text(card.name, " H ", task.hidden_size, " B ", task.batch, " T ", task.steps, " D ",
+                    task.directions, " dtype ", int(task.dtype), " tf32 ", task.allow_tf32,
+                    " backward ", task.backward, ": ");
+  check(plan.step_us > 0 && std::isfinite(plan.step_us), where, "no time predicted");
+  if (!plan.persistent) return;
+  const auto& t = plan.tiling;
+  const auto device = CudaDevice::of(card.sms, card.capability);
+  check(card.capability >= 80, where, "no tensor cores for it");
+  check(task.dtype != Dtype::kFloat64 && !task.projects, where, "not a task for this engine");
+  check(is_compiled(task.ffma(), t.units, t.row_tile), where, "a tile that is not compiled");
+  check(t.blocks() >= 1 && t.blocks() <= card.sms, where, t.blocks(), " blocks");
+  check(int64_t(t.unit_blocks) * t.units >= task.hidden_size &&
+            int64_t(t.unit_blocks - 1) * t.units < task.hidden_size,
+        where, "units are left out or a block has none");
+  check(int64_t(t.row_groups) * t.group_rows >= task.batch && t.row_groups <= task.batch, where,
+        "rows are left out or a group has none");
+  check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
+  check(plan.shared_bytes == SharedLayout(task, t).total() &&
+            plan.shared_bytes <= device.shared_bytes,
+        where, plan.shared_bytes, " bytes of shared memory");
+  check(SharedLayout(task, t).weights >=
+            matrix_rows(task.backward, t.units) * task.depth() * task.element_bytes(),
+        where, "the slice does not fit its place");
+}
+
+const Case fits_or_stepwise("plan/fits or is stepwise", [] {
+  std::mt19937 random(1);
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  int persistent = 0;
+  for (int n = 0; n < 20000; ++n) {
+    Task task{};
+    task.hidden_size = draw(1, int64_t{1} << draw(0, 13));
+    task.batch = draw(0, int64_t{1} << draw(0, 17));
+    task.steps = draw(1, int64_t{1} << draw(0, 16));
+    task.directions = static_cast<int>(draw(1, 2));
+    task.dtype = static_cast<Dtype>(draw(0, 3));
+    task.allow_tf32 = draw(0, 1);
+    task.projects = draw(0, 9) == 0;
+    task.backward = draw(0, 1);
+    const Card& card = kCards[draw(0, 7)];
+    const auto device = CudaDevice::of(card.sms, card.capability);
+    const Plan chosen = plan(task, device);
+    check_plan(chosen, task, card);
+    check(chosen.step_us <= chosen.stepwise_step_us, "a slower engine was chosen");
+    persistent += chosen.persistent;
+    const Wanted wanted = {8 << draw(0, 2), 8, static_cast<int>(draw(1, 4))};
+    const Plan forced = plan_persistent(task, device, wanted);
+    check_plan(forced, task, card);
+    if (forced.persistent)
+      check(forced.tiling.units == wanted.units && forced.tiling.row_tile == wanted.row_tile &&
+                forced.tiling.row_groups == wanted.row_groups,
+            "not divided as asked");
+  }
+  check(persistent > 4000, "only ", persistent, " of 20000 plans are persistent");
+});
+
+// The shapes that the engine was built for.
+const Case targets("plan/the shapes to win are persistent on an H100", [] {
+  const auto h100 = CudaDevice::of(132, 90);
+  for (bool backward : {false, true}) {
+    for (int64_t hidden : {256, 512})
+      for (int64_t batch : {1, 16, 64, 128})
+        check(
+            plan({hidden, batch, 512, 1, Dtype::kBFloat16, true, false, backward}, h100).persistent,
+            "bfloat16, H ", hidden, ", B ", batch);
+    for (int64_t batch : {1, 16}) {
+      check(plan({1024, batch, 512, 1, Dtype::kBFloat16, true, false, backward}, h100).persistent,
+            "bfloat16, H 1024, B ", batch);
+      for (int64_t hidden : {256, 512})
+        check(
+            plan({hidden, batch, 512, 1, Dtype::kFloat32, true, false, backward}, h100).persistent,
+            "TF32, H ", hidden, ", B ", batch);
+    }
+    const Plan two = plan({512, 32, 512, 2, Dtype::kBFloat16, true, false, backward}, h100);
+    check(two.persistent && two.tiling.directions == 2, "both directions in one launch");
+  }
+});
+
+const Case others("plan/what it cannot do is stepwise", [] {
+  const auto h100 = CudaDevice::of(132, 90);
+  const auto chosen = [&](const Task& task, const CudaDevice& device) {
+    return plan(task, device).persistent || plan_persistent(task, device).persistent;
+  };
+  const Task good{256, 16, 64, 1, Dtype::kBFloat16, true, false, false};
+  check(chosen(good, h100), "this one it can do");
+  Task task = good;
+  task.dtype = Dtype::kFloat64;
+  check(!chosen(task, h100), "float64");
+  task = good, task.projects = true;
+  check(!chosen(task, h100), "a projection");
+  task = good, task.hidden_size = 4096;
+  check(!chosen(task, h100), "weights beyond all shared memory");
+  task = good, task.batch = 0;
+  check(!chosen(task, h100), "an empty batch");
+  check(!chosen(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
+  task = good, task.steps = 1;
+  check(!plan(task, h100).persistent, "one step is not worth filling shared memory for");
+});
+
+}  // namespace
