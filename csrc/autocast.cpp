@@ -18,8 +18,9 @@ ForwardResult lstm_autocast(const Tensor& input, const Tensor& h_0, const Tensor
   const auto cast = [dtype](const Tensor& tensor) {
     return at::autocast::cached_cast(dtype, tensor, device);
   };
-  return call_lstm(cast(input), cast(h_0), cast(c_0), at::autocast::cached_cast(dtype, weights, device),
-                   batch_sizes, lengths, reset, save_cells, save_gates, engine);
+  return call_lstm(cast(input), cast(h_0), cast(c_0),
+                   at::autocast::cached_cast(dtype, weights, device), batch_sizes, lengths, reset,
+                   save_cells, save_gates, engine);
 }
 
 }  // namespace

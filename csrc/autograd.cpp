@@ -30,8 +30,15 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, h_n, c_n, cells, gates] =
         call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, true, true, engine);
-    variable_list saved{input, h_0, c_0, batch_sizes.value_or(Tensor()), lengths.value_or(Tensor()),
-                        reset.value_or(Tensor()), output, cells, gates};
+    variable_list saved{input,
+                        h_0,
+                        c_0,
+                        batch_sizes.value_or(Tensor()),
+                        lengths.value_or(Tensor()),
+                        reset.value_or(Tensor()),
+                        output,
+                        cells,
+                        gates};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["engine"] = engine;
@@ -54,8 +61,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       return result;
 
     if (at::GradMode::is_enabled()) {
-      const Layer layer = check_layer(saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes,
-                                      lengths, reset);
+      const Layer layer =
+          check_layer(saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset);
       auto found = differentiable_backward(layer, {grads[0], grads[1], grads[2], grads[3]});
       std::move(found.begin(), found.end(), result.begin());
       return result;

@@ -28,7 +28,8 @@ Walked walk_direction(const Layer& layer, int64_t d) {
   const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
   const Tensor input = layer.input.reshape({layer.flat_rows.expect_int(), -1});
   const Tensor bias = layer.has_bias() ? w.b_ih + w.b_hh : Tensor();
-  const Tensor x_gates = at::linear(input, w.w_ih, layer.has_bias() ? OptionalTensor(bias) : std::nullopt);
+  const Tensor x_gates =
+      at::linear(input, w.w_ih, layer.has_bias() ? OptionalTensor(bias) : std::nullopt);
   Tensor h = layer.h_0.select(0, d), c = layer.c_0.select(0, d).to(state);
   const std::vector<WalkStep> steps = walk(layer, d == 1);
   std::vector<Tensor> outputs(steps.size()), cells(steps.size());

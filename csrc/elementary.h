@@ -3,7 +3,8 @@
 // and as templates, so that cpu/vec.h can use the same text for explicit vectors.
 //
 // Both rest on exp(x) = 2^k (1 + p), k = round(x / ln 2), p = expm1(x - k ln 2) by its Taylor
-// series; the remainder is below ln(2)/2, where degree 7 (float) and 13 (double) reach the last bit.
+// series; the remainder is below ln(2)/2, where degree 7 (float) and 13 (double) reach the last
+// bit.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -109,7 +110,9 @@ FASTLSTM_HD A tanh(const A& x) {
 }  // namespace elementary
 
 FASTLSTM_HD float sigmoid(float x) { return elementary::sigmoid<elementary::Constants<float>>(x); }
-FASTLSTM_HD double sigmoid(double x) { return elementary::sigmoid<elementary::Constants<double>>(x); }
+FASTLSTM_HD double sigmoid(double x) {
+  return elementary::sigmoid<elementary::Constants<double>>(x);
+}
 FASTLSTM_HD float tanh(float x) { return elementary::tanh<elementary::Constants<float>>(x); }
 FASTLSTM_HD double tanh(double x) { return elementary::tanh<elementary::Constants<double>>(x); }
 

@@ -5,8 +5,8 @@ namespace {
 
 void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
                   const char* meaning, const Tensor& input) {
-  TORCH_CHECK(tensor.sym_sizes() == expected, "lstm: expected ", name, " of shape ", meaning,
-              " = ", expected, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.sym_sizes() == expected, "lstm: expected ", name, " of shape ", meaning, " = ",
+              expected, ", got ", tensor.sym_sizes());
   TORCH_CHECK(tensor.device() == input.device(), "lstm: expected ", name, " on ", input.device(),
               " like input, got ", tensor.device());
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "lstm: expected ", name, " of dtype ",
@@ -17,10 +17,11 @@ std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directi
                                      const Tensor& input) {
   const auto count = static_cast<int64_t>(weights.size());
   const int64_t each = count / num_directions;
-  TORCH_CHECK(count == each * num_directions && each >= 2 && each <= 5,
-              "lstm: expected weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then "
-              "W_hr if there is a projection, for each of ",
-              num_directions, " direction(s) (h_0.size(0)), got ", count, " tensors");
+  TORCH_CHECK(
+      count == each * num_directions && each >= 2 && each <= 5,
+      "lstm: expected weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then "
+      "W_hr if there is a projection, for each of ",
+      num_directions, " direction(s) (h_0.size(0)), got ", count, " tensors");
   const bool bias = each >= 4, projects = each % 2 == 1;
   std::vector<Direction> directions;
   for (int64_t d = 0; d < num_directions; ++d) {
@@ -43,7 +44,8 @@ std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directi
       check_tensor(w[2], "b_ih", {gates}, "(4 * hidden_size)", input);
       check_tensor(w[3], "b_hh", {gates}, "(4 * hidden_size)", input);
     }
-    if (projects) check_tensor(direction.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
+    if (projects)
+      check_tensor(direction.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
     TORCH_CHECK(d == 0 || (w[0].sym_sizes() == weights[0].sym_sizes() &&
                            w[1].sym_sizes() == weights[1].sym_sizes()),
                 "lstm: expected both directions to have weights of the same shapes, got W_ih ",
@@ -59,8 +61,9 @@ Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at:
                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                   const OptionalTensor& reset) {
   const auto dtype = input.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-              "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ", dtype);
   const bool packed = batch_sizes.has_value();
   TORCH_CHECK(input.dim() == (packed ? 2 : 3), "lstm: expected input of shape ",
               packed ? "(packed rows, input_size), since batch_sizes is given"
@@ -126,16 +129,17 @@ void check_values(const Layer& layer) {
                   " and never to grow or fall below 1, got ", size[t], " at step ", t);
       last = size[t];
     }
-    TORCH_CHECK(total == layer.flat_rows, "lstm: expected batch_sizes to sum to input.size(0) = ",
-                layer.flat_rows, ", got ", total);
+    TORCH_CHECK(total == layer.flat_rows,
+                "lstm: expected batch_sizes to sum to input.size(0) = ", layer.flat_rows, ", got ",
+                total);
   }
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* length = lengths.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < lengths.size(0); ++b)
       TORCH_CHECK(length[b] >= 0 && length[b] <= layer.steps,
-                  "lstm: expected lengths between 0 and the number of steps ", layer.steps, ", got ",
-                  length[b], " for batch row ", b);
+                  "lstm: expected lengths between 0 and the number of steps ", layer.steps,
+                  ", got ", length[b], " for batch row ", b);
   }
 }
 
@@ -145,9 +149,9 @@ void check_saved_tensor(const char* name, const Tensor& tensor, int64_t count, a
                         const Layer& layer) {
   TORCH_CHECK(tensor.numel() == count && tensor.scalar_type() == dtype &&
                   tensor.device() == layer.input.device(),
-              "lstm_backward: expected ", name, " with ", count, " elements of dtype ", dtype, " on ",
-              layer.input.device(), ", as the forward op returns it, got ", tensor.sizes(), " ",
-              tensor.scalar_type(), " on ", tensor.device());
+              "lstm_backward: expected ", name, " with ", count, " elements of dtype ", dtype,
+              " on ", layer.input.device(), ", as the forward op returns it, got ", tensor.sizes(),
+              " ", tensor.scalar_type(), " on ", tensor.device());
 }
 
 }  // namespace

@@ -37,9 +37,9 @@ struct Layer {
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
 // came. Serves CPU, CUDA and Meta alike, so it asks for symbolic sizes only.
-Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                  at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset);
+Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
+                  const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                  const OptionalTensor& reset);
 
 // The values inside batch_sizes, and of lengths where reading them needs no device
 // synchronisation.

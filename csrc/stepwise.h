@@ -160,16 +160,18 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
   const Tensor output = stepwise::flat(saved.output, flat_rows);
   const Tensor cells = saved.cells.contiguous().view({directions, flat_rows, hidden});
   const Tensor gates = saved.gates.contiguous().view({directions, flat_rows, 4 * hidden});
-  const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, flat_rows) : Tensor();
+  const Tensor d_output =
+      grads.output.defined() ? stepwise::flat(grads.output, flat_rows) : Tensor();
   const Tensor d_cells =
       grads.cells.defined()
           ? grads.cells.to(state_options).contiguous().view({directions, flat_rows, hidden})
           : Tensor();
-  const Tensor no_d_output = at::zeros({hidden}, options), no_d_cells = at::zeros({hidden}, state_options);
+  const Tensor no_d_output = at::zeros({hidden}, options),
+               no_d_cells = at::zeros({hidden}, state_options);
   const Tensor c_0 = layer.c_0.to(state_options).contiguous();
 
-  Tensor grad_input = input_needs_grad ? at::empty({flat_rows, input.size(1)}, options)
-                                       : at::empty({0}, options);
+  Tensor grad_input =
+      input_needs_grad ? at::empty({flat_rows, input.size(1)}, options) : at::empty({0}, options);
   Tensor grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
                                         : at::zeros({directions, batch, out}, options);
   Tensor grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
@@ -210,8 +212,9 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
       step.prev_cells = cells_data + at->prev_offset * hidden;
       step.c_0 = static_cast<const A*>(c_0[d].const_data_ptr());
       const bool outside = dy.defined() && !layer.projects();
-      step.d_output = outside ? static_cast<const T*>(dy.const_data_ptr()) + at->offset * directions * out
-                              : static_cast<const T*>(no_d_output.const_data_ptr());
+      step.d_output =
+          outside ? static_cast<const T*>(dy.const_data_ptr()) + at->offset * directions * out
+                  : static_cast<const T*>(no_d_output.const_data_ptr());
       step.d_output_stride = outside ? directions * out : 0;
       step.d_cells = d_cells.defined()
                          ? static_cast<const A*>(d_cells[d].const_data_ptr()) + at->offset * hidden
@@ -228,7 +231,8 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
       // dL/dh_{t-1}, except for rows that were reset before this step; dead rows keep theirs, since
       // their d_gates are zero.
       const Tensor carried =
-          layer.reset ? d_gates_t.masked_fill(layer.reset->select(0, at->t).unsqueeze(1), 0) : d_gates_t;
+          layer.reset ? d_gates_t.masked_fill(layer.reset->select(0, at->t).unsqueeze(1), 0)
+                      : d_gates_t;
       dh_t.addmm_(carried, w.w_hh);
     }
 

@@ -5,7 +5,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define FASTLSTM_ISA avx2
-#include "row_kernels_table.h"
+#define FASTLSTM_VECTOR_BYTES 32
+#include "kernels_table.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

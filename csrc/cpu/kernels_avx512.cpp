@@ -1,11 +1,13 @@
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 #define FASTLSTM_ISA avx512
-#include "row_kernels_table.h"
+#define FASTLSTM_VECTOR_BYTES 64
+#include "kernels_table.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

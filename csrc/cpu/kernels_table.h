@@ -1,0 +1,22 @@
+// Included last by kernels_*.cpp: everything compiled for one instruction set, as one table.
+#include "kernels.h"
+#include "row_kernels.h"
+#include "tiled_kernels.h"
+
+#define FASTLSTM_STRING_(x) #x
+#define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+extern const KernelTable table;
+const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
+                           {forward<float, float>, backward<float, float>},
+                           {forward<double, double>, backward<double, double>},
+                           {forward<bfloat16, float>, backward<bfloat16, float>},
+                           {forward<float16, float>, backward<float16, float>},
+                           tiled_kernels<float>(),
+                           tiled_kernels<double>()};
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

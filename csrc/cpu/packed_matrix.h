@@ -1,0 +1,82 @@
+// A matrix packed into panels for the register tiles, and the product with it, over all threads.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastlstm {
+
+template <typename T>
+const TiledKernels<T, T>& tiled_kernels();
+
+// Cuts columns [0, N) into panels: at most 4 vectors wide, and at least `pieces` of them if there
+// are so many vectors.
+std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t pieces);
+
+// Pointers to rows that lie `stride` elements apart.
+template <typename T>
+std::vector<T*> row_pointers(T* first, int64_t rows, int64_t stride) {
+  std::vector<T*> pointers(rows);
+  for (int64_t r = 0; r < rows; ++r) pointers[r] = first + r * stride;
+  return pointers;
+}
+
+template <typename T>
+class PackedMatrix {
+ public:
+  // Rows [k_begin, k_begin + K) of a matrix with N columns. matrix[k] points to row k; where
+  // transposed, matrix[n] points to column n.
+  PackedMatrix(const T* const* matrix, bool transposed, int64_t k_begin, int64_t K, int64_t N,
+               int64_t pieces);
+
+  const std::vector<PanelShape>& panels() const { return panels_; }
+  const T* panel(int64_t index) const {
+    return data_.template const_data_ptr<T>() + offsets_[index];
+  }
+  int64_t K() const { return K_; }
+
+ private:
+  int64_t K_;
+  std::vector<PanelShape> panels_;
+  std::vector<int64_t> offsets_;
+  at::Tensor data_;
+};
+
+// W_hh [4H,K] packed for the forward tiles: per vector of units a panel [K][4 gates][lanes].
+template <typename T>
+class PackedGates {
+ public:
+  PackedGates(const T* w_hh, int64_t hidden_size, int64_t K);
+  const T* tile(int64_t index) const {
+    return data_.template const_data_ptr<T>() + index * stride_;
+  }
+
+ private:
+  int64_t stride_;
+  at::Tensor data_;
+};
+
+// c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
+template <typename T>
+void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+              const std::vector<T*>& c, bool accumulate, const T* bias);
+
+// The products of a weight gradient: c[m][n] = sum over r of a[r][m] * b[r][n] for two matrices b
+// side by side (input and previous hidden state), so that `a` is read once.
+template <typename T>
+struct GradientPart {
+  std::vector<const T*> b;  // R rows of N columns
+  int64_t N;
+  T* c;  // [M,N]
+};
+template <typename T>
+void multiply_transposed(const std::vector<const T*>& a, int64_t M,
+                         const std::vector<GradientPart<T>>& parts);
+
+// sums[m] = sum over r of a[r][m]
+template <typename T>
+void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums);
+
+}  // namespace fastlstm

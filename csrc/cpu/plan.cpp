@@ -1,0 +1,47 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fastlstm {
+
+bool choose_cpu_engine(std::string_view engine, bool sixteen_bit, bool projects,
+                       CpuEngine& chosen) {
+  const bool tiled_serves = !sixteen_bit && !projects;
+  if (engine == "stepwise" || (engine == "auto" && !tiled_serves)) {
+    chosen = CpuEngine::kStepwise;
+    return true;
+  }
+  chosen = CpuEngine::kTiled;
+  return (engine == "auto" || engine == "tiled") && tiled_serves;
+}
+
+ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,
+                        int64_t element_size) {
+  // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
+  // cache and the cost of a barrier. Only their proportions matter, and only the time depends on
+  // the choice, never the result.
+  constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 2e4;
+  constexpr double kBarrierMicroseconds = 1.0, kL2Bytes = 768 * 1024, kTileRows = 6;
+  const int64_t tiles = (hidden_size + lanes - 1) / lanes;
+  ThreadGrid best{1, 1};
+  double best_time = 1e300;
+  for (int64_t used = 1; used <= threads; ++used)
+    for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
+      if (used % row_groups != 0) continue;
+      const int64_t unit_groups = used / row_groups;
+      if (row_groups > batch || unit_groups > tiles) continue;
+      const double rows = (batch + row_groups - 1) / row_groups;
+      const double units = lanes * double((tiles + unit_groups - 1) / unit_groups);
+      // A tile of few rows is bound by loading the panel, not by arithmetic.
+      const double multiply_adds =
+          4 * units * hidden_size * std::max(rows, std::min(2.0, kTileRows));
+      const double weight_bytes = 4 * units * hidden_size * element_size;
+      const double time = multiply_adds * element_size / 4 / kMultiplyAddsPerMicrosecond +
+                          (weight_bytes > kL2Bytes ? weight_bytes / kBytesPerMicrosecond : 0) +
+                          (unit_groups > 1 ? kBarrierMicroseconds : 0);
+      if (time < best_time) best_time = time, best = {unit_groups, row_groups};
+    }
+  return best;
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,23 @@
+// Which engine runs on the CPU, and how a walk is divided among threads. No ATen here.
+#pragma once
+#include <cstdint>
+#include <string_view>
+
+namespace fastlstm {
+
+enum class CpuEngine { kStepwise, kTiled };
+
+// engine: "auto" or a name. Returns false where that engine cannot serve the call.
+bool choose_cpu_engine(std::string_view engine, bool sixteen_bit, bool projects, CpuEngine& chosen);
+
+// threads = unit_groups * row_groups. Rows never talk to each other: row groups walk alone, unit
+// groups meet at a barrier after every step.
+struct ThreadGrid {
+  int64_t unit_groups, row_groups;
+  int64_t threads() const { return unit_groups * row_groups; }
+};
+
+ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,
+                        int64_t element_size);
+
+}  // namespace fastlstm

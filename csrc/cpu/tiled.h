@@ -1,0 +1,15 @@
+// The tiled engine: the whole walk of a layer on the CPU, its weights packed into panels, the cell
+// equations applied while the gates are still in registers. float32 and float64, every shape and
+// option except projections.
+#pragma once
+#include "../layer.h"
+
+namespace fastlstm {
+
+template <typename T>
+ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
+template <typename T>
+BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                              bool input_needs_grad);
+
+}  // namespace fastlstm

@@ -1,0 +1,372 @@
+// Register tiles of the tiled engine: included by one source file per instruction set.
+//
+// A tile is R rows x V vectors of columns. Its accumulators stay in registers over the whole sum
+// over k; each step loads V vectors of the packed panel and broadcasts R scalars. The sum over k
+// always runs in the same order, whatever R and V, so a result does not depend on the other rows,
+// on the partition or on the number of threads. In `forward` the four vectors of a tile are the
+// four gates of the same units, so the cell equations follow in registers. With AVX-512 a tile of
+// 6 x 4 uses 24 of the 32 registers and needs 10 loads for 24 multiply-adds: arithmetic bounds it.
+//
+// Only plain loops and always-inline functions here, as in row_kernels.h.
+#pragma once
+#include "../lstm_math.h"
+#include "tiled_params.h"
+#include "vec.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// Keeps the compiler from reloading a panel vector for every row, which makes small tiles wait for
+// the cache instead of the multipliers.
+template <typename A>
+FASTLSTM_HD void keep_in_register(Vec<A>& x) {
+#if defined(__x86_64__) && defined(__AVX512F__)
+  asm("" : "+v"(x.v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x.v));
+#endif
+}
+
+template <int R, int V, typename A>
+struct Tile {
+  Vec<A> sum[R][V];
+
+  FASTLSTM_HD void multiply_add(const A* const* a, int64_t K, const A* panel) {
+    constexpr int L = Vec<A>::lanes;
+    for (int64_t k = 0; k < K; ++k, panel += V * L) {
+      Vec<A> b[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        b[v] = Vec<A>::load(panel + v * L);
+        keep_in_register(b[v]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<A> x(a[r][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + x * b[v];
+      }
+    }
+  }
+};
+
+template <int R, int V, typename A>
+static void multiply_tile(const A* const* a, int64_t k_begin, int64_t K, const A* panel,
+                          int64_t column, A* const* c, bool accumulate, const A* bias) {
+  constexpr int L = Vec<A>::lanes;
+  Tile<R, V, A> tile;
+  const A* rows[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    rows[r] = a[r] + k_begin;
+    const A* from = accumulate ? c[r] + column : bias + column;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) tile.sum[r][v] = Vec<A>::load(from + v * L);
+  }
+  tile.multiply_add(rows, K, panel);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) tile.sum[r][v].store(c[r] + column + v * L);
+}
+
+template <typename A>
+FASTLSTM_HD void store_vectors(A* to, int64_t stride, const Gates<Vec<A>>& gates) {
+  gates.i.store(to);
+  gates.f.store(to + stride);
+  gates.g.store(to + 2 * stride);
+  gates.o.store(to + 3 * stride);
+}
+
+template <int R, typename A>
+static void forward_tile(const ForwardRow<A, A>* row, int64_t K, const A* panel, int64_t unit,
+                         int64_t hidden_size) {
+  Tile<R, 4, A> tile;
+  const A* rows[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    rows[r] = row[r].h_prev;
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g)
+      tile.sum[r][g] = Vec<A>::load(row[r].gates + g * hidden_size + unit);
+  }
+  tile.multiply_add(rows, K, panel);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Gates<Vec<A>> gates =
+        activate(Gates<Vec<A>>{tile.sum[r][0], tile.sum[r][1], tile.sum[r][2], tile.sum[r][3]});
+    const Vec<A> c = next_cell(gates, Vec<A>::load(row[r].c_prev + unit));
+    c.store(row[r].c + unit);
+    hidden(gates.o, c).store(row[r].h + unit);
+    store_vectors(row[r].gates + unit, hidden_size, gates);
+  }
+}
+
+template <typename A>
+FASTLSTM_HD void backward_vector(const BackwardRow<A, A>& row, int64_t unit, int64_t hidden_size,
+                                 const Vec<A>& from_next) {
+  const auto at = [unit](const A* from) { return Vec<A>::load(from + unit); };
+  const Gates<Vec<A>> gates{at(row.gates), at(row.gates + hidden_size),
+                            at(row.gates + 2 * hidden_size), at(row.gates + 3 * hidden_size)};
+  const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
+  Vec<A> dc = at(row.dc) + at(row.d_cells);
+  const Gates<Vec<A>> d_pre = cell_backward(gates, at(row.c_prev), at(row.c), dh, dc);
+  (row.reset ? Vec<A>(A(0)) : dc).store(row.dc + unit);
+  store_vectors(row.d_gates + unit, hidden_size, d_pre);
+}
+
+// The panel is cut along k so that a piece stays in the second-level cache while all rows pass.
+constexpr int64_t kBackwardPiece = 1024;
+
+template <int R, int V, typename A>
+static void backward_tile(const BackwardRow<A, A>* row, int64_t k_begin, int64_t K, int64_t all_K,
+                          const A* panel, int64_t unit, int64_t hidden_size, const A* zeros,
+                          A* partial) {
+  constexpr int L = Vec<A>::lanes;
+  Tile<R, V, A> tile;
+  const A* rows[R];
+  bool any = false;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    any |= row[r].d_gates_next != nullptr;
+    rows[r] = (row[r].d_gates_next ? row[r].d_gates_next : zeros) + k_begin;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      tile.sum[r][v] = k_begin ? Vec<A>::load(partial + (r * V + v) * L) : Vec<A>(A(0));
+  }
+  if (any) tile.multiply_add(rows, K, panel);
+  const bool last = k_begin + K == all_K;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) tile.sum[r][v].store(partial + (r * V + v) * L);
+  if (last)
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v)
+        backward_vector(row[r], unit + v * L, hidden_size, Vec<A>::load(partial + (r * V + v) * L));
+}
+
+#if FASTLSTM_VECTOR_BYTES == 64
+constexpr int kRows = 6;  // 32 registers: 6 x 4 sums, 4 vectors of the panel, a broadcast
+#else
+constexpr int kRows = 2;  // 16 registers: 2 x 4 sums, 4 vectors of the panel, a broadcast
+#endif
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// body(Int<R>, first row) for tiles of at most kRows rows, as even as they can be.
+template <typename Body>
+FASTLSTM_HD void for_row_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  for (int64_t i = 0, first = 0; i < tiles; ++i) {
+    const int64_t count = rows / tiles + (i < rows % tiles);
+    switch (count) {
+      case 1:
+        body(Int<1>(), first);
+        break;
+      case 2:
+        body(Int<2>(), first);
+        break;
+#if FASTLSTM_VECTOR_BYTES == 64
+      case 3:
+        body(Int<3>(), first);
+        break;
+      case 4:
+        body(Int<4>(), first);
+        break;
+      case 5:
+        body(Int<5>(), first);
+        break;
+      case 6:
+        body(Int<6>(), first);
+        break;
+#endif
+    }
+    first += count;
+  }
+}
+
+template <typename Body>
+FASTLSTM_HD void with_vectors(int64_t vectors, const Body& body) {
+  switch (vectors) {
+    case 1:
+      body(Int<1>());
+      break;
+    case 2:
+      body(Int<2>());
+      break;
+    case 3:
+      body(Int<3>());
+      break;
+    case 4:
+      body(Int<4>());
+      break;
+  }
+}
+
+template <typename A>
+static void pack(const A* const* matrix, bool transposed, int64_t k_begin, int64_t K,
+                 const PanelShape& shape, A* panel) {
+  const int64_t width = shape.vectors * Vec<A>::lanes;
+  if (!transposed) {
+    for (int64_t k = 0; k < K; ++k) {
+      const A* from = matrix[k_begin + k] + shape.first_column;
+      A* to = panel + k * width;
+      for (int64_t n = 0; n < shape.columns; ++n) to[n] = from[n];
+      for (int64_t n = shape.columns; n < width; ++n) to[n] = A(0);
+    }
+    return;
+  }
+  constexpr int64_t kBlock = 16;  // a cache line of each side stays hot
+  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
+    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
+    for (int64_t n = 0; n < width; ++n) {
+      if (n < shape.columns) {
+        const A* from = matrix[shape.first_column + n] + k_begin;
+        for (int64_t k = k0; k < k1; ++k) panel[k * width + n] = from[k];
+      } else {
+        for (int64_t k = k0; k < k1; ++k) panel[k * width + n] = A(0);
+      }
+    }
+  }
+}
+
+template <typename A>
+static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t end, A* to) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
+    const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
+    for (int64_t m = begin; m < end; ++m)
+      for (int64_t r = r0; r < r1; ++r) to[(m - begin) * rows + r] = from[r][m];
+  }
+}
+
+// `count` elements of each of `parts` parts, between rows of different part strides.
+template <typename A>
+static void copy(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t count,
+                 int parts) {
+  for (int p = 0; p < parts; ++p)
+    for (int64_t i = 0; i < count; ++i) to[p * to_stride + i] = from[p * from_stride + i];
+}
+
+// The tiles work on whole vectors. At a ragged right edge they work on padded copies of the rows.
+template <typename A>
+static void multiply(const A* const* a, int64_t rows, int64_t k_begin, int64_t K, const A* panel,
+                     const PanelShape& shape, A* const* c, bool accumulate, const A* bias) {
+  constexpr int64_t kWidth = 4 * Vec<A>::lanes;
+  static const A no_bias[kWidth] = {};
+  const bool whole = shape.columns == shape.vectors * Vec<A>::lanes;
+  A padded_bias[kWidth] = {};
+  if (bias && !whole) copy(bias + shape.first_column, 0, padded_bias, 0, shape.columns, 1);
+  const A* from = !bias ? no_bias : whole ? bias + shape.first_column : padded_bias;
+  with_vectors(shape.vectors, [&](auto V) {
+    for_row_tiles(rows, [&](auto R, int64_t first) {
+      constexpr int kR = decltype(R)::value;
+      A edge[kR][kWidth];
+      A* c_rows[kR];
+      for (int r = 0; r < kR; ++r) {
+        A* real = c[first + r] + shape.first_column;
+        c_rows[r] = whole ? real : edge[r];
+        if (!whole && accumulate) copy(real, 0, edge[r], 0, shape.columns, 1);
+      }
+      multiply_tile<kR, decltype(V)::value>(a + first, k_begin, K, panel, 0, c_rows, accumulate,
+                                            from);
+      if (!whole)
+        for (int r = 0; r < kR; ++r)
+          copy(edge[r], 0, c[first + r] + shape.first_column, 0, shape.columns, 1);
+    });
+  });
+}
+
+template <typename A>
+static void forward(const ForwardRow<A, A>* row, int64_t rows, int64_t K, const A* panel,
+                    int64_t unit, int64_t units, int64_t hidden_size) {
+  constexpr int64_t L = Vec<A>::lanes;
+  if (units == L) {
+    for_row_tiles(rows, [&](auto R, int64_t first) {
+      forward_tile<decltype(R)::value>(row + first, K, panel, unit, hidden_size);
+    });
+    return;
+  }
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t count = rows - first < kRows ? rows - first : kRows;
+    A gates[kRows][4 * L] = {}, c_prev[kRows][L] = {}, c[kRows][L], h[kRows][L];
+    ForwardRow<A, A> padded[kRows];
+    for (int64_t r = 0; r < count; ++r) {
+      const ForwardRow<A, A>& real = row[first + r];
+      padded[r] = {real.h_prev, gates[r], c_prev[r], c[r], h[r]};
+      copy(real.gates + unit, hidden_size, gates[r], L, units, 4);
+      copy(real.c_prev + unit, 0, c_prev[r], 0, units, 1);
+    }
+    forward(padded, count, K, panel, 0, L, L);
+    for (int64_t r = 0; r < count; ++r) {
+      const ForwardRow<A, A>& real = row[first + r];
+      copy(gates[r], L, real.gates + unit, hidden_size, units, 4);
+      copy(c[r], 0, real.c + unit, 0, units, 1);
+      copy(h[r], 0, real.h + unit, 0, units, 1);
+    }
+  }
+}
+
+template <typename A>
+static void backward(const BackwardRow<A, A>* row, int64_t rows, int64_t K, const A* panel,
+                     const PanelShape& shape, int64_t hidden_size, const A* zeros) {
+  constexpr int64_t kRowsAtOnce = 16 * kRows, kWidth = 4 * Vec<A>::lanes;
+  const int64_t width = shape.vectors * Vec<A>::lanes, units = shape.columns;
+  const int64_t unit = shape.first_column;
+  if (units == width) {
+    alignas(64) A partial[kRowsAtOnce * kWidth];
+    with_vectors(shape.vectors, [&](auto V) {
+      for (int64_t begin = 0; begin < rows; begin += kRowsAtOnce) {
+        const int64_t count = rows - begin < kRowsAtOnce ? rows - begin : kRowsAtOnce;
+        for (int64_t k = 0; k < K; k += kBackwardPiece) {
+          const int64_t piece = K - k < kBackwardPiece ? K - k : kBackwardPiece;
+          for_row_tiles(count, [&](auto R, int64_t first) {
+            backward_tile<decltype(R)::value, decltype(V)::value>(
+                row + begin + first, k, piece, K, panel + k * width, unit, hidden_size, zeros,
+                partial + first * width);
+          });
+        }
+      }
+    });
+    return;
+  }
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t count = rows - first < kRows ? rows - first : kRows;
+    A values[kRows][14 * kWidth] = {};  // d_output, d_h_n, d_cells, gates, c, c_prev, dc, d_gates
+    BackwardRow<A, A> padded[kRows];
+    for (int64_t r = 0; r < count; ++r) {
+      const BackwardRow<A, A>& real = row[first + r];
+      A* const at = values[r];
+      padded[r] = {real.d_gates_next, at,
+                   at + width,        at + 2 * width,
+                   at + 3 * width,    at + 7 * width,
+                   at + 8 * width,    at + 9 * width,
+                   at + 10 * width,   real.reset};
+      copy(real.d_output + unit, 0, at, 0, units, 1);
+      copy(real.d_h_n + unit, 0, at + width, 0, units, 1);
+      copy(real.d_cells + unit, 0, at + 2 * width, 0, units, 1);
+      copy(real.gates + unit, hidden_size, at + 3 * width, width, units, 4);
+      copy(real.c + unit, 0, at + 7 * width, 0, units, 1);
+      copy(real.c_prev + unit, 0, at + 8 * width, 0, units, 1);
+      copy(real.dc + unit, 0, at + 9 * width, 0, units, 1);
+    }
+    backward(padded, count, K, panel, {0, width, shape.vectors}, width, zeros);
+    for (int64_t r = 0; r < count; ++r) {
+      const BackwardRow<A, A>& real = row[first + r];
+      copy(padded[r].dc, 0, real.dc + unit, 0, units, 1);
+      copy(padded[r].d_gates, width, real.d_gates + unit, hidden_size, units, 4);
+    }
+  }
+}
+
+template <typename A>
+constexpr TiledKernels<A, A> tiled_kernels() {
+  return {Vec<A>::lanes, kRows, pack<A>, transpose<A>, multiply<A>, forward<A>, backward<A>};
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,62 @@
+// What the tiled engine hands to its kernels: rows as pointers, so that dense, packed, ragged,
+// reset and batch-first input are all the same walk. A row is one batch row at one step.
+#pragma once
+#include <cstdint>
+
+namespace fastlstm {
+
+template <typename T, typename A>
+struct ForwardRow {
+  const T* h_prev;  // [K] h_{t-1}: an earlier output, h_0, or zeros after a reset
+  T* gates;         // [4H] x_t W_ih^T + b in, activated i, f, g, o out
+  const A* c_prev;  // [H]
+  A* c;             // [H] may be c_prev
+  T* h;             // [H]
+};
+
+template <typename T, typename A>
+struct BackwardRow {
+  const T*
+      d_gates_next;   // [4H] of the step after this one, or nullptr where no gradient comes back
+  const T* d_output;  // [H] dL/dh_t from outside, or zeros
+  const T* d_h_n;     // [H] dL/dh_n if this is the row's last step, else zeros
+  const A* d_cells;   // [H] dL/dc_t from outside, or zeros
+  const T* gates;     // [4H]
+  const A* c;         // [H]
+  const A* c_prev;    // [H]
+  A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
+  T* d_gates;         // [4H] out
+  bool reset;         // state was zeroed before this step: dL/dc_{t-1} = 0
+};
+
+// A [K,N] matrix cut into panels of a few vectors of columns, each panel contiguous: [K][width].
+// Columns beyond N are zero.
+struct PanelShape {
+  int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
+};
+
+// The kernels of one dtype for one instruction set.
+template <typename T, typename A>
+struct TiledKernels {
+  int lanes;  // columns in a vector
+  int rows;   // rows that one register tile holds
+
+  // Columns [first, first + columns) of a K x N matrix into a panel [K][vectors * lanes].
+  // matrix[k] is row k; where transposed, matrix[n] is column n.
+  void (*pack)(const T* const* matrix, bool transposed, int64_t k_begin, int64_t K,
+               const PanelShape& shape, T* panel);
+  // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
+  void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
+  // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k]; bias [N] or nullptr.
+  void (*multiply)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
+                   const PanelShape& shape, T* const* c, bool accumulate, const T* bias);
+  // One step of `rows` rows for the units [unit, unit + units), units <= lanes. The panel holds
+  // the four gates of each: [K][4][lanes].
+  void (*forward)(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
+                  int64_t unit, int64_t units, int64_t hidden_size);
+  // The same backward, for a panel of W_hh's columns [K = 4H][width]; zeros is a row of K zeros.
+  void (*backward)(const BackwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
+                   const PanelShape& shape, int64_t hidden_size, const T* zeros);
+};
+
+}  // namespace fastlstm
