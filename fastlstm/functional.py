@@ -60,7 +60,10 @@ def choose_engine(
     if engine == "reference":
         return engine
     if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+        raise ValueError(
+            f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
+            "variable FASTLSTM_ENGINE decides where the code does not)"
+        )
     if device in op_devices and dtype in _OP_DTYPES and not transformed:
         return engine
     if engine == "auto":

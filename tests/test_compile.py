@@ -1,0 +1,257 @@
+"""torch.compile, torch.export and autocast, on the op: one node forward, one backward, any T."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from samples import Route, every_op_route, every_route
+from test_numerics import FACTOR
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+import fastlstm
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Model(nn.Module):
+    """An LSTM where models have it: in the middle."""
+
+    def __init__(self, route: Route, **options: Any) -> None:
+        super().__init__()
+        options = {"num_layers": 2, "bidirectional": True, "batch_first": True} | options
+        torch.manual_seed(0)
+        self.embed = nn.Linear(3, 4)
+        self.lstm = fastlstm.LSTM(4, 5, **options)
+        self.lstm.engine = route.engine
+        self.to(route.device, torch.float64)
+
+    def forward(
+        self,
+        x: Tensor,
+        *state: Tensor,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        given = {"lengths": lengths, "reset": reset}
+        given = {name: tensor for name, tensor in given.items() if tensor is not None}
+        output, (h_n, c_n) = self.lstm(self.embed(x), state or None, **given)
+        return output, h_n, c_n
+
+
+def draw(route: Route, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(route.device)
+
+
+def run(model: Any, *tensors: Tensor, **arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    results = model(*leaves, **arguments)
+    loss = sum(r.sin().sum() for r in results)
+    return list(results), list(torch.autograd.grad(loss, [*leaves, *model.parameters()]))
+
+
+def inputs(route: Route, batch: int, steps: int, kind: str) -> tuple[list[Tensor], dict[str, Any]]:
+    x = draw(route, batch, steps, 3)
+    if kind == "state":
+        return [x, draw(route, 4, batch, 5), draw(route, 4, batch, 5)], {}
+    lengths = (torch.arange(batch) * 7 % (steps + 1)).to(route.device)
+    reset = (torch.arange(batch * steps).view(batch, steps) % 3 == 1).to(route.device)
+    return [x], {"lengths": lengths, "reset": reset} if kind == "lengths" else {}
+
+
+# Unlike any other size of the model, since dynamo takes equal sizes for one symbol.
+SIZES = ((6, 8), (2, 7), (9, 11))
+KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
+
+
+@every_route
+@KINDS
+def test_static(route: Route, kind: str) -> None:
+    model = Model(route)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    tensors, arguments = inputs(route, 3, 4, kind)
+    torch.testing.assert_close(
+        run(compiled, *tensors, **arguments), run(model, *tensors, **arguments), **CLOSE
+    )
+
+
+@every_op_route
+@KINDS
+def test_dynamic(route: Route, kind: str) -> None:
+    """One graph for all batch sizes and lengths."""
+    model = Model(route)
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    counted = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    for batch, steps in SIZES:
+        tensors, arguments = inputs(route, batch, steps, kind)
+        found = run(compiled, *tensors, **arguments)
+        torch.testing.assert_close(found, run(model, *tensors, **arguments), **CLOSE)
+        with torch.no_grad():
+            counted(*tensors, **arguments)
+    assert counter.frame_count == 1
+
+
+@every_op_route
+def test_the_graphs_hold_one_node_per_layer(route: Route) -> None:
+    graphs: list[list[str]] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
+        return graph.forward
+
+    from functorch.compile import aot_module  # the AOTAutograd that torch.compile uses
+
+    run(aot_module(Model(route), fw_compiler=keep, bw_compiler=keep), draw(route, 2, 9, 3))
+    forward, backward = graphs
+    assert forward.count("fastlstm.lstm.default") == 2
+    assert backward.count("fastlstm.lstm_backward.default") == 2
+    assert "fastlstm.lstm.default" not in backward
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
+@every_op_route
+def test_inductor(route: Route) -> None:
+    model = Model(route)
+    compiled = torch.compile(model, fullgraph=True, backend="inductor", dynamic=True)
+    for batch, steps in SIZES[:2]:
+        tensors, arguments = inputs(route, batch, steps, "lengths")
+        found = run(compiled, *tensors, **arguments)
+        torch.testing.assert_close(found, run(model, *tensors, **arguments), **CLOSE)
+
+
+@every_op_route
+def test_a_module_of_its_own(route: Route) -> None:
+    lstm = Model(route).lstm
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    x = draw(route, 2, 3, 4)
+    torch.testing.assert_close(compiled(x), lstm(x), **CLOSE)
+    x = draw(route, 3, 4)
+    torch.testing.assert_close(compiled(x), lstm(x), **CLOSE)
+    found = compiled(x, return_cell_states=True)
+    torch.testing.assert_close(found, lstm(x, return_cell_states=True), **CLOSE)
+
+
+@every_route
+def test_cell(route: Route) -> None:
+    cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64, device=route.device)
+    cell.engine = route.engine
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            hx = None
+            for step in x:
+                hx = self.cell(step, hx)
+            return hx
+
+    model, x = Loop(), draw(route, 4, 2, 3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, x), run(model, x), **CLOSE)
+
+
+@every_op_route
+def test_compiled_autograd(route: Route) -> None:
+    model, x = Model(route), draw(route, 2, 4, 3)
+    expected = run(model, x)[1][1:]
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        sum(r.sin().sum() for r in model(x)).backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected, **CLOSE)
+
+
+@every_route
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(route: Route, compiled: bool, dtype: torch.dtype) -> None:
+    """Results in the autocast dtype, gradients in float32, and no more error than nn.LSTM."""
+    model = Model(route)
+    x = draw(route, 2, 30, 3)
+    truth, truth_gradients = run(model, x)
+    model, x = model.float(), x.float()
+
+    def errors(model: nn.Module, call: Any) -> list[float]:
+        model.zero_grad()
+        with torch.autocast(route.device, dtype):
+            found = call(x)
+        assert all(r.dtype == dtype for r in found)
+        sum(r.float().sin().sum() for r in found).backward()
+        gradients = [p.grad for p in model.parameters()]
+        assert all(g.dtype == torch.float32 for g in gradients)
+        pairs = zip([*found, *gradients], [*truth, *truth_gradients[1:]], strict=True)
+        return [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
+
+    ours = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    found = errors(model, ours)
+    torch_model = fastlstm.convert(copy.deepcopy(model), to="torch")
+    scale = errors(torch_model, torch_model)
+    assert max(a / b for a, b in zip(found, scale, strict=True)) <= FACTOR, (found, scale)
+
+
+@every_route
+def test_autocast_leaves_float64_alone(route: Route) -> None:
+    model, x = Model(route).lstm, draw(route, 2, 4, 4)
+    with torch.autocast(route.device, torch.bfloat16):
+        found, _ = model(x)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, model(x)[0], **CLOSE)
+
+
+@every_op_route
+@KINDS
+def test_export_with_any_number_of_steps(route: Route, kind: str) -> None:
+    model = Model(route).eval()
+    tensors, arguments = inputs(route, 3, 4, kind)
+    T, B = torch.export.Dim("T", min=1), torch.export.Dim("B")
+    shapes: dict[str, Any] = {"x": {0: B, 1: T}}
+    if tensors[1:]:
+        shapes["state"] = ({1: B}, {1: B})
+    if arguments:
+        shapes |= {"lengths": {0: B}, "reset": {0: B, 1: T}}
+    exported = torch.export.export(model, tuple(tensors), arguments, dynamic_shapes=shapes)
+    for batch, steps in ((3, 4), (2, 1), (4, 13)):
+        tensors, arguments = inputs(route, batch, steps, kind)
+        torch.testing.assert_close(
+            exported.module()(*tensors, **arguments), model(*tensors, **arguments), **CLOSE
+        )
+
+
+@every_op_route
+def test_export_survives_a_file(route: Route, tmp_path: Any) -> None:
+    model, x = Model(route).eval(), draw(route, 2, 4, 3)
+    exported = torch.export.export(model, (x,), dynamic_shapes={"x": {1: torch.export.Dim("T")}})
+    torch.export.save(exported, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    x = draw(route, 2, 9, 3)
+    torch.testing.assert_close(loaded.module()(x), model(x), **CLOSE)
+
+
+@every_op_route
+def test_make_fx(route: Route) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model, x = Model(route), draw(route, 2, 4, 3)
+    graph = make_fx(lambda x: model(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+    x = draw(route, 3, 9, 3)
+    torch.testing.assert_close(graph(x), model(x), **CLOSE)
+
+
+@every_op_route
+def test_meta_tensors(route: Route) -> None:
+    model = Model(Route("auto")).to("meta")
+    output, h_n, c_n = model(torch.empty(3, 4, 3, dtype=torch.float64, device="meta"))
+    assert (output.shape, h_n.shape, c_n.shape) == ((3, 4, 10), (4, 3, 5), (4, 3, 5))
+    assert output.device.type == "meta"

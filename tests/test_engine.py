@@ -1,0 +1,138 @@
+"""Which route serves a call: a pure function, the environment, and the state of the extension."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastlstm
+from fastlstm import _build, functional
+from fastlstm.functional import choose_engine
+
+CPU = ("cpu", "meta")
+BOTH = ("cpu", "cuda", "meta")
+
+
+def test_the_extension_is_loaded_if_it_was_built() -> None:
+    """So that no test of the op is skipped because a build that was wanted is broken."""
+    record = _build.build_record()
+    if not record or not record["kinds"]:
+        pytest.skip(f"the extension is not built: {_build.unavailable_reason()}")
+    assert _build.extension_available(), _build.unavailable_reason()
+    assert _build.has_kernels("cpu")
+    assert hasattr(torch.ops.fastlstm, "lstm") and hasattr(torch.ops.fastlstm, "lstm_backward")
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "dtype", "transformed", "op_devices", "expected"),
+    [
+        ("auto", "cpu", torch.float32, False, CPU, "auto"),
+        ("auto", "cpu", torch.float64, False, CPU, "auto"),
+        ("auto", "cpu", torch.bfloat16, False, CPU, "auto"),
+        ("auto", "cpu", torch.float16, False, CPU, "auto"),
+        ("auto", "meta", torch.float32, False, CPU, "auto"),
+        ("auto", "cuda", torch.float32, False, BOTH, "auto"),
+        ("auto", "cuda", torch.float32, False, CPU, "reference"),
+        ("auto", "mps", torch.float32, False, BOTH, "reference"),
+        ("auto", "cpu", torch.complex64, False, CPU, "reference"),
+        ("auto", "cpu", torch.float32, True, CPU, "reference"),
+        ("auto", "cpu", torch.float32, False, (), "reference"),
+        ("stepwise", "cpu", torch.float32, False, CPU, "stepwise"),
+        ("stepwise", "cuda", torch.float16, False, BOTH, "stepwise"),
+        ("reference", "cpu", torch.float32, False, CPU, "reference"),
+        ("reference", "mps", torch.int64, True, (), "reference"),
+    ],
+)
+def test_choice(
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    transformed: bool,
+    op_devices: tuple[str, ...],
+    expected: str,
+) -> None:
+    assert choose_engine(engine, device, dtype, transformed, op_devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "transformed", "op_devices", "why"),
+    [
+        ("cuda", torch.float32, False, CPU, "built for cpu, meta, and the input is on cuda"),
+        ("cpu", torch.int64, False, CPU, "input is torch.int64"),
+        ("cpu", torch.float32, True, CPU, "torch.func"),
+        ("cpu", torch.float32, False, (), "the extension is not available"),
+    ],
+)
+def test_a_forced_engine_that_cannot_serve(
+    device: str, dtype: torch.dtype, transformed: bool, op_devices: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call: .*{why}"):
+        choose_engine("stepwise", device, dtype, transformed, op_devices)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_an_unknown_engine_lists_the_known(device: str) -> None:
+    with pytest.raises(ValueError, match="auto, reference, stepwise.*got 'cudnn'"):
+        choose_engine("cudnn", device, torch.float32, False, CPU)
+    lstm = fastlstm.LSTM(3, 5)
+    lstm.engine = "cudnn"
+    with pytest.raises(ValueError, match="engine: expected one of"):
+        lstm(torch.zeros(2, 1, 3))
+
+
+class Calls(TorchDispatchMode):
+    """The ops that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def runs_the_op(lstm: fastlstm.LSTM, x: Tensor) -> bool:
+    with Calls() as calls:
+        lstm(x)
+    return "fastlstm.lstm.default" in calls.names
+
+
+def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
+    built = _build.has_kernels("cpu")
+    monkeypatch.setattr(functional, "_DEFAULT_ENGINE", "auto")
+    assert runs_the_op(lstm, x) == built
+    lstm.engine = "reference"
+    assert not runs_the_op(lstm, x)
+    lstm.engine = "auto"
+    monkeypatch.setattr(functional, "_DEFAULT_ENGINE", "reference")
+    assert not runs_the_op(lstm, x)
+    if built:
+        lstm.engine = "stepwise"  # what is asked for in code wins over the environment
+        assert runs_the_op(lstm, x)
+
+
+def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import torch, fastlstm; {code}"],
+        env={**os.environ, "FASTLSTM_ENGINE": engine},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_environment_chooses() -> None:
+    code = "print(fastlstm.functional._DEFAULT_ENGINE); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
+    good = in_a_process("reference", code)
+    assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
+    bad = in_a_process("cudnn", code)
+    assert bad.returncode != 0 and "engine: expected one of auto, reference" in bad.stderr
+    assert "FASTLSTM_ENGINE" in bad.stderr
