@@ -4,10 +4,15 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <mutex>
+#include <optional>
+#include <string>
 
 #include "../stepwise.h"
 #include "launch.h"
+#include "persistent.h"
 
 namespace fastlstm {
 namespace {
@@ -58,29 +63,311 @@ class GemmPrecision {
   const bool active_;
 };
 
-void check_engine(c10::string_view engine) {
-  TORCH_CHECK(engine == "auto" || engine == "stepwise",
-              "lstm: expected engine to be \"auto\" or \"stepwise\" on CUDA, got \"", engine, "\"");
+// --- the persistent engine
+// -------------------------------------------------------------------------
+
+CudaDevice cuda_device(const Tensor& tensor) {
+  const int index = tensor.get_device();
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
+    return value;
+  };
+  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                         attribute(cudaDevAttrComputeCapabilityMinor);
+  CudaDevice device = CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), capability);
+  device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (!attribute(cudaDevAttrCooperativeLaunch)) device.sm_count = 0;  // nothing persistent fits
+  return device;
+}
+
+Dtype dtype_of(at::ScalarType dtype) {
+  return dtype == at::kDouble     ? Dtype::kFloat64
+         : dtype == at::kBFloat16 ? Dtype::kBFloat16
+         : dtype == at::kHalf     ? Dtype::kFloat16
+                                  : Dtype::kFloat32;
+}
+
+struct Choice {
+  Task task;
+  Plan plan;
+  bool forced;  // the persistent engine was asked for by name
+};
+
+// engine: "auto", "stepwise", "persistent", or "persistent:UNITSxROW_TILExROW_GROUPS" for a
+// division of the work other than the planner's (plan.h). For "auto" the environment variable
+// FASTLSTM_CUDA_ENGINE may name one of them.
+Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
+  std::string name(engine.data(), engine.size());
+  const char* wish = std::getenv("FASTLSTM_CUDA_ENGINE");
+  const bool from_environment = name == "auto" && wish && *wish;
+  if (from_environment) name = wish;
+  Wanted wanted;
+  int parsed = 0;
+  const bool divided = std::sscanf(name.c_str(), "persistent:%dx%dx%d%n", &wanted.units,
+                                   &wanted.row_tile, &wanted.row_groups, &parsed) == 3 &&
+                       parsed == static_cast<int>(name.size());
+  TORCH_CHECK(name == "auto" || name == "stepwise" || name == "persistent" || divided,
+              "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
+              "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
+              name, "\"", from_environment ? " from FASTLSTM_CUDA_ENGINE" : "");
+
+  const Task task{layer.hidden_size.expect_int(),
+                  layer.batch.expect_int(),
+                  layer.steps.expect_int(),
+                  static_cast<int>(layer.num_directions()),
+                  dtype_of(layer.input.scalar_type()),
+                  at::globalContext().allowTF32CuDNN(at::Float32Op::RNN),
+                  layer.projects(),
+                  backward};
+  if (name == "stepwise") return {task, {}, false};
+  const CudaDevice device = cuda_device(layer.input);
+  if (name == "auto") return {task, plan(task, device), false};
+  const Plan forced = plan_persistent(task, device, wanted);
+  TORCH_CHECK(
+      forced.persistent, "lstm: the engine \"", name,
+      "\" takes float32, bfloat16 and float16 without proj_size, a batch that is not empty, "
+      "and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), got ",
+      layer.input.scalar_type(), ", proj_size ", layer.projects(), ", batch ", task.batch,
+      ", hidden_size ", task.hidden_size, " on sm_", device.capability, " with ", device.sm_count,
+      " SMs");
+  return {task, forced, true};
+}
+
+// The sequence as the kernels see it, and the tensors that it points into.
+struct DeviceSequence {
+  Tensor table, lengths, order, reset;
+  Sequence sequence;
+
+  DeviceSequence(const Layer& layer, const Tiling& tiling) {
+    const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
+    sequence = {static_cast<int>(steps),
+                static_cast<int>(batch),
+                static_cast<int>(layer.hidden_size.expect_int()),
+                nullptr,
+                nullptr,
+                nullptr,
+                nullptr};
+    if (layer.packed()) {
+      const Tensor sizes = layer.batch_sizes->contiguous();
+      const int64_t* size = sizes.const_data_ptr<int64_t>();
+      std::vector<int64_t> host(steps + batch);  // offsets, then lengths
+      for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
+        host[t] = offset;
+        for (int64_t row = 0; row < size[t]; ++row) host[steps + row] = t + 1;
+      }
+      table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
+      int64_t* const data = table.mutable_data_ptr<int64_t>();
+      check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
+                 "launch_upload");
+      sequence.offsets = data;
+      sequence.lengths = data + steps;
+    } else if (layer.lengths) {
+      lengths = layer.lengths->contiguous();
+      sequence.lengths = lengths.const_data_ptr<int64_t>();
+      if (tiling.group_rows > tiling.row_tile) {
+        order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
+        sequence.order = order.const_data_ptr<int64_t>();
+      }
+    }
+    if (layer.reset) {
+      reset = layer.reset->contiguous();
+      sequence.reset = reset.const_data_ptr<bool>();
+    }
+  }
+};
+
+// Runs launch(first direction, flags) for as many directions at a time as the plan says. False
+// where the device refuses the first launch because not all blocks can run at once.
+template <typename Launch>
+bool launch_directions(const Layer& layer, const Choice& choice, const char* name, Launch launch) {
+  const Tiling& tiling = choice.plan.tiling;
+  for (int64_t d = 0; d < layer.num_directions(); d += tiling.directions) {
+    const Tensor flags = at::zeros({tiling.blocks()}, layer.input.options().dtype(at::kInt));
+    const cudaError_t error = launch(d, static_cast<unsigned*>(flags.data_ptr()));
+    if (d == 0 && !choice.forced &&
+        (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported))
+      return false;
+    check_cuda(error, name);
+  }
+  return true;
+}
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
+  std::vector<int64_t> shape;
+  if (per_direction) shape.push_back(layer.num_directions());
+  if (layer.packed())
+    shape.push_back(layer.flat_rows.expect_int());
+  else
+    shape.insert(shape.end(), {layer.steps.expect_int(), layer.batch.expect_int()});
+  shape.push_back(flat.size(-1));
+  return flat.view(shape);
+}
+
+// Empty where the device refuses the launch.
+template <typename T>
+std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice& choice,
+                                                bool save_cells, bool save_gates) {
+  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
+  const int64_t hidden = layer.hidden_size.expect_int();
+  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
+  const Tensor input = stepwise::flat(layer.input, rows);
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor output = at::empty({rows, directions * hidden}, options);
+  const Tensor h_n = h_0.clone(), c_n = c_0.clone();
+  const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
+  const Tensor gates = at::empty({directions, rows, 4 * hidden}, options);
+  const DeviceSequence tables(layer, choice.plan.tiling);
+
+  PersistentForward<T> call{};
+  call.sequence = tables.sequence;
+  call.save_gates = save_gates;
+  call.output_stride = directions * hidden;
+  std::vector<Tensor> w_hh;
+  const auto launch = [&](int64_t first, unsigned* flags) {
+    call.first_reverse = first == 1;
+    call.flags = flags;
+    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+      const Direction& w = layer.directions[d];
+      Tensor x_gates = gates[d];
+      if (layer.has_bias())
+        at::addmm_out(x_gates, w.b_ih + w.b_hh, input, w.w_ih.t());
+      else
+        at::mm_out(x_gates, input, w.w_ih.t());
+      w_hh.push_back(w.w_hh.contiguous());
+      call.direction[d - first] = {data<T>(w_hh.back()),
+                                   data<T>(h_0[d]),
+                                   data<float>(c_0[d]),
+                                   data<T>(x_gates),
+                                   data<T>(output) + d * hidden,
+                                   save_cells ? data<float>(cells[d]) : nullptr,
+                                   data<T>(h_n[d]),
+                                   data<float>(c_n[d])};
+    }
+    return launch_persistent_forward(call, choice.task, choice.plan.tiling,
+                                     c10::cuda::getCurrentCUDAStream());
+  };
+  if (!launch_directions(layer, choice, "launch_persistent_forward", launch)) return std::nullopt;
+  return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(options.dtype()),
+                       save_cells ? as_sequence(cells, layer, true) : at::empty({0}, state_options),
+                       save_gates ? as_sequence(gates, layer, true) : at::empty({0}, options)};
+}
+
+template <typename T>
+std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
+                                                  const Saved& saved, const OutputGrads& grads,
+                                                  bool input_needs_grad) {
+  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
+  const int64_t hidden = layer.hidden_size.expect_int();
+  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor output = stepwise::flat(saved.output, rows);
+  const Tensor cells = saved.cells.contiguous().view({directions, rows, hidden});
+  const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
+  const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, rows) : Tensor();
+  const Tensor d_cells = grads.cells.defined() ? grads.cells.contiguous().view_as(cells) : Tensor();
+  const Tensor d_h =
+      grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous) : at::zeros_like(h_0);
+  const Tensor d_c = grads.c_n.defined()
+                         ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
+                         : at::zeros_like(c_0);
+  const Tensor d_gates = at::empty({directions, rows, 4 * hidden}, options);
+  const DeviceSequence tables(layer, choice.plan.tiling);
+
+  PersistentBackward<T> call{};
+  call.sequence = tables.sequence;
+  call.d_output_stride = directions * hidden;
+  std::vector<Tensor> w_hh;
+  const auto launch = [&](int64_t first, unsigned* flags) {
+    call.first_reverse = first == 1;
+    call.flags = flags;
+    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+      w_hh.push_back(layer.directions[d].w_hh.contiguous());
+      call.direction[d - first] = {data<T>(w_hh.back()),
+                                   data<float>(c_0[d]),
+                                   data<T>(gates[d]),
+                                   data<float>(cells[d]),
+                                   d_output.defined() ? data<T>(d_output) + d * hidden : nullptr,
+                                   d_cells.defined() ? data<float>(d_cells[d]) : nullptr,
+                                   data<T>(d_gates[d]),
+                                   data<T>(d_h[d]),
+                                   data<float>(d_c[d])};
+    }
+    return launch_persistent_backward(call, choice.task, choice.plan.tiling,
+                                      c10::cuda::getCurrentCUDAStream());
+  };
+  if (!launch_directions(layer, choice, "launch_persistent_backward", launch)) return std::nullopt;
+
+  const Tensor input = stepwise::flat(layer.input, rows);
+  Tensor grad_input =
+      input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
+  std::vector<Tensor> grad_weights;
+  const Tensor h_prev = at::empty({rows, hidden}, options);
+  for (int64_t d = 0; d < directions; ++d) {
+    check_cuda(launch_previous_hidden(tables.sequence, d == 1, data<T>(output) + d * hidden,
+                                      directions * hidden, data<T>(h_0[d]), data<T>(h_prev),
+                                      c10::cuda::getCurrentCUDAStream()),
+               "launch_previous_hidden");
+    const Tensor transposed = d_gates[d].t();
+    grad_weights.push_back(at::mm(transposed, input));
+    grad_weights.push_back(at::mm(transposed, h_prev));
+    if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
+    if (!input_needs_grad) continue;
+    if (d == 0)
+      at::mm_out(grad_input, d_gates[d], layer.directions[d].w_ih);
+    else
+      grad_input.addmm_(d_gates[d], layer.directions[d].w_ih);
+  }
+  return BackwardResult{input_needs_grad ? grad_input.view(layer.input.sizes()) : grad_input, d_h,
+                        d_c.to(options.dtype()), grad_weights};
+}
+
+// --- the ops
+// ---------------------------------------------------------------------------------------
+
+template <typename T, typename A>
+ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
+                      c10::string_view engine) {
+  const Choice choice = choose(engine, layer, /*backward=*/false);
+  if constexpr (!std::is_same_v<T, double>)
+    if (choice.plan.persistent)
+      if (auto done = persistent_forward<T>(layer, choice, save_cells, save_gates)) return *done;
+  return stepwise_forward<T, A, CudaKernels>(layer, save_cells, save_gates);
+}
+
+template <typename T, typename A>
+BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                        bool input_needs_grad, c10::string_view engine) {
+  const Choice choice = choose(engine, layer, /*backward=*/true);
+  if constexpr (!std::is_same_v<T, double>)
+    if (choice.plan.persistent)
+      if (auto done = persistent_backward<T>(layer, choice, saved, grads, input_needs_grad))
+        return *done;
+  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad);
 }
 
 ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                         at::TensorList weights, const OptionalTensor& batch_sizes,
                         const OptionalTensor& lengths, const OptionalTensor& reset, bool save_cells,
                         bool save_gates, c10::string_view engine) {
-  check_engine(engine);
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
   switch (input.scalar_type()) {
     case at::kDouble:
-      return stepwise_forward<double, double, CudaKernels>(layer, save_cells, save_gates);
+      return forward<double, double>(layer, save_cells, save_gates, engine);
     case at::kBFloat16:
-      return stepwise_forward<bfloat16, float, CudaKernels>(layer, save_cells, save_gates);
+      return forward<bfloat16, float>(layer, save_cells, save_gates, engine);
     case at::kHalf:
-      return stepwise_forward<float16, float, CudaKernels>(layer, save_cells, save_gates);
+      return forward<float16, float>(layer, save_cells, save_gates, engine);
     default:
-      return stepwise_forward<float, float, CudaKernels>(layer, save_cells, save_gates);
+      return forward<float, float>(layer, save_cells, save_gates, engine);
   }
 }
 
@@ -90,8 +377,7 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, c10::string_view engine) {
-  check_engine(engine);
+                                  bool input_needs_grad, bool /*state_needs_grad*/, c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
@@ -100,13 +386,13 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
   const GemmPrecision precision(input.scalar_type());
   switch (input.scalar_type()) {
     case at::kDouble:
-      return stepwise_backward<double, double, CudaKernels>(layer, saved, grads, input_needs_grad);
+      return backward<double, double>(layer, saved, grads, input_needs_grad, engine);
     case at::kBFloat16:
-      return stepwise_backward<bfloat16, float, CudaKernels>(layer, saved, grads, input_needs_grad);
+      return backward<bfloat16, float>(layer, saved, grads, input_needs_grad, engine);
     case at::kHalf:
-      return stepwise_backward<float16, float, CudaKernels>(layer, saved, grads, input_needs_grad);
+      return backward<float16, float>(layer, saved, grads, input_needs_grad, engine);
     default:
-      return stepwise_backward<float, float, CudaKernels>(layer, saved, grads, input_needs_grad);
+      return backward<float, float>(layer, saved, grads, input_needs_grad, engine);
   }
 }
 

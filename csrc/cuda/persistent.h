@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../elementary.h"
 #include "dtypes.h"
 #include "plan.h"
 
@@ -19,6 +20,14 @@ struct Sequence {
                            // leave it early; or nullptr: as they are (packed data is sorted)
   const bool* reset;       // [T,B] state is zeroed before that step; or nullptr
 };
+
+// Steps of a batch row. Lengths on the device were not checked by the host: they must not lead
+// outside the sequence.
+FASTLSTM_HD int live_steps(const Sequence& sequence, int64_t row) {
+  if (!sequence.lengths) return sequence.steps;
+  const int64_t length = sequence.lengths[row];
+  return length < 0 ? 0 : length > sequence.steps ? sequence.steps : static_cast<int>(length);
+}
 
 template <typename T>
 struct ForwardDirection {
@@ -72,5 +81,15 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
 template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream);
+
+// Copies host values to the device as parameters of kernels: no synchronisation, capture-safe.
+cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
+
+// h_prev [R,H] := h_{t-1} of every flat row in walking order: h_0 where a row starts, 0 where it is
+// reset and at dead positions.
+template <typename T>
+cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const T* output,
+                                   int64_t output_stride, const T* h_0, T* h_prev,
+                                   cudaStream_t stream);
 
 }  // namespace fastlstm

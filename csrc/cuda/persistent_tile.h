@@ -312,9 +312,7 @@ struct Block {
       const int row =
           exists && sequence.order ? static_cast<int>(sequence.order[position]) : position;
       batch_row[i] = row;
-      length[i] = !exists            ? -1
-                  : sequence.lengths ? static_cast<int>(sequence.lengths[row])
-                                     : sequence.steps;
+      length[i] = exists ? live_steps(sequence, row) : -1;
     }
   }
 

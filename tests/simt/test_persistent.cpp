@@ -195,7 +195,34 @@ struct Run {
     check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
-  void compare(double unit, bool with_backward) const {
+  // Exactly the rows that the walk has used.
+  void check_previous_hidden() {
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto& p = problems[d];
+      auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
+      const int64_t stride = shape.directions * shape.H;
+      check(launch_previous_hidden(sequence(), p.reverse, buffers.output.data() + d * shape.H,
+                                   stride, buffers.direction[d].h_0.data(), h_prev.data(),
+                                   nullptr) == cudaSuccess,
+            "launch");
+      for (int64_t t = 0; t < shape.T; ++t)
+        for (int64_t b = 0; b < buffers.rows[t]; ++b)
+          for (int64_t j = 0; j < shape.H; ++j) {
+            const int64_t t_prev = p.reverse ? t + 1 : t - 1;
+            const bool starts = t == (p.reverse ? p.length[b] - 1 : 0);
+            const double expected =
+                !p.alive(t, b) || p.resets(t, b) ? 0
+                : starts
+                    ? p.h_0[b * shape.H + j]
+                    : to_double(
+                          buffers.output[(buffers.offsets[t_prev] + b) * stride + d * shape.H + j]);
+            check(to_double(h_prev[(buffers.offsets[t] + b) * shape.H + j]) == expected,
+                  "h_prev at t ", t, ", row ", b, ", unit ", j);
+          }
+    }
+  }
+
+  void compare(double unit) const {
     for (int d = 0; d < shape.directions; ++d) {
       const auto solution = oracle::solve(problems[d]);
       const auto& b = buffers.direction[d];
@@ -218,7 +245,6 @@ struct Run {
             check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
                   "cells at a dead position are undefined");
         }
-      if (!with_backward) continue;
       check_close(b.d_gates, flat_values(solution.d_gates, 4 * shape.H), unit, 32, "d_gates");
       check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
       check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");
@@ -235,7 +261,8 @@ void add(const char* kind, bool allow_tf32, double unit) {
         Run<T> run(shape, simt::seed(), allow_tf32);
         run.forward();
         run.backward();
-        run.compare(unit, true);
+        run.compare(unit);
+        run.check_previous_hidden();
       }
     });
   };
@@ -310,6 +337,16 @@ const Case rounds("persistent/tf32 rounds its factors", [] {
   run.forward();
   const double pre = -8 + 8 * (1 + 2 * eps);
   check_close(std::vector<float>{b.gates[0]}, {1 / (1 + std::exp(-pre))}, 0x1p-24, 4, "gate");
+});
+
+const Case upload("persistent/upload of host values", [] {
+  for (int64_t count : {0, 1, 496, 497, 2000}) {
+    std::vector<int64_t> host(count), device(count + 1, -1);
+    std::iota(host.begin(), host.end(), int64_t{1} << 40);
+    check(launch_upload(host.data(), count, device.data(), nullptr) == cudaSuccess, "launch");
+    check(std::equal(host.begin(), host.end(), device.begin()) && device[count] == -1, count,
+          " values");
+  }
 });
 
 const Case refused("persistent/refused where the blocks do not fit", [] {
