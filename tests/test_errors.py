@@ -288,3 +288,26 @@ def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     with pytest.raises(theirs.type) as ours:
         module(route, fastlstm.LSTMCell)(*CELL_CALLS[name])
     assert str(ours.value) == str(theirs.value)
+
+
+@every_route
+@pytest.mark.parametrize("k", [0, 1])
+def test_states_for_too_many_layers_are_not_cut(route: Route, k: int) -> None:
+    given = arguments(route)
+    given["weights"] += [w.new_zeros(20, 5) if w.dim() == 2 else w for w in given["weights"]]
+    given |= {"num_layers": 2, "hx": tuple(t.expand(2, -1, -1) for t in given["hx"])}
+    functional.lstm(**given)
+    state(k, lambda t: torch.cat([t, t]))(given)
+    with pytest.raises(RuntimeError, match=r"h_0 and c_0.*= 2, got.*4, 3, 5"):
+        functional.lstm(**given)
+
+
+@every_route
+def test_errors_under_functional_call_are_about_the_weights_of_the_call(route: Route) -> None:
+    lstm = module(route)
+    double = {n: p.double() for n, p in lstm.named_parameters()}
+    x = torch.zeros(T, B, I + 1, device=route.device).double()
+    with pytest.raises(RuntimeError, match="input_size. Expected 2, got 3"):
+        torch.func.functional_call(lstm, double, (x,))
+    with pytest.raises(ValueError, match="weight dtype"):
+        lstm(x)
