@@ -1,1 +1,1 @@
-"""Image captioning on `fastlstm.LSTM`: a frozen CNN encoder, an LSTM decoder, and what they need."""
+"""Image captioning on `fastlstm.LSTM`: a frozen CNN encoder and an LSTM decoder."""

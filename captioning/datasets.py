@@ -1,0 +1,194 @@
+"""Captioned pictures: COCO caption files through pycocotools, and batches of their captions."""
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from captioning.errors import CaptioningError
+from captioning.files import read_json
+from captioning.tokenizer import tokenize
+from captioning.vocabulary import PAD, Vocabulary
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    id: int
+    path: Path
+    captions: list[str]
+    facts: dict[str, Any] | None = None  # of the embedded data set
+
+
+@dataclass(frozen=True)
+class CaptionDataset:
+    """Captioned pictures of one split, in the order of their file.
+
+    Attributes:
+        images: the pictures.
+        skipped: why something was left out, and which: {"empty caption": ["annotation 7"], ...}.
+    """
+
+    images: list[CaptionedImage]
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def captions(self) -> list[str]:
+        return [caption for image in self.images for caption in image.captions]
+
+    @property
+    def references(self) -> dict[int, list[str]]:
+        return {image.id: image.captions for image in self.images}
+
+    def report_skipped(self) -> str:
+        """One line per reason; empty if nothing was skipped."""
+        return "\n".join(
+            f"skipped {len(names)} x {reason}: {', '.join(names[:5])}"
+            + (", ..." if len(names) > 5 else "")
+            for reason, names in self.skipped.items()
+        )
+
+
+def load_coco(
+    annotations: str | Path, image_folder: str | Path, on_error: str = "refuse"
+) -> CaptionDataset:
+    """Read a COCO captions file.
+
+    Args:
+        annotations: the JSON file, {"images": [...], "annotations": [...]}.
+        image_folder: where the pictures' file names begin.
+        on_error: what to do about captions without words and pictures without a file: "refuse"
+            the data set, or "skip" and count them in the result.
+
+    Raises:
+        CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
+            something would have to be skipped and `on_error` is "refuse".
+    """
+    if on_error not in ("refuse", "skip"):
+        raise CaptioningError(f"on_error: expected 'refuse' or 'skip', got {on_error!r}")
+    data = read_json(annotations)
+    _check_coco(data, annotations)
+    coco = COCO()
+    coco.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        coco.createIndex()
+    folder = Path(image_folder)
+    images, skipped = [], {}
+    for image in data["images"]:
+        path = folder / image["file_name"]
+        if not path.is_file():
+            skipped.setdefault("missing picture", []).append(str(path))
+            continue
+        captions = []
+        for annotation in coco.imgToAnns[image["id"]]:
+            if tokenize(annotation["caption"]):
+                captions.append(" ".join(annotation["caption"].split()))
+            else:
+                skipped.setdefault("caption without words", []).append(
+                    f"annotation {annotation['id']}"
+                )
+        images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
+    dataset = CaptionDataset(images, skipped)
+    if skipped and on_error == "refuse":
+        raise CaptioningError(f"{annotations}:\n{dataset.report_skipped()}\n(--on-error skip)")
+    if not images:
+        raise CaptioningError(f"{annotations}: no picture is left")
+    return dataset
+
+
+def _check_coco(data: Any, path: str | Path) -> None:
+    wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
+    for table, keys in wanted.items():
+        if not isinstance(data, dict) or not isinstance(data.get(table), list):
+            raise CaptioningError(f"{path}: expected a COCO captions file with a list {table!r}")
+        for row in data[table]:
+            if not isinstance(row, dict) or any(key not in row for key in keys):
+                raise CaptioningError(
+                    f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {str(row)[:100]}"
+                )
+            if any(not isinstance(row[k], str) for k in keys if k in ("caption", "file_name")):
+                raise CaptioningError(f"{path}: expected text in {table!r}, got {str(row)[:100]}")
+        counts = Counter(row["id"] for row in data[table])
+        if twice := [i for i, n in counts.items() if n > 1]:
+            raise CaptioningError(f"{path}: ids occur more than once in {table!r}: {twice[:5]}")
+    known = {image["id"] for image in data["images"]}
+    if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in known]:
+        raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Captions to train on, longest first.
+
+    Attributes:
+        images: int64 [M], rows of the feature table, each picture once.
+        rows: int64 [B], which of `images` each caption describes.
+        captions: int64 [B,T], <start>, the words, <end>, <pad>.
+        lengths: int64 [B], tokens of each caption with <start> and <end>, decreasing.
+    """
+
+    images: Tensor
+    rows: Tensor
+    captions: Tensor
+    lengths: Tensor
+
+
+class EncodedCaptions:
+    """All captions of a data set as one table of token indices.
+
+    Args:
+        images: the captions of each picture.
+        vocabulary: the words.
+        max_words: longer captions are cut; `cut` counts them.
+    """
+
+    def __init__(
+        self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
+    ) -> None:
+        encoded = [
+            (row, vocabulary.encode(caption))
+            for row, captions in enumerate(images)
+            for caption in captions
+        ]
+        if not encoded:
+            raise CaptioningError("there is no caption to train on")
+        limit = max_words + 2
+        self.cut = sum(len(tokens) > limit for _, tokens in encoded)
+        encoded = [
+            (row, tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]])
+            for row, tokens in encoded
+        ]
+        self.image = torch.tensor([row for row, _ in encoded])
+        self.lengths = torch.tensor([len(tokens) for _, tokens in encoded])
+        table = np.full((len(encoded), int(self.lengths.max())), PAD, dtype=np.int32)
+        for i, (_, tokens) in enumerate(encoded):
+            table[i, : len(tokens)] = tokens
+        self.tokens = torch.from_numpy(table)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def batch(self, indices: Tensor) -> Batch:
+        indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
+        lengths = self.lengths[indices]
+        images, rows = self.image[indices].unique(return_inverse=True)
+        return Batch(images, rows, self.tokens[indices, : int(lengths[0])].long(), lengths)
+
+    def epoch(self, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+        """The caption indices of each batch: shuffled, the same for the same arguments.
+
+        The batches are of about equal size, so that none is too small for BatchNorm.
+        """
+        generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+        order = torch.randperm(len(self), generator=generator)
+        return list(order.tensor_split(max(1, round(len(self) / batch_size))))
+
+    def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        yield from torch.arange(len(self)).split(batch_size)

@@ -1,0 +1,204 @@
+"""The feature cache: each picture goes through the frozen CNN once, and training reads features.
+
+A cache is one safetensors file: "features" [N, ...], "ids" [N] and "state" [N] (one byte per
+picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped both for
+writing and reading; a run that was killed goes on with the pictures whose state is 0.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from captioning.cnn import FrozenCNN
+from captioning.datasets import CaptionedImage
+from captioning.errors import CaptioningError
+from captioning.images import ImageError, load_image
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
+_NAMES = {"float16": "F16", "float32": "F32"}
+TO_DO, DONE, BROKEN = range(3)
+
+
+class FeatureCache:
+    """An open cache file.
+
+    Attributes:
+        features: [N, ...] memory-mapped, one row per picture.
+        ids: [N] picture ids.
+        state: [N] TO_DO, DONE or BROKEN.
+        metadata: the key: which CNN, weights, transform and pictures.
+    """
+
+    def __init__(self, path: str | Path, mode: str = "r") -> None:
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size)) if size < 2**30 else None
+            self.metadata = header.pop("__metadata__")
+            arrays = {}
+            for name, entry in header.items():
+                dtype = np.dtype(_DTYPES[entry["dtype"]])
+                offset = 8 + size + entry["data_offsets"][0]
+                arrays[name] = np.memmap(self.path, dtype, mode, offset, tuple(entry["shape"]))
+            self.features, self.ids, self.state = (arrays[n] for n in ("features", "ids", "state"))
+        except OSError as error:
+            raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
+
+    @classmethod
+    def create(
+        cls, path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
+    ) -> "FeatureCache":
+        """Reserve the whole file at once, so that a full disk is noticed now, not in hour three."""
+        count = len(ids)
+        header: dict[str, Any] = {"__metadata__": key}
+        end = 0
+        tensors = (("ids", "I64", [count]), ("features", _NAMES[dtype], [count, *shape]))
+        for name, kind, full_shape in (*tensors, ("state", "U8", [count])):
+            begin, end = end, end + int(np.prod(full_shape)) * np.dtype(_DTYPES[kind]).itemsize
+            header[name] = {"dtype": kind, "shape": full_shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # aligned, as safetensors wants it
+        temporary = path.with_name(path.name + ".new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(
+                    len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes()
+                )
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+                else:
+                    file.truncate(8 + len(text) + end)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CaptioningError(
+                f"cannot write {path}: {error.strerror} ({end / 1e6:,.0f} MB needed)"
+            ) from error
+        return cls(path, "r+")
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """The rows of these pictures; -1 for those that are broken or not there."""
+        where = {int(i): row for row, i in enumerate(self.ids) if self.state[row] == DONE}
+        return torch.tensor([where.get(i, -1) for i in ids])
+
+    def read(self, rows: Tensor) -> Tensor:
+        """float32 features of the given rows."""
+        return torch.from_numpy(self.features[rows.numpy()].astype(np.float32))
+
+
+def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> dict[str, str]:
+    """What a cache must agree on: CNN, weights, pooling, transform, dtype, and the pictures."""
+    pictures = hashlib.sha256()
+    for image in images:
+        pictures.update(f"{image.id} {image.path.name} {image.path.stat().st_size}\n".encode())
+    return {
+        "cnn": cnn.config.name,
+        "weights": cnn.config.weights,
+        "pool": cnn.config.pool,
+        "transform": json.dumps(cnn.transform.to_dict()),
+        "fingerprint": cnn.fingerprint(),
+        "dtype": dtype,
+        "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",
+    }
+
+
+class _Pictures(Dataset):
+    def __init__(self, images: Sequence[CaptionedImage], rows: list[int], cnn: FrozenCNN) -> None:
+        self.images, self.rows, self.transform = images, rows, cnn.transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+        row = self.rows[i]
+        try:
+            image = load_image(self.images[row].path, 2 * self.transform.resize_size)
+            return row, self.transform(image)
+        except ImageError as error:
+            return row, str(error)
+
+
+def extract_features(
+    cnn: FrozenCNN,
+    images: Sequence[CaptionedImage],
+    path: str | Path,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    on_error: str = "refuse",
+    workers: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> FeatureCache:
+    """Encode every picture into the cache `path`, or go on with one that was begun.
+
+    Args:
+        cnn: the frozen CNN.
+        images: the pictures.
+        path: the cache file.
+        batch_size: pictures per pass through the CNN.
+        dtype: "float32", or "float16" for half the size.
+        on_error: "refuse" stops at a broken picture; "skip" names, marks and leaves it out.
+        workers: processes that load pictures.
+        device: where the CNN runs.
+        progress: show a progress bar.
+
+    Raises:
+        CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
+            is broken; the disk is full.
+    """
+    path = Path(path)
+    if dtype not in _NAMES:
+        raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {dtype!r}")
+    key = cache_key(cnn, images, dtype)
+    if path.exists():
+        cache = FeatureCache(path, "r+")
+        if different := [k for k in key if cache.metadata.get(k) != key[k]]:
+            k = different[0]
+            raise CaptioningError(
+                f"{path} is stale: its {k} is {cache.metadata.get(k)!r}, expected {key[k]!r}. "
+                "Delete it or name another file."
+            )
+    else:
+        ids = [image.id for image in images]
+        cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+    rows = np.flatnonzero(cache.state == TO_DO).tolist()
+    if not rows:
+        return cache
+    loader = DataLoader(
+        _Pictures(images, rows, cnn), batch_size, num_workers=workers, collate_fn=list
+    )
+    cnn = cnn.to(device)
+    broken = []
+    with tqdm(total=len(rows), desc=f"encode {path.stem}", unit="img", disable=not progress) as bar:
+        for items in loader:
+            good = [(row, item) for row, item in items if isinstance(item, Tensor)]
+            for row, item in items:
+                if not isinstance(item, Tensor):
+                    if on_error == "refuse":
+                        raise ImageError(f"{item}\n(--on-error skip leaves broken pictures out)")
+                    broken.append(item)
+                    cache.state[row] = BROKEN
+            if good:
+                found = [row for row, _ in good]
+                features = cnn(torch.stack([item for _, item in good]).to(device))
+                cache.features[found] = features.cpu().numpy()
+                cache.state[found] = DONE  # after the features: a killed run repeats them
+            bar.update(len(items))
+    cache.features.flush()
+    cache.state.flush()
+    if broken:
+        tqdm.write(f"skipped {len(broken)} broken pictures:\n  " + "\n  ".join(broken[:10]))
+    return cache

@@ -1,0 +1,103 @@
+"""Pictures from disk to RGB to tensors, whatever people have on disk."""
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from captioning.errors import CaptioningError
+
+MAX_PIXELS = 200_000_000  # a 10,000 x 10,000 picture is fine, a decompression bomb is not
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ImageError(CaptioningError):
+    """A picture that is missing, broken or too large."""
+
+
+def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
+    """Open a picture as RGB, upright (EXIF), transparency on white, any bit depth.
+
+    Args:
+        path: file name or binary file.
+        min_side: lets the JPEG decoder shrink while it decodes, to no less than this side.
+    """
+    name = getattr(path, "name", path) if not isinstance(path, (str, Path)) else path
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name}: {image.width} x {image.height} pixels, expected at most "
+                    f"{MAX_PIXELS:,} in all"
+                )
+            if min_side:
+                image.draft("RGB", (min_side, min_side))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture that Pillow can read") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: broken picture ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(values.max(), 1e-9)
+        return Image.fromarray((values.clip(0, top) * 255 / top).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a pretrained CNN wants to see: resize the shorter side, crop the middle, normalise.
+
+    Kept in every checkpoint, so that captioning treats pictures as training did.
+
+    Args:
+        resize_size: length of the shorter side before the crop.
+        crop_size: side of the square cut from the middle.
+        mean: mean per channel, of values in 0..1.
+        std: standard deviation per channel.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    resize_size: int
+    crop_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture to float32 [3, crop_size, crop_size]."""
+        # Resizing only what the crop keeps gives the same pixels and bounds the work.
+        side = min(image.size) * self.crop_size / self.resize_size
+        left, top = ((length - side) / 2 for length in image.size)
+        image = image.resize(
+            (self.crop_size, self.crop_size),
+            Image.Resampling[self.interpolation.upper()],
+            box=(left, top, left + side, top + side),
+        )
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Transform":
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

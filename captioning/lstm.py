@@ -1,0 +1,22 @@
+"""The LSTM by name, so that anyone can check an environment, or us, against nn.LSTM."""
+
+from torch import nn
+
+import fastlstm
+from captioning.errors import CaptioningError
+
+LSTMS = ("fastlstm", "torch", "reference")
+
+
+def make_lstm(
+    kind: str, input_size: int, hidden_size: int, num_layers: int = 1, dropout: float = 0.0
+) -> nn.Module:
+    """A batch_first LSTM: fastlstm.LSTM, torch.nn.LSTM, or fastlstm.LSTM in plain PyTorch."""
+    if kind not in LSTMS:
+        raise CaptioningError(f"lstm: expected one of {LSTMS}, got {kind!r}")
+    dropout = dropout if num_layers > 1 else 0.0  # nn.LSTM warns otherwise
+    layers = nn.LSTM if kind == "torch" else fastlstm.LSTM
+    lstm = layers(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
+    if kind == "reference":
+        lstm.engine = "reference"
+    return lstm
