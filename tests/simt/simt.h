@@ -43,7 +43,8 @@ using cudaStream_t = void*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
-  cudaErrorCooperativeLaunchTooLarge = 82
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotSupported = 801
 };
 
 namespace simt {

@@ -1,0 +1,13 @@
+// The CUDA side of the ops, ATen part and kernels, for CPU tensors: torch.ops.fastlstm_emulated.*
+// Built and used by tests/test_cuda_op.py; layer.cpp and the rest come from the installed extension.
+#include <torch/library.h>
+
+#undef TORCH_LIBRARY_IMPL  // instead of the CUDA key of the real ops
+#define TORCH_LIBRARY_IMPL(ns, key, m) [[maybe_unused]] static void registration(torch::Library& m)
+#include "../../../csrc/cuda/lstm_cuda.cpp"
+
+TORCH_LIBRARY(fastlstm_emulated, m) {
+  m.def("lstm", &fastlstm::lstm_cuda);
+  m.def("lstm_backward", &fastlstm::lstm_backward_cuda);
+  m.def("set_resident_blocks", [](int64_t n) { simt::resident_blocks() = static_cast<unsigned>(n); });
+}

@@ -1,0 +1,298 @@
+"""The CUDA side of the ops on the CPU: csrc/cuda/lstm_cuda.cpp and its kernels under the emulator.
+
+tests/simt checks the kernels; here everything around them runs too: the choice of the engine,
+tables, GEMMs, the layout of what is saved and the gradients of the weights.
+"""
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle
+from torch.utils import cpp_extension
+
+from fastlstm import _build
+
+ROOT = Path(__file__).parents[1]
+SIMT = ROOT / "tests/simt"
+LIBRARY = ROOT / "build/simt/emulated_op.so"
+CXX = shlex.split(os.environ.get("CXX", "g++"))
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which(CXX[0]), reason=f"{CXX[0]} is not on PATH"),
+    pytest.mark.skipif(not _build.extension_available(), reason="no extension"),
+]
+
+# Roundoff of each kind of arithmetic; errors are stated in multiples of it.
+ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "bfloat16": 2.0**-9,
+            "float16": 2.0**-11}
+TOLERANCE = 32
+
+
+@functools.cache
+def ops():
+    """torch.ops.fastlstm_emulated, built if it is older than what it is made of."""
+    import fastlstm._C as extension
+
+    sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*"), *SIMT.glob("*.h"),
+               *SIMT.glob("op/**/*.*"), Path(torch.__file__)]
+    if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        LIBRARY.parent.mkdir(parents=True, exist_ok=True)
+        fresh = LIBRARY.with_suffix(".new")
+        command = [
+            *CXX, "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
+            "-DFASTLSTM_EMULATOR", f"-I{SIMT}", f"-I{SIMT / 'op'}", f"-I{ROOT / 'csrc/cuda'}",
+            *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+            str(SIMT / "op/emulated_op.cpp"), "-x", "c++",
+            *map(str, sorted(ROOT.glob("csrc/cuda/*.cu"))), "-o", str(fresh),
+            f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10",
+        ]
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert done.returncode == 0, done.stdout
+        os.replace(fresh, LIBRARY)
+    ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # check_layer and the rest
+    torch.ops.load_library(str(LIBRARY))
+    return torch.ops.fastlstm_emulated
+
+
+@pytest.fixture
+def kind(request):
+    """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
+    yield request.param
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def dtype_of(kind):
+    return getattr(torch, "float32" if kind == "tf32" else kind)
+
+
+class Call:
+    """Arguments of one call, the oracle's answer to it, and the comparison."""
+
+    def __init__(self, kind, form="dense", directions=1, steps=5, batch=5, input_size=6,
+                 hidden_size=16, bias=True, reset=False):
+        torch.manual_seed(0)
+        self.kind, self.form, self.batch_sizes, self.lengths = kind, form, None, None
+        dtype, D, T, B, H = dtype_of(kind), directions, steps, batch, hidden_size
+        rand = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
+        self.h_0, self.c_0 = rand(D, B, H) / 2, rand(D, B, H) / 2
+        shapes = [(4 * H, input_size), (4 * H, H)] + [(4 * H,)] * (2 * bias)
+        self.weights = [rand(*shape) / shape[-1] ** 0.5 for _ in range(D) for shape in shapes]
+        lengths = [T] * B
+        if form != "dense":
+            lengths = [T, *torch.randint(int(form == "packed"), T + 1, (B - 1,)).tolist()]
+        if form == "packed":
+            lengths.sort(reverse=True)
+            self.batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(T)])
+        elif form == "lengths":
+            self.lengths = torch.tensor(lengths)
+        self.reset = torch.rand(T, B) < 0.25 if reset else None
+        x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
+        live = torch.arange(T)[:, None] < torch.tensor(lengths)
+        dy, dcells = dy * live[..., None], dcells * live[..., None]
+        state = torch.float64 if kind == "float64" else torch.float32
+        grads = [dy, rand(D, B, H), rand(D, B, H), dcells.to(state)]
+
+        wide = [t.to(torch.float64, copy=True).requires_grad_() for t in (x, self.h_0, self.c_0, *self.weights)]
+        outputs = oracle(*wide[:3], wide[3:], lengths, self.reset)
+        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
+        flat = lambda t, dim: (t[live] if dim == 0 else t[:, live])  # noqa: E731
+        self.input, self.grads = x, grads
+        self.expected = [o.detach() for o in outputs]
+        grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
+        if form == "packed":
+            self.input = flat(x, 0)
+            self.grads = [flat(dy, 0), *grads[1:3], flat(grads[3], 1)]
+            self.expected[0], self.expected[3] = flat(outputs[0], 0), flat(outputs[3], 1)
+            grad_input = flat(grad_input, 0)
+        each = len(shapes)
+        grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3]
+        self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
+        self.live = live
+
+    def forward(self, engine):
+        return ops().lstm(self.input, self.h_0, self.c_0, self.weights, self.batch_sizes,
+                          self.lengths, self.reset, True, True, engine)
+
+    def backward(self, saved, engine, grads=None):
+        output, _, _, cells, gates = saved
+        return ops().lstm_backward(*(grads or self.grads), self.input, self.h_0, self.c_0,
+                                   self.weights, self.batch_sizes, self.lengths, self.reset,
+                                   output, cells, gates, True, True, engine)
+
+    def check_close(self, actual, expected, what):
+        assert actual.shape == expected.shape, what
+        bound = TOLERANCE * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
+        error = (actual.double() - expected).abs().max().item()
+        assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
+
+    def check_forward(self, results):
+        for actual, expected, what in zip(results, self.expected, ("output", "h_n", "c_n", "cells"),
+                                          strict=False):
+            if what == "cells" and self.form == "lengths":
+                actual = actual * self.live[..., None]  # carried state where a row is dead
+            self.check_close(actual, expected, what)
+
+    def check_backward(self, results):
+        grad_input, grad_h_0, grad_c_0, grad_weights = results
+        actual = [grad_input, grad_h_0, grad_c_0, *grad_weights]
+        assert len(actual) == len(self.expected_gradients)
+        for i, (a, e) in enumerate(zip(actual, self.expected_gradients, strict=True)):
+            self.check_close(a, e, f"gradient {i}")
+
+
+KINDS = ["float32", "tf32", "bfloat16", "float16"]
+ENGINES = ["stepwise", "persistent", "persistent:16x8x2", "auto"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_engine(kind, form, engine):
+    call = Call(kind, form, directions=2)
+    saved = call.forward(engine)
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, engine))
+
+
+@pytest.mark.parametrize("kind", ["float64"], indirect=True)
+@pytest.mark.parametrize("engine", ["stepwise", "auto"])
+def test_float64(kind, engine):
+    call = Call(kind, "packed")
+    saved = call.forward(engine)
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, engine))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("options", [
+    dict(reset=True), dict(reset=True, form="lengths", directions=2), dict(bias=False),
+    dict(hidden_size=13), dict(steps=1), dict(batch=1), dict(batch=21, form="lengths", steps=3),
+    dict(batch=21, form="packed", steps=3, directions=2),
+], ids=str)
+def test_options(kind, options):
+    call = Call(kind, **options)
+    saved = call.forward("persistent")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "persistent"))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("forward, backward",
+                         [("stepwise", "persistent"), ("persistent", "stepwise")])
+def test_either_backward_takes_either_forward(kind, forward, backward):
+    call = Call(kind, "lengths", directions=2)
+    call.check_backward(call.backward(call.forward(forward), backward))
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+def test_missing_gradients_are_zero(kind, engine):
+    call = Call(kind, directions=2)
+    saved = call.forward(engine)
+    zeros = call.backward(saved, engine, [torch.zeros_like(g) for g in call.grads[:3]] + [None])
+    for i in range(3):
+        grads = [None] * 4
+        grads[i] = call.grads[i]
+        others = [torch.zeros_like(g) for g in call.grads]
+        others[i] = call.grads[i]
+        for got, expected in zip(call.backward(saved, engine, grads)[:3],
+                                 call.backward(saved, engine, others)[:3], strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert all(not g.any() for g in zeros[:3])
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_inputs_are_left_alone_and_may_be_strided(kind):
+    call = Call(kind, directions=2)
+    saved = call.forward("persistent")
+    kept = [t.clone() for t in (*saved, *call.grads, call.input, call.h_0, call.c_0)]
+    first = call.backward(saved, "persistent")
+    second = call.backward(saved, "persistent")
+    for before, after in zip(kept, (*saved, *call.grads, call.input, call.h_0, call.c_0),
+                             strict=True):
+        assert torch.equal(before, after)
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+    call.input = call.input.transpose(0, 1).contiguous().transpose(0, 1)
+    call.weights = [w.t().contiguous().t() if w.dim() == 2 else w for w in call.weights]
+    again = call.forward("persistent")
+    assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_a_refused_launch_falls_back(kind):
+    call = Call(kind, directions=2)
+    ops().set_resident_blocks(1)
+    try:
+        saved = call.forward("auto")
+        call.check_forward(saved)
+        call.check_backward(call.backward(saved, "auto"))
+        with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
+            call.forward("persistent")
+    finally:
+        ops().set_resident_blocks(1024)
+    assert torch.equal(saved[0], call.forward("stepwise")[0])
+    assert not torch.equal(saved[0], call.forward("auto")[0])  # it is the planner's choice
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_bits_do_not_depend_on_the_batch(kind):
+    call = Call(kind, batch=9)
+    whole = call.forward("persistent:8x8x2")[0]
+    call.input, call.h_0, call.c_0 = call.input[:, 3:5], call.h_0[:, 3:5], call.c_0[:, 3:5]
+    assert torch.equal(call.forward("persistent:16x8x1")[0], whole[:, 3:5])
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_tf32_setting_of_matmul_is_restored(kind):
+    for matmul in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        try:
+            for cudnn in (False, True):
+                torch.backends.cudnn.allow_tf32 = cudnn
+                Call("tf32" if cudnn else "float32").forward("auto")
+                assert torch.backends.cuda.matmul.allow_tf32 is matmul
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("engine", ["fast", "persistent:8x8", "persistent:8x8x1x", "tiled"])
+def test_unknown_engine(engine):
+    with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
+        Call("float32").forward(engine)
+
+
+@pytest.mark.parametrize("engine, options", [
+    ("persistent", dict(kind="float64")), ("persistent:12x8x1", dict(kind="bfloat16")),
+    ("persistent:8x8x40", dict(kind="bfloat16")), ("persistent", dict(kind="bfloat16", batch=0)),
+], ids=str)
+def test_engine_that_does_not_take_the_call(engine, options):
+    if options.pop("batch", 5) == 0:
+        call = Call(**options)
+        call.input, call.h_0, call.c_0 = call.input[:, :0], call.h_0[:, :0], call.c_0[:, :0]
+    else:
+        call = Call(**options)
+    with pytest.raises(RuntimeError, match=f'the engine "{engine}" takes'):
+        call.forward(engine)
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_environment_variable_chooses(kind, monkeypatch):
+    call = Call(kind)
+    chosen = {}
+    for engine in ("stepwise", "persistent"):
+        monkeypatch.setenv("FASTLSTM_CUDA_ENGINE", engine)
+        chosen[engine] = call.forward("auto")[0]
+        monkeypatch.delenv("FASTLSTM_CUDA_ENGINE")
+        assert torch.equal(chosen[engine], call.forward(engine)[0])
+    monkeypatch.setenv("FASTLSTM_CUDA_ENGINE", "nonsense")
+    with pytest.raises(RuntimeError, match="from FASTLSTM_CUDA_ENGINE"):
+        call.forward("auto")
