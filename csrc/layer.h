@@ -61,7 +61,7 @@ at::ScalarType state_dtype(at::ScalarType dtype);
 // output, h_n, c_n, cells, gates
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights: per direction W_ih, W_hh, bias?, W_hr?; b_ih and
-// b_hh share one gradient
+// b_hh share one gradient. Without state_needs_grad the second and third hold nothing of use.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // What backward needs besides the layer. An undefined gradient is zero.

@@ -15,6 +15,7 @@ BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const Optio
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, c10::string_view engine);
+                                  bool input_needs_grad, bool state_needs_grad,
+                                  c10::string_view engine);
 
 }  // namespace fastlstm

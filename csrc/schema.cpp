@@ -40,7 +40,8 @@ BackwardResult lstm_backward_meta(const OptionalTensor&, const OptionalTensor&,
                                   const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
                                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                   const OptionalTensor& reset, const Tensor&, const Tensor&,
-                                  const Tensor&, bool input_needs_grad, c10::string_view) {
+                                  const Tensor&, bool input_needs_grad, bool /*state_needs_grad*/,
+                                  c10::string_view) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
@@ -65,7 +66,7 @@ TORCH_LIBRARY(fastlstm, m) {
       "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
       "Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, "
       "Tensor? lengths, Tensor? reset, Tensor output, Tensor cells, Tensor gates, "
-      "bool input_needs_grad, str engine) "
+      "bool input_needs_grad, bool state_needs_grad, str engine) "
       "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
       {at::Tag::pt2_compliant_tag});
 }

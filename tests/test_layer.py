@@ -255,6 +255,6 @@ def test_opcheck_backward(route: Route, sample: Sample) -> None:
     arguments |= {"output": output, "cells": cells, "gates": gates, "engine": route.engine}
     given = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
     op = torch.ops.fastlstm.lstm_backward.default
-    torch.library.opcheck(op, (), {**given, **arguments, "input_needs_grad": True})
+    torch.library.opcheck(op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True})
     only = dict.fromkeys(given) | {"grad_h_n": h_n}
-    torch.library.opcheck(op, (), {**only, **arguments, "input_needs_grad": False})
+    torch.library.opcheck(op, (), {**only, **arguments, "input_needs_grad": False, "state_needs_grad": True})

@@ -58,15 +58,16 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
                                  at::TensorList weights, const OptionalTensor& batch_sizes,
                                  const OptionalTensor& lengths, const OptionalTensor& reset,
                                  const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                 bool input_needs_grad, c10::string_view engine) {
+                                 bool input_needs_grad, bool state_needs_grad,
+                                 c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
   if (planned(engine, layer) == CpuEngine::kTiled)
     return input.scalar_type() == at::kDouble
-               ? tiled_backward<double>(layer, saved, grads, input_needs_grad)
-               : tiled_backward<float>(layer, saved, grads, input_needs_grad);
+               ? tiled_backward<double>(layer, saved, grads, input_needs_grad, state_needs_grad)
+               : tiled_backward<float>(layer, saved, grads, input_needs_grad, state_needs_grad);
   switch (input.scalar_type()) {
     case at::kDouble:
       return stepwise_backward<double, double, CpuKernels>(layer, saved, grads, input_needs_grad);

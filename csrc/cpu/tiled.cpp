@@ -266,7 +266,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
 
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                              bool input_needs_grad) {
+                              bool input_needs_grad, bool state_needs_grad) {
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();
@@ -383,6 +383,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                                 [&](int64_t t, int64_t row) { return dx.at(t, row); }),
                   d > 0, nullptr);
     }
+    if (!state_needs_grad) continue;
     // Into h_0 goes what came back through each row's first step.
     std::vector<const T*> through;
     std::vector<T*> into;
@@ -403,8 +404,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
 
 template ForwardResult tiled_forward<float>(const Layer&, bool, bool);
 template ForwardResult tiled_forward<double>(const Layer&, bool, bool);
-template BackwardResult tiled_backward<float>(const Layer&, const Saved&, const OutputGrads&, bool);
-template BackwardResult tiled_backward<double>(const Layer&, const Saved&, const OutputGrads&,
+template BackwardResult tiled_backward<float>(const Layer&, const Saved&, const OutputGrads&, bool,
+                                              bool);
+template BackwardResult tiled_backward<double>(const Layer&, const Saved&, const OutputGrads&, bool,
                                                bool);
 
 }  // namespace fastlstm

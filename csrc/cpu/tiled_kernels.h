@@ -207,10 +207,50 @@ FASTLSTM_HD void with_vectors(int64_t vectors, const Body& body) {
   }
 }
 
+// A square of lanes x lanes elements transposed in registers: at each stage, rows `distance` apart
+// swap the halves of their blocks of 2 * distance lanes.
+template <int distance, typename A>
+FASTLSTM_HD void transpose_stages(Vec<A> (&x)[Vec<A>::lanes]) {
+  constexpr int L = Vec<A>::lanes;
+  if constexpr (distance < L) {
+    typename Registers<A>::Bits low, high;
+    for (int j = 0; j < L; ++j) {
+      low[j] = j & distance ? L + j - distance : j;
+      high[j] = j & distance ? L + j : j + distance;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & distance) continue;
+      const Vec<A> a = x[i], b = x[i + distance];
+      x[i] = Vec<A>(shuffle(a.v, b.v, low));
+      x[i + distance] = Vec<A>(shuffle(a.v, b.v, high));
+    }
+    transpose_stages<2 * distance>(x);
+  }
+}
+
+// to[k * stride + n] = from[n][k] for n < lanes, k < K.
+template <typename A>
+static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t stride) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t k = 0;
+  for (; k + L <= K; k += L) {
+    Vec<A> x[L];
+#pragma GCC unroll 16
+    for (int n = 0; n < L; ++n) x[n] = Vec<A>::load(from[n] + k);
+    transpose_stages<1>(x);
+#pragma GCC unroll 16
+    for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
+  }
+  for (; k < K; ++k)
+    for (int n = 0; n < L; ++n) to[k * stride + n] = from[n][k];
+}
+
 template <typename A>
 static void pack(const A* const* matrix, bool transposed, int64_t k_begin, int64_t K,
                  const PanelShape& shape, A* panel) {
-  const int64_t width = shape.vectors * Vec<A>::lanes;
+  constexpr int L = Vec<A>::lanes;
+  const int64_t width = shape.vectors * L;
   if (!transposed) {
     for (int64_t k = 0; k < K; ++k) {
       const A* from = matrix[k_begin + k] + shape.first_column;
@@ -220,28 +260,29 @@ static void pack(const A* const* matrix, bool transposed, int64_t k_begin, int64
     }
     return;
   }
-  constexpr int64_t kBlock = 16;  // a cache line of each side stays hot
-  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
-    for (int64_t n = 0; n < width; ++n) {
-      if (n < shape.columns) {
-        const A* from = matrix[shape.first_column + n] + k_begin;
-        for (int64_t k = k0; k < k1; ++k) panel[k * width + n] = from[k];
-      } else {
-        for (int64_t k = k0; k < k1; ++k) panel[k * width + n] = A(0);
-      }
+  for (int64_t n = 0; n < width; n += L) {
+    const A* columns[L];
+    for (int l = 0; l < L; ++l) {
+      const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+      columns[l] = matrix[shape.first_column + column] + k_begin;
     }
+    transpose_vector(columns, K, panel + n, width);
+    for (int64_t l = shape.columns - n < 0 ? 0 : shape.columns - n; l < L; ++l)
+      for (int64_t k = 0; k < K; ++k) panel[k * width + n + l] = A(0);
   }
 }
 
 template <typename A>
 static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t end, A* to) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
-    for (int64_t m = begin; m < end; ++m)
-      for (int64_t r = r0; r < r1; ++r) to[(m - begin) * rows + r] = from[r][m];
+  constexpr int L = Vec<A>::lanes;
+  int64_t r = 0;
+  for (; r + L <= rows; r += L) {
+    const A* columns[L];
+    for (int l = 0; l < L; ++l) columns[l] = from[r + l] + begin;
+    transpose_vector(columns, end - begin, to + r, rows);
   }
+  for (; r < rows; ++r)
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
 }
 
 // `count` elements of each of `parts` parts, between rows of different part strides.

@@ -51,6 +51,19 @@ FASTLSTM_VEC_OPERATOR(*)
 FASTLSTM_VEC_OPERATOR(/)
 #undef FASTLSTM_VEC_OPERATOR
 
+// Lane j of the result is lane index[j] of a and b, counted as one vector of twice as many lanes.
+template <typename Native, typename Bits>
+FASTLSTM_HD Native shuffle(const Native& a, const Native& b, const Bits& index) {
+#if defined(__clang__)
+  constexpr int lanes = sizeof(Native) / sizeof(a[0]);
+  Native x;
+  for (int j = 0; j < lanes; ++j) x[j] = index[j] < lanes ? a[index[j]] : b[index[j] - lanes];
+  return x;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 template <typename A>
 FASTLSTM_HD Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN stays a NaN
   const typename Vec<A>::Native low = -bound.v;
