@@ -116,11 +116,12 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
 
 template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts) {
+                         const std::vector<GradientPart<T>>& parts, bool accumulate) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size();
   if (rows == 0) {
-    for (const auto& part : parts) std::fill_n(part.c, M * part.N, T(0));
+    if (!accumulate)
+      for (const auto& part : parts) std::fill_n(part.c, M * part.N, T(0));
     return;
   }
   std::vector<std::vector<T*>> c;
@@ -139,30 +140,31 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
       for (size_t i = 0; i < parts.size(); ++i)
         for (size_t p = 0; p < packed[i].panels().size(); ++p)
           kernels.multiply(a_rows.data(), end - begin, 0, K, packed[i].panel(p),
-                           packed[i].panels()[p], c[i].data() + begin, r > 0, nullptr);
+                           packed[i].panels()[p], c[i].data() + begin, accumulate || r > 0,
+                           nullptr);
     });
   }
 }
 
 template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums) {
+void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums, bool accumulate) {
   constexpr int64_t kColumns = 256;
   at::parallel_for(0, divide_up(M, kColumns), 1, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kColumns, end = std::min(M, last * kColumns);
-    std::fill(sums + begin, sums + end, T(0));
+    if (!accumulate) std::fill(sums + begin, sums + end, T(0));
     for (const T* row : a)
       for (int64_t m = begin; m < end; ++m) sums[m] += row[m];
   });
 }
 
-#define FASTLSTM_INSTANTIATE(T)                                                \
-  template class PackedGates<T>;                                               \
-  template class PackedMatrix<T>;                                              \
-  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&, \
-                         const std::vector<T*>&, bool, const T*);              \
-  template void multiply_transposed(const std::vector<const T*>&, int64_t,     \
-                                    const std::vector<GradientPart<T>>&);      \
-  template void sum_rows(const std::vector<const T*>&, int64_t, T*);
+#define FASTLSTM_INSTANTIATE(T)                                                 \
+  template class PackedGates<T>;                                                \
+  template class PackedMatrix<T>;                                               \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,  \
+                         const std::vector<T*>&, bool, const T*);               \
+  template void multiply_transposed(const std::vector<const T*>&, int64_t,      \
+                                    const std::vector<GradientPart<T>>&, bool); \
+  template void sum_rows(const std::vector<const T*>&, int64_t, T*, bool);
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(double)
 

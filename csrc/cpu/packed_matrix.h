@@ -63,8 +63,8 @@ template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<T*>& c, bool accumulate, const T* bias);
 
-// The products of a weight gradient: c[m][n] = sum over r of a[r][m] * b[r][n] for two matrices b
-// side by side (input and previous hidden state), so that `a` is read once.
+// The products of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for two matrices
+// b side by side (input and previous hidden state), so that `a` is read once.
 template <typename T>
 struct GradientPart {
   std::vector<const T*> b;  // R rows of N columns
@@ -73,10 +73,10 @@ struct GradientPart {
 };
 template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts);
+                         const std::vector<GradientPart<T>>& parts, bool accumulate);
 
-// sums[m] = sum over r of a[r][m]
+// sums[m] (+)= sum over r of a[r][m]
 template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums);
+void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums, bool accumulate);
 
 }  // namespace fastlstm

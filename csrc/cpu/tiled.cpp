@@ -187,7 +187,8 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   // Steps whose gates are computed from the input at once, then walked while they are in cache.
   constexpr int64_t kChunkBytes = 2 << 20;
   const int64_t chunk_rows = std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), 1);
-  const int64_t chunk_steps = std::clamp<int64_t>(chunk_rows / batch, 1, rows.steps());
+  const int64_t chunk_steps =
+      std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
   const Tensor chunk_gates =
       save_gates ? Tensor() : at::empty({chunk_steps * batch, 4 * hidden}, options);
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
@@ -289,10 +290,16 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   Tensor grad_h_0 = d_h_n.defined() ? d_h_n.clone() : at::zeros_like(h_0);
   Tensor grad_c_0 =
       grads.c_n.defined() ? grads.c_n.clone(at::MemoryFormat::Contiguous) : at::zeros_like(c_0);
-  const Tensor d_gates_tensor = at::empty({flat_rows, 4 * hidden}, options);
+  // Steps whose gradients are walked, then multiplied while they are in cache.
+  constexpr int64_t kChunkRows = 1024;
+  const int64_t chunk_steps =
+      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
+  const Tensor d_gates_tensor = at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
   T* const d_gates = d_gates_tensor.mutable_data_ptr<T>();
   const std::vector<T> zeros(4 * hidden, T(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
+  std::optional<Sequence<T>> dx;
+  if (input_needs_grad) dx.emplace(grad_input, rows);
   std::vector<Tensor> grad_weights;
 
   for (int64_t d = 0; d < directions; ++d) {
@@ -315,16 +322,27 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     const auto before = [&](int64_t t, int64_t row) {
       return rows.flat(reverse ? t + 1 : t - 1, row);
     };
+    Tensor grad_w_ih = at::empty({4 * hidden, input_size}, options);
+    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, options);
+    Tensor grad_bias = layer.has_bias() ? at::empty({4 * hidden}, options) : Tensor();
+    std::optional<PackedMatrix<T>> packed_w_ih;
+    if (input_needs_grad)
+      packed_w_ih.emplace(row_pointers(w_ih.const_data_ptr<T>(), 4 * hidden, input_size).data(),
+                          false, 0, 4 * hidden, input_size, 1);
 
+    // d_gates of the steps in hand and of the one before them (later in time), as a ring.
+    const auto d_gates_at = [&](int64_t t, int64_t row) {
+      const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
+      return d_gates + (k % (chunk_steps + 1) * batch + row) * 4 * hidden;
+    };
     const auto make_row = [&](int64_t t, int64_t row) {
-      const bool first = t == rows.first_step(row, reverse),
-                 last = t == rows.last_step(row, reverse);
+      const bool first = t == rows.first_step(row, reverse);
+      const bool last = t == rows.last_step(row, reverse);
       const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
       const int64_t next = reverse ? t - 1 : t + 1;
       BackwardRow<T, T> made;
       made.reset = rows.is_reset(t, row);
-      made.d_gates_next =
-          last || rows.is_reset(next, row) ? nullptr : d_gates + rows.flat(next, row) * 4 * hidden;
+      made.d_gates_next = last || rows.is_reset(next, row) ? nullptr : d_gates_at(next, row);
       made.d_output = at_or_zeros(d_output, (flat * directions + d) * hidden);
       made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * hidden) : zeros.data();
       made.d_cells = at_or_zeros(d_cells, (d * flat_rows + flat) * hidden);
@@ -334,70 +352,66 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                     : first    ? c_first + b * hidden
                                : saved_cells + before(t, row) * hidden;
       made.dc = dc_state + b * hidden;
-      made.d_gates = d_gates + flat * 4 * hidden;
+      made.d_gates = d_gates_at(t, row);
       return made;
     };
     const int64_t panels = packed_w_hh.panels().size();
-    walk_with_threads(grid, 0, rows.steps(), [&](int64_t k, int64_t unit_group, int64_t row_group) {
-      const int64_t t = rows.step(rows.steps() - 1 - k, reverse);
-      thread_local std::vector<BackwardRow<T, T>> made;
-      made.resize(batch);
-      const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
-                                          [&](int64_t row) { return make_row(t, row); });
-      const int64_t last = (unit_group + 1) * panels / grid.unit_groups;
-      for (int64_t p = unit_group * panels / grid.unit_groups; p < last; ++p)
-        kernels.backward(made.data(), count, 4 * hidden, packed_w_hh.panel(p),
-                         packed_w_hh.panels()[p], hidden, zeros.data());
-    });
+    for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
+      const int64_t end = std::min(begin + chunk_steps, rows.steps());
+      walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
+        const int64_t t = rows.step(k, !reverse);
+        thread_local std::vector<BackwardRow<T, T>> made;
+        made.resize(batch);
+        const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
+                                            [&](int64_t row) { return make_row(t, row); });
+        const int64_t last = (unit_group + 1) * panels / grid.unit_groups;
+        for (int64_t p = unit_group * panels / grid.unit_groups; p < last; ++p)
+          kernels.backward(made.data(), count, 4 * hidden, packed_w_hh.panel(p),
+                           packed_w_hh.panels()[p], hidden, zeros.data());
+      });
 
-    const auto all = [&](const auto& find) {
-      return live_rows<const T*>(rows, reverse, 0, rows.steps(), find);
-    };
-    const std::vector<const T*> d_gates_rows =
-        all([&](int64_t t, int64_t row) { return d_gates + rows.flat(t, row) * 4 * hidden; });
-    const auto x_rows = all([&](int64_t t, int64_t row) { return x.at(t, row); });
-    const auto h_rows = all([&](int64_t t, int64_t row) -> const T* {
-      if (rows.is_reset(t, row)) return zeros.data();
-      if (t == rows.first_step(row, reverse)) return h_first + rows.batch_index(row) * hidden;
-      return y + before(t, row) * directions * hidden;
-    });
-    Tensor grad_w_ih = at::empty({4 * hidden, input_size}, options);
-    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, options);
-    multiply_transposed<T>(d_gates_rows, 4 * hidden,
-                           {{x_rows, input_size, grad_w_ih.mutable_data_ptr<T>()},
-                            {h_rows, hidden, grad_w_hh.mutable_data_ptr<T>()}});
-    grad_weights.push_back(grad_w_ih);
-    grad_weights.push_back(grad_w_hh);
-    if (layer.has_bias()) {
-      Tensor grad_bias = at::empty({4 * hidden}, options);
-      sum_rows<T>(d_gates_rows, 4 * hidden, grad_bias.mutable_data_ptr<T>());
-      grad_weights.push_back(grad_bias);
-    }
-    if (input_needs_grad) {
-      const Sequence<T> dx(grad_input, rows);
-      const PackedMatrix<T> packed_w_ih(
-          row_pointers(w_ih.const_data_ptr<T>(), 4 * hidden, input_size).data(), false, 0,
-          4 * hidden, input_size, 1);
-      multiply<T>(d_gates_rows, packed_w_ih,
-                  live_rows<T*>(rows, reverse, 0, rows.steps(),
-                                [&](int64_t t, int64_t row) { return dx.at(t, row); }),
-                  d > 0, nullptr);
-    }
-    if (!state_needs_grad) continue;
-    // Into h_0 goes what came back through each row's first step.
-    std::vector<const T*> through;
-    std::vector<T*> into;
-    for (int64_t row = 0; row < rows.live(0); ++row) {
-      const int64_t t = rows.first_step(row, reverse);
-      T* const to = dh_first + rows.batch_index(row) * hidden;
-      if (rows.is_reset(t, row)) {
-        std::fill_n(to, hidden, T(0));
-      } else {
-        through.push_back(d_gates + rows.flat(t, row) * 4 * hidden);
-        into.push_back(to);
+      const auto all = [&](const auto& find) {
+        return live_rows<const T*>(rows, !reverse, begin, end, find);
+      };
+      const std::vector<const T*> d_gates_rows = all(d_gates_at);
+      multiply_transposed<T>(d_gates_rows, 4 * hidden,
+                             {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
+                               input_size, grad_w_ih.mutable_data_ptr<T>()},
+                              {all([&](int64_t t, int64_t row) -> const T* {
+                                 if (rows.is_reset(t, row)) return zeros.data();
+                                 if (t == rows.first_step(row, reverse))
+                                   return h_first + rows.batch_index(row) * hidden;
+                                 return y + before(t, row) * directions * hidden;
+                               }),
+                               hidden, grad_w_hh.mutable_data_ptr<T>()}},
+                             begin > 0);
+      if (grad_bias.defined())
+        sum_rows<T>(d_gates_rows, 4 * hidden, grad_bias.mutable_data_ptr<T>(), begin > 0);
+      if (input_needs_grad)
+        multiply<T>(d_gates_rows, *packed_w_ih,
+                    live_rows<T*>(rows, !reverse, begin, end,
+                                  [&](int64_t t, int64_t row) { return dx->at(t, row); }),
+                    d > 0, nullptr);
+      if (!state_needs_grad) continue;
+      // Into h_0 goes what came back through each row's first step.
+      std::vector<const T*> through;
+      std::vector<T*> into;
+      for (int64_t row = 0; row < rows.live(0); ++row) {
+        const int64_t t = rows.first_step(row, reverse);
+        const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
+        if (k < begin || k >= end) continue;
+        T* const to = dh_first + rows.batch_index(row) * hidden;
+        if (rows.is_reset(t, row)) {
+          std::fill_n(to, hidden, T(0));
+        } else {
+          through.push_back(d_gates_at(t, row));
+          into.push_back(to);
+        }
       }
+      multiply<T>(through, packed_w_hh, into, false, nullptr);
     }
-    multiply<T>(through, packed_w_hh, into, false, nullptr);
+    grad_weights.insert(grad_weights.end(), {grad_w_ih, grad_w_hh});
+    if (grad_bias.defined()) grad_weights.push_back(grad_bias);
   }
   return {grad_input, grad_h_0, grad_c_0, grad_weights};
 }
