@@ -101,7 +101,8 @@ class Call:
         state = torch.float64 if kind == "float64" else torch.float32
         grads = [dy, rand(D, B, H), rand(D, B, H), dcells.to(state)]
 
-        wide = [t.to(torch.float64, copy=True).requires_grad_() for t in (x, self.h_0, self.c_0, *self.weights)]
+        wide = [t.to(torch.float64, copy=True).requires_grad_()
+                for t in (x, self.h_0, self.c_0, *self.weights)]
         outputs = oracle(*wide[:3], wide[3:], lengths, self.reset)
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
         flat = lambda t, dim: (t[live] if dim == 0 else t[:, live])  # noqa: E731

@@ -95,9 +95,8 @@ MUTANTS = {
       }
       __syncthreads();""", "aligned);\n      }", [FFMA + "two parts", BF16 + "two parts"]),
     "persistent: no barrier after the step": (
-        FORWARD, FORWARD, """      __syncthreads();
-    }
-    block.publish""", "    }\n    block.publish", [FFMA + "two parts", BF16 + "two parts"]),
+        FORWARD, FORWARD, "__syncthreads();\n      if (pass == block.passes - 1)",
+        "if (pass == block.passes - 1)", [FFMA + "two parts", BF16 + "two parts"]),
     "persistent: nobody waits": (
         FORWARD, FORWARD, "if (!waited) block.wait(n);", "", [FFMA + "two parts"]),
     "persistent: waits for the step before": (
@@ -120,8 +119,8 @@ MUTANTS = {
         FORWARD, TILE, "return to_tf32(bits_as<float>(word));", "return word;",
         ["persistent/tf32 rounds its factors"]),
     "persistent: the forget gate takes the input gate's sum": (
-        FORWARD, FORWARD, "x[item].f + block.product(row, kUnits + unit)",
-        "x[item].f + block.product(row, unit)", [BF16 + "two parts"]),
+        FORWARD, FORWARD, "item.gates.f + block.product(row, kUnits + unit)",
+        "item.gates.f + block.product(row, unit)", [BF16 + "two parts"]),
     "persistent: a row that starts late forgets h_0": (
         FORWARD, FORWARD, "block.is_first_step(t, i)\n", "n == 0\n",
         [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),

@@ -377,7 +377,8 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, bool /*state_needs_grad*/, c10::string_view engine) {
+                                  bool input_needs_grad, bool /*state_needs_grad*/,
+                                  c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);

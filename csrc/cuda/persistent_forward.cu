@@ -5,12 +5,17 @@
 // into mma operands and leaves partial sums in shared memory; then each thread takes a unit of a
 // row, adds the sums and the input's part, and stores h_t. What limits it is latency: the flags,
 // one trip to L2, two barriers. Inputs that do not depend on neighbours are loaded before the wait.
-#include <type_traits>
-
+#include "../lstm_step.h"
 #include "persistent_tile.h"
 
 namespace fastlstm {
 namespace {
+
+// A unit of a row, between the loads before the wait and the stores after it.
+struct Item {
+  Gates<float> gates;  // the input's part, then activated
+  bool reset;
+};
 
 template <class P, int kUnits, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -35,24 +40,25 @@ __global__ void __launch_bounds__(kThreads, 1)
           d.c_0[int64_t(block.batch_row[i / kUnits]) * hidden + block.first_unit + i % kUnits];
   __syncthreads();
 
+  int64_t offset_prev = 0;
   for (int n = 0; n < steps; ++n) {
-    const int t = block.reverse ? steps - 1 - n : n, t_prev = block.reverse ? t + 1 : t - 1;
+    const int t = block.reverse ? steps - 1 - n : n;
+    const int64_t offset = block.offset(t);
     bool waited = n == 0;
     for (int pass = 0; pass < block.passes; ++pass) {
-      Gates<float> x[kItems];
+      // All that does not come from the neighbours, before waiting for them.
+      Item items[kItems];
 #pragma unroll
-      for (int item = 0; item < kItems; ++item) {
-        const int index = threadIdx.x + item * kThreads, unit = index % kUnits;
+      for (int j = 0; j < kItems; ++j) {
+        const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
         const int i = pass * kTile + index / kUnits;
         if (index >= kUnits * kTile || unit >= block.units || !block.is_live(t, i)) continue;
-        const T* gates = d.gates + block.flat_row(t, i) * 4 * hidden + block.first_unit + unit;
-        x[item] = {float(gates[0]), float(gates[hidden]), float(gates[2 * hidden]),
-                   float(gates[3 * hidden])};
+        const T* gates = d.gates + (offset + block.batch_row[i]) * 4 * hidden + block.first_unit;
+        items[j].gates = load_gates<T, float>(gates, unit, hidden);
+        items[j].reset = block.is_reset(t, i);
       }
 
       if (block.pass_is_live(t, pass)) {
-        if (!waited) block.wait(n);
-        waited = true;
         const T* source[kTile / 8];
 #pragma unroll
         for (int j = 0; j < kTile / 8; ++j) {
@@ -61,108 +67,102 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (!block.is_live(t, i) || block.is_reset(t, i)) continue;
           source[j] = block.is_first_step(t, i)
                           ? d.h_0 + int64_t(block.batch_row[i]) * hidden
-                          : d.output + block.flat_row(t_prev, i) * call.output_stride;
+                          : d.output + (offset_prev + block.batch_row[i]) * call.output_stride;
         }
+        if (!waited) block.wait(n);
+        waited = true;
         block.multiply(source, aligned);
       }
       __syncthreads();
 
 #pragma unroll
-      for (int item = 0; item < kItems; ++item) {
-        const int index = threadIdx.x + item * kThreads, unit = index % kUnits;
+      for (int j = 0; j < kItems; ++j) {
+        const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
         const int row = index / kUnits, i = pass * kTile + row;
         if (index >= kUnits * kTile || unit >= block.units) continue;
-        const int column = block.first_unit + unit;
+        Item& item = items[j];
+        T h = T(0.0f);
         if (block.is_live(t, i)) {
-          const Gates<float> pre = {x[item].i + block.product(row, unit),
-                                    x[item].f + block.product(row, kUnits + unit),
-                                    x[item].g + block.product(row, 2 * kUnits + unit),
-                                    x[item].o + block.product(row, 3 * kUnits + unit)};
+          const Gates<float> pre = {item.gates.i + block.product(row, unit),
+                                    item.gates.f + block.product(row, kUnits + unit),
+                                    item.gates.g + block.product(row, 2 * kUnits + unit),
+                                    item.gates.o + block.product(row, 3 * kUnits + unit)};
+          item.gates = activate(pre);
           float& c = block.state[i * kUnits + unit];
-          const Gates<float> gates = activate(pre);
-          c = next_cell(gates, block.is_reset(t, i) ? 0.0f : c);
-          const T h = T(fastlstm::hidden(gates.o, c));
-          const int64_t flat = block.flat_row(t, i);
-          store_exchanged(d.output + flat * call.output_stride + column, h);
-          if (d.cells) d.cells[flat * hidden + column] = c;
-          if (call.save_gates) {
-            T* saved = d.gates + flat * 4 * hidden + column;
-            saved[0] = T(gates.i);
-            saved[hidden] = T(gates.f);
-            saved[2 * hidden] = T(gates.g);
-            saved[3 * hidden] = T(gates.o);
-          }
+          c = next_cell(item.gates, item.reset ? 0.0f : c);
+          h = T(fastlstm::hidden(item.gates.o, c));
           if (block.is_last_step(t, i)) {
-            d.h_n[int64_t(block.batch_row[i]) * hidden + column] = h;
-            d.c_n[int64_t(block.batch_row[i]) * hidden + column] = c;
+            const int64_t at = int64_t(block.batch_row[i]) * hidden + block.first_unit + unit;
+            d.h_n[at] = h;
+            d.c_n[at] = c;
           }
         } else if (block.is_padding(t, i)) {
-          const int64_t flat = block.flat_row(t, i);
-          d.output[flat * call.output_stride + column] = T(0.0f);
-          if (d.cells) d.cells[flat * hidden + column] = block.state[i * kUnits + unit];
-          if (call.save_gates)
-            for (int gate = 0; gate < 4; ++gate)
-              d.gates[flat * 4 * hidden + gate * hidden + column] = T(0.0f);
+          item.gates = {0.0f, 0.0f, 0.0f, 0.0f};
+        } else {
+          continue;
         }
+        store_exchanged(
+            d.output + (offset + block.batch_row[i]) * call.output_stride + block.first_unit + unit,
+            h);
       }
       __syncthreads();
+      if (pass == block.passes - 1) block.publish(n + 1);
+
+      // What no neighbour waits for, after the flag.
+#pragma unroll
+      for (int j = 0; j < kItems; ++j) {
+        const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
+        const int i = pass * kTile + index / kUnits;
+        if (index >= kUnits * kTile || unit >= block.units) continue;
+        if (!block.is_live(t, i) && !block.is_padding(t, i)) continue;
+        const int64_t flat = offset + block.batch_row[i];
+        const int column = block.first_unit + unit;
+        if (d.cells) d.cells[flat * hidden + column] = block.state[i * kUnits + unit];
+        if (call.save_gates)
+          store_gates(d.gates + flat * 4 * hidden, column, hidden, items[j].gates);
+      }
     }
-    block.publish(n + 1);
+    offset_prev = offset;
   }
 }
 
-template <class P, int kUnits, int kTile>
-cudaError_t launch_tile(const PersistentForward<typename P::T>& call, const Task& task,
-                        const Tiling& tiling, cudaStream_t stream) {
-  const auto is_aligned = [&](const void* pointer, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 &&
-           stride * static_cast<int64_t>(sizeof(typename P::T)) % 16 == 0;
-  };
-  bool aligned = is_aligned(nullptr, call.output_stride);
-  for (int d = 0; d < tiling.directions; ++d)
-    aligned = aligned && is_aligned(call.direction[d].output, call.output_stride) &&
-              is_aligned(call.direction[d].h_0, call.sequence.hidden_size);
-  return launch_cooperative(forward_kernel<P, kUnits, kTile>,
-                            dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
-                            static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
-                            tiling, aligned);
-}
+template <typename T>
+struct Launcher {
+  const PersistentForward<T>& call;
+  const Task& task;
+  const Tiling& tiling;
+  cudaStream_t stream;
 
-template <class P, int kUnits>
-cudaError_t launch_units(const PersistentForward<typename P::T>& call, const Task& task,
-                         const Tiling& tiling, cudaStream_t stream) {
-  if constexpr (is_compiled(std::is_same<P, Ffma>::value, kUnits, 16))
-    if (tiling.row_tile == 16) return launch_tile<P, kUnits, 16>(call, task, tiling, stream);
-  if (tiling.row_tile == 8) return launch_tile<P, kUnits, 8>(call, task, tiling, stream);
-  return cudaErrorInvalidValue;
-}
-
-template <class P>
-cudaError_t launch_kind(const PersistentForward<typename P::T>& call, const Task& task,
-                        const Tiling& tiling, cudaStream_t stream) {
-  if (tiling.units == 8) return launch_units<P, 8>(call, task, tiling, stream);
-  if (tiling.units == 16) return launch_units<P, 16>(call, task, tiling, stream);
-  if (tiling.units == 32) return launch_units<P, 32>(call, task, tiling, stream);
-  return cudaErrorInvalidValue;
-}
+  template <class P, int kUnits, int kTile>
+  cudaError_t run() const {
+    const auto is_aligned = [](const void* pointer, int64_t stride) {
+      return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 &&
+             stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+    };
+    bool aligned = true;
+    for (int d = 0; d < tiling.directions; ++d)
+      aligned = aligned && is_aligned(call.direction[d].output, call.output_stride) &&
+                is_aligned(call.direction[d].h_0, call.sequence.hidden_size);
+    return launch_cooperative(forward_kernel<P, kUnits, kTile>,
+                              dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
+                              static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
+                              tiling, aligned);
+  }
+};
 
 }  // namespace
 
-template <>
-cudaError_t launch_persistent_forward(const PersistentForward<float>& call, const Task& task,
+template <typename T>
+cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
                                       const Tiling& tiling, cudaStream_t stream) {
-  return task.ffma() ? launch_kind<Ffma>(call, task, tiling, stream)
-                     : launch_kind<Tf32Mma>(call, task, tiling, stream);
+  return run_dtype<T>(task, tiling, Launcher<T>{call, task, tiling, stream});
 }
-template <>
-cudaError_t launch_persistent_forward(const PersistentForward<bfloat16>& call, const Task& task,
-                                      const Tiling& tiling, cudaStream_t stream) {
-  return launch_kind<BFloat16Mma>(call, task, tiling, stream);
-}
-template <>
-cudaError_t launch_persistent_forward(const PersistentForward<float16>& call, const Task& task,
-                                      const Tiling& tiling, cudaStream_t stream) {
-  return launch_kind<Float16Mma>(call, task, tiling, stream);
-}
+
+template cudaError_t launch_persistent_forward(const PersistentForward<float>&, const Task&,
+                                               const Tiling&, cudaStream_t);
+template cudaError_t launch_persistent_forward(const PersistentForward<bfloat16>&, const Task&,
+                                               const Tiling&, cudaStream_t);
+template cudaError_t launch_persistent_forward(const PersistentForward<float16>&, const Task&,
+                                               const Tiling&, cudaStream_t);
 
 }  // namespace fastlstm

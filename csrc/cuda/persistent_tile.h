@@ -157,37 +157,50 @@ struct Product {
   using T = typename P::T;
   using F = Fragments<P, kRows>;
   static constexpr int kColumns = kTile / 8;
-  static constexpr int kAhead = 8 / kColumns;  // chunks whose loads are in flight together
+  static constexpr int kAhead = 4 / kColumns;  // chunks of a group; two groups are in flight
 
   static __device__ void run(const uint32_t* slice, int chunks, int first, int last,
                              const T* const (&source)[kColumns], int depth, bool aligned,
                              float* partial, float* /*stage*/) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    float sum[F::kTiles][kColumns][4] = {};
-    for (int begin = first; begin < last; begin += kAhead) {
-      Words vectors[kAhead][kColumns];
+    const auto load = [&](Words(&group)[kAhead][kColumns], int begin) {
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const int k = (begin + a) * kPerChunk<T> + q * (kPerChunk<T> / 4);
-          vectors[a][j] = load_words(begin + a < last ? source[j] : nullptr, k, depth, aligned);
+          group[a][j] = load_words(begin + a < last ? source[j] : nullptr, k, depth, aligned);
         }
       }
+    };
+    float sum[F::kTiles][kColumns][4] = {};
+    Words group[kAhead][kColumns], next[kAhead][kColumns];
+    load(group, first);
+    for (int begin = first; begin < last; begin += kAhead) {
+      load(next, begin + kAhead);
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         if (begin + a >= last) break;
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
+          uint32_t b[kColumns][2];
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) {
+            b[j][0] = P::operand(group[a][j].word[2 * step]);
+            b[j][1] = P::operand(group[a][j].word[2 * step + 1]);
+          }
 #pragma unroll
           for (int m = 0; m < F::kTiles; ++m) {
             const Words weights = F::load(slice, chunks, m, begin + a, step, lane);
 #pragma unroll
-            for (int j = 0; j < kColumns; ++j)
-              P::mma(sum[m][j], weights, P::operand(vectors[a][j].word[2 * step]),
-                     P::operand(vectors[a][j].word[2 * step + 1]));
+            for (int j = 0; j < kColumns; ++j) P::mma(sum[m][j], weights, b[j][0], b[j][1]);
           }
         }
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) group[a][j] = next[a][j];
       }
     }
     constexpr int stride = partial_stride(kRows);
@@ -330,9 +343,10 @@ struct Block {
     }
   }
 
-  __device__ int64_t flat_row(int t, int i) const {
-    const int64_t offset = sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
-    return offset + batch_row[i];
+  // First flat row of a step; 0 for a step that does not exist.
+  __device__ int64_t offset(int t) const {
+    if (t < 0 || t >= sequence.steps) return 0;
+    return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
   __device__ bool is_live(int t, int i) const { return i < tiling.group_rows && t < length[i]; }
@@ -377,5 +391,46 @@ struct Block {
     return sum;
   }
 };
+
+// --- choosing the instance
+// -----------------------------------------------------------------------------
+
+// launcher.template run<P, kUnits, kTile>() for the tile that the planner chose.
+template <class P, int kUnits, class Launcher>
+cudaError_t run_units(const Tiling& tiling, const Launcher& launcher) {
+  if constexpr (is_compiled(std::is_same<P, Ffma>::value, kUnits, 16))
+    if (tiling.row_tile == 16) return launcher.template run<P, kUnits, 16>();
+  if (tiling.row_tile == 8) return launcher.template run<P, kUnits, 8>();
+  return cudaErrorInvalidValue;
+}
+
+template <class P, class Launcher>
+cudaError_t run_tile(const Tiling& tiling, const Launcher& launcher) {
+  if (tiling.units == 8) return run_units<P, 8>(tiling, launcher);
+  if (tiling.units == 16) return run_units<P, 16>(tiling, launcher);
+  if (tiling.units == 32) return run_units<P, 32>(tiling, launcher);
+  return cudaErrorInvalidValue;
+}
+
+// The arithmetic of a dtype.
+template <typename T>
+struct MmaOf {
+  using type = Tf32Mma;
+};
+template <>
+struct MmaOf<bfloat16> {
+  using type = BFloat16Mma;
+};
+template <>
+struct MmaOf<float16> {
+  using type = Float16Mma;
+};
+
+template <typename T, class Launcher>
+cudaError_t run_dtype(const Task& task, const Tiling& tiling, const Launcher& launcher) {
+  if constexpr (std::is_same<T, float>::value)
+    if (task.ffma()) return run_tile<Ffma>(tiling, launcher);
+  return run_tile<typename MmaOf<T>::type>(tiling, launcher);
+}
 
 }  // namespace fastlstm
