@@ -63,8 +63,7 @@ class GemmPrecision {
   const bool active_;
 };
 
-// --- the persistent engine
-// -------------------------------------------------------------------------
+// --- the persistent engine ---
 
 CudaDevice cuda_device(const Tensor& tensor) {
   const int index = tensor.get_device();
@@ -327,8 +326,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
                         d_c.to(options.dtype()), grad_weights};
 }
 
-// --- the ops
-// ---------------------------------------------------------------------------------------
+// --- the ops ---
 
 template <typename T, typename A>
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,

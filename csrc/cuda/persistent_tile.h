@@ -29,8 +29,8 @@ FASTLSTM_HD To bits_as(From from) {
 
 FASTLSTM_HD uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
 
-// --- the kinds of arithmetic ---------------------------------------------------------------------
-// word(): a weight or two as the mma wants them; operand(): a loaded word likewise.
+// --- the kinds of arithmetic ---
+// operand(): a word of memory (two 16-bit values or a float) as the multiplication wants it.
 
 struct BFloat16Mma {
   using T = bfloat16;
@@ -63,12 +63,9 @@ struct Ffma {
 };
 
 template <typename T>
-constexpr int kPerWord = 4 / sizeof(T);
-template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
-// --- loading what other blocks wrote
-// ---------------------------------------------------------------
+// --- loading what other blocks wrote ---
 
 // Values k .. k + 16 bytes of a vector of `depth` values; zeros beyond it and for nullptr.
 // `aligned`: vectors start, and end, at multiples of 16 bytes.
@@ -90,8 +87,7 @@ __device__ Words load_words(const T* vector, int k, int depth, bool aligned) {
   return words;
 }
 
-// --- the slice of W_hh
-// -------------------------------------------------------------------------------
+// --- the slice of W_hh ---
 
 // Where the words of the slice lie. mma: [row tile][chunk][step 0, 1][lane][register], so that a
 // lane reads a fragment at once; a tile of only 8 rows leaves out the registers of the others.
@@ -145,8 +141,7 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
   }
 }
 
-// --- the product
-// -------------------------------------------------------------------------------------
+// --- the product ---
 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
@@ -273,8 +268,7 @@ struct Product<Ffma, kRows, kTile> {
   }
 };
 
-// --- a block
-// -----------------------------------------------------------------------------------------
+// --- a block ---
 
 // Which part of the work a block has, and its shared memory.
 template <class P, int kRows, int kUnits, int kTile>
@@ -392,8 +386,7 @@ struct Block {
   }
 };
 
-// --- choosing the instance
-// -----------------------------------------------------------------------------
+// --- choosing the instance ---
 
 // launcher.template run<P, kUnits, kTile>() for the tile that the planner chose.
 template <class P, int kUnits, class Launcher>

@@ -181,7 +181,7 @@ inline unsigned& resident_blocks() {
   return n;
 }
 
-// --- switching -----------------------------------------------------------------------------------
+// --- switching ---
 // The first entry of a fiber needs ucontext; after that setjmp and longjmp do, without a system
 // call per switch. ASan follows only swapcontext.
 
@@ -226,7 +226,7 @@ inline void fiber_main() {
   leave(m, *m.current, true);
 }
 
-// --- barriers ------------------------------------------------------------------------------------
+// --- barriers ---
 
 inline void join(Clock& into, const Clock& from) {
   for (size_t b = 0; b < into.size(); ++b)
@@ -249,8 +249,7 @@ inline void arrive(Barrier& barrier, bool of_block) {
   suspend();
 }
 
-// --- data exchanged between blocks
-// ------------------------------------------------------------------
+// --- data exchanged between blocks ---
 
 // Now and then another fiber goes first, so that a neighbour's write may come late.
 inline void hesitate() {
@@ -309,8 +308,7 @@ inline void wait_until_at_least(const unsigned* flag, unsigned value) {
   if (found != m.published.end()) join(self().seen, found->second);
 }
 
-// --- warp functions
-// ---------------------------------------------------------------------------------
+// --- warp functions ---
 
 // Hands `count` words to the other lanes and returns everybody's. Two buffers take turns: a lane
 // can be one exchange ahead of the slowest, never two.
@@ -329,8 +327,7 @@ T shuffle_xor(T value, int mask) {
   return bits_of<T>(post(&word, 1)[lane ^ mask][0]);
 }
 
-// --- launch
-// -----------------------------------------------------------------------------------------
+// --- launch ---
 
 enum Residency { kBlocksInTurn, kAllBlocks };  // an ordinary launch; a cooperative one
 
