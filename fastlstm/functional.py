@@ -22,7 +22,7 @@ __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
 # "auto" leaves the choice to the planner of the device, "reference" is plain PyTorch, the others
 # are engines of the op (csrc/<device>/).
-ENGINES = ("auto", "reference", "stepwise")
+ENGINES = ("auto", "reference", "stepwise", "tiled", "persistent")
 
 _OP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))

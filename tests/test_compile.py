@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Route, every_op_route, every_route
+from samples import OP_ROUTES_IN_BRIEF, ROUTES_IN_BRIEF, Route
 from test_numerics import FACTOR
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import fastlstm
 
+every_route = pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+every_op_route = pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -179,7 +181,7 @@ def test_compiled_autograd(route: Route) -> None:
 def test_autocast(route: Route, compiled: bool, dtype: torch.dtype) -> None:
     """Results in the autocast dtype, gradients in float32, and no more error than nn.LSTM."""
     model = Model(route)
-    x = draw(route, 2, 30, 3)
+    x = draw(route, 4, 6, 3)
     truth, truth_gradients = run(model, x)
     model, x = model.float(), x.float()
 

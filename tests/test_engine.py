@@ -45,6 +45,8 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
         ("auto", "cpu", torch.float32, False, (), "reference"),
         ("stepwise", "cpu", torch.float32, False, CPU, "stepwise"),
         ("stepwise", "cuda", torch.float16, False, BOTH, "stepwise"),
+        ("tiled", "cpu", torch.float32, False, CPU, "tiled"),
+        ("persistent", "cuda", torch.bfloat16, False, BOTH, "persistent"),
         ("reference", "cpu", torch.float32, False, CPU, "reference"),
         ("reference", "mps", torch.int64, True, (), "reference"),
     ],
@@ -115,8 +117,26 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "_DEFAULT_ENGINE", "reference")
     assert not runs_the_op(lstm, x)
     if built:
-        lstm.engine = "stepwise"  # what is asked for in code wins over the environment
-        assert runs_the_op(lstm, x)
+        for engine in ("stepwise", "tiled"):  # what is asked for in code wins over the environment
+            lstm.engine = engine
+            assert runs_the_op(lstm, x)
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("persistent", {}),
+        ("tiled", {"proj_size": 2}),
+        ("tiled", {"dtype": torch.bfloat16}),
+    ],
+)
+def test_an_engine_that_does_not_serve_the_call_says_so(engine: str, options: dict) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options)
+    lstm.engine = engine
+    x = torch.zeros(2, 1, 3, dtype=lstm.weight_ih_l0.dtype)
+    with pytest.raises(RuntimeError, match=f'expected engine .*"tiled".*got "{engine}"'):
+        lstm(x)
 
 
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -83,8 +84,18 @@ def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> 
     return function
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For thousands of calls of tiny size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @every_route
 @every_sample
+@pytest.mark.usefixtures("one_thread")
 def test_gradcheck(route: Route, sample: Sample) -> None:
     padded = leaves(sample, route)
     fast = sample.hidden_size > 10
@@ -93,6 +104,7 @@ def test_gradcheck(route: Route, sample: Sample) -> None:
 
 @every_route
 @every_sample
+@pytest.mark.usefixtures("one_thread")
 def test_gradgradcheck(route: Route, sample: Sample) -> None:
     padded = leaves(sample, route)
     assert gradgradcheck(
@@ -101,6 +113,7 @@ def test_gradgradcheck(route: Route, sample: Sample) -> None:
 
 
 @every_op_route
+@pytest.mark.usefixtures("one_thread")
 def test_gradgradcheck_exhaustively(route: Route) -> None:
     sample = Sample("tiny", steps=2, batch=2, input_size=2, hidden_size=2, lengths=(1, 2))
     padded = leaves(sample, route)
@@ -255,6 +268,10 @@ def test_opcheck_backward(route: Route, sample: Sample) -> None:
     arguments |= {"output": output, "cells": cells, "gates": gates, "engine": route.engine}
     given = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
     op = torch.ops.fastlstm.lstm_backward.default
-    torch.library.opcheck(op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True})
+    torch.library.opcheck(
+        op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True}
+    )
     only = dict.fromkeys(given) | {"grad_h_n": h_n}
-    torch.library.opcheck(op, (), {**only, **arguments, "input_needs_grad": False, "state_needs_grad": True})
+    torch.library.opcheck(
+        op, (), {**only, **arguments, "input_needs_grad": False, "state_needs_grad": True}
+    )
