@@ -186,7 +186,7 @@ class EncodedCaptions:
 
         The batches are of about equal size, so that none is too small for BatchNorm.
         """
-        generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         order = torch.randperm(len(self), generator=generator)
         return list(order.tensor_split(max(1, round(len(self) / batch_size))))
 

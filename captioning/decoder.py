@@ -60,7 +60,9 @@ class DecoderRNN(nn.Module):
         """The scores [N,V] of every word for the N targets of `unroll`."""
         return self.linear(self.unroll(image, captions, lengths)[0])
 
-    def unroll(self, image: Tensor, captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def unroll(
+        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: run over whole captions at once.
 
         Args:
@@ -68,33 +70,36 @@ class DecoderRNN(nn.Module):
             captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
             lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
                 in decreasing order.
+            inputs: int64 [B,T-1], fed instead of the captions without their last column.
 
         Returns:
             What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);
             step by step, and within a step in the order of the captions (packed).
         """
-        packed = pack_padded_sequence(self._inputs(image, captions), lengths, batch_first=True)
+        packed = pack_padded_sequence(
+            self._inputs(image, captions, inputs), lengths, batch_first=True
+        )
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
         return self.dropout(hidden), targets
 
     def unroll_padded(
-        self, image: Tensor, captions: Tensor, lengths: Tensor
+        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`unroll` without packing: shapes that do not depend on the lengths, as compiling wants.
 
         `lengths` may be in any order and on any device. Behind the end of a caption the target
         is <pad>, which the loss leaves out. N = B * (T - 1), caption by caption.
         """
-        inputs = self._inputs(image, captions)
+        embedded = self._inputs(image, captions, inputs)
         if isinstance(self.lstm, nn.LSTM):
-            hidden = self.lstm(inputs)[0]  # what comes behind the end does not matter
+            hidden = self.lstm(embedded)[0]  # what comes behind the end does not matter
         else:
-            hidden = self.lstm(inputs, lengths=lengths)[0]
+            hidden = self.lstm(embedded, lengths=lengths)[0]
         return self.dropout(hidden[:, 1:].flatten(0, 1)), captions[:, 1:].flatten()
 
-    def _inputs(self, image: Tensor, captions: Tensor) -> Tensor:
-        words = self.embed(captions[:, :-1])
+    def _inputs(self, image: Tensor, captions: Tensor, inputs: Tensor | None) -> Tensor:
+        words = self.embed(captions[:, :-1] if inputs is None else inputs)
         return self.dropout(torch.cat([image.unsqueeze(1), words], 1))
 
     # One step at a time, for captioning.search ---------------------------------------------------

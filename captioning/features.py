@@ -1,8 +1,8 @@
 """The feature cache: each picture goes through the frozen CNN once, and training reads features.
 
 A cache is one safetensors file: "features" [N, ...], "ids" [N] and "state" [N] (one byte per
-picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped both for
-writing and reading; a run that was killed goes on with the pictures whose state is 0.
+picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped for
+writing and for reading; a run that was killed goes on with the pictures whose state is 0.
 """
 
 import hashlib

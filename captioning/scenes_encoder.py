@@ -23,8 +23,7 @@ from captioning.files import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights" / "scenes_cnn.safetensors"
 GRID = 16  # cells per side of the feature map of a 128-pixel picture
-COLORS, SHAPES = list(scenes.COLORS), list(scenes.SHAPES)
-SIZES, BACKGROUNDS = list(scenes.SIZES), list(scenes.BACKGROUNDS)
+COLORS, SHAPES, SIZES, BACKGROUNDS = scenes.COLORS, scenes.SHAPES, scenes.SIZES, scenes.BACKGROUNDS
 
 
 class SceneCNN(nn.Sequential):
@@ -58,20 +57,24 @@ def to_input(pictures: np.ndarray) -> Tensor:
 
 # Pretraining ------------------------------------------------------------------------------------
 
+PLANES = [*COLORS, *SHAPES, *SIZES, *BACKGROUNDS]
+
 
 def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of one to six scattered shapes and its labels [4,GRID,GRID].
+    """A picture of one to six scattered shapes and its attribute grid [planes,GRID,GRID].
 
-    The label planes are colour, shape and size (-1 where no shape is centred in the cell, and
-    for size the extra class len(SIZES): nothing here), and the background.
+    There is a plane for each colour, shape, size and background. A shape adds 1 to its planes, shared
+    among the four cells around its middle, so that the sum over any region counts shapes; the
+    background's plane is 1 everywhere.
     """
-    background = rng.choice(BACKGROUNDS)
+    background = rng.choice(list(scenes.BACKGROUNDS))
     canvas, draw = scenes.new_canvas(rng, background)
-    labels = np.full((4, GRID, GRID), -1)
-    labels[2], labels[3] = len(SIZES), BACKGROUNDS.index(background)
+    grid = np.zeros((len(PLANES), GRID + 2, GRID + 2), dtype=np.float32)
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.randint(1, 6)):
-        color, shape, size = rng.choice(COLORS), rng.choice(SHAPES), rng.choice(SIZES)
+        color, shape, size = (
+            rng.choice(list(kind)) for kind in (scenes.COLORS, scenes.SHAPES, scenes.SIZES)
+        )
         radius = scenes.SIZES[size] * rng.uniform(0.92, 1.08)
         margin = 1.15 * radius + 1
         x, y = (rng.uniform(margin, scenes.IMAGE_SIZE - margin) for _ in range(2))
@@ -80,45 +83,41 @@ def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
         placed.append((x, y, radius))
         fill = scenes.jitter(rng, scenes.COLORS[color], 12)
         scenes.draw_shape(draw, shape, 2 * x, 2 * y, 2 * radius, fill)
-        cell = scenes.IMAGE_SIZE // GRID
-        labels[:3, int(y) // cell, int(x) // cell] = (
-            COLORS.index(color),
-            SHAPES.index(shape),
-            SIZES.index(size),
-        )
-    return np.asarray(canvas.reduce(2)), labels
+        planes = [PLANES.index(attribute) for attribute in (color, shape, size)]
+        column, row = (v * GRID / scenes.IMAGE_SIZE + 0.5 for v in (x, y))
+        i, j = int(row), int(column)
+        for k, share in ((i, i + 1 - row), (i + 1, row - i)):
+            grid[planes, k, j] += share * (j + 1 - column)
+            grid[planes, k, j + 1] += share * (column - j)
+    grid[PLANES.index(background)] = 1
+    return np.asarray(canvas.reduce(2)), grid[:, 1:-1, 1:-1]
 
 
 def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> SceneCNN:
+    """Regress the grid linearly from the feature map.
+
+    What is linear in the feature map stays linear in its averages: the pooled features of a
+    region tell how many red shapes, how many stars are in it.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    cnn, classes = SceneCNN(), [len(COLORS), len(SHAPES), len(SIZES) + 1, len(BACKGROUNDS)]
-    head = nn.Conv2d(cnn.channels, sum(classes), 1)
+    cnn = SceneCNN()
+    head = nn.Conv2d(cnn.channels, len(PLANES), 1)
     parameters = [*cnn.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
-    rarely_empty = torch.tensor([1.0] * len(SIZES) + [0.1])  # almost every cell is empty
     progress = trange(steps, desc="pretrain")
     for step in progress:
-        pictures, labels = zip(*(draw_grid(rng) for _ in range(batch_size)), strict=True)
-        target = torch.from_numpy(np.stack(labels))
-        predictions = head(cnn(to_input(np.stack(pictures)))).split(classes, dim=1)
-        losses = [
-            F.cross_entropy(
-                prediction,
-                target[:, i],
-                weight=rarely_empty if i == 2 else None,
-                ignore_index=-1,
-            )
-            for i, prediction in enumerate(predictions)
-        ]
+        pictures, grids = zip(*(draw_grid(rng) for _ in range(batch_size)), strict=True)
+        error = head(cnn(to_input(np.stack(pictures)))) - torch.from_numpy(np.stack(grids))
+        per_cell = error.square().sum((2, 3)).mean()
+        per_quarter = F.avg_pool2d(error, GRID // 2, divisor_override=1).square().mean()
         optimizer.zero_grad()
-        sum(losses, torch.zeros(())).backward()
+        (per_cell + per_quarter).backward()
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            names = ("color", "shape", "size", "background")
-            progress.set_postfix({n: f"{v:.3f}" for n, v in zip(names, losses, strict=True)})
+            progress.set_postfix(cell=f"{per_cell:.4f}", quarter=f"{per_quarter:.4f}")
     return cnn.eval()
 
 

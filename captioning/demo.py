@@ -1,0 +1,153 @@
+"""`captioning demo`: draw, train, caption, score, report; minutes on two CPU cores.
+
+The very pipeline of real data in small: COCO files, a frozen pretrained CNN, a feature cache,
+the LSTM decoder, free-running validation.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from captioning import scenes
+from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
+from captioning.cnn import CNNConfig, load_cnn
+from captioning.datasets import load_coco
+from captioning.features import extract_features
+from captioning.files import read_json, write_json
+from captioning.generate import best_captions
+from captioning.metrics import Scores, score_captions
+from captioning.model import Captioner, ModelConfig
+from captioning.report import Picture, Section, write_contact_sheet, write_report
+from captioning.train import FeatureTable, TrainConfig, train
+from captioning.vocabulary import Vocabulary
+
+TEXT = {
+    "val": "New pictures. Their combinations of count, size, colour, shape and background occur in "
+    "the training pictures.",
+    "unseen": "Combinations of count, size, colour, shape and background that no training picture "
+    "shows.",
+}
+
+
+def demo(
+    output: str | Path,
+    epochs: int = 24,
+    lstm: str = "fastlstm",
+    fresh: bool = False,
+    seed: int = 0,
+    splits: dict[str, int] = scenes.SPLITS,
+) -> dict[str, Section]:
+    """Run the whole demonstration in the folder `output`.
+
+    Args:
+        output: where everything goes; what a former run left there is used again.
+        epochs: passes over the captions.
+        lstm: "fastlstm", "torch" or "reference".
+        fresh: train again even if `output` holds a captioner of the same settings.
+        seed: of pictures, initial weights and order.
+        splits: number of pictures per split.
+
+    Returns:
+        The sections of the report, by split.
+    """
+    output, start = Path(output), time.perf_counter()
+    say = tqdm.write
+    say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
+    root = scenes.generate(output / "scenes", splits, seed)
+    data = {
+        split: load_coco(root / "annotations" / f"captions_{split}.json", root / split)
+        for split in splits
+    }
+
+    say("2/5  encoding each picture once with the frozen, pretrained CNN")
+    cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+    tables = {}
+    for split, dataset in data.items():
+        cache = extract_features(cnn, dataset.images, output / "features" / f"{split}.safetensors")
+        tables[split] = FeatureTable(dataset, cache)
+
+    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
+    vocabulary = Vocabulary.build(data["train"].captions)
+    vocabulary.save(output / "vocabulary.json")
+    sizes = ModelConfig(cnn.feature_shape[0], len(vocabulary), embed_size=128, hidden_size=256)
+    recipe = json.dumps([asdict(config), asdict(sizes), CNNIdentity.of(cnn).fingerprint, splits])
+    recipe = hashlib.sha256(recipe.encode()).hexdigest()
+    stamp = output / "trained.json"
+    if not fresh and stamp.exists() and read_json(stamp) == recipe:
+        say(f"3/5  {output / 'best.pt'} is trained already; --fresh trains again")
+        checkpoint = load_checkpoint(output / "best.pt", lstm)
+        history = checkpoint.training["history"]
+    else:
+        shutil.rmtree(output / "tensorboard", ignore_errors=True)
+        torch.manual_seed(seed)
+        model = Captioner(sizes, lstm)
+        checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
+        name = type(model.decoder.lstm)
+        say(
+            f"3/5  training on {name.__module__}.{name.__qualname__} ({lstm}), {len(vocabulary)} words"
+        )
+        history = train(checkpoint, config, tables["train"], tables["val"], output)
+        checkpoint = load_checkpoint(output / "best.pt", lstm)
+        write_json(stamp, recipe)
+
+    say("4/5  captioning and scoring pictures that training never saw")
+    sections = {split: _caption(checkpoint, tables[split], split, output) for split in TEXT}
+    blind = _blind(checkpoint, tables["val"])
+
+    say("5/5  writing the report")
+    text = (
+        f"Trained for {len(history)} epochs ({sum(e['seconds'] for e in history):.0f} s) on "
+        f"{len(tables['train'].images):,} drawn pictures. Captions are parsed back into facts; green "
+        f"ones state all six rightly. With the pictures shuffled, {blind:.1%} of the captions would "
+        "be right: nothing can be guessed without looking."
+    )
+    report, sheet = output / "report.html", output / "contact_sheet.png"
+    write_report(report, "Captions of drawn scenes", text, list(sections.values()), history)
+    write_contact_sheet(sheet, "Captions of drawn scenes", list(sections.values()), history)
+    for split, section in sections.items():
+        say(f"\n{split}: {section.scores}")
+        say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
+    say(f"\nall facts right with the pictures shuffled: {blind:.3f}")
+    say(f"training {sum(e['seconds'] for e in history):.0f} s, this run {_since(start)}")
+    say(f"report: {report}\ncontact sheet: {sheet}")
+    return sections
+
+
+def _since(start: float) -> str:
+    return f"{time.perf_counter() - start:.0f} s"
+
+
+def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:
+    return {image.id: scenes.Facts(**(image.facts or {})) for image in table.images}
+
+
+def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str, output: Path) -> Section:
+    written = best_captions(checkpoint.model, checkpoint.vocabulary, table.read(), table.ids)
+    results = [{"image_id": i, "caption": caption} for i, caption in written.items()]
+    write_json(output / f"results_{split}.json", results)
+    truth = _truth(table)
+    pictures = [
+        Picture(
+            image.id,
+            image.path,
+            written[image.id],
+            image.captions,
+            scenes.parse(written[image.id]) == truth[image.id],
+        )
+        for image in table.images
+    ]
+    scores: Scores = score_captions(written, table.references)
+    return Section(split, TEXT[split], pictures, scores, scenes.fact_scores(written, truth))
+
+
+def _blind(checkpoint: Checkpoint, table: FeatureTable) -> float:
+    """The score with each picture's features given to another picture."""
+    features = table.read().roll(1, 0)
+    written = best_captions(checkpoint.model, checkpoint.vocabulary, features, table.ids)
+    return scenes.fact_scores(written, _truth(table))["all"]

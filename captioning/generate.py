@@ -1,0 +1,122 @@
+"""Captions for many pictures: features through encoder and search, in batches."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captioning.errors import CaptioningError
+from captioning.model import Captioner
+from captioning.search import Hypothesis, beam_search, greedy_search, sample
+from captioning.vocabulary import Vocabulary
+
+METHODS = ("greedy", "beam", "sample")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How captions are written; see `captioning.search` for the arguments."""
+
+    method: str = "greedy"
+    beam_size: int = 5
+    length_penalty: float = 0.7
+    no_repeat_ngram: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_seq_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    words: list[tuple[str, float]]  # each word written, <end> too, and its probability
+    score: float
+
+
+def decode_batch(
+    model: Captioner, features: Tensor, config: DecodeConfig, generator: torch.Generator | None
+) -> list[list[Hypothesis]]:
+    """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
+    with torch.no_grad():
+        image = model.encoder.embed(features)
+    if config.method == "greedy":
+        return [[h] for h in greedy_search(model.decoder, image, config.max_seq_length)]
+    if config.method == "beam":
+        return beam_search(
+            model.decoder,
+            image,
+            config.beam_size,
+            config.length_penalty,
+            config.no_repeat_ngram,
+            config.max_seq_length,
+        )
+    if config.method == "sample":
+        options: dict[str, Any] = {n: getattr(config, n) for n in ("temperature", "top_k", "top_p")}
+        drawn = sample(
+            model.decoder,
+            image,
+            max_seq_length=config.max_seq_length,
+            generator=generator,
+            **options,
+        )
+        return [[h] for h in drawn]
+    raise CaptioningError(f"method: expected one of {METHODS}, got {config.method!r}")
+
+
+def generate_captions(
+    model: Captioner,
+    vocabulary: Vocabulary,
+    features: Tensor,
+    config: DecodeConfig | None = None,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> tuple[list[list[Caption]], float]:
+    """Write captions for features [M,...].
+
+    Args:
+        model: the captioner; it is put into eval mode for the time.
+        vocabulary: its words.
+        features: as the frozen CNN or the cache gives them.
+        config: how to search; greedy if None.
+        batch_size: pictures at a time.
+        progress: label of a progress bar; none if None.
+
+    Returns:
+        The captions of each picture, best first, and pictures per second.
+    """
+    config = config or DecodeConfig()
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    was_training = model.training
+    model.eval()
+    captions = []
+    start = time.perf_counter()
+    for chunk in tqdm(features.split(batch_size), progress, disable=progress is None, unit="batch"):
+        for hypotheses in decode_batch(model, chunk.to(device), config, generator):
+            captions.append([_caption(h, vocabulary) for h in hypotheses])
+    model.train(was_training)
+    return captions, len(captions) / max(time.perf_counter() - start, 1e-9)
+
+
+def best_captions(
+    model: Captioner, vocabulary: Vocabulary, features: Tensor, ids: Sequence[int], **options: Any
+) -> dict[int, str]:
+    """The best caption of each picture by id; options as in `generate_captions`."""
+    captions, _ = generate_captions(model, vocabulary, features, **options)
+    return {i: found[0].text for i, found in zip(ids, captions, strict=True)}
+
+
+def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
+    probabilities = torch.tensor(hypothesis.log_probs).exp().tolist()
+    words = [vocabulary.words[t] for t in hypothesis.tokens]
+    return Caption(
+        vocabulary.decode(hypothesis.tokens),
+        list(zip(words, probabilities, strict=True)),
+        hypothesis.score,
+    )

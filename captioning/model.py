@@ -1,0 +1,110 @@
+"""The captioner: encoder and decoder, their configuration, and the loss that trains them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from captioning.decoder import DecoderRNN
+from captioning.encoder import EncoderCNN
+from captioning.errors import CaptioningError
+from captioning.loss import BLOCK, linear_cross_entropy
+from captioning.vocabulary import PAD
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Args:
+    feature_size: size of a feature vector of the frozen CNN.
+    vocab_size: number of words.
+    embed_size: size of the word and picture vectors.
+    hidden_size: size of the LSTM's state.
+    num_layers: number of LSTM layers.
+    max_seq_length: the most tokens that decoding writes, <end> included.
+    dropout: see `DecoderRNN`.
+    decoder: "lstm".
+    """
+
+    feature_size: int
+    vocab_size: int
+    embed_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    max_seq_length: int = 20
+    dropout: float = 0.0
+    decoder: str = "lstm"
+
+
+class Captioner(nn.Module):
+    """Features of pictures in, captions out.
+
+    Args:
+        config: the sizes.
+        lstm: "fastlstm", "torch" or "reference"; the parameters are the same for all.
+    """
+
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = EncoderCNN(config.feature_size, config.embed_size)
+        if config.decoder != "lstm":
+            raise CaptioningError(f"decoder: expected 'lstm', got {config.decoder!r}")
+        self.decoder = DecoderRNN(
+            config.embed_size,
+            config.hidden_size,
+            config.vocab_size,
+            config.num_layers,
+            config.max_seq_length,
+            config.dropout,
+            lstm,
+        )
+
+    def forward(
+        self,
+        features: Tensor,
+        rows: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        caption_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        scheduled_sampling: float = 0.0,
+        packed: bool = True,
+    ) -> Tensor:
+        """The summed cross-entropy of captions, teacher-forced, in nats.
+
+        Args:
+            features: [M,C] or [M,cells,C], each picture once. BatchNorm sees exactly these, so
+                several processes that share a batch pass all of its pictures.
+            rows: int64 [B], which of the M pictures each caption describes.
+            captions, lengths: see `DecoderRNN.unroll`.
+            caption_weights: [B], factor of each caption's loss; 1 if None.
+            label_smoothing: see `linear_cross_entropy`.
+            scheduled_sampling: probability of feeding a word that the model would have written in
+                place of the caption's. Both passes run over whole captions (Mihaylova and
+                Martins, 2019), which keeps the LSTM fused.
+            packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
+        """
+        image = self.encoder.embed(features)[rows]
+        unroll = self.decoder.unroll if packed else self.decoder.unroll_padded
+        inputs = None
+        if scheduled_sampling:
+            with torch.no_grad():
+                written = self._write_along(image, captions, lengths)
+                use = torch.rand(written.shape, device=written.device) < scheduled_sampling
+                inputs = captions[:, :-1].clone()
+                inputs[:, 1:] = torch.where(use, written, inputs[:, 1:])
+        hidden, targets = unroll(image, captions, lengths, inputs)
+        weights = (targets != PAD).to(hidden.dtype)
+        if caption_weights is not None:
+            every = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
+            if packed:
+                every = pack_padded_sequence(every, lengths - 1, batch_first=True).data
+            weights = weights * every.flatten()
+        return linear_cross_entropy(hidden, self.decoder.linear, targets, weights, label_smoothing)
+
+    def _write_along(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
+        """The word that the model would write in place of each word but the last: [B,T-2]."""
+        hidden, _ = self.decoder.unroll_padded(image, captions, lengths)
+        words = [self.decoder.linear(block).argmax(1) for block in hidden.split(BLOCK)]
+        return torch.cat(words).view(len(captions), -1)[:, :-1]

@@ -1,0 +1,262 @@
+"""What came out, to look at: a self-contained HTML report and a contact sheet."""
+
+import base64
+import html
+import io
+import random
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from captioning.files import write_atomically, write_text
+from captioning.images import ImageError, load_image
+from captioning.metrics import Scores
+
+History = Sequence[Mapping[str, float]]
+GOOD, BAD, INK, ACCENT = "#2e7d4f", "#b3402e", "#22303c", "#2a6f97"
+
+
+@dataclass(frozen=True)
+class Picture:
+    id: int
+    path: Path
+    caption: str
+    references: Sequence[str]
+    right: bool | None = None  # all facts right; None if nothing but scores is known
+
+
+@dataclass(frozen=True)
+class Section:
+    """One split in the report.
+
+    Args:
+        title: its heading.
+        text: what a reader should know.
+        pictures: everything that was captioned.
+        scores: of the captions.
+        facts: share of right captions by fact, if there are facts.
+    """
+
+    title: str
+    text: str
+    pictures: Sequence[Picture]
+    scores: Scores
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+# Plots ------------------------------------------------------------------------------------------
+
+
+def _plt():  # noqa: ANN202
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa5ae",
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": "#5c6b77",
+        "ytick.color": "#5c6b77",
+        "svg.fonttype": "path",
+    }
+    return plt
+
+
+def _draw_loss(axes, history: History) -> None:  # noqa: ANN001
+    epochs = [entry["epoch"] for entry in history]
+    axes.plot(epochs, [e["loss"] for e in history], color=INK, label="training")
+    if all("val_loss" in e for e in history):
+        axes.plot(epochs, [e["val_loss"] for e in history], color=ACCENT, label="validation")
+    axes.set(xlabel="epoch", ylabel="loss (nats per word)", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def _draw_cider(axes, history: History) -> None:  # noqa: ANN001
+    axes.plot([e["epoch"] for e in history], [e["CIDEr-D"] for e in history], color=ACCENT)
+    axes.set(xlabel="epoch", ylabel="CIDEr-D (validation)", ylim=(0, None))
+
+
+def _svg(draw, size: tuple[float, float]) -> str:  # noqa: ANN001
+    plt = _plt()
+    figure, axes = plt.subplots(figsize=size)
+    draw(axes)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    plt.close(figure)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+# HTML -------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #22303c; background: #f6f7f8;
+       max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.6rem; } h3 { margin: 1.6rem 0 .6rem; }
+p.lead { color: #5c6b77; margin-top: 0; max-width: 46rem; }
+table { border-collapse: collapse; background: #fff; border-radius: 8px; overflow: hidden; }
+th, td { padding: .45rem .9rem; text-align: right; } th { background: #e8ecef; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } tr + tr td { border-top: 1px solid #eef1f3; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots svg { background: #fff; border-radius: 8px; padding: .6rem; height: auto; max-width: 100%; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(236px, 1fr)); gap: 1rem; }
+figure { margin: 0; background: #fff; border-radius: 8px; overflow: hidden; }
+figure img { width: 100%; height: 180px; object-fit: contain; background: #dfe4e8; display: block; }
+figcaption { padding: .6rem .8rem .8rem; font-size: .92rem; line-height: 1.35; }
+figcaption b { display: block; } .good { color: #2e7d4f; } .bad { color: #b3402e; }
+figcaption ul { margin: .4rem 0 0; padding-left: 1rem; color: #5c6b77; font-size: .82rem; }
+figcaption small { color: #8a97a1; } .note { color: #8a5a00; }
+"""
+
+
+def _image_tag(path: Path, alt: str) -> str:
+    try:
+        image = load_image(path, 480)
+    except ImageError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    image.thumbnail((480, 480))
+    buffer = io.BytesIO()
+    if max(image.size) < 160:  # drawings stay crisp
+        image.save(buffer, "PNG")
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=85)
+        kind = "jpeg"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
+
+
+def _figure(picture: Picture, score: float) -> str:
+    css = {True: "good", False: "bad", None: ""}[picture.right]
+    references = "".join(f"<li>{html.escape(r)}</li>" for r in picture.references)
+    return (
+        f"<figure>{_image_tag(picture.path, picture.caption)}<figcaption>"
+        f'<b class="{css}">{html.escape(picture.caption) or "(nothing)"}</b>'
+        f"<small>CIDEr-D {score:.2f} &middot; {html.escape(picture.path.name)}</small>"
+        f"<ul>{references}</ul></figcaption></figure>"
+    )
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+
+def _table(first: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(next(iter(rows.values())))
+    body = [_row([title, *(f"{row[n]:.3f}" for n in names)]) for title, row in rows.items()]
+    return f"<table>{_row([first, *names], 'th')}{''.join(body)}</table>"
+
+
+def choose(section: Section, each: int = 6, seed: int = 0) -> dict[str, list[Picture]]:
+    """Random, best and worst pictures of a section by CIDEr-D."""
+    score = {p.id: section.scores.per_image[p.id]["CIDEr-D"] for p in section.pictures}
+    ordered = sorted(section.pictures, key=lambda p: -score[p.id])
+    drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
+    return {"Drawn at random": drawn, "Best": ordered[:each], "Worst": ordered[::-1][:each]}
+
+
+def write_report(
+    path: str | Path, title: str, text: str, sections: Sequence[Section], history: History = ()
+) -> None:
+    """Write one HTML file that needs nothing beside it."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(text)}</p>',
+        _table("captions of", {s.title: s.scores.overall for s in sections}),
+    ]
+    notes = {note: s.title for s in sections for note in s.scores.notes}
+    parts += [f'<p class="note">{html.escape(f"{t}: {n}")}</p>' for n, t in notes.items()]
+    if any(s.facts for s in sections):
+        parts.append("<h3>Share of pictures whose caption states the fact rightly</h3>")
+        parts.append(_table("facts of", {s.title: s.facts for s in sections if s.facts}))
+    plots = []
+    if history:
+        plots.append(_svg(lambda axes: _draw_loss(axes, history), (4.8, 2.9)))
+        if all("CIDEr-D" in e for e in history):
+            plots.append(_svg(lambda axes: _draw_cider(axes, history), (4.8, 2.9)))
+    if plots:
+        parts.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
+    for section in sections:
+        per_image = section.scores.per_image
+        values = [per_image[p.id]["CIDEr-D"] for p in section.pictures]
+
+        def histogram(axes, values: list[float] = values) -> None:  # noqa: ANN001
+            axes.hist(values, bins=30, color=ACCENT)
+            axes.set(xlabel="CIDEr-D of a picture", ylabel="pictures")
+
+        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
+        parts.append(f'<div class="plots">{_svg(histogram, (4.8, 2.2))}</div>')
+        for heading, pictures in choose(section).items():
+            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"]) for p in pictures)
+            parts.append(f'<h3>{heading}</h3><div class="grid">{figures}</div>')
+    parts.append("</body></html>")
+    write_text(path, "\n".join(parts))
+
+
+# Contact sheet ----------------------------------------------------------------------------------
+
+
+def write_contact_sheet(
+    path: str | Path, title: str, sections: Sequence[Section], history: History, each: int = 8
+) -> None:
+    """Write a PNG: random pictures of each section with captions and a reference; the loss curve."""
+    plt = _plt()
+    columns, rows = 4, each // 4
+    height = 0.7 + len(sections) * (rows * 2.75 + 0.35) + (2.9 if history else 0.0)
+    figure = plt.figure(figsize=(11, height), facecolor="white")
+    figure.text(0.03, 1 - 0.35 / height, title, fontsize=17, fontweight="bold", va="center")
+    top = height - 0.75
+    for section in sections:
+        facts = section.facts.get("all")
+        right = "" if facts is None else f"   all facts right: {facts:.0%}"
+        score = section.scores.overall["CIDEr-D"]
+        figure.text(
+            0.03,
+            (top - 0.1) / height,
+            f"{section.title}   CIDEr-D {score:.2f}{right}",
+            fontsize=12,
+            color="#5c6b77",
+        )
+        top -= 0.3
+        for i, picture in enumerate(choose(section, each)["Drawn at random"]):
+            x, y = i % columns, i // columns
+            box = (0.03 + 0.2425 * x, (top - 2.75 * y - 1.75) / height, 0.225, 1.7 / height)
+            axes = figure.add_axes(box)
+            axes.imshow(_picture(picture.path), interpolation="lanczos")
+            axes.axis("off")
+            color = {True: GOOD, False: BAD, None: INK}[picture.right]
+            caption = textwrap.fill(picture.caption or "(nothing)", 36)
+            reference = textwrap.fill("ref: " + picture.references[0], 44)
+            axes.text(
+                0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top",
+                fontsize=9.5, color=color,
+            )  # fmt: skip
+            axes.text(
+                0.5, -0.29, reference, transform=axes.transAxes, ha="center", va="top",
+                fontsize=7.5, color="#7a8791",
+            )  # fmt: skip
+        top -= rows * 2.75 + 0.05
+    if history:
+        axes = figure.add_axes((0.08, 0.55 / height, 0.39, 2.0 / height))
+        _draw_loss(axes, history)
+        if all("CIDEr-D" in e for e in history):
+            axes = figure.add_axes((0.57, 0.55 / height, 0.39, 2.0 / height))
+            _draw_cider(axes, history)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    plt.close(figure)
+
+
+def _picture(path: Path) -> Image.Image:
+    image = load_image(path, 480)
+    image.thumbnail((480, 480))
+    return image
