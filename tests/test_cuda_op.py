@@ -12,9 +12,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import op_call
 import pytest
 import torch
-from oracle import oracle
 from torch.utils import cpp_extension
 
 from fastlstm import _build
@@ -28,12 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which(CXX[0]), reason=f"{CXX[0]} is not on PATH"),
     pytest.mark.skipif(not _build.extension_available(), reason="no extension"),
 ]
-
-# Roundoff of each kind of arithmetic; errors are stated in multiples of it.
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "bfloat16": 2.0**-9,
-            "float16": 2.0**-11}
-TOLERANCE = 32
-
 
 @functools.cache
 def ops():
@@ -70,84 +64,8 @@ def kind(request):
     torch.backends.cudnn.allow_tf32 = before
 
 
-def dtype_of(kind):
-    return getattr(torch, "float32" if kind == "tf32" else kind)
-
-
-class Call:
-    """Arguments of one call, the oracle's answer to it, and the comparison."""
-
-    def __init__(self, kind, form="dense", directions=1, steps=5, batch=5, input_size=6,
-                 hidden_size=16, bias=True, reset=False):
-        torch.manual_seed(0)
-        self.kind, self.form, self.batch_sizes, self.lengths = kind, form, None, None
-        dtype, D, T, B, H = dtype_of(kind), directions, steps, batch, hidden_size
-        rand = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
-        self.h_0, self.c_0 = rand(D, B, H) / 2, rand(D, B, H) / 2
-        shapes = [(4 * H, input_size), (4 * H, H)] + [(4 * H,)] * (2 * bias)
-        self.weights = [rand(*shape) / shape[-1] ** 0.5 for _ in range(D) for shape in shapes]
-        lengths = [T] * B
-        if form != "dense":
-            lengths = [T, *torch.randint(int(form == "packed"), T + 1, (B - 1,)).tolist()]
-        if form == "packed":
-            lengths.sort(reverse=True)
-            self.batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(T)])
-        elif form == "lengths":
-            self.lengths = torch.tensor(lengths)
-        self.reset = torch.rand(T, B) < 0.25 if reset else None
-        x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
-        live = torch.arange(T)[:, None] < torch.tensor(lengths)
-        dy, dcells = dy * live[..., None], dcells * live[..., None]
-        state = torch.float64 if kind == "float64" else torch.float32
-        grads = [dy, rand(D, B, H), rand(D, B, H), dcells.to(state)]
-
-        wide = [t.to(torch.float64, copy=True).requires_grad_()
-                for t in (x, self.h_0, self.c_0, *self.weights)]
-        outputs = oracle(*wide[:3], wide[3:], lengths, self.reset)
-        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
-        flat = lambda t, dim: (t[live] if dim == 0 else t[:, live])  # noqa: E731
-        self.input, self.grads = x, grads
-        self.expected = [o.detach() for o in outputs]
-        grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
-        if form == "packed":
-            self.input = flat(x, 0)
-            self.grads = [flat(dy, 0), *grads[1:3], flat(grads[3], 1)]
-            self.expected[0], self.expected[3] = flat(outputs[0], 0), flat(outputs[3], 1)
-            grad_input = flat(grad_input, 0)
-        each = len(shapes)
-        grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3]
-        self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
-        self.live = live
-
-    def forward(self, engine):
-        return ops().lstm(self.input, self.h_0, self.c_0, self.weights, self.batch_sizes,
-                          self.lengths, self.reset, True, True, engine)
-
-    def backward(self, saved, engine, grads=None):
-        output, _, _, cells, gates = saved
-        return ops().lstm_backward(*(grads or self.grads), self.input, self.h_0, self.c_0,
-                                   self.weights, self.batch_sizes, self.lengths, self.reset,
-                                   output, cells, gates, True, True, engine)
-
-    def check_close(self, actual, expected, what):
-        assert actual.shape == expected.shape, what
-        bound = TOLERANCE * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
-        error = (actual.double() - expected).abs().max().item()
-        assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
-
-    def check_forward(self, results):
-        for actual, expected, what in zip(results, self.expected, ("output", "h_n", "c_n", "cells"),
-                                          strict=False):
-            if what == "cells" and self.form == "lengths":
-                actual = actual * self.live[..., None]  # carried state where a row is dead
-            self.check_close(actual, expected, what)
-
-    def check_backward(self, results):
-        grad_input, grad_h_0, grad_c_0, grad_weights = results
-        actual = [grad_input, grad_h_0, grad_c_0, *grad_weights]
-        assert len(actual) == len(self.expected_gradients)
-        for i, (a, e) in enumerate(zip(actual, self.expected_gradients, strict=True)):
-            self.check_close(a, e, f"gradient {i}")
+def Call(kind, *args, **options):
+    return op_call.Call(kind, *args, ops=ops(), **options)
 
 
 KINDS = ["float32", "tf32", "bfloat16", "float16"]

@@ -1,0 +1,226 @@
+"""What only a GPU can show: the CUDA kernels themselves, graphs, streams, and large batches."""
+
+import copy
+
+import op_call
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import _build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _build.has_kernels("cuda"), reason="no CUDA kernels were built"),
+]
+
+KINDS = ["float32", "tf32", "bfloat16", "float16"]
+
+
+@pytest.fixture
+def kind(request):
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
+    yield request.param
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def persists():
+    return torch.cuda.get_device_capability()[0] >= 8
+
+
+def require(engine):
+    if engine.startswith("persistent") and not persists():
+        pytest.skip("the persistent engine needs sm_80")
+
+
+def Call(kind, *args, **options):
+    return op_call.Call(kind, *args, ops=torch.ops.fastlstm, device="cuda", **options)
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "persistent", "persistent:16x8x2", "auto"])
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_engine(kind, form, engine):
+    require(engine)
+    call = Call(kind, form, directions=2)
+    saved = call.forward(engine)
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, engine))
+
+
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("options", [
+    dict(reset=True), dict(hidden_size=13), dict(hidden_size=100, batch=17),
+    dict(steps=1), dict(batch=1), dict(batch=70, form="packed", directions=2, steps=9),
+    dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
+], ids=str)
+def test_options(kind, options):
+    require("persistent")
+    call = Call(kind, **options)
+    saved = call.forward("persistent")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "persistent"))
+
+
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+def test_float64(form):
+    call = Call("float64", form, directions=2)
+    saved = call.forward("auto")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "auto"))
+
+
+def large(dtype, hidden_size=512, batch=64, steps=100):
+    torch.manual_seed(0)
+    lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
+    x = torch.randn(steps, batch, hidden_size, device="cuda", dtype=dtype, requires_grad=True)
+    return lstm, x
+
+
+def run(lstm, x):
+    lstm.zero_grad()
+    x.grad = None
+    y, (h, c) = lstm(x)
+    (y.float().square().sum() + h.float().sum() + c.float().sum()).backward()
+    return [y.detach(), h.detach(), c.detach(), x.grad.clone(),
+            *(p.grad.clone() for p in lstm.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 16, 64, 128])
+@pytest.mark.parametrize("hidden_size", [256, 1024])
+def test_errors_are_like_those_of_nn_lstm(dtype, batch, hidden_size):
+    """Against float64, error at most 4 times that of torch.nn.LSTM in the same dtype."""
+    lstm, x = large(dtype, hidden_size, batch)
+    theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
+    exact = copy.deepcopy(theirs).double()
+    with torch.no_grad():
+        y, (h, c) = lstm(x)
+        expected, (h_exact, c_exact) = exact(x.double())
+        y_torch, (h_torch, c_torch) = theirs(x)
+    for ours, torchs, right in [(y, y_torch, expected), (h, h_torch, h_exact),
+                                (c, c_torch, c_exact)]:
+        error = (ours.double() - right).abs().max()
+        assert error <= 4 * (torchs.double() - right).abs().max() + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_every_time(dtype):
+    lstm, x = large(dtype)
+    first = run(lstm, x)
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(lstm, x), strict=True))
+
+
+def test_many_steps():
+    require("persistent")
+    lstm, x = large(torch.bfloat16, hidden_size=256, batch=3, steps=5000)
+    assert all(t.isfinite().all() for t in run(lstm, x))
+
+
+def test_large_batch():
+    """More rows than a grid may be high."""
+    lstm = fastlstm.LSTM(3, 5, device="cuda")
+    x = torch.randn(2, 70_000, 3, device="cuda", requires_grad=True)
+    theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
+    torch.testing.assert_close(lstm(x)[0], theirs(x)[0], rtol=1e-3, atol=1e-3)
+    lstm(x)[0].sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cuda_graph(dtype, packed):
+    lstm, x = large(dtype, steps=20)
+    lengths = sorted((1 + i % 20 for i in range(64)), reverse=True)
+    sequence = x.detach()
+    if packed:
+        sequence = torch.nn.utils.rnn.pack_padded_sequence(sequence, lengths)
+
+    def step():
+        y = lstm(sequence)[0]
+        y = y.data if packed else y
+        grads = torch.autograd.grad(y.float().square().sum(), list(lstm.parameters()))
+        return [y, *grads]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = [t.clone() for t in step()]
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+
+
+def test_two_streams():
+    calls = [large(torch.bfloat16), large(torch.float32, hidden_size=256)]
+    expected = [run(*call) for call in calls]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in calls]
+    results = []
+    for _ in range(5):
+        for stream, call in zip(streams, calls, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(run(*call))
+    torch.cuda.synchronize()
+    for i, result in enumerate(results):
+        assert all(torch.equal(a, b) for a, b in zip(result, expected[i % 2], strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_other_device():
+    lstm, x = large(torch.bfloat16)
+    expected = run(lstm, x)
+    results = run(lstm.to("cuda:1"), x.detach().to("cuda:1").requires_grad_())
+    for a, b in zip(expected, results, strict=True):
+        torch.testing.assert_close(a, b.to(a.device), rtol=1e-2, atol=1e-2)
+
+
+def test_no_synchronisation():
+    lstm, x = large(torch.bfloat16, steps=20)
+    lengths = torch.randint(0, 21, (64,), device="cuda")
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [20] * 32 + [7] * 32)
+    run(lstm, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(lstm, x)
+        lstm(x, lengths=lengths)[0].float().sum().backward()
+        lstm(packed)[0].data.float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_lengths_that_lie_do_no_harm():
+    """They are on the device, so nobody checks them; they must not lead outside the tensors."""
+    lstm, x = large(torch.bfloat16, steps=20)
+    lengths = torch.randint(-5, 50, (64,), device="cuda")
+    assert torch.equal(lstm(x, lengths=lengths)[0], lstm(x, lengths=lengths.clamp(0, 20))[0])
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(dynamic):
+    lstm, x = large(torch.bfloat16, hidden_size=128, steps=12)
+    expected = run(lstm, x)
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)
+    y, (h, c) = compiled(x)
+    torch.testing.assert_close(y, expected[0])
+    y.float().square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_autocast():
+    lstm, x = large(torch.float32, hidden_size=128, steps=12)
+    with torch.autocast("cuda", torch.bfloat16):
+        y, _ = lstm(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32 and x.grad.isfinite().all()
