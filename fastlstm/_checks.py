@@ -17,6 +17,22 @@ def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
     return lengths.to(device=input.device, dtype=torch.int64)
 
 
+def steps_first(reset: Tensor) -> Tensor:
+    """[B,T] as [T,B]."""
+    if not isinstance(reset, Tensor) or reset.dim() != 2:
+        got = tuple(reset.shape) if isinstance(reset, Tensor) else type(reset).__name__
+        raise RuntimeError(f"lstm: expected reset of shape (batch, steps), dtype bool, got {got}")
+    return reset.transpose(0, 1)
+
+
+def check_dims(input: Tensor, batch_sizes: Tensor | None) -> None:
+    """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
+    if input.dim() != (3 if batch_sizes is None else 2):
+        packed = "(packed rows, input_size), since batch_sizes is given"
+        expected = "(steps, batch, input_size)" if batch_sizes is None else packed
+        raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
+
+
 def check_layer(
     input: Tensor,
     h_0: Tensor,
@@ -28,13 +44,10 @@ def check_layer(
 ) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
+    check_dims(input, batch_sizes)
     if batch_sizes is None:
-        _check_dims(input, 3, "input of shape (steps, batch, input_size)")
         steps, batch = input.size(0), input.size(1)
     else:
-        _check_dims(
-            input, 2, "input of shape (packed rows, input_size), since batch_sizes is given"
-        )
         _check(
             batch_sizes.dim() == 1
             and batch_sizes.dtype == torch.int64
@@ -81,10 +94,10 @@ def check_layer(
         expected |= {"b_ih": (gates,), "b_hh": (gates,)}
     if each % 2:
         expected["W_hr"] = (output_size, hidden_size)
-    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
-    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size))
     for weight, (name, shape) in zip(weights, [*expected.items()] * directions, strict=True):
         _check_tensor(input, weight, name, shape)
+    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
+    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size))
 
     if batch_sizes is not None:
         sizes = batch_sizes.tolist()
@@ -134,10 +147,6 @@ def _check_tensor(input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ..
     _check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
     _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
     _check(tensor.dtype == input.dtype, f"{name} of dtype {input.dtype} like input", tensor.dtype)
-
-
-def _check_dims(tensor: Tensor, dims: int, expected: str) -> None:
-    _check(tensor.dim() == dims, expected, tuple(tensor.shape))
 
 
 def _check(condition: bool, expected: str, got: object) -> None:

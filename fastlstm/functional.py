@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _build, reference
-from ._checks import as_lengths, check_layer
+from ._checks import as_lengths, check_dims, check_layer, steps_first
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
@@ -147,10 +147,11 @@ def lstm(
             f"lstm: expected weights to hold 2 to 5 tensors for each of {num_layers} layer(s) and "
             f"{directions} direction(s), got {len(weights)} tensors"
         )
+    check_dims(input, batch_sizes)
     batch_first = batch_first and batch_sizes is None
     if batch_first:
         input = input.transpose(0, 1)
-        reset = None if reset is None else reset.transpose(0, 1)
+        reset = None if reset is None else steps_first(reset)
     if hx is None:
         hx = _zero_state(input, weights, num_states, batch_sizes)
     h_0, c_0 = hx

@@ -8,15 +8,13 @@ those of torch.nn by construction. `convert` swaps the modules of a model both w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
-
-Sequences = TypeVar("Sequences", Tensor, PackedSequence)
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -86,7 +84,7 @@ class LSTM(nn.RNNBase):
 
     def forward(
         self,
-        input: Sequences,
+        input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,

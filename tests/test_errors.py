@@ -68,6 +68,16 @@ def packed(sizes: Any, rows: int = 8) -> Change:
 # What is done to good arguments; what the message must hold: the argument, and what came.
 BAD: dict[str, tuple[Change, str]] = {
     "input 2-D": (put(input=lambda a: a["input"][0]), r"input.*\[?\(?3, 2"),
+    "input 1-D": (put(input=lambda a: a["input"][0, 0]), r"input.*\(2,?\)"),
+    "input 1-D batch_first": (
+        put(input=lambda a: a["input"][0, 0], batch_first=True),
+        r"input.*\(2,?\)",
+    ),
+    "input 1-D without state": (put(input=lambda a: a["input"][0, 0], hx=None), r"input.*\(2,?\)"),
+    "W_hh columns without state": (
+        lambda a: (weight(1, lambda w: w[:, :4])(a), put(hx=None)(a))[1],
+        r"W_hh.*20, 5.*20, 4",
+    ),
     "input 4-D": (put(input=lambda a: a["input"][None]), r"input.*1, 4, 3, 2"),
     "input_size": (put(input=lambda a: a["input"][..., :1]), r"W_ih.*20, 1.*20, 2"),
     "input of integers": (put(input=lambda a: a["input"].long()), r"input.*int64"),
@@ -102,6 +112,14 @@ BAD: dict[str, tuple[Change, str]] = {
     "lengths negative": (put(lengths=torch.tensor([1, -1, 2])), r"lengths.*between 0.*4.*-1"),
     "lengths too long": (put(lengths=torch.tensor([1, 5, 2])), r"lengths.*between 0.*4.*5"),
     "reset 1-D": (put(reset=lambda a: torch.ones(T).bool()), r"reset.*4, 3.*4"),
+    "reset 1-D batch_first": (
+        put(
+            input=lambda a: a["input"].transpose(0, 1),
+            batch_first=True,
+            reset=lambda a: torch.ones(T).bool(),
+        ),
+        r"reset.*batch, steps.*4",
+    ),
     "reset transposed": (put(reset=lambda a: torch.ones(B, T).bool()), r"reset.*4, 3.*3, 4"),
     "reset floats": (put(reset=lambda a: torch.ones(T, B)), r"reset.*bool.*[fF]loat"),
     "reset on meta": (put(reset=torch.ones(T, B, device="meta").bool()), r"reset.*on.*meta"),
