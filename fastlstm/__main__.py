@@ -24,26 +24,26 @@ def devices() -> list[tuple[torch.device, str]]:
     return found
 
 
-def serving_engine(device: torch.device, dtype: torch.dtype) -> str:
-    """Names the engine that serves a device and dtype, by making one step with it."""
+def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
+    """Names the engines that serve a device and dtype, by making one step with each of them."""
     if functional.choose_engine("auto", device.type, dtype) == "reference":
         return "reference"
-    x = torch.ones(1, 1, 1, device=device, dtype=dtype)
-    weights = [torch.ones(4, 1, device=device, dtype=dtype)] * 2
-    refusals = []
+    x = torch.ones(1, 8, 32, device=device, dtype=dtype)
+    weights = [torch.ones(128, 32, device=device, dtype=dtype)] * 2
+    serving, refusals = [], []
     for engine in functional.ENGINES:
         if engine in ("auto", "reference"):
             continue
         try:
             torch.ops.fastlstm.lstm(x, x, x, weights, engine=engine)
-            return engine
+            serving.append(engine)
         except RuntimeError as error:
             refusals.append(f"{engine}: {str(error).splitlines()[0]}")
-    return f"none ({'; '.join(refusals)})"
+    return ", ".join(serving) or f"none ({'; '.join(refusals)})"
 
 
 def print_row(name: str, *cells: str) -> None:
-    print(f"  {name:<14} {' '.join(f'{cell:<10}' for cell in cells)}".rstrip())
+    print(f"  {name:<14} {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
 
 
 def info() -> None:
@@ -68,10 +68,10 @@ def info() -> None:
     if len(found) == 1:
         print_row("cuda", "none visible")
 
-    print("\nEngines")
+    print("\nEngines (where there are several, the shape decides)")
     print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
     for device, _ in found:
-        print_row(str(device), *(serving_engine(device, dtype) for dtype in DTYPES))
+        print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
     if len(found) > 1 and not _build.has_kernels("cuda"):
         print("  The GPU is served by the reference: the extension has no CUDA kernels.")
 
