@@ -1,5 +1,6 @@
 // Included last by kernels_*.cpp: everything compiled for one instruction set, as one table.
 #include "kernels.h"
+#include "one_step_kernels.h"
 #include "row_kernels.h"
 #include "tiled_kernels.h"
 
@@ -8,6 +9,12 @@
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
+
+template <typename A>
+static constexpr TiledKernels<A, A> tiled_kernels() {
+  return {Vec<A>::lanes, kRows,      pack<A>,     transpose<A>,
+          multiply<A>,   forward<A>, backward<A>, one_step<A>};
+}
 
 extern const KernelTable table;
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),

@@ -155,10 +155,59 @@ int64_t rows_of_group(int64_t live, int64_t group, int64_t groups, std::vector<R
   return count;
 }
 
+// A dense batch of one step without anything to save: decoding, reinforcement learning.
+template <typename T>
+ForwardResult one_step_forward(const Layer& layer) {
+  const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
+  const int64_t input_size = layer.input_size.expect_int();
+  const int64_t hidden = layer.hidden_size.expect_int();
+  const auto options = layer.input.options();
+  const Tensor x = layer.input.contiguous(), h_0 = layer.h_0.contiguous();
+  const Tensor c_0 = layer.c_0.contiguous();
+  Tensor output = at::empty({1, batch, directions * hidden}, options);
+  Tensor h_n = directions == 1 ? Tensor() : at::empty({directions, batch, hidden}, options);
+  Tensor c_n = at::empty({directions, batch, hidden}, options);
+
+  std::vector<OneStepRow<T>> rows(batch);
+  for (int64_t d = 0; d < directions; ++d) {
+    const Direction& w = layer.directions[d];
+    const Tensor w_ih = w.w_ih.contiguous(), w_hh = w.w_hh.contiguous();
+    const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
+    const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
+    const OneStep<T> step{w_ih.const_data_ptr<T>(),
+                          w_hh.const_data_ptr<T>(),
+                          layer.has_bias() ? b_ih.const_data_ptr<T>() : nullptr,
+                          layer.has_bias() ? b_hh.const_data_ptr<T>() : nullptr,
+                          input_size,
+                          hidden};
+    for (int64_t b = 0; b < batch; ++b)
+      rows[b] = {x.const_data_ptr<T>() + b * input_size,
+                 h_0.const_data_ptr<T>() + (d * batch + b) * hidden,
+                 c_0.const_data_ptr<T>() + (d * batch + b) * hidden,
+                 output.mutable_data_ptr<T>() + (b * directions + d) * hidden,
+                 c_n.mutable_data_ptr<T>() + (d * batch + b) * hidden};
+    // Below this many multiply-adds, waking another thread costs more than it helps.
+    constexpr int64_t kWorthAThread = 1 << 17;
+    const auto& kernels = tiled_kernels<T>();
+    const int64_t lanes = kernels.lanes, tiles = (hidden + lanes - 1) / lanes;
+    const int64_t per_tile = 4 * lanes * (input_size + hidden) * std::max<int64_t>(batch, 1);
+    at::parallel_for(
+        0, tiles, (kWorthAThread + per_tile - 1) / per_tile, [&](int64_t first, int64_t last) {
+          kernels.one_step(step, rows.data(), batch, first * lanes, std::min(last * lanes, hidden));
+        });
+    if (directions > 1) h_n[d].copy_(output[0].narrow(1, d * hidden, hidden));
+  }
+  if (directions == 1) h_n = output.clone();
+  return {output, h_n, c_n, at::empty({0}, options), at::empty({0}, options)};
+}
+
 }  // namespace
 
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
+  const bool one_step = layer.steps.expect_int() == 1 && !layer.packed() && !layer.lengths &&
+                        !layer.reset && !save_cells && !save_gates;
+  if (one_step) return one_step_forward<T>(layer);
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();

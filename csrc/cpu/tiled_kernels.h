@@ -11,6 +11,7 @@
 #pragma once
 #include "../lstm_math.h"
 #include "tiled_params.h"
+#include "tiles.h"
 #include "vec.h"
 
 namespace fastlstm {
@@ -144,67 +145,6 @@ static void backward_tile(const BackwardRow<A, A>* row, int64_t k_begin, int64_t
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v)
         backward_vector(row[r], unit + v * L, hidden_size, Vec<A>::load(partial + (r * V + v) * L));
-}
-
-#if FASTLSTM_VECTOR_BYTES == 64
-constexpr int kRows = 6;  // 32 registers: 6 x 4 sums, 4 vectors of the panel, a broadcast
-#else
-constexpr int kRows = 2;  // 16 registers: 2 x 4 sums, 4 vectors of the panel, a broadcast
-#endif
-
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// body(Int<R>, first row) for tiles of at most kRows rows, as even as they can be.
-template <typename Body>
-FASTLSTM_HD void for_row_tiles(int64_t rows, const Body& body) {
-  const int64_t tiles = (rows + kRows - 1) / kRows;
-  for (int64_t i = 0, first = 0; i < tiles; ++i) {
-    const int64_t count = rows / tiles + (i < rows % tiles);
-    switch (count) {
-      case 1:
-        body(Int<1>(), first);
-        break;
-      case 2:
-        body(Int<2>(), first);
-        break;
-#if FASTLSTM_VECTOR_BYTES == 64
-      case 3:
-        body(Int<3>(), first);
-        break;
-      case 4:
-        body(Int<4>(), first);
-        break;
-      case 5:
-        body(Int<5>(), first);
-        break;
-      case 6:
-        body(Int<6>(), first);
-        break;
-#endif
-    }
-    first += count;
-  }
-}
-
-template <typename Body>
-FASTLSTM_HD void with_vectors(int64_t vectors, const Body& body) {
-  switch (vectors) {
-    case 1:
-      body(Int<1>());
-      break;
-    case 2:
-      body(Int<2>());
-      break;
-    case 3:
-      body(Int<3>());
-      break;
-    case 4:
-      body(Int<4>());
-      break;
-  }
 }
 
 // A square of lanes x lanes elements transposed in registers: at each stage, rows `distance` apart
@@ -402,11 +342,6 @@ static void backward(const BackwardRow<A, A>* row, int64_t rows, int64_t K, cons
       copy(padded[r].d_gates, width, real.d_gates + unit, hidden_size, units, 4);
     }
   }
-}
-
-template <typename A>
-constexpr TiledKernels<A, A> tiled_kernels() {
-  return {Vec<A>::lanes, kRows, pack<A>, transpose<A>, multiply<A>, forward<A>, backward<A>};
 }
 
 }  // namespace FASTLSTM_ISA
