@@ -1,0 +1,321 @@
+"""Compare fastlstm.LSTM with torch.nn.LSTM: time, memory, and what bounds both.
+
+    python benchmarks/bench_lstm.py --device cpu
+    python benchmarks/bench_lstm.py --device cuda --group bf16-inference,bf16-training
+
+Prints a table and writes a JSON file and a plot. benchmarks/README.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import compiled
+import floor
+import machine
+import memory
+import peers
+import torch
+from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group
+from report import Result, Table, peer_lines, verdicts, write_json, write_plot
+from timing import CLOCKS, Effort, Pairs, alternate, median_time
+from workload import build, check_agreement, ragged_lengths, settings
+
+from fastlstm.functional import ENGINES
+
+GROUPS = {"cpu": CPU_GROUPS, "cuda": CUDA_GROUPS}
+SECONDS = {"cpu": 2.5, "cuda": 0.4}
+SHORT_STEPS = 64  # the second point of the slope that gives the time of a step
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        epilog="\n".join(
+            f"groups of {device}: {', '.join(group.key for group in groups)}"
+            for device, groups in GROUPS.items()
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=GROUPS, default=default, help=f"default: {default}")
+    parser.add_argument("--group", metavar="KEY,...", help="measure only these groups")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="default: auto")
+    parser.add_argument(
+        "--quick", action="store_true", help="the two smallest cases a group, briefly"
+    )
+    parser.add_argument("--seconds", type=float, help="per case; default: 2.5 on cpu, 0.4 on cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
+    parser.add_argument(
+        "--compile-limit",
+        type=float,
+        default=100.0,
+        metavar="SECONDS",
+        help="for torch.compile of nn.LSTM, all cases together; default: 100",
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--graphs", action="store_true", help="replay CUDA graphs of both in place of calls"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="where to write, the plot beside it; default: benchmarks/results/",
+    )
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    if args.graphs and args.device != "cuda":
+        parser.error("--graphs: expected --device cuda, got --device cpu")
+    for name in ("seconds", "threads", "compile_limit"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    if args.output and args.output.suffix != ".json":
+        parser.error(f"--output: expected a name that ends in .json, got {args.output}")
+    known = {group.key: group for group in GROUPS[args.device]}
+    keys = args.group.split(",") if args.group else list(known)
+    if unknown := set(keys) - set(known):
+        parser.error(
+            f"--group: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}"
+        )
+    args.groups = [known[key] for key in keys]
+    if args.quick:
+        args.no_compile = True
+        args.groups = [smallest(group) for group in args.groups]
+    return args
+
+
+def smallest(group: Group, count: int = 2) -> Group:
+    """The group with only its cheapest cases."""
+
+    def cost(case: Case) -> float:  # roughly the seconds that nn.LSTM takes
+        return floor.flops(case) / 1e11 + case.steps * 1e-4
+
+    return dataclasses.replace(group, cases=tuple(sorted(group.cases, key=cost)[:count]))
+
+
+class Bench:
+    """One run: what all cases share, and the measurements of one case."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device: str = args.device
+        self.engine: str = args.engine
+        self.graphs: bool = args.graphs
+        self.clock = CLOCKS[args.device]
+        self.on_h100 = False
+        if self.device == "cuda":
+            properties = torch.cuda.get_device_properties(0)
+            self.on_h100 = is_h100(properties.name, properties.multi_processor_count)
+        seconds = args.seconds or (0.2 if args.quick else SECONDS[args.device])
+        self.effort = Effort(seconds, 5 if args.quick or args.device == "cuda" else 9)
+        self.brief = Effort(seconds / 5, 3)
+        cases = [case for group in args.groups for case in group.cases]
+        self.memory = self._memory([c for c in cases if c.mode == "training"])
+        compilable = [
+            case
+            for group in args.groups
+            for case in group.cases
+            if group.detailed and case.module == "LSTM"
+        ]
+        self.compiled: dict[Case, float | str] = {}
+        if not args.no_compile:
+            self.compiled = compiled.ratios(compilable, self.device, args.compile_limit)
+        self.peaks = self._peaks(cases) if self.device == "cpu" else {}
+
+    def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
+        if not cases:
+            return {}
+        ours, theirs = (memory.measure(cases, name, self.device) for name in (self.engine, "torch"))
+        return {
+            case: {"torch": b, "fastlstm": a}
+            for case, a, b in zip(cases, ours, theirs, strict=True)
+        }
+
+    def _peaks(self, cases: list[Case]) -> dict[str, float]:
+        """FLOP/s of packed products, by precision."""
+        peaks = {}
+        for precision in dict.fromkeys(case.precision for case in cases):
+            dense = [c for c in cases if c.precision == precision and c.steps > 1]
+            peak = floor.gemm_peak(dense[0].dtype, floor.peak_shapes(dense)) if dense else None
+            if peak is not None:
+                peaks[precision] = peak
+        return peaks
+
+    def _pairs(self, case: Case) -> Pairs:
+        theirs, ours = (build(case, name, self.device) for name in ("torch", self.engine))
+        check_agreement(case, theirs, ours)
+        wrap = capture if self.graphs else lambda step: step
+        return alternate(wrap(theirs.step), wrap(ours.step), self.clock, self.effort)
+
+    def measure(self, case: Case, detailed: bool) -> Result:
+        """Measures one case; see `report.COLUMNS` for the entries."""
+        with settings(case):
+            pairs = self._pairs(case)
+            seconds = {
+                "torch": statistics.median(pairs.baseline),
+                "fastlstm": statistics.median(pairs.candidate),
+            }
+            result: Result = {
+                "seconds": seconds,
+                "ratio": pairs.ratio,
+                "quartiles": pairs.quartiles,
+                "pairs": len(pairs.ratios),
+            }
+            if detailed:
+                reference = build(case, "reference", self.device)
+                result["reference_ratio"] = seconds["torch"] / median_time(
+                    reference.step, self.clock, self.brief
+                )
+            if case in self.compiled:
+                result["compiled_ratio"] = self.compiled[case]
+            if case in self.memory:
+                result["memory"] = self.memory[case]
+            if case.precision in self.peaks and case.steps > 1:
+                rows = int(ragged_lengths(case.batch, case.steps).sum()) if case.ragged else None
+                work = floor.flops(case, rows)
+                result["gemm_share"] = work / seconds["fastlstm"] / self.peaks[case.precision]
+            if self.device == "cuda" and (detailed or case.over_floor) and not case.ragged:
+                result["per_step"] = self.per_step(case, seconds)
+            if self.device == "cuda" and detailed and single(case):
+                result["peers"] = peers.measure(case, self.device, self.clock, self.brief)
+        return result
+
+    def per_step(self, case: Case, seconds: dict[str, float]) -> dict[str, float]:
+        """Seconds of a step: the slope between the case and the same with `SHORT_STEPS` steps."""
+        short = self._pairs(dataclasses.replace(case, steps=SHORT_STEPS))
+        steps = case.steps - SHORT_STEPS
+        slopes = {
+            "torch": (seconds["torch"] - statistics.median(short.baseline)) / steps,
+            "fastlstm": (seconds["fastlstm"] - statistics.median(short.candidate)) / steps,
+        }
+        bound = floor.cuda_step(case) if single(case) and self.on_h100 else None
+        if bound is not None:
+            slopes |= {"floor": bound, "over_floor": slopes["fastlstm"] / bound}
+        return slopes
+
+
+def single(case: Case) -> bool:
+    """Whether it is one layer in one direction over rows of one length."""
+    return case.num_layers == 1 and not case.bidirectional and not case.ragged
+
+
+def is_h100(name: str, sms: int) -> bool:
+    """Whether the constants in floor.py hold: an H100 SXM or NVL, or an H200, with all its SMs."""
+    return sms == floor.SMS and ("H100" in name or "H200" in name)
+
+
+def capture(step: Callable[[], object]) -> Callable[[], object]:
+    """Captures a step as a CUDA graph; returns what replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def output_path(args: argparse.Namespace, commit: str | None) -> Path:
+    if args.output:
+        return args.output
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return RESULTS / f"lstm-{args.device}-{now}-{(commit or 'nocommit')[:7]}.json"
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line, without the folder of --output."""
+    words = [Path(a).name if a.endswith(".json") else a for a in arguments]
+    return shlex.join(["python", "benchmarks/bench_lstm.py", *words])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    record: dict[str, Any] = {
+        "benchmark": "lstm",
+        "command": command(sys.argv[1:] if arguments is None else arguments),
+        "device": args.device,
+        "engine": args.engine,
+        "quick": args.quick,
+        "cuda_graphs": args.graphs,
+        **machine.describe(args.device),
+        "complete": False,
+        "groups": [],
+    }
+    path = output_path(args, record["git"]["commit"])
+    print("First, for all cases: memory, torch.compile, the GEMM peak", file=sys.stderr)
+    bench = Bench(args)
+    record["gemm_peak"] = bench.peaks
+    labels = [str(case) for group in args.groups for case in group.cases]
+    table = Table(args.device, max(map(len, labels)))
+    print(summary(record))
+    if args.quick:
+        print("A quick run: the two smallest cases of each group, few pairs, no torch.compile")
+    print(table.legend())
+    for group in args.groups:
+        entry = {
+            "key": group.key,
+            "title": group.title,
+            "geometric_mean": group.geometric_mean,
+            "worst": group.worst,
+            "results": [],
+        }
+        record["groups"].append(entry)
+        print(f"\n{group.title}\n{table.header('(B,T,I,H)')}")
+        for case in group.cases:
+            result: Result = {"case": dataclasses.asdict(case)}
+            try:
+                result |= bench.measure(case, group.detailed)
+            except RuntimeError as error:
+                result["error"] = f"{type(error).__name__}: {error}"
+            entry["results"].append(result)
+            print("\n".join([table.row(str(case), result), *peer_lines(result)]), flush=True)
+        found = verdicts(group, entry["results"])
+        entry["verdicts"] = [dataclasses.asdict(v) | {"met": v.met} for v in found]
+        print("; ".join(map(str, found)))
+        write_json(path, record)
+    record["complete"] = True
+    write_json(path, record)
+    print(f"\nwritten: {path}")
+    try:
+        write_plot(path.with_suffix(".png"), record)
+    except ModuleNotFoundError as error:
+        print(f"no plot: {error} (pip install matplotlib)")
+    failed = [r for group in record["groups"] for r in group["results"] if "error" in r]
+    return 1 if failed else 0
+
+
+def summary(record: dict[str, Any]) -> str:
+    info, versions = record["machine"], record["versions"]
+    state = {True: " (dirty)", False: "", None: ""}[record["git"]["dirty"]]
+    peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in record["gemm_peak"].items())
+    commit = (record["git"]["commit"] or "unknown")[:7]
+    return "\n".join(
+        [
+            f"{info.get('gpu', info['cpu'])}, {record['threads']} threads, {info['capability']}; "
+            f"torch {versions['torch']}, fastlstm {versions['fastlstm']}, "
+            f"engine {record['engine']}, commit {commit}{state}",
+            f"TF32 as found: cudnn {record['tf32']['cudnn']}, matmul {record['tf32']['matmul']}; "
+            "on in the cases named tf32, off in the others",
+            f"GEMM peak, GFLOP/s: {peaks or '-'}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

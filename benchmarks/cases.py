@@ -1,0 +1,282 @@
+"""What is measured, and what it has to reach: the cases of each device, grouped, with thresholds.
+
+A ratio is time of torch.nn / time of fastlstm, so larger is better. "training" is forward and
+backward with the gradients of the input and of all weights, "inference" is forward without
+gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,  # float32 with torch.backends.cudnn.allow_tf32
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Attributes:
+        batch, steps, input_size, hidden_size: B, T, I and H; T is the longest length if ragged.
+        mode: "training" or "inference".
+        precision: a key of `DTYPES`.
+        module: "LSTM" or "LSTMCell".
+        ragged: whether the input is a PackedSequence of different lengths, given in any order.
+        num_layers, bidirectional: as in nn.LSTM.
+        gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
+        over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
+    """
+
+    batch: int
+    steps: int
+    input_size: int
+    hidden_size: int
+    mode: str = "training"
+    precision: str = "float32"
+    module: str = "LSTM"
+    ragged: bool = False
+    num_layers: int = 1
+    bidirectional: bool = False
+    gemm_fraction: float | None = None
+    over_floor: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def __str__(self) -> str:
+        shape = f"({self.batch},{self.steps},{self.input_size},{self.hidden_size})"
+        traits = {
+            self.precision: self.precision != "float32",
+            "ragged": self.ragged,
+            f"{self.num_layers} layers": self.num_layers > 1,
+            "bidirectional": self.bidirectional,
+        }
+        return " ".join([shape, *(name for name, shown in traits.items() if shown), self.mode])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases with one threshold: the least geometric mean and the least single ratio.
+
+    `detailed` is false where only the ratio is wanted, because there are many cases.
+    """
+
+    key: str
+    title: str
+    cases: tuple[Case, ...]
+    geometric_mean: float | None = None
+    worst: float | None = None
+    detailed: bool = True
+
+
+Shape = tuple[int, int, int, int]
+
+DENSE: tuple[Shape, ...] = (
+    (1, 32, 64, 64),
+    (16, 32, 64, 128),
+    (1, 100, 256, 256),
+    (7, 13, 300, 300),
+    (32, 35, 200, 200),
+    (20, 35, 650, 650),
+    (33, 50, 40, 100),
+    (128, 20, 256, 512),
+    (64, 100, 128, 256),
+    (16, 200, 512, 512),
+    (128, 20, 512, 1024),
+)
+RAGGED: tuple[Shape, ...] = (
+    (128, 20, 256, 512),
+    (32, 50, 256, 256),
+    (32, 200, 128, 256),
+    (8, 400, 80, 320),
+)
+NEAR_PEAK: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (128, 20, 512, 1024))
+BFLOAT16: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 200, 512, 512))
+ONE_STEP: tuple[Shape, ...] = tuple(
+    (batch, 1, *sizes) for sizes, batch in product(((256, 512), (64, 64), (512, 1024)), (1, 5, 32))
+)
+
+
+def _cases(shapes: tuple[Shape, ...], mode: str, **traits: object) -> tuple[Case, ...]:
+    return tuple(Case(*shape, mode=mode, **traits) for shape in shapes)
+
+
+CPU_GROUPS: tuple[Group, ...] = (
+    Group(
+        "training",
+        "training, dense float32",
+        tuple(
+            replace(case, gemm_fraction=0.85 if shape in NEAR_PEAK else None)
+            for shape, case in zip(DENSE, _cases(DENSE, "training"), strict=True)
+        ),
+        1.4,
+        1.05,
+    ),
+    Group("inference", "inference, dense float32", _cases(DENSE, "inference"), 1.4, 1.05),
+    Group(
+        "packed-training",
+        "training, packed float32, ragged lengths",
+        _cases(RAGGED, "training", ragged=True),
+        4.0,
+        2.0,
+    ),
+    Group(
+        "packed-inference",
+        "inference, packed float32, ragged lengths",
+        _cases(RAGGED, "inference", ragged=True),
+        2.5,
+        1.5,
+    ),
+    Group(
+        "bidirectional",
+        "two layers, bidirectional, training",
+        _cases(
+            ((16, 50, 128, 256), (32, 35, 200, 200)), "training", num_layers=2, bidirectional=True
+        ),
+        1.4,
+        1.2,
+    ),
+    Group(
+        "bfloat16",
+        "bfloat16, training and inference",
+        tuple(
+            case
+            for mode in ("training", "inference")
+            for case in _cases(BFLOAT16, mode, precision="bfloat16")
+        ),
+        1.2,
+        1.0,
+    ),
+    Group(
+        "double",
+        "double, training",
+        _cases(((32, 35, 200, 200), (8, 50, 64, 128)), "training", precision="float64"),
+        2.0,
+        1.5,
+    ),
+    Group(
+        "step",
+        "one step, no gradient, LSTM with T = 1 and given state",
+        _cases(ONE_STEP, "inference"),
+        5.0,
+        2.0,
+    ),
+    Group(
+        "cell",
+        "one step, no gradient, LSTMCell",
+        _cases(ONE_STEP, "inference", module="LSTMCell"),
+        1.7,
+        1.2,
+    ),
+)
+
+# On a GPU T = 512 and input_size = hidden_size. The thresholds are those of each single ratio.
+CUDA_STEPS = 512
+CUDA_MODES = ("inference", "training")
+OVER_FLOOR = {"inference": 1.5, "training": 2.0}
+
+
+def _has_floor(precision: str, hidden_size: int, batch: int) -> bool:
+    """Whether a persistent kernel holds the weights on chip, so that the floor binds."""
+    largest = {
+        ("bfloat16", 256): 128,
+        ("bfloat16", 512): 128,
+        ("bfloat16", 1024): 64,
+        ("tf32", 256): 128,
+        ("tf32", 512): 128,
+        ("tf32", 1024): 16,
+    }
+    return batch <= largest.get((precision, hidden_size), 0)
+
+
+def _cuda_case(mode: str, precision: str, hidden_size: int, batch: int, ragged: bool) -> Case:
+    bound = not ragged and _has_floor(precision, hidden_size, batch)
+    return Case(
+        batch,
+        CUDA_STEPS,
+        hidden_size,
+        hidden_size,
+        mode,
+        precision,
+        ragged=ragged,
+        over_floor=OVER_FLOOR[mode] if bound else None,
+    )
+
+
+def _cuda_groups() -> tuple[Group, ...]:
+    named = (
+        # key, title, precisions, hidden sizes, batches, ragged, least ratio per mode
+        (
+            "bf16",
+            "bf16, H 256 and 512",
+            ("bfloat16",),
+            (256, 512),
+            (1, 16, 64, 128),
+            False,
+            (2.5, 2.0),
+        ),
+        ("bf16-1024", "bf16, H 1024", ("bfloat16",), (1024,), (1, 16), False, (2.0, 1.5)),
+        ("tf32", "TF32, H 256 and 512", ("tf32",), (256, 512), (1, 16), False, (2.5, 2.0)),
+        (
+            "packed",
+            "packed, ragged lengths",
+            ("float64", "float32", "tf32", "bfloat16", "float16"),
+            (256, 512),
+            (32, 128),
+            True,
+            (4.0, 4.0),
+        ),
+        (
+            "fp16",
+            "fp16, cuDNN's persistent shapes",
+            ("float16",),
+            (512, 768, 1024),
+            (16,),
+            False,
+            (0.9, 0.9),
+        ),
+    )
+    groups = [
+        Group(
+            f"{key}-{mode}",
+            f"{title}, {mode}",
+            tuple(
+                _cuda_case(mode, *traits, ragged) for traits in product(precisions, sizes, batches)
+            ),
+            worst=least,
+        )
+        for key, title, precisions, sizes, batches, ragged, limits in named
+        for mode, least in zip(CUDA_MODES, limits, strict=True)
+    ]
+    for mode, least in zip(CUDA_MODES, (2.0, 1.7), strict=True):
+        case = Case(32, CUDA_STEPS, 512, 512, mode, "bfloat16", num_layers=2, bidirectional=True)
+        title = f"two layers, bidirectional, bf16, H 512, B 32, {mode}"
+        groups.append(Group(f"bidirectional-{mode}", title, (case,), worst=least))
+    measured = {case for group in groups for case in group.cases}
+    for mode in CUDA_MODES:
+        grid = (
+            _cuda_case(mode, *traits)
+            for traits in product(
+                ("bfloat16", "float16", "tf32", "float32"),
+                (128, 256, 512, 768, 1024),
+                (1, 16, 64, 128),
+                (False, True),
+            )
+        )
+        cases = tuple(case for case in grid if case not in measured)
+        title = f"the rest of the grid, {mode}"
+        groups.append(Group(f"grid-{mode}", title, cases, worst=0.95, detailed=False))
+    return tuple(groups)
+
+
+CUDA_GROUPS = _cuda_groups()

@@ -1,0 +1,111 @@
+"""What bounds an LSTM: the arithmetic on a CPU, the time of one step on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from cases import Case
+from timing import Effort, cpu_clock, median_time
+
+GIGA = 1e9
+
+
+def flops(case: Case, steps: int | None = None) -> int:
+    """Floating point operations of the matrix products: 2 * steps * 4H * (I + H) a direction.
+
+    Args:
+        case: the case; training counts three times, for the two products of the backward pass.
+        steps: real steps of all rows together; B * T if None.
+    """
+    rows = case.batch * case.steps if steps is None else steps
+    directions = 2 if case.bidirectional else 1
+    total = 0
+    input_size = case.input_size
+    for _ in range(case.num_layers):
+        total += directions * 2 * rows * 4 * case.hidden_size * (input_size + case.hidden_size)
+        input_size = directions * case.hidden_size
+    return total * (3 if case.mode == "training" else 1)
+
+
+def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> float | None:
+    """FLOP/s of the best of some products x [M,K] times packed w [N,K], by oneDNN.
+
+    Args:
+        dtype: dtype of both factors.
+        shapes: (M, N, K) of each product to try.
+
+    Returns:
+        The peak, or None where this torch has no packed oneDNN product of that dtype.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    best = 0.0
+    for M, N, K in shapes:
+        x, w = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(w, M)
+            torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        except RuntimeError:  # oneDNN has no such product for this dtype on this CPU
+            return None
+
+        def product(x: torch.Tensor = x, packed: torch.Tensor = packed) -> torch.Tensor:
+            return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+        with torch.no_grad():
+            best = max(best, 2 * M * N * K / median_time(product, cpu_clock, Effort(0.3)))
+    return best
+
+
+def peak_shapes(cases: Iterable[Case]) -> list[tuple[int, int, int]]:
+    """A square product, and the products of all steps of each case at once."""
+    own = {(c.batch * c.steps, 4 * c.hidden_size, c.input_size + c.hidden_size) for c in cases}
+    return [(1024, 1024, 1024), *sorted(own)]
+
+
+# An H100 SXM, as far as a step of a persistent kernel feels it.
+SMS = 132
+CLOCK = 1.755e9  # Hz
+SHARED_MEMORY = 192 * 1024  # bytes of weights that a block can hold
+SHARED_BANDWIDTH = 128  # bytes a clock, of one SM
+L2_SM_BANDWIDTH = 64  # bytes a clock, into one SM
+L2_BANDWIDTH = 5.5e12  # bytes a second, into all
+MACS = {"bfloat16": 1024, "float16": 1024, "tf32": 512, "float32": 128}  # a clock, of one SM
+BARRIER = 0.9e-6  # seconds, a flag barrier over about 100 blocks
+EPILOGUE = 0.15e-6
+
+
+def cuda_step(case: Case) -> float | None:
+    """The floor of one time step on an H100, in seconds, of one layer and one direction.
+
+    Blocks Pu own U hidden units each, with their slice of W_hh on chip; Pb groups of them share
+    the batch rows. A step costs a barrier, the exchange of h (of the gate gradients, four times as
+    much, in backward), the products, and the cell. The best partition counts; "training" is a
+    forward step and a backward step.
+
+    Returns:
+        The floor, or None if no partition holds W_hh on chip or the precision has no such kernel.
+    """
+    if case.precision not in MACS:
+        return None
+    exchanged = (1, 4) if case.mode == "training" else (1,)
+    floors = [_step(case, factor) for factor in exchanged]
+    return None if math.inf in floors else sum(floors)
+
+
+def _step(case: Case, factor: int) -> float:
+    B, H, size = case.batch, case.hidden_size, case.dtype.itemsize
+    best = math.inf
+    for blocks in range(1, min(H, SMS) + 1):
+        units = math.ceil(H / blocks)
+        weights = 4 * units * H * size
+        if weights > SHARED_MEMORY:
+            continue
+        rows = math.ceil(B / min(SMS // blocks, B))
+        state = H * size * factor  # bytes of a row
+        exchange = max(rows * state / L2_SM_BANDWIDTH / CLOCK, blocks * B * state / L2_BANDWIDTH)
+        macs = 4 * units * H * 16 * math.ceil(rows / 16)
+        product = max(macs / MACS[case.precision], weights / SHARED_BANDWIDTH) / CLOCK
+        best = min(best, BARRIER + exchange + product + EPILOGUE)
+    return best

@@ -1,0 +1,81 @@
+"""What a result depends on: the machine, the versions, the commit. No paths, no names of hosts."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastlstm
+from fastlstm import _build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        return None
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Describes the running process, as JSON."""
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    build_keys = ("kinds", "torch", "cuda", "nvcc", "cuda_arch_list", "compiler", "commit", "date")
+    record = _build.build_record()
+    machine: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        machine["gpu"] = properties.name
+        machine["sms"] = properties.multi_processor_count
+        machine["gpu_memory"] = properties.total_memory
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "tf32": {  # as the user left it; the cases named tf32 turn cudnn's on, the others off
+            "cudnn": torch.backends.cudnn.allow_tf32,
+            "matmul": torch.backends.cuda.matmul.allow_tf32,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "fastlstm": fastlstm.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        },
+        "git": {
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": None if changes is None else bool(changes),
+        },
+        "extension": {key: record[key] for key in build_keys if key in record},
+    }

@@ -1,0 +1,147 @@
+"""Turn a case into a step: a callable that does the work once, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cases import Case
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+
+SEED = 0
+FILL = (0.6, 0.75)  # of ragged batches: real steps / (B * T)
+
+# Largest difference between two implementations, over the largest value: it only shows that both
+# did the same work. Accuracy has its own tests.
+AGREEMENT = {
+    "float64": 1e-9,
+    "float32": 1e-3,
+    "tf32": 5e-2,
+    "bfloat16": 1e-1,
+    "float16": 2e-2,
+}
+
+
+@dataclass
+class Workload:
+    """`step()` does the work of a case once and returns the output.
+
+    `leaves` are the input and the weights: in training their .grad is the gradient of that step.
+    """
+
+    step: Callable[[], Tensor]
+    leaves: list[Tensor]
+
+    def clear(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+
+
+def ragged_lengths(batch: int, steps: int) -> Tensor:
+    """The same lengths [B] for the same sizes: uniform, one of them T, the sum within `FILL`."""
+    generator = torch.Generator().manual_seed(SEED)
+    while True:
+        lengths = torch.randint(max(1, steps // 3), steps + 1, (batch,), generator=generator)
+        lengths[torch.randint(batch, (1,), generator=generator)] = steps
+        if FILL[0] <= lengths.sum().item() / (batch * steps) <= FILL[1]:
+            return lengths
+
+
+def build_module(case: Case, implementation: str, device: str) -> nn.Module:
+    """Builds the module of a case: "torch" is that of torch.nn, else a fastlstm engine."""
+    layers: dict[str, Any] = {}
+    if case.module == "LSTM":
+        layers = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+    kind = getattr(nn if implementation == "torch" else fastlstm, case.module)
+    torch.manual_seed(SEED)
+    module: nn.Module = kind(
+        case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype
+    )
+    if implementation != "torch":
+        module.engine = implementation
+    return module.train(case.mode == "training")
+
+
+def build(
+    case: Case,
+    implementation: str,
+    device: str,
+    wrap: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
+) -> Workload:
+    """Builds the workload of a case: equal inputs and weights for every implementation.
+
+    Args:
+        case: what to build.
+        implementation: "torch" for torch.nn, or one of `fastlstm.functional.ENGINES`.
+        device: "cpu" or "cuda".
+        wrap: what to do to the module before it is called, such as torch.compile.
+    """
+    module = build_module(case, implementation, device)
+    call = wrap(module)
+    generator = torch.Generator().manual_seed(SEED)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, case.dtype)
+
+    B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size  # noqa: E741
+    cell = case.module == "LSTMCell"
+    x = draw(B, I) if cell else draw(T, B, I)
+    arguments: tuple[Any, ...] = ()
+    if T == 1:  # one step of decoding continues from a state
+        state = (B, H) if cell else (case.num_layers * (1 + case.bidirectional), B, H)
+        arguments = ((draw(*state), draw(*state)),)
+    if case.ragged:
+        packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
+        x = packed.data
+
+    def forward() -> Tensor:
+        result = call(packed._replace(data=x) if case.ragged else x, *arguments)[0]
+        return result.data if isinstance(result, PackedSequence) else result
+
+    if case.mode == "inference":
+        return Workload(forward, [x])
+
+    workload = Workload(forward, [x.requires_grad_(), *module.parameters()])
+    grad_output = draw(*x.shape[:-1], H * (1 + case.bidirectional))
+
+    def training_step() -> Tensor:
+        workload.clear()
+        output = forward()
+        output.backward(grad_output)
+        return output
+
+    workload.step = training_step
+    return workload
+
+
+def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
+    """Runs both once.
+
+    Raises:
+        RuntimeError: their outputs or gradients differ by more than rounding.
+    """
+    pairs = [(expected.step().detach(), actual.step().detach())]
+    if case.mode == "training":
+        pairs += [(a.grad, b.grad) for a, b in zip(expected.leaves, actual.leaves, strict=True)]
+    for a, b in pairs:
+        error = ((a - b).abs().max() / a.abs().max()).item()
+        if not error <= AGREEMENT[case.precision]:
+            raise RuntimeError(f"{case}: the results differ by {error:.1e} of the largest value")
+
+
+@contextmanager
+def settings(case: Case) -> Iterator[None]:
+    """Gradients on or off, and cuDNN's TF32, which fastlstm follows too, as the case says."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+    try:
+        with torch.set_grad_enabled(case.mode == "training"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
