@@ -277,10 +277,45 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
+  // More chunks of K than two groups of loads hold.
+  add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
+    add_shape("very deep, wide tile", {2, 10, 520, kDense, 1, false, false, 32, 16, 1}, 1);
     add_shape("wide tile", {3, 11, 24, kDense, 1, false, false, 16, 16, 1}, 1);
     add_shape("wide tile, packed", {4, 18, 16, kPacked, 1, true, false, 8, 16, 1}, 1);
   }
+
+  Case(prefix + "random shapes", [=] {
+    std::mt19937 random(1);
+    const auto draw = [&](int low, int high) {
+      return low + static_cast<int>(random() % (high - low + 1));
+    };
+    for (int n = 0; n < 30; ++n) {
+      Shape s{draw(1, 6), draw(1, 20), draw(1, 40)};
+      s.form = static_cast<Form>(draw(0, 2));
+      s.directions = draw(1, 2);
+      s.reverse = s.directions == 1 && draw(0, 1);
+      s.reset = s.form != kPacked && draw(0, 1);
+      s.units = 8 << draw(0, 2);
+      s.row_tile =
+          is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16) ? 8 << draw(0, 1) : 8;
+      s.row_groups = draw(1, std::min(3, s.B));
+      s.order = s.form == kLengths && draw(0, 1);
+      simt::seed() = n;
+      try {
+        Run<T> run(s, n, allow_tf32);
+        run.forward();
+        run.backward();
+        run.compare(unit);
+        run.check_previous_hidden();
+      } catch (const std::exception& error) {
+        throw testing::Failure(testing::text(
+            "T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form, " directions ", s.directions,
+            " reverse ", s.reverse, " reset ", s.reset, " units ", s.units, " row tile ",
+            s.row_tile, " row groups ", s.row_groups, ": ", error.what()));
+      }
+    }
+  });
 
   // A row's result depends neither on how the work is divided nor on the rows beside it.
   Case(prefix + "same bits for every division", [=] {
