@@ -1,0 +1,392 @@
+"""The benchmark: what it measures, its statistics and floors, and the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import bench_lstm  # noqa: E402
+import compiled  # noqa: E402
+import floor  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group  # noqa: E402
+from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
+from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
+
+TINY = Case(2, 5, 3, 4)
+DENSE = (
+    "(1,32,64,64) (16,32,64,128) (1,100,256,256) (7,13,300,300) (32,35,200,200) (20,35,650,650) "
+    "(33,50,40,100) (128,20,256,512) (64,100,128,256) (16,200,512,512) (128,20,512,1024)"
+)
+PACKED = "(128,20,256,512) (32,50,256,256) (32,200,128,256) (8,400,80,320)"
+BFLOAT16 = "(128,20,256,512) (64,100,128,256) (16,200,512,512)"
+STEPS = " ".join(
+    f"({B},1,{sizes})" for sizes in ("256,512", "64,64", "512,1024") for B in (1, 5, 32)
+)
+# What the CPU engine was asked to reach: shapes, geometric mean, worst, and what all cases are.
+CPU_TABLE: dict[str, tuple[str, float, float, dict[str, object]]] = {
+    "training": (DENSE, 1.4, 1.05, {"mode": "training", "precision": "float32"}),
+    "inference": (DENSE, 1.4, 1.05, {"mode": "inference", "precision": "float32"}),
+    "packed-training": (PACKED, 4, 2, {"mode": "training", "ragged": True}),
+    "packed-inference": (PACKED, 2.5, 1.5, {"mode": "inference", "ragged": True}),
+    "bidirectional": (
+        "(16,50,128,256) (32,35,200,200)",
+        1.4,
+        1.2,
+        {"mode": "training", "num_layers": 2, "bidirectional": True},
+    ),
+    "bfloat16": (f"{BFLOAT16} {BFLOAT16}", 1.2, 1.0, {"precision": "bfloat16"}),
+    "double": (
+        "(32,35,200,200) (8,50,64,128)",
+        2,
+        1.5,
+        {"mode": "training", "precision": "float64"},
+    ),
+    "step": (STEPS, 5, 2, {"mode": "inference", "module": "LSTM"}),
+    "cell": (STEPS, 1.7, 1.2, {"mode": "inference", "module": "LSTMCell"}),
+}
+
+
+@pytest.mark.parametrize("key", CPU_TABLE)
+def test_cpu_groups_are_the_table(key: str) -> None:
+    (group,) = (group for group in CPU_GROUPS if group.key == key)
+    shapes, mean, worst, traits = CPU_TABLE[key]
+    assert " ".join(str(case).split()[0] for case in group.cases) == shapes
+    assert (group.geometric_mean, group.worst) == (mean, worst)
+    for case in group.cases:
+        assert {name: getattr(case, name) for name in traits} == traits
+
+
+def test_no_cpu_group_is_left_out_and_the_gemm_share_is_asked_where_it_counts() -> None:
+    assert [group.key for group in CPU_GROUPS] == list(CPU_TABLE)
+    bound = {
+        str(case): case.gemm_fraction
+        for group in CPU_GROUPS
+        for case in group.cases
+        if case.gemm_fraction is not None
+    }
+    shapes = ("(128,20,256,512)", "(64,100,128,256)", "(128,20,512,1024)")
+    assert bound == {f"{shape} training": 0.85 for shape in shapes}
+
+
+# What the CUDA engine was asked to reach: number of cases, least ratio forward, and with backward.
+CUDA_TABLE = {
+    "bf16": (8, 2.5, 2.0),
+    "bf16-1024": (2, 2.0, 1.5),
+    "tf32": (4, 2.5, 2.0),
+    "packed": (20, 4.0, 4.0),
+    "fp16": (3, 0.9, 0.9),
+    "bidirectional": (1, 2.0, 1.7),
+    "grid": (135, 0.95, 0.95),  # 4 precisions x 5 H x 4 B x 2, less the 25 above with B in the grid
+}
+
+
+def test_cuda_groups_are_the_table() -> None:
+    groups = {group.key: group for group in CUDA_GROUPS}
+    for key, (count, forward, both) in CUDA_TABLE.items():
+        for mode, worst in (("inference", forward), ("training", both)):
+            group = groups.pop(f"{key}-{mode}")
+            assert (len(group.cases), group.worst) == (count, worst)
+            assert {case.mode for case in group.cases} == {mode}
+            assert {case.steps for case in group.cases} == {512}
+            limits = {case.over_floor for case in group.cases} - {None}
+            assert limits <= {1.5 if mode == "inference" else 2.0}
+    assert not groups
+
+
+def test_pairs() -> None:
+    pairs = Pairs([2.0, 6.0, 4.0, 9.0, 10.0], [1.0, 2.0, 4.0, 3.0, 2.0])  # ratios 2 3 1 3 5
+    assert pairs.ratio == 3.0
+    assert pairs.quartiles == (2.0, 3.0)
+    # It is not the ratio of the medians, 10 / 10.
+    assert Pairs([1.0, 10.0, 100.0], [10.0, 2.0, 20.0]).ratio == 5.0
+
+
+def test_alternate_takes_turns_and_stops() -> None:
+    calls: list[str] = []
+    first, second = (lambda: calls.append("a")), (lambda: calls.append("b"))
+
+    def clock(step: Callable[[], object], count: int) -> float:
+        step()
+        return {first: 3.0, second: 1.0}[step]
+
+    pairs = alternate(first, second, clock, Effort(60.0, min_pairs=9, max_pairs=4))
+    warm_up = 2 * ["a"] + 2 * ["b"]
+    assert calls == warm_up + ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert pairs.ratios == [3.0] * 4
+    assert len(alternate(first, second, clock, Effort(0.0, min_pairs=9)).ratios) == 3
+
+
+def test_samples_last_long_enough() -> None:
+    counts: list[int] = []
+
+    def clock(step: Callable[[], object], count: int) -> float:
+        counts.append(count)
+        return 2.0**-19
+
+    assert median_time(lambda: None, clock, Effort(0.0, sample=2.0**-10)) == 2.0**-19
+    assert counts[-3:] == [512] * 3
+
+
+def test_a_clock_counts_each_call() -> None:
+    calls: list[None] = []
+    assert 0 <= cpu_clock(lambda: calls.append(None), 7) < 0.1
+    assert len(calls) == 7
+
+
+def test_flops() -> None:
+    case = Case(3, 5, 7, 11, "inference")
+    assert floor.flops(case) == 2 * 15 * 44 * 18
+    assert floor.flops(replace(case, mode="training")) == 3 * floor.flops(case)
+    assert floor.flops(case, steps=10) == 2 * 10 * 44 * 18
+    two_layers = replace(case, num_layers=2, bidirectional=True)
+    assert floor.flops(two_layers) == 2 * (2 * 15 * 44 * (7 + 11)) + 2 * (2 * 15 * 44 * (22 + 11))
+
+
+def test_gemm_peak_is_a_rate() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    peak = floor.gemm_peak(torch.float32, [(64, 64, 64), (256, 256, 256)])
+    assert peak is not None and 1e8 < peak < 1e15
+    assert floor.gemm_peak(torch.float64, [(64, 64, 64)]) is None
+    assert floor.peak_shapes([Case(3, 5, 7, 11)]) == [(1024, 1024, 1024), (15, 44, 18)]
+
+
+# Microseconds of a step on an H100 by B = 1, 16, 64, 128: forward, and backward alone.
+STEP_TABLE = {
+    ("bfloat16", 256): ((1.1, 1.2, 1.3, 1.4), (1.1, 1.3, 1.5, 1.7)),
+    ("bfloat16", 512): ((1.2, 1.4, 1.7, 2.0), (1.2, 1.7, 2.4, 3.2)),
+    ("bfloat16", 1024): ((1.4, 2.0, 3.7, 6.4), (1.5, 3.2, 8.3)),
+    ("tf32", 256): ((1.2, 1.3, 1.5, 1.7), (1.2, 1.5, 2.0, 2.4)),
+    ("tf32", 512): ((1.4, 1.7, 2.4, 3.7), (1.4, 2.4, 4.7, 8.3)),
+    ("tf32", 1024): ((1.7, 3.2), (2.0, 7.7)),
+}
+
+
+@pytest.mark.parametrize(("precision", "hidden_size"), STEP_TABLE)
+def test_cuda_step_floor(precision: str, hidden_size: int) -> None:
+    forward, backward = STEP_TABLE[precision, hidden_size]
+    for batch, expected in zip((1, 16, 64, 128), forward, strict=False):
+        case = Case(batch, 512, hidden_size, hidden_size, "inference", precision)
+        assert floor.cuda_step(case) == pytest.approx(expected * 1e-6, rel=0.2)
+    for batch, *expected in zip((1, 16, 64, 128), forward, backward, strict=False):
+        case = Case(batch, 512, hidden_size, hidden_size, "training", precision)
+        assert floor.cuda_step(case) == pytest.approx(sum(expected) * 1e-6, rel=0.2)
+
+
+def test_cuda_step_has_no_floor_where_the_weights_do_not_fit() -> None:
+    assert floor.cuda_step(Case(1, 512, 4096, 4096, precision="tf32")) is None
+    assert floor.cuda_step(Case(1, 512, 64, 64, precision="float64")) is None
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(128, 20), (32, 50), (32, 200), (8, 400)])
+def test_ragged_lengths(batch: int, steps: int) -> None:
+    lengths = ragged_lengths(batch, steps)
+    assert lengths.shape == (batch,) and lengths.min() >= 1 and lengths.max() == steps
+    assert 0.6 <= lengths.sum() / (batch * steps) <= 0.75
+    assert torch.equal(lengths, ragged_lengths(batch, steps))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TINY,
+        replace(TINY, mode="inference"),
+        replace(TINY, batch=8, steps=10, ragged=True, num_layers=2, bidirectional=True),
+        replace(TINY, steps=1, mode="inference"),
+        replace(TINY, steps=1, mode="inference", module="LSTMCell"),
+        replace(TINY, precision="bfloat16"),
+        replace(TINY, precision="float64"),
+    ],
+    ids=str,
+)
+def test_workloads_of_all_implementations_agree(case: Case) -> None:
+    with settings(case):
+        expected = build(case, "torch", "cpu")
+        for implementation in ("auto", "reference"):
+            actual = build(case, implementation, "cpu")
+            check_agreement(case, expected, actual)
+        if case.mode == "inference":
+            assert not expected.step().requires_grad
+            return
+        assert all(leaf.grad is not None for leaf in actual.leaves)
+        with torch.no_grad():
+            actual.leaves[1].mul_(2)
+        with pytest.raises(RuntimeError, match="the results differ"):
+            check_agreement(case, expected, actual)
+
+
+def result(ratio: float, case: Case = TINY, **entries: Any) -> dict[str, Any]:
+    return {"case": vars(case), "ratio": ratio, **entries}
+
+
+def test_verdicts() -> None:
+    def memory(theirs: int, ours: int) -> dict[str, dict[str, int]]:
+        return {"torch": {"allocated": theirs}, "fastlstm": {"allocated": ours}}
+
+    near_peak = replace(TINY, gemm_fraction=0.85)
+    bound = replace(TINY, over_floor=1.5)
+    results = [
+        result(1.0, gemm_share=0.1, memory=memory(100, 50)),
+        result(4.0, near_peak, gemm_share=0.8, memory=memory(100, 101)),
+        result(2.0, bound, per_step={"over_floor": 1.4}),
+    ]
+    found = {v.name: v for v in report.verdicts(Group("g", "g", (), 2.0, 1.5), results)}
+    assert list(found) == [
+        "geometric mean",
+        "worst",
+        "share of GEMM peak",
+        "step over floor",
+        "peak memory, allocated",
+    ]
+    assert found["geometric mean"].measured == pytest.approx(2.0) and found["geometric mean"].met
+    assert found["worst"].measured == 1.0 and not found["worst"].met
+    assert found["share of GEMM peak"].measured == 0.8 and not found["share of GEMM peak"].met
+    assert found["step over floor"].met
+    assert found["peak memory, allocated"].measured == 1.01
+    assert str(found["worst"]) == "worst 1.00 (>= 1.5: NOT MET)"
+    failed = report.verdicts(Group("g", "g", (), worst=1.0), [{"case": {}, "error": "refused"}])
+    assert [(v.name, v.met) for v in failed] == [("failed cases", False)]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, path: Path, cases: list[Case], *arguments: str) -> int:
+    group = Group("tiny", "tiny cases", tuple(cases), 1.4, 1.05)
+    monkeypatch.setitem(bench_lstm.GROUPS, "cpu", (group,))
+    words = ["--device", "cpu", "--seconds", "0.01", "--no-compile", "--output", str(path)]
+    return bench_lstm.main([*words, *arguments])
+
+
+def test_a_run_prints_a_table_and_writes_json_and_plot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "run.json"
+    assert run(monkeypatch, path, [TINY, replace(TINY, mode="inference")]) == 0
+    printed = capsys.readouterr().out
+    assert "(2,5,3,4) training" in printed and "geometric mean" in printed
+    text = path.read_text()
+    assert str(tmp_path) not in text and str(BENCHMARKS.parent) not in text
+    record = json.loads(text)
+    assert record["complete"] and record["threads"] == torch.get_num_threads()
+    assert record["command"].startswith("python benchmarks/bench_lstm.py --device cpu")
+    assert record["command"].endswith("--output run.json")
+    assert record["machine"]["cpu"] and record["machine"]["cores"] >= 1
+    assert record["versions"]["torch"] == torch.__version__
+    training, inference = record["groups"][0]["results"]
+    for entry in (training, inference):
+        first, third = entry["quartiles"]
+        assert 0 < first <= entry["ratio"] <= third
+        assert entry["reference_ratio"] > 0 and all(s > 0 for s in entry["seconds"].values())
+    # The gradients alone: the input's, and those of the weights.
+    gradients = 4 * (2 * 5 * 3 + 16 * (3 + 4 + 2))
+    assert all(training["memory"][who]["allocated"] >= gradients for who in ("torch", "fastlstm"))
+    assert "memory" not in inference
+    plot = path.with_suffix(".png")
+    if (exists := plot.exists()) or "no plot" not in printed:
+        assert exists and plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["run.json"] + ["run.png"] * exists
+
+
+def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
+    script = [sys.executable, str(BENCHMARKS / "bench_lstm.py"), "--device", "cpu", "--quick"]
+    options = ["--group", "step,cell", "--seconds", "0.01", "--output", "run.json"]
+    subprocess.run([*script, *options], cwd=tmp_path, check=True, timeout=120)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert [len(group["results"]) for group in record["groups"]] == [2, 2]
+
+
+def test_a_refused_case_is_reported_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    cases = [replace(TINY, mode="inference", precision=p) for p in ("float16", "float32")]
+    monkeypatch.setattr(bench_lstm.Bench, "_pairs", refuse_half(bench_lstm.Bench._pairs))
+    assert run(monkeypatch, path, cases) == 1
+    refused, measured = json.loads(path.read_text())["groups"][0]["results"]
+    assert refused["error"] == "RuntimeError: no half" and measured["ratio"] > 0
+    assert "failed cases 1.00 (<= 0: NOT MET)" in capsys.readouterr().out
+
+
+def refuse_half(pairs: Callable[..., Pairs]) -> Callable[..., Pairs]:
+    def wrapped(self: Any, case: Case) -> Pairs:
+        if case.precision == "float16":
+            raise RuntimeError("no half")
+        return pairs(self, case)
+
+    return wrapped
+
+
+def test_time_per_step_is_the_slope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = bench_lstm.parse(["--device", "cpu", "--group", "cell", "--quick"])
+    bench = bench_lstm.Bench(args)
+    monkeypatch.setattr(bench, "on_h100", True)
+    pairs = Pairs([64 * 3e-6], [64 * 2e-6])
+    monkeypatch.setattr(bench, "_pairs", lambda case: {64: pairs}[case.steps])
+    case = Case(16, 512, 512, 512, "inference", "bfloat16")
+    slopes = bench.per_step(case, {"torch": 1e-3 + 512 * 3e-6, "fastlstm": 512 * 2e-6})
+    assert slopes["fastlstm"] == pytest.approx(2e-6)
+    assert slopes["torch"] == pytest.approx(3e-6 + 1e-3 / 448)
+    assert slopes["over_floor"] == pytest.approx(2e-6 / floor.cuda_step(case))
+
+
+def test_peers_with_and_without_the_input_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    haste, flashrnn = ModuleType("haste_pytorch"), ModuleType("flashrnn")
+    haste.LSTM = nn.LSTM  # type: ignore[attr-defined]
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ValueError("not this shape")
+
+    flashrnn.flashrnn = refuse  # type: ignore[attr-defined]
+    for module in (haste, flashrnn):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(peers, "installed", lambda: ["haste_pytorch", "flashrnn"])
+    measured = peers.measure(TINY, "cpu", lambda step, calls: step() is not None and 2.0, Effort(0))
+    assert measured == {
+        "projection": 2.0,
+        "haste_pytorch": {"with_projection": 2.0, "without_projection": 0.0},
+        "flashrnn": "ValueError: not this shape",
+    }
+    lines = report.peer_lines({"peers": measured, "seconds": {"fastlstm": 4.0}})
+    assert "0.50 times fastlstm" in lines[0] and "not this shape" in lines[1]
+
+
+def test_what_does_not_compile_in_time_says_so() -> None:
+    assert compiled.ratios([TINY], "cpu", limit=0.05) == {TINY: "not compiled within 0.05 s"}
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    report.write_json(path, {"ratio": 1.0})
+    with pytest.raises(ValueError):
+        report.write_json(path, {"ratio": math.nan})
+    assert json.loads(path.read_text()) == {"ratio": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--group training,typo", "--group: expected some of training, .* got typo"),
+        ("--output run.txt", "--output: expected a name that ends in .json, got run.txt"),
+        ("--seconds 0", "--seconds: expected a positive number, got 0"),
+        ("--graphs", "--graphs: expected --device cuda, got --device cpu"),
+    ],
+)
+def test_bad_arguments(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_lstm.parse(["--device", "cpu", *arguments.split()])
+    assert re.search(message, capsys.readouterr().err)
