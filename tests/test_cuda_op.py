@@ -129,6 +129,17 @@ def test_missing_gradients_are_zero(kind, engine):
     assert all(not g.any() for g in zeros[:3])
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+def test_padding_may_hold_anything(kind, engine):
+    call = Call(kind, "lengths", directions=2)
+    call.input = call.input.masked_fill(~call.live[..., None], float("nan"))
+    call.grads[0] = call.grads[0].masked_fill(~call.live[..., None], float("nan"))
+    saved = call.forward(engine)
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, engine))
+
+
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_inputs_are_left_alone_and_may_be_strided(kind):
     call = Call(kind, directions=2)

@@ -302,7 +302,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   };
   if (!launch_directions(layer, choice, "launch_persistent_backward", launch)) return std::nullopt;
 
-  const Tensor input = stepwise::flat(layer.input, rows);
+  const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
   Tensor grad_input =
       input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
   std::vector<Tensor> grad_weights;
