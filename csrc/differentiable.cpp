@@ -26,7 +26,8 @@ Tensor replace_head(const Tensor& state, const Tensor& fresh) {
 Walked walk_direction(const Layer& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
-  const Tensor input = layer.input.reshape({layer.flat_rows.expect_int(), -1});
+  const Tensor input =
+      layer.input.reshape({layer.flat_rows.expect_int(), layer.input_size.expect_int()});
   const Tensor bias = layer.has_bias() ? w.b_ih + w.b_hh : Tensor();
   const Tensor x_gates =
       at::linear(input, w.w_ih, layer.has_bias() ? OptionalTensor(bias) : std::nullopt);

@@ -82,7 +82,7 @@ Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at:
   layer.output_size = layer.directions[0].w_hh.sym_size(1);
   if (packed) {
     TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
-                    batch_sizes->device().is_cpu(),
+                    (batch_sizes->device().is_cpu() || input.is_meta()),
                 "lstm: expected batch_sizes of shape (steps), dtype int64, on the CPU, as in a "
                 "PackedSequence, got ",
                 batch_sizes->sym_sizes(), " ", batch_sizes->scalar_type(), " on ",

@@ -1,23 +1,54 @@
-// The Python module fastlstm._C. Importing it registers the ops; build_info() is all it offers.
-#include <pybind11/pybind11.h>
+// The Python module fastlstm._C. Importing it registers the ops. Besides, it offers the forward op
+// as plain functions: the same calls through the dispatcher, some microseconds cheaper than
+// torch.ops, which matters when a call makes a single step.
+#include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernels.h"
+#include "ops.h"
 
 namespace py = pybind11;
 
+namespace fastlstm {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#ifdef FASTLSTM_WITH_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cpu_capability"] = kernels().name;
+  return info;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
+    const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+    bool save_cells, const std::string& engine) {
+  py::gil_scoped_release no_gil;
+  auto [output, h_n, c_n, cells, gates] =
+      call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, false, engine);
+  return {output, h_n, c_n, cells};
+}
+
+// input [B,I], h and c [B,H]
+std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
+                                     const std::vector<Tensor>& weights,
+                                     const std::string& engine) {
+  py::gil_scoped_release no_gil;
+  const auto result = call_lstm(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, {}, {},
+                                {}, false, false, engine);
+  return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};
+}
+
+}  // namespace
+}  // namespace fastlstm
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
-  m.def(
-      "build_info",
-      [] {
-        py::dict info;
-#ifdef FASTLSTM_WITH_CUDA
-        info["cuda"] = true;
-#else
-        info["cuda"] = false;
-#endif
-        info["cpu_capability"] = fastlstm::kernels().name;
-        return info;
-      },
-      "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("build_info", &fastlstm::build_info,
+        "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
+  m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
 }

@@ -39,6 +39,13 @@ inline Tensor live_mask(const Layer& layer) {
   return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
 }
 
+// The input with zeros behind `lengths`: whatever stands there (NaN, say) must not reach a weight's
+// gradient as 0 * NaN.
+inline Tensor without_padding(const Layer& layer) {
+  const Tensor live = live_mask(layer);
+  return live.defined() ? layer.input.masked_fill(live.logical_not(), 0) : layer.input;
+}
+
 // h_{t-1} of every flat row [R,P]: the output one step earlier in walking order, h_0 where a row
 // starts, zero where it was reset.
 inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
@@ -54,7 +61,8 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
   }
   if (layer.packed()) return h_prev;
   const int64_t steps_count = layer.steps.expect_int();
-  Tensor by_step = h_prev.view({steps_count, layer.batch.expect_int(), -1});
+  Tensor by_step =
+      h_prev.view({steps_count, layer.batch.expect_int(), layer.output_size.expect_int()});
   if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
     const auto t = at::arange(steps_count, layer.lengths->options()).view({-1, 1, 1});
     by_step.copy_(at::where(t.eq(layer.lengths->view({1, -1, 1}) - 1), h_0.unsqueeze(0), by_step));
@@ -153,7 +161,7 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
   const auto options = layer.input.options();
   const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
 
-  const Tensor input = stepwise::flat(layer.input, flat_rows);
+  const Tensor input = stepwise::flat(stepwise::without_padding(layer), flat_rows);
   const Tensor lengths = stepwise::contiguous_or_undefined(layer.lengths);
   const Tensor reset = stepwise::contiguous_or_undefined(layer.reset);
   const Tensor live = layer.projects() ? stepwise::live_mask(layer) : Tensor();

@@ -21,6 +21,7 @@ import torch
 
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it was not asked for yet"
+library: Any = None  # the module fastlstm._C once it is loaded
 
 
 def extension_available() -> bool:
@@ -99,8 +100,9 @@ def _load() -> str | None:
     names = [f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     if not any((_PACKAGE / name).is_file() for name in names):
         return f"it was built for Python {record['python']}, this is {platform.python_version()}"
+    global library
     try:
-        importlib.import_module("fastlstm._C")
+        library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
     return None

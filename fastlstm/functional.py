@@ -225,10 +225,20 @@ def lstm_cell(
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
     h, c = hx
+    engine = _engine_for(input, engine)
+    if engine != "reference" and not torch.compiler.is_compiling():
+        return _build.library.lstm_cell(input, h, c, weights, engine)
     _, h_n, c_n, _ = _layer(
         input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, None, None, None, False, engine
     )
     return h_n.squeeze(0), c_n.squeeze(0)
+
+
+def _engine_for(input: Tensor, engine: str) -> str:
+    transformed = _transforms_active() or forward_ad._current_level >= 0
+    if engine == "auto":
+        engine = _DEFAULT_ENGINE
+    return choose_engine(engine, input.device.type, input.dtype, transformed)
 
 
 def _layer(
@@ -242,15 +252,13 @@ def _layer(
     save_cells: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    transformed = _transforms_active() or forward_ad._current_level >= 0
-    engine = choose_engine(
-        _DEFAULT_ENGINE if engine == "auto" else engine, input.device.type, input.dtype, transformed
-    )
+    engine = _engine_for(input, engine)
     if engine != "reference":
-        output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
-            input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, False, engine
-        )
-        return output, h_n, c_n, cells
+        arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells)
+        if torch.compiler.is_compiling():  # Dynamo knows torch.ops; eager calls go the short way
+            output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(*arguments, False, engine)
+            return output, h_n, c_n, cells
+        return _build.library.lstm(*arguments, engine)
 
     device = input.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):

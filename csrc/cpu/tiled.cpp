@@ -139,7 +139,7 @@ void walk_with_threads(const ThreadGrid& grid, int64_t begin, int64_t end, const
 
 ThreadGrid thread_grid(const Rows& rows, int64_t hidden, int64_t lanes, int64_t element_size) {
   // Below this many multiply-adds, waking other threads costs more than they help.
-  constexpr int64_t kWorthAThread = 1 << 20;
+  constexpr int64_t kWorthAThread = 1 << 21;
   const int64_t work = rows.total() * 4 * hidden * hidden;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
   return plan_threads(at::in_parallel_region() ? 1 : threads, rows.batch(), hidden, lanes,
