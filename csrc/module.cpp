@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernels.h"
+#include "cuda/plan_module.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -49,6 +50,10 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
   m.def("build_info", &fastlstm::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
+        py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
+        py::arg("backward"), py::arg("sm_count"), py::arg("capability"),
+        "The engine that a layer would get on a CUDA device, which need not be here.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
 }

@@ -8,7 +8,7 @@ import platform
 import torch
 
 import fastlstm
-from fastlstm import _build, functional
+from fastlstm import _build, _plan, functional
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -80,8 +80,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=__doc__)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="print the build record, devices and engines (default)")
-    parser.parse_args(argv)
-    info()
+    plan = commands.add_parser("plan", help=_plan.__doc__, description=_plan.__doc__)
+    _plan.add_arguments(plan)
+    args = parser.parse_args(argv)
+    if args.command == "plan":
+        _plan.run(args)
+    else:
+        info()
 
 
 if __name__ == "__main__":

@@ -227,7 +227,8 @@ def lstm_cell(
     h, c = hx
     engine = _engine_for(input, engine)
     if engine != "reference" and not torch.compiler.is_compiling():
-        return _build.library.lstm_cell(input, h, c, weights, engine)
+        step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
+        return step
     _, h_n, c_n, _ = _layer(
         input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, None, None, None, False, engine
     )
@@ -258,7 +259,8 @@ def _layer(
         if torch.compiler.is_compiling():  # Dynamo knows torch.ops; eager calls go the short way
             output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(*arguments, False, engine)
             return output, h_n, c_n, cells
-        return _build.library.lstm(*arguments, engine)
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(*arguments, engine)
+        return results
 
     device = input.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
