@@ -28,7 +28,7 @@ def ratios(cases: Sequence[Case], device: str, limit: float) -> dict[Case, float
         device: "cpu" or "cuda".
         limit: seconds for all cases together, compilation included.
     """
-    order = sorted(cases, key=lambda c: (c.steps * c.num_layers, c.mode, str(c)))
+    order = sorted(cases, key=lambda c: (c.mode == "training", c.steps * c.num_layers))
     request = json.dumps([device, [dataclasses.asdict(case) for case in order]])
     child = subprocess.Popen(
         [sys.executable, __file__],

@@ -101,11 +101,12 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
     with settings(case):
         workload = build(case, implementation, "cpu")
         workload.step()
-        for name, method in (("allocated", _allocated), ("resident", _resident)):
+        # Libraries take scratch memory now and then, so the largest of three growths counts.
+        for name, method in (("allocated", _allocated), *[("resident", _resident)] * 3):
             workload.clear()
             gc.collect()
             if (value := method(workload)) is not None:
-                peak[name] = value
+                peak[name] = max(value, peak.get(name, 0))
     return peak
 
 

@@ -16,8 +16,6 @@ from cases import Case
 from timing import Clock, Effort, median_time
 from torch import Tensor
 
-FLASHRNN_DTYPES = {"bfloat16", "float16", "tf32", "float32"}
-
 
 def _step(case: Case, forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Tensor]:
     if case.mode == "inference":

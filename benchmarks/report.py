@@ -199,8 +199,8 @@ def write_plot(path: Path, record: Result) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(
-        "time of torch.nn / time of fastlstm  (dot: case, diamond: geometric mean,\n"
-        "orange: wanted geometric mean, red: wanted worst)"
+        "time of torch.nn / time of fastlstm\n"
+        "dot: case, diamond: geometric mean; wanted: orange geometric mean, red worst"
     )
     machine = record["machine"]
     name = machine.get("gpu") or f"{machine['cpu']}, {record['threads']} threads"
