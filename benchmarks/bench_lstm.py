@@ -26,7 +26,7 @@ import peers
 import torch
 from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group
 from report import Result, Table, peer_lines, verdicts, write_json, write_plot
-from timing import CLOCKS, Effort, Pairs, alternate, median_time
+from timing import CLOCKS, Effort, Pairs, alternate, median_time, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
@@ -132,6 +132,7 @@ class Bench:
         if not args.no_compile:
             limit = args.compile_limit or COMPILE_LIMIT[self.device]
             self.compiled = compiled.ratios(compilable, self.device, limit)
+        settle_malloc()
         self.peaks = self._peaks(cases) if self.device == "cpu" else {}
 
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from cases import Case
-from timing import CLOCKS, Effort, alternate
+from timing import CLOCKS, Effort, alternate, settle_malloc
 from workload import build, check_agreement, settings
 
 
@@ -70,5 +70,6 @@ def _measure(case: Case, device: str) -> float | str:
 
 if __name__ == "__main__":
     device, cases = json.load(sys.stdin)
+    settle_malloc()
     for case in cases:
         print(json.dumps(_measure(Case(**case), device)), flush=True)

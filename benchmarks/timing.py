@@ -15,6 +15,16 @@ Step = Callable[[], object]
 Clock = Callable[[Step, int], float]  # (step, calls) -> seconds per call
 
 
+def settle_malloc() -> None:
+    """Brings malloc into the state of a process that has worked for a while.
+
+    glibc maps every large block anew, at the price of its page faults, until a larger one has been
+    freed, up to 32 MiB. Without this a case would depend on the cases before it, and nn.LSTM, which
+    takes large blocks, would lose up to a fifth of its speed at some shapes.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
 def cpu_clock(step: Step, calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
