@@ -35,7 +35,7 @@ info: $(BUILT)  ## print what was built, and which engine serves which device an
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test lint format sanitize
+.PHONY: build test lint format sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
@@ -48,6 +48,8 @@ format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	clang-format -i $(NATIVE) $(SIMT)
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
+gpu-check: $(BUILT)  ## the first minutes on a GPU: build, compute-sanitizer, GPU tests, benchmark
+	PYTHON=$(PYTHON) .ci/gpu-check $(ARGS)
 
 ##@ CUDA without a GPU
 # A separate environment with a CUDA build of torch; a copy is installed, so that the extension in

@@ -94,7 +94,7 @@ def test_sdist_carries_builds_and_runs(project: Path, tmp_path: Path) -> None:
     (sdist,) = (project / "dist").iterdir()
     with tarfile.open(sdist) as tar:
         carried = {name.partition("/")[2] for name in tar.getnames()}
-    expected = {path for path in sources if not path.startswith((".ci/", ".git", ".pre-commit"))}
+    expected = {path for path in sources if not path.startswith((".git", ".pre-commit"))}
     assert expected <= carried
     assert not carried & set(leftovers)
 
