@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 FAST = {"80", "90"}
-ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 NVCC = shutil.which("nvcc")
 
 pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc on PATH")

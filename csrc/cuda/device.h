@@ -149,23 +149,33 @@ __device__ inline void wait_until_at_least(const unsigned* flag, unsigned value)
   } while (seen < value);
 }
 
+// Older GPUs lack the instructions below, and the planner sends them nothing that needs them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define FASTLSTM_SM80(statement) __trap()
+#else
+#define FASTLSTM_SM80(statement) statement
+#endif
+
 // Round to nearest, ties away from zero, to the 10 mantissa bits of TF32.
 __device__ inline uint32_t to_tf32(float x) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  uint32_t rounded = 0;
+  FASTLSTM_SM80(asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x)));
   return rounded;
 }
 
-#define FASTLSTM_MMA(name, instruction)                                                      \
-  __device__ inline void name(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {     \
-    asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
-        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1)); \
+#define FASTLSTM_MMA(name, instruction)                                                          \
+  __device__ inline void name(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {         \
+    FASTLSTM_SM80(                                                                               \
+        asm(instruction                                                                          \
+            " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]),     \
+            "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), \
+            "r"(a.word[3]), "r"(b0), "r"(b1)));                                                  \
   }
 FASTLSTM_MMA(mma_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
 FASTLSTM_MMA(mma_float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 FASTLSTM_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef FASTLSTM_MMA
+#undef FASTLSTM_SM80
 
 #endif
 
