@@ -1,5 +1,6 @@
 // The CUDA side of the ops, ATen part and kernels, for CPU tensors: torch.ops.fastlstm_emulated.*
-// Built and used by tests/test_cuda_op.py; layer.cpp and the rest come from the installed extension.
+// Built and used by tests/test_cuda_op.py; layer.cpp and the rest come from the installed
+// extension.
 #include <torch/library.h>
 
 #undef TORCH_LIBRARY_IMPL  // instead of the CUDA key of the real ops
@@ -9,5 +10,6 @@
 TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", &fastlstm::lstm_cuda);
   m.def("lstm_backward", &fastlstm::lstm_backward_cuda);
-  m.def("set_resident_blocks", [](int64_t n) { simt::resident_blocks() = static_cast<unsigned>(n); });
+  m.def("set_resident_blocks",
+        [](int64_t n) { simt::resident_blocks() = static_cast<unsigned>(n); });
 }

@@ -1,4 +1,5 @@
-// Stands in for the headers of a CUDA build of torch: CPU tensors, the emulator, and a small device.
+// Stands in for the headers of a CUDA build of torch: CPU tensors, the emulator, and a small
+// device.
 #pragma once
 #include "simt.h"
 
