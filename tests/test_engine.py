@@ -128,7 +128,7 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("persistent", {}),
         ("tiled", {"proj_size": 2}),
-        ("tiled", {"dtype": torch.bfloat16}),
+        ("tiled", {"dtype": torch.float16}),
     ],
 )
 def test_an_engine_that_does_not_serve_the_call_says_so(engine: str, options: dict) -> None:

@@ -16,6 +16,9 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512_bf16 {
+extern const TiledKernels<bfloat16, float> tiled;
+}
 #endif
 
 static const KernelTable& choose() {
@@ -30,6 +33,16 @@ static const KernelTable& choose() {
 const KernelTable& kernels() {
   static const KernelTable& chosen = choose();
   return chosen;
+}
+
+const TiledKernels<bfloat16, float>* bfloat16_kernels() {
+#if defined(__x86_64__)
+  static const bool serves =
+      &kernels() == &avx512::table && __builtin_cpu_supports("avx512bf16") != 0;
+  return serves ? &avx512_bf16::tiled : nullptr;
+#else
+  return nullptr;
+#endif
 }
 
 }  // namespace fastlstm

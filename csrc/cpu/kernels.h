@@ -27,4 +27,7 @@ struct KernelTable {
 // variable ATEN_CPU_CAPABILITY says so (the one that PyTorch's own kernels obey).
 const KernelTable& kernels();
 
+// The tiled kernels for bfloat16, or nullptr without AVX512_BF16.
+const TiledKernels<bfloat16, float>* bfloat16_kernels();
+
 }  // namespace fastlstm

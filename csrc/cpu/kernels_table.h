@@ -12,8 +12,8 @@ namespace FASTLSTM_ISA {
 
 template <typename A>
 static constexpr TiledKernels<A, A> tiled_kernels() {
-  return {Vec<A>::lanes, kRows,      pack<A>,     transpose<A>,
-          multiply<A>,   forward<A>, backward<A>, one_step<A>};
+  return {Vec<A>::lanes,  kRows,         pack<A>,        transpose<A>,
+          multiply<A, A>, forward<A, A>, backward<A, A>, one_step<A>};
 }
 
 extern const KernelTable table;

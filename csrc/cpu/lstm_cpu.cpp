@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "../stepwise.h"
+#include "kernels.h"
 #include "plan.h"
 #include "step.h"
 #include "tiled.h"
@@ -22,13 +23,23 @@ struct CpuKernels {
 
 CpuEngine planned(c10::string_view engine, const Layer& layer) {
   const auto dtype = layer.input.scalar_type();
+  const bool has_tiles = dtype == at::kFloat || dtype == at::kDouble ||
+                         (dtype == at::kBFloat16 && bfloat16_kernels() != nullptr);
   CpuEngine chosen;
-  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, state_dtype(dtype) != dtype,
-                                layer.projects(), chosen),
-              "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
-              "\"tiled\" only for float32 or float64 without proj_size, got \"",
-              engine, "\" with ", dtype, layer.projects() ? " and proj_size" : "");
+  TORCH_CHECK(
+      choose_cpu_engine({engine.data(), engine.size()}, has_tiles && !layer.projects(), chosen),
+      "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and \"tiled\" "
+      "only "
+      "for float32, float64 or (with AVX512_BF16) bfloat16 and without proj_size, got \"",
+      engine, "\" with ", dtype, layer.projects() ? " and proj_size" : "");
   return chosen;
+}
+
+template <typename T, typename A>
+ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
+  if constexpr (!std::is_same_v<T, float16>)
+    if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
+  return stepwise_forward<T, A, CpuKernels>(layer, save_cells, save_gates);
 }
 
 ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
@@ -37,19 +48,27 @@ ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0
                        bool save_gates, c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
-  if (planned(engine, layer) == CpuEngine::kTiled)
-    return input.scalar_type() == at::kDouble ? tiled_forward<double>(layer, save_cells, save_gates)
-                                              : tiled_forward<float>(layer, save_cells, save_gates);
+  const auto run = [&](auto function) {
+    return function(layer, save_cells, save_gates, planned(engine, layer) == CpuEngine::kTiled);
+  };
   switch (input.scalar_type()) {
     case at::kDouble:
-      return stepwise_forward<double, double, CpuKernels>(layer, save_cells, save_gates);
+      return run(forward<double, double>);
     case at::kBFloat16:
-      return stepwise_forward<bfloat16, float, CpuKernels>(layer, save_cells, save_gates);
+      return run(forward<bfloat16, float>);
     case at::kHalf:
-      return stepwise_forward<float16, float, CpuKernels>(layer, save_cells, save_gates);
+      return run(forward<float16, float>);
     default:
-      return stepwise_forward<float, float, CpuKernels>(layer, save_cells, save_gates);
+      return run(forward<float, float>);
   }
+}
+
+template <typename T, typename A>
+BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                        bool input_needs_grad, bool state_needs_grad, bool tiled) {
+  if constexpr (!std::is_same_v<T, float16>)
+    if (tiled) return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad);
+  return stepwise_backward<T, A, CpuKernels>(layer, saved, grads, input_needs_grad);
 }
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -64,19 +83,19 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
-  if (planned(engine, layer) == CpuEngine::kTiled)
-    return input.scalar_type() == at::kDouble
-               ? tiled_backward<double>(layer, saved, grads, input_needs_grad, state_needs_grad)
-               : tiled_backward<float>(layer, saved, grads, input_needs_grad, state_needs_grad);
+  const auto run = [&](auto function) {
+    return function(layer, saved, grads, input_needs_grad, state_needs_grad,
+                    planned(engine, layer) == CpuEngine::kTiled);
+  };
   switch (input.scalar_type()) {
     case at::kDouble:
-      return stepwise_backward<double, double, CpuKernels>(layer, saved, grads, input_needs_grad);
+      return run(backward<double, double>);
     case at::kBFloat16:
-      return stepwise_backward<bfloat16, float, CpuKernels>(layer, saved, grads, input_needs_grad);
+      return run(backward<bfloat16, float>);
     case at::kHalf:
-      return stepwise_backward<float16, float, CpuKernels>(layer, saved, grads, input_needs_grad);
+      return run(backward<float16, float>);
     default:
-      return stepwise_backward<float, float, CpuKernels>(layer, saved, grads, input_needs_grad);
+      return run(backward<float, float>);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace fastlstm {
 namespace {
@@ -31,8 +32,16 @@ void for_blocks(int64_t rows, int64_t blocks, const Body& body) {
 
 template <typename T>
 at::Tensor scratch(int64_t count) {
-  return at::empty({count}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+  return at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte);
 }
+
+template <typename T>
+T* data(const at::Tensor& scratch) {
+  return static_cast<T*>(scratch.mutable_data_ptr());
+}
+
+// Panels of 16-bit types hold pairs along k.
+int64_t whole_pairs(int64_t K) { return K + K % 2; }
 
 }  // namespace
 
@@ -43,6 +52,10 @@ const TiledKernels<float, float>& tiled_kernels() {
 template <>
 const TiledKernels<double, double>& tiled_kernels() {
   return kernels().tiled_f64;
+}
+template <>
+const TiledKernels<bfloat16, float>& tiled_kernels() {
+  return *bfloat16_kernels();
 }
 
 std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t pieces) {
@@ -65,14 +78,14 @@ PackedMatrix<T>::PackedMatrix(const T* const* matrix, bool transposed, int64_t k
   int64_t total = 0;
   for (const PanelShape& panel : panels_) {
     offsets_.push_back(total);
-    total += panel.vectors * kernels.lanes * K;
+    total += panel.vectors * kernels.lanes * whole_pairs(K);
   }
   data_ = scratch<T>(total);
-  T* const data = data_.template mutable_data_ptr<T>();
+  T* const to = data<T>(data_);
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, 64 * K));
   at::parallel_for(0, panels_.size(), grain, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p)
-      kernels.pack(matrix, transposed, k_begin, K, panels_[p], data + offsets_[p]);
+      kernels.pack(matrix, transposed, k_begin, K, panels_[p], to + offsets_[p]);
   });
 }
 
@@ -80,10 +93,10 @@ template <typename T>
 PackedGates<T>::PackedGates(const T* w_hh, int64_t hidden_size, int64_t K) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t lanes = kernels.lanes, tiles = divide_up(hidden_size, lanes), width = 4 * lanes;
-  stride_ = K * width;
+  stride_ = whole_pairs(K) * width;
   data_ = scratch<T>(tiles * stride_);
-  T* const data = data_.template mutable_data_ptr<T>();
-  const std::vector<T> zeros(K, T(0));
+  T* const to = data<T>(data_);
+  const std::vector<T> zeros(K, T(State_t<T>(0)));
   at::parallel_for(0, tiles, divide_up(1 << 15, stride_), [&](int64_t first, int64_t last) {
     std::vector<const T*> columns(width);
     for (int64_t tile = first; tile < last; ++tile) {
@@ -93,14 +106,14 @@ PackedGates<T>::PackedGates(const T* w_hh, int64_t hidden_size, int64_t K) {
           columns[gate * lanes + lane] =
               unit < hidden_size ? w_hh + (gate * hidden_size + unit) * K : zeros.data();
         }
-      kernels.pack(columns.data(), true, 0, K, {0, width, 4}, data + tile * stride_);
+      kernels.pack(columns.data(), true, 0, K, {0, width, 4}, to + tile * stride_);
     }
   });
 }
 
 template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-              const std::vector<T*>& c, bool accumulate, const T* bias) {
+              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size(), K = matrix.K();
   for_blocks(rows, block_count(rows), [&](int64_t begin, int64_t end) {
@@ -115,16 +128,38 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
 }
 
 template <typename T>
+void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+                      const std::vector<T*>& c, bool accumulate) {
+  using A = State_t<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    multiply<T>(a, matrix, c, accumulate, nullptr);
+  } else {
+    const int64_t rows = a.size(), N = matrix.N();
+    const at::Tensor sums = scratch<A>(rows * N);
+    const std::vector<A*> sum_rows = row_pointers(data<A>(sums), rows, N);
+    const auto for_rows = [&](const auto& body) {
+      at::parallel_for(0, rows, divide_up(1 << 14, N), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r)
+          for (int64_t n = 0; n < N; ++n) body(c[r][n], sum_rows[r][n]);
+      });
+    };
+    if (accumulate) for_rows([](const T& from, A& sum) { sum = A(from); });
+    multiply<T>(a, matrix, sum_rows, accumulate, nullptr);
+    for_rows([](T& to, const A& sum) { to = T(sum); });
+  }
+}
+
+template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
                          const std::vector<GradientPart<T>>& parts, bool accumulate) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size();
   if (rows == 0) {
     if (!accumulate)
-      for (const auto& part : parts) std::fill_n(part.c, M * part.N, T(0));
+      for (const auto& part : parts) std::fill_n(part.c, M * part.N, State_t<T>(0));
     return;
   }
-  std::vector<std::vector<T*>> c;
+  std::vector<std::vector<State_t<T>*>> c;
   for (const auto& part : parts) c.push_back(row_pointers(part.c, M, part.N));
   for (int64_t r = 0; r < rows; r += kGradientRows) {
     const int64_t K = std::min(kGradientRows, rows - r);
@@ -133,7 +168,7 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
     for_blocks(M, block_count(M), [&](int64_t begin, int64_t end) {
       // `a` transposed: [end - begin][K]
       const at::Tensor block = scratch<T>((end - begin) * K);
-      T* const transposed = block.template mutable_data_ptr<T>();
+      T* const transposed = data<T>(block);
       kernels.transpose(a.data() + r, K, begin, end, transposed);
       const T* first = transposed;
       const std::vector<const T*> a_rows = row_pointers(first, end - begin, K);
@@ -147,25 +182,28 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
 }
 
 template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums, bool accumulate) {
+void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool accumulate) {
   constexpr int64_t kColumns = 256;
   at::parallel_for(0, divide_up(M, kColumns), 1, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kColumns, end = std::min(M, last * kColumns);
-    if (!accumulate) std::fill(sums + begin, sums + end, T(0));
+    if (!accumulate) std::fill(sums + begin, sums + end, State_t<T>(0));
     for (const T* row : a)
-      for (int64_t m = begin; m < end; ++m) sums[m] += row[m];
+      for (int64_t m = begin; m < end; ++m) sums[m] += State_t<T>(row[m]);
   });
 }
 
-#define FASTLSTM_INSTANTIATE(T)                                                 \
-  template class PackedGates<T>;                                                \
-  template class PackedMatrix<T>;                                               \
-  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,  \
-                         const std::vector<T*>&, bool, const T*);               \
-  template void multiply_transposed(const std::vector<const T*>&, int64_t,      \
-                                    const std::vector<GradientPart<T>>&, bool); \
-  template void sum_rows(const std::vector<const T*>&, int64_t, T*, bool);
+#define FASTLSTM_INSTANTIATE(T)                                                        \
+  template class PackedMatrix<T>;                                                      \
+  template class PackedGates<T>;                                                       \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,         \
+                         const std::vector<State_t<T>*>&, bool, const State_t<T>*);    \
+  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&, \
+                                 const std::vector<T*>&, bool);                        \
+  template void multiply_transposed(const std::vector<const T*>&, int64_t,             \
+                                    const std::vector<GradientPart<T>>&, bool);        \
+  template void sum_rows(const std::vector<const T*>&, int64_t, State_t<T>*, bool);
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(double)
+FASTLSTM_INSTANTIATE(bfloat16)
 
 }  // namespace fastlstm

@@ -8,8 +8,20 @@
 
 namespace fastlstm {
 
+// The dtype of the cell state and of sums.
 template <typename T>
-const TiledKernels<T, T>& tiled_kernels();
+struct StateOf {
+  using type = T;
+};
+template <>
+struct StateOf<bfloat16> {
+  using type = float;
+};
+template <typename T>
+using State_t = typename StateOf<T>::type;
+
+template <typename T>
+const TiledKernels<T, State_t<T>>& tiled_kernels();
 
 // Cuts columns [0, N) into panels: at most 4 vectors wide, and at least `pieces` of them if there
 // are so many vectors.
@@ -33,9 +45,10 @@ class PackedMatrix {
 
   const std::vector<PanelShape>& panels() const { return panels_; }
   const T* panel(int64_t index) const {
-    return data_.template const_data_ptr<T>() + offsets_[index];
+    return static_cast<const T*>(data_.const_data_ptr()) + offsets_[index];
   }
   int64_t K() const { return K_; }
+  int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
 
  private:
   int64_t K_;
@@ -50,7 +63,7 @@ class PackedGates {
  public:
   PackedGates(const T* w_hh, int64_t hidden_size, int64_t K);
   const T* tile(int64_t index) const {
-    return data_.template const_data_ptr<T>() + index * stride_;
+    return static_cast<const T*>(data_.const_data_ptr()) + index * stride_;
   }
 
  private:
@@ -61,7 +74,12 @@ class PackedGates {
 // c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
 template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-              const std::vector<T*>& c, bool accumulate, const T* bias);
+              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
+
+// The same into rows of T, rounded once at the end.
+template <typename T>
+void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+                      const std::vector<T*>& c, bool accumulate);
 
 // The products of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for two matrices
 // b side by side (input and previous hidden state), so that `a` is read once.
@@ -69,7 +87,7 @@ template <typename T>
 struct GradientPart {
   std::vector<const T*> b;  // R rows of N columns
   int64_t N;
-  T* c;  // [M,N]
+  State_t<T>* c;  // [M,N]
 };
 template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
@@ -77,6 +95,6 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
 
 // sums[m] (+)= sum over r of a[r][m]
 template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, T* sums, bool accumulate);
+void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool accumulate);
 
 }  // namespace fastlstm

@@ -4,9 +4,7 @@
 
 namespace fastlstm {
 
-bool choose_cpu_engine(std::string_view engine, bool sixteen_bit, bool projects,
-                       CpuEngine& chosen) {
-  const bool tiled_serves = !sixteen_bit && !projects;
+bool choose_cpu_engine(std::string_view engine, bool tiled_serves, CpuEngine& chosen) {
   if (engine == "stepwise" || (engine == "auto" && !tiled_serves)) {
     chosen = CpuEngine::kStepwise;
     return true;

@@ -8,12 +8,22 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 
 #include "packed_matrix.h"
 #include "plan.h"
 
 namespace fastlstm {
 namespace {
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+template <typename T>
+const T* const_data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
 
 // The live rows of every step, sorted by length, and where each of them lies among the flat rows.
 class Rows {
@@ -174,18 +184,17 @@ ForwardResult one_step_forward(const Layer& layer) {
     const Tensor w_ih = w.w_ih.contiguous(), w_hh = w.w_hh.contiguous();
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
-    const OneStep<T> step{w_ih.const_data_ptr<T>(),
-                          w_hh.const_data_ptr<T>(),
-                          layer.has_bias() ? b_ih.const_data_ptr<T>() : nullptr,
-                          layer.has_bias() ? b_hh.const_data_ptr<T>() : nullptr,
+    const OneStep<T> step{const_data<T>(w_ih),
+                          const_data<T>(w_hh),
+                          layer.has_bias() ? const_data<T>(b_ih) : nullptr,
+                          layer.has_bias() ? const_data<T>(b_hh) : nullptr,
                           input_size,
                           hidden};
     for (int64_t b = 0; b < batch; ++b)
-      rows[b] = {x.const_data_ptr<T>() + b * input_size,
-                 h_0.const_data_ptr<T>() + (d * batch + b) * hidden,
-                 c_0.const_data_ptr<T>() + (d * batch + b) * hidden,
-                 output.mutable_data_ptr<T>() + (b * directions + d) * hidden,
-                 c_n.mutable_data_ptr<T>() + (d * batch + b) * hidden};
+      rows[b] = {const_data<T>(x) + b * input_size, const_data<T>(h_0) + (d * batch + b) * hidden,
+                 const_data<T>(c_0) + (d * batch + b) * hidden,
+                 data<T>(output) + (b * directions + d) * hidden,
+                 data<T>(c_n) + (d * batch + b) * hidden};
     // Below this many multiply-adds, waking another thread costs more than it helps.
     constexpr int64_t kWorthAThread = 1 << 17;
     const auto& kernels = tiled_kernels<T>();
@@ -207,30 +216,34 @@ template <typename T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
   const bool one_step = layer.steps.expect_int() == 1 && !layer.packed() && !layer.lengths &&
                         !layer.reset && !save_cells && !save_gates;
-  if (one_step) return one_step_forward<T>(layer);
+  using A = State_t<T>;
+  if constexpr (std::is_same_v<T, A>)
+    if (one_step) return one_step_forward<T>(layer);
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
   const int64_t input_size = layer.input_size.expect_int();
   const auto options = layer.input.options();
+  const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
   const bool padding = rows.total() < flat_rows;  // positions that no step writes
 
   std::vector<int64_t> shape{flat_rows};
   if (!layer.packed()) shape = {rows.steps(), batch};
-  const auto sequence = [&](int64_t size, bool per_direction) {
+  const auto sequence = [&](int64_t size, bool per_direction, const at::TensorOptions& options) {
     std::vector<int64_t> sizes = shape;
     if (per_direction) sizes.insert(sizes.begin(), directions);
     sizes.push_back(size);
     return padding ? at::zeros(sizes, options) : at::empty(sizes, options);
   };
-  Tensor output = sequence(directions * hidden, false);
-  Tensor cells = save_cells ? sequence(hidden, true) : at::empty({0}, options);
-  Tensor gates = save_gates ? sequence(4 * hidden, true) : at::empty({0}, options);
+  Tensor output = sequence(directions * hidden, false, options);
+  Tensor cells = save_cells ? sequence(hidden, true, state_options) : at::empty({0}, state_options);
+  Tensor gates = save_gates ? sequence(4 * hidden, true, options) : at::empty({0}, options);
   Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-  Tensor c_n = layer.c_0.clone(at::MemoryFormat::Contiguous);
-  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.contiguous();
-  const std::vector<T> zeros(hidden, T(0));
+  Tensor c_n = layer.c_0.to(state_options, false, /*copy=*/true).contiguous();
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
+  const std::vector<T> zero_h(hidden, T(A(0)));
+  const std::vector<A> zero_c(hidden, A(0));
   const Sequence<const T> x(layer.input, rows);
 
   // Steps whose gates are computed from the input at once, then walked while they are in cache.
@@ -238,8 +251,10 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   const int64_t chunk_rows = std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), 1);
   const int64_t chunk_steps =
       std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
+  // Where activated gates are kept, in the dtype of the sums, the pre-activations take their place.
+  const bool in_place = save_gates && std::is_same_v<T, A>;
   const Tensor chunk_gates =
-      save_gates ? Tensor() : at::empty({chunk_steps * batch, 4 * hidden}, options);
+      in_place ? Tensor() : at::empty({chunk_steps * batch, 4 * hidden}, state_options);
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   const int64_t tiles = (hidden + kernels.lanes - 1) / kernels.lanes;
 
@@ -247,55 +262,60 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
     const Direction& w = layer.directions[d];
     const bool reverse = d == 1;
     const Tensor w_ih = w.w_ih.contiguous(), w_hh = w.w_hh.contiguous();
-    const Tensor bias = layer.has_bias() ? w.b_ih + w.b_hh : Tensor();
+    const Tensor bias =
+        layer.has_bias() ? w.b_ih.to(state_options) + w.b_hh.to(state_options) : Tensor();
     const PackedMatrix<T> packed_w_ih(
-        row_pointers(w_ih.const_data_ptr<T>(), 4 * hidden, input_size).data(), true, 0, input_size,
+        row_pointers(const_data<T>(w_ih), 4 * hidden, input_size).data(), true, 0, input_size,
         4 * hidden, 1);
     // Columns in the order unit vector, gate, unit: a panel of four vectors is a tile's gates.
-    const PackedGates<T> packed_w_hh(w_hh.const_data_ptr<T>(), hidden, hidden);
+    const PackedGates<T> packed_w_hh(const_data<T>(w_hh), hidden, hidden);
 
-    T* const y = output.mutable_data_ptr<T>() + d * hidden;
-    T* const saved_gates = save_gates ? gates[d].mutable_data_ptr<T>() : nullptr;
-    T* const saved_cells = save_cells ? cells[d].mutable_data_ptr<T>() : nullptr;
-    T* const c_state = c_n[d].mutable_data_ptr<T>();
-    T* const h_last = h_n[d].mutable_data_ptr<T>();
-    const T* const h_first = h_0[d].const_data_ptr<T>();
-    const T* const c_first = c_0[d].const_data_ptr<T>();
+    T* const y = data<T>(output) + d * hidden;
+    T* const saved_gates = save_gates ? data<T>(gates[d]) : nullptr;
+    A* const saved_cells = save_cells ? data<A>(cells[d]) : nullptr;
+    A* const c_state = data<A>(c_n[d]);
+    T* const h_last = data<T>(h_n[d]);
+    const T* const h_first = const_data<T>(h_0[d]);
+    const A* const c_first = const_data<A>(c_0[d]);
 
     for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
       const int64_t end = std::min(begin + chunk_steps, rows.steps());
-      T* const buffer = save_gates ? nullptr : chunk_gates.mutable_data_ptr<T>();
-      const auto gates_at = [&](int64_t t, int64_t row) {
-        if (saved_gates) return saved_gates + rows.flat(t, row) * 4 * hidden;
+      A* const buffer = in_place ? nullptr : data<A>(chunk_gates);
+      const auto x_gates_at = [&](int64_t t, int64_t row) {
+        if (in_place) return reinterpret_cast<A*>(saved_gates) + rows.flat(t, row) * 4 * hidden;
         const int64_t k = reverse ? rows.steps() - 1 - t : t;
         return buffer + ((k - begin) * batch + row) * 4 * hidden;
       };
       multiply<T>(live_rows<const T*>(rows, reverse, begin, end,
                                       [&](int64_t t, int64_t row) { return x.at(t, row); }),
-                  packed_w_ih, live_rows<T*>(rows, reverse, begin, end, gates_at), false,
-                  layer.has_bias() ? bias.const_data_ptr<T>() : nullptr);
+                  packed_w_ih, live_rows<A*>(rows, reverse, begin, end, x_gates_at), false,
+                  layer.has_bias() ? const_data<A>(bias) : nullptr);
 
-      const auto make_row = [&](int64_t t, int64_t row) {
+      const auto make_row = [&](int64_t t, int64_t row, T* unsaved) {
         const bool first = t == rows.first_step(row, reverse);
         const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
         const int64_t before = first ? 0 : rows.flat(reverse ? t + 1 : t - 1, row);
-        ForwardRow<T, T> made;
-        made.gates = gates_at(t, row);
+        ForwardRow<T, A> made;
+        made.x_gates = x_gates_at(t, row);
+        made.gates = saved_gates ? saved_gates + flat * 4 * hidden : unsaved;
         made.h = y + flat * directions * hidden;
         made.h_prev = first ? h_first + b * hidden : y + before * directions * hidden;
         made.c = saved_cells ? saved_cells + flat * hidden : c_state + b * hidden;
         made.c_prev = first         ? c_first + b * hidden
                       : saved_cells ? saved_cells + before * hidden
                                     : c_state + b * hidden;
-        if (rows.is_reset(t, row)) made.h_prev = made.c_prev = zeros.data();
+        if (rows.is_reset(t, row)) made.h_prev = zero_h.data(), made.c_prev = zero_c.data();
         return made;
       };
       walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
         const int64_t t = rows.step(k, reverse);
-        thread_local std::vector<ForwardRow<T, T>> made;
+        thread_local std::vector<ForwardRow<T, A>> made;
+        thread_local std::vector<T> unsaved;
         made.resize(batch);
-        const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
-                                            [&](int64_t row) { return make_row(t, row); });
+        unsaved.resize(4 * hidden);
+        const int64_t count =
+            rows_of_group(rows.live(t), row_group, grid.row_groups, made,
+                          [&](int64_t row) { return make_row(t, row, unsaved.data()); });
         const int64_t last = (unit_group + 1) * tiles / grid.unit_groups;
         for (int64_t tile = unit_group * tiles / grid.unit_groups; tile < last; ++tile) {
           const int64_t unit = tile * kernels.lanes;
@@ -311,18 +331,20 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
       if (saved_cells) std::copy_n(saved_cells + flat * hidden, hidden, c_state + b * hidden);
     }
   }
-  return {output, h_n, c_n, cells, gates};
+  return {output, h_n, c_n.to(options.dtype()), cells, gates};
 }
 
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                               bool input_needs_grad, bool state_needs_grad) {
+  using A = State_t<T>;
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
   const int64_t input_size = layer.input_size.expect_int();
   const auto options = layer.input.options();
+  const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
   const bool padding = rows.total() < flat_rows;
 
   const Tensor output = saved.output.contiguous(), cells = saved.cells.contiguous();
@@ -330,22 +352,24 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const auto contiguous = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
   const Tensor d_output = contiguous(grads.output), d_h_n = contiguous(grads.h_n);
   const Tensor d_cells = contiguous(grads.cells);
-  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.contiguous();
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
   const Sequence<const T> x(layer.input, rows);
 
   Tensor grad_input = !input_needs_grad ? at::empty({0}, options)
                       : padding         ? at::zeros(layer.input.sizes(), options)
                                         : at::empty(layer.input.sizes(), options);
   Tensor grad_h_0 = d_h_n.defined() ? d_h_n.clone() : at::zeros_like(h_0);
-  Tensor grad_c_0 =
-      grads.c_n.defined() ? grads.c_n.clone(at::MemoryFormat::Contiguous) : at::zeros_like(c_0);
+  Tensor grad_c_0 = grads.c_n.defined()
+                        ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
+                        : at::zeros_like(c_0);
   // Steps whose gradients are walked, then multiplied while they are in cache.
   constexpr int64_t kChunkRows = 1024;
   const int64_t chunk_steps =
       std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
   const Tensor d_gates_tensor = at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
-  T* const d_gates = d_gates_tensor.mutable_data_ptr<T>();
-  const std::vector<T> zeros(4 * hidden, T(0));
+  T* const d_gates = data<T>(d_gates_tensor);
+  const std::vector<T> zeros(4 * hidden, T(A(0)));
+  const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   std::optional<Sequence<T>> dx;
   if (input_needs_grad) dx.emplace(grad_input, rows);
@@ -355,29 +379,28 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     const Direction& w = layer.directions[d];
     const bool reverse = d == 1;
     const Tensor w_hh = w.w_hh.contiguous(), w_ih = w.w_ih.contiguous();
-    const PackedMatrix<T> packed_w_hh(
-        row_pointers(w_hh.const_data_ptr<T>(), 4 * hidden, hidden).data(), false, 0, 4 * hidden,
-        hidden, grid.unit_groups);
+    const PackedMatrix<T> packed_w_hh(row_pointers(const_data<T>(w_hh), 4 * hidden, hidden).data(),
+                                      false, 0, 4 * hidden, hidden, grid.unit_groups);
     const auto at_or_zeros = [&](const Tensor& tensor, int64_t offset) {
-      return tensor.defined() ? tensor.const_data_ptr<T>() + offset : zeros.data();
+      return tensor.defined() ? const_data<T>(tensor) + offset : zeros.data();
     };
-    const T* const y = output.const_data_ptr<T>() + d * hidden;
-    const T* const saved_cells = cells.const_data_ptr<T>() + d * flat_rows * hidden;
-    const T* const saved_gates = gates.const_data_ptr<T>() + d * flat_rows * 4 * hidden;
-    T* const dc_state = grad_c_0[d].mutable_data_ptr<T>();
-    T* const dh_first = grad_h_0[d].mutable_data_ptr<T>();
-    const T* const h_first = h_0[d].const_data_ptr<T>();
-    const T* const c_first = c_0[d].const_data_ptr<T>();
+    const T* const y = const_data<T>(output) + d * hidden;
+    const A* const saved_cells = const_data<A>(cells) + d * flat_rows * hidden;
+    const T* const saved_gates = const_data<T>(gates) + d * flat_rows * 4 * hidden;
+    A* const dc_state = data<A>(grad_c_0[d]);
+    T* const dh_first = data<T>(grad_h_0[d]);
+    const T* const h_first = const_data<T>(h_0[d]);
+    const A* const c_first = const_data<A>(c_0[d]);
     const auto before = [&](int64_t t, int64_t row) {
       return rows.flat(reverse ? t + 1 : t - 1, row);
     };
-    Tensor grad_w_ih = at::empty({4 * hidden, input_size}, options);
-    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, options);
-    Tensor grad_bias = layer.has_bias() ? at::empty({4 * hidden}, options) : Tensor();
+    Tensor grad_w_ih = at::empty({4 * hidden, input_size}, state_options);
+    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, state_options);
+    Tensor grad_bias = layer.has_bias() ? at::empty({4 * hidden}, state_options) : Tensor();
     std::optional<PackedMatrix<T>> packed_w_ih;
     if (input_needs_grad)
-      packed_w_ih.emplace(row_pointers(w_ih.const_data_ptr<T>(), 4 * hidden, input_size).data(),
-                          false, 0, 4 * hidden, input_size, 1);
+      packed_w_ih.emplace(row_pointers(const_data<T>(w_ih), 4 * hidden, input_size).data(), false,
+                          0, 4 * hidden, input_size, 1);
 
     // d_gates of the steps in hand and of the one before them (later in time), as a ring.
     const auto d_gates_at = [&](int64_t t, int64_t row) {
@@ -389,15 +412,16 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       const bool last = t == rows.last_step(row, reverse);
       const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
       const int64_t next = reverse ? t - 1 : t + 1;
-      BackwardRow<T, T> made;
+      BackwardRow<T, A> made;
       made.reset = rows.is_reset(t, row);
       made.d_gates_next = last || rows.is_reset(next, row) ? nullptr : d_gates_at(next, row);
       made.d_output = at_or_zeros(d_output, (flat * directions + d) * hidden);
       made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * hidden) : zeros.data();
-      made.d_cells = at_or_zeros(d_cells, (d * flat_rows + flat) * hidden);
+      made.d_cells = d_cells.defined() ? const_data<A>(d_cells) + (d * flat_rows + flat) * hidden
+                                       : zero_c.data();
       made.gates = saved_gates + flat * 4 * hidden;
       made.c = saved_cells + flat * hidden;
-      made.c_prev = made.reset ? zeros.data()
+      made.c_prev = made.reset ? zero_c.data()
                     : first    ? c_first + b * hidden
                                : saved_cells + before(t, row) * hidden;
       made.dc = dc_state + b * hidden;
@@ -409,7 +433,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       const int64_t end = std::min(begin + chunk_steps, rows.steps());
       walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
         const int64_t t = rows.step(k, !reverse);
-        thread_local std::vector<BackwardRow<T, T>> made;
+        thread_local std::vector<BackwardRow<T, A>> made;
         made.resize(batch);
         const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
                                             [&](int64_t row) { return make_row(t, row); });
@@ -425,22 +449,21 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       const std::vector<const T*> d_gates_rows = all(d_gates_at);
       multiply_transposed<T>(d_gates_rows, 4 * hidden,
                              {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
-                               input_size, grad_w_ih.mutable_data_ptr<T>()},
+                               input_size, data<A>(grad_w_ih)},
                               {all([&](int64_t t, int64_t row) -> const T* {
                                  if (rows.is_reset(t, row)) return zeros.data();
                                  if (t == rows.first_step(row, reverse))
                                    return h_first + rows.batch_index(row) * hidden;
                                  return y + before(t, row) * directions * hidden;
                                }),
-                               hidden, grad_w_hh.mutable_data_ptr<T>()}},
+                               hidden, data<A>(grad_w_hh)}},
                              begin > 0);
-      if (grad_bias.defined())
-        sum_rows<T>(d_gates_rows, 4 * hidden, grad_bias.mutable_data_ptr<T>(), begin > 0);
+      if (grad_bias.defined()) sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
       if (input_needs_grad)
-        multiply<T>(d_gates_rows, *packed_w_ih,
-                    live_rows<T*>(rows, !reverse, begin, end,
-                                  [&](int64_t t, int64_t row) { return dx->at(t, row); }),
-                    d > 0, nullptr);
+        multiply_rounded<T>(d_gates_rows, *packed_w_ih,
+                            live_rows<T*>(rows, !reverse, begin, end,
+                                          [&](int64_t t, int64_t row) { return dx->at(t, row); }),
+                            d > 0);
       if (!state_needs_grad) continue;
       // Into h_0 goes what came back through each row's first step.
       std::vector<const T*> through;
@@ -451,25 +474,29 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         if (k < begin || k >= end) continue;
         T* const to = dh_first + rows.batch_index(row) * hidden;
         if (rows.is_reset(t, row)) {
-          std::fill_n(to, hidden, T(0));
+          std::fill_n(to, hidden, T(A(0)));
         } else {
           through.push_back(d_gates_at(t, row));
           into.push_back(to);
         }
       }
-      multiply<T>(through, packed_w_hh, into, false, nullptr);
+      multiply_rounded<T>(through, packed_w_hh, into, false);
     }
-    grad_weights.insert(grad_weights.end(), {grad_w_ih, grad_w_hh});
-    if (grad_bias.defined()) grad_weights.push_back(grad_bias);
+    for (const Tensor& gradient : {grad_w_ih, grad_w_hh, grad_bias})
+      if (gradient.defined()) grad_weights.push_back(gradient.to(options.dtype()));
   }
-  return {grad_input, grad_h_0, grad_c_0, grad_weights};
+  return {grad_input, grad_h_0, grad_c_0.to(options.dtype()), grad_weights};
 }
 
 template ForwardResult tiled_forward<float>(const Layer&, bool, bool);
 template ForwardResult tiled_forward<double>(const Layer&, bool, bool);
+template ForwardResult tiled_forward<bfloat16>(const Layer&, bool, bool);
 template BackwardResult tiled_backward<float>(const Layer&, const Saved&, const OutputGrads&, bool,
                                               bool);
 template BackwardResult tiled_backward<double>(const Layer&, const Saved&, const OutputGrads&, bool,
                                                bool);
+
+template BackwardResult tiled_backward<bfloat16>(const Layer&, const Saved&, const OutputGrads&,
+                                                 bool, bool);
 
 }  // namespace fastlstm

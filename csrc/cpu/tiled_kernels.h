@@ -30,10 +30,10 @@ FASTLSTM_HD void keep_in_register(Vec<A>& x) {
 
 template <int R, int V, typename A>
 struct Tile {
+  static constexpr int L = Vec<A>::lanes;
   Vec<A> sum[R][V];
 
   FASTLSTM_HD void multiply_add(const A* const* a, int64_t K, const A* panel) {
-    constexpr int L = Vec<A>::lanes;
     for (int64_t k = 0; k < K; ++k, panel += V * L) {
       Vec<A> b[V];
 #pragma GCC unroll 4
@@ -49,14 +49,46 @@ struct Tile {
       }
     }
   }
+
+#if defined(FASTLSTM_BFLOAT16_PAIRS)
+  // Two k at a time: products of bfloat16 are summed in float32.
+  FASTLSTM_HD void multiply_add(const bfloat16* const* a, int64_t K, const bfloat16* panel) {
+    for (int64_t k = 0; k + 1 < K; k += 2, panel += 2 * V * L)
+      add_pair(
+          [&](int r) {
+            uint32_t pair;
+            std::memcpy(&pair, a[r] + k, sizeof pair);
+            return pair;
+          },
+          panel);
+    if (K % 2) add_pair([&](int r) { return uint32_t(a[r][K - 1].bits); }, panel);
+  }
+
+  template <typename Pair>
+  FASTLSTM_HD void add_pair(const Pair& pair, const bfloat16* panel) {
+    Vec<A> b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      std::memcpy(&b[v].v, panel + 2 * v * L, sizeof b[v].v);
+      keep_in_register(b[v]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i x = _mm512_set1_epi32(static_cast<int>(pair(r)));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        sum[r][v].v = _mm512_dpbf16_ps(sum[r][v].v, (__m512bh)x, (__m512bh)b[v].v);
+    }
+  }
+#endif
 };
 
-template <int R, int V, typename A>
-static void multiply_tile(const A* const* a, int64_t k_begin, int64_t K, const A* panel,
+template <int R, int V, typename T, typename A>
+static void multiply_tile(const T* const* a, int64_t k_begin, int64_t K, const T* panel,
                           int64_t column, A* const* c, bool accumulate, const A* bias) {
   constexpr int L = Vec<A>::lanes;
   Tile<R, V, A> tile;
-  const A* rows[R];
+  const T* rows[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     rows[r] = a[r] + k_begin;
@@ -71,25 +103,25 @@ static void multiply_tile(const A* const* a, int64_t k_begin, int64_t K, const A
     for (int v = 0; v < V; ++v) tile.sum[r][v].store(c[r] + column + v * L);
 }
 
-template <typename A>
-FASTLSTM_HD void store_vectors(A* to, int64_t stride, const Gates<Vec<A>>& gates) {
-  gates.i.store(to);
-  gates.f.store(to + stride);
-  gates.g.store(to + 2 * stride);
-  gates.o.store(to + 3 * stride);
+template <typename T, typename A>
+FASTLSTM_HD void store_gates(T* to, int64_t stride, const Gates<Vec<A>>& gates) {
+  store(gates.i, to);
+  store(gates.f, to + stride);
+  store(gates.g, to + 2 * stride);
+  store(gates.o, to + 3 * stride);
 }
 
-template <int R, typename A>
-static void forward_tile(const ForwardRow<A, A>* row, int64_t K, const A* panel, int64_t unit,
+template <int R, typename T, typename A>
+static void forward_tile(const ForwardRow<T, A>* row, int64_t K, const T* panel, int64_t unit,
                          int64_t hidden_size) {
   Tile<R, 4, A> tile;
-  const A* rows[R];
+  const T* rows[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     rows[r] = row[r].h_prev;
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g)
-      tile.sum[r][g] = Vec<A>::load(row[r].gates + g * hidden_size + unit);
+      tile.sum[r][g] = Vec<A>::load(row[r].x_gates + g * hidden_size + unit);
   }
   tile.multiply_add(rows, K, panel);
 #pragma GCC unroll 8
@@ -98,34 +130,38 @@ static void forward_tile(const ForwardRow<A, A>* row, int64_t K, const A* panel,
         activate(Gates<Vec<A>>{tile.sum[r][0], tile.sum[r][1], tile.sum[r][2], tile.sum[r][3]});
     const Vec<A> c = next_cell(gates, Vec<A>::load(row[r].c_prev + unit));
     c.store(row[r].c + unit);
-    hidden(gates.o, c).store(row[r].h + unit);
-    store_vectors(row[r].gates + unit, hidden_size, gates);
+    store(hidden(gates.o, c), row[r].h + unit);
+    store_gates(row[r].gates + unit, hidden_size, gates);
   }
 }
 
-template <typename A>
-FASTLSTM_HD void backward_vector(const BackwardRow<A, A>& row, int64_t unit, int64_t hidden_size,
+template <typename T, typename A>
+FASTLSTM_HD void backward_vector(const BackwardRow<T, A>& row, int64_t unit, int64_t hidden_size,
                                  const Vec<A>& from_next) {
-  const auto at = [unit](const A* from) { return Vec<A>::load(from + unit); };
+  const auto at = [unit](const auto* from) {
+    Vec<A> x;
+    load(from + unit, x);
+    return x;
+  };
   const Gates<Vec<A>> gates{at(row.gates), at(row.gates + hidden_size),
                             at(row.gates + 2 * hidden_size), at(row.gates + 3 * hidden_size)};
   const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
   Vec<A> dc = at(row.dc) + at(row.d_cells);
   const Gates<Vec<A>> d_pre = cell_backward(gates, at(row.c_prev), at(row.c), dh, dc);
   (row.reset ? Vec<A>(A(0)) : dc).store(row.dc + unit);
-  store_vectors(row.d_gates + unit, hidden_size, d_pre);
+  store_gates(row.d_gates + unit, hidden_size, d_pre);
 }
 
 // The panel is cut along k so that a piece stays in the second-level cache while all rows pass.
 constexpr int64_t kBackwardPiece = 1024;
 
-template <int R, int V, typename A>
-static void backward_tile(const BackwardRow<A, A>* row, int64_t k_begin, int64_t K, int64_t all_K,
-                          const A* panel, int64_t unit, int64_t hidden_size, const A* zeros,
+template <int R, int V, typename T, typename A>
+static void backward_tile(const BackwardRow<T, A>* row, int64_t k_begin, int64_t K, int64_t all_K,
+                          const T* panel, int64_t unit, int64_t hidden_size, const T* zeros,
                           A* partial) {
   constexpr int L = Vec<A>::lanes;
   Tile<R, V, A> tile;
-  const A* rows[R];
+  const T* rows[R];
   bool any = false;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -225,6 +261,72 @@ static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
 }
 
+#if defined(FASTLSTM_BFLOAT16_PAIRS)
+// A pair of bfloat16 moves as one float: only moves, so the bits stay what they are.
+FASTLSTM_HD const float* as_pairs(const bfloat16* from) {
+  return reinterpret_cast<const float*>(from);
+}
+FASTLSTM_HD float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
+
+static void pack(const bfloat16* const* matrix, bool transposed, int64_t k_begin, int64_t K,
+                 const PanelShape& shape, bfloat16* panel) {
+  constexpr int L = Vec<float>::lanes;
+  const int64_t width = shape.vectors * L, pairs = K / 2;
+  if (transposed) {
+    for (int64_t n = 0; n < width; n += L) {
+      const float* columns[L];
+      for (int l = 0; l < L; ++l) {
+        const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+        columns[l] = as_pairs(matrix[shape.first_column + column] + k_begin);
+      }
+      transpose_vector(columns, pairs, as_pairs(panel) + n, width);
+    }
+    for (int64_t k = 2 * pairs; k < K; ++k)
+      for (int64_t n = 0; n < width; ++n) {
+        const int64_t column = n < shape.columns ? n : 0;
+        panel[2 * (pairs * width + n)] = matrix[shape.first_column + column][k_begin + k];
+        panel[2 * (pairs * width + n) + 1] = bfloat16(0.0f);
+      }
+  } else {
+    for (int64_t k = 0; k < K; k += 2) {
+      const bfloat16* even = matrix[k_begin + k] + shape.first_column;
+      const bfloat16* odd = k + 1 < K ? matrix[k_begin + k + 1] + shape.first_column : nullptr;
+      bfloat16* to = panel + k * width;
+      for (int64_t n = 0; n < shape.columns; ++n) {
+        to[2 * n] = even[n];
+        to[2 * n + 1] = odd ? odd[n] : bfloat16(0.0f);
+      }
+    }
+  }
+  for (int64_t k = 0; k < (K + 1) / 2; ++k)
+    for (int64_t n = shape.columns; n < width; ++n)
+      panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
+}
+
+static void transpose(const bfloat16* const* from, int64_t rows, int64_t begin, int64_t end,
+                      bfloat16* to) {
+  constexpr int L = Vec<float>::lanes;
+  int64_t r = 0;
+  if (rows % 2 == 0) {  // so that the pairs of every row of `to` are aligned to each other
+    bfloat16 pairs[L][2 * 64];
+    for (; r + 2 * L <= rows; r += 2 * L)
+      for (int64_t m = begin; m < end; m += 64) {
+        const int64_t count = end - m < 64 ? end - m : 64;
+        const float* columns[L];
+        for (int l = 0; l < L; ++l) {
+          const bfloat16 *even = from[r + 2 * l] + m, *odd = from[r + 2 * l + 1] + m;
+          for (int64_t i = 0; i < count; ++i)
+            pairs[l][2 * i] = even[i], pairs[l][2 * i + 1] = odd[i];
+          columns[l] = as_pairs(pairs[l]);
+        }
+        transpose_vector(columns, count, as_pairs(to + (m - begin) * rows + r), rows / 2);
+      }
+  }
+  for (; r < rows; ++r)
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
+}
+#endif
+
 // `count` elements of each of `parts` parts, between rows of different part strides.
 template <typename A>
 static void copy(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t count,
@@ -234,8 +336,8 @@ static void copy(const A* from, int64_t from_stride, A* to, int64_t to_stride, i
 }
 
 // The tiles work on whole vectors. At a ragged right edge they work on padded copies of the rows.
-template <typename A>
-static void multiply(const A* const* a, int64_t rows, int64_t k_begin, int64_t K, const A* panel,
+template <typename T, typename A>
+static void multiply(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
                      const PanelShape& shape, A* const* c, bool accumulate, const A* bias) {
   constexpr int64_t kWidth = 4 * Vec<A>::lanes;
   static const A no_bias[kWidth] = {};
@@ -262,8 +364,8 @@ static void multiply(const A* const* a, int64_t rows, int64_t k_begin, int64_t K
   });
 }
 
-template <typename A>
-static void forward(const ForwardRow<A, A>* row, int64_t rows, int64_t K, const A* panel,
+template <typename T, typename A>
+static void forward(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
                     int64_t unit, int64_t units, int64_t hidden_size) {
   constexpr int64_t L = Vec<A>::lanes;
   if (units == L) {
@@ -274,17 +376,18 @@ static void forward(const ForwardRow<A, A>* row, int64_t rows, int64_t K, const 
   }
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = rows - first < kRows ? rows - first : kRows;
-    A gates[kRows][4 * L] = {}, c_prev[kRows][L] = {}, c[kRows][L], h[kRows][L];
-    ForwardRow<A, A> padded[kRows];
+    A x_gates[kRows][4 * L] = {}, c_prev[kRows][L] = {}, c[kRows][L];
+    T gates[kRows][4 * L], h[kRows][L];
+    ForwardRow<T, A> padded[kRows];
     for (int64_t r = 0; r < count; ++r) {
-      const ForwardRow<A, A>& real = row[first + r];
-      padded[r] = {real.h_prev, gates[r], c_prev[r], c[r], h[r]};
-      copy(real.gates + unit, hidden_size, gates[r], L, units, 4);
+      const ForwardRow<T, A>& real = row[first + r];
+      padded[r] = {real.h_prev, x_gates[r], gates[r], c_prev[r], c[r], h[r]};
+      copy(real.x_gates + unit, hidden_size, x_gates[r], L, units, 4);
       copy(real.c_prev + unit, 0, c_prev[r], 0, units, 1);
     }
     forward(padded, count, K, panel, 0, L, L);
     for (int64_t r = 0; r < count; ++r) {
-      const ForwardRow<A, A>& real = row[first + r];
+      const ForwardRow<T, A>& real = row[first + r];
       copy(gates[r], L, real.gates + unit, hidden_size, units, 4);
       copy(c[r], 0, real.c + unit, 0, units, 1);
       copy(h[r], 0, real.h + unit, 0, units, 1);
@@ -292,9 +395,9 @@ static void forward(const ForwardRow<A, A>* row, int64_t rows, int64_t K, const 
   }
 }
 
-template <typename A>
-static void backward(const BackwardRow<A, A>* row, int64_t rows, int64_t K, const A* panel,
-                     const PanelShape& shape, int64_t hidden_size, const A* zeros) {
+template <typename T, typename A>
+static void backward(const BackwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
+                     const PanelShape& shape, int64_t hidden_size, const T* zeros) {
   constexpr int64_t kRowsAtOnce = 16 * kRows, kWidth = 4 * Vec<A>::lanes;
   const int64_t width = shape.vectors * Vec<A>::lanes, units = shape.columns;
   const int64_t unit = shape.first_column;
@@ -317,29 +420,28 @@ static void backward(const BackwardRow<A, A>* row, int64_t rows, int64_t K, cons
   }
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = rows - first < kRows ? rows - first : kRows;
-    A values[kRows][14 * kWidth] = {};  // d_output, d_h_n, d_cells, gates, c, c_prev, dc, d_gates
-    BackwardRow<A, A> padded[kRows];
+    T values[kRows][10][kWidth] = {};  // d_output, d_h_n, gates (4), d_gates (4)
+    A states[kRows][4][kWidth] = {};   // d_cells, c, c_prev, dc
+    BackwardRow<T, A> padded[kRows];
     for (int64_t r = 0; r < count; ++r) {
-      const BackwardRow<A, A>& real = row[first + r];
-      A* const at = values[r];
-      padded[r] = {real.d_gates_next, at,
-                   at + width,        at + 2 * width,
-                   at + 3 * width,    at + 7 * width,
-                   at + 8 * width,    at + 9 * width,
-                   at + 10 * width,   real.reset};
-      copy(real.d_output + unit, 0, at, 0, units, 1);
-      copy(real.d_h_n + unit, 0, at + width, 0, units, 1);
-      copy(real.d_cells + unit, 0, at + 2 * width, 0, units, 1);
-      copy(real.gates + unit, hidden_size, at + 3 * width, width, units, 4);
-      copy(real.c + unit, 0, at + 7 * width, 0, units, 1);
-      copy(real.c_prev + unit, 0, at + 8 * width, 0, units, 1);
-      copy(real.dc + unit, 0, at + 9 * width, 0, units, 1);
+      const BackwardRow<T, A>& real = row[first + r];
+      auto& value = values[r];
+      auto& state = states[r];
+      padded[r] = {real.d_gates_next, value[0], value[1], state[0], value[2],
+                   state[1],          state[2], state[3], value[6], real.reset};
+      copy(real.d_output + unit, 0, value[0], 0, units, 1);
+      copy(real.d_h_n + unit, 0, value[1], 0, units, 1);
+      copy(real.gates + unit, hidden_size, value[2], kWidth, units, 4);
+      copy(real.d_cells + unit, 0, state[0], 0, units, 1);
+      copy(real.c + unit, 0, state[1], 0, units, 1);
+      copy(real.c_prev + unit, 0, state[2], 0, units, 1);
+      copy(real.dc + unit, 0, state[3], 0, units, 1);
     }
-    backward(padded, count, K, panel, {0, width, shape.vectors}, width, zeros);
+    backward(padded, count, K, panel, {0, width, shape.vectors}, kWidth, zeros);
     for (int64_t r = 0; r < count; ++r) {
-      const BackwardRow<A, A>& real = row[first + r];
+      const BackwardRow<T, A>& real = row[first + r];
       copy(padded[r].dc, 0, real.dc + unit, 0, units, 1);
-      copy(padded[r].d_gates, width, real.d_gates + unit, hidden_size, units, 4);
+      copy(padded[r].d_gates, kWidth, real.d_gates + unit, hidden_size, units, 4);
     }
   }
 }

@@ -7,11 +7,12 @@ namespace fastlstm {
 
 template <typename T, typename A>
 struct ForwardRow {
-  const T* h_prev;  // [K] h_{t-1}: an earlier output, h_0, or zeros after a reset
-  T* gates;         // [4H] x_t W_ih^T + b in, activated i, f, g, o out
-  const A* c_prev;  // [H]
-  A* c;             // [H] may be c_prev
-  T* h;             // [H]
+  const T* h_prev;   // [K] h_{t-1}: an earlier output, h_0, or zeros after a reset
+  const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
+  T* gates;          // [4H] activated i, f, g, o out
+  const A* c_prev;   // [H]
+  A* c;              // [H] may be c_prev
+  T* h;              // [H]
 };
 
 template <typename T, typename A>
@@ -42,6 +43,8 @@ struct OneStepRow {
   T *h, *c;                      // [H]
 };
 
+// A bfloat16 panel holds pairs: two neighbouring k of the same column lie together, as the dot
+// product instruction wants them, and an odd K is filled up with zeros.
 // A [K,N] matrix cut into panels of a few vectors of columns, each panel contiguous: [K][width].
 // Columns beyond N are zero.
 struct PanelShape {
@@ -62,7 +65,7 @@ struct TiledKernels {
   void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
   // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k]; bias [N] or nullptr.
   void (*multiply)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
-                   const PanelShape& shape, T* const* c, bool accumulate, const T* bias);
+                   const PanelShape& shape, A* const* c, bool accumulate, const A* bias);
   // One step of `rows` rows for the units [unit, unit + units), units <= lanes. The panel holds
   // the four gates of each: [K][4][lanes].
   void (*forward)(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
@@ -71,6 +74,7 @@ struct TiledKernels {
   void (*backward)(const BackwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
                    const PanelShape& shape, int64_t hidden_size, const T* zeros);
   // Units [begin, end) of all rows of a single step.
+  // nullptr for bfloat16.
   void (*one_step)(const OneStep<T>& step, const OneStepRow<T>* row, int64_t rows, int64_t begin,
                    int64_t end);
 };

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../elementary.h"
+#include "half.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
@@ -39,6 +40,33 @@ struct Vec {
   }
   FASTLSTM_HD void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
+
+// Vectors of the state's dtype from and to tensors of the storage dtype.
+template <typename A>
+FASTLSTM_HD void load(const A* from, Vec<A>& x) {
+  x = Vec<A>::load(from);
+}
+template <typename A>
+FASTLSTM_HD void store(const Vec<A>& x, A* to) {
+  x.store(to);
+}
+
+typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
+
+FASTLSTM_HD void load(const bfloat16* from, Vec<float>& x) {
+  HalfRegister half;
+  std::memcpy(&half, from, sizeof half);
+  const Registers<float>::Bits bits = __builtin_convertvector(half, Registers<float>::Bits) << 16;
+  std::memcpy(&x.v, &bits, sizeof bits);
+}
+FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to) {  // as bfloat16(float) in half.h
+  Registers<float>::Bits bits;
+  std::memcpy(&bits, &x.v, sizeof bits);
+  Registers<float>::Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = (bits & 0x7fffffff) > 0x7f800000 ? Registers<float>::Bits{} + 0x7fc0 : rounded;
+  const HalfRegister half = __builtin_convertvector(rounded, HalfRegister);
+  std::memcpy(to, &half, sizeof half);
+}
 
 #define FASTLSTM_VEC_OPERATOR(op)                                    \
   template <typename A>                                              \
