@@ -1,0 +1,105 @@
+"""Print the error of every engine, and of nn.LSTM, against float64, as Markdown.
+
+    python benchmarks/numerics.py
+    python benchmarks/numerics.py --write docs/numerics.md
+
+The error of a tensor is the root mean square of its deviation over the root mean square of the
+truth. The truth is nn.LSTM in float64 on the same tensors, which were rounded to the dtype before.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import machine
+import torch
+from markdown import replace_section, table
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm.__main__ import serving_engines
+from fastlstm.functional import ENGINES
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STEPS, BATCH, INPUT_SIZE, HIDDEN_SIZE = 64, 32, 128, 256
+
+
+def results(module: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> dict[str, Tensor]:
+    """Outputs, and the gradients of everything, by name."""
+    x, h_0, c_0 = leaves = [t.detach().clone().requires_grad_() for t in leaves]
+    output, (h_n, c_n) = module(x, (h_0, c_0))
+    outputs = [output, h_n, c_n]
+    # The gradient of bias_hh is that of bias_ih.
+    weights = {n: p for n, p in module.named_parameters() if not n.startswith("bias_hh")}
+    gradients = torch.autograd.grad(outputs, [*leaves, *weights.values()], given)
+    names = ["output", "h_n", "c_n"]
+    names += [f"gradient of {n}" for n in ("input", "h_0", "c_0", *weights)]
+    return dict(zip(names, [t.detach() for t in [*outputs, *gradients]], strict=True))
+
+
+def errors(dtype: torch.dtype, device: str) -> dict[str, dict[str, float]]:
+    """The relative error of each tensor, by who computed it."""
+    torch.manual_seed(0)
+    exact = nn.LSTM(INPUT_SIZE, HIDDEN_SIZE).to(device, dtype).double()
+    shapes = [(STEPS, BATCH, INPUT_SIZE), *[(1, BATCH, HIDDEN_SIZE)] * 2]
+    shapes += [(STEPS, BATCH, HIDDEN_SIZE), *[(1, BATCH, HIDDEN_SIZE)] * 2]
+    tensors = [torch.randn(s).to(device, dtype) for s in shapes]
+
+    def found(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        module.to(device, dtype).load_state_dict(exact.state_dict())
+        rounded = [t.to(dtype) for t in tensors]
+        return results(module, rounded[:3], rounded[3:])
+
+    truth = found(exact, torch.float64)
+
+    def error(module: nn.Module) -> dict[str, float]:
+        return {
+            name: ((t.double() - truth[name]).norm() / truth[name].norm()).item()
+            for name, t in found(module, dtype).items()
+        }
+
+    by_name = {"nn.LSTM": error(nn.LSTM(INPUT_SIZE, HIDDEN_SIZE))}
+    serving = ["reference", *serving_engines(torch.device(device), dtype).split(", ")]
+    for engine in ENGINES:
+        if engine in serving:
+            module = fastlstm.LSTM(INPUT_SIZE, HIDDEN_SIZE)
+            module.engine = engine
+            by_name[engine] = error(module)
+    return by_name
+
+
+def report(device: str) -> str:
+    info = machine.describe(device)
+    where = info["machine"]
+    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}"
+    parts = [
+        f"{name}, torch {info['versions']['torch']}; T = {STEPS}, B = {BATCH}, I = {INPUT_SIZE}, "
+        f"H = {HIDDEN_SIZE}."
+    ]
+    for dtype in DTYPES:
+        found = errors(dtype, device)
+        rows = [
+            [tensor, *(f"{by_tensor[tensor]:.1e}" for by_tensor in found.values())]
+            for tensor in found["nn.LSTM"]
+        ]
+        parts.append(table([str(dtype).removeprefix("torch."), *found], rows))
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
+    args = parser.parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False
+    text = report(args.device)
+    print(text)
+    if args.write:
+        replace_section(args.write, "numerics", text)
+
+
+if __name__ == "__main__":
+    main()
