@@ -23,11 +23,12 @@ sys.path.insert(0, str(BENCHMARKS))
 import bench_lstm  # noqa: E402
 import compiled  # noqa: E402
 import floor  # noqa: E402
+import memory  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group  # noqa: E402
 from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
-from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
+from workload import Workload, build, check_agreement, ragged_lengths, settings  # noqa: E402
 
 TINY = Case(2, 5, 3, 4)
 DENSE = (
@@ -237,14 +238,14 @@ def result(ratio: float, case: Case = TINY, **entries: Any) -> dict[str, Any]:
 
 
 def test_verdicts() -> None:
-    def memory(theirs: int, ours: int) -> dict[str, dict[str, int]]:
+    def peaks(theirs: int, ours: int) -> dict[str, dict[str, int]]:
         return {"torch": {"allocated": theirs}, "fastlstm": {"allocated": ours}}
 
     near_peak = replace(TINY, gemm_fraction=0.85)
     bound = replace(TINY, over_floor=1.5)
     results = [
-        result(1.0, gemm_share=0.1, memory=memory(100, 50)),
-        result(4.0, near_peak, gemm_share=0.8, memory=memory(100, 101)),
+        result(1.0, gemm_share=0.1, memory=peaks(100, 50)),
+        result(4.0, near_peak, gemm_share=0.8, memory=peaks(100, 101)),
         result(2.0, bound, per_step={"over_floor": 1.4}),
     ]
     found = {v.name: v for v in report.verdicts(Group("g", "g", (), 2.0, 1.5), results)}
@@ -347,22 +348,45 @@ def test_time_per_step_is_the_slope(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_peers_with_and_without_the_input_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     haste, flashrnn = ModuleType("haste_pytorch"), ModuleType("flashrnn")
     haste.LSTM = nn.LSTM  # type: ignore[attr-defined]
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise ValueError("not this shape")
-
-    flashrnn.flashrnn = refuse  # type: ignore[attr-defined]
+    flashrnn.flashrnn = lambda Wx, R, b, function, backend: (  # type: ignore[attr-defined]
+        torch.stack([(Wx + b).sum(2) * R.sum()] * 2),
+        None,
+    )
     for module in (haste, flashrnn):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(peers, "installed", lambda: ["haste_pytorch", "flashrnn"])
-    measured = peers.measure(TINY, "cpu", lambda step, calls: step() is not None and 2.0, Effort(0))
+
+    def measure() -> dict[str, Any]:
+        def clock(step: Callable[[], object], calls: int) -> float:
+            step()
+            return 2.0
+
+        return peers.measure(TINY, "cpu", clock, Effort(0.0))
+
+    measured = measure()
     assert measured == {
         "projection": 2.0,
         "haste_pytorch": {"with_projection": 2.0, "without_projection": 0.0},
-        "flashrnn": "ValueError: not this shape",
+        "flashrnn": {"with_projection": 4.0, "without_projection": 2.0},
     }
-    lines = report.peer_lines({"peers": measured, "seconds": {"fastlstm": 4.0}})
-    assert "0.50 times fastlstm" in lines[0] and "not this shape" in lines[1]
+    lines = report.peer_lines({"peers": measured, "seconds": {"fastlstm": 5.0}})
+    assert "0.40 times fastlstm" in lines[0] and "0.80 times fastlstm" in lines[1]
+
+    def refuse(*sizes: int) -> None:
+        raise ValueError("not this shape")
+
+    haste.LSTM = refuse  # type: ignore[attr-defined]
+    assert measure()["haste_pytorch"] == "ValueError: not this shape"
+
+
+def test_allocated_memory_is_the_peak() -> None:
+    def step() -> torch.Tensor:
+        first = torch.empty(2**20, dtype=torch.uint8)
+        del first
+        blocks = [torch.empty(2**20, dtype=torch.uint8) for _ in range(3)]
+        return blocks[0][:1].clone()
+
+    assert 3 * 2**20 <= memory._allocated(Workload(step, [])) < 3 * 2**20 + 4096
 
 
 def test_what_does_not_compile_in_time_says_so() -> None:
