@@ -14,7 +14,7 @@ def add_demo(commands) -> None:  # noqa: ANN001
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--lstm", choices=("fastlstm", "torch", "reference"), default="fastlstm")
     parser.add_argument("--fresh", action="store_true", help="train again even if it was done")
     parser.add_argument("--seed", type=int, default=0)

@@ -37,7 +37,7 @@ TEXT = {
 
 def demo(
     output: str | Path,
-    epochs: int = 24,
+    epochs: int = 16,
     lstm: str = "fastlstm",
     fresh: bool = False,
     seed: int = 0,
@@ -88,10 +88,7 @@ def demo(
         torch.manual_seed(seed)
         model = Captioner(sizes, lstm)
         checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
-        name = type(model.decoder.lstm)
-        say(
-            f"3/5  training on {name.__module__}.{name.__qualname__} ({lstm}), {len(vocabulary)} words"
-        )
+        say(f"3/5  training an LSTM ({lstm}) on {len(data['train'].captions):,} captions")
         history = train(checkpoint, config, tables["train"], tables["val"], output)
         checkpoint = load_checkpoint(output / "best.pt", lstm)
         write_json(stamp, recipe)
@@ -103,9 +100,9 @@ def demo(
     say("5/5  writing the report")
     text = (
         f"Trained for {len(history)} epochs ({sum(e['seconds'] for e in history):.0f} s) on "
-        f"{len(tables['train'].images):,} drawn pictures. Captions are parsed back into facts; green "
-        f"ones state all six rightly. With the pictures shuffled, {blind:.1%} of the captions would "
-        "be right: nothing can be guessed without looking."
+        f"{len(tables['train'].images):,} drawn pictures. Captions are parsed back into facts; "
+        f"green ones state all six rightly. With shuffled pictures, {blind:.1%} of the captions "
+        "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
     write_report(report, "Captions of drawn scenes", text, list(sections.values()), history)

@@ -100,7 +100,8 @@ _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #22303c; background: #f6f7f8;
        max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.6rem; } h3 { margin: 1.6rem 0 .6rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.6rem; }
+h3 { margin: 1.6rem 0 .6rem; }
 p.lead { color: #5c6b77; margin-top: 0; max-width: 46rem; }
 table { border-collapse: collapse; background: #fff; border-radius: 8px; overflow: hidden; }
 th, td { padding: .45rem .9rem; text-align: right; } th { background: #e8ecef; font-weight: 600; }
@@ -209,7 +210,7 @@ def write_report(
 def write_contact_sheet(
     path: str | Path, title: str, sections: Sequence[Section], history: History, each: int = 8
 ) -> None:
-    """Write a PNG: random pictures of each section with captions and a reference; the loss curve."""
+    """Write a PNG: random pictures of each section with captions and a reference, and curves."""
     plt = _plt()
     columns, rows = 4, each // 4
     height = 0.7 + len(sections) * (rows * 2.75 + 0.35) + (2.9 if history else 0.0)

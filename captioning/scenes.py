@@ -35,7 +35,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 COUNTS = {1: "a", 2: "two", 3: "three"}
-SIZES = {"small": 6.5, "large": 11.0}  # radius in pixels
+SIZES = {"small": 6.5, "large": 10.4}  # radius in pixels
 BACKGROUNDS = {"white": (247, 247, 247), "gray": (150, 150, 150), "black": (25, 25, 25)}
 PLACES = {  # where the middle of the group is, as a fraction of the picture
     "in the top left": (0.25, 0.25),
@@ -97,7 +97,7 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     canvas, draw = new_canvas(rng, facts.background)
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
     # The members stand on a circle around the group's middle, about a quarter of their width apart.
-    circle = {1: 0.0, 2: 1.25, 3: 1.45}[facts.count] * radius
+    circle = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
     free = IMAGE_SIZE / 4 - 1 - circle - 1.15 * radius
     reach = min(7.0 if facts.place == "in the middle" else 14.0, free)
     x, y = (IMAGE_SIZE * p + rng.uniform(-reach, reach) for p in PLACES[facts.place])

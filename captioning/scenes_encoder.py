@@ -23,7 +23,6 @@ from captioning.files import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights" / "scenes_cnn.safetensors"
 GRID = 16  # cells per side of the feature map of a 128-pixel picture
-COLORS, SHAPES, SIZES, BACKGROUNDS = scenes.COLORS, scenes.SHAPES, scenes.SIZES, scenes.BACKGROUNDS
 
 
 class SceneCNN(nn.Sequential):
@@ -57,19 +56,21 @@ def to_input(pictures: np.ndarray) -> Tensor:
 
 # Pretraining ------------------------------------------------------------------------------------
 
-PLANES = [*COLORS, *SHAPES, *SIZES, *BACKGROUNDS]
+ATTRIBUTES = [*scenes.COLORS, *scenes.SHAPES, *scenes.SIZES]
+BACKGROUNDS = list(scenes.BACKGROUNDS)
+KINDS = [len(scenes.COLORS), len(scenes.SHAPES), len(scenes.SIZES)]
 
 
 def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of one to six scattered shapes and its attribute grid [planes,GRID,GRID].
+    """A picture of one to six scattered shapes and its attribute grid.
 
-    There is a plane for each colour, shape, size and background. A shape adds 1 to its planes, shared
-    among the four cells around its middle, so that the sum over any region counts shapes; the
-    background's plane is 1 everywhere.
+    The grid [attributes + 1,GRID,GRID] is 1 where a shape of the attribute has its middle; the last
+    plane is the index of the background.
     """
-    background = rng.choice(list(scenes.BACKGROUNDS))
+    background = rng.choice(BACKGROUNDS)
     canvas, draw = scenes.new_canvas(rng, background)
-    grid = np.zeros((len(PLANES), GRID + 2, GRID + 2), dtype=np.float32)
+    grid = np.zeros((len(ATTRIBUTES) + 1, GRID, GRID), dtype=np.float32)
+    grid[-1] = BACKGROUNDS.index(background)
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.randint(1, 6)):
         color, shape, size = (
@@ -83,41 +84,65 @@ def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
         placed.append((x, y, radius))
         fill = scenes.jitter(rng, scenes.COLORS[color], 12)
         scenes.draw_shape(draw, shape, 2 * x, 2 * y, 2 * radius, fill)
-        planes = [PLANES.index(attribute) for attribute in (color, shape, size)]
-        column, row = (v * GRID / scenes.IMAGE_SIZE + 0.5 for v in (x, y))
-        i, j = int(row), int(column)
-        for k, share in ((i, i + 1 - row), (i + 1, row - i)):
-            grid[planes, k, j] += share * (j + 1 - column)
-            grid[planes, k, j + 1] += share * (column - j)
-    grid[PLANES.index(background)] = 1
-    return np.asarray(canvas.reduce(2)), grid[:, 1:-1, 1:-1]
+        cell = scenes.IMAGE_SIZE // GRID
+        for attribute in (color, shape, size):
+            grid[ATTRIBUTES.index(attribute), int(y) // cell, int(x) // cell] = 1
+    return np.asarray(canvas.reduce(2)), grid
+
+
+class Heads(nn.Module):
+    """What pretraining predicts from the feature map, thrown away afterwards."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cell = nn.Conv2d(channels, len(ATTRIBUTES) + 1 + len(BACKGROUNDS), 1)
+        self.count = nn.Linear(channels, len(ATTRIBUTES))
+
+    def losses(self, features: Tensor, grid: Tensor) -> dict[str, Tensor]:
+        """Per cell: whether there is a shape, its colour, shape and size, and the background.
+
+        Per quarter: how many shapes of each attribute, linear in the sum of the features, so that
+        pooled features can tell.
+        """
+        attributes, background = grid[:, :-1], grid[:, -1].long()
+        scores = self.cell(features)
+        *kinds, there, backgrounds = scores.split([*KINDS, 1, len(BACKGROUNDS)], 1)
+        shape_there = attributes[:, : KINDS[0]].sum(1)
+        losses = {"background": F.cross_entropy(backgrounds, background)}
+        for name, kind, target in zip(
+            ("color", "shape", "size"), kinds, attributes.split(KINDS, 1), strict=True
+        ):
+            every = F.cross_entropy(kind, target.argmax(1), reduction="none")
+            losses[name] = (every * shape_there).sum() / shape_there.sum()
+        losses["there"] = 10 * F.binary_cross_entropy_with_logits(there[:, 0], shape_there)
+
+        def quarters(map_: Tensor) -> Tensor:
+            return F.avg_pool2d(map_, GRID // 2, divisor_override=1).flatten(2).transpose(1, 2)
+
+        counts = self.count(quarters(features))
+        losses["count"] = 10 * F.mse_loss(counts, quarters(attributes))
+        return losses
 
 
 def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> SceneCNN:
-    """Regress the grid linearly from the feature map.
-
-    What is linear in the feature map stays linear in its averages: the pooled features of a
-    region tell how many red shapes, how many stars are in it.
-    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     cnn = SceneCNN()
-    head = nn.Conv2d(cnn.channels, len(PLANES), 1)
-    parameters = [*cnn.parameters(), *head.parameters()]
+    heads = Heads(cnn.channels)
+    heads.count.weight.data /= 10  # it reads sums over 64 cells
+    parameters = [*cnn.parameters(), *heads.parameters()]
     optimizer = torch.optim.Adam(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     progress = trange(steps, desc="pretrain")
     for step in progress:
         pictures, grids = zip(*(draw_grid(rng) for _ in range(batch_size)), strict=True)
-        error = head(cnn(to_input(np.stack(pictures)))) - torch.from_numpy(np.stack(grids))
-        per_cell = error.square().sum((2, 3)).mean()
-        per_quarter = F.avg_pool2d(error, GRID // 2, divisor_override=1).square().mean()
+        losses = heads.losses(cnn(to_input(np.stack(pictures))), torch.from_numpy(np.stack(grids)))
         optimizer.zero_grad()
-        (per_cell + per_quarter).backward()
+        sum(losses.values(), torch.zeros(())).backward()
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            progress.set_postfix(cell=f"{per_cell:.4f}", quarter=f"{per_quarter:.4f}")
+            progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
     return cnn.eval()
 
 

@@ -1,0 +1,52 @@
+"""A tiny embedded data set, its features, and a captioner of random weights."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from captioning import scenes
+from captioning.checkpoint import Checkpoint, CNNIdentity
+from captioning.cnn import CNNConfig, load_cnn
+from captioning.datasets import load_coco
+from captioning.features import extract_features
+from captioning.model import Captioner, ModelConfig
+from captioning.train import FeatureTable
+from captioning.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = {"train": 96, "val": 12, "unseen": 12}
+    return scenes.generate(tmp_path_factory.mktemp("scenes"), splits, progress=False)
+
+
+@pytest.fixture(scope="session")
+def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Feature tables train and val, the vocabulary and the frozen CNN."""
+    folder = tmp_path_factory.mktemp("features")
+    cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+    tables = {}
+    for split in ("train", "val"):
+        annotations = scenes_root / "annotations" / f"captions_{split}.json"
+        dataset = load_coco(annotations, scenes_root / split)
+        cache = extract_features(cnn, dataset.images, folder / f"{split}.st", progress=False)
+        tables[split] = FeatureTable(dataset, cache)
+    captions = [c for image in tables["train"].images for c in image.captions]
+    return SimpleNamespace(
+        **tables, vocabulary=Vocabulary.build(captions), cnn=cnn, identity=CNNIdentity.of(cnn)
+    )
+
+
+@pytest.fixture
+def new_checkpoint(data: SimpleNamespace):
+    """Makes captioners with the same initial weights."""
+
+    def make(lstm: str = "fastlstm", **sizes) -> Checkpoint:
+        torch.manual_seed(0)
+        sizes = {"embed_size": 16, "hidden_size": 24} | sizes
+        config = ModelConfig(data.cnn.feature_shape[-1], len(data.vocabulary), **sizes)
+        return Checkpoint(Captioner(config, lstm).eval(), data.vocabulary, data.identity, {})
+
+    return make

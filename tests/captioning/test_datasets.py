@@ -1,0 +1,112 @@
+"""COCO files, good and bad; batches."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from captioning.datasets import EncodedCaptions, load_coco
+from captioning.errors import CaptioningError
+from captioning.vocabulary import END, PAD, START, Vocabulary
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Writes a COCO file of three pictures with changes; returns (annotations, folder)."""
+
+    def write(change=lambda data: None, text=None):
+        for i in (1, 2, 3):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+        data = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)],
+            "annotations": [
+                {"id": 10 * i + k, "image_id": i, "caption": f"picture {i} caption {k}"}
+                for i in (1, 2, 3)
+                for k in (1, 2)
+            ],
+        }
+        change(data)
+        path = tmp_path / "captions.json"
+        path.write_text(json.dumps(data) if text is None else text)
+        return path, tmp_path
+
+    return write
+
+
+def test_reads_pictures_with_their_captions(coco):
+    dataset = load_coco(*coco())
+    assert [image.id for image in dataset.images] == [1, 2, 3]
+    assert dataset.images[1].captions == ["picture 2 caption 1", "picture 2 caption 2"]
+    assert dataset.references[3] == dataset.images[2].captions
+    assert not dataset.skipped
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("images"), "a list 'images'"),
+        (lambda d: d.update(annotations={}), "a list 'annotations'"),
+        (lambda d: d["images"][0].pop("file_name"), "needs id, file_name"),
+        (lambda d: d["annotations"][0].update(caption=None), "expected text"),
+        (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "'images': .1."),
+        (lambda d: d["annotations"].append(d["annotations"][0]), "'annotations': .11."),
+        (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .11."),
+        (lambda d: d["images"][0].update(file_name="x.png"), "1 x missing picture: .*x.png"),
+        (lambda d: d["annotations"][3].update(caption=" ... "), "without words: annotation 22"),
+    ],
+)
+def test_bad_files_are_refused_by_name(coco, change, message):
+    with pytest.raises(CaptioningError, match=message):
+        load_coco(*coco(change))
+
+
+def test_truncated_json_says_where(coco):
+    with pytest.raises(CaptioningError, match=r"captions.json is not valid JSON .*line 1 column 2"):
+        load_coco(*coco(text='{"images'))
+    with pytest.raises(CaptioningError, match="cannot read"):
+        load_coco("nowhere.json", ".")
+
+
+def test_skipping_counts_and_names(coco):
+    def change(data):
+        data["images"][0]["file_name"] = "x.png"
+        data["annotations"][2]["caption"] = ""
+
+    dataset = load_coco(*coco(change), on_error="skip")
+    assert [image.id for image in dataset.images] == [2, 3]
+    assert dataset.images[0].captions == ["picture 2 caption 2"]
+    assert "skipped 1 x missing picture" in dataset.report_skipped()
+    assert "skipped 1 x caption without words: annotation 21" in dataset.report_skipped()
+
+
+def test_batches_are_sorted_and_share_pictures():
+    vocabulary = Vocabulary.build(["a b c d e"])
+    encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary)
+    batch = encoded.batch(torch.tensor([0, 1, 2]))
+    assert batch.images.tolist() == [0, 2]
+    assert batch.lengths.tolist() == [5, 4, 3]
+    assert batch.rows.tolist() == [0, 1, 0]
+    a, b, c = (vocabulary.index[w] for w in "abc")
+    assert batch.captions.tolist() == [
+        [START, a, b, c, END],
+        [START, b, c, END, PAD],
+        [START, a, END, PAD, PAD],
+    ]
+
+
+def test_long_captions_are_cut_and_still_end():
+    vocabulary = Vocabulary.build(["a"])
+    encoded = EncodedCaptions([["a " * 200, "a a"]], vocabulary, max_words=3)
+    assert encoded.cut == 1 and encoded.lengths.tolist() == [5, 4]
+    assert encoded.tokens[0].tolist() == [START, 4, 4, 4, END]
+
+
+def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
+    encoded = EncodedCaptions([["a"] * 101], Vocabulary.build(["a"]))
+    first = encoded.epoch(10, seed=0, epoch=0)
+    assert sorted(torch.cat(first).tolist()) == list(range(101))
+    assert {len(batch) for batch in first} == {10, 11}
+    same, other = encoded.epoch(10, 0, 0), encoded.epoch(10, 0, 1)
+    assert torch.equal(torch.cat(first), torch.cat(same))
+    assert not torch.equal(torch.cat(first), torch.cat(other))

@@ -1,0 +1,111 @@
+"""The decoder: what it is fed, what it must predict, and that all ways to run it agree."""
+
+import pytest
+import torch
+from torch import nn
+
+from captioning.decoder import DecoderRNN
+from captioning.vocabulary import END, PAD, START
+
+E, H, V = 6, 8, 12
+CAPTIONS = torch.tensor(
+    [[START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]]
+)
+LENGTHS = torch.tensor([6, 4, 3])
+
+
+def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
+    torch.manual_seed(0)
+    return DecoderRNN(E, H, V, lstm=lstm, **options)
+
+
+def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.Tensor:
+    """Scores after the image, <start> and each word, one LSTM step at a time."""
+    inputs = torch.cat([image[None], model.embed(torch.tensor([START, *words]))])
+    state, scores = None, []
+    for x in inputs:
+        output, state = model.lstm(x[None, None], state)
+        scores.append(model.linear(output[0, 0]))
+    return torch.stack(scores[1:])
+
+
+def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it():
+    model, image = decoder(), torch.randn(3, E)
+    hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
+    assert len(hidden) == int((LENGTHS - 1).sum())
+    # Packed: step by step, the captions that still run.
+    assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, 8, END]
+    scores = model(image, CAPTIONS, LENGTHS)
+    first = by_hand(model, image[0], [5, 6, 7, 8])
+    torch.testing.assert_close(scores[[0, 3, 6, 8, 9]], first)
+    second = by_hand(model, image[1], [9, 5])
+    torch.testing.assert_close(scores[[1, 4, 7]], second)
+
+
+def test_a_prediction_depends_on_earlier_words_and_the_image_only():
+    model, image = decoder(), torch.randn(1, E, requires_grad=True)
+    caption, length = CAPTIONS[:1], LENGTHS[:1]
+    for t in range(5):
+        changed = caption.clone()
+        changed[0, t + 1 :] = 4  # its own target and all that follows
+        same = model(image, changed, length)[t]
+        torch.testing.assert_close(same, model(image, caption, length)[t], rtol=0, atol=0)
+        assert torch.autograd.grad(same.sum(), image)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("lstm", ["torch", "reference"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_all_lstms_compute_the_same(lstm, num_layers):
+    ours, other = decoder(num_layers=num_layers), decoder(lstm, num_layers=num_layers)
+    assert isinstance(decoder("torch").lstm, nn.LSTM)
+    other.load_state_dict(ours.state_dict())
+    image = torch.randn(3, E)
+    torch.testing.assert_close(
+        ours(image, CAPTIONS, LENGTHS), other(image, CAPTIONS, LENGTHS), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("lstm", ["fastlstm", "torch", "reference"])
+def test_padded_equals_packed(lstm):
+    model, image = decoder(lstm), torch.randn(3, E)
+    packed, targets = model.unroll(image, CAPTIONS, LENGTHS)
+    padded, padded_targets = model.unroll_padded(image, CAPTIONS, LENGTHS)
+    padded, padded_targets = padded.view(3, 5, H), padded_targets.view(3, 5)
+    assert padded_targets.tolist() == CAPTIONS[:, 1:].tolist()
+    alive = [(b, t) for t in range(5) for b in range(3) if t < LENGTHS[b] - 1]
+    for row, (b, t) in enumerate(alive):
+        torch.testing.assert_close(packed[row], padded[b, t], atol=1e-6, rtol=1e-5)
+        assert targets[row] == padded_targets[b, t]
+
+
+def test_steps_equal_the_unrolled_caption():
+    model, image = decoder(num_layers=2), torch.randn(1, E)
+    scores = model(image, CAPTIONS[:1], LENGTHS[:1])
+    state = model.start(image)
+    for t, word in enumerate(CAPTIONS[0, :5]):
+        step, state = model.step(word[None], state)
+        torch.testing.assert_close(step[0], scores[t], atol=1e-6, rtol=1e-5)
+
+
+def test_select_moves_the_state_of_captions():
+    model, image = decoder(num_layers=2), torch.randn(3, E)
+    rows = torch.tensor([2, 0, 0])
+    chosen = model.select(model.start(image), rows)
+    for a, b in zip(chosen, model.start(image[rows]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_parameters_are_named_as_in_the_lecture():
+    assert set(decoder().state_dict()) == {
+        "embed.weight",
+        "linear.weight",
+        "linear.bias",
+        *(f"lstm.{kind}_{which}_l0" for kind in ("weight", "bias") for which in ("ih", "hh")),
+    }
+
+
+def test_unroll_padded_compiles_to_one_graph():
+    model, image = decoder().eval(), torch.randn(3, E)
+    compiled = torch.compile(model.unroll_padded, fullgraph=True, backend="aot_eager")
+    expected = model.unroll_padded(image, CAPTIONS, LENGTHS)
+    torch.testing.assert_close(compiled(image, CAPTIONS, LENGTHS), expected)

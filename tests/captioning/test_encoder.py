@@ -1,0 +1,130 @@
+"""Frozen CNNs: nothing of them changes, whatever is called; pooling; names."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from captioning.cnn import CNNConfig, load_cnn
+from captioning.encoder import EncoderCNN
+from captioning.errors import CaptioningError
+
+
+def frozen(name: str = "resnet18", pool: str = "avg"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's inits
+        return load_cnn(CNNConfig(name, "none", pool))
+
+
+def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
+    encoder = EncoderCNN(512, 8, frozen())
+    before = copy.deepcopy(encoder.cnn.state_dict())
+    assert any(name.endswith("running_mean") for name in before)
+    trained = [*encoder.linear.parameters(), *encoder.bn.parameters()]
+    weights = [p.clone() for p in trained]
+    statistics = encoder.bn.running_mean.clone()
+    optimizer = torch.optim.Adam(encoder.parameters(), 0.1)  # even if all of it is handed over
+    for _ in range(3):
+        encoder.train()
+        optimizer.zero_grad()
+        encoder(torch.randn(4, 3, 64, 64)).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in encoder.cnn.state_dict().items())
+    assert not any(p.requires_grad for p in encoder.cnn.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(trained, weights, strict=True))
+    assert not torch.equal(encoder.bn.running_mean, statistics)
+    assert encoder.bn.momentum == 0.01
+
+
+def test_the_frozen_cnn_is_in_eval_mode_whatever_train_says():
+    encoder = EncoderCNN(512, 8, frozen()).train()
+    assert encoder.bn.training
+    assert not any(module.training for module in encoder.cnn.modules())
+
+
+def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
+    from torchvision.models import resnet18
+
+    cnn = frozen()
+    whole = resnet18(weights=None).eval()
+    whole.load_state_dict(
+        {k.removeprefix("trunk."): v for k, v in cnn.state_dict().items()}, strict=False
+    )
+    whole.fc = nn.Identity()
+    images = torch.randn(2, 3, 224, 224)
+    vector = cnn(images)
+    torch.testing.assert_close(vector, whole(images))
+    grid, both = frozen(pool="grid"), frozen(pool="2x2")
+    for other in (grid, both):
+        other.load_state_dict(cnn.state_dict())
+    assert grid.feature_shape == (49, 512) and both.feature_shape == (5 * 512,)
+    torch.testing.assert_close(grid(images).mean(1), vector, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both(images)[:, :512], vector)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("mobilenet_v3_small", 1024), ("shufflenet_v2_x0_5", 1024)]
+)
+def test_other_classifiers_of_torchvision(name, channels):
+    assert frozen(name).feature_shape == (channels,)
+
+
+def test_a_vision_transformer_has_a_vector_but_no_map():
+    from torchvision.models import VisionTransformer
+
+    from captioning.cnn import _without_fc
+
+    net = VisionTransformer(32, 16, 1, 2, 8, 16).eval()
+    vector, grid = _without_fc(net, 32)(torch.zeros(2, 3, 32, 32))
+    assert vector.shape == (2, 8) and grid is None
+
+
+def test_fingerprints_tell_weights_pooling_and_transform_apart():
+    a, b = frozen(), frozen()
+    assert a.fingerprint() != b.fingerprint()
+    b.load_state_dict(a.state_dict())
+    assert a.fingerprint() == b.fingerprint()
+    both = frozen(pool="2x2")
+    both.load_state_dict(a.state_dict())
+    assert a.fingerprint() != both.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CNNConfig("resnet1"), "expected a torchvision classification model"),
+        (CNNConfig("fcn_resnet50"), "expected a torchvision classification model"),
+        (CNNConfig("resnet18", "IMAGENET"), "expected one of .*IMAGENET1K_V1"),
+        (CNNConfig("resnet18", "none", "3x3"), "pool: expected one of"),
+        (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
+    ],
+)
+def test_wrong_names_are_refused(config, message):
+    with pytest.raises(CaptioningError, match=message):
+        load_cnn(config)
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
+    from urllib.error import URLError
+
+    def refuse(*args, **kwargs):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CaptioningError, match="resnet18.*checkpoints/.*efficientnet_lite0"):
+        load_cnn(CNNConfig("resnet18"))
+
+
+def test_embedding_of_a_grid_keeps_the_cells():
+    encoder = EncoderCNN(6, 4).eval()
+    features = torch.randn(2, 5, 6)
+    embedded = encoder.embed(features)
+    torch.testing.assert_close(embedded[:, 3], encoder.embed(features[:, 3]))
+
+
+def test_an_encoder_without_cnn_says_so():
+    with pytest.raises(RuntimeError, match="reads features only"):
+        EncoderCNN(6, 4)(torch.zeros(1, 3, 8, 8))

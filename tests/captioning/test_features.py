@@ -1,0 +1,130 @@
+"""The feature cache: contents, going on after a kill, staleness, broken pictures, full disks."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from captioning.cnn import CNNConfig, load_cnn
+from captioning.datasets import CaptionedImage, load_coco
+from captioning.errors import CaptioningError
+from captioning.features import BROKEN, DONE, FeatureCache, extract_features
+from captioning.images import ImageError, load_image
+
+
+@pytest.fixture
+def images(scenes_root, tmp_path) -> list[CaptionedImage]:
+    dataset = load_coco(scenes_root / "annotations" / "captions_val.json", scenes_root / "val")
+    shutil.copytree(scenes_root / "val", tmp_path / "val")
+    return [
+        CaptionedImage(i.id, tmp_path / "val" / i.path.name, i.captions) for i in dataset.images
+    ]
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+
+
+def extract(cnn, images, path, **options):
+    return extract_features(cnn, images, path, batch_size=5, progress=False, **options)
+
+
+def test_holds_what_the_cnn_says_and_is_a_safetensors_file(cnn, images, tmp_path):
+    cache = extract(cnn, images, tmp_path / "f.st")
+    expected = cnn(torch.stack([cnn.transform(load_image(i.path)) for i in images]))
+    rows = cache.rows([image.id for image in images])
+    torch.testing.assert_close(cache.read(rows), expected)
+    plain = load_file(tmp_path / "f.st")
+    assert set(plain) == {"features", "ids", "state"}
+    np.testing.assert_array_equal(plain["features"], cache.features)
+    assert cache.rows([images[3].id, 10**9]).tolist() == [3, -1]
+
+
+def test_float16_is_half_as_large(cnn, images, tmp_path):
+    wide = extract(cnn, images, tmp_path / "a.st")
+    half = extract(cnn, images, tmp_path / "b.st", dtype="float16")
+    assert half.features.nbytes * 2 == wide.features.nbytes
+    np.testing.assert_allclose(half.features, wide.features, rtol=2**-10, atol=1e-4)
+
+
+def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
+    import captioning.features
+
+    whole = extract(cnn, images, tmp_path / "whole.st")
+    seen = []
+
+    def watched(path, *args):
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+        seen.append(path)
+        return load_image(path, *args)
+
+    monkeypatch.setattr(captioning.features, "load_image", watched)
+    with pytest.raises(KeyboardInterrupt):
+        extract(cnn, images, tmp_path / "f.st")
+    assert int((FeatureCache(tmp_path / "f.st").state == DONE).sum()) == 5
+    seen.clear()
+    monkeypatch.setattr(
+        captioning.features, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
+    )
+    cache = extract(cnn, images, tmp_path / "f.st")
+    assert seen == [image.path for image in images[5:]]
+    np.testing.assert_array_equal(cache.features, whole.features)
+    seen.clear()
+    extract(cnn, images, tmp_path / "f.st")
+    assert not seen
+
+
+def test_a_stale_cache_is_refused_and_kept(cnn, images, tmp_path):
+    extract(cnn, images, tmp_path / "f.st")
+    before = (tmp_path / "f.st").read_bytes()
+    other = load_cnn(CNNConfig("scenes_cnn", pool="avg"))
+    changed = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+    changed.trunk.body[0].weight.data += 1
+    for arguments, options, message in (
+        ((other, images), {}, "its pool is '2x2', expected 'avg'"),
+        ((changed, images), {}, "stale: its fingerprint"),
+        ((cnn, images[:-1]), {}, "stale: its pictures is '12 pictures"),
+        ((cnn, images), {"dtype": "float16"}, "stale: its dtype"),
+    ):
+        with pytest.raises(CaptioningError, match=message):
+            extract(*arguments, tmp_path / "f.st", **options)
+    assert (tmp_path / "f.st").read_bytes() == before
+
+
+def test_broken_pictures_are_refused_or_left_out(cnn, images, tmp_path):
+    images[6].path.write_bytes(images[6].path.read_bytes()[:200])
+    with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
+        extract(cnn, images, tmp_path / "f.st")
+    cache = extract(cnn, images, tmp_path / "f.st", on_error="skip")
+    assert cache.state.tolist() == [DONE] * 6 + [BROKEN] + [DONE] * 5
+    assert cache.rows([images[6].id]).tolist() == [-1]
+
+
+def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CaptioningError, match=r"cannot write .*No space left.*MB needed"):
+        extract(cnn, images, tmp_path / "f.st")
+    assert not list(tmp_path.glob("f.st*"))
+
+
+def test_a_file_that_is_no_cache_is_refused(tmp_path):
+    for content in (b"", b"x" * 100, (5).to_bytes(8, "little") + b"{...}"):
+        (tmp_path / "f.st").write_bytes(content)
+        with pytest.raises(CaptioningError, match="is not a feature cache"):
+            FeatureCache(tmp_path / "f.st")
+    with pytest.raises(CaptioningError, match="cannot read features"):
+        FeatureCache(tmp_path / "none.st")
+
+
+def test_worker_processes_change_nothing(cnn, images, tmp_path):
+    alone = extract(cnn, images, tmp_path / "a.st")
+    helped = extract(cnn, images, tmp_path / "b.st", workers=2)
+    np.testing.assert_array_equal(alone.features, helped.features)

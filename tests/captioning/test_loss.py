@@ -1,0 +1,76 @@
+"""The blockwise cross-entropy is the plain one, gradients too, for any block size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captioning.loss import linear_cross_entropy
+
+N, H, V = 23, 7, 11
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(0)
+    linear = nn.Linear(H, V, dtype=torch.float64)
+    hidden = torch.randn(N, H, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(N, dtype=torch.float64) * 2 - 0.5
+    weights[3] = 0
+    return hidden, linear, torch.randint(V, (N,)), weights
+
+
+@pytest.mark.parametrize("block", [1, 4, 23, 100])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing):
+    hidden, linear, targets, weights = inputs
+    plain = F.cross_entropy(
+        linear(hidden), targets, reduction="none", label_smoothing=label_smoothing
+    )
+    expected = (plain * weights).sum()
+    loss = linear_cross_entropy(hidden, linear, targets, weights, label_smoothing, block)
+    torch.testing.assert_close(loss, expected)
+    wanted = (hidden, linear.weight, linear.bias)
+    for a, b in zip(
+        torch.autograd.grad(3 * loss, wanted),
+        torch.autograd.grad(3 * expected, wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_never_holds_more_than_one_block_of_scores():
+    """Sizes of all tensors that forward and backward make, seen by a dispatch mode."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (list, tuple)) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    linear, hidden = nn.Linear(4, 500), torch.randn(400, 4, requires_grad=True)
+    with Watch():
+        targets = torch.randint(500, (400,))
+        linear_cross_entropy(hidden, linear, targets, torch.ones(400), block=32).backward()
+    assert largest == 32 * 500
+
+
+def test_autocast_works_in_16_bits_and_accumulates_in_32(inputs):
+    hidden, linear, targets, weights = inputs
+    linear, hidden = linear.float(), hidden.detach().float().requires_grad_()
+    plain = (F.cross_entropy(linear(hidden), targets, reduction="none") * weights).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, linear, targets, weights.float(), block=5)
+    assert loss.dtype == torch.float32
+    # bfloat16 keeps 8 bits: scores of about 1 are off by up to 2^-8 each.
+    assert abs(loss - plain) < N * 2**-8
+    loss.backward()
+    assert linear.weight.grad.dtype == torch.float32
+    plain_grad = torch.autograd.grad(plain, linear.weight)[0]
+    assert (linear.weight.grad - plain_grad).abs().max() < 2**-4 * plain_grad.abs().max()

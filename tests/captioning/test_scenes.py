@@ -1,0 +1,147 @@
+"""The embedded data set: its captions say everything, and nothing can be guessed."""
+
+import itertools
+import json
+import random
+from collections import Counter
+
+import pytest
+from PIL import Image, ImageChops
+
+from captioning import scenes
+from captioning.datasets import load_coco
+
+EVERY_SCENE = [
+    scenes.Facts(*facts)
+    for facts in itertools.product(
+        scenes.COUNTS,
+        scenes.SIZES,
+        scenes.COLORS,
+        scenes.SHAPES,
+        scenes.BACKGROUNDS,
+        scenes.PLACES,
+    )
+]
+
+
+def test_every_caption_of_every_scene_parses_back_to_its_facts():
+    assert len(EVERY_SCENE) == 6 * 4 * 3 * 2 * 3 * 5
+    for facts in EVERY_SCENE:
+        five = scenes.captions(facts)
+        assert len(set(five)) == 5
+        assert all(scenes.parse(caption) == facts for caption in five)
+
+
+def test_the_captions_state_the_facts_in_different_orders():
+    facts = scenes.Facts(2, "small", "red", "star", "gray", "in the middle")
+    orders = {
+        tuple(sorted(("two", "gray", "in the middle"), key=caption.index))
+        for caption in scenes.captions(facts)
+    }
+    assert len(orders) == 5
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a small red star",
+        "a small red star in the middle of a white gray picture",
+        "a small red star in the middle in the top left of a white picture",
+        "a red small star in the middle of a white picture",
+        "three small red star a small red star in the middle of a white picture",
+    ],
+)
+def test_captions_that_state_too_little_or_too_much_have_no_facts(caption):
+    assert scenes.parse(caption) is None
+
+
+def test_fact_scores_count_each_fact():
+    facts = scenes.Facts(2, "small", "red", "star", "gray", "in the middle")
+    right, wrong = scenes.captions(facts)[0], scenes.captions(facts._replace(color="blue"))[3]
+    written = {1: right, 2: wrong, 3: "a", 4: right}
+    assert scenes.fact_scores(written, dict.fromkeys(written, facts)) == {
+        "count": 0.75,
+        "size": 0.75,
+        "color": 0.5,
+        "shape": 0.75,
+        "background": 0.75,
+        "place": 0.75,
+        "all": 0.5,
+    }  # fmt: skip
+
+
+def test_unseen_combinations_are_unseen_and_every_pair_is_seen():
+    seen, unseen = scenes.split_combinations()
+    assert len(seen) + len(unseen) == 432 and not set(seen) & set(unseen)
+    for i, j in itertools.combinations(range(5), 2):
+        assert {(c[i], c[j]) for c in unseen} <= {(c[i], c[j]) for c in seen}
+
+
+def test_the_data_set_is_coco_and_keeps_its_splits_apart(scenes_root):
+    seen, unseen = (set(c) for c in scenes.split_combinations())
+    ids: Counter[int] = Counter()
+    for split, number in {"train": 96, "val": 12, "unseen": 12}.items():
+        annotations = scenes_root / "annotations" / f"captions_{split}.json"
+        dataset = load_coco(annotations, scenes_root / split)
+        assert len(dataset.images) == number
+        ids.update(image.id for image in dataset.images)
+        for image in dataset.images:
+            facts = scenes.Facts(**image.facts)
+            assert image.captions == scenes.captions(facts)
+            assert facts[:5] in (unseen if split == "unseen" else seen)
+        numbers = [a["id"] for a in json.loads(annotations.read_text())["annotations"]]
+        assert len(set(numbers)) == 5 * number
+    assert set(ids.values()) == {1}
+
+
+def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
+    again = scenes.generate(tmp_path, {"train": 8}, progress=False)
+    pictures = [path.read_bytes() for path in sorted((again / "train").iterdir())]
+    first = sorted((scenes_root / "train").iterdir())[:8]
+    assert pictures == [path.read_bytes() for path in first]
+    assert len(set(pictures)) == 8
+
+
+def test_a_complete_data_set_is_left_alone_and_another_recipe_is_drawn(tmp_path):
+    scenes.generate(tmp_path, {"val": 2}, progress=False)
+    picture = tmp_path / "val" / "000001.png"
+    before = picture.stat().st_mtime_ns
+    scenes.generate(tmp_path, {"val": 2}, progress=False)
+    assert picture.stat().st_mtime_ns == before
+    scenes.generate(tmp_path, {"val": 3}, progress=False)
+    assert len(list((tmp_path / "val").iterdir())) == 3
+
+
+def test_every_scene_shows_as_many_shapes_as_it_says():
+    """Counts the coloured blobs of a drawing by flood fill."""
+    rng = random.Random(0)
+    for facts in rng.sample(EVERY_SCENE, 60):
+        picture = scenes.draw_scene(rng, facts)
+        background = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
+        difference = ImageChops.difference(picture, background).convert("L")
+        mask = difference.point(lambda v: 255 * (v > 40))
+        pixels = {(i % mask.width, i // mask.width) for i, v in enumerate(mask.tobytes()) if v}
+        blobs = 0
+        while pixels:
+            blobs, edge = blobs + 1, [pixels.pop()]
+            while edge:
+                x, y = edge.pop()
+                for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)):
+                    if (a, b) in pixels:
+                        pixels.remove((a, b))
+                        edge.append((a, b))
+        assert blobs == facts.count, facts
+
+
+def test_captions_cannot_be_guessed_without_looking():
+    """No caption, given to every picture of a fresh split, is right for more than a few."""
+    seen, _ = scenes.split_combinations()
+    rng = random.Random(1)
+    split = [scenes.Facts(*rng.choice(seen), rng.choice(list(scenes.PLACES))) for _ in range(3000)]
+    truth = dict(enumerate(split))
+    favourite = scenes.Facts(*(Counter(column).most_common(1)[0][0] for column in zip(*split)))  # noqa: B905
+    most_common = Counter(split).most_common(1)[0][0]
+    for facts in (favourite, most_common):
+        guess = dict.fromkeys(truth, scenes.captions(facts)[0])
+        assert scenes.fact_scores(guess, truth)["all"] <= 0.01

@@ -1,0 +1,157 @@
+"""Search on a decoder whose every caption can be enumerated."""
+
+import itertools
+
+import pytest
+import torch
+
+from captioning.decoder import DecoderRNN
+from captioning.errors import CaptioningError
+from captioning.search import beam_search, greedy_search, sample, sample_tokens
+from captioning.vocabulary import END, PAD, START, UNK
+
+E, V, STEPS = 5, 7, 3  # words 4, 5, 6
+
+
+@pytest.fixture
+def model() -> DecoderRNN:
+    torch.manual_seed(14)
+    decoder = DecoderRNN(E, 6, V, max_seq_length=STEPS).eval()
+    for parameter in decoder.parameters():
+        parameter.data *= 5  # opinions, so that captions differ
+    return decoder
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    torch.manual_seed(4)
+    return 2 * torch.randn(4, E)
+
+
+def every_caption() -> list[list[int]]:
+    words = (4, 5, 6)
+    ended = [[*w, END] for n in range(STEPS) for w in itertools.product(words, repeat=n)]
+    return ended + [list(w) for w in itertools.product(words, repeat=STEPS)]
+
+
+def log_prob(model: DecoderRNN, image: torch.Tensor, tokens: list[int]) -> float:
+    state, word, total = model.start(image[None]), START, 0.0
+    for token in tokens:
+        scores, state = model.step(torch.tensor([word]), state)
+        scores[:, [PAD, START, UNK]] = -torch.inf
+        total += scores.log_softmax(1)[0, token].item()
+        word = token
+    return total
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty):
+    captions = every_caption()
+    found = beam_search(model, image, beam_size=60, length_penalty=length_penalty)
+    for i in range(len(image)):
+        ranked = sorted(
+            ((log_prob(model, image[i], c) / len(c) ** length_penalty, c) for c in captions),
+            reverse=True,
+        )
+        assert len(found[i]) == len(captions) == 40
+        assert [h.tokens for h in found[i][:5]] == [c for _, c in ranked[:5]]
+        scores = torch.tensor([[h.score for h in found[i]], [s for s, _ in ranked]])
+        torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_takes_the_best_word_each_time_and_a_beam_of_one_is_greedy(model, image):
+    greedy = greedy_search(model, image)
+    assert len({tuple(h.tokens) for h in greedy}) > 1
+    for i, hypothesis in enumerate(greedy):
+        tokens = hypothesis.tokens
+        for t in range(len(tokens)):
+            options = [[*tokens[:t], w] for w in (4, 5, 6, END)]
+            assert max(options, key=lambda o: log_prob(model, image[i], o)) == tokens[: t + 1]
+        assert sum(hypothesis.log_probs) == pytest.approx(log_prob(model, image[i], tokens), 1e-4)
+    assert [h[0].tokens for h in beam_search(model, image, 1)] == [h.tokens for h in greedy]
+
+
+def test_a_batch_gives_what_each_picture_gives_alone(model, image):
+    together = beam_search(model, image, 3)
+    for i in range(len(image)):
+        alone = beam_search(model, image[i : i + 1], 3)[0]
+        assert [h.tokens for h in alone] == [h.tokens for h in together[i]]
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def test_something_comes_back_even_if_nothing_ends(model, image, beam_size):
+    model.linear.bias.data[END] = -1e9
+    for group in beam_search(model, image, beam_size):
+        assert group and all(len(h.tokens) == STEPS and END not in h.tokens for h in group)
+    assert all(len(h.tokens) == STEPS for h in greedy_search(model, image))
+
+
+def test_never_writes_special_words_even_if_the_model_wants_to(model, image):
+    model.linear.bias.data[[PAD, START, UNK]] = 1e4
+    tokens = [h.tokens for h in greedy_search(model, image)]
+    tokens += [h.tokens for group in beam_search(model, image, 3) for h in group]
+    tokens += [h.tokens for h in sample(model, image)]
+    assert not {PAD, START, UNK} & set(itertools.chain(*tokens))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_blocking(model, image, n):
+    model.linear.bias.data[END] = -1e9  # run to the end; nothing but repeats otherwise
+    model.linear.bias.data[4] = 50.0
+    free = beam_search(model, image, 3, max_seq_length=9)
+    assert free[0][0].tokens == [4] * 9
+    for group in beam_search(model, image, 3, no_repeat_ngram=n, max_seq_length=9):
+        for hypothesis in group:
+            words = [w for w in hypothesis.tokens if w != END]
+            grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+            assert len(set(grams)) == len(grams)
+
+
+def test_max_seq_length_counts_end_but_not_start(model, image):
+    model.linear.bias.data[END] = 1e4
+    assert [h.tokens for h in greedy_search(model, image, 1)] == [[END]] * 4
+    model.linear.bias.data[END] = -1e4
+    assert {len(h.tokens) for h in greedy_search(model, image, 7)} == {7}
+
+
+def test_samples_follow_the_model(model, image):
+    generator = torch.Generator().manual_seed(0)
+    tokens, log_probs = sample_tokens(model, image[:1].expand(4000, -1), generator=generator)
+    state = model.start(image[:1])
+    scores, _ = model.step(torch.tensor([START]), state)
+    scores[:, [PAD, START, UNK]] = -torch.inf
+    expected = scores.softmax(1)[0]
+    found = torch.bincount(tokens[:, 0], minlength=V) / 4000
+    assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5  # four standard deviations
+    torch.testing.assert_close(log_probs[:, 0].exp(), expected[tokens[:, 0]])
+
+
+def test_sampling_options(model, image):
+    greedy = [h.tokens for h in greedy_search(model, image)]
+    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        assert [h.tokens for h in sample(model, image, **options)] == greedy
+    first = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
+    again = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
+    assert first == again
+
+
+def test_top_p_keeps_the_fewest_words_that_reach_it():
+    from captioning.search import _filter
+
+    log_probs = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
+    kept = _filter(log_probs, 0, 0.75).isfinite()
+    assert kept.tolist() == [[True, False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
+        (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
+        (lambda m, x: sample(m, x, top_p=0.0), "top_p: expected 0 < top_p"),
+        (lambda m, x: sample(m, x, top_k=-1), "top_k: expected >= 0"),
+    ],
+)
+def test_wrong_options_are_refused(model, image, call, message):
+    with pytest.raises(CaptioningError, match=message):
+        call(model, image)

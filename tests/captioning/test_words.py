@@ -1,0 +1,75 @@
+"""Tokenizers and vocabulary."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from captioning.errors import CaptioningError
+from captioning.tokenizer import detokenize, ptb_tokenize, tokenize
+from captioning.vocabulary import END, PAD, START, UNK, Vocabulary
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+
+def test_ptb_tokenize_equals_the_java_tokenizer():
+    for key, captions in GOLDEN["references"].items():
+        assert [" ".join(ptb_tokenize(c)) for c in captions] == GOLDEN["tokens"][key]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A Man's dog.", ["a", "man", "'s", "dog"]),
+        ("it can't be -- 3.5 feet, no!", ["it", "ca", "n't", "be", "3.5", "feet", "no"]),
+        ("(a) well-kept [garden] ...", ["a", "well-kept", "garden"]),
+        ("...", []),
+        ("", []),
+        ("日本 café", ["日本", "café"]),
+    ],
+)
+def test_tokenize(caption, words):
+    found = tokenize(caption)
+    assert [w for w in found if not w.startswith("-")] == words
+
+
+def test_detokenize_joins_what_the_tokenizer_cut():
+    assert detokenize(["a", "man", "'s", "dog", "ca", "n't", "run"]) == "a man's dog can't run"
+
+
+def test_vocabulary_counts_and_orders():
+    vocabulary = Vocabulary.build(["A dog.", "a cat", "a dog, a bird"], min_count=2)
+    assert vocabulary.words == ["<pad>", "<start>", "<end>", "<unk>", "a", "dog"]
+    assert vocabulary.encode("A cat saw a dog!") == [START, 4, UNK, UNK, 4, 5, END]
+    assert vocabulary.decode([START, 4, 5, END, 4, PAD]) == "a dog"
+
+
+def test_order_of_captions_does_not_matter():
+    captions = ["b a c", "c a", "d"]
+    assert Vocabulary.build(captions).words == Vocabulary.build(captions[::-1]).words
+
+
+def test_vocabulary_goes_to_json_and_back(tmp_path):
+    vocabulary = Vocabulary.build(["ein Café", "naïve 日本"])
+    vocabulary.save(tmp_path / "v.json")
+    assert Vocabulary.load(tmp_path / "v.json").words == vocabulary.words
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"words": ["<pad>"', "not valid JSON"),
+        ("[1]", "expected a vocabulary"),
+        ('{"words": ["a", "b", "c", "d"]}', "expected it to begin with"),
+        ('{"words": ["<pad>", "<start>", "<end>", "<unk>", "a", "a"]}', "more than once"),
+    ],
+)
+def test_broken_vocabularies_are_refused(tmp_path, text, message):
+    (tmp_path / "v.json").write_text(text)
+    with pytest.raises(CaptioningError, match=message):
+        Vocabulary.load(tmp_path / "v.json")
+
+
+def test_no_word_left_is_an_error():
+    with pytest.raises(CaptioningError, match="no word occurs 3 times"):
+        Vocabulary.build(["a b", "a"], min_count=3)
