@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except CaptioningError as error:
+    except (CaptioningError, OSError) as error:
         print(f"captioning: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import random
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ def _svg(draw, size: tuple[float, float]) -> str:  # noqa: ANN001
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
     plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    svg = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
 # HTML -------------------------------------------------------------------------------------------

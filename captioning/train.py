@@ -125,6 +125,7 @@ def processes(device: str) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        dist.barrier()  # leaving while others still talk makes gloo abort
     finally:
         dist.destroy_process_group()
 

@@ -120,14 +120,15 @@ def test_every_scene_shows_as_many_shapes_as_it_says():
         picture = scenes.draw_scene(rng, facts)
         background = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
         difference = ImageChops.difference(picture, background).convert("L")
-        mask = difference.point(lambda v: 255 * (v > 40))
+        half = difference.getextrema()[1] / 2
+        mask = difference.point(lambda v, half=half: 255 * (v > half))
         pixels = {(i % mask.width, i // mask.width) for i, v in enumerate(mask.tobytes()) if v}
         blobs = 0
         while pixels:
             blobs, edge = blobs + 1, [pixels.pop()]
             while edge:
                 x, y = edge.pop()
-                for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)):
+                for a, b in itertools.product((x - 1, x, x + 1), (y - 1, y, y + 1)):
                     if (a, b) in pixels:
                         pixels.remove((a, b))
                         edge.append((a, b))

@@ -1,0 +1,99 @@
+"""One file holds the captioner, opens without running code, and is never half written."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from captioning.checkpoint import load_checkpoint
+from captioning.errors import CaptioningError
+
+
+def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
+    checkpoint = new_checkpoint()
+    checkpoint.training = {"step": 3}
+    checkpoint.save(tmp_path / "c.pt")
+    again = load_checkpoint(tmp_path / "c.pt")
+    assert again.vocabulary.words == checkpoint.vocabulary.words
+    assert again.cnn == checkpoint.cnn and again.training == {"step": 3}
+    assert again.model.config == checkpoint.model.config and not again.model.training
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
+    assert again.cnn.load().fingerprint() == checkpoint.cnn.fingerprint
+
+
+@pytest.mark.parametrize("lstm", ["torch", "reference"])
+def test_any_lstm_reads_it(new_checkpoint, tmp_path, lstm):
+    checkpoint = new_checkpoint()
+    checkpoint.save(tmp_path / "c.pt")
+    other = load_checkpoint(tmp_path / "c.pt", lstm)
+    features = torch.randn(2, checkpoint.model.config.feature_size)
+    batch = (torch.tensor([1, 0]), torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]]), torch.tensor([4, 3]))
+    torch.testing.assert_close(other.model(features, *batch), checkpoint.model(features, *batch))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize("what", ["bomb", "text", "empty", "cut", "tensor"])
+def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.pt"
+    if what == "bomb":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif what == "cut":
+        new_checkpoint().save(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif what == "tensor":
+        torch.save(torch.zeros(3), path)
+    else:
+        path.write_text("hello" * (what == "text"))
+    with pytest.raises(CaptioningError, match="c.pt"):
+        load_checkpoint(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CaptioningError, match="cannot read .*none.pt"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    new_checkpoint().save(path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CaptioningError, match="No space left on device; what was there before"):
+        new_checkpoint().save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, monkeypatch):
+    import captioning.checkpoint as module
+
+    real = module.load_cnn
+
+    def other(config):
+        cnn = real(config)
+        cnn.trunk.body[0].weight.data += 1e-3
+        return cnn
+
+    monkeypatch.setattr(module, "load_cnn", other)
+    with pytest.raises(CaptioningError, match="not those that this captioner was trained on"):
+        new_checkpoint().cnn.load()
+
+
+def test_a_vocabulary_of_another_size_is_refused(new_checkpoint, tmp_path):
+    checkpoint = new_checkpoint()
+    checkpoint.vocabulary.words.append("zebra")
+    checkpoint.save(tmp_path / "c.pt")
+    with pytest.raises(CaptioningError, match="its vocabulary has"):
+        load_checkpoint(tmp_path / "c.pt")

@@ -1,0 +1,44 @@
+"""The demo runs end to end on a few pictures, and again; the command line says what is wrong."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from captioning.__main__ import main
+from captioning.demo import demo
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    demo(folder, epochs=1, splits={"train": 64, "val": 12, "unseen": 12})
+    return folder
+
+
+def test_writes_a_report_a_contact_sheet_and_results(output):
+    report = (output / "report.html").read_text()
+    for word in ("Captions of drawn scenes", "CIDEr-D", "unseen", "data:image/png;base64", "<svg"):
+        assert word in report
+    assert "http" not in report.replace("http://www.w3.org", "")  # needs nothing from elsewhere
+    with Image.open(output / "contact_sheet.png") as sheet:
+        assert sheet.width > 1000 and sheet.height > 1000
+    results = json.loads((output / "results_val.json").read_text())
+    assert len(results) == 12 and set(results[0]) == {"image_id", "caption"}
+
+
+def test_the_second_run_trains_nothing_and_writes_the_same(output, capsys):
+    before = (output / "results_val.json").read_text(), (output / "best.pt").stat().st_mtime_ns
+    demo(output, epochs=1, splits={"train": 64, "val": 12, "unseen": 12})
+    assert "is trained already" in capsys.readouterr().out
+    assert before == (
+        (output / "results_val.json").read_text(),
+        (output / "best.pt").stat().st_mtime_ns,
+    )
+
+
+def test_the_command_line_turns_bad_input_into_a_message(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main(["demo", "--output", str(blocked / "under")]) == 1
+    assert "captioning: " in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""Scores equal those of pycocoevalcap with its Java tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from captioning.errors import CaptioningError
+from captioning.metrics import score_captions
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+REFERENCES = {int(i): r for i, r in GOLDEN["references"].items()}
+CAPTIONS = {int(i): c for i, c in GOLDEN["captions"].items()}
+
+
+def test_scores_are_those_of_the_reference_implementation():
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert scores.overall == pytest.approx(GOLDEN["scores"], abs=1e-12)
+    assert [scores.per_image[i]["CIDEr-D"] for i in CAPTIONS] == pytest.approx(GOLDEN["cider"])
+    assert "6 pictures are few" in str(scores)
+
+
+def test_perfect_captions_and_the_order_of_pictures():
+    perfect = {i: r[0] for i, r in REFERENCES.items()}
+    assert score_captions(perfect, REFERENCES).overall["BLEU-4"] == pytest.approx(1)
+    backwards = dict(reversed(CAPTIONS.items()))
+    assert score_captions(backwards, REFERENCES).overall == pytest.approx(GOLDEN["scores"])
+
+
+def test_says_in_words_when_a_score_means_nothing():
+    one = score_captions({1: REFERENCES[1][0]}, REFERENCES)
+    assert one.overall["CIDEr-D"] == 0
+    assert "CIDEr-D of one picture is 0 by construction" in str(one)
+    blind = score_captions(dict.fromkeys(REFERENCES, "a dog"), REFERENCES)
+    assert "every picture got the same caption" in str(blind)
+
+
+def test_empty_captions_score_nothing():
+    scores = score_captions(dict.fromkeys(REFERENCES, ""), REFERENCES)
+    assert scores.overall["CIDEr-D"] == 0 and scores.overall["BLEU-1"] < 1e-6
+
+
+def test_unknown_pictures_and_no_captions_are_refused():
+    with pytest.raises(CaptioningError, match="without references: .99."):
+        score_captions({99: "a"}, REFERENCES)
+    with pytest.raises(CaptioningError, match="no caption to score"):
+        score_captions({}, REFERENCES)

@@ -1,0 +1,234 @@
+"""Training: what it changes, that it learns, resumes exactly, and runs in several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning.checkpoint import load_checkpoint
+from captioning.datasets import EncodedCaptions
+from captioning.errors import CaptioningError
+from captioning.train import TrainConfig, Trainer, learning_rate, train, validate
+
+FAST = TrainConfig(epochs=2, batch_size=48, warmup=2)
+
+
+def encoded(table, vocabulary) -> EncodedCaptions:
+    return EncodedCaptions([image.captions for image in table.images], vocabulary)
+
+
+def run(checkpoint, data, output, config=FAST, **options):
+    return train(checkpoint, config, data.train, data.val, output, progress=False, **options)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).model.state_dict()
+
+
+def test_writes_checkpoints_that_caption_as_the_trained_model_does(new_checkpoint, data, tmp_path):
+    checkpoint = new_checkpoint()
+    before = {k: v.clone() for k, v in checkpoint.model.state_dict().items()}
+    history = run(checkpoint, data, tmp_path)
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert {"loss", "perplexity", "val_loss", "CIDEr-D", "BLEU-4"} <= set(history[0])
+    assert history[1]["loss"] < history[0]["loss"]
+    after = weights(tmp_path / "last.pt")
+    assert all(not torch.equal(after[k], before[k]) for k in before)
+    assert list((tmp_path / "tensorboard").iterdir())
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    captions = encoded(data.val, data.vocabulary)
+    loss, scores, _ = validate(loaded, data.val, captions, progress=False)
+    assert loss == pytest.approx(history[1]["val_loss"])
+    assert scores.overall["CIDEr-D"] == pytest.approx(history[1]["CIDEr-D"])
+
+
+def test_validation_writes_on_its_own():
+    """Free-running: the captions come from pictures alone, never from the reference words."""
+    import inspect
+
+    from captioning.generate import generate_captions
+
+    assert set(inspect.signature(generate_captions).parameters) == {
+        "model", "vocabulary", "features", "config", "batch_size", "progress"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lstm", ["torch", "reference"])
+def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
+    captions = encoded(data.train, data.vocabulary)
+    indices = torch.arange(40)
+    features = data.train.read(captions.image[indices].unique())
+    states, losses = [], []
+    for kind in ("fastlstm", lstm):
+        trainer = Trainer(new_checkpoint(kind), FAST)
+        losses.append([trainer.train_step(features, captions, indices, 10) for _ in range(3)])
+        states.append(trainer.model.state_dict())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][2] < losses[0][0]
+    for name in states[0]:  # Adam turns rounding of tiny gradients into steps of up to the rate
+        torch.testing.assert_close(states[0][name], states[1][name], atol=3e-3, rtol=1e-3)
+
+
+def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
+    config = replace(FAST, learning_rate=1e-2, schedule="constant")
+    trainer = Trainer(new_checkpoint(hidden_size=48), config)
+    captions = EncodedCaptions([i.captions[:1] for i in data.train.images[:8]], data.vocabulary)
+    features = data.train.read(torch.arange(8))
+    for _ in range(150):
+        trainer.train_step(features, captions, torch.arange(8), 150)
+    from captioning.generate import best_captions
+
+    ids = data.train.ids[:8]
+    written = best_captions(trainer.model, data.vocabulary, features, ids)
+    right = sum(written[i.id] == i.captions[0] for i in data.train.images[:8])
+    assert right >= 7
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(FAST, epochs=3),
+        replace(FAST, epochs=3, label_smoothing=0.1, scheduled_sampling=0.5, save_every=2),
+    ],
+)
+def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monkeypatch, config):
+    run(new_checkpoint(dropout=0.3), data, tmp_path / "whole", config)
+    real, count = Trainer.train_step, 0
+
+    def killed(self, *args):
+        nonlocal count
+        count += 1
+        if count == 17:  # of 30, ten in each epoch
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config)
+    monkeypatch.setattr(Trainer, "train_step", real)
+    stopped = load_checkpoint(tmp_path / "broken" / "last.pt").training["trainer"]["step"]
+    assert stopped == (16 if config.save_every else 10)
+    torch.manual_seed(99)  # whatever the new process did before
+    history = run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config, resume=True)
+    whole = load_checkpoint(tmp_path / "whole" / "last.pt")
+    for name, tensor in weights(tmp_path / "broken" / "last.pt").items():
+        assert torch.equal(tensor, whole.model.state_dict()[name]), name
+    for a, b in zip(history, whole.training["history"], strict=True):
+        assert a["loss"] == b["loss"] and a["CIDEr-D"] == b["CIDEr-D"]
+
+
+def test_resume_refuses_other_words_sizes_and_settings(new_checkpoint, data, tmp_path):
+    run(new_checkpoint(), data, tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    other_words = new_checkpoint()
+    other_words.vocabulary = type(data.vocabulary)([*data.vocabulary.words[:-1], "zebra"])
+    for checkpoint, config, message in (
+        (other_words, FAST, "another vocabulary"),
+        (new_checkpoint(hidden_size=20), FAST, "holds another model"),
+        (new_checkpoint(), replace(FAST, learning_rate=1.0), "trained with learning_rate = 0.001"),
+    ):
+        with pytest.raises(CaptioningError, match=message):
+            run(checkpoint, data, tmp_path, config, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_best_is_the_epoch_of_the_highest_cider_and_patience_stops(
+    new_checkpoint, data, tmp_path, monkeypatch
+):
+    import captioning.train as module
+
+    values = iter([1.0, 3.0, 2.0, 2.5, 9.0])
+
+    def validate_with(checkpoint, *args):
+        scores = type("S", (), {"overall": {"CIDEr-D": next(values), "BLEU-4": 0.0}})
+        return 1.0, scores, {}
+
+    monkeypatch.setattr(module, "validate", validate_with)
+    history = run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=9, patience=2))
+    assert [entry["CIDEr-D"] for entry in history] == [1.0, 3.0, 2.0, 2.5]
+    best = load_checkpoint(tmp_path / "best.pt").training["history"]
+    assert len(best) == 2
+
+
+@pytest.mark.parametrize("option", [{"autocast": "bfloat16"}, {"compile": True}])
+def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
+    captions = encoded(data.train, data.vocabulary)
+    features = data.train.read(captions.image[:40].unique())
+    losses = []
+    for config in (FAST, replace(FAST, **option)):
+        trainer = Trainer(new_checkpoint(), config)
+        losses.append(
+            [trainer.train_step(features, captions, torch.arange(40), 10) for _ in range(4)]
+        )
+    tolerance = 2**-7 if "autocast" in option else 1e-5  # bfloat16 has 8 bits
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+
+
+def test_gradients_are_clipped(new_checkpoint, data):
+    captions = encoded(data.train, data.vocabulary)
+    trainer = Trainer(new_checkpoint(), replace(FAST, clip_norm=1e-3))
+    features = data.train.read(captions.image[:40].unique())
+    trainer.train_step(features, captions, torch.arange(40), 10)
+    norm = torch.cat([p.grad.flatten() for p in trainer.parameters]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_rises_then_falls():
+    config = TrainConfig(learning_rate=1.0, warmup=10)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1, abs=0.05)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and 0.02 <= rates[-1] < 0.021
+    constant = replace(config, schedule="constant")
+    assert {learning_rate(constant, step, 100) for step in range(10, 100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 <="),
+        ({"autocast": "int8"}, "autocast: expected one of"),
+        ({"schedule": "step"}, "schedule: expected"),
+    ],
+)
+def test_wrong_settings_are_refused(change, message):
+    with pytest.raises(CaptioningError, match=message):
+        TrainConfig(**change)
+
+
+def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint, data, tmp_path):
+    checkpoint = new_checkpoint()
+    checkpoint.model.decoder.linear.weight.data.fill_(torch.nan)
+    with pytest.raises(CaptioningError, match="the loss became nan in step 1"):
+        run(checkpoint, data, tmp_path)
+
+
+def test_two_processes_have_the_loss_of_one(scenes_root, data, tmp_path):
+    """torchrun with gloo, the same global batches; the sums are only in another order."""
+    script = Path(__file__).parent / "distributed.py"
+    results = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.json"
+        command = [sys.executable, str(script)]
+        if number > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+            command = [sys.executable, *launcher, str(script)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command, str(scenes_root), str(data.train.cache.path), str(out)],
+            check=True,
+            env=environment,
+            timeout=120,
+            capture_output=True,
+        )
+        results.append(json.loads(out.read_text()))
+    assert len(results[0]["losses"]) == 2
+    assert results[1]["losses"] == pytest.approx(results[0]["losses"], rel=1e-5)
