@@ -13,12 +13,14 @@ namespace fastlstm {
 namespace FASTLSTM_ISA {
 
 template <typename A>
-FASTLSTM_HD A sum_of_lanes(const Vec<A>& x) {
-  A lanes[Vec<A>::lanes];
-  x.store(lanes);
-  for (int width = Vec<A>::lanes / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  return lanes[0];
+FASTLSTM_HD A sum_of_lanes(Vec<A> x) {
+#pragma GCC unroll 4
+  for (int width = Vec<A>::lanes / 2; width > 0; width /= 2) {
+    typename Registers<A>::Bits swapped;
+    for (int l = 0; l < Vec<A>::lanes; ++l) swapped[l] = l ^ width;
+    x = x + Vec<A>(shuffle(x.v, x.v, swapped));
+  }
+  return x.v[0];
 }
 
 // `count` < lanes elements, then zeros.

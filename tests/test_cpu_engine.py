@@ -1,0 +1,220 @@
+"""What the CPU engines promise beyond right results: every instruction set, any number of threads,
+bit-equal results, no stale weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import oracle
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import fastlstm
+from fastlstm import _build
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+
+# Whole and ragged tiles of every width, one row and many, the chunked and the one-step path.
+SHAPES = [
+    (1, 1, 3, 5), (1, 7, 16, 32), (3, 1, 16, 64), (5, 4, 9, 16), (4, 13, 7, 33), (2, 20, 65, 100),
+    (5, 70, 4, 24),
+]  # fmt: skip
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def layer(
+    T: int, B: int, input_size: int, H: int, dtype: torch.dtype = torch.float32, directions: int = 1
+) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(T + 10 * B + 100 * input_size + H)
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
+
+    shapes = [(4 * H, input_size), (4 * H, H), (4 * H,), (4 * H,)]
+    return {
+        "input": 2 * draw(T, B, input_size),
+        "h_0": draw(directions, B, H),
+        "c_0": draw(directions, B, H),
+        "weights": [draw(*shape) for _ in range(directions) for shape in shapes],
+    }
+
+
+def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
+    """output, h_n, c_n and the gradients of everything."""
+    leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    x, h_0, c_0, *weights = leaves
+    extra = {k: v for k, v in arguments.items() if k in ("lengths", "reset", "batch_sizes")}
+    outputs = torch.ops.fastlstm.lstm(x, h_0, c_0, weights, **extra, engine=engine)[:3]
+    weighting = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, weighting)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_against_the_oracle(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int
+) -> None:
+    arguments = layer(*shape, dtype, directions)
+    arguments["lengths"] = shape[0] - torch.arange(shape[1]).remainder(shape[0] + 1)
+    actual = run(arguments)
+    leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
+    leaves = [leaf.double().requires_grad_() for leaf in leaves]
+    x, h_0, c_0, *weights = leaves
+    outputs = oracle(x, h_0, c_0, weights, arguments["lengths"].tolist())[:3]
+    weighting = [torch.linspace(-1, 1, y.numel(), dtype=dtype).double().view_as(y) for y in outputs]
+    expected = [*outputs, *torch.autograd.grad(outputs, leaves, weighting)]
+    for got, want in zip(actual, expected, strict=True):
+        # Every sum has at most `terms` rounded terms of the size of the largest result.
+        terms = shape[0] * max(shape[1:])
+        bound = torch.finfo(dtype).eps * (4 + terms**0.5) * want.abs().max().clamp(min=1.0)
+        assert (got.double() - want).abs().max() <= bound
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability: str) -> None:
+    code = (
+        "import sys, pytest; from fastlstm import _C; print(_C.build_info()['cpu_capability']);"
+        f"sys.exit(pytest.main(['-q', '-k', 'against_the_oracle', {__file__!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode == 0:
+        chosen = done.stdout.splitlines()[0].replace("baseline", "default")
+        if chosen != capability and capability.upper() not in torch.__config__.show().upper():
+            pytest.skip(f"this machine or build of torch has no {capability}")
+        assert chosen == capability or chosen == "default"
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(20, 64, 40, 100), (30, 1, 64, 256), (1, 20, 64, 256)], ids=str)
+def test_the_same_bits_for_any_number_of_threads(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, threads
+) -> None:
+    arguments = layer(*shape, dtype, directions=2)
+    threads(1)
+    expected = run(arguments)
+    for number in (1, 2, 3, 5):
+        threads(number)
+        assert same(run(arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    arguments = layer(12, 29, 17, 50, dtype)
+    output = torch.ops.fastlstm.lstm(**arguments)[0]
+    for rows in (slice(0, 1), slice(3, 8), slice(11, 29)):
+        some = dict(arguments)
+        for name in ("input", "h_0", "c_0"):
+            some[name] = arguments[name][:, rows].contiguous()
+        assert torch.equal(torch.ops.fastlstm.lstm(**some)[0], output[:, rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_and_padded_give_the_same_bits(dtype: torch.dtype) -> None:
+    arguments = layer(12, 9, 17, 50, dtype, directions=2)
+    lengths = torch.tensor([12, 12, 9, 9, 8, 5, 2, 1, 1])
+    padded = torch.ops.fastlstm.lstm(**arguments, lengths=lengths)[:3]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(arguments["input"], lengths)
+    arguments["input"] = packed.data
+    data, h_n, c_n = torch.ops.fastlstm.lstm(**arguments, batch_sizes=packed.batch_sizes)[:3]
+    again = torch.nn.utils.rnn.pack_padded_sequence(padded[0], lengths).data
+    assert same([data, h_n, c_n], [again, *padded[1:]])
+
+
+def test_several_python_threads_at_once() -> None:
+    cases = [layer(8, 16 + k, 24, 64) for k in range(4)]
+    expected = [run(case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, want in zip(pool.map(run, cases), expected, strict=True):
+                assert same(got, want)
+
+
+class _Encoded(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]
+
+
+def test_in_forked_workers_of_a_data_loader(threads) -> None:
+    threads(2)
+    expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # this process has its threads
+    loader = DataLoader(_Encoded(), num_workers=2, multiprocessing_context="fork", timeout=60)
+    batches = list(loader)
+    assert len(batches) == 4
+    assert all(torch.equal(batch[0], expected) for batch in batches)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
+    x = torch.randn(steps, 3, 8)
+    lstm, torch_lstm = fastlstm.LSTM(8, 16), torch.nn.LSTM(8, 16)
+    other_bias = torch.nn.Parameter(torch.ones(64))
+
+    def check() -> None:
+        torch_lstm.load_state_dict(lstm.state_dict())
+        torch.testing.assert_close(lstm(x)[0], torch_lstm(x)[0])
+
+    with mode():
+        check()
+        lstm.weight_hh_l0.mul_(2)
+        check()
+        lstm.weight_ih_l0.data.add_(0.5)  # hides from the version counter
+        check()
+        lstm.weight_hh_l0.detach().numpy()[:] *= -1  # so does this
+        check()
+        lstm.load_state_dict(torch.nn.LSTM(8, 16).state_dict())
+        check()
+        lstm.bias_ih_l0 = other_bias
+        check()
+    lstm.double(), torch_lstm.double()
+    x = x.double()
+    check()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    T=st.integers(1, 9), B=st.integers(1, 20), input_size=st.integers(1, 70), H=st.integers(1, 70),
+    directions=st.sampled_from([1, 2]), lengths=st.booleans(), reset=st.booleans(),
+)  # fmt: skip
+def test_tiled_equals_stepwise_on_random_shapes(
+    T: int, B: int, input_size: int, H: int, directions: int, lengths: bool, reset: bool
+) -> None:
+    arguments = layer(T, B, input_size, H, torch.float64, directions)
+    generator = torch.Generator().manual_seed(T * B)
+    if lengths:
+        arguments["lengths"] = torch.randint(0, T + 1, (B,), generator=generator)
+    if reset:
+        arguments["reset"] = torch.rand(T, B, generator=generator) < 0.2
+    for got, want in zip(run(arguments, "tiled"), run(arguments, "stepwise"), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
