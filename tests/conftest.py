@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import torch.testing._internal.common_utils  # noqa: F401
 
 from fastlstm import _build
 
@@ -15,6 +16,10 @@ SLOW_LEFT_OUT = pytest.StashKey[int]()
 # the number of cores. OMP_NUM_THREADS wins.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
+
+# Importing common_utils, as opcheck and tests/peer do, forbids setting torch.backends flags from
+# then on. Whether a test may set them must not depend on which tests were collected or run before.
+setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
