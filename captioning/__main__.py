@@ -1,24 +1,354 @@
-"""The command line: ``python -m captioning <command>``, installed as ``captioning``."""
+"""The command line: ``python -m captioning <command>``, installed as ``captioning``.
+
+Modules are imported by the command that needs them, so that --help is quick.
+"""
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from captioning.errors import CaptioningError
 
+LSTMS = ("fastlstm", "torch", "reference")
+ON_ERROR = {
+    "choices": ("refuse", "skip"),
+    "default": "refuse",
+    "help": "what to do about broken or missing pictures and empty captions",
+}
 
-def add_demo(commands) -> None:  # noqa: ANN001
-    parser = commands.add_parser(
-        "demo",
-        help="train on drawn pictures, caption others, write a report (minutes on a CPU)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+
+# Arguments that several commands share ----------------------------------------------------------
+
+
+def add_cnn(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("frozen CNN")
+    group.add_argument(
+        "--cnn",
+        default="resnet152",
+        help="a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn",
     )
+    group.add_argument("--weights", default="DEFAULT", help="name of torchvision weights")
+    group.add_argument(
+        "--pool",
+        choices=("avg", "2x2", "grid"),
+        default="avg",
+        help="avg: global average; 2x2: and the four quarters, which tell where things are",
+    )
+    group.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    group.add_argument("--workers", type=int, default=0, help="processes that load pictures")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--method", choices=("greedy", "beam", "sample"), default="greedy")
+    group.add_argument("--beam-size", type=int, default=5)
+    group.add_argument("--length-penalty", type=float, default=0.7, help="0 prefers short captions")
+    group.add_argument("--no-repeat-ngram", type=int, default=0, help="beam: 0 allows repeats")
+    group.add_argument("--temperature", type=float, default=1.0)
+    group.add_argument("--top-k", type=int, default=0, help="0: all words")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--seed", type=int, default=0, help="of sampling")
+    group.add_argument(
+        "--max-seq-length", type=int, help="the most tokens; as trained if not given"
+    )
+
+
+def add_dataclass(parser: argparse.ArgumentParser, config: type, title: str) -> None:
+    """An argument for each field; the class docstring explains them."""
+    group = parser.add_argument_group(title)
+    for entry in dataclasses.fields(config):
+        name = "--" + entry.name.replace("_", "-")
+        if entry.type is bool or entry.type == "bool":
+            group.add_argument(name, action="store_true", help="(off)")
+        else:
+            group.add_argument(name, type=type(entry.default), default=entry.default, help=" ")
+
+
+def from_args(config: type, args: argparse.Namespace) -> Any:
+    return config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(config)})
+
+
+def add_lstm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lstm",
+        choices=LSTMS,
+        default="fastlstm",
+        help="torch: nn.LSTM; reference: fastlstm in plain PyTorch",
+    )
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    from captioning import prepare
+
+    parser.description = prepare.__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", help="captions: a file or folder of one of these formats")
+    parser.add_argument(
+        "--images", type=Path, help="folder of the pictures; the source's if absent"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--val", type=float, default=0.05, help="share of pictures (0.05)")
+    parser.add_argument("--test", type=float, default=0.05, help="share of pictures (0.05)")
+    for split in prepare.SPLITS:
+        parser.add_argument(f"--{split}-list", type=Path, help=f"file that lists {split} pictures")
+    parser.add_argument("--on-error", **ON_ERROR)
+    parser.add_argument("--seed", type=int, default=0, help="of random splits (0)")
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    from captioning.prepare import SPLITS, prepare, read_source, read_split_lists
+
+    given = {s: getattr(args, f"{s}_list") for s in SPLITS if getattr(args, f"{s}_list")}
+    source = Path(args.source)
+    images = args.images or (source if source.is_dir() else source.parent)
+    counts, skipped = prepare(
+        read_source(source),
+        images,
+        args.output,
+        args.val,
+        args.test,
+        read_split_lists(given) or None,
+        args.on_error,
+        args.seed,
+    )
+    for reason, names in skipped.items():
+        print(f"skipped {len(names)} x {reason}: {', '.join(names[:5])}")
+    print(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def add_vocab(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("annotations", type=Path, help="COCO captions file")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--min-count", type=int, default=4, help="rarer words become <unk>")
+
+
+def run_vocab(args: argparse.Namespace) -> None:
+    from captioning.files import read_json
+    from captioning.vocabulary import Vocabulary
+
+    data = read_json(args.annotations)
+    try:
+        captions = [row["caption"] for row in data["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise CaptioningError(f"{args.annotations}: expected a COCO captions file") from error
+    vocabulary = Vocabulary.build(captions, args.min_count)
+    vocabulary.save(args.output)
+    print(f"{args.output}: {len(vocabulary):,} words of {len(captions):,} captions")
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("annotations", type=Path, help="COCO captions file")
+    parser.add_argument("--images", type=Path, help="folder of the pictures")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="cache file to write or continue"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--on-error", **ON_ERROR)
+    parser.add_argument("--device", default="cpu")
+    add_cnn(parser)
+
+
+def run_features(args: argparse.Namespace) -> None:
+    cnn = load_cnn_of(args)
+    table(args, cnn, args.annotations, args.images, args.output, args.batch_size)
+    print(f"{args.output}: features of shape {cnn.feature_shape} by {cnn.config}")
+
+
+def load_cnn_of(args: argparse.Namespace) -> Any:
+    from captioning.cnn import CNNConfig, load_cnn
+
+    return load_cnn(CNNConfig(args.cnn, args.weights, args.pool))
+
+
+def table(
+    args: argparse.Namespace,
+    cnn: Any,
+    annotations: Path,
+    images: Path | None,
+    cache: Path,
+    batch=32,
+) -> Any:
+    """Load a data set and its features, which are computed unless they are cached."""
+    from captioning.datasets import load_coco
+    from captioning.features import extract_features
+    from captioning.train import FeatureTable
+
+    dataset = load_coco(annotations, images, args.on_error)
+    if dataset.skipped:
+        print(dataset.report_skipped())
+    found = extract_features(
+        cnn, dataset.images, cache, batch, args.dtype, args.on_error, args.workers, args.device
+    )
+    return FeatureTable(dataset, found)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    from captioning.train import TrainConfig
+
+    parser.description = "Train a captioner on cached features. " + str(TrainConfig.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--train", type=Path, required=True, help="COCO captions file")
+    parser.add_argument("--train-images", type=Path, help="folder of its pictures")
+    parser.add_argument("--val", type=Path, help="COCO captions file to validate on")
+    parser.add_argument("--val-images", type=Path, help="folder of its pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--features", type=Path, help="folder of feature caches (OUTPUT/features)")
+    parser.add_argument("--vocab", type=Path, help="vocabulary file; built if not given")
+    parser.add_argument("--min-count", type=int, default=4, help="of a built vocabulary (4)")
+    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
+    parser.add_argument("--on-error", **ON_ERROR)
+    parser.add_argument("--device", default="cpu")
+    add_lstm(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument("--embed-size", type=int, default=256)
+    group.add_argument("--hidden-size", type=int, default=512)
+    group.add_argument("--num-layers", type=int, default=1)
+    group.add_argument("--max-seq-length", type=int, default=20)
+    group.add_argument("--dropout", type=float, default=0.3)
+    add_dataclass(parser, TrainConfig, "training")
+    add_cnn(parser)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    import torch
+
+    from captioning.checkpoint import Checkpoint, CNNIdentity
+    from captioning.model import Captioner, ModelConfig
+    from captioning.train import TrainConfig, train
+    from captioning.vocabulary import Vocabulary
+
+    config = from_args(TrainConfig, args)
+    if (args.output / "last.pt").exists() and not args.resume:
+        raise CaptioningError(
+            f"{args.output} holds a captioner already: --resume, or another --output"
+        )
+    cnn = load_cnn_of(args)
+    features = args.features or args.output / "features"
+    tables = [table(args, cnn, args.train, args.train_images, features / f"{args.train.stem}.st")]
+    if args.val:
+        tables += [table(args, cnn, args.val, args.val_images, features / f"{args.val.stem}.st")]
+    if args.vocab:
+        vocabulary = Vocabulary.load(args.vocab)
+    else:
+        captions = [c for image in tables[0].images for c in image.captions]
+        vocabulary = Vocabulary.build(captions, args.min_count)
+        vocabulary.save(args.output / "vocabulary.json")
+    torch.manual_seed(config.seed)
+    sizes = ModelConfig(
+        cnn.feature_shape[-1],
+        len(vocabulary),
+        args.embed_size,
+        args.hidden_size,
+        args.num_layers,
+        args.max_seq_length,
+        args.dropout,
+    )
+    checkpoint = Checkpoint(Captioner(sizes, args.lstm), vocabulary, CNNIdentity.of(cnn), {})
+    val = tables[1] if args.val else None
+    train(checkpoint, config, tables[0], val, args.output, args.resume, args.device)
+    print(f"best captioner: {args.output / 'best.pt'}")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, help='[{"image_id": 1, "caption": "..."}, ...]')
+    parser.add_argument("--references", type=Path, required=True, help="COCO captions file")
+    parser.add_argument("--images", type=Path, help="folder of the pictures, for --report")
+    parser.add_argument("--meteor", action="store_true", help="also METEOR (needs Java)")
+    parser.add_argument("--json", type=Path, help="write scores, also of each picture")
+    parser.add_argument("--report", type=Path, help="write an HTML report")
+    parser.add_argument("--checkpoint", type=Path, help="adds its training curves to the report")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from captioning.datasets import load_coco, load_references
+    from captioning.evaluate import evaluate, read_results, write_evaluation
+    from captioning.files import write_json
+
+    results = read_results(args.results)
+    if args.report:
+        dataset = load_coco(args.references, args.images, "skip")
+    else:
+        dataset = load_references(args.references)
+    scores = evaluate(results, dataset, args.meteor)
+    print(scores)
+    if args.json:
+        data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
+        write_json(args.json, data, indent=1)
+    if args.report:
+        history: Any = ()
+        if args.checkpoint:
+            from captioning.checkpoint import load_checkpoint
+
+            history = load_checkpoint(args.checkpoint).training.get("history", ())
+        write_evaluation(args.report, results, dataset, scores, history)
+        print(f"report: {args.report}")
+
+
+def add_caption(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("pictures", nargs="*", help="files, folders, globs")
+    parser.add_argument("--annotations", type=Path, help="caption the pictures of a COCO file")
+    parser.add_argument("--images", type=Path, help="folder of those pictures")
+    parser.add_argument(
+        "--json", type=Path, help="write COCO results; with files, also their names"
+    )
+    parser.add_argument("--all", action="store_true", help="print every caption of the beam")
+    parser.add_argument("--batch-size", type=int, default=32)
+    add_lstm(parser)
+    add_decoding(parser)
+
+
+def run_caption(args: argparse.Namespace) -> int:
+    import time
+
+    from captioning.caption import caption_files, find_pictures
+    from captioning.checkpoint import load_checkpoint
+    from captioning.datasets import load_coco
+    from captioning.files import write_json
+    from captioning.generate import DecodeConfig
+
+    if bool(args.pictures) == bool(args.annotations):
+        raise CaptioningError("give either pictures or --annotations")
+    if args.annotations:
+        images = load_coco(args.annotations, args.images, "skip").images
+        paths, ids = [image.path for image in images], [image.id for image in images]
+    else:
+        paths = find_pictures(args.pictures)
+        ids = list(range(1, len(paths) + 1))
+    checkpoint = load_checkpoint(args.checkpoint, args.lstm)
+    cnn = checkpoint.cnn.load()
+    config = from_args(DecodeConfig, args)
+    results, failed, start = [], 0, time.perf_counter()
+    found = caption_files(checkpoint, cnn, paths, config, args.batch_size)
+    for image_id, item in zip(ids, found, strict=True):
+        if item.error:
+            failed += 1
+            print(item.error, file=sys.stderr)
+            continue
+        entry = {"image_id": image_id, "caption": item.captions[0].text}
+        results.append(entry if args.annotations else entry | {"file_name": str(item.path)})
+        if not args.json or args.all:
+            for caption in item.captions if args.all else item.captions[:1]:
+                print(f"{item.path}: {caption.text}")
+    if args.json:
+        write_json(args.json, results, indent=0)
+    rate = len(results) / (time.perf_counter() - start)
+    print(f"{len(results)} pictures, {rate:.1f} captions/s, CNN included", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--lstm", choices=("fastlstm", "torch", "reference"), default="fastlstm")
     parser.add_argument("--fresh", action="store_true", help="train again even if it was done")
     parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=run_demo)
+    add_lstm(parser)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -27,20 +357,36 @@ def run_demo(args: argparse.Namespace) -> None:
     demo(args.output, args.epochs, args.lstm, args.fresh, args.seed)
 
 
+COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
+    "prepare": ("turn captioned pictures into COCO files with splits", add_prepare, run_prepare),
+    "vocab": ("collect the words of captions", add_vocab, run_vocab),
+    "features": ("encode pictures once with a frozen CNN", add_features, run_features),
+    "train": ("train a captioner", add_train, run_train),
+    "evaluate": ("score captions", add_evaluate, run_evaluate),
+    "caption": ("write captions for pictures", add_caption, run_caption),
+    "demo": ("train on drawn pictures and report, in minutes on a CPU", add_demo, run_demo),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="captioning", description="Image captioning on an LSTM.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    add_demo(commands)
+    argv = sys.argv[1:] if argv is None else argv
+    for name, (text, add, run) in COMMANDS.items():
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, formatter_class=formatter)
+        if name in argv[:1]:  # the others need not import what their arguments come from
+            add(command)
+        command.set_defaults(run=run)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (CaptioningError, OSError) as error:
         print(f"captioning: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ncaptioning: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

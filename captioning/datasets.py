@@ -57,13 +57,14 @@ class CaptionDataset:
 
 
 def load_coco(
-    annotations: str | Path, image_folder: str | Path, on_error: str = "refuse"
+    annotations: str | Path, image_folder: str | Path | None = None, on_error: str = "refuse"
 ) -> CaptionDataset:
     """Read a COCO captions file.
 
     Args:
         annotations: the JSON file, {"images": [...], "annotations": [...]}.
-        image_folder: where the pictures' file names begin.
+        image_folder: where the pictures' file names begin; if None, what the file's
+            info.image_folder says (written by `captioning prepare`, relative to the file).
         on_error: what to do about captions without words and pictures without a file: "refuse"
             the data set, or "skip" and count them in the result.
 
@@ -79,6 +80,11 @@ def load_coco(
     coco.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         coco.createIndex()
+    if image_folder is None:
+        told = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
+        if told is None:
+            raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
+        image_folder = Path(annotations).parent / told
     folder = Path(image_folder)
     images, skipped = [], {}
     for image in data["images"]:
@@ -101,6 +107,17 @@ def load_coco(
     if not images:
         raise CaptioningError(f"{annotations}: no picture is left")
     return dataset
+
+
+def load_references(annotations: str | Path) -> CaptionDataset:
+    """Read the captions of a COCO file, as they are, for scoring: no picture is looked for."""
+    data = read_json(annotations)
+    _check_coco(data, annotations)
+    captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
+    for annotation in data["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    names = {image["id"]: Path(image["file_name"]) for image in data["images"]}
+    return CaptionDataset([CaptionedImage(i, names[i], texts) for i, texts in captions.items()])
 
 
 def _check_coco(data: Any, path: str | Path) -> None:

@@ -69,7 +69,8 @@ def demo(
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     tables = {}
     for split, dataset in data.items():
-        cache = extract_features(cnn, dataset.images, output / "features" / f"{split}.safetensors")
+        path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
+        cache = extract_features(cnn, dataset.images, path, stale="replace")
         tables[split] = FeatureTable(dataset, cache)
 
     config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)

@@ -141,6 +141,7 @@ def extract_features(
     workers: int = 0,
     device: str = "cpu",
     progress: bool = True,
+    stale: str = "refuse",
 ) -> FeatureCache:
     """Encode every picture into the cache `path`, or go on with one that was begun.
 
@@ -154,6 +155,7 @@ def extract_features(
         workers: processes that load pictures.
         device: where the CNN runs.
         progress: show a progress bar.
+        stale: "refuse" a cache of something else, or "replace" it.
 
     Raises:
         CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
@@ -163,15 +165,16 @@ def extract_features(
     if dtype not in _NAMES:
         raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {dtype!r}")
     key = cache_key(cnn, images, dtype)
-    if path.exists():
-        cache = FeatureCache(path, "r+")
-        if different := [k for k in key if cache.metadata.get(k) != key[k]]:
-            k = different[0]
+    cache = FeatureCache(path, "r+") if path.exists() else None
+    if cache and (different := [k for k in key if cache.metadata.get(k) != key[k]]):
+        k = different[0]
+        if stale == "refuse":
             raise CaptioningError(
                 f"{path} is stale: its {k} is {cache.metadata.get(k)!r}, expected {key[k]!r}. "
                 "Delete it or name another file."
             )
-    else:
+        cache = None
+    if cache is None:
         ids = [image.id for image in images]
         cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
     rows = np.flatnonzero(cache.state == TO_DO).tolist()

@@ -236,7 +236,9 @@ def write_contact_sheet(
             box = (0.03 + 0.2425 * x, (top - 2.75 * y - 1.75) / height, 0.225, 1.7 / height)
             axes = figure.add_axes(box)
             axes.imshow(_picture(picture.path), interpolation="lanczos")
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(visible=True, color="#d5dbe0", linewidth=0.8)
             color = {True: GOOD, False: BAD, None: INK}[picture.right]
             caption = textwrap.fill(picture.caption or "(nothing)", 36)
             reference = textwrap.fill("ref: " + picture.references[0], 44)

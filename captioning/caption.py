@@ -1,0 +1,81 @@
+"""Captions for pictures from disk."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from captioning.checkpoint import Checkpoint
+from captioning.cnn import FrozenCNN
+from captioning.errors import CaptioningError
+from captioning.generate import Caption, DecodeConfig, generate_captions
+from captioning.images import EXTENSIONS, ImageError, load_image
+
+
+def find_pictures(patterns: Sequence[str]) -> list[Path]:
+    """Files, folders (everything below them) and globs to a list of pictures, each once."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+            matches = [p for p in matches if p.is_file()]
+        if not matches:
+            raise CaptioningError(f"{pattern}: no picture there")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class CaptionedFile:
+    """What became of one file: its captions, best first, or why there are none."""
+
+    path: Path
+    captions: list[Caption]
+    error: str | None = None
+
+
+def caption_files(
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    paths: Sequence[Path],
+    config: DecodeConfig,
+    batch_size: int = 32,
+) -> Iterator[CaptionedFile]:
+    """Caption pictures; a broken one gives its message and does not stop the others.
+
+    Args:
+        checkpoint: the captioner.
+        cnn: its CNN, ``checkpoint.cnn.load()``.
+        paths: the pictures.
+        config: how to search.
+        batch_size: pictures at a time.
+
+    Yields:
+        One result for each path, in order.
+    """
+    for begin in range(0, len(paths), batch_size):
+        loaded: dict[Path, torch.Tensor] = {}
+        errors: dict[Path, str] = {}
+        chunk = paths[begin : begin + batch_size]
+        for path in chunk:
+            try:
+                image = load_image(path, 2 * cnn.transform.resize_size)
+                loaded[path] = cnn.transform(image)
+            except ImageError as error:
+                errors[path] = str(error)
+        captions: dict[Path, list[Caption]] = {}
+        if loaded:
+            features = cnn(torch.stack(list(loaded.values())))
+            written, _ = generate_captions(
+                checkpoint.model, checkpoint.vocabulary, features, config, batch_size
+            )
+            captions = dict(zip(loaded, written, strict=True))
+        for path in chunk:
+            yield CaptionedFile(path, captions.get(path, []), errors.get(path))

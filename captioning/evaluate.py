@@ -1,0 +1,62 @@
+"""Scores of a COCO results file against a COCO captions file, and its report."""
+
+from pathlib import Path
+
+from captioning.datasets import CaptionDataset
+from captioning.errors import CaptioningError
+from captioning.files import read_json
+from captioning.metrics import Scores, score_captions
+from captioning.report import History, Picture, Section, write_report
+
+
+def read_results(path: str | Path) -> dict[int, str]:
+    """Read [{"image_id": 1, "caption": "..."}, ...]; one caption for each picture."""
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise CaptioningError(f"{path}: expected a list of results, got {type(data).__name__}")
+    results: dict[int, str] = {}
+    for row in data:
+        fits = isinstance(row, dict) and isinstance(row.get("caption"), str) and "image_id" in row
+        if not fits:
+            raise CaptioningError(
+                f'{path}: expected {{"image_id": ..., "caption": "..."}}, got {str(row)[:100]}'
+            )
+        if row["image_id"] in results:
+            raise CaptioningError(f"{path}: picture {row['image_id']} has two captions")
+        results[row["image_id"]] = row["caption"]
+    return results
+
+
+def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = False) -> Scores:
+    """Score results; pictures of the data set without a caption are noted.
+
+    Raises:
+        CaptioningError: results of pictures that the data set does not have.
+    """
+    references = dataset.references
+    if unknown := [i for i in results if i not in references]:
+        raise CaptioningError(
+            f"{len(unknown)} results are of pictures that the captions file does not have: "
+            f"{unknown[:5]}"
+        )
+    scores = score_captions(results, references, meteor)
+    if missing := len(references) - len(results):
+        scores.notes.append(f"{missing} of {len(references)} pictures have no caption")
+    return scores
+
+
+def write_evaluation(
+    path: str | Path,
+    results: dict[int, str],
+    dataset: CaptionDataset,
+    scores: Scores,
+    history: History = (),
+) -> None:
+    """The HTML report: best, worst and random pictures, distribution of scores, curves."""
+    pictures = [
+        Picture(image.id, image.path, results[image.id], image.captions)
+        for image in dataset.images
+        if image.id in results
+    ]
+    section = Section("captions", f"{len(pictures)} pictures", pictures, scores)
+    write_report(path, "Evaluation of captions", "", [section], history)

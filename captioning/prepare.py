@@ -1,0 +1,236 @@
+"""Captioned pictures of other formats to COCO caption files with train, val and test splits.
+
+=========  ====================================================================================
+format     what it is
+=========  ====================================================================================
+karpathy   dataset_{coco,flickr8k,flickr30k}.json of Karpathy and Fei-Fei, with its own splits
+flickr     Flickr8k.token.txt, results_20130124.token: ``name.jpg#0<TAB>caption``
+csv        a header with ``image`` (or ``image_name``) and ``caption`` (or ``comment``), separated
+           by comma, tab, semicolon or bar: captions.txt of Flickr8k as it is commonly shared
+folder     a folder of pictures, each with its captions in a .txt of the same name, one per line
+=========  ====================================================================================
+"""
+
+import csv
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from captioning.errors import CaptioningError
+from captioning.files import read_json, write_json
+from captioning.images import EXTENSIONS, ImageError, load_image
+from captioning.tokenizer import tokenize
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Source:
+    """Captions by file name, and the split of each picture where the source knows it."""
+
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, caption: str) -> None:
+        self.captions.setdefault(name, []).append(caption)
+
+
+def read_source(path: str | Path) -> Source:
+    """Read captions of any of the formats above; which one, the content says."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".json":
+        return _read_karpathy(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaptioningError(f"cannot read {path}: {error}") from error
+    first = text.split("\n", 1)[0]
+    if "#" in first.split("\t")[0] and "\t" in first:
+        return _read_flickr(path, text)
+    return _read_csv(path, text)
+
+
+def _read_karpathy(path: Path) -> Source:
+    data, source = read_json(path), Source()
+    try:
+        for image in data["images"]:
+            name = "/".join(p for p in (image.get("filepath"), image["filename"]) if p)
+            # Karpathy's "restval" pictures of COCO are trained on by everybody.
+            source.splits[name] = {"restval": "train"}.get(image["split"], image["split"])
+            if "cocoid" in image:
+                source.ids[name] = image["cocoid"]
+            for sentence in image["sentences"]:
+                source.add(name, sentence["raw"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CaptioningError(
+            f"{path}: expected Karpathy's format, images with filename, split and sentences; "
+            f"problem: {error!r}. (COCO caption files need no preparation.)"
+        ) from error
+    if strange := sorted(set(source.splits.values()) - set(SPLITS)):
+        raise CaptioningError(f"{path}: unknown splits {strange}, expected {SPLITS}")
+    return source
+
+
+def _read_flickr(path: Path, text: str) -> Source:
+    source = Source()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, separator, caption = line.partition("\t")
+        if not separator or "#" not in name:
+            raise CaptioningError(f"{path}, line {number}: expected name#n<TAB>caption: {line!r}")
+        source.add(name.rsplit("#", 1)[0], caption)
+    return source
+
+
+def _read_csv(path: Path, text: str) -> Source:
+    lines, source = text.splitlines(), Source()
+    header = lines[0] if lines else ""
+    separator = max(",\t;|", key=header.count)
+    names = [column.strip().strip('"').lower() for column in header.split(separator)]
+    image = next((c for c in ("image", "image_name", "file_name", "filename") if c in names), None)
+    text_ = next((c for c in ("caption", "comment", "text") if c in names), None)
+    if image is None or text_ is None:
+        raise CaptioningError(
+            f"{path}: expected a first line with the columns image and caption, got {header!r}"
+        )
+    rows = csv.reader(lines[1:], delimiter=separator, skipinitialspace=True)
+    for number, row in enumerate(rows, 2):
+        if not row:
+            continue
+        if len(row) < len(names):
+            raise CaptioningError(f"{path}, row {number}: expected {len(names)} columns: {row}")
+        # Unquoted commas: a caption in the last column takes all that is left.
+        row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
+        source.add(row[names.index(image)].strip(), row[names.index(text_)])
+    return source
+
+
+def _read_folder(path: Path) -> Source:
+    for name in ("captions.txt", "captions.csv", "captions.tsv"):
+        if (path / name).is_file():
+            return read_source(path / name)
+    source = Source()
+    for picture in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
+        text = picture.with_suffix(".txt")
+        if text.is_file():
+            for line in text.read_text(encoding="utf-8-sig").splitlines():
+                if line.strip():
+                    source.add(picture.relative_to(path).as_posix(), line)
+    if not source.captions:
+        raise CaptioningError(
+            f"{path}: expected captions.txt with the columns image and caption, or a .txt beside "
+            "each picture"
+        )
+    return source
+
+
+def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
+    """Splits from files that list pictures one a line, as Flickr_8k.trainImages.txt does."""
+    splits: dict[str, str] = {}
+    for split, path in lists.items():
+        try:
+            names = Path(path).read_text().split()
+        except OSError as error:
+            raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+        for name in names:
+            if splits.setdefault(name, split) != split:
+                raise CaptioningError(f"{name} is in the lists of {splits[name]} and {split}")
+    return splits
+
+
+def prepare(
+    source: Source,
+    images: str | Path,
+    output: str | Path,
+    val: float = 0.05,
+    test: float = 0.05,
+    splits: Mapping[str, str] | None = None,
+    on_error: str = "refuse",
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Check every picture and write `output`/captions_{train,val,test}.json.
+
+    Args:
+        source: the captions.
+        images: folder of the pictures.
+        output: folder to write to.
+        val, test: shares of the pictures, drawn at random where no split is given.
+        splits: split by file name; pictures that it does not name are left out.
+        on_error: "refuse" or "skip" broken and missing pictures and captions without words.
+        seed: of the random splits.
+        progress: show a progress bar.
+
+    Returns:
+        Number of pictures by split, and what was skipped by reason.
+    """
+    images, output = Path(images), Path(output)
+    if val < 0 or test < 0 or val + test >= 1:
+        raise CaptioningError(f"val, test: expected shares that leave some, got {val} and {test}")
+    if not images.is_dir():
+        raise CaptioningError(f"images: {images} is no folder")
+    skipped: dict[str, list[str]] = {}
+    kept: dict[str, list[str]] = {}
+    for name, captions in tqdm(source.captions.items(), "check pictures", disable=not progress):
+        try:
+            load_image(images / name, 64)
+        except ImageError as error:
+            skipped.setdefault("bad picture", []).append(str(error))
+            continue
+        good = [" ".join(caption.split()) for caption in captions if tokenize(caption)]
+        if len(good) < len(captions):
+            skipped.setdefault("caption without words", []).append(name)
+        if good:
+            kept[name] = good
+    if skipped and on_error == "refuse":
+        lines = [f"{len(n)} x {reason}: {', '.join(n[:5])}" for reason, n in skipped.items()]
+        raise CaptioningError("\n".join([*lines, "(--on-error skip leaves them out)"]))
+    of = splits or source.splits or _random_splits(list(kept), val, test, seed)
+    folder = os.path.relpath(images, output)
+    counts = {}
+    for split in SPLITS:
+        names = [name for name in kept if of.get(name) == split]
+        counts[split] = len(names)
+        if names:
+            info = {"description": f"{split} split", "image_folder": folder}
+            write_json(output / f"captions_{split}.json", _coco(names, kept, source, info))
+    if not counts["train"]:
+        raise CaptioningError("no picture is left to train on")
+    return counts, skipped
+
+
+def _random_splits(names: list[str], val: float, test: float, seed: int) -> dict[str, str]:
+    names = sorted(names)
+    random.Random(seed).shuffle(names)
+    ends = round(len(names) * val), round(len(names) * (val + test))
+    return {
+        name: "val" if i < ends[0] else "test" if i < ends[1] else "train"
+        for i, name in enumerate(names)
+    }
+
+
+def _coco(
+    names: Sequence[str],
+    kept: Mapping[str, list[str]],
+    source: Source,
+    info: dict[str, str],
+) -> dict[str, object]:
+    number = {name: i for i, name in enumerate(source.captions, 1)}
+    images, annotations = [], []
+    for name in names:
+        captions = kept[name]
+        image_id = source.ids.get(name, number[name])
+        images.append({"id": image_id, "file_name": name})
+        for caption in captions:
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image_id, "caption": caption}
+            )
+    return {"info": info, "images": images, "annotations": annotations}
