@@ -16,10 +16,11 @@ bool choose_cpu_engine(std::string_view engine, bool tiled_serves, CpuEngine& ch
 ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,
                         int64_t element_size) {
   // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
-  // cache and the cost of a barrier. Only their proportions matter, and only the time depends on
-  // the choice, never the result.
-  constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 2e4;
-  constexpr double kBarrierMicroseconds = 1.0, kL2Bytes = 768 * 1024, kTileRows = 6;
+  // cache (loads run ahead of the arithmetic, so the longer of the two counts) and the cost of a
+  // barrier, which is high because a busy machine makes everybody wait there. Only the time depends
+  // on the choice, never the result.
+  constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
+  constexpr double kBarrierMicroseconds = 2.0, kL2Bytes = 768 * 1024, kTileRows = 6;
   const int64_t tiles = (hidden_size + lanes - 1) / lanes;
   ThreadGrid best{1, 1};
   double best_time = 1e300;
@@ -34,9 +35,10 @@ ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int
       const double multiply_adds =
           4 * units * hidden_size * std::max(rows, std::min(2.0, kTileRows));
       const double weight_bytes = 4 * units * hidden_size * element_size;
-      const double time = multiply_adds * element_size / 4 / kMultiplyAddsPerMicrosecond +
-                          (weight_bytes > kL2Bytes ? weight_bytes / kBytesPerMicrosecond : 0) +
-                          (unit_groups > 1 ? kBarrierMicroseconds : 0);
+      const double arithmetic = multiply_adds * element_size / 4 / kMultiplyAddsPerMicrosecond;
+      const double loading = weight_bytes > kL2Bytes ? weight_bytes / kBytesPerMicrosecond : 0;
+      const double time =
+          std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0);
       if (time < best_time) best_time = time, best = {unit_groups, row_groups};
     }
   return best;
