@@ -343,6 +343,21 @@ def run_caption(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def add_import_yunjey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder-*.ckpt")
+    parser.add_argument("--decoder", type=Path, required=True, help="decoder-*.ckpt")
+    parser.add_argument("--vocab", type=Path, required=True, help="vocab.pkl")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--cnn", default="resnet152", help="the ResNet of the encoder")
+
+
+def run_import_yunjey(args: argparse.Namespace) -> None:
+    from captioning.yunjey import import_yunjey
+
+    import_yunjey(args.encoder, args.decoder, args.vocab, args.cnn).save(args.output)
+    print(f"{args.output}: caption with it, python -m captioning caption {args.output} PICTURES")
+
+
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     parser.add_argument("--epochs", type=int, default=16)
@@ -364,6 +379,11 @@ COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "train": ("train a captioner", add_train, run_train),
     "evaluate": ("score captions", add_evaluate, run_evaluate),
     "caption": ("write captions for pictures", add_caption, run_caption),
+    "import-yunjey": (
+        "convert a captioner of yunjey's pytorch-tutorial",
+        add_import_yunjey,
+        run_import_yunjey,
+    ),
     "demo": ("train on drawn pictures and report, in minutes on a CPU", add_demo, run_demo),
 }
 

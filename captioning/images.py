@@ -72,7 +72,8 @@ class Transform:
         crop_size: side of the square cut from the middle.
         mean: mean per channel, of values in 0..1.
         std: standard deviation per channel.
-        interpolation: "bilinear" or "bicubic".
+        interpolation: "bilinear", "bicubic" or "lanczos".
+        squash: fit the whole picture into the square instead of cropping.
     """
 
     resize_size: int
@@ -80,6 +81,7 @@ class Transform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture to float32 [3, crop_size, crop_size]."""
@@ -89,7 +91,7 @@ class Transform:
         image = image.resize(
             (self.crop_size, self.crop_size),
             Image.Resampling[self.interpolation.upper()],
-            box=(left, top, left + side, top + side),
+            box=None if self.squash else (left, top, left + side, top + side),
         )
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))

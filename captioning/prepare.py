@@ -101,7 +101,7 @@ def _read_csv(path: Path, text: str) -> Source:
         raise CaptioningError(
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
-    rows = csv.reader(lines[1:], delimiter=separator, skipinitialspace=True)
+    rows = csv.reader(lines[1:], delimiter=separator)
     for number, row in enumerate(rows, 2):
         if not row:
             continue
@@ -109,7 +109,7 @@ def _read_csv(path: Path, text: str) -> Source:
             raise CaptioningError(f"{path}, row {number}: expected {len(names)} columns: {row}")
         # Unquoted commas: a caption in the last column takes all that is left.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
-        source.add(row[names.index(image)].strip(), row[names.index(text_)])
+        source.add(row[names.index(image)].strip(), row[names.index(text_)].strip())
     return source
 
 

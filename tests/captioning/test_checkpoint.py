@@ -8,6 +8,7 @@ import torch
 
 from captioning.checkpoint import load_checkpoint
 from captioning.errors import CaptioningError
+from captioning.vocabulary import Vocabulary
 
 
 def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
@@ -93,7 +94,7 @@ def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, m
 
 def test_a_vocabulary_of_another_size_is_refused(new_checkpoint, tmp_path):
     checkpoint = new_checkpoint()
-    checkpoint.vocabulary.words.append("zebra")
+    checkpoint.vocabulary = Vocabulary([*checkpoint.vocabulary.words, "zebra"])
     checkpoint.save(tmp_path / "c.pt")
     with pytest.raises(CaptioningError, match="its vocabulary has"):
         load_checkpoint(tmp_path / "c.pt")

@@ -1,0 +1,99 @@
+"""Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
+
+Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
+cached features; only the LSTM differs. Prints a table::
+
+    python benchmarks/bench_captioning.py
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from captioning.generate import DecodeConfig, decode_batch
+from captioning.model import Captioner, ModelConfig
+
+
+def alternate(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, the runs taking turns so that the machine is the same for both."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first one warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 17, (args.batch,), generator=generator).sort(descending=True).values
+    captions = torch.randint(4, vocab, (args.batch, 16), generator=generator)
+    captions[torch.arange(16) >= lengths.unsqueeze(1)] = 0
+    features = torch.randn(args.batch, args.features, generator=generator)
+
+    def make(lstm: str) -> Callable[[], None]:
+        torch.manual_seed(0)
+        model = Captioner(ModelConfig(args.features, vocab, args.embed, args.hidden), lstm)
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss = model(features, torch.arange(args.batch), captions, lengths)
+            (loss / int((lengths - 1).sum())).backward()
+            optimizer.step()
+
+        return step
+
+    return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
+
+
+def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    features = torch.randn(args.batch, args.features)
+
+    def make(lstm: str) -> Callable[[], None]:
+        torch.manual_seed(0)
+        sizes = ModelConfig(args.features, vocab, args.embed, args.hidden)
+        model = Captioner(sizes, lstm).eval()
+        model.decoder.linear.bias.data[2] = -1e9  # never ends: all 20 steps are timed
+        return lambda: decode_batch(model, features, DecodeConfig(method), None) and None
+
+    return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--embed", type=int, default=256)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--features", type=int, default=2048)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[3000, 10000])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the numbers")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")
+    print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
+    rows = []
+    cases = [(f"train, {v:,} words", training(v, args)) for v in args.vocab]
+    for method in ("greedy", "beam"):
+        cases.append(
+            (f"{method} search, {args.vocab[0]:,} words", decoding(method, args.vocab[0], args))
+        )
+    for name, runs in cases:
+        seconds = alternate(runs, args.repeats)
+        rate = {lstm: args.batch / value for lstm, value in seconds.items()}
+        ratio = rate["fastlstm"] / rate["torch"]
+        print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
+        rows.append({"case": name, **rate, "ratio": ratio})
+    if args.json:
+        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

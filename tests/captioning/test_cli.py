@@ -1,0 +1,187 @@
+"""The command line from pictures to scores, and its messages."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioning.__main__ import COMMANDS, main
+from captioning.prepare import read_source
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+@pytest.fixture(scope="module")
+def trained(scenes_root, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    annotations = scenes_root / "annotations"
+    code = main(
+        ["train", "--train", str(annotations / "captions_train.json")]
+        + ["--val", str(annotations / "captions_val.json"), "--output", str(folder)]
+        + ["--cnn", "scenes_cnn", "--pool", "2x2", "--epochs", "1", "--batch-size", "48"]
+        + ["--hidden-size", "16", "--embed-size", "16", "--min-count", "1"]
+    )
+    assert code == 0
+    return folder
+
+
+def test_trains_captions_and_evaluates(trained, scenes_root, tmp_path, capsys):
+    val = str(scenes_root / "annotations" / "captions_val.json")
+    results = str(tmp_path / "r.json")
+    assert main(["caption", str(trained / "best.pt"), "--annotations", val, "--json", results]) == 0
+    assert len(json.loads(Path(results).read_text())) == 12
+    report, scores = tmp_path / "report.html", tmp_path / "scores.json"
+    arguments = ["evaluate", results, "--references", val, "--report", str(report)]
+    extra = ["--json", str(scores), "--checkpoint", str(trained / "best.pt")]
+    assert main(arguments + extra) == 0
+    assert "BLEU-4" in capsys.readouterr().out and "<svg" in report.read_text()
+    assert set(json.loads(scores.read_text())) == {"scores", "notes", "per_image"}
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_captions_files_folders_and_globs_and_names_the_broken_one(
+    trained, scenes_root, tmp_path, capsys, method
+):
+    shutil.copytree(scenes_root / "val", tmp_path / "val")
+    (tmp_path / "val" / "broken.png").write_text("no picture")
+    first = next((scenes_root / "unseen").iterdir())
+    pictures = [str(first), str(tmp_path / "val"), str(scenes_root / "unseen" / "*.png")]
+    assert main(["caption", str(trained / "best.pt"), *pictures, "--method", method]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
+    assert "broken.png: not a picture" in err and "captions/s" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption", "none.pt", "x.png"], "x.png: no picture there"),
+        (["caption", "none.pt"], "give either pictures or --annotations"),
+        (["evaluate", "none.json", "--references", "none.json"], "cannot read none.json"),
+        (["vocab", "none.json", "--output", "v.json"], "cannot read none.json"),
+        (["prepare", "none.txt", "--output", "o"], "cannot read none.txt"),
+        (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["demo", "--epochs", "0", "--output", "{tmp}"], "epochs: expected >= 1"),
+    ],
+)
+def test_bad_input_gives_a_message_not_a_traceback(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([a.format(tmp=tmp_path) for a in arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_training_does_not_overwrite_a_captioner(trained, scenes_root, capsys):
+    before = (trained / "last.pt").read_bytes()
+    annotations = str(scenes_root / "annotations" / "captions_train.json")
+    assert main(["train", "--train", annotations, "--output", str(trained)]) == 1
+    assert "holds a captioner already" in capsys.readouterr().err
+    assert (trained / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([{"image_id": 97, "caption": "a"}, {"image_id": 97, "caption": "b"}], "two captions"),
+        ([{"image_id": 5, "caption": "a"}], "1 results are of pictures that"),
+        ([{"image_id": 97}], "expected {"),
+        ({}, "expected a list"),
+    ],
+)
+def test_bad_results_are_refused(results, message, scenes_root, tmp_path, capsys):
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    val = str(scenes_root / "annotations" / "captions_val.json")
+    assert main(["evaluate", str(tmp_path / "r.json"), "--references", val]) == 1
+    assert message in capsys.readouterr().err
+
+
+# prepare ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(10):
+        Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
+    return folder
+
+
+SOURCES = {
+    "flickr": "".join(
+        f"{i}.jpg#{k}\tpicture {i}, caption {k}\n" for i in range(10) for k in (0, 1)
+    ),
+    "csv": "image,caption\n"
+    + "".join(f"{i}.jpg,picture {i}, caption {k}\n" for i in range(10) for k in (0, 1)),
+    "bar": "image_name| comment_number| comment\n"
+    + "".join(f"{i}.jpg| {k}| picture {i}, caption {k}\n" for i in range(10) for k in (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, "karpathy", "sidecar"])
+def test_every_format_gives_the_same_captions(kind, pictures, tmp_path):
+    source = tmp_path / "captions.txt"
+    if kind == "karpathy":
+        source = tmp_path / "dataset.json"
+        images = [
+            {
+                "filename": f"{i}.jpg",
+                "split": "restval" if i < 6 else "val" if i < 8 else "test",
+                "sentences": [{"raw": f"picture {i}, caption {k}"} for k in (0, 1)],
+            }
+            for i in range(10)
+        ]
+        source.write_text(json.dumps({"images": images}))
+    elif kind == "sidecar":
+        source = pictures
+        for i in range(10):
+            (pictures / f"{i}.txt").write_text(f"picture {i}, caption 0\npicture {i}, caption 1\n")
+    else:
+        source.write_text(SOURCES[kind])
+    found = read_source(source).captions
+    assert found == {f"{i}.jpg": [f"picture {i}, caption {k}" for k in (0, 1)] for i in range(10)}
+    output = tmp_path / "data"
+    arguments = ["prepare", str(source), "--images", str(pictures), "--output", str(output)]
+    assert main([*arguments, "--val", "0.2", "--test", "0.2"]) == 0
+    sizes = [
+        len(json.loads((output / f"captions_{s}.json").read_text())["images"])
+        for s in ("train", "val", "test")
+    ]
+    assert sizes == [6, 2, 2]
+
+
+def test_prepare_names_what_it_refuses_or_skips(pictures, tmp_path, capsys):
+    (tmp_path / "c.txt").write_text(SOURCES["csv"] + "none.jpg,a dog\n1.jpg,...\n")
+    (pictures / "3.jpg").write_bytes(b"broken")
+    arguments = ["prepare", str(tmp_path / "c.txt"), "--images", str(pictures)]
+    arguments += ["--output", str(tmp_path / "o"), "--val", "0.2", "--test", "0"]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert "2 x bad picture" in err and "3.jpg" in err and "none.jpg" in err
+    assert not (tmp_path / "o").exists()
+    assert main([*arguments, "--on-error", "skip"]) == 0
+    assert "7 train, 2 val, 0 test" in capsys.readouterr().out
+    from captioning.datasets import load_coco
+
+    assert len(load_coco(tmp_path / "o" / "captions_train.json").images) == 7
+
+
+def test_split_lists_decide(pictures, tmp_path):
+    (tmp_path / "c.txt").write_text(SOURCES["flickr"])
+    (tmp_path / "train").write_text("1.jpg\n2.jpg\n")
+    (tmp_path / "test").write_text("5.jpg\n")
+    arguments = ["prepare", str(tmp_path / "c.txt"), "--images", str(pictures)]
+    arguments += ["--train-list", str(tmp_path / "train"), "--test-list", str(tmp_path / "test")]
+    assert main([*arguments, "--output", str(tmp_path / "o")]) == 0
+    data = json.loads((tmp_path / "o" / "captions_train.json").read_text())
+    assert [image["file_name"] for image in data["images"]] == ["1.jpg", "2.jpg"]
+    assert not (tmp_path / "o" / "captions_val.json").exists()

