@@ -12,15 +12,15 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-template <typename A>
-FASTLSTM_HD A sum_of_lanes(Vec<A> x) {
-#pragma GCC unroll 4
-  for (int width = Vec<A>::lanes / 2; width > 0; width /= 2) {
+template <int width, typename A>
+FASTLSTM_HD A sum_of_lanes(const Vec<A>& x) {
+  if constexpr (width == 0) {
+    return x.v[0];
+  } else {
     typename Registers<A>::Bits swapped;
     for (int l = 0; l < Vec<A>::lanes; ++l) swapped[l] = l ^ width;
-    x = x + Vec<A>(shuffle(x.v, x.v, swapped));
+    return sum_of_lanes<width / 2>(x + Vec<A>(shuffle(x.v, x.v, swapped)));
   }
-  return x.v[0];
 }
 
 // `count` < lanes elements, then zeros.
@@ -81,7 +81,7 @@ static void dot_tile(const OneStep<A>& s, const OneStepRow<A>* row, int64_t unit
     for (int g = 0; g < 4; ++g) {
       const int64_t at = g * s.hidden_size + unit;
       const A bias = s.b_ih ? s.b_ih[at] + s.b_hh[at] : A(0);
-      pre[(r * 4 + g) * Vec<A>::lanes] = sum_of_lanes(tile.sum[r][g]) + bias;
+      pre[(r * 4 + g) * Vec<A>::lanes] = sum_of_lanes<Vec<A>::lanes / 2>(tile.sum[r][g]) + bias;
     }
 }
 
