@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import pytest
 import torch
-import torch.testing._internal.common_utils  # noqa: F401
 
 from fastlstm import _build
 
@@ -19,7 +19,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 # Importing common_utils, as opcheck and tests/peer do, forbids setting torch.backends flags from
 # then on. Whether a test may set them must not depend on which tests were collected or run before.
-setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010
+with mock.patch.object(torch.backends, "disable_global_flags"):
+    import torch.testing._internal.common_utils  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
