@@ -206,6 +206,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     add_lstm(parser)
     group = parser.add_argument_group("model")
+    group.add_argument(
+        "--decoder",
+        choices=("lstm", "attention"),
+        default="lstm",
+        help="attention looks at the cells of the feature map; give it --pool grid",
+    )
     group.add_argument("--embed-size", type=int, default=256)
     group.add_argument("--hidden-size", type=int, default=512)
     group.add_argument("--num-layers", type=int, default=1)
@@ -228,6 +234,8 @@ def run_train(args: argparse.Namespace) -> None:
         raise CaptioningError(
             f"{args.output} holds a captioner already: --resume, or another --output"
         )
+    if (args.pool == "grid") != (args.decoder == "attention"):
+        raise CaptioningError("--decoder attention and --pool grid need each other")
     cnn = load_cnn_of(args)
     features = args.features or args.output / "features"
     tables = [table(args, cnn, args.train, args.train_images, features / f"{args.train.stem}.st")]
@@ -248,6 +256,7 @@ def run_train(args: argparse.Namespace) -> None:
         args.num_layers,
         args.max_seq_length,
         args.dropout,
+        args.decoder,
     )
     checkpoint = Checkpoint(Captioner(sizes, args.lstm), vocabulary, CNNIdentity.of(cnn), {})
     val = tables[1] if args.val else None

@@ -83,7 +83,7 @@ def demo(
     if not fresh and stamp.exists() and read_json(stamp) == recipe:
         say(f"3/5  {output / 'best.pt'} is trained already; --fresh trains again")
         checkpoint = load_checkpoint(output / "best.pt", lstm)
-        history = checkpoint.training["history"]
+        history = load_checkpoint(output / "last.pt").training["history"]
     else:
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         torch.manual_seed(seed)

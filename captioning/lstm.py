@@ -20,3 +20,13 @@ def make_lstm(
     if kind == "reference":
         lstm.engine = "reference"
     return lstm
+
+
+def make_lstm_cell(kind: str, input_size: int, hidden_size: int) -> nn.Module:
+    """One step of the same: fastlstm.LSTMCell, torch.nn.LSTMCell, or ours in plain PyTorch."""
+    if kind not in LSTMS:
+        raise CaptioningError(f"lstm: expected one of {LSTMS}, got {kind!r}")
+    cell = (nn.LSTMCell if kind == "torch" else fastlstm.LSTMCell)(input_size, hidden_size)
+    if kind == "reference":
+        cell.engine = "reference"
+    return cell

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from captioning.attention import AttentionDecoder
 from captioning.decoder import DecoderRNN
 from captioning.encoder import EncoderCNN
 from captioning.errors import CaptioningError
@@ -23,7 +24,7 @@ class ModelConfig:
     num_layers: number of LSTM layers.
     max_seq_length: the most tokens that decoding writes, <end> included.
     dropout: see `DecoderRNN`.
-    decoder: "lstm".
+    decoder: "lstm", on one vector for each picture, or "attention", on its cells (pool "grid").
     """
 
     feature_size: int
@@ -48,17 +49,18 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = EncoderCNN(config.feature_size, config.embed_size)
-        if config.decoder != "lstm":
-            raise CaptioningError(f"decoder: expected 'lstm', got {config.decoder!r}")
-        self.decoder = DecoderRNN(
-            config.embed_size,
-            config.hidden_size,
-            config.vocab_size,
-            config.num_layers,
-            config.max_seq_length,
-            config.dropout,
-            lstm,
-        )
+        sizes = (config.embed_size, config.hidden_size, config.vocab_size)
+        rest = (config.max_seq_length, config.dropout, lstm)
+        self.decoder: DecoderRNN | AttentionDecoder
+        if config.decoder == "lstm":
+            self.decoder = DecoderRNN(*sizes, config.num_layers, *rest)
+        elif config.decoder == "attention" and config.num_layers == 1:
+            self.decoder = AttentionDecoder(*sizes, *rest)
+        else:
+            raise CaptioningError(
+                f"decoder: expected 'lstm', or 'attention' with one layer, got {config.decoder!r} "
+                f"with {config.num_layers}"
+            )
 
     def forward(
         self,

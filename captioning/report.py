@@ -158,7 +158,7 @@ def _table(first: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     return f"<table>{_row([first, *names], 'th')}{''.join(body)}</table>"
 
 
-def choose(section: Section, each: int = 6, seed: int = 0) -> dict[str, list[Picture]]:
+def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[Picture]]:
     """Random, best and worst pictures of a section by CIDEr-D."""
     score = {p.id: section.scores.per_image[p.id]["CIDEr-D"] for p in section.pictures}
     ordered = sorted(section.pictures, key=lambda p: -score[p.id])

@@ -39,12 +39,20 @@ def test_writes_checkpoints_that_caption_as_the_trained_model_does(new_checkpoin
     assert history[1]["loss"] < history[0]["loss"]
     after = weights(tmp_path / "last.pt")
     assert all(not torch.equal(after[k], before[k]) for k in before)
-    assert list((tmp_path / "tensorboard").iterdir())
     loaded = load_checkpoint(tmp_path / "last.pt")
     captions = encoded(data.val, data.vocabulary)
     loss, scores, _ = validate(loaded, data.val, captions, progress=False)
     assert loss == pytest.approx(history[1]["val_loss"])
     assert scores.overall["CIDEr-D"] == pytest.approx(history[1]["CIDEr-D"])
+
+
+def test_tensorboard_gets_the_curves(new_checkpoint, data, tmp_path):
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(new_checkpoint(), data, tmp_path)
+    log = event.EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    assert {"train/loss", "epoch/CIDEr-D", "epoch/val_loss"} <= set(log.Tags()["scalars"])
+    assert len(log.Scalars("epoch/loss")) == 2
 
 
 def test_validation_writes_on_its_own():

@@ -1,0 +1,99 @@
+"""The attention decoder: its routes agree, it looks where it must, and it trains and searches."""
+
+import pytest
+import torch
+
+from captioning.attention import AttentionDecoder
+from captioning.model import Captioner, ModelConfig
+from captioning.search import beam_search, greedy_search
+from captioning.vocabulary import END, PAD, START
+
+E, H, V, CELLS = 6, 8, 12, 5
+CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START, 4, END, PAD, PAD]])
+LENGTHS = torch.tensor([5, 4, 3])
+
+
+def decoder(lstm: str = "fastlstm") -> AttentionDecoder:
+    torch.manual_seed(0)
+    return AttentionDecoder(E, H, V, lstm=lstm).eval()
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(3, CELLS, E)
+
+
+def test_steps_packed_and_padded_agree(image):
+    model = decoder()
+    hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
+    padded, _ = model.unroll_padded(image, CAPTIONS, LENGTHS)
+    assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, END]
+    alive = [(b, t) for t in range(4) for b in range(3) if t < LENGTHS[b] - 1]
+    rows = torch.stack([padded.view(3, 4, H)[b, t] for b, t in alive])
+    torch.testing.assert_close(hidden, rows)
+    state = model.start(image)
+    for t in range(4):
+        scores, state = model.step(CAPTIONS[:, t], state)
+        torch.testing.assert_close(scores, model.linear(padded.view(3, 4, H)[:, t]))
+
+
+@pytest.mark.parametrize("lstm", ["torch", "reference"])
+def test_all_lstms_compute_the_same(image, lstm):
+    ours, other = decoder(), decoder(lstm)
+    other.load_state_dict(ours.state_dict())
+    expected = ours(image, CAPTIONS, LENGTHS)
+    torch.testing.assert_close(other(image, CAPTIONS, LENGTHS), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_are_a_distribution_and_the_cells_matter(image):
+    model = decoder()
+    weights = model.attention(image, CAPTIONS[:, 1:])
+    assert weights.shape == (3, 4, CELLS)
+    torch.testing.assert_close(weights.sum(2), torch.ones(3, 4))
+    # The order of the cells means nothing; their content does.
+    shuffled = image[:, torch.tensor([3, 0, 4, 1, 2])]
+    expected = model(image, CAPTIONS, LENGTHS)
+    torch.testing.assert_close(model(shuffled, CAPTIONS, LENGTHS), expected)
+    assert not torch.allclose(model(image * 2, CAPTIONS, LENGTHS), expected)
+
+
+def test_attention_finds_the_marked_cell(image):
+    model = decoder()
+    direction = torch.zeros(E)
+    direction[0] = 1.0
+    model.key.weight.data.zero_()
+    model.key.weight.data[:, 0] = 5.0
+    model.query.weight.data.zero_()
+    model.energy.weight.data.fill_(1.0)
+    image[..., 0] = -1.0
+    image[torch.arange(3), torch.tensor([4, 0, 2])] = 2 * direction
+    assert model.attention(image, CAPTIONS[:, 1:2])[:, 0].argmax(1).tolist() == [4, 0, 2]
+
+
+def test_search_works_on_it_and_a_batch_equals_its_pictures(image):
+    model = decoder()
+    greedy = greedy_search(model, image)
+    assert [g[0].tokens for g in beam_search(model, image, 1)] == [h.tokens for h in greedy]
+    for i, group in enumerate(beam_search(model, image, 3)):
+        alone = beam_search(model, image[i : i + 1], 3)[0]
+        assert [h.tokens for h in alone] == [h.tokens for h in group]
+
+
+def test_learns_which_cell_decides():
+    """Pictures that differ only in the content of one cell, each with its own caption."""
+    torch.manual_seed(0)
+    model = Captioner(ModelConfig(4, V, 16, 24, decoder="attention"))
+    features = torch.zeros(4, CELLS, 4)
+    features[torch.arange(4), torch.tensor([0, 3, 1, 4]), torch.arange(4)] = 3.0
+    captions = torch.tensor([[START, 4 + i, 8 + i, END] for i in range(4)])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(features, torch.arange(4), captions, torch.full((4,), 4)).backward()
+        optimizer.step()
+    model.encoder.train()  # the statistics of 80 steps have not settled yet
+    image = model.encoder.embed(features)
+    assert [h.tokens for h in greedy_search(model.decoder.eval(), image)] == captions[
+        :, 1:
+    ].tolist()
