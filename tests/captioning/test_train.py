@@ -240,3 +240,4 @@ def test_two_processes_have_the_loss_of_one(scenes_root, data, tmp_path):
         results.append(json.loads(out.read_text()))
     assert len(results[0]["losses"]) == 2
     assert results[1]["losses"] == pytest.approx(results[0]["losses"], rel=1e-5)
+    assert results[1]["gradient"] == pytest.approx(results[0]["gradient"], rel=1e-3)
