@@ -1,5 +1,6 @@
 #include "differentiable.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "lstm_math.h"

@@ -32,6 +32,11 @@ if _OP_DEVICES:
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE", "auto")
 
+# Asked once: torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
 # Absent from some builds of torch; without it the op itself refuses the transforms.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
@@ -263,7 +268,7 @@ def _layer(
         return results
 
     device = input.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
         return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
     # The autocast rule of the op: 16 bits at the border, the cell state inside is float32.
