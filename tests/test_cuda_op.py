@@ -176,6 +176,10 @@ def test_a_refused_launch_falls_back(kind):
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_bits_do_not_depend_on_the_batch(kind):
     call = Call(kind, batch=9)
+    # Eighths: the host's product with W_ih is then exact, whose order of summation, unlike the
+    # kernel's, depends on the number of rows.
+    call.input = (call.input * 8).round() / 8
+    call.weights = [(w * 8).round() / 8 for w in call.weights]
     whole = call.forward("persistent:8x8x2")[0]
     call.input, call.h_0, call.c_0 = call.input[:, 3:5], call.h_0[:, 3:5], call.c_0[:, 3:5]
     assert torch.equal(call.forward("persistent:16x8x1")[0], whole[:, 3:5])
