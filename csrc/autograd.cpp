@@ -44,9 +44,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     ctx->saved_data["engine"] = engine;
     ctx->saved_data["input_needs_grad"] = input.requires_grad();
     ctx->saved_data["state_needs_grad"] = h_0.requires_grad() || c_0.requires_grad();
-    // Gradients of batch_sizes, lengths and reset: one slot for each that was given, and one for
-    // each that was not (as for every argument that is no tensor).
-    ctx->set_materialize_grads(false);
+    ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
     return {output, h_n, c_n, cells, gates};
   }
 
