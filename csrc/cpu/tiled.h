@@ -6,6 +6,9 @@
 
 namespace fastlstm {
 
+// A dense batch of one step without anything to save: decoding, reinforcement learning.
+template <typename T>
+ForwardResult one_step_forward(const Layer& layer);
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
 template <typename T>

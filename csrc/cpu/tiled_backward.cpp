@@ -1,0 +1,171 @@
+#include <algorithm>
+
+#include "packed_matrix.h"
+#include "rows.h"
+#include "tiled.h"
+#include "walk.h"
+
+namespace fastlstm {
+
+template <typename T>
+BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                              bool input_needs_grad, bool state_needs_grad) {
+  using A = State_t<T>;
+  const auto& kernels = tiled_kernels<T>();
+  const Rows rows(layer);
+  const int64_t directions = layer.num_directions(), batch = rows.batch();
+  const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
+  const int64_t input_size = layer.input_size.expect_int();
+  const auto options = layer.input.options();
+  const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
+  const bool padding = rows.total() < flat_rows;
+
+  const Tensor output = saved.output.contiguous(), cells = saved.cells.contiguous();
+  const Tensor gates = saved.gates.contiguous();
+  const auto contiguous = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
+  const Tensor d_output = contiguous(grads.output), d_h_n = contiguous(grads.h_n);
+  const Tensor d_cells = contiguous(grads.cells);
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
+  const Sequence<const T> x(layer.input, rows);
+
+  Tensor grad_input = !input_needs_grad ? at::empty({0}, options)
+                      : padding         ? at::zeros(layer.input.sizes(), options)
+                                        : at::empty(layer.input.sizes(), options);
+  Tensor grad_h_0 = d_h_n.defined() ? d_h_n.clone() : at::zeros_like(h_0);
+  Tensor grad_c_0 = grads.c_n.defined()
+                        ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
+                        : at::zeros_like(c_0);
+  // Steps whose gradients are walked, then multiplied while they are in cache.
+  constexpr int64_t kChunkRows = 1024;
+  const int64_t chunk_steps =
+      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
+  const Tensor d_gates_tensor = at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
+  T* const d_gates = data<T>(d_gates_tensor);
+  const std::vector<T> zeros(4 * hidden, T(A(0)));
+  const std::vector<A> zero_c(hidden, A(0));
+  const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
+  std::optional<Sequence<T>> dx;
+  if (input_needs_grad) dx.emplace(grad_input, rows);
+  std::vector<Tensor> grad_weights;
+
+  for (int64_t d = 0; d < directions; ++d) {
+    const Direction& w = layer.directions[d];
+    const bool reverse = d == 1;
+    const Tensor w_hh = w.w_hh.contiguous(), w_ih = w.w_ih.contiguous();
+    const PackedMatrix<T> packed_w_hh(row_pointers(const_data<T>(w_hh), 4 * hidden, hidden).data(),
+                                      false, 0, 4 * hidden, hidden, grid.unit_groups);
+    const auto at_or_zeros = [&](const Tensor& tensor, int64_t offset) {
+      return tensor.defined() ? const_data<T>(tensor) + offset : zeros.data();
+    };
+    const T* const y = const_data<T>(output) + d * hidden;
+    const A* const saved_cells = const_data<A>(cells) + d * flat_rows * hidden;
+    const T* const saved_gates = const_data<T>(gates) + d * flat_rows * 4 * hidden;
+    A* const dc_state = data<A>(grad_c_0[d]);
+    T* const dh_first = data<T>(grad_h_0[d]);
+    const T* const h_first = const_data<T>(h_0[d]);
+    const A* const c_first = const_data<A>(c_0[d]);
+    const auto before = [&](int64_t t, int64_t row) {
+      return rows.flat(reverse ? t + 1 : t - 1, row);
+    };
+    Tensor grad_w_ih = at::empty({4 * hidden, input_size}, state_options);
+    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, state_options);
+    Tensor grad_bias = layer.has_bias() ? at::empty({4 * hidden}, state_options) : Tensor();
+    std::optional<PackedMatrix<T>> packed_w_ih;
+    if (input_needs_grad)
+      packed_w_ih.emplace(row_pointers(const_data<T>(w_ih), 4 * hidden, input_size).data(), false,
+                          0, 4 * hidden, input_size, 1);
+
+    // d_gates of the steps in hand and of the one before them (later in time), as a ring.
+    const auto d_gates_at = [&](int64_t t, int64_t row) {
+      const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
+      return d_gates + (k % (chunk_steps + 1) * batch + row) * 4 * hidden;
+    };
+    const auto make_row = [&](int64_t t, int64_t row) {
+      const bool first = t == rows.first_step(row, reverse);
+      const bool last = t == rows.last_step(row, reverse);
+      const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
+      const int64_t next = reverse ? t - 1 : t + 1;
+      BackwardRow<T, A> made;
+      made.reset = rows.is_reset(t, row);
+      made.d_gates_next = last || rows.is_reset(next, row) ? nullptr : d_gates_at(next, row);
+      made.d_output = at_or_zeros(d_output, (flat * directions + d) * hidden);
+      made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * hidden) : zeros.data();
+      made.d_cells = d_cells.defined() ? const_data<A>(d_cells) + (d * flat_rows + flat) * hidden
+                                       : zero_c.data();
+      made.gates = saved_gates + flat * 4 * hidden;
+      made.c = saved_cells + flat * hidden;
+      made.c_prev = made.reset ? zero_c.data()
+                    : first    ? c_first + b * hidden
+                               : saved_cells + before(t, row) * hidden;
+      made.dc = dc_state + b * hidden;
+      made.d_gates = d_gates_at(t, row);
+      return made;
+    };
+    const int64_t panels = packed_w_hh.panels().size();
+    for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
+      const int64_t end = std::min(begin + chunk_steps, rows.steps());
+      walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
+        const int64_t t = rows.step(k, !reverse);
+        thread_local std::vector<BackwardRow<T, A>> made;
+        made.resize(batch);
+        const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
+                                            [&](int64_t row) { return make_row(t, row); });
+        const int64_t last = (unit_group + 1) * panels / grid.unit_groups;
+        for (int64_t p = unit_group * panels / grid.unit_groups; p < last; ++p)
+          kernels.backward(made.data(), count, 4 * hidden, packed_w_hh.panel(p),
+                           packed_w_hh.panels()[p], hidden, zeros.data());
+      });
+
+      const auto all = [&](const auto& find) {
+        return live_rows<const T*>(rows, !reverse, begin, end, find);
+      };
+      const std::vector<const T*> d_gates_rows = all(d_gates_at);
+      multiply_transposed<T>(d_gates_rows, 4 * hidden,
+                             {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
+                               input_size, data<A>(grad_w_ih)},
+                              {all([&](int64_t t, int64_t row) -> const T* {
+                                 if (rows.is_reset(t, row)) return zeros.data();
+                                 if (t == rows.first_step(row, reverse))
+                                   return h_first + rows.batch_index(row) * hidden;
+                                 return y + before(t, row) * directions * hidden;
+                               }),
+                               hidden, data<A>(grad_w_hh)}},
+                             begin > 0);
+      if (grad_bias.defined()) sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
+      if (input_needs_grad)
+        multiply_rounded<T>(d_gates_rows, *packed_w_ih,
+                            live_rows<T*>(rows, !reverse, begin, end,
+                                          [&](int64_t t, int64_t row) { return dx->at(t, row); }),
+                            d > 0);
+      if (!state_needs_grad) continue;
+      // Into h_0 goes what came back through each row's first step.
+      std::vector<const T*> through;
+      std::vector<T*> into;
+      for (int64_t row = 0; row < rows.live(0); ++row) {
+        const int64_t t = rows.first_step(row, reverse);
+        const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
+        if (k < begin || k >= end) continue;
+        T* const to = dh_first + rows.batch_index(row) * hidden;
+        if (rows.is_reset(t, row)) {
+          std::fill_n(to, hidden, T(A(0)));
+        } else {
+          through.push_back(d_gates_at(t, row));
+          into.push_back(to);
+        }
+      }
+      multiply_rounded<T>(through, packed_w_hh, into, false);
+    }
+    for (const Tensor& gradient : {grad_w_ih, grad_w_hh, grad_bias})
+      if (gradient.defined()) grad_weights.push_back(gradient.to(options.dtype()));
+  }
+  return {grad_input, grad_h_0, grad_c_0.to(options.dtype()), grad_weights};
+}
+
+template BackwardResult tiled_backward<float>(const Layer&, const Saved&, const OutputGrads&, bool,
+                                              bool);
+template BackwardResult tiled_backward<double>(const Layer&, const Saved&, const OutputGrads&, bool,
+                                               bool);
+template BackwardResult tiled_backward<bfloat16>(const Layer&, const Saved&, const OutputGrads&,
+                                                 bool, bool);
+
+}  // namespace fastlstm
