@@ -6,6 +6,7 @@ torch may crash on loading, so the record is compared before anything is loaded.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -106,6 +107,18 @@ def _load() -> str | None:
     except ImportError as error:
         return f"it cannot be loaded: {error}"
     return None
+
+
+@functools.cache
+def warn_of_no_cuda_kernels() -> None:
+    """Say, once, that tensors on a GPU get the reference, and how to get the kernels."""
+    warnings.warn(
+        f"fastlstm has no CUDA kernels: {build_record()['note']}. The reference implementation "
+        f"serves tensors on a GPU, which is slower. To build: FASTLSTM_BUILD=cuda "
+        f"{rebuild_command()}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def load(stacklevel: int = 2) -> None:

@@ -244,7 +244,12 @@ def _engine_for(input: Tensor, engine: str) -> str:
     transformed = _transforms_active() or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-    return choose_engine(engine, input.device.type, input.dtype, transformed)
+    device = input.device.type
+    chosen = choose_engine(engine, device, input.dtype, transformed)
+    if chosen != engine and device == "cuda" and _OP_DEVICES and device not in _OP_DEVICES:
+        if not torch.compiler.is_compiling():
+            _build.warn_of_no_cuda_kernels()
+    return chosen
 
 
 def _layer(

@@ -139,6 +139,19 @@ def test_an_engine_that_does_not_serve_the_call_says_so(engine: str, options: di
         lstm(x)
 
 
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+def test_a_gpu_without_kernels_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_OP_DEVICES", CPU)
+    monkeypatch.setattr(functional.choose_engine, "__defaults__", (False, CPU))
+    monkeypatch.setattr(_build, "build_record", lambda: {"note": "no CUDA toolkit"})
+    _build.warn_of_no_cuda_kernels.cache_clear()
+    message = "no CUDA kernels: no CUDA toolkit.*To build: FASTLSTM_BUILD=cuda .*pip install"
+    with torch._subclasses.FakeTensorMode(), pytest.warns(RuntimeWarning, match=message) as caught:
+        x = torch.empty(2, 1, 3, device="cuda")
+        assert functional._engine_for(x, "auto") == functional._engine_for(x, "auto") == "reference"
+    assert len(caught) == 1
+
+
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"import torch, fastlstm; {code}"],
