@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     offset_next = offset;
   }
 
+  if (!call.state_needs_grad) return;
   // dL/dh_0, dL/dc_0. A row of length 0 keeps dL/dh_n, dL/dc_n.
   block.wait(steps);
   for (int pass = 0; pass < block.passes; ++pass) {
@@ -138,22 +139,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <typename T>
-struct Launcher {
-  const PersistentBackward<T>& call;
-  const Task& task;
-  const Tiling& tiling;
-  cudaStream_t stream;
-
+struct Kernel {
   template <class P, int kUnits, int kTile>
-  cudaError_t run() const {
-    bool aligned = call.sequence.hidden_size * 4 * sizeof(T) % 16 == 0;
-    for (int d = 0; d < tiling.directions; ++d)
-      aligned = aligned && reinterpret_cast<uintptr_t>(call.direction[d].d_gates) % 16 == 0;
-    return launch_cooperative(backward_kernel<P, kUnits, kTile>,
-                              dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
-                              static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
-                              tiling, aligned);
+  static constexpr auto instance() {
+    return backward_kernel<P, kUnits, kTile>;
   }
 };
 
@@ -162,7 +151,12 @@ struct Launcher {
 template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream) {
-  return run_dtype<T>(task, tiling, Launcher<T>{call, task, tiling, stream});
+  const int64_t row_bytes = 4 * sizeof(T) * call.sequence.hidden_size;
+  bool aligned = true;
+  for (int d = 0; d < tiling.directions; ++d)
+    aligned = aligned && is_aligned(call.direction[d].d_gates, row_bytes);
+  return Launcher<Kernel, PersistentBackward<T>>{call, task, tiling, aligned, stream}
+      .template run_dtype<T>();
 }
 
 template cudaError_t launch_persistent_backward(const PersistentBackward<float>&, const Task&,

@@ -126,27 +126,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <typename T>
-struct Launcher {
-  const PersistentForward<T>& call;
-  const Task& task;
-  const Tiling& tiling;
-  cudaStream_t stream;
-
+struct Kernel {
   template <class P, int kUnits, int kTile>
-  cudaError_t run() const {
-    const auto is_aligned = [](const void* pointer, int64_t stride) {
-      return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 &&
-             stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
-    };
-    bool aligned = true;
-    for (int d = 0; d < tiling.directions; ++d)
-      aligned = aligned && is_aligned(call.direction[d].output, call.output_stride) &&
-                is_aligned(call.direction[d].h_0, call.sequence.hidden_size);
-    return launch_cooperative(forward_kernel<P, kUnits, kTile>,
-                              dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
-                              static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
-                              tiling, aligned);
+  static constexpr auto instance() {
+    return forward_kernel<P, kUnits, kTile>;
   }
 };
 
@@ -155,7 +138,13 @@ struct Launcher {
 template <typename T>
 cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
                                       const Tiling& tiling, cudaStream_t stream) {
-  return run_dtype<T>(task, tiling, Launcher<T>{call, task, tiling, stream});
+  const int64_t size = sizeof(T);
+  bool aligned = true;
+  for (int d = 0; d < tiling.directions; ++d)
+    aligned = aligned && is_aligned(call.direction[d].output, call.output_stride * size) &&
+              is_aligned(call.direction[d].h_0, call.sequence.hidden_size * size);
+  return Launcher<Kernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
+      .template run_dtype<T>();
 }
 
 template cudaError_t launch_persistent_forward(const PersistentForward<float>&, const Task&,

@@ -386,23 +386,10 @@ struct Block {
   }
 };
 
-// --- choosing the instance ---
+// --- launching ---
 
-// launcher.template run<P, kUnits, kTile>() for the tile that the planner chose.
-template <class P, int kUnits, class Launcher>
-cudaError_t run_units(const Tiling& tiling, const Launcher& launcher) {
-  if constexpr (is_compiled(std::is_same<P, Ffma>::value, kUnits, 16))
-    if (tiling.row_tile == 16) return launcher.template run<P, kUnits, 16>();
-  if (tiling.row_tile == 8) return launcher.template run<P, kUnits, 8>();
-  return cudaErrorInvalidValue;
-}
-
-template <class P, class Launcher>
-cudaError_t run_tile(const Tiling& tiling, const Launcher& launcher) {
-  if (tiling.units == 8) return run_units<P, 8>(tiling, launcher);
-  if (tiling.units == 16) return run_units<P, 16>(tiling, launcher);
-  if (tiling.units == 32) return run_units<P, 32>(tiling, launcher);
-  return cudaErrorInvalidValue;
+inline bool is_aligned(const void* pointer, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
 }
 
 // The arithmetic of a dtype.
@@ -419,11 +406,46 @@ struct MmaOf<float16> {
   using type = Float16Mma;
 };
 
-template <typename T, class Launcher>
-cudaError_t run_dtype(const Task& task, const Tiling& tiling, const Launcher& launcher) {
-  if constexpr (std::is_same<T, float>::value)
-    if (task.ffma()) return run_tile<Ffma>(tiling, launcher);
-  return run_tile<typename MmaOf<T>::type>(tiling, launcher);
-}
+// A launch of the instance that was planned. Kernel::template instance<P, kUnits, kTile>() is the
+// kernel; `aligned` is for load_words.
+template <class Kernel, class Call>
+struct Launcher {
+  const Call& call;
+  const Task& task;
+  const Tiling& tiling;
+  const bool aligned;
+  cudaStream_t stream;
+
+  template <class P, int kUnits, int kTile>
+  cudaError_t run() const {
+    return launch_cooperative(Kernel::template instance<P, kUnits, kTile>(),
+                              dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
+                              static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
+                              tiling, aligned);
+  }
+
+  template <class P, int kUnits>
+  cudaError_t run_units() const {
+    if constexpr (is_compiled(std::is_same<P, Ffma>::value, kUnits, 16))
+      if (tiling.row_tile == 16) return run<P, kUnits, 16>();
+    if (tiling.row_tile == 8) return run<P, kUnits, 8>();
+    return cudaErrorInvalidValue;
+  }
+
+  template <class P>
+  cudaError_t run_product() const {
+    if (tiling.units == 8) return run_units<P, 8>();
+    if (tiling.units == 16) return run_units<P, 16>();
+    if (tiling.units == 32) return run_units<P, 32>();
+    return cudaErrorInvalidValue;
+  }
+
+  template <typename T>
+  cudaError_t run_dtype() const {
+    if constexpr (std::is_same<T, float>::value)
+      if (task.ffma()) return run_product<Ffma>();
+    return run_product<typename MmaOf<T>::type>();
+  }
+};
 
 }  // namespace fastlstm
