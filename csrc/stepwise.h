@@ -1,6 +1,7 @@
 // The stepwise engine, the same for every device: per step one GEMM through ATen and one fused
-// kernel for the cell equations. It takes every dtype, shape and option; a device brings only the
-// two kernels (struct Kernels: forward(StepForward), backward(StepBackward)).
+// kernel for the cell equations. It takes every dtype, shape and option; a device brings only
+// struct Kernels: forward(StepForward), backward(StepBackward), and previous_hidden, for which the
+// function below will do.
 //
 // No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
 #pragma once
@@ -154,7 +155,7 @@ ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_ga
 
 template <typename T, typename A, typename Kernels>
 BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                                 bool input_needs_grad) {
+                                 bool input_needs_grad, bool state_needs_grad) {
   const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
   const int64_t out = layer.output_size.expect_int();
@@ -238,6 +239,7 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
 
       // dL/dh_{t-1}, except for rows that were reset before this step; dead rows keep theirs, since
       // their d_gates are zero.
+      if (!state_needs_grad && at->prev_rows == 0) continue;  // nothing but h_0 comes before
       const Tensor carried =
           layer.reset ? d_gates_t.masked_fill(layer.reset->select(0, at->t).unsqueeze(1), 0)
                       : d_gates_t;
@@ -245,7 +247,7 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
     }
 
     const Tensor h_prev =
-        stepwise::previous_hidden(layer, d, output.narrow(1, d * out, out), steps);
+        Kernels::template previous_hidden<T>(layer, d, output.narrow(1, d * out, out), steps);
     const Tensor d_gates_transposed = d_gates.t();
     grad_weights.push_back(at::mm(d_gates_transposed, input));
     grad_weights.push_back(at::mm(d_gates_transposed, h_prev));

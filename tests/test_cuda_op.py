@@ -129,6 +129,19 @@ def test_missing_gradients_are_zero(kind, engine):
     assert all(not g.any() for g in zeros[:3])
 
 
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+def test_gradient_of_the_state_is_not_made_for_nobody(kind, form, engine):
+    call = Call(kind, form, directions=2)
+    saved = call.forward(engine)
+    grad_input, grad_h_0, _, grad_weights = call.backward(saved, engine)
+    sparing = call.backward(saved, engine, state_needs_grad=False)
+    assert torch.equal(sparing[0], grad_input)
+    assert all(torch.equal(a, b) for a, b in zip(sparing[3], grad_weights, strict=True))
+    assert not torch.equal(sparing[1], grad_h_0)
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 def test_padding_may_hold_anything(kind, engine):
@@ -185,17 +198,22 @@ def test_bits_do_not_depend_on_the_batch(kind):
     assert torch.equal(call.forward("persistent:16x8x1")[0], whole[:, 3:5])
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_tf32_setting_of_matmul_is_restored(kind):
-    for matmul in (False, True):
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        try:
-            for cudnn in (False, True):
-                torch.backends.cudnn.allow_tf32 = cudnn
-                Call("tf32" if cudnn else "float32").forward("auto")
-                assert torch.backends.cuda.matmul.allow_tf32 is matmul
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium", "ieee", "tf32"])
+@pytest.mark.parametrize("kind", ["float32", "tf32"], indirect=True)
+def test_precision_of_matmul_is_restored(kind, matmul):
+    """Whether the user set it by the older functions or the newer fp32_precision."""
+    try:
+        if matmul in ("ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = matmul
+        else:
+            torch.set_float32_matmul_precision(matmul)
+        before = torch.backends.cuda.matmul.fp32_precision
+        Call(kind).forward("auto")
+        assert torch.backends.cuda.matmul.fp32_precision == before
+        if matmul not in ("ieee", "tf32"):
+            assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("engine", ["fast", "persistent:8x8", "persistent:8x8x1x", "tiled"])
@@ -216,17 +234,3 @@ def test_engine_that_does_not_take_the_call(engine, options):
         call = Call(**options)
     with pytest.raises(RuntimeError, match=f'the engine "{engine}" takes'):
         call.forward(engine)
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_environment_variable_chooses(kind, monkeypatch):
-    call = Call(kind)
-    chosen = {}
-    for engine in ("stepwise", "persistent"):
-        monkeypatch.setenv("FASTLSTM_CUDA_ENGINE", engine)
-        chosen[engine] = call.forward("auto")[0]
-        monkeypatch.delenv("FASTLSTM_CUDA_ENGINE")
-        assert torch.equal(chosen[engine], call.forward(engine)[0])
-    monkeypatch.setenv("FASTLSTM_CUDA_ENGINE", "nonsense")
-    with pytest.raises(RuntimeError, match="from FASTLSTM_CUDA_ENGINE"):
-        call.forward("auto")

@@ -19,6 +19,11 @@ struct CpuKernels {
   static void backward(const StepBackward<T, A>& step) {
     step_backward(step);
   }
+  template <typename T>
+  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
+                                const std::vector<WalkStep>& steps) {
+    return stepwise::previous_hidden(layer, d, output, steps);
+  }
 };
 
 CpuEngine planned(c10::string_view engine, const Layer& layer) {
@@ -68,7 +73,8 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
                         bool input_needs_grad, bool state_needs_grad, bool tiled) {
   if constexpr (!std::is_same_v<T, float16>)
     if (tiled) return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad);
-  return stepwise_backward<T, A, CpuKernels>(layer, saved, grads, input_needs_grad);
+  return stepwise_backward<T, A, CpuKernels>(layer, saved, grads, input_needs_grad,
+                                             state_needs_grad);
 }
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,

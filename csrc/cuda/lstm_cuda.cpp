@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -21,6 +20,69 @@ void check_cuda(cudaError_t error, const char* call) {
   TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
 }
 
+// The sequence as the kernels see it, and the tensors that it points into.
+struct DeviceSequence {
+  Tensor table, lengths, order, reset;
+  Sequence sequence;
+
+  // sorted: whether padded rows of similar length should share a tile.
+  DeviceSequence(const Layer& layer, bool sorted) {
+    const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
+    sequence = {static_cast<int>(steps),
+                static_cast<int>(batch),
+                static_cast<int>(layer.output_size.expect_int()),
+                nullptr,
+                nullptr,
+                nullptr,
+                nullptr};
+    if (layer.packed()) {
+      const Tensor sizes = layer.batch_sizes->contiguous();
+      const int64_t* size = sizes.const_data_ptr<int64_t>();
+      std::vector<int64_t> host(steps + batch);  // offsets, then lengths
+      for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
+        host[t] = offset;
+        const int64_t going_on = t + 1 < steps ? size[t + 1] : 0;
+        std::fill(&host[steps] + going_on, &host[steps] + size[t], t + 1);
+      }
+      table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
+      int64_t* const data = table.mutable_data_ptr<int64_t>();
+      check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
+                 "launch_upload");
+      sequence.offsets = data;
+      sequence.lengths = data + steps;
+    } else if (layer.lengths) {
+      lengths = layer.lengths->contiguous();
+      sequence.lengths = lengths.const_data_ptr<int64_t>();
+      if (sorted) {
+        order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
+        sequence.order = order.const_data_ptr<int64_t>();
+      }
+    }
+    if (layer.reset) {
+      reset = layer.reset->contiguous();
+      sequence.reset = reset.const_data_ptr<bool>();
+    }
+  }
+};
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// stepwise::previous_hidden in one launch.
+template <typename T>
+Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
+                       const Tensor& output) {
+  const Tensor h_0 = layer.h_0[d].contiguous();
+  const Tensor h_prev = at::empty(output.sizes(), output.options());
+  check_cuda(
+      launch_previous_hidden(sequence, d == 1, data<T>(output), output.stride(0), data<T>(h_0),
+                             data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
+      "launch_previous_hidden");
+  return h_prev;
+}
+
 struct CudaKernels {
   template <typename T, typename A>
   static void forward(const StepForward<T, A>& step) {
@@ -31,35 +93,50 @@ struct CudaKernels {
     check_cuda(launch_step_backward(step, c10::cuda::getCurrentCUDAStream()),
                "launch_step_backward");
   }
+  template <typename T>
+  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
+                                const std::vector<WalkStep>&) {
+    const DeviceSequence tables(layer, /*sorted=*/false);
+    return fastlstm::previous_hidden<T>(layer, tables.sequence, d, output);
+  }
 };
 
 // While it lives, float32 GEMMs use TF32 exactly if torch.backends.cudnn.allow_tf32 says so, as
 // those of nn.LSTM do. ATen has this switch for the whole process only, so overlapping calls share
-// one change of it: the first makes it, the last takes it back.
+// one change of it: the first makes it, the last takes it back. (The older allowTF32CuBLAS refuses
+// to answer where the user speaks to torch.backends.cuda.matmul.fp32_precision.)
 class GemmPrecision {
+  using Precision = at::Float32Precision;
+
  public:
   explicit GemmPrecision(at::ScalarType dtype) : active_(dtype == at::kFloat) {
     if (!active_) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (users_++ > 0) return;
     auto& context = at::globalContext();
-    before_ = context.allowTF32CuBLAS();
+    before_ = context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
     const bool wanted = context.allowTF32CuDNN(at::Float32Op::RNN);
-    changed_ = wanted != before_;
-    if (changed_) context.setAllowTF32CuBLAS(wanted);
+    changed_ = wanted != (before_ == Precision::TF32);
+    if (changed_) set(wanted ? Precision::TF32 : Precision::IEEE);
   }
   ~GemmPrecision() {
     if (!active_) return;
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (--users_ == 0 && changed_) at::globalContext().setAllowTF32CuBLAS(before_);
+    if (--users_ == 0 && changed_) set(before_);
   }
   GemmPrecision(const GemmPrecision&) = delete;
   GemmPrecision& operator=(const GemmPrecision&) = delete;
 
  private:
+  static void set(Precision precision) {
+    at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL,
+                                            precision);
+  }
+
   static inline std::mutex mutex_;
   static inline int users_ = 0;
-  static inline bool before_ = false, changed_ = false;
+  static inline Precision before_ = Precision::NONE;
+  static inline bool changed_ = false;
   const bool active_;
 };
 
@@ -94,13 +171,9 @@ struct Choice {
 };
 
 // engine: "auto", "stepwise", "persistent", or "persistent:UNITSxROW_TILExROW_GROUPS" for a
-// division of the work other than the planner's (plan.h). For "auto" the environment variable
-// FASTLSTM_CUDA_ENGINE may name one of them.
+// division of the work other than the planner's (plan.h).
 Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
-  std::string name(engine.data(), engine.size());
-  const char* wish = std::getenv("FASTLSTM_CUDA_ENGINE");
-  const bool from_environment = name == "auto" && wish && *wish;
-  if (from_environment) name = wish;
+  const std::string name(engine.data(), engine.size());
   Wanted wanted;
   int parsed = 0;
   const bool divided = std::sscanf(name.c_str(), "persistent:%dx%dx%d%n", &wanted.units,
@@ -109,7 +182,7 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
   TORCH_CHECK(name == "auto" || name == "stepwise" || name == "persistent" || divided,
               "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
               "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
-              name, "\"", from_environment ? " from FASTLSTM_CUDA_ENGINE" : "");
+              name, "\"");
 
   const Task task{layer.hidden_size.expect_int(),
                   layer.batch.expect_int(),
@@ -133,49 +206,6 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
   return {task, forced, true};
 }
 
-// The sequence as the kernels see it, and the tensors that it points into.
-struct DeviceSequence {
-  Tensor table, lengths, order, reset;
-  Sequence sequence;
-
-  DeviceSequence(const Layer& layer, const Tiling& tiling) {
-    const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
-    sequence = {static_cast<int>(steps),
-                static_cast<int>(batch),
-                static_cast<int>(layer.hidden_size.expect_int()),
-                nullptr,
-                nullptr,
-                nullptr,
-                nullptr};
-    if (layer.packed()) {
-      const Tensor sizes = layer.batch_sizes->contiguous();
-      const int64_t* size = sizes.const_data_ptr<int64_t>();
-      std::vector<int64_t> host(steps + batch);  // offsets, then lengths
-      for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
-        host[t] = offset;
-        for (int64_t row = 0; row < size[t]; ++row) host[steps + row] = t + 1;
-      }
-      table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
-      int64_t* const data = table.mutable_data_ptr<int64_t>();
-      check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
-                 "launch_upload");
-      sequence.offsets = data;
-      sequence.lengths = data + steps;
-    } else if (layer.lengths) {
-      lengths = layer.lengths->contiguous();
-      sequence.lengths = lengths.const_data_ptr<int64_t>();
-      if (tiling.group_rows > tiling.row_tile) {
-        order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
-        sequence.order = order.const_data_ptr<int64_t>();
-      }
-    }
-    if (layer.reset) {
-      reset = layer.reset->contiguous();
-      sequence.reset = reset.const_data_ptr<bool>();
-    }
-  }
-};
-
 // Runs launch(first direction, flags) for as many directions at a time as the plan says. False
 // where the device refuses the first launch because not all blocks can run at once.
 template <typename Launch>
@@ -190,11 +220,6 @@ bool launch_directions(const Layer& layer, const Choice& choice, const char* nam
     check_cuda(error, name);
   }
   return true;
-}
-
-template <typename T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
 }
 
 Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
@@ -221,7 +246,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
   const Tensor h_n = h_0.clone(), c_n = c_0.clone();
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
   const Tensor gates = at::empty({directions, rows, 4 * hidden}, options);
-  const DeviceSequence tables(layer, choice.plan.tiling);
+  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
 
   PersistentForward<T> call{};
   call.sequence = tables.sequence;
@@ -260,27 +285,29 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
                                                   const Saved& saved, const OutputGrads& grads,
-                                                  bool input_needs_grad) {
+                                                  bool input_needs_grad, bool state_needs_grad) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
   const int64_t hidden = layer.hidden_size.expect_int();
   const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
-  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
   const Tensor output = stepwise::flat(saved.output, rows);
   const Tensor cells = saved.cells.contiguous().view({directions, rows, hidden});
   const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
   const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, rows) : Tensor();
   const Tensor d_cells = grads.cells.defined() ? grads.cells.contiguous().view_as(cells) : Tensor();
-  const Tensor d_h =
-      grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous) : at::zeros_like(h_0);
+  const Tensor d_h = grads.h_n.defined()
+                         ? grads.h_n.clone(at::MemoryFormat::Contiguous)
+                         : at::zeros({directions, layer.batch.expect_int(), hidden}, options);
   const Tensor d_c = grads.c_n.defined()
                          ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
                          : at::zeros_like(c_0);
   const Tensor d_gates = at::empty({directions, rows, 4 * hidden}, options);
-  const DeviceSequence tables(layer, choice.plan.tiling);
+  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
 
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
   call.d_output_stride = directions * hidden;
+  call.state_needs_grad = state_needs_grad;
   std::vector<Tensor> w_hh;
   const auto launch = [&](int64_t first, unsigned* flags) {
     call.first_reverse = first == 1;
@@ -306,12 +333,9 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   Tensor grad_input =
       input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
   std::vector<Tensor> grad_weights;
-  const Tensor h_prev = at::empty({rows, hidden}, options);
   for (int64_t d = 0; d < directions; ++d) {
-    check_cuda(launch_previous_hidden(tables.sequence, d == 1, data<T>(output) + d * hidden,
-                                      directions * hidden, data<T>(h_0[d]), data<T>(h_prev),
-                                      c10::cuda::getCurrentCUDAStream()),
-               "launch_previous_hidden");
+    const Tensor h_prev =
+        previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
     const Tensor transposed = d_gates[d].t();
     grad_weights.push_back(at::mm(transposed, input));
     grad_weights.push_back(at::mm(transposed, h_prev));
@@ -340,13 +364,15 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        bool input_needs_grad, c10::string_view engine) {
+                        bool input_needs_grad, bool state_needs_grad, c10::string_view engine) {
   const Choice choice = choose(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (choice.plan.persistent)
-      if (auto done = persistent_backward<T>(layer, choice, saved, grads, input_needs_grad))
+      if (auto done = persistent_backward<T>(layer, choice, saved, grads, input_needs_grad,
+                                             state_needs_grad))
         return *done;
-  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad);
+  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad,
+                                              state_needs_grad);
 }
 
 ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
@@ -357,15 +383,16 @@ ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_
   check_values(layer);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
+  const auto run = [&](auto function) { return function(layer, save_cells, save_gates, engine); };
   switch (input.scalar_type()) {
     case at::kDouble:
-      return forward<double, double>(layer, save_cells, save_gates, engine);
+      return run(forward<double, double>);
     case at::kBFloat16:
-      return forward<bfloat16, float>(layer, save_cells, save_gates, engine);
+      return run(forward<bfloat16, float>);
     case at::kHalf:
-      return forward<float16, float>(layer, save_cells, save_gates, engine);
+      return run(forward<float16, float>);
     default:
-      return forward<float, float>(layer, save_cells, save_gates, engine);
+      return run(forward<float, float>);
   }
 }
 
@@ -375,7 +402,7 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, bool /*state_needs_grad*/,
+                                  bool input_needs_grad, bool state_needs_grad,
                                   c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
@@ -383,15 +410,18 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
+  const auto run = [&](auto function) {
+    return function(layer, saved, grads, input_needs_grad, state_needs_grad, engine);
+  };
   switch (input.scalar_type()) {
     case at::kDouble:
-      return backward<double, double>(layer, saved, grads, input_needs_grad, engine);
+      return run(backward<double, double>);
     case at::kBFloat16:
-      return backward<bfloat16, float>(layer, saved, grads, input_needs_grad, engine);
+      return run(backward<bfloat16, float>);
     case at::kHalf:
-      return backward<float16, float>(layer, saved, grads, input_needs_grad, engine);
+      return run(backward<float16, float>);
     default:
-      return backward<float, float>(layer, saved, grads, input_needs_grad, engine);
+      return run(backward<float, float>);
   }
 }
 

@@ -60,8 +60,8 @@ struct BackwardDirection {
   const T* d_output;     // [R,H] or nullptr: 0
   const float* d_cells;  // [R,H] or nullptr: 0
   T* d_gates;            // [R,4H] out, 0 at dead positions; blocks exchange dh through it
-  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out
-  float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out
+  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if it is wanted
+  float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
 };
 
 template <typename T>
@@ -69,6 +69,7 @@ struct PersistentBackward {
   Sequence sequence;
   BackwardDirection<T> direction[2];
   bool first_reverse;
+  bool state_needs_grad;
   int64_t d_output_stride;
   unsigned* flags;
 };

@@ -1,4 +1,4 @@
-// Small kernels around the persistent walk: tables for packed data, and h_{t-1} of every flat row
+// Small kernels around a walk: tables for packed data, and h_{t-1} of every flat row
 // for the gradient of W_hh.
 #include "device.h"
 #include "persistent.h"
@@ -77,6 +77,7 @@ cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const
 #define FASTLSTM_INSTANTIATE(T)                                                                   \
   template cudaError_t launch_previous_hidden(const Sequence&, bool, const T*, int64_t, const T*, \
                                               T*, cudaStream_t);
+FASTLSTM_INSTANTIATE(double)
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(bfloat16)
 FASTLSTM_INSTANTIATE(float16)

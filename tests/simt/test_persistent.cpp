@@ -172,7 +172,7 @@ struct Run {
     check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
-  void backward(bool outside = true) {
+  void backward(bool state_needs_grad = true) {
     task.backward = true;
     std::vector<unsigned> flags(tiling().blocks(), 0);
     PersistentBackward<T> call{};
@@ -183,13 +183,14 @@ struct Run {
                            b.c_0.data(),
                            b.gates.data(),
                            b.cells.data(),
-                           outside ? buffers.d_output.data() + d * shape.H : nullptr,
-                           outside ? b.d_cells.data() : nullptr,
+                           buffers.d_output.data() + d * shape.H,
+                           b.d_cells.data(),
                            b.d_gates.data(),
                            b.d_h.data(),
                            b.d_c.data()};
     }
     call.first_reverse = shape.reverse;
+    call.state_needs_grad = state_needs_grad;
     call.d_output_stride = shape.directions * shape.H;
     call.flags = flags.data();
     check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
@@ -355,6 +356,19 @@ void add(const char* kind, bool allow_tf32, double unit) {
                        sizeof(T) * x_gates.size()),
           "gates were written");
     check(std::isnan(sparing.buffers.direction[0].cells[0]), "cells were written");
+  });
+
+  Case(prefix + "no gradient of the state", [=] {
+    Run<T> whole({4, 3, 16}, 3, allow_tf32), sparing({4, 3, 16}, 3, allow_tf32);
+    whole.forward();
+    whole.backward();
+    sparing.forward();
+    const auto d_h_n = sparing.buffers.direction[0].d_h;
+    sparing.backward(false);
+    const auto &a = whole.buffers.direction[0], &b = sparing.buffers.direction[0];
+    const size_t bytes = sizeof(T) * a.d_gates.size();
+    check(!std::memcmp(a.d_gates.data(), b.d_gates.data(), bytes), "d_gates differ");
+    check(!std::memcmp(d_h_n.data(), b.d_h.data(), sizeof(T) * d_h_n.size()), "d_h was written");
   });
 }
 const bool added =
