@@ -40,7 +40,9 @@ def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            # No copies: 10,000 x 10,000 pixels are 400 MB.
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read") from error
     except FileNotFoundError as error:
@@ -58,7 +60,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)

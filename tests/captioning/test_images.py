@@ -1,6 +1,9 @@
 """Whatever people have on disk becomes upright RGB, or a message that names the file."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +74,24 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path, monke
     monkeypatch.setattr("captioning.images.MAX_PIXELS", 99_999_999)
     with pytest.raises(ImageError, match="big.jpg: 10000 x 10000 pixels"):
         load_image(path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/status")
+def test_a_large_png_is_held_once(tmp_path):
+    """Nothing shrinks a PNG while it is read: 10,000 x 10,000 pixels are 400 MB in Pillow."""
+    script = """if True:
+        import sys
+        from captioning.images import Transform, load_image
+        peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+        before = peak()
+        out = Transform(256, 224, (0.5,) * 3, (0.5,) * 3)(load_image(sys.argv[1], 512))
+        print(peak() - before, out.min().item(), out.max().item())"""
+    path = save(tmp_path / "big.png", Image.new("RGB", (10_000, 10_000), (255, 0, 0)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(path)]
+    out = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    megabytes, *ends = map(float, out.stdout.split())
+    assert ends == [-1, 1] and 350 < megabytes < 600
 
 
 def test_broken_files_are_named(tmp_path):
