@@ -8,9 +8,20 @@ gradient computed, at once; what stays is of the size of the inputs.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 512  # tokens; beyond it nothing is gained, and 512 x 10,000 float32 are 20 MB
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ w.T + bias. In float32 by oneDNN: MKL leaves AVX-512 unused on other makers' CPUs."""
+    if _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
+        return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
+    return F.linear(x, w, bias)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -35,33 +46,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=score_dtype)
         if need_grad:
             grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=score_dtype)
+            grad_weight = torch.zeros_like(weight.t(), dtype=score_dtype)
             grad_bias = torch.zeros_like(bias, dtype=score_dtype)
         for begin in range(0, len(hidden), block):
             rows = slice(begin, begin + block)
             h, target = hidden[rows].to(dtype), targets[rows].unsqueeze(1)
             share = token_weights[rows].to(score_dtype).unsqueeze(1)
-            scores = torch.addmm(b, h, w.t()).to(score_dtype)
-            log_sum = scores.logsumexp(1, keepdim=True)
-            nll = log_sum - (1 - label_smoothing) * scores.gather(1, target)
+            log_probs = _product(h, w, b).log_softmax(1, score_dtype)
+            nll = (label_smoothing - 1) * log_probs.gather(1, target)
             if label_smoothing:
-                nll -= label_smoothing * scores.mean(1, keepdim=True)
+                nll -= label_smoothing * log_probs.mean(1, keepdim=True)
             loss += (share * nll).sum()
             if need_grad:
-                grad = scores.sub_(log_sum).exp_()
+                grad = log_probs.exp_()
                 if label_smoothing:
                     grad -= label_smoothing / grad.size(1)
                 grad.scatter_add_(1, target, grad.new_full(target.shape, label_smoothing - 1))
-                grad = grad.mul_(share).to(dtype)
-                grad_hidden[rows] = grad @ w
-                if dtype == score_dtype:
-                    grad_weight.addmm_(grad.t(), h)
-                else:
-                    grad_weight += grad.t() @ h
-                grad_bias += grad.sum(0, dtype=score_dtype)
+                # The tokens' weights are multiplied to the small factors of what follows.
+                grad_bias.addmv_(grad.t(), share.squeeze(1))
+                grad = grad.to(dtype)
+                grad_hidden[rows] = _product(grad, w.t()) * share
+                grad_weight += _product((h * share).to(dtype).t(), grad.t())
         if need_grad:
             ctx.save_for_backward(
-                grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+                grad_hidden, grad_weight.t().to(weight.dtype), grad_bias.to(bias.dtype)
             )
         return loss
 

@@ -1,5 +1,7 @@
 """The blockwise cross-entropy is the plain one, gradients too, for any block size."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,30 @@ def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("block", [1, 100, 512])
+def test_float32_is_as_exact_as_the_plain_one(block):
+    torch.manual_seed(0)
+    hidden, linear = torch.randn(300, 64), nn.Linear(64, 500)
+    targets, weights = torch.randint(500, (300,)), torch.rand(300)
+
+    def gradients(loss, dtype):
+        x, layer = hidden.to(dtype).requires_grad_(), copy.deepcopy(linear).to(dtype)
+        value = loss(x, layer, weights.to(dtype))
+        return [value.detach(), *torch.autograd.grad(value, (x, *layer.parameters()))]
+
+    def plain(x, layer, weights):
+        return (F.cross_entropy(layer(x), targets, reduction="none") * weights).sum()
+
+    def blocks(x, layer, weights):
+        return linear_cross_entropy(x, layer, targets, weights, block=block)
+
+    exact = gradients(plain, torch.float64)
+    for a, b, c in zip(
+        gradients(blocks, torch.float32), gradients(plain, torch.float32), exact, strict=True
+    ):
+        assert (a - c).abs().max() <= 3 * (b - c).abs().max() + 2**-24 * c.abs().max()
 
 
 def test_never_holds_more_than_one_block_of_scores():
