@@ -1,9 +1,11 @@
 """Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
 
 Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
-cached features; only the LSTM differs. Prints a table::
+cached features; only the LSTM differs. Then the peak memory of the vocabulary projection with its
+cross-entropy and gradients, in blocks and in one piece. Prints tables::
 
     python benchmarks/bench_captioning.py
+    python benchmarks/bench_captioning.py --autocast bfloat16
 """
 
 import argparse
@@ -14,8 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from memory import allocated
 
+from captioning.config import AUTOCAST
 from captioning.generate import DecodeConfig, decode_batch
+from captioning.loss import BLOCK, linear_cross_entropy
 from captioning.model import Captioner, ModelConfig
 
 
@@ -45,13 +51,39 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], Non
 
         def step() -> None:
             optimizer.zero_grad()
-            loss = model(features, torch.arange(args.batch), captions, lengths)
+            with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
+                loss = model(features, torch.arange(args.batch), captions, lengths)
             (loss / int((lengths - 1).sum())).backward()
             optimizer.step()
 
         return step
 
     return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
+
+
+def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Scores, cross-entropy and gradients of the tokens of a batch, in three ways."""
+    tokens = 12 * args.batch
+    linear = torch.nn.Linear(args.hidden, vocab)
+    hidden = torch.randn(tokens, args.hidden, requires_grad=True)
+    targets, weights = torch.randint(vocab, (tokens,)), torch.ones(tokens)
+
+    def make(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            hidden.grad = linear.weight.grad = linear.bias.grad = None
+            with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
+                value = loss()
+            value.backward()
+
+        return run
+
+    return {
+        f"blocks of {BLOCK}": make(lambda: linear_cross_entropy(hidden, linear, targets, weights)),
+        "one block": make(
+            lambda: linear_cross_entropy(hidden, linear, targets, weights, block=tokens)
+        ),
+        "F.cross_entropy": make(lambda: F.cross_entropy(linear(hidden), targets, reduction="sum")),
+    }
 
 
 def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
@@ -74,6 +106,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--vocab", type=int, nargs="+", default=[3000, 10000])
+    parser.add_argument("--autocast", choices=AUTOCAST, default="none", help="of training")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the numbers")
     args = parser.parse_args()
@@ -91,6 +124,13 @@ def main() -> None:
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})
+    print(f"\n{'projection and cross-entropy':40}{'ms':>8}{'peak MB':>10}")
+    for vocab in args.vocab:
+        runs = projection(vocab, args)
+        for name, seconds in alternate(runs, args.repeats).items():
+            peak = allocated(runs[name])
+            print(f"{f'{vocab:,} words, {name}':40}{seconds * 1e3:8.1f}{peak / 1e6:10.1f}")
+            rows.append({"case": f"{vocab} words, {name}", "seconds": seconds, "peak": peak})
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
 

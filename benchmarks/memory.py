@@ -16,13 +16,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from cases import Case
 from torch.autograd.profiler import profile
-from workload import Workload, build, settings
+from workload import build, settings
 
 Peak = dict[str, int]  # bytes by "allocated" and "resident"; what cannot be measured is absent
 
@@ -67,9 +67,10 @@ def _cuda_peak(case: Case, implementation: str) -> Peak:
         return {"allocated": torch.cuda.max_memory_allocated() - before}
 
 
-def _allocated(workload: Workload) -> int:
+def allocated(step: Callable[[], object]) -> int:
+    """The highest sum of the tensors that torch handed out during `step`, in bytes."""
     with profile(profile_memory=True) as profiler:
-        workload.step()
+        step()
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -85,14 +86,14 @@ def _status(field: str) -> int:
     raise KeyError(field)
 
 
-def _resident(workload: Workload) -> int | None:
+def _resident(step: Callable[[], object]) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
     except (AttributeError, OSError):  # another C library, another system, a guarded container
         return None
     before = _status("VmRSS")
-    workload.step()
+    step()
     return _status("VmHWM") - before
 
 
@@ -102,10 +103,10 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
         workload = build(case, implementation, "cpu")
         workload.step()
         # Libraries take scratch memory now and then, so the largest of three growths counts.
-        for name, method in (("allocated", _allocated), *[("resident", _resident)] * 3):
+        for name, method in (("allocated", allocated), *[("resident", _resident)] * 3):
             workload.clear()
             gc.collect()
-            if (value := method(workload)) is not None:
+            if (value := method(workload.step)) is not None:
                 peak[name] = max(value, peak.get(name, 0))
     return peak
 
