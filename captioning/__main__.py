@@ -56,17 +56,6 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dataclass(parser: argparse.ArgumentParser, config: type, title: str) -> None:
-    """An argument for each field; the class docstring explains them."""
-    group = parser.add_argument_group(title)
-    for entry in dataclasses.fields(config):
-        name = "--" + entry.name.replace("_", "-")
-        if entry.type is bool or entry.type == "bool":
-            group.add_argument(name, action="store_true", help="(off)")
-        else:
-            group.add_argument(name, type=type(entry.default), default=entry.default, help=" ")
-
-
 def from_args(config: type, args: argparse.Namespace) -> Any:
     return config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(config)})
 
@@ -176,8 +165,7 @@ def table(
 ) -> Any:
     """Load a data set and its features, which are computed unless they are cached."""
     from captioning.datasets import load_coco
-    from captioning.features import extract_features
-    from captioning.train import FeatureTable
+    from captioning.features import FeatureTable, extract_features
 
     dataset = load_coco(annotations, images, args.on_error)
     if dataset.skipped:
@@ -189,18 +177,29 @@ def table(
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    from captioning.train import TrainConfig
+    from captioning.config import LARGE, SELF_CRITICAL, SMALL, SMALL_SET, TrainConfig
 
-    parser.description = "Train a captioner on cached features. " + str(TrainConfig.__doc__)
+    parser.description = (
+        "Train a captioner on cached features.\n\nWhere three defaults are given, they are for "
+        f"fewer than {SMALL_SET:,} pictures,\nfor more, and for --self-critical. "
+        f"{TrainConfig.__doc__}"
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--train", type=Path, required=True, help="COCO captions file")
     parser.add_argument("--train-images", type=Path, help="folder of its pictures")
     parser.add_argument("--val", type=Path, help="COCO captions file to validate on")
     parser.add_argument("--val-images", type=Path, help="folder of its pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--features", type=Path, help="folder of feature caches (OUTPUT/features)")
+    parser.add_argument(
+        "--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)"
+    )
     parser.add_argument("--vocab", type=Path, help="vocabulary file; built if not given")
     parser.add_argument("--min-count", type=int, default=4, help="of a built vocabulary (4)")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="checkpoint whose weights to start from; words, model and CNN are its own then",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
     parser.add_argument("--on-error", **ON_ERROR)
     parser.add_argument("--device", default="cpu")
@@ -216,38 +215,84 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hidden-size", type=int, default=512)
     group.add_argument("--num-layers", type=int, default=1)
     group.add_argument("--max-seq-length", type=int, default=20)
-    group.add_argument("--dropout", type=float, default=0.3)
-    add_dataclass(parser, TrainConfig, "training")
+    group.add_argument("--dropout", type=float, help="(0.5, 0.3)")
+    group = parser.add_argument_group("training")
+    for entry in dataclasses.fields(TrainConfig):
+        name, kind = "--" + entry.name.replace("_", "-"), type(entry.default)
+        values = [getattr(config, entry.name) for config in (SMALL, LARGE, SELF_CRITICAL)]
+        if entry.name == "self_critical":
+            group.add_argument(
+                name, type=int, nargs="?", const=values[2], metavar="N", help=f"(N = {values[2]})"
+            )
+        elif kind is bool:
+            group.add_argument(name, action="store_true", help="(off)")
+        else:
+            same = len(set(values)) == 1
+            text = str(values[0]) if same else ", ".join(map(str, values))
+            group.add_argument(name, type=kind, help=f"({text})")
     add_cnn(parser)
 
 
 def run_train(args: argparse.Namespace) -> None:
-    import torch
+    from captioning.processes import first_process_first, processes
+    from captioning.train import train
 
-    from captioning.checkpoint import Checkpoint, CNNIdentity
-    from captioning.model import Captioner, ModelConfig
-    from captioning.train import TrainConfig, train
-    from captioning.vocabulary import Vocabulary
-
-    config = from_args(TrainConfig, args)
     if (args.output / "last.pt").exists() and not args.resume:
         raise CaptioningError(
             f"{args.output} holds a captioner already: --resume, or another --output"
         )
-    if (args.pool == "grid") != (args.decoder == "attention"):
+    with processes(args.device) as here:
+        with first_process_first(here):
+            checkpoint, tables = prepare_training(args, here.is_first)
+        config = config_of(args, len(tables[0].images))
+        val = tables[1] if args.val else None
+        train(checkpoint, config, tables[0], val, args.output, args.resume, here)
+        if here.is_first:
+            print(f"best captioner: {args.output / 'best.pt'}")
+
+
+def config_of(args: argparse.Namespace, pictures: int) -> Any:
+    """The settings for so many pictures, but for those that were given."""
+    from captioning.config import TrainConfig, recipe
+
+    names = [entry.name for entry in dataclasses.fields(TrainConfig)]
+    given = {n: getattr(args, n) for n in names if getattr(args, n) not in (None, False)}
+    return dataclasses.replace(recipe(pictures, bool(args.self_critical)), **given)
+
+
+def prepare_training(args: argparse.Namespace, is_first: bool) -> tuple[Any, list]:
+    """The captioner as it begins, and the feature tables; features are computed if need be."""
+    import torch
+
+    from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
+    from captioning.config import DROPOUT, SMALL_SET
+    from captioning.model import Captioner, ModelConfig
+    from captioning.vocabulary import Vocabulary
+
+    config_of(args, 0)  # wrong settings are refused before the pictures are encoded
+    start = load_checkpoint(args.start, args.lstm) if args.start else None
+    if not start and (args.pool == "grid") != (args.decoder == "attention"):
         raise CaptioningError("--decoder attention and --pool grid need each other")
-    cnn = load_cnn_of(args)
-    features = args.features or args.output / "features"
-    tables = [table(args, cnn, args.train, args.train_images, features / f"{args.train.stem}.st")]
-    if args.val:
-        tables += [table(args, cnn, args.val, args.val_images, features / f"{args.val.stem}.st")]
+    cnn = start.cnn.load() if start else load_cnn_of(args)
+    folder = args.features or (args.start.parent if args.start else args.output) / "features"
+    sources = [(args.train, args.train_images), (args.val, args.val_images)]
+    tables = [
+        table(args, cnn, captions, images, folder / f"{captions.stem}.st")
+        for captions, images in sources[: 2 if args.val else 1]
+    ]
+    if start:
+        start.training = {}
+        return start, tables
     if args.vocab:
         vocabulary = Vocabulary.load(args.vocab)
     else:
         captions = [c for image in tables[0].images for c in image.captions]
         vocabulary = Vocabulary.build(captions, args.min_count)
-        vocabulary.save(args.output / "vocabulary.json")
-    torch.manual_seed(config.seed)
+        if is_first:
+            vocabulary.save(args.output / "vocabulary.json")
+    torch.manual_seed(args.seed or 0)
+    if args.dropout is None:
+        args.dropout = DROPOUT["small" if len(tables[0].images) < SMALL_SET else "large"]
     sizes = ModelConfig(
         cnn.feature_shape[-1],
         len(vocabulary),
@@ -258,10 +303,7 @@ def run_train(args: argparse.Namespace) -> None:
         args.dropout,
         args.decoder,
     )
-    checkpoint = Checkpoint(Captioner(sizes, args.lstm), vocabulary, CNNIdentity.of(cnn), {})
-    val = tables[1] if args.val else None
-    train(checkpoint, config, tables[0], val, args.output, args.resume, args.device)
-    print(f"best captioner: {args.output / 'best.pt'}")
+    return Checkpoint(Captioner(sizes, args.lstm), vocabulary, CNNIdentity.of(cnn), {}), tables
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

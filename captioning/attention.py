@@ -30,7 +30,7 @@ class AttentionDecoder(nn.Module):
 
     Args:
         embed_size, hidden_size, vocab_size, max_seq_length, dropout, lstm: as in `DecoderRNN`.
-        attention_size: A, size in which the state and the cells are compared; hidden_size if None.
+        attention_size: A, size in which the state and the cells are compared; embed_size if None.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AttentionDecoder(nn.Module):
         attention_size: int | None = None,
     ) -> None:
         super().__init__()
-        attention_size = attention_size or hidden_size
+        attention_size = attention_size or embed_size
         self.max_seq_length = max_seq_length
         self.embed = nn.Embedding(vocab_size, embed_size, padding_idx=PAD)
         self.key = nn.Linear(embed_size, attention_size)

@@ -199,13 +199,18 @@ class EncodedCaptions:
         return Batch(images, rows, self.tokens[indices, : int(lengths[0])].long(), lengths)
 
     def epoch(self, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-        """The caption indices of each batch: shuffled, the same for the same arguments.
-
-        The batches are of about equal size, so that none is too small for BatchNorm.
-        """
-        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-        order = torch.randperm(len(self), generator=generator)
-        return list(order.tensor_split(max(1, round(len(self) / batch_size))))
+        """The caption indices of each batch, see `shuffled`."""
+        return shuffled(len(self), batch_size, seed, epoch)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         yield from torch.arange(len(self)).split(batch_size)
+
+
+def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """The indices below `count` in random batches, the same for the same arguments.
+
+    The batches are of about equal size, so that none is too small for BatchNorm.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order = torch.randperm(count, generator=generator)
+    return list(order.tensor_split(max(1, round(count / batch_size))))

@@ -17,14 +17,15 @@ from tqdm import tqdm
 from captioning import scenes
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig, load_cnn
+from captioning.config import TrainConfig
 from captioning.datasets import load_coco
-from captioning.features import extract_features
+from captioning.features import FeatureTable, extract_features
 from captioning.files import read_json, write_json
 from captioning.generate import best_captions
 from captioning.metrics import Scores, score_captions
 from captioning.model import Captioner, ModelConfig
 from captioning.report import Picture, Section, write_contact_sheet, write_report
-from captioning.train import FeatureTable, TrainConfig, train
+from captioning.train import train
 from captioning.vocabulary import Vocabulary
 
 TEXT = {

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.cnn import FrozenCNN
-from captioning.datasets import CaptionedImage
+from captioning.datasets import CaptionDataset, CaptionedImage
 from captioning.errors import CaptioningError
 from captioning.images import ImageError, load_image
 
@@ -205,3 +205,21 @@ def extract_features(
     if broken:
         tqdm.write(f"skipped {len(broken)} broken pictures:\n  " + "\n  ".join(broken[:10]))
     return cache
+
+
+class FeatureTable:
+    """Captioned pictures with features, those without (broken pictures) left out."""
+
+    def __init__(self, dataset: CaptionDataset, cache: FeatureCache) -> None:
+        rows = cache.rows([image.id for image in dataset.images])
+        self.images = [image for image, r in zip(dataset.images, rows, strict=True) if r >= 0]
+        if not self.images:
+            raise CaptioningError(f"{cache.path} holds no features of this data set")
+        self.rows = rows[rows >= 0]
+        self.ids = [image.id for image in self.images]
+        self.references = {image.id: image.captions for image in self.images}
+        self.cache = cache
+
+    def read(self, images: Tensor | None = None) -> Tensor:
+        """float32 features of pictures by position; of all if None."""
+        return self.cache.read(self.rows if images is None else self.rows[images])

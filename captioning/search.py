@@ -45,23 +45,27 @@ def sample_tokens(
     greedy: bool = False,
     max_seq_length: int | None = None,
     generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Write captions word by word: int64 tokens [B,T], <pad> behind <end>, and log-probabilities.
 
     Log-probabilities are the model's own (temperature 1, nothing filtered), 0 behind <end>.
+    `uniform` [B,steps], in [0, 1), decides each word; drawn by `generator` if None.
     """
+    steps = max_seq_length or decoder.max_seq_length
+    if uniform is None and not greedy:
+        uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
     state = decoder.start(image)
     words = torch.full(image.shape[:1], START, device=image.device)
     ended = torch.zeros_like(words, dtype=torch.bool)
     tokens, values = [], []
-    for _ in range(max_seq_length or decoder.max_seq_length):
+    for t in range(steps):
         scores, state = decoder.step(words, state)
         log_probs = _log_probs(scores)
-        if greedy:
+        if uniform is None:
             words = log_probs.argmax(1)
         else:
-            kept = _filter(log_probs / temperature, top_k, top_p)
-            words = torch.multinomial(kept.softmax(1), 1, generator=generator).squeeze(1)
+            words = _draw(_filter(log_probs / temperature, top_k, top_p), uniform[:, t])
         words = words.masked_fill(ended, PAD)
         value = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
         tokens.append(words)
@@ -70,6 +74,14 @@ def sample_tokens(
         if ended.all():
             break
     return torch.stack(tokens, 1), torch.stack(values, 1)
+
+
+def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """The words [B] at which the cumulated probabilities pass `uniform` [B]."""
+    sums = log_probs.softmax(1).cumsum(1)
+    top = sums[:, -1:]
+    wanted = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
+    return torch.searchsorted(sums, wanted, right=True).squeeze(1)
 
 
 def _filter(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -10,9 +10,8 @@ from captioning import scenes
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import load_coco
-from captioning.features import extract_features
+from captioning.features import FeatureTable, extract_features
 from captioning.model import Captioner, ModelConfig
-from captioning.train import FeatureTable
 from captioning.vocabulary import Vocabulary
 
 
@@ -45,8 +44,8 @@ def new_checkpoint(data: SimpleNamespace):
 
     def make(lstm: str = "fastlstm", **sizes) -> Checkpoint:
         torch.manual_seed(0)
-        sizes = {"embed_size": 16, "hidden_size": 24} | sizes
-        config = ModelConfig(data.cnn.feature_shape[-1], len(data.vocabulary), **sizes)
+        sizes = {"feature_size": 240, "embed_size": 16, "hidden_size": 24} | sizes
+        config = ModelConfig(vocab_size=len(data.vocabulary), **sizes)
         return Checkpoint(Captioner(config, lstm).eval(), data.vocabulary, data.identity, {})
 
     return make

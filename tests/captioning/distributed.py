@@ -1,20 +1,24 @@
-"""Trains two epochs and writes the losses; run alone or by torchrun from test_train.py."""
+"""Trains two epochs and writes what became of them; run alone or by torchrun from test_train.py."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
+from captioning.config import TrainConfig
 from captioning.datasets import load_coco
-from captioning.features import FeatureCache
+from captioning.features import FeatureCache, FeatureTable
 from captioning.model import Captioner, ModelConfig
-from captioning.train import FeatureTable, TrainConfig, train
+from captioning.processes import processes
+from captioning.train import train
 from captioning.vocabulary import Vocabulary
 
-root, cache, out = map(Path, sys.argv[1:])
+out, root, cache = map(Path, sys.argv[1:4])
+stage = sys.argv[4]
 dataset = load_coco(root / "annotations" / "captions_train.json", root / "train")
 table = FeatureTable(dataset, FeatureCache(cache))
 vocabulary = Vocabulary.build(dataset.captions)
@@ -23,8 +27,11 @@ model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
 identity = CNNIdentity.of(load_cnn(CNNConfig("scenes_cnn", pool="2x2")))
 checkpoint = Checkpoint(model, vocabulary, identity, {})
 config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0)
-history = train(checkpoint, config, table, None, out.parent / out.stem, progress=False)
+if stage == "reward":
+    config = replace(config, self_critical=3)
+with processes("cpu") as here:
+    history = train(checkpoint, config, table, None, out.parent / out.stem, False, here, False)
 if not out.exists():
     # Adam does not see the scale of a gradient, so it is compared on its own.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
-    out.write_text(json.dumps({"losses": [e["loss"] for e in history], "gradient": gradient}))
+    out.write_text(json.dumps({stage: [e[stage] for e in history], "gradient": gradient}))

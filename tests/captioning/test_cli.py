@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from captioning.__main__ import COMMANDS, main
+from captioning.checkpoint import load_checkpoint
+from captioning.config import DROPOUT, LARGE, SELF_CRITICAL, SMALL, SMALL_SET, recipe
 from captioning.prepare import read_source
 
 
@@ -58,6 +61,49 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
     assert "broken.png: not a picture" in err and "captions/s" in err
+
+
+def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
+    annotations, run = scenes_root / "annotations", tmp_path / "run"
+    train = ["train", "--train", str(annotations / "captions_train.json"), "--output", str(run)]
+    train += ["--val", str(annotations / "captions_val.json"), "--cnn", "scenes_cnn"]
+    train += ["--decoder", "attention", "--pool", "grid", "--learning-rate", "0.01"]
+    train += ["--batch-size", "48", "--hidden-size", "32", "--embed-size", "24", "--warmup", "5"]
+    assert main([*train, "--epochs", "2"]) == 0
+    assert main([*train, "--epochs", "4", "--resume"]) == 0
+    history = load_checkpoint(run / "last.pt").training["history"]
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    best = max(history, key=lambda entry: entry["CIDEr-D"])
+    assert load_checkpoint(run / "best.pt").training["history"][-1] == best
+    capsys.readouterr()
+    for method in ("greedy", "beam"):
+        pictures = str(scenes_root / "val")
+        assert main(["caption", str(run / "best.pt"), pictures, "--method", method]) == 0
+        captions = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
+        assert len(captions) == 12 and len(set(captions)) > 1
+
+
+def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, capsys):
+    annotations = str(scenes_root / "annotations" / "captions_train.json")
+    train = ["train", "--train", annotations, "--start", str(trained / "best.pt")]
+    train += ["--output", str(tmp_path), "--self-critical", "2", "--epochs", "1"]
+    assert main(train) == 0
+    assert not (tmp_path / "features").exists()  # those of the first stage serve
+    first, second = load_checkpoint(trained / "best.pt"), load_checkpoint(tmp_path / "best.pt")
+    assert second.vocabulary.words == first.vocabulary.words and second.cnn == first.cnn
+    assert second.model.config == first.model.config
+    assert second.training["config"]["self_critical"] == 2
+    assert second.training["config"]["learning_rate"] == SELF_CRITICAL.learning_rate
+    assert "reward" in second.training["history"][0]
+
+
+def test_the_size_of_the_set_decides_what_is_not_given(trained):
+    found = load_checkpoint(trained / "best.pt")
+    expected = replace(SMALL, epochs=1, batch_size=48)
+    assert found.training["config"] == asdict(expected)
+    assert found.model.config.dropout == DROPOUT["small"]
+    assert recipe(SMALL_SET) == LARGE != recipe(SMALL_SET - 1)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from captioning.checkpoint import load_checkpoint
+from captioning.config import TrainConfig
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
-from captioning.train import TrainConfig, Trainer, learning_rate, train, validate
+from captioning.features import DONE, FeatureCache
+from captioning.train import train, validate
+from captioning.trainer import Trainer, learning_rate
 
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2)
 
@@ -68,13 +71,10 @@ def test_validation_writes_on_its_own():
 
 @pytest.mark.parametrize("lstm", ["torch", "reference"])
 def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
-    captions = encoded(data.train, data.vocabulary)
-    indices = torch.arange(40)
-    features = data.train.read(captions.image[indices].unique())
     states, losses = [], []
     for kind in ("fastlstm", lstm):
-        trainer = Trainer(new_checkpoint(kind), FAST)
-        losses.append([trainer.train_step(features, captions, indices, 10) for _ in range(3)])
+        trainer = Trainer(new_checkpoint(kind), FAST, data.train)
+        losses.append([trainer.train_step(torch.arange(40), 10) for _ in range(3)])
         states.append(trainer.model.state_dict())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][2] < losses[0][0]
@@ -84,11 +84,10 @@ def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
 
 def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     config = replace(FAST, learning_rate=1e-2, schedule="constant")
-    trainer = Trainer(new_checkpoint(hidden_size=48), config)
-    captions = EncodedCaptions([i.captions[:1] for i in data.train.images[:8]], data.vocabulary)
+    trainer = Trainer(new_checkpoint(hidden_size=48), config, data.train)
     features = data.train.read(torch.arange(8))
     for _ in range(150):
-        trainer.train_step(features, captions, torch.arange(8), 150)
+        trainer.train_step(torch.arange(0, 40, 5), 150)  # the first caption of each
     from captioning.generate import best_captions
 
     ids = data.train.ids[:8]
@@ -101,7 +100,7 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     "config",
     [
         replace(FAST, epochs=3),
-        replace(FAST, epochs=3, label_smoothing=0.1, scheduled_sampling=0.5, save_every=2),
+        replace(FAST, epochs=3, label_smoothing=0.1, scheduled_sampling=0.5, save_every=2, ema=0.9),
     ],
 )
 def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monkeypatch, config):
@@ -167,23 +166,17 @@ def test_best_is_the_epoch_of_the_highest_cider_and_patience_stops(
 def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
-    captions = encoded(data.train, data.vocabulary)
-    features = data.train.read(captions.image[:40].unique())
     losses = []
     for config in (FAST, replace(FAST, **option)):
-        trainer = Trainer(new_checkpoint(), config)
-        losses.append(
-            [trainer.train_step(features, captions, torch.arange(40), 10) for _ in range(4)]
-        )
+        trainer = Trainer(new_checkpoint(), config, data.train)
+        losses.append([trainer.train_step(torch.arange(40), 10) for _ in range(4)])
     tolerance = 2**-7 if "autocast" in option else 1e-5  # bfloat16 has 8 bits
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
 def test_gradients_are_clipped(new_checkpoint, data):
-    captions = encoded(data.train, data.vocabulary)
-    trainer = Trainer(new_checkpoint(), replace(FAST, clip_norm=1e-3))
-    features = data.train.read(captions.image[:40].unique())
-    trainer.train_step(features, captions, torch.arange(40), 10)
+    trainer = Trainer(new_checkpoint(), replace(FAST, clip_norm=1e-3), data.train)
+    trainer.train_step(torch.arange(40), 10)
     norm = torch.cat([p.grad.flatten() for p in trainer.parameters]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
@@ -219,25 +212,41 @@ def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint
         run(checkpoint, data, tmp_path)
 
 
-def test_two_processes_have_the_loss_of_one(scenes_root, data, tmp_path):
+def run_processes(count: int, *command: object) -> None:
+    """Run Python with this command line, in several processes by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(
+        [sys.executable, *(torchrun if count > 1 else []), *map(str, command)],
+        check=True,
+        env=environment,
+        timeout=120,
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize("stage", ["loss", "reward"])
+def test_two_processes_do_what_one_does(scenes_root, data, tmp_path, stage):
     """torchrun with gloo, the same global batches; the sums are only in another order."""
-    script = Path(__file__).parent / "distributed.py"
     results = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.json"
-        command = [sys.executable, str(script)]
-        if number > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-            command = [sys.executable, *launcher, str(script)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, str(scenes_root), str(data.train.cache.path), str(out)],
-            check=True,
-            env=environment,
-            timeout=120,
-            capture_output=True,
-        )
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        script = Path(__file__).parent / "distributed.py"
+        run_processes(count, script, out, scenes_root, data.train.cache.path, stage)
         results.append(json.loads(out.read_text()))
-    assert len(results[0]["losses"]) == 2
-    assert results[1]["losses"] == pytest.approx(results[0]["losses"], rel=1e-5)
-    assert results[1]["gradient"] == pytest.approx(results[0]["gradient"], rel=1e-3)
+    one, two = results
+    assert len(one[stage]) == 2
+    assert two[stage] == pytest.approx(one[stage], rel=1e-5)
+    assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-3)
+
+
+def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
+    captions = scenes_root / "annotations" / "captions_val.json"
+    sizes = ["--hidden-size", 8, "--embed-size", 8, "--min-count", 1]
+    run_processes(
+        *(2, "-m", "captioning", "train", "--train", captions, "--output", tmp_path),
+        *("--cnn", "scenes_cnn", "--epochs", 1, "--batch-size", 20, *sizes),
+    )
+    cache = FeatureCache(tmp_path / "features" / "captions_val.st")
+    assert (cache.state == DONE).all()
+    assert len(load_checkpoint(tmp_path / "last.pt").training["history"]) == 1

@@ -1,0 +1,93 @@
+"""How to train: every setting, and values that suit large sets of pictures, small ones, and
+self-critical training."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from captioning.errors import CaptioningError
+
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast_dtype(name: str, device: str) -> torch.dtype | None:
+    """What to compute in; "auto" is bfloat16 on a CPU that multiplies it faster than float32."""
+    if name != "auto":
+        return AUTOCAST[name]
+    has = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Args:
+    epochs: passes over all captions.
+    batch_size: captions per step, of all processes together.
+    learning_rate: the highest; it rises for `warmup` steps, then falls along a cosine to 2 %.
+    warmup: steps.
+    schedule: "cosine" or "constant".
+    clip_norm: the largest norm of the gradient; 0 for no limit.
+    label_smoothing: share of the target spread over the vocabulary.
+    scheduled_sampling: probability, in the last epoch, of feeding the model's own words; it rises
+        linearly from 0 in the first.
+    ema: validate and keep a running average of the weights of about 1 / (1 - ema) steps
+        (Polyak and Juditsky, 1992); 0 for the weights themselves.
+    patience: stop after so many epochs without a better CIDEr-D; 0 never.
+    autocast: "none", "bfloat16", "float16", or "auto": bfloat16 on a CPU with AVX512_BF16 or AMX.
+    compile: torch.compile the decoder; uses padded captions instead of packed ones.
+    self_critical: 0 trains on cross-entropy; a number >= 2 on the CIDEr-D of so many captions
+        sampled for each picture (see `captioning.self_critical`). A batch is then of pictures.
+    save_every: steps between saves within an epoch; 0 saves after each epoch only.
+    max_words: longer captions are cut.
+    seed: of initial weights, order, dropout.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    schedule: str = "cosine"
+    clip_norm: float = 5.0
+    label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    autocast: str = "none"
+    compile: bool = False
+    self_critical: int = 0
+    save_every: int = 0
+    max_words: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("max_words", 1), ("patience", 0)):
+            if getattr(self, name) < low:
+                raise CaptioningError(f"{name}: expected >= {low}, got {getattr(self, name)}")
+        for name in ("label_smoothing", "scheduled_sampling", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CaptioningError(
+                    f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}"
+                )
+        if self.self_critical < 0 or self.self_critical == 1:
+            raise CaptioningError(
+                f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"
+            )
+        names = ("auto", *AUTOCAST)
+        if self.autocast not in names:
+            raise CaptioningError(f"autocast: expected one of {names}, got {self.autocast!r}")
+        if self.schedule not in ("cosine", "constant"):
+            raise CaptioningError(f"schedule: expected 'cosine' or 'constant', got {self.schedule}")
+
+
+LARGE = TrainConfig()
+SMALL = replace(LARGE, epochs=15, label_smoothing=0.1, ema=0.99, patience=4)
+SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=1e-4, batch_size=64, self_critical=5)
+SMALL_SET = 20_000  # pictures; fewer are a small set
+DROPOUT = {"small": 0.5, "large": 0.3}
+
+
+def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
+    """The settings for a set of so many pictures to train on."""
+    if self_critical:
+        return SELF_CRITICAL
+    return SMALL if pictures < SMALL_SET else LARGE

@@ -1,0 +1,53 @@
+"""The processes that torchrun starts, on one machine or several."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started; alone if there are none."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Processes(device=device)
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    # The others wait while the first encodes the pictures of a large set.
+    wait = timedelta(days=2)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        dist.barrier()  # leaving while others still talk makes gloo abort
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def first_process_first(here: Processes) -> Iterator[None]:
+    """The first process runs the block before the others do."""
+    if here.world > 1 and not here.is_first:
+        dist.barrier()
+    yield
+    if here.world > 1 and here.is_first:
+        dist.barrier()

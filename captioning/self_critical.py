@@ -1,0 +1,95 @@
+"""Self-critical training (Rennie et al., 2017): the captioner is rewarded by CIDEr-D.
+
+For each picture several captions are drawn from the model. Those better than the mean of the
+others become more probable, the worse ones less (Luo, 2020, "A Better Variant of Self-Critical
+Sequence Training"). A second stage: it starts from a captioner that cross-entropy has trained.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from captioning.checkpoint import Checkpoint
+from captioning.cider import CiderD
+from captioning.config import TrainConfig
+from captioning.datasets import shuffled
+from captioning.features import FeatureTable
+from captioning.processes import ALONE, Processes
+from captioning.search import sample_tokens
+from captioning.trainer import Trainer
+from captioning.vocabulary import PAD, START
+
+
+class SelfCriticalTrainer(Trainer):
+    """Batches are pictures, each with `config.self_critical` sampled captions.
+
+    The model stays in eval mode: it is rewarded for the captions that it would write.
+    """
+
+    metric = "reward"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        table: FeatureTable,
+        here: Processes = ALONE,
+    ) -> None:
+        super().__init__(checkpoint, config, table, here)
+        self.captions_per_index = config.self_critical
+        encode = checkpoint.vocabulary.encode
+        # <end> counts as a word, or captions would learn to stop anywhere.
+        self.cider = CiderD([[encode(c)[1:] for c in image.captions] for image in table.images])
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """The pictures of every batch of an epoch."""
+        config = self.config
+        return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
+
+    def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
+        here, samples, decoder = self.here, self.config.self_critical, self.model.decoder
+        # Numbers for the whole batch, so that the captions do not depend on the processes.
+        noise = torch.rand(len(indices), samples, decoder.max_seq_length)
+        share = slice(here.rank, None, here.world)
+        pictures = indices[share]
+        features = self.table.read(pictures).to(here.device)
+        self.model.eval()
+        with torch.no_grad():
+            image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
+            uniform = noise[share].flatten(0, 1).to(here.device)
+            tokens = sample_tokens(decoder, image, uniform=uniform)[0].cpu()
+        lengths = (tokens != PAD).sum(1)
+        reward = self.reward(pictures, tokens, lengths)
+        order = lengths.argsort(descending=True, stable=True)
+        captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)[order]
+        with self.autocast():
+            loss = self.parallel(
+                features,
+                torch.arange(len(pictures)).repeat_interleave(samples)[order].to(here.device),
+                captions.to(here.device),
+                lengths[order] + 1,
+                caption_weights=advantage(reward).flatten()[order].to(here.device),
+                packed=not self.config.compile,
+            )
+        count = lengths.sum()
+        if here.world > 1:
+            count = count.to(here.device)
+            dist.all_reduce(count)
+        return loss, int(count), (reward.sum() / (len(indices) * samples)).to(here.device)
+
+    def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """CIDEr-D [pictures, samples] of the sampled captions, <end> included."""
+        written = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        samples = self.config.self_critical
+        return torch.tensor(
+            [
+                self.cider.scores(picture, written[i * samples : (i + 1) * samples])
+                for i, picture in enumerate(pictures.tolist())
+            ]
+        )
+
+
+def advantage(reward: Tensor) -> Tensor:
+    """How much better each caption [pictures, samples] is than the mean of the others."""
+    samples = reward.size(1)
+    return (reward - reward.mean(1, keepdim=True)) * (samples / (samples - 1))

@@ -1,0 +1,181 @@
+"""One step of training on cross-entropy: Adam over the decoder, encoder.linear and encoder.bn.
+
+Every step draws its randomness from (seed, step, process), so a run that was killed and resumed
+computes exactly what an unbroken one would. Under torchrun each process takes its share of every
+batch's captions and all of its pictures' features, so BatchNorm sees the whole batch and the loss
+is that of a single process.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captioning.checkpoint import Checkpoint
+from captioning.config import TrainConfig, autocast_dtype
+from captioning.datasets import EncodedCaptions
+from captioning.errors import CaptioningError
+from captioning.features import FeatureTable
+from captioning.processes import ALONE, Processes
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.schedule == "constant":
+        return config.learning_rate * warm
+    return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+class Trainer:
+    """A model, its optimizer, and what a step of training does.
+
+    Args:
+        checkpoint: the captioner; its weights change.
+        config: how to train.
+        table: pictures and captions to train on.
+        here: this process among those that train together.
+
+    Attributes:
+        metric: what `train_step` returns.
+        captions_per_index: how many captions an index of `batches` stands for.
+        step: number of steps made.
+    """
+
+    metric, captions_per_index = "loss", 1
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        table: FeatureTable,
+        here: Processes = ALONE,
+    ) -> None:
+        self.config, self.table, self.here = config, table, here
+        self.model = checkpoint.model.to(here.device)
+        self.captions = EncodedCaptions(
+            [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
+        )
+        self.parameters = [
+            *self.model.decoder.parameters(),
+            *self.model.encoder.linear.parameters(),
+            *self.model.encoder.bn.parameters(),
+        ]
+        self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
+        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
+        self.scaler = torch.amp.GradScaler(
+            here.device.split(":")[0], enabled=config.autocast == "float16"
+        )
+        self.step = 0
+        if config.compile:
+            decoder = self.model.decoder
+            decoder.unroll_padded = torch.compile(decoder.unroll_padded, dynamic=True)
+        self.parallel: nn.Module = self.model
+        if here.world > 1:
+            self.parallel = DistributedDataParallel(self.model)
+        if min(map(len, self.batches(0))) < max(2, here.world):
+            raise CaptioningError(
+                f"batches of {config.batch_size}, of {len(self.captions)} captions, are too small "
+                f"for BatchNorm and {here.world} processes"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything besides the model's weights. To be asked for, and loaded, while `averaged`."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "weights": self.average,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        for mine, saved in zip(self.average, state["weights"], strict=True):
+            mine.copy_(saved)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, for the time; `average` holds those of training."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)):
+            parameter.data, average.data = average.data, parameter.data
+
+    def autocast(self) -> Any:
+        device = self.here.device.split(":")[0]
+        dtype = autocast_dtype(self.config.autocast, device)
+        return torch.autocast(device, dtype, enabled=dtype is not None)
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """The caption indices of every batch of an epoch."""
+        return self.captions.epoch(self.config.batch_size, self.config.seed, epoch)
+
+    def train_step(self, indices: Tensor, steps: int) -> float:
+        """One of `steps` steps, on the batch `indices`; returns its metric before the step."""
+        here, config = self.here, self.config
+        torch.manual_seed(config.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, steps)
+        loss, count, metric = self.objective(indices, self.step / steps)
+        self.optimizer.zero_grad()
+        # DistributedDataParallel averages over the processes, and the mean is over all tokens.
+        self.scaler.scale(loss * (here.world / count)).backward()
+        self.update()
+        if here.world > 1:
+            dist.all_reduce(metric)
+        return metric.item()
+
+    def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
+        """What to minimise.
+
+        Args:
+            indices: one of `batches`.
+            progress: share of all steps that are done.
+
+        Returns:
+            The loss summed over this process's tokens, the number of tokens of all processes, and
+            the metric, which is to be summed over the processes.
+        """
+        here, config = self.here, self.config
+        batch = self.captions.batch(indices)
+        tokens = int((batch.lengths - 1).sum())
+        share = slice(here.rank, None, here.world)
+        lengths = batch.lengths[share]
+        torch.manual_seed(torch.initial_seed() * 1009 + here.rank)  # other dropout in each process
+        self.model.train()
+        with self.autocast():
+            loss = self.parallel(
+                self.table.read(batch.images).to(here.device),
+                batch.rows[share].to(here.device),
+                batch.captions[share, : int(lengths[0])].to(here.device),
+                lengths,
+                label_smoothing=config.label_smoothing,
+                scheduled_sampling=config.scheduled_sampling * progress,
+                packed=not config.compile,
+            )
+        return loss, tokens, loss.detach() / tokens
+
+    def update(self) -> None:
+        """The optimizer's step, with clipped gradients, and the average of the weights after it."""
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        if self.average:
+            # The first steps are forgotten faster, or the initial weights would stay for long.
+            decay = min(self.config.ema, self.step / (self.step + 9))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
