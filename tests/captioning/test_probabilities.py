@@ -1,0 +1,65 @@
+"""The probability of each word that a search returns is the one of teacher forcing."""
+
+import pytest
+import torch
+
+from captioning.generate import DecodeConfig, decode_batch, generate_captions
+from captioning.model import Captioner, ModelConfig
+from captioning.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+
+C, CELLS, V = 6, 4, 12
+
+
+def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """Log-probabilities in float64 of a caption, among the words that may be written."""
+    with torch.no_grad():
+        image = model.encoder.embed(features[None])
+        captions = torch.tensor([[START, *tokens]])
+        scores = model.decoder(image, captions, torch.tensor([captions.size(1)])).double()
+    scores[:, [PAD, START, UNK]] = -torch.inf
+    return scores.log_softmax(1).gather(1, captions[0, 1:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DecodeConfig("greedy"),
+        DecodeConfig("beam", beam_size=4),
+        DecodeConfig("beam", beam_size=3, length_penalty=0.0, no_repeat_ngram=2),
+        DecodeConfig("sample", temperature=2.0, top_k=5, top_p=0.9),
+    ],
+    ids=lambda config: f"{config.method}{config.no_repeat_ngram or ''}",
+)
+def test_probabilities_are_those_of_teacher_forcing(decoder, config):
+    torch.manual_seed(3)
+    model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7, decoder=decoder)).eval()
+    for parameter in model.decoder.parameters():
+        parameter.data *= 3  # opinions, so that probabilities differ
+    model.decoder.linear.bias.data[END] += 1
+    shape = (24, C) if decoder == "lstm" else (24, CELLS, C)
+    features = 3 * torch.randn(shape)
+    generator = torch.Generator().manual_seed(0)
+    found = decode_batch(model, features, config, generator)
+    lengths = set()
+    for row, hypotheses in zip(features, found, strict=True):
+        for hypothesis in hypotheses:
+            expected = teacher_forced(model, row, hypothesis.tokens)
+            values = torch.tensor(hypothesis.log_probs, dtype=torch.float64)
+            torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+            lengths.add((len(values), END in hypothesis.tokens))
+    assert len(lengths) > 1  # captions that ended, and at different lengths or not at all
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_captions_name_the_words_and_their_probabilities(method):
+    torch.manual_seed(3)
+    model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7)).eval()
+    vocabulary = Vocabulary([*SPECIAL, *"abcdefgh"])
+    features = torch.randn(2, C)
+    captions, _ = generate_captions(model, vocabulary, features, DecodeConfig(method))
+    for row, (best, *_) in zip(features, captions, strict=True):
+        tokens = [vocabulary.index[word] for word, _ in best.words]
+        expected = teacher_forced(model, row, tokens).exp().tolist()
+        assert [p for _, p in best.words] == pytest.approx(expected, abs=1e-5)
+        assert best.text == vocabulary.decode(tokens)
