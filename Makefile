@@ -17,7 +17,7 @@ export PATH := $(ENV)/bin:$(PATH)
 
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
-EXTRAS := captioning,test,lint
+EXTRAS := captioning,serve,test,lint
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -87,6 +88,10 @@ class FrozenCNN(nn.Module):
         if self.config.pool == "2x2":
             vector = torch.cat([vector, F.adaptive_avg_pool2d(grid, 2).flatten(1)], 1)
         return vector
+
+    def encode(self, image: Image.Image) -> Tensor:
+        """Features [1,...] of one RGB picture."""
+        return self(self.transform(image)[None].to(next(self.parameters()).device))
 
     def fingerprint(self) -> str:
         """A hash of architecture and weights, transform and pooling: equal means equal features."""

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from captioning import scenes
+from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.config import TrainConfig
@@ -42,6 +43,7 @@ def demo(
     lstm: str = "fastlstm",
     fresh: bool = False,
     seed: int = 0,
+    decoder: str = "lstm",
     splits: dict[str, int] = scenes.SPLITS,
 ) -> dict[str, Section]:
     """Run the whole demonstration in the folder `output`.
@@ -52,6 +54,7 @@ def demo(
         lstm: "fastlstm", "torch" or "reference".
         fresh: train again even if `output` holds a captioner of the same settings.
         seed: of pictures, initial weights and order.
+        decoder: "lstm", or "attention", which is slower and shows where it looks.
         splits: number of pictures per split.
 
     Returns:
@@ -67,7 +70,7 @@ def demo(
     }
 
     say("2/5  encoding each picture once with the frozen, pretrained CNN")
-    cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+    cnn = load_cnn(CNNConfig("scenes_cnn", pool="grid" if decoder == "attention" else "2x2"))
     tables = {}
     for split, dataset in data.items():
         path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
@@ -77,7 +80,11 @@ def demo(
     config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     vocabulary = Vocabulary.build(data["train"].captions)
     vocabulary.save(output / "vocabulary.json")
-    sizes = ModelConfig(cnn.feature_shape[0], len(vocabulary), embed_size=128, hidden_size=256)
+    # Attention compares 256 cells with its state before every word, so it is made smaller.
+    embed_size, hidden_size = (64, 128) if decoder == "attention" else (128, 256)
+    sizes = ModelConfig(
+        cnn.feature_shape[-1], len(vocabulary), embed_size, hidden_size, decoder=decoder
+    )
     recipe = json.dumps([asdict(config), asdict(sizes), CNNIdentity.of(cnn).fingerprint, splits])
     recipe = hashlib.sha256(recipe.encode()).hexdigest()
     stamp = output / "trained.json"
@@ -107,7 +114,8 @@ def demo(
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    write_report(report, "Captions of drawn scenes", text, list(sections.values()), history)
+    attend = attender(checkpoint, cnn)
+    write_report(report, "Captions of drawn scenes", text, list(sections.values()), history, attend)
     write_contact_sheet(sheet, "Captions of drawn scenes", list(sections.values()), history)
     for split, section in sections.items():
         say(f"\n{split}: {section.scores}")

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from captioning.attention_maps import attender
+from captioning.checkpoint import Checkpoint
 from captioning.datasets import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.metrics import Scores, score_captions
-from captioning.report import History, Picture, Section, write_report
+from captioning.report import Picture, Section, write_report
 
 
 def read_results(path: str | Path) -> dict[int, str]:
@@ -50,13 +52,18 @@ def write_evaluation(
     results: dict[int, str],
     dataset: CaptionDataset,
     scores: Scores,
-    history: History = (),
+    checkpoint: Checkpoint | None = None,
 ) -> None:
-    """The HTML report: best, worst and random pictures, distribution of scores, curves."""
+    """The HTML report: best, worst and random pictures, distribution of scores.
+
+    A checkpoint adds its training curves and, if it attends, where it looked for each word.
+    """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)
         for image in dataset.images
         if image.id in results
     ]
     section = Section("captions", f"{len(pictures)} pictures", pictures, scores)
-    write_report(path, "Evaluation of captions", "", [section], history)
+    history = checkpoint.training.get("history", ()) if checkpoint else ()
+    attend = attender(checkpoint) if checkpoint else None
+    write_report(path, "Evaluation of captions", "", [section], history, attend)

@@ -1,5 +1,7 @@
 """Pictures from disk to RGB to tensors, whatever people have on disk."""
 
+import base64
+import io
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,8 +49,20 @@ def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
         raise ImageError(f"{name}: not a picture that Pillow can read") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # raised before its size is known here
+        raise ImageError(
+            f"{name}: too many pixels, expected at most {MAX_PIXELS:,} ({error})"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{name}: broken picture ({error})") from error
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as an address that holds it; drawings as PNG, so that they stay crisp."""
+    kind = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -85,17 +99,20 @@ class Transform:
     interpolation: str = "bilinear"
     squash: bool = False
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture to float32 [3, crop_size, crop_size]."""
+    def view(self, image: Image.Image) -> Image.Image:
+        """What the CNN sees of a picture, before it is normalised."""
         # Resizing only what the crop keeps gives the same pixels and bounds the work.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
-        image = image.resize(
+        return image.resize(
             (self.crop_size, self.crop_size),
             Image.Resampling[self.interpolation.upper()],
             box=None if self.squash else (left, top, left + side, top + side),
         )
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture to float32 [3, crop_size, crop_size]."""
+        pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std
 

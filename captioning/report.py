@@ -1,22 +1,24 @@
 """What came out, to look at: a self-contained HTML report and a contact sheet."""
 
-import base64
 import html
 import io
 import random
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from captioning.attention_maps import STYLE as ATTENTION_STYLE
+from captioning.attention_maps import AttentionMaps, panels_html
 from captioning.files import write_atomically, write_text
-from captioning.images import ImageError, load_image
+from captioning.images import ImageError, data_uri, load_image
 from captioning.metrics import Scores
 
 History = Sequence[Mapping[str, float]]
+Attend = Callable[[Path, str], AttentionMaps | None]  # see `attention_maps.attender`
 GOOD, BAD, INK, ACCENT = "#2e7d4f", "#b3402e", "#22303c", "#2a6f97"
 
 
@@ -77,12 +79,14 @@ def _draw_loss(axes, history: History) -> None:  # noqa: ANN001
     if all("val_loss" in e for e in history):
         axes.plot(epochs, [e["val_loss"] for e in history], color=ACCENT, label="validation")
     axes.set(xlabel="epoch", ylabel="loss (nats per word)", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
 
 
 def _draw_cider(axes, history: History) -> None:  # noqa: ANN001
     axes.plot([e["epoch"] for e in history], [e["CIDEr-D"] for e in history], color=ACCENT)
     axes.set(xlabel="epoch", ylabel="CIDEr-D (validation)", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _svg(draw, size: tuple[float, float]) -> str:  # noqa: ANN001
@@ -117,6 +121,8 @@ figcaption { padding: .6rem .8rem .8rem; font-size: .92rem; line-height: 1.35; }
 figcaption b { display: block; } .good { color: #2e7d4f; } .bad { color: #b3402e; }
 figcaption ul { margin: .4rem 0 0; padding-left: 1rem; color: #5c6b77; font-size: .82rem; }
 figcaption small { color: #8a97a1; } .note { color: #8a5a00; }
+.grid.wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
+figcaption .attention { margin-top: .6rem; }
 """
 
 
@@ -126,25 +132,19 @@ def _image_tag(path: Path, alt: str) -> str:
     except ImageError as error:
         return f"<p>{html.escape(str(error))}</p>"
     image.thumbnail((480, 480))
-    buffer = io.BytesIO()
-    if max(image.size) < 160:  # drawings stay crisp
-        image.save(buffer, "PNG")
-        kind = "png"
-    else:
-        image.save(buffer, "JPEG", quality=85)
-        kind = "jpeg"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="{html.escape(alt)}" src="{data_uri(image)}">'
 
 
-def _figure(picture: Picture, score: float) -> str:
+def _figure(picture: Picture, score: float, attend: Attend | None) -> str:
     css = {True: "good", False: "bad", None: ""}[picture.right]
     references = "".join(f"<li>{html.escape(r)}</li>" for r in picture.references)
+    maps = attend(picture.path, picture.caption) if attend else None
+    panels = panels_html(maps) if maps else ""
     return (
         f"<figure>{_image_tag(picture.path, picture.caption)}<figcaption>"
         f'<b class="{css}">{html.escape(picture.caption) or "(nothing)"}</b>'
         f"<small>CIDEr-D {score:.2f} &middot; {html.escape(picture.path.name)}</small>"
-        f"<ul>{references}</ul></figcaption></figure>"
+        f"<ul>{references}</ul>{panels}</figcaption></figure>"
     )
 
 
@@ -167,13 +167,27 @@ def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[Pic
 
 
 def write_report(
-    path: str | Path, title: str, text: str, sections: Sequence[Section], history: History = ()
+    path: str | Path,
+    title: str,
+    text: str,
+    sections: Sequence[Section],
+    history: History = (),
+    attend: Attend | None = None,
 ) -> None:
-    """Write one HTML file that needs nothing beside it."""
+    """Write one HTML file that needs nothing beside it.
+
+    Args:
+        path: the file.
+        title: its heading.
+        text: what stands under it.
+        sections: what was captioned.
+        history: what happened in each epoch of training, for the curves.
+        attend: where the captioner looked; asked for the pictures that are shown.
+    """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}{ATTENTION_STYLE}</style></head><body>"
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(text)}</p>',
         _table("captions of", {s.title: s.scores.overall for s in sections}),
     ]
@@ -200,8 +214,9 @@ def write_report(
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
         parts.append(f'<div class="plots">{_svg(histogram, (4.8, 2.2))}</div>')
         for heading, pictures in choose(section).items():
-            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"]) for p in pictures)
-            parts.append(f'<h3>{heading}</h3><div class="grid">{figures}</div>')
+            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"], attend) for p in pictures)
+            wide = " wide" if attend else ""
+            parts.append(f'<h3>{heading}</h3><div class="grid{wide}">{figures}</div>')
     parts.append("</body></html>")
     write_text(path, "\n".join(parts))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioning.__main__ import COMMANDS, main
+from captioning.__main__ import COMMANDS, Help, Parser, config_of, main
 from captioning.checkpoint import load_checkpoint
 from captioning.config import DROPOUT, LARGE, SELF_CRITICAL, SMALL, SMALL_SET, recipe
 from captioning.prepare import read_source
@@ -20,6 +20,58 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_is_explained(command):
+    parser = Parser(formatter_class=Help)
+    COMMANDS[command][1](parser)
+    for action in parser._actions:
+        text = action.help % {"default": action.default}  # as argparse does
+        assert len(text) > 4 and "`" not in text, action.option_strings
+
+
+def test_settings_of_training_are_told_with_their_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--warmup N steps (50)" in words and "falls along a cosine to 2 % (" in words
+
+
+def test_a_setting_of_zero_is_a_setting():
+    parser = Parser()
+    COMMANDS["train"][1](parser)
+    given = ["--train", "t", "--output", "o", "--patience", "0", "--label-smoothing", "0"]
+    config = config_of(parser.parse_args(given), 10)
+    assert SMALL.patience > 0 and (config.patience, config.label_smoothing) == (0, 0)
+    assert config.ema == SMALL.ema
+
+
+def test_without_arguments_it_introduces_itself(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS) and "begin with:  captioning demo" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no command 'trian': did you mean train?"),
+        (["xyz"], "no command 'xyz': there are prepare, vocab"),
+        (["train"], "captioning train: the following arguments are required: --train, --output"),
+        (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
+        (["demo", "again"], "unrecognized arguments: again"),
+        (["caption", "c.pt", "--nothing", "x.png"], "unrecognized arguments: --nothing x.png"),
+        (["serve", "c.pt", "--device", "abacus"], "no device 'abacus' here: "),
+    ],
+)
+def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    err = capsys.readouterr().err
+    assert code == 2 and message in err and len(err.splitlines()) <= 2
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +109,8 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     (tmp_path / "val" / "broken.png").write_text("no picture")
     first = next((scenes_root / "unseen").iterdir())
     pictures = [str(first), str(tmp_path / "val"), str(scenes_root / "unseen" / "*.png")]
-    assert main(["caption", str(trained / "best.pt"), *pictures, "--method", method]) == 1
+    command = ["caption", str(trained / "best.pt")]
+    assert main([*command, pictures[0], "--method", method, *pictures[1:]]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
     assert "broken.png: not a picture" in err and "captions/s" in err

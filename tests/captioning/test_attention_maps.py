@@ -1,0 +1,113 @@
+"""Attention maps: the weights of the decoder, at the right place over what the CNN saw."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from captioning.__main__ import main
+from captioning.attention_maps import AttentionMaps, attender, maps_of, panels_html, shade
+from captioning.checkpoint import Checkpoint, CNNIdentity
+from captioning.cnn import CNNConfig, load_cnn
+from captioning.datasets import CaptionDataset
+from captioning.evaluate import evaluate, write_evaluation
+from captioning.images import load_image
+from captioning.model import Captioner, ModelConfig
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return load_cnn(CNNConfig("scenes_cnn", pool="grid"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, cnn) -> Checkpoint:
+    torch.manual_seed(0)
+    sizes = ModelConfig(cnn.feature_shape[-1], len(data.vocabulary), 16, 24, decoder="attention")
+    return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(cnn), {})
+
+
+@pytest.fixture(scope="module")
+def path(data):
+    return data.val.images[0].path
+
+
+def test_maps_are_the_weights_of_the_decoder(checkpoint, cnn, path):
+    image = load_image(path)
+    maps = maps_of(checkpoint, cnn, image, ["a", "red", "square"])
+    assert maps.view.size == (128, 128) and maps.weights.shape == (3, 16, 16)
+    tokens = torch.tensor([[checkpoint.vocabulary.index[w] for w in maps.words]])
+    with torch.no_grad():
+        cells = checkpoint.model.encoder.embed(cnn.encode(image))
+    expected = checkpoint.model.decoder.attention(cells, tokens)[0]
+    torch.testing.assert_close(maps.weights.flatten(1), expected)
+
+
+def test_each_cell_of_a_map_lies_over_its_part_of_the_view(checkpoint, cnn, monkeypatch):
+    """Look at nothing but the cells that differ from the background: there is the square."""
+    picture = Image.new("RGB", (200, 100), (20, 20, 20))
+    picture.paste((220, 40, 40), (115, 10, 135, 30))  # the CNN sees 50 to 150: right, at the top
+    cells = cnn.encode(picture)[0]
+    strange = (cells - cells[8 * 16 + 2]).abs().sum(1)
+    weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
+    looked = weights.expand(1, 2, 256)
+    monkeypatch.setattr(type(checkpoint.model.decoder), "attention", lambda *_: looked)
+    maps = maps_of(checkpoint, cnn, picture, ["square"])
+    panel = maps.view.copy()
+    panel.paste("black", mask=shade(maps.weights[0], panel.size))
+    y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
+    assert 128 * 0.6 < x < 128 * 0.9 and 128 * 0.05 < y < 128 * 0.35 and len(maps.weights) == 1
+
+
+def test_shade_is_dark_where_it_did_not_look():
+    weights = torch.zeros(4, 4)
+    weights[1, 3] = 0.7
+    dark = shade(weights, (64, 64))
+    assert dark.getpixel((56, 24)) < 30 and dark.getpixel((8, 56)) == 204
+    assert shade(torch.full((4, 4), 1 / 16), (8, 8)).getextrema() == (0, 0)
+
+
+def test_panels_escape_words_and_hold_the_picture_once(checkpoint, cnn, path):
+    maps = maps_of(checkpoint, cnn, load_image(path), ["a", "red"])
+    found = panels_html(AttentionMaps(maps.view, ["<script>", '"'], maps.weights))
+    assert "<script>" not in found and "&lt;script&gt;" in found and 'for &quot;"' not in found
+    assert found.count("--picture: url(data:image/png") == 1
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', found)) == 2
+    assert panels_html(AttentionMaps(maps.view, [], maps.weights[:0]))  # nothing was written
+
+
+def test_without_attention_there_are_no_maps(new_checkpoint, data, path):
+    plain = new_checkpoint()
+    assert maps_of(plain, data.cnn, load_image(path), ["a"]) is None
+    assert attender(plain, data.cnn) is None
+
+
+def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(checkpoint, data, tmp_path):
+    images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
+    dataset = CaptionDataset(images + data.val.images[1:])
+    results = {image.id: "a red square" for image in dataset.images}
+    scores = evaluate(results, dataset)
+    write_evaluation(tmp_path / "r.html", results, dataset, scores, checkpoint)
+    report = (tmp_path / "r.html").read_text()
+    shown = report.count("<figure>")
+    lost = report.count("none.png: no such file")
+    assert lost and report.count('<div class="attention"') == shown - lost > 20
+    assert report.count("where it looked for &quot;red&quot;") == shown - lost
+
+
+def test_caption_writes_a_picture_of_it(checkpoint, data, new_checkpoint, path, tmp_path, capsys):
+    checkpoint.save(tmp_path / "attention.pt")
+    new_checkpoint().save(tmp_path / "plain.pt")
+    out = tmp_path / "out.png"
+    arguments = ["caption", str(tmp_path / "attention.pt"), str(path), "--attention", str(out)]
+    assert main(arguments) == 0
+    with Image.open(out) as picture:
+        assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
+    out.unlink()
+    assert main(["caption", str(tmp_path / "plain.pt"), str(path), "--attention", str(out)]) == 1
+    assert "got 1, --decoder lstm" in capsys.readouterr().err
+    assert main([*arguments, str(data.val.images[1].path)]) == 1
+    assert "got 2, --decoder attention" in capsys.readouterr().err and not out.exists()

@@ -1,0 +1,70 @@
+"""The HTML report: one file that shows the right pictures, escapes, and stays small."""
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioning.metrics import Scores
+from captioning.report import Picture, Section, choose, write_report
+
+COUNT = 5000
+HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
+EVIL = '<script>alert("x")</script>'
+
+
+@pytest.fixture(scope="module")
+def section(tmp_path_factory) -> Section:
+    """Captions of 5,000 photographs (of noise, which compresses worst), best first."""
+    folder = tmp_path_factory.mktemp("photographs")
+    photographs = [folder / f"{EVIL.replace('/', '_')}{i}.jpg" for i in range(3)]
+    for path in photographs:
+        Image.frombytes("RGB", (1200, 900), os.urandom(1200 * 900 * 3)).save(path)
+    pictures = [
+        Picture(i, photographs[i % 3], f"{EVIL} caption {i}.", [f"{EVIL} reference {i}"] * 5)
+        for i in range(COUNT)
+    ]
+    per_image = {i: {"CIDEr-D": (COUNT - i) / 1000} for i in range(COUNT)}
+    return Section("test & more", EVIL, pictures, Scores({"CIDEr-D": 2.5}, per_image, [EVIL]))
+
+
+@pytest.fixture(scope="module")
+def report(section, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, f"Title {EVIL}", EVIL, [section], HISTORY)
+    return path
+
+
+def test_shows_the_best_the_worst_and_some_others(section, report):
+    chosen = choose(section)
+    assert [p.id for p in chosen["Best"]] == list(range(8))
+    assert [p.id for p in chosen["Worst"]] == list(range(COUNT - 1, COUNT - 9, -1))
+    drawn = {p.id for p in chosen["Drawn at random"]}
+    assert len(drawn) == 8 and 500 < sum(drawn) / 8 < 4500
+    text = report.read_text()
+    for i in [*range(8), *range(COUNT - 8, COUNT), *drawn]:
+        assert f"caption {i}." in text and f"reference {i}<" in text
+    assert text.count("<figure>") == 24
+    assert text.count("<svg") == 3  # loss, CIDEr-D, distribution of scores
+
+
+def test_is_one_file_that_loads_nothing_and_runs_nothing(report):
+    loaded, tags = [], set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list) -> None:
+            tags.add(tag)
+            loaded.extend(v for k, v in attributes if k in ("src", "href", "xlink:href"))
+
+    text = report.read_text()
+    Reader().feed(text)
+    assert "script" not in tags and EVIL not in text and "&lt;script&gt;" in text
+    assert loaded and all(value.startswith(("data:", "#")) for value in loaded)
+    assert not re.search(r"@import|url\((?!data:|#)", text)
+
+
+def test_stays_small(report):
+    assert report.stat().st_size < 5e6
