@@ -198,6 +198,16 @@ def test_no_synchronisation():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nan_keeps_nobody_waiting(dtype):
+    """Even one whose bits are those of memory that no block has written yet."""
+    lstm, x = large(dtype, steps=5)
+    ones = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
+    x = ones.view(dtype).view_as(x).requires_grad_()
+    assert all(t.isnan().all() for t in run(lstm, x)[:3])
+    torch.cuda.synchronize()
+
+
 def test_lengths_that_lie_do_no_harm():
     """They are on the device, so nobody checks them; they must not lead outside the tensors."""
     lstm, x = large(torch.bfloat16, steps=20)

@@ -91,27 +91,31 @@ MUTANTS = {
         "stepwise.cu", "stepwise.cu", "if (is_live(step, row))", "if (true)",
         [STEPWISE + "lengths"]),
     "persistent: no barrier before the sums": (
-        FORWARD, FORWARD, """aligned);
+        FORWARD, FORWARD, """aligned, n);
       }
-      __syncthreads();""", "aligned);\n      }", [FFMA + "two parts", BF16 + "two parts"]),
-    "persistent: no barrier after the step": (
-        FORWARD, FORWARD, "__syncthreads();\n      if (pass == block.passes - 1)",
-        "if (pass == block.passes - 1)", [FFMA + "two parts", BF16 + "two parts"]),
+      __syncthreads();""", "aligned, n);\n      }", [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent: no barrier after a pass": (
+        FORWARD, FORWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
+        [FFMA + "random shapes", BF16 + "random shapes"]),
     "persistent: nobody waits": (
-        FORWARD, FORWARD, "if (!waited) block.wait(n);", "", [FFMA + "two parts"]),
-    "persistent: waits for the step before": (
-        FORWARD, FORWARD, "block.wait(n)", "block.wait(n - 1)", [FFMA + "two parts"]),
-    "persistent: waits for too few neighbours": (
-        FORWARD, TILE, "(end - 1) % hidden / kUnits + 1", "(end - 1) % hidden / kUnits",
+        FORWARD, TILE, "if (!source[j].exchanged ||", "if (true || !source[j].exchanged ||",
         [FFMA + "two parts", BF16 + "two parts"]),
-    "persistent: only some lanes know that the neighbours are done": (
-        FORWARD, TILE, "static_cast<unsigned>(step));\n    __syncwarp();",
-        "static_cast<unsigned>(step));", [FFMA + "two parts"]),
-    "persistent: publishes nothing": (
-        FORWARD, FORWARD, "block.publish(n + 1)", "block.publish(n)", [FFMA + "two parts"]),
+    "persistent: half a word is enough": (
+        FORWARD, TILE, "if (sizeof(T) == 2 && !kAligned)", "if (false)", [BF16 + "odd sizes"]),
+    "persistent: waits for what nobody writes": (
+        FORWARD, FORWARD, "* hidden, false};", "* hidden, true};", ["persistent/NaN travels"]),
+    "persistent: a NaN that looks unwritten": (
+        FORWARD, TILE, "bits - (bits == static_cast<Bits>(~Bits(0)))", "bits",
+        ["persistent/NaN travels"]),
+    "persistent: lanes put their values into a word the wrong way round": (
+        FORWARD, TILE, "pack(bits, static_cast<uint16_t>(other))",
+        "pack(static_cast<uint16_t>(other), bits)", [BF16 + "two parts"]),
+    "persistent: dead positions are left as they were": (
+        FORWARD, FORWARD, "h, exists, aligned);", "h, live, aligned);",
+        [FFMA + "lengths sorted by a table"]),
     "persistent: no warp barrier around the stage": (
-        FORWARD, TILE, "bits_as<float>(vectors[a].word[j]);\n        __syncwarp();",
-        "bits_as<float>(vectors[a].word[j]);", [FFMA + "two parts"]),
+        FORWARD, TILE, "bits_as<float>(group.words[a][0].word[j]);\n        __syncwarp();",
+        "bits_as<float>(group.words[a][0].word[j]);", [FFMA + "two parts"]),
     "persistent: fragments of the lower rows swapped": (
         FORWARD, TILE, "kRegisters == 4 ? r / 2 : r", "kRegisters == 4 ? 1 - r / 2 : r",
         [TF32 + "two parts", BF16 + "two parts"]),
@@ -119,21 +123,22 @@ MUTANTS = {
         FORWARD, TILE, "return to_tf32(bits_as<float>(word));", "return word;",
         ["persistent/tf32 rounds its factors"]),
     "persistent: the forget gate takes the input gate's sum": (
-        FORWARD, FORWARD, "item.gates.f + block.product(row, kUnits + unit)",
-        "item.gates.f + block.product(row, unit)", [BF16 + "two parts"]),
+        FORWARD, FORWARD, "from_x.f + from_h.value[1]", "from_x.f + from_h.value[0]",
+        [BF16 + "two parts"]),
     "persistent: a row that starts late forgets h_0": (
-        FORWARD, FORWARD, "block.is_first_step(t, i)\n", "n == 0\n",
+        FORWARD, FORWARD, "if (block.is_first_step(t, i))", "if (n == 0)",
         [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),
-    "persistent backward: no barrier after the step": (
-        BACKWARD, BACKWARD, """      __syncthreads();
-    }
-    block.publish""", "    }\n    block.publish", [FFMA + "two parts", BF16 + "two parts"]),
+    "persistent backward: no barrier after a pass": (
+        BACKWARD, BACKWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
+        [FFMA + "random shapes", BF16 + "random shapes"]),
     "persistent backward: gradients cross a reset": (
         BACKWARD, BACKWARD, " && !block.is_reset(t_next, i)", "", [FFMA + "resets"]),
     "persistent backward: nobody waits before dL/dh_0": (
-        BACKWARD, BACKWARD, "block.wait(steps);", "", [FFMA + "two parts"]),
-    "persistent backward: waits for the wrong neighbours": (
-        BACKWARD, TILE, "begin % hidden <= (end - 1) % hidden", "true", [FFMA + "deep"]),
+        BACKWARD, BACKWARD, "(block.offset(t) + block.batch_row[i]) * 4 * hidden, true};",
+        "(block.offset(t) + block.batch_row[i]) * 4 * hidden, false};", [FFMA + "two parts"]),
+    "persistent backward: reads the step before the one that came after": (
+        BACKWARD, BACKWARD, "offset_next = offset;", "offset_next = offset_next;",
+        [FFMA + "two parts"]),
 }
 
 

@@ -31,10 +31,15 @@ struct Parameter {
 // launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
 // which is refused.
 //
-// Data that blocks exchange inside a kernel: store_exchanged writes it, store_release publishes
-// what the block has written before its last __syncthreads(), wait_until_at_least sees that, and
-// load_exchanged then reads from L2. Such memory is never read through const __restrict__ or
+// Data that blocks exchange inside a kernel announces itself: all bits of its memory are set when
+// the kernel starts, every value is written once and never has all bits set, and whoever reads
+// looks again until it finds something else. No flag, no fence, one trip through L2. Stores and
+// loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
+// memory model promises nothing to others. Such memory is never read through const __restrict__ or
 // __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
+// before_looking_again(address, count, looks, step) comes between two looks at `count` values.
+//
+// prefetch: into L2, of what a later step will load.
 //
 // mma_*: d += a b, one 16x8x16 (16-bit) or 16x8x8 (TF32) tile per warp; register layouts as in the
 // PTX manual, "Matrix Fragments for mma".
@@ -56,20 +61,24 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 
 inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
 
-template <typename T>
-void store_exchanged(T* address, T value) {
-  simt::exchange_store(address, value);
+template <typename Bits>
+void store_exchanged(Bits* address, Bits bits) {
+  simt::exchange_store(address, bits);
 }
 template <typename T>
 T load_exchanged(const T* address) {
-  return simt::exchange_load(address);
+  return *address;
 }
+template <typename T>
+void before_looking_again(const T* address, int count, long long&, int /*step*/) {
+  simt::await_store(address, count);
+}
+inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::mma_bfloat16;
 using simt::mma_float16;
 using simt::mma_tf32;
-using simt::store_release;
+using simt::shuffle_xor;
 using simt::to_tf32;
-using simt::wait_until_at_least;
 
 #else
 
@@ -100,13 +109,16 @@ __device__ inline unsigned char* shared_memory() {
   return memory;
 }
 
-template <typename T>
-__device__ inline void store_exchanged(T* address, T value) {
-  *address = value;
+// volatile, here and below: in the order of the source. A store that sank below the look at others'
+// values would be a deadlock.
+template <typename Bits>
+__device__ inline void store_exchanged(Bits* address, Bits bits) {
+  if constexpr (sizeof(Bits) == 4)
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
+  else
+    asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");
 }
 
-// volatile: not before the wait that stands above it in the source. (The header's own __ldcg of a
-// 16-bit float is not, and the compiler is free to move it there.)
 template <typename T>
 __device__ inline T load_exchanged(const T* address) {
   T value;
@@ -128,25 +140,23 @@ __device__ inline T load_exchanged(const T* address) {
   return value;
 }
 
-__device__ inline void store_release(unsigned* flag, unsigned value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+template <typename T>
+__device__ inline void before_looking_again(const T*, int, [[maybe_unused]] long long& looks,
+                                            [[maybe_unused]] int step) {
+#if defined(FASTLSTM_SPIN_LIMIT)
+  if (++looks > FASTLSTM_SPIN_LIMIT) {
+    printf("fastlstm: block %u waits for the values of step %d\n", blockIdx.x, step);
+    __trap();
+  }
+#endif
 }
 
-__device__ inline void wait_until_at_least(const unsigned* flag, unsigned value) {
-  unsigned seen;
-#if defined(FASTLSTM_SPIN_LIMIT)
-  long long spins = 0;
-#endif
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-#if defined(FASTLSTM_SPIN_LIMIT)
-    if (++spins > FASTLSTM_SPIN_LIMIT) {
-      printf("fastlstm: block %u waits for step %u, a neighbour is at %u\n", blockIdx.x, value,
-             seen);
-      __trap();
-    }
-#endif
-  } while (seen < value);
+__device__ inline void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+__device__ inline uint32_t shuffle_xor(uint32_t word, int mask) {
+  return __shfl_xor_sync(0xffffffffu, word, mask);
 }
 
 // Older GPUs lack the instructions below, and the planner sends them nothing that needs them.

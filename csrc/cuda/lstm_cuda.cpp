@@ -206,14 +206,21 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
   return {task, forced, true};
 }
 
-// Runs launch(first direction, flags) for as many directions at a time as the plan says. False
-// where the device refuses the first launch because not all blocks can run at once.
+// Memory through which blocks exchange values: all bits set, which means that there are none yet.
+Tensor unwritten(at::IntArrayRef shape, const at::TensorOptions& options) {
+  const Tensor tensor = at::empty(shape, options);
+  check_cuda(
+      cudaMemsetAsync(tensor.data_ptr(), 0xff, tensor.nbytes(), c10::cuda::getCurrentCUDAStream()),
+      "cudaMemsetAsync");
+  return tensor;
+}
+
+// Runs launch(first direction) for as many directions at a time as the plan says. False where the
+// device refuses the first launch because not all blocks can run at once.
 template <typename Launch>
 bool launch_directions(const Layer& layer, const Choice& choice, const char* name, Launch launch) {
-  const Tiling& tiling = choice.plan.tiling;
-  for (int64_t d = 0; d < layer.num_directions(); d += tiling.directions) {
-    const Tensor flags = at::zeros({tiling.blocks()}, layer.input.options().dtype(at::kInt));
-    const cudaError_t error = launch(d, static_cast<unsigned*>(flags.data_ptr()));
+  for (int64_t d = 0; d < layer.num_directions(); d += choice.plan.tiling.directions) {
+    const cudaError_t error = launch(d);
     if (d == 0 && !choice.forced &&
         (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported))
       return false;
@@ -242,7 +249,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
   const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
   const Tensor input = stepwise::flat(layer.input, rows);
   const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
-  const Tensor output = at::empty({rows, directions * hidden}, options);
+  const Tensor output = unwritten({rows, directions * hidden}, options);
   const Tensor h_n = h_0.clone(), c_n = c_0.clone();
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
   const Tensor gates = at::empty({directions, rows, 4 * hidden}, options);
@@ -253,9 +260,8 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
   call.save_gates = save_gates;
   call.output_stride = directions * hidden;
   std::vector<Tensor> w_hh;
-  const auto launch = [&](int64_t first, unsigned* flags) {
+  const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
-    call.flags = flags;
     for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
       const Direction& w = layer.directions[d];
       Tensor x_gates = gates[d];
@@ -301,7 +307,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   const Tensor d_c = grads.c_n.defined()
                          ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
                          : at::zeros_like(c_0);
-  const Tensor d_gates = at::empty({directions, rows, 4 * hidden}, options);
+  const Tensor d_gates = unwritten({directions, rows, 4 * hidden}, options);
   const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
 
   PersistentBackward<T> call{};
@@ -309,9 +315,8 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   call.d_output_stride = directions * hidden;
   call.state_needs_grad = state_needs_grad;
   std::vector<Tensor> w_hh;
-  const auto launch = [&](int64_t first, unsigned* flags) {
+  const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
-    call.flags = flags;
     for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
       w_hh.push_back(layer.directions[d].w_hh.contiguous());
       call.direction[d - first] = {data<T>(w_hh.back()),

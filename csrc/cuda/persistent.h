@@ -35,7 +35,7 @@ struct ForwardDirection {
   const T* h_0;      // [B,H]
   const float* c_0;  // [B,H]
   T* gates;          // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
-  T* output;         // [R,H]  h_t, 0 at dead positions; blocks exchange h through it
+  T* output;         // [R,H]  h_t, 0 at dead positions; on entry all bits are set
   float* cells;      // [R,H]  c_t, or nullptr
   T* h_n;            // [B,H]  holds h_0 on entry: rows of length 0 keep it
   float* c_n;        // [B,H]  likewise c_0
@@ -48,7 +48,6 @@ struct PersistentForward {
   bool first_reverse;                // a launch of one direction: whether it is the reverse one
   bool save_gates;
   int64_t output_stride;
-  unsigned* flags;  // [directions * row_groups * unit_blocks], 0 on entry
 };
 
 template <typename T>
@@ -59,7 +58,7 @@ struct BackwardDirection {
   const float* cells;    // [R,H]
   const T* d_output;     // [R,H] or nullptr: 0
   const float* d_cells;  // [R,H] or nullptr: 0
-  T* d_gates;            // [R,4H] out, 0 at dead positions; blocks exchange dh through it
+  T* d_gates;            // [R,4H] out, 0 at dead positions; on entry all bits are set
   T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if it is wanted
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
 };
@@ -71,7 +70,6 @@ struct PersistentBackward {
   bool first_reverse;
   bool state_needs_grad;
   int64_t d_output_stride;
-  unsigned* flags;
 };
 
 // Walks the whole sequence in one cooperative launch, divided as planned for `task`.

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using T = typename P::T;
   constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units x rows of a thread
   const int hidden = call.sequence.hidden_size, steps = call.sequence.steps;
-  const Block<P, kUnits, kUnits, kTile> block(call.sequence, tiling, call.first_reverse, call.flags,
+  const Block<P, kUnits, kUnits, kTile> block(call.sequence, tiling, call.first_reverse,
                                               4 * hidden);
   const BackwardDirection<T>& d = call.direction[block.direction];
 
@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int n = steps - 1; n >= 0; --n) {
     const int t = block.reverse ? steps - 1 - n : n;
     const int t_prev = block.reverse ? t + 1 : t - 1, t_next = block.reverse ? t - 1 : t + 1;
-    const int published = steps - 1 - n;
+    const int t_soon = block.reverse ? t + kPrefetch : t - kPrefetch;
     const int64_t offset = block.offset(t), offset_prev = block.offset(t_prev);
-    bool waited = published == 0;
+    const int64_t offset_soon = block.offset(t_soon);
     for (int pass = 0; pass < block.passes; ++pass) {
       // All that does not come from the neighbours, before waiting for them.
       Item items[kItems];
@@ -53,10 +53,17 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int j = 0; j < kItems; ++j) {
         const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
         const int i = pass * kTile + index / kUnits;
-        if (index >= kUnits * kTile || unit >= block.units || !block.is_live(t, i)) continue;
-        Item& item = items[j];
+        if (index >= kUnits * kTile || unit >= block.units || i >= tiling.group_rows) continue;
         const int column = block.first_unit + unit;
-        const int64_t row = block.batch_row[i], flat = offset + row;
+        const int64_t row = block.batch_row[i], flat = offset + row, soon = offset_soon + row;
+        if (t_soon >= 0 && block.is_live(t_soon, i)) {
+          for (int gate = 0; gate < 4; ++gate)
+            prefetch(d.gates + (soon * 4 + gate) * hidden + column);
+          prefetch(d.cells + soon * hidden + column);
+          if (d.d_output) prefetch(d.d_output + soon * call.d_output_stride + column);
+        }
+        if (!block.is_live(t, i)) continue;
+        Item& item = items[j];
         item.gates = load_gates<T, float>(d.gates + flat * 4 * hidden, column, hidden);
         item.c = d.cells[flat * hidden + column];
         item.reset = block.is_reset(t, i);
@@ -69,70 +76,64 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 
       if (block.pass_is_live(t, pass)) {
-        const T* source[kTile / 8];
+        Source<T> source[kTile / 8];
 #pragma unroll
         for (int j = 0; j < kTile / 8; ++j) {
           const int i = pass * kTile + 8 * j + block.lane / 4;
-          const bool carries =
-              block.is_live(t, i) && !block.is_last_step(t, i) && !block.is_reset(t_next, i);
-          source[j] =
-              carries ? d.d_gates + (offset_next + block.batch_row[i]) * 4 * hidden : nullptr;
+          if (block.is_live(t, i) && !block.is_last_step(t, i) && !block.is_reset(t_next, i))
+            source[j] = {d.d_gates + (offset_next + block.batch_row[i]) * 4 * hidden, true};
         }
-        if (!waited) block.wait(published);
-        waited = true;
-        block.multiply(source, aligned);
+        block.multiply(source, aligned, n);
       }
       __syncthreads();
 
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
         const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
+        if (index >= kUnits * kTile) continue;  // whole warps
         const int row = index / kUnits, i = pass * kTile + row;
-        if (index >= kUnits * kTile || unit >= block.units) continue;
-        const Item& item = items[j];
+        const bool live = unit < block.units && block.is_live(t, i);
+        const bool exists = live || (unit < block.units && block.is_padding(t, i));
         Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (block.is_live(t, i)) {
+        if (live) {
+          const Item& item = items[j];
           float& dc = block.state[i * kUnits + unit];
           dc += item.dc;
           d_gates = cell_backward(item.gates, item.c_prev, item.c,
-                                  item.dh + block.product(row, unit), dc);
+                                  item.dh + block.template product<1>(row, unit).value[0], dc);
           if (item.reset) dc = 0.0f;
-        } else if (!block.is_padding(t, i)) {
-          continue;
         }
-        T* out = d.d_gates + (offset + block.batch_row[i]) * 4 * hidden + block.first_unit + unit;
-        store_exchanged(out, T(d_gates.i));
-        store_exchanged(out + hidden, T(d_gates.f));
-        store_exchanged(out + 2 * hidden, T(d_gates.g));
-        store_exchanged(out + 3 * hidden, T(d_gates.o));
+        T* out = d.d_gates + (offset + (exists ? block.batch_row[i] : 0)) * 4 * hidden +
+                 block.first_unit + unit;
+        announce(out, T(d_gates.i), exists, aligned);
+        announce(out + hidden, T(d_gates.f), exists, aligned);
+        announce(out + 2 * hidden, T(d_gates.g), exists, aligned);
+        announce(out + 3 * hidden, T(d_gates.o), exists, aligned);
       }
-      __syncthreads();
+      __syncthreads();  // before the next pass overwrites the sums
     }
-    block.publish(published + 1);
     offset_next = offset;
   }
 
   if (!call.state_needs_grad) return;
   // dL/dh_0, dL/dc_0. A row of length 0 keeps dL/dh_n, dL/dc_n.
-  block.wait(steps);
   for (int pass = 0; pass < block.passes; ++pass) {
-    const T* source[kTile / 8];
+    Source<T> source[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
       const int i = pass * kTile + 8 * j + block.lane / 4;
-      source[j] = nullptr;
       if (!block.is_live(0, i)) continue;
       const int t = block.reverse ? block.length[i] - 1 : 0;
       if (!block.is_reset(t, i))
-        source[j] = d.d_gates + (block.offset(t) + block.batch_row[i]) * 4 * hidden;
+        source[j] = {d.d_gates + (block.offset(t) + block.batch_row[i]) * 4 * hidden, true};
     }
-    block.multiply(source, aligned);
+    block.multiply(source, aligned, -1);
     __syncthreads();
     for (int index = threadIdx.x; index < kUnits * kTile; index += kThreads) {
       const int unit = index % kUnits, row = index / kUnits, i = pass * kTile + row;
       if (unit >= block.units || !block.is_live(0, i)) continue;
       const int64_t at = int64_t(block.batch_row[i]) * hidden + block.first_unit + unit;
-      d.d_h[at] = T(block.product(row, unit));
+      d.d_h[at] = T(block.template product<1>(row, unit).value[0]);
       d.d_c[at] = block.state[i * kUnits + unit];
     }
     __syncthreads();

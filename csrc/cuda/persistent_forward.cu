@@ -1,19 +1,19 @@
 // Persistent engine, forward: one launch walks the whole sequence. W_hh never leaves shared memory;
 // h passes from block to block through `output`, once per step.
 //
-// Per step a warp waits for the blocks that computed its eighth of h_{t-1}, loads that straight
-// into mma operands and leaves partial sums in shared memory; then each thread takes a unit of a
-// row, adds the sums and the input's part, and stores h_t. What limits it is latency: the flags,
-// one trip to L2, two barriers. Inputs that do not depend on neighbours are loaded before the wait.
+// Per step a warp loads its eighth of h_{t-1}, again and again until it is there, straight into mma
+// operands, and leaves partial sums in shared memory; then each thread takes a unit of a row, adds
+// the sums and the input's part, and stores h_t. What limits it is the trip of h_t through L2. Rows
+// of another pass are other recurrences: while one travels, the block works on the next.
 #include "../lstm_step.h"
 #include "persistent_tile.h"
 
 namespace fastlstm {
 namespace {
 
-// A unit of a row, between the loads before the wait and the stores after it.
+// A unit of a row: what does not come from the neighbours.
 struct Item {
-  Gates<float> gates;  // the input's part, then activated
+  Gates<float> gates;  // the input's part
   bool reset;
 };
 
@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units x rows of a thread
   const int hidden = call.sequence.hidden_size, steps = call.sequence.steps;
   const Block<P, 4 * kUnits, kUnits, kTile> block(call.sequence, tiling, call.first_reverse,
-                                                  call.flags, hidden);
+                                                  hidden);
   const ForwardDirection<T>& d = call.direction[block.direction];
 
   load_slice<P, 4 * kUnits>(block.slice, block.chunks, [&](int row, int k) {
-    const int gate = row / kUnits, unit = row % kUnits;
+    const int gate = row % 4, unit = row / 4;
     return unit < block.units && k < hidden
                ? d.w_hh[int64_t(gate * hidden + block.first_unit + unit) * hidden + k]
                : T(0.0f);
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int n = 0; n < steps; ++n) {
     const int t = block.reverse ? steps - 1 - n : n;
     const int64_t offset = block.offset(t);
-    bool waited = n == 0;
+    const int t_soon = block.reverse ? t - kPrefetch : t + kPrefetch;
+    const int64_t offset_soon = block.offset(t_soon);
     for (int pass = 0; pass < block.passes; ++pass) {
       // All that does not come from the neighbours, before waiting for them.
       Item items[kItems];
@@ -52,75 +53,63 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int j = 0; j < kItems; ++j) {
         const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
         const int i = pass * kTile + index / kUnits;
-        if (index >= kUnits * kTile || unit >= block.units || !block.is_live(t, i)) continue;
-        const T* gates = d.gates + (offset + block.batch_row[i]) * 4 * hidden + block.first_unit;
-        items[j].gates = load_gates<T, float>(gates, unit, hidden);
+        if (index >= kUnits * kTile || unit >= block.units || i >= tiling.group_rows) continue;
+        const int column = block.first_unit + unit;
+        const int64_t row = block.batch_row[i];
+        if (t_soon >= 0 && block.is_live(t_soon, i))
+          for (int gate = 0; gate < 4; ++gate)
+            prefetch(d.gates + ((offset_soon + row) * 4 + gate) * hidden + column);
+        if (!block.is_live(t, i)) continue;
+        items[j].gates =
+            load_gates<T, float>(d.gates + (offset + row) * 4 * hidden, column, hidden);
         items[j].reset = block.is_reset(t, i);
       }
 
       if (block.pass_is_live(t, pass)) {
-        const T* source[kTile / 8];
+        Source<T> source[kTile / 8];
 #pragma unroll
         for (int j = 0; j < kTile / 8; ++j) {
           const int i = pass * kTile + 8 * j + block.lane / 4;
-          source[j] = nullptr;
           if (!block.is_live(t, i) || block.is_reset(t, i)) continue;
-          source[j] = block.is_first_step(t, i)
-                          ? d.h_0 + int64_t(block.batch_row[i]) * hidden
-                          : d.output + (offset_prev + block.batch_row[i]) * call.output_stride;
+          if (block.is_first_step(t, i))
+            source[j] = {d.h_0 + int64_t(block.batch_row[i]) * hidden, false};
+          else
+            source[j] = {d.output + (offset_prev + block.batch_row[i]) * call.output_stride, true};
         }
-        if (!waited) block.wait(n);
-        waited = true;
-        block.multiply(source, aligned);
+        block.multiply(source, aligned, n);
       }
       __syncthreads();
 
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
         const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
+        if (index >= kUnits * kTile) continue;  // whole warps
         const int row = index / kUnits, i = pass * kTile + row;
-        if (index >= kUnits * kTile || unit >= block.units) continue;
-        Item& item = items[j];
-        T h = T(0.0f);
-        if (block.is_live(t, i)) {
-          const Gates<float> pre = {item.gates.i + block.product(row, unit),
-                                    item.gates.f + block.product(row, kUnits + unit),
-                                    item.gates.g + block.product(row, 2 * kUnits + unit),
-                                    item.gates.o + block.product(row, 3 * kUnits + unit)};
-          item.gates = activate(pre);
-          float& c = block.state[i * kUnits + unit];
-          c = next_cell(item.gates, item.reset ? 0.0f : c);
-          h = T(fastlstm::hidden(item.gates.o, c));
-          if (block.is_last_step(t, i)) {
-            const int64_t at = int64_t(block.batch_row[i]) * hidden + block.first_unit + unit;
-            d.h_n[at] = h;
-            d.c_n[at] = c;
-          }
-        } else if (block.is_padding(t, i)) {
-          item.gates = {0.0f, 0.0f, 0.0f, 0.0f};
-        } else {
-          continue;
-        }
-        store_exchanged(
-            d.output + (offset + block.batch_row[i]) * call.output_stride + block.first_unit + unit,
-            h);
-      }
-      __syncthreads();
-      if (pass == block.passes - 1) block.publish(n + 1);
-
-      // What no neighbour waits for, after the flag.
-#pragma unroll
-      for (int j = 0; j < kItems; ++j) {
-        const int index = threadIdx.x + j * kThreads, unit = index % kUnits;
-        const int i = pass * kTile + index / kUnits;
-        if (index >= kUnits * kTile || unit >= block.units) continue;
-        if (!block.is_live(t, i) && !block.is_padding(t, i)) continue;
-        const int64_t flat = offset + block.batch_row[i];
+        const bool live = unit < block.units && block.is_live(t, i);
+        const bool exists = live || (unit < block.units && block.is_padding(t, i));
+        const int64_t batch_row = exists ? block.batch_row[i] : 0, flat = offset + batch_row;
         const int column = block.first_unit + unit;
-        if (d.cells) d.cells[flat * hidden + column] = block.state[i * kUnits + unit];
-        if (call.save_gates)
-          store_gates(d.gates + flat * 4 * hidden, column, hidden, items[j].gates);
+        float& c = block.state[exists ? i * kUnits + unit : 0];
+        Gates<float> gates = {0.0f, 0.0f, 0.0f, 0.0f};
+        T h = T(0.0f);
+        if (live) {
+          const auto from_h = block.template product<4>(row, 4 * unit);
+          const Gates<float>& from_x = items[j].gates;
+          gates = activate(Gates<float>{from_x.i + from_h.value[0], from_x.f + from_h.value[1],
+                                        from_x.g + from_h.value[2], from_x.o + from_h.value[3]});
+          c = next_cell(gates, items[j].reset ? 0.0f : c);
+          h = T(fastlstm::hidden(gates.o, c));
+        }
+        announce(d.output + flat * call.output_stride + column, h, exists, aligned);
+        if (!exists) continue;
+        if (live && block.is_last_step(t, i)) {
+          d.h_n[batch_row * hidden + column] = h;
+          d.c_n[batch_row * hidden + column] = c;
+        }
+        if (d.cells) d.cells[flat * hidden + column] = c;
+        if (call.save_gates) store_gates(d.gates + flat * 4 * hidden, column, hidden, gates);
       }
+      __syncthreads();  // before the next pass overwrites the sums
     }
     offset_prev = offset;
   }

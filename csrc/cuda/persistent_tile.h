@@ -1,5 +1,5 @@
 // What the forward and the backward walk of the persistent engine share: a block's rows, its slice
-// of W_hh in shared memory, and the product of that slice with vectors that other blocks wrote.
+// of W_hh in shared memory, and the product of that slice with vectors that other blocks write.
 //
 //   partial[w][b][r] = sum over the w-th eighth of k of  slice[r][k] * vector[b][k]
 //
@@ -65,27 +65,113 @@ struct Ffma {
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
-// --- loading what other blocks wrote ---
+// Steps from asking L2 for what an earlier pass over the sequence left in memory, to loading it:
+// memory may take longer than a step.
+constexpr int kPrefetch = 2;
+
+// --- what blocks exchange (see device.h) ---
+
+// The bits of a value, but never all of them set: a NaN becomes another NaN.
+template <typename T>
+FASTLSTM_HD auto announced(T value) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  const Bits bits = bits_as<Bits>(value);
+  return static_cast<Bits>(bits - (bits == static_cast<Bits>(~Bits(0))));
+}
+
+// Values come by the word, 16-bit ones where rows are not aligned one by one.
+template <typename T, bool kAligned>
+FASTLSTM_HD bool is_unwritten(const Words& words) {
+  bool any = false;
+  for (uint32_t word : words.word) any |= word == 0xffffffff;
+  if (sizeof(T) == 2 && !kAligned)
+    for (uint32_t word : words.word) any |= (word & 0xffff) == 0xffff || word >= 0xffff0000;
+  return any;
+}
+
+// Stores a value for the other blocks, if `store` says so. The whole warp comes here: of aligned
+// 16-bit values two lanes side by side, who agree about `store`, make a word.
+template <typename T>
+__device__ void announce(T* address, T value, bool store, bool aligned) {
+  const auto bits = announced(value);
+  if constexpr (sizeof(T) == 2) {
+    if (aligned) {
+      const uint32_t other = shuffle_xor(uint32_t(bits), 1);
+      if (store && threadIdx.x % 2 == 0)
+        store_exchanged(reinterpret_cast<uint32_t*>(address),
+                        pack(bits, static_cast<uint16_t>(other)));
+      return;
+    }
+  }
+  if (store) store_exchanged(reinterpret_cast<decltype(announced(value))*>(address), bits);
+}
+
+// A vector of which a lane loads its part: nullptr for zeros.
+template <typename T>
+struct Source {
+  const T* vector = nullptr;
+  bool exchanged = false;  // other blocks write it while this kernel runs
+};
 
 // Values k .. k + 16 bytes of a vector of `depth` values; zeros beyond it and for nullptr.
-// `aligned`: vectors start, and end, at multiples of 16 bytes.
-template <typename T>
-__device__ Words load_words(const T* vector, int k, int depth, bool aligned) {
+// kAligned: vectors start, and end, at multiples of 16 bytes.
+template <bool kAligned, typename T>
+__device__ Words load_words(const T* vector, int k, int depth) {
   Words words = {{0, 0, 0, 0}};
   if (!vector || k >= depth) return words;
-  if (aligned) return load_exchanged(reinterpret_cast<const Words*>(vector + k));
-  for (int j = 0; j < 4; ++j) {
-    if constexpr (sizeof(T) == 4) {
-      if (k + j < depth) words.word[j] = bits_as<uint32_t>(load_exchanged(vector + k + j));
-    } else {
-      const int i = k + 2 * j;
-      const uint16_t low = i < depth ? bits_as<uint16_t>(load_exchanged(vector + i)) : 0;
-      const uint16_t high = i + 1 < depth ? bits_as<uint16_t>(load_exchanged(vector + i + 1)) : 0;
-      words.word[j] = pack(low, high);
-    }
+  if constexpr (kAligned) {
+    words = load_exchanged(reinterpret_cast<const Words*>(vector + k));
+  } else if constexpr (sizeof(T) == 4) {
+    for (int j = 0; j < 4 && k + j < depth; ++j)
+      words.word[j] = bits_as<uint32_t>(load_exchanged(vector + k + j));
+  } else {
+    for (int j = 0; j < 8 && k + j < depth; ++j)
+      words.word[j / 2] |= uint32_t(bits_as<uint16_t>(load_exchanged(vector + k + j)))
+                           << 16 * (j % 2);
   }
   return words;
 }
+
+// What a warp loads at once: kChunks chunks of kColumns vectors, this lane's 16 bytes of each.
+template <typename T, bool kAligned, int kChunks, int kColumns>
+struct Group {
+  Words words[kChunks][kColumns];
+
+  static __device__ int first_value(int chunk) {
+    return chunk * kPerChunk<T> + threadIdx.x % 4 * (kPerChunk<T> / 4);
+  }
+
+  // Chunks begin .. ; zeros from chunk `last` on.
+  __device__ void load(const Source<T> (&source)[kColumns], int begin, int last, int depth) {
+#pragma unroll
+    for (int a = 0; a < kChunks; ++a) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+        words[a][j] = load_words<kAligned>(begin + a < last ? source[j].vector : nullptr,
+                                           first_value(begin + a), depth);
+    }
+  }
+
+  // Until everything has been written. All that is missing is loaded again together.
+  __device__ void settle(const Source<T> (&source)[kColumns], int begin, int depth, int step) {
+    long long looks = 0;
+    for (bool missing = true; missing;) {
+      missing = false;
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          if (!source[j].exchanged || !is_unwritten<T, kAligned>(words[a][j])) continue;
+          missing = true;
+          const int k = first_value(begin + a), end = k + kPerChunk<T> / 4;
+          before_looking_again(source[j].vector + k, (end < depth ? end : depth) - k, looks, step);
+          words[a][j] = load_words<kAligned>(source[j].vector, k, depth);
+        }
+      }
+    }
+    __syncwarp();
+  }
+};
 
 // --- the slice of W_hh ---
 
@@ -145,8 +231,8 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// A warp's part: chunks first .. last - 1. source[j]: this lane's vector (batch row 8 j + lane / 4
-// of the pass), or nullptr for zeros.
+// A warp's part: chunks first .. last - 1. source[j]: this lane's vector, of batch row
+// 8 j + lane / 4 of the pass.
 template <class P, int kRows, int kTile>
 struct Product {
   using T = typename P::T;
@@ -154,49 +240,37 @@ struct Product {
   static constexpr int kColumns = kTile / 8;
   static constexpr int kAhead = 4 / kColumns;  // chunks of a group; two groups are in flight
 
+  template <bool kAligned>
   static __device__ void run(const uint32_t* slice, int chunks, int first, int last,
-                             const T* const (&source)[kColumns], int depth, bool aligned,
+                             const Source<T> (&source)[kColumns], int depth, int step,
                              float* partial, float* /*stage*/) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const auto load = [&](Words(&group)[kAhead][kColumns], int begin) {
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          const int k = (begin + a) * kPerChunk<T> + q * (kPerChunk<T> / 4);
-          group[a][j] = load_words(begin + a < last ? source[j] : nullptr, k, depth, aligned);
-        }
-      }
-    };
     float sum[F::kTiles][kColumns][4] = {};
-    Words group[kAhead][kColumns], next[kAhead][kColumns];
-    load(group, first);
+    Group<T, kAligned, kAhead, kColumns> group, next;
+    group.load(source, first, last, depth);
     for (int begin = first; begin < last; begin += kAhead) {
-      load(next, begin + kAhead);
+      next.load(source, begin + kAhead, last, depth);
+      group.settle(source, begin, depth, step);
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         if (begin + a >= last) break;
 #pragma unroll
-        for (int step = 0; step < 2; ++step) {
+        for (int half = 0; half < 2; ++half) {
           uint32_t b[kColumns][2];
 #pragma unroll
           for (int j = 0; j < kColumns; ++j) {
-            b[j][0] = P::operand(group[a][j].word[2 * step]);
-            b[j][1] = P::operand(group[a][j].word[2 * step + 1]);
+            b[j][0] = P::operand(group.words[a][j].word[2 * half]);
+            b[j][1] = P::operand(group.words[a][j].word[2 * half + 1]);
           }
 #pragma unroll
           for (int m = 0; m < F::kTiles; ++m) {
-            const Words weights = F::load(slice, chunks, m, begin + a, step, lane);
+            const Words weights = F::load(slice, chunks, m, begin + a, half, lane);
 #pragma unroll
             for (int j = 0; j < kColumns; ++j) P::mma(sum[m][j], weights, b[j][0], b[j][1]);
           }
         }
       }
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) group[a][j] = next[a][j];
-      }
+      group = next;
     }
     constexpr int stride = partial_stride(kRows);
 #pragma unroll
@@ -223,33 +297,32 @@ struct Product<Ffma, kRows, kTile> {
   static constexpr int kBatch = kTile * kAcross / 32;      // batch rows of a lane
   static constexpr int kStageStride = 12;                  // 8 batch rows, padded
   static constexpr int kAhead = 4;
-  struct alignas(kBatch < 4 ? 8 : 16) Group {
+  struct alignas(kBatch < 4 ? 8 : 16) Batch {
     float value[kBatch];
   };
 
+  template <bool kAligned>
   static __device__ void run(const uint32_t* slice, int /*chunks*/, int first, int last,
-                             const float* const (&source)[1], int depth, bool aligned,
-                             float* partial, float* stage) {
+                             const Source<float> (&source)[1], int depth, int step, float* partial,
+                             float* stage) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int row = lane % kAcross, batch = lane / kAcross * kBatch;
     const float* weights = reinterpret_cast<const float*>(slice) + row;
     float sum[kPerLane][kBatch] = {};
     for (int begin = first; begin < last; begin += kAhead) {
-      Words vectors[kAhead];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        vectors[a] = load_words(begin + a < last ? source[0] : nullptr, (begin + a) * 16 + 4 * q,
-                                depth, aligned);
+      Group<float, kAligned, kAhead, 1> group;
+      group.load(source, begin, last, depth);
+      group.settle(source, begin, depth, step);
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         if (begin + a >= last) break;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          stage[(4 * q + j) * kStageStride + g] = bits_as<float>(vectors[a].word[j]);
+          stage[(4 * q + j) * kStageStride + g] = bits_as<float>(group.words[a][0].word[j]);
         __syncwarp();
         for (int k = 0; k < 16; ++k) {
           const float* w = weights + ((begin + a) * 16 + k) * kRows;
-          const Group v = *reinterpret_cast<const Group*>(stage + k * kStageStride + batch);
+          const Batch v = *reinterpret_cast<const Batch*>(stage + k * kStageStride + batch);
 #pragma unroll
           for (int r = 0; r < kPerLane; ++r) {
 #pragma unroll
@@ -283,27 +356,22 @@ struct Block {
   int passes;
   int depth, chunks;  // of the vectors that the slice is multiplied with
   int lane, warp, first_chunk, last_chunk;
-  int first_neighbour, last_neighbour;  // the parts whose results this warp reads
-  unsigned* flags;                      // of this group
   uint32_t* slice;
   float *stage, *partials, *state;
   int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
 
-  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse,
-                   unsigned* all_flags, int depth)
+  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int depth)
       : sequence(sequence), tiling(tiling), depth(depth) {
     part = blockIdx.x % tiling.unit_blocks;
     group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
     direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
     reverse = first_reverse || direction == 1;
-    flags = all_flags + (direction * tiling.row_groups + group) * tiling.unit_blocks;
     first_unit = part * kUnits;
     units = sequence.hidden_size - first_unit < kUnits ? sequence.hidden_size - first_unit : kUnits;
     passes = (tiling.group_rows + kTile - 1) / kTile;
     chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
     lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
-    find_neighbours();
 
     slice = reinterpret_cast<uint32_t*>(shared_memory());
     stage = reinterpret_cast<float*>(slice + kRows * chunks * 16) + warp * kStageFloats;
@@ -320,20 +388,6 @@ struct Block {
           exists && sequence.order ? static_cast<int>(sequence.order[position]) : position;
       batch_row[i] = row;
       length[i] = exists ? live_steps(sequence, row) : -1;
-    }
-  }
-
-  // k counts units, or in backward all four gates of them one after the other.
-  __device__ void find_neighbours() {
-    const int hidden = sequence.hidden_size;
-    const int begin = first_chunk * kPerChunk<T>;
-    const int end = last_chunk * kPerChunk<T> < depth ? last_chunk * kPerChunk<T> : depth;
-    first_neighbour = 0, last_neighbour = tiling.unit_blocks;
-    if (end <= begin) {
-      last_neighbour = 0;
-    } else if (end - begin <= hidden && begin % hidden <= (end - 1) % hidden) {
-      first_neighbour = begin % hidden / kUnits;
-      last_neighbour = (end - 1) % hidden / kUnits + 1;
     }
   }
 
@@ -361,27 +415,30 @@ struct Block {
     return false;
   }
 
-  // Until the neighbours have published `step` steps.
-  __device__ void wait(int step) const {
-    for (int p = first_neighbour + lane; p < last_neighbour; p += 32)
-      wait_until_at_least(flags + p, static_cast<unsigned>(step));
-    __syncwarp();
+  __device__ void multiply(const Source<T> (&source)[kTile / 8], bool aligned, int step) const {
+    __syncwarp();  // loads that stand above are under way before this waits
+    float* const partial = partials + warp * kTile * partial_stride(kRows);
+    if (aligned)
+      Product<P, kRows, kTile>::template run<true>(slice, chunks, first_chunk, last_chunk, source,
+                                                   depth, step, partial, stage);
+    else
+      Product<P, kRows, kTile>::template run<false>(slice, chunks, first_chunk, last_chunk, source,
+                                                    depth, step, partial, stage);
   }
 
-  // After a __syncthreads() that follows the last store of the step.
-  __device__ void publish(int step) const {
-    if (threadIdx.x == 0) store_release(flags + part, static_cast<unsigned>(step));
-  }
-
-  __device__ void multiply(const T* const (&source)[kTile / 8], bool aligned) const {
-    Product<P, kRows, kTile>::run(slice, chunks, first_chunk, last_chunk, source, depth, aligned,
-                                  partials + warp * kTile * partial_stride(kRows), stage);
-  }
-
-  // Batch row b of the pass, matrix row r.
-  __device__ float product(int b, int r) const {
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += partials[(w * kTile + b) * partial_stride(kRows) + r];
+  // Batch row b of the pass, matrix rows r .. r + kCount - 1.
+  template <int kCount>
+  struct alignas(4 * kCount) Products {
+    float value[kCount];
+  };
+  template <int kCount>
+  __device__ Products<kCount> product(int b, int r) const {
+    Products<kCount> sum = {};
+    for (int w = 0; w < kWarps; ++w) {
+      const auto part = *reinterpret_cast<const Products<kCount>*>(
+          partials + (w * kTile + b) * partial_stride(kRows) + r);
+      for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
+    }
     return sum;
   }
 };

@@ -4,7 +4,8 @@
 // The persistent engine gives every block `units` hidden units and a group of batch rows. A block
 // keeps its slice of W_hh in shared memory for the whole sequence; in each step it multiplies the
 // slice with the state of all units, which its neighbours (same rows, other units) computed in the
-// step before. So fewer units a block mean less arithmetic per block and more blocks to wait for.
+// step before. So fewer units a block mean less arithmetic per block and more blocks that read the
+// whole state.
 //
 // Times are predictions from data sheets and arithmetic, to be refitted on a GPU; nothing here was
 // measured.
@@ -66,7 +67,7 @@ struct Task {
 struct Tiling {
   int units = 0;        // hidden units of a block
   int row_tile = 0;     // batch rows that a block treats at once
-  int unit_blocks = 0;  // blocks that share the units; they wait for each other in every step
+  int unit_blocks = 0;  // blocks that share the units; they need each other's results every step
   int row_groups = 0;   // groups of batch rows, strangers to each other
   int group_rows = 0;   // rows of the largest group
   int directions = 0;   // walked in the same launch
@@ -132,10 +133,11 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
   const double bytes = static_cast<double>(task.element_bytes() * task.depth());
   const double matrix = matrix_rows(task.backward, tiling.units);
   const double passes = static_cast<double>(ceil_div(tiling.group_rows, tiling.row_tile));
-  const double wait = 0.6 + 0.003 * tiling.unit_blocks;
+  const double trip = 0.5;  // from a store in one SM to another SM that sees it, through L2
+  const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
   const double exchange = std::max(tiling.group_rows * bytes / 64 * clock_us(device),
-                                   bytes * static_cast<double>(task.batch) * tiling.unit_blocks *
-                                       tiling.directions / (device.l2_gb_per_s * 1e3));
+                                   state_bytes * tiling.unit_blocks / (device.l2_gb_per_s * 1e3));
+  const double marking = state_bytes / (0.4 * device.l2_gb_per_s * 1e3);  // in memory, as unwritten
   const double rate = task.ffma()                     ? 128
                       : task.dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
                                                       : device.mma_per_clock;
@@ -144,7 +146,10 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
                matrix * static_cast<double>(task.depth()) * tiling.row_tile / rate);
   const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / 128;
   const double launches = static_cast<double>(task.directions) / tiling.directions;
-  return launches * (wait + exchange + passes * (multiply + reduce) * clock_us(device) + 0.15);
+  // 0.35: some 400 to 700 instructions a warp, two warps a scheduler, half of it waiting.
+  const double pass = (multiply + reduce) * clock_us(device) + 0.35;
+  // While the results of one pass travel, the block works on the next.
+  return launches * (exchange + marking + std::max(trip + pass, passes * pass));
 }
 
 inline double predict_stepwise(const Task& task, const CudaDevice& device) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <map>
@@ -110,10 +111,12 @@ void check_close(const std::vector<T>& actual, const std::vector<double>& expect
   }
 }
 
-// Memory that a kernel is to fill starts as NaN.
+// Memory that a kernel is to fill starts with all bits set, which is a NaN.
 template <typename T>
 std::vector<T> unwritten(size_t n) {
-  return std::vector<T>(n, from_double<T>(std::numeric_limits<double>::quiet_NaN()));
+  std::vector<T> values(n);
+  std::memset(static_cast<void*>(values.data()), 0xff, n * sizeof(T));
+  return values;
 }
 
 template <typename To>

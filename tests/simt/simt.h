@@ -1,12 +1,12 @@
 // A GPU on one host thread, for running the project's .cu files without one.
 //
-// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or waits for a flag; which
-// one runs next is drawn from a seeded generator, so an order that the kernel takes for granted
-// fails under some seed instead of working by luck. What is checked on the way:
-//   - a barrier that some of its threads never reach, or a flag that nobody raises (deadlock);
+// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or waits for a value; which
+// one runs next is drawn from a seeded generator, and half of the warps are far slower than the
+// others, so an order that the kernel takes for granted fails under some seed instead of working by
+// luck. What is checked on the way:
+//   - a barrier that some of its threads never reach, or a value that nobody stores (deadlock);
 //   - shared memory read before it was written (it starts as NaN) or beyond its end (ASan);
-//   - data exchanged between blocks and read without a release and an acquire in between
-//     (vector clocks over blocks, see Clock).
+//   - a value exchanged between blocks that is stored twice, or looks like none (exchange_store).
 // Only what the kernels use is here; masks of warp functions are taken to be full.
 #pragma once
 #include <setjmp.h>
@@ -99,11 +99,6 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// How many block barriers of every block are known to lie in the past. A value written by block b
-// after its p-th barrier may be read by whoever knows that b has passed barrier p + 1: the release
-// that followed published it.
-using Clock = std::vector<uint32_t>;
-
 struct Fiber;
 
 struct Barrier {
@@ -113,13 +108,13 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier;
+  bool slow = false;
   uint32_t mail[2][32][8];  // what lanes hand each other, in two buffers that take turns
   unsigned turn[32] = {};
 };
 
 struct Block {
   dim3 index;
-  unsigned number = 0;
   std::unique_ptr<unsigned char[]> shared;  // exactly as long as asked for, so ASan sees its end
   Barrier barrier;
   std::vector<Warp> warps;
@@ -137,23 +132,14 @@ struct Fiber {
   Warp* warp = nullptr;
   dim3 index;
   unsigned lane = 0;
-  uint32_t phase = 0;  // block barriers passed
-  Clock seen;
-};
-
-struct Stamp {
-  const Fiber* writer;
-  unsigned block;
-  uint32_t phase;
 };
 
 struct Machine {
   dim3 grid_size, block_size;
   std::vector<Block> blocks;
   std::vector<Fiber> fibers;
-  std::vector<Fiber*> ready, polling;
-  std::unordered_map<const unsigned*, Clock> published;
-  std::unordered_map<uintptr_t, Stamp> stamps;  // by address / 2
+  std::vector<Fiber*> ready;
+  std::unordered_map<const void*, std::vector<Fiber*>> awaiting;  // by address
   const std::function<void()>* body = nullptr;
   Fiber* current = nullptr;
   size_t running = 0;
@@ -228,21 +214,10 @@ inline void fiber_main() {
 
 // --- barriers ---
 
-inline void join(Clock& into, const Clock& from) {
-  for (size_t b = 0; b < into.size(); ++b)
-    if (into[b] < from[b]) into[b] = from[b];
-}
-
-inline void arrive(Barrier& barrier, bool of_block) {
+inline void arrive(Barrier& barrier) {
   Machine& m = *machine();
   barrier.waiting.push_back(m.current);
   if (barrier.waiting.size() == barrier.expected) {
-    if (m.blocks.size() > 1) {
-      Clock all = barrier.waiting[0]->seen;
-      for (Fiber* f : barrier.waiting) join(all, f->seen);
-      for (Fiber* f : barrier.waiting) f->seen = all;
-    }
-    for (Fiber* f : barrier.waiting) f->phase += of_block;
     m.ready.insert(m.ready.end(), barrier.waiting.begin(), barrier.waiting.end());
     barrier.waiting.clear();
   }
@@ -260,52 +235,31 @@ inline void hesitate() {
   }
 }
 
-template <typename T>
-void exchange_store(T* address, T value) {
+// No value has all bits set: that means that there is none yet. Each is stored once, over that.
+template <typename Bits>
+void exchange_store(Bits* address, Bits bits) {
   hesitate();
-  Fiber& f = self();
-  *address = value;
-  for (size_t byte = 0; byte < sizeof(T); byte += 2)
-    machine()->stamps[(reinterpret_cast<uintptr_t>(address) + byte) / 2] = {&f, f.block->number,
-                                                                            f.phase};
+  if (*address != Bits(~Bits(0))) throw Fault("a value is stored where one stands already");
+  if (bits == Bits(~Bits(0))) throw Fault("a value is stored that looks like none");
+  *address = bits;
+  for (size_t byte = 0; byte < sizeof bits; byte += 2) {
+    const auto found = machine()->awaiting.find(reinterpret_cast<char*>(address) + byte);
+    if (found == machine()->awaiting.end()) continue;
+    auto& ready = machine()->ready;
+    ready.insert(ready.end(), found->second.begin(), found->second.end());
+    machine()->awaiting.erase(found);
+  }
 }
 
+// Until the first of `count` values that is missing has been stored.
 template <typename T>
-T exchange_load(const T* address) {
-  Machine& m = *machine();
-  const Fiber& f = self();
-  for (size_t byte = 0; byte < sizeof(T); byte += 2) {
-    const auto found = m.stamps.find((reinterpret_cast<uintptr_t>(address) + byte) / 2);
-    if (found == m.stamps.end()) continue;  // an input of the kernel
-    const Stamp& stamp = found->second;
-    if (stamp.writer == &f) continue;
-    const uint32_t known = stamp.block == f.block->number ? f.phase : f.seen[stamp.block];
-    if (stamp.phase >= known)
-      throw Fault("a value of block " + std::to_string(stamp.block) +
-                  " is read without a release and an acquire in between");
+void await_store(const T* address, int count) {
+  const std::string none(sizeof(T), '\xff');
+  for (int i = 0; i < count; ++i) {
+    if (std::memcmp(address + i, none.data(), sizeof(T))) continue;
+    machine()->awaiting[address + i].push_back(machine()->current);
+    return suspend();
   }
-  return *address;
-}
-
-inline void store_release(unsigned* flag, unsigned value) {
-  hesitate();
-  Machine& m = *machine();
-  Clock clock = self().seen;
-  clock[self().block->number] = self().phase;
-  m.published[flag] = clock;
-  *flag = value;
-  m.ready.insert(m.ready.end(), m.polling.begin(), m.polling.end());
-  m.polling.clear();
-}
-
-inline void wait_until_at_least(const unsigned* flag, unsigned value) {
-  Machine& m = *machine();
-  while (*flag < value) {
-    m.polling.push_back(m.current);
-    suspend();
-  }
-  const auto found = m.published.find(flag);
-  if (found != m.published.end()) join(self().seen, found->second);
 }
 
 // --- warp functions ---
@@ -316,7 +270,7 @@ inline const uint32_t (*post(const uint32_t* words, int count))[8] {
   Fiber& f = self();
   auto& mail = f.warp->mail[f.warp->turn[f.lane]++ % 2];
   std::memcpy(mail[f.lane], words, 4 * count);
-  arrive(f.warp->barrier, false);
+  arrive(f.warp->barrier);
   return mail;
 }
 
@@ -357,15 +311,15 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
   m.fibers = std::vector<Fiber>(size_t(count) * threads);
   m.running = m.fibers.size();
   m.ready.clear();
-  m.polling.clear();
+  m.awaiting.clear();
   for (unsigned b = 0; b < count; ++b) {
     Block& block = m.blocks[b];
     block.index = unravel(first + b, m.grid_size);
-    block.number = b;
     block.shared.reset(new unsigned char[shared_bytes]);
     std::memset(block.shared.get(), 0xff, shared_bytes);
     block.barrier.expected = threads;
     block.warps = std::vector<Warp>((threads + 31) / 32);
+    for (Warp& warp : block.warps) warp.slow = m.random() % 2;
     for (unsigned i = 0; i < threads; ++i) {
       Fiber& f = m.fibers[size_t(b) * threads + i];
       f.block = &block;
@@ -373,7 +327,6 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
       f.warp->barrier.expected++;
       f.index = unravel(i, m.block_size);
       f.lane = i % 32;
-      f.seen.assign(count, 0);
       prepare(f, stack_of(size_t(b) * threads + i));
       m.ready.push_back(&f);
     }
@@ -381,8 +334,10 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
   while (m.running > 0) {
     if (m.ready.empty())
       throw Fault("deadlock: " + std::to_string(m.running) +
-                  " threads wait at a barrier or for a flag that the others never reach");
-    const size_t pick = m.random() % m.ready.size();
+                  " threads wait at a barrier or for a value that the others never reach");
+    size_t pick = m.random() % m.ready.size();
+    for (int tries = 0; tries < 8 && m.ready[pick]->warp->slow; ++tries)
+      pick = m.random() % m.ready.size();
     m.current = m.ready[pick];
     m.ready[pick] = m.ready.back();
     m.ready.pop_back();
@@ -421,5 +376,5 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
 #define blockIdx (simt::self().block->index)
 #define blockDim (simt::machine()->block_size)
 #define gridDim (simt::machine()->grid_size)
-inline void __syncthreads() { simt::arrive(simt::self().block->barrier, true); }
-inline void __syncwarp() { simt::arrive(simt::self().warp->barrier, false); }
+inline void __syncthreads() { simt::arrive(simt::self().block->barrier); }
+inline void __syncwarp() { simt::arrive(simt::self().warp->barrier); }

@@ -57,52 +57,45 @@ const Case unwritten("emulator/finds shared memory that was never written",
 // Only an ASan build can see this one; tests/test_simt.py expects the crash there.
 const Case beyond("planted/read beyond shared memory", [] { reverses<kBeyondEnd>(); });
 
-// Block 0 hands a value to block 1 through a flag.
-enum Handover { kOrdered, kNoRelease, kNoAcquire, kReleaseTooEarly, kFlagTooHigh };
+// Block 0 hands values to block 1.
+enum Handover { kWhole, kNeverStored, kStoredTwice, kLooksUnwritten, kNotAwaited };
 
 template <Handover handover>
-__global__ void hand_over_kernel(float* value, unsigned* flag, float* out) {
+__global__ void hand_over_kernel(uint32_t* value, uint32_t* out) {
+  const unsigned i = threadIdx.x;
   if (blockIdx.x == 0) {
-    if (handover == kReleaseTooEarly && threadIdx.x == 0) simt::store_release(flag, 1);
-    simt::exchange_store(value + threadIdx.x, 1.0f + threadIdx.x);
-    __syncthreads();
-    if (handover != kNoRelease && threadIdx.x == 0) simt::store_release(flag, 1);
+    if (handover == kNeverStored && i == 7) return;
+    simt::exchange_store(value + i, handover == kLooksUnwritten ? 0u - (i == 7) : i);
+    if (handover == kStoredTwice && i == 7) simt::exchange_store(value + i, i);
   } else {
-    if (handover != kNoAcquire && threadIdx.x == 0)
-      simt::wait_until_at_least(flag, handover == kFlagTooHigh ? 2 : 1);
-    __syncthreads();
-    out[threadIdx.x] = simt::exchange_load(value + blockDim.x - 1 - threadIdx.x);
+    if (handover != kNotAwaited) simt::await_store(value + blockDim.x - 1 - i, 1);
+    out[i] = value[blockDim.x - 1 - i];
   }
 }
 
 template <Handover handover>
-void hand_over() {
+bool hands_over() {
   constexpr unsigned n = 64;
-  std::vector<float> value(n), out(n);
-  unsigned flag = 0;
+  std::vector<uint32_t> value(n, ~0u), out(n);
   simt::launch(dim3(2), dim3(n), 0, simt::kAllBlocks,
-               [&] { hand_over_kernel<handover>(value.data(), &flag, out.data()); });
-  for (unsigned i = 0; i < n; ++i) check(out[i] == float(n - i), "wrong value handed over");
-}
-
-template <Handover handover>
-bool some_seed_faults() {
-  for (simt::seed() = 1; simt::seed() <= 10; ++simt::seed())
-    if (faults([] { hand_over<handover>(); })) return true;
-  return false;
+               [&] { hand_over_kernel<handover>(value.data(), out.data()); });
+  for (unsigned i = 0; i < n; ++i)
+    if (out[i] != n - 1 - i) return false;
+  return true;
 }
 
 const Case exchange("emulator/exchange between blocks", [] {
-  for (simt::seed() = 1; simt::seed() <= 10; ++simt::seed()) hand_over<kOrdered>();
+  for (simt::seed() = 1; simt::seed() <= 10; ++simt::seed())
+    check(hands_over<kWhole>(), "wrong value handed over, seed ", simt::seed());
 });
-const Case no_release("emulator/finds a flag that nobody raises", [] {
-  check(faults([] { hand_over<kNoRelease>(); }) && faults([] { hand_over<kFlagTooHigh>(); }),
-        "not noticed");
-});
-const Case no_acquire("emulator/finds a read without acquire",
-                      [] { check(some_seed_faults<kNoAcquire>(), "not noticed"); });
-const Case early("emulator/finds a release before the write",
-                 [] { check(some_seed_faults<kReleaseTooEarly>(), "not noticed"); });
+const Case never("emulator/finds a value that nobody stores",
+                 [] { check(faults([] { hands_over<kNeverStored>(); }), "not noticed"); });
+const Case twice("emulator/finds a value that is stored twice",
+                 [] { check(faults([] { hands_over<kStoredTwice>(); }), "not noticed"); });
+const Case looks("emulator/finds a value that looks unwritten",
+                 [] { check(faults([] { hands_over<kLooksUnwritten>(); }), "not noticed"); });
+const Case early("emulator/finds a read that does not wait",
+                 [] { check(!hands_over<kNotAwaited>(), "not noticed"); });
 
 const Case too_large("emulator/refuses a cooperative launch that does not fit", [] {
   simt::resident_blocks() = 3;

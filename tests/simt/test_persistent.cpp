@@ -151,7 +151,6 @@ struct Run {
 
   void forward(bool save = true) {
     task.backward = false;
-    std::vector<unsigned> flags(tiling().blocks(), 0);
     PersistentForward<T> call{};
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
@@ -168,13 +167,11 @@ struct Run {
     call.first_reverse = shape.reverse;
     call.save_gates = save;
     call.output_stride = shape.directions * shape.H;
-    call.flags = flags.data();
     check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
   void backward(bool state_needs_grad = true) {
     task.backward = true;
-    std::vector<unsigned> flags(tiling().blocks(), 0);
     PersistentBackward<T> call{};
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
@@ -192,7 +189,6 @@ struct Run {
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;
     call.d_output_stride = shape.directions * shape.H;
-    call.flags = flags.data();
     check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
@@ -386,6 +382,24 @@ const Case rounds("persistent/tf32 rounds its factors", [] {
   run.forward();
   const double pre = -8 + 8 * (1 + 2 * eps);
   check_close(std::vector<float>{b.gates[0]}, {1 / (1 + std::exp(-pre))}, 0x1p-24, 4, "gate");
+});
+
+// A NaN whose bits are those of memory that was not written yet must not keep anybody waiting.
+template <typename T>
+void check_nan_travels() {
+  Run<T> run({3, 3, 16}, 1, false);
+  auto& b = run.buffers.direction[0];
+  b.gates = unwritten<T>(b.gates.size());
+  b.h_0 = unwritten<T>(b.h_0.size());
+  run.forward();
+  run.backward();
+  for (T y : run.buffers.output) check(std::isnan(to_double(y)), "output is not NaN");
+  for (T d : b.d_gates) check(std::isnan(to_double(d)), "d_gates is not NaN");
+}
+const Case nan_travels("persistent/NaN travels", [] {
+  check_nan_travels<float>();
+  check_nan_travels<bfloat16>();
+  check_nan_travels<float16>();
 });
 
 const Case upload("persistent/upload of host values", [] {
