@@ -1,17 +1,27 @@
 """Every .cu file compiles with bare nvcc: no register spill, no stack frame, no stray cache."""
 
+import functools
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+PERSISTENT = [source for source in SOURCES if "persistent" in source.name]
 FAST = {"80", "90"}
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 NVCC = shutil.which("nvcc")
+
+
+def disassembler():
+    """cuobjdump of the toolkit, or of the package nvidia-cuda-cuobjdump, or None."""
+    packaged = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump")
+    return shutil.which("cuobjdump") or next(map(str, packaged), None)
+
 
 pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc on PATH")
 
@@ -33,13 +43,25 @@ def compile_with_nvcc(source, architecture, folder, *options):
     return done.stdout
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """What ptxas reports, and the folder of the results; each compiled once."""
+
+    @functools.cache
+    def results(source, architecture):
+        folder = tmp_path_factory.mktemp(f"{source.stem}_{architecture}_")
+        return compile_with_nvcc(source, architecture, folder), folder
+
+    return results
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize(
     "architecture",
     [a if a in FAST else pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES],
 )
-def test_compiles_without_spills(source, architecture, tmp_path):
-    report = compile_with_nvcc(source, architecture, tmp_path)
+def test_compiles_without_spills(source, architecture, compiled):
+    report, folder = compiled(source, architecture)
     frames = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
@@ -47,15 +69,31 @@ def test_compiles_without_spills(source, architecture, tmp_path):
     assert set(frames) == {("0", "0", "0")}, report
     # The planner counts dynamic shared memory only.
     assert not re.search(r"\d+ bytes smem", report), report
-    [ptx] = tmp_path.glob("*.ptx")
+    [ptx] = folder.glob("*.ptx")
     if "persistent" in source.name:
         # Blocks read what other blocks write: a load through the non-coherent cache may be stale.
         assert "ld.global.nc" not in ptx.read_text()
         assert "ld.relaxed.gpu.global.v4" in ptx.read_text()
+        assert "st.relaxed.gpu.global" in ptx.read_text()
+
+
+@pytest.mark.skipif(not disassembler(), reason="no cuobjdump (pip install nvidia-cuda-cuobjdump)")
+@pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
+@pytest.mark.parametrize("architecture", [pytest.param("80", marks=pytest.mark.slow), "90"])
+def test_machine_code_exchanges_through_l2(source, architecture, compiled):
+    _, folder = compiled(source, architecture)
+    done = subprocess.run([disassembler(), "--dump-sass", str(folder / "out.o")], text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    kernels = done.stdout.split("Function : ")[1:]
+    assert len(kernels) == 21  # 6 tiles of each of 3 mma types, 3 of FFMA
+    for kernel in kernels:
+        assert not re.search(r"LDG\S*\.(CONSTANT|NC)", kernel)
+        assert "LDG.E.128.STRONG.GPU" in kernel and re.search(r"ST\S*\.STRONG\.GPU", kernel)
+        assert "MEMBAR" not in kernel  # the data announces itself, no fence
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [s for s in SOURCES if "persistent" in s.name],
-                         ids=lambda source: source.name)
+@pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
 def test_debug_build_compiles(source, tmp_path):
     compile_with_nvcc(source, "90", tmp_path, "-DFASTLSTM_SPIN_LIMIT=100000000")
