@@ -48,8 +48,8 @@ format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	clang-format -i $(NATIVE) $(SIMT)
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
-gpu-check: $(BUILT)  ## the first minutes on a GPU: build, compute-sanitizer, GPU tests, benchmark
-	PYTHON=$(PYTHON) .ci/gpu-check $(ARGS)
+gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark
+	PYTHON=$$(command -v $(PYTHON) || echo python3) .ci/gpu-check $(ARGS)
 
 ##@ CUDA without a GPU
 # A separate environment with a CUDA build of torch; a copy is installed, so that the extension in

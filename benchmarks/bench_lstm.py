@@ -14,6 +14,7 @@ import datetime
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--graphs", action="store_true", help="replay CUDA graphs of both in place of calls"
     )
     parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="SECONDS",
+        help="start no further case after this long; what was measured is written all the same",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE.json",
@@ -77,7 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: torch finds no CUDA device")
     if args.graphs and args.device != "cuda":
         parser.error("--graphs: expected --device cuda, got --device cpu")
-    for name in ("seconds", "threads", "compile_limit"):
+    for name in ("seconds", "threads", "compile_limit", "limit"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
@@ -245,6 +252,7 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    start = time.monotonic()
     args = parse(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -269,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.quick:
         print("A quick run: the two smallest cases of each group, few pairs, no torch.compile")
     print(table.legend())
+    left_out = 0
     for group in args.groups:
         entry = {
             "key": group.key,
@@ -276,10 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "geometric_mean": group.geometric_mean,
             "worst": group.worst,
             "results": [],
+            "verdicts": [],
         }
         record["groups"].append(entry)
         print(f"\n{group.title}\n{table.header('(B,T,I,H)')}")
         for case in group.cases:
+            if args.limit and time.monotonic() - start > args.limit:
+                left_out += 1
+                continue
             result: Result = {"case": dataclasses.asdict(case)}
             try:
                 result |= bench.measure(case, group.detailed)
@@ -287,12 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result["error"] = f"{type(error).__name__}: {error}"
             entry["results"].append(result)
             print("\n".join([table.row(str(case), result), *peer_lines(result)]), flush=True)
+            write_json(path, record)  # a later case may hang, or be killed
         found = verdicts(group, entry["results"])
         entry["verdicts"] = [dataclasses.asdict(v) | {"met": v.met} for v in found]
         print("; ".join(map(str, found)))
-        write_json(path, record)
-    record["complete"] = True
+    record["complete"] = left_out == 0
     write_json(path, record)
+    if left_out:
+        print(f"\n{left_out} cases were left out: the limit of {args.limit:g} s was over")
     print(f"\nwritten: {path}")
     try:
         write_plot(path.with_suffix(".png"), record)
