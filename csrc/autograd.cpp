@@ -70,7 +70,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
         if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), if_defined(grads[3]),
         saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset, saved[kOutput],
         saved[kCells], saved[kGates], ctx->saved_data["input_needs_grad"].toBool(),
-        ctx->saved_data["state_needs_grad"].toBool(), ctx->saved_data["engine"].toStringRef());
+        ctx->saved_data["state_needs_grad"].toBool(), ctx->saved_data["engine"].toStringRef(),
+        /*per_row=*/false);
     if (ctx->saved_data["input_needs_grad"].toBool()) result[0] = grad_input;
     if (ctx->saved_data["state_needs_grad"].toBool()) result[1] = grad_h_0, result[2] = grad_c_0;
     const size_t directions = saved[kH0].sym_size(0).expect_int();
@@ -123,12 +124,13 @@ BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const Optio
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
                                   bool input_needs_grad, bool state_needs_grad,
-                                  c10::string_view engine) {
+                                  c10::string_view engine, bool per_row) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastlstm::lstm_backward", "")
                              .typed<decltype(call_lstm_backward)>();
   return op.call(grad_output, grad_h_n, grad_c_n, grad_cells, input, h_0, c_0, weights, batch_sizes,
-                 lengths, reset, output, cells, gates, input_needs_grad, state_needs_grad, engine);
+                 lengths, reset, output, cells, gates, input_needs_grad, state_needs_grad, engine,
+                 per_row);
 }
 
 }  // namespace fastlstm

@@ -61,7 +61,8 @@ at::ScalarType state_dtype(at::ScalarType dtype);
 // output, h_n, c_n, cells, gates
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights: per direction W_ih, W_hh, bias?, W_hr?; b_ih and
-// b_hh share one gradient. Without state_needs_grad the second and third hold nothing of use.
+// b_hh share one gradient. Without state_needs_grad the second and third hold nothing of use. With
+// per_row, grad_weights are what those are products of: per direction d_gates, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // What backward needs besides the layer. An undefined gradient is zero.

@@ -16,6 +16,6 @@ BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const Optio
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
                                   bool input_needs_grad, bool state_needs_grad,
-                                  c10::string_view engine);
+                                  c10::string_view engine, bool per_row);
 
 }  // namespace fastlstm

@@ -40,14 +40,17 @@ BackwardResult lstm_backward_meta(const OptionalTensor&, const OptionalTensor&,
                                   const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
                                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                   const OptionalTensor& reset, const Tensor&, const Tensor&,
-                                  const Tensor&, bool input_needs_grad, bool /*state_needs_grad*/,
-                                  c10::string_view) {
+                                  const Tensor& gates, bool input_needs_grad,
+                                  bool /*state_needs_grad*/, c10::string_view, bool per_row) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (const Direction& d : layer.directions)
-    for (const Tensor& w : {d.w_ih, d.w_hh, d.b_ih, d.w_hr})
-      if (w.defined()) grad_weights.push_back(like(w));
+    if (per_row)
+      grad_weights.push_back(like(gates.select(0, 0)));
+    else
+      for (const Tensor& w : {d.w_ih, d.w_hh, d.b_ih, d.w_hr})
+        if (w.defined()) grad_weights.push_back(like(w));
   return {input_needs_grad ? like(input) : at::empty({0}, input.options()), like(h_0), like(c_0),
           grad_weights};
 }
@@ -66,7 +69,7 @@ TORCH_LIBRARY(fastlstm, m) {
       "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
       "Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, "
       "Tensor? lengths, Tensor? reset, Tensor output, Tensor cells, Tensor gates, "
-      "bool input_needs_grad, bool state_needs_grad, str engine) "
+      "bool input_needs_grad, bool state_needs_grad, str engine, bool per_row=False) "
       "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
       {at::Tag::pt2_compliant_tag});
 }

@@ -155,7 +155,7 @@ ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_ga
 
 template <typename T, typename A, typename Kernels>
 BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                                 bool input_needs_grad, bool state_needs_grad) {
+                                 bool input_needs_grad, bool state_needs_grad, bool per_row) {
   const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
   const int64_t out = layer.output_size.expect_int();
@@ -186,9 +186,10 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
   Tensor grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
                                         : at::zeros({directions, batch, hidden}, state_options);
   std::vector<Tensor> grad_weights;
-  Tensor d_gates = at::empty({flat_rows, 4 * hidden}, options);
+  Tensor d_gates;
 
   for (int64_t d = 0; d < directions; ++d) {
+    if (d == 0 || per_row) d_gates = at::empty({flat_rows, 4 * hidden}, options);
     const Direction& w = layer.directions[d];
     const std::vector<WalkStep> steps = walk(layer, d == 1);
     Tensor dh_state = grad_h_0[d], dc_state = grad_c_0[d];
@@ -246,16 +247,20 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
       dh_t.addmm_(carried, w.w_hh);
     }
 
-    const Tensor h_prev =
-        Kernels::template previous_hidden<T>(layer, d, output.narrow(1, d * out, out), steps);
-    const Tensor d_gates_transposed = d_gates.t();
-    grad_weights.push_back(at::mm(d_gates_transposed, input));
-    grad_weights.push_back(at::mm(d_gates_transposed, h_prev));
-    if (layer.has_bias()) grad_weights.push_back(d_gates.sum(0));
-    if (layer.projects()) {
-      const Tensor o = gates[d].narrow(1, 3 * hidden, hidden);
-      const Tensor h = cell_output(o.to(cells.scalar_type()), cells[d]).to(options.dtype());
-      grad_weights.push_back(at::mm(d_projected.t(), h));
+    if (per_row) {
+      grad_weights.push_back(d_gates.view(saved.gates[d].sizes()));
+    } else {
+      const Tensor h_prev =
+          Kernels::template previous_hidden<T>(layer, d, output.narrow(1, d * out, out), steps);
+      const Tensor d_gates_transposed = d_gates.t();
+      grad_weights.push_back(at::mm(d_gates_transposed, input));
+      grad_weights.push_back(at::mm(d_gates_transposed, h_prev));
+      if (layer.has_bias()) grad_weights.push_back(d_gates.sum(0));
+      if (layer.projects()) {
+        const Tensor o = gates[d].narrow(1, 3 * hidden, hidden);
+        const Tensor h = cell_output(o.to(cells.scalar_type()), cells[d]).to(options.dtype());
+        grad_weights.push_back(at::mm(d_projected.t(), h));
+      }
     }
     if (!input_needs_grad) continue;
     if (d == 0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _build, reference
+from . import _build, _transforms, reference
 from ._checks import as_lengths, check_dims, check_layer, steps_first
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
@@ -54,8 +54,8 @@ def choose_engine(
         engine: one of `ENGINES`.
         device: device type of the input, such as "cpu".
         dtype: dtype of the input.
-        transformed: whether a `torch.func` transform or forward-mode differentiation is active,
-            which the op does not support.
+        transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
+            a call that the op cannot serve under transforms.
         op_devices: device types that the compiled op serves; empty if it is not built.
 
     Raises:
@@ -78,7 +78,10 @@ def choose_engine(
     elif device not in op_devices:
         why = f"it is built for {', '.join(op_devices)}, and the input is on {device}"
     elif transformed:
-        why = "the op does not support torch.func transforms and forward-mode differentiation"
+        why = (
+            "the op does not support forward-mode differentiation, nor torch.func transforms of "
+            "packed input, of projections, under autocast and in compiled code"
+        )
     else:
         why = f"it serves {', '.join(map(str, _OP_DTYPES))}, and the input is {dtype}"
     raise RuntimeError(f"engine {engine!r} cannot serve this call: {why}; use 'auto'")
@@ -230,18 +233,19 @@ def lstm_cell(
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
     h, c = hx
-    engine = _engine_for(input, engine)
-    if engine != "reference" and not torch.compiler.is_compiling():
-        step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
-        return step
+    if not _transforms_active() and not torch.compiler.is_compiling():
+        engine = _engine_for(input, engine)
+        if engine != "reference":
+            step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
+            return step
     _, h_n, c_n, _ = _layer(
         input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, None, None, None, False, engine
     )
     return h_n.squeeze(0), c_n.squeeze(0)
 
 
-def _engine_for(input: Tensor, engine: str) -> str:
-    transformed = _transforms_active() or forward_ad._current_level >= 0
+def _engine_for(input: Tensor, engine: str, transformed: bool = False) -> str:
+    transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
     device = input.device.type
@@ -250,6 +254,10 @@ def _engine_for(input: Tensor, engine: str) -> str:
         if not torch.compiler.is_compiling():
             _build.warn_of_no_cuda_kernels()
     return chosen
+
+
+def _autocasts(device: str) -> bool:
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def _layer(
@@ -263,8 +271,19 @@ def _layer(
     save_cells: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    engine = _engine_for(input, engine)
+    device = input.device.type
+    transformed = _transforms_active()
+    folds = (
+        transformed
+        and batch_sizes is None
+        and len(weights) // h_0.size(0) in (2, 4)  # no projection
+        and not torch.compiler.is_compiling()
+        and not _autocasts(device)
+    )
+    engine = _engine_for(input, engine, transformed and not folds)
     if engine != "reference":
+        if folds:
+            return _transforms.lstm_layer(input, h_0, c_0, weights, lengths, reset, engine)
         arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells)
         if torch.compiler.is_compiling():  # Dynamo knows torch.ops; eager calls go the short way
             output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(*arguments, False, engine)
@@ -272,8 +291,7 @@ def _layer(
         results: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(*arguments, engine)
         return results
 
-    device = input.device.type
-    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
+    if not _autocasts(device):
         check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
         return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
     # The autocast rule of the op: 16 bits at the border, the cell state inside is float32.

@@ -67,11 +67,12 @@ class Call:
         return self.ops.lstm(self.input, self.h_0, self.c_0, self.weights, self.batch_sizes,
                           self.lengths, self.reset, True, True, engine)
 
-    def backward(self, saved, engine, grads=None, state_needs_grad=True):
+    def backward(self, saved, engine, grads=None, state_needs_grad=True, per_row=False):
         output, _, _, cells, gates = saved
         return self.ops.lstm_backward(*(grads or self.grads), self.input, self.h_0, self.c_0,
                                    self.weights, self.batch_sizes, self.lengths, self.reset,
-                                   output, cells, gates, True, state_needs_grad, engine)
+                                   output, cells, gates, True, state_needs_grad, engine,
+                                   per_row)
 
     def check_close(self, actual, expected, what):
         assert actual.shape == expected.shape, what

@@ -1,4 +1,4 @@
-"""torch.func transforms and forward-mode differentiation, which go by the reference."""
+"""torch.func transforms, which fold into the op, and forward mode, which goes by the reference."""
 
 from __future__ import annotations
 
@@ -6,51 +6,227 @@ from typing import Any
 
 import pytest
 import torch
+from samples import ROUTES, Route
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import fastlstm
+from fastlstm import _build, reference
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+every_route = pytest.mark.parametrize("route", ROUTES)
+
+
+def make(route: Route = Route("auto"), **options: Any) -> fastlstm.LSTM:  # noqa: B008
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "bidirectional": True} | options
+    lstm = fastlstm.LSTM(3, 4, dtype=torch.float64, device=route.device, **options)
+    lstm.engine = route.engine
+    return lstm
 
 
 @pytest.fixture
 def lstm() -> fastlstm.LSTM:
-    torch.manual_seed(0)
-    return fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    return make()
 
 
 def loss(lstm: fastlstm.LSTM, weights: dict[str, Tensor], x: Tensor, **arguments: Any) -> Tensor:
-    output, (h_n, c_n) = functional_call(lstm, weights, (x,), arguments)
-    return output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
+    output, (h_n, c_n), *cells = functional_call(lstm, weights, (x,), arguments)
+    found = output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
+    return found + sum(c.tanh().square().sum() for c in cells)
 
 
-@pytest.mark.parametrize("with_lengths", [False, True])
-def test_per_sample_gradients(lstm: fastlstm.LSTM, with_lengths: bool) -> None:
-    x = torch.randn(5, 4, 3, dtype=torch.float64)  # five samples, unbatched
-    lengths = torch.tensor([4, 1, 0, 3, 2])
+@every_route
+@pytest.mark.parametrize("kind", ["plain", "lengths", "reset", "state", "cells", "rows"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 1, "bidirectional": False, "bias": False}])
+def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) -> None:
+    """With respect to the weights, the input and the state: those of a loop over the samples."""
+    lstm = make(route, **options)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)  # noqa: E731
+    samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
+    rows = (2,) if kind == "rows" else ()  # each sample is a batch of its own
+    given: dict[str, Any] = {}
+    tensors = [draw(samples, steps, *rows, 3)]
+    if kind == "lengths":
+        given["lengths"] = torch.tensor([4, 1, 0, 3, 2], device=route.device)
+        tensors[0][1, 1:] = torch.nan  # padding is never read
+    elif kind == "reset":
+        given["reset"] = (torch.arange(samples * steps).view(samples, steps) % 3 == 1).to(
+            route.device
+        )
+    elif kind == "state":
+        tensors += [draw(samples, states, 4), draw(samples, states, 4)]
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
-    def one(weights: dict[str, Tensor], x: Tensor, length: Tensor) -> Tensor:
-        return loss(lstm, weights, x, lengths=length if with_lengths else None)
+    def one(weights: dict[str, Tensor], tensors: list[Tensor], given: dict[str, Any]) -> Tensor:
+        more = {"return_cell_states": True} if kind == "cells" else {}
+        hx = {"hx": tuple(tensors[1:])} if tensors[1:] else {}
+        return loss(lstm, weights, tensors[0], **given, **hx, **more)
 
-    found = vmap(grad(one), in_dims=(None, 0, 0))(weights, x, lengths)
+    found = vmap(grad(one, argnums=(0, 1)), in_dims=(None, 0, 0))(weights, tensors, given)
 
-    for k in range(5):
-        lstm.zero_grad()
-        leaves = dict(lstm.named_parameters())
-        one(leaves, x[k], lengths[k]).backward()
-        for name, parameter in leaves.items():
-            torch.testing.assert_close(found[name][k], parameter.grad, **CLOSE)
+    for k in range(samples):
+        leaves = {n: p.clone().requires_grad_() for n, p in weights.items()}
+        own = [t[k].clone().requires_grad_() for t in tensors]
+        one(leaves, own, {n: t[k] for n, t in given.items()}).backward()
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(found[0][name][k], leaf.grad, **CLOSE)
+        for tensor, leaf in zip(found[1], own, strict=True):
+            torch.testing.assert_close(tensor[k], leaf.grad, **CLOSE)
 
 
-def test_vmap_over_an_ensemble(lstm: fastlstm.LSTM) -> None:
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
-    stacked = {n: torch.stack([p.detach(), 2 * p.detach()]) for n, p in lstm.named_parameters()}
-    found = vmap(lambda w: functional_call(lstm, w, (x,))[0])(stacked)
+@pytest.fixture
+def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not _build.has_kernels("cpu"):
+        pytest.skip("no CPU kernels: the reference has to serve")
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the reference was called")
+
+    monkeypatch.setattr(reference, "lstm_layer", fail)
+
+
+@pytest.mark.usefixtures("no_reference")
+def test_the_op_serves_first_derivatives(lstm: fastlstm.LSTM) -> None:
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    weights = {n: p.detach() for n, p in lstm.named_parameters()}
+    per_sample = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
+    assert per_sample["weight_hh_l0"].shape == (5, 16, 4)
+    vmap(lambda x: lstm(x)[0])(x)
+    jacrev(lambda x: lstm(x)[0])(x)
+    vmap(lambda w: functional_call(lstm, w, (x,))[0])({n: w[None] for n, w in weights.items()})
+    cell = fastlstm.LSTMCell(3, 4)
+    vmap(cell)(torch.randn(5, 3))
+
+
+@pytest.mark.usefixtures("no_reference")
+def test_vmap_is_one_call(lstm: fastlstm.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each op for each layer; an ensemble's members have one each."""
+    calls: list[int] = []
+    for name in ("lstm", "lstm_backward"):
+        op = getattr(torch.ops.fastlstm, name)
+        monkeypatch.setattr(
+            torch.ops.fastlstm, name, lambda *a, _op=op, **k: calls.append(1) or _op(*a, **k)
+        )
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    weights = {n: p.detach() for n, p in lstm.named_parameters()}
+    vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
+    assert len(calls) == 4
+    ensemble = {n: torch.stack([w] * 3) for n, w in weights.items()}
+    vmap(grad(lambda w: loss(lstm, w, x)))(ensemble)
+    assert len(calls) == 4 + 3 * 4
+
+
+@every_route
+def test_gradients_of_an_ensemble(route: Route) -> None:
+    lstm = make(route)
+    x = torch.randn(4, 2, 3, dtype=torch.float64).to(route.device)
+    stacked = {n: torch.stack([p.detach(), 2 * p.detach()], 1) for n, p in lstm.named_parameters()}
+    found = vmap(grad(lambda w: loss(lstm, w, x)), in_dims=1)(stacked)
+    both = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(1, 1))(stacked, x)
     for k in range(2):
-        alone = functional_call(lstm, {n: w[k] for n, w in stacked.items()}, (x,))[0]
-        torch.testing.assert_close(found[k], alone, **CLOSE)
+        leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
+        loss(lstm, leaves, x).backward()
+        torch.testing.assert_close({n: g[k] for n, g in found.items()}, grads(leaves), **CLOSE)
+        leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
+        loss(lstm, leaves, x[:, k]).backward()
+        torch.testing.assert_close({n: g[k] for n, g in both.items()}, grads(leaves), **CLOSE)
+
+
+def grads(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@every_route
+def test_vmap_of_vmap(route: Route) -> None:
+    lstm = make(route)
+    x = torch.randn(2, 3, 4, 3, dtype=torch.float64).to(route.device)
+    weights = {n: p.detach() for n, p in lstm.named_parameters()}
+    per_sample = grad(lambda w, x: loss(lstm, w, x))
+    found = vmap(vmap(per_sample, in_dims=(None, 0)), in_dims=(None, 0))(weights, x)
+    flat = vmap(per_sample, in_dims=(None, 0))(weights, x.flatten(0, 1))
+    torch.testing.assert_close({n: g.flatten(0, 1) for n, g in found.items()}, flat, **CLOSE)
+
+
+@every_route
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_vmap_over_any_dimension(route: Route, dim: int) -> None:
+    lstm = make(route)
+    x = torch.randn(4, 2, 3, 5, dtype=torch.float64).to(route.device)
+    moved = x.movedim(-1, dim)
+    found = vmap(lambda x: lstm(x)[0], in_dims=dim, out_dims=1)(moved)
+    torch.testing.assert_close(found, torch.stack([lstm(x[..., k])[0] for k in range(5)], 1))
+
+
+def test_vmap_of_an_empty_batch(lstm: fastlstm.LSTM) -> None:
+    assert vmap(lambda x: lstm(x)[0])(torch.zeros(5, 4, 0, 3).double()).shape == (5, 4, 0, 8)
+
+
+@every_route
+def test_gradients_outside_of_vmap(route: Route) -> None:
+    """backward() through a vmap: the samples' gradients add up."""
+    lstm = make(route)
+    x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
+    vmap(lambda x: lstm(x)[0])(x).sin().sum().backward()
+    found = {n: p.grad for n, p in lstm.named_parameters()}
+    lstm.zero_grad()
+    lstm(x.transpose(0, 1))[0].sin().sum().backward()
+    torch.testing.assert_close(found, grads(dict(lstm.named_parameters())), **CLOSE)
+
+
+@every_route
+def test_second_derivatives(route: Route) -> None:
+    """A step of gradient descent inside, a gradient through it outside (MAML), by both kinds."""
+    lstm = make(route, num_layers=1)
+    x = torch.randn(4, 2, 3, dtype=torch.float64).to(route.device)
+    weights = {n: p.detach() for n, p in lstm.named_parameters()}
+
+    def outer(weights: dict[str, Tensor]) -> Tensor:
+        inner = grad(lambda w: loss(lstm, w, x))(weights)
+        return loss(lstm, {n: w - 0.1 * inner[n] for n, w in weights.items()}, x)
+
+    found = grad(outer)(weights)
+    leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
+    outer(leaves).backward()
+    torch.testing.assert_close(found, grads(leaves), **CLOSE)
+    lstm.engine = "reference"
+    torch.testing.assert_close(found, grad(outer)(weights), **CLOSE)
+
+
+@every_route
+def test_second_derivatives_with_every_option(route: Route) -> None:
+    lstm = make(route, num_layers=1)
+    x = torch.randn(3, 2, 3, dtype=torch.float64).to(route.device)
+    given: dict[str, Any] = {
+        "lengths": torch.tensor([3, 1], device=route.device),
+        "reset": torch.tensor([[0, 0], [1, 0], [0, 1]], device=route.device).bool(),
+        "return_cell_states": True,
+    }
+    weights = {n: p.detach() for n, p in lstm.named_parameters()}
+    found = jacrev(jacrev(lambda x: loss(lstm, weights, x, **given)))(x)
+    lstm.engine = "reference"
+    torch.testing.assert_close(
+        found, hessian(lambda x: loss(lstm, weights, x, **given))(x), **CLOSE
+    )
+
+
+def test_forward_over_a_pullback(lstm: fastlstm.LSTM) -> None:
+    """vjp outside of jvp: forward mode meets the backward of the op."""
+    x, tangent = (torch.randn(3, 2, 3, dtype=torch.float64) for _ in range(2))
+    output, pull = vjp(lambda x: lstm(x)[0], x)
+    cotangent = torch.randn_like(output)
+    _, found = jvp(lambda g: pull(g)[0], (cotangent,), (cotangent * 2,))
+    torch.testing.assert_close(found, 2 * pull(cotangent)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["projection", "autocast"])
+def test_what_the_op_leaves_to_the_reference(kind: str) -> None:
+    lstm = make(proj_size=2 if kind == "projection" else 0).float()
+    x = torch.randn(5, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        found = vmap(lambda x: lstm(x)[0])(x)
+        lstm.engine = "reference"
+        torch.testing.assert_close(found, lstm(x.transpose(0, 1))[0].transpose(0, 1))
 
 
 def test_jacobians(lstm: fastlstm.LSTM) -> None:
@@ -115,9 +291,8 @@ def test_transforms_compile(lstm: fastlstm.LSTM) -> None:
 
 
 def test_a_forced_engine_says_that_it_cannot(lstm: fastlstm.LSTM) -> None:
-    from fastlstm import _build
-
     lstm.engine = "stepwise"
-    reason = "does not support torch.func" if _build.has_kernels("cpu") else "not available"
+    reason = "does not support forward-mode" if _build.has_kernels("cpu") else "not available"
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call.*{reason}"):
-        vmap(lambda x: lstm(x)[0])(torch.randn(5, 4, 3, dtype=torch.float64))
+        jvp(lambda x: lstm(x)[0], (x,), (x,))

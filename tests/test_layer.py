@@ -246,6 +246,35 @@ def test_padding_is_never_read(route: Route) -> None:
 
 
 @every_op_route
+@every_sample_and_large
+def test_gradients_per_row(route: Route, sample: Sample) -> None:
+    """Of the gates in place of the weights: dL/db_ih is their sum, dL/dinput their product."""
+    arguments = sample.arguments(device=route.device)
+    results = torch.ops.fastlstm.lstm(
+        **arguments, save_cells=True, save_gates=True, engine=route.engine
+    )
+    output, h_n, c_n, cells, gates = results
+    if sample.lengths is not None and not sample.packed:
+        cells = sample.mask_cells((output, h_n, c_n, cells))[3]
+    given = [g.to(route.device) for g in cotangents((output, h_n, c_n, cells))]
+    call = {**arguments, "output": output, "cells": cells, "gates": gates, "engine": route.engine}
+    call |= {"input_needs_grad": True, "state_needs_grad": True}
+    *state, weights = torch.ops.fastlstm.lstm_backward(*given, **call)
+    *state_again, d_gates = torch.ops.fastlstm.lstm_backward(*given, **call, per_row=True)
+    assert len(d_gates) == sample.directions
+    assert all(d.shape == gates.shape[1:] for d in d_gates)
+    each, W = len(weights) // sample.directions, len(arguments["weights"]) // sample.directions
+    d_rows = [d.flatten(0, -2) for d in d_gates]
+    for a, b in zip(state_again, state, strict=True):
+        assert torch.equal(a, b)
+    products = sum(d @ arguments["weights"][k * W] for k, d in enumerate(d_rows))
+    torch.testing.assert_close(products, state[0].flatten(0, -2), rtol=1e-9, atol=1e-11)
+    if sample.bias:
+        for k, d in enumerate(d_rows):
+            torch.testing.assert_close(d.sum(0), weights[k * each + 2], rtol=1e-9, atol=1e-11)
+
+
+@every_op_route
 @every_sample
 def test_opcheck_forward(route: Route, sample: Sample) -> None:
     op = torch.ops.fastlstm.lstm.default
@@ -271,6 +300,8 @@ def test_opcheck_backward(route: Route, sample: Sample) -> None:
     torch.library.opcheck(
         op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True}
     )
+    needs = {"input_needs_grad": False, "state_needs_grad": False, "per_row": True}
+    torch.library.opcheck(op, (), {**given, **arguments, **needs})
     only = dict.fromkeys(given) | {"grad_h_n": h_n}
     torch.library.opcheck(
         op, (), {**only, **arguments, "input_needs_grad": False, "state_needs_grad": True}

@@ -70,11 +70,12 @@ ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        bool input_needs_grad, bool state_needs_grad, bool tiled) {
+                        bool input_needs_grad, bool state_needs_grad, bool per_row, bool tiled) {
   if constexpr (!std::is_same_v<T, float16>)
-    if (tiled) return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad);
+    if (tiled)
+      return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad, per_row);
   return stepwise_backward<T, A, CpuKernels>(layer, saved, grads, input_needs_grad,
-                                             state_needs_grad);
+                                             state_needs_grad, per_row);
 }
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -84,13 +85,13 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
                                  const OptionalTensor& lengths, const OptionalTensor& reset,
                                  const Tensor& output, const Tensor& cells, const Tensor& gates,
                                  bool input_needs_grad, bool state_needs_grad,
-                                 c10::string_view engine) {
+                                 c10::string_view engine, bool per_row) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
   const auto run = [&](auto function) {
-    return function(layer, saved, grads, input_needs_grad, state_needs_grad,
+    return function(layer, saved, grads, input_needs_grad, state_needs_grad, per_row,
                     planned(engine, layer) == CpuEngine::kTiled);
   };
   switch (input.scalar_type()) {

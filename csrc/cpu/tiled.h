@@ -13,6 +13,6 @@ template <typename T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                              bool input_needs_grad, bool state_needs_grad);
+                              bool input_needs_grad, bool state_needs_grad, bool per_row);
 
 }  // namespace fastlstm

@@ -9,7 +9,7 @@ namespace fastlstm {
 
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                              bool input_needs_grad, bool state_needs_grad) {
+                              bool input_needs_grad, bool state_needs_grad, bool per_row) {
   using A = State_t<T>;
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
@@ -39,8 +39,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   constexpr int64_t kChunkRows = 1024;
   const int64_t chunk_steps =
       std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
-  const Tensor d_gates_tensor = at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
-  T* const d_gates = data<T>(d_gates_tensor);
+  const Tensor ring =
+      per_row ? Tensor() : at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
   const std::vector<T> zeros(4 * hidden, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
@@ -75,8 +75,13 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       packed_w_ih.emplace(row_pointers(const_data<T>(w_ih), 4 * hidden, input_size).data(), false,
                           0, 4 * hidden, input_size, 1);
 
-    // d_gates of the steps in hand and of the one before them (later in time), as a ring.
+    // d_gates of all steps, or of those in hand and the one before them (later in time), as a ring.
+    const Tensor kept = !per_row  ? Tensor()
+                        : padding ? at::zeros_like(gates[d])
+                                  : at::empty_like(gates[d]);
+    T* const d_gates = data<T>(per_row ? kept : ring);
     const auto d_gates_at = [&](int64_t t, int64_t row) {
+      if (per_row) return d_gates + rows.flat(t, row) * 4 * hidden;
       const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
       return d_gates + (k % (chunk_steps + 1) * batch + row) * 4 * hidden;
     };
@@ -120,18 +125,20 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         return live_rows<const T*>(rows, !reverse, begin, end, find);
       };
       const std::vector<const T*> d_gates_rows = all(d_gates_at);
-      multiply_transposed<T>(d_gates_rows, 4 * hidden,
-                             {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
-                               input_size, data<A>(grad_w_ih)},
-                              {all([&](int64_t t, int64_t row) -> const T* {
-                                 if (rows.is_reset(t, row)) return zeros.data();
-                                 if (t == rows.first_step(row, reverse))
-                                   return h_first + rows.batch_index(row) * hidden;
-                                 return y + before(t, row) * directions * hidden;
-                               }),
-                               hidden, data<A>(grad_w_hh)}},
-                             begin > 0);
-      if (grad_bias.defined()) sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
+      if (!per_row)
+        multiply_transposed<T>(d_gates_rows, 4 * hidden,
+                               {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
+                                 input_size, data<A>(grad_w_ih)},
+                                {all([&](int64_t t, int64_t row) -> const T* {
+                                   if (rows.is_reset(t, row)) return zeros.data();
+                                   if (t == rows.first_step(row, reverse))
+                                     return h_first + rows.batch_index(row) * hidden;
+                                   return y + before(t, row) * directions * hidden;
+                                 }),
+                                 hidden, data<A>(grad_w_hh)}},
+                               begin > 0);
+      if (grad_bias.defined() && !per_row)
+        sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
       if (input_needs_grad)
         multiply_rounded<T>(d_gates_rows, *packed_w_ih,
                             live_rows<T*>(rows, !reverse, begin, end,
@@ -155,6 +162,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       }
       multiply_rounded<T>(through, packed_w_hh, into, false);
     }
+    if (per_row) {
+      grad_weights.push_back(kept);
+      continue;
+    }
     for (const Tensor& gradient : {grad_w_ih, grad_w_hh, grad_bias})
       if (gradient.defined()) grad_weights.push_back(gradient.to(options.dtype()));
   }
@@ -162,10 +173,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
 }
 
 template BackwardResult tiled_backward<float>(const Layer&, const Saved&, const OutputGrads&, bool,
-                                              bool);
+                                              bool, bool);
 template BackwardResult tiled_backward<double>(const Layer&, const Saved&, const OutputGrads&, bool,
-                                               bool);
+                                               bool, bool);
 template BackwardResult tiled_backward<bfloat16>(const Layer&, const Saved&, const OutputGrads&,
-                                                 bool, bool);
+                                                 bool, bool, bool);
 
 }  // namespace fastlstm

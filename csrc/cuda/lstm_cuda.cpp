@@ -291,7 +291,8 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
                                                   const Saved& saved, const OutputGrads& grads,
-                                                  bool input_needs_grad, bool state_needs_grad) {
+                                                  bool input_needs_grad, bool state_needs_grad,
+                                                  bool per_row) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
   const int64_t hidden = layer.hidden_size.expect_int();
   const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
@@ -307,7 +308,9 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   const Tensor d_c = grads.c_n.defined()
                          ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
                          : at::zeros_like(c_0);
-  const Tensor d_gates = unwritten({directions, rows, 4 * hidden}, options);
+  std::vector<Tensor> d_gates;
+  for (int64_t d = 0; d < directions; ++d)
+    d_gates.push_back(unwritten({rows, 4 * hidden}, options));
   const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
 
   PersistentBackward<T> call{};
@@ -339,12 +342,16 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
       input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
   std::vector<Tensor> grad_weights;
   for (int64_t d = 0; d < directions; ++d) {
-    const Tensor h_prev =
-        previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
-    const Tensor transposed = d_gates[d].t();
-    grad_weights.push_back(at::mm(transposed, input));
-    grad_weights.push_back(at::mm(transposed, h_prev));
-    if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
+    if (per_row) {
+      grad_weights.push_back(d_gates[d].view(saved.gates[d].sizes()));
+    } else {
+      const Tensor h_prev =
+          previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
+      const Tensor transposed = d_gates[d].t();
+      grad_weights.push_back(at::mm(transposed, input));
+      grad_weights.push_back(at::mm(transposed, h_prev));
+      if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
+    }
     if (!input_needs_grad) continue;
     if (d == 0)
       at::mm_out(grad_input, d_gates[d], layer.directions[d].w_ih);
@@ -369,15 +376,16 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        bool input_needs_grad, bool state_needs_grad, c10::string_view engine) {
+                        bool input_needs_grad, bool state_needs_grad, c10::string_view engine,
+                        bool per_row) {
   const Choice choice = choose(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (choice.plan.persistent)
       if (auto done = persistent_backward<T>(layer, choice, saved, grads, input_needs_grad,
-                                             state_needs_grad))
+                                             state_needs_grad, per_row))
         return *done;
   return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad,
-                                              state_needs_grad);
+                                              state_needs_grad, per_row);
 }
 
 ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
@@ -408,7 +416,7 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
                                   const Tensor& output, const Tensor& cells, const Tensor& gates,
                                   bool input_needs_grad, bool state_needs_grad,
-                                  c10::string_view engine) {
+                                  c10::string_view engine, bool per_row) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
@@ -416,7 +424,7 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
   const auto run = [&](auto function) {
-    return function(layer, saved, grads, input_needs_grad, state_needs_grad, engine);
+    return function(layer, saved, grads, input_needs_grad, state_needs_grad, engine, per_row);
   };
   switch (input.scalar_type()) {
     case at::kDouble:

@@ -1,0 +1,231 @@
+"""The op under `torch.func`: vmap folds into the batch, and gradients stay apart for each sample.
+
+torch.func refuses the op's own autograd, which is C++. Here the op is called by two
+`autograd.Function`s instead. vmap of either is one call with the mapped dimension folded into the
+batch. Backward asks the op for the gradient of the gates alone, which belongs to a row; the
+gradients of the weights are plain products after it, which vmap turns into batched ones. So
+`vmap(grad(...))` walks all samples at once. Where weights are mapped (an ensemble), each member
+has a call of its own. Second derivatives are those of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from . import reference
+
+_Dims = tuple[int | None, ...]
+
+
+def lstm_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.lstm_layer` by an engine of the op; without projection and packed data."""
+    apply: Any = _Layer.apply
+    output, h_n, c_n, cells, _ = apply(engine, lengths, reset, input, h_0, c_0, *weights)
+    return output, h_n, c_n, cells
+
+
+class _Layer(Function):
+    @staticmethod
+    def forward(
+        engine: str,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        *weights: Tensor,
+    ) -> Any:
+        layer = {"weights": weights, "lengths": lengths, "reset": reset, "engine": engine}
+        return torch.ops.fastlstm.lstm(input, h_0, c_0, **layer, save_cells=True, save_gates=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.engine, *tensors = inputs
+        results = output[0], output[3], output[4]
+        ctx.save_for_backward(*results, *tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        output, cells, gates, lengths, reset, input, h_0, c_0, *weights = ctx.saved_tensors
+        directions = h_0.shape[0]
+        each = len(weights) // directions
+        none = (None, None, None)
+        if all(g is None for g in grads):
+            return *none, *none, *[None] * len(weights)
+        if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
+            rows = _row_grads(grads[:4], lengths, reset, input, h_0, c_0, weights)
+        else:
+            saved = input, h_0, c_0, output, cells, gates
+            apply: Any = _RowGrads.apply
+            rows = apply(ctx.engine, lengths, reset, *grads[:4], *saved, *weights)
+        grad_input, grad_h_0, grad_c_0, *d_gates = rows
+        if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
+            steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
+            input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
+        grad_weights: list[Tensor] = []
+        for d, h in enumerate(output.chunk(directions, -1)):
+            d_rows = d_gates[d].flatten(0, 1)
+            h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
+            grad_weights += [d_rows.t() @ t.flatten(0, 1) for t in (input, h_prev)]
+            grad_weights += [d_rows.sum(0)] * (each - 2)
+        return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
+
+    @staticmethod
+    def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
+        return _fold(_Layer, (None, 0, 1, 1, 1, 1), (1, 1, 1, 2, 2), info, in_dims, args)
+
+
+class _RowGrads(Function):
+    """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H]."""
+
+    @staticmethod
+    def forward(
+        engine: str,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        d_output: Tensor | None,
+        d_h_n: Tensor | None,
+        d_c_n: Tensor | None,
+        d_cells: Tensor | None,
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        output: Tensor,
+        cells: Tensor,
+        gates: Tensor,
+        *weights: Tensor,
+    ) -> Any:
+        grads, saved = (d_output, d_h_n, d_c_n, d_cells), (output, cells, gates)
+        layer = input, h_0, c_0, weights, None, lengths, reset
+        *state, d_gates = torch.ops.fastlstm.lstm_backward(
+            *grads, *layer, *saved, True, True, engine, per_row=True
+        )
+        return *state, *d_gates
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        lengths, reset, *tensors = ctx.saved_tensors
+        given, layer, weights = tensors[:4], tensors[4:7], tensors[10:]
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            found = iter(tensors)
+            given_now = [None if g is None else next(found) for g in given]
+            input, h_0, c_0 = (next(found) for _ in layer)
+            return _row_grads(given_now, lengths, reset, input, h_0, c_0, list(found))
+
+        floating = [t for t in (*given, *layer, *weights) if t is not None]
+        found = iter(torch.func.vjp(function, *floating)[1](grads))
+        by_given = [None if g is None else next(found) for g in given]
+        by_layer = [next(found) for _ in layer]
+        # output, cells and gates are recomputed, so all there is has gone to the arguments
+        return None, None, None, *by_given, *by_layer, None, None, None, *found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
+        where = (None, 0, 1, 1, 1, 1, 2, 1, 1, 1, 1, 2, 2)
+        return _fold(_RowGrads, where, (1,) * 5, info, in_dims, args)
+
+
+def _row_grads(
+    grads: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """`_RowGrads` by the reference, differentiable."""
+    directions = h_0.shape[0]
+    each, units = len(weights) // directions, weights[0].shape[0]
+    eye = torch.eye(units, dtype=input.dtype, device=input.device)
+    zero = torch.zeros_like(eye)
+
+    def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
+        """With something added to the pre-activations: more input, at weights of 1."""
+        wide = list(weights)
+        for d in range(directions):
+            ones = [eye if k == d else zero for k in range(directions)]
+            wide[d * each] = torch.cat([weights[d * each], *ones], 1)
+        input = torch.cat([input, *added], -1)
+        return reference.lstm_layer(input, h_0, c_0, wide, None, lengths, reset)
+
+    added = [input.new_zeros(*input.shape[:2], units)] * directions
+    results, pull, *_ = torch.func.vjp(layer, input, h_0, c_0, *added)
+    pairs = zip(grads, results, strict=True)
+    found: tuple[Tensor, ...] = pull(
+        tuple(torch.zeros_like(r) if g is None else g for g, r in pairs)
+    )
+    return found
+
+
+def _previous_hidden(
+    output: Tensor, h_0: Tensor, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+) -> Tensor:
+    """h_{t-1} of every step [T,B,H], as W_hh saw it; `output` [T,B,H] is of one direction."""
+    if reverse:
+        h_prev = torch.cat([output[1:], h_0.unsqueeze(0)])
+        if lengths is not None:
+            steps = torch.arange(len(output), device=output.device).unsqueeze(1)
+            h_prev = torch.where((steps == lengths - 1).unsqueeze(-1), h_0, h_prev)
+    else:
+        h_prev = torch.cat([h_0.unsqueeze(0), output[:-1]])
+    return h_prev if reset is None else torch.where(reset.unsqueeze(-1), 0.0, h_prev)
+
+
+def _fold(
+    function: Any,
+    where: _Dims,
+    results_where: tuple[int, ...],
+    info: Any,
+    in_dims: _Dims,
+    args: tuple[Any, ...],
+) -> Any:
+    """vmap of a Function whose first arguments have the batch at dimension `where`, weights last.
+
+    Folds the mapped dimension into the batch; where a weight is mapped too, calls member by member.
+    """
+    size, count = info.batch_size, len(where)
+    if any(dim is not None for dim in in_dims[count:]):
+        members = [
+            function.apply(
+                *(
+                    a if dim is None else a.select(dim, k)
+                    for a, dim in zip(args, in_dims, strict=True)
+                )
+            )
+            for k in range(size)
+        ]
+        stacked = tuple(torch.stack(results) for results in zip(*members, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    def fold(tensor: Any, mapped: int | None, batch: int | None) -> Any:
+        if batch is None or tensor is None:
+            return tensor
+        if mapped is None:
+            tensor = tensor.unsqueeze(0).expand(size, *tensor.shape)
+        return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
+
+    folded = [fold(*each) for each in zip(args, in_dims, where, strict=False)]
+    results = function.apply(*folded, *args[count:])
+    dims = results_where[: len(results)]
+    return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
