@@ -4,9 +4,9 @@ from fastlstm import _build
 
 _build.load()
 
-from fastlstm import functional, reference  # noqa: E402
+from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["LSTM", "LSTMCell", "convert", "functional", "reference", "__version__"]
+__all__ = ["LSTM", "LSTMCell", "convert", "functional", "init", "onnx", "reference", "__version__"]

@@ -1,0 +1,114 @@
+"""fastlstm.init: which values are set, how they are spread, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fastlstm
+from fastlstm import init
+
+MODULES: list[Any] = [
+    lambda **o: fastlstm.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
+    lambda **o: nn.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
+    lambda **o: fastlstm.LSTMCell(3, 64, **o),
+    lambda **o: nn.LSTMCell(3, 64, **o),
+]
+every_module = pytest.mark.parametrize("make", MODULES, ids=["LSTM", "nn.LSTM", "Cell", "nn.Cell"])
+
+
+def gates(module: nn.Module, kind: str) -> list[list[torch.Tensor]]:
+    """i, f, g, o of every parameter of one kind."""
+    found = [p.detach().chunk(4) for n, p in module.named_parameters() if n.startswith(kind)]
+    assert len(found) == (1 if hasattr(module, "weight_hh") else 4)
+    return [list(f) for f in found]
+
+
+@every_module
+def test_forget_bias(make: Any) -> None:
+    module = make()
+    before = copy.deepcopy(module)
+    assert init.forget_bias_(module, 1.5) is module
+    for b_ih, b_hh in zip(gates(module, "bias_ih"), gates(module, "bias_hh"), strict=True):
+        assert torch.equal(b_ih[1] + b_hh[1], torch.full((64,), 1.5))
+    for kind, others in (("bias", (0, 2, 3)), ("weight", (0, 1, 2, 3))):
+        for part in ("ih", "hh"):
+            pairs = zip(
+                gates(module, f"{kind}_{part}"), gates(before, f"{kind}_{part}"), strict=True
+            )
+            assert all(torch.equal(a[k], b[k]) for a, b in pairs for k in others)
+
+
+@every_module
+def test_orthogonal(make: Any) -> None:
+    module = make()
+    before = copy.deepcopy(module.state_dict())
+    assert init.orthogonal_(module, gain=2.0) is module
+    for blocks in gates(module, "weight_hh"):
+        for block in blocks:
+            torch.testing.assert_close(block @ block.t(), 4 * torch.eye(64), rtol=0, atol=1e-4)
+        assert not torch.equal(blocks[0], blocks[1])
+    changed = {n for n, p in module.state_dict().items() if not torch.equal(p, before[n])}
+    assert changed == {n for n in before if n.startswith("weight_hh")}
+
+
+def test_orthogonal_projection() -> None:
+    module = init.orthogonal_(fastlstm.LSTM(3, 64, proj_size=8))
+    for block in module.weight_hh_l0.detach().chunk(4):
+        torch.testing.assert_close(block.t() @ block, torch.eye(8), rtol=0, atol=1e-5)
+
+
+@every_module
+def test_chrono(make: Any) -> None:
+    module = make()
+    before = copy.deepcopy(module)
+    assert init.chrono_(module, 100, torch.Generator().manual_seed(0)) is module
+    for b_ih, b_hh in zip(gates(module, "bias_ih"), gates(module, "bias_hh"), strict=True):
+        i, f = b_ih[0] + b_hh[0], b_ih[1] + b_hh[1]
+        assert torch.equal(i, -f)
+        steps = f.exp()  # uniform between 1 and 99: 64 draws have a mean of 50 +- 3.5
+        assert 1 <= steps.min() and steps.max() <= 99 * (1 + 1e-6)
+        assert 36 < steps.mean() < 64 and steps.std() > 20
+    for kind in ("bias_ih", "bias_hh"):
+        for a, b in zip(gates(module, kind), gates(before, kind), strict=True):
+            assert torch.equal(a[2], b[2]) and torch.equal(a[3], b[3])
+
+
+def test_the_default_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours = fastlstm.LSTM(3, 64)
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 64)
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_forgetting_starts_where_it_is_told() -> None:
+    """With zero input and weights, c shrinks by sigmoid(1) a step."""
+    module = fastlstm.LSTM(3, 4)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    init.forget_bias_(module)
+    zeros = torch.zeros(1, 2, 4)
+    _, (_, c_n) = module(torch.zeros(5, 2, 3), (zeros, zeros + 1))
+    torch.testing.assert_close(c_n, (zeros + 1) * (1 / (1 + math.exp(-1))) ** 5)
+
+
+def test_errors() -> None:
+    with pytest.raises(TypeError, match="lstm: expected an LSTM or an LSTMCell, got GRU"):
+        init.orthogonal_(nn.GRU(3, 4))
+    for function in (init.forget_bias_, lambda m: init.chrono_(m, 10)):
+        with pytest.raises(ValueError, match="with biases, got one with bias=False"):
+            function(fastlstm.LSTM(3, 4, bias=False))
+    for wrong in (1, float("nan")):
+        with pytest.raises(ValueError, match="max_steps: expected .* at least 2, got"):
+            init.chrono_(fastlstm.LSTM(3, 4), wrong)
+    lstm = parametrizations.weight_norm(fastlstm.LSTM(3, 4), "weight_hh_l0")
+    with pytest.raises(ValueError, match="weight_hh_l0 to be a parameter, got one made from"):
+        init.orthogonal_(lstm)

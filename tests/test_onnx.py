@@ -1,0 +1,130 @@
+"""ONNX: one LSTM node per layer, which onnxruntime computes as the module does."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm import _build
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+
+
+class Model(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = fastlstm.LSTM(3, 5, **options)
+        self.linear = nn.Linear(10 if self.lstm.bidirectional else 5, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        h_0: Tensor | None = None,
+        c_0: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        hx = None if h_0 is None or c_0 is None else (h_0, c_0)
+        output, (h_n, c_n) = self.lstm(x, hx, lengths=lengths)
+        return self.linear(output), h_n, c_n
+
+
+def inputs(model: Model, batch: int, steps: int, given: str) -> dict[str, Tensor]:
+    lstm = model.lstm
+    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    x = torch.randn(batch, steps, 3)
+    found = {"x": x if lstm.batch_first else x.transpose(0, 1).contiguous()}
+    if "state" in given:
+        found |= {"h_0": torch.randn(states, batch, 5), "c_0": torch.randn(states, batch, 5)}
+    if "lengths" in given:
+        found["lengths"] = torch.arange(batch) * 5 % steps + 1
+    return found
+
+
+def export(model: Model, given: str) -> Any:
+    B, T = torch.export.Dim("B"), torch.export.Dim("T")
+    x = {0: B, 1: T} if model.lstm.batch_first else {0: T, 1: B}
+    shapes = {"x": x, "h_0": {1: B}, "c_0": {1: B}, "lengths": {0: B}}
+    example = inputs(model, 3, 6, given)
+    return torch.onnx.export(
+        model.eval(),
+        (),
+        kwargs=example,
+        dynamo=True,
+        dynamic_shapes={name: shapes[name] for name in example},
+        custom_translation_table=fastlstm.onnx.translations(),
+        verbose=False,
+    ).model_proto
+
+
+@needs_op
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ("", {}),
+        ("state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+        ("lengths and state", {"num_layers": 2, "bidirectional": True}),
+        ("lengths", {"bias": False, "batch_first": True}),
+    ],
+)
+def test_onnxruntime_gives_the_same(given: str, options: dict[str, Any]) -> None:
+    model = Model(**options)
+    proto = export(model, given)
+    onnx.checker.check_model(proto)
+    nodes = collections.Counter(node.op_type for node in proto.graph.node)
+    assert nodes["LSTM"] == model.lstm.num_layers and "Loop" not in nodes and "Scan" not in nodes
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for batch, steps in ((3, 6), (1, 9), (4, 2)):
+        example = inputs(model, batch, steps, given)
+        found = session.run(None, {name: t.numpy() for name, t in example.items()})
+        with torch.no_grad():
+            expected = model(**example)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
+
+
+class Uses(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "reset":
+            return self.lstm(x, reset=x[..., 0] > 0)[0]
+        if self.what == "return_cell_states":
+            return self.lstm(x, return_cell_states=True)[2]
+        return self.lstm(x)[0]
+
+
+@needs_op
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("what", ["proj_size", "reset", "return_cell_states"])
+def test_what_onnx_does_not_have_is_named(what: str) -> None:
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
+        torch.onnx.export(
+            Uses(what).eval(),
+            (torch.randn(4, 2, 3),),
+            dynamo=True,
+            custom_translation_table=fastlstm.onnx.translations(),
+            verbose=False,
+        )
+    messages, cause = [], error.value.__cause__
+    while cause is not None:
+        messages.append(str(cause))
+        cause = cause.__cause__
+    assert any(f"operator of ONNX has no {what}" in message for message in messages), messages
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_build, "_reason", "it was not built")
+    with pytest.raises(RuntimeError, match=r"onnx: the extension is not available .* to=\"torch\""):
+        fastlstm.onnx.translations()
