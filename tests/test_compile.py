@@ -106,6 +106,36 @@ def test_dynamic(route: Route, kind: str) -> None:
 
 
 @every_op_route
+def test_graphs_do_not_grow_with_the_sequence(route: Route) -> None:
+    """Not even when every length gets a graph of its own."""
+    sizes: list[int] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    lstm = Model(route).lstm
+    compiled = torch.compile(lstm, fullgraph=True, backend=keep, dynamic=False)
+    for steps in (2, 60, 500):
+        compiled(draw(route, 2, steps, 4))
+    assert len(sizes) == 3 and len(set(sizes)) == 1
+
+
+@every_op_route
+@pytest.mark.parametrize("marked", [True, False], ids=["mark_dynamic", "automatic"])
+def test_recompiles(route: Route, marked: bool) -> None:
+    """One graph where T is marked; else one for the first length and one for all others."""
+    counter = CompileCounter()
+    compiled = torch.compile(Model(route).lstm, fullgraph=True, backend=counter)
+    for steps in (7, 9, 12, 31, 100, 8):
+        x = draw(route, 3, steps, 4)
+        if marked:
+            torch._dynamo.mark_dynamic(x, 1)
+        compiled(x)
+    assert counter.frame_count == (1 if marked else 2)
+
+
+@every_op_route
 def test_the_graphs_hold_one_node_per_layer(route: Route) -> None:
     graphs: list[list[str]] = []
 

@@ -1,0 +1,201 @@
+"""What surrounds an LSTM in training: streams, seeds, processes, pruning, the examples."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from samples import Route, every_route
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def make(route: Route, **options: Any) -> fastlstm.LSTM:
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "dtype": torch.float64} | options
+    lstm = fastlstm.LSTM(3, 5, **options, device=route.device)
+    lstm.engine = route.engine
+    return lstm
+
+
+def draw(route: Route, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(route.device)
+
+
+def gradients(lstm: nn.Module) -> list[Tensor]:
+    found = [p.grad for p in lstm.parameters()]
+    lstm.zero_grad()
+    return found  # type: ignore[return-value]
+
+
+@every_route
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_chunks_of_a_stream_are_the_whole(route: Route, chunk: int) -> None:
+    """Without detach the gradient too; with it, each chunk's is that of the chunk alone."""
+    lstm, x = make(route), draw(route, 7, 2, 3)
+    expected, last = lstm(x)
+    (expected.sin().sum() + last[1].sum()).backward()
+    whole = gradients(lstm)
+
+    for detached in (False, True):
+        outputs, state, alone = [], None, None
+        for piece in x.split(chunk):
+            if detached and state is not None:
+                state = (state[0].detach(), state[1].detach())
+            before = state
+            output, state = lstm(piece, state)
+            outputs.append(output)
+            if detached:
+                output.sin().sum().backward()
+                truncated = gradients(lstm)
+                given = None if before is None else tuple(s.clone() for s in before)
+                lstm(piece, given)[0].sin().sum().backward()
+                alone = gradients(lstm)
+                torch.testing.assert_close(truncated, alone, **CLOSE)
+        torch.testing.assert_close(torch.cat(outputs), expected, **CLOSE)
+        torch.testing.assert_close(state, last, **CLOSE)
+        if not detached:
+            (torch.cat(outputs).sin().sum() + state[1].sum()).backward()
+            torch.testing.assert_close(gradients(lstm), whole, **CLOSE)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@every_route
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("kind", ["dense", "lengths", "packed"])
+def test_a_seed_decides_every_bit(route: Route, kind: str) -> None:
+    """Of results and gradients, dropout included; an initial state given, as in pytorch#104697."""
+    lstm = make(route, num_layers=3, dropout=0.5, bidirectional=True, dtype=torch.float32)
+    x = draw(route, 20, 7, 3).float()
+    hx = tuple(draw(route, 6, 7, 5).float() for _ in range(2))
+    lengths = torch.tensor([20, 17, 9, 9, 4, 2, 1])
+
+    def run(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        if kind == "packed":
+            output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths), hx)
+            output = output.data
+        else:
+            output, (h_n, c_n) = lstm(x, hx, lengths=lengths if kind == "lengths" else None)
+        (output.sin().sum() + h_n.sum() + c_n.sum()).backward()
+        return [output.detach(), h_n.detach(), c_n.detach(), *gradients(lstm)]
+
+    first, second, other = run(1), run(1), run(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first[:3], other[:3], strict=True))
+
+
+@every_route
+def test_pruning(route: Route) -> None:
+    """Pruned weights stay zero in training, and are those of a pruned nn.LSTM."""
+    ours = make(route)
+    theirs = fastlstm.convert(make(route), to="torch")
+    x = draw(route, 4, 2, 3)
+    for module in (ours, theirs):
+        prune.l1_unstructured(module, "weight_hh_l0", amount=0.5)
+        prune.ln_structured(module, "weight_ih_l1", amount=0.25, n=2, dim=0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(2):
+            module(x)[0].sin().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
+    assert (ours.weight_hh_l0 == 0).sum() == 50 and (ours.weight_ih_l1 == 0).all(1).sum() == 5
+
+
+@every_route
+def test_weight_norm_trains(route: Route) -> None:
+    ours = make(route)
+    theirs = fastlstm.convert(make(route), to="torch")
+    x = draw(route, 4, 2, 3)
+    for module in (ours, theirs):
+        for name in ("weight_hh_l0", "weight_hh_l1"):
+            parametrizations.weight_norm(module, name)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(2):
+            module(x)[0].sin().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
+
+
+def _zero(lstm: nn.Module) -> None:
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+
+
+def test_memory_shared_with_another_process() -> None:
+    lstm = make(Route("auto")).share_memory()
+    process = mp.get_context("spawn").Process(target=_zero, args=(lstm,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert lstm.weight_hh_l0.is_shared() and lstm.weight_hh_l0.count_nonzero() == 0
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    lstm, x = make(Route("auto")), torch.randn(4, 2, 3, dtype=torch.float64)
+    lstm(x)[0].sin().sum().backward()
+    expected = gradients(lstm)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
+    try:
+        parallel = nn.parallel.DistributedDataParallel(lstm)
+        parallel(x)[0].sin().sum().backward()
+        torch.testing.assert_close(gradients(lstm), expected, rtol=0, atol=0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module(request.param)
+
+
+BRIEFLY = {
+    "language_model": ["--steps", "2", "--hidden", "16", "--batch", "256", "--window", "16"],
+    "recurrent_policy": ["--updates", "2", "--batch", "4", "--steps", "12", "--corridor", "4"],
+}
+
+
+@pytest.mark.parametrize("example", BRIEFLY, indirect=True)
+def test_examples_run(example: Any) -> None:
+    """Both LSTMs make the same of the same seed; from ours a few updates away, up to rounding."""
+    results = example.main(BRIEFLY[example.__name__])
+    assert list(results) == ["fastlstm", "torch"]
+    assert results["fastlstm"][0] == pytest.approx(results["torch"][0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "limit"), [("language_model", 2.8), ("recurrent_policy", 0.9)])
+def test_examples_reach_their_numbers(name: str, limit: float) -> None:
+    """As they stand: bits per character below the limit, the share of right turns above it."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py"], text=True, capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines()[-2:]:
+        value = float(line.split(":")[1].split()[0].rstrip("%"))
+        assert value < limit if name == "language_model" else value / 100 > limit, done.stdout
