@@ -19,7 +19,7 @@ from summary import summary  # noqa: E402
 
 DOCS = [ROOT / "README.md", ROOT / "csrc" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs")
+FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
