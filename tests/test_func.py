@@ -54,7 +54,7 @@ def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) 
         given["reset"] = (torch.arange(samples * steps).view(samples, steps) % 3 == 1).to(
             route.device
         )
-    elif kind == "state":
+    if kind in ("state", "lengths"):  # in reverse, h_0 comes before the last real step
         tensors += [draw(samples, states, 4), draw(samples, states, 4)]
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
