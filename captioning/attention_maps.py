@@ -23,7 +23,7 @@ STYLE = """
 .attention span { width: 92px; font-size: .8rem; text-align: center; overflow-wrap: anywhere; }
 .attention i { display: block; width: 92px; height: 92px; border-radius: 6px; overflow: hidden;
                background: var(--picture) center / cover; }
-.attention img { width: 100%; height: 100%; display: block; }
+.attention img { width: 100%; height: 100%; display: block; object-fit: fill; background: none; }
 """
 
 

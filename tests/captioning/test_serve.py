@@ -19,7 +19,9 @@ from captioning.__main__ import main
 from captioning.caption import caption_files
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
+from captioning.datasets import CaptionDataset
 from captioning.errors import CaptioningError
+from captioning.evaluate import evaluate, write_evaluation
 from captioning.generate import DecodeConfig
 from captioning.model import Captioner, ModelConfig
 from captioning.serve import answer, describe_lstm, serve
@@ -284,7 +286,7 @@ def test_a_large_picture_is_refused_in_the_browser(browser, tmp_path):
 
 
 def test_the_page_asks_nobody_else(browser, server):
-    """Last, so that it sees the requests of all the others."""
+    """Behind all that use the page, so that it sees their requests."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {
         message["params"]["request"]["url"]
@@ -294,3 +296,17 @@ def test_the_page_asks_nobody_else(browser, server):
     assert len(asked) > 5
     local = (server[0], "data:", "blob:", "chrome:")  # chrome: are pages of the browser itself
     assert not [url for url in asked if not url.startswith(local)]
+
+
+def test_the_report_shows_the_picture_under_its_masks(browser, checkpoint, data, tmp_path):
+    """The styles of report and panels are in one file, and must not cover the picture."""
+    dataset = CaptionDataset(data.val.images)
+    results = {image.id: "a red square" for image in dataset.images}
+    scores = evaluate(results, dataset)
+    write_evaluation(tmp_path / "report.html", results, dataset, scores, checkpoint)
+    browser.get((tmp_path / "report.html").as_uri())
+    mask = browser.find_element("css selector", ".attention img")
+    panel = browser.find_element("css selector", ".attention i")
+    assert mask.size == panel.size and mask.size["width"] > 50
+    assert mask.value_of_css_property("background-color") == "rgba(0, 0, 0, 0)"
+    assert panel.value_of_css_property("background-image").startswith('url("data:image/png')
