@@ -349,6 +349,8 @@ def prepare_training(args: argparse.Namespace, is_first: bool) -> tuple[Any, lis
     start = load_checkpoint(args.start, args.lstm) if args.start else None
     if not start and (args.pool == "grid") != (args.decoder == "attention"):
         raise CaptioningError("--decoder attention and --pool grid need each other")
+    if not start and args.decoder == "attention" and args.num_layers != 1:
+        raise CaptioningError(f"--decoder attention has one layer, got {args.num_layers}")
     cnn = start.cnn.load() if start else load_cnn_of(args)
     folder = args.features or (args.start.parent if args.start else args.output) / "features"
     sources = [(args.train, args.train_images), (args.val, args.val_images)]

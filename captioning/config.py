@@ -79,9 +79,9 @@ class TrainConfig:
             raise CaptioningError(f"schedule: expected 'cosine' or 'constant', got {self.schedule}")
 
 
-LARGE = TrainConfig()
-SMALL = replace(LARGE, epochs=15, label_smoothing=0.1, ema=0.99, patience=4)
-SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=1e-4, batch_size=64, self_critical=5)
+LARGE = TrainConfig(autocast="auto")
+SMALL = replace(LARGE, epochs=15, learning_rate=2e-3, label_smoothing=0.1, ema=0.99)
+SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 SMALL_SET = 20_000  # pictures; fewer are a small set
 DROPOUT = {"small": 0.5, "large": 0.3}
 

@@ -13,6 +13,8 @@ from captioning.checkpoint import load_checkpoint
 from captioning.config import DROPOUT, LARGE, SELF_CRITICAL, SMALL, SMALL_SET, recipe
 from captioning.prepare import read_source
 
+TRAIN_ATTENTION = ["train", "--train", "x", "--output", "o", "--decoder", "attention"]
+
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
@@ -41,9 +43,9 @@ def test_settings_of_training_are_told_with_their_defaults(capsys):
 def test_a_setting_of_zero_is_a_setting():
     parser = Parser()
     COMMANDS["train"][1](parser)
-    given = ["--train", "t", "--output", "o", "--patience", "0", "--label-smoothing", "0"]
+    given = ["--train", "t", "--output", "o", "--label-smoothing", "0"]
     config = config_of(parser.parse_args(given), 10)
-    assert SMALL.patience > 0 and (config.patience, config.label_smoothing) == (0, 0)
+    assert SMALL.label_smoothing > 0 == config.label_smoothing
     assert config.ema == SMALL.ema
 
 
@@ -167,6 +169,10 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["evaluate", "none.json", "--references", "none.json"], "cannot read none.json"),
         (["vocab", "none.json", "--output", "v.json"], "cannot read none.json"),
         (["prepare", "none.txt", "--output", "o"], "cannot read none.txt"),
+        (TRAIN_ATTENTION, "--decoder attention and --pool grid need each other"),
+        ([*TRAIN_ATTENTION, "--pool", "grid", "--num-layers", "2"], "has one layer, got 2"),
+        (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
+        (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
         (["demo", "--epochs", "0", "--output", "{tmp}"], "epochs: expected >= 1"),
     ],
