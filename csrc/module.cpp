@@ -1,6 +1,7 @@
 // The Python module fastlstm._C. Importing it registers the ops. Besides, it offers the forward op
 // as plain functions: the same calls through the dispatcher, some microseconds cheaper than
 // torch.ops, which matters when a call makes a single step.
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernels.h"
@@ -38,6 +39,9 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
                                      const std::vector<Tensor>& weights,
                                      const std::string& engine) {
   py::gil_scoped_release no_gil;
+  // Without gradients the five views need no tracking, which costs as much as a small step.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+  if (!at::GradMode::is_enabled()) guard.emplace();
   const auto result = call_lstm(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, {}, {},
                                 {}, false, false, engine);
   return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};

@@ -25,8 +25,7 @@ const TiledKernels<bfloat16, float> tiled = {Vec<float>::lanes,
                                              transpose,
                                              multiply<bfloat16, float>,
                                              forward<bfloat16, float>,
-                                             backward<bfloat16, float>,
-                                             nullptr};
+                                             backward<bfloat16, float>};
 
 }  // namespace avx512_bf16
 }  // namespace fastlstm

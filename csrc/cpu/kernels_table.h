@@ -1,6 +1,5 @@
 // Included last by kernels_*.cpp: everything compiled for one instruction set, as one table.
 #include "kernels.h"
-#include "one_step_kernels.h"
 #include "row_kernels.h"
 #include "tiled_kernels.h"
 
@@ -12,8 +11,8 @@ namespace FASTLSTM_ISA {
 
 template <typename A>
 static constexpr TiledKernels<A, A> tiled_kernels() {
-  return {Vec<A>::lanes,  kRows,         pack<A>,        transpose<A>,
-          multiply<A, A>, forward<A, A>, backward<A, A>, one_step<A>};
+  return {Vec<A>::lanes,  kRows,         pack<A>,       transpose<A>,
+          multiply<A, A>, forward<A, A>, backward<A, A>};
 }
 
 extern const KernelTable table;

@@ -8,7 +8,6 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kPiece = 512;          // of the sum over k: a panel piece stays in the L2 cache
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 
@@ -28,11 +27,6 @@ void for_blocks(int64_t rows, int64_t blocks, const Body& body) {
       if (begin < end) body(begin, end);
     }
   });
-}
-
-template <typename T>
-at::Tensor scratch(int64_t count) {
-  return at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte);
 }
 
 template <typename T>
@@ -128,6 +122,15 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
 }
 
 template <typename T>
+void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matrix, int64_t group,
+                    int64_t groups, State_t<T>* const* c, bool accumulate) {
+  const auto [first, last] = matrix.share(group, groups);
+  for (int64_t p = first; p < last; ++p)
+    tiled_kernels<T>().multiply(a, rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c,
+                                accumulate, nullptr);
+}
+
+template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate) {
   using A = State_t<T>;
@@ -192,15 +195,17 @@ void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool 
   });
 }
 
-#define FASTLSTM_INSTANTIATE(T)                                                        \
-  template class PackedMatrix<T>;                                                      \
-  template class PackedGates<T>;                                                       \
-  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,         \
-                         const std::vector<State_t<T>*>&, bool, const State_t<T>*);    \
-  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&, \
-                                 const std::vector<T*>&, bool);                        \
-  template void multiply_transposed(const std::vector<const T*>&, int64_t,             \
-                                    const std::vector<GradientPart<T>>&, bool);        \
+#define FASTLSTM_INSTANTIATE(T)                                                                    \
+  template class PackedMatrix<T>;                                                                  \
+  template class PackedGates<T>;                                                                   \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                     \
+                         const std::vector<State_t<T>*>&, bool, const State_t<T>*);                \
+  template void multiply_share(const T* const*, int64_t, const PackedMatrix<T>&, int64_t, int64_t, \
+                               State_t<T>* const*, bool);                                          \
+  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,             \
+                                 const std::vector<T*>&, bool);                                    \
+  template void multiply_transposed(const std::vector<const T*>&, int64_t,                         \
+                                    const std::vector<GradientPart<T>>&, bool);                    \
   template void sum_rows(const std::vector<const T*>&, int64_t, State_t<T>*, bool);
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(double)

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/ATen.h>
 
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -22,6 +23,15 @@ using State_t = typename StateOf<T>::type;
 
 template <typename T>
 const TiledKernels<T, State_t<T>>& tiled_kernels();
+
+// Terms of a sum over k for which a panel stays in the L2 cache.
+constexpr int64_t kPiece = 512;
+
+// Memory for `count` elements, aligned to a cache line.
+template <typename T>
+at::Tensor scratch(int64_t count) {
+  return at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte);
+}
 
 // Cuts columns [0, N) into panels: at most 4 vectors wide, and at least `pieces` of them if there
 // are so many vectors.
@@ -49,6 +59,18 @@ class PackedMatrix {
   }
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
+  // The panels [first, second) of one of `groups` groups of threads, and their columns.
+  std::pair<int64_t, int64_t> share(int64_t group, int64_t groups) const {
+    const int64_t panels = panels_.size();
+    return {group * panels / groups, (group + 1) * panels / groups};
+  }
+  std::pair<int64_t, int64_t> shared_columns(int64_t group, int64_t groups) const {
+    const auto column = [&](size_t p) {
+      return p < panels_.size() ? panels_[p].first_column : N();
+    };
+    const auto [first, last] = share(group, groups);
+    return {column(first), column(last)};
+  }
 
  private:
   int64_t K_;
@@ -76,7 +98,12 @@ template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
 
-// The same into rows of T, rounded once at the end.
+// The columns of c[r] (+)= a[r] * matrix, r < rows, that fall to one of `groups` groups of threads.
+template <typename T>
+void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matrix, int64_t group,
+                    int64_t groups, State_t<T>* const* c, bool accumulate);
+
+// The same as `multiply` into rows of T, rounded once at the end.
 template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate);

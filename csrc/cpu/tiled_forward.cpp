@@ -13,8 +13,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   const bool one_step = layer.steps.expect_int() == 1 && !layer.packed() && !layer.lengths &&
                         !layer.reset && !save_cells && !save_gates;
   using A = State_t<T>;
-  if constexpr (std::is_same_v<T, A>)
-    if (one_step) return one_step_forward<T>(layer);
+  if (one_step) return one_step_forward<T>(layer);
   const auto& kernels = tiled_kernels<T>();
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();

@@ -30,19 +30,6 @@ struct BackwardRow {
   bool reset;         // state was zeroed before this step: dL/dc_{t-1} = 0
 };
 
-// A sequence of one step reads every weight once, so packing would double the work: these kernels
-// take the weights as they lie in memory, [4H,I] and [4H,H].
-template <typename T>
-struct OneStep {
-  const T *w_ih, *w_hh, *b_ih, *b_hh;  // biases may be nullptr
-  int64_t input_size, hidden_size;
-};
-template <typename T>
-struct OneStepRow {
-  const T *x, *h_prev, *c_prev;  // [I], [H], [H]
-  T *h, *c;                      // [H]
-};
-
 // A bfloat16 panel holds pairs: two neighbouring k of the same column lie together, as the dot
 // product instruction wants them, and an odd K is filled up with zeros.
 // A [K,N] matrix cut into panels of a few vectors of columns, each panel contiguous: [K][width].
@@ -73,10 +60,6 @@ struct TiledKernels {
   // The same backward, for a panel of W_hh's columns [K = 4H][width]; zeros is a row of K zeros.
   void (*backward)(const BackwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
                    const PanelShape& shape, int64_t hidden_size, const T* zeros);
-  // Units [begin, end) of all rows of a single step.
-  // nullptr for bfloat16.
-  void (*one_step)(const OneStep<T>& step, const OneStepRow<T>* row, int64_t rows, int64_t begin,
-                   int64_t end);
 };
 
 }  // namespace fastlstm
