@@ -45,7 +45,7 @@ struct Tile {
       for (int r = 0; r < R; ++r) {
         const Vec<A> x(a[r][k]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + x * b[v];
+        for (int v = 0; v < V; ++v) sum[r][v] = fused(x, b[v], sum[r][v]);
       }
     }
   }
