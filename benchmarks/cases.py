@@ -31,7 +31,7 @@ class Case:
         precision: a key of `DTYPES`.
         module: "LSTM" or "LSTMCell".
         ragged: whether the input is a PackedSequence of different lengths, given in any order.
-        num_layers, bidirectional: as in nn.LSTM.
+        num_layers, bidirectional, proj_size: as in nn.LSTM.
         gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
         over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
     """
@@ -46,8 +46,13 @@ class Case:
     ragged: bool = False
     num_layers: int = 1
     bidirectional: bool = False
+    proj_size: int = 0
     gemm_fraction: float | None = None
     over_floor: float | None = None
+
+    @property
+    def output_size(self) -> int:
+        return self.proj_size or self.hidden_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,6 +65,7 @@ class Case:
             "ragged": self.ragged,
             f"{self.num_layers} layers": self.num_layers > 1,
             "bidirectional": self.bidirectional,
+            f"proj_size {self.proj_size}": self.proj_size,
         }
         return " ".join([shape, *(name for name, shown in traits.items() if shown), self.mode])
 
@@ -156,6 +162,24 @@ CPU_GROUPS: tuple[Group, ...] = (
         ),
         1.2,
         1.0,
+    ),
+    Group(  # nothing is asked of these two; --engine stepwise shows what they gain
+        "float16",
+        "float16, training and inference",
+        tuple(
+            case
+            for mode in ("training", "inference")
+            for case in _cases(((32, 35, 200, 200),), mode, precision="float16")
+        ),
+    ),
+    Group(
+        "projection",
+        "projection of h, training and inference, float32",
+        tuple(
+            case
+            for mode in ("training", "inference")
+            for case in _cases(((32, 35, 200, 400),), mode, proj_size=200)
+        ),
     ),
     Group(
         "double",

@@ -15,6 +15,8 @@ GIGA = 1e9
 def flops(case: Case, steps: int | None = None) -> int:
     """Floating point operations of the matrix products: 2 * steps * 4H * (I + H) a direction.
 
+    With a projection to P numbers 2 * steps * (4H * (I + P) + P * H).
+
     Args:
         case: the case; training counts three times, for the two products of the backward pass.
         steps: real steps of all rows together; B * T if None.
@@ -24,8 +26,9 @@ def flops(case: Case, steps: int | None = None) -> int:
     total = 0
     input_size = case.input_size
     for _ in range(case.num_layers):
-        total += directions * 2 * rows * 4 * case.hidden_size * (input_size + case.hidden_size)
-        input_size = directions * case.hidden_size
+        products = 4 * (input_size + case.output_size) + case.proj_size
+        total += directions * 2 * rows * case.hidden_size * products
+        input_size = directions * case.output_size
     return total * (3 if case.mode == "training" else 1)
 
 

@@ -57,7 +57,8 @@ def build_module(case: Case, implementation: str, device: str) -> nn.Module:
     """Builds the module of a case: "torch" is that of torch.nn, else a fastlstm engine."""
     layers: dict[str, Any] = {}
     if case.module == "LSTM":
-        layers = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+        names = ("num_layers", "bidirectional", "proj_size")
+        layers = {name: getattr(case, name) for name in names}
     kind = getattr(nn if implementation == "torch" else fastlstm, case.module)
     torch.manual_seed(SEED)
     module: nn.Module = kind(
@@ -94,8 +95,8 @@ def build(
     x = draw(B, I) if cell else draw(T, B, I)
     arguments: tuple[Any, ...] = ()
     if T == 1:  # one step of decoding continues from a state
-        state = (B, H) if cell else (case.num_layers * (1 + case.bidirectional), B, H)
-        arguments = ((draw(*state), draw(*state)),)
+        count = () if cell else (case.num_layers * (1 + case.bidirectional),)
+        arguments = ((draw(*count, B, case.output_size), draw(*count, B, H)),)
     if case.ragged:
         packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
         x = packed.data
@@ -108,7 +109,7 @@ def build(
         return Workload(forward, [x])
 
     workload = Workload(forward, [x.requires_grad_(), *module.parameters()])
-    grad_output = draw(*x.shape[:-1], H * (1 + case.bidirectional))
+    grad_output = draw(*x.shape[:-1], case.output_size * (1 + case.bidirectional))
 
     def training_step() -> Tensor:
         workload.clear()

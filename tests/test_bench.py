@@ -41,7 +41,7 @@ STEPS = " ".join(
     f"({B},1,{sizes})" for sizes in ("256,512", "64,64", "512,1024") for B in (1, 5, 32)
 )
 # What the CPU engine was asked to reach: shapes, geometric mean, worst, and what all cases are.
-CPU_TABLE: dict[str, tuple[str, float, float, dict[str, object]]] = {
+CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] = {
     "training": (DENSE, 1.4, 1.05, {"mode": "training", "precision": "float32"}),
     "inference": (DENSE, 1.4, 1.05, {"mode": "inference", "precision": "float32"}),
     "packed-training": (PACKED, 4, 2, {"mode": "training", "ragged": True}),
@@ -53,6 +53,8 @@ CPU_TABLE: dict[str, tuple[str, float, float, dict[str, object]]] = {
         {"mode": "training", "num_layers": 2, "bidirectional": True},
     ),
     "bfloat16": (f"{BFLOAT16} {BFLOAT16}", 1.2, 1.0, {"precision": "bfloat16"}),
+    "float16": ("(32,35,200,200) (32,35,200,200)", None, None, {"precision": "float16"}),
+    "projection": ("(32,35,200,400) (32,35,200,400)", None, None, {"proj_size": 200}),
     "double": (
         "(32,35,200,200) (8,50,64,128)",
         2,
@@ -156,6 +158,7 @@ def test_flops() -> None:
     assert floor.flops(case) == 2 * 15 * 44 * 18
     assert floor.flops(replace(case, mode="training")) == 3 * floor.flops(case)
     assert floor.flops(case, steps=10) == 2 * 10 * 44 * 18
+    assert floor.flops(replace(case, proj_size=4)) == 2 * 15 * (44 * (7 + 4) + 4 * 11)
     two_layers = replace(case, num_layers=2, bidirectional=True)
     assert floor.flops(two_layers) == 2 * (2 * 15 * 44 * (7 + 11)) + 2 * (2 * 15 * 44 * (22 + 11))
 
@@ -214,6 +217,8 @@ def test_ragged_lengths(batch: int, steps: int) -> None:
         replace(TINY, steps=1, mode="inference", module="LSTMCell"),
         replace(TINY, precision="bfloat16"),
         replace(TINY, precision="float64"),
+        replace(TINY, proj_size=2, num_layers=2, bidirectional=True),
+        replace(TINY, proj_size=2, steps=1, mode="inference"),
     ],
     ids=str,
 )
