@@ -26,21 +26,29 @@ SHAPES = [
     (1, 1, 3, 5), (1, 7, 16, 32), (3, 1, 16, 64), (5, 4, 9, 16), (4, 13, 7, 33), (2, 20, 65, 100),
     (5, 70, 4, 24),
 ]  # fmt: skip
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def layer(
-    T: int, B: int, input_size: int, H: int, dtype: torch.dtype = torch.float32, directions: int = 1
+    T: int,
+    B: int,
+    input_size: int,
+    H: int,
+    dtype: torch.dtype = torch.float32,
+    directions: int = 1,
+    P: int = 0,
 ) -> dict[str, object]:
+    """Arguments of the op; P > 0 is the size of a projection."""
     generator = torch.Generator().manual_seed(T + 10 * B + 100 * input_size + H)
 
     def draw(*shape: int) -> Tensor:
         return (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
 
-    shapes = [(4 * H, input_size), (4 * H, H), (4 * H,), (4 * H,)]
+    shapes = [(4 * H, input_size), (4 * H, P or H), (4 * H,), (4 * H,)]
+    shapes += [(P, H)] if P else []
     return {
         "input": 2 * draw(T, B, input_size),
-        "h_0": draw(directions, B, H),
+        "h_0": draw(directions, B, P or H),
         "c_0": draw(directions, B, H),
         "weights": [draw(*shape) for _ in range(directions) for shape in shapes],
     }
@@ -53,7 +61,7 @@ def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
     x, h_0, c_0, *weights = leaves
     extra = {k: v for k, v in arguments.items() if k in ("lengths", "reset", "batch_sizes")}
     outputs = torch.ops.fastlstm.lstm(x, h_0, c_0, weights, **extra, engine=engine)[:3]
-    weighting = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in outputs]
+    weighting = [torch.linspace(-1, 1, y.numel()).to(y.dtype).view_as(y) for y in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, weighting)]
 
 
@@ -65,7 +73,7 @@ def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
     x, h_0, c_0, *weights = leaves
     lengths = arguments["lengths"].tolist() if "lengths" in arguments else None
     outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"))[:3]
-    weighting = [torch.linspace(-1, 1, y.numel(), dtype=dtype).double().view_as(y) for y in outputs]
+    weighting = [torch.linspace(-1, 1, y.numel()).to(dtype).double().view_as(y) for y in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, weighting, materialize_grads=True)]
 
 
@@ -76,10 +84,11 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("projects", [False, True])
 def test_against_the_oracle(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int
+    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int, projects: bool
 ) -> None:
-    arguments = layer(*shape, dtype, directions)
+    arguments = layer(*shape, dtype, directions, P=shape[3] * 2 // 3 if projects else 0)
     arguments["lengths"] = shape[0] - torch.arange(shape[1]).remainder(shape[0] + 1)
     for got, want in zip(run(arguments), run_oracle(arguments), strict=True):
         # Every sum has at most `terms` rounded terms of the size of the largest result.
@@ -119,21 +128,24 @@ def threads():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(20, 64, 40, 100), (30, 1, 64, 256), (1, 20, 64, 256)], ids=str)
+@pytest.mark.parametrize("P", [0, 70])
+@pytest.mark.parametrize("shape", [(20, 64, 40, 100), (30, 1, 64, 256), (1, 200, 64, 80)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, threads
+    shape: tuple[int, int, int, int], P: int, dtype: torch.dtype, threads
 ) -> None:
-    arguments = layer(*shape, dtype, directions=2)
+    arguments = layer(*shape, dtype, 2, P)
     threads(1)
-    expected = run(arguments)
-    for number in (1, 2, 3, 5):
+    expected = [*run(arguments), *torch.ops.fastlstm.lstm(**arguments)]
+    for number in (1, 2, 3, 5, 16):
         threads(number)
-        assert same(run(arguments), expected)
+        assert same([*run(arguments), *torch.ops.fastlstm.lstm(**arguments)], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
-    arguments = layer(12, 29, 17, 50, dtype)
+@pytest.mark.parametrize("T", [1, 12])
+@pytest.mark.parametrize("P", [0, 23])
+def test_a_row_does_not_depend_on_the_others(T: int, P: int, dtype: torch.dtype) -> None:
+    arguments = layer(T, 29, 170, 50, dtype, P=P)
     output = torch.ops.fastlstm.lstm(**arguments)[0]
     for rows in (slice(0, 1), slice(3, 8), slice(11, 29)):
         some = dict(arguments)
@@ -143,8 +155,19 @@ def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_packed_and_padded_give_the_same_bits(dtype: torch.dtype) -> None:
-    arguments = layer(12, 9, 17, 50, dtype, directions=2)
+@pytest.mark.parametrize("P", [0, 23])
+def test_a_single_step_gives_the_bits_of_a_walk(P: int, dtype: torch.dtype) -> None:
+    arguments = layer(3, 29, 170, 300, dtype, P=P)
+    output, _, _, cells, _ = torch.ops.fastlstm.lstm(**arguments, save_cells=True)
+    arguments["input"] = arguments["input"][:1]
+    first, h_n, c_n, *_ = torch.ops.fastlstm.lstm(**arguments)
+    assert same([first, h_n, c_n], [output[:1], output[:1], cells[:, 0].to(dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("P", [0, 23])
+def test_packed_and_padded_give_the_same_bits(P: int, dtype: torch.dtype) -> None:
+    arguments = layer(12, 9, 17, 50, dtype, 2, P)
     lengths = torch.tensor([12, 12, 9, 9, 8, 5, 2, 1, 1])
     padded = torch.ops.fastlstm.lstm(**arguments, lengths=lengths)[:3]
     packed = torch.nn.utils.rnn.pack_padded_sequence(arguments["input"], lengths)
@@ -213,12 +236,14 @@ def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
 @given(
     T=st.integers(1, 9), B=st.integers(1, 14), input_size=st.integers(1, 70), H=st.integers(1, 70),
     directions=st.sampled_from([1, 2]), lengths=st.booleans(), reset=st.booleans(),
+    projects=st.booleans(),
 )  # fmt: skip
 def test_random_shapes_against_the_oracle(
     engine: str, T: int, B: int, input_size: int, H: int, directions: int, lengths: bool,
-    reset: bool,
+    reset: bool, projects: bool,
 ) -> None:  # fmt: skip
-    arguments = layer(T, B, input_size, H, torch.float64, directions)
+    P = (H + 1) // 2 if projects else 0
+    arguments = layer(T, B, input_size, H, torch.float64, directions, P)
     generator = torch.Generator().manual_seed(T * B)
     if lengths:
         arguments["lengths"] = torch.randint(0, T + 1, (B,), generator=generator)

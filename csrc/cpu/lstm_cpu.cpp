@@ -26,25 +26,83 @@ struct CpuKernels {
   }
 };
 
-CpuEngine planned(c10::string_view engine, const Layer& layer) {
-  const auto dtype = layer.input.scalar_type();
-  const bool has_tiles = dtype == at::kFloat || dtype == at::kDouble ||
-                         (dtype == at::kBFloat16 && bfloat16_kernels() != nullptr);
+// Whether the tiled engine is to run.
+bool planned(c10::string_view engine) {
   CpuEngine chosen;
-  TORCH_CHECK(
-      choose_cpu_engine({engine.data(), engine.size()}, has_tiles && !layer.projects(), chosen),
-      "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and \"tiled\" "
-      "only "
-      "for float32, float64 or (with AVX512_BF16) bfloat16 and without proj_size, got \"",
-      engine, "\" with ", dtype, layer.projects() ? " and proj_size" : "");
-  return chosen;
+  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, chosen),
+              "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, got \"",
+              engine, "\"");
+  return chosen == CpuEngine::kTiled;
 }
 
-template <typename T, typename A>
+// Where there are no tiles for a 16-bit dtype, the tiled engine computes in float32: everything is
+// converted once on the way in and rounded once on the way out.
+bool has_tiles(const Layer& layer) {
+  const auto dtype = layer.input.scalar_type();
+  return dtype == at::kFloat || dtype == at::kDouble ||
+         (dtype == at::kBFloat16 && bfloat16_kernels() != nullptr && !layer.projects());
+}
+
+Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
+
+Layer as_float(const Layer& original) {
+  Layer layer = original;
+  for (Tensor* tensor : {&layer.input, &layer.h_0, &layer.c_0}) *tensor = as_float(*tensor);
+  for (Direction& d : layer.directions)
+    for (Tensor* tensor : {&d.w_ih, &d.w_hh, &d.b_ih, &d.b_hh, &d.w_hr})
+      *tensor = as_float(*tensor);
+  return layer;
+}
+
+// function(T, A) for the dtype T of a tensor and the dtype A of its state.
+template <typename Function>
+auto dispatch(at::ScalarType dtype, const Function& function) {
+  switch (dtype) {
+    case at::kDouble:
+      return function(double(), double());
+    case at::kBFloat16:
+      return function(bfloat16(), float());
+    case at::kHalf:
+      return function(float16(), float());
+    default:
+      return function(float(), float());
+  }
+}
+
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
-  if constexpr (!std::is_same_v<T, float16>)
-    if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
-  return stepwise_forward<T, A, CpuKernels>(layer, save_cells, save_gates);
+  const auto dtype = layer.input.scalar_type();
+  if (tiled && !has_tiles(layer)) {
+    auto [output, h_n, c_n, cells, gates] =
+        tiled_forward<float>(as_float(layer), save_cells, save_gates);
+    return {output.to(dtype), h_n.to(dtype), c_n.to(dtype), cells, gates.to(dtype)};
+  }
+  return dispatch(dtype, [&](auto t, auto a) {
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, float16>)
+      if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
+    return stepwise_forward<T, decltype(a), CpuKernels>(layer, save_cells, save_gates);
+  });
+}
+
+BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                        bool input_needs_grad, bool state_needs_grad, bool per_row, bool tiled) {
+  const auto dtype = layer.input.scalar_type();
+  if (tiled && !has_tiles(layer)) {
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = tiled_backward<float>(
+        as_float(layer), {as_float(saved.output), saved.cells, as_float(saved.gates)},
+        {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells},
+        input_needs_grad, state_needs_grad, per_row);
+    for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
+    return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(dtype), grad_weights};
+  }
+  return dispatch(dtype, [&](auto t, auto a) {
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, float16>)
+      if (tiled)
+        return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad, per_row);
+    return stepwise_backward<T, decltype(a), CpuKernels>(layer, saved, grads, input_needs_grad,
+                                                         state_needs_grad, per_row);
+  });
 }
 
 ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
@@ -53,29 +111,7 @@ ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0
                        bool save_gates, c10::string_view engine) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
-  const auto run = [&](auto function) {
-    return function(layer, save_cells, save_gates, planned(engine, layer) == CpuEngine::kTiled);
-  };
-  switch (input.scalar_type()) {
-    case at::kDouble:
-      return run(forward<double, double>);
-    case at::kBFloat16:
-      return run(forward<bfloat16, float>);
-    case at::kHalf:
-      return run(forward<float16, float>);
-    default:
-      return run(forward<float, float>);
-  }
-}
-
-template <typename T, typename A>
-BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        bool input_needs_grad, bool state_needs_grad, bool per_row, bool tiled) {
-  if constexpr (!std::is_same_v<T, float16>)
-    if (tiled)
-      return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad, per_row);
-  return stepwise_backward<T, A, CpuKernels>(layer, saved, grads, input_needs_grad,
-                                             state_needs_grad, per_row);
+  return forward(layer, save_cells, save_gates, planned(engine));
 }
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -88,22 +124,9 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
                                  c10::string_view engine, bool per_row) {
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
   check_values(layer);
-  const Saved saved = check_saved(layer, output, cells, gates);
-  const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
-  const auto run = [&](auto function) {
-    return function(layer, saved, grads, input_needs_grad, state_needs_grad, per_row,
-                    planned(engine, layer) == CpuEngine::kTiled);
-  };
-  switch (input.scalar_type()) {
-    case at::kDouble:
-      return run(backward<double, double>);
-    case at::kBFloat16:
-      return run(backward<bfloat16, float>);
-    case at::kHalf:
-      return run(backward<float16, float>);
-    default:
-      return run(backward<float, float>);
-  }
+  return backward(layer, check_saved(layer, output, cells, gates),
+                  check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells), input_needs_grad,
+                  state_needs_grad, per_row, planned(engine));
 }
 
 }  // namespace

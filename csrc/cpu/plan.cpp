@@ -4,13 +4,9 @@
 
 namespace fastlstm {
 
-bool choose_cpu_engine(std::string_view engine, bool tiled_serves, CpuEngine& chosen) {
-  if (engine == "stepwise" || (engine == "auto" && !tiled_serves)) {
-    chosen = CpuEngine::kStepwise;
-    return true;
-  }
-  chosen = CpuEngine::kTiled;
-  return (engine == "auto" || engine == "tiled") && tiled_serves;
+bool choose_cpu_engine(std::string_view engine, CpuEngine& chosen) {
+  chosen = engine == "stepwise" ? CpuEngine::kStepwise : CpuEngine::kTiled;
+  return engine == "stepwise" || engine == "tiled" || engine == "auto";
 }
 
 ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,

@@ -7,9 +7,8 @@ namespace fastlstm {
 
 enum class CpuEngine { kStepwise, kTiled };
 
-// engine: "auto" or a name; tiled_serves: whether there are tiles for the dtype and the machine.
-// Returns false where the engine asked for cannot serve the call.
-bool choose_cpu_engine(std::string_view engine, bool tiled_serves, CpuEngine& chosen);
+// engine: "auto", which is the tiled one, or a name. Returns false if there is no such engine.
+bool choose_cpu_engine(std::string_view engine, CpuEngine& chosen);
 
 // threads = unit_groups * row_groups. Rows never talk to each other: row groups walk alone, unit
 // groups meet at a barrier after every step.

@@ -1,6 +1,6 @@
 // The tiled engine: the whole walk of a layer on the CPU, its weights packed into panels, the cell
-// equations applied while the gates are still in registers. float32 and float64, every shape and
-// option except projections.
+// equations applied while the gates are still in registers. Every shape and option, in the dtypes
+// instantiated; bfloat16 without projections.
 #pragma once
 #include "../layer.h"
 

@@ -1,11 +1,32 @@
 #include <algorithm>
+#include <optional>
+#include <type_traits>
 
+#include "../differentiable.h"
 #include "packed_matrix.h"
 #include "rows.h"
 #include "tiled.h"
 #include "walk.h"
 
 namespace fastlstm {
+
+// dL/dh_t of some rows, this group's share of the columns: what comes from outside, and from the
+// next step through W_hh.
+template <typename T, typename A>
+static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
+                    const PackedMatrix<T>& w_hh, int64_t group, int64_t groups,
+                    const std::vector<T*>& d_h, const std::vector<T>& zeros) {
+  thread_local std::vector<const T*> next;
+  next.resize(row.size());
+  for (int64_t r = 0; r < count; ++r)
+    next[r] = row[r].d_gates_next ? row[r].d_gates_next : zeros.data();
+  if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
+    multiply_share(next.data(), count, w_hh, group, groups, d_h.data(), false);
+    const auto [begin, end] = w_hh.shared_columns(group, groups);
+    for (int64_t r = 0; r < count; ++r)  // last: the small terms are added to each other first
+      for (int64_t n = begin; n < end; ++n) d_h[r][n] += row[r].d_output[n] + row[r].d_h_n[n];
+  }
+}
 
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
@@ -15,7 +36,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
-  const int64_t input_size = layer.input_size.expect_int();
+  const int64_t input_size = layer.input_size.expect_int(), out = layer.output_size.expect_int();
   const auto options = layer.input.options();
   const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
   const bool padding = rows.total() < flat_rows;
@@ -41,6 +62,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
   const Tensor ring =
       per_row ? Tensor() : at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
+  // With a projection a step has a phase before it: dL/dh_t in full, which W_hr then takes to the
+  // cells. The chunk's dL/dh_t, and o * tanh(c) of all steps, are what W_hr's gradient needs.
+  const int64_t phases = layer.projects() ? 2 : 1;
+  const Tensor d_h = at::empty({layer.projects() ? chunk_steps * batch : 0, out}, options);
   const std::vector<T> zeros(4 * hidden, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
@@ -52,12 +77,21 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     const Direction& w = layer.directions[d];
     const bool reverse = d == 1;
     const Tensor w_hh = w.w_hh.contiguous(), w_ih = w.w_ih.contiguous();
-    const PackedMatrix<T> packed_w_hh(row_pointers(const_data<T>(w_hh), 4 * hidden, hidden).data(),
-                                      false, 0, 4 * hidden, hidden, grid.unit_groups);
+    const PackedMatrix<T> packed_w_hh(row_pointers(const_data<T>(w_hh), 4 * hidden, out).data(),
+                                      false, 0, 4 * hidden, out, grid.unit_groups);
+    const Tensor w_hr = layer.projects() ? w.w_hr.contiguous() : Tensor();
+    std::optional<PackedMatrix<T>> packed_w_hr;
+    Tensor unprojected;
+    if (layer.projects()) {
+      packed_w_hr.emplace(row_pointers(const_data<T>(w_hr), out, hidden).data(), false, 0, out,
+                          hidden, grid.unit_groups);
+      unprojected = cell_output(gates.view({directions, flat_rows, 4, hidden})[d].select(1, 3),
+                                cells.view({directions, flat_rows, hidden})[d]);
+    }
     const auto at_or_zeros = [&](const Tensor& tensor, int64_t offset) {
       return tensor.defined() ? const_data<T>(tensor) + offset : zeros.data();
     };
-    const T* const y = const_data<T>(output) + d * hidden;
+    const T* const y = const_data<T>(output) + d * out;
     const A* const saved_cells = const_data<A>(cells) + d * flat_rows * hidden;
     const T* const saved_gates = const_data<T>(gates) + d * flat_rows * 4 * hidden;
     A* const dc_state = data<A>(grad_c_0[d]);
@@ -68,7 +102,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       return rows.flat(reverse ? t + 1 : t - 1, row);
     };
     Tensor grad_w_ih = at::empty({4 * hidden, input_size}, state_options);
-    Tensor grad_w_hh = at::empty({4 * hidden, hidden}, state_options);
+    Tensor grad_w_hh = at::empty({4 * hidden, out}, state_options);
+    Tensor grad_w_hr = layer.projects() ? at::empty({out, hidden}, state_options) : Tensor();
     Tensor grad_bias = layer.has_bias() ? at::empty({4 * hidden}, state_options) : Tensor();
     std::optional<PackedMatrix<T>> packed_w_ih;
     if (input_needs_grad)
@@ -85,6 +120,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
       return d_gates + (k % (chunk_steps + 1) * batch + row) * 4 * hidden;
     };
+    const auto d_h_at = [&](int64_t t, int64_t row) {
+      const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
+      return data<T>(d_h) + (k % chunk_steps * batch + row) * out;
+    };
     const auto make_row = [&](int64_t t, int64_t row) {
       const bool first = t == rows.first_step(row, reverse);
       const bool last = t == rows.last_step(row, reverse);
@@ -93,8 +132,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       BackwardRow<T, A> made;
       made.reset = rows.is_reset(t, row);
       made.d_gates_next = last || rows.is_reset(next, row) ? nullptr : d_gates_at(next, row);
-      made.d_output = at_or_zeros(d_output, (flat * directions + d) * hidden);
-      made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * hidden) : zeros.data();
+      made.d_output = at_or_zeros(d_output, (flat * directions + d) * out);
+      made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * out) : zeros.data();
       made.d_cells = d_cells.defined() ? const_data<A>(d_cells) + (d * flat_rows + flat) * hidden
                                        : zero_c.data();
       made.gates = saved_gates + flat * 4 * hidden;
@@ -106,20 +145,34 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       made.d_gates = d_gates_at(t, row);
       return made;
     };
-    const int64_t panels = packed_w_hh.panels().size();
+    // The matrix that takes a gradient to dL/d(o tanh c): from the next step's gates, or from h_t.
+    const PackedMatrix<T>& to_cells = packed_w_hr ? *packed_w_hr : packed_w_hh;
     for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
       const int64_t end = std::min(begin + chunk_steps, rows.steps());
-      walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
-        const int64_t t = rows.step(k, !reverse);
-        thread_local std::vector<BackwardRow<T, A>> made;
-        made.resize(batch);
-        const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
-                                            [&](int64_t row) { return make_row(t, row); });
-        const int64_t last = (unit_group + 1) * panels / grid.unit_groups;
-        for (int64_t p = unit_group * panels / grid.unit_groups; p < last; ++p)
-          kernels.backward(made.data(), count, 4 * hidden, packed_w_hh.panel(p),
-                           packed_w_hh.panels()[p], hidden, zeros.data());
-      });
+      walk_with_threads(
+          grid, begin * phases, end * phases,
+          [&](int64_t k, int64_t unit_group, int64_t row_group) {
+            const int64_t t = rows.step(k / phases, !reverse);
+            thread_local std::vector<BackwardRow<T, A>> made;
+            made.resize(batch);
+            const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
+                                                [&](int64_t row) { return make_row(t, row); });
+            if (layer.projects()) {
+              thread_local std::vector<T*> d_h_t;
+              d_h_t.resize(batch);
+              rows_of_group(rows.live(t), row_group, grid.row_groups, d_h_t,
+                            [&](int64_t row) { return d_h_at(t, row); });
+              if (k % phases == 0)
+                return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups, d_h_t,
+                               zeros);
+              for (int64_t r = 0; r < count; ++r)
+                made[r].d_gates_next = d_h_t[r], made[r].d_output = made[r].d_h_n = zeros.data();
+            }
+            const auto [first, last] = to_cells.share(unit_group, grid.unit_groups);
+            for (int64_t p = first; p < last; ++p)
+              kernels.backward(made.data(), count, to_cells.K(), to_cells.panel(p),
+                               to_cells.panels()[p], hidden, zeros.data());
+          });
 
       const auto all = [&](const auto& find) {
         return live_rows<const T*>(rows, !reverse, begin, end, find);
@@ -132,13 +185,20 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                                 {all([&](int64_t t, int64_t row) -> const T* {
                                    if (rows.is_reset(t, row)) return zeros.data();
                                    if (t == rows.first_step(row, reverse))
-                                     return h_first + rows.batch_index(row) * hidden;
-                                   return y + before(t, row) * directions * hidden;
+                                     return h_first + rows.batch_index(row) * out;
+                                   return y + before(t, row) * directions * out;
                                  }),
-                                 hidden, data<A>(grad_w_hh)}},
+                                 out, data<A>(grad_w_hh)}},
                                begin > 0);
       if (grad_bias.defined() && !per_row)
         sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
+      if (layer.projects() && !per_row)
+        multiply_transposed<T>(all(d_h_at), out,
+                               {{all([&](int64_t t, int64_t row) {
+                                   return const_data<T>(unprojected) + rows.flat(t, row) * hidden;
+                                 }),
+                                 hidden, data<A>(grad_w_hr)}},
+                               begin > 0);
       if (input_needs_grad)
         multiply_rounded<T>(d_gates_rows, *packed_w_ih,
                             live_rows<T*>(rows, !reverse, begin, end,
@@ -152,9 +212,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         const int64_t t = rows.first_step(row, reverse);
         const int64_t k = rows.steps() - 1 - rows.step(t, reverse);
         if (k < begin || k >= end) continue;
-        T* const to = dh_first + rows.batch_index(row) * hidden;
+        T* const to = dh_first + rows.batch_index(row) * out;
         if (rows.is_reset(t, row)) {
-          std::fill_n(to, hidden, T(A(0)));
+          std::fill_n(to, out, T(A(0)));
         } else {
           through.push_back(d_gates_at(t, row));
           into.push_back(to);
@@ -166,7 +226,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       grad_weights.push_back(kept);
       continue;
     }
-    for (const Tensor& gradient : {grad_w_ih, grad_w_hh, grad_bias})
+    for (const Tensor& gradient : {grad_w_ih, grad_w_hh, grad_bias, grad_w_hr})
       if (gradient.defined()) grad_weights.push_back(gradient.to(options.dtype()));
   }
   return {grad_input, grad_h_0, grad_c_0.to(options.dtype()), grad_weights};

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 
 #include "packed_matrix.h"
@@ -18,7 +19,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   const Rows rows(layer);
   const int64_t directions = layer.num_directions(), batch = rows.batch();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
-  const int64_t input_size = layer.input_size.expect_int();
+  const int64_t input_size = layer.input_size.expect_int(), out = layer.output_size.expect_int();
   const auto options = layer.input.options();
   const auto state_options = options.dtype(state_dtype(layer.input.scalar_type()));
   const bool padding = rows.total() < flat_rows;  // positions that no step writes
@@ -31,13 +32,13 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
     sizes.push_back(size);
     return padding ? at::zeros(sizes, options) : at::empty(sizes, options);
   };
-  Tensor output = sequence(directions * hidden, false, options);
+  Tensor output = sequence(directions * out, false, options);
   Tensor cells = save_cells ? sequence(hidden, true, state_options) : at::empty({0}, state_options);
   Tensor gates = save_gates ? sequence(4 * hidden, true, options) : at::empty({0}, options);
   Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
   Tensor c_n = layer.c_0.to(state_options, false, /*copy=*/true).contiguous();
   const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
-  const std::vector<T> zero_h(hidden, T(A(0)));
+  const std::vector<T> zero_h(out, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const Sequence<const T> x(layer.input, rows);
 
@@ -52,6 +53,9 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
       in_place ? Tensor() : at::empty({chunk_steps * batch, 4 * hidden}, state_options);
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   const int64_t tiles = (hidden + kernels.lanes - 1) / kernels.lanes;
+  // With a projection a step has a second phase: from o * tanh(c) of all units to h.
+  const int64_t phases = layer.projects() ? 2 : 1;
+  const Tensor unprojected = at::empty({layer.projects() ? batch : 0, hidden}, options);
 
   for (int64_t d = 0; d < directions; ++d) {
     const Direction& w = layer.directions[d];
@@ -63,9 +67,14 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         row_pointers(const_data<T>(w_ih), 4 * hidden, input_size).data(), true, 0, input_size,
         4 * hidden, 1);
     // Columns in the order unit vector, gate, unit: a panel of four vectors is a tile's gates.
-    const PackedGates<T> packed_w_hh(const_data<T>(w_hh), hidden, hidden);
+    const PackedGates<T> packed_w_hh(const_data<T>(w_hh), hidden, out);
+    const Tensor w_hr = layer.projects() ? w.w_hr.contiguous() : Tensor();
+    std::optional<PackedMatrix<T>> packed_w_hr;
+    if (layer.projects())
+      packed_w_hr.emplace(row_pointers(const_data<T>(w_hr), out, hidden).data(), true, 0, hidden,
+                          out, grid.unit_groups);
 
-    T* const y = data<T>(output) + d * hidden;
+    T* const y = data<T>(output) + d * out;
     T* const saved_gates = save_gates ? data<T>(gates[d]) : nullptr;
     A* const saved_cells = save_cells ? data<A>(cells[d]) : nullptr;
     A* const c_state = data<A>(c_n[d]);
@@ -93,8 +102,9 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         ForwardRow<T, A> made;
         made.x_gates = x_gates_at(t, row);
         made.gates = saved_gates ? saved_gates + flat * 4 * hidden : unsaved;
-        made.h = y + flat * directions * hidden;
-        made.h_prev = first ? h_first + b * hidden : y + before * directions * hidden;
+        made.h =
+            layer.projects() ? data<T>(unprojected) + row * hidden : y + flat * directions * out;
+        made.h_prev = first ? h_first + b * out : y + before * directions * out;
         made.c = saved_cells ? saved_cells + flat * hidden : c_state + b * hidden;
         made.c_prev = first         ? c_first + b * hidden
                       : saved_cells ? saved_cells + before * hidden
@@ -102,8 +112,22 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         if (rows.is_reset(t, row)) made.h_prev = zero_h.data(), made.c_prev = zero_c.data();
         return made;
       };
-      walk_with_threads(grid, begin, end, [&](int64_t k, int64_t unit_group, int64_t row_group) {
-        const int64_t t = rows.step(k, reverse);
+      const auto project = [&](int64_t t, int64_t unit_group, int64_t row_group) {
+        thread_local std::vector<const T*> from;
+        thread_local std::vector<T*> to;
+        from.resize(batch), to.resize(batch);
+        const int64_t count =
+            rows_of_group(rows.live(t), row_group, grid.row_groups, from,
+                          [&](int64_t row) { return const_data<T>(unprojected) + row * hidden; });
+        rows_of_group(rows.live(t), row_group, grid.row_groups, to,
+                      [&](int64_t row) { return y + rows.flat(t, row) * directions * out; });
+        if constexpr (std::is_same_v<T, A>)  // bfloat16 comes here as float32
+          multiply_share(from.data(), count, *packed_w_hr, unit_group, grid.unit_groups, to.data(),
+                         false);
+      };
+      const auto work = [&](int64_t k, int64_t unit_group, int64_t row_group) {
+        const int64_t t = rows.step(k / phases, reverse);
+        if (k % phases == 1) return project(t, unit_group, row_group);
         thread_local std::vector<ForwardRow<T, A>> made;
         thread_local std::vector<T> unsaved;
         made.resize(batch);
@@ -114,15 +138,16 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         const int64_t last = (unit_group + 1) * tiles / grid.unit_groups;
         for (int64_t tile = unit_group * tiles / grid.unit_groups; tile < last; ++tile) {
           const int64_t unit = tile * kernels.lanes;
-          kernels.forward(made.data(), count, hidden, packed_w_hh.tile(tile), unit,
+          kernels.forward(made.data(), count, out, packed_w_hh.tile(tile), unit,
                           std::min<int64_t>(kernels.lanes, hidden - unit), hidden);
         }
-      });
+      };
+      walk_with_threads(grid, begin * phases, end * phases, work);
     }
     for (int64_t row = 0; row < batch; ++row) {
       if (rows.length(row) == 0) continue;
       const int64_t b = rows.batch_index(row), flat = rows.flat(rows.last_step(row, reverse), row);
-      std::copy_n(y + flat * directions * hidden, hidden, h_last + b * hidden);
+      std::copy_n(y + flat * directions * out, out, h_last + b * out);
       if (saved_cells) std::copy_n(saved_cells + flat * hidden, hidden, c_state + b * hidden);
     }
   }
