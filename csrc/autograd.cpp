@@ -18,7 +18,21 @@ OptionalTensor if_defined(const Tensor& tensor) {
 }
 
 // Positions in the list of saved tensors; the weights stand at the end.
-enum { kInput, kH0, kC0, kBatchSizes, kLengths, kReset, kOutput, kCells, kGates, kWeights };
+enum {
+  kInput,
+  kH0,
+  kC0,
+  kBatchSizes,
+  kLengths,
+  kReset,
+  kHMask,
+  kZoneoutH,
+  kZoneoutC,
+  kOutput,
+  kCells,
+  kGates,
+  kWeights
+};
 
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
@@ -26,16 +40,22 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& h_0,
                                const Tensor& c_0, at::TensorList weights,
                                const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                               const OptionalTensor& reset, const std::string& engine) {
+                               const OptionalTensor& reset, const OptionalTensor& h_mask,
+                               const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+                               bool recompute, const std::string& engine) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, h_n, c_n, cells, gates] =
-        call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, true, true, engine);
+        call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h,
+                  zoneout_c, /*save_cells=*/true, /*save_gates=*/!recompute, recompute, engine);
     variable_list saved{input,
                         h_0,
                         c_0,
                         batch_sizes.value_or(Tensor()),
                         lengths.value_or(Tensor()),
                         reset.value_or(Tensor()),
+                        h_mask.value_or(Tensor()),
+                        zoneout_h.value_or(Tensor()),
+                        zoneout_c.value_or(Tensor()),
                         output,
                         cells,
                         gates};
@@ -53,25 +73,28 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const std::vector<Tensor> weights(saved.begin() + kWeights, saved.end());
     const OptionalTensor batch_sizes = if_defined(saved[kBatchSizes]);
     const OptionalTensor lengths = if_defined(saved[kLengths]), reset = if_defined(saved[kReset]);
+    const OptionalTensor h_mask = if_defined(saved[kHMask]);
+    const OptionalTensor zoneout_h = if_defined(saved[kZoneoutH]);
+    const OptionalTensor zoneout_c = if_defined(saved[kZoneoutC]);
     TORCH_CHECK(!grads[4].defined(), "lstm: the gates output is reserve space without a gradient");
 
-    variable_list result(3 + weights.size() + 4);  // and batch_sizes, lengths, reset, engine
+    variable_list result(3 + weights.size() + 8);  // and what has no gradient, from batch_sizes on
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
 
     if (at::GradMode::is_enabled()) {
-      const Layer layer =
-          check_layer(saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset);
+      const Layer layer = check_layer(saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes,
+                                      lengths, reset, h_mask, zoneout_h, zoneout_c);
       auto found = differentiable_backward(layer, {grads[0], grads[1], grads[2], grads[3]});
       std::move(found.begin(), found.end(), result.begin());
       return result;
     }
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), if_defined(grads[3]),
-        saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset, saved[kOutput],
-        saved[kCells], saved[kGates], ctx->saved_data["input_needs_grad"].toBool(),
-        ctx->saved_data["state_needs_grad"].toBool(), ctx->saved_data["engine"].toStringRef(),
-        /*per_row=*/false);
+        saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset, h_mask,
+        zoneout_h, zoneout_c, saved[kOutput], saved[kCells], saved[kGates],
+        ctx->saved_data["input_needs_grad"].toBool(), ctx->saved_data["state_needs_grad"].toBool(),
+        ctx->saved_data["engine"].toStringRef(), /*per_row=*/false);
     if (ctx->saved_data["input_needs_grad"].toBool()) result[0] = grad_input;
     if (ctx->saved_data["state_needs_grad"].toBool()) result[1] = grad_h_0, result[2] = grad_c_0;
     const size_t directions = saved[kH0].sym_size(0).expect_int();
@@ -81,7 +104,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       auto from = grad_weights.begin() + d * unique;
       for (size_t k = 0; k < unique; ++k) {
         *to++ = from[k];
-        if (k == 2 && each >= 4) *to++ = from[k];  // b_ih and b_hh are only ever added
+        if (k == 2 && unique < each) *to++ = from[k];  // b_ih and b_hh are only ever added
       }
     }
     return result;
@@ -91,30 +114,34 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
 ForwardResult lstm_autograd(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                             at::TensorList weights, const OptionalTensor& batch_sizes,
                             const OptionalTensor& lengths, const OptionalTensor& reset,
-                            bool save_cells, bool save_gates, c10::string_view engine) {
+                            const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                            const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
+                            bool recompute, c10::string_view engine) {
   const auto needs_grad = [](const Tensor& t) { return t.requires_grad(); };
   if (at::GradMode::is_enabled() && (needs_grad(input) || needs_grad(h_0) || needs_grad(c_0) ||
                                      std::any_of(weights.begin(), weights.end(), needs_grad))) {
-    auto r = LstmFunction::apply(input, h_0, c_0, weights, batch_sizes, lengths, reset,
-                                 std::string(engine));
+    auto r = LstmFunction::apply(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                 zoneout_h, zoneout_c, recompute, std::string(engine));
     return {r[0], r[1], r[2], r[3], r[4]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, save_gates,
-                   engine);
+  return call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h,
+                   zoneout_c, save_cells, save_gates, recompute, engine);
 }
 
 }  // namespace
 
 ForwardResult call_lstm(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                        const OptionalTensor& lengths, const OptionalTensor& reset, bool save_cells,
-                        bool save_gates, c10::string_view engine) {
+                        const OptionalTensor& lengths, const OptionalTensor& reset,
+                        const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                        const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
+                        bool recompute, c10::string_view engine) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastlstm::lstm", "")
                              .typed<decltype(call_lstm)>();
-  return op.call(input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, save_gates,
-                 engine);
+  return op.call(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h,
+                 zoneout_c, save_cells, save_gates, recompute, engine);
 }
 
 BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -122,15 +149,16 @@ BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const Optio
                                   const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
-                                  const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, bool state_needs_grad,
-                                  c10::string_view engine, bool per_row) {
+                                  const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                                  const OptionalTensor& zoneout_c, const Tensor& output,
+                                  const Tensor& cells, const Tensor& gates, bool input_needs_grad,
+                                  bool state_needs_grad, c10::string_view engine, bool per_row) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastlstm::lstm_backward", "")
                              .typed<decltype(call_lstm_backward)>();
   return op.call(grad_output, grad_h_n, grad_c_n, grad_cells, input, h_0, c_0, weights, batch_sizes,
-                 lengths, reset, output, cells, gates, input_needs_grad, state_needs_grad, engine,
-                 per_row);
+                 lengths, reset, h_mask, zoneout_h, zoneout_c, output, cells, gates,
+                 input_needs_grad, state_needs_grad, engine, per_row);
 }
 
 }  // namespace fastlstm

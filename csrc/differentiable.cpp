@@ -3,7 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "lstm_math.h"
+#include "layer_norm_step.h"
 
 namespace fastlstm {
 namespace {
@@ -24,14 +24,24 @@ Tensor replace_head(const Tensor& state, const Tensor& fresh) {
   return rows == all ? fresh : at::cat({fresh, state.narrow(0, rows, all - rows)});
 }
 
+// The rows of one step of [D,T,B,size] or [D,R,size].
+Tensor zone(const Tensor& zoneout, int64_t d, const WalkStep& at) {
+  const Tensor all = zoneout.select(0, d);
+  return all.dim() == 3 ? all.select(0, at.t) : all.narrow(0, at.offset, at.rows);
+}
+
 Walked walk_direction(const Layer& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
   const Tensor input =
       layer.input.reshape({layer.flat_rows.expect_int(), layer.input_size.expect_int()});
-  const Tensor bias = layer.has_bias() ? w.b_ih + w.b_hh : Tensor();
-  const Tensor x_gates =
-      at::linear(input, w.w_ih, layer.has_bias() ? OptionalTensor(bias) : std::nullopt);
+  const OptionalTensor bias = layer.has_bias() ? OptionalTensor(w.b_ih + w.b_hh) : std::nullopt;
+  const auto norm = [&](const Tensor& x, const Tensor& gain, const OptionalTensor& bias) {
+    return at::layer_norm(x.to(state), {x.sym_size(-1).expect_int()}, gain.to(state),
+                          bias ? OptionalTensor(bias->to(state)) : std::nullopt, kNormEpsilon);
+  };
+  const Tensor x_gates = layer.normalizes() ? norm(at::linear(input, w.w_ih), w.gain_ih, bias)
+                                            : at::linear(input, w.w_ih, bias);
   Tensor h = layer.h_0.select(0, d), c = layer.c_0.select(0, d).to(state);
   const std::vector<WalkStep> steps = walk(layer, d == 1);
   std::vector<Tensor> outputs(steps.size()), cells(steps.size());
@@ -41,11 +51,17 @@ Walked walk_direction(const Layer& layer, int64_t d) {
       const Tensor reset = layer.reset->select(0, at.t).unsqueeze(1);
       h_t = h_t.masked_fill(reset, 0), c_t = c_t.masked_fill(reset, 0);
     }
-    const Tensor pre = (x_gates.narrow(0, at.offset, at.rows) + at::linear(h_t, w.w_hh)).to(state);
+    const Tensor h_in = layer.h_mask ? h_t * layer.h_mask->select(0, d).narrow(0, 0, at.rows) : h_t;
+    Tensor from_h = at::linear(h_in, w.w_hh);
+    if (layer.normalizes()) from_h = norm(from_h, w.gain_hh, std::nullopt);
+    const Tensor pre = (x_gates.narrow(0, at.offset, at.rows) + from_h).to(state);
     const Gates<Tensor> gates = activate(split(pre));
     Tensor c_next = next_cell(gates, c_t);
-    Tensor h_next = hidden(gates.o, c_next).to(dtype);
+    const Tensor shown = layer.normalizes() ? norm(c_next, w.gain_c, w.bias_c) : c_next;
+    Tensor h_next = hidden(gates.o, shown).to(dtype);
     if (layer.projects()) h_next = at::linear(h_next, w.w_hr);
+    if (layer.zoneout_h) h_next = zoneout(zone(*layer.zoneout_h, d, at), h_t, h_next);
+    if (layer.zoneout_c) c_next = zoneout(zone(*layer.zoneout_c, d, at).to(state), c_t, c_next);
     outputs[at.t] = h_next;
     if (layer.lengths) {
       const Tensor live = layer.lengths->gt(at.t).unsqueeze(1);
@@ -60,8 +76,6 @@ Walked walk_direction(const Layer& layer, int64_t d) {
 }
 
 }  // namespace
-
-Tensor cell_output(const Tensor& o, const Tensor& c) { return hidden(o, c); }
 
 std::vector<Tensor> differentiable_backward(const Layer& original, const OutputGrads& grads) {
   at::AutoGradMode enable(true);
@@ -78,7 +92,9 @@ std::vector<Tensor> differentiable_backward(const Layer& original, const OutputG
   layer.h_0 = alias(original.h_0);
   layer.c_0 = alias(original.c_0);
   for (Direction& w : layer.directions)
-    for (Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) *t = alias(*t);
+    for (Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr, &w.gain_ih, &w.gain_hh,
+                      &w.gain_c, &w.bias_c})
+      *t = alias(*t);
 
   std::vector<Tensor> outputs, h_n, c_n, cells;
   for (int64_t d = 0; d < layer.num_directions(); ++d) {

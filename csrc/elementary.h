@@ -27,6 +27,8 @@ FASTLSTM_HD float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 FASTLSTM_HD double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 FASTLSTM_HD float tanh(float x) { return tanhf(x); }
 FASTLSTM_HD double tanh(double x) { return ::tanh(x); }
+FASTLSTM_HD float inverse_square_root(float x) { return rsqrtf(x); }
+FASTLSTM_HD double inverse_square_root(double x) { return ::rsqrt(x); }
 
 #else
 
@@ -116,6 +118,8 @@ FASTLSTM_HD double sigmoid(double x) {
 }
 FASTLSTM_HD float tanh(float x) { return elementary::tanh<elementary::Constants<float>>(x); }
 FASTLSTM_HD double tanh(double x) { return elementary::tanh<elementary::Constants<double>>(x); }
+FASTLSTM_HD float inverse_square_root(float x) { return 1 / __builtin_sqrtf(x); }
+FASTLSTM_HD double inverse_square_root(double x) { return 1 / __builtin_sqrt(x); }
 
 #endif
 

@@ -18,21 +18,26 @@ std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directi
   const auto count = static_cast<int64_t>(weights.size());
   const int64_t each = count / num_directions;
   TORCH_CHECK(
-      count == each * num_directions && each >= 2 && each <= 5,
+      count == each * num_directions && each >= 2 && each <= 9,
       "lstm: expected weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then "
-      "W_hr if there is a projection, for each of ",
+      "W_hr if there is a projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer "
+      "normalisation, for each of ",
       num_directions, " direction(s) (h_0.size(0)), got ", count, " tensors");
-  const bool bias = each >= 4, projects = each % 2 == 1;
+  const bool norms = each >= 6, projects = each % 2 == 1;
+  const int64_t plain = norms ? each - 4 : each;
+  const bool bias = plain >= 4;
   std::vector<Direction> directions;
   for (int64_t d = 0; d < num_directions; ++d) {
     const Tensor* w = weights.data() + d * each;
-    Direction direction{w[0], w[1], {}, {}, {}};
-    for (int64_t k = 0; k < each; ++k)
-      TORCH_CHECK(w[k].dim() == (bias && (k == 2 || k == 3) ? 1 : 2), "lstm: expected weights[",
-                  d * each + k, "] to have ", bias && (k == 2 || k == 3) ? 1 : 2,
+    Direction direction;
+    direction.w_ih = w[0], direction.w_hh = w[1];
+    for (int64_t k = 0; k < each; ++k) {
+      const int64_t dims = k >= plain || (bias && (k == 2 || k == 3)) ? 1 : 2;
+      TORCH_CHECK(w[k].dim() == dims, "lstm: expected weights[", d * each + k, "] to have ", dims,
                   " dimension(s), got shape ", w[k].sym_sizes());
+    }
     if (bias) direction.b_ih = w[2], direction.b_hh = w[3];
-    if (projects) direction.w_hr = w[each - 1];
+    if (projects) direction.w_hr = w[plain - 1];
     const auto gates = w[0].sym_size(0);
     TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
                 w[0].sym_sizes());
@@ -46,6 +51,14 @@ std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directi
     }
     if (projects)
       check_tensor(direction.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
+    if (norms) {
+      direction.gain_ih = w[plain], direction.gain_hh = w[plain + 1];
+      direction.gain_c = w[plain + 2], direction.bias_c = w[plain + 3];
+      check_tensor(direction.gain_ih, "gain_ih", {gates}, "(4 * hidden_size)", input);
+      check_tensor(direction.gain_hh, "gain_hh", {gates}, "(4 * hidden_size)", input);
+      check_tensor(direction.gain_c, "gain_c", {hidden}, "(hidden_size)", input);
+      check_tensor(direction.bias_c, "bias_c", {hidden}, "(hidden_size)", input);
+    }
     TORCH_CHECK(d == 0 || (w[0].sym_sizes() == weights[0].sym_sizes() &&
                            w[1].sym_sizes() == weights[1].sym_sizes()),
                 "lstm: expected both directions to have weights of the same shapes, got W_ih ",
@@ -59,7 +72,8 @@ std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directi
 
 Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                  const OptionalTensor& reset) {
+                  const OptionalTensor& reset, const OptionalTensor& h_mask,
+                  const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c) {
   const auto dtype = input.scalar_type();
   TORCH_CHECK(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
@@ -77,6 +91,7 @@ Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at:
   layer.directions = check_weights(weights, h_0.sym_size(0).expect_int(), input);
   layer.input = input, layer.h_0 = h_0, layer.c_0 = c_0;
   layer.batch_sizes = batch_sizes, layer.lengths = lengths, layer.reset = reset;
+  layer.h_mask = h_mask, layer.zoneout_h = zoneout_h, layer.zoneout_c = zoneout_c;
   layer.input_size = input.sym_size(-1);
   layer.hidden_size = layer.directions[0].w_ih.sym_size(0) / 4;
   layer.output_size = layer.directions[0].w_hh.sym_size(1);
@@ -115,7 +130,34 @@ Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at:
                 "lstm: expected reset of shape (steps, batch) = (", layer.steps, ", ", layer.batch,
                 "), dtype bool, on ", input.device(), ", got ", reset->sym_sizes(), " ",
                 reset->scalar_type(), " on ", reset->device());
+  if (h_mask)
+    check_tensor(*h_mask, "h_mask", {layer.num_directions(), layer.batch, layer.output_size},
+                 "(directions, batch, output size)", input);
+  const auto check_zoneout = [&](const OptionalTensor& zoneout, const char* name,
+                                 const c10::SymInt& size) {
+    if (!zoneout) return;
+    if (packed)
+      check_tensor(*zoneout, name, {layer.num_directions(), layer.flat_rows, size},
+                   "(directions, packed rows, size of the state)", input);
+    else
+      check_tensor(*zoneout, name, {layer.num_directions(), layer.steps, layer.batch, size},
+                   "(directions, steps, batch, size of the state)", input);
+  };
+  check_zoneout(zoneout_h, "zoneout_h", layer.output_size);
+  check_zoneout(zoneout_c, "zoneout_c", layer.hidden_size);
   return layer;
+}
+
+std::string Layer::options() const {
+  std::string names;
+  const auto add = [&](bool is_there, const char* name) {
+    if (is_there) names += names.empty() ? name : std::string(", ") + name;
+  };
+  add(projects(), "proj_size");
+  add(h_mask.has_value(), "recurrent dropout");
+  add(zones_out(), "zoneout");
+  add(normalizes(), "layer normalisation");
+  return names;
 }
 
 void check_values(const Layer& layer) {
@@ -163,6 +205,7 @@ Saved check_saved(const Layer& layer, const Tensor& output, const Tensor& cells,
   const auto dtype = layer.input.scalar_type();
   check_saved_tensor("output", output, rows * layer.output_size.expect_int(), dtype, layer);
   check_saved_tensor("cells", cells, rows * hidden, state_dtype(dtype), layer);
+  if (gates.numel() == 0 && rows > 0) return {output, cells, {}};
   check_saved_tensor("gates", gates, rows * 4 * hidden, dtype, layer);
   return {output, cells, gates};
 }

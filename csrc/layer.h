@@ -21,16 +21,27 @@ struct Direction {
   Tensor w_hh;        // [4H,P]
   Tensor b_ih, b_hh;  // [4H], or undefined
   Tensor w_hr;        // [P,H], or undefined without projection
+  // Layer normalisation (layer_norm_step.h), or undefined; the biases are those of the norms too.
+  Tensor gain_ih, gain_hh;  // [4H]
+  Tensor gain_c, bias_c;    // [H]
 };
 
 struct Layer {
   Tensor input, h_0, c_0;  // [T,B,I] or [R,I]; [D,B,P]; [D,B,H]
   std::vector<Direction> directions;
   OptionalTensor batch_sizes, lengths, reset;
+  OptionalTensor h_mask;     // [D,B,P] what h_{t-1} is multiplied with on its way into W_hh
+  OptionalTensor zoneout_h;  // [D,T,B,P] or [D,R,P] the share of h_{t-1} that stays
+  OptionalTensor zoneout_c;  // [D,T,B,H] or [D,R,H] the share of c_{t-1} that stays
   c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
 
   bool packed() const { return batch_sizes.has_value(); }
   bool projects() const { return directions[0].w_hr.defined(); }
+  bool normalizes() const { return directions[0].gain_ih.defined(); }
+  bool zones_out() const { return zoneout_h || zoneout_c; }
+  // Whether the call has what no engine but stepwise knows.
+  bool only_stepwise() const { return normalizes() || h_mask || zones_out(); }
+  std::string options() const;  // those and proj_size, for messages
   bool has_bias() const { return directions[0].b_ih.defined(); }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
 };
@@ -39,7 +50,8 @@ struct Layer {
 // came. Serves CPU, CUDA and Meta alike, so it asks for symbolic sizes only.
 Layer check_layer(const Tensor& input, const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                  const OptionalTensor& reset);
+                  const OptionalTensor& reset, const OptionalTensor& h_mask,
+                  const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c);
 
 // The values inside batch_sizes, and of lengths where reading them needs no device
 // synchronisation.
@@ -60,16 +72,17 @@ at::ScalarType state_dtype(at::ScalarType dtype);
 
 // output, h_n, c_n, cells, gates
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-// grad_input, grad_h_0, grad_c_0, grad_weights: per direction W_ih, W_hh, bias?, W_hr?; b_ih and
-// b_hh share one gradient. Without state_needs_grad the second and third hold nothing of use. With
-// per_row, grad_weights are what those are products of: per direction d_gates, shaped as gates.
+// grad_input, grad_h_0, grad_c_0, grad_weights: per direction W_ih, W_hh, bias?, W_hr?, and four of
+// the norms?; b_ih and b_hh share one gradient. Without state_needs_grad the second and third hold
+// nothing of use. With per_row, grad_weights are what those
+// are products of: per direction d_gates, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// What backward needs besides the layer. An undefined gradient is zero.
+// What backward needs besides the layer. Without gates (undefined) it makes them again.
 struct Saved {
   Tensor output, cells, gates;
 };
-struct OutputGrads {
+struct OutputGrads {  // undefined: zero
   Tensor output, h_n, c_n, cells;
 };
 Saved check_saved(const Layer& layer, const Tensor& output, const Tensor& cells,

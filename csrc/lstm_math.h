@@ -34,18 +34,45 @@ FASTLSTM_HD A hidden(const A& o, const A& c) {
   return o * tanh(c);
 }
 
-// d loss / d(pre-activations). dc enters as dL/dc_t (from the future and from outside) and leaves
-// as dL/dc_{t-1}; dh is dL/dh_t.
+// The share `keep` of the previous state stays (zoneout, Krueger et al., 2017).
+template <typename A>
+FASTLSTM_HD A zoneout(const A& keep, const A& prev, const A& next) {
+  return keep * prev + (1 - keep) * next;
+}
+
+// The gradients of `hidden`: with respect to o's pre-activation and to c.
+template <typename A>
+struct HiddenGradient {
+  A o_pre, c;
+};
+template <typename A>
+FASTLSTM_HD HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& dh) {
+  const A one(1);
+  const A tanh_c = tanh(c);
+  return {dh * tanh_c * o * (one - o), dh * o * (one - tanh_c * tanh_c)};
+}
+
+// The gradients of `next_cell` with respect to the pre-activations of i, f and g (o has none). dc
+// enters as dL/dc_t and leaves as dL/dc_{t-1}.
+template <typename A>
+FASTLSTM_HD Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
+  const A one(1);
+  const A dc_t = dc;
+  dc = dc_t * gates.f;
+  return {dc_t * gates.g * gates.i * (one - gates.i), dc_t * c_prev * gates.f * (one - gates.f),
+          dc_t * gates.i * (one - gates.g * gates.g), A(0)};
+}
+
+// dL/d(pre-activations) of a whole step. dc enters as dL/dc_t (from the future and from outside)
+// and leaves as dL/dc_{t-1}; dh is dL/dh_t.
 template <typename A>
 FASTLSTM_HD Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const A& c, const A& dh,
                                    A& dc) {
-  const A one(1);
-  const A tanh_c = tanh(c);
-  const A dc_total = dc + dh * gates.o * (one - tanh_c * tanh_c);
-  dc = dc_total * gates.f;
-  return {dc_total * gates.g * gates.i * (one - gates.i),
-          dc_total * c_prev * gates.f * (one - gates.f),
-          dc_total * gates.i * (one - gates.g * gates.g), dh * tanh_c * gates.o * (one - gates.o)};
+  const HiddenGradient<A> through_h = hidden_backward(gates.o, c, dh);
+  dc = dc + through_h.c;
+  Gates<A> d_pre = next_cell_backward(gates, c_prev, dc);
+  d_pre.o = through_h.o_pre;
+  return d_pre;
 }
 
 }  // namespace fastlstm

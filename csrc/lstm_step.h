@@ -29,11 +29,30 @@ FASTLSTM_HD void store_gates(T* row, int64_t unit, int64_t hidden_size, const Ga
   row[unit + 3 * hidden_size] = T(gates.o);
 }
 
+// c and h of a live row, after zoneout, to where they are wanted. c_state and h_state hold those of
+// the step before.
 template <typename T, typename A>
-FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset) {
-  Gates<A> pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, unit, s.hidden_size);
+FASTLSTM_HD void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
+                             bool zoned, A c, A h) {
   A* c_state = s.c_state + row * s.c_state_stride + unit;
-  A c_prev = *c_state;
+  T* h_state = s.h_state + row * s.h_state_stride + unit;
+  if (zoned) {
+    const A keep_h = A(s.zoneout.h[row * s.zoneout.h_stride + unit]);
+    const A keep_c = A(s.zoneout.c[row * s.zoneout.c_stride + unit]);
+    h = zoneout(keep_h, reset ? A(0) : A(*h_state), h);
+    c = zoneout(keep_c, reset ? A(0) : *c_state, c);
+  }
+  *c_state = c;
+  *h_state = T(h);
+  s.output[row * s.output_stride + unit] = T(h);
+  s.cells[row * s.cells_stride + unit] = c;
+}
+
+template <typename T, typename A>
+FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
+                              bool zoned) {
+  Gates<A> pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, unit, s.hidden_size);
+  A c_prev = s.c_state[row * s.c_state_stride + unit];
   if (reset) {
     c_prev = A(0);
   } else {
@@ -43,10 +62,7 @@ FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t u
   const Gates<A> gates = activate(pre);
   const A c = next_cell(gates, c_prev);
   const A h = hidden(gates.o, c);
-  *c_state = c;
-  s.h_state[row * s.h_state_stride + unit] = T(h);
-  s.output[row * s.output_stride + unit] = T(h);
-  s.cells[row * s.cells_stride + unit] = c;
+  store_state(s, row, unit, reset, zoned, c, h);
   store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, gates);
 }
 
@@ -61,7 +77,7 @@ FASTLSTM_HD void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int6
 
 template <typename T, typename A>
 FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                               bool starts) {
+                               bool starts, bool zoned) {
   const auto gates = load_gates<T, A>(s.gates + row * s.gates_stride, unit, s.hidden_size);
   A c_prev = A(0);
   if (!reset)
@@ -73,9 +89,16 @@ FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t
   A dc = *dc_state;
   dh += A(s.d_output[row * s.d_output_stride + unit]);
   dc += s.d_cells[row * s.d_cells_stride + unit];
-  const auto d_pre = cell_backward<A>(gates, c_prev, s.cells[row * s.cells_stride + unit], dh, dc);
-  *dh_state = T(A(0));
-  *dc_state = reset ? A(0) : dc;
+  A c = s.cells[row * s.cells_stride + unit], kept_dh(0), kept_dc(0);
+  if (zoned) {  // what the zones let through goes straight to the step before
+    c = next_cell(gates, c_prev);
+    kept_dh = A(s.zoneout.h[row * s.zoneout.h_stride + unit]) * dh;
+    kept_dc = A(s.zoneout.c[row * s.zoneout.c_stride + unit]) * dc;
+    dh -= kept_dh, dc -= kept_dc;
+  }
+  const auto d_pre = cell_backward<A>(gates, c_prev, c, dh, dc);
+  *dh_state = T(reset ? A(0) : kept_dh);
+  *dc_state = reset ? A(0) : dc + kept_dc;
   store_gates(s.d_gates + row * s.d_gates_stride, unit, s.hidden_size, d_pre);
 }
 

@@ -27,10 +27,12 @@ py::dict build_info() {
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
-    bool save_cells, const std::string& engine) {
+    const OptionalTensor& h_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+    bool save_cells, bool recompute, const std::string& engine) {
   py::gil_scoped_release no_gil;
   auto [output, h_n, c_n, cells, gates] =
-      call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells, false, engine);
+      call_lstm(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c,
+                save_cells, false, recompute, engine);
   return {output, h_n, c_n, cells};
 }
 
@@ -43,7 +45,7 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
   const auto result = call_lstm(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, {}, {},
-                                {}, false, false, engine);
+                                {}, {}, {}, {}, false, false, false, engine);
   return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};
 }
 

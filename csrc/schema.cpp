@@ -8,9 +8,12 @@ namespace {
 
 ForwardResult lstm_meta(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                        const OptionalTensor& lengths, const OptionalTensor& reset, bool save_cells,
-                        bool save_gates, c10::string_view /*engine*/) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                        const OptionalTensor& lengths, const OptionalTensor& reset,
+                        const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                        const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
+                        bool /*recompute*/, c10::string_view /*engine*/) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   const c10::SymInt directions = layer.num_directions();
   // [T,B,size] or [R,size], with the directions in front for what is saved.
   const auto sequence = [&](c10::SymInt size, bool per_direction) {
@@ -39,17 +42,21 @@ BackwardResult lstm_backward_meta(const OptionalTensor&, const OptionalTensor&,
                                   const OptionalTensor&, const OptionalTensor&, const Tensor& input,
                                   const Tensor& h_0, const Tensor& c_0, at::TensorList weights,
                                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                                  const OptionalTensor& reset, const Tensor&, const Tensor&,
-                                  const Tensor& gates, bool input_needs_grad,
-                                  bool /*state_needs_grad*/, c10::string_view, bool per_row) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                                  const OptionalTensor& reset, const OptionalTensor& h_mask,
+                                  const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+                                  const Tensor&, const Tensor&, const Tensor& gates,
+                                  bool input_needs_grad, bool /*state_needs_grad*/,
+                                  c10::string_view, bool per_row) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (const Direction& d : layer.directions)
     if (per_row)
       grad_weights.push_back(like(gates.select(0, 0)));
     else
-      for (const Tensor& w : {d.w_ih, d.w_hh, d.b_ih, d.w_hr})
+      for (const Tensor& w :
+           {d.w_ih, d.w_hh, d.b_ih, d.w_hr, d.gain_ih, d.gain_hh, d.gain_c, d.bias_c})
         if (w.defined()) grad_weights.push_back(like(w));
   return {input_needs_grad ? like(input) : at::empty({0}, input.options()), like(h_0), like(c_0),
           grad_weights};
@@ -59,16 +66,20 @@ BackwardResult lstm_backward_meta(const OptionalTensor&, const OptionalTensor&,
 }  // namespace fastlstm
 
 TORCH_LIBRARY(fastlstm, m) {
-  // Tensor roles and shapes: layer.h. engine: "auto" or the name of one.
+  // Tensor roles and shapes: layer.h; no gradient reaches h_mask, zoneout_h, zoneout_c. Autograd
+  // saves cells always, and gates unless recompute. engine: "auto" or the name of one.
   m.def(
       "lstm(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes=None, "
-      "Tensor? lengths=None, Tensor? reset=None, bool save_cells=False, bool save_gates=False, "
-      "str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+      "Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, Tensor? zoneout_h=None, "
+      "Tensor? zoneout_c=None, bool save_cells=False, bool save_gates=False, "
+      "bool recompute=False, str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, "
+      "Tensor cells, Tensor gates)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
       "Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, "
-      "Tensor? lengths, Tensor? reset, Tensor output, Tensor cells, Tensor gates, "
+      "Tensor? lengths, Tensor? reset, Tensor? h_mask, Tensor? zoneout_h, Tensor? zoneout_c, "
+      "Tensor output, Tensor cells, Tensor gates, "
       "bool input_needs_grad, bool state_needs_grad, str engine, bool per_row=False) "
       "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
       {at::Tag::pt2_compliant_tag});

@@ -6,7 +6,18 @@ _build.load()
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
+from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["LSTM", "LSTMCell", "convert", "functional", "init", "onnx", "reference", "__version__"]
+__all__ = [
+    "LSTM",
+    "LSTMCell",
+    "LayerNormLSTM",
+    "convert",
+    "functional",
+    "init",
+    "onnx",
+    "reference",
+    "__version__",
+]

@@ -41,6 +41,9 @@ def check_layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    h_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
@@ -72,9 +75,10 @@ def check_layer(
     directions = h_0.size(0)
     each = len(weights) // directions
     _check(
-        len(weights) == each * directions and 2 <= each <= 5,
+        len(weights) == each * directions and 2 <= each <= 9,
         "weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then W_hr if there is a "
-        f"projection, for each of {directions} direction(s) (h_0.size(0))",
+        "projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer normalisation, for "
+        f"each of {directions} direction(s) (h_0.size(0))",
         f"{len(weights)} tensors",
     )
     W_ih = weights[0]
@@ -85,15 +89,19 @@ def check_layer(
     )
     hidden_size = W_ih.size(0) // 4
     gates = 4 * hidden_size
-    output_size = weights[each - 1].size(0) if each % 2 else hidden_size
+    plain = each - 4 if each >= 6 else each
+    output_size = weights[plain - 1].size(0) if each % 2 else hidden_size
     expected: dict[str, tuple[int, ...]] = {
         "W_ih": (gates, input.size(-1)),
         "W_hh": (gates, output_size),
     }
-    if each >= 4:
+    if plain >= 4:
         expected |= {"b_ih": (gates,), "b_hh": (gates,)}
     if each % 2:
         expected["W_hr"] = (output_size, hidden_size)
+    if each > plain:
+        expected |= {"gain_ih": (gates,), "gain_hh": (gates,)}
+        expected |= {"gain_c": (hidden_size,), "bias_c": (hidden_size,)}
     for weight, (name, shape) in zip(weights, [*expected.items()] * directions, strict=True):
         _check_tensor(input, weight, name, shape)
     _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
@@ -129,6 +137,15 @@ def check_layer(
             f"reset of shape (steps, batch) = ({steps}, {batch}), dtype bool, on {input.device}",
             _describe(reset),
         )
+    sequence = (directions, *input.shape[:-1])
+    masks: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "h_mask": (h_mask, (directions, batch, output_size)),
+        "zoneout_h": (zoneout_h, (*sequence, output_size)),
+        "zoneout_c": (zoneout_c, (*sequence, hidden_size)),
+    }
+    for name, (mask, shape) in masks.items():
+        if mask is not None:
+            _check_tensor(input, mask, name, shape)
 
 
 def _has_values(lengths: Tensor) -> bool:

@@ -110,7 +110,7 @@ class _RowGrads(Function):
         *weights: Tensor,
     ) -> Any:
         grads, saved = (d_output, d_h_n, d_c_n, d_cells), (output, cells, gates)
-        layer = input, h_0, c_0, weights, None, lengths, reset
+        layer = input, h_0, c_0, weights, None, lengths, reset, None, None, None  # no masks
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
             *grads, *layer, *saved, True, True, engine, per_row=True
         )

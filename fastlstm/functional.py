@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from . import _build, _transforms, reference
 from ._checks import as_lengths, check_dims, check_layer, steps_first
+from ._regularize import check_probabilities, draw_masks, drop_input, drop_recurrent_weights
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
@@ -36,6 +37,8 @@ _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE", "auto")
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
+
+_Masks = tuple[Tensor | None, Tensor | None, Tensor | None]  # h_mask, zoneout_h, zoneout_c
 
 # Absent from some builds of torch; without it the op itself refuses the transforms.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -101,6 +104,12 @@ def lstm(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     return_cell_states: bool = False,
+    input_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    weight_dropout: float = 0.0,
+    recompute: bool = False,
     engine: str = "auto",
 ) -> tuple[Any, ...]:
     """Applies a multi-layer LSTM to a batch of sequences; the equations are those of nn.LSTM.
@@ -116,13 +125,15 @@ def lstm(
             sorted order of the data.
         weights: for each layer, for each direction: W_ih [4H,I] ([4H,D*P] above the first layer),
             W_hh [4H,P], then b_ih and b_hh [4H] if there are biases, then W_hr [P,H] if there is a
-            projection. This is the order of `nn.LSTM`'s parameters; gate order i, f, g, o.
+            projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
+            gain_c, bias_c [H] if there is layer normalisation (see `fastlstm.LayerNormLSTM`).
+            Gate order i, f, g, o.
         num_layers: number of stacked layers.
         bidirectional: whether each layer also walks from the last step to the first.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
             never does. Ignored for packed data.
         dropout: probability of zeroing an element of the output of each layer but the last.
-        training: whether `dropout` is applied.
+        training: whether `dropout` and the regularisers below are applied.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
         lengths: [B] integers from 0 to T, in any order and on any device (moved to the input's).
             The number of real steps of each row: behind them the output is zero, and h_n, c_n are
@@ -132,6 +143,20 @@ def lstm(
         reset: [T,B] bool ([B,T] if `batch_first`). Where true, h and c are zeroed before that step,
             in walking order in each direction, and no gradient passes. Not with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
+        input_dropout: probability p of dropping a feature of each layer's input, the same features
+            at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
+            1 / (1 - p) (variational dropout, Gal & Ghahramani, 2016).
+        recurrent_dropout: the same for h_{t-1} on its way into W_hh: one m [B,P] for each layer,
+            direction and call.
+        zoneout_h: probability that a unit of h keeps its value over a step, drawn for every step:
+            h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
+            Krueger et al., 2017). With a projection, of h behind it.
+        zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g).
+        weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
+            divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
+        recompute: keep only the outputs and the cell states for backward, which makes the gates
+            again: a third of the memory (2H values instead of 6H for a row and step) for two more
+            matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call.
 
@@ -146,13 +171,13 @@ def lstm(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
         TypeError: `lengths` is not a tensor of integers.
-        ValueError: `engine` is unknown.
+        ValueError: `engine` is unknown, or a probability is not between 0 and 1.
     """
     directions = 2 if bidirectional else 1
     num_states = num_layers * directions
-    if len(weights) % num_states or not 2 <= len(weights) // num_states <= 5:
+    if len(weights) % num_states or not 2 <= len(weights) // num_states <= 9:
         raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 5 tensors for each of {num_layers} layer(s) and "
+            f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) and "
             f"{directions} direction(s), got {len(weights)} tensors"
         )
     check_dims(input, batch_sizes)
@@ -171,6 +196,17 @@ def lstm(
     if lengths is not None:
         lengths = as_lengths(lengths, input)
 
+    regularised = training and (
+        input_dropout or recurrent_dropout or zoneout_h or zoneout_c or weight_dropout
+    )
+    if regularised:
+        check_probabilities(
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c,
+            weight_dropout=weight_dropout,
+        )
     each = len(weights) // num_layers
     h_n, c_n, cell_states = [], [], []
     output = input
@@ -178,15 +214,25 @@ def lstm(
         if layer > 0 and training and dropout > 0:
             output = F.dropout(output, dropout)
         states = slice(layer * directions, (layer + 1) * directions)
+        h = h_0 if num_layers == 1 else h_0[states]
+        c = c_0 if num_layers == 1 else c_0[states]
+        layer_weights = weights[layer * each : (layer + 1) * each]
+        masks: _Masks = (None, None, None)
+        if regularised:
+            output = drop_input(output, input_dropout, h.size(1), batch_sizes)
+            layer_weights = drop_recurrent_weights(layer_weights, directions, weight_dropout)
+            masks = draw_masks(output, h, c, recurrent_dropout, zoneout_h, zoneout_c)
         output, h, c, cells = _layer(
             output,
-            h_0 if num_layers == 1 else h_0[states],
-            c_0 if num_layers == 1 else c_0[states],
-            weights[layer * each : (layer + 1) * each],
+            h,
+            c,
+            layer_weights,
             batch_sizes,
             lengths,
             reset,
+            masks,
             return_cell_states,
+            recompute,
             engine,
         )
         h_n.append(h)
@@ -239,7 +285,17 @@ def lstm_cell(
             step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
             return step
     _, h_n, c_n, _ = _layer(
-        input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, None, None, None, False, engine
+        input.unsqueeze(0),
+        h.unsqueeze(0),
+        c.unsqueeze(0),
+        weights,
+        None,
+        None,
+        None,
+        (None, None, None),
+        False,
+        False,
+        engine,
     )
     return h_n.squeeze(0), c_n.squeeze(0)
 
@@ -268,7 +324,9 @@ def _layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    masks: _Masks,
     save_cells: bool,
+    recompute: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = input.device.type
@@ -277,6 +335,7 @@ def _layer(
         transformed
         and batch_sizes is None
         and len(weights) // h_0.size(0) in (2, 4)  # no projection
+        and all(mask is None for mask in masks)
         and not torch.compiler.is_compiling()
         and not _autocasts(device)
     )
@@ -284,24 +343,32 @@ def _layer(
     if engine != "reference":
         if folds:
             return _transforms.lstm_layer(input, h_0, c_0, weights, lengths, reset, engine)
-        arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells)
+        arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks, save_cells)
         if torch.compiler.is_compiling():  # Dynamo knows torch.ops; eager calls go the short way
-            output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(*arguments, False, engine)
+            output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
+                *arguments, False, recompute, engine
+            )
             return output, h_n, c_n, cells
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(*arguments, engine)
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(
+            *arguments, recompute, engine
+        )
         return results
 
     if not _autocasts(device):
-        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
-        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
+        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
     # The autocast rule of the op: 16 bits at the border, the cell state inside is float32.
     dtype = torch.get_autocast_dtype(device)
-    input, h_0, c_0, *weights = (
-        t if t.dtype == torch.float64 else t.to(dtype) for t in (input, h_0, c_0, *weights)
-    )
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    input, h_0, c_0, *weights = map(cast, (input, h_0, c_0, *weights))
+    h_mask, zoneout_h, zoneout_c = (None if m is None else cast(m) for m in masks)
+    masks = (h_mask, zoneout_h, zoneout_c)
     with torch.autocast(device, enabled=False):
-        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
-        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
+        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
 
 
 def _zero_state(

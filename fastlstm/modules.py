@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
+from ._regularize import check_probabilities
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -28,8 +29,19 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
+# What LSTM has and nn.LSTM has not; false or 0 unless asked for.
+_OPTIONS = (
+    "input_dropout",
+    "recurrent_dropout",
+    "zoneout_h",
+    "zoneout_c",
+    "weight_dropout",
+    "recompute",
+)
+
+
 class LSTM(nn.RNNBase):
-    """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine, and three more keywords in forward.
+    """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
     For the equations see `fastlstm.reference`. Parameters are named and laid out as in nn.LSTM:
     weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
@@ -48,12 +60,31 @@ class LSTM(nn.RNNBase):
         proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
         device: device of the parameters.
         dtype: dtype of the parameters.
+        input_dropout: probability of dropping a feature of each layer's input for a whole sequence
+            (variational dropout, Gal & Ghahramani, 2016).
+        recurrent_dropout: the same for h_{t-1} before W_hh.
+        zoneout_h: probability that a unit of h keeps its value over a step (zoneout, Krueger et
+            al., 2017).
+        zoneout_c: the same for c.
+        weight_dropout: probability of dropping a weight of W_hh for a whole call (DropConnect,
+            Merity et al., 2018).
+        recompute: whether backward makes the gates again instead of keeping them in memory.
+
+    The five regularisers act in training mode; in eval mode the module is an nn.LSTM with the same
+    weights. They draw from torch's generator, in the same way on every engine; for the equations
+    see `functional.lstm`.
 
     Attributes:
         engine: who computes, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
     engine: str = "auto"
+    input_dropout: float = 0.0  # here too for pickles and conversions of an nn.LSTM
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_dropout: float = 0.0
+    recompute: bool = False
 
     def __init__(
         self,
@@ -67,6 +98,13 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        weight_dropout: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -81,6 +119,28 @@ class LSTM(nn.RNNBase):
             device,
             dtype,
         )
+        check_probabilities(
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c,
+            weight_dropout=weight_dropout,
+        )
+        self.input_dropout = input_dropout
+        self.recurrent_dropout = recurrent_dropout
+        self.zoneout_h = zoneout_h
+        self.zoneout_c = zoneout_c
+        self.weight_dropout = weight_dropout
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        options = ((name, getattr(self, name)) for name in _OPTIONS)
+        return super().extra_repr() + "".join(f", {n}={value}" for n, value in options if value)
+
+    def _options(self) -> dict[str, Any]:
+        """What every call of `functional.lstm` gets from the module."""
+        names = ("num_layers", "bidirectional", "dropout", "training", "engine", *_OPTIONS)
+        return {name: getattr(self, name) for name in names}
 
     def forward(
         self,
@@ -130,15 +190,11 @@ class LSTM(nn.RNNBase):
             input,
             hx,
             weights,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
             batch_first=self.batch_first,
-            dropout=self.dropout,
-            training=self.training,
             lengths=lengths,
             reset=reset,
             return_cell_states=return_cell_states,
-            engine=self.engine,
+            **self._options(),
         )
 
     def _forward_unbatched(
@@ -184,15 +240,11 @@ class LSTM(nn.RNNBase):
             data,
             hx,
             weights,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-            training=self.training,
             batch_sizes=batch_sizes,
             lengths=lengths,
             reset=reset,
             return_cell_states=return_cell_states,
-            engine=self.engine,
+            **self._options(),
         )
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells

@@ -43,12 +43,31 @@ def cell(
     W_hh: Tensor,
     b_hh: Tensor | None = None,
     W_hr: Tensor | None = None,
+    norms: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
-    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c."""
-    i, f, g, o = (x_gates + F.linear(h, W_hh, b_hh)).chunk(4, dim=-1)
+    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c.
+
+    With `norms` (gain_hh [4H], gain_c and bias_c [H]), W_hh h and the c of h are normalised.
+    """
+    if norms:
+        gain_hh, gain_c, bias_c = norms
+        h_gates = layer_norm(F.linear(h, W_hh), gain_hh, b_hh)
+    else:
+        h_gates = F.linear(h, W_hh, b_hh)
+    i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
+    h = torch.sigmoid(o) * torch.tanh(layer_norm(c, gain_c, bias_c) if norms else c)
     return (h if W_hr is None else F.linear(h, W_hr)), c
+
+
+def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-5) * gain + bias, over the last dimension."""
+    return F.layer_norm(x, x.shape[-1:], gain, bias)
+
+
+def zoneout(keep: Tensor, previous: Tensor, next: Tensor) -> Tensor:
+    """The share `keep` of the previous state stays."""
+    return keep * previous + (1 - keep) * next
 
 
 def lstm_layer(
@@ -59,6 +78,9 @@ def lstm_layer(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    h_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer in one or two directions: the contract of the op `fastlstm::lstm`.
 
@@ -72,10 +94,19 @@ def lstm_layer(
         h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
         c_0: [D,B,H] initial cell state.
         weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
-            biases, then W_hr [P,H] if there is a projection.
+            biases, then W_hr [P,H] if there is a projection; for layer normalisation also gain_ih
+            and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
+            activated from LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh, and
+            h = o * tanh(LN(c) gain_c + bias_c).
         batch_sizes: [T] int64 on the CPU, rows alive at each step, as in a PackedSequence.
         lengths: [B] int64. From its length on a row keeps its state and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
+        h_mask: [D,B,P]. W_hh sees h_mask * h instead of h (recurrent dropout, Gal & Ghahramani,
+            2016).
+        zoneout_h: [D,T,B,P] (or [D,N,P]). The share z of the previous h that stays:
+            h_t = z * h_{t-1} + (1 - z) * W_hr (o * tanh(f * c_{t-1} + i * g)) (zoneout, Krueger
+            et al., 2017).
+        zoneout_c: [D,T,B,H] (or [D,N,H]). c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g).
 
     Returns:
         output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H], and every cell state
@@ -89,9 +120,18 @@ def lstm_layer(
         live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
         live = live.unsqueeze(-1)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
+    masks = [None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c)]
     walks = [
         _walk(
-            input, h_0[d], c_0[d], weights[d * each : (d + 1) * each], batch_sizes, live, reset, d
+            input,
+            h_0[d],
+            c_0[d],
+            weights[d * each : (d + 1) * each],
+            batch_sizes,
+            live,
+            reset,
+            [None if m is None else m[d] for m in masks],
+            d,
         )
         for d in range(h_0.shape[0])
     ]
@@ -108,14 +148,27 @@ def _walk(
     batch_sizes: Tensor | None,
     live: Tensor | None,
     reset: Tensor | None,
+    masks: Sequence[Tensor | None],
     reverse: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One direction. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
-    W_ih, W_hh, *rest = weights
+    norms = weights[-4:] if len(weights) >= 6 else ()
+    W_ih, W_hh, *rest = weights[: len(weights) - len(norms)]
     b_ih, b_hh = (rest[0], rest[1]) if len(rest) >= 2 else (None, None)
     W_hr = rest[-1] if len(rest) % 2 else None
-    x_gates = F.linear(input, W_ih, b_ih)
-    steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, batch_sizes.tolist())
+    h_mask, *zones = masks
+
+    def by_step(sequence: Tensor) -> Sequence[Tensor]:
+        if batch_sizes is None:
+            return sequence.unbind(0)
+        parts: Sequence[Tensor] = torch.split(sequence, batch_sizes.tolist())
+        return parts
+
+    if norms:
+        steps = by_step(layer_norm(F.linear(input, W_ih), norms[0], b_ih))
+    else:
+        steps = by_step(F.linear(input, W_ih, b_ih))
+    zones_h, zones_c = (None if z is None else by_step(z) for z in zones)
     outputs, cells = [], []
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         rows = None if batch_sizes is None else steps[t].shape[0]
@@ -124,7 +177,10 @@ def _walk(
         if reset is not None:
             h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
             c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
-        h_t, c_t = cell(steps[t], h_t, c_t, W_hh, b_hh, W_hr)
+        h_in = h_t if h_mask is None else h_t * h_mask[:rows]
+        h_new, c_new = cell(steps[t], h_in, c_t, W_hh, b_hh, W_hr, norms[1:])
+        h_t = h_new if zones_h is None else zoneout(zones_h[t], h_t, h_new)
+        c_t = c_new if zones_c is None else zoneout(zones_c[t], c_t, c_new)
         outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)

@@ -18,14 +18,22 @@ class Call:
     """ops: torch.ops.fastlstm or its stand-in. Values are drawn and judged on the CPU."""
 
     def __init__(self, kind, form="dense", directions=1, steps=5, batch=5, input_size=6,
-                 hidden_size=16, bias=True, reset=False, ops=None, device="cpu"):
+                 hidden_size=16, bias=True, reset=False, masks=False, norms=False, ops=None,
+                 device="cpu"):
         torch.manual_seed(0)
         self.kind, self.form, self.batch_sizes, self.lengths = kind, form, None, None
+        # A norm divides by deviations well below one, and errors with them.
+        self.tolerance = 4 * TOLERANCE if norms else TOLERANCE
         dtype, D, T, B, H = dtype_of(kind), directions, steps, batch, hidden_size
         rand = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
         self.h_0, self.c_0 = rand(D, B, H) / 2, rand(D, B, H) / 2
         shapes = [(4 * H, input_size), (4 * H, H)] + [(4 * H,)] * (2 * bias)
+        shapes += [(4 * H,), (4 * H,), (H,), (H,)] * norms
         self.weights = [rand(*shape) / shape[-1] ** 0.5 for _ in range(D) for shape in shapes]
+        if norms:
+            for first in range(len(shapes) - 4, len(self.weights), len(shapes)):
+                for gain in self.weights[first:first + 3]:
+                    gain += 1
         lengths = [T] * B
         if form != "dense":
             lengths = [T, *torch.randint(int(form == "packed"), T + 1, (B - 1,)).tolist()]
@@ -35,6 +43,10 @@ class Call:
         elif form == "lengths":
             self.lengths = torch.tensor(lengths)
         self.reset = torch.rand(T, B) < 0.25 if reset else None
+        self.masks = [None] * 3  # h_mask, zoneout_h, zoneout_c
+        if masks:
+            self.masks = [torch.randint(3, shape).to(dtype) / 2
+                          for shape in [(D, B, H), (D, T, B, H), (D, T, B, H)]]
         x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
         live = torch.arange(T)[:, None] < torch.tensor(lengths)
         dy, dcells = dy * live[..., None], dcells * live[..., None]
@@ -43,7 +55,8 @@ class Call:
 
         wide = [t.to(torch.float64, copy=True).requires_grad_()
                 for t in (x, self.h_0, self.c_0, *self.weights)]
-        outputs = oracle(*wide[:3], wide[3:], lengths, self.reset)
+        outputs = oracle(*wide[:3], wide[3:], lengths, self.reset,
+                         *(m if m is None else m.double() for m in self.masks))
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
         flat = lambda t, dim: (t[live] if dim == 0 else t[:, live])  # noqa: E731
         self.input, self.grads = x, grads
@@ -51,32 +64,36 @@ class Call:
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
         if form == "packed":
             self.input = flat(x, 0)
+            self.masks[1:] = [m if m is None else flat(m, 1) for m in self.masks[1:]]
             self.grads = [flat(dy, 0), *grads[1:3], flat(grads[3], 1)]
             self.expected[0], self.expected[3] = flat(outputs[0], 0), flat(outputs[3], 1)
             grad_input = flat(grad_input, 0)
         each = len(shapes)
-        grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3]
+        grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3 or not bias]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
         self.live, self.ops = live, ops
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
         self.input, self.h_0, self.c_0 = move(self.input), move(self.h_0), move(self.c_0)
         self.weights, self.grads = [move(w) for w in self.weights], [move(g) for g in self.grads]
         self.lengths, self.reset = move(self.lengths), move(self.reset)
+        self.masks = [move(m) for m in self.masks]
 
     def forward(self, engine):
         return self.ops.lstm(self.input, self.h_0, self.c_0, self.weights, self.batch_sizes,
-                          self.lengths, self.reset, True, True, engine)
+                             self.lengths, self.reset, *self.masks, True, True, False, engine)
 
-    def backward(self, saved, engine, grads=None, state_needs_grad=True, per_row=False):
+    def backward(self, saved, engine, grads=None, state_needs_grad=True, per_row=False,
+                 recompute=False):
         output, _, _, cells, gates = saved
+        gates = gates.new_empty(0) if recompute else gates
         return self.ops.lstm_backward(*(grads or self.grads), self.input, self.h_0, self.c_0,
-                                   self.weights, self.batch_sizes, self.lengths, self.reset,
-                                   output, cells, gates, True, state_needs_grad, engine,
-                                   per_row)
+                                      self.weights, self.batch_sizes, self.lengths, self.reset,
+                                      *self.masks, output, cells, gates, True, state_needs_grad,
+                                      engine, per_row)
 
     def check_close(self, actual, expected, what):
         assert actual.shape == expected.shape, what
-        bound = TOLERANCE * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
+        bound = self.tolerance * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
         error = (actual.cpu().double() - expected).abs().max().item()
         assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
 

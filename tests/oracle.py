@@ -20,8 +20,21 @@ def oracle(
     weights: Sequence[Tensor],
     lengths: Sequence[int] | None = None,
     reset: Tensor | None = None,
+    h_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero behind lengths)."""
+    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero behind lengths).
+
+    h_mask [D,B,P] multiplies h on its way into W_hh; of the new h and c the shares zoneout_h
+    [D,T,B,P] and zoneout_c [D,T,B,H] are replaced by the old ones. Four more weights in a direction
+    are gain_ih, gain_hh, gain_c and bias_c of a layer-normalised LSTM.
+    """
+
+    def normed(x: Tensor, gain: Tensor) -> Tensor:
+        x = x - x.sum() / x.numel()
+        return gain * x / torch.sqrt((x @ x) / x.numel() + 1e-5)
+
     steps, batch = input.shape[:2]
     directions, each = h_0.shape[0], len(weights) // h_0.shape[0]
     hidden_size = c_0.shape[2]
@@ -32,6 +45,7 @@ def oracle(
     c_n: list[list[Tensor]] = [[] for _ in range(directions)]
     for d in range(directions):
         W_ih, W_hh, *rest = weights[d * each : (d + 1) * each]
+        norms, rest = (rest[-4:], rest[:-4]) if each >= 6 else (None, rest)
         bias = rest[0] + rest[1] if len(rest) >= 2 else torch.zeros(4 * hidden_size).to(W_ih)
         for b in range(batch):
             h, c = h_0[d, b], c_0[d, b]
@@ -39,12 +53,23 @@ def oracle(
             for t in reversed(real) if d else real:
                 if reset is not None and reset[t, b]:
                     h, c = torch.zeros_like(h), torch.zeros_like(c)
-                a = W_ih @ input[t, b] + W_hh @ h + bias
+                before_h, before_c = h, c
+                if h_mask is not None:
+                    h = h * h_mask[d, b]
+                from_x, from_h = W_ih @ input[t, b], W_hh @ h
+                if norms is not None:
+                    from_x, from_h = normed(from_x, norms[0]), normed(from_h, norms[1])
+                a = from_x + from_h + bias
                 i, f, g, o = (a[k * hidden_size : (k + 1) * hidden_size] for k in range(4))
                 c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
-                h = torch.tanh(c) / (1 + torch.exp(-o))
+                shown = c if norms is None else normed(c, norms[2]) + norms[3]
+                h = torch.tanh(shown) / (1 + torch.exp(-o))
                 if len(rest) % 2:
                     h = rest[-1] @ h
+                if zoneout_h is not None:
+                    h = h + zoneout_h[d, t, b] * (before_h - h)
+                if zoneout_c is not None:
+                    c = c + zoneout_c[d, t, b] * (before_c - c)
                 outputs[d][t].append(h)
                 cells[d][t].append(c)
             for t in range(lengths[b], steps):

@@ -71,6 +71,8 @@ class Sample:
     lengths: tuple[int, ...] | None = None
     packed: bool = False  # lengths (sorted) become batch_sizes
     reset: bool = False
+    norms: bool = False  # layer normalisation
+    masks: tuple[str, ...] = ()  # of h_mask, zoneout_h, zoneout_c
     expanded: bool = False  # one state for all rows, with a stride of 0
     change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
 
@@ -87,6 +89,8 @@ class Sample:
             weights += [draw(4 * H, self.input_size) / 2, draw(4 * H, P) / H**0.5]
             weights += [draw(4 * H) / 2, draw(4 * H) / 2] if self.bias else []
             weights += [draw(P, H) / H**0.5] if self.proj_size else []
+            if self.norms:
+                weights += [1 + draw(size) / 4 for size in (4 * H, 4 * H, H)] + [draw(H) / 4]
         floating = {
             "input": draw(self.steps, self.batch, self.input_size),
             "h_0": draw(self.directions, self.batch, P),
@@ -98,11 +102,22 @@ class Sample:
         floating = {k: v.to(device, dtype) for k, v in floating.items()}
         if self.expanded:
             floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
+        sequence = (self.directions, self.steps, self.batch)
+        shapes = {"h_mask": (self.directions, self.batch, P)}
+        shapes |= {"zoneout_h": (*sequence, P), "zoneout_c": (*sequence, H)}
+        values = torch.tensor([0.0, 1.0, 0.25])  # dropped, kept, and a share as in an expectation
+        masks = {
+            name: values[torch.randint(3, shape, generator=generator)].to(device, dtype)
+            if name in self.masks
+            else None
+            for name, shape in shapes.items()
+        }
         return {
             **floating,
             "weights": [w.to(device, dtype) for w in weights],
             "lengths": self.lengths,
             "reset": reset.to(device) if self.reset else None,
+            **masks,
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
@@ -115,6 +130,9 @@ class Sample:
         if self.packed:
             packed = pack_padded_sequence(found["input"], torch.tensor(self.lengths))
             found |= {"input": packed.data, "batch_sizes": packed.batch_sizes, "lengths": None}
+            for name in ("zoneout_h", "zoneout_c"):
+                if found[name] is not None:
+                    found[name] = self._pack_each(found[name])
         elif self.lengths is not None:
             found["lengths"] = torch.tensor(self.lengths, device=found["input"].device).long()
         if self.change:
@@ -126,10 +144,14 @@ class Sample:
         results = list(oracle(**padded))
         if self.packed:
             output, cells = results[0], results[3]
-            lengths = torch.tensor(self.lengths)
-            results[0] = pack_padded_sequence(output, lengths).data
-            results[3] = torch.stack([pack_padded_sequence(c, lengths).data for c in cells])
+            results[0] = pack_padded_sequence(output, torch.tensor(self.lengths)).data
+            results[3] = self._pack_each(cells)
         return results
+
+    def _pack_each(self, directions: Tensor) -> Tensor:
+        """[D,T,B,size] as [D,N,size]."""
+        lengths = torch.tensor(self.lengths)
+        return torch.stack([pack_padded_sequence(each, lengths).data for each in directions])
 
     def mask_cells(self, results: tuple[Tensor, ...]) -> list[Tensor]:
         """Cells behind lengths set to zero."""
@@ -157,6 +179,7 @@ def _strided(arguments: dict[str, Any]) -> None:
         arguments["reset"] = arguments["reset"].t().contiguous().t()
 
 
+MASKS = ("h_mask", "zoneout_h", "zoneout_c")
 SAMPLES = [
     Sample("plain"),
     Sample("one_step", steps=1, batch=1),
@@ -176,14 +199,40 @@ SAMPLES = [
     Sample("batch_first", change=_batch_first, directions=2),
     Sample("strided", change=_strided, reset=True, proj_size=2),
     Sample("vector_tail", steps=2, batch=5, hidden_size=19),
+    Sample("zoneout_h", masks=("zoneout_h",), directions=2),
+    Sample("zoneout_c", masks=("zoneout_c",), reset=True),
+    Sample("masks_reset", masks=MASKS, reset=True, directions=2),
+    Sample("masks_lengths", masks=MASKS, lengths=(3, 0, 4), reset=True, directions=2),
+    Sample("masks_packed", masks=MASKS, lengths=(4, 2, 1), packed=True, directions=2),
+    Sample("norms", norms=True),
+    Sample("norms_lengths", norms=True, lengths=(2, 4, 0), directions=2, reset=True),
+    Sample(
+        "norms_packed_projection",
+        norms=True,
+        lengths=(4, 3, 3),
+        packed=True,
+        directions=2,
+        proj_size=2,
+    ),
+    Sample("norms_masks", norms=True, bias=False, masks=MASKS, reset=True, directions=2),
+    Sample(
+        "masks_projection_lengths",
+        masks=MASKS,
+        lengths=(3, 0, 4),
+        reset=True,
+        directions=2,
+        proj_size=2,
+    ),
 ]
 # Sizes at which kernels take their wide and their parallel paths; too large for finite differences.
 LARGE_SAMPLES = [
+    Sample("large_norms", steps=3, batch=5, hidden_size=67, norms=True, lengths=(3, 0, 3, 1, 2)),
     Sample("large", steps=6, batch=17, input_size=40, hidden_size=67),
     Sample(
         "large_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2
     ),
     Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
+    Sample("large_masks", steps=3, batch=5, hidden_size=130, masks=MASKS, lengths=(3, 0, 3, 1, 2)),
     Sample("expanded", expanded=True),
     Sample("empty_batch", batch=0, directions=2),
     Sample("empty_batch_lengths", batch=0, lengths=(), reset=True),

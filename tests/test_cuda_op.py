@@ -82,6 +82,40 @@ def test_engine(kind, form, engine):
     call.check_backward(call.backward(saved, engine))
 
 
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("kind", [*KINDS, "float64"], indirect=True)
+def test_masks(kind, form):
+    """Recurrent dropout and zoneout, which the planner leaves to stepwise."""
+    call = Call(kind, form, directions=2, reset=form != "packed", masks=True)
+    saved = call.forward("auto")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "auto"))
+    call.check_backward(call.backward(saved, "auto", recompute=True))
+    with pytest.raises(RuntimeError, match="without proj_size, recurrent dropout, zoneout"):
+        call.forward("persistent")
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(form="packed", directions=2), dict(form="lengths", reset=True, directions=2),
+    dict(masks=True, reset=True, bias=False), dict(hidden_size=70, steps=2, batch=3),
+], ids=str)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64"], indirect=True)
+def test_layer_norm(kind, options):
+    call = Call(kind, norms=True, **options)
+    saved = call.forward("auto")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "auto"))
+    call.check_backward(call.backward(saved, "auto", recompute=True))
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_gates_made_again(kind, form, engine):
+    call = Call(kind, form, directions=2, reset=form != "packed")
+    call.check_backward(call.backward(call.forward(engine), engine, recompute=True))
+
+
 @pytest.mark.parametrize("kind", ["float64"], indirect=True)
 @pytest.mark.parametrize("engine", ["stepwise", "auto"])
 def test_float64(kind, engine):

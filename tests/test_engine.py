@@ -123,10 +123,18 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
-def test_an_engine_that_the_device_does_not_have_says_so() -> None:
-    lstm = fastlstm.LSTM(3, 5)
-    lstm.engine = "persistent"
-    with pytest.raises(RuntimeError, match='expected engine .*"tiled".*got "persistent"'):
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("persistent", {}),
+        ("tiled", {"recurrent_dropout": 0.5}),
+        ("tiled", {"zoneout_c": 0.5}),
+    ],
+)
+def test_an_engine_that_does_not_serve_the_call_says_so(engine: str, options: dict) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options)
+    lstm.engine = engine
+    with pytest.raises(RuntimeError, match=f'expected engine .*"tiled".*got "{engine}"'):
         lstm(torch.zeros(2, 1, 3))
 
 

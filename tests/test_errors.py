@@ -105,7 +105,18 @@ BAD: dict[str, tuple[Change, str]] = {
     "b_hh size": (weight(3, lambda w: w[:1]), r"b_hh.*20.*1"),
     "b_hh 2-D": (weight(3, lambda w: w[:, None]), r"(b_hh|weights\[3\]).*20, 1"),
     "weights: one": (put(weights=lambda a: a["weights"][:1]), r"weights.*1 tensors"),
-    "weights: six": (put(weights=lambda a: a["weights"] + a["weights"][:2]), r"weights.*6 tensors"),
+    "weights: ten": (
+        put(weights=lambda a: a["weights"] * 2 + a["weights"][:2]),
+        r"weights.*10 tensors",
+    ),
+    "gain_hh": (
+        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 19, 5, 5)]),
+        r"gain_hh.*20.*19",
+    ),
+    "bias_c": (
+        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 20, 5, 4)]),
+        r"bias_c.*5.*4",
+    ),
     "weights: none": (put(weights=[]), r"weights.*0 tensors"),
     "lengths 2-D": (put(lengths=torch.ones(B, 1).long()), r"lengths.*3.*3, 1"),
     "lengths batch": (put(lengths=torch.ones(2).long()), r"lengths.*3.*2"),

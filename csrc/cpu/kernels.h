@@ -1,6 +1,6 @@
 // The table of all CPU kernels, one per instruction set (kernels_*.cpp), chosen at run time.
 #pragma once
-#include "../lstm_params.h"
+#include "../layer_norm_step.h"
 #include "half.h"
 #include "tiled_params.h"
 
@@ -11,6 +11,9 @@ template <typename T, typename A>
 struct RowKernels {
   void (*forward)(const StepForward<T, A>&, int64_t row, int64_t begin, int64_t end);
   void (*backward)(const StepBackward<T, A>&, int64_t row, int64_t begin, int64_t end);
+  // Whole rows, with layer normalisation.
+  void (*forward_normed)(const NormForward<T, A>&, int64_t row);
+  void (*backward_normed)(const NormBackward<T, A>&, int64_t row);
 };
 
 struct KernelTable {

@@ -15,13 +15,15 @@ static constexpr TiledKernels<A, A> tiled_kernels() {
           multiply<A, A>, forward<A, A>, backward<A, A>};
 }
 
+template <typename T, typename A>
+static constexpr RowKernels<T, A> row_kernels() {
+  return {forward<T, A>, backward<T, A>, forward_normed<T, A>, backward_normed<T, A>};
+}
+
 extern const KernelTable table;
-const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
-                           {forward<float, float>, backward<float, float>},
-                           {forward<double, double>, backward<double, double>},
-                           {forward<bfloat16, float>, backward<bfloat16, float>},
-                           {forward<float16, float>, backward<float16, float>},
-                           tiled_kernels<float>(),
+const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA), row_kernels<float, float>(),
+                           row_kernels<double, double>(), row_kernels<bfloat16, float>(),
+                           row_kernels<float16, float>(), tiled_kernels<float>(),
                            tiled_kernels<double>()};
 
 }  // namespace FASTLSTM_ISA

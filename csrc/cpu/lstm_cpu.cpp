@@ -24,14 +24,23 @@ struct CpuKernels {
                                 const std::vector<WalkStep>& steps) {
     return stepwise::previous_hidden(layer, d, output, steps);
   }
+  template <typename T, typename A>
+  static void forward_normed(const NormForward<T, A>& step) {
+    step_forward_normed(step);
+  }
+  template <typename T, typename A>
+  static void backward_normed(const NormBackward<T, A>& step) {
+    step_backward_normed(step);
+  }
 };
 
 // Whether the tiled engine is to run.
-bool planned(c10::string_view engine) {
+bool planned(c10::string_view engine, const Layer& layer) {
   CpuEngine chosen;
-  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, chosen),
-              "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, got \"",
-              engine, "\"");
+  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, layer.only_stepwise(), chosen),
+              "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
+              "\"tiled\" only without recurrent dropout, zoneout and layer normalisation, got \"",
+              engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   return chosen == CpuEngine::kTiled;
 }
 
@@ -107,11 +116,14 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
 
 ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                        at::TensorList weights, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& lengths, const OptionalTensor& reset, bool save_cells,
-                       bool save_gates, c10::string_view engine) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                       const OptionalTensor& lengths, const OptionalTensor& reset,
+                       const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                       const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
+                       bool /*recompute*/, c10::string_view engine) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   check_values(layer);
-  return forward(layer, save_cells, save_gates, planned(engine));
+  return forward(layer, save_cells, save_gates, planned(engine, layer));
 }
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -119,14 +131,20 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
                                  const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                                  at::TensorList weights, const OptionalTensor& batch_sizes,
                                  const OptionalTensor& lengths, const OptionalTensor& reset,
-                                 const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                 bool input_needs_grad, bool state_needs_grad,
-                                 c10::string_view engine, bool per_row) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                                 const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                                 const OptionalTensor& zoneout_c, const Tensor& output,
+                                 const Tensor& cells, const Tensor& gates, bool input_needs_grad,
+                                 bool state_needs_grad, c10::string_view engine, bool per_row) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   check_values(layer);
-  return backward(layer, check_saved(layer, output, cells, gates),
-                  check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells), input_needs_grad,
-                  state_needs_grad, per_row, planned(engine));
+  const Saved saved = check_saved(layer, output, cells, gates);
+  TORCH_CHECK(!per_row || (saved.gates.defined() && !layer.normalizes()),
+              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+  // The gradient of W_hr starts from the gates of all steps, which tiles make chunk by chunk.
+  const bool tiled = planned(engine, layer) && (saved.gates.defined() || !layer.projects());
+  return backward(layer, saved, check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells),
+                  input_needs_grad, state_needs_grad, per_row, tiled);
 }
 
 }  // namespace

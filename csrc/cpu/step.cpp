@@ -40,9 +40,33 @@ void step_backward(const StepBackward<T, A>& step) {
   for_all_pieces(step, row_kernels(T()).backward);
 }
 
-#define FASTLSTM_INSTANTIATE(T, A)                      \
-  template void step_forward(const StepForward<T, A>&); \
-  template void step_backward(const StepBackward<T, A>&);
+namespace {
+
+template <typename StepType, typename Kernel>
+void for_all_rows(const StepType& step, Kernel kernel) {
+  const int64_t grain = 1 + kUnitsPerPiece * kPiecesPerThread / (step.hidden_size + 1);
+  at::parallel_for(0, step.rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) kernel(step, row);
+  });
+}
+
+}  // namespace
+
+template <typename T, typename A>
+void step_forward_normed(const NormForward<T, A>& step) {
+  for_all_rows(step, row_kernels(T()).forward_normed);
+}
+
+template <typename T, typename A>
+void step_backward_normed(const NormBackward<T, A>& step) {
+  for_all_rows(step, row_kernels(T()).backward_normed);
+}
+
+#define FASTLSTM_INSTANTIATE(T, A)                             \
+  template void step_forward(const StepForward<T, A>&);        \
+  template void step_backward(const StepBackward<T, A>&);      \
+  template void step_forward_normed(const NormForward<T, A>&); \
+  template void step_backward_normed(const NormBackward<T, A>&);
 FASTLSTM_INSTANTIATE(float, float)
 FASTLSTM_INSTANTIATE(double, double)
 FASTLSTM_INSTANTIATE(bfloat16, float)

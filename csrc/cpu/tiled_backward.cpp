@@ -9,6 +9,61 @@
 #include "walk.h"
 
 namespace fastlstm {
+namespace {
+
+// Activated gates, made again: the forward tiles on many rows at once, since every h_{t-1} is
+// known; what they say of c and h is thrown away. The bits are those of the walk.
+template <typename T>
+class Gatemaker {
+  using A = State_t<T>;
+
+ public:
+  explicit Gatemaker(const Direction& w)
+      : hidden_(w.w_ih.size(0) / 4),
+        w_ih_(row_pointers(const_data<T>(w.w_ih.contiguous()), 4 * hidden_, w.w_ih.size(1)).data(),
+              true, 0, w.w_ih.size(1), 4 * hidden_, 1),
+        w_hh_(const_data<T>(w.w_hh.contiguous()), hidden_, hidden_) {
+    const auto state = state_dtype(w.w_ih.scalar_type());
+    if (w.b_ih.defined()) bias_ = w.b_ih.to(state) + w.b_hh.to(state);
+  }
+
+  // Rows x [I] and h_prev [H] into rows of gates [4H].
+  void operator()(const std::vector<const T*>& x, const std::vector<const T*>& h_prev,
+                  const std::vector<T*>& gates) const {
+    const int64_t rows = gates.size();
+    std::vector<A> sums;
+    std::vector<A*> x_gates;
+    if constexpr (std::is_same_v<T, A>) {
+      x_gates = gates;
+    } else {
+      sums.resize(rows * 4 * hidden_);
+      x_gates = row_pointers(sums.data(), rows, 4 * hidden_);
+    }
+    multiply<T>(x, w_ih_, x_gates, false, bias_.defined() ? const_data<A>(bias_) : nullptr);
+    const auto& kernels = tiled_kernels<T>();
+    constexpr int64_t kWorthAThread = 1 << 17;  // multiply-adds
+    const int64_t grain = 1 + kWorthAThread / (4 * hidden_ * hidden_);
+    at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+      const std::vector<A> c_prev(hidden_, A(0));
+      std::vector<A> c(hidden_);
+      std::vector<T> h(hidden_);
+      std::vector<ForwardRow<T, A>> made;
+      for (int64_t r = first; r < last; ++r)
+        made.push_back({h_prev[r], x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
+      for (int64_t unit = 0; unit < hidden_; unit += kernels.lanes)
+        kernels.forward(made.data(), made.size(), hidden_, w_hh_.tile(unit / kernels.lanes), unit,
+                        std::min<int64_t>(kernels.lanes, hidden_ - unit), hidden_);
+    });
+  }
+
+ private:
+  int64_t hidden_;
+  PackedMatrix<T> w_ih_;
+  PackedGates<T> w_hh_;
+  Tensor bias_;
+};
+
+}  // namespace
 
 // dL/dh_t of some rows, this group's share of the columns: what comes from outside, and from the
 // next step through W_hh.
@@ -42,7 +97,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const bool padding = rows.total() < flat_rows;
 
   const Tensor output = saved.output.contiguous(), cells = saved.cells.contiguous();
-  const Tensor gates = saved.gates.contiguous();
+  const bool recompute = !saved.gates.defined();
+  const Tensor gates = recompute ? Tensor() : saved.gates.contiguous();
   const auto contiguous = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
   const Tensor d_output = contiguous(grads.output), d_h_n = contiguous(grads.h_n);
   const Tensor d_cells = contiguous(grads.cells);
@@ -93,7 +149,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     };
     const T* const y = const_data<T>(output) + d * out;
     const A* const saved_cells = const_data<A>(cells) + d * flat_rows * hidden;
-    const T* const saved_gates = const_data<T>(gates) + d * flat_rows * 4 * hidden;
+    const T* const saved_gates =
+        recompute ? nullptr : const_data<T>(gates) + d * flat_rows * 4 * hidden;
     A* const dc_state = data<A>(grad_c_0[d]);
     T* const dh_first = data<T>(grad_h_0[d]);
     const T* const h_first = const_data<T>(h_0[d]);
@@ -136,7 +193,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * out) : zeros.data();
       made.d_cells = d_cells.defined() ? const_data<A>(d_cells) + (d * flat_rows + flat) * hidden
                                        : zero_c.data();
-      made.gates = saved_gates + flat * 4 * hidden;
+      // Gates that were not saved are made where their gradient takes their place.
+      made.gates = recompute ? d_gates_at(t, row) : saved_gates + flat * 4 * hidden;
       made.c = saved_cells + flat * hidden;
       made.c_prev = made.reset ? zero_c.data()
                     : first    ? c_first + b * hidden
@@ -147,8 +205,22 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     };
     // The matrix that takes a gradient to dL/d(o tanh c): from the next step's gates, or from h_t.
     const PackedMatrix<T>& to_cells = packed_w_hr ? *packed_w_hr : packed_w_hh;
+    const auto h_prev_at = [&](int64_t t, int64_t row) -> const T* {
+      if (rows.is_reset(t, row)) return zeros.data();
+      if (t == rows.first_step(row, reverse)) return h_first + rows.batch_index(row) * out;
+      return y + before(t, row) * directions * out;
+    };
+    std::optional<Gatemaker<T>> make_gates;
+    if (recompute) make_gates.emplace(w);
     for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
       const int64_t end = std::min(begin + chunk_steps, rows.steps());
+      const auto all = [&](const auto& find) {
+        return live_rows<const T*>(rows, !reverse, begin, end, find);
+      };
+      const auto x_rows = all([&](int64_t t, int64_t row) { return x.at(t, row); });
+      const auto h_prev_rows = all(h_prev_at);
+      if (recompute)
+        (*make_gates)(x_rows, h_prev_rows, live_rows<T*>(rows, !reverse, begin, end, d_gates_at));
       walk_with_threads(
           grid, begin * phases, end * phases,
           [&](int64_t k, int64_t unit_group, int64_t row_group) {
@@ -174,22 +246,12 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                                to_cells.panels()[p], hidden, zeros.data());
           });
 
-      const auto all = [&](const auto& find) {
-        return live_rows<const T*>(rows, !reverse, begin, end, find);
-      };
       const std::vector<const T*> d_gates_rows = all(d_gates_at);
       if (!per_row)
-        multiply_transposed<T>(d_gates_rows, 4 * hidden,
-                               {{all([&](int64_t t, int64_t row) { return x.at(t, row); }),
-                                 input_size, data<A>(grad_w_ih)},
-                                {all([&](int64_t t, int64_t row) -> const T* {
-                                   if (rows.is_reset(t, row)) return zeros.data();
-                                   if (t == rows.first_step(row, reverse))
-                                     return h_first + rows.batch_index(row) * out;
-                                   return y + before(t, row) * directions * out;
-                                 }),
-                                 out, data<A>(grad_w_hh)}},
-                               begin > 0);
+        multiply_transposed<T>(
+            d_gates_rows, 4 * hidden,
+            {{x_rows, input_size, data<A>(grad_w_ih)}, {h_prev_rows, out, data<A>(grad_w_hh)}},
+            begin > 0);
       if (grad_bias.defined() && !per_row)
         sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
       if (layer.projects() && !per_row)

@@ -1,7 +1,7 @@
 // The border between ATen and the kernels: plain structs of pointers and a stream in, a CUDA error
 // code out. Nothing here synchronises, allocates or touches another stream.
 #pragma once
-#include "../lstm_params.h"
+#include "../layer_norm_step.h"
 #include "dtypes.h"
 
 namespace fastlstm {
@@ -12,5 +12,11 @@ template <typename T, typename A>
 cudaError_t launch_step_forward(const StepForward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step_backward(const StepBackward<T, A>& step, cudaStream_t stream);
+
+// The same with layer normalisation (layer_norm_step.h).
+template <typename T, typename A>
+cudaError_t launch_step_forward_normed(const NormForward<T, A>& step, cudaStream_t stream);
+template <typename T, typename A>
+cudaError_t launch_step_backward_normed(const NormBackward<T, A>& step, cudaStream_t stream);
 
 }  // namespace fastlstm

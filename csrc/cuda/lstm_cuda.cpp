@@ -99,6 +99,16 @@ struct CudaKernels {
     const DeviceSequence tables(layer, /*sorted=*/false);
     return fastlstm::previous_hidden<T>(layer, tables.sequence, d, output);
   }
+  template <typename T, typename A>
+  static void forward_normed(const NormForward<T, A>& step) {
+    check_cuda(launch_step_forward_normed(step, c10::cuda::getCurrentCUDAStream()),
+               "launch_step_forward_normed");
+  }
+  template <typename T, typename A>
+  static void backward_normed(const NormBackward<T, A>& step) {
+    check_cuda(launch_step_backward_normed(step, c10::cuda::getCurrentCUDAStream()),
+               "launch_step_backward_normed");
+  }
 };
 
 // While it lives, float32 GEMMs use TF32 exactly if torch.backends.cudnn.allow_tf32 says so, as
@@ -190,7 +200,7 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
                   static_cast<int>(layer.num_directions()),
                   dtype_of(layer.input.scalar_type()),
                   at::globalContext().allowTF32CuDNN(at::Float32Op::RNN),
-                  layer.projects(),
+                  layer.projects() || layer.only_stepwise(),
                   backward};
   if (name == "stepwise") return {task, {}, false};
   const CudaDevice device = cuda_device(layer.input);
@@ -198,11 +208,12 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
   const Plan forced = plan_persistent(task, device, wanted);
   TORCH_CHECK(
       forced.persistent, "lstm: the engine \"", name,
-      "\" takes float32, bfloat16 and float16 without proj_size, a batch that is not empty, "
-      "and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), got ",
-      layer.input.scalar_type(), ", proj_size ", layer.projects(), ", batch ", task.batch,
-      ", hidden_size ", task.hidden_size, " on sm_", device.capability, " with ", device.sm_count,
-      " SMs");
+      "\" takes float32, bfloat16 and float16 without proj_size, recurrent dropout, zoneout and "
+      "layer normalisation, a batch that is not empty, and a W_hh that fits into the shared memory "
+      "of the GPU (sm_80 or newer), got ",
+      layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(), ", batch ",
+      task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability, " with ",
+      device.sm_count, " SMs");
   return {task, forced, true};
 }
 
@@ -299,7 +310,6 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   const Tensor c_0 = layer.c_0.to(state_options).contiguous();
   const Tensor output = stepwise::flat(saved.output, rows);
   const Tensor cells = saved.cells.contiguous().view({directions, rows, hidden});
-  const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
   const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, rows) : Tensor();
   const Tensor d_cells = grads.cells.defined() ? grads.cells.contiguous().view_as(cells) : Tensor();
   const Tensor d_h = grads.h_n.defined()
@@ -312,6 +322,16 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   for (int64_t d = 0; d < directions; ++d)
     d_gates.push_back(unwritten({rows, 4 * hidden}, options));
   const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
+  const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
+  const auto h_prev_of = [&](int64_t d) {
+    return previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
+  };
+  // Not where their gradient will lie: that must be unwritten.
+  const bool recompute = !saved.gates.defined();
+  const Tensor gates = recompute ? at::empty({directions, rows, 4 * hidden}, options)
+                                 : saved.gates.contiguous().view({directions, rows, 4 * hidden});
+  for (int64_t d = 0; recompute && d < directions; ++d)
+    stepwise::make_gates<T, float, CudaKernels>(layer, d, input, h_prev_of(d), gates[d]);
 
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
@@ -337,7 +357,6 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   };
   if (!launch_directions(layer, choice, "launch_persistent_backward", launch)) return std::nullopt;
 
-  const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
   Tensor grad_input =
       input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
   std::vector<Tensor> grad_weights;
@@ -345,8 +364,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
     if (per_row) {
       grad_weights.push_back(d_gates[d].view(saved.gates[d].sizes()));
     } else {
-      const Tensor h_prev =
-          previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
+      const Tensor h_prev = h_prev_of(d);
       const Tensor transposed = d_gates[d].t();
       grad_weights.push_back(at::mm(transposed, input));
       grad_weights.push_back(at::mm(transposed, h_prev));
@@ -390,9 +408,12 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
 
 ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                        const OptionalTensor& lengths, const OptionalTensor& reset, bool save_cells,
-                        bool save_gates, c10::string_view engine) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                        const OptionalTensor& lengths, const OptionalTensor& reset,
+                        const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                        const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
+                        bool /*recompute*/, c10::string_view engine) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   check_values(layer);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
@@ -414,12 +435,16 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
                                   const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                                   at::TensorList weights, const OptionalTensor& batch_sizes,
                                   const OptionalTensor& lengths, const OptionalTensor& reset,
-                                  const Tensor& output, const Tensor& cells, const Tensor& gates,
-                                  bool input_needs_grad, bool state_needs_grad,
-                                  c10::string_view engine, bool per_row) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset);
+                                  const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+                                  const OptionalTensor& zoneout_c, const Tensor& output,
+                                  const Tensor& cells, const Tensor& gates, bool input_needs_grad,
+                                  bool state_needs_grad, c10::string_view engine, bool per_row) {
+  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
+                                  zoneout_h, zoneout_c);
   check_values(layer);
   const Saved saved = check_saved(layer, output, cells, gates);
+  TORCH_CHECK(!per_row || (saved.gates.defined() && !layer.normalizes()),
+              "lstm_backward: expected saved gates and no layer normalisation with per_row");
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());

@@ -46,8 +46,8 @@ struct Task {
   int64_t hidden_size, batch, steps;
   int directions;
   Dtype dtype;
-  bool allow_tf32;  // float32 products may round their factors to TF32
-  bool projects;    // proj_size > 0
+  bool allow_tf32;     // float32 products may round their factors to TF32
+  bool only_stepwise;  // proj_size > 0, recurrent dropout, zoneout, layer norm
   bool backward;
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
@@ -174,7 +174,7 @@ struct Wanted {
 inline Plan plan_persistent(const Task& task, const CudaDevice& device, const Wanted& wanted = {}) {
   Plan best;
   best.step_us = best.stepwise_step_us = predict_stepwise(task, device);
-  const bool possible = task.dtype != Dtype::kFloat64 && !task.projects &&
+  const bool possible = task.dtype != Dtype::kFloat64 && !task.only_stepwise &&
                         device.capability >= 80 && task.hidden_size > 0 && task.batch > 0 &&
                         task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;
   if (!possible || task.hidden_size > (1 << 20)) return best;

@@ -12,8 +12,14 @@ namespace fastlstm {
 inline pybind11::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                                 const std::string& dtype, bool allow_tf32, bool backward,
                                 int sm_count, int capability) {
-  Task task{hidden_size,        batch,   steps, directions, Dtype::kFloat32, allow_tf32,
-            /*projects=*/false, backward};
+  Task task{hidden_size,
+            batch,
+            steps,
+            directions,
+            Dtype::kFloat32,
+            allow_tf32,
+            /*only_stepwise=*/false,
+            backward};
   if (dtype == "float64") {
     task.dtype = Dtype::kFloat64;
   } else if (dtype == "bfloat16") {

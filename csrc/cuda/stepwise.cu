@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
 
 // Units along x, rows along y; rows beyond the grid are reached by striding.
-template <typename T, typename A>
+template <typename T, typename A, bool zoned>
 __global__ void __launch_bounds__(kThreads) forward_kernel(StepForward<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(StepForward<T, A> ste
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid) {
     if (is_live(step, row))
-      forward_unit(step, row, unit, is_reset(step, row));
+      forward_unit(step, row, unit, is_reset(step, row), zoned);
     else
       forward_dead_unit(step, row, unit);
   }
 }
 
-template <typename T, typename A>
+template <typename T, typename A, bool zoned>
 __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> s
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid) {
     if (is_live(step, row))
-      backward_unit(step, row, unit, is_reset(step, row), starts_here(step, row));
+      backward_unit(step, row, unit, is_reset(step, row), starts_here(step, row), zoned);
     else
       backward_dead_unit(step, row, unit);
   }
@@ -58,12 +58,14 @@ cudaError_t launch_kernel(void (*kernel)(S), const S& step, cudaStream_t stream)
 
 template <typename T, typename A>
 cudaError_t launch_step_forward(const StepForward<T, A>& step, cudaStream_t stream) {
-  return launch_kernel(forward_kernel<T, A>, step, stream);
+  return launch_kernel(step.zoneout.h ? forward_kernel<T, A, true> : forward_kernel<T, A, false>,
+                       step, stream);
 }
 
 template <typename T, typename A>
 cudaError_t launch_step_backward(const StepBackward<T, A>& step, cudaStream_t stream) {
-  return launch_kernel(backward_kernel<T, A>, step, stream);
+  return launch_kernel(step.zoneout.h ? backward_kernel<T, A, true> : backward_kernel<T, A, false>,
+                       step, stream);
 }
 
 #define FASTLSTM_INSTANTIATE(T, A)                                                  \

@@ -26,7 +26,7 @@ void check_plan(const Plan& plan, const Task& task, const Card& card) {
   const auto& t = plan.tiling;
   const auto device = CudaDevice::of(card.sms, card.capability);
   check(card.capability >= 80, where, "no tensor cores for it");
-  check(task.dtype != Dtype::kFloat64 && !task.projects, where, "not a task for this engine");
+  check(task.dtype != Dtype::kFloat64 && !task.only_stepwise, where, "not a task for this engine");
   check(is_compiled(task.ffma(), t.units, t.row_tile), where, "a tile that is not compiled");
   check(t.blocks() >= 1 && t.blocks() <= card.sms, where, t.blocks(), " blocks");
   check(int64_t(t.unit_blocks) * t.units >= task.hidden_size &&
@@ -57,7 +57,7 @@ const Case fits_or_stepwise("plan/fits or is stepwise", [] {
     task.directions = static_cast<int>(draw(1, 2));
     task.dtype = static_cast<Dtype>(draw(0, 3));
     task.allow_tf32 = draw(0, 1);
-    task.projects = draw(0, 9) == 0;
+    task.only_stepwise = draw(0, 9) == 0;
     task.backward = draw(0, 1);
     const Card& card = kCards[draw(0, 7)];
     const auto device = CudaDevice::of(card.sms, card.capability);
@@ -108,7 +108,7 @@ const Case others("plan/what it cannot do is stepwise", [] {
   Task task = good;
   task.dtype = Dtype::kFloat64;
   check(!chosen(task, h100), "float64");
-  task = good, task.projects = true;
+  task = good, task.only_stepwise = true;
   check(!chosen(task, h100), "a projection");
   task = good, task.hidden_size = 4096;
   check(!chosen(task, h100), "weights beyond all shared memory");

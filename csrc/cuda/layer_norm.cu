@@ -1,0 +1,85 @@
+// The stepwise engine with layer normalisation: a block has a whole row of a step, and its threads
+// share the row's sums.
+#include "../layer_norm_step.h"
+#include "device.h"
+#include "launch.h"
+
+namespace fastlstm {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxGrid = 65535;
+
+// The threads of a block. Sums are made in a fixed order.
+template <typename A>
+struct Block {
+  A* partial;  // [kThreads] in shared memory
+  int64_t thread;
+
+  template <typename F>
+  FASTLSTM_HD void each(int64_t n, const F& f) const {
+    for (int64_t k = thread; k < n; k += kThreads) f(k);
+  }
+  template <typename F>
+  FASTLSTM_HD A total(int64_t n, const F& f) const {
+    A sum(0);
+    barrier();  // what f reads may be another thread's; and everybody has read the last total
+    for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
+    partial[thread] = sum;
+    barrier();
+    for (int half = kThreads / 2; half > 0; half /= 2) {
+      if (thread < half) partial[thread] += partial[thread + half];
+      barrier();
+    }
+    return partial[0];
+  }
+  FASTLSTM_HD static void barrier() {
+#if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
+    __syncthreads();
+#endif
+  }
+};
+
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) forward_kernel(NormForward<T, A> step) {
+  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
+  for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
+    forward_normed_row(step, row, block);
+}
+
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) backward_kernel(NormBackward<T, A> step) {
+  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
+  for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
+    backward_normed_row(step, row, block);
+}
+
+template <typename A, typename S>
+cudaError_t launch_rows(void (*kernel)(S), const S& step, cudaStream_t stream) {
+  if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(step.rows < kMaxGrid ? step.rows : kMaxGrid));
+  return launch(kernel, grid, dim3(kThreads), kThreads * sizeof(A), stream, step);
+}
+
+}  // namespace
+
+template <typename T, typename A>
+cudaError_t launch_step_forward_normed(const NormForward<T, A>& step, cudaStream_t stream) {
+  return launch_rows<A>(forward_kernel<T, A>, step, stream);
+}
+
+template <typename T, typename A>
+cudaError_t launch_step_backward_normed(const NormBackward<T, A>& step, cudaStream_t stream) {
+  return launch_rows<A>(backward_kernel<T, A>, step, stream);
+}
+
+#define FASTLSTM_INSTANTIATE(T, A)                                                         \
+  template cudaError_t launch_step_forward_normed(const NormForward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step_backward_normed(const NormBackward<T, A>&, cudaStream_t);
+FASTLSTM_INSTANTIATE(double, double)
+FASTLSTM_INSTANTIATE(float, float)
+FASTLSTM_INSTANTIATE(bfloat16, float)
+FASTLSTM_INSTANTIATE(float16, float)
+#undef FASTLSTM_INSTANTIATE
+
+}  // namespace fastlstm

@@ -1,0 +1,53 @@
+"""`LayerNormLSTM`: an LSTM with layer normalisation inside the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .modules import LSTM
+
+
+class LayerNormLSTM(LSTM):
+    """An `LSTM` whose gates and cell are layer-normalised (Ba, Kiros & Hinton, 2016).
+
+    With LN(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) over the elements of x:
+
+        a = LN(W_ih x_t) * gain_ih + b_ih + LN(W_hh h_{t-1}) * gain_hh + b_hh
+        i, f, g, o = sigmoid(a_i), sigmoid(a_f), tanh(a_g), sigmoid(a_o)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(LN(c_t) * gain_c + bias_c)
+
+    The norms of the gates run over all 4 * hidden_size elements. Their biases are the LSTM's own.
+    Arguments and `forward` are those of `LSTM`; the stepwise engine serves it, or the reference.
+
+    Parameters beyond those of `LSTM`, for each layer k (and with the suffix _reverse): gain_ih_l{k}
+    and gain_hh_l{k} [4*hidden_size], gain_c_l{k} and bias_c_l{k} [hidden_size]. Gains start at 1,
+    bias_c at 0; the others are what nn.LSTM draws from the same seed.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__(input_size, hidden_size, *args, **options)
+        gates = 4 * hidden_size
+        sizes = {"gain_ih": gates, "gain_hh": gates, "gain_c": hidden_size, "bias_c": hidden_size}
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            for name, size in sizes.items():
+                names.append(name + suffix)
+                empty = self.get_parameter(names[0]).new_empty(size)
+                self.register_parameter(name + suffix, nn.Parameter(empty))
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+        self._reset_norms()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._reset_norms()
+
+    def _reset_norms(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith("gain_"):
+                nn.init.ones_(parameter)
+            elif name.startswith("bias_c_"):
+                nn.init.zeros_(parameter)

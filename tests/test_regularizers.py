@@ -1,0 +1,286 @@
+"""Recurrent regularisers of the module: what is drawn, where it acts, and what the seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import op_call
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import oracle
+from samples import ROUTES_IN_BRIEF, Route, every_op_route, every_route
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+from fastlstm import _build, functional
+from fastlstm._regularize import draw_masks, drop_input, drop_recurrent_weights
+
+EXACT = {"rtol": 1e-11, "atol": 1e-12}
+ALL = {
+    "input_dropout": 0.3,
+    "recurrent_dropout": 0.4,
+    "zoneout_h": 0.2,
+    "zoneout_c": 0.5,
+    "weight_dropout": 0.3,
+}
+every_regularizer = pytest.mark.parametrize("name", ALL)
+
+
+def make(route: Route, dtype: torch.dtype = torch.float64, **options: Any) -> fastlstm.LSTM:
+    torch.manual_seed(0)
+    lstm = fastlstm.LSTM(3, 4, **options, dtype=dtype, device=route.device)
+    lstm.engine = route.engine
+    return lstm
+
+
+def draw(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def seeded(lstm: fastlstm.LSTM, *arguments: Any, seed: int = 1, **keywords: Any) -> list[Tensor]:
+    """Results and gradients of one call in training mode."""
+    torch.manual_seed(seed)
+    output, (h_n, c_n) = lstm(*arguments, **keywords)
+    results = [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
+    loss = sum((r * torch.arange(r.numel()).view_as(r).to(r).cos()).sum() for r in results)
+    return [*results, *torch.autograd.grad(loss, list(lstm.parameters()))]
+
+
+def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -> list[Tensor]:
+    """The same by the oracle: layer by layer, with the draws repeated."""
+    directions = 2 if lstm.bidirectional else 1
+    weights = lstm._flat_weights
+    each = len(weights) // lstm.num_layers
+    h_n, c_n = [], []
+    torch.manual_seed(1)
+    for layer in range(lstm.num_layers):
+        if layer > 0 and lstm.dropout:
+            x = F.dropout(x, lstm.dropout)
+        h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
+        c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
+        x = drop_input(x, lstm.input_dropout, x.size(1), None)
+        here = drop_recurrent_weights(
+            weights[layer * each : (layer + 1) * each], directions, lstm.weight_dropout
+        )
+        masks = draw_masks(x, h_0, c_0, lstm.recurrent_dropout, lstm.zoneout_h, lstm.zoneout_c)
+        x, h, c, _ = oracle(x, h_0, c_0, here, lengths, None, *masks)
+        h_n.append(h)
+        c_n.append(c)
+    results = [x, torch.cat(h_n), torch.cat(c_n)]
+    loss = sum((r * torch.arange(r.numel()).view_as(r).to(r).cos()).sum() for r in results)
+    return [*results, *torch.autograd.grad(loss, list(lstm.parameters()))]
+
+
+@pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+@given(
+    sizes=st.tuples(*[st.integers(1, 4)] * 2),
+    rates=st.tuples(*[st.sampled_from([0.0, 0.4, 1.0])] * 5),
+    options=st.fixed_dictionaries(
+        {
+            "num_layers": st.integers(1, 2),
+            "bidirectional": st.booleans(),
+            "proj_size": st.sampled_from([0, 2]),
+            "dropout": st.sampled_from([0.0, 0.5]),
+            "bias": st.booleans(),
+            "recompute": st.booleans(),
+        }
+    ),
+    ragged=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+def test_the_oracle_with_the_same_draws(
+    route: Route, sizes: tuple[int, int], rates: Any, options: dict[str, Any], ragged: bool
+) -> None:
+    if route.device != "cpu":
+        pytest.skip("the draws of another device are not those of the CPU")
+    lstm = make(route, **options, **dict(zip(ALL, rates, strict=True)))
+    steps, batch = sizes
+    lengths = [(steps + b) % (steps + 1) for b in range(batch)] if ragged else None
+    x = draw(steps, batch, 3)
+    found = seeded(lstm, x, lengths=None if lengths is None else torch.tensor(lengths))
+    torch.testing.assert_close(found, replayed(lstm, x, lengths), **EXACT)
+
+
+@every_route
+def test_every_engine_draws_the_same(route: Route) -> None:
+    options = ALL | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
+    reference = Route("reference", route.device)
+    x = draw(5, 3, 3).to(route.device)
+    reset = draw(5, 3).to(route.device) > 1
+    for keywords in ({}, {"lengths": torch.tensor([2, 5, 0])}, {"reset": reset}):
+        found = seeded(make(route, **options), x, **keywords)
+        expected = seeded(make(reference, **options), x, **keywords)
+        torch.testing.assert_close(found, expected, **EXACT)
+    packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), enforce_sorted=False)
+    found, expected = (seeded(make(r, **options), packed) for r in (route, reference))
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@every_route
+@every_regularizer
+def test_the_seed_decides(route: Route, name: str) -> None:
+    lstm, x = make(route, **{name: 0.5}), draw(5, 8, 3).to(route.device)
+    first = seeded(lstm, x)
+    torch.testing.assert_close(seeded(lstm, x), first, rtol=0, atol=0)
+    assert not torch.equal(seeded(lstm, x, seed=2)[0], first[0])
+
+
+@every_route
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_in_eval_mode_it_is_nn_lstm(route: Route, proj_size: int) -> None:
+    lstm = make(route, **ALL, num_layers=2, proj_size=proj_size).eval()
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 4, 2, proj_size=proj_size, dtype=torch.float64, device=route.device)
+    x = draw(5, 2, 3).to(route.device)
+    torch.testing.assert_close(seeded(lstm, x), seeded(theirs.eval(), x), **EXACT)
+    plain = make(route, num_layers=2, proj_size=proj_size)
+    assert torch.equal(seeded(plain, x)[0], seeded(lstm, x)[0])  # to the bit
+
+
+@every_route
+def test_a_rate_of_one(route: Route) -> None:
+    """Everything dropped, everything kept: no randomness is left."""
+    x = draw(5, 2, 3).to(route.device)
+    hx = tuple(draw(1, 2, k + 3)[..., :4].to(route.device) for k in (1, 2))
+    without_recurrence = make(route)
+    nn.init.zeros_(without_recurrence.weight_hh_l0)
+    expected = without_recurrence(x, hx)[0]
+    for name in ("recurrent_dropout", "weight_dropout"):
+        torch.testing.assert_close(make(route, **{name: 1.0})(x, hx)[0], expected, **EXACT)
+    found = make(route, input_dropout=1.0)(x, hx)[0]
+    torch.testing.assert_close(found, make(route)(torch.zeros_like(x), hx)[0], **EXACT)
+    output, (h_n, _) = make(route, zoneout_h=1.0)(x, hx)
+    assert torch.equal(output, hx[0].expand(5, -1, -1)) and torch.equal(h_n, hx[0])
+    _, (_, c_n), cells = make(route, zoneout_c=1.0)(x, hx, return_cell_states=True)
+    assert torch.equal(c_n, hx[1]) and torch.equal(cells[0], hx[1].expand(5, -1, -1))
+
+
+def test_what_is_drawn() -> None:
+    torch.manual_seed(0)
+    x, h_0, c_0 = torch.ones(50, 40, 30), torch.zeros(2, 40, 20), torch.zeros(2, 40, 25)
+    dropped = drop_input(x, 0.25, 40, None)
+    assert torch.equal(dropped, dropped[:1].expand_as(dropped))  # the same at every step
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    h_mask, zoneout_h, zoneout_c = draw_masks(x, h_0, c_0, 0.25, 0.1, 0.3)
+    assert h_mask is not None and h_mask.shape == h_0.shape
+    assert zoneout_h is not None and zoneout_h.shape == (2, 50, 40, 20)
+    assert zoneout_c is not None and zoneout_c.shape == (2, 50, 40, 25)
+    assert set(zoneout_h.unique().tolist()) == {0.0, 1.0}
+    for mask, rate in (
+        (dropped == 0, 0.25),
+        (h_mask == 0, 0.25),
+        (zoneout_h, 0.1),
+        (zoneout_c, 0.3),
+    ):
+        count = mask.numel() if mask is not dropped else mask[0].numel()
+        assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / min(count, 1200)) ** 0.5
+    assert draw_masks(x, h_0, c_0, 0, 0, 0) == (None, None, None)
+
+
+def test_packed_input_is_dropped_as_padded_input_is() -> None:
+    x, lengths = draw(5, 3, 4), torch.tensor([5, 3, 1])
+    packed = pack_padded_sequence(x, lengths)
+    torch.manual_seed(0)
+    padded = drop_input(x, 0.5, 3, None)
+    torch.manual_seed(0)
+    data = drop_input(packed.data, 0.5, 3, packed.batch_sizes)
+    assert torch.equal(data, pack_padded_sequence(padded, lengths).data)
+
+
+@every_route
+def test_batch_first_and_unbatched(route: Route) -> None:
+    x = draw(5, 2, 3).to(route.device)
+    found = seeded(make(route, **ALL, batch_first=True), x.transpose(0, 1))
+    torch.testing.assert_close(found[0].transpose(0, 1), seeded(make(route, **ALL), x)[0], **EXACT)
+    alone = seeded(make(route, **ALL), x[:, 0])
+    torch.testing.assert_close(alone[0], seeded(make(route, **ALL), x[:, :1])[0][:, 0], **EXACT)
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+@pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norms", [False, True])
+def test_every_dtype(kind: str, form: str, recompute: bool, norms: bool) -> None:
+    reset = form != "packed"
+    call = op_call.Call(kind, form, 2, reset=reset, masks=True, norms=norms, ops=torch.ops.fastlstm)
+    saved = call.forward("auto")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "auto", recompute=recompute))
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@every_op_route
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiles(route: Route) -> None:
+    lstm = make(route, **ALL, num_layers=2, recompute=True)
+    x, lengths = draw(5, 3, 3).to(route.device), torch.tensor([2, 5, 0])
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
+    found = seeded(compiled, x, lengths=lengths)
+    torch.testing.assert_close(found, seeded(lstm, x, lengths=lengths), **EXACT)
+
+
+@every_route
+def test_autocast(route: Route) -> None:
+    """bfloat16 inside; a rate of one half is exact in it."""
+    options = dict.fromkeys(ALL, 0.5) | {"dtype": torch.float32, "num_layers": 2}
+    lstm, x = make(route, **options), draw(5, 3, 3).float().to(route.device)
+    exact = seeded(make(Route("reference", route.device), **options), x)
+    with torch.autocast(route.device, torch.bfloat16):
+        found = seeded(lstm, x)
+    assert found[0].dtype == torch.bfloat16
+    for a, b in zip(found, exact, strict=True):
+        assert (a.float() - b).norm() <= 2**-5 * b.norm()
+
+
+@every_regularizer
+@pytest.mark.parametrize("value", [-0.1, 1.5, True, "half"])
+def test_no_probability(name: str, value: Any) -> None:
+    message = rf"{name}: expected a number in range \[0, 1\], got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.LSTM(3, 4, **{name: value})
+    lstm = fastlstm.LSTM(3, 4)
+    with pytest.raises(ValueError, match=message):
+        functional.lstm(
+            torch.zeros(2, 1, 3), None, lstm._flat_weights, training=True, **{name: value}
+        )
+
+
+@every_route
+@pytest.mark.parametrize("k", range(3))
+@pytest.mark.parametrize("wrong", ["shape", "dtype"])
+def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
+    x = torch.zeros(5, 2, 3, device=route.device)
+    state = x.new_zeros(1, 2, 4)
+    weights = [x.new_zeros(16, 3), x.new_zeros(16, 4)]
+    shape, dtype = [(1, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4)][k], torch.float32
+    if wrong == "shape":
+        shape = (*shape[:-1], 5)
+    else:
+        dtype = torch.float64
+    masks: Any = [None] * 3
+    masks[k] = torch.zeros(shape, dtype=dtype, device=route.device)
+    name = ("h_mask", "zoneout_h", "zoneout_c")[k]
+    with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):
+        functional._layer(
+            x, state, state, weights, None, None, None, masks, False, False, route.engine
+        )
+
+
+def test_repr() -> None:
+    text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1, recompute=True))
+    assert text == "LSTM(3, 4, zoneout_c=0.1, recompute=True)"
+    assert repr(fastlstm.LSTM(3, 4)) == "LSTM(3, 4)"
