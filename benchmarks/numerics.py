@@ -23,7 +23,10 @@ from fastlstm.__main__ import serving_engines
 from fastlstm.functional import ENGINES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STEPS, BATCH, INPUT_SIZE, HIDDEN_SIZE = 64, 32, 128, 256
+# (B, T, I, H), as in bench_lstm.py.
+SHAPE = (32, 64, 128, 256)
+LARGE_SHAPES = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 200, 512, 512), (20, 35, 650, 650))
+LARGE_TENSORS = ("output", *(f"gradient of {n}" for n in ("input", "weight_ih_l0", "weight_hh_l0")))
 
 
 def results(module: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> dict[str, Tensor]:
@@ -39,12 +42,15 @@ def results(module: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> dic
     return dict(zip(names, [t.detach() for t in [*outputs, *gradients]], strict=True))
 
 
-def errors(dtype: torch.dtype, device: str) -> dict[str, dict[str, float]]:
-    """The relative error of each tensor, by who computed it."""
+def errors(
+    dtype: torch.dtype, device: str, shape: tuple[int, int, int, int], engines: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The relative error of each tensor, by who computed it: nn.LSTM, then the engines."""
+    batch, steps, input_size, hidden_size = shape
     torch.manual_seed(0)
-    exact = nn.LSTM(INPUT_SIZE, HIDDEN_SIZE).to(device, dtype).double()
-    shapes = [(STEPS, BATCH, INPUT_SIZE), *[(1, BATCH, HIDDEN_SIZE)] * 2]
-    shapes += [(STEPS, BATCH, HIDDEN_SIZE), *[(1, BATCH, HIDDEN_SIZE)] * 2]
+    exact = nn.LSTM(input_size, hidden_size).to(device, dtype).double()
+    shapes = [(steps, batch, input_size), *[(1, batch, hidden_size)] * 2]
+    shapes += [(steps, batch, hidden_size), *[(1, batch, hidden_size)] * 2]
     tensors = [torch.randn(s).to(device, dtype) for s in shapes]
 
     def found(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -60,13 +66,11 @@ def errors(dtype: torch.dtype, device: str) -> dict[str, dict[str, float]]:
             for name, t in found(module, dtype).items()
         }
 
-    by_name = {"nn.LSTM": error(nn.LSTM(INPUT_SIZE, HIDDEN_SIZE))}
-    serving = ["reference", *serving_engines(torch.device(device), dtype).split(", ")]
-    for engine in ENGINES:
-        if engine in serving:
-            module = fastlstm.LSTM(INPUT_SIZE, HIDDEN_SIZE)
-            module.engine = engine
-            by_name[engine] = error(module)
+    by_name = {"nn.LSTM": error(nn.LSTM(input_size, hidden_size))}
+    for engine in engines:
+        module = fastlstm.LSTM(input_size, hidden_size)
+        module.engine = engine
+        by_name[engine] = error(module)
     return by_name
 
 
@@ -74,17 +78,23 @@ def report(device: str) -> str:
     info = machine.describe(device)
     where = info["machine"]
     name = where.get("gpu") or f"{where['cpu']}, {where['capability']}"
-    parts = [
-        f"{name}, torch {info['versions']['torch']}; T = {STEPS}, B = {BATCH}, I = {INPUT_SIZE}, "
-        f"H = {HIDDEN_SIZE}."
-    ]
+    parts = [f"{name}, torch {info['versions']['torch']}; (B, T, I, H) = {SHAPE}."]
     for dtype in DTYPES:
-        found = errors(dtype, device)
+        serving = ["reference", *serving_engines(torch.device(device), dtype).split(", ")]
+        found = errors(dtype, device, SHAPE, [e for e in ENGINES if e in serving])
         rows = [
             [tensor, *(f"{by_tensor[tensor]:.1e}" for by_tensor in found.values())]
             for tensor in found["nn.LSTM"]
         ]
         parts.append(table([str(dtype).removeprefix("torch."), *found], rows))
+
+    parts.append("float32 at larger shapes (B, T, I, H): error of engine auto / error of nn.LSTM.")
+    rows = []
+    for shape in LARGE_SHAPES:
+        found = errors(torch.float32, device, shape, ["auto"])
+        ratios = (found["auto"][n] / found["nn.LSTM"][n] for n in LARGE_TENSORS)
+        rows.append([str(shape), *(f"{ratio:.1f}" for ratio in ratios)])
+    parts.append(table(["shape", *LARGE_TENSORS], rows))
     return "\n\n".join(parts)
 
 

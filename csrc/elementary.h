@@ -74,13 +74,16 @@ FASTLSTM_HD A power_of_two(A shifted) {
   return shifted;
 }
 
-// expm1(r) / r up to r^(degree - 1), by Horner's rule: 1 + r/2 (1 + r/3 (1 + ...)).
+constexpr double factorial(int n) { return n == 0 ? 1.0 : n * factorial(n - 1); }
+
+// expm1(r) / r up to r^(degree - 1), by Horner's rule: 1/1! + r (1/2! + r (1/3! + ...)).
 template <int degree, int n = 1, typename A>
 FASTLSTM_HD A expm1_over_r(const A& r) {
+  constexpr double coefficient = 1.0 / factorial(n);
   if constexpr (n == degree)
-    return A(1);
+    return A(coefficient);
   else
-    return A(1) + r * A(1.0 / (n + 1)) * expm1_over_r<degree, n + 1>(r);
+    return A(coefficient) + r * expm1_over_r<degree, n + 1>(r);
 }
 
 template <typename A>

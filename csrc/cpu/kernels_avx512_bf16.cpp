@@ -10,9 +10,8 @@
 #define FASTLSTM_ISA avx512_bf16
 #define FASTLSTM_VECTOR_BYTES 64
 #define FASTLSTM_BFLOAT16_PAIRS
-#include <immintrin.h>
-
 #include "kernels.h"
+#include "packing_kernels.h"
 #include "tiled_kernels.h"
 
 namespace fastlstm {
@@ -23,7 +22,9 @@ const TiledKernels<bfloat16, float> tiled = {Vec<float>::lanes,
                                              kRows,
                                              pack,
                                              transpose,
-                                             multiply<bfloat16, float>,
+                                             multiply<bfloat16, float, float>,
+                                             multiply<bfloat16, float, bfloat16>,
+                                             sum_rows<bfloat16, float>,
                                              forward<bfloat16, float>,
                                              backward<bfloat16, float>};
 

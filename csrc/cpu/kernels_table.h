@@ -1,5 +1,6 @@
 // Included last by kernels_*.cpp: everything compiled for one instruction set, as one table.
 #include "kernels.h"
+#include "packing_kernels.h"
 #include "row_kernels.h"
 #include "tiled_kernels.h"
 
@@ -11,8 +12,8 @@ namespace FASTLSTM_ISA {
 
 template <typename A>
 static constexpr TiledKernels<A, A> tiled_kernels() {
-  return {Vec<A>::lanes,  kRows,         pack<A>,       transpose<A>,
-          multiply<A, A>, forward<A, A>, backward<A, A>};
+  return {Vec<A>::lanes,     kRows,          pack<A>,       transpose<A>,  multiply<A, A, A>,
+          multiply<A, A, A>, sum_rows<A, A>, forward<A, A>, backward<A, A>};
 }
 
 template <typename T, typename A>

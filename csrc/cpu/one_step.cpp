@@ -40,7 +40,6 @@ class OneStepRows {
         sums_(row_pointers(data<A>(gates_), rows_, width_)),
         gate_(width_),
         columns_(width_),
-        unsaved_(width_),
         a_(rows_),
         row_(rows_) {}
 
@@ -65,7 +64,7 @@ class OneStepRows {
     pack(0, s_.output_size);
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t at = (begin_ + r) * s_.hidden_size + unit;
-      row_[r] = {a_[r],          sums_[r],  unsaved_.data(),
+      row_[r] = {a_[r],          sums_[r],  nullptr,
                  s_.c_prev + at, s_.c + at, s_.h + (begin_ + r) * s_.h_stride + unit};
     }
     kernels_.forward(row_.data(), rows_, s_.output_size, data<T>(panel_), 0,
@@ -90,7 +89,6 @@ class OneStepRows {
   const std::vector<A*> sums_;
   std::vector<int64_t> gate_;  // of each column: a row of the weights
   std::vector<const T*> columns_;
-  std::vector<T> unsaved_;
   std::vector<const T*> a_;
   std::vector<ForwardRow<T, A>> row_;
 };

@@ -3,29 +3,25 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
+constexpr int64_t kBlockRows = 48;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks of about kBlockRows, the same number for every thread.
-int64_t block_count(int64_t rows) {
-  const int64_t threads = at::get_num_threads();
-  return std::min(divide_up(divide_up(rows, kBlockRows), threads) * threads, rows);
-}
-
+// body(begin, end) for rows in blocks of about kBlockRows, which threads take as they get done.
 template <typename Body>
-void for_blocks(int64_t rows, int64_t blocks, const Body& body) {
-  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      const int64_t begin = k * rows / blocks, end = (k + 1) * rows / blocks;
-      if (begin < end) body(begin, end);
-    }
+void for_blocks(int64_t rows, const Body& body) {
+  const int64_t blocks = divide_up(rows, kBlockRows);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
   });
 }
 
@@ -110,7 +106,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size(), K = matrix.K();
-  for_blocks(rows, block_count(rows), [&](int64_t begin, int64_t end) {
+  for_blocks(rows, [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < K; k += kPiece)
       for (size_t p = 0; p < matrix.panels().size(); ++p) {
         const PanelShape& shape = matrix.panels()[p];
@@ -133,66 +129,46 @@ void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matr
 template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate) {
-  using A = State_t<T>;
-  if constexpr (std::is_same_v<T, A>) {
-    multiply<T>(a, matrix, c, accumulate, nullptr);
-  } else {
-    const int64_t rows = a.size(), N = matrix.N();
-    const at::Tensor sums = scratch<A>(rows * N);
-    const std::vector<A*> sum_rows = row_pointers(data<A>(sums), rows, N);
-    const auto for_rows = [&](const auto& body) {
-      at::parallel_for(0, rows, divide_up(1 << 14, N), [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r)
-          for (int64_t n = 0; n < N; ++n) body(c[r][n], sum_rows[r][n]);
-      });
-    };
-    if (accumulate) for_rows([](const T& from, A& sum) { sum = A(from); });
-    multiply<T>(a, matrix, sum_rows, accumulate, nullptr);
-    for_rows([](T& to, const A& sum) { to = T(sum); });
-  }
+  if constexpr (std::is_same_v<T, State_t<T>>)
+    return multiply<T>(a, matrix, c, accumulate, nullptr);
+  const auto& kernels = tiled_kernels<T>();
+  const int64_t rows = a.size();
+  for_blocks(rows, [&](int64_t begin, int64_t end) {
+    for (size_t p = 0; p < matrix.panels().size(); ++p)
+      kernels.multiply_rounded(a.data() + begin, end - begin, 0, matrix.K(), matrix.panel(p),
+                               matrix.panels()[p], c.data() + begin, accumulate, nullptr);
+  });
 }
 
 template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts, bool accumulate) {
+                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
+                         bool accumulate) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size();
-  if (rows == 0) {
-    if (!accumulate)
-      for (const auto& part : parts) std::fill_n(part.c, M * part.N, State_t<T>(0));
-    return;
+  if (rows == 0 && !accumulate) {
+    for (const auto& part : parts) std::fill_n(part.c, M * part.N, State_t<T>(0));
+    if (sums) std::fill_n(sums, M, State_t<T>(0));
   }
   std::vector<std::vector<State_t<T>*>> c;
   for (const auto& part : parts) c.push_back(row_pointers(part.c, M, part.N));
-  for (int64_t r = 0; r < rows; r += kGradientRows) {
+  for (int64_t r = 0; r < rows; r += kGradientRows, accumulate = true) {
     const int64_t K = std::min(kGradientRows, rows - r);
     std::vector<PackedMatrix<T>> packed;
     for (const auto& part : parts) packed.emplace_back(part.b.data(), false, r, K, part.N, 1);
-    for_blocks(M, block_count(M), [&](int64_t begin, int64_t end) {
-      // `a` transposed: [end - begin][K]
-      const at::Tensor block = scratch<T>((end - begin) * K);
-      T* const transposed = data<T>(block);
-      kernels.transpose(a.data() + r, K, begin, end, transposed);
-      const T* first = transposed;
-      const std::vector<const T*> a_rows = row_pointers(first, end - begin, K);
+    const at::Tensor transposed = scratch<T>(M * K);  // [M,K]
+    for_blocks(M, [&](int64_t begin, int64_t end) {
+      T* const first = data<T>(transposed) + begin * K;
+      kernels.transpose(a.data() + r, K, begin, end, first);
+      const std::vector<const T*> a_rows =
+          row_pointers(static_cast<const T*>(first), end - begin, K);
+      if (sums) kernels.sum_rows(a_rows.data(), end - begin, K, sums + begin, accumulate);
       for (size_t i = 0; i < parts.size(); ++i)
         for (size_t p = 0; p < packed[i].panels().size(); ++p)
           kernels.multiply(a_rows.data(), end - begin, 0, K, packed[i].panel(p),
-                           packed[i].panels()[p], c[i].data() + begin, accumulate || r > 0,
-                           nullptr);
+                           packed[i].panels()[p], c[i].data() + begin, accumulate, nullptr);
     });
   }
-}
-
-template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool accumulate) {
-  constexpr int64_t kColumns = 256;
-  at::parallel_for(0, divide_up(M, kColumns), 1, [&](int64_t first, int64_t last) {
-    const int64_t begin = first * kColumns, end = std::min(M, last * kColumns);
-    if (!accumulate) std::fill(sums + begin, sums + end, State_t<T>(0));
-    for (const T* row : a)
-      for (int64_t m = begin; m < end; ++m) sums[m] += State_t<T>(row[m]);
-  });
 }
 
 #define FASTLSTM_INSTANTIATE(T)                                                                    \
@@ -205,8 +181,7 @@ void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool 
   template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,             \
                                  const std::vector<T*>&, bool);                                    \
   template void multiply_transposed(const std::vector<const T*>&, int64_t,                         \
-                                    const std::vector<GradientPart<T>>&, bool);                    \
-  template void sum_rows(const std::vector<const T*>&, int64_t, State_t<T>*, bool);
+                                    const std::vector<GradientPart<T>>&, State_t<T>*, bool);
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(double)
 FASTLSTM_INSTANTIATE(bfloat16)

@@ -108,8 +108,9 @@ template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate);
 
-// The products of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for two matrices
-// b side by side (input and previous hidden state), so that `a` is read once.
+// The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side
+// by side (input and previous hidden state), and, if not nullptr, sums[m] (+)= sum over r of
+// a[r][m] (the bias), so that `a` is read once.
 template <typename T>
 struct GradientPart {
   std::vector<const T*> b;  // R rows of N columns
@@ -118,10 +119,7 @@ struct GradientPart {
 };
 template <typename T>
 void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts, bool accumulate);
-
-// sums[m] (+)= sum over r of a[r][m]
-template <typename T>
-void sum_rows(const std::vector<const T*>& a, int64_t M, State_t<T>* sums, bool accumulate);
+                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
+                         bool accumulate);
 
 }  // namespace fastlstm

@@ -112,10 +112,13 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   Tensor grad_c_0 = grads.c_n.defined()
                         ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
                         : at::zeros_like(c_0);
-  // Steps whose gradients are walked, then multiplied while they are in cache.
-  constexpr int64_t kChunkRows = 1024;
+  // Steps whose gradients are walked, then multiplied while they are in cache: more of them with
+  // larger weights, whose gradients every chunk reads and writes.
+  constexpr int64_t kChunkBytes = 1 << 20;
+  const int64_t chunk_rows =
+      std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (input_size + hidden) / 2);
   const int64_t chunk_steps =
-      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(batch, 1), 1, rows.steps());
+      std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
   const Tensor ring =
       per_row ? Tensor() : at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
   // With a projection a step has a phase before it: dL/dh_t in full, which W_hr then takes to the
@@ -251,16 +254,14 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         multiply_transposed<T>(
             d_gates_rows, 4 * hidden,
             {{x_rows, input_size, data<A>(grad_w_ih)}, {h_prev_rows, out, data<A>(grad_w_hh)}},
-            begin > 0);
-      if (grad_bias.defined() && !per_row)
-        sum_rows<T>(d_gates_rows, 4 * hidden, data<A>(grad_bias), begin > 0);
+            grad_bias.defined() ? data<A>(grad_bias) : nullptr, begin > 0);
       if (layer.projects() && !per_row)
         multiply_transposed<T>(all(d_h_at), out,
                                {{all([&](int64_t t, int64_t row) {
                                    return const_data<T>(unprojected) + rows.flat(t, row) * hidden;
                                  }),
                                  hidden, data<A>(grad_w_hr)}},
-                               begin > 0);
+                               nullptr, begin > 0);
       if (input_needs_grad)
         multiply_rounded<T>(d_gates_rows, *packed_w_ih,
                             live_rows<T*>(rows, !reverse, begin, end,

@@ -44,7 +44,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
 
   // Steps whose gates are computed from the input at once, then walked while they are in cache.
   constexpr int64_t kChunkBytes = 2 << 20;
-  const int64_t chunk_rows = std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), 1);
+  const int64_t chunk_rows = std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(A)), 1);
   const int64_t chunk_steps =
       std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
   // Where activated gates are kept, in the dtype of the sums, the pre-activations take their place.
@@ -95,13 +95,13 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
                   packed_w_ih, live_rows<A*>(rows, reverse, begin, end, x_gates_at), false,
                   layer.has_bias() ? const_data<A>(bias) : nullptr);
 
-      const auto make_row = [&](int64_t t, int64_t row, T* unsaved) {
+      const auto make_row = [&](int64_t t, int64_t row) {
         const bool first = t == rows.first_step(row, reverse);
         const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
         const int64_t before = first ? 0 : rows.flat(reverse ? t + 1 : t - 1, row);
         ForwardRow<T, A> made;
         made.x_gates = x_gates_at(t, row);
-        made.gates = saved_gates ? saved_gates + flat * 4 * hidden : unsaved;
+        made.gates = saved_gates ? saved_gates + flat * 4 * hidden : nullptr;
         made.h =
             layer.projects() ? data<T>(unprojected) + row * hidden : y + flat * directions * out;
         made.h_prev = first ? h_first + b * out : y + before * directions * out;
@@ -129,12 +129,9 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         const int64_t t = rows.step(k / phases, reverse);
         if (k % phases == 1) return project(t, unit_group, row_group);
         thread_local std::vector<ForwardRow<T, A>> made;
-        thread_local std::vector<T> unsaved;
         made.resize(batch);
-        unsaved.resize(4 * hidden);
-        const int64_t count =
-            rows_of_group(rows.live(t), row_group, grid.row_groups, made,
-                          [&](int64_t row) { return make_row(t, row, unsaved.data()); });
+        const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
+                                            [&](int64_t row) { return make_row(t, row); });
         const int64_t last = (unit_group + 1) * tiles / grid.unit_groups;
         for (int64_t tile = unit_group * tiles / grid.unit_groups; tile < last; ++tile) {
           const int64_t unit = tile * kernels.lanes;

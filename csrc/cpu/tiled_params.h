@@ -9,7 +9,7 @@ template <typename T, typename A>
 struct ForwardRow {
   const T* h_prev;   // [K] h_{t-1}: an earlier output, h_0, or zeros after a reset
   const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
-  T* gates;          // [4H] activated i, f, g, o out
+  T* gates;          // [4H] activated i, f, g, o out, or nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] may be c_prev
   T* h;              // [H]
@@ -53,6 +53,12 @@ struct TiledKernels {
   // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k]; bias [N] or nullptr.
   void (*multiply)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
                    const PanelShape& shape, A* const* c, bool accumulate, const A* bias);
+  // The same, c rounded to T: for bfloat16, over the whole of K at once.
+  void (*multiply_rounded)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K,
+                           const T* panel, const PanelShape& shape, T* const* c, bool accumulate,
+                           const A* bias);
+  // sums[r] (+)= sum over k < K of rows[r][k], r < count.
+  void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
   // One step of `rows` rows for the units [unit, unit + units), units <= lanes. The panel holds
   // the four gates of each: [K][4][lanes].
   void (*forward)(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,

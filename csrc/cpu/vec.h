@@ -9,6 +9,9 @@
 
 #include "../elementary.h"
 #include "half.h"
+#if FASTLSTM_VECTOR_BYTES == 64
+#include <immintrin.h>
+#endif
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
@@ -62,6 +65,12 @@ FASTLSTM_HD void load(const bfloat16* from, Vec<float>& x) {
   const Registers<float>::Bits bits = __builtin_convertvector(half, Registers<float>::Bits) << 16;
   std::memcpy(&x.v, &bits, sizeof bits);
 }
+#if defined(FASTLSTM_BFLOAT16_PAIRS)
+FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to) {  // rounds subnormal numbers to zero
+  const __m256bh rounded = _mm512_cvtneps_pbh(x.v);
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+#else
 FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to) {  // as bfloat16(float) in half.h
   Registers<float>::Bits bits;
   std::memcpy(&bits, &x.v, sizeof bits);
@@ -69,6 +78,48 @@ FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to) {  // as bfloat16(floa
   rounded = (bits & 0x7fffffff) > 0x7f800000 ? Registers<float>::Bits{} + 0x7fc0 : rounded;
   const HalfRegister half = __builtin_convertvector(rounded, HalfRegister);
   std::memcpy(to, &half, sizeof half);
+}
+#endif
+
+// The first n lanes only: at a ragged right edge. The other lanes of what is loaded are zero.
+template <typename T, typename A>
+FASTLSTM_HD void load(const T* from, Vec<A>& x, int64_t n) {
+  if (n == Vec<A>::lanes) return load(from, x);
+#if FASTLSTM_VECTOR_BYTES == 64
+  const auto mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) {
+    x.v = _mm512_maskz_loadu_pd(mask, from);
+  } else if constexpr (sizeof(T) == 4) {
+    x.v = _mm512_maskz_loadu_ps(mask, from);
+  } else {
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
+    load(reinterpret_cast<const T*>(&half), x);
+  }
+#else
+  T lanes[Vec<A>::lanes] = {};
+  for (int64_t l = 0; l < n; ++l) lanes[l] = from[l];
+  load(lanes, x);
+#endif
+}
+template <typename T, typename A>
+FASTLSTM_HD void store(const Vec<A>& x, T* to, int64_t n) {
+  if (n == Vec<A>::lanes) return store(x, to);
+#if FASTLSTM_VECTOR_BYTES == 64
+  const auto mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(to, mask, x.v);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, mask, x.v);
+  } else {
+    __m256i half;
+    store(x, reinterpret_cast<T*>(&half));
+    _mm256_mask_storeu_epi16(to, mask, half);
+  }
+#else
+  T lanes[Vec<A>::lanes];
+  store(x, lanes);
+  for (int64_t l = 0; l < n; ++l) to[l] = lanes[l];
+#endif
 }
 
 #define FASTLSTM_VEC_OPERATOR(op)                                    \

@@ -1,0 +1,173 @@
+// Matrices into panels and transposed blocks for the register tiles, and sums of rows: included by
+// one source file per instruction set.
+#pragma once
+#include "tiled_params.h"
+#include "vec.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// A square of lanes x lanes elements transposed in registers: at each stage, rows `distance` apart
+// swap the halves of their blocks of 2 * distance lanes.
+template <int distance, typename A>
+FASTLSTM_HD void transpose_stages(Vec<A> (&x)[Vec<A>::lanes]) {
+  constexpr int L = Vec<A>::lanes;
+  if constexpr (distance < L) {
+    typename Registers<A>::Bits low, high;
+    for (int j = 0; j < L; ++j) {
+      low[j] = j & distance ? L + j - distance : j;
+      high[j] = j & distance ? L + j : j + distance;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & distance) continue;
+      const Vec<A> a = x[i], b = x[i + distance];
+      x[i] = Vec<A>(shuffle(a.v, b.v, low));
+      x[i + distance] = Vec<A>(shuffle(a.v, b.v, high));
+    }
+    transpose_stages<2 * distance>(x);
+  }
+}
+
+// to[k * stride + n] = from[n][k] for n < lanes, k < K.
+template <typename A>
+static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t stride) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t k = 0;
+  for (; k + L <= K; k += L) {
+    Vec<A> x[L];
+#pragma GCC unroll 16
+    for (int n = 0; n < L; ++n) x[n] = Vec<A>::load(from[n] + k);
+    transpose_stages<1>(x);
+#pragma GCC unroll 16
+    for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
+  }
+  for (; k < K; ++k)
+    for (int n = 0; n < L; ++n) to[k * stride + n] = from[n][k];
+}
+
+template <typename A>
+static void pack(const A* const* matrix, bool transposed, int64_t k_begin, int64_t K,
+                 const PanelShape& shape, A* panel) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t width = shape.vectors * L;
+  if (!transposed) {
+    for (int64_t k = 0; k < K; ++k) {
+      const A* from = matrix[k_begin + k] + shape.first_column;
+      A* to = panel + k * width;
+      for (int64_t n = 0; n < shape.columns; ++n) to[n] = from[n];
+      for (int64_t n = shape.columns; n < width; ++n) to[n] = A(0);
+    }
+    return;
+  }
+  for (int64_t n = 0; n < width; n += L) {
+    const A* columns[L];
+    for (int l = 0; l < L; ++l) {
+      const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+      columns[l] = matrix[shape.first_column + column] + k_begin;
+    }
+    transpose_vector(columns, K, panel + n, width);
+    for (int64_t l = shape.columns - n < 0 ? 0 : shape.columns - n; l < L; ++l)
+      for (int64_t k = 0; k < K; ++k) panel[k * width + n + l] = A(0);
+  }
+}
+
+template <typename A>
+static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t end, A* to) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t r = 0;
+  for (; r + L <= rows; r += L) {
+    const A* columns[L];
+    for (int l = 0; l < L; ++l) columns[l] = from[r + l] + begin;
+    transpose_vector(columns, end - begin, to + r, rows);
+  }
+  for (; r < rows; ++r)
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
+}
+
+// sums[r] (+)= the sum of row r, lane by lane.
+template <typename T, typename A>
+static void sum_rows(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t r = 0; r < count; ++r) {
+    Vec<A> lanes(A(0)), x;
+    int64_t k = 0;
+    for (; k + L <= K; k += L) {
+      load(rows[r] + k, x);
+      lanes = lanes + x;
+    }
+    A sum(0);
+    for (; k < K; ++k) sum += A(rows[r][k]);
+    for (int l = 0; l < L; ++l) sum += lanes.v[l];
+    sums[r] = accumulate ? sums[r] + sum : sum;
+  }
+}
+
+#if defined(FASTLSTM_BFLOAT16_PAIRS)
+// A pair of bfloat16 moves as one float: only moves, so the bits stay what they are.
+FASTLSTM_HD const float* as_pairs(const bfloat16* from) {
+  return reinterpret_cast<const float*>(from);
+}
+FASTLSTM_HD float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
+
+static void pack(const bfloat16* const* matrix, bool transposed, int64_t k_begin, int64_t K,
+                 const PanelShape& shape, bfloat16* panel) {
+  constexpr int L = Vec<float>::lanes;
+  const int64_t width = shape.vectors * L, pairs = K / 2;
+  if (transposed) {
+    for (int64_t n = 0; n < width; n += L) {
+      const float* columns[L];
+      for (int l = 0; l < L; ++l) {
+        const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+        columns[l] = as_pairs(matrix[shape.first_column + column] + k_begin);
+      }
+      transpose_vector(columns, pairs, as_pairs(panel) + n, width);
+    }
+    for (int64_t k = 2 * pairs; k < K; ++k)
+      for (int64_t n = 0; n < width; ++n) {
+        const int64_t column = n < shape.columns ? n : 0;
+        panel[2 * (pairs * width + n)] = matrix[shape.first_column + column][k_begin + k];
+        panel[2 * (pairs * width + n) + 1] = bfloat16(0.0f);
+      }
+  } else {
+    for (int64_t k = 0; k < K; k += 2) {
+      const bfloat16* even = matrix[k_begin + k] + shape.first_column;
+      const bfloat16* odd = k + 1 < K ? matrix[k_begin + k + 1] + shape.first_column : nullptr;
+      bfloat16* to = panel + k * width;
+      for (int64_t n = 0; n < shape.columns; ++n) {
+        to[2 * n] = even[n];
+        to[2 * n + 1] = odd ? odd[n] : bfloat16(0.0f);
+      }
+    }
+  }
+  for (int64_t k = 0; k < (K + 1) / 2; ++k)
+    for (int64_t n = shape.columns; n < width; ++n)
+      panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
+}
+
+static void transpose(const bfloat16* const* from, int64_t rows, int64_t begin, int64_t end,
+                      bfloat16* to) {
+  constexpr int L = Vec<float>::lanes;
+  int64_t r = 0;
+  if (rows % 2 == 0) {  // so that the pairs of every row of `to` are aligned to each other
+    bfloat16 pairs[L][2 * 64];
+    for (; r + 2 * L <= rows; r += 2 * L)
+      for (int64_t m = begin; m < end; m += 64) {
+        const int64_t count = end - m < 64 ? end - m : 64;
+        const float* columns[L];
+        for (int l = 0; l < L; ++l) {
+          const bfloat16 *even = from[r + 2 * l] + m, *odd = from[r + 2 * l + 1] + m;
+          for (int64_t i = 0; i < count; ++i)
+            pairs[l][2 * i] = even[i], pairs[l][2 * i + 1] = odd[i];
+          columns[l] = as_pairs(pairs[l]);
+        }
+        transpose_vector(columns, count, as_pairs(to + (m - begin) * rows + r), rows / 2);
+      }
+  }
+  for (; r < rows; ++r)
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
+}
+#endif
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm
