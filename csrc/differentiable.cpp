@@ -77,6 +77,8 @@ Walked walk_direction(const Layer& layer, int64_t d) {
 
 }  // namespace
 
+Tensor cell_output(const Tensor& o, const Tensor& c) { return hidden(o, c); }
+
 std::vector<Tensor> differentiable_backward(const Layer& original, const OutputGrads& grads) {
   at::AutoGradMode enable(true);
   // Fresh aliases: the derivative with respect to one of them must not run on through another's

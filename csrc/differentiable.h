@@ -5,6 +5,9 @@
 
 namespace fastlstm {
 
+// h = o * tanh(c) on whole tensors.
+Tensor cell_output(const Tensor& o, const Tensor& c);
+
 // The gradients of `layer` with respect to input, h_0, c_0 and every weight, in this order,
 // themselves differentiable (create_graph). Undefined where the tensor needs no gradient.
 std::vector<Tensor> differentiable_backward(const Layer& layer, const OutputGrads& grads);
