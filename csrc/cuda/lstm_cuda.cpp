@@ -211,9 +211,9 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
       "\" takes float32, bfloat16 and float16 without proj_size, recurrent dropout, zoneout and "
       "layer normalisation, a batch that is not empty, and a W_hh that fits into the shared memory "
       "of the GPU (sm_80 or newer), got ",
-      layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(), ", batch ",
-      task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability, " with ",
-      device.sm_count, " SMs");
+      layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
+      ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
+      " with ", device.sm_count, " SMs");
   return {task, forced, true};
 }
 
