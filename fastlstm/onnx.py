@@ -54,16 +54,23 @@ def translations() -> dict[Any, Callable[..., Any]]:
         batch_sizes: Any = None,
         lengths: Any = None,
         reset: Any = None,
+        h_mask: Any = None,
+        zoneout_h: Any = None,
+        zoneout_c: Any = None,
         save_cells: bool = False,
         save_gates: bool = False,
+        recompute: bool = False,
         engine: str = "auto",
     ) -> Any:
         directions, hidden_size = h_0.shape[0], c_0.shape[2]
         each = len(weights) // directions
         for name, given in {
-            "proj_size": each % 2 == 1,
+            "layer normalisation": each > 5,
+            "proj_size": each in (3, 5),
             "PackedSequence": batch_sizes is not None,
             "reset": reset is not None,
+            "recurrent dropout": h_mask is not None,
+            "zoneout": zoneout_h is not None or zoneout_c is not None,
             "return_cell_states": save_cells,
         }.items():
             if given:

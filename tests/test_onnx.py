@@ -96,6 +96,8 @@ class Uses(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
+        if what == "layer normalisation":
+            self.lstm = fastlstm.LayerNormLSTM(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.what == "reset":
@@ -107,7 +109,9 @@ class Uses(nn.Module):
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("what", ["proj_size", "reset", "return_cell_states"])
+@pytest.mark.parametrize(
+    "what", ["proj_size", "reset", "return_cell_states", "layer normalisation"]
+)
 def test_what_onnx_does_not_have_is_named(what: str) -> None:
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
         torch.onnx.export(

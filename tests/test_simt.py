@@ -79,8 +79,8 @@ MUTANTS = {
         "stepwise.cu", "stepwise.cu", "row += rows_per_grid", "row += step.rows",
         ["stepwise/more rows than a grid is high"]),
     "a reset is ignored": (
-        "stepwise.cu", "stepwise.cu", "forward_unit(step, row, unit, is_reset(step, row))",
-        "forward_unit(step, row, unit, false)", [STEPWISE + "reset"]),
+        "stepwise.cu", "stepwise.cu", "forward_unit(step, row, unit, is_reset(step, row), zoned)",
+        "forward_unit(step, row, unit, false, zoned)", [STEPWISE + "reset"]),
     "gradients cross a reset": (
         "stepwise.cu", "stepwise.cu", "is_reset(step, row), starts_here", "false, starts_here",
         [STEPWISE + "reset"]),
