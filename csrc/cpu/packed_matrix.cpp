@@ -119,11 +119,11 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
 
 template <typename T>
 void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matrix, int64_t group,
-                    int64_t groups, State_t<T>* const* c, bool accumulate) {
+                    int64_t groups, State_t<T>* const* c) {
   const auto [first, last] = matrix.share(group, groups);
   for (int64_t p = first; p < last; ++p)
     tiled_kernels<T>().multiply(a, rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c,
-                                accumulate, nullptr);
+                                false, nullptr);
 }
 
 template <typename T>
@@ -177,7 +177,7 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
   template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                     \
                          const std::vector<State_t<T>*>&, bool, const State_t<T>*);                \
   template void multiply_share(const T* const*, int64_t, const PackedMatrix<T>&, int64_t, int64_t, \
-                               State_t<T>* const*, bool);                                          \
+                               State_t<T>* const*);                                                \
   template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,             \
                                  const std::vector<T*>&, bool);                                    \
   template void multiply_transposed(const std::vector<const T*>&, int64_t,                         \

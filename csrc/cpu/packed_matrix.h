@@ -98,10 +98,10 @@ template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
 
-// The columns of c[r] (+)= a[r] * matrix, r < rows, that fall to one of `groups` groups of threads.
+// The columns of c[r] = a[r] * matrix, r < rows, that fall to one of `groups` groups of threads.
 template <typename T>
 void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matrix, int64_t group,
-                    int64_t groups, State_t<T>* const* c, bool accumulate);
+                    int64_t groups, State_t<T>* const* c);
 
 // The same as `multiply` into rows of T, rounded once at the end.
 template <typename T>

@@ -76,7 +76,7 @@ static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
   for (int64_t r = 0; r < count; ++r)
     next[r] = row[r].d_gates_next ? row[r].d_gates_next : zeros.data();
   if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
-    multiply_share(next.data(), count, w_hh, group, groups, d_h.data(), false);
+    multiply_share(next.data(), count, w_hh, group, groups, d_h.data());
     const auto [begin, end] = w_hh.shared_columns(group, groups);
     for (int64_t r = 0; r < count; ++r)  // last: the small terms are added to each other first
       for (int64_t n = begin; n < end; ++n) d_h[r][n] += row[r].d_output[n] + row[r].d_h_n[n];

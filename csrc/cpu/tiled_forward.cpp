@@ -122,8 +122,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         rows_of_group(rows.live(t), row_group, grid.row_groups, to,
                       [&](int64_t row) { return y + rows.flat(t, row) * directions * out; });
         if constexpr (std::is_same_v<T, A>)  // bfloat16 comes here as float32
-          multiply_share(from.data(), count, *packed_w_hr, unit_group, grid.unit_groups, to.data(),
-                         false);
+          multiply_share(from.data(), count, *packed_w_hr, unit_group, grid.unit_groups, to.data());
       };
       const auto work = [&](int64_t k, int64_t unit_group, int64_t row_group) {
         const int64_t t = rows.step(k / phases, reverse);
