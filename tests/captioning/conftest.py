@@ -38,6 +38,21 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     )
 
 
+@pytest.fixture(scope="module")
+def grid_cnn():
+    """The frozen CNN of a captioner that attends."""
+    return load_cnn(CNNConfig("scenes_cnn", pool="grid"))
+
+
+@pytest.fixture(scope="module")
+def attentive(data, grid_cnn) -> Checkpoint:
+    """A captioner that attends, of random weights."""
+    torch.manual_seed(0)
+    features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
+    sizes = ModelConfig(features, words, 16, 24, decoder="attention")
+    return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(grid_cnn), {})
+
+
 @pytest.fixture
 def new_checkpoint(data: SimpleNamespace):
     """Makes captioners with the same initial weights."""

@@ -10,24 +10,9 @@ from PIL import Image
 
 from captioning.__main__ import main
 from captioning.attention_maps import AttentionMaps, attender, maps_of, panels_html, shade
-from captioning.checkpoint import Checkpoint, CNNIdentity
-from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import CaptionDataset
 from captioning.evaluate import evaluate, write_evaluation
 from captioning.images import load_image
-from captioning.model import Captioner, ModelConfig
-
-
-@pytest.fixture(scope="module")
-def cnn():
-    return load_cnn(CNNConfig("scenes_cnn", pool="grid"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data, cnn) -> Checkpoint:
-    torch.manual_seed(0)
-    sizes = ModelConfig(cnn.feature_shape[-1], len(data.vocabulary), 16, 24, decoder="attention")
-    return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(cnn), {})
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +20,27 @@ def path(data):
     return data.val.images[0].path
 
 
-def test_maps_are_the_weights_of_the_decoder(checkpoint, cnn, path):
+def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
     image = load_image(path)
-    maps = maps_of(checkpoint, cnn, image, ["a", "red", "square"])
+    maps = maps_of(attentive, grid_cnn, image, ["a", "red", "square"])
     assert maps.view.size == (128, 128) and maps.weights.shape == (3, 16, 16)
-    tokens = torch.tensor([[checkpoint.vocabulary.index[w] for w in maps.words]])
+    tokens = torch.tensor([[attentive.vocabulary.index[w] for w in maps.words]])
     with torch.no_grad():
-        cells = checkpoint.model.encoder.embed(cnn.encode(image))
-    expected = checkpoint.model.decoder.attention(cells, tokens)[0]
+        cells = attentive.model.encoder.embed(grid_cnn.encode(image))
+    expected = attentive.model.decoder.attention(cells, tokens)[0]
     torch.testing.assert_close(maps.weights.flatten(1), expected)
 
 
-def test_each_cell_of_a_map_lies_over_its_part_of_the_view(checkpoint, cnn, monkeypatch):
+def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, monkeypatch):
     """Look at nothing but the cells that differ from the background: there is the square."""
     picture = Image.new("RGB", (200, 100), (20, 20, 20))
     picture.paste((220, 40, 40), (115, 10, 135, 30))  # the CNN sees 50 to 150: right, at the top
-    cells = cnn.encode(picture)[0]
+    cells = grid_cnn.encode(picture)[0]
     strange = (cells - cells[8 * 16 + 2]).abs().sum(1)
     weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
     looked = weights.expand(1, 2, 256)
-    monkeypatch.setattr(type(checkpoint.model.decoder), "attention", lambda *_: looked)
-    maps = maps_of(checkpoint, cnn, picture, ["square"])
+    monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: looked)
+    maps = maps_of(attentive, grid_cnn, picture, ["square"])
     panel = maps.view.copy()
     panel.paste("black", mask=shade(maps.weights[0], panel.size))
     y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
@@ -70,8 +55,8 @@ def test_shade_is_dark_where_it_did_not_look():
     assert shade(torch.full((4, 4), 1 / 16), (8, 8)).getextrema() == (0, 0)
 
 
-def test_panels_escape_words_and_hold_the_picture_once(checkpoint, cnn, path):
-    maps = maps_of(checkpoint, cnn, load_image(path), ["a", "red"])
+def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path):
+    maps = maps_of(attentive, grid_cnn, load_image(path), ["a", "red"])
     found = panels_html(AttentionMaps(maps.view, ["<script>", '"'], maps.weights))
     assert "<script>" not in found and "&lt;script&gt;" in found and 'for &quot;"' not in found
     assert found.count("--picture: url(data:image/png") == 1
@@ -85,12 +70,12 @@ def test_without_attention_there_are_no_maps(new_checkpoint, data, path):
     assert attender(plain, data.cnn) is None
 
 
-def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(checkpoint, data, tmp_path):
+def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentive, data, tmp_path):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
     dataset = CaptionDataset(images + data.val.images[1:])
     results = {image.id: "a red square" for image in dataset.images}
     scores = evaluate(results, dataset)
-    write_evaluation(tmp_path / "r.html", results, dataset, scores, checkpoint)
+    write_evaluation(tmp_path / "r.html", results, dataset, scores, attentive)
     report = (tmp_path / "r.html").read_text()
     shown = report.count("<figure>")
     lost = report.count("none.png: no such file")
@@ -98,8 +83,8 @@ def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(checkpoi
     assert report.count("where it looked for &quot;red&quot;") == shown - lost
 
 
-def test_caption_writes_a_picture_of_it(checkpoint, data, new_checkpoint, path, tmp_path, capsys):
-    checkpoint.save(tmp_path / "attention.pt")
+def test_caption_writes_a_picture_of_it(attentive, data, new_checkpoint, path, tmp_path, capsys):
+    attentive.save(tmp_path / "attention.pt")
     new_checkpoint().save(tmp_path / "plain.pt")
     out = tmp_path / "out.png"
     arguments = ["caption", str(tmp_path / "attention.pt"), str(path), "--attention", str(out)]

@@ -12,34 +12,18 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from captioning.__main__ import main
 from captioning.caption import caption_files
-from captioning.checkpoint import Checkpoint, CNNIdentity
-from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.evaluate import evaluate, write_evaluation
 from captioning.generate import DecodeConfig
-from captioning.model import Captioner, ModelConfig
 from captioning.serve import answer, describe_lstm, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES = 0.2
-
-
-@pytest.fixture(scope="module")
-def cnn():
-    return load_cnn(CNNConfig("scenes_cnn", pool="grid"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data, cnn) -> Checkpoint:
-    torch.manual_seed(0)
-    sizes = ModelConfig(cnn.feature_shape[-1], len(data.vocabulary), 16, 24, decoder="attention")
-    return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(cnn), {})
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +54,12 @@ def bad(tmp_path_factory, picture) -> dict[str, Path]:
 # What the page says -----------------------------------------------------------------------------
 
 
-def test_answers_with_the_captions_of_both_searches_and_all_probabilities(checkpoint, cnn, picture):
-    said = answer(checkpoint, cnn, picture, beam_size=3)
+def test_answers_with_the_captions_of_both_searches_and_all_probabilities(
+    attentive, grid_cnn, picture
+):
+    said = answer(attentive, grid_cnn, picture, beam_size=3)
     for config in (DecodeConfig("greedy"), DecodeConfig("beam", beam_size=3)):
-        (item,) = caption_files(checkpoint, cnn, [picture], config)
+        (item,) = caption_files(attentive, grid_cnn, [picture], config)
         assert f'<p class="caption">{item.captions[0].text}</p>' in said
         words = re.findall(r'<span style="--p: [\d.]+%">(.*?)<small>(\d+%)', said)
         expected = [(word, f"{p:.0%}") for word, p in item.captions[0].words]
@@ -88,21 +74,21 @@ def test_without_attention_there_are_words_only(new_checkpoint, data, picture):
     assert said.count('class="caption"') == 2 and "attention" not in said
 
 
-def test_what_is_wrong_with_a_picture_is_said(checkpoint, cnn, bad):
+def test_what_is_wrong_with_a_picture_is_said(attentive, grid_cnn, bad):
     for message, path in bad.items():
-        said = answer(checkpoint, cnn, path)
+        said = answer(attentive, grid_cnn, path)
         assert message in said and "No caption" in said
         assert str(path.parent) not in said and "<script>" not in said
 
 
-def test_words_are_escaped(checkpoint, cnn, picture, monkeypatch):
-    evil = ["<b>", *checkpoint.vocabulary.words[5:]]
-    monkeypatch.setattr(checkpoint.vocabulary, "words", checkpoint.vocabulary.words[:4] + evil)
-    checkpoint.model.decoder.linear.bias.data[4] += 100
+def test_words_are_escaped(attentive, grid_cnn, picture, monkeypatch):
+    evil = ["<b>", *attentive.vocabulary.words[5:]]
+    monkeypatch.setattr(attentive.vocabulary, "words", attentive.vocabulary.words[:4] + evil)
+    attentive.model.decoder.linear.bias.data[4] += 100
     try:
-        said = answer(checkpoint, cnn, picture)
+        said = answer(attentive, grid_cnn, picture)
     finally:
-        checkpoint.model.decoder.linear.bias.data[4] -= 100
+        attentive.model.decoder.linear.bias.data[4] -= 100
     assert "<b>" not in said and "&lt;b&gt;" in said
 
 
@@ -119,30 +105,30 @@ def test_names_the_lstm_that_runs(new_checkpoint, lstm, words):
 
 
 def test_without_gradio_the_command_says_how_to_install_it(
-    checkpoint, tmp_path, monkeypatch, capsys
+    attentive, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    checkpoint.save(tmp_path / "c.pt")
+    attentive.save(tmp_path / "c.pt")
     assert main(["serve", str(tmp_path / "c.pt")]) == 1
     assert "pip install 'fastlstm[serve]'" in capsys.readouterr().err
 
 
-def test_a_limit_of_nothing_is_refused(checkpoint, cnn):
+def test_a_limit_of_nothing_is_refused(attentive, grid_cnn):
     with pytest.raises(CaptioningError, match="max_megabytes: expected > 0, got 0"):
-        serve(checkpoint, cnn, max_megabytes=0)
+        serve(attentive, grid_cnn, max_megabytes=0)
 
 
 # The server -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint, tmp_path_factory):
+def server(attentive, tmp_path_factory):
     """A running `captioning serve`: its address, and the folder that it may write to."""
     pytest.importorskip("gradio", reason="needs Gradio: pip install 'fastlstm[serve]'")
     folder = tmp_path_factory.mktemp("serve")
     for name in ("home", "tmp", "cwd"):
         (folder / name).mkdir()
-    checkpoint.save(folder / "c.pt")
+    attentive.save(folder / "c.pt")
     environment = os.environ | {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
@@ -174,13 +160,14 @@ def server(checkpoint, tmp_path_factory):
         process.wait()
 
 
-def test_a_client_gets_captions_and_messages(server, checkpoint, cnn, picture, bad):
+def test_a_client_gets_captions_and_messages(server, attentive, grid_cnn, picture, bad):
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
     client = Client(server[0], verbose=False)
     said = client.predict(handle_file(picture), 3, api_name="/caption")
-    assert re.sub(r"\d+ ms", "", said) == re.sub(r"\d+ ms", "", answer(checkpoint, cnn, picture, 3))
+    expected = answer(attentive, grid_cnn, picture, 3)
+    assert re.sub(r"\d+ ms", "", said) == re.sub(r"\d+ ms", "", expected)
     for message, path in bad.items():
         assert message in client.predict(handle_file(path), 3, api_name="/caption")
     assert "appear here" in client.predict(None, 3, api_name="/caption")
@@ -214,10 +201,10 @@ def test_the_browser_is_told_to_talk_to_nobody_else(server):
     assert headers["content-security-policy"].startswith("default-src 'self'")
 
 
-def test_a_taken_port_is_named(server, checkpoint, cnn):
+def test_a_taken_port_is_named(server, attentive, grid_cnn):
     port = int(server[0].rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(CaptioningError, match=f"cannot listen on 127.0.0.1, port {port}"):
-        serve(checkpoint, cnn, port=port)
+        serve(attentive, grid_cnn, port=port)
     with tempfile.TemporaryFile():  # where they were before
         pass
 
@@ -262,11 +249,11 @@ def said(browser) -> str:
     return found[0].text if found else ""
 
 
-def test_a_picture_is_captioned_in_the_browser(browser, checkpoint, cnn, picture):
+def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, picture):
     drop(browser, picture)
     wait_for(browser, lambda: "Beam search" in said(browser))
     for config in (DecodeConfig("greedy"), DecodeConfig("beam")):
-        (item,) = caption_files(checkpoint, cnn, [picture], config)
+        (item,) = caption_files(attentive, grid_cnn, [picture], config)
         assert item.captions[0].text in said(browser)
     assert "fastlstm.LSTMCell" in browser.page_source
     masks = browser.find_elements("css selector", ".attention img")
@@ -298,12 +285,12 @@ def test_the_page_asks_nobody_else(browser, server):
     assert not [url for url in asked if not url.startswith(local)]
 
 
-def test_the_report_shows_the_picture_under_its_masks(browser, checkpoint, data, tmp_path):
+def test_the_report_shows_the_picture_under_its_masks(browser, attentive, data, tmp_path):
     """The styles of report and panels are in one file, and must not cover the picture."""
     dataset = CaptionDataset(data.val.images)
     results = {image.id: "a red square" for image in dataset.images}
     scores = evaluate(results, dataset)
-    write_evaluation(tmp_path / "report.html", results, dataset, scores, checkpoint)
+    write_evaluation(tmp_path / "report.html", results, dataset, scores, attentive)
     browser.get((tmp_path / "report.html").as_uri())
     mask = browser.find_element("css selector", ".attention img")
     panel = browser.find_element("css selector", ".attention i")
