@@ -216,13 +216,15 @@ def run_processes(count: int, *command: object) -> None:
     """Run Python with this command line, in several processes by torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *(torchrun if count > 1 else []), *map(str, command)],
-        check=True,
         env=environment,
         timeout=120,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("stage", ["loss", "reward"])
