@@ -37,7 +37,15 @@ FASTLSTM_HD A hidden(const A& o, const A& c) {
 // The share `keep` of the previous state stays (zoneout, Krueger et al., 2017).
 template <typename A>
 FASTLSTM_HD A zoneout(const A& keep, const A& prev, const A& next) {
-  return keep * prev + (1 - keep) * next;
+  return keep * prev + (next - keep * next);
+}
+
+// d enters as dL/d(what zoneout returns) and leaves as dL/dnext; returns dL/dprev.
+template <typename A>
+FASTLSTM_HD A zoneout_backward(const A& keep, A& d) {
+  const A kept = keep * d;
+  d = d - kept;
+  return kept;
 }
 
 // The gradients of `hidden`: with respect to o's pre-activation and to c.

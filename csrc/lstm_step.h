@@ -92,9 +92,8 @@ FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t
   A c = s.cells[row * s.cells_stride + unit], kept_dh(0), kept_dc(0);
   if (zoned) {  // what the zones let through goes straight to the step before
     c = next_cell(gates, c_prev);
-    kept_dh = A(s.zoneout.h[row * s.zoneout.h_stride + unit]) * dh;
-    kept_dc = A(s.zoneout.c[row * s.zoneout.c_stride + unit]) * dc;
-    dh -= kept_dh, dc -= kept_dc;
+    kept_dh = zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + unit]), dh);
+    kept_dc = zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + unit]), dc);
   }
   const auto d_pre = cell_backward<A>(gates, c_prev, c, dh, dc);
   *dh_state = T(reset ? A(0) : kept_dh);

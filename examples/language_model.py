@@ -1,8 +1,8 @@
 """A character language model in the style of AWD-LSTM, on the sources of Python's own library.
 
-Weight drop on W_hh, one dropout mask for all steps (variational dropout), tied embeddings, and
-truncated backpropagation: the state goes on from window to window, the gradient does not
-(Merity, Keskar & Socher, 2018). Trains with fastlstm.LSTM, then the same with torch.nn.LSTM::
+Weight drop on W_hh and one dropout mask for all steps, both options of fastlstm.LSTM; tied
+embeddings; truncated backpropagation: the state goes on from window to window, the gradient does
+not (Merity, Keskar & Socher, 2018). Then the same with nn.LSTM::
 
     python examples/language_model.py
     python examples/language_model.py --lstm fastlstm --steps 2000 --hidden 512
@@ -23,30 +23,17 @@ from torch.nn.utils import parametrize
 
 import fastlstm
 
-LSTMS = {"fastlstm": fastlstm.LSTM, "torch": nn.LSTM}
+LSTMS = ["fastlstm", "torch"]
 State = tuple[Tensor, Tensor]
 
 
 def library_text() -> tuple[str, str]:
-    """Training and validation text: every tenth package file is held out."""
+    """Training and validation text: every tenth file of some packages is held out."""
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(
-        f for name in ("asyncio", "email", "http", "json") for f in stdlib.glob(f"{name}/*.py")
-    )
+    packages = ("asyncio", "email", "http", "json")
+    files = sorted(f for name in packages for f in stdlib.glob(f"{name}/*.py"))
     texts = [f.read_text(errors="ignore") for f in files]
-    train = "".join(text for k, text in enumerate(texts) if k % 10)
-    return train, "".join(texts[::10])
-
-
-class WeightDrop(nn.Module):
-    """A parametrization: dropout on the elements of a weight, drawn anew for each window."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return F.dropout(weight, self.p, self.training)
+    return "".join(text for k, text in enumerate(texts) if k % 10), "".join(texts[::10])
 
 
 def variational_dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -54,26 +41,44 @@ def variational_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * F.dropout(torch.ones_like(x[:1]), p, training)
 
 
+class TorchLSTM(nn.Module):
+    """What fastlstm.LSTM does itself, around nn.LSTM; a seed gives the same masks."""
+
+    def __init__(self, hidden: int, layers: int, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.layers = nn.ModuleList(nn.LSTM(hidden, hidden) for _ in range(layers))
+        for module in self.layers:  # unsafe: without a draw of its own
+            parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(p), unsafe=True)
+
+    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        last = []
+        for k, lstm in enumerate(self.layers):
+            given = None if state is None else (state[0][k : k + 1], state[1][k : k + 1])
+            x, after = lstm(variational_dropout(x, self.p, self.training), given)
+            last.append(after)
+        return x, (torch.cat([h for h, _ in last]), torch.cat([c for _, c in last]))
+
+
 class LanguageModel(nn.Module):
     def __init__(self, vocabulary: int, hidden: int, layers: int, p: float, lstm: str) -> None:
         super().__init__()
         self.p = p
         self.embed = nn.Embedding(vocabulary, hidden)
-        self.lstms = nn.ModuleList(LSTMS[lstm](hidden, hidden) for _ in range(layers))
+        if lstm == "torch":
+            self.lstm = TorchLSTM(hidden, layers, p)
+        else:
+            self.lstm = fastlstm.LSTM(hidden, hidden, layers, input_dropout=p, weight_dropout=p)
+        for module in filter(lambda m: isinstance(m, nn.RNNBase), self.modules()):
+            fastlstm.init.forget_bias_(module)
         self.output = nn.Linear(hidden, vocabulary)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         self.output.weight = self.embed.weight  # tied: Press & Wolf (2017)
-        for module in self.lstms:
-            fastlstm.init.forget_bias_(module)
-            parametrize.register_parametrization(module, "weight_hh_l0", WeightDrop(p))
 
-    def forward(self, characters: Tensor, states: list[State | None]) -> tuple[Tensor, list[State]]:
-        """characters [T,B]; returns the logits [T,B,V] and each layer's last state."""
-        x, last = self.embed(characters), []
-        for lstm, state in zip(self.lstms, states, strict=True):
-            x, state = lstm(variational_dropout(x, self.p, self.training), state)
-            last.append(state)
-        return self.output(variational_dropout(x, self.p, self.training)), last
+    def forward(self, characters: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """characters [T,B]; returns the logits [T,B,V] and the last state."""
+        x, state = self.lstm(self.embed(characters), state)
+        return self.output(variational_dropout(x, self.p, self.training)), state
 
 
 def columns(text: str, vocabulary: dict[str, int], batch: int) -> Tensor:
@@ -85,12 +90,11 @@ def columns(text: str, vocabulary: dict[str, int], batch: int) -> Tensor:
 def bits(model: LanguageModel, data: Tensor, window: int) -> float:
     """Bits per character, with the state carried through all of the data [N,B]."""
     model.eval()
-    states: list[State | None] = [None] * len(model.lstms)
-    total = 0.0
+    state, total = None, 0.0
     with torch.no_grad():
         for start in range(0, len(data) - 1, window):
             target = data[start + 1 : start + 1 + window]
-            logits, states = model(data[start : start + len(target)], states)
+            logits, state = model(data[start : start + len(target)], state)
             total += F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum").item()
     return total / ((len(data) - 1) * data.size(1)) / math.log(2)
 
@@ -104,17 +108,14 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
     model = LanguageModel(len(vocabulary), args.hidden, args.layers, args.dropout, lstm)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.1)
-    states: list[State | None] = [None] * args.layers
-    position, start = 0, time.perf_counter()
+    position, state, start = 0, None, time.perf_counter()
     for step in range(args.steps):
         if position + args.window >= len(data):
-            position, states = 0, [None] * args.layers
-        inputs = data[position : position + args.window]
-        target = data[position + 1 : position + 1 + args.window]
+            position, state = 0, None
+        inputs, target = (data[k : k + args.window] for k in (position, position + 1))
         position += args.window
-        model.train()
-        logits, last = model(inputs, states)
-        states = [(h.detach(), c.detach()) for h, c in last]  # the gradient ends here
+        logits, (h, c) = model(inputs, state)
+        state = (h.detach(), c.detach())  # the gradient ends here
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -129,7 +130,7 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=list(LSTMS))
+    parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=LSTMS)
     parser.add_argument("--steps", type=int, default=300, help="windows to train on")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--window", type=int, default=64, help="steps of truncated backpropagation")

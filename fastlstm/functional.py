@@ -151,7 +151,8 @@ def lstm(
         zoneout_h: probability that a unit of h keeps its value over a step, drawn for every step:
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
             Krueger et al., 2017). With a projection, of h behind it.
-        zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g).
+        zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
+            `training` neither acts, whereas the paper then mixes old and new by the probability.
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
         recompute: keep only the outputs and the cell states for backward, which makes the gates

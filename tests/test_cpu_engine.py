@@ -27,6 +27,11 @@ SHAPES = [
     (5, 70, 4, 24),
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+MASKS = ("h_mask", "zoneout_h", "zoneout_c")
+OPTIONS = ("lengths", "reset", "batch_sizes", *MASKS)
+every_option = pytest.mark.parametrize(
+    ("P", "masks"), [(0, False), (23, False), (0, True), (23, True)]
+)
 
 
 def layer(
@@ -37,8 +42,9 @@ def layer(
     dtype: torch.dtype = torch.float32,
     directions: int = 1,
     P: int = 0,
+    masks: bool = False,
 ) -> dict[str, object]:
-    """Arguments of the op; P > 0 is the size of a projection."""
+    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularisers."""
     generator = torch.Generator().manual_seed(T + 10 * B + 100 * input_size + H)
 
     def draw(*shape: int) -> Tensor:
@@ -46,12 +52,18 @@ def layer(
 
     shapes = [(4 * H, input_size), (4 * H, P or H), (4 * H,), (4 * H,)]
     shapes += [(P, H)] if P else []
-    return {
+    found: dict[str, object] = {
         "input": 2 * draw(T, B, input_size),
         "h_0": draw(directions, B, P or H),
         "c_0": draw(directions, B, H),
         "weights": [draw(*shape) for _ in range(directions) for shape in shapes],
     }
+    if masks:
+        sizes = {"h_mask": (P or H,), "zoneout_h": (T, P or H), "zoneout_c": (T, H)}
+        for name, (*steps, size) in sizes.items():
+            shape = (directions, *steps, B, size)
+            found[name] = torch.randint(3, shape, generator=generator).to(dtype) / 2
+    return found
 
 
 def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
@@ -59,7 +71,7 @@ def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
     leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     x, h_0, c_0, *weights = leaves
-    extra = {k: v for k, v in arguments.items() if k in ("lengths", "reset", "batch_sizes")}
+    extra = {k: v for k, v in arguments.items() if k in OPTIONS}
     outputs = torch.ops.fastlstm.lstm(x, h_0, c_0, weights, **extra, engine=engine)[:3]
     weighting = [torch.linspace(-1, 1, y.numel()).to(y.dtype).view_as(y) for y in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, weighting)]
@@ -72,9 +84,11 @@ def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
     x, h_0, c_0, *weights = leaves
     lengths = arguments["lengths"].tolist() if "lengths" in arguments else None
-    outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"))[:3]
-    weighting = [torch.linspace(-1, 1, y.numel()).to(dtype).double().view_as(y) for y in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, weighting, materialize_grads=True)]
+    masks = [arguments[k].double() if k in arguments else None for k in MASKS]
+    outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"), *masks)[:3]
+    graph = [y for y in outputs if y.requires_grad]  # not an output of zeros behind lengths
+    weighting = [torch.linspace(-1, 1, y.numel()).to(dtype).double().view_as(y) for y in graph]
+    return [*outputs, *torch.autograd.grad(graph, leaves, weighting, materialize_grads=True)]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -85,10 +99,15 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("projects", [False, True])
+@pytest.mark.parametrize("masks", [False, True])
 def test_against_the_oracle(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int, projects: bool
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    directions: int,
+    projects: bool,
+    masks: bool,
 ) -> None:
-    arguments = layer(*shape, dtype, directions, P=shape[3] * 2 // 3 if projects else 0)
+    arguments = layer(*shape, dtype, directions, shape[3] * 2 // 3 if projects else 0, masks)
     arguments["lengths"] = shape[0] - torch.arange(shape[1]).remainder(shape[0] + 1)
     for got, want in zip(run(arguments), run_oracle(arguments), strict=True):
         # Every sum has at most `terms` rounded terms of the size of the largest result.
@@ -128,12 +147,12 @@ def threads():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("P", [0, 70])
+@every_option
 @pytest.mark.parametrize("shape", [(20, 64, 40, 100), (30, 1, 64, 256), (1, 200, 64, 80)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(
-    shape: tuple[int, int, int, int], P: int, dtype: torch.dtype, threads
+    shape: tuple[int, int, int, int], P: int, masks: bool, dtype: torch.dtype, threads
 ) -> None:
-    arguments = layer(*shape, dtype, 2, P)
+    arguments = layer(*shape, dtype, 2, P, masks)
     threads(1)
     expected = [*run(arguments), *torch.ops.fastlstm.lstm(**arguments)]
     for number in (1, 2, 3, 5, 16):
@@ -143,14 +162,17 @@ def test_the_same_bits_for_any_number_of_threads(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("T", [1, 12])
-@pytest.mark.parametrize("P", [0, 23])
-def test_a_row_does_not_depend_on_the_others(T: int, P: int, dtype: torch.dtype) -> None:
-    arguments = layer(T, 29, 170, 50, dtype, P=P)
+@every_option
+def test_a_row_does_not_depend_on_the_others(
+    T: int, P: int, masks: bool, dtype: torch.dtype
+) -> None:
+    arguments = layer(T, 29, 170, 50, dtype, 1, P, masks)
     output = torch.ops.fastlstm.lstm(**arguments)[0]
     for rows in (slice(0, 1), slice(3, 8), slice(11, 29)):
         some = dict(arguments)
-        for name in ("input", "h_0", "c_0"):
-            some[name] = arguments[name][:, rows].contiguous()
+        for name in ("input", "h_0", "c_0", *MASKS):
+            if name in arguments:
+                some[name] = arguments[name][..., rows, :].contiguous()
         assert torch.equal(torch.ops.fastlstm.lstm(**some)[0], output[:, rows])
 
 
@@ -165,13 +187,17 @@ def test_a_single_step_gives_the_bits_of_a_walk(P: int, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("P", [0, 23])
-def test_packed_and_padded_give_the_same_bits(P: int, dtype: torch.dtype) -> None:
-    arguments = layer(12, 9, 17, 50, dtype, 2, P)
+@every_option
+def test_packed_and_padded_give_the_same_bits(P: int, masks: bool, dtype: torch.dtype) -> None:
+    arguments = layer(12, 9, 17, 50, dtype, 2, P, masks)
     lengths = torch.tensor([12, 12, 9, 9, 8, 5, 2, 1, 1])
     padded = torch.ops.fastlstm.lstm(**arguments, lengths=lengths)[:3]
     packed = torch.nn.utils.rnn.pack_padded_sequence(arguments["input"], lengths)
     arguments["input"] = packed.data
+    for name in set(MASKS[1:]) & set(arguments):
+        arguments[name] = torch.stack(
+            [torch.nn.utils.rnn.pack_padded_sequence(m, lengths).data for m in arguments[name]]
+        )
     data, h_n, c_n = torch.ops.fastlstm.lstm(**arguments, batch_sizes=packed.batch_sizes)[:3]
     again = torch.nn.utils.rnn.pack_padded_sequence(padded[0], lengths).data
     assert same([data, h_n, c_n], [again, *padded[1:]])
@@ -236,14 +262,15 @@ def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
 @given(
     T=st.integers(1, 9), B=st.integers(1, 14), input_size=st.integers(1, 70), H=st.integers(1, 70),
     directions=st.sampled_from([1, 2]), lengths=st.booleans(), reset=st.booleans(),
-    projects=st.booleans(),
+    projects=st.booleans(), masks=st.sets(st.sampled_from(MASKS)),
 )  # fmt: skip
 def test_random_shapes_against_the_oracle(
     engine: str, T: int, B: int, input_size: int, H: int, directions: int, lengths: bool,
-    reset: bool, projects: bool,
+    reset: bool, projects: bool, masks: set[str],
 ) -> None:  # fmt: skip
     P = (H + 1) // 2 if projects else 0
-    arguments = layer(T, B, input_size, H, torch.float64, directions, P)
+    arguments = layer(T, B, input_size, H, torch.float64, directions, P, masks=True)
+    arguments = {k: v for k, v in arguments.items() if k not in MASKS or k in masks}
     generator = torch.Generator().manual_seed(T * B)
     if lengths:
         arguments["lengths"] = torch.randint(0, T + 1, (B,), generator=generator)

@@ -124,15 +124,12 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 @pytest.mark.parametrize(
-    ("engine", "options"),
-    [
-        ("persistent", {}),
-        ("tiled", {"recurrent_dropout": 0.5}),
-        ("tiled", {"zoneout_c": 0.5}),
-    ],
+    ("engine", "kind"), [("persistent", fastlstm.LSTM), ("tiled", fastlstm.LayerNormLSTM)]
 )
-def test_an_engine_that_does_not_serve_the_call_says_so(engine: str, options: dict) -> None:
-    lstm = fastlstm.LSTM(3, 5, **options)
+def test_an_engine_that_does_not_serve_the_call_says_so(
+    engine: str, kind: type[fastlstm.LSTM]
+) -> None:
+    lstm = kind(3, 5)
     lstm.engine = engine
     with pytest.raises(RuntimeError, match=f'expected engine .*"tiled".*got "{engine}"'):
         lstm(torch.zeros(2, 1, 3))

@@ -138,6 +138,53 @@ def test_weight_norm_trains(route: Route) -> None:
     torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
 
 
+class Critic(nn.Module):
+    def __init__(self, lstm: nn.Module) -> None:
+        super().__init__()
+        self.lstm = lstm
+        torch.manual_seed(1)
+        self.score = nn.Linear(5, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.lstm(x)[0][-1])
+
+
+@every_route
+def test_a_gradient_penalty_trains(route: Route) -> None:
+    """WGAN-GP (Gulrajani et al., 2017): the loss holds the norm of the critic's gradient."""
+    ours = Critic(make(route)).to(route.device)
+    theirs = Critic(fastlstm.convert(make(route), to="torch")).to(route.device)
+    real, fake, share = draw(route, 6, 4, 3), draw(route, 6, 4, 3), draw(route, 4, 1).sigmoid()
+    losses = []
+    for critic in (ours, theirs):
+        optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
+        for _ in range(10):
+            between = (share * real + (1 - share) * fake).requires_grad_()
+            (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+            penalty = (slope.transpose(0, 1).flatten(1).norm(dim=1) - 1).square().mean()
+            loss = critic(fake).mean() - critic(real).mean() + 10 * penalty
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    torch.testing.assert_close(losses[:10], losses[10:], **CLOSE)
+    assert losses[9] < losses[0] / 2
+
+
+@every_route
+def test_hessian_vector_products(route: Route) -> None:
+    """With respect to all parameters, as second-order optimizers need them."""
+    ours, x = make(route, bidirectional=True), draw(route, 4, 2, 3)
+    products = []
+    for lstm in (ours, fastlstm.convert(make(route, bidirectional=True), to="torch")):
+        weights = list(lstm.parameters())
+        first = torch.autograd.grad(lstm(x)[0].sin().sum(), weights, create_graph=True)
+        along = sum((g * torch.linspace(-1, 1, g.numel()).to(g).view_as(g)).sum() for g in first)
+        products.append(torch.autograd.grad(along, weights))
+    torch.testing.assert_close(*products, **CLOSE)
+    assert all(p.abs().max() > 1e-3 for p in products[0])
+
+
 def _zero(lstm: nn.Module) -> None:
     with torch.no_grad():
         lstm.weight_hh_l0.zero_()

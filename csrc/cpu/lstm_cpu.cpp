@@ -37,9 +37,9 @@ struct CpuKernels {
 // Whether the tiled engine is to run.
 bool planned(c10::string_view engine, const Layer& layer) {
   CpuEngine chosen;
-  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, layer.only_stepwise(), chosen),
+  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, layer.normalizes(), chosen),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
-              "\"tiled\" only without recurrent dropout, zoneout and layer normalisation, got \"",
+              "\"tiled\" only without layer normalisation, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   return chosen == CpuEngine::kTiled;
 }
@@ -60,6 +60,8 @@ Layer as_float(const Layer& original) {
   for (Direction& d : layer.directions)
     for (Tensor* tensor : {&d.w_ih, &d.w_hh, &d.b_ih, &d.b_hh, &d.w_hr})
       *tensor = as_float(*tensor);
+  for (OptionalTensor* mask : {&layer.h_mask, &layer.zoneout_h, &layer.zoneout_c})
+    if (*mask) *mask = as_float(**mask);
   return layer;
 }
 

@@ -3,6 +3,8 @@
 #include <type_traits>
 
 #include "../differentiable.h"
+#include "../stepwise.h"
+#include "masks.h"
 #include "packed_matrix.h"
 #include "rows.h"
 #include "tiled.h"
@@ -65,8 +67,8 @@ class Gatemaker {
 
 }  // namespace
 
-// dL/dh_t of some rows, this group's share of the columns: what comes from outside, and from the
-// next step through W_hh.
+// dL/dh_t before zoneout of some rows, this group's share of the columns: what comes from outside,
+// and from the next step through W_hh and through zoneout.
 template <typename T, typename A>
 static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
                     const PackedMatrix<T>& w_hh, int64_t group, int64_t groups,
@@ -78,8 +80,18 @@ static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
   if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
     multiply_share(next.data(), count, w_hh, group, groups, d_h.data());
     const auto [begin, end] = w_hh.shared_columns(group, groups);
-    for (int64_t r = 0; r < count; ++r)  // last: the small terms are added to each other first
+    for (int64_t r = 0; r < count; ++r) {
+      if (row[r].h_mask)
+        for (int64_t n = begin; n < end; ++n) d_h[r][n] *= row[r].h_mask[n];
+      // Last: the small terms are added to each other first.
       for (int64_t n = begin; n < end; ++n) d_h[r][n] += row[r].d_output[n] + row[r].d_h_n[n];
+      if (!row[r].zoneout_h) continue;
+      for (int64_t n = begin; n < end; ++n) {
+        d_h[r][n] += row[r].kept_dh[n];
+        const T kept = zoneout_backward(row[r].zoneout_h[n], d_h[r][n]);
+        row[r].kept_dh[n] = row[r].reset ? T(0) : kept;
+      }
+    }
   }
 }
 
@@ -104,6 +116,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const Tensor d_cells = contiguous(grads.cells);
   const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
   const Sequence<const T> x(layer.input, rows);
+  const MaskRows<T> h_mask(layer.h_mask);
+  const MaskRows<T> zoneout_h(layer.zoneout_h), zoneout_c(layer.zoneout_c);
 
   Tensor grad_input = !input_needs_grad ? at::empty({0}, options)
                       : padding         ? at::zeros(layer.input.sizes(), options)
@@ -125,8 +139,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   // cells. The chunk's dL/dh_t, and o * tanh(c) of all steps, are what W_hr's gradient needs.
   const int64_t phases = layer.projects() ? 2 : 1;
   const Tensor d_h = at::empty({layer.projects() ? chunk_steps * batch : 0, out}, options);
+  const Tensor masked_h = at::empty({layer.h_mask ? chunk_steps * batch : 0, out}, options);
   const std::vector<T> zeros(4 * hidden, T(A(0)));
-  const std::vector<A> zero_c(hidden, A(0));
+  const std::vector<A> zero_h(out, A(0)), zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   std::optional<Sequence<T>> dx;
   if (input_needs_grad) dx.emplace(grad_input, rows);
@@ -144,8 +159,11 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     if (layer.projects()) {
       packed_w_hr.emplace(row_pointers(const_data<T>(w_hr), out, hidden).data(), false, 0, out,
                           hidden, grid.unit_groups);
-      unprojected = cell_output(gates.view({directions, flat_rows, 4, hidden})[d].select(1, 3),
-                                cells.view({directions, flat_rows, hidden})[d]);
+      const Tensor all_gates = gates.view({directions, flat_rows, 4 * hidden})[d];
+      const Tensor c =
+          stepwise::fresh_cells(layer, d, all_gates, cells.view({directions, flat_rows, hidden})[d],
+                                c_0[d], walk(layer, reverse));
+      unprojected = cell_output(all_gates.narrow(1, 3 * hidden, hidden), c);
     }
     const auto at_or_zeros = [&](const Tensor& tensor, int64_t offset) {
       return tensor.defined() ? const_data<T>(tensor) + offset : zeros.data();
@@ -155,6 +173,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     const T* const saved_gates =
         recompute ? nullptr : const_data<T>(gates) + d * flat_rows * 4 * hidden;
     A* const dc_state = data<A>(grad_c_0[d]);
+    // What zoneout has let through to h of the step before, or to h_0.
+    const Tensor kept_dh = at::zeros({layer.zoneout_h ? batch : 0, out}, state_options);
     T* const dh_first = data<T>(grad_h_0[d]);
     const T* const h_first = const_data<T>(h_0[d]);
     const A* const c_first = const_data<A>(c_0[d]);
@@ -204,6 +224,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                                : saved_cells + before(t, row) * hidden;
       made.dc = dc_state + b * hidden;
       made.d_gates = d_gates_at(t, row);
+      made.h_mask = h_mask.at(d * batch + b);
+      made.zoneout_h = zoneout_h.at(d * flat_rows + flat);
+      made.zoneout_c = zoneout_c.at(d * flat_rows + flat);
+      made.kept_dh = made.zoneout_h ? data<A>(kept_dh) + b * out : nullptr;
       return made;
     };
     // The matrix that takes a gradient to dL/d(o tanh c): from the next step's gates, or from h_t.
@@ -221,7 +245,15 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         return live_rows<const T*>(rows, !reverse, begin, end, find);
       };
       const auto x_rows = all([&](int64_t t, int64_t row) { return x.at(t, row); });
-      const auto h_prev_rows = all(h_prev_at);
+      auto h_prev_rows = all(h_prev_at);
+      if (layer.h_mask) {
+        const auto mask_rows =
+            all([&](int64_t, int64_t row) { return h_mask.at(d * batch + rows.batch_index(row)); });
+        at::parallel_for(0, h_prev_rows.size(), 1 + (1 << 15) / out, [&](int64_t r, int64_t last) {
+          for (; r < last; ++r)
+            h_prev_rows[r] = masked(h_prev_rows[r], mask_rows[r], out, data<T>(masked_h) + r * out);
+        });
+      }
       if (recompute)
         (*make_gates)(x_rows, h_prev_rows, live_rows<T*>(rows, !reverse, begin, end, d_gates_at));
       walk_with_threads(
@@ -241,7 +273,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                 return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups, d_h_t,
                                zeros);
               for (int64_t r = 0; r < count; ++r)
-                made[r].d_gates_next = d_h_t[r], made[r].d_output = made[r].d_h_n = zeros.data();
+                made[r].d_gates_next = d_h_t[r], made[r].d_output = made[r].d_h_n = zeros.data(),
+                made[r].h_mask = made[r].zoneout_h = nullptr;
             }
             const auto [first, last] = to_cells.share(unit_group, grid.unit_groups);
             for (int64_t p = first; p < last; ++p)
@@ -285,6 +318,15 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       }
       multiply_rounded<T>(through, packed_w_hh, into, false);
     }
+    if (state_needs_grad && (layer.h_mask || layer.zoneout_h))
+      for (int64_t row = 0; row < rows.live(0); ++row) {
+        const int64_t b = rows.batch_index(row);
+        const T* const mask = h_mask.at(d * batch + b);
+        const A* const around = layer.zoneout_h ? data<A>(kept_dh) + b * out : zero_h.data();
+        T* const to = dh_first + b * out;
+        for (int64_t n = 0; n < out; ++n)
+          to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + around[n]);
+      }
     if (per_row) {
       grad_weights.push_back(kept);
       continue;

@@ -2,6 +2,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "masks.h"
 #include "packed_matrix.h"
 #include "rows.h"
 #include "tiled.h"
@@ -12,7 +13,8 @@ namespace fastlstm {
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
   const bool one_step = layer.steps.expect_int() == 1 && !layer.packed() && !layer.lengths &&
-                        !layer.reset && !save_cells && !save_gates;
+                        !layer.reset && !layer.h_mask && !layer.zones_out() && !save_cells &&
+                        !save_gates;
   using A = State_t<T>;
   if (one_step) return one_step_forward<T>(layer);
   const auto& kernels = tiled_kernels<T>();
@@ -41,6 +43,8 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   const std::vector<T> zero_h(out, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const Sequence<const T> x(layer.input, rows);
+  const MaskRows<T> h_mask(layer.h_mask);
+  const MaskRows<T> zoneout_h(layer.zoneout_h), zoneout_c(layer.zoneout_c);
 
   // Steps whose gates are computed from the input at once, then walked while they are in cache.
   constexpr int64_t kChunkBytes = 2 << 20;
@@ -95,6 +99,11 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
                   packed_w_ih, live_rows<A*>(rows, reverse, begin, end, x_gates_at), false,
                   layer.has_bias() ? const_data<A>(bias) : nullptr);
 
+      const auto h_prev_at = [&](int64_t t, int64_t row) -> const T* {
+        if (rows.is_reset(t, row)) return zero_h.data();
+        if (t == rows.first_step(row, reverse)) return h_first + rows.batch_index(row) * out;
+        return y + rows.flat(reverse ? t + 1 : t - 1, row) * directions * out;
+      };
       const auto make_row = [&](int64_t t, int64_t row) {
         const bool first = t == rows.first_step(row, reverse);
         const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
@@ -104,12 +113,23 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         made.gates = saved_gates ? saved_gates + flat * 4 * hidden : nullptr;
         made.h =
             layer.projects() ? data<T>(unprojected) + row * hidden : y + flat * directions * out;
-        made.h_prev = first ? h_first + b * out : y + before * directions * out;
+        made.h_prev = h_prev_at(t, row);
         made.c = saved_cells ? saved_cells + flat * hidden : c_state + b * hidden;
         made.c_prev = first         ? c_first + b * hidden
                       : saved_cells ? saved_cells + before * hidden
                                     : c_state + b * hidden;
-        if (rows.is_reset(t, row)) made.h_prev = zero_h.data(), made.c_prev = zero_c.data();
+        if (rows.is_reset(t, row)) made.c_prev = zero_c.data();
+        made.zoneout_c = zoneout_c.at(d * flat_rows + flat);
+        if (!layer.projects()) {
+          made.zoneout_h = zoneout_h.at(d * flat_rows + flat);
+          made.h_before = made.h_prev;
+        }
+        if (layer.h_mask) {  // every thread masks the rows that it reads
+          thread_local std::vector<T> masked_h;
+          masked_h.resize(batch * out);
+          made.h_prev =
+              masked(made.h_prev, h_mask.at(d * batch + b), out, masked_h.data() + row * out);
+        }
         return made;
       };
       const auto project = [&](int64_t t, int64_t unit_group, int64_t row_group) {
@@ -121,8 +141,18 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
                           [&](int64_t row) { return const_data<T>(unprojected) + row * hidden; });
         rows_of_group(rows.live(t), row_group, grid.row_groups, to,
                       [&](int64_t row) { return y + rows.flat(t, row) * directions * out; });
-        if constexpr (std::is_same_v<T, A>)  // bfloat16 comes here as float32
+        if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
           multiply_share(from.data(), count, *packed_w_hr, unit_group, grid.unit_groups, to.data());
+          if (!layer.zoneout_h) return;
+          const auto [begin, end] = packed_w_hr->shared_columns(unit_group, grid.unit_groups);
+          for (int64_t row = row_group; row < rows.live(t); row += grid.row_groups) {
+            const int64_t flat = rows.flat(t, row);
+            const T* const keep = zoneout_h.at(d * flat_rows + flat);
+            const T* const before = h_prev_at(t, row);
+            T* const h = y + flat * directions * out;
+            for (int64_t n = begin; n < end; ++n) h[n] = zoneout(keep[n], before[n], h[n]);
+          }
+        }
       };
       const auto work = [&](int64_t k, int64_t unit_group, int64_t row_group) {
         const int64_t t = rows.step(k / phases, reverse);

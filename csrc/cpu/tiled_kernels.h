@@ -158,7 +158,7 @@ FASTLSTM_HD void store_gates(T* to, int64_t stride, const Gates<Vec<A>>& gates, 
 template <typename T, typename A>
 FASTLSTM_HD void forward_vector(const ForwardRow<T, A>& row, int64_t unit, int64_t n,
                                 int64_t hidden_size, const A* products) {
-  const auto at = [unit, n](const A* from) {
+  const auto at = [unit, n](const auto* from) {
     Vec<A> x;
     load(from + unit, x, n);
     return x;
@@ -167,9 +167,12 @@ FASTLSTM_HD void forward_vector(const ForwardRow<T, A>& row, int64_t unit, int64
     return at(row.x_gates + gate * hidden_size) + Vec<A>::load(products + gate * Vec<A>::lanes);
   };
   const Gates<Vec<A>> gates = activate(Gates<Vec<A>>{pre(0), pre(1), pre(2), pre(3)});
-  const Vec<A> c = next_cell(gates, at(row.c_prev));
+  const Vec<A> c_prev = at(row.c_prev);
+  Vec<A> c = next_cell(gates, c_prev), h = hidden(gates.o, c);
+  if (row.zoneout_h) h = zoneout(at(row.zoneout_h), at(row.h_before), h);
+  if (row.zoneout_c) c = zoneout(at(row.zoneout_c), c_prev, c);
   store(c, row.c + unit, n);
-  store(hidden(gates.o, c), row.h + unit, n);
+  store(h, row.h + unit, n);
   if (row.gates) store_gates(row.gates + unit, hidden_size, gates, n);
 }
 
@@ -201,7 +204,7 @@ static void forward_tile(const ForwardRow<T, A>* row, int64_t K, const T* panel,
 
 template <typename T, typename A>
 FASTLSTM_HD void backward_vector(const BackwardRow<T, A>& row, int64_t unit, int64_t n,
-                                 int64_t hidden_size, const Vec<A>& from_next) {
+                                 int64_t hidden_size, Vec<A> from_next) {
   const auto at = [unit, n](const auto* from) {
     Vec<A> x;
     load(from + unit, x, n);
@@ -209,10 +212,22 @@ FASTLSTM_HD void backward_vector(const BackwardRow<T, A>& row, int64_t unit, int
   };
   const Gates<Vec<A>> gates{at(row.gates), at(row.gates + hidden_size),
                             at(row.gates + 2 * hidden_size), at(row.gates + 3 * hidden_size)};
-  const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
-  Vec<A> dc = at(row.dc) + at(row.d_cells);
-  const Gates<Vec<A>> d_pre = cell_backward(gates, at(row.c_prev), at(row.c), dh, dc);
-  store(row.reset ? Vec<A>(A(0)) : dc, row.dc + unit, n);
+  const Vec<A> zero(A(0)), c_prev = at(row.c_prev);
+  if (row.h_mask) from_next = from_next * at(row.h_mask);
+  Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
+  Vec<A> dc = at(row.dc) + at(row.d_cells), kept_dc = zero, c = at(row.c);
+  if (row.zoneout_h) {
+    dh = dh + at(row.kept_dh);
+    const Vec<A> kept_dh = zoneout_backward(at(row.zoneout_h), dh);
+    store(row.reset ? zero : kept_dh, row.kept_dh + unit, n);
+  }
+  if (row.zoneout_c) {
+    kept_dc = zoneout_backward(at(row.zoneout_c), dc);
+    c = next_cell(gates, c_prev);  // before zoneout
+  }
+  const Gates<Vec<A>> d_pre = cell_backward(gates, c_prev, c, dh, dc);
+  if (row.zoneout_c) dc = dc + kept_dc;
+  store(row.reset ? zero : dc, row.dc + unit, n);
   store_gates(row.d_gates + unit, hidden_size, d_pre, n);
 }
 

@@ -7,12 +7,16 @@ namespace fastlstm {
 
 template <typename T, typename A>
 struct ForwardRow {
-  const T* h_prev;   // [K] h_{t-1}: an earlier output, h_0, or zeros after a reset
+  const T* h_prev;   // [K] h_{t-1}, an earlier output, h_0, or zeros after a reset; times h_mask
   const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
   T* gates;          // [4H] activated i, f, g, o out, or nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] may be c_prev
   T* h;              // [H]
+  // Zoneout, or nullptr: the shares of the states before that stay.
+  const T* zoneout_h = nullptr;  // [H]
+  const T* zoneout_c = nullptr;  // [H]
+  const T* h_before = nullptr;   // [H] h_{t-1} without h_mask, where zoneout_h is
 };
 
 template <typename T, typename A>
@@ -28,6 +32,11 @@ struct BackwardRow {
   A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
   T* d_gates;         // [4H] out
   bool reset;         // state was zeroed before this step: dL/dc_{t-1} = 0
+  const T* h_mask;    // [H] what h_t was multiplied with on its way into W_hh, or nullptr
+  // Zoneout, or nullptr.
+  const T* zoneout_h;  // [H]
+  const T* zoneout_c;  // [H]
+  A* kept_dh;  // [H] where zoneout_h is: dL/dh_t that the step after let through in, its own out
 };
 
 // A bfloat16 panel holds pairs: two neighbouring k of the same column lie together, as the dot
