@@ -66,25 +66,28 @@ def test_float32_is_as_exact_as_the_plain_one(block):
 
 
 def test_never_holds_more_than_one_block_of_scores():
-    """Sizes of all tensors that forward and backward make, seen by a dispatch mode."""
+    """All tensors that forward and backward make, seen by a dispatch mode while they live."""
+    import weakref
+
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    largest = 0
+    made, held = [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
             out = function(*args, **(kwargs or {}))
             for tensor in out if isinstance(out, (list, tuple)) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
+                if isinstance(tensor, torch.Tensor) and tensor.numel() > linear.weight.numel():
+                    made.append(weakref.ref(tensor))
+            alive = [tensor for ref in made if (tensor := ref()) is not None]
+            held.append(sum({t.untyped_storage().data_ptr(): t.numel() for t in alive}.values()))
             return out
 
-    linear, hidden = nn.Linear(4, 500), torch.randn(400, 4, requires_grad=True)
+    linear, hidden = nn.Linear(4, 500), torch.randn(384, 4, requires_grad=True)
     with Watch():
-        targets = torch.randint(500, (400,))
-        linear_cross_entropy(hidden, linear, targets, torch.ones(400), block=32).backward()
-    assert largest == 32 * 500
+        targets = torch.randint(500, (384,))
+        linear_cross_entropy(hidden, linear, targets, torch.ones(384), 0.1, block=32).backward()
+    assert max(held) == 32 * 500
 
 
 def test_autocast_works_in_16_bits_and_accumulates_in_32(inputs):
