@@ -3,6 +3,8 @@
 Before each word it weighs the cells of the CNN's feature map by what it has written so far,
 and reads their mean beside the word. What it is fed and must predict is as in
 `captioning.decoder`, but for step 0: the image is the cells, and the mean of them the first state.
+Learned vectors of its row and column tell of each cell where it lies, which the paper leaves out:
+without them "left" can only be guessed.
 """
 
 from typing import NamedTuple
@@ -13,6 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.lstm import make_lstm_cell
 from captioning.vocabulary import PAD, START
+
+POSITION_STD = 0.1  # of the initial vectors of rows and columns; those of cells have about 1
 
 
 class AttentionState(NamedTuple):
@@ -29,12 +33,14 @@ class AttentionDecoder(nn.Module):
     """An LSTM cell with soft attention over E-sized image cells.
 
     Args:
+        grid: side of the square of cells, which are numbered row by row.
         embed_size, hidden_size, vocab_size, max_seq_length, dropout, lstm: as in `DecoderRNN`.
         attention_size: A, size in which the state and the cells are compared; embed_size if None.
     """
 
     def __init__(
         self,
+        grid: int,
         embed_size: int,
         hidden_size: int,
         vocab_size: int,
@@ -47,6 +53,8 @@ class AttentionDecoder(nn.Module):
         attention_size = attention_size or embed_size
         self.max_seq_length = max_seq_length
         self.embed = nn.Embedding(vocab_size, embed_size, padding_idx=PAD)
+        self.row = nn.Parameter(torch.randn(grid, embed_size) * POSITION_STD)
+        self.column = nn.Parameter(torch.randn(grid, embed_size) * POSITION_STD)
         self.key = nn.Linear(embed_size, attention_size)
         self.query = nn.Linear(hidden_size, attention_size, bias=False)
         self.energy = nn.Linear(attention_size, 1, bias=False)  # softmax ignores a bias
@@ -59,7 +67,8 @@ class AttentionDecoder(nn.Module):
     def start(self, image: Tensor) -> AttentionState:
         """The state before <start>, of image cells [B,cells,E]."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
-        cells = self.dropout(image)
+        places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
+        cells = self.dropout(image + places)
         return AttentionState(h, c, cells, self.key(cells), image.new_zeros(image.shape[:2]))
 
     def advance(self, words: Tensor, state: AttentionState) -> AttentionState:

@@ -115,6 +115,11 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         raise CaptioningError(
             f"{path}: its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
         )
+    if config.decoder == "attention" and not config.grid:
+        raise CaptioningError(
+            f"{path}: its attention decoder is of an older version, which did not know where a "
+            "cell lies; train it again"
+        )
     model = Captioner(config, lstm)
     try:
         model.load_state_dict(data["weights"])

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,7 @@ class FrozenCNN(nn.Module):
 
     Attributes:
         feature_shape: shape of one picture's features.
+        grid: side of its square of cells if it pools to "grid", else 0.
     """
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
@@ -70,6 +72,7 @@ class FrozenCNN(nn.Module):
         self.train()
         size = transform.crop_size
         self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])
+        self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
 
     def train(self, mode: bool = True) -> "FrozenCNN":
         return super().train(False)

@@ -29,6 +29,7 @@ from captioning.report import Picture, Section, write_contact_sheet, write_repor
 from captioning.train import train
 from captioning.vocabulary import Vocabulary
 
+EPOCHS = {"lstm": 16, "attention": 8}
 TEXT = {
     "val": "New pictures. Their combinations of count, size, colour, shape and background occur in "
     "the training pictures.",
@@ -39,7 +40,7 @@ TEXT = {
 
 def demo(
     output: str | Path,
-    epochs: int = 16,
+    epochs: int | None = None,
     lstm: str = "fastlstm",
     fresh: bool = False,
     seed: int = 0,
@@ -50,7 +51,7 @@ def demo(
 
     Args:
         output: where everything goes; what a former run left there is used again.
-        epochs: passes over the captions.
+        epochs: passes over the captions; what the decoder needs if None.
         lstm: "fastlstm", "torch" or "reference".
         fresh: train again even if `output` holds a captioner of the same settings.
         seed: of pictures, initial weights and order.
@@ -77,13 +78,19 @@ def demo(
         cache = extract_features(cnn, dataset.images, path, stale="replace")
         tables[split] = FeatureTable(dataset, cache)
 
+    epochs = EPOCHS[decoder] if epochs is None else epochs
     config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     vocabulary = Vocabulary.build(data["train"].captions)
     vocabulary.save(output / "vocabulary.json")
     # Attention compares 256 cells with its state before every word, so it is made smaller.
     embed_size, hidden_size = (64, 128) if decoder == "attention" else (128, 256)
     sizes = ModelConfig(
-        cnn.feature_shape[-1], len(vocabulary), embed_size, hidden_size, decoder=decoder
+        cnn.feature_shape[-1],
+        len(vocabulary),
+        embed_size,
+        hidden_size,
+        decoder=decoder,
+        grid=cnn.grid,
     )
     recipe = json.dumps([asdict(config), asdict(sizes), CNNIdentity.of(cnn).fingerprint, splits])
     recipe = hashlib.sha256(recipe.encode()).hexdigest()

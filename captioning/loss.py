@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
                 del grad, product
             del scores, probs  # before the next block is made
-        if need_grad:
+        if grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.t(), grad_bias)
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         return loss

@@ -25,6 +25,7 @@ class ModelConfig:
     max_seq_length: the most tokens that decoding writes, <end> included.
     dropout: see `DecoderRNN`.
     decoder: "lstm", on one vector for each picture, or "attention", on its cells (pool "grid").
+    grid: side of the square of cells that attention looks at.
     """
 
     feature_size: int
@@ -35,6 +36,7 @@ class ModelConfig:
     max_seq_length: int = 20
     dropout: float = 0.0
     decoder: str = "lstm"
+    grid: int = 0
 
 
 class Captioner(nn.Module):
@@ -55,7 +57,9 @@ class Captioner(nn.Module):
         if config.decoder == "lstm":
             self.decoder = DecoderRNN(*sizes, config.num_layers, *rest)
         elif config.decoder == "attention" and config.num_layers == 1:
-            self.decoder = AttentionDecoder(*sizes, *rest)
+            if config.grid < 1:
+                raise CaptioningError(f"grid: expected the side of the cells, got {config.grid}")
+            self.decoder = AttentionDecoder(config.grid, *sizes, *rest)
         else:
             raise CaptioningError(
                 f"decoder: expected 'lstm', or 'attention' with one layer, got {config.decoder!r} "

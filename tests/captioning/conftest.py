@@ -49,7 +49,7 @@ def attentive(data, grid_cnn) -> Checkpoint:
     """A captioner that attends, of random weights."""
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
-    sizes = ModelConfig(features, words, 16, 24, decoder="attention")
+    sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
     return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(grid_cnn), {})
 
 

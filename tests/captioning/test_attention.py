@@ -8,14 +8,15 @@ from captioning.model import Captioner, ModelConfig
 from captioning.search import beam_search, greedy_search
 from captioning.vocabulary import END, PAD, START
 
-E, H, V, CELLS = 6, 8, 12, 5
+E, H, V, GRID = 6, 8, 12, 3
+CELLS = GRID**2
 CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START, 4, END, PAD, PAD]])
 LENGTHS = torch.tensor([5, 4, 3])
 
 
 def decoder(lstm: str = "fastlstm") -> AttentionDecoder:
     torch.manual_seed(0)
-    return AttentionDecoder(E, H, V, lstm=lstm).eval()
+    return AttentionDecoder(GRID, E, H, V, lstm=lstm).eval()
 
 
 @pytest.fixture
@@ -51,11 +52,20 @@ def test_weights_are_a_distribution_and_the_cells_matter(image):
     weights = model.attention(image, CAPTIONS[:, 1:])
     assert weights.shape == (3, 4, CELLS)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 4))
-    # The order of the cells means nothing; their content does.
-    shuffled = image[:, torch.tensor([3, 0, 4, 1, 2])]
     expected = model(image, CAPTIONS, LENGTHS)
-    torch.testing.assert_close(model(shuffled, CAPTIONS, LENGTHS), expected)
     assert not torch.allclose(model(image * 2, CAPTIONS, LENGTHS), expected)
+
+
+def test_the_place_of_a_cell_is_its_row_and_its_column(image):
+    model = decoder()
+    mirrored = image.view(3, GRID, GRID, E).flip(2).reshape(image.shape)
+    expected = model(image, CAPTIONS, LENGTHS)
+    assert not torch.allclose(model(mirrored, CAPTIONS, LENGTHS), expected)
+    model.column.data = model.column.flip(0)
+    torch.testing.assert_close(model(mirrored, CAPTIONS, LENGTHS), expected)
+    turned = image.view(3, GRID, GRID, E).transpose(1, 2).reshape(image.shape)
+    model.column.data, model.row.data = model.row.data, model.column.flip(0)
+    torch.testing.assert_close(model(turned, CAPTIONS, LENGTHS), expected)
 
 
 def test_attention_finds_the_marked_cell(image):
@@ -65,6 +75,8 @@ def test_attention_finds_the_marked_cell(image):
     model.key.weight.data.zero_()
     model.key.weight.data[:, 0] = 5.0
     model.query.weight.data.zero_()
+    model.row.data.zero_()
+    model.column.data.zero_()
     model.energy.weight.data.fill_(1.0)
     image[..., 0] = -1.0
     image[torch.arange(3), torch.tensor([4, 0, 2])] = 2 * direction
@@ -83,7 +95,7 @@ def test_search_works_on_it_and_a_batch_equals_its_pictures(image):
 def test_learns_which_cell_decides():
     """Pictures that differ only in the content of one cell, each with its own caption."""
     torch.manual_seed(0)
-    model = Captioner(ModelConfig(4, V, 16, 24, decoder="attention"))
+    model = Captioner(ModelConfig(4, V, 16, 24, decoder="attention", grid=GRID))
     features = torch.zeros(4, CELLS, 4)
     features[torch.arange(4), torch.tensor([0, 3, 1, 4]), torch.arange(4)] = 3.0
     captions = torch.tensor([[START, 4 + i, 8 + i, END] for i in range(4)])

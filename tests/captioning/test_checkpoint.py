@@ -34,6 +34,17 @@ def test_any_lstm_reads_it(new_checkpoint, tmp_path, lstm):
     torch.testing.assert_close(other.model(features, *batch), checkpoint.model(features, *batch))
 
 
+def test_attention_without_places_is_refused(attentive, tmp_path):
+    """What an older version wrote."""
+    path = tmp_path / "c.pt"
+    attentive.save(path)
+    data = torch.load(path, weights_only=True)
+    del data["model"]["grid"], data["weights"]["decoder.row"], data["weights"]["decoder.column"]
+    torch.save(data, path)
+    with pytest.raises(CaptioningError, match="c.pt: its attention decoder is of an older version"):
+        load_checkpoint(path)
+
+
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))

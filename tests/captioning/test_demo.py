@@ -1,6 +1,7 @@
 """The demo runs end to end on a few pictures, and again; the command line says what is wrong."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -25,6 +26,19 @@ def test_writes_a_report_a_contact_sheet_and_results(output):
         assert sheet.width > 1000 and sheet.height > 1000
     results = json.loads((output / "results_val.json").read_text())
     assert len(results) == 12 and set(results[0]) == {"image_id", "caption"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+def test_describes_what_it_never_saw(decoder, tmp_path, capsys):
+    """The whole demo, minutes on two cores."""
+    sections = demo(tmp_path, decoder=decoder)
+    assert min(sections["val"].facts.values()) >= 0.75
+    assert min(v for fact, v in sections["val"].facts.items() if fact != "all") >= 0.9
+    assert sections["unseen"].facts["all"] >= 0.55
+    assert sections["val"].scores.overall["CIDEr-D"] >= 5.5
+    told = re.search(r"all facts right with the pictures shuffled: (\S+)", capsys.readouterr().out)
+    assert float(told[1]) <= 0.01
 
 
 def test_the_second_run_trains_nothing_and_writes_the_same(output, capsys):

@@ -7,7 +7,7 @@ from captioning.generate import DecodeConfig, decode_batch, generate_captions
 from captioning.model import Captioner, ModelConfig
 from captioning.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 
-C, CELLS, V = 6, 4, 12
+C, GRID, V = 6, 2, 12
 
 
 def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) -> torch.Tensor:
@@ -33,11 +33,11 @@ def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) 
 )
 def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     torch.manual_seed(3)
-    model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7, decoder=decoder)).eval()
+    model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7, decoder=decoder, grid=GRID)).eval()
     for parameter in model.decoder.parameters():
         parameter.data *= 3  # opinions, so that probabilities differ
     model.decoder.linear.bias.data[END] += 1
-    shape = (24, C) if decoder == "lstm" else (24, CELLS, C)
+    shape = (24, C) if decoder == "lstm" else (24, GRID * GRID, C)
     features = 3 * torch.randn(shape)
     generator = torch.Generator().manual_seed(0)
     found = decode_batch(model, features, config, generator)

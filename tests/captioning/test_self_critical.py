@@ -54,9 +54,9 @@ def start(request, new_checkpoint, data):
     """A captioner of each kind, and pictures with the features that it reads."""
     if request.param == "lstm":
         return new_checkpoint, data.train
-    cells = copy.copy(data.train)  # the whole picture and its quarters are five cells
-    cells.read = lambda images=None: data.train.read(images).unflatten(1, (5, 48))
-    return partial(new_checkpoint, feature_size=48, decoder="attention"), cells
+    cells = copy.copy(data.train)  # the quarters behind the whole picture are the cells
+    cells.read = lambda images=None: data.train.read(images).unflatten(1, (5, 48))[:, 1:]
+    return partial(new_checkpoint, feature_size=48, decoder="attention", grid=2), cells
 
 
 def test_its_gradient_is_that_of_the_expected_reward(start):

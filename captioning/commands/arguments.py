@@ -1,0 +1,93 @@
+"""Arguments that several commands share, and what they stand for."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from captioning.cnn import POOLS, CNNConfig, FrozenCNN, load_cnn
+from captioning.datasets import load_coco
+from captioning.features import FeatureTable, extract_features
+from captioning.lstm import LSTMS
+
+
+def device(name: str) -> str:
+    """Checks a device before anything is computed."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"no device {name!r} here: {reason}") from error
+    return name
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=device, default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ..."
+    )
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="what to do about broken or missing pictures and empty captions",
+    )
+
+
+def add_lstm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lstm",
+        choices=LSTMS,
+        default="fastlstm",
+        help="who computes; torch: nn.LSTM; reference: fastlstm in plain PyTorch",
+    )
+
+
+def add_cnn(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("frozen CNN")
+    group.add_argument(
+        "--cnn",
+        default="resnet152",
+        help="a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn",
+    )
+    group.add_argument("--weights", default="DEFAULT", help="name of torchvision weights")
+    group.add_argument(
+        "--pool",
+        choices=POOLS,
+        default="avg",
+        help="avg: global average; 2x2: and the four quarters, which tell where things are; grid: "
+        "the cells, for --decoder attention",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the cached features; float16 takes half the disk",
+    )
+    group.add_argument(
+        "--workers", type=int, default=0, help="processes that load pictures beside this one"
+    )
+
+
+def load_cnn_of(args: argparse.Namespace) -> FrozenCNN:
+    return load_cnn(CNNConfig(args.cnn, args.weights, args.pool))
+
+
+def table(
+    args: argparse.Namespace,
+    cnn: FrozenCNN,
+    annotations: Path,
+    images: Path | None,
+    cache: Path,
+    batch: int = 32,
+) -> FeatureTable:
+    """Load a data set and its features, which are computed unless they are cached."""
+    dataset = load_coco(annotations, images, args.on_error)
+    if dataset.skipped:
+        print(dataset.report_skipped())
+    found = extract_features(
+        cnn, dataset.images, cache, batch, args.dtype, args.on_error, args.workers, args.device
+    )
+    return FeatureTable(dataset, found)

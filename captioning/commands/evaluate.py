@@ -1,0 +1,37 @@
+"""`captioning evaluate`: see `captioning.evaluate`."""
+
+import argparse
+from pathlib import Path
+
+from captioning.datasets import load_coco, load_references
+from captioning.evaluate import evaluate, read_results, write_evaluation
+from captioning.files import write_json
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, help='[{"image_id": 1, "caption": "..."}, ...]')
+    parser.add_argument("--references", type=Path, required=True, help="COCO captions file")
+    parser.add_argument("--images", type=Path, help="folder of the pictures, for --report")
+    parser.add_argument("--meteor", action="store_true", help="also METEOR (needs Java)")
+    parser.add_argument("--json", type=Path, help="write scores, also of each picture")
+    parser.add_argument("--report", type=Path, help="write an HTML report")
+    parser.add_argument("--checkpoint", type=Path, help="adds its curves and attention to it")
+
+
+def run(args: argparse.Namespace) -> None:
+    results = read_results(args.results)
+    if args.report:
+        dataset = load_coco(args.references, args.images, "skip")
+    else:
+        dataset = load_references(args.references)
+    scores = evaluate(results, dataset, args.meteor)
+    print(scores)
+    if args.json:
+        data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
+        write_json(args.json, data, indent=1)
+    if args.report:
+        from captioning.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
+        write_evaluation(args.report, results, dataset, scores, checkpoint)
+        print(f"report: {args.report}")

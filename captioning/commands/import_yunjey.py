@@ -1,0 +1,19 @@
+"""`captioning import-yunjey`: see `captioning.yunjey`."""
+
+import argparse
+from pathlib import Path
+
+from captioning.yunjey import import_yunjey
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder-*.ckpt")
+    parser.add_argument("--decoder", type=Path, required=True, help="decoder-*.ckpt")
+    parser.add_argument("--vocab", type=Path, required=True, help="vocab.pkl")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--cnn", default="resnet152", help="the ResNet of the encoder")
+
+
+def run(args: argparse.Namespace) -> None:
+    import_yunjey(args.encoder, args.decoder, args.vocab, args.cnn).save(args.output)
+    print(f"{args.output}: caption with it, python -m captioning caption {args.output} PICTURES")
