@@ -39,9 +39,7 @@ struct Layer {
   bool projects() const { return directions[0].w_hr.defined(); }
   bool normalizes() const { return directions[0].gain_ih.defined(); }
   bool zones_out() const { return zoneout_h || zoneout_c; }
-  // Whether the call has what only the stepwise engine of CUDA knows.
-  bool only_stepwise() const { return normalizes() || h_mask || zones_out(); }
-  std::string options() const;  // those and proj_size, for messages
+  std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
   bool has_bias() const { return directions[0].b_ih.defined(); }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
 };

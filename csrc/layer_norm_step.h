@@ -129,8 +129,8 @@ FASTLSTM_HD void backward_normed_row(const NormBackward<T, A>& s, int64_t row, c
   team.each(hidden_size, [&](int64_t u) {  // h = o tanh(normed), before zoneout
     T* const dh_state = s.dh_state + row * s.dh_state_stride + u;
     A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
-    const A kept = zoned ? A(s.zoneout.h[row * s.zoneout.h_stride + u]) * dh : A(0);
-    dh -= kept;
+    const A kept =
+        zoned ? zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + u]), dh) : A(0);
     *dh_state = T(reset ? A(0) : kept);
     const A normed = A(s.gain_c[u]) * normal_c(c(u)) + A(s.bias_c[u]);
     const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
@@ -142,8 +142,9 @@ FASTLSTM_HD void backward_normed_row(const NormBackward<T, A>& s, int64_t row, c
   team.each(hidden_size, [&](int64_t u) {
     A* const dc_state = s.dc_state + row * s.dc_state_stride + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
-    const A kept = zoned ? A(s.zoneout.c[row * s.zoneout.c_stride + u]) * dc : A(0);
-    dc = dc - kept + d_c(c(u), d_normed[u] * A(s.gain_c[u]));
+    const A kept =
+        zoned ? zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + u]), dc) : A(0);
+    dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
     Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);

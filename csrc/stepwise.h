@@ -71,6 +71,7 @@ class Zones {
     const int64_t stride = none_.size(0);
     return {rows(h_), rows(c_), h_.defined() ? stride : 0, c_.defined() ? stride : 0};
   }
+  Zoneout<T> all(int64_t d) const { return at(d, {0, 0, 1, 0, 0}); }  // from the first flat row on
 
  private:
   Tensor none_, h_, c_;
@@ -116,15 +117,10 @@ inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, cons
   return before;
 }
 
-// h_{t-1} of every flat row [R,P].
+// h_{t-1} of every flat row [R,P] as W_hh sees it: times h_mask.
 inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
                               const std::vector<WalkStep>& steps) {
-  return previous(layer, d, output, layer.h_0.select(0, d), steps);
-}
-
-// What W_hh sees of it: times h_mask.
-inline Tensor masked(const Layer& layer, int64_t d, Tensor h_prev,
-                     const std::vector<WalkStep>& steps) {
+  Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d), steps);
   if (layer.h_mask)
     for (const WalkStep& at : steps)
       h_prev.narrow(0, at.offset, at.rows).mul_(layer.h_mask->select(0, d).narrow(0, 0, at.rows));
@@ -174,8 +170,11 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
 
 }  // namespace stepwise
 
+// gates [D,R,4H], or undefined: memory for them, which holds the input's part (multiply_input) of
+// the first `multiplied` directions already.
 template <typename T, typename A, typename Kernels>
-ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates) {
+ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
+                               Tensor gates = {}, int64_t multiplied = 0) {
   const int64_t directions = layer.num_directions(), batch = layer.batch.expect_int();
   const int64_t flat_rows = layer.flat_rows.expect_int(), hidden = layer.hidden_size.expect_int();
   const int64_t out = layer.output_size.expect_int();
@@ -191,15 +190,16 @@ ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_ga
   Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
   Tensor c_n = layer.c_0.to(state_options, /*non_blocking=*/false, /*copy=*/true).contiguous();
   Tensor cells = at::empty({save_cells ? directions : 0, flat_rows, hidden}, state_options);
-  Tensor gates = at::empty({save_gates ? directions : 0, flat_rows, 4 * hidden}, options);
+  if (save_gates && !gates.defined())
+    gates = at::empty({directions, flat_rows, 4 * hidden}, options);
   Tensor h_gates = at::empty({batch, 4 * hidden}, options);
 
   for (int64_t d = 0; d < directions; ++d) {
     const Direction& w = layer.directions[d];
     const Tensor w_hh_t = w.w_hh.t(), w_hr_t = layer.projects() ? w.w_hr.t() : Tensor();
     // Activated gates overwrite the pre-activations, saved or not.
-    Tensor x_gates = save_gates ? gates[d] : at::empty({flat_rows, 4 * hidden}, options);
-    stepwise::multiply_input(layer, w, input, x_gates);
+    Tensor x_gates = gates.defined() ? gates[d] : at::empty({flat_rows, 4 * hidden}, options);
+    if (d >= multiplied) stepwise::multiply_input(layer, w, input, x_gates);
 
     Tensor h_state = h_n[d], c_state = c_n[d], y = output.narrow(1, d * out, out);
     Tensor hidden_state = layer.projects() ? at::zeros({batch, hidden}, options) : h_state;
@@ -312,10 +312,8 @@ BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const O
     Tensor d_hidden = layer.projects() ? at::empty({batch, hidden}, options) : dh_state;
     Tensor d_projected = layer.projects() ? at::empty({flat_rows, out}, options) : Tensor();
     const A* const cells_data = static_cast<const A*>(cells[d].const_data_ptr());
-    const Tensor h_prev = stepwise::masked(
-        layer, d,
-        Kernels::template previous_hidden<T>(layer, d, output.narrow(1, d * out, out), steps),
-        steps);
+    const Tensor h_prev =
+        Kernels::template previous_hidden<T>(layer, d, output.narrow(1, d * out, out), steps);
     // Gates that were not saved are made where their gradient takes their place.
     Tensor gates = saved_gates.defined() ? saved_gates[d] : d_gates;
     if (!saved_gates.defined()) stepwise::make_gates<T, A, Kernels>(layer, d, input, h_prev, gates);

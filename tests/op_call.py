@@ -45,8 +45,10 @@ class Call:
         self.reset = torch.rand(T, B) < 0.25 if reset else None
         self.masks = [None] * 3  # h_mask, zoneout_h, zoneout_c
         if masks:
-            self.masks = [torch.randint(3, shape).to(dtype) / 2
-                          for shape in [(D, B, H), (D, T, B, H), (D, T, B, H)]]
+            wanted = [True] * 3 if masks is True else masks
+            self.masks = [torch.randint(3, shape).to(dtype) / 2 if is_there else None
+                          for shape, is_there in zip([(D, B, H), (D, T, B, H), (D, T, B, H)],
+                                                     wanted, strict=True)]
         x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
         live = torch.arange(T)[:, None] < torch.tensor(lengths)
         dy, dcells = dy * live[..., None], dcells * live[..., None]

@@ -83,16 +83,27 @@ def test_engine(kind, form, engine):
 
 
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
-@pytest.mark.parametrize("kind", [*KINDS, "float64"], indirect=True)
-def test_masks(kind, form):
-    """Recurrent dropout and zoneout, which the planner leaves to stepwise."""
+@pytest.mark.parametrize("kind, engine", [
+    *((kind, engine) for kind in KINDS for engine in ("stepwise", "persistent")),
+    ("float64", "auto"),
+], indirect=["kind"])
+def test_masks(kind, form, engine):
+    """Recurrent dropout and zoneout, together and each alone."""
     call = Call(kind, form, directions=2, reset=form != "packed", masks=True)
-    saved = call.forward("auto")
+    saved = call.forward(engine)
     call.check_forward(saved)
-    call.check_backward(call.backward(saved, "auto"))
-    call.check_backward(call.backward(saved, "auto", recompute=True))
-    with pytest.raises(RuntimeError, match="without proj_size, recurrent dropout, zoneout"):
-        call.forward("persistent")
+    call.check_backward(call.backward(saved, engine))
+    call.check_backward(call.backward(saved, engine, recompute=True))
+
+
+@pytest.mark.parametrize("only", [0, 1, 2], ids=["h_mask", "zoneout_h", "zoneout_c"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+def test_one_mask(kind, only):
+    call = Call(kind, "lengths", directions=2, masks=[i == only for i in range(3)])
+    saved = call.forward("persistent")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "persistent"))
+    call.check_backward(call.backward(saved, "stepwise"))
 
 
 @pytest.mark.parametrize("options", [
@@ -223,9 +234,13 @@ def test_a_refused_launch_falls_back(kind):
     call = Call(kind, directions=2)
     ops().set_resident_blocks(1)
     try:
-        saved = call.forward("auto")
+        with torch.profiler.profile() as profile:
+            saved = call.forward("auto")
+        products = [event for event in profile.events() if event.name == "aten::addmm"]
+        assert len(products) == 2  # the input's, of each direction: no second time
         call.check_forward(saved)
         call.check_backward(call.backward(saved, "auto"))
+        call.check_backward(call.backward(saved, "auto", recompute=True))
         with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
             call.forward("persistent")
     finally:

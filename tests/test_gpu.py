@@ -54,6 +54,7 @@ def test_engine(kind, form, engine):
     dict(reset=True), dict(hidden_size=13), dict(hidden_size=100, batch=17),
     dict(steps=1), dict(batch=1), dict(batch=70, form="packed", directions=2, steps=9),
     dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
+    dict(masks=True, reset=True), dict(masks=True, form="packed", directions=2, batch=70),
 ], ids=str)
 def test_options(kind, options):
     require("persistent")

@@ -71,8 +71,9 @@ def test_sanitized():
 
 # Faults planted in one place: what becomes what, in which file under csrc/cuda, built with which
 # .cu file, and the cases that must fail.
-STEPWISE, FFMA, TF32, BF16 = (
-    "stepwise/float32/", "persistent/float32/", "persistent/tf32/", "persistent/bfloat16/")
+STEPWISE, NORMED, FFMA, TF32, BF16 = (
+    "stepwise/float32/", "layer norm/float32/", "persistent/float32/", "persistent/tf32/",
+    "persistent/bfloat16/")
 FORWARD, BACKWARD, TILE = "persistent_forward.cu", "persistent_backward.cu", "persistent_tile.h"
 MUTANTS = {
     "rows beyond the grid are left out": (
@@ -90,6 +91,25 @@ MUTANTS = {
     "dead rows go on": (
         "stepwise.cu", "stepwise.cu", "if (is_live(step, row))", "if (true)",
         [STEPWISE + "lengths"]),
+    "zoneout is ignored": (
+        "stepwise.cu", "stepwise.cu", "is_reset(step, row), zoned)", "is_reset(step, row), false)",
+        [STEPWISE + "zoneout", STEPWISE + "zoneout, nothing saved"]),
+    "zoneout is ignored by gradients": (
+        "stepwise.cu", "stepwise.cu", "starts_here(step, row), zoned)",
+        "starts_here(step, row), false)", [STEPWISE + "zoneout"]),
+    "layer norm: no barrier before the partial sums": (
+        "layer_norm.cu", "layer_norm.cu", """partial[thread] = sum;
+    barrier();""", "partial[thread] = sum;", [NORMED + "more units than threads"]),
+    "layer norm: no barrier before a sum": (
+        "layer_norm.cu", "layer_norm.cu",
+        "barrier();  // what f reads may be another thread's; and everybody has read the last total",
+        "", [NORMED + "more units than threads"]),
+    "layer norm: every other part of a sum is left out": (
+        "layer_norm.cu", "layer_norm.cu", "half > 0; half /= 2", "half > 1; half /= 2",
+        [NORMED + "one row", NORMED + "zoneout"]),
+    "layer norm: rows beyond the first": (
+        "layer_norm.cu", "layer_norm.cu", "backward_normed_row(step, row, block)",
+        "backward_normed_row(step, 0, block)", [NORMED + "one row"]),
     "persistent: no barrier before the sums": (
         FORWARD, FORWARD, """aligned, n);
       }
@@ -128,6 +148,35 @@ MUTANTS = {
     "persistent: a row that starts late forgets h_0": (
         FORWARD, FORWARD, "if (block.is_first_step(t, i))", "if (n == 0)",
         [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),
+    "persistent: W_hh sees h without its mask": (
+        FORWARD, FORWARD, "if (d.h_mask && exists)", "if (false)",
+        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
+    "persistent: the mask stays on the output": (
+        FORWARD, FORWARD, "d.output[at] = h;", "d.output[at] = seen;",
+        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
+    "persistent: zoneout crosses a reset": (
+        FORWARD, FORWARD, "items[j].reset ? 0.0f : float(h_n)", "float(h_n)", [FFMA + "zoneout"]),
+    "persistent: zoneout keeps the first h": (
+        FORWARD, FORWARD, "if (live && (d.zoneout.h || block.is_last_step(t, i)))",
+        "if (live && block.is_last_step(t, i))", [FFMA + "zoneout", BF16 + "zoneout, lengths"]),
+    "persistent: zoneout of the step before": (
+        FORWARD, FORWARD, "d.zoneout.c[flat *", "d.zoneout.c[(flat ? flat - 1 : 0) *",
+        [FFMA + "zoneout"]),
+    "persistent backward: the mask is forgotten": (
+        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(d.h_mask[at]);\n          dh",
+        "dh", [FFMA + "recurrent dropout"]),
+    "persistent backward: dL/dh_0 forgets the mask": (
+        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(d.h_mask[at]);\n      d.d_h", "d.d_h",
+        [FFMA + "recurrent dropout"]),
+    "persistent backward: what zoneout kept of dh crosses a reset": (
+        BACKWARD, BACKWARD, "T(item.reset ? 0.0f : kept_dh)", "T(kept_dh)", [FFMA + "zoneout"]),
+    "persistent backward: what zoneout kept of dc is lost": (
+        BACKWARD, BACKWARD, "dc + kept_dc", "dc", [FFMA + "zoneout"]),
+    "persistent backward: c behind zoneout": (
+        BACKWARD, BACKWARD, "c = next_cell(item.gates, item.c_prev);", "", [FFMA + "zoneout"]),
+    "persistent backward: what zoneout kept of dh is lost": (
+        BACKWARD, BACKWARD, "if (d.zoneout.h || block.is_last_step(t, i))",
+        "if (block.is_last_step(t, i))", [FFMA + "zoneout"]),
     "persistent backward: no barrier after a pass": (
         BACKWARD, BACKWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
         [FFMA + "random shapes", BF16 + "random shapes"]),

@@ -75,11 +75,12 @@ template <typename T>
 Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
                        const Tensor& output) {
   const Tensor h_0 = layer.h_0[d].contiguous();
+  const Tensor h_mask = layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor();
   const Tensor h_prev = at::empty(output.sizes(), output.options());
-  check_cuda(
-      launch_previous_hidden(sequence, d == 1, data<T>(output), output.stride(0), data<T>(h_0),
-                             data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
-      "launch_previous_hidden");
+  check_cuda(launch_previous_hidden(sequence, d == 1, data<T>(output), output.stride(0),
+                                    data<T>(h_0), h_mask.defined() ? data<T>(h_mask) : nullptr,
+                                    data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
+             "launch_previous_hidden");
   return h_prev;
 }
 
@@ -200,7 +201,7 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
                   static_cast<int>(layer.num_directions()),
                   dtype_of(layer.input.scalar_type()),
                   at::globalContext().allowTF32CuDNN(at::Float32Op::RNN),
-                  layer.projects() || layer.only_stepwise(),
+                  layer.projects() || layer.normalizes(),
                   backward};
   if (name == "stepwise") return {task, {}, false};
   const CudaDevice device = cuda_device(layer.input);
@@ -208,9 +209,9 @@ Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
   const Plan forced = plan_persistent(task, device, wanted);
   TORCH_CHECK(
       forced.persistent, "lstm: the engine \"", name,
-      "\" takes float32, bfloat16 and float16 without proj_size, recurrent dropout, zoneout and "
-      "layer normalisation, a batch that is not empty, and a W_hh that fits into the shared memory "
-      "of the GPU (sm_80 or newer), got ",
+      "\" takes float32, bfloat16 and float16 without proj_size and layer normalisation, a batch "
+      "that is not empty, and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), "
+      "got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
       ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
       " with ", device.sm_count, " SMs");
@@ -251,19 +252,24 @@ Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
   return flat.view(shape);
 }
 
-// Empty where the device refuses the launch.
+// Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
+// first tiling.directions directions.
 template <typename T>
 std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice& choice,
-                                                bool save_cells, bool save_gates) {
+                                                bool save_cells, bool save_gates, Tensor& gates) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
   const int64_t hidden = layer.hidden_size.expect_int();
   const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
   const Tensor input = stepwise::flat(layer.input, rows);
-  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.to(state_options).contiguous();
-  const Tensor output = unwritten({rows, directions * hidden}, options);
-  const Tensor h_n = h_0.clone(), c_n = c_0.clone();
+  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous), c_n = c_0.clone();
+  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const Tensor h_0 = h_mask.defined() ? h_n * h_mask : layer.h_0.contiguous();
+  const Tensor exchange = unwritten({rows, directions * hidden}, options);
+  const Tensor output = h_mask.defined() ? at::empty_like(exchange) : exchange;
+  const stepwise::Zones<T> zones(layer);
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
-  const Tensor gates = at::empty({directions, rows, 4 * hidden}, options);
+  gates = at::empty({directions, rows, 4 * hidden}, options);
   const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
 
   PersistentForward<T> call{};
@@ -276,19 +282,19 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
     for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
       const Direction& w = layer.directions[d];
       Tensor x_gates = gates[d];
-      if (layer.has_bias())
-        at::addmm_out(x_gates, w.b_ih + w.b_hh, input, w.w_ih.t());
-      else
-        at::mm_out(x_gates, input, w.w_ih.t());
+      stepwise::multiply_input(layer, w, input, x_gates);
       w_hh.push_back(w.w_hh.contiguous());
       call.direction[d - first] = {data<T>(w_hh.back()),
                                    data<T>(h_0[d]),
                                    data<float>(c_0[d]),
                                    data<T>(x_gates),
                                    data<T>(output) + d * hidden,
+                                   data<T>(exchange) + d * hidden,
                                    save_cells ? data<float>(cells[d]) : nullptr,
                                    data<T>(h_n[d]),
-                                   data<float>(c_n[d])};
+                                   data<float>(c_n[d]),
+                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+                                   zones.all(d)};
     }
     return launch_persistent_forward(call, choice.task, choice.plan.tiling,
                                      c10::cuda::getCurrentCUDAStream());
@@ -301,7 +307,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
 
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
-                                                  const Saved& saved, const OutputGrads& grads,
+                                                  Saved& saved, const OutputGrads& grads,
                                                   bool input_needs_grad, bool state_needs_grad,
                                                   bool per_row) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
@@ -326,12 +332,14 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
   };
-  // Not where their gradient will lie: that must be unwritten.
-  const bool recompute = !saved.gates.defined();
-  const Tensor gates = recompute ? at::empty({directions, rows, 4 * hidden}, options)
-                                 : saved.gates.contiguous().view({directions, rows, 4 * hidden});
-  for (int64_t d = 0; recompute && d < directions; ++d)
-    stepwise::make_gates<T, float, CudaKernels>(layer, d, input, h_prev_of(d), gates[d]);
+  if (!saved.gates.defined()) {  // not made where their gradient will lie: that must be unwritten
+    saved.gates = at::empty({directions, rows, 4 * hidden}, options);
+    for (int64_t d = 0; d < directions; ++d)
+      stepwise::make_gates<T, float, CudaKernels>(layer, d, input, h_prev_of(d), saved.gates[d]);
+  }
+  const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
+  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const stepwise::Zones<T> zones(layer);
 
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
@@ -350,7 +358,9 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
                                    d_cells.defined() ? data<float>(d_cells[d]) : nullptr,
                                    data<T>(d_gates[d]),
                                    data<T>(d_h[d]),
-                                   data<float>(d_c[d])};
+                                   data<float>(d_c[d]),
+                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+                                   zones.all(d)};
     }
     return launch_persistent_backward(call, choice.task, choice.plan.tiling,
                                       c10::cuda::getCurrentCUDAStream());
@@ -386,14 +396,17 @@ template <typename T, typename A>
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
                       c10::string_view engine) {
   const Choice choice = choose(engine, layer, /*backward=*/false);
+  Tensor gates;
   if constexpr (!std::is_same_v<T, double>)
     if (choice.plan.persistent)
-      if (auto done = persistent_forward<T>(layer, choice, save_cells, save_gates)) return *done;
-  return stepwise_forward<T, A, CudaKernels>(layer, save_cells, save_gates);
+      if (auto done = persistent_forward<T>(layer, choice, save_cells, save_gates, gates))
+        return *done;
+  return stepwise_forward<T, A, CudaKernels>(layer, save_cells, save_gates, gates,
+                                             choice.plan.tiling.directions);
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grads,
                         bool input_needs_grad, bool state_needs_grad, c10::string_view engine,
                         bool per_row) {
   const Choice choice = choose(engine, layer, /*backward=*/true);

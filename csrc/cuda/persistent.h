@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../elementary.h"
+#include "../lstm_params.h"
 #include "dtypes.h"
 #include "plan.h"
 
@@ -32,13 +33,17 @@ FASTLSTM_HD int live_steps(const Sequence& sequence, int64_t row) {
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;     // [4H,H]
-  const T* h_0;      // [B,H]
+  const T* h_0;      // [B,H]  as W_hh sees it: times h_mask
   const float* c_0;  // [B,H]
   T* gates;          // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
-  T* output;         // [R,H]  h_t, 0 at dead positions; on entry all bits are set
+  T* output;         // [R,H]  h_t, 0 at dead positions
+  T* exchange;       // [R,H]  h_t as W_hh sees it; on entry all bits are set. Without h_mask it is
+                     //        output; its row stride is the same
   float* cells;      // [R,H]  c_t, or nullptr
   T* h_n;            // [B,H]  holds h_0 on entry: rows of length 0 keep it
   float* c_n;        // [B,H]  likewise c_0
+  const T* h_mask;   // [B,H]  or nullptr
+  Zoneout<T> zoneout;  // of all flat rows
 };
 
 template <typename T>
@@ -61,6 +66,8 @@ struct BackwardDirection {
   T* d_gates;            // [R,4H] out, 0 at dead positions; on entry all bits are set
   T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if it is wanted
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
+  const T* h_mask;       // as forward
+  Zoneout<T> zoneout;
 };
 
 template <typename T>
@@ -84,11 +91,11 @@ cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const 
 // Copies host values to the device as parameters of kernels: no synchronisation, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
-// h_prev [R,H] := h_{t-1} of every flat row in walking order: h_0 where a row starts, 0 where it is
-// reset and at dead positions.
+// h_prev [R,H] := h_{t-1} of every flat row in walking order, times h_mask [B,H] if there is one:
+// h_0 where a row starts, 0 where it is reset and at dead positions.
 template <typename T>
 cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const T* output,
-                                   int64_t output_stride, const T* h_0, T* h_prev,
+                                   int64_t output_stride, const T* h_0, const T* h_mask, T* h_prev,
                                    cudaStream_t stream);
 
 }  // namespace fastlstm

@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             prefetch(d.gates + (soon * 4 + gate) * hidden + column);
           prefetch(d.cells + soon * hidden + column);
           if (d.d_output) prefetch(d.d_output + soon * call.d_output_stride + column);
+          prefetch(d.zoneout, soon, column);
         }
         if (!block.is_live(t, i)) continue;
         Item& item = items[j];
@@ -71,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                       : block.is_first_step(t, i) ? d.c_0[row * hidden + column]
                                                   : d.cells[(offset_prev + row) * hidden + column];
         item.dh = d.d_output ? float(d.d_output[flat * call.d_output_stride + column]) : 0.0f;
-        if (block.is_last_step(t, i)) item.dh += float(d.d_h[row * hidden + column]);
+        // With zoneout: what it let through from the step after, whose place is d_h.
+        if (d.zoneout.h || block.is_last_step(t, i)) item.dh += float(d.d_h[row * hidden + column]);
         item.dc = d.d_cells ? d.d_cells[flat * hidden + column] : 0.0f;
       }
 
@@ -97,11 +99,22 @@ __global__ void __launch_bounds__(kThreads, 1)
         Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
         if (live) {
           const Item& item = items[j];
+          const int64_t at = int64_t(block.batch_row[i]) * hidden + block.first_unit + unit;
           float& dc = block.state[i * kUnits + unit];
-          dc += item.dc;
-          d_gates = cell_backward(item.gates, item.c_prev, item.c,
-                                  item.dh + block.template product<1>(row, unit).value[0], dc);
-          if (item.reset) dc = 0.0f;
+          float dh = block.template product<1>(row, unit).value[0], c = item.c, kept_dc = 0.0f;
+          if (d.h_mask) dh *= float(d.h_mask[at]);
+          dh += item.dh, dc += item.dc;
+          if (d.zoneout.h) {
+            const int64_t flat = offset + block.batch_row[i];
+            const int column = block.first_unit + unit;
+            c = next_cell(item.gates, item.c_prev);
+            const float kept_dh =
+                zoneout_backward(float(d.zoneout.h[flat * d.zoneout.h_stride + column]), dh);
+            kept_dc = zoneout_backward(float(d.zoneout.c[flat * d.zoneout.c_stride + column]), dc);
+            d.d_h[at] = T(item.reset ? 0.0f : kept_dh);
+          }
+          d_gates = cell_backward(item.gates, item.c_prev, c, dh, dc);
+          dc = item.reset ? 0.0f : dc + kept_dc;
         }
         T* out = d.d_gates + (offset + (exists ? block.batch_row[i] : 0)) * 4 * hidden +
                  block.first_unit + unit;
@@ -133,7 +146,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int unit = index % kUnits, row = index / kUnits, i = pass * kTile + row;
       if (unit >= block.units || !block.is_live(0, i)) continue;
       const int64_t at = int64_t(block.batch_row[i]) * hidden + block.first_unit + unit;
-      d.d_h[at] = T(block.template product<1>(row, unit).value[0]);
+      float dh = block.template product<1>(row, unit).value[0];
+      if (d.h_mask) dh *= float(d.h_mask[at]);
+      d.d_h[at] = T(d.zoneout.h ? dh + float(d.d_h[at]) : dh);
       d.d_c[at] = block.state[i * kUnits + unit];
     }
     __syncthreads();

@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (t_soon >= 0 && block.is_live(t_soon, i))
           for (int gate = 0; gate < 4; ++gate)
             prefetch(d.gates + ((offset_soon + row) * 4 + gate) * hidden + column);
+        if (t_soon >= 0 && block.is_live(t_soon, i)) prefetch(d.zoneout, offset_soon + row, column);
         if (!block.is_live(t, i)) continue;
         items[j].gates =
             load_gates<T, float>(d.gates + (offset + row) * 4 * hidden, column, hidden);
@@ -74,7 +75,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (block.is_first_step(t, i))
             source[j] = {d.h_0 + int64_t(block.batch_row[i]) * hidden, false};
           else
-            source[j] = {d.output + (offset_prev + block.batch_row[i]) * call.output_stride, true};
+            source[j] = {d.exchange + (offset_prev + block.batch_row[i]) * call.output_stride,
+                         true};
         }
         block.multiply(source, aligned, n);
       }
@@ -90,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int64_t batch_row = exists ? block.batch_row[i] : 0, flat = offset + batch_row;
         const int column = block.first_unit + unit;
         float& c = block.state[exists ? i * kUnits + unit : 0];
+        T& h_n = d.h_n[batch_row * hidden + column];  // h_{t-1}, with zoneout
         Gates<float> gates = {0.0f, 0.0f, 0.0f, 0.0f};
         T h = T(0.0f);
         if (live) {
@@ -97,15 +100,24 @@ __global__ void __launch_bounds__(kThreads, 1)
           const Gates<float>& from_x = items[j].gates;
           gates = activate(Gates<float>{from_x.i + from_h.value[0], from_x.f + from_h.value[1],
                                         from_x.g + from_h.value[2], from_x.o + from_h.value[3]});
-          c = next_cell(gates, items[j].reset ? 0.0f : c);
-          h = T(fastlstm::hidden(gates.o, c));
+          const float c_prev = items[j].reset ? 0.0f : c;
+          c = next_cell(gates, c_prev);
+          float h_t = fastlstm::hidden(gates.o, c);
+          if (d.zoneout.h) {
+            const float h_prev = items[j].reset ? 0.0f : float(h_n);
+            h_t = zoneout(float(d.zoneout.h[flat * d.zoneout.h_stride + column]), h_prev, h_t);
+            c = zoneout(float(d.zoneout.c[flat * d.zoneout.c_stride + column]), c_prev, c);
+          }
+          h = T(h_t);
         }
-        announce(d.output + flat * call.output_stride + column, h, exists, aligned);
+        const int64_t at = flat * call.output_stride + column;
+        T seen = h;  // by W_hh
+        if (d.h_mask && exists) seen = T(float(h) * float(d.h_mask[batch_row * hidden + column]));
+        announce(d.exchange + at, seen, exists, aligned);
         if (!exists) continue;
-        if (live && block.is_last_step(t, i)) {
-          d.h_n[batch_row * hidden + column] = h;
-          d.c_n[batch_row * hidden + column] = c;
-        }
+        if (d.h_mask) d.output[at] = h;
+        if (live && (d.zoneout.h || block.is_last_step(t, i))) h_n = h;
+        if (live && block.is_last_step(t, i)) d.c_n[batch_row * hidden + column] = c;
         if (d.cells) d.cells[flat * hidden + column] = c;
         if (call.save_gates) store_gates(d.gates + flat * 4 * hidden, column, hidden, gates);
       }
@@ -130,7 +142,7 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
   const int64_t size = sizeof(T);
   bool aligned = true;
   for (int d = 0; d < tiling.directions; ++d)
-    aligned = aligned && is_aligned(call.direction[d].output, call.output_stride * size) &&
+    aligned = aligned && is_aligned(call.direction[d].exchange, call.output_stride * size) &&
               is_aligned(call.direction[d].h_0, call.sequence.hidden_size * size);
   return Launcher<Kernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();

@@ -341,6 +341,14 @@ struct Product<Ffma, kRows, kTile> {
   }
 };
 
+// Asks for the shares of a later step.
+template <typename T>
+__device__ void prefetch(const Zoneout<T>& zoneout, int64_t flat_row, int unit) {
+  if (!zoneout.h) return;
+  prefetch(zoneout.h + flat_row * zoneout.h_stride + unit);
+  prefetch(zoneout.c + flat_row * zoneout.c_stride + unit);
+}
+
 // --- a block ---
 
 // Which part of the work a block has, and its shared memory.

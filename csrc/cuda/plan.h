@@ -47,7 +47,7 @@ struct Task {
   int directions;
   Dtype dtype;
   bool allow_tf32;     // float32 products may round their factors to TF32
-  bool only_stepwise;  // proj_size > 0, recurrent dropout, zoneout, layer norm
+  bool only_stepwise;  // proj_size > 0, layer normalisation
   bool backward;
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }

@@ -1,5 +1,7 @@
 // Small kernels around a walk: tables for packed data, and h_{t-1} of every flat row
 // for the gradient of W_hh.
+#include <type_traits>
+
 #include "device.h"
 #include "persistent.h"
 
@@ -22,7 +24,8 @@ __global__ void upload_kernel(Piece piece, int count, int64_t* out) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     previous_hidden_kernel(Sequence sequence, bool reverse, const T* output, int64_t output_stride,
-                           const T* h_0, T* h_prev) {
+                           const T* h_0, const T* h_mask, T* h_prev) {
+  using A = std::conditional_t<std::is_same<T, double>::value, double, float>;
   const int hidden = sequence.hidden_size;
   const auto flat_row = [&](int t, int64_t row) {
     return (sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch) + row;
@@ -40,8 +43,11 @@ __global__ void __launch_bounds__(kThreads)
                    ? h_0 + row * hidden
                    : output + flat_row(reverse ? t + 1 : t - 1, row) * output_stride;
       T* to = h_prev + flat_row(t, row) * hidden;
-      for (int unit = threadIdx.x; unit < hidden; unit += blockDim.x)
-        to[unit] = from ? from[unit] : T(0.0f);
+      for (int unit = threadIdx.x; unit < hidden; unit += blockDim.x) {
+        T h = from ? from[unit] : T(0.0f);
+        if (h_mask) h = T(A(h) * A(h_mask[row * hidden + unit]));
+        to[unit] = h;
+      }
     }
   }
 }
@@ -63,7 +69,7 @@ cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device,
 
 template <typename T>
 cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const T* output,
-                                   int64_t output_stride, const T* h_0, T* h_prev,
+                                   int64_t output_stride, const T* h_0, const T* h_mask, T* h_prev,
                                    cudaStream_t stream) {
   if (sequence.batch == 0 || sequence.steps == 0) return cudaSuccess;
   const dim3 block(64, kThreads / 64);
@@ -71,12 +77,12 @@ cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(across, 65535)),
                   static_cast<unsigned>(std::min(sequence.steps, kMaxGridY)));
   return launch(previous_hidden_kernel<T>, grid, block, 0, stream, sequence, reverse, output,
-                output_stride, h_0, h_prev);
+                output_stride, h_0, h_mask, h_prev);
 }
 
 #define FASTLSTM_INSTANTIATE(T)                                                                   \
   template cudaError_t launch_previous_hidden(const Sequence&, bool, const T*, int64_t, const T*, \
-                                              T*, cudaStream_t);
+                                              const T*, T*, cudaStream_t);
 FASTLSTM_INSTANTIATE(double)
 FASTLSTM_INSTANTIATE(float)
 FASTLSTM_INSTANTIATE(bfloat16)

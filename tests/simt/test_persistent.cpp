@@ -28,7 +28,8 @@ struct Shape {
   bool reverse = false;  // of a single direction
   bool reset = false;
   int units = 8, row_tile = 8, row_groups = 1;
-  bool order = false;  // hand over the rows sorted by length
+  bool order = false;                   // hand over the rows sorted by length
+  bool masks = false, zoneout = false;  // recurrent dropout; zoneout of h and c
 };
 
 template <typename T>
@@ -46,6 +47,7 @@ struct Buffers {
   std::vector<T> output;
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
+    std::vector<T> h_mask, exchange, zoneout_h, zoneout_c;  // exchange: with h_mask only
     std::vector<float> c_0, cells, c_n, d_c, d_cells;
   };
   std::vector<Direction> direction;
@@ -69,6 +71,12 @@ std::vector<oracle::Problem> make_problems(const Shape& shape, unsigned seed,
     }
     if (shape.reset)
       for (int i = 0; i < shape.T * shape.B; ++i) p.reset.push_back(random() % 4 == 0);
+    const int64_t state = int64_t(shape.B) * shape.H;
+    if (shape.masks) p.h_mask = oracle::random_shares(state, seed + d);
+    if (shape.zoneout) {
+      p.zoneout_h = oracle::random_shares(shape.T * state, seed + 10 + d);
+      p.zoneout_c = oracle::random_shares(shape.T * state, seed + 20 + d);
+    }
   }
   return problems;
 }
@@ -111,6 +119,15 @@ struct Run {
       d.d_h = testing::converted<T>(p.d_h_n);
       d.d_c = testing::converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
+      if (shape.masks) {
+        d.h_mask = testing::converted<T>(p.h_mask);
+        d.exchange = unwritten<T>(b.output.size());
+        for (size_t i = 0; i < d.h_0.size(); ++i) d.h_0[i] = from_double<T>(p.h_0[i] * p.h_mask[i]);
+      }
+      if (shape.zoneout) {
+        d.zoneout_h = flat<T>(p.zoneout_h, shape.H);
+        d.zoneout_c = flat<T>(p.zoneout_c, shape.H);
+      }
       b.direction.push_back(d);
     }
     b.d_output = unwritten<T>(b.output.size());
@@ -145,6 +162,12 @@ struct Run {
             shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr};
   }
 
+  // Zoneout of one state alone is the other with shares of 0.
+  Zoneout<T> zones(const typename Buffers<T>::Direction& d) const {
+    if (!shape.zoneout) return {};
+    return {d.zoneout_h.data(), d.zoneout_c.data(), shape.H, shape.H};
+  }
+
   Tiling tiling() const {
     return make_tiling(task, shape.units, shape.row_tile, shape.row_groups, shape.directions);
   }
@@ -160,9 +183,12 @@ struct Run {
                            b.c_0.data(),
                            b.gates.data(),
                            buffers.output.data() + d * shape.H,
+                           (shape.masks ? b.exchange : buffers.output).data() + d * shape.H,
                            save ? b.cells.data() : nullptr,
                            b.h_n.data(),
-                           b.c_n.data()};
+                           b.c_n.data(),
+                           shape.masks ? b.h_mask.data() : nullptr,
+                           zones(b)};
     }
     call.first_reverse = shape.reverse;
     call.save_gates = save;
@@ -184,7 +210,9 @@ struct Run {
                            b.d_cells.data(),
                            b.d_gates.data(),
                            b.d_h.data(),
-                           b.d_c.data()};
+                           b.d_c.data(),
+                           shape.masks ? b.h_mask.data() : nullptr,
+                           zones(b)};
     }
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;
@@ -196,11 +224,13 @@ struct Run {
   void check_previous_hidden() {
     for (int d = 0; d < shape.directions; ++d) {
       const auto& p = problems[d];
+      const auto h_0 = testing::converted<T>(p.h_0);
       auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
       const int64_t stride = shape.directions * shape.H;
       check(launch_previous_hidden(sequence(), p.reverse, buffers.output.data() + d * shape.H,
-                                   stride, buffers.direction[d].h_0.data(), h_prev.data(),
-                                   nullptr) == cudaSuccess,
+                                   stride, h_0.data(),
+                                   shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
+                                   h_prev.data(), nullptr) == cudaSuccess,
             "launch");
       for (int64_t t = 0; t < shape.T; ++t)
         for (int64_t b = 0; b < buffers.rows[t]; ++b)
@@ -213,7 +243,8 @@ struct Run {
                     ? p.h_0[b * shape.H + j]
                     : to_double(
                           buffers.output[(buffers.offsets[t_prev] + b) * stride + d * shape.H + j]);
-            check(to_double(h_prev[(buffers.offsets[t] + b) * shape.H + j]) == expected,
+            check(to_double(h_prev[(buffers.offsets[t] + b) * shape.H + j]) ==
+                      to_double(from_double<T>(p.mask(b * shape.H + j) * expected)),
                   "h_prev at t ", t, ", row ", b, ", unit ", j);
           }
     }
@@ -274,6 +305,15 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
+  const auto add_regularized = [&](const std::string& name, Shape shape, bool masks, bool zoneout) {
+    shape.masks = masks, shape.zoneout = zoneout;
+    add_shape(name, shape);
+  };
+  add_regularized("recurrent dropout", {4, 3, 16, kDense, 1, false, true}, true, false);
+  add_regularized("recurrent dropout, odd, packed", {4, 5, 13, kPacked, 2}, true, false);
+  add_regularized("zoneout", {4, 3, 16, kDense, 1, true, true}, false, true);
+  add_regularized("zoneout, lengths", {5, 6, 11, kLengths, 2, false, true, 8, 8, 2}, false, true);
+  add_regularized("recurrent dropout, zoneout", {4, 11, 16, kPacked, 2}, true, true);
   // More chunks of K than two groups of loads hold.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
@@ -298,6 +338,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
           is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16) ? 8 << draw(0, 1) : 8;
       s.row_groups = draw(1, std::min(3, s.B));
       s.order = s.form == kLengths && draw(0, 1);
+      s.masks = draw(0, 1), s.zoneout = draw(0, 1);
       simt::seed() = n;
       try {
         Run<T> run(s, n, allow_tf32);
@@ -306,10 +347,11 @@ void add(const char* kind, bool allow_tf32, double unit) {
         run.compare(unit);
         run.check_previous_hidden();
       } catch (const std::exception& error) {
-        throw testing::Failure(testing::text(
-            "T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form, " directions ", s.directions,
-            " reverse ", s.reverse, " reset ", s.reset, " units ", s.units, " row tile ",
-            s.row_tile, " row groups ", s.row_groups, ": ", error.what()));
+        throw testing::Failure(testing::text("T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form,
+                                             " directions ", s.directions, " reverse ", s.reverse,
+                                             " reset ", s.reset, " units ", s.units, " row tile ",
+                                             s.row_tile, " row groups ", s.row_groups, " masks ",
+                                             s.masks, " zoneout ", s.zoneout, ": ", error.what()));
       }
     }
   });

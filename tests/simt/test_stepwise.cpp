@@ -36,6 +36,7 @@ struct Shape {
   int64_t T, B, H;
   Form form;
   bool reverse, reset, save;
+  bool masks = false, zoneout = false;
 };
 
 // Rows are sorted by length where the form is packed; then step t holds the first rows[t] of them.
@@ -55,6 +56,11 @@ void run(const Shape& shape, unsigned seed) {
   }
   if (shape.reset)
     for (int64_t i = 0; i < steps * B; ++i) problem.reset.push_back(random() % 4 == 0);
+  if (shape.masks) problem.h_mask = oracle::random_shares(B * H, seed);
+  if (shape.zoneout) {
+    problem.zoneout_h = oracle::random_shares(steps * B * H, seed + 1);
+    problem.zoneout_c = oracle::random_shares(steps * B * H, seed + 2);
+  }
   const oracle::Solution solution = oracle::solve(problem);
 
   std::vector<int64_t> rows(steps, B);
@@ -70,6 +76,12 @@ void run(const Shape& shape, unsigned seed) {
   const auto h_0 = converted<T>(problem.h_0);
   const auto c_0 = converted<A>(problem.c_0);
   std::vector<char> reset = problem.reset;
+  const auto zoneout_h = converted<T>(problem.zoneout_h);
+  const auto zoneout_c = converted<T>(problem.zoneout_c);
+  const auto zones_at = [&](int64_t t) -> Zoneout<T> {
+    if (!shape.zoneout) return {};
+    return {&zoneout_h[t * B * H], &zoneout_c[t * B * H], H, H};
+  };
   const auto step_at = [&](int64_t n) {
     const int64_t t = order[n];
     return Step{t,
@@ -87,7 +99,10 @@ void run(const Shape& shape, unsigned seed) {
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    const auto h_gates = gemm(h_state.data(), w_hh.data(), rows[t], H, 4 * H, true);
+    auto seen = h_state;  // by W_hh
+    for (int64_t i = 0; i < B * H; ++i)
+      seen[i] = from_double<T>(to_double(h_state[i]) * problem.mask(i));
+    const auto h_gates = gemm(seen.data(), w_hh.data(), rows[t], H, 4 * H, true);
     StepForward<T, A> step;
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H], step.x_gates_stride = 4 * H;
@@ -99,6 +114,7 @@ void run(const Shape& shape, unsigned seed) {
     step.cells = shape.save ? &cells[t * B * H] : c_state.data(), step.cells_stride = H;
     step.h_state = h_state.data(), step.h_state_stride = H;
     step.output = &output[t * B * H], step.output_stride = H;
+    step.zoneout = zones_at(t);
     testing::check(launch_step_forward(step, nullptr) == cudaSuccess, "launch");
   }
 
@@ -141,12 +157,14 @@ void run(const Shape& shape, unsigned seed) {
     step.dh_state = dh_state.data(), step.dh_state_stride = H;
     step.dc_state = dc_state.data(), step.dc_state_stride = H;
     step.d_gates = &d_gates[t * B * 4 * H], step.d_gates_stride = 4 * H;
+    step.zoneout = zones_at(t);
     testing::check(launch_step_backward(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
     for (int64_t b = 0; b < rows[t]; ++b)
       if (!problem.resets(t, b))
         for (int64_t j = b * H; j < (b + 1) * H; ++j)
-          dh_state[j] = from_double<T>(to_double(dh_state[j]) + to_double(from_gates[j]));
+          dh_state[j] =
+              from_double<T>(to_double(dh_state[j]) + problem.mask(j) * to_double(from_gates[j]));
   }
   expect(d_gates, 4 * H);
   check_close(d_gates, solution.d_gates, testing::roundoff<T>(), 32, "d_gates");
@@ -173,6 +191,12 @@ void add_cases() {
   add("lengths reverse", {6, 7, 9, kLengths, true, false, true});
   add("reset", {6, 5, 9, kDense, false, true, true});
   add("reset, lengths, reverse", {6, 7, 9, kLengths, true, true, true});
+  add("recurrent dropout", {5, 3, 8, kDense, false, true, true, true, false});
+  add("zoneout", {5, 3, 37, kDense, false, true, true, false, true});
+  add("zoneout, nothing saved", {5, 3, 8, kDense, false, false, false, false, true});
+  add("recurrent dropout, zoneout, packed reverse",
+      {6, 5, 9, kPacked, true, false, true, true, true});
+  add("recurrent dropout, zoneout, lengths", {6, 7, 9, kLengths, false, true, true, true, true});
 }
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);
