@@ -128,7 +128,9 @@ class Bench:
         self.effort = Effort(seconds, 5 if args.quick or args.device == "cuda" else 9)
         self.brief = Effort(seconds / 5, 3)
         cases = [case for group in args.groups for case in group.cases]
-        self.memory = self._memory([c for c in cases if c.mode == "training"])
+        self.memory: dict[Case, dict[str, memory.Peak]] = {}
+        if self.device == "cpu":  # in a process of its own; on a GPU beside the time
+            self.memory = self._memory([c for c in cases if c.mode == "training"])
         compilable = [
             case
             for group in args.groups
@@ -181,13 +183,15 @@ class Bench:
                 "quartiles": pairs.quartiles,
                 "pairs": len(pairs.ratios),
             }
-            if detailed:
+            if detailed and self.device == "cpu":  # on a GPU it takes longer than all the rest
                 reference = build(case, "reference", self.device)
                 result["reference_ratio"] = seconds["torch"] / median_time(
                     reference.step, self.clock, self.brief
                 )
             if case in self.compiled:
                 result["compiled_ratio"] = self.compiled[case]
+            if self.device == "cuda" and detailed and case.mode == "training":
+                self.memory |= self._memory([case])
             if case in self.memory:
                 result["memory"] = self.memory[case]
             if case.precision in self.peaks and case.steps > 1:

@@ -102,7 +102,7 @@ COLUMNS: tuple[tuple[str, int, Callable[[Result], str]], ...] = (
     ("us/step", 14, lambda r: _steps(r)),
     ("over floor", 10, lambda r: _number(r.get("per_step", {}).get("over_floor"))),
 )
-CPU_ONLY = {"of peak", "resident MiB"}
+CPU_ONLY = {"of peak", "resident MiB", "reference"}
 CUDA_ONLY = {"us/step", "over floor"}
 NOTES = {
     "ratio": "time of torch.nn / time of fastlstm, median of the pairs",

@@ -131,7 +131,7 @@ MUTANTS = {
         FORWARD, TILE, "pack(bits, static_cast<uint16_t>(other))",
         "pack(static_cast<uint16_t>(other), bits)", [BF16 + "two parts"]),
     "persistent: dead positions are left as they were": (
-        FORWARD, FORWARD, "h, exists, aligned);", "h, live, aligned);",
+        FORWARD, FORWARD, "seen, exists, aligned);", "seen, live, aligned);",
         [FFMA + "lengths sorted by a table"]),
     "persistent: no warp barrier around the stage": (
         FORWARD, TILE, "bits_as<float>(group.words[a][0].word[j]);\n        __syncwarp();",
