@@ -102,8 +102,7 @@ MUTANTS = {
     barrier();""", "partial[thread] = sum;", [NORMED + "more units than threads"]),
     "layer norm: no barrier before a sum": (
         "layer_norm.cu", "layer_norm.cu",
-        "barrier();  // what f reads may be another thread's; and everybody has read the last total",
-        "", [NORMED + "more units than threads"]),
+        "barrier();  // what f reads", "// what f reads", [NORMED + "more units than threads"]),
     "layer norm: every other part of a sum is left out": (
         "layer_norm.cu", "layer_norm.cu", "half > 0; half /= 2", "half > 1; half /= 2",
         [NORMED + "one row", NORMED + "zoneout"]),
