@@ -70,10 +70,10 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], N
 
     def make(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def run() -> None:
-            hidden.grad = linear.weight.grad = linear.bias.grad = None
             with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
                 value = loss()
             value.backward()
+            hidden.grad = linear.weight.grad = linear.bias.grad = None  # the peak is of each alone
 
         return run
 

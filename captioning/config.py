@@ -80,10 +80,10 @@ class TrainConfig:
 
 
 LARGE = TrainConfig(autocast="auto")
-SMALL = replace(LARGE, epochs=15, learning_rate=2e-3, label_smoothing=0.1, ema=0.99)
+SMALL = replace(LARGE, epochs=12, learning_rate=3e-3, label_smoothing=0.1, ema=0.99)
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 SMALL_SET = 20_000  # pictures; fewer are a small set
-DROPOUT = {"small": 0.5, "large": 0.3}
+DROPOUT = {"small": 0.4, "large": 0.3}
 
 
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:

@@ -23,7 +23,7 @@ class DecodeConfig:
 
     method: str = "greedy"
     beam_size: int = 5
-    length_penalty: float = 0.7
+    length_penalty: float = 1.0
     no_repeat_ngram: int = 0
     temperature: float = 1.0
     top_k: int = 0

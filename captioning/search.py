@@ -146,7 +146,7 @@ def beam_search(
     decoder: nn.Module,
     image: Tensor,
     beam_size: int = 5,
-    length_penalty: float = 0.7,
+    length_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
     max_seq_length: int | None = None,
 ) -> list[list[Hypothesis]]:

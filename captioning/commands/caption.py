@@ -86,7 +86,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--beam-size", type=int, default=5, help="beam: beginnings that are kept")
     group.add_argument(
-        "--length-penalty", type=float, default=0.7, help="beam: 0 prefers short captions"
+        "--length-penalty", type=float, default=1.0, help="beam: 0 prefers short captions"
     )
     group.add_argument(
         "--no-repeat-ngram", type=int, default=0, help="beam: never so many words twice; 0 allows"

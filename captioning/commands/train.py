@@ -104,6 +104,12 @@ def run(args: argparse.Namespace) -> None:
             checkpoint, tables = prepare_training(args, here.is_first)
         config = config_of(args, len(tables[0].images))
         val = tables[1] if args.val else None
+        if here.is_first:
+            print(
+                f"{len(tables[0].images):,} pictures, {len(checkpoint.vocabulary):,} words; "
+                f"{config.epochs} epochs, batches of {config.batch_size}, learning rate "
+                f"{config.learning_rate}, dropout {checkpoint.model.config.dropout}"
+            )
         train(checkpoint, config, tables[0], val, args.output, args.resume, here)
         if here.is_first:
             print(f"best captioner: {args.output / 'best.pt'}")
