@@ -1,6 +1,7 @@
 """Every .cu file compiles with bare nvcc: no register spill, no stack frame, no stray cache."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -17,10 +18,14 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 NVCC = shutil.which("nvcc")
 
 
-def disassembler():
-    """cuobjdump of the toolkit, or of the package nvidia-cuda-cuobjdump, or None."""
-    packaged = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump")
-    return shutil.which("cuobjdump") or next(map(str, packaged), None)
+def tool(name):
+    """A tool of the toolkit, or of the package nvidia-cuda-NAME, or None."""
+    packaged = Path(sysconfig.get_path("purelib")).glob(f"nvidia/*/bin/{name}")
+    return shutil.which(name) or next(map(str, packaged), None)
+
+
+# The first calls the second.
+MISSING_TOOLS = [name for name in ("cuobjdump", "nvdisasm") if not tool(name)]
 
 
 pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc on PATH")
@@ -77,13 +82,16 @@ def test_compiles_without_spills(source, architecture, compiled):
         assert "st.relaxed.gpu.global" in ptx.read_text()
 
 
-@pytest.mark.skipif(not disassembler(), reason="no cuobjdump (pip install nvidia-cuda-cuobjdump)")
+@pytest.mark.skipif(
+    bool(MISSING_TOOLS),
+    reason="pip install " + " ".join(f"nvidia-cuda-{name}" for name in MISSING_TOOLS))
 @pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
 @pytest.mark.parametrize("architecture", [pytest.param("80", marks=pytest.mark.slow), "90"])
 def test_machine_code_exchanges_through_l2(source, architecture, compiled):
     _, folder = compiled(source, architecture)
-    done = subprocess.run([disassembler(), "--dump-sass", str(folder / "out.o")], text=True,
-                          capture_output=True)
+    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
+    done = subprocess.run([tool("cuobjdump"), "--dump-sass", str(folder / "out.o")], text=True,
+                          capture_output=True, env={**os.environ, "PATH": path})
     assert done.returncode == 0, done.stderr
     kernels = done.stdout.split("Function : ")[1:]
     assert len(kernels) == 21  # 6 tiles of each of 3 mma types, 3 of FFMA
