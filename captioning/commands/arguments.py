@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from captioning.cnn import POOLS, CNNConfig, FrozenCNN, load_cnn
-from captioning.datasets import load_coco
+from captioning.datasets import CaptionDataset, load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
 
@@ -75,18 +75,17 @@ def load_cnn_of(args: argparse.Namespace) -> FrozenCNN:
     return load_cnn(CNNConfig(args.cnn, args.weights, args.pool))
 
 
-def table(
-    args: argparse.Namespace,
-    cnn: FrozenCNN,
-    annotations: Path,
-    images: Path | None,
-    cache: Path,
-    batch: int = 32,
-) -> FeatureTable:
-    """Load a data set and its features, which are computed unless they are cached."""
+def load_data(args: argparse.Namespace, annotations: Path, images: Path | None) -> CaptionDataset:
     dataset = load_coco(annotations, images, args.on_error)
     if dataset.skipped:
         print(dataset.report_skipped())
+    return dataset
+
+
+def encode(
+    args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset, cache: Path, batch: int = 32
+) -> FeatureTable:
+    """The features of a data set, which are computed unless they are cached."""
     found = extract_features(
         cnn, dataset.images, cache, batch, args.dtype, args.on_error, args.workers, args.device
     )

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from captioning.commands.arguments import add_cnn, add_device, add_on_error, load_cnn_of, table
+from captioning.commands.arguments import (
+    add_cnn,
+    add_device,
+    add_on_error,
+    encode,
+    load_cnn_of,
+    load_data,
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    dataset = load_data(args, args.annotations, args.images)
     cnn = load_cnn_of(args)
-    table(args, cnn, args.annotations, args.images, args.output, args.batch_size)
+    encode(args, cnn, dataset, args.output, args.batch_size)
     print(f"{args.output}: features of shape {cnn.feature_shape} by {cnn.config}")

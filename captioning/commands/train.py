@@ -13,8 +13,9 @@ from captioning.commands.arguments import (
     add_device,
     add_lstm,
     add_on_error,
+    encode,
     load_cnn_of,
-    table,
+    load_data,
 )
 from captioning.config import (
     DROPOUT,
@@ -126,26 +127,28 @@ def prepare_training(
     args: argparse.Namespace, is_first: bool
 ) -> tuple[Checkpoint, list[FeatureTable]]:
     """The captioner as it begins, and the feature tables; features are computed if need be."""
-    config_of(args, 0)  # wrong settings are refused before the pictures are encoded
+    # What is wrong is refused before weights are downloaded and pictures encoded.
+    config_of(args, 0)
     start = load_checkpoint(args.start, args.lstm) if args.start else None
     args.pool = args.pool or ("grid" if args.decoder == "attention" else "avg")
     if not start and (args.pool == "grid") != (args.decoder == "attention"):
         raise CaptioningError("--decoder attention and --pool grid need each other")
     if not start and args.decoder == "attention" and args.num_layers != 1:
         raise CaptioningError(f"--decoder attention has one layer, got {args.num_layers}")
+    vocabulary = Vocabulary.load(args.vocab) if args.vocab else None
+    sources = [(args.train, args.train_images), (args.val, args.val_images)]
+    sources = sources[: 2 if args.val else 1]
+    data = [load_data(args, *source) for source in sources]
     cnn = start.cnn.load() if start else load_cnn_of(args)
     folder = args.features or (args.start.parent if args.start else args.output) / "features"
-    sources = [(args.train, args.train_images), (args.val, args.val_images)]
     tables = [
-        table(args, cnn, captions, images, folder / f"{captions.stem}.st")
-        for captions, images in sources[: 2 if args.val else 1]
+        encode(args, cnn, dataset, folder / f"{captions.stem}.st")
+        for dataset, (captions, _) in zip(data, sources, strict=True)
     ]
     if start:
         start.training = {}
         return start, tables
-    if args.vocab:
-        vocabulary = Vocabulary.load(args.vocab)
-    else:
+    if vocabulary is None:
         captions = [c for image in tables[0].images for c in image.captions]
         vocabulary = Vocabulary.build(captions, args.min_count)
         if is_first:

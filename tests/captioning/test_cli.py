@@ -199,6 +199,19 @@ def test_training_does_not_overwrite_a_captioner(trained, scenes_root, capsys):
     assert (trained / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("wrong", ["--train", "--val", "--vocab"])
+def test_bad_files_are_refused_before_a_cnn_is_loaded(
+    wrong, scenes_root, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "cut.json").write_text('{"images": [')
+    monkeypatch.setattr("captioning.commands.train.load_cnn_of", lambda _: pytest.fail("loaded"))
+    good = scenes_root / "annotations" / "captions_train.json"
+    given = {"--train": good, "--val": good, wrong: tmp_path / "cut.json"}
+    words = [str(word) for pair in given.items() for word in pair]
+    assert main(["train", *words, "--output", str(tmp_path / "run")]) == 1
+    assert "cut.json is not valid JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [
