@@ -19,7 +19,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 def _product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ w.T + bias. In float32 by oneDNN: MKL leaves AVX-512 unused on other makers' CPUs."""
-    if _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
+    if _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
     return F.linear(x, w, bias)
 
@@ -48,8 +48,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=score_dtype)
         # Of equal size: a small last block would read the weight for a few tokens. And of whole
         # tiles: oneDNN's product is slower by a tenth with 518 rows.
-        size = min(block, 16 * math.ceil(len(hidden) / math.ceil(len(hidden) / block) / 16))
-        for begin in range(0, len(hidden), size):
+        tokens = max(1, len(hidden))
+        size = min(block, 16 * math.ceil(tokens / math.ceil(tokens / block) / 16))
+        for begin in range(0, tokens, size):
             rows = slice(begin, begin + size)
             h, target = hidden[rows].to(dtype), targets[rows].unsqueeze(1)
             share = token_weights[rows].to(score_dtype).unsqueeze(1)

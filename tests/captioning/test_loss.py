@@ -65,6 +65,14 @@ def test_float32_is_as_exact_as_the_plain_one(block):
         assert (a - c).abs().max() <= 3 * (b - c).abs().max() + 2**-24 * c.abs().max()
 
 
+def test_no_token_is_no_loss():
+    linear, hidden = nn.Linear(4, 500), torch.randn(0, 4, requires_grad=True)
+    targets = torch.empty(0, dtype=torch.long)
+    loss = linear_cross_entropy(hidden, linear, targets, torch.empty(0), 0.1)
+    loss.backward()
+    assert loss == 0 and not linear.weight.grad.any() and hidden.grad.shape == (0, 4)
+
+
 def test_never_holds_more_than_one_block_of_scores():
     """All tensors that forward and backward make, seen by a dispatch mode while they live."""
     import weakref
