@@ -26,6 +26,10 @@ if importlib.util.find_spec("expecttest"):
         import torch.testing._internal.common_utils  # noqa: F401
 
 
+# On a GPU float32 means TF32 to an LSTM unless this is off. Tests of TF32 turn it on.
+torch.backends.cudnn.allow_tf32 = False
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 

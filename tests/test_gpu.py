@@ -88,12 +88,12 @@ def run(lstm, x):
             *(p.grad.clone() for p in lstm.parameters())]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
 @pytest.mark.parametrize("batch", [1, 16, 64, 128])
 @pytest.mark.parametrize("hidden_size", [256, 1024])
-def test_errors_are_like_those_of_nn_lstm(dtype, batch, hidden_size):
-    """Against float64, error at most 4 times that of torch.nn.LSTM in the same dtype."""
-    lstm, x = large(dtype, hidden_size, batch)
+def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
+    """Against float64, error at most 4 times that of torch.nn.LSTM in the same arithmetic."""
+    lstm, x = large(op_call.dtype_of(kind), hidden_size, batch)
     theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
     exact = copy.deepcopy(theirs).double()
     with torch.no_grad():
