@@ -21,7 +21,7 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
 @dataclass(frozen=True)
 class TrainConfig:
     """Args:
-    epochs: passes over all captions.
+    epochs: passes over all captions; more for fewer than 3,000 pictures.
     batch_size: captions per step, of all processes together.
     learning_rate: the highest; it rises for `warmup` steps, then falls along a cosine to 2 %.
     warmup: steps.
@@ -90,4 +90,7 @@ def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
     """The settings for a set of so many pictures to train on."""
     if self_critical:
         return SELF_CRITICAL
-    return SMALL if pictures < SMALL_SET else LARGE
+    if pictures >= SMALL_SET:
+        return LARGE
+    # A few hundred pictures make a few steps an epoch.
+    return replace(SMALL, epochs=min(60, max(SMALL.epochs, 36_000 // max(1, pictures))))

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"{len(tables[0].images):,} pictures, {len(checkpoint.vocabulary):,} words; "
                 f"{config.epochs} epochs, batches of {config.batch_size}, learning rate "
-                f"{config.learning_rate}, dropout {checkpoint.model.config.dropout}"
+                f"{config.learning_rate}"
             )
         train(checkpoint, config, tables[0], val, args.output, args.resume, here)
         if here.is_first:

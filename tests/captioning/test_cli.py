@@ -161,7 +161,8 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
     expected = replace(SMALL, epochs=1, batch_size=48)
     assert found.training["config"] == asdict(expected)
     assert found.model.config.dropout == DROPOUT["small"]
-    assert recipe(SMALL_SET) == LARGE != recipe(SMALL_SET - 1)
+    assert recipe(SMALL_SET) == LARGE and recipe(SMALL_SET - 1) == recipe(6000) == SMALL
+    assert [recipe(n).epochs for n in (1, 1000, 2000)] == [60, 36, 18]
 
 
 @pytest.mark.parametrize(
