@@ -13,6 +13,7 @@ case "$*" in
   *get_device_capability*) echo 9.0 ;;
   *build_ext*) echo "nvcc broke"; exit 1 ;;
   *bench_lstm*)
+    [ -d "${{PYTHONPATH%%:*}}/fastlstm" ] || exit 3
     while [ "$1" != --output ]; do shift; done
     echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
   *pytest*) echo "2 passed"; sleep ${{SLEEP:-0}} ;;
