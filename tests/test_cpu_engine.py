@@ -223,11 +223,13 @@ def test_a_row_does_not_depend_on_the_others(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("P", [0, 23])
-def test_a_single_step_gives_the_bits_of_a_walk(P: int, dtype: torch.dtype) -> None:
-    arguments = layer(3, 29, 170, 300, dtype, P=P)
+@every_option
+def test_a_single_step_gives_the_bits_of_a_walk(P: int, masks: bool, dtype: torch.dtype) -> None:
+    arguments = layer(3, 29, 170, 300, dtype, 1, P, masks)
     output, _, _, cells, _ = torch.ops.fastlstm.lstm(**arguments, save_cells=True)
     arguments["input"] = arguments["input"][:1]
+    for name in set(MASKS[1:]) & set(arguments):
+        arguments[name] = arguments[name][:, :1]
     first, h_n, c_n, *_ = torch.ops.fastlstm.lstm(**arguments)
     assert same([first, h_n, c_n], [output[:1], output[:1], cells[:, 0].to(dtype)])
 
