@@ -224,8 +224,11 @@ def test_a_row_does_not_depend_on_the_others(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_option
-def test_a_single_step_gives_the_bits_of_a_walk(P: int, masks: bool, dtype: torch.dtype) -> None:
-    arguments = layer(3, 29, 170, 300, dtype, 1, P, masks)
+@pytest.mark.parametrize("B", [1, 8, 29])
+def test_a_single_step_gives_the_bits_of_a_walk(
+    B: int, P: int, masks: bool, dtype: torch.dtype
+) -> None:
+    arguments = layer(3, B, 533, 300, dtype, 1, P, masks)
     output, _, _, cells, _ = torch.ops.fastlstm.lstm(**arguments, save_cells=True)
     arguments["input"] = arguments["input"][:1]
     for name in set(MASKS[1:]) & set(arguments):

@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "packing_kernels.h"
 #include "tiled_kernels.h"
+#include "unpacked_kernels.h"
 
 namespace fastlstm {
 namespace avx512_bf16 {
@@ -23,6 +24,7 @@ const TiledKernels<bfloat16, float> tiled = {Vec<float>::lanes,
                                              pack,
                                              transpose,
                                              multiply<bfloat16, float, float>,
+                                             multiply_unpacked<bfloat16, float>,
                                              multiply<bfloat16, float, bfloat16>,
                                              sum_rows<bfloat16, float>,
                                              forward<bfloat16, float>,

@@ -3,6 +3,7 @@
 #include "packing_kernels.h"
 #include "row_kernels.h"
 #include "tiled_kernels.h"
+#include "unpacked_kernels.h"
 
 #define FASTLSTM_STRING_(x) #x
 #define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
@@ -12,8 +13,11 @@ namespace FASTLSTM_ISA {
 
 template <typename A>
 static constexpr TiledKernels<A, A> tiled_kernels() {
-  return {Vec<A>::lanes,     kRows,          pack<A>,       transpose<A>,  multiply<A, A, A>,
-          multiply<A, A, A>, sum_rows<A, A>, forward<A, A>, backward<A, A>};
+  return {Vec<A>::lanes,     kRows,
+          pack<A>,           transpose<A>,
+          multiply<A, A, A>, multiply_unpacked<A, A>,
+          multiply<A, A, A>, sum_rows<A, A>,
+          forward<A, A>,     backward<A, A>};
 }
 
 template <typename T, typename A>

@@ -1,6 +1,7 @@
 // Every weight is used once per row, so a packed copy of the matrices would cross memory twice
-// more. Instead each thread packs a piece of the panel of one vector of units into its cache and
-// passes all rows over it. The sums run as in a walk, so the bits are those of a walk.
+// more. Instead each thread takes one vector of units and one gate after the other: few rows are
+// multiplied with the weights as they lie, many with a panel that is packed into the cache. The
+// sums run as in a walk, so the bits are those of a walk.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -23,73 +24,111 @@ struct OneStep {
   int64_t input_size, hidden_size, output_size, h_stride;
 };
 
-// Rows [begin, end) of a step, one vector of units after the other.
+// From so many rows on, a panel is cheaper than turning the weights again for every tile of rows.
+constexpr int64_t kRowsWorthPacking = 13;
+
+// Rows [begin, end) of a step, for some vectors of units.
 template <typename T>
 class OneStepRows {
   using A = State_t<T>;
 
  public:
-  OneStepRows(const OneStep<T>& step, int64_t begin, int64_t end)
+  OneStepRows(const OneStep<T>& step, int64_t begin, int64_t end, int64_t vectors)
       : s_(step),
         begin_(begin),
         rows_(end - begin),
-        width_(4 * kernels_.lanes),
-        panel_(scratch<T>(width_ *
-                          (1 + std::max(std::min(kPiece, step.input_size), step.output_size)))),
-        gates_(scratch<A>((rows_ + 1) * width_)),
-        sums_(row_pointers(data<A>(gates_), rows_, width_)),
-        gate_(width_),
-        columns_(width_),
+        columns_(4 * vectors * lanes_),
         a_(rows_),
-        row_(rows_) {}
+        sums_(rows_),
+        row_(rows_) {
+    const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
+    if (packs()) panel_ = scratch<T>(4 * lanes_ * (terms + terms % 2));
+    gates_ = scratch<A>((rows_ + 1) * 4 * vectors * lanes_);
+  }
 
-  void run(int64_t unit) {
-    const int64_t lanes = kernels_.lanes;
-    for (int64_t n = 0; n < width_; ++n)  // any gate where there is no unit
-      gate_[n] = n / lanes * s_.hidden_size + std::min(unit + n % lanes, s_.hidden_size - 1);
-    A* const bias = data<A>(gates_) + rows_ * width_;
-    for (int64_t n = 0; n < width_; ++n)
-      bias[n] = s_.b_ih ? A(s_.b_ih[gate_[n]]) + A(s_.b_hh[gate_[n]]) : A(0);
-    find(s_.x, s_.w_ih, s_.input_size);
-    int64_t k = 0;
-    do {  // once if there is no input
-      const int64_t count = std::min(kPiece, s_.input_size - k);
-      pack(k, count);
-      kernels_.multiply(a_.data(), rows_, k, count, data<T>(panel_), {0, width_, 4}, sums_.data(),
-                        k > 0, bias);
-      k += count;
-    } while (k < s_.input_size);
-
-    find(s_.h_prev, s_.w_hh, s_.output_size);
-    pack(0, s_.output_size);
-    for (int64_t r = 0; r < rows_; ++r) {
-      const int64_t at = (begin_ + r) * s_.hidden_size + unit;
-      row_[r] = {a_[r],          sums_[r],  nullptr,
-                 s_.c_prev + at, s_.c + at, s_.h + (begin_ + r) * s_.h_stride + unit};
+  // The vectors of units from `unit` on.
+  void run(int64_t unit, int64_t vectors) {
+    unit_ = unit, vectors_ = vectors;
+    multiply(s_.x, s_.w_ih, s_.input_size, kPiece, true);
+    multiply(s_.h_prev, s_.w_hh, s_.output_size, s_.output_size, false);
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int64_t first = unit_ + v * lanes_;
+      for (int64_t r = 0; r < rows_; ++r) {
+        const int64_t at = (begin_ + r) * s_.hidden_size + first;
+        row_[r] = {a_[r],          gates(r, v, 0), nullptr,
+                   s_.c_prev + at, s_.c + at,      s_.h + (begin_ + r) * s_.h_stride + first};
+      }
+      // The products are there already: a sum of no terms is left.
+      kernels_.forward(row_.data(), rows_, 0, nullptr, 0, std::min(lanes_, s_.hidden_size - first),
+                       lanes_);
     }
-    kernels_.forward(row_.data(), rows_, s_.output_size, data<T>(panel_), 0,
-                     std::min(lanes, s_.hidden_size - unit), lanes);
   }
 
  private:
-  // The rows of a [rows,K] and of w [4H,K] that make this vector of units.
-  void find(const T* a, const T* w, int64_t K) {
-    for (int64_t r = 0; r < rows_; ++r) a_[r] = a + (begin_ + r) * K;
-    for (int64_t n = 0; n < width_; ++n) columns_[n] = w + gate_[n] * K;
+  bool packs() const { return rows_ >= kRowsWorthPacking; }
+
+  int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
+  A* gates(int64_t r, int64_t v, int64_t gate) const {
+    return data<A>(gates_) + r * column(vectors_, 0) + column(v, gate);
   }
 
-  void pack(int64_t k, int64_t count) {
-    kernels_.pack(columns_.data(), true, k, count, {0, width_, 4}, data<T>(panel_));
+  // Of the input: gates = bias + a W^T, else gates += a W^T, `piece` terms at a time.
+  void multiply(const T* a, const T* w, int64_t K, int64_t piece, bool of_input) {
+    for (int64_t r = 0; r < rows_; ++r) a_[r] = a + (begin_ + r) * K;
+    A* const bias = gates(rows_, 0, 0);
+    for (int64_t v = 0; v < vectors_; ++v)
+      for (int64_t gate = 0; gate < 4; ++gate) {
+        const int64_t first = unit_ + v * lanes_, from = gate * s_.hidden_size + first;
+        const int64_t last = std::min(lanes_, s_.hidden_size - first) - 1, to = column(v, gate);
+        // Any weights where there is no unit.
+        for (int64_t l = 0; l < lanes_; ++l) columns_[to + l] = w + (from + std::min(l, last)) * K;
+        if (!of_input) continue;
+        for (int64_t l = 0; l <= last; ++l)
+          bias[to + l] = s_.b_ih ? A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]) : A(0);
+        std::fill_n(bias + to + last + 1, lanes_ - last - 1, A(0));
+      }
+    // Neighbouring vectors of a gate are neighbours in memory, so few rows take gate after gate.
+    const int64_t together = packs() ? 4 : 1;
+    for (int64_t gate = 0; gate < 4; gate += together)
+      for (int64_t v = 0; v < vectors_; ++v) {
+        for (int64_t r = 0; r < rows_; ++r) sums_[r] = gates(r, v, gate);
+        const T* const* const columns = &columns_[column(v, gate)];
+        const T* const* const next =
+            &columns_[v + 1 < vectors_ ? column(v + 1, gate) : column(0, (gate + together) % 4)];
+        int64_t k = 0;
+        do {  // once if there is no input
+          const int64_t terms = std::min(piece, K - k);
+          const bool accumulate = !of_input || k > 0;
+          if (packs())
+            multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
+          else
+            kernels_.multiply_unpacked(a_.data(), rows_, k, terms, columns, *next + k * lanes_,
+                                       sums_.data(), accumulate, bias + column(v, gate));
+          k += terms;
+        } while (k < K);
+      }
+  }
+
+  void multiply_packed(const T* const* columns, int64_t k, int64_t terms, bool accumulate,
+                       const A* bias, const T* const* next) {
+    const PanelShape shape{0, 4 * lanes_, 4};
+    kernels_.pack(columns, true, k, terms, shape, data<T>(panel_));
+    const int64_t begin = k * sizeof(T), end = (k + terms) * sizeof(T);
+    const int64_t lines = shape.columns * ((end - begin + 63) / 64);
+    const int64_t times = std::max<int64_t>(rows_ / kernels_.rows * (terms / kTermsAhead), 1);
+    Ahead ahead{reinterpret_cast<const void* const*>(next), shape.columns, begin, end,
+                (lines + times - 1) / times};
+    kernels_.multiply(a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(), accumulate,
+                      bias, &ahead);
   }
 
   const TiledKernels<T, A>& kernels_ = tiled_kernels<T>();
   const OneStep<T>& s_;
-  const int64_t begin_, rows_, width_;
-  const at::Tensor panel_, gates_;
-  const std::vector<A*> sums_;
-  std::vector<int64_t> gate_;  // of each column: a row of the weights
-  std::vector<const T*> columns_;
-  std::vector<const T*> a_;
+  const int64_t begin_, rows_, lanes_ = kernels_.lanes;
+  int64_t unit_ = 0, vectors_ = 0;
+  at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], a bias behind them
+  std::vector<const T*> columns_, a_;
+  std::vector<A*> sums_;
   std::vector<ForwardRow<T, A>> row_;
 };
 
@@ -111,9 +150,11 @@ ForwardResult one_step_forward(const Layer& layer) {
 
   const int64_t lanes = tiled_kernels<T>().lanes, tiles = (hidden + lanes - 1) / lanes;
   // Where there are more threads than vectors of units, they share the rows.
-  constexpr int64_t kRowsWorthPacking = 64;
+  constexpr int64_t kRowsOfAGroup = 64;
   const int64_t row_groups = std::clamp<int64_t>(
-      batch / kRowsWorthPacking, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
+      batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
+  // Gates of so many vectors of units are computed together, then the cell equations.
+  constexpr int64_t kGatesBytes = 256 << 10;
   // Below this many multiply-adds, waking another thread costs more than it helps.
   constexpr int64_t kWorthAThread = 1 << 17;
   const int64_t work = 4 * lanes * (input_size + hidden) * std::max<int64_t>(batch / row_groups, 1);
@@ -143,8 +184,14 @@ ForwardResult one_step_forward(const Layer& layer) {
         0, row_groups * tiles, (kWorthAThread + work - 1) / work, [&](int64_t first, int64_t last) {
           for (int64_t k = first; k < last;) {
             const int64_t group = k / tiles;
-            OneStepRows<T> rows(step, group * batch / row_groups, (group + 1) * batch / row_groups);
-            for (; k < last && k / tiles == group; ++k) rows.run(k % tiles * lanes);
+            const int64_t begin = group * batch / row_groups,
+                          end = (group + 1) * batch / row_groups;
+            const int64_t stop = std::min(last, (group + 1) * tiles);
+            const int64_t at_once = std::clamp<int64_t>(
+                kGatesBytes / (4 * lanes * sizeof(A) * (end - begin + 1)), 1, stop - k);
+            OneStepRows<T> rows(step, begin, end, at_once);
+            for (; k < stop; k += at_once) rows.run(k % tiles * lanes, std::min(at_once, stop - k));
+            k = stop;
           }
         });
     if constexpr (std::is_same_v<T, A>) {  // bfloat16 projects in float32

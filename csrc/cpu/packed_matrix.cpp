@@ -14,11 +14,13 @@ constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum pack
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// body(begin, end) for rows in blocks of about kBlockRows, which threads take as they get done.
+// body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they get done;
+// a whole number of blocks for each, for a single block more is a third of the time where few are.
 template <typename Body>
 void for_blocks(int64_t rows, const Body& body) {
-  const int64_t blocks = divide_up(rows, kBlockRows);
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
+  const int64_t least = divide_up(rows, kBlockRows);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), least);
+  const int64_t blocks = threads > 0 ? divide_up(least, threads) * threads : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
@@ -112,7 +114,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
         const PanelShape& shape = matrix.panels()[p];
         kernels.multiply(a.data() + begin, end - begin, k, std::min(kPiece, K - k),
                          matrix.panel(p) + k * shape.vectors * kernels.lanes, shape,
-                         c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias);
+                         c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias, nullptr);
       }
   });
 }
@@ -123,7 +125,7 @@ void multiply_share(const T* const* a, int64_t rows, const PackedMatrix<T>& matr
   const auto [first, last] = matrix.share(group, groups);
   for (int64_t p = first; p < last; ++p)
     tiled_kernels<T>().multiply(a, rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c,
-                                false, nullptr);
+                                false, nullptr, nullptr);
 }
 
 template <typename T>
@@ -136,7 +138,7 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
   for_blocks(rows, [&](int64_t begin, int64_t end) {
     for (size_t p = 0; p < matrix.panels().size(); ++p)
       kernels.multiply_rounded(a.data() + begin, end - begin, 0, matrix.K(), matrix.panel(p),
-                               matrix.panels()[p], c.data() + begin, accumulate, nullptr);
+                               matrix.panels()[p], c.data() + begin, accumulate, nullptr, nullptr);
   });
 }
 
@@ -156,9 +158,9 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
     const int64_t K = std::min(kGradientRows, rows - r);
     std::vector<PackedMatrix<T>> packed;
     for (const auto& part : parts) packed.emplace_back(part.b.data(), false, r, K, part.N, 1);
-    const at::Tensor transposed = scratch<T>(M * K);  // [M,K]
     for_blocks(M, [&](int64_t begin, int64_t end) {
-      T* const first = data<T>(transposed) + begin * K;
+      const at::Tensor transposed = scratch<T>((end - begin) * K);
+      T* const first = data<T>(transposed);
       kernels.transpose(a.data() + r, K, begin, end, first);
       const std::vector<const T*> a_rows =
           row_pointers(static_cast<const T*>(first), end - begin, K);
@@ -166,7 +168,8 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
       for (size_t i = 0; i < parts.size(); ++i)
         for (size_t p = 0; p < packed[i].panels().size(); ++p)
           kernels.multiply(a_rows.data(), end - begin, 0, K, packed[i].panel(p),
-                           packed[i].panels()[p], c[i].data() + begin, accumulate, nullptr);
+                           packed[i].panels()[p], c[i].data() + begin, accumulate, nullptr,
+                           nullptr);
     });
   }
 }

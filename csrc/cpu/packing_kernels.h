@@ -7,26 +7,34 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-// A square of lanes x lanes elements transposed in registers: at each stage, rows `distance` apart
-// swap the halves of their blocks of 2 * distance lanes.
+// A square of lanes x lanes elements transposed in registers. Two kinds of stages, each one
+// instruction a vector on x86: first rows interleave within blocks of 16 bytes, which transposes
+// the blocks, then the even and the odd blocks of two rows part.
 template <int distance, typename A>
-FASTLSTM_HD void transpose_stages(Vec<A> (&x)[Vec<A>::lanes]) {
-  constexpr int L = Vec<A>::lanes;
-  if constexpr (distance < L) {
-    typename Registers<A>::Bits low, high;
-    for (int j = 0; j < L; ++j) {
-      low[j] = j & distance ? L + j - distance : j;
-      high[j] = j & distance ? L + j : j + distance;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      if (i & distance) continue;
-      const Vec<A> a = x[i], b = x[i + distance];
-      x[i] = Vec<A>(shuffle(a.v, b.v, low));
-      x[i + distance] = Vec<A>(shuffle(a.v, b.v, high));
-    }
-    transpose_stages<2 * distance>(x);
+FASTLSTM_HD void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
+  constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
+  typename Registers<A>::Bits first, second;
+  for (int j = 0; j < L; ++j) {
+    first[j] = distance < block ? j % 2 * L + j / block * block + j % block / 2
+                                : j / block * 2 * block + j % block;
+    second[j] = first[j] + (distance < block ? block / 2 : block);
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (i & distance) continue;
+    const Vec<A> a = x[i], b = x[i + distance];
+    x[i] = Vec<A>(shuffle(a.v, b.v, first));
+    x[i + distance] = Vec<A>(shuffle(a.v, b.v, second));
+  }
+}
+
+template <typename A>
+FASTLSTM_HD void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
+  constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
+  if constexpr (block == 4) transpose_stage<2>(x);
+  transpose_stage<1>(x);
+  if constexpr (block < L) transpose_stage<block>(x);
+  if constexpr (2 * block < L) transpose_stage<2 * block>(x);
 }
 
 // to[k * stride + n] = from[n][k] for n < lanes, k < K.
@@ -38,7 +46,7 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     Vec<A> x[L];
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n] = Vec<A>::load(from[n] + k);
-    transpose_stages<1>(x);
+    transpose_square(x);
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
   }
@@ -54,9 +62,11 @@ static void pack(const A* const* matrix, bool transposed, int64_t k_begin, int64
   if (!transposed) {
     for (int64_t k = 0; k < K; ++k) {
       const A* from = matrix[k_begin + k] + shape.first_column;
-      A* to = panel + k * width;
-      for (int64_t n = 0; n < shape.columns; ++n) to[n] = from[n];
-      for (int64_t n = shape.columns; n < width; ++n) to[n] = A(0);
+      for (int64_t n = 0; n < width; n += L) {
+        Vec<A> x;
+        load(from + n, x, shape.columns - n < L ? shape.columns - n : L);
+        x.store(panel + k * width + n);
+      }
     }
     return;
   }

@@ -41,13 +41,13 @@ struct Tile {
 
   // sum = the products of K terms.
   template <typename T>
-  FASTLSTM_HD void multiply(const T* const* a, int64_t K, const T* panel) {
+  FASTLSTM_HD void multiply(const T* const* a, int64_t K, const T* panel, Ahead* ahead = nullptr) {
     clear();
-    add(a, 0, K < kTerms ? K : kTerms, panel);
+    add(a, 0, K < kTerms ? K : kTerms, panel, ahead);
     for (int64_t k = kTerms; k < K; k += kTerms) {
       Tile piece;
       piece.clear();
-      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * V * L);
+      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * V * L, ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -60,6 +60,15 @@ struct Tile {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>(A(0));
+  }
+
+  template <typename T>
+  FASTLSTM_HD void add(const T* const* a, int64_t k, int64_t end, const T* panel, Ahead* ahead) {
+    for (; ahead && k + kTermsAhead < end; k += kTermsAhead, panel += kTermsAhead * V * L) {
+      ahead->fetch();
+      add(a, k, k + kTermsAhead, panel);
+    }
+    add(a, k, end, panel);
   }
 
   FASTLSTM_HD void add(const A* const* a, int64_t k, int64_t end, const A* panel) {
@@ -122,7 +131,7 @@ FASTLSTM_HD void prefetch(const A* from) {
 template <int R, int V, typename T, typename A, typename C>
 static void multiply_tile(const T* const* a, int64_t k_begin, int64_t K, const T* panel,
                           int64_t column, int64_t columns, C* const* c, bool accumulate,
-                          const A* bias) {
+                          const A* bias, Ahead* ahead) {
   constexpr int L = Vec<A>::lanes;
   Tile<R, V, A> tile;
   const T* rows[R];
@@ -131,7 +140,7 @@ static void multiply_tile(const T* const* a, int64_t k_begin, int64_t K, const T
     rows[r] = a[r] + k_begin;
     prefetch<V>(c[r] + column);
   }
-  tile.multiply(rows, K, panel);
+  tile.multiply(rows, K, panel, ahead);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -279,12 +288,13 @@ static void backward_tile(const BackwardRow<T, A>* row, int64_t k_begin, int64_t
 
 template <typename T, typename A, typename C>
 static void multiply(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
-                     const PanelShape& shape, C* const* c, bool accumulate, const A* bias) {
+                     const PanelShape& shape, C* const* c, bool accumulate, const A* bias,
+                     Ahead* ahead) {
   with_vectors(shape.vectors, [&](auto V) {
     for_row_tiles(rows, [&](auto R, int64_t first) {
       multiply_tile<decltype(R)::value, decltype(V)::value>(a + first, k_begin, K, panel,
                                                             shape.first_column, shape.columns,
-                                                            c + first, accumulate, bias);
+                                                            c + first, accumulate, bias, ahead);
     });
   });
 }

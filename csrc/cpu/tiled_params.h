@@ -47,6 +47,25 @@ struct PanelShape {
   int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
 };
 
+// Memory that comes into the L2 cache while a product is computed, a few lines at a time, which
+// wait for memory beside the arithmetic.
+struct Ahead {
+  const void* const* rows;
+  int64_t count, begin, end;  // rows, and the bytes of each
+  int64_t lines;              // at a time
+  int64_t row = 0, at = begin;
+
+  inline __attribute__((always_inline)) void fetch() {
+    for (int64_t n = 0; n < lines && row < count; ++n) {
+      __builtin_prefetch(static_cast<const char*>(rows[row]) + at, 0, 2);
+      at += 64;
+      if (at >= end) at = begin, ++row;
+    }
+  }
+};
+// Terms of a sum between two calls of `fetch`.
+constexpr int64_t kTermsAhead = 32;
+
 // The kernels of one dtype for one instruction set.
 template <typename T, typename A>
 struct TiledKernels {
@@ -59,13 +78,20 @@ struct TiledKernels {
                const PanelShape& shape, T* panel);
   // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
   void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
-  // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k]; bias [N] or nullptr.
+  // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k]; bias [N] and
+  // `ahead` may be nullptr.
   void (*multiply)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K, const T* panel,
-                   const PanelShape& shape, A* const* c, bool accumulate, const A* bias);
-  // The same, c rounded to T: for bfloat16, over the whole of K at once.
+                   const PanelShape& shape, A* const* c, bool accumulate, const A* bias,
+                   Ahead* ahead);
+  // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where
+  // the next vector of columns begins, comes into the cache.
+  void (*multiply_unpacked)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K,
+                            const T* const* columns, const T* next, A* const* c, bool accumulate,
+                            const A* bias);
+  // The same as multiply, c rounded to T: for bfloat16, over the whole of K at once.
   void (*multiply_rounded)(const T* const* a, int64_t rows, int64_t k_begin, int64_t K,
                            const T* panel, const PanelShape& shape, T* const* c, bool accumulate,
-                           const A* bias);
+                           const A* bias, Ahead* ahead);
   // sums[r] (+)= sum over k < K of rows[r][k], r < count.
   void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
   // One step of `rows` rows for the units [unit, unit + units), units <= lanes. The panel holds
