@@ -139,7 +139,9 @@ class LSTM(nn.RNNBase):
 
     def _options(self) -> dict[str, Any]:
         """What every call of `functional.lstm` gets from the module."""
-        names = ("num_layers", "bidirectional", "dropout", "training", "engine", *_OPTIONS)
+        names: tuple[str, ...] = ("num_layers", "bidirectional", "recompute", "engine")
+        if self.training:  # the others act in no other mode
+            names += ("training", "dropout", *_OPTIONS)
         return {name: getattr(self, name) for name in names}
 
     def forward(
