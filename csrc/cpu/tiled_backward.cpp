@@ -141,7 +141,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const Tensor d_h = at::empty({layer.projects() ? chunk_steps * batch : 0, out}, options);
   const Tensor masked_h = at::empty({layer.h_mask ? chunk_steps * batch : 0, out}, options);
   const std::vector<T> zeros(4 * hidden, T(A(0)));
-  const std::vector<A> zero_h(out, A(0)), zero_c(hidden, A(0));
+  const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   std::optional<Sequence<T>> dx;
   if (input_needs_grad) dx.emplace(grad_input, rows);
@@ -322,10 +322,10 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       for (int64_t row = 0; row < rows.live(0); ++row) {
         const int64_t b = rows.batch_index(row);
         const T* const mask = h_mask.at(d * batch + b);
-        const A* const around = layer.zoneout_h ? data<A>(kept_dh) + b * out : zero_h.data();
+        const A* const kept = layer.zoneout_h ? data<A>(kept_dh) + b * out : nullptr;
         T* const to = dh_first + b * out;
         for (int64_t n = 0; n < out; ++n)
-          to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + around[n]);
+          to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + (kept ? kept[n] : A(0)));
       }
     if (per_row) {
       grad_weights.push_back(kept);
