@@ -42,6 +42,14 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
+def title(device: str) -> str:
+    """What ran, for the line above a table."""
+    info = describe(device)
+    where = info["machine"]
+    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}, {info['threads']} thread(s)"
+    return f"{name}, torch {info['versions']['torch']}"
+
+
 def describe(device: str) -> dict[str, Any]:
     """Describes the running process, as JSON."""
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")

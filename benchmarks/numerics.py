@@ -75,10 +75,7 @@ def errors(
 
 
 def report(device: str) -> str:
-    info = machine.describe(device)
-    where = info["machine"]
-    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}"
-    parts = [f"{name}, torch {info['versions']['torch']}; (B, T, I, H) = {SHAPE}."]
+    parts = [f"{machine.title(device)}; (B, T, I, H) = {SHAPE}."]
     for dtype in DTYPES:
         serving = ["reference", *serving_engines(torch.device(device), dtype).split(", ")]
         found = errors(dtype, device, SHAPE, [e for e in ENGINES if e in serving])

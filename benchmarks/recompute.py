@@ -88,10 +88,7 @@ def main() -> None:
     settle_malloc()
     rows = [measure(case, args.device, Effort(args.seconds)) for case in CASES]
     head = ["", "saved, without / with", "peak, without / with", "time, with / without"]
-    info = machine.describe(args.device)
-    where = info["machine"]
-    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}, {info['threads']} thread(s)"
-    text = f"{name}, torch {info['versions']['torch']}.\n\n{table(head, [row for row, _ in rows])}"
+    text = f"{machine.title(args.device)}.\n\n{table(head, [row for row, _ in rows])}"
     print(text)
     if args.write:
         replace_section(args.write, "recompute", text)

@@ -85,10 +85,7 @@ def main() -> None:
     effort = Effort(args.seconds)
     rows = [measure(shape, what, args.device, effort) for what in RATES for shape in SHAPES]
     head = ["", "nn.LSTMCell / fastlstm", "stepwise / fastlstm", "with / without"]
-    info = machine.describe(args.device)
-    where = info["machine"]
-    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}, {info['threads']} thread(s)"
-    text = f"{name}, torch {info['versions']['torch']}.\n\n{table(head, rows)}"
+    text = f"{machine.title(args.device)}.\n\n{table(head, rows)}"
     print(text)
     if args.write:
         replace_section(args.write, "regularizers", text)
