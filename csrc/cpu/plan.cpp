@@ -4,9 +4,9 @@
 
 namespace fastlstm {
 
-bool choose_cpu_engine(std::string_view engine, bool only_stepwise, CpuEngine& chosen) {
-  chosen = only_stepwise || engine == "stepwise" ? CpuEngine::kStepwise : CpuEngine::kTiled;
-  return engine == "stepwise" || engine == "auto" || (engine == "tiled" && !only_stepwise);
+bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen) {
+  chosen = normalizes || engine == "stepwise" ? CpuEngine::kStepwise : CpuEngine::kTiled;
+  return engine == "stepwise" || engine == "auto" || (engine == "tiled" && !normalizes);
 }
 
 ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,

@@ -7,9 +7,9 @@ namespace fastlstm {
 
 enum class CpuEngine { kStepwise, kTiled };
 
-// engine: "auto", which is the tiled one unless only stepwise knows the call, or a name. Returns
-// false if there is no such engine or it does not serve the call.
-bool choose_cpu_engine(std::string_view engine, bool only_stepwise, CpuEngine& chosen);
+// engine: "auto", which is the tiled one except for layer normalisation, or a name. Returns false
+// if there is no such engine or it does not serve the call.
+bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen);
 
 // threads = unit_groups * row_groups. Rows never talk to each other: row groups walk alone, unit
 // groups meet at a barrier after every step.
