@@ -199,13 +199,16 @@ void check_saved_tensor(const char* name, const Tensor& tensor, int64_t count, a
 }  // namespace
 
 Saved check_saved(const Layer& layer, const Tensor& output, const Tensor& cells,
-                  const Tensor& gates) {
+                  const Tensor& gates, bool per_row) {
   const int64_t rows = layer.flat_rows.expect_int() * layer.num_directions();
   const int64_t hidden = layer.hidden_size.expect_int();
   const auto dtype = layer.input.scalar_type();
   check_saved_tensor("output", output, rows * layer.output_size.expect_int(), dtype, layer);
   check_saved_tensor("cells", cells, rows * hidden, state_dtype(dtype), layer);
-  if (gates.numel() == 0 && rows > 0) return {output, cells, {}};
+  const bool remade = gates.numel() == 0 && rows > 0;
+  TORCH_CHECK(!per_row || !(remade || layer.normalizes()),
+              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+  if (remade) return {output, cells, {}};
   check_saved_tensor("gates", gates, rows * 4 * hidden, dtype, layer);
   return {output, cells, gates};
 }

@@ -84,7 +84,7 @@ struct OutputGrads {  // undefined: zero
   Tensor output, h_n, c_n, cells;
 };
 Saved check_saved(const Layer& layer, const Tensor& output, const Tensor& cells,
-                  const Tensor& gates);
+                  const Tensor& gates, bool per_row);
 OutputGrads check_grads(const Layer& layer, const OptionalTensor& output, const OptionalTensor& h_n,
                         const OptionalTensor& c_n, const OptionalTensor& cells);
 

@@ -140,9 +140,7 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
                                   zoneout_h, zoneout_c);
   check_values(layer);
-  const Saved saved = check_saved(layer, output, cells, gates);
-  TORCH_CHECK(!per_row || (saved.gates.defined() && !layer.normalizes()),
-              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+  const Saved saved = check_saved(layer, output, cells, gates, per_row);
   // The gradient of W_hr starts from the gates of all steps, which tiles make chunk by chunk.
   const bool tiled = planned(engine, layer) && (saved.gates.defined() || !layer.projects());
   return backward(layer, saved, check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells),

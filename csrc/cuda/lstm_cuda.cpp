@@ -455,9 +455,7 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
   const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
                                   zoneout_h, zoneout_c);
   check_values(layer);
-  const Saved saved = check_saved(layer, output, cells, gates);
-  TORCH_CHECK(!per_row || (saved.gates.defined() && !layer.normalizes()),
-              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+  const Saved saved = check_saved(layer, output, cells, gates, per_row);
   const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
   const c10::cuda::CUDAGuard device(input.device());
   const GemmPrecision precision(input.scalar_type());
