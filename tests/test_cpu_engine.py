@@ -239,6 +239,15 @@ def test_a_single_step_gives_the_bits_of_a_walk(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_option
+def test_a_zero_state_is_left_out_of_the_products(P: int, masks: bool, dtype: torch.dtype) -> None:
+    arguments = ragged((5, 20, 17, 50), dtype, 2, P, masks)
+    zeros = torch.zeros_like(arguments["h_0"])
+    multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognised
+    assert same(run(arguments | {"h_0": zeros}), multiplied)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_option
 def test_packed_and_padded_give_the_same_bits(P: int, masks: bool, dtype: torch.dtype) -> None:
     arguments = layer(12, 9, 17, 50, dtype, 2, P, masks)
     lengths = torch.tensor([12, 12, 9, 9, 8, 5, 2, 1, 1])

@@ -60,7 +60,7 @@ class OneStepRows {
       }
       // The products are there already: a sum of no terms is left.
       kernels_.forward(row_.data(), rows_, 0, nullptr, 0, std::min(lanes_, s_.hidden_size - first),
-                       lanes_);
+                       lanes_, nullptr);
     }
   }
 

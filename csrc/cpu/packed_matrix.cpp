@@ -17,9 +17,12 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they get done;
 // a whole number of blocks for each, for a single block more is a third of the time where few are.
 template <typename Body>
-void for_blocks(int64_t rows, const Body& body) {
+void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
+  // Below this many multiply-adds, waking another thread costs more than it helps.
+  constexpr int64_t kWorthAThread = 1 << 19;
   const int64_t least = divide_up(rows, kBlockRows);
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), least);
+  const int64_t threads = std::min(
+      {int64_t(at::get_num_threads()), least, 1 + rows * multiply_adds_of_a_row / kWorthAThread});
   const int64_t blocks = threads > 0 ? divide_up(least, threads) * threads : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
@@ -108,7 +111,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size(), K = matrix.K();
-  for_blocks(rows, [&](int64_t begin, int64_t end) {
+  for_blocks(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < K; k += kPiece)
       for (size_t p = 0; p < matrix.panels().size(); ++p) {
         const PanelShape& shape = matrix.panels()[p];
@@ -135,7 +138,7 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
     return multiply<T>(a, matrix, c, accumulate, nullptr);
   const auto& kernels = tiled_kernels<T>();
   const int64_t rows = a.size();
-  for_blocks(rows, [&](int64_t begin, int64_t end) {
+  for_blocks(rows, matrix.K() * matrix.N(), [&](int64_t begin, int64_t end) {
     for (size_t p = 0; p < matrix.panels().size(); ++p)
       kernels.multiply_rounded(a.data() + begin, end - begin, 0, matrix.K(), matrix.panel(p),
                                matrix.panels()[p], c.data() + begin, accumulate, nullptr, nullptr);
@@ -157,8 +160,13 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
   for (int64_t r = 0; r < rows; r += kGradientRows, accumulate = true) {
     const int64_t K = std::min(kGradientRows, rows - r);
     std::vector<PackedMatrix<T>> packed;
-    for (const auto& part : parts) packed.emplace_back(part.b.data(), false, r, K, part.N, 1);
-    for_blocks(M, [&](int64_t begin, int64_t end) {
+    int64_t terms = 0;
+    for (const auto& part : parts) {
+      const int64_t part_K = std::clamp<int64_t>(int64_t(part.b.size()) - r, 0, K);
+      packed.emplace_back(part.b.data(), false, r, part_K, part.N, 1);
+      terms += part_K * part.N;
+    }
+    for_blocks(M, terms, [&](int64_t begin, int64_t end) {
       const at::Tensor transposed = scratch<T>((end - begin) * K);
       T* const first = data<T>(transposed);
       kernels.transpose(a.data() + r, K, begin, end, first);
@@ -167,7 +175,7 @@ void multiply_transposed(const std::vector<const T*>& a, int64_t M,
       if (sums) kernels.sum_rows(a_rows.data(), end - begin, K, sums + begin, accumulate);
       for (size_t i = 0; i < parts.size(); ++i)
         for (size_t p = 0; p < packed[i].panels().size(); ++p)
-          kernels.multiply(a_rows.data(), end - begin, 0, K, packed[i].panel(p),
+          kernels.multiply(a_rows.data(), end - begin, 0, packed[i].K(), packed[i].panel(p),
                            packed[i].panels()[p], c[i].data() + begin, accumulate, nullptr,
                            nullptr);
     });

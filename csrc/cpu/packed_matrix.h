@@ -113,7 +113,7 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
 // a[r][m] (the bias), so that `a` is read once.
 template <typename T>
 struct GradientPart {
-  std::vector<const T*> b;  // R rows of N columns
+  std::vector<const T*> b;  // R rows of N columns, or the first of them if the others are zero
   int64_t N;
   State_t<T>* c;  // [M,N]
 };

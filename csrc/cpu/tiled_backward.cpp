@@ -31,7 +31,7 @@ class Gatemaker {
 
   // Rows x [I] and h_prev [H] into rows of gates [4H].
   void operator()(const std::vector<const T*>& x, const std::vector<const T*>& h_prev,
-                  const std::vector<T*>& gates) const {
+                  const std::vector<T*>& gates, const T* zeros) const {
     const int64_t rows = gates.size();
     std::vector<A> sums;
     std::vector<A*> x_gates;
@@ -54,7 +54,7 @@ class Gatemaker {
         made.push_back({h_prev[r], x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
       for (int64_t unit = 0; unit < hidden_; unit += kernels.lanes)
         kernels.forward(made.data(), made.size(), hidden_, w_hh_.tile(unit / kernels.lanes), unit,
-                        std::min<int64_t>(kernels.lanes, hidden_ - unit), hidden_);
+                        std::min<int64_t>(kernels.lanes, hidden_ - unit), hidden_, zeros);
     });
   }
 
@@ -72,11 +72,10 @@ class Gatemaker {
 template <typename T, typename A>
 static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
                     const PackedMatrix<T>& w_hh, int64_t group, int64_t groups,
-                    const std::vector<T*>& d_h, const std::vector<T>& zeros) {
+                    const std::vector<T*>& d_h) {
   thread_local std::vector<const T*> next;
   next.resize(row.size());
-  for (int64_t r = 0; r < count; ++r)
-    next[r] = row[r].d_gates_next ? row[r].d_gates_next : zeros.data();
+  for (int64_t r = 0; r < count; ++r) next[r] = row[r].d_gates_next;
   if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
     multiply_share(next.data(), count, w_hh, group, groups, d_h.data());
     const auto [begin, end] = w_hh.shared_columns(group, groups);
@@ -176,7 +175,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     // What zoneout has let through to h of the step before, or to h_0.
     const Tensor kept_dh = at::zeros({layer.zoneout_h ? batch : 0, out}, state_options);
     T* const dh_first = data<T>(grad_h_0[d]);
-    const T* const h_first = const_data<T>(h_0[d]);
+    const FirstRows<T> h_first(const_data<T>(h_0[d]), rows, out, zeros.data());
     const A* const c_first = const_data<A>(c_0[d]);
     const auto before = [&](int64_t t, int64_t row) {
       return rows.flat(reverse ? t + 1 : t - 1, row);
@@ -211,7 +210,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
       const int64_t next = reverse ? t - 1 : t + 1;
       BackwardRow<T, A> made;
       made.reset = rows.is_reset(t, row);
-      made.d_gates_next = last || rows.is_reset(next, row) ? nullptr : d_gates_at(next, row);
+      made.d_gates_next = last || rows.is_reset(next, row) ? zeros.data() : d_gates_at(next, row);
       made.d_output = at_or_zeros(d_output, (flat * directions + d) * out);
       made.d_h_n = last ? at_or_zeros(d_h_n, (d * batch + b) * out) : zeros.data();
       made.d_cells = d_cells.defined() ? const_data<A>(d_cells) + (d * flat_rows + flat) * hidden
@@ -234,7 +233,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
     const PackedMatrix<T>& to_cells = packed_w_hr ? *packed_w_hr : packed_w_hh;
     const auto h_prev_at = [&](int64_t t, int64_t row) -> const T* {
       if (rows.is_reset(t, row)) return zeros.data();
-      if (t == rows.first_step(row, reverse)) return h_first + rows.batch_index(row) * out;
+      if (t == rows.first_step(row, reverse)) return h_first(row);
       return y + before(t, row) * directions * out;
     };
     std::optional<Gatemaker<T>> make_gates;
@@ -255,7 +254,8 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
         });
       }
       if (recompute)
-        (*make_gates)(x_rows, h_prev_rows, live_rows<T*>(rows, !reverse, begin, end, d_gates_at));
+        (*make_gates)(x_rows, h_prev_rows, live_rows<T*>(rows, !reverse, begin, end, d_gates_at),
+                      zeros.data());
       walk_with_threads(
           grid, begin * phases, end * phases,
           [&](int64_t k, int64_t unit_group, int64_t row_group) {
@@ -270,8 +270,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
               rows_of_group(rows.live(t), row_group, grid.row_groups, d_h_t,
                             [&](int64_t row) { return d_h_at(t, row); });
               if (k % phases == 0)
-                return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups, d_h_t,
-                               zeros);
+                return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups, d_h_t);
               for (int64_t r = 0; r < count; ++r)
                 made[r].d_gates_next = d_h_t[r], made[r].d_output = made[r].d_h_n = zeros.data(),
                 made[r].h_mask = made[r].zoneout_h = nullptr;
@@ -282,6 +281,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                                to_cells.panels()[p], hidden, zeros.data());
           });
 
+      while (!h_prev_rows.empty() && h_prev_rows.back() == zeros.data()) h_prev_rows.pop_back();
       const std::vector<const T*> d_gates_rows = all(d_gates_at);
       if (!per_row)
         multiply_transposed<T>(

@@ -83,7 +83,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
     A* const saved_cells = save_cells ? data<A>(cells[d]) : nullptr;
     A* const c_state = data<A>(c_n[d]);
     T* const h_last = data<T>(h_n[d]);
-    const T* const h_first = const_data<T>(h_0[d]);
+    const FirstRows<T> h_first(const_data<T>(h_0[d]), rows, out, zero_h.data());
     const A* const c_first = const_data<A>(c_0[d]);
 
     for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
@@ -101,7 +101,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
 
       const auto h_prev_at = [&](int64_t t, int64_t row) -> const T* {
         if (rows.is_reset(t, row)) return zero_h.data();
-        if (t == rows.first_step(row, reverse)) return h_first + rows.batch_index(row) * out;
+        if (t == rows.first_step(row, reverse)) return h_first(row);
         return y + rows.flat(reverse ? t + 1 : t - 1, row) * directions * out;
       };
       const auto make_row = [&](int64_t t, int64_t row) {
@@ -124,7 +124,8 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
           made.zoneout_h = zoneout_h.at(d * flat_rows + flat);
           made.h_before = made.h_prev;
         }
-        if (layer.h_mask) {  // every thread masks the rows that it reads
+        if (layer.h_mask &&
+            made.h_prev != zero_h.data()) {  // every thread masks the rows that it reads
           thread_local std::vector<T> masked_h;
           masked_h.resize(batch * out);
           made.h_prev =
@@ -165,7 +166,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         for (int64_t tile = unit_group * tiles / grid.unit_groups; tile < last; ++tile) {
           const int64_t unit = tile * kernels.lanes;
           kernels.forward(made.data(), count, out, packed_w_hh.tile(tile), unit,
-                          std::min<int64_t>(kernels.lanes, hidden - unit), hidden);
+                          std::min<int64_t>(kernels.lanes, hidden - unit), hidden, zero_h.data());
         }
       };
       walk_with_threads(grid, begin * phases, end * phases, work);

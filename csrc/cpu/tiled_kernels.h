@@ -187,18 +187,23 @@ FASTLSTM_HD void forward_vector(const ForwardRow<T, A>& row, int64_t unit, int64
 
 template <int R, typename T, typename A>
 static void forward_tile(const ForwardRow<T, A>* row, int64_t K, const T* panel, int64_t unit,
-                         int64_t units, int64_t hidden_size) {
+                         int64_t units, int64_t hidden_size, const T* zeros) {
   constexpr int L = Vec<A>::lanes;
   Tile<R, 4, A> tile;
   const T* rows[R];
+  bool any = false;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     rows[r] = row[r].h_prev;
+    any |= rows[r] != zeros;
     prefetch<1>(row[r].c_prev + unit);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) prefetch<1>(row[r].x_gates + g * hidden_size + unit);
   }
-  tile.multiply(rows, K, panel);
+  if (any)
+    tile.multiply(rows, K, panel);
+  else
+    tile.clear();
   alignas(64) A products[R][4 * L];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -253,8 +258,8 @@ static void backward_tile(const BackwardRow<T, A>* row, int64_t k_begin, int64_t
   bool any = false;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    any |= row[r].d_gates_next != nullptr;
-    rows[r] = (row[r].d_gates_next ? row[r].d_gates_next : zeros) + k_begin;
+    any |= row[r].d_gates_next != zeros;
+    rows[r] = row[r].d_gates_next + k_begin;
     if (k_begin + K < all_K) continue;
     prefetch<V>(row[r].d_output + unit);
     prefetch<V>(row[r].c + unit);
@@ -301,9 +306,9 @@ static void multiply(const T* const* a, int64_t rows, int64_t k_begin, int64_t K
 
 template <typename T, typename A>
 static void forward(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
-                    int64_t unit, int64_t units, int64_t hidden_size) {
+                    int64_t unit, int64_t units, int64_t hidden_size, const T* zeros) {
   for_row_tiles(rows, [&](auto R, int64_t first) {
-    forward_tile<decltype(R)::value>(row + first, K, panel, unit, units, hidden_size);
+    forward_tile<decltype(R)::value>(row + first, K, panel, unit, units, hidden_size, zeros);
   });
 }
 

@@ -7,7 +7,7 @@ namespace fastlstm {
 
 template <typename T, typename A>
 struct ForwardRow {
-  const T* h_prev;   // [K] h_{t-1}, an earlier output, h_0, or zeros after a reset; times h_mask
+  const T* h_prev;   // [K] h_{t-1}, an earlier output, h_0, or `zeros`; times h_mask
   const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
   T* gates;          // [4H] activated i, f, g, o out, or nullptr
   const A* c_prev;   // [H]
@@ -21,18 +21,17 @@ struct ForwardRow {
 
 template <typename T, typename A>
 struct BackwardRow {
-  const T*
-      d_gates_next;   // [4H] of the step after this one, or nullptr where no gradient comes back
-  const T* d_output;  // [H] dL/dh_t from outside, or zeros
-  const T* d_h_n;     // [H] dL/dh_n if this is the row's last step, else zeros
-  const A* d_cells;   // [H] dL/dc_t from outside, or zeros
-  const T* gates;     // [4H]
-  const A* c;         // [H]
-  const A* c_prev;    // [H]
-  A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
-  T* d_gates;         // [4H] out
-  bool reset;         // state was zeroed before this step: dL/dc_{t-1} = 0
-  const T* h_mask;    // [H] what h_t was multiplied with on its way into W_hh, or nullptr
+  const T* d_gates_next;  // [4H] of the step after this one, or `zeros` where none comes back
+  const T* d_output;      // [H] dL/dh_t from outside, or zeros
+  const T* d_h_n;         // [H] dL/dh_n if this is the row's last step, else zeros
+  const A* d_cells;       // [H] dL/dc_t from outside, or zeros
+  const T* gates;         // [4H]
+  const A* c;             // [H]
+  const A* c_prev;        // [H]
+  A* dc;                  // [H] dL/dc_t in, dL/dc_{t-1} out
+  T* d_gates;             // [4H] out
+  bool reset;             // state was zeroed before this step: dL/dc_{t-1} = 0
+  const T* h_mask;        // [H] what h_t was multiplied with on its way into W_hh, or nullptr
   // Zoneout, or nullptr.
   const T* zoneout_h;  // [H]
   const T* zoneout_c;  // [H]
@@ -95,10 +94,11 @@ struct TiledKernels {
   // sums[r] (+)= sum over k < K of rows[r][k], r < count.
   void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
   // One step of `rows` rows for the units [unit, unit + units), units <= lanes. The panel holds
-  // the four gates of each: [K][4][lanes].
+  // the four gates of each: [K][4][lanes]. Rows that are `zeros` [K] are not multiplied where a
+  // tile has no others.
   void (*forward)(const ForwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
-                  int64_t unit, int64_t units, int64_t hidden_size);
-  // The same backward, for a panel of W_hh's columns [K = 4H][width]; zeros is a row of K zeros.
+                  int64_t unit, int64_t units, int64_t hidden_size, const T* zeros);
+  // The same backward, for a panel of W_hh's columns [K = 4H][width].
   void (*backward)(const BackwardRow<T, A>* row, int64_t rows, int64_t K, const T* panel,
                    const PanelShape& shape, int64_t hidden_size, const T* zeros);
 };
