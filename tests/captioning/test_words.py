@@ -17,20 +17,40 @@ def test_ptb_tokenize_equals_the_java_tokenizer():
         assert [" ".join(ptb_tokenize(c)) for c in captions] == GOLDEN["tokens"][key]
 
 
+def test_metrics_keep_brackets_as_coco_caption_does():
+    """Its list of punctuation says -LRB-, its Java tokenizer was told to write lower case."""
+    text = " ".join(" ".join(ptb_tokenize(c)) for c in ("a (b) {c}", "[d]"))
+    assert text == "a -lrb- b -rrb- -lcb- c -rcb- -lsb- d -rsb-"
+
+
 @pytest.mark.parametrize(
     ("caption", "words"),
     [
         ("A Man's dog.", ["a", "man", "'s", "dog"]),
         ("it can't be -- 3.5 feet, no!", ["it", "ca", "n't", "be", "3.5", "feet", "no"]),
-        ("(a) well-kept [garden] ...", ["a", "well-kept", "garden"]),
+        ("(a) well-kept [garden] {green} ...", ["a", "well-kept", "garden", "green"]),
+        ("A man -LRB- left -RRB-", ["a", "man", "left"]),
+        ("a man’s “new” ‘hat’, it isn’t", ["a", "man", "'s", "new", "hat", "it", "is", "n't"]),
         ("...", []),
         ("", []),
         ("日本 café", ["日本", "café"]),
     ],
 )
 def test_tokenize(caption, words):
-    found = tokenize(caption)
-    assert [w for w in found if not w.startswith("-")] == words
+    assert list(tokenize(caption)) == words
+
+
+def test_curly_quotes_are_straight_ones():
+    straight = """a man's "new" hat isn't"""
+    assert ptb_tokenize("a man’s “new” hat isn’t") == ptb_tokenize(straight)
+
+
+def test_a_caption_is_tokenized_once():
+    tokenize("a caption of this test")
+    before = ptb_tokenize.cache_info()
+    Vocabulary.build(["a caption of this test"]).encode("a caption of this test")
+    after = ptb_tokenize.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
 
 
 def test_detokenize_joins_what_the_tokenizer_cut():
