@@ -57,7 +57,10 @@ class CaptionDataset:
 
 
 def load_coco(
-    annotations: str | Path, image_folder: str | Path | None = None, on_error: str = "refuse"
+    annotations: str | Path,
+    image_folder: str | Path | None = None,
+    on_error: str = "refuse",
+    need_captions: bool = False,
 ) -> CaptionDataset:
     """Read a COCO captions file.
 
@@ -67,6 +70,7 @@ def load_coco(
             info.image_folder says (written by `captioning prepare`, relative to the file).
         on_error: what to do about captions without words and pictures without a file: "refuse"
             the data set, or "skip" and count them in the result.
+        need_captions: a picture without a caption is of no use, as in training and validation.
 
     Raises:
         CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
@@ -94,12 +98,16 @@ def load_coco(
             continue
         captions = []
         for annotation in coco.imgToAnns[image["id"]]:
-            if tokenize(annotation["caption"]):
-                captions.append(" ".join(annotation["caption"].split()))
+            caption = " ".join(annotation["caption"].split())
+            if tokenize(caption):
+                captions.append(caption)
             else:
                 skipped.setdefault("caption without words", []).append(
                     f"annotation {annotation['id']}"
                 )
+        if need_captions and not captions:
+            skipped.setdefault("no caption", []).append(str(path))
+            continue
         images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
     dataset = CaptionDataset(images, skipped)
     if skipped and on_error == "refuse":
@@ -130,8 +138,12 @@ def _check_coco(data: Any, path: str | Path) -> None:
                 raise CaptioningError(
                     f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {str(row)[:100]}"
                 )
-            if any(not isinstance(row[k], str) for k in keys if k in ("caption", "file_name")):
-                raise CaptioningError(f"{path}: expected text in {table!r}, got {str(row)[:100]}")
+            for key in keys:
+                kind, told = (int, "an integer") if key.endswith("id") else (str, "text")
+                if not isinstance(row[key], kind):
+                    raise CaptioningError(
+                        f"{path}: expected {told} as {key!r} in {table!r}, got {str(row)[:100]}"
+                    )
         counts = Counter(row["id"] for row in data[table])
         if twice := [i for i, n in counts.items() if n > 1]:
             raise CaptioningError(f"{path}: ids occur more than once in {table!r}: {twice[:5]}")

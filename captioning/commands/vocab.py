@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from captioning.errors import CaptioningError
-from captioning.files import read_json
+from captioning.datasets import load_references
 from captioning.vocabulary import Vocabulary
 
 
@@ -15,11 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    data = read_json(args.annotations)
-    try:
-        captions = [row["caption"] for row in data["annotations"]]
-    except (KeyError, TypeError) as error:
-        raise CaptioningError(f"{args.annotations}: expected a COCO captions file") from error
+    captions = load_references(args.annotations).captions
     vocabulary = Vocabulary.build(captions, args.min_count)
     vocabulary.save(args.output)
     print(f"{args.output}: {len(vocabulary):,} words of {len(captions):,} captions")

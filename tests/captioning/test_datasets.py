@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioning.__main__ import main
 from captioning.datasets import EncodedCaptions, load_coco
 from captioning.errors import CaptioningError
 from captioning.vocabulary import END, PAD, START, Vocabulary
@@ -48,7 +49,9 @@ def test_reads_pictures_with_their_captions(coco):
         (lambda d: d.pop("images"), "a list 'images'"),
         (lambda d: d.update(annotations={}), "a list 'annotations'"),
         (lambda d: d["images"][0].pop("file_name"), "needs id, file_name"),
-        (lambda d: d["annotations"][0].update(caption=None), "expected text"),
+        (lambda d: d["annotations"][0].update(caption=None), "expected text as 'caption'"),
+        (lambda d: d["images"][0].update(id="x49"), "expected an integer as 'id' in 'images'"),
+        (lambda d: d["annotations"][0].update(image_id="1"), "an integer as 'image_id' in 'ann"),
         (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "'images': .1."),
         (lambda d: d["annotations"].append(d["annotations"][0]), "'annotations': .11."),
         (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .11."),
@@ -78,6 +81,32 @@ def test_skipping_counts_and_names(coco):
     assert dataset.images[0].captions == ["picture 2 caption 2"]
     assert "skipped 1 x missing picture" in dataset.report_skipped()
     assert "skipped 1 x caption without words: annotation 21" in dataset.report_skipped()
+
+
+def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
+    def change(data):
+        data["annotations"] = data["annotations"][:3]  # one of picture 2, none of 3
+        data["annotations"][2]["caption"] = "..."
+
+    path, folder = coco(change)
+    dataset = load_coco(path, folder, "skip", need_captions=True)
+    assert [image.id for image in dataset.images] == [1]
+    names = f"{folder / '2.png'}, {folder / '3.png'}"
+    assert f"skipped 2 x no caption: {names}" in dataset.report_skipped()
+    with pytest.raises(CaptioningError, match=r"2 x no caption: .*2\.png"):
+        load_coco(path, folder, need_captions=True)
+    # To caption them, none is needed.
+    assert [image.id for image in load_coco(path, folder, "skip").images] == [1, 2, 3]
+
+
+def test_the_command_vocab_says_which_caption_is_none(coco, tmp_path, capsys):
+    path, _ = coco(lambda d: d["annotations"][0].update(caption=None))
+    assert main(["vocab", str(path), "--output", str(tmp_path / "v.json")]) == 1
+    assert "expected text as 'caption' in 'annotations', got {'id': 11" in capsys.readouterr().err
+    path, _ = coco()
+    assert main(["vocab", str(path), "--output", str(tmp_path / "v.json"), "--min-count", "6"]) == 0
+    words = Vocabulary.load(tmp_path / "v.json").words
+    assert words[4:] == ["caption", "picture"]
 
 
 def test_batches_are_sorted_and_share_pictures():
