@@ -75,7 +75,8 @@ def train(
         checkpoint: the captioner to train; its weights change.
         config: how.
         train_table: pictures and captions to train on.
-        val_table: pictures to validate on after each epoch; None skips it, and best.pt is last.pt.
+        val_table: pictures to validate on after each epoch; None skips it, and best.pt is last.pt
+            unless an epoch before `resume` was validated.
         output: folder.
         resume: go on from `output`/last.pt if it is there.
         here: this process and its device, from `processes`.
@@ -84,6 +85,10 @@ def train(
     Returns:
         What happened in each epoch.
     """
+    if config.patience and val_table is None:
+        raise CaptioningError(
+            f"patience: expected 0 without pictures to validate on (--val), got {config.patience}"
+        )
     output = Path(output)
     last, best = output / "last.pt", output / "best.pt"
     progress = progress and here.is_first
@@ -113,6 +118,27 @@ def train(
                 }
                 checkpoint.save(path)
 
+    def finish(entry: dict[str, float]) -> None:
+        """Validate a finished epoch, the last of the history, and save."""
+        if val_table is not None and val_captions is not None and here.is_first:
+            with trainer.averaged():
+                loss, scores, _ = validate(checkpoint, val_table, val_captions, progress)
+            entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
+            entry |= scores.overall
+        entry |= _from_first(entry, here)
+        if log:
+            for name, number in entry.items():
+                log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
+            log.flush()
+        if progress:
+            tqdm.write(describe(entry))
+        # best.pt first: a run that is killed between the two validates this epoch again.
+        if entry.get("CIDEr-D", 0.0) >= max(e.get("CIDEr-D", 0.0) for e in history):
+            save(best)
+        save(last)
+
+    if history and val_table is not None and "CIDEr-D" not in history[-1] and not begun:
+        finish(history[-1])  # killed, or failed, in its validation
     for epoch in range(trainer.step // steps_per_epoch, config.epochs):
         if _should_stop(history, config.patience):
             break
@@ -144,22 +170,10 @@ def train(
         if trainer.metric == "loss":
             entry["perplexity"] = math.exp(min(running / begun, 50))
         running, begun = 0.0, 0
-        if val_table is not None and val_captions is not None and here.is_first:
-            with trainer.averaged():
-                loss, scores, _ = validate(checkpoint, val_table, val_captions, progress)
-            entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
-            entry |= scores.overall
-        entry = _from_first(entry, here)
         history.append(entry)
-        if log:
-            for name, number in entry.items():
-                log.add_scalar(f"epoch/{name}", number, epoch + 1)
-            log.flush()
-        if progress:
-            tqdm.write(describe(entry))
-        save(last)
-        if val_table is None or entry["CIDEr-D"] >= max(h["CIDEr-D"] for h in history):
-            save(best)
+        if val_table is not None:
+            save(last)  # so that what goes wrong in validation does not cost the epoch
+        finish(entry)
     if log:
         log.close()
     return history
@@ -176,7 +190,7 @@ def describe(entry: dict[str, float]) -> str:
 
 
 def _should_stop(history: list[dict[str, float]], patience: int) -> bool:
-    values = [entry.get("CIDEr-D", 0.0) for entry in history]
+    values = [entry["CIDEr-D"] for entry in history if "CIDEr-D" in entry]
     return bool(patience and values and len(values) - 1 - values.index(max(values)) >= patience)
 
 

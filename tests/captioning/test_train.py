@@ -1,5 +1,6 @@
 """Training: what it changes, that it learns, resumes exactly, and runs in several processes."""
 
+import copy
 import json
 import os
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint
+from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.config import TrainConfig
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import DONE, FeatureCache
 from captioning.train import train, validate
 from captioning.trainer import Trainer, learning_rate
+from captioning.vocabulary import END, PAD, START, UNK
 
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2)
 
@@ -58,15 +60,28 @@ def test_tensorboard_gets_the_curves(new_checkpoint, data, tmp_path):
     assert len(log.Scalars("epoch/loss")) == 2
 
 
-def test_validation_writes_on_its_own():
+def test_validation_writes_on_its_own(new_checkpoint, data):
     """Free-running: the captions come from pictures alone, never from the reference words."""
-    import inspect
-
-    from captioning.generate import generate_captions
-
-    assert set(inspect.signature(generate_captions).parameters) == {
-        "model", "vocabulary", "features", "config", "batch_size", "progress"
-    }  # fmt: skip
+    checkpoint, other = new_checkpoint(), copy.copy(data.val)
+    for parameter in checkpoint.model.parameters():
+        parameter.data *= 5  # opinions, so that captions differ
+    other.references = dict.fromkeys(data.val.ids, ["something else"])
+    other.read = lambda *images: data.val.read(*images).flip(0)
+    strange = EncodedCaptions([["something else"]] * len(data.val.images), data.vocabulary)
+    _, _, written = validate(checkpoint, data.val, encoded(data.val, data.vocabulary), False)
+    words = torch.tensor([[START]] * len(data.val.images))
+    with torch.no_grad():
+        image = checkpoint.model.encoder.embed(data.val.read())
+        while not (words == END).any(1).all() and words.size(1) <= 20:  # what it wrote, fed back
+            state = checkpoint.model.decoder.start(image)
+            for word in words.unbind(1):
+                scores, state = checkpoint.model.decoder.step(word, state)
+            scores[:, [PAD, START, UNK]] = -torch.inf
+            words = torch.cat([words, scores.argmax(1, keepdim=True)], 1)
+    expected = [data.vocabulary.decode(row) for row in words[:, 1:].tolist()]
+    assert list(written.values()) == expected and len(set(expected)) > 1
+    _, _, others = validate(checkpoint, other, strange, False)
+    assert list(others.values()) == expected[::-1]
 
 
 @pytest.mark.parametrize("lstm", ["torch", "reference"])
@@ -160,6 +175,66 @@ def test_best_is_the_epoch_of_the_highest_cider_and_patience_stops(
     assert [entry["CIDEr-D"] for entry in history] == [1.0, 3.0, 2.0, 2.5]
     best = load_checkpoint(tmp_path / "best.pt").training["history"]
     assert len(best) == 2
+
+
+@pytest.mark.parametrize("where", ["validation", "between the saves"])
+def test_what_fails_behind_an_epoch_costs_neither_it_nor_its_best(
+    new_checkpoint, data, tmp_path, monkeypatch, where
+):
+    import captioning.train as module
+
+    def validate(checkpoint, *args):  # each epoch is better than the one before
+        epoch = float(len(checkpoint.training["history"]))
+        return 1.0, type("S", (), {"overall": {"CIDEr-D": epoch, "BLEU-4": 0.0}}), {}
+
+    real, saved = Checkpoint.save, []
+
+    def save(self, path):
+        if "best.pt" in saved and len(self.training["history"]) == 2:
+            raise KeyboardInterrupt
+        real(self, path)
+        saved.extend([path.name] * (len(self.training["history"]) == 2))
+
+    monkeypatch.setattr(module, "validate", validate)
+    whole = run(new_checkpoint(), data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        if where == "validation":
+            patch.setattr(module, "validate", lambda *_: 1 / 0)
+        else:
+            patch.setattr(Checkpoint, "save", save)
+        with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
+            run(new_checkpoint(), data, tmp_path / "broken")
+    history = load_checkpoint(tmp_path / "broken" / "last.pt").training["history"]
+    assert len(history) == (1 if where == "validation" else 2) and "CIDEr-D" not in history[-1]
+    if where != "validation":
+        best = load_checkpoint(tmp_path / "broken" / "best.pt").training["history"]
+        assert [entry["CIDEr-D"] for entry in best] == [1.0, 2.0]
+    history = run(new_checkpoint(), data, tmp_path / "broken", resume=True)
+    for name in ("last.pt", "best.pt"):
+        expected = weights(tmp_path / "whole" / name)
+        for key, tensor in weights(tmp_path / "broken" / name).items():
+            assert torch.equal(tensor, expected[key]), key
+    for a, b in zip(history, whole, strict=True):
+        assert a["loss"] == b["loss"] and a["CIDEr-D"] == b["CIDEr-D"]
+
+
+def test_validation_may_come_and_go_with_resume(new_checkpoint, data, tmp_path):
+    def go_on(epochs: int, val) -> list[dict[str, float]]:
+        config = replace(FAST, epochs=epochs)
+        return train(
+            new_checkpoint(), config, data.train, val, tmp_path, resume=True, progress=False
+        )
+
+    assert "CIDEr-D" not in go_on(2, None)[-1]
+    assert [("CIDEr-D" in e) for e in go_on(3, data.val)] == [False, True, True]
+    best = (tmp_path / "best.pt").read_bytes()
+    assert "CIDEr-D" not in go_on(4, None)[-1]
+    assert (tmp_path / "best.pt").read_bytes() == best  # nobody knows whether epoch 4 is better
+
+
+def test_patience_needs_validation(new_checkpoint, data, tmp_path):
+    with pytest.raises(CaptioningError, match="patience: expected 0 without .* got 2"):
+        train(new_checkpoint(), replace(FAST, patience=2), data.train, None, tmp_path)
 
 
 @pytest.mark.parametrize("option", [{"autocast": "bfloat16"}, {"compile": True}])
