@@ -2,6 +2,7 @@
 
 import base64
 import io
+import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captioning.errors import CaptioningError
 
-MAX_PIXELS = 200_000_000  # a 10,000 x 10,000 picture is fine, a decompression bomb is not
+# A 10,000 x 10,000 picture is fine, a decompression bomb is not; Pillow opens no larger ones.
+MAX_PIXELS = 178_956_970
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -43,17 +45,15 @@ def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
                 image.draft("RGB", (min_side, min_side))
             image.load()
             # No copies: 10,000 x 10,000 pixels are 400 MB.
-            ImageOps.exif_transpose(image, in_place=True)
+            image = _upright(image)
             return _to_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except Image.DecompressionBombError as error:  # raised before its size is known here
-        raise ImageError(
-            f"{name}: too many pixels, expected at most {MAX_PIXELS:,} ({error})"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{name}: too many pixels, expected at most {MAX_PIXELS:,}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise ImageError(f"{name}: broken picture ({error})") from error
 
 
@@ -63,6 +63,26 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_TO_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose writes the EXIF anew, which fails where any of it is damaged.
+    try:
+        method = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF raises anything; the pixels are fine
+        method = None
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,15 +2,17 @@
 
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from captioning.images import ImageError, Transform, load_image
+from captioning.images import MAX_PIXELS, ImageError, Transform, load_image
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -40,6 +42,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode, name, color, expected):
     assert (image.mode, image.size, image.getpixel((2, 2))) == ("RGB", (5, 4), expected)
 
 
+def test_a_jpeg_for_print_becomes_rgb(tmp_path):
+    path = save(tmp_path / "print.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+    for min_side in (0, 8):
+        image = load_image(path, min_side)
+        assert image.mode == "RGB"
+        np.testing.assert_allclose(image.getpixel((4, 4)), (255, 0, 0), atol=3)
+
+
 def test_a_palette_with_a_transparent_colour_is_put_on_white(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([9, 9, 9, 200, 0, 0])
@@ -59,6 +69,32 @@ def test_exif_rotation_is_undone(tmp_path):
     assert upright.getpixel((5, 2)) == (255, 0, 0) and upright.getpixel((5, 17)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_the_one_of_pillow(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "x.png", Image.fromarray(pixels), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(path))
+    np.testing.assert_array_equal(np.array(load_image(path)), np.array(expected))
+
+
+def test_damaged_exif_does_not_hide_a_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(buffer, "JPEG", exif=exif)
+    good = buffer.getvalue()
+    # The maker's name is called the picture's height: reading works, writing it again does not.
+    (tmp_path / "tag.jpg").write_bytes(good.replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02"))
+    assert load_image(tmp_path / "tag.jpg").size == (10, 20)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(tmp_path / "tag.jpg"))
+    # What cannot be read at all does not say how the camera was held.
+    path = save(tmp_path / "junk.png", Image.new("RGB", (20, 10)), exif=b"junk")
+    assert load_image(path).size == (20, 10)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (10_000, 3)])
 def test_extreme_shapes_go_through_the_transform(tmp_path, size):
     path = save(tmp_path / "x.png", Image.new("RGB", size, (255, 0, 0)))
@@ -74,6 +110,19 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path, monke
     monkeypatch.setattr("captioning.images.MAX_PIXELS", 99_999_999)
     with pytest.raises(ImageError, match="big.jpg: 10000 x 10000 pixels"):
         load_image(path)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, extra):
+    """A PNG of its header alone: its size is refused, or its pixels are missed."""
+    header = struct.pack(">IIBBBBB", MAX_PIXELS // 10 + extra, 10, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
+    (tmp_path / "x.png").write_bytes(png + struct.pack(">I", zlib.crc32(b"IDAT")))
+    message = f"too many pixels, expected at most {MAX_PIXELS:,}$" if extra else "broken picture"
+    with pytest.raises(ImageError, match=f"x.png: {message}"):
+        load_image(tmp_path / "x.png")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/status")
