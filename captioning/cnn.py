@@ -26,6 +26,7 @@ from captioning.errors import CaptioningError
 from captioning.images import Transform
 
 POOLS = ("avg", "2x2", "grid")
+VIEWS = ("whole", "crop")
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,22 @@ class FrozenCNN(nn.Module):
         return digest.hexdigest()[:32]
 
 
-def load_cnn(config: CNNConfig) -> FrozenCNN:
+def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
     """Build a CNN with its pretrained weights.
+
+    Args:
+        config: which CNN.
+        view: what it sees of a picture: "whole", all of it, squashed into the square; or "crop",
+            the square in the middle that its weights were tested on, 57 % of a photograph of
+            500 x 375. People write about the sides too, and RandomResizedCrop trained these CNNs
+            on aspect ratios from 3:4 to 4:3. The scenes_cnn always crops.
 
     Raises:
         CaptioningError: the name or the weights are unknown, a package is missing, or the weights
             cannot be downloaded; the message says what to do.
     """
+    if view not in VIEWS:
+        raise CaptioningError(f"view: expected one of {VIEWS}, got {view!r}")
     if config.name == "scenes_cnn":
         from captioning.scenes import IMAGE_SIZE
         from captioning.scenes_encoder import load_scene_cnn
@@ -122,8 +132,8 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
             _MapOnly(load_scene_cnn()), config, Transform(IMAGE_SIZE, IMAGE_SIZE, half, half)
         )
     if config.name.startswith("efficientnet_lite"):
-        return _efficientnet_lite(config)
-    return _torchvision(config)
+        return _efficientnet_lite(config, view == "whole")
+    return _torchvision(config, view == "whole")
 
 
 class _MapOnly(nn.Module):
@@ -137,7 +147,7 @@ class _MapOnly(nn.Module):
         return None, getattr(self.body, self.method)(images)
 
 
-def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
+def _efficientnet_lite(config: CNNConfig, squash: bool) -> FrozenCNN:
     version = config.name.removeprefix("efficientnet_lite")
     crops = {"0": 224, "1": 240, "2": 260}
     if version not in crops:
@@ -156,14 +166,14 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     crop = crops[version]
     # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    transform = Transform(crop + 32, crop, mean, std, "bicubic")
+    transform = Transform(crop + 32, crop, mean, std, "bicubic", squash)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
 
 
 # torchvision ------------------------------------------------------------------------------------
 
 
-def _torchvision(config: CNNConfig) -> FrozenCNN:
+def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
     from torchvision import models
 
     try:
@@ -191,6 +201,7 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
         tuple(preset.mean),
         tuple(preset.std),
         preset.interpolation.value,
+        squash,
     )
     try:
         net = builder(weights=None if config.weights == "none" else weights)

@@ -99,7 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """What a pretrained CNN wants to see: resize the shorter side, crop the middle, normalise.
+    """What a pretrained CNN wants to see: a square of the picture or all of it, normalised.
 
     Kept in every checkpoint, so that captioning treats pictures as training did.
 
@@ -109,7 +109,7 @@ class Transform:
         mean: mean per channel, of values in 0..1.
         std: standard deviation per channel.
         interpolation: "bilinear", "bicubic" or "lanczos".
-        squash: fit the whole picture into the square instead of cropping.
+        squash: fit the whole picture into the square instead of cropping the middle.
     """
 
     resize_size: int

