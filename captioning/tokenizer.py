@@ -16,7 +16,7 @@ _treebank = NLTKWordTokenizer()
 _PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _NOT_LEARNED = frozenset(_BRACKETS.values())
-_STRAIGHT = str.maketrans("‘’“”", "`'\"\"")  # as Java does, or "man’s" would be one word
+_STRAIGHT = str.maketrans({"‘": "`", "’": "'", "“": "``", "”": "''"})  # as Java does
 _ABBREVIATIONS = set("st ave blvd dr mr mrs ms jr sr rd vs etc no ft mt".split())
 
 
