@@ -35,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: Tensor,
         label_smoothing: float,
         block: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         need_grad = any(ctx.needs_input_grad[:3])
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -44,6 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         score_dtype = torch.promote_types(dtype, torch.float32)
         w, b = weight.detach().to(dtype), bias.detach().to(dtype)
         loss = hidden.new_zeros((), dtype=score_dtype)
+        nll = torch.zeros_like(loss)  # the same without label smoothing
         grad_hidden, grad_weight = torch.empty_like(hidden), None
         grad_bias = torch.zeros_like(bias, dtype=score_dtype)
         # Of equal size: a small last block would read the weight for a few tokens. And of whole
@@ -56,12 +57,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             share = token_weights[rows].to(score_dtype).unsqueeze(1)
             scores = _product(h, w, b).to(score_dtype)
             log_sum = scores.amax(1, keepdim=True)
-            expected = (1 - label_smoothing) * scores.gather(1, target)
+            right = scores.gather(1, target)
+            expected = right
             if label_smoothing:
-                expected += label_smoothing * scores.mean(1, keepdim=True)
+                expected = right.lerp(scores.mean(1, keepdim=True), label_smoothing)
             probs = torch.softmax(scores, 1, out=scores)
             log_sum -= probs.amax(1, keepdim=True).log_()  # of exp(max - log_sum)
             loss += (share * (log_sum - expected)).sum()
+            nll += (share * (log_sum - right)).sum()
             if need_grad:
                 grad = probs
                 if label_smoothing:
@@ -78,10 +81,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.t(), grad_bias)
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
-        return loss
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return (
             *(
                 torch.mul(saved, grad, out=saved.new_empty(saved.shape, dtype=dtype))
@@ -98,7 +102,8 @@ def linear_cross_entropy(
     token_weights: Tensor,
     label_smoothing: float = 0.0,
     block: int = BLOCK,
-) -> Tensor:
+    with_nll: bool = False,
+) -> Any:
     """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
     Args:
@@ -108,10 +113,13 @@ def linear_cross_entropy(
         token_weights: [N], the factor of each token's loss; 0 leaves it out. No gradient.
         label_smoothing: share of the target spread evenly over the vocabulary.
         block: number of tokens scored at once.
+        with_nll: also return the sum without label smoothing, which is the one to compare; it has
+            no gradient and costs no second look at the scores.
 
     Returns:
-        A scalar in float32, or float64 for float64 input. Differentiable once.
+        A scalar in float32, or float64 for float64 input, differentiable once; two if `with_nll`.
     """
-    return _LinearCrossEntropy.apply(
+    loss, nll = _LinearCrossEntropy.apply(
         hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing, block
     )
+    return (loss, nll) if with_nll else loss

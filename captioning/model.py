@@ -1,6 +1,7 @@
 """The captioner: encoder and decoder, their configuration, and the loss that trains them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ class Captioner(nn.Module):
         label_smoothing: float = 0.0,
         scheduled_sampling: float = 0.0,
         packed: bool = True,
-    ) -> Tensor:
+        with_nll: bool = False,
+    ) -> Any:
         """The summed cross-entropy of captions, teacher-forced, in nats.
 
         Args:
@@ -90,6 +92,7 @@ class Captioner(nn.Module):
                 place of the caption's. Both passes run over whole captions (Mihaylova and
                 Martins, 2019), which keeps the LSTM fused.
             packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
+            with_nll: see `linear_cross_entropy`.
         """
         image = self.encoder.embed(features)[rows]
         unroll = self.decoder.unroll if packed else self.decoder.unroll_padded
@@ -107,7 +110,9 @@ class Captioner(nn.Module):
             if packed:
                 every = pack_padded_sequence(every, lengths - 1, batch_first=True).data
             weights = weights * every.flatten()
-        return linear_cross_entropy(hidden, self.decoder.linear, targets, weights, label_smoothing)
+        return linear_cross_entropy(
+            hidden, self.decoder.linear, targets, weights, label_smoothing, with_nll=with_nll
+        )
 
     def _write_along(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The word that the model would write in place of each word but the last: [B,T-2]."""

@@ -41,7 +41,7 @@ class Trainer:
         here: this process among those that train together.
 
     Attributes:
-        metric: what `train_step` returns.
+        metric: what `train_step` returns: "loss", without label smoothing, or "reward".
         captions_per_index: how many captions an index of `batches` stands for.
         step: number of steps made.
     """
@@ -155,7 +155,7 @@ class Trainer:
         torch.manual_seed(torch.initial_seed() * 1009 + here.rank)  # other dropout in each process
         self.model.train()
         with self.autocast():
-            loss = self.parallel(
+            loss, nll = self.parallel(
                 self.table.read(batch.images).to(here.device),
                 batch.rows[share].to(here.device),
                 batch.captions[share, : int(lengths[0])].to(here.device),
@@ -163,8 +163,10 @@ class Trainer:
                 label_smoothing=config.label_smoothing,
                 scheduled_sampling=config.scheduled_sampling * progress,
                 packed=not config.compile,
+                with_nll=True,
             )
-        return loss, tokens, loss.detach() / tokens
+        # Reported without label smoothing, as validation is, so that the two compare.
+        return loss, tokens, nll / tokens
 
     def update(self) -> None:
         """The optimizer's step, with clipped gradients, and the average of the weights after it."""

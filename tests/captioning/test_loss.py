@@ -33,6 +33,10 @@ def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing):
     loss = linear_cross_entropy(hidden, linear, targets, weights, label_smoothing, block)
     torch.testing.assert_close(loss, expected)
     wanted = (hidden, linear.weight, linear.bias)
+    both = linear_cross_entropy(hidden, linear, targets, weights, label_smoothing, block, True)
+    unsmoothed = F.cross_entropy(linear(hidden), targets, reduction="none")
+    torch.testing.assert_close(both, (expected, (unsmoothed * weights).sum()))
+    assert both[0].requires_grad and not both[1].requires_grad
     for a, b in zip(
         torch.autograd.grad(3 * loss, wanted),
         torch.autograd.grad(3 * expected, wanted),

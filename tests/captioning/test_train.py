@@ -97,6 +97,17 @@ def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
         torch.testing.assert_close(states[0][name], states[1][name], atol=3e-3, rtol=1e-3)
 
 
+def test_the_loss_that_is_reported_has_no_label_smoothing(new_checkpoint, data):
+    first, second = [], []
+    for smoothing in (0.0, 0.2):
+        config = replace(FAST, label_smoothing=smoothing, learning_rate=1e-2, warmup=1)
+        trainer = Trainer(new_checkpoint(), config, data.train)
+        first.append(trainer.train_step(torch.arange(40), 10))
+        second.append(trainer.train_step(torch.arange(40), 10))
+    assert first[0] == first[1]  # of the same weights
+    assert second[0] != second[1]  # the step itself was smoothed
+
+
 def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     config = replace(FAST, learning_rate=1e-2, schedule="constant")
     trainer = Trainer(new_checkpoint(hidden_size=48), config, data.train)
