@@ -132,3 +132,17 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         data["cnn"].get("weights"),
     )
     return Checkpoint(model.to(device).eval(), vocabulary, cnn, data["training"])
+
+
+def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:
+    """Every epoch of the run that wrote `checkpoint` to `path`.
+
+    best.pt knows of no epoch after the best; last.pt beside it does, if it is of the same run.
+    """
+    history = list(checkpoint.training.get("history", ()))
+    last = Path(path).with_name("last.pt")
+    if history and last.exists():
+        longer = load_checkpoint(last).training.get("history", ())
+        if longer[: len(history)] == history:
+            return list(longer)
+    return history

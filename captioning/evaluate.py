@@ -1,14 +1,15 @@
 """Scores of a COCO results file against a COCO captions file, and its report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint
-from captioning.datasets import CaptionDataset
+from captioning.datasets import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.metrics import Scores, score_captions
-from captioning.report import Picture, Section, write_report
+from captioning.report import History, Picture, Section, write_report
 
 
 def read_results(path: str | Path) -> dict[int, str]:
@@ -47,16 +48,29 @@ def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = Fa
     return scores
 
 
+def find_pictures(
+    dataset: CaptionDataset, annotations: str | Path, image_folder: str | Path | None = None
+) -> CaptionDataset:
+    """A data set of `load_references` with the files of its pictures, for the report.
+
+    A picture that is missing keeps its bare name: it is scored, and the report says why it cannot
+    be shown.
+    """
+    paths = {image.id: image.path for image in load_coco(annotations, image_folder, "skip").images}
+    return CaptionDataset([replace(i, path=paths.get(i.id, i.path)) for i in dataset.images])
+
+
 def write_evaluation(
     path: str | Path,
     results: dict[int, str],
     dataset: CaptionDataset,
     scores: Scores,
     checkpoint: Checkpoint | None = None,
+    history: History = (),
 ) -> None:
     """The HTML report: best, worst and random pictures, distribution of scores.
 
-    A checkpoint adds its training curves and, if it attends, where it looked for each word.
+    A checkpoint that attends adds where it looked for each word, `history` the training curves.
     """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)
@@ -64,6 +78,5 @@ def write_evaluation(
         if image.id in results
     ]
     section = Section("captions", f"{len(pictures)} pictures", pictures, scores)
-    history = checkpoint.training.get("history", ()) if checkpoint else ()
     attend = attender(checkpoint) if checkpoint else None
     write_report(path, "Evaluation of captions", "", [section], history, attend)

@@ -73,18 +73,25 @@ def _plt():  # noqa: ANN202
     return plt
 
 
-def _draw_loss(axes, history: History) -> None:  # noqa: ANN001
-    epochs = [entry["epoch"] for entry in history]
-    axes.plot(epochs, [e["loss"] for e in history], color=INK, label="training")
-    if all("val_loss" in e for e in history):
-        axes.plot(epochs, [e["val_loss"] for e in history], color=ACCENT, label="validation")
-    axes.set(xlabel="epoch", ylabel="loss (nats per word)", ylim=(0, None))
+def _draw_training(axes, history: History) -> None:  # noqa: ANN001
+    metric = "loss" if "loss" in history[0] else "reward"
+    axes.plot([e["epoch"] for e in history], [e[metric] for e in history], color=INK)
+    if metric == "reward":
+        label = "reward (CIDEr-D of samples)"
+    else:
+        label = "loss (nats per word)"
+        validated = [e for e in history if "val_loss" in e]
+        if validated:
+            epochs = [e["epoch"] for e in validated]
+            axes.plot(epochs, [e["val_loss"] for e in validated], color=ACCENT)
+            axes.legend(["training", "validation"], frameon=False)
+    axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
 
 
 def _draw_cider(axes, history: History) -> None:  # noqa: ANN001
-    axes.plot([e["epoch"] for e in history], [e["CIDEr-D"] for e in history], color=ACCENT)
+    validated = [e for e in history if "CIDEr-D" in e]
+    axes.plot([e["epoch"] for e in validated], [e["CIDEr-D"] for e in validated], color=ACCENT)
     axes.set(xlabel="epoch", ylabel="CIDEr-D (validation)", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -198,8 +205,8 @@ def write_report(
         parts.append(_table("facts of", {s.title: s.facts for s in sections if s.facts}))
     plots = []
     if history:
-        plots.append(_svg(lambda axes: _draw_loss(axes, history), (4.8, 2.9)))
-        if all("CIDEr-D" in e for e in history):
+        plots.append(_svg(lambda axes: _draw_training(axes, history), (4.8, 2.9)))
+        if any("CIDEr-D" in e for e in history):
             plots.append(_svg(lambda axes: _draw_cider(axes, history), (4.8, 2.9)))
     if plots:
         parts.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
@@ -268,8 +275,8 @@ def write_contact_sheet(
         top -= rows * 2.75 + 0.05
     if history:
         axes = figure.add_axes((0.08, 0.55 / height, 0.39, 2.0 / height))
-        _draw_loss(axes, history)
-        if all("CIDEr-D" in e for e in history):
+        _draw_training(axes, history)
+        if any("CIDEr-D" in e for e in history):
             axes = figure.add_axes((0.57, 0.55 / height, 0.39, 2.0 / height))
             _draw_cider(axes, history)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from captioning.datasets import load_coco, load_references
-from captioning.evaluate import evaluate, read_results, write_evaluation
+from captioning.datasets import load_references
+from captioning.evaluate import evaluate, find_pictures, read_results, write_evaluation
 from captioning.files import write_json
 
 
@@ -20,18 +20,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     results = read_results(args.results)
-    if args.report:
-        dataset = load_coco(args.references, args.images, "skip")
-    else:
-        dataset = load_references(args.references)
+    dataset = load_references(args.references)
     scores = evaluate(results, dataset, args.meteor)
     print(scores)
     if args.json:
         data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
         write_json(args.json, data, indent=1)
     if args.report:
-        from captioning.checkpoint import load_checkpoint
+        from captioning.checkpoint import load_checkpoint, training_history
 
-        checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
-        write_evaluation(args.report, results, dataset, scores, checkpoint)
+        dataset = find_pictures(dataset, args.references, args.images)
+        checkpoint, history = None, []
+        if args.checkpoint:
+            checkpoint = load_checkpoint(args.checkpoint)
+            history = training_history(checkpoint, args.checkpoint)
+        write_evaluation(args.report, results, dataset, scores, checkpoint, history)
         print(f"report: {args.report}")

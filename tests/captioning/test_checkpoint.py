@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint
+from captioning.checkpoint import load_checkpoint, training_history
 from captioning.errors import CaptioningError
 from captioning.vocabulary import Vocabulary
 
@@ -109,3 +109,19 @@ def test_a_vocabulary_of_another_size_is_refused(new_checkpoint, tmp_path):
     checkpoint.save(tmp_path / "c.pt")
     with pytest.raises(CaptioningError, match="its vocabulary has"):
         load_checkpoint(tmp_path / "c.pt")
+
+
+def test_the_history_goes_on_behind_the_best_epoch(new_checkpoint, tmp_path):
+    epochs = [{"epoch": e, "loss": 1 / e} for e in (1, 2, 3)]
+    best = new_checkpoint()
+    best.training = {"history": epochs[:1]}
+    path = tmp_path / "best.pt"
+    assert training_history(best, path) == epochs[:1]
+    last = new_checkpoint()
+    last.training = {"history": epochs}
+    last.save(tmp_path / "last.pt")
+    assert training_history(best, path) == epochs
+    last.training = {"history": [{"epoch": 1, "loss": 7.0}, epochs[1]]}  # of another run
+    last.save(tmp_path / "last.pt")
+    assert training_history(best, path) == epochs[:1]
+    assert training_history(new_checkpoint(), path) == []  # an imported one

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captioning.errors import CaptioningError
 from captioning.metrics import Scores
-from captioning.report import Picture, Section, choose, write_report
+from captioning.report import Picture, Section, choose, write_contact_sheet, write_report
 
 COUNT = 5000
 HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
@@ -68,3 +69,62 @@ def test_is_one_file_that_loads_nothing_and_runs_nothing(report):
 
 def test_stays_small(report):
     assert report.stat().st_size < 5e6
+
+
+@pytest.fixture
+def drawn(section, tmp_path, monkeypatch):
+    """The lines of the curves, as a report draws them of a history: [(label of y, x, y)]."""
+    from captioning import report as module
+
+    def draw(history) -> list[tuple[str, list, list]]:
+        lines, real = [], module._svg
+
+        def watch(draw, size):
+            def keep(axes) -> None:
+                draw(axes)
+                label = axes.get_ylabel()
+                lines.extend((label, *map(list, line.get_data())) for line in axes.lines)
+
+            return real(keep, size)
+
+        monkeypatch.setattr(module, "_svg", watch)
+        write_report(tmp_path / "r.html", "", "", [section], history)
+        return lines
+
+    return draw
+
+
+def test_draws_loss_of_training_and_validation(drawn):
+    loss, val_loss, cider = drawn(HISTORY)
+    assert loss == ("loss (nats per word)", [1, 2, 3], [2, 1, 2 / 3])
+    assert val_loss == ("loss (nats per word)", [1, 2, 3], [3, 1.5, 1])
+    assert cider == ("CIDEr-D (validation)", [1, 2, 3], [0.1, 0.2, 0.3])
+
+
+def test_draws_the_reward_of_self_critical_training(drawn, section, tmp_path):
+    history = [{"epoch": e, "reward": e / 5, "val_loss": 2.0, "CIDEr-D": 0.1 * e} for e in (1, 2)]
+    reward, cider = drawn(history)
+    assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4])
+    assert cider[2] == [0.1, 0.2]
+    write_contact_sheet(tmp_path / "sheet.png", "", [section], history)
+
+
+def test_draws_what_was_validated_if_not_all_was(drawn):
+    history = [{"epoch": 1, "loss": 3.0}, HISTORY[1], HISTORY[2]]
+    assert [x for _, x, _ in drawn(history)] == [[1, 2, 3], [2, 3], [2, 3]]
+    assert len(drawn(history[:1])) == 1
+
+
+def test_a_full_disk_leaves_the_old_report(section, report, tmp_path, monkeypatch):
+    (tmp_path / "r.html").write_text("old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CaptioningError, match="r.html: No space left on device; what was there"):
+        write_report(tmp_path / "r.html", "", "", [section], HISTORY)
+    with pytest.raises(CaptioningError, match="s.png: No space left on device"):
+        write_contact_sheet(tmp_path / "s.png", "", [section], HISTORY)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+    assert (tmp_path / "r.html").read_text() == "old"
