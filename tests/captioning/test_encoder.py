@@ -1,6 +1,7 @@
 """Frozen CNNs: nothing of them changes, whatever is called; pooling; names."""
 
 import copy
+import io
 import warnings
 from dataclasses import replace
 
@@ -146,6 +147,20 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(CaptioningError, match="resnet18.*checkpoints/.*efficientnet_lite0"):
+        load_cnn(CNNConfig("resnet18"))
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "zeros", "cut", "other"])
+def test_damaged_weights_are_named(monkeypatch, tmp_path, damage):
+    """A download that was broken off, a proxy's page, a crash, a file of something else."""
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.zeros(100)}, buffer)
+    content = {"empty": b"", "text": b"<html>", "zeros": bytes(999), "other": buffer.getvalue()}
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    file.write_bytes(content.get(damage, buffer.getvalue()[:300]))
+    with pytest.raises(CaptioningError, match=f"weights of resnet18 are damaged .*delete {file}"):
         load_cnn(CNNConfig("resnet18"))
 
 
