@@ -1,4 +1,4 @@
-"""Atomic writes and forgiving-to-nobody JSON reading."""
+"""Atomic writes, and reading that forgives nobody."""
 
 import json
 import os
@@ -50,6 +50,16 @@ def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CaptioningError(f"{path}: expected text in UTF-8, got {error}") from error
 
 
 def read_json(path: str | Path) -> Any:

@@ -7,21 +7,23 @@ karpathy   dataset_{coco,flickr8k,flickr30k}.json of Karpathy and Fei-Fei, with 
 flickr     Flickr8k.token.txt, results_20130124.token: ``name.jpg#0<TAB>caption``
 csv        a header with ``image`` (or ``image_name``) and ``caption`` (or ``comment``), separated
            by comma, tab, semicolon or bar: captions.txt of Flickr8k as it is commonly shared
-folder     a folder of pictures, each with its captions in a .txt of the same name, one per line
+folder     one with a captions.txt (or .csv, .tsv) as above; or one of pictures, each with its
+           captions in a .txt of the same name, one per line
 =========  ====================================================================================
 """
 
 import csv
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from captioning.errors import CaptioningError
-from captioning.files import read_json, write_json
+from captioning.files import read_json, read_text, write_json
 from captioning.images import EXTENSIONS, ImageError, load_image
 from captioning.tokenizer import tokenize
 
@@ -30,11 +32,16 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Source:
-    """Captions by file name, and the split of each picture where the source knows it."""
+    """Captions by file name, and the split of each picture where the source knows it.
+
+    Attributes:
+        bad_rows: where a row could not be read, and what it is.
+    """
 
     captions: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
+    bad_rows: list[str] = field(default_factory=list)
 
     def add(self, name: str, caption: str) -> None:
         self.captions.setdefault(name, []).append(caption)
@@ -47,10 +54,7 @@ def read_source(path: str | Path) -> Source:
         return _read_folder(path)
     if path.suffix == ".json":
         return _read_karpathy(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CaptioningError(f"cannot read {path}: {error}") from error
+    text = read_text(path)
     first = text.split("\n", 1)[0]
     if "#" in first.split("\t")[0] and "\t" in first:
         return _read_flickr(path, text)
@@ -84,9 +88,10 @@ def _read_flickr(path: Path, text: str) -> Source:
         if not line.strip():
             continue
         name, separator, caption = line.partition("\t")
-        if not separator or "#" not in name:
-            raise CaptioningError(f"{path}, line {number}: expected name#n<TAB>caption: {line!r}")
-        source.add(name.rsplit("#", 1)[0], caption)
+        if separator and "#" in name:
+            source.add(name.rsplit("#", 1)[0], caption)
+        else:
+            source.bad_rows.append(f"{path}, line {number}: expected name#n<TAB>caption: {line!r}")
     return source
 
 
@@ -101,12 +106,16 @@ def _read_csv(path: Path, text: str) -> Source:
         raise CaptioningError(
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
-    rows = csv.reader(lines[1:], delimiter=separator)
+    try:
+        rows = list(csv.reader(lines[1:], delimiter=separator))
+    except csv.Error as error:
+        raise CaptioningError(f"{path}: a quote that is not closed? ({error})") from error
     for number, row in enumerate(rows, 2):
         if not row:
             continue
         if len(row) < len(names):
-            raise CaptioningError(f"{path}, row {number}: expected {len(names)} columns: {row}")
+            source.bad_rows.append(f"{path}, row {number}: expected {len(names)} columns: {row}")
+            continue
         # Unquoted commas: a caption in the last column takes all that is left.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
         source.add(row[names.index(image)].strip(), row[names.index(text_)].strip())
@@ -121,7 +130,7 @@ def _read_folder(path: Path) -> Source:
     for picture in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
         text = picture.with_suffix(".txt")
         if text.is_file():
-            for line in text.read_text(encoding="utf-8-sig").splitlines():
+            for line in read_text(text).splitlines():
                 if line.strip():
                     source.add(picture.relative_to(path).as_posix(), line)
     if not source.captions:
@@ -132,14 +141,24 @@ def _read_folder(path: Path) -> Source:
     return source
 
 
+def find_images(path: str | Path, source: Source) -> Path:
+    """The folder of a source's pictures: its own, or one in there, such as Images."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    names = list(islice(source.captions, 100))
+    for candidate in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+        if any(os.path.isfile(candidate / name) for name in names):
+            return candidate
+    return folder
+
+
 def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
     """Splits from files that list pictures one a line, as Flickr_8k.trainImages.txt does."""
     splits: dict[str, str] = {}
     for split, path in lists.items():
-        try:
-            names = Path(path).read_text().split()
-        except OSError as error:
-            raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not names:
+            raise CaptioningError(f"{path}: expected names of pictures, one a line, got none")
         for name in names:
             if splits.setdefault(name, split) != split:
                 raise CaptioningError(f"{name} is in the lists of {splits[name]} and {split}")
@@ -159,13 +178,18 @@ def prepare(
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Check every picture and write `output`/captions_{train,val,test}.json.
 
+    A file of an earlier run whose split is empty now is removed: its pictures may be in another.
+
     Args:
         source: the captions.
         images: folder of the pictures.
         output: folder to write to.
-        val, test: shares of the pictures, drawn at random where no split is given.
-        splits: split by file name; pictures that it does not name are left out.
-        on_error: "refuse" or "skip" broken and missing pictures and captions without words.
+        val, test: shares of the pictures, drawn at random where no split is given; of three
+            pictures or more at least one each, unless the share is 0.
+        splits: split by file name, with or without its extension; pictures that it does not name
+            are left out.
+        on_error: "refuse" or "skip" broken and missing pictures, captions without words, rows that
+            cannot be read, and names in `splits` that no picture has.
         seed: of the random splits.
         progress: show a progress bar.
 
@@ -177,7 +201,7 @@ def prepare(
         raise CaptioningError(f"val, test: expected shares that leave some, got {val} and {test}")
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is no folder")
-    skipped: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {"bad row": source.bad_rows} if source.bad_rows else {}
     kept: dict[str, list[str]] = {}
     for name, captions in tqdm(source.captions.items(), "check pictures", disable=not progress):
         try:
@@ -190,29 +214,49 @@ def prepare(
             skipped.setdefault("caption without words", []).append(name)
         if good:
             kept[name] = good
+    of: Mapping[str, str | None]
+    if splits:
+        of, unknown = _match(splits, source.captions)
+        if unknown:
+            skipped["listed name without captions"] = unknown
+    else:
+        of = source.splits or _random_splits(list(kept), val, test, seed)
+    parts = {split: [name for name in kept if of.get(name) == split] for split in SPLITS}
+    lines = [f"{len(n)} x {reason}: {', '.join(n[:5])}" for reason, n in skipped.items()]
     if skipped and on_error == "refuse":
-        lines = [f"{len(n)} x {reason}: {', '.join(n[:5])}" for reason, n in skipped.items()]
         raise CaptioningError("\n".join([*lines, "(--on-error skip leaves them out)"]))
-    of = splits or source.splits or _random_splits(list(kept), val, test, seed)
+    if not parts["train"]:
+        raise CaptioningError("\n".join([*lines, "no picture is left to train on"]))
     folder = os.path.relpath(images, output)
-    counts = {}
-    for split in SPLITS:
-        names = [name for name in kept if of.get(name) == split]
-        counts[split] = len(names)
+    for split, names in parts.items():
+        path = output / f"captions_{split}.json"
         if names:
             info = {"description": f"{split} split", "image_folder": folder}
-            write_json(output / f"captions_{split}.json", _coco(names, kept, source, info))
-    if not counts["train"]:
-        raise CaptioningError("no picture is left to train on")
-    return counts, skipped
+            write_json(path, _coco(names, kept, source, info))
+        elif path.exists():
+            path.unlink()
+            tqdm.write(f"removed {path}, of an earlier run: no picture is in this split now")
+    return {split: len(names) for split, names in parts.items()}, skipped
+
+
+def _match(
+    splits: Mapping[str, str], names: Iterable[str]
+) -> tuple[dict[str, str | None], list[str]]:
+    """The split of each picture, and the names in `splits` that no picture has."""
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    of = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
+    known = {*stems, *stems.values()}
+    return of, [name for name in splits if name not in known]
 
 
 def _random_splits(names: list[str], val: float, test: float, seed: int) -> dict[str, str]:
     names = sorted(names)
     random.Random(seed).shuffle(names)
-    ends = round(len(names) * val), round(len(names) * (val + test))
+    least = int(len(names) >= 3)  # of ten pictures, 5 % are none
+    first = max(round(len(names) * val), least if val else 0)
+    second = max(round(len(names) * (val + test)), first + (least if test else 0))
     return {
-        name: "val" if i < ends[0] else "test" if i < ends[1] else "train"
+        name: "val" if i < first else "test" if i < second else "train"
         for i, name in enumerate(names)
     }
 
