@@ -1,7 +1,9 @@
 """How to train: every setting, and values that suit large sets of pictures, small ones, and
 self-critical training."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -16,6 +18,22 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
         return AUTOCAST[name]
     has = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+
+
+def check_at_least(settings: Any, **bounds: float) -> None:
+    """Refuse fields that are below their bound; None is a field that was not given."""
+    for name, low in bounds.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value < math.inf:
+            raise CaptioningError(f"{name}: expected >= {low}, got {value}")
+
+
+def check_share(settings: Any, *names: str) -> None:
+    """Refuse fields that are no share of something below all of it."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < 1:
+            raise CaptioningError(f"{name}: expected 0 <= {name} < 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -60,14 +78,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("max_words", 1), ("patience", 0)):
-            if getattr(self, name) < low:
-                raise CaptioningError(f"{name}: expected >= {low}, got {getattr(self, name)}")
-        for name in ("label_smoothing", "scheduled_sampling", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise CaptioningError(
-                    f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}"
-                )
+        check_at_least(self, epochs=1, batch_size=1, max_words=1)
+        check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0)
+        check_share(self, "label_smoothing", "scheduled_sampling", "ema")
+        if not 0 < self.learning_rate < math.inf:
+            raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.self_critical < 0 or self.self_critical == 1:
             raise CaptioningError(
                 f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"

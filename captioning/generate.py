@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captioning.errors import CaptioningError
 from captioning.model import Captioner
-from captioning.search import Hypothesis, beam_search, greedy_search, sample
+from captioning.search import Hypothesis, beam_search, check_options, greedy_search, sample
 from captioning.vocabulary import Vocabulary
 
 METHODS = ("greedy", "beam", "sample")
@@ -30,6 +30,11 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int = 0
     max_seq_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise CaptioningError(f"method: expected one of {METHODS}, got {self.method!r}")
+        check_options(**{k: v for k, v in asdict(self).items() if k not in ("method", "seed")})
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,15 @@ def decode_batch(
             config.no_repeat_ngram,
             config.max_seq_length,
         )
-    if config.method == "sample":
-        options: dict[str, Any] = {n: getattr(config, n) for n in ("temperature", "top_k", "top_p")}
-        drawn = sample(
-            model.decoder,
-            image,
-            max_seq_length=config.max_seq_length,
-            generator=generator,
-            **options,
-        )
-        return [[h] for h in drawn]
-    raise CaptioningError(f"method: expected one of {METHODS}, got {config.method!r}")
+    options: dict[str, Any] = {n: getattr(config, n) for n in ("temperature", "top_k", "top_p")}
+    drawn = sample(
+        model.decoder,
+        image,
+        max_seq_length=config.max_seq_length,
+        generator=generator,
+        **options,
+    )
+    return [[h] for h in drawn]
 
 
 def generate_captions(

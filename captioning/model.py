@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.attention import AttentionDecoder
+from captioning.config import check_at_least, check_share
 from captioning.decoder import DecoderRNN
 from captioning.encoder import EncoderCNN
 from captioning.errors import CaptioningError
@@ -38,6 +39,11 @@ class ModelConfig:
     dropout: float = 0.0
     decoder: str = "lstm"
     grid: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
+        check_at_least(self, num_layers=1, max_seq_length=1)
+        check_share(self, "dropout")
 
 
 class Captioner(nn.Module):

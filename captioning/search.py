@@ -3,6 +3,7 @@
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,31 @@ class Hypothesis(NamedTuple):
     tokens: list[int]
     log_probs: list[float]
     score: float  # what it was ranked by
+
+
+def check_options(
+    beam_size: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_seq_length: int | None = None,
+) -> None:
+    """Refuse what no search can work with; the arguments are theirs."""
+    for name, value, low in (
+        ("beam_size", beam_size, 1),
+        ("length_penalty", length_penalty, 0),
+        ("no_repeat_ngram", no_repeat_ngram, 0),
+        ("top_k", top_k, 0),
+        ("max_seq_length", 1 if max_seq_length is None else max_seq_length, 1),
+    ):
+        if not low <= value < math.inf:
+            raise CaptioningError(f"{name}: expected >= {low}, got {value}")
+    if not 0 < temperature < math.inf:
+        raise CaptioningError(f"temperature: expected > 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise CaptioningError(f"top_p: expected 0 < top_p <= 1, got {top_p}")
 
 
 def _log_probs(scores: Tensor) -> Tensor:
@@ -109,6 +135,7 @@ def greedy_search(
     Returns:
         One hypothesis per picture.
     """
+    check_options(max_seq_length=max_seq_length)
     return _hypotheses(*sample_tokens(decoder, image, greedy=True, max_seq_length=max_seq_length))
 
 
@@ -130,12 +157,7 @@ def sample(
         top_p: draw from the fewest words whose probabilities sum up to it (Holtzman et al., 2020).
         generator: source of randomness, for reproducible captions.
     """
-    if not temperature > 0:
-        raise CaptioningError(f"temperature: expected > 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise CaptioningError(f"top_p: expected 0 < top_p <= 1, got {top_p}")
-    if top_k < 0:
-        raise CaptioningError(f"top_k: expected >= 0, got {top_k}")
+    check_options(temperature=temperature, top_k=top_k, top_p=top_p, max_seq_length=max_seq_length)
     return _hypotheses(
         *sample_tokens(decoder, image, temperature, top_k, top_p, False, max_seq_length, generator)
     )
@@ -164,8 +186,7 @@ def beam_search(
     Returns:
         K hypotheses per picture, best first.
     """
-    if beam_size < 1:
-        raise CaptioningError(f"beam_size: expected >= 1, got {beam_size}")
+    check_options(beam_size, length_penalty, no_repeat_ngram, max_seq_length=max_seq_length)
     batch, device = len(image), image.device
     steps = max_seq_length or decoder.max_seq_length
     first_row = torch.arange(batch, device=device).unsqueeze(1) * beam_size  # [B,1]
