@@ -22,6 +22,8 @@ from captioning.processes import ALONE, Processes
 from captioning.self_critical import SelfCriticalTrainer
 from captioning.trainer import Trainer, learning_rate
 
+FREE = {"epochs", "patience", "save_every", "compile"}  # settings that may change with resume
+
 
 @torch.no_grad()
 def mean_loss(
@@ -97,9 +99,11 @@ def train(
     steps_per_epoch = len(trainer.batches(0))
     steps = steps_per_epoch * config.epochs
     history: list[dict[str, float]] = []
+    running = 0.0
     if resume and last.exists():
         history = _resume(trainer, checkpoint, config, last)
-    running, begun = checkpoint.training.get("running", 0.0), trainer.step % steps_per_epoch
+        running = checkpoint.training["running"]
+    begun = trainer.step % steps_per_epoch
     log = _tensorboard(output) if here.is_first else None
     val_captions = None
     if val_table is not None:
@@ -110,7 +114,7 @@ def train(
     def save(path: Path) -> None:
         if here.is_first:
             with trainer.averaged():
-                checkpoint.training = {
+                checkpoint.training |= {
                     "config": asdict(config),
                     "trainer": trainer.state_dict(),
                     "history": history,
@@ -208,9 +212,8 @@ def _resume(
         raise CaptioningError(f"{path} was trained on features of another CNN: {old.cnn.config}")
     if old.model.config != checkpoint.model.config:
         raise CaptioningError(f"{path} holds another model: {old.model.config}")
-    free = {"epochs", "patience", "save_every", "compile"}
     for name, value in asdict(config).items():
-        if name not in free and old.training["config"][name] != value:
+        if name not in FREE and old.training["config"][name] != value:
             raise CaptioningError(
                 f"{path} was trained with {name} = {old.training['config'][name]}, got {value}"
             )

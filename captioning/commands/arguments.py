@@ -1,6 +1,7 @@
 """Arguments that several commands share, and what they stand for."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,19 @@ from captioning.cnn import POOLS, CNNConfig, FrozenCNN, load_cnn
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer, not below `low`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected >= {low}, got {value}")
+        return value
+
+    integer.__name__ = "int"  # argparse says "invalid int value: 'x'"
+    return integer
 
 
 def device(name: str) -> str:
@@ -47,18 +61,17 @@ def add_lstm(parser: argparse.ArgumentParser) -> None:
 
 def add_cnn(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frozen CNN")
+    standard = CNNConfig()
     group.add_argument(
         "--cnn",
-        default="resnet152",
-        help="a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn",
+        help=f"a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn ({standard.name})",
     )
-    group.add_argument("--weights", default="DEFAULT", help="name of torchvision weights")
+    group.add_argument("--weights", help=f"name of torchvision weights ({standard.weights})")
     group.add_argument(
         "--pool",
         choices=POOLS,
-        default="avg",
         help="avg: global average; 2x2: and the four quarters, which tell where things are; grid: "
-        "the cells, for --decoder attention",
+        "the cells, for --decoder attention, and its default (else avg)",
     )
     group.add_argument(
         "--dtype",
@@ -67,19 +80,31 @@ def add_cnn(parser: argparse.ArgumentParser) -> None:
         help="of the cached features; float16 takes half the disk",
     )
     group.add_argument(
-        "--workers", type=int, default=0, help="processes that load pictures beside this one"
+        "--workers",
+        type=at_least(0),
+        metavar="N",
+        default=0,
+        help="processes that load pictures beside this one",
     )
 
 
 def load_cnn_of(args: argparse.Namespace) -> FrozenCNN:
-    return load_cnn(CNNConfig(args.cnn, args.weights, args.pool))
+    given = {"name": args.cnn, "weights": args.weights, "pool": args.pool}
+    return load_cnn(CNNConfig(**{name: value for name, value in given.items() if value}))
 
 
-def load_data(args: argparse.Namespace, annotations: Path, images: Path | None) -> CaptionDataset:
-    dataset = load_coco(annotations, images, args.on_error)
+def load_data(
+    args: argparse.Namespace, annotations: Path, images: Path | None, need_captions: bool = False
+) -> CaptionDataset:
+    dataset = load_coco(annotations, images, args.on_error, need_captions)
     if dataset.skipped:
         print(dataset.report_skipped())
     return dataset
+
+
+def cache_of(folder: Path, annotations: Path) -> Path:
+    """The file in a folder of feature caches that holds the pictures of a captions file."""
+    return folder / f"{annotations.stem}.st"
 
 
 def encode(

@@ -1,7 +1,9 @@
 """`captioning train`: see `captioning.train`."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from captioning.commands.arguments import (
     add_device,
     add_lstm,
     add_on_error,
+    cache_of,
     encode,
     load_cnn_of,
     load_data,
@@ -30,8 +33,15 @@ from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
 from captioning.model import Captioner, ModelConfig
 from captioning.processes import first_process_first, processes
-from captioning.train import train
+from captioning.train import FREE, train
 from captioning.vocabulary import Vocabulary
+
+MIN_COUNT = 4
+MODEL = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +59,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)"
     )
     parser.add_argument("--vocab", type=Path, help="vocabulary file; built if not given")
-    parser.add_argument("--min-count", type=int, default=4, help="of a built vocabulary")
+    parser.add_argument("--min-count", type=int, help=f"of a built vocabulary ({MIN_COUNT})")
     parser.add_argument(
         "--start",
         type=Path,
         help="checkpoint whose weights to start from; words, model and CNN are its own then",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from OUTPUT/last.pt, if it is there; its words, model, CNN and settings need "
+        "not be given again",
+    )
     add_on_error(parser)
     add_device(parser)
     add_lstm(parser)
@@ -63,15 +78,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decoder",
         choices=("lstm", "attention"),
-        default="lstm",
-        help="attention looks at the cells of the feature map (--pool grid)",
+        help="attention looks at the cells of the feature map, --pool grid (lstm)",
     )
-    group.add_argument("--embed-size", type=int, default=256, help="of word and picture vectors")
-    group.add_argument("--hidden-size", type=int, default=512, help="of the LSTM's state")
-    group.add_argument("--num-layers", type=int, default=1, help="of the LSTM")
-    group.add_argument(
-        "--max-seq-length", type=int, default=20, help="the most tokens to write, with <end>"
-    )
+    standard = ModelConfig(1, 1)
+    for name, text in {
+        "embed_size": "of word and picture vectors",
+        "hidden_size": "of the LSTM's state",
+        "num_layers": "of the LSTM",
+        "max_seq_length": "the most tokens to write, with <end>",
+    }.items():
+        group.add_argument(option(name), type=int, help=f"{text} ({getattr(standard, name)})")
     group.add_argument(
         "--dropout",
         type=float,
@@ -80,7 +96,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     texts = docstring_args(TrainConfig)
     for entry in dataclasses.fields(TrainConfig):
-        name, text = "--" + entry.name.replace("_", "-"), texts[entry.name]
+        name, text = option(entry.name), texts[entry.name]
         kind = type(entry.default)
         values = [getattr(config, entry.name) for config in (SMALL, LARGE, SELF_CRITICAL)]
         if entry.name == "self_critical":
@@ -92,7 +108,6 @@ def add(parser: argparse.ArgumentParser) -> None:
             told = values[:1] if len(set(values)) == 1 else values
             group.add_argument(name, type=kind, help=f"{text} ({', '.join(map(str, told))})")
     add_cnn(parser)
-    parser.set_defaults(pool=None)  # as the decoder needs it
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,8 +117,7 @@ def run(args: argparse.Namespace) -> None:
         )
     with processes(args.device) as here:
         with first_process_first(here):
-            checkpoint, tables = prepare_training(args, here.is_first)
-        config = config_of(args, len(tables[0].images))
+            checkpoint, config, tables = prepare_training(args, here.is_first)
         val = tables[1] if args.val else None
         if here.is_first:
             print(
@@ -116,58 +130,117 @@ def run(args: argparse.Namespace) -> None:
             print(f"best captioner: {args.output / 'best.pt'}")
 
 
-def config_of(args: argparse.Namespace, pictures: int) -> TrainConfig:
-    """The settings for so many pictures, but for those that were given."""
+def config_of(
+    args: argparse.Namespace, pictures: int, before: TrainConfig | None = None
+) -> TrainConfig:
+    """The settings of the run that is resumed, or for so many pictures, but for those given."""
     asked = {e.name: getattr(args, e.name) for e in dataclasses.fields(TrainConfig)}
     given = {n: value for n, value in asked.items() if value is not None and value is not False}
-    return dataclasses.replace(recipe(pictures, bool(args.self_critical)), **given)
+    return dataclasses.replace(before or recipe(pictures, bool(args.self_critical)), **given)
 
 
 def prepare_training(
     args: argparse.Namespace, is_first: bool
-) -> tuple[Checkpoint, list[FeatureTable]]:
-    """The captioner as it begins, and the feature tables; features are computed if need be."""
+) -> tuple[Checkpoint, TrainConfig, list[FeatureTable]]:
+    """The captioner as it begins, the settings, and the feature tables, computed if need be."""
     # What is wrong is refused before weights are downloaded and pictures encoded.
-    config_of(args, 0)
-    start = load_checkpoint(args.start, args.lstm) if args.start else None
-    args.pool = args.pool or ("grid" if args.decoder == "attention" else "avg")
-    if not start and (args.pool == "grid") != (args.decoder == "attention"):
-        raise CaptioningError("--decoder attention and --pool grid need each other")
-    if not start and args.decoder == "attention" and args.num_layers != 1:
-        raise CaptioningError(f"--decoder attention has one layer, got {args.num_layers}")
-    vocabulary = Vocabulary.load(args.vocab) if args.vocab else None
+    last = args.output / "last.pt"
+    resumed = args.resume and last.exists()
+    path = last if resumed else args.start
+    begun = load_checkpoint(path, args.lstm) if path else None
+    before = TrainConfig(**begun.training["config"]) if resumed else None
+    config = config_of(args, 0, before)
+    if config.self_critical and not begun:
+        raise CaptioningError(
+            "--self-critical goes on with a trained captioner: --start CHECKPOINT"
+        )
+    if config.patience and not args.val:
+        raise CaptioningError(f"--patience: expected 0 without --val, got {config.patience}")
+    sizes = {n: getattr(args, n) for n in MODEL if getattr(args, n) is not None}
+    sizes = dataclasses.asdict(ModelConfig(1, 1, **sizes))
+    if begun:
+        refuse_others(args, path, begun, before)
+    else:
+        args.pool = args.pool or ("grid" if sizes["decoder"] == "attention" else "avg")
+        if (args.pool == "grid") != (sizes["decoder"] == "attention"):
+            raise CaptioningError("--decoder attention and --pool grid need each other")
+        if sizes["decoder"] == "attention" and sizes["num_layers"] != 1:
+            raise CaptioningError(f"--decoder attention has one layer, got {sizes['num_layers']}")
     sources = [(args.train, args.train_images), (args.val, args.val_images)]
     sources = sources[: 2 if args.val else 1]
-    data = [load_data(args, *source) for source in sources]
-    cnn = start.cnn.load() if start else load_cnn_of(args)
-    folder = args.features or (args.start.parent if args.start else args.output) / "features"
+    data = [load_data(args, *source, need_captions=True) for source in sources]
+    config = config_of(args, len(data[0].images), before)
+    vocabulary = vocabulary_of(args, data[0].captions, path, begun)
+
+    cnn = begun.cnn.load() if begun else load_cnn_of(args)
+    folder = features_folder(args, begun, before)
     tables = [
-        encode(args, cnn, dataset, folder / f"{captions.stem}.st")
+        encode(args, cnn, dataset, cache_of(folder, captions))
         for dataset, (captions, _) in zip(data, sources, strict=True)
     ]
-    if start:
-        start.training = {}
-        return start, tables
-    if vocabulary is None:
-        captions = [c for image in tables[0].images for c in image.captions]
-        vocabulary = Vocabulary.build(captions, args.min_count)
-        if is_first:
-            vocabulary.save(args.output / "vocabulary.json")
-    torch.manual_seed(args.seed or 0)
+    told = {}
+    with contextlib.suppress(ValueError):  # they are on another drive
+        told["features"] = os.path.relpath(folder, args.output)  # for --resume
+    if begun:
+        begun.training = begun.training | told if before else told
+        return begun, config, tables
+    if is_first:
+        vocabulary.save(args.output / "vocabulary.json")
+    torch.manual_seed(config.seed)
     if args.dropout is None:
-        args.dropout = DROPOUT["small" if len(tables[0].images) < SMALL_SET else "large"]
-    sizes = ModelConfig(
-        cnn.feature_shape[-1],
-        len(vocabulary),
-        args.embed_size,
-        args.hidden_size,
-        args.num_layers,
-        args.max_seq_length,
-        args.dropout,
-        args.decoder,
-        cnn.grid,
-    )
-    return Checkpoint(Captioner(sizes, args.lstm), vocabulary, CNNIdentity.of(cnn), {}), tables
+        sizes["dropout"] = DROPOUT["small" if len(data[0].images) < SMALL_SET else "large"]
+    sizes |= {"feature_size": cnn.feature_shape[-1], "vocab_size": len(vocabulary)}
+    model = Captioner(ModelConfig(**sizes | {"grid": cnn.grid}), args.lstm)
+    return Checkpoint(model, vocabulary, CNNIdentity.of(cnn), told), config, tables
+
+
+def refuse_others(
+    args: argparse.Namespace, path: Path, begun: Checkpoint, before: TrainConfig | None
+) -> None:
+    """What is given must be what the checkpoint has, which is gone on with."""
+    known = {name: getattr(begun.model.config, name) for name in MODEL}
+    cnn = begun.cnn.config
+    known |= {"cnn": cnn.name, "pool": cnn.pool}
+    if args.weights != "DEFAULT":  # which stands for a name
+        known["weights"] = cnn.weights
+    if before:
+        known |= {n: v for n, v in dataclasses.asdict(before).items() if n not in FREE}
+    for name, value in known.items():
+        given = getattr(args, name)
+        if given is not None and given != value:
+            raise CaptioningError(
+                f"{option(name)}: expected {value}, as in {path}, got {given}; leave it out"
+            )
+
+
+def vocabulary_of(
+    args: argparse.Namespace, captions: list[str], path: Path | None, begun: Checkpoint | None
+) -> Vocabulary:
+    """The words of the checkpoint, of a file, or of the captions."""
+    if begun and not args.vocab and args.min_count is None:
+        return begun.vocabulary
+    if args.vocab:
+        given, vocabulary = "--vocab", Vocabulary.load(args.vocab)
+    else:
+        count = MIN_COUNT if args.min_count is None else args.min_count
+        given, vocabulary = f"--min-count {count}", Vocabulary.build(captions, count)
+    if begun and vocabulary.words != begun.vocabulary.words:
+        raise CaptioningError(
+            f"{given}: expected the {len(begun.vocabulary)} words of {path}, got "
+            f"{len(vocabulary)} words that are not the same; leave it out"
+        )
+    return vocabulary
+
+
+def features_folder(
+    args: argparse.Namespace, begun: Checkpoint | None, before: TrainConfig | None
+) -> Path:
+    """Where features are kept: as given, as before, of the start, or of this run."""
+    if args.features:
+        return args.features
+    if before and "features" in begun.training:
+        return args.output / begun.training["features"]
+    return (args.start.parent if args.start else args.output) / "features"
 
 
 def docstring_args(config: type) -> dict[str, str]:
