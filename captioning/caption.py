@@ -9,7 +9,9 @@ import torch
 
 from captioning.checkpoint import Checkpoint
 from captioning.cnn import FrozenCNN
+from captioning.datasets import CaptionDataset
 from captioning.errors import CaptioningError
+from captioning.features import FeatureTable
 from captioning.generate import Caption, DecodeConfig, generate_captions
 from captioning.images import EXTENSIONS, ImageError, load_image
 
@@ -34,11 +36,15 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """What became of one file: its captions, best first, or why there are none."""
+    """What became of one file: its captions, best first, or why there are none.
+
+    `seconds` is its share of the time that the captioner took, without the CNN.
+    """
 
     path: Path
     captions: list[Caption]
     error: str | None = None
+    seconds: float = 0.0
 
 
 def caption_files(
@@ -60,6 +66,7 @@ def caption_files(
     Yields:
         One result for each path, in order.
     """
+    device = next(cnn.parameters()).device
     for begin in range(0, len(paths), batch_size):
         loaded: dict[Path, torch.Tensor] = {}
         errors: dict[Path, str] = {}
@@ -71,11 +78,46 @@ def caption_files(
             except ImageError as error:
                 errors[path] = str(error)
         captions: dict[Path, list[Caption]] = {}
+        seconds = 0.0
         if loaded:
-            features = cnn(torch.stack(list(loaded.values())))
-            written, _ = generate_captions(
+            features = cnn(torch.stack(list(loaded.values())).to(device))
+            written, rate = generate_captions(
                 checkpoint.model, checkpoint.vocabulary, features, config, batch_size
             )
-            captions = dict(zip(loaded, written, strict=True))
+            captions, seconds = dict(zip(loaded, written, strict=True)), 1 / rate
         for path in chunk:
-            yield CaptionedFile(path, captions.get(path, []), errors.get(path))
+            if path in errors:
+                yield CaptionedFile(path, [], errors[path])
+            else:
+                yield CaptionedFile(path, captions[path], None, seconds)
+
+
+def caption_table(
+    checkpoint: Checkpoint,
+    dataset: CaptionDataset,
+    table: FeatureTable,
+    config: DecodeConfig,
+    batch_size: int = 32,
+) -> Iterator[CaptionedFile]:
+    """`caption_files` of a data set whose features are there: nothing is encoded.
+
+    Yields:
+        One result for each picture of `dataset`, in order; `table` leaves the broken ones out.
+    """
+    there = set(table.ids)
+    rows = iter(torch.arange(len(table.ids)).split(batch_size))
+    written: list[list[Caption]] = []
+    seconds = 0.0
+    for image in dataset.images:
+        if image.id not in there:
+            yield CaptionedFile(
+                image.path, [], f"{image.path}: a broken picture, by the feature cache"
+            )
+            continue
+        if not written:
+            features = table.read(next(rows))
+            written, rate = generate_captions(
+                checkpoint.model, checkpoint.vocabulary, features, config, batch_size
+            )
+            seconds = 1 / rate
+        yield CaptionedFile(image.path, written.pop(0), None, seconds)

@@ -1,6 +1,7 @@
 """The command line from pictures to scores, and its messages."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from captioning.commands import COMMANDS
 from captioning.commands.train import config_of
 from captioning.config import DROPOUT, LARGE, SELF_CRITICAL, SMALL, SMALL_SET, recipe
 from captioning.prepare import read_source
+from captioning.vocabulary import SPECIAL
 
 TRAIN_ATTENTION = ["train", "--train", "x", "--output", "o", "--decoder", "attention"]
 
@@ -103,6 +105,99 @@ def test_trains_captions_and_evaluates(trained, scenes_root, tmp_path, capsys):
     assert main(arguments + extra) == 0
     assert "BLEU-4" in capsys.readouterr().out and "<svg" in report.read_text()
     assert set(json.loads(scores.read_text())) == {"scores", "notes", "per_image"}
+
+
+def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tmp_path, capsys):
+    """Their references and captions are in the files, whether their pictures are there or not."""
+    val, folder = scenes_root / "annotations" / "captions_val.json", tmp_path / "some"
+    shutil.copytree(scenes_root / "val", folder)
+    results, report = tmp_path / "r.json", tmp_path / "report.html"
+    best = str(trained / "best.pt")
+    assert main(["caption", best, "--annotations", str(val), "--json", str(results)]) == 0
+    scores = ["evaluate", str(results), "--references", str(val)]
+    capsys.readouterr()
+    assert main(scores) == 0
+    expected = capsys.readouterr().out
+    missing = sorted(folder.iterdir())[:2]
+    for path in missing:
+        path.unlink()
+    assert main([*scores, "--report", str(report), "--images", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(expected)
+    assert report.read_text().count("<figure>") == 8 + 8 + 8
+    assert f"{missing[0].name}: no such file" in report.read_text()
+
+    command = ["caption", best, "--annotations", str(val), "--images", str(folder)]
+    assert main([*command, "--json", str(results)]) == 1
+    err = capsys.readouterr().err
+    assert all(f"{path}: no such file" in err for path in missing)
+    assert "10 pictures, " in err and "; 2 pictures failed" in err
+    assert len(json.loads(results.read_text())) == 10
+
+
+def test_captions_from_the_feature_cache_are_those_of_the_pictures(
+    trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "val"
+    shutil.copytree(scenes_root / "val", folder)
+    broken = sorted(folder.iterdir())[3]
+    broken.write_text("no picture")
+    val = str(scenes_root / "annotations" / "captions_val.json")
+    command = ["caption", str(trained / "best.pt"), "--annotations", val, "--images", str(folder)]
+    written = []
+    for extra in ([], ["--features", str(tmp_path / "f")], ["--features", str(tmp_path / "f")]):
+        if written[1:]:  # the second time nothing is encoded
+            monkeypatch.setattr("captioning.features.load_image", lambda *_: pytest.fail("read"))
+        results = tmp_path / "r.json"
+        assert main([*command, "--batch-size", "5", "--json", str(results), *extra]) == 1
+        written.append(json.loads(results.read_text()))
+        err = capsys.readouterr().err
+        assert broken.name in err and "11 pictures, " in err and "; 1 pictures failed" in err
+        assert ("CNN included" in err) == (not extra)
+    assert written[0] == written[1] == written[2] and len(written[0]) == 11
+    assert main([*command[:2], str(folder), "--features", str(tmp_path / "f")]) == 1
+    assert "--features: expected --annotations" in capsys.readouterr().err
+
+
+def test_results_on_a_full_disk_leave_the_old_ones(
+    trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    val, results = str(scenes_root / "annotations" / "captions_val.json"), tmp_path / "r.json"
+    results.write_text("old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = ["caption", str(trained / "best.pt"), "--annotations", val]
+    assert main([*command, "--json", str(results)]) == 1
+    assert f"cannot write {results}: No space left on device" in capsys.readouterr().err
+    assert results.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_training_leaves_broken_pictures_out(scenes_root, tmp_path, capsys):
+    """A corrupt picture in train and in val, from pictures to a captioner."""
+    shutil.copytree(scenes_root, tmp_path / "scenes")
+    broken = [sorted((tmp_path / "scenes" / split).iterdir())[5] for split in ("train", "val")]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    annotations = tmp_path / "scenes" / "annotations"
+    train = ["train", "--train", str(annotations / "captions_train.json"), "--cnn", "scenes_cnn"]
+    train += ["--val", str(annotations / "captions_val.json"), "--output", str(tmp_path / "run")]
+    train += ["--epochs", "1", "--hidden-size", "16", "--embed-size", "16", "--min-count", "1"]
+    assert main(train) == 1
+    err = capsys.readouterr().err
+    assert "000006.png: broken picture" in err and "--on-error skip" in err
+    assert main([*train, "--on-error", "skip"]) == 0
+    out, err = capsys.readouterr()
+    assert "95 pictures, " in out
+    assert all(f"{path.name}: broken picture" in out + err for path in broken)
+    history = load_checkpoint(tmp_path / "run" / "last.pt").training["history"]
+    assert len(history) == 1 and "CIDEr-D" in history[0]
+    val = annotations / "captions_val.json"
+    results = tmp_path / "r.json"
+    command = ["caption", str(tmp_path / "run" / "best.pt"), "--annotations", str(val)]
+    assert main([*command, "--json", str(results)]) == 1
+    assert len(json.loads(results.read_text())) == 11
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
@@ -211,6 +306,125 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
     words = [str(word) for pair in given.items() for word in pair]
     assert main(["train", *words, "--output", str(tmp_path / "run")]) == 1
     assert "cut.json is not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("train", "--dropout 1.5", "dropout: expected 0 <= dropout < 1, got 1.5"),
+        ("train", "--dropout nan", "dropout: expected 0 <= dropout < 1, got nan"),
+        ("train", "--hidden-size 0", "hidden_size: expected >= 1, got 0"),
+        ("train", "--embed-size -3", "embed_size: expected >= 1, got -3"),
+        ("train", "--num-layers 0", "num_layers: expected >= 1, got 0"),
+        ("train", "--max-seq-length 0", "max_seq_length: expected >= 1, got 0"),
+        ("train", "--learning-rate -1", "learning_rate: expected > 0, got -1.0"),
+        ("train", "--learning-rate inf", "learning_rate: expected > 0, got inf"),
+        ("train", "--clip-norm -1", "clip_norm: expected >= 0, got -1.0"),
+        ("train", "--warmup -1", "warmup: expected >= 0, got -1"),
+        ("train", "--save-every -1", "save_every: expected >= 0, got -1"),
+        ("train", "--workers -1", "argument --workers: expected >= 0, got -1"),
+        ("train", "--patience 2", "--patience: expected 0 without --val, got 2"),
+        ("train", "--self-critical", "--self-critical goes on with a trained captioner: --start"),
+        ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),
+        ("caption", "--batch-size -1", "argument --batch-size: expected >= 1, got -1"),
+        ("caption", "--batch-size x", "argument --batch-size: invalid int value: 'x'"),
+        ("caption", "--max-seq-length -3", "max_seq_length: expected >= 1, got -3"),
+        ("caption", "--method beam --no-repeat-ngram -1", "no_repeat_ngram: expected >= 0, got -1"),
+        ("caption", "--method beam --beam-size 0", "beam_size: expected >= 1, got 0"),
+        ("caption", "--method beam --length-penalty nan", "length_penalty: expected >= 0, got nan"),
+        ("caption", "--method sample --temperature 0", "temperature: expected > 0, got 0.0"),
+        ("caption", "--method sample --top-k -1", "top_k: expected >= 0, got -1"),
+        ("caption", "--method sample --top-p 1.5", "top_p: expected 0 < top_p <= 1, got 1.5"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_is_computed(
+    command, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("captioning.commands.arguments.load_cnn", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
+    annotations = str(scenes_root / "annotations" / "captions_val.json")
+    given = {
+        "train": ["--train", annotations, "--output", str(tmp_path / "run")],
+        "caption": [str(trained / "best.pt"), "--annotations", annotations],
+    }[command]
+    try:
+        code = main([command, *given, *option.split()])
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("which", ["start", "resume"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--hidden-size 512", "--hidden-size: expected 16, as in {path}, got 512"),
+        ("--dropout 0.1", "--dropout: expected 0.4, as in {path}, got 0.1"),
+        ("--decoder attention", "--decoder: expected lstm, as in {path}, got attention"),
+        ("--cnn resnet18", "--cnn: expected scenes_cnn, as in {path}, got resnet18"),
+        ("--weights V1", "--weights: expected DEFAULT, as in {path}, got V1"),
+        ("--pool avg", "--pool: expected 2x2, as in {path}, got avg"),
+        ("--min-count 60", "--min-count 60: expected the {words} words of {path}, got "),
+        ("--vocab {vocab}", "--vocab: expected the {words} words of {path}, got 5 words"),
+    ],
+)
+def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
+    which, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("captioning.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
+    (tmp_path / "v.json").write_text(json.dumps({"words": [*SPECIAL, "a"]}))
+    path = trained / ("best.pt" if which == "start" else "last.pt")
+    words = len(load_checkpoint(path).vocabulary)
+    train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
+    if which == "start":
+        train += ["--start", str(path), "--output", str(tmp_path / "run")]
+    else:
+        train += ["--resume", "--output", str(trained)]
+    assert main([*train, *option.format(vocab=tmp_path / "v.json").split()]) == 1
+    assert message.format(path=path, words=words) in capsys.readouterr().err
+
+
+def test_resume_needs_no_option_again_and_refuses_another(
+    trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "last.pt", run)
+    data = load_checkpoint(run / "last.pt")
+    data.training["features"] = os.path.relpath(trained / "features", run)
+    data.save(run / "last.pt")
+    annotations = scenes_root / "annotations"
+    train = ["train", "--train", str(annotations / "captions_train.json"), "--resume"]
+    train += ["--val", str(annotations / "captions_val.json"), "--output", str(run)]
+    assert main([*train, "--learning-rate", "1"]) == 1
+    expected = f"--learning-rate: expected {SMALL.learning_rate}, as in {run / 'last.pt'}, got 1.0"
+    assert expected in capsys.readouterr().err
+    assert main([*train, "--epochs", "2"]) == 0
+    before, after = load_checkpoint(trained / "last.pt"), load_checkpoint(run / "last.pt")
+    assert [entry["epoch"] for entry in after.training["history"]] == [1, 2]
+    assert after.training["config"] == before.training["config"] | {"epochs": 2}
+    assert after.model.config == before.model.config and after.cnn == before.cnn
+    assert after.vocabulary.words == before.vocabulary.words
+    assert not (run / "features").exists()  # those of before serve
+    # The same call again with all that was given at first.
+    again = ["--cnn", "scenes_cnn", "--pool", "2x2", "--batch-size", "48", "--hidden-size", "16"]
+    again += ["--embed-size", "16", "--min-count", "1", "--weights", "DEFAULT", "--epochs", "2"]
+    assert main([*train, *again]) == 0
+
+
+def test_a_second_stage_resumes_without_its_start(trained, scenes_root, tmp_path, capsys):
+    annotations = str(scenes_root / "annotations" / "captions_train.json")
+    train = ["train", "--train", annotations, "--output", str(tmp_path)]
+    stage = ["--start", str(trained / "best.pt"), "--self-critical", "2", "--epochs", "1"]
+    assert main([*train, *stage]) == 0
+    assert main([*train, "--resume", "--self-critical", "3"]) == 1
+    assert "--self-critical: expected 2, as in " in capsys.readouterr().err
+    assert main([*train, "--resume", "--epochs", "2"]) == 0
+    assert not (tmp_path / "features").exists()
+    history = load_checkpoint(tmp_path / "last.pt").training["history"]
+    assert [set(entry) >= {"reward"} for entry in history] == [True, True]
 
 
 @pytest.mark.parametrize(
