@@ -5,6 +5,7 @@ picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is m
 writing and for reading; a run that was killed goes on with the pictures whose state is 0.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,7 +84,8 @@ class FeatureCache:
                     file.truncate(8 + len(text) + end)
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder itself may be what failed
+                temporary.unlink(missing_ok=True)
             raise CaptioningError(
                 f"cannot write {path}: {error.strerror} ({end / 1e6:,.0f} MB needed)"
             ) from error
@@ -99,8 +101,22 @@ class FeatureCache:
         return torch.from_numpy(self.features[rows.numpy()].astype(np.float32))
 
 
+def cache_path(folder: str | Path, annotations: str | Path) -> Path:
+    """The file, in a folder of caches, of the pictures of a captions file.
+
+    A hash of the folder of `annotations` tells a/captions.json and b/captions.json apart.
+    """
+    annotations = Path(annotations)
+    parent = hashlib.sha256(os.fsencode(annotations.resolve().parent)).hexdigest()[:8]
+    return Path(folder) / f"{annotations.stem}-{parent}.st"
+
+
 def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> dict[str, str]:
-    """What a cache must agree on: CNN, weights, pooling, transform, dtype, and the pictures."""
+    """What a cache must agree on: CNN, weights, pooling, transform, dtype, and the pictures.
+
+    Pictures are compared by their ids, the names of their files without folders, and the sizes of
+    these files: not by what is in them, which would take as long as reading them all.
+    """
     pictures = hashlib.sha256()
     for image in images:
         pictures.update(f"{image.id} {image.path.name} {image.path.stat().st_size}\n".encode())
@@ -145,13 +161,16 @@ def extract_features(
 ) -> FeatureCache:
     """Encode every picture into the cache `path`, or go on with one that was begun.
 
+    A picture that was changed is noticed if its file has another size, see `cache_key`.
+
     Args:
         cnn: the frozen CNN.
         images: the pictures.
         path: the cache file.
         batch_size: pictures per pass through the CNN.
         dtype: "float32", or "float16" for half the size.
-        on_error: "refuse" stops at a broken picture; "skip" names, marks and leaves it out.
+        on_error: "refuse" stops at a broken picture, also at one that was left out before; "skip"
+            names, marks and leaves it out.
         workers: processes that load pictures.
         device: where the CNN runs.
         progress: show a progress bar.
@@ -177,6 +196,8 @@ def extract_features(
     if cache is None:
         ids = [image.id for image in images]
         cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+    if on_error == "refuse":
+        cache.state[cache.state == BROKEN] = TO_DO
     rows = np.flatnonzero(cache.state == TO_DO).tolist()
     if not rows:
         return cache

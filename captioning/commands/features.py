@@ -11,13 +11,17 @@ from captioning.commands.arguments import (
     load_cnn_of,
     load_data,
 )
+from captioning.features import cache_path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", type=Path, help="COCO captions file")
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     parser.add_argument(
-        "--output", type=Path, required=True, help="cache file to write or continue"
+        "--features",
+        type=Path,
+        required=True,
+        help="folder of feature caches to write to, as train's --features",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time")
     add_on_error(parser)
@@ -26,7 +30,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    dataset = load_data(args, args.annotations, args.images)
+    # train encodes no picture without captions either
+    dataset = load_data(args, args.annotations, args.images, need_captions=True)
     cnn = load_cnn_of(args)
-    encode(args, cnn, dataset, args.output, args.batch_size)
-    print(f"{args.output}: features of shape {cnn.feature_shape} by {cnn.config}")
+    cache = cache_path(args.features, args.annotations)
+    encode(args, cnn, dataset, cache, args.batch_size)
+    print(f"{cache}: features of shape {cnn.feature_shape} by {cnn.config}")

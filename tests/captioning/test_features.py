@@ -2,16 +2,19 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from captioning.__main__ import main
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import BROKEN, DONE, FeatureCache, extract_features
+from captioning.features import BROKEN, DONE, FeatureCache, cache_path, extract_features
+from captioning.files import read_json, write_json
 from captioning.images import ImageError, load_image
 
 
@@ -103,6 +106,9 @@ def test_broken_pictures_are_refused_or_left_out(cnn, images, tmp_path):
     cache = extract(cnn, images, tmp_path / "f.st", on_error="skip")
     assert cache.state.tolist() == [DONE] * 6 + [BROKEN] + [DONE] * 5
     assert cache.rows([images[6].id]).tolist() == [-1]
+    with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
+        extract(cnn, images, tmp_path / "f.st")  # one that skipped is not what was asked for
+    assert extract(cnn, images, tmp_path / "f.st", on_error="skip").state[6] == BROKEN
 
 
 def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, monkeypatch):
@@ -113,6 +119,51 @@ def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, 
     with pytest.raises(CaptioningError, match=r"cannot write .*No space left.*MB needed"):
         extract(cnn, images, tmp_path / "f.st")
     assert not list(tmp_path.glob("f.st*"))
+
+
+def test_a_folder_that_cannot_be_made_is_told(cnn, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaptioningError, match="cannot write .*Not a directory"):
+        FeatureCache.create(tmp_path / "file" / "sub" / "f.st", [1], (2,), "float32", {})
+
+
+def test_a_changed_picture_is_noticed_by_its_size(cnn, images, tmp_path):
+    extract(cnn, images, tmp_path / "f.st")
+    with open(images[2].path, "ab") as file:
+        file.write(b" ")
+    with pytest.raises(CaptioningError, match="stale: its pictures"):
+        extract(cnn, images, tmp_path / "f.st")
+
+
+def test_each_captions_file_has_a_cache_of_its_own(tmp_path, monkeypatch):
+    a, b = (cache_path("caches", tmp_path / name / "captions.json") for name in "ab")
+    assert a != b and a.parent == b.parent == Path("caches")
+    assert a.name.startswith("captions-") and a.suffix == ".st"
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")  # however the file is called
+    assert cache_path("caches", "captions.json") == cache_path("caches", "../a/captions.json") == a
+    assert cache_path("caches", "captions_val.json") != a
+
+
+def test_the_command_writes_where_training_looks(scenes_root, tmp_path, capsys):
+    annotations = scenes_root / "annotations" / "captions_val.json"
+    words = ["features", annotations, "--features", tmp_path / "caches", "--cnn", "scenes_cnn"]
+    assert main([str(word) for word in words]) == 0
+    path = cache_path(tmp_path / "caches", annotations)
+    assert f"{path}: features of shape (48,)" in capsys.readouterr().out
+    assert list((tmp_path / "caches").iterdir()) == [path]
+    assert (FeatureCache(path).state == DONE).all()
+
+
+def test_the_command_wants_captions_as_training_does(scenes_root, tmp_path, capsys):
+    data = read_json(scenes_root / "annotations" / "captions_val.json")
+    first = data["images"][0]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] != first["id"]]
+    write_json(tmp_path / "c.json", data)
+    words = ["features", tmp_path / "c.json", "--images", scenes_root / "val", "--cnn"]
+    words += ["scenes_cnn", "--features", tmp_path]
+    assert main([str(word) for word in words]) == 1
+    assert f"1 x no caption: {scenes_root / 'val' / first['file_name']}" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_cache_is_refused(tmp_path):
