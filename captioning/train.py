@@ -105,6 +105,13 @@ def train(
         running = checkpoint.training["running"]
     begun = trainer.step % steps_per_epoch
     log = _tensorboard(output) if here.is_first else None
+    if progress and log is None:
+        tqdm.write("no curves in TensorBoard: pip install 'fastlstm[tensorboard]'")
+    if progress and trainer.captions.cut:
+        tqdm.write(
+            f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they have "
+            f"more than {config.max_words} words (--max-words)"
+        )
     val_captions = None
     if val_table is not None:
         val_captions = EncodedCaptions(

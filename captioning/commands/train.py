@@ -48,7 +48,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
         f"Where three defaults are given, they are for fewer than {SMALL_SET:,} pictures, for more,"
-        "\nand for --self-critical."
+        "\nand for --self-critical.\n\n"
+        "The curves: tensorboard --logdir OUTPUT (pip install 'fastlstm[tensorboard]')"
     )
     parser.add_argument("--train", type=Path, required=True, help="COCO captions file")
     parser.add_argument("--train-images", type=Path, help="folder of its pictures")

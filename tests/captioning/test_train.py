@@ -60,6 +60,26 @@ def test_tensorboard_gets_the_curves(new_checkpoint, data, tmp_path):
     assert len(log.Scalars("epoch/loss")) == 2
 
 
+def test_says_what_it_leaves_out(new_checkpoint, data, tmp_path, monkeypatch, capsys):
+    def said(config) -> list[str]:
+        train(new_checkpoint(), config, data.train, None, tmp_path / str(config.max_words))
+        words = ("TensorBoard", "were cut")
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if any(word in line for word in words)]
+
+    once = replace(FAST, epochs=1)
+    pytest.importorskip("tensorboard")
+    assert said(once) == []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
+    lengths = encoded(data.train, data.vocabulary).lengths - 2
+    count, limit = len(lengths), int(lengths.max()) - 1
+    cut = int((lengths > limit).sum())
+    assert said(replace(once, max_words=limit)) == [
+        "no curves in TensorBoard: pip install 'fastlstm[tensorboard]'",
+        f"{cut} of {count} captions were cut: they have more than {limit} words (--max-words)",
+    ]
+
+
 def test_validation_writes_on_its_own(new_checkpoint, data):
     """Free-running: the captions come from pictures alone, never from the reference words."""
     checkpoint, other = new_checkpoint(), copy.copy(data.val)
@@ -126,6 +146,7 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     "config",
     [
         replace(FAST, epochs=3),
+        replace(FAST, epochs=3, autocast="float16"),  # the scale of the loss resumes too
         replace(FAST, epochs=3, label_smoothing=0.1, scheduled_sampling=0.5, save_every=2, ema=0.9),
     ],
 )
@@ -248,7 +269,9 @@ def test_patience_needs_validation(new_checkpoint, data, tmp_path):
         train(new_checkpoint(), replace(FAST, patience=2), data.train, None, tmp_path)
 
 
-@pytest.mark.parametrize("option", [{"autocast": "bfloat16"}, {"compile": True}])
+@pytest.mark.parametrize(
+    "option", [{"autocast": "bfloat16"}, {"autocast": "float16"}, {"compile": True}]
+)
 def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
@@ -256,7 +279,10 @@ def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypa
     for config in (FAST, replace(FAST, **option)):
         trainer = Trainer(new_checkpoint(), config, data.train)
         losses.append([trainer.train_step(torch.arange(40), 10) for _ in range(4)])
-    tolerance = 2**-7 if "autocast" in option else 1e-5  # bfloat16 has 8 bits
+    # bfloat16 has 8 bits, float16 11
+    tolerance = {"bfloat16": 2**-7, "float16": 2**-10}.get(option.get("autocast"), 1e-5)
+    if option.get("autocast") == "float16":
+        assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
