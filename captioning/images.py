@@ -35,7 +35,7 @@ def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image: Image.Image = Image.open(path)
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     f"{name}: {image.width} x {image.height} pixels, expected at most "
@@ -79,7 +79,7 @@ _TO_UPRIGHT = {  # by EXIF orientation
 def _upright(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose writes the EXIF anew, which fails where any of it is damaged.
     try:
-        method = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        method = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF raises anything; the pixels are fine
         method = None
     return image if method is None else image.transpose(method)
