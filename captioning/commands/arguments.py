@@ -102,11 +102,6 @@ def load_data(
     return dataset
 
 
-def cache_of(folder: Path, annotations: Path) -> Path:
-    """The file in a folder of feature caches that holds the pictures of a captions file."""
-    return folder / f"{annotations.stem}.st"
-
-
 def encode(
     args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset, cache: Path, batch: int = 32
 ) -> FeatureTable:

@@ -10,10 +10,10 @@ from captioning.attention_maps import attender, write_panels
 from captioning.caption import caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN
-from captioning.commands.arguments import add_device, add_lstm, at_least, cache_of
+from captioning.commands.arguments import add_device, add_lstm, at_least
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import FeatureCache, FeatureTable, extract_features
+from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 f"attention; got {len(paths)}, --decoder {checkpoint.model.config.decoder}"
             )
     if args.features:
-        cache = cache_of(args.features, args.annotations)
+        cache = cache_path(args.features, args.annotations)
         table = FeatureTable(dataset, cached_features(args, cnn, dataset, cache))
         found = caption_table(checkpoint, dataset, table, config, args.batch_size)
     else:

@@ -15,7 +15,6 @@ from captioning.commands.arguments import (
     add_device,
     add_lstm,
     add_on_error,
-    cache_of,
     encode,
     load_cnn_of,
     load_data,
@@ -30,7 +29,7 @@ from captioning.config import (
     recipe,
 )
 from captioning.errors import CaptioningError
-from captioning.features import FeatureTable
+from captioning.features import FeatureTable, cache_path
 from captioning.model import Captioner, ModelConfig
 from captioning.processes import first_process_first, processes
 from captioning.train import FREE, train
@@ -176,7 +175,7 @@ def prepare_training(
     cnn = begun.cnn.load() if begun else load_cnn_of(args)
     folder = features_folder(args, begun, before)
     tables = [
-        encode(args, cnn, dataset, cache_of(folder, captions))
+        encode(args, cnn, dataset, cache_path(folder, captions))
         for dataset, (captions, _) in zip(data, sources, strict=True)
     ]
     told = {}

@@ -15,7 +15,7 @@ from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.config import TrainConfig
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
-from captioning.features import DONE, FeatureCache
+from captioning.features import DONE, FeatureCache, cache_path
 from captioning.train import train, validate
 from captioning.trainer import Trainer, learning_rate
 from captioning.vocabulary import END, PAD, START, UNK
@@ -361,6 +361,6 @@ def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
         *(2, "-m", "captioning", "train", "--train", captions, "--output", tmp_path),
         *("--cnn", "scenes_cnn", "--epochs", 1, "--batch-size", 20, *sizes),
     )
-    cache = FeatureCache(tmp_path / "features" / "captions_val.st")
+    cache = FeatureCache(cache_path(tmp_path / "features", captions))
     assert (cache.state == DONE).all()
     assert len(load_checkpoint(tmp_path / "last.pt").training["history"]) == 1
