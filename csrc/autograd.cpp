@@ -89,6 +89,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       std::move(found.begin(), found.end(), result.begin());
       return result;
     }
+    at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), if_defined(grads[3]),
         saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset, h_mask,
