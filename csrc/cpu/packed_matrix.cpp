@@ -55,7 +55,7 @@ const TiledKernels<bfloat16, float>& tiled_kernels() {
 
 std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t pieces) {
   const int64_t vectors = divide_up(N, lanes);
-  const int64_t count = std::min(vectors, std::max(pieces, divide_up(vectors, 4)));
+  const int64_t count = std::min(vectors, divide_up(divide_up(vectors, 4), pieces) * pieces);
   std::vector<PanelShape> panels;
   for (int64_t p = 0; p < count; ++p) {
     const int64_t begin = p * vectors / count, end = (p + 1) * vectors / count;
@@ -77,10 +77,15 @@ PackedMatrix<T>::PackedMatrix(const T* const* matrix, bool transposed, int64_t k
   }
   data_ = scratch<T>(total);
   T* const to = data<T>(data_);
-  const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, 64 * K));
-  at::parallel_for(0, panels_.size(), grain, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; ++p)
-      kernels.pack(matrix, transposed, k_begin, K, panels_[p], to + offsets_[p]);
+  // Threads share the work by squares of kPackRows, for panels may be few.
+  constexpr int64_t kPackRows = 128;
+  const int64_t blocks = divide_up(K, kPackRows), panels = panels_.size();
+  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
+    for (; i < last; ++i) {
+      const int64_t p = i / blocks, k = i % blocks * kPackRows;
+      kernels.pack(matrix, transposed, k_begin + k, std::min(kPackRows, K - k), panels_[p],
+                   to + offsets_[p] + k * panels_[p].vectors * kernels.lanes);
+    }
   });
 }
 

@@ -33,8 +33,8 @@ at::Tensor scratch(int64_t count) {
   return at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte);
 }
 
-// Cuts columns [0, N) into panels: at most 4 vectors wide, and at least `pieces` of them if there
-// are so many vectors.
+// Cuts columns [0, N) into panels: at most 4 vectors wide, and as many for each of `pieces` threads
+// if there are so many vectors.
 std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t pieces);
 
 // Pointers to rows that lie `stride` elements apart.
