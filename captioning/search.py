@@ -175,60 +175,102 @@ def beam_search(
     """Keep the `beam_size` best beginnings at every step, for all pictures at once.
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. One that ended
-    keeps its place among the others, so something is returned even if nothing ended.
+    is set aside, so that no beginning takes its place and then ends worse; a picture is done when
+    none of its beginnings can end better than what was set aside. At the last step what did not
+    end counts too, so something is returned even if nothing ended.
 
     Args:
         decoder, image, max_seq_length: as in `greedy_search`.
         beam_size: K >= 1; 1 is greedy search.
-        length_penalty: 0 prefers short captions, 1 ranks by the mean.
+        length_penalty: >= 0; 0 prefers short captions, 1 ranks by the mean.
         no_repeat_ngram: n > 0 forbids any n words in a row to occur twice in a caption.
 
     Returns:
-        K hypotheses per picture, best first.
+        K hypotheses per picture, best first; fewer if there are fewer.
     """
     check_options(beam_size, length_penalty, no_repeat_ngram, max_seq_length=max_seq_length)
-    batch, device = len(image), image.device
+    batch, k, device = len(image), beam_size, image.device
     steps = max_seq_length or decoder.max_seq_length
-    first_row = torch.arange(batch, device=device).unsqueeze(1) * beam_size  # [B,1]
-    state = decoder.select(
-        decoder.start(image), torch.arange(batch, device=device).repeat_interleave(beam_size)
-    )
-    words = torch.full((batch * beam_size,), START, device=device)
-    tokens = torch.empty(batch * beam_size, 0, dtype=torch.long, device=device)
-    values = torch.empty(batch * beam_size, 0, device=device)
-    total = torch.full((batch, beam_size), -torch.inf, device=device)
-    total[:, 0] = 0.0  # all beams begin alike: let only one of them grow
-    length = torch.zeros_like(total)
-    ended = torch.zeros(batch * beam_size, dtype=torch.bool, device=device)
-    for _ in range(steps):
+    pictures = torch.arange(batch, device=device)  # those that are not done
+    live = _Beams.empty(batch, k, steps, device)
+    live.ranks[:, 0] = 0.0  # all beams begin alike: let only one of them grow
+    ended = _Beams.empty(batch, k, steps, device)
+    words = torch.full((batch * k,), START, device=device)
+    state = decoder.select(decoder.start(image), pictures.repeat_interleave(k))
+    for t in range(steps):
         scores, state = decoder.step(words, state)
         log_probs = _log_probs(scores)
         if no_repeat_ngram:
-            _forbid_repeats(log_probs, tokens, no_repeat_ngram)
-        log_probs[ended] = -torch.inf
-        log_probs[ended, PAD] = 0.0  # the one way to go on for a caption that ended
-        sums = total.unsqueeze(2) + log_probs.view(batch, beam_size, -1)
-        new_length = length + ~ended.view(batch, beam_size)
-        ranks = sums / new_length.clamp(min=1).unsqueeze(2) ** length_penalty
-        best = ranks.flatten(1).topk(beam_size).indices  # [B,K]
-        parents = (best // log_probs.size(1) + first_row).flatten()
-        words = (best % log_probs.size(1)).flatten()
-        total = sums.flatten(1).gather(1, best)
-        length = new_length.flatten()[parents].view(batch, beam_size)
-        tokens = torch.cat([tokens[parents], words.unsqueeze(1)], 1)
-        values = torch.cat([values[parents], log_probs[parents, words].unsqueeze(1)], 1)
-        ended = ended[parents] | (words == END)
-        if ended.all():
+            _forbid_repeats(log_probs, live.tokens[:, :, :t].flatten(0, 1), no_repeat_ngram)
+        log_probs = log_probs.view(len(pictures), k, -1)
+        sums = live.ranks.unsqueeze(2) + log_probs
+        # At most K of the best 2 K end, one of each beam: K are left to go on.
+        total, best = sums.flatten(1).topk(2 * k)
+        parents, words = best // sums.size(2), best % sums.size(2)
+        grown = live.pick(parents)._replace(ranks=total)
+        grown.tokens[:, :, t] = words
+        grown.values[:, :, t] = log_probs.flatten(1).gather(1, best)
+        ends = words == END
+        stops = ends.clone() if t + 1 < steps else torch.ones_like(ends)
+        stops[:, k:] = False  # only the best K
+        found = grown._replace(
+            ranks=(total / (t + 1) ** length_penalty).masked_fill(~stops, -torch.inf)
+        )
+        pool = ended.rows(pictures).join(found)
+        pool = pool.pick(pool.ranks.topk(k).indices)
+        ended.put(pictures, pool)
+        order = ends.byte().argsort(stable=True)[:, :k]
+        live, parents, words = grown.pick(order), parents.gather(1, order), words.gather(1, order)
+        # Words to come can only lower the sum, and length can at most become `steps`.
+        done = live.ranks[:, 0] / steps**length_penalty <= pool.ranks[:, -1]
+        if k == 1:
+            done |= ends[:, 0]  # greedy search ends with the first <end>
+        going = (~done).nonzero().squeeze(1)
+        if t + 1 == steps or not len(going):
             break
-        state = decoder.select(state, parents)
-    found = _hypotheses(tokens, values)
-    ranks = total / length**length_penalty
+        parents = parents + torch.arange(len(pictures), device=device).unsqueeze(1) * k
+        state = decoder.select(state, parents[going].flatten())
+        live, words, pictures = live.rows(going), words[going].flatten(), pictures[going]
+    found = _hypotheses(ended.tokens.flatten(0, 1), ended.values.flatten(0, 1))
     groups = []
-    for i, row in enumerate(ranks.tolist()):
-        group = [found[i * beam_size + k]._replace(score=rank) for k, rank in enumerate(row)]
-        # A tiny vocabulary may not have K captions; the beams that never grew are no captions.
+    for i, row in enumerate(ended.ranks.tolist()):
+        group = [found[i * k + j]._replace(score=rank) for j, rank in enumerate(row)]
+        # A tiny vocabulary may not have K captions.
         groups.append([h for h in group if h.score > -torch.inf] or group[:1])
     return groups
+
+
+class _Beams(NamedTuple):
+    """Beams of pictures: `ranks` [B,K], what each is ranked by, is -inf where there is none."""
+
+    ranks: Tensor
+    tokens: Tensor  # int64 [B,K,steps], <pad> where nothing is written
+    values: Tensor  # [B,K,steps], the log-probability of each token
+
+    @classmethod
+    def empty(cls, batch: int, k: int, steps: int, device: torch.device) -> "_Beams":
+        values = torch.zeros(batch, k, steps, device=device)
+        tokens = torch.full_like(values, PAD, dtype=torch.long)
+        return cls(torch.full((batch, k), -torch.inf, device=device), tokens, values)
+
+    def pick(self, indices: Tensor) -> "_Beams":
+        """Some beams [B,M] of each picture."""
+        every = indices.unsqueeze(2).expand(-1, -1, self.tokens.size(2))
+        return _Beams(
+            self.ranks.gather(1, indices),
+            self.tokens.gather(1, every),
+            self.values.gather(1, every),
+        )
+
+    def rows(self, pictures: Tensor) -> "_Beams":
+        return _Beams(*(tensor[pictures] for tensor in self))
+
+    def put(self, pictures: Tensor, beams: "_Beams") -> None:
+        for mine, new in zip(self, beams, strict=True):
+            mine[pictures] = new
+
+    def join(self, other: "_Beams") -> "_Beams":
+        return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
 
 
 def _forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int) -> None:

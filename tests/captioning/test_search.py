@@ -1,6 +1,7 @@
 """Search on a decoder whose every caption can be enumerated."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -57,6 +58,93 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
         assert [h.tokens for h in found[i][:5]] == [c for _, c in ranked[:5]]
         scores = torch.tensor([[h.score for h in found[i]], [s for s, _ in ranked]])
         torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
+
+
+def by_hand(model, image, k: int, length_penalty: float, n: int, steps: int) -> list:
+    """One picture's beam search in lists, which goes on to the last step: [(rank, tokens)]."""
+    live, ended = [(0.0, [])], []
+    for t in range(1, steps + 1):
+        grown = []
+        for _, tokens in live:
+            for word in (4, 5, 6, END):
+                new = [*tokens, word]
+                grams = [tuple(new[i : i + n]) for i in range(len(new) - n + 1)] if n else []
+                if len(set(grams)) == len(grams):
+                    grown.append((log_prob(model, image, new), new))
+        grown.sort(reverse=True)
+        stops = [(s / t**length_penalty, c) for s, c in grown[:k] if c[-1] == END or t == steps]
+        ended = sorted(ended + stops, reverse=True)[:k]
+        live = [(s, c) for s, c in grown if c[-1] != END][:k]
+    return ended
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
+def test_equals_the_search_by_hand(model, image, length_penalty):
+    lengths = set()
+    for beam_size, n, bias in itertools.product((2, 3, 5), (0, 2), (0.0, 1.0)):
+        model.linear.bias.data[END] += bias  # from late ends to early ones
+        found = beam_search(model, image, beam_size, length_penalty, n, max_seq_length=6)
+        for i, group in enumerate(found):
+            expected = by_hand(model, image[i], beam_size, length_penalty, n, 6)
+            assert [h.tokens for h in group] == [tokens for _, tokens in expected]
+            ranks = [rank for rank, _ in expected]
+            assert [h.score for h in group] == pytest.approx(ranks, rel=1e-4)
+            lengths |= {len(h.tokens) for h in group}
+    assert len(lengths) > 3
+
+
+class Table(torch.nn.Module):
+    """A decoder of probabilities by what was written; its state is that."""
+
+    max_seq_length = 4
+
+    def __init__(self, table: dict[str, dict[str, float]]) -> None:
+        super().__init__()
+        self.table, self.steps = table, 0
+
+    def start(self, image):
+        return [""] * len(image)
+
+    def step(self, words, state):
+        self.steps += 1
+        letters = {START: "", 4: "a", 5: "b", END: "."}
+        state = [old + letters[word] for old, word in zip(state, words.tolist(), strict=True)]
+        scores = torch.full((len(state), 6), -50.0)
+        for row, written in enumerate(state):
+            for letter, p in self.table.get(written, {"a": 0.35, "b": 0.35, ".": 0.3}).items():
+                scores[row, {"a": 4, "b": 5, ".": END}[letter]] = math.log(p)
+        return scores, state
+
+    @staticmethod
+    def select(state, rows):
+        return [state[row] for row in rows.tolist()]
+
+
+def test_a_caption_that_ended_is_not_pushed_out_by_one_that_ends_worse():
+    """After three words "baa" and "bab" look better, word by word, than "a." did."""
+    table = {"": {"a": 0.6, "b": 0.4}, "a": {".": 0.52, "a": 0.48}, "b": {"a": 0.99, "b": 0.01}}
+    decoder = Table(table | {"ba": {"a": 0.5, "b": 0.5}})
+    best = beam_search(decoder, torch.zeros(1, 1), 2)[0][0]
+    assert best.tokens == [4, END]
+    assert best.score == pytest.approx(math.log(0.6 * 0.52) / 2, rel=1e-5)
+    assert decoder.steps == 4
+
+
+def test_a_beam_of_one_ends_where_greedy_search_does():
+    """Though the second best word would lead to a better mean."""
+    table = {"": {"a": 1.0}, "a": {".": 0.51, "a": 0.49}, "aa": {"a": 1.0}, "aaa": {".": 1.0}}
+    assert beam_search(Table(table), torch.zeros(1, 1), 1)[0][0].tokens == [4, END]
+    assert greedy_search(Table(table), torch.zeros(1, 1))[0].tokens == [4, END]
+    assert beam_search(Table(table), torch.zeros(1, 1), 2)[0][0].tokens == [4, 4, 4, END]
+
+
+def test_stops_when_nothing_better_can_come():
+    sure = Table({"": {"a": 0.9, "b": 0.1}, "a": {".": 0.95, "a": 0.05}, "b": {".": 1.0}})
+    assert [h.tokens for h in beam_search(sure, torch.zeros(1, 1), 2, 0.0)[0]] == [
+        [4, END],
+        [5, END],
+    ]
+    assert sure.steps == 2
 
 
 def test_greedy_takes_the_best_word_each_time_and_a_beam_of_one_is_greedy(model, image):
@@ -147,6 +235,9 @@ def test_top_p_keeps_the_fewest_words_that_reach_it():
     ("call", "message"),
     [
         (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
+        (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected >= 0"),
+        (lambda m, x: beam_search(m, x, no_repeat_ngram=-1), "no_repeat_ngram: expected >= 0"),
+        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected >= 1, got 0"),
         (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
         (lambda m, x: sample(m, x, top_p=0.0), "top_p: expected 0 < top_p"),
         (lambda m, x: sample(m, x, top_k=-1), "top_k: expected >= 0"),
