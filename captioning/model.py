@@ -1,5 +1,6 @@
 """The captioner: encoder and decoder, their configuration, and the loss that trains them."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,20 @@ class Captioner(nn.Module):
                 f"decoder: expected 'lstm', or 'attention' with one layer, got {config.decoder!r} "
                 f"with {config.num_layers}"
             )
+
+    @torch.no_grad()
+    def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:
+        """Begin as frequent as words are: the output layer's bias becomes their log frequency.
+
+        The loss then begins near the entropy of single words rather than at log(vocab_size), and
+        the first steps need not learn which words are rare.
+
+        Args:
+            captions: token indices of each caption, <start> and <end> included.
+        """
+        predicted = torch.tensor([token for caption in captions for token in caption[1:]])
+        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # none is impossible
+        self.decoder.linear.bias.copy_((counts / counts.sum()).log())
 
     def forward(
         self,

@@ -191,6 +191,7 @@ def prepare_training(
         sizes["dropout"] = DROPOUT["small" if len(data[0].images) < SMALL_SET else "large"]
     sizes |= {"feature_size": cnn.feature_shape[-1], "vocab_size": len(vocabulary)}
     model = Captioner(ModelConfig(**sizes | {"grid": cnn.grid}), args.lstm)
+    model.set_word_frequencies(map(vocabulary.encode, data[0].captions))
     return Checkpoint(model, vocabulary, CNNIdentity.of(cnn), told), config, tables
 
 

@@ -1,10 +1,16 @@
 """The decoder: what it is fed, what it must predict, and that all ways to run it agree."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from captioning.__main__ import main
+from captioning.checkpoint import load_checkpoint
+from captioning.datasets import load_references
 from captioning.decoder import DecoderRNN
+from captioning.model import Captioner, ModelConfig
 from captioning.vocabulary import END, PAD, START
 
 E, H, V = 6, 8, 12
@@ -109,3 +115,43 @@ def test_unroll_padded_compiles_to_one_graph():
     compiled = torch.compile(model.unroll_padded, fullgraph=True, backend="aot_eager")
     expected = model.unroll_padded(image, CAPTIONS, LENGTHS)
     torch.testing.assert_close(compiled(image, CAPTIONS, LENGTHS), expected)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])
+def test_begins_with_words_as_frequent_as_they_are(sizes):
+    torch.manual_seed(0)
+    model = Captioner(ModelConfig(4, 50, 8, 8, **sizes))
+    captions = [[START, *([5] * 6), 6, END], [START, 5, 6, 7, END], [START, END]]
+    model.set_word_frequencies(captions)
+    counts = {5: 7, 6: 2, 7: 1, END: 3}
+    total = sum(counts.values()) + 50  # each word once more
+    found = model.decoder.linear.bias.exp()
+    expected = torch.tensor([(counts.get(word, 0) + 1) / total for word in range(50)])
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_a_fresh_captioner_takes_the_frequencies_of_words(scenes_root, tmp_path):
+    train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
+    sizes = ["--hidden-size", "16", "--embed-size", "16", "--min-count", "1", "--cnn", "scenes_cnn"]
+    nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--ema", "0"]
+    assert main([*train, "--output", str(tmp_path / "a"), *sizes, *nothing]) == 0
+    first = load_checkpoint(tmp_path / "a" / "best.pt")
+    bias = first.model.decoder.linear.bias
+    words = [first.vocabulary.index[word] for word in ("a", "left")]
+    tokens = [
+        token
+        for image in load_references(scenes_root / "annotations" / "captions_train.json").images
+        for caption in image.captions
+        for token in first.vocabulary.encode(caption)[1:]
+    ]
+    a, left = (tokens.count(word) + 1 for word in words)
+    assert (bias[words[0]] - bias[words[1]]).item() == pytest.approx(math.log(a / left), rel=1e-4)
+    frequency = torch.tensor(tokens).bincount(minlength=len(bias)).float() / len(tokens)
+    entropy = -(frequency[frequency > 0] * frequency[frequency > 0].log()).sum().item()
+    assert first.training["history"][0]["loss"] == pytest.approx(entropy, rel=0.05)
+    first.model.decoder.linear.bias.data.fill_(0.25)
+    first.save(tmp_path / "a" / "best.pt")
+    start = ["--start", str(tmp_path / "a" / "best.pt")]
+    assert main([*train, "--output", str(tmp_path / "b"), *start, *nothing]) == 0
+    second = load_checkpoint(tmp_path / "b" / "best.pt")
+    assert torch.equal(second.model.decoder.linear.bias, torch.full_like(bias, 0.25))
