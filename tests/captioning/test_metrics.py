@@ -1,6 +1,7 @@
 """Scores equal those of pycocoevalcap with its Java tokenizer."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_says_in_words_when_a_score_means_nothing():
     assert "CIDEr-D of one picture is 0 by construction" in str(one)
     blind = score_captions(dict.fromkeys(REFERENCES, "a dog"), REFERENCES)
     assert "every picture got the same caption" in str(blind)
+
+
+def test_meteor_is_missed_in_words_where_there_is_no_java(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    scores = score_captions(CAPTIONS, REFERENCES, meteor=True)
+    assert "METEOR" not in scores.overall
+    assert "note: METEOR needs Java, and there is none" in str(scores)
+    assert "METEOR" not in str(score_captions(CAPTIONS, REFERENCES))
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java: no java in PATH")
+def test_meteor_tells_right_words_from_wrong_ones():
+    perfect = {i: r[0] for i, r in REFERENCES.items()}
+    best, scores = (score_captions(c, REFERENCES, meteor=True) for c in (perfect, CAPTIONS))
+    assert best.overall["METEOR"] == pytest.approx(1, abs=0.01)
+    assert 0.05 < scores.overall["METEOR"] < best.overall["METEOR"]
+    assert set(scores.per_image) == set(CAPTIONS)
+    strange = score_captions(dict.fromkeys(CAPTIONS, "xyz"), REFERENCES, meteor=True)
+    assert strange.overall["METEOR"] < 0.01
 
 
 def test_empty_captions_score_nothing():
