@@ -48,7 +48,7 @@ def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = Fa
     return scores
 
 
-def find_pictures(
+def with_pictures(
     dataset: CaptionDataset, annotations: str | Path, image_folder: str | Path | None = None
 ) -> CaptionDataset:
     """A data set of `load_references` with the files of its pictures, for the report.

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, results, indent=0)
     total = time.perf_counter() - start
-    line = f"{len(results)} pictures, {len(results) / max(seconds, 1e-9):,.0f} captions/s"
+    line = f"{len(results)} pictures, {len(results) / max(seconds, 1e-9):,.0f} captions/s decoding"
     if not args.features:
         line += f", {len(results) / total:,.1f} captions/s CNN included"
     print(line + (f"; {failed} pictures failed" if failed else ""), file=sys.stderr)

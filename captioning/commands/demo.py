@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from captioning.commands.arguments import add_lstm
+from captioning.commands.arguments import add_lstm, at_least
 from captioning.demo import EPOCHS, demo
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     told = "passes over the captions ({lstm}; attention: {attention})".format(**EPOCHS)
-    parser.add_argument("--epochs", type=int, help=told)
+    parser.add_argument("--epochs", type=at_least(1), metavar="N", help=told)
     parser.add_argument("--fresh", action="store_true", help="train again even if it was done")
     parser.add_argument(
         "--decoder",

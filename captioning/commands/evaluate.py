@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning.datasets import load_references
-from captioning.evaluate import evaluate, find_pictures, read_results, write_evaluation
+from captioning.evaluate import evaluate, read_results, with_pictures, write_evaluation
 from captioning.files import write_json
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         from captioning.checkpoint import load_checkpoint, training_history
 
-        dataset = find_pictures(dataset, args.references, args.images)
+        dataset = with_pictures(dataset, args.references, args.images)
         checkpoint, history = None, []
         if args.checkpoint:
             checkpoint = load_checkpoint(args.checkpoint)

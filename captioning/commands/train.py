@@ -15,6 +15,7 @@ from captioning.commands.arguments import (
     add_device,
     add_lstm,
     add_on_error,
+    at_least,
     encode,
     load_cnn_of,
     load_data,
@@ -59,7 +60,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)"
     )
     parser.add_argument("--vocab", type=Path, help="vocabulary file; built if not given")
-    parser.add_argument("--min-count", type=int, help=f"of a built vocabulary ({MIN_COUNT})")
+    parser.add_argument(
+        "--min-count", type=at_least(1), metavar="N", help=f"of a built vocabulary ({MIN_COUNT})"
+    )
     parser.add_argument(
         "--start",
         type=Path,

@@ -130,7 +130,9 @@ def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tm
     assert main([*command, "--json", str(results)]) == 1
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
-    assert "10 pictures, " in err and "; 2 pictures failed" in err
+    assert (
+        "10 pictures, " in err and " captions/s decoding, " in err and "; 2 pictures failed" in err
+    )
     assert len(json.loads(results.read_text())) == 10
 
 
@@ -276,7 +278,6 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
-        (["demo", "--epochs", "0", "--output", "{tmp}"], "epochs: expected >= 1"),
     ],
 )
 def test_bad_input_gives_a_message_not_a_traceback(
@@ -325,6 +326,8 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
         ("train", "--workers -1", "argument --workers: expected >= 0, got -1"),
         ("train", "--patience 2", "--patience: expected 0 without --val, got 2"),
         ("train", "--self-critical", "--self-critical goes on with a trained captioner: --start"),
+        ("train", "--min-count 0", "argument --min-count: expected >= 1, got 0"),
+        ("demo", "--epochs 0", "argument --epochs: expected >= 1, got 0"),
         ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),
         ("caption", "--batch-size -1", "argument --batch-size: expected >= 1, got -1"),
         ("caption", "--batch-size x", "argument --batch-size: invalid int value: 'x'"),
@@ -345,6 +348,7 @@ def test_wrong_numbers_are_refused_before_anything_is_computed(
     annotations = str(scenes_root / "annotations" / "captions_val.json")
     given = {
         "train": ["--train", annotations, "--output", str(tmp_path / "run")],
+        "demo": ["--output", str(tmp_path / "run")],
         "caption": [str(trained / "best.pt"), "--annotations", annotations],
     }[command]
     try:
