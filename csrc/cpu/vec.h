@@ -169,6 +169,16 @@ FASTLSTM_HD Native shuffle(const Native& a, const Native& b, const Bits& index) 
 #endif
 }
 
+#if defined(__x86_64__) && FASTLSTM_VECTOR_BYTES == 64
+// Where one of the two is a NaN, min and max return the second.
+FASTLSTM_HD Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
+  return Vec<float>(_mm512_min_ps(bound.v, _mm512_max_ps(-bound.v, x.v)));
+}
+FASTLSTM_HD Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
+  return Vec<double>(_mm512_min_pd(bound.v, _mm512_max_pd(-bound.v, x.v)));
+}
+#endif
+
 template <typename A>
 FASTLSTM_HD Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN stays a NaN
   const typename Vec<A>::Native low = -bound.v;
