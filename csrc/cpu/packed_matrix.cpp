@@ -9,7 +9,7 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kBlockRows = 48;       // rows that pass a panel piece together
+constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -20,10 +20,11 @@ template <typename Body>
 void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
   // Below this many multiply-adds, waking another thread costs more than it helps.
   constexpr int64_t kWorthAThread = 1 << 19;
-  const int64_t least = divide_up(rows, kBlockRows);
-  const int64_t threads = std::min(
-      {int64_t(at::get_num_threads()), least, 1 + rows * multiply_adds_of_a_row / kWorthAThread});
-  const int64_t blocks = threads > 0 ? divide_up(least, threads) * threads : 0;
+  constexpr int64_t kRowsOfAThread = 24;
+  const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
+                                    1 + rows * multiply_adds_of_a_row / kWorthAThread});
+  const int64_t blocks =
+      threads > 0 ? divide_up(divide_up(rows, kBlockRows), threads) * threads : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
