@@ -19,7 +19,7 @@ import torch
 
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig
-from captioning.config import SELF_CRITICAL, SMALL
+from captioning.config import DROPOUT, SELF_CRITICAL, SMALL
 from captioning.datasets import CaptionDataset, CaptionedImage
 from captioning.features import FeatureCache, FeatureTable
 from captioning.generate import DecodeConfig, best_captions
@@ -129,9 +129,11 @@ def make_tables(folder: Path, sizes: dict[str, int], noise: float = 0.7) -> dict
 
 
 def first_captioner(table: FeatureTable, **sizes: float) -> Checkpoint:
-    vocabulary = Vocabulary.build([c for i in table.images for c in i.captions], 4)
+    captions = [c for i in table.images for c in i.captions]
+    vocabulary = Vocabulary.build(captions, 4)
     torch.manual_seed(0)
     model = Captioner(ModelConfig(1280, len(vocabulary), **sizes))  # type: ignore[arg-type]
+    model.set_word_frequencies(map(vocabulary.encode, captions))
     no_cnn = CNNIdentity(CNNConfig("proxy"), Transform(8, 8, (0.0,) * 3, (1.0,) * 3), "")
     return Checkpoint(model, vocabulary, no_cnn, {})
 
@@ -146,7 +148,7 @@ def main() -> None:
     given = dict(setting.split("=") for setting in args.settings)
     values = {k: v if v.isalpha() else json.loads(v) for k, v in given.items()}
     names = {field.name for field in dataclasses.fields(ModelConfig)}
-    sizes = {"dropout": 0.5} | {k: v for k, v in values.items() if k in names}
+    sizes = {"dropout": DROPOUT["small"]} | {k: v for k, v in values.items() if k in names}
     tables = make_tables(args.output, {"train": args.pictures, "val": 500})
     if args.start:
         checkpoint, recipe = load_checkpoint(args.start), SELF_CRITICAL

@@ -103,6 +103,7 @@ def demo(
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         torch.manual_seed(seed)
         model = Captioner(sizes, lstm)
+        model.set_word_frequencies(map(vocabulary.encode, data["train"].captions))
         checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
         say(f"3/5  training an LSTM ({lstm}) on {len(data['train'].captions):,} captions")
         history = train(checkpoint, config, tables["train"], tables["val"], output)

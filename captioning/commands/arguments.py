@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from captioning.cnn import POOLS, CNNConfig, FrozenCNN, load_cnn
+from captioning.cnn import POOLS, VIEWS, CNNConfig, FrozenCNN, load_cnn
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
@@ -46,7 +46,7 @@ def add_on_error(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("refuse", "skip"),
         default="refuse",
-        help="what to do about broken or missing pictures and empty captions",
+        help="what to do about what is broken or missing: pictures, captions, rows of a list",
     )
 
 
@@ -74,6 +74,12 @@ def add_cnn(parser: argparse.ArgumentParser) -> None:
         "the cells, for --decoder attention, and its default (else avg)",
     )
     group.add_argument(
+        "--view",
+        choices=VIEWS,
+        help="whole: all of the picture, squashed to a square (default); crop: the square in its "
+        "middle, as in the CNN's own training",
+    )
+    group.add_argument(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
@@ -90,7 +96,8 @@ def add_cnn(parser: argparse.ArgumentParser) -> None:
 
 def load_cnn_of(args: argparse.Namespace) -> FrozenCNN:
     given = {"name": args.cnn, "weights": args.weights, "pool": args.pool}
-    return load_cnn(CNNConfig(**{name: value for name, value in given.items() if value}))
+    config = CNNConfig(**{name: value for name, value in given.items() if value})
+    return load_cnn(config, args.view or VIEWS[0])
 
 
 def load_data(

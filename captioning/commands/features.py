@@ -7,6 +7,7 @@ from captioning.commands.arguments import (
     add_cnn,
     add_device,
     add_on_error,
+    at_least,
     encode,
     load_cnn_of,
     load_data,
@@ -23,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of feature caches to write to, as train's --features",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at a time")
     add_on_error(parser)
     add_device(parser)
     add_cnn(parser)

@@ -204,7 +204,8 @@ def refuse_others(
     """What is given must be what the checkpoint has, which is gone on with."""
     known = {name: getattr(begun.model.config, name) for name in MODEL}
     cnn = begun.cnn.config
-    known |= {"cnn": cnn.name, "pool": cnn.pool}
+    view = "whole" if begun.cnn.transform.squash else "crop"
+    known |= {"cnn": cnn.name, "pool": cnn.pool, "view": view}
     if args.weights != "DEFAULT":  # which stands for a name
         known["weights"] = cnn.weights
     if before:

@@ -370,6 +370,7 @@ def test_wrong_numbers_are_refused_before_anything_is_computed(
         ("--cnn resnet18", "--cnn: expected scenes_cnn, as in {path}, got resnet18"),
         ("--weights V1", "--weights: expected DEFAULT, as in {path}, got V1"),
         ("--pool avg", "--pool: expected 2x2, as in {path}, got avg"),
+        ("--view whole", "--view: expected crop, as in {path}, got whole"),
         ("--min-count 60", "--min-count 60: expected the {words} words of {path}, got "),
         ("--vocab {vocab}", "--vocab: expected the {words} words of {path}, got 5 words"),
     ],
