@@ -89,6 +89,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       std::move(found.begin(), found.end(), result.begin());
       return result;
     }
+    // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), if_defined(grads[3]),

@@ -124,8 +124,8 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
           made.zoneout_h = zoneout_h.at(d * flat_rows + flat);
           made.h_before = made.h_prev;
         }
-        if (layer.h_mask &&
-            made.h_prev != zero_h.data()) {  // every thread masks the rows that it reads
+        // Every thread masks the rows that it reads; zeros stay recognisable.
+        if (layer.h_mask && made.h_prev != zero_h.data()) {
           thread_local std::vector<T> masked_h;
           masked_h.resize(batch * out);
           made.h_prev =
