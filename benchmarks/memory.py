@@ -24,6 +24,8 @@ from cases import Case
 from torch.autograd.profiler import profile
 from workload import build, settings
 
+from fastlstm import _build
+
 Peak = dict[str, int]  # bytes by "allocated" and "resident"; what cannot be measured is absent
 
 
@@ -106,6 +108,8 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
         for name, method in (("allocated", allocated), *[("resident", _resident)] * 3):
             workload.clear()
             gc.collect()
+            if _build.library:
+                _build.library.release_scratch()  # or it would count in no step
             if (value := method(workload.step)) is not None:
                 peak[name] = max(value, peak.get(name, 0))
     return peak

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 #include "cuda/plan_module.h"
 #include "ops.h"
 
@@ -56,6 +57,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
   m.def("build_info", &fastlstm::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("release_scratch", &fastlstm::release_scratch,
+        "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
+        "returns how many bytes.");
   m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"),

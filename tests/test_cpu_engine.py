@@ -289,6 +289,38 @@ def test_in_forked_workers_of_a_data_loader(threads) -> None:
     assert all(torch.equal(batch[0], expected) for batch in batches)
 
 
+_PAGE_FAULTS = """
+import resource, torch, fastlstm
+lstm, x = fastlstm.LSTM(512, 512), torch.randn(3, 1, 512)
+def faults(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        lstm(x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with torch.no_grad():
+    first, _, later = faults(1), faults(3), faults(10)
+print(first, later)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_working_memory_is_used_again() -> None:
+    # In a process of its own: malloc maps large blocks anew until it has seen larger ones.
+    child = subprocess.run([sys.executable, "-c", _PAGE_FAULTS], capture_output=True, text=True)
+    first, later = map(int, child.stdout.split())
+    assert first > 1500  # the packed weights are 8 MB
+    assert later < 200, child.stderr
+
+
+def test_working_memory_is_bounded() -> None:
+    release = _build.library.release_scratch
+    with torch.no_grad():
+        for size in (300, 700, 1100, 1500):
+            fastlstm.LSTM(size, size)(torch.randn(2, 1, size))  # at last 72 MB of packed weights
+    assert 32 << 20 < release() <= 64 << 20
+    assert release() == 0
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:

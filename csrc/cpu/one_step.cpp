@@ -165,7 +165,7 @@ ForwardResult one_step_forward(const Layer& layer) {
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
     T* const y = data<T>(output) + d * out;
-    const Tensor unprojected = layer.projects() ? at::empty({batch, hidden}, options) : Tensor();
+    const Tensor unprojected = layer.projects() ? scratch<T>(batch * hidden) : Tensor();
     const OneStep<T> step{const_data<T>(w_ih),
                           const_data<T>(w_hh),
                           layer.has_bias() ? const_data<T>(b_ih) : nullptr,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "scratch.h"
 
 namespace fastlstm {
 
@@ -26,12 +27,6 @@ const TiledKernels<T, State_t<T>>& tiled_kernels();
 
 // Terms of a sum over k for which a panel stays in the L2 cache.
 constexpr int64_t kPiece = 512;
-
-// Memory for `count` elements, aligned to a cache line.
-template <typename T>
-at::Tensor scratch(int64_t count) {
-  return at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte);
-}
 
 // Cuts columns [0, N) into panels: at most 4 vectors wide, and as many for each of `pieces` threads
 // if there are so many vectors.

@@ -127,18 +127,17 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
                         : at::zeros_like(c_0);
   // Steps whose gradients are walked, then multiplied while they are in cache: more of them with
   // larger weights, whose gradients every chunk reads and writes.
-  constexpr int64_t kChunkBytes = 1 << 20;
+  constexpr int64_t kChunkBytes = sizeof(T) == 8 ? 3 << 17 : 1 << 20;
   const int64_t chunk_rows =
       std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (input_size + hidden) / 2);
   const int64_t chunk_steps =
       std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
-  const Tensor ring =
-      per_row ? Tensor() : at::empty({(chunk_steps + 1) * batch, 4 * hidden}, options);
+  const Tensor ring = scratch<T>(per_row ? 0 : (chunk_steps + 1) * batch * 4 * hidden);
   // With a projection a step has a phase before it: dL/dh_t in full, which W_hr then takes to the
   // cells. The chunk's dL/dh_t, and o * tanh(c) of all steps, are what W_hr's gradient needs.
   const int64_t phases = layer.projects() ? 2 : 1;
-  const Tensor d_h = at::empty({layer.projects() ? chunk_steps * batch : 0, out}, options);
-  const Tensor masked_h = at::empty({layer.h_mask ? chunk_steps * batch : 0, out}, options);
+  const Tensor d_h = scratch<T>(layer.projects() ? chunk_steps * batch * out : 0);
+  const Tensor masked_h = scratch<T>(layer.h_mask ? chunk_steps * batch * out : 0);
   const std::vector<T> zeros(4 * hidden, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));

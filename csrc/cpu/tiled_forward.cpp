@@ -53,13 +53,12 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
       std::clamp<int64_t>(chunk_rows / std::max<int64_t>(batch, 1), 1, rows.steps());
   // Where activated gates are kept, in the dtype of the sums, the pre-activations take their place.
   const bool in_place = save_gates && std::is_same_v<T, A>;
-  const Tensor chunk_gates =
-      in_place ? Tensor() : at::empty({chunk_steps * batch, 4 * hidden}, state_options);
+  const Tensor chunk_gates = in_place ? Tensor() : scratch<A>(chunk_steps * batch * 4 * hidden);
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
   const int64_t tiles = (hidden + kernels.lanes - 1) / kernels.lanes;
   // With a projection a step has a second phase: from o * tanh(c) of all units to h.
   const int64_t phases = layer.projects() ? 2 : 1;
-  const Tensor unprojected = at::empty({layer.projects() ? batch : 0, hidden}, options);
+  const Tensor unprojected = scratch<T>(layer.projects() ? batch * hidden : 0);
 
   for (int64_t d = 0; d < directions; ++d) {
     const Direction& w = layer.directions[d];

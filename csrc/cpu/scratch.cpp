@@ -1,0 +1,81 @@
+#include "scratch.h"
+
+#include <ATen/EmptyTensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+namespace fastlstm {
+namespace {
+
+constexpr int64_t kKeptBytes = 64 << 20;
+constexpr int64_t kSmallBytes = 128 << 10;  // malloc has these at hand
+
+struct Kept {
+  std::mutex mutex;
+  std::vector<at::Tensor> blocks;  // the longest unused first
+  int64_t bytes = 0;
+};
+
+Kept& kept() {
+  static auto* const forever = new Kept;  // threads may still run when the process ends
+  return *forever;
+}
+
+bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
+
+// Lets go of free blocks, the longest unused first, until only `bytes` are kept.
+void shrink(Kept& kept, int64_t bytes) {
+  auto& blocks = kept.blocks;
+  while (kept.bytes > bytes) {
+    const auto block = std::find_if(blocks.begin(), blocks.end(), is_free);
+    if (block == blocks.end()) return;
+    kept.bytes -= block->nbytes();
+    blocks.erase(block);
+  }
+}
+
+}  // namespace
+
+at::Tensor scratch_bytes(int64_t bytes) {
+  const auto fresh = [bytes] {
+    return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
+  };
+  if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
+  Kept& kept = fastlstm::kept();
+  // Never waits: in a forked process the mutex may be locked for good.
+  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  if (!lock) return fresh();
+  auto& blocks = kept.blocks;
+  auto best = blocks.end();
+  for (auto block = blocks.begin(); block != blocks.end(); ++block) {
+    const auto size = static_cast<int64_t>(block->nbytes());
+    if (size >= bytes && size <= bytes + bytes / 8 && is_free(*block) &&
+        (best == blocks.end() || size < static_cast<int64_t>(best->nbytes())))
+      best = block;
+  }
+  if (best != blocks.end()) {
+    std::atomic_thread_fence(std::memory_order_acquire);  // after its last user let it go
+    std::rotate(best, best + 1, blocks.end());
+    return blocks.back();
+  }
+  at::Tensor block = fresh();
+  shrink(kept, kKeptBytes - bytes);
+  if (kept.bytes + bytes > kKeptBytes) return block;
+  kept.bytes += bytes;
+  blocks.push_back(block);
+  return block;
+}
+
+int64_t release_scratch() {
+  Kept& kept = fastlstm::kept();
+  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  if (!lock) return 0;
+  const int64_t before = kept.bytes;
+  shrink(kept, 0);
+  return before - kept.bytes;
+}
+
+}  // namespace fastlstm
