@@ -1,5 +1,5 @@
-// Working memory for one call of an engine. The next call gets the same again: memory fresh from the
-// system costs a page fault every 4 KB, which took nine tenths of a short walk with large weights.
+// Working memory for one call of an engine. The next call gets the same again: memory fresh from
+// the system costs a page fault every 4 KB, more than half of a short walk with large weights.
 #pragma once
 #include <ATen/ATen.h>
 
