@@ -6,11 +6,8 @@ Two users want slightly different words: the vocabulary (`tokenize`) and the met
 
 import re
 import sys
-from functools import lru_cache
-
-from nltk.tokenize import NLTKWordTokenizer
-
-_treebank = NLTKWordTokenizer()
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 # Dropped by coco-caption before scoring; ";" because its PTBTokenizer call ends up without it.
 _PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
@@ -18,6 +15,14 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 _NOT_LEARNED = frozenset(_BRACKETS.values())
 _STRAIGHT = str.maketrans({"‘": "`", "’": "'", "“": "``", "”": "''"})  # as Java does
 _ABBREVIATIONS = set("st ave blvd dr mr mrs ms jr sr rd vs etc no ft mt".split())
+
+
+@cache
+def _treebank() -> Callable[[str], list[str]]:
+    # It imports scipy.stats: more than a second, for which captioning a photograph need not wait.
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize
 
 
 @lru_cache(2**20)  # read, counted, encoded, scored: the same captions; COCO has 620,000
@@ -28,7 +33,7 @@ def ptb_tokenize(caption: str) -> tuple[str, ...]:
     Equal to the Java PTBTokenizer on 99.9 % of 65,014 captions of COCO.
     """
     words = []
-    for word in _treebank.tokenize(caption.lower().translate(_STRAIGHT)):
+    for word in _treebank()(caption.lower().translate(_STRAIGHT)):
         word = _BRACKETS.get(word, word)
         if re.fullmatch(r"\.{2,}", word):
             continue
