@@ -1,9 +1,9 @@
 """Build fastlstm: as pure Python, or with the extension fastlstm._C.
 
 FASTLSTM_BUILD says what to build:
-  auto  (default) CPU kernels, and CUDA kernels if torch and a CUDA toolkit allow it
-  cpu   CPU kernels only
-  cuda  CPU and CUDA kernels, or an error that says what is missing
+  auto  (default) what can be built here: CPU and CUDA kernels, CPU kernels only, or none
+  cpu   CPU kernels only, or an error that says what is missing
+  cuda  CPU and CUDA kernels, or the same
   none  pure Python
 
 Nobody needs a GPU to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
@@ -114,12 +114,11 @@ def choose(request, missing_cpu, missing_cuda):
         raise SystemExit(f"FASTLSTM_BUILD must be auto, cpu, cuda or none, got {request!r}")
     if request == "none":
         return [], "FASTLSTM_BUILD=none"
-    if request == "cuda":
-        if missing_cpu or missing_cuda:
-            raise SystemExit("FASTLSTM_BUILD=cuda: " + "; ".join(missing_cpu + missing_cuda))
-        return ["cpu", "cuda"], None
-    if missing_cpu:
-        return [], "; ".join(missing_cpu)
+    missing = missing_cpu + missing_cuda if request == "cuda" else missing_cpu
+    if missing and request != "auto":  # what is asked for by name is never left out silently
+        raise SystemExit(f"FASTLSTM_BUILD={request}: " + "; ".join(missing))
+    if missing:
+        return [], "; ".join(missing)
     if request == "cpu":
         return ["cpu"], "FASTLSTM_BUILD=cpu"
     return (["cpu"], "; ".join(missing_cuda)) if missing_cuda else (["cpu", "cuda"], None)

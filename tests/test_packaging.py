@@ -133,6 +133,14 @@ def test_no_compiler_installs_pure_python(small_project: Path, tmp_path: Path) -
     assert record(target)["kinds"] == []
 
 
+def test_cpu_without_compiler_is_an_error(small_project: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    done = install(small_project, target, CXX="/nowhere/c++", FASTLSTM_BUILD="cpu")
+    assert done.returncode != 0
+    assert "FASTLSTM_BUILD=cpu: no C++ compiler ('/nowhere/c++' is not on PATH" in done.stdout
+    assert not target.exists()
+
+
 def test_no_torch_installs_pure_python(small_project: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
@@ -264,7 +272,7 @@ def load_setup():
         ("auto", [], ["no nvcc"], ["cpu"]),
         ("auto", ["no torch"], [], []),
         ("cpu", [], [], ["cpu"]),
-        ("cpu", ["no torch"], [], []),
+        ("cpu", [], ["no nvcc"], ["cpu"]),
         ("cuda", [], [], ["cpu", "cuda"]),
         ("none", [], [], []),
     ],
@@ -275,9 +283,10 @@ def test_choose(request_: str, cpu: list[str], cuda: list[str], kinds: list[str]
     assert (note is None) == (kinds == ["cpu", "cuda"])
 
 
-def test_choose_cuda_names_all_that_is_missing() -> None:
-    with pytest.raises(SystemExit, match="^FASTLSTM_BUILD=cuda: no torch; no nvcc$"):
-        load_setup().choose("cuda", ["no torch"], ["no nvcc"])
+@pytest.mark.parametrize(("kind", "missing"), [("cpu", "no torch"), ("cuda", "no torch; no nvcc")])
+def test_choose_names_all_that_is_missing(kind: str, missing: str) -> None:
+    with pytest.raises(SystemExit, match=f"^FASTLSTM_BUILD={kind}: {missing}$"):
+        load_setup().choose(kind, ["no torch"], ["no nvcc"])
 
 
 @pytest.mark.parametrize(
