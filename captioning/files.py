@@ -1,9 +1,12 @@
 """Atomic writes, and reading that forgives nobody."""
 
+import contextlib
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,9 +16,30 @@ from captioning.errors import CaptioningError
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call ``write(file)`` on a temporary file beside `path`, then move it to `path`.
 
-    A failure (disk full, killed process) leaves the old file as it was.
+    A failure (disk full, killed process) leaves the old file as it was; Ctrl-C waits for the new.
     """
-    path = Path(path)
+    with _interrupts_wait():
+        _write_atomically(Path(path), write)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back: torch.save would make a RuntimeError of it."""
+    handler, came = signal.getsignal(signal.SIGINT), []
+    # Only the main thread sees Ctrl-C; what ignores it, or dies of it at once, still may.
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *call: came.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -2,12 +2,15 @@
 
 import os
 import pickle
+import signal
+import threading
 
 import pytest
 import torch
 
 from captioning.checkpoint import load_checkpoint, training_history
 from captioning.errors import CaptioningError
+from captioning.files import write_text
 from captioning.vocabulary import Vocabulary
 
 
@@ -86,6 +89,42 @@ def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeyp
         new_checkpoint().save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize("when", ["write", "fsync", "replace"])
+def test_an_interrupt_waits_for_the_file(new_checkpoint, tmp_path, monkeypatch, when):
+    """Ctrl-C in torch.save became a RuntimeError, and behind os.replace a missing file."""
+    real = torch.save if when == "write" else getattr(os, when)
+
+    def interrupted(*args):
+        if when != "write":
+            real(*args)
+            signal.raise_signal(signal.SIGINT)
+            return
+
+        class File:  # stands between torch.save and the file
+            def write(self, data):
+                signal.raise_signal(signal.SIGINT)
+                return args[1].write(data)
+
+            def flush(self):
+                args[1].flush()
+
+        real(args[0], File())
+
+    monkeypatch.setattr(*((torch, "save") if when == "write" else (os, when)), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new_checkpoint().save(tmp_path / "c.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    assert load_checkpoint(tmp_path / "c.pt").training == {}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_write_too(tmp_path):
+    thread = threading.Thread(target=write_text, args=(tmp_path / "t", "text"))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "t").read_text() == "text"
 
 
 def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, monkeypatch):
