@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import LSTM, LSTMCell
+from .modules import _OPTIONS, LSTM, LSTMCell
 
 _PAIRS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (nn.LSTM, LSTM),
@@ -26,6 +27,7 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     Args:
         model: any module; it may be an LSTM itself.
         to: "fastlstm" replaces nn.LSTM and nn.LSTMCell by those of fastlstm; "torch" goes back.
+            What nn.LSTM has not (zoneout, for instance) then acts no longer.
 
     Returns:
         The model; if it is itself replaced, what replaces it.
@@ -34,6 +36,10 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
         ValueError: `to` is neither "fastlstm" nor "torch".
         TypeError: the model holds an LSTM that cannot be replaced: an instance of a subclass of
             one's own, a scripted or a compiled one. Nothing is changed then.
+
+    Warns:
+        UserWarning: once for each module that is given back to torch with options that nn.LSTM has
+            not: input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, recompute.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
@@ -42,12 +48,25 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     for path, module in model.named_modules():
         for source, target in pairs:
             if _is_replaceable(path, module, source):
+                if to == "torch":
+                    _warn_of_lost_options(path, module)
                 replacements[module] = _transplant(module, target)
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in replacements:
                 module._modules[name] = replacements[child]
     return replacements.get(model, model)
+
+
+def _warn_of_lost_options(path: str, module: nn.Module) -> None:
+    values = ((name, getattr(module, name, None)) for name in _OPTIONS)
+    lost = ", ".join(f"{name}={value}" for name, value in values if value)
+    if lost:
+        warnings.warn(
+            f"convert: nn.LSTM has no {lost}: {path or 'the model itself'} goes on without",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _is_replaceable(path: str, module: nn.Module, source: type[nn.Module]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -116,6 +117,22 @@ def test_the_forced_engine_is_no_attribute_of_torch() -> None:
     lstm = fastlstm.LSTM(3, 5)
     lstm.engine = "reference"
     assert not hasattr(convert(lstm, to="torch"), "engine")
+
+
+def test_options_that_torch_has_not_are_named_once_per_module() -> None:
+    first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
+    model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
+    model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2, recompute=True))
+    with pytest.warns(UserWarning) as caught:
+        convert(model, to="torch")
+    assert [str(warning.message) for warning in caught] == [
+        "convert: nn.LSTM has no recurrent_dropout=0.5, zoneout_c=0.1: a goes on without",
+        "convert: nn.LSTM has no weight_dropout=0.2, recompute=True: last.0 goes on without",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert convert(model)["a"].zoneout_c == 0.1  # kept for the way back, which loses nothing
 
 
 @pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell])
