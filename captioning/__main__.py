@@ -41,6 +41,23 @@ def module_of(command: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except ModuleNotFoundError as error:
+        name = (error.name or "captioning").split(".")[0]
+        if name in ("captioning", "fastlstm"):
+            raise  # ours: pip would not help
+        print(f"captioning: needs {name}: pip install 'fastlstm[captioning]'", file=sys.stderr)
+        return 1
+    except (CaptioningError, OSError) as error:
+        print(f"captioning: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ncaptioning: stopped", file=sys.stderr)
+        return 130
+
+
+def run(argv: list[str]) -> int:
     parser = Parser(
         prog="captioning",
         description="Captions for pictures: a frozen CNN looks, an LSTM writes.",
@@ -48,7 +65,6 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=Help,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         close = difflib.get_close_matches(argv[0], COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
@@ -68,15 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     if left and hasattr(args, "pictures") and not any(word.startswith("-") for word in left):
         args.pictures += left
     elif left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
-    try:
-        return args.run(args) or 0
-    except (CaptioningError, OSError) as error:
-        print(f"captioning: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ncaptioning: stopped", file=sys.stderr)
-        return 130
+        # By the command, which names its own --help.
+        commands.choices.get(argv[0], parser).error(f"unrecognized arguments: {' '.join(left)}")
+    return args.run(args) or 0
 
 
 if __name__ == "__main__":

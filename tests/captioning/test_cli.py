@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -66,8 +68,10 @@ def test_without_arguments_it_introduces_itself(capsys):
         (["xyz"], "no command 'xyz': there are prepare, vocab"),
         (["train"], "captioning train: the following arguments are required: --train, --output"),
         (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
-        (["demo", "again"], "unrecognized arguments: again"),
+        (["demo", "again"], "captioning demo: unrecognized arguments: again"),
         (["caption", "c.pt", "--nothing", "x.png"], "unrecognized arguments: --nothing x.png"),
+        (["vocab", "c", "--output", "o", "--nothing"], "(captioning vocab --help says more)"),
+        (["--nothing"], "captioning: unrecognized arguments: --nothing"),
         (["serve", "c.pt", "--device", "abacus"], "no device 'abacus' here: "),
     ],
 )
@@ -78,6 +82,33 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
         code = stop.code
     err = capsys.readouterr().err
     assert code == 2 and message in err and len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("PIL", "demo --help"),
+        ("tqdm", "train --help"),
+        ("pycocotools", "caption c.pt p.jpg"),
+        ("nltk", "vocab {val} --output v.json"),  # read when it is used
+    ],
+)
+def test_a_library_that_is_missing_is_named(name, command, scenes_root):
+    """As where fastlstm is installed without what its captioner needs."""
+    words = command.format(val=scenes_root / "annotations" / "captions_val.json").split()
+    code = (
+        f"import sys; sys.modules[{name!r}] = None; from captioning.__main__ import main; "
+        f"sys.exit(main({words}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == f"captioning: needs {name}: pip install 'fastlstm[captioning]'\n"
+    assert done.returncode == 1 and not done.stdout
+
+
+def test_a_missing_module_of_our_own_is_a_traceback(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captioning.commands.demo", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["demo"])
 
 
 @pytest.fixture(scope="module")
