@@ -13,7 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 from captioning.tokenizer import tokenize
 from captioning.vocabulary import PAD, Vocabulary
@@ -49,11 +49,7 @@ class CaptionDataset:
 
     def report_skipped(self) -> str:
         """One line per reason; empty if nothing was skipped."""
-        return "\n".join(
-            f"skipped {len(names)} x {reason}: {', '.join(names[:5])}"
-            + (", ..." if len(names) > 5 else "")
-            for reason, names in self.skipped.items()
-        )
+        return "\n".join(f"skipped {line}" for line in list_reasons(self.skipped))
 
 
 def load_coco(
@@ -111,7 +107,8 @@ def load_coco(
         images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
     dataset = CaptionDataset(images, skipped)
     if skipped and on_error == "refuse":
-        raise CaptioningError(f"{annotations}:\n{dataset.report_skipped()}\n(--on-error skip)")
+        lines = [f"{annotations}:", *list_reasons(skipped), "(--on-error skip leaves them out)"]
+        raise CaptioningError("\n".join(lines))
     if not images:
         raise CaptioningError(f"{annotations}: no picture is left")
     return dataset

@@ -327,6 +327,16 @@ def test_training_does_not_overwrite_a_captioner(trained, scenes_root, capsys):
     assert (trained / "last.pt").read_bytes() == before
 
 
+def test_training_refuses_a_missing_picture(scenes_root, tmp_path, capsys):
+    shutil.copytree(scenes_root, tmp_path / "scenes")
+    (missing := sorted((tmp_path / "scenes" / "train").iterdir())[5]).unlink()
+    annotations = tmp_path / "scenes" / "annotations" / "captions_train.json"
+    assert main(["train", "--train", str(annotations), "--output", str(tmp_path / "run")]) == 1
+    err = capsys.readouterr().err
+    assert "\n1 x missing picture: " in err and f"{missing.name}\n(--on-error skip leaves" in err
+    assert "skipped" not in err
+
+
 @pytest.mark.parametrize("wrong", ["--train", "--val", "--vocab"])
 def test_bad_files_are_refused_before_a_cnn_is_loaded(
     wrong, scenes_root, tmp_path, monkeypatch, capsys
