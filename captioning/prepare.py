@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 from captioning.images import EXTENSIONS, ImageError, load_image
 from captioning.tokenizer import tokenize
@@ -187,7 +187,7 @@ def prepare(
         val, test: shares of the pictures, drawn at random where no split is given; of three
             pictures or more at least one each, unless the share is 0.
         splits: split by file name, with or without its extension; pictures that it does not name
-            are left out.
+            are left out, unchecked, and counted.
         on_error: "refuse" or "skip" broken and missing pictures, captions without words, rows that
             cannot be read, and names in `splits` that no picture has.
         seed: of the random splits.
@@ -202,8 +202,18 @@ def prepare(
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is no folder")
     skipped: dict[str, list[str]] = {"bad row": source.bad_rows} if source.bad_rows else {}
+    of: Mapping[str, str | None] = source.splits
+    wanted = list(source.captions)
+    if splits:
+        of, unknown = _match(splits, source.captions)
+        if unknown:
+            skipped["listed name without captions"] = unknown
+        if unlisted := [name for name in wanted if not of[name]]:
+            tqdm.write("left out " + list_reasons({"picture in no list": unlisted})[0])
+        wanted = [name for name in wanted if of[name]]
     kept: dict[str, list[str]] = {}
-    for name, captions in tqdm(source.captions.items(), "check pictures", disable=not progress):
+    for name in tqdm(wanted, "check pictures", disable=not progress):
+        captions = source.captions[name]
         try:
             load_image(images / name, 64)
         except ImageError as error:
@@ -214,15 +224,9 @@ def prepare(
             skipped.setdefault("caption without words", []).append(name)
         if good:
             kept[name] = good
-    of: Mapping[str, str | None]
-    if splits:
-        of, unknown = _match(splits, source.captions)
-        if unknown:
-            skipped["listed name without captions"] = unknown
-    else:
-        of = source.splits or _random_splits(list(kept), val, test, seed)
+    of = of or _random_splits(list(kept), val, test, seed)
     parts = {split: [name for name in kept if of.get(name) == split] for split in SPLITS}
-    lines = [f"{len(n)} x {reason}: {', '.join(n[:5])}" for reason, n in skipped.items()]
+    lines = list_reasons(skipped)
     if skipped and on_error == "refuse":
         raise CaptioningError("\n".join([*lines, "(--on-error skip leaves them out)"]))
     if not parts["train"]:
@@ -243,7 +247,10 @@ def _match(
     splits: Mapping[str, str], names: Iterable[str]
 ) -> tuple[dict[str, str | None], list[str]]:
     """The split of each picture, and the names in `splits` that no picture has."""
-    stems = {name: os.path.splitext(name)[0] for name in names}
+    stems = {}
+    for name in names:
+        stem, extension = os.path.splitext(name)
+        stems[name] = stem if extension.lower() in EXTENSIONS else name  # not x.jpg of x.jpg.1
     of = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
     known = {*stems, *stems.values()}
     return of, [name for name in splits if name not in known]

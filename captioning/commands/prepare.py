@@ -6,6 +6,7 @@ from pathlib import Path
 
 from captioning import prepare as module
 from captioning.commands.arguments import add_on_error
+from captioning.errors import list_reasons
 from captioning.prepare import SPLITS, find_images, prepare, read_source, read_split_lists
 
 
@@ -50,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         **shares,
     )
-    for reason, names in skipped.items():
-        print(f"skipped {len(names)} x {reason}: {', '.join(names[:5])}")
+    for line in list_reasons(skipped):
+        print(f"skipped {line}")
     print(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))

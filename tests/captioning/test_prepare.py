@@ -95,6 +95,25 @@ def test_listed_names_of_no_picture_are_counted(run, tmp_path, capsys):
     assert names_of(tmp_path, "train") == ["1.jpg"]
 
 
+def test_what_no_list_names_is_counted_and_not_checked(run, pictures, tmp_path, capsys):
+    """Flickr8k.token.txt has captions of 2258277193_586949ec62.jpg.1, which is no picture."""
+    (pictures / "8.jpg").write_text("broken")
+    tokens = pictures.parent / "tokens.txt"
+    names = [*NAMES, "1.jpg.1"]
+    tokens.write_text("".join(f"{name}#0\tA dog .\n" for name in names) + "9.jpg#1\t...\n")
+    for split, listed in {"train": "1.jpg\n2.jpg\n", "val": "3.jpg\n", "test": "4.jpg\n"}.items():
+        (tmp_path / split).write_text(listed)
+    lists = [word for s in ("train", "val", "test") for word in (f"--{s}-list", tmp_path / s)]
+    assert run(*lists, source=tokens) == 0
+    told = "left out 7 x picture in no list: 0.jpg, 5.jpg, 6.jpg, 7.jpg, 8.jpg, ...\n"
+    assert told in capsys.readouterr().out
+    assert [names_of(tmp_path, split) for split in ("train", "val", "test")] == [
+        ["1.jpg", "2.jpg"],
+        ["3.jpg"],
+        ["4.jpg"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
