@@ -29,6 +29,16 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
+def _check_pair(hx: Any, function: str) -> None:
+    """Raises what torch.lstm and torch.lstm_cell raise for another hx than (h, c)."""
+    if isinstance(hx, Tensor):
+        raise TypeError(
+            f"{function}(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor"
+        )
+    if len(hx) != 2:
+        raise RuntimeError(f"{function} expects two hidden states")
+
+
 # What LSTM has and nn.LSTM has not; false or 0 unless asked for.
 _OPTIONS = (
     "input_dropout",
@@ -265,6 +275,7 @@ class LSTM(nn.RNNBase):
             self.check_input(input, batch_sizes)
         if hx is None:
             return
+        _check_pair(hx, "lstm")
         num_states = self.num_layers * (2 if self.bidirectional else 1)
         h_shape = (num_states, batch, self.proj_size or self.hidden_size)
         if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
@@ -346,14 +357,15 @@ class LSTMCell(nn.RNNCellBase):
         if hx is None:
             zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
             hx = (zeros, zeros)
-        for k in (0, 1):
-            if hx[k].dim() not in (1, 2):
+        for k, state in enumerate(hx):
+            if state.dim() not in (1, 2):
                 raise ValueError(
-                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {hx[k].dim()}D instead"
+                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead"
                 )
         if dim == 1:
             h, c = self.forward(input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
             return h.squeeze(0), c.squeeze(0)
+        _check_pair(hx, "lstm_cell")
         shape = (input.size(0), self.hidden_size)
         if input.size(1) != self.input_size or hx[0].shape != shape or hx[1].shape != shape:
             self._raise_shape_error(input, hx)

@@ -246,6 +246,10 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
     "h_0 size": (zeros(T, B, I), (zeros(1, B, 4), zeros(1, B, H))),
     "c_0 size": (zeros(T, B, I), (zeros(1, B, H), zeros(1, B, 4))),
     "c_0 layers": (zeros(T, B, I), (zeros(1, B, H), zeros(3, B, H))),
+    "hx of one": (zeros(T, B, I), (zeros(1, B, H),)),
+    "hx of three": (zeros(T, B, I), (zeros(1, B, H),) * 3),
+    "hx of three, packed": (pack_padded_sequence(zeros(T, B, I), [4, 2, 1]), (zeros(1, B, H),) * 3),
+    "h_0 alone": (zeros(T, B, I), zeros(1, B, H)),
 }
 
 
@@ -254,7 +258,7 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
 def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
-    with pytest.raises((RuntimeError, ValueError)) as theirs:
+    with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
         module(route, nn.LSTM)(*MODULE_CALLS[name])
     with pytest.raises(theirs.type) as ours:
         module(route)(*MODULE_CALLS[name])
@@ -304,6 +308,14 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
     "h size": (zeros(B, I), (zeros(B, 4), zeros(B, H))),
     "c batch": (zeros(B, I), (zeros(B, H), zeros(2, H))),
     "c size": (zeros(B, I), (zeros(B, H), zeros(B, 4))),
+    "h alone": (zeros(B, I), zeros(B, H)),
+    "h alone, batch 2": (zeros(2, I), zeros(2, H)),
+    "h and c in one tensor": (zeros(B, I), zeros(2, B, H)),
+    "unbatched h alone": (zeros(I), zeros(H)),
+    "hx of none": (zeros(B, I), ()),
+    "hx of one": (zeros(B, I), (zeros(B, H),)),
+    "hx of three": (zeros(B, I), (zeros(B, H),) * 3),
+    "hx a number": (zeros(B, I), 0),
 }
 
 
@@ -312,11 +324,22 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
 def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
-    with pytest.raises((RuntimeError, ValueError)) as theirs:
+    with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
         module(route, nn.LSTMCell)(*CELL_CALLS[name])
     with pytest.raises(theirs.type) as ours:
         module(route, fastlstm.LSTMCell)(*CELL_CALLS[name])
     assert str(ours.value) == str(theirs.value)
+
+
+@every_route
+@pytest.mark.parametrize("hx", [zeros(2, 1, B, H), zeros(1, B, H)], ids=["both", "h_0 alone"])
+def test_hx_of_the_module_is_no_tensor(route: Route, hx: Tensor) -> None:
+    """torch says so too, in a list of signatures."""
+    x = zeros(T, B, I).to(route.device)
+    call = x if hx.dim() == 4 else pack_padded_sequence(x, torch.tensor([4, 2, 1]))
+    for lstm in (module(route, nn.LSTM), module(route)):
+        with pytest.raises(TypeError, match="tuple of Tensors"):
+            lstm(call, hx.to(route.device))
 
 
 @every_route
