@@ -100,7 +100,9 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror or error}") from error
+        best = Path(path) / "best.pt"  # a run was given, not its captioner
+        hint = f"; expected a file, such as {best}" if best.is_file() else ""
+        raise CaptioningError(f"cannot read {path}: {error.strerror or error}{hint}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise CaptioningError(
             f"{path} is not a checkpoint of captioning, or damaged. (Checkpoints of yunjey's "

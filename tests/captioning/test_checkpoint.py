@@ -76,6 +76,14 @@ def test_a_missing_file_is_named(tmp_path):
         load_checkpoint(tmp_path / "none.pt")
 
 
+def test_a_folder_is_refused_with_the_captioner_in_it(new_checkpoint, tmp_path):
+    with pytest.raises(CaptioningError, match="cannot read .*: Is a directory$"):
+        load_checkpoint(tmp_path)
+    new_checkpoint().save(tmp_path / "best.pt")
+    with pytest.raises(CaptioningError, match="Is a directory; expected a file, such as .*best.pt"):
+        load_checkpoint(str(tmp_path))
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)
