@@ -18,6 +18,8 @@ from captioning.files import read_json
 from captioning.tokenizer import tokenize
 from captioning.vocabulary import PAD, Vocabulary
 
+PREPARE = "captioning prepare makes COCO captions files of other formats"
+
 
 @dataclass(frozen=True)
 class CaptionedImage:
@@ -74,18 +76,12 @@ def load_coco(
     """
     if on_error not in ("refuse", "skip"):
         raise CaptioningError(f"on_error: expected 'refuse' or 'skip', got {on_error!r}")
-    data = read_json(annotations)
-    _check_coco(data, annotations)
+    data = _read_coco(annotations)
     coco = COCO()
     coco.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         coco.createIndex()
-    if image_folder is None:
-        told = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
-        if told is None:
-            raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
-        image_folder = Path(annotations).parent / told
-    folder = Path(image_folder)
+    folder = picture_folder(data, annotations, image_folder)
     images, skipped = [], {}
     for image in data["images"]:
         path = folder / image["file_name"]
@@ -114,10 +110,21 @@ def load_coco(
     return dataset
 
 
+def picture_folder(data: Any, annotations: str | Path, given: str | Path | None = None) -> Path:
+    """Where the pictures of a COCO file are: as given, or as the file says."""
+    if given is None:
+        told = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
+        if told is None:
+            raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
+        return Path(annotations).parent / told
+    if not Path(given).is_dir():
+        raise CaptioningError(f"images: {given} is no folder")
+    return Path(given)
+
+
 def load_references(annotations: str | Path) -> CaptionDataset:
     """Read the captions of a COCO file, as they are, for scoring: no picture is looked for."""
-    data = read_json(annotations)
-    _check_coco(data, annotations)
+    data = _read_coco(annotations)
     captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
@@ -125,11 +132,19 @@ def load_references(annotations: str | Path) -> CaptionDataset:
     return CaptionDataset([CaptionedImage(i, names[i], texts) for i, texts in captions.items()])
 
 
+def _read_coco(path: str | Path) -> Any:
+    data = read_json(path, PREPARE)
+    _check_coco(data, path)
+    return data
+
+
 def _check_coco(data: Any, path: str | Path) -> None:
     wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
     for table, keys in wanted.items():
         if not isinstance(data, dict) or not isinstance(data.get(table), list):
-            raise CaptioningError(f"{path}: expected a COCO captions file with a list {table!r}")
+            raise CaptioningError(
+                f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
+            )
         for row in data[table]:
             if not isinstance(row, dict) or any(key not in row for key in keys):
                 raise CaptioningError(

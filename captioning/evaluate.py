@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint
-from captioning.datasets import CaptionDataset, load_coco
+from captioning.datasets import CaptionDataset, picture_folder
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.metrics import Scores, score_captions
@@ -53,11 +53,10 @@ def with_pictures(
 ) -> CaptionDataset:
     """A data set of `load_references` with the files of its pictures, for the report.
 
-    A picture that is missing keeps its bare name: it is scored, and the report says why it cannot
-    be shown.
+    Pictures may be missing: they are scored, and the report says why they cannot be shown.
     """
-    paths = {image.id: image.path for image in load_coco(annotations, image_folder, "skip").images}
-    return CaptionDataset([replace(i, path=paths.get(i.id, i.path)) for i in dataset.images])
+    folder = picture_folder(read_json(annotations), annotations, image_folder)
+    return CaptionDataset([replace(i, path=folder / i.path) for i in dataset.images])
 
 
 def write_evaluation(
@@ -67,16 +66,18 @@ def write_evaluation(
     scores: Scores,
     checkpoint: Checkpoint | None = None,
     history: History = (),
+    name: str = "captions",
 ) -> None:
     """The HTML report: best, worst and random pictures, distribution of scores.
 
-    A checkpoint that attends adds where it looked for each word, `history` the training curves.
+    A checkpoint that attends adds where it looked for each word, `history` the training curves;
+    `name` is that of the captions.
     """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)
         for image in dataset.images
         if image.id in results
     ]
-    section = Section("captions", f"{len(pictures)} pictures", pictures, scores)
+    section = Section(name, f"{len(pictures)} pictures", pictures, scores)
     attend = attender(checkpoint) if checkpoint else None
     write_report(path, "Evaluation of captions", "", [section], history, attend)

@@ -86,11 +86,12 @@ def read_text(path: str | Path) -> str:
         raise CaptioningError(f"{path}: expected text in UTF-8, got {error}") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file; say where it breaks off when it is truncated or damaged."""
+def read_json(path: str | Path, hint: str = "") -> Any:
+    """Parse a JSON file; say where it breaks off when it is truncated or damaged, and `hint`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CaptioningError(f"{path} is not valid JSON (truncated?): {error}") from error
+        told = f"{error}; {hint}" if hint else error
+        raise CaptioningError(f"{path} is not valid JSON (truncated?): {told}") from error

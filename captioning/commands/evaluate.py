@@ -21,6 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     results = read_results(args.results)
     dataset = load_references(args.references)
+    if args.report:
+        dataset = with_pictures(dataset, args.references, args.images)
     scores = evaluate(results, dataset, args.meteor)
     print(scores)
     if args.json:
@@ -29,10 +31,11 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         from captioning.checkpoint import load_checkpoint, training_history
 
-        dataset = with_pictures(dataset, args.references, args.images)
         checkpoint, history = None, []
         if args.checkpoint:
             checkpoint = load_checkpoint(args.checkpoint)
             history = training_history(checkpoint, args.checkpoint)
-        write_evaluation(args.report, results, dataset, scores, checkpoint, history)
+        write_evaluation(
+            args.report, results, dataset, scores, checkpoint, history, args.results.name
+        )
         print(f"report: {args.report}")

@@ -167,6 +167,25 @@ def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tm
     assert len(json.loads(results.read_text())) == 10
 
 
+def test_a_report_is_written_without_any_picture(scenes_root, tmp_path, capsys):
+    val, results, report = tmp_path / "val.json", tmp_path / "r.json", tmp_path / "report.html"
+    data = json.loads((scenes_root / "annotations" / "captions_val.json").read_text())
+    val.write_text(json.dumps(data | {"info": {"image_folder": "nowhere"}}))
+    results.write_text(
+        json.dumps([{"image_id": i["id"], "caption": "a dog"} for i in data["images"]])
+    )
+    command = ["evaluate", str(results), "--references", str(val), "--report", str(report)]
+    none = str(tmp_path / "none")
+    assert main([*command, "--images", none]) == 1
+    assert f"images: {none} is no folder" in capsys.readouterr().err
+    for extra in ([], ["--images", str(tmp_path)]):
+        assert main([*command, *extra]) == 0
+        text = report.read_text()
+        assert text.count("<figure>") == text.count("png: no such file") == 8 + 8 + 8
+        assert "<h2>r.json</h2>" in text
+        report.unlink()
+
+
 def test_captions_from_the_feature_cache_are_those_of_the_pictures(
     trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
@@ -348,6 +367,14 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
     words = [str(word) for pair in given.items() for word in pair]
     assert main(["train", *words, "--output", str(tmp_path / "run")]) == 1
     assert "cut.json is not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["image,caption\n1.jpg,a dog\n", '{"images": []}'])
+def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys):
+    (tmp_path / "captions").write_text(content)
+    for command in ("train --train {} --output o", "vocab {} --output o"):
+        assert main(command.format(tmp_path / "captions").split()) == 1
+        assert "; captioning prepare makes COCO captions files of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
