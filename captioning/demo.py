@@ -100,6 +100,9 @@ def demo(
         checkpoint = load_checkpoint(output / "best.pt", lstm)
         history = load_checkpoint(output / "last.pt").training["history"]
     else:
+        if not fresh and stamp.exists():
+            say(f"3/5  training again: {output / 'best.pt'} was trained with other settings")
+        stamp.unlink(missing_ok=True)  # if this run is killed, what it leaves is not finished
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         torch.manual_seed(seed)
         model = Captioner(sizes, lstm)

@@ -11,7 +11,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     told = "passes over the captions ({lstm}; attention: {attention})".format(**EPOCHS)
     parser.add_argument("--epochs", type=at_least(1), metavar="N", help=told)
-    parser.add_argument("--fresh", action="store_true", help="train again even if it was done")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="train again even if OUTPUT was trained with these settings; with others, it always "
+        "is",
+    )
     parser.add_argument(
         "--decoder",
         choices=("lstm", "attention"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -49,6 +50,23 @@ def test_the_second_run_trains_nothing_and_writes_the_same(output, capsys):
         (output / "results_val.json").read_text(),
         (output / "best.pt").stat().st_mtime_ns,
     )
+
+
+def test_other_settings_train_again_and_say_so(output, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "demo"
+    shutil.copytree(output, folder)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captioning.demo.train", killed)
+    splits = {"train": 64, "val": 12, "unseen": 12}
+    told = f"training again: {folder / 'best.pt'} was trained with other settings"
+    for epochs in (2, 1):  # the second time the first settings, whose captioner may be gone
+        with pytest.raises(KeyboardInterrupt):
+            demo(folder, epochs=epochs, splits=splits)
+        out = capsys.readouterr().out
+        assert (told in out) == (epochs == 2) and "trained already" not in out
 
 
 def test_the_command_line_turns_bad_input_into_a_message(tmp_path, capsys):
