@@ -1,6 +1,7 @@
 """Arguments that several commands share, and what they stand for."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,17 +13,33 @@ from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer, not below `low`."""
+def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The type of an argument that is an integer, not below `low` nor above `high`."""
 
     def integer(text: str) -> int:
         value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected >= {low}, got {value}")
+        if not low <= value <= high:
+            told = f">= {low}" if high == math.inf else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected {told}, got {value}")
         return value
 
     integer.__name__ = "int"  # argparse says "invalid int value: 'x'"
     return integer
+
+
+def positive(text: str) -> float:
+    """The type of an argument that is a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected > 0, got {value}")
+    return value
+
+
+positive.__name__ = "float"
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def device(name: str) -> str:

@@ -10,12 +10,26 @@ from captioning.attention_maps import attender, write_panels
 from captioning.caption import caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN
-from captioning.commands.arguments import add_device, add_lstm, at_least
+from captioning.commands.arguments import add_device, add_lstm, at_least, option
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
 from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
+
+OPTIONS = {  # by the method that they are of
+    "beam": {
+        "beam_size": "beginnings that are kept",
+        "length_penalty": "0 prefers short captions",
+        "no_repeat_ngram": "never so many words twice; 0 allows",
+    },
+    "sample": {
+        "temperature": "below 1 prefers probable words",
+        "top_k": "only of the k best words; 0: of all",
+        "top_p": "only of the best words of so much share",
+        "seed": "the same captions each time",
+    },
+}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, help="write COCO results; with files, also their names"
     )
-    parser.add_argument("--all", action="store_true", help="print every caption of the beam")
+    parser.add_argument("--all", action="store_true", help="beam: print every caption of the beam")
     parser.add_argument(
         "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
     )
@@ -44,9 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = DecodeConfig(
-        **{f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    )
+    config = config_of(args)
     if bool(args.pictures) == bool(args.annotations):
         raise CaptioningError("give either pictures or --annotations")
     if args.features and not args.annotations:
@@ -112,31 +124,35 @@ def cached_features(
     )
 
 
+def config_of(args: argparse.Namespace) -> DecodeConfig:
+    """How to search; an option of another method than the one that is asked for is refused."""
+    asked = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for method, options in OPTIONS.items():
+        wrong = [name for name in options if name in given]
+        if args.all and method == "beam":
+            wrong.append("all")
+        if wrong and args.method != method:
+            raise CaptioningError(
+                f"{option(wrong[0])}: expected --method {method} beside it, got {args.method}"
+            )
+    return DecodeConfig(**given)
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
+    standard = DecodeConfig()
     group.add_argument(
         "--method",
         choices=METHODS,
-        default="greedy",
+        default=standard.method,
         help="greedy: the best word each time; beam: keep several beginnings; sample: draw words",
     )
-    group.add_argument("--beam-size", type=int, default=5, help="beam: beginnings that are kept")
-    group.add_argument(
-        "--length-penalty", type=float, default=1.0, help="beam: 0 prefers short captions"
-    )
-    group.add_argument(
-        "--no-repeat-ngram", type=int, default=0, help="beam: never so many words twice; 0 allows"
-    )
-    group.add_argument(
-        "--temperature", type=float, default=1.0, help="sample: below 1 prefers probable words"
-    )
-    group.add_argument(
-        "--top-k", type=int, default=0, help="sample: only of the k best words; 0: of all"
-    )
-    group.add_argument(
-        "--top-p", type=float, default=1.0, help="sample: only of the best words of so much share"
-    )
-    group.add_argument("--seed", type=int, default=0, help="sample: the same captions each time")
+    for method, options in OPTIONS.items():
+        for name, text in options.items():
+            value = getattr(standard, name)
+            # No default, so that what is given can be told from what is not.
+            group.add_argument(option(name), type=type(value), help=f"{method}: {text} ({value})")
     group.add_argument(
         "--max-seq-length", type=int, help="the most tokens, with <end>; as trained if not given"
     )

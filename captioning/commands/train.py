@@ -19,6 +19,7 @@ from captioning.commands.arguments import (
     encode,
     load_cnn_of,
     load_data,
+    option,
 )
 from captioning.config import (
     DROPOUT,
@@ -38,10 +39,6 @@ from captioning.vocabulary import Vocabulary
 
 MIN_COUNT = 4
 MODEL = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
-
-
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
