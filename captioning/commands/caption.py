@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, help="write COCO results; with files, also their names"
     )
-    parser.add_argument("--all", action="store_true", help="beam: print every caption of the beam")
+    parser.add_argument("--all", action="store_true", help="beam: print every caption kept")
     parser.add_argument(
         "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
     )
