@@ -39,6 +39,22 @@ def _check_pair(hx: Any, function: str) -> None:
         raise RuntimeError(f"{function} expects two hidden states")
 
 
+def _check_device(input: Tensor, weight: Tensor) -> None:
+    if input.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {weight.device}"
+        )
+
+
+def _refuse_to_be_scripted(module: nn.Module) -> None:
+    name = type(module).__name__
+    raise RuntimeError(
+        f"{name}: torch.jit.script is not supported; use torch.jit.trace, torch.compile or "
+        'torch.export, or script what fastlstm.convert(model, to="torch") returns'
+    )
+
+
 # What LSTM has and nn.LSTM has not; false or 0 unless asked for.
 _OPTIONS = (
     "input_dropout",
@@ -95,6 +111,7 @@ class LSTM(nn.RNNBase):
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
     recompute: bool = False
+    __prepare_scriptable__ = _refuse_to_be_scripted
 
     def __init__(
         self,
@@ -273,6 +290,7 @@ class LSTM(nn.RNNBase):
         if input.dtype != weights[0].dtype or input.size(-1) != self.input_size:
             self._update_flat_weights()
             self.check_input(input, batch_sizes)
+        _check_device(input, weights[0])
         if hx is None:
             return
         _check_pair(hx, "lstm")
@@ -328,6 +346,7 @@ class LSTMCell(nn.RNNCellBase):
     """
 
     engine: str = "auto"
+    __prepare_scriptable__ = _refuse_to_be_scripted
 
     def __init__(
         self,
@@ -369,7 +388,22 @@ class LSTMCell(nn.RNNCellBase):
         shape = (input.size(0), self.hidden_size)
         if input.size(1) != self.input_size or hx[0].shape != shape or hx[1].shape != shape:
             self._raise_shape_error(input, hx)
-        return functional.lstm_cell(input, hx, *_by_name(self, _CELL_WEIGHTS), engine=self.engine)
+        weights = _by_name(self, _CELL_WEIGHTS)
+        try:
+            return functional.lstm_cell(input, hx, *weights, engine=self.engine)
+        except RuntimeError:  # only now: looking before costs 2 % of a small step
+            self._blame_input(input, weights[0])
+            raise
+
+    def _blame_input(self, input: Tensor, weight: Tensor) -> None:
+        """The op takes input for right, and the user has the parameters for right."""
+        _check_device(input, weight)
+        if input.is_floating_point() and input.dtype != weight.dtype:
+            raise RuntimeError(
+                f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
+                f"({weight.dtype}). Convert input: input.to({weight.dtype}), or convert model: "
+                f"model.to({input.dtype})"
+            )
 
     def _raise_shape_error(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> None:
         if input.size(1) != self.input_size:

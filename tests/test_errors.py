@@ -272,10 +272,33 @@ def test_the_module_names_a_device(route: Route) -> None:
     hx = torch.zeros(1, B, H, device=route.device)
     with pytest.raises(RuntimeError, match="h_0 on .*meta"):
         lstm(x, (hx.to("meta"), hx))
-    with pytest.raises(RuntimeError, match="on meta like input, got"):
-        lstm(x.to("meta"))
-    with pytest.raises(RuntimeError, match="on .* like input, got meta"):
-        lstm.to("meta")(x)
+
+
+@every_route
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.LSTMCell])
+def test_the_module_compares_input_with_its_parameters(route: Route, cls: type) -> None:
+    built = module(route, cls)
+    x = torch.zeros(B, I) if cls is fastlstm.LSTMCell else torch.zeros(T, B, I)
+    x = x.to(route.device)
+    found = "not at the same device, found input tensor at {} and parameter tensor at {}"
+    here = str(x.device)
+    with pytest.raises((RuntimeError, ValueError), match=r"input dtype \(.*64\) .* weight dtype"):
+        built(x.double())
+    with pytest.raises((RuntimeError, ValueError)) as integers:
+        built(x.long())
+    assert "int64" in str(integers.value)
+    with pytest.raises(RuntimeError, match=found.format("meta", here)):
+        built(x.to("meta"))
+    with pytest.raises(RuntimeError, match=found.format(here, "meta")):
+        built.to("meta")(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.LSTMCell, fastlstm.LayerNormLSTM])
+def test_scripting_is_refused_with_what_to_use(cls: type) -> None:
+    for model in (cls(I, H), nn.Sequential(nn.Sequential(cls(I, H)))):
+        with pytest.raises(RuntimeError, match=f"^{cls.__name__}: torch.jit.script is not .*trace"):
+            torch.jit.script(model)
 
 
 @every_route
