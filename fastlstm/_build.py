@@ -89,11 +89,22 @@ def rebuild_command() -> str:
     return f"{command} {shlex.quote(url['url'])}"
 
 
+def _hidden_copy() -> Path | None:
+    """The installed package, if the running one is another: a clone in the current folder."""
+    for distribution in importlib.metadata.distributions(name="fastlstm"):
+        package = Path(str(distribution.locate_file("fastlstm"))).resolve()
+        if package != _PACKAGE and (package / "_build_info.json").is_file():
+            return package
+    return None
+
+
 def _load() -> str | None:
     """Import the extension, or return the reason why it is not imported."""
     record = build_record()
     if not record:
-        return "it was not built"
+        hidden = _hidden_copy()
+        where = f" in {_PACKAGE.parent}, which hides {hidden}: run Python from another folder"
+        return "it was not built" + (where if hidden else "")
     if not record["kinds"]:
         return f"it was not built ({record['note']})"
     if reason := mismatch(record, torch.__version__, torch.version.cuda):

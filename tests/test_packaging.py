@@ -240,6 +240,15 @@ def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reaso
     assert f"False {package}/fastlstm/__init__.py" in done.stdout
 
 
+def test_a_clone_that_hides_the_installed_copy_says_so(small_project: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert install(small_project, target, FASTLSTM_BUILD="cpu").returncode == 0
+    command = [sys.executable, "-W", "ignore", "-m", "fastlstm"]
+    done = run(*command, cwd=small_project, PYTHONPATH=str(target))
+    hidden = f"it was not built in {small_project}, which hides {target}/fastlstm: run Python from"
+    assert f"  not used: {hidden} another folder\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("built", "running", "fits"),
     [
