@@ -62,6 +62,14 @@ def test_runs_as_a_module() -> None:
     assert done.stdout.startswith("usage: python -m fastlstm")
 
 
+def test_a_reader_that_has_read_enough_ends_it_quietly() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "fastlstm"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 @needs_make
 def test_help_lists_every_target() -> None:
     phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
