@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from captioning.commands import COMMANDS
 from captioning.errors import CaptioningError
+from captioning.files import interrupts_wait
 
 EPILOG = """begin with:  captioning demo
 more:        captioning COMMAND --help
@@ -37,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
 def module_of(command: str) -> ModuleType:
     """The file of a command."""
-    return importlib.import_module(f"captioning.commands.{command.replace('-', '_')}")
+    with interrupts_wait():
+        return importlib.import_module(f"captioning.commands.{command.replace('-', '_')}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,13 +18,13 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
 
     A failure (disk full, killed process) leaves the old file as it was; Ctrl-C waits for the new.
     """
-    with _interrupts_wait():
+    with interrupts_wait():
         _write_atomically(Path(path), write)
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back: torch.save would make a RuntimeError of it."""
+def interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back: torch.save makes a RuntimeError of it, import torch swallows it."""
     handler, came = signal.getsignal(signal.SIGINT), []
     # Only the main thread sees Ctrl-C; what ignores it, or dies of it at once, still may.
     if not callable(handler) or threading.current_thread() is not threading.main_thread():

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -108,6 +109,20 @@ def test_a_library_that_is_missing_is_named(name, command, scenes_root):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == f"captioning: needs {name}: pip install 'fastlstm[captioning]'\n"
     assert done.returncode == 1 and not done.stdout
+
+
+def test_an_interrupt_waits_for_the_imports(monkeypatch, capsys):
+    """In the middle of them, torch swallowed it and left half of numpy."""
+    imported = []
+
+    def slow(name):
+        signal.raise_signal(signal.SIGINT)
+        imported.append(name)
+
+    monkeypatch.setattr("importlib.import_module", slow)
+    assert main(["demo"]) == 130
+    assert imported == ["captioning.commands.demo"]
+    assert capsys.readouterr().err == "\ncaptioning: stopped\n"
 
 
 def test_a_missing_module_of_our_own_is_a_traceback(monkeypatch):
