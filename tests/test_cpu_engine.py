@@ -289,6 +289,25 @@ def test_in_forked_workers_of_a_data_loader(threads) -> None:
     assert all(torch.equal(batch[0], expected) for batch in batches)
 
 
+@pytest.mark.parametrize("input_size, hidden_size", [(5, 0), (0, 7), (0, 0)])
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_sizes_of_zero(input_size: int, hidden_size: int, with_grad: bool) -> None:
+    # nn.LSTM refuses them, nn.LSTMCell does not.
+    cell = fastlstm.LSTMCell(input_size, hidden_size)
+    torch_cell = fastlstm.convert(fastlstm.LSTMCell(input_size, hidden_size), to="torch")
+    torch_cell.load_state_dict(cell.state_dict())
+    x = torch.randn(2, input_size, requires_grad=with_grad)
+    with torch.set_grad_enabled(with_grad):
+        results = [m(x) for m in (cell, torch_cell)]
+        if with_grad:
+            leaves = [(x, *m.parameters()) for m in (cell, torch_cell)]
+            results = [
+                (*r, *torch.autograd.grad(r[0].sum() + r[1].sum(), of, allow_unused=True))
+                for r, of in zip(results, leaves, strict=True)
+            ]
+    torch.testing.assert_close(*results)
+
+
 _PAGE_FAULTS = """
 import resource, torch, fastlstm
 lstm, x = fastlstm.LSTM(512, 512), torch.randn(3, 1, 512)

@@ -41,7 +41,10 @@ bool planned(c10::string_view engine, const Layer& layer) {
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalisation, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
-  return chosen == CpuEngine::kTiled;
+  // Products with a side of 0 are left to ATen.
+  const bool empty = layer.input_size.expect_int() == 0 || layer.hidden_size.expect_int() == 0 ||
+                     layer.output_size.expect_int() == 0;
+  return chosen == CpuEngine::kTiled && !empty;
 }
 
 // Where there are no tiles for a 16-bit dtype, the tiled engine computes in float32: everything is

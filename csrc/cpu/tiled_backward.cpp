@@ -14,7 +14,8 @@ namespace fastlstm {
 namespace {
 
 // Activated gates, made again: the forward tiles on many rows at once, since every h_{t-1} is
-// known; what they say of c and h is thrown away. The bits are those of the walk.
+// known; what they say of c and h is thrown away. The bits are those of the walk, unless the walk
+// ran in float32 on 16-bit input: then h is rounded here and was not there.
 template <typename T>
 class Gatemaker {
   using A = State_t<T>;
@@ -72,9 +73,7 @@ class Gatemaker {
 template <typename T, typename A>
 static void sum_d_h(const std::vector<BackwardRow<T, A>>& row, int64_t count,
                     const PackedMatrix<T>& w_hh, int64_t group, int64_t groups,
-                    const std::vector<T*>& d_h) {
-  thread_local std::vector<const T*> next;
-  next.resize(row.size());
+                    std::vector<const T*>& next, const std::vector<T*>& d_h) {
   for (int64_t r = 0; r < count; ++r) next[r] = row[r].d_gates_next;
   if constexpr (std::is_same_v<T, A>) {  // bfloat16 comes here as float32
     multiply_share(next.data(), count, w_hh, group, groups, d_h.data());
@@ -141,6 +140,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const std::vector<T> zeros(4 * hidden, T(A(0)));
   const std::vector<A> zero_c(hidden, A(0));
   const ThreadGrid grid = thread_grid(rows, hidden, kernels.lanes, sizeof(T));
+  PerMember<BackwardRow<T, A>> made_rows(grid, batch);
+  PerMember<const T*> next_rows(grid, layer.projects() ? batch : 0);
+  PerMember<T*> d_h_rows(grid, layer.projects() ? batch : 0);
   std::optional<Sequence<T>> dx;
   if (input_needs_grad) dx.emplace(grad_input, rows);
   std::vector<Tensor> grad_weights;
@@ -259,17 +261,16 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
           grid, begin * phases, end * phases,
           [&](int64_t k, int64_t unit_group, int64_t row_group) {
             const int64_t t = rows.step(k / phases, !reverse);
-            thread_local std::vector<BackwardRow<T, A>> made;
-            made.resize(batch);
+            auto& made = made_rows.of(unit_group, row_group);
             const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
                                                 [&](int64_t row) { return make_row(t, row); });
             if (layer.projects()) {
-              thread_local std::vector<T*> d_h_t;
-              d_h_t.resize(batch);
+              auto& d_h_t = d_h_rows.of(unit_group, row_group);
               rows_of_group(rows.live(t), row_group, grid.row_groups, d_h_t,
                             [&](int64_t row) { return d_h_at(t, row); });
               if (k % phases == 0)
-                return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups, d_h_t);
+                return sum_d_h(made, count, packed_w_hh, unit_group, grid.unit_groups,
+                               next_rows.of(unit_group, row_group), d_h_t);
               for (int64_t r = 0; r < count; ++r)
                 made[r].d_gates_next = d_h_t[r], made[r].d_output = made[r].d_h_n = zeros.data(),
                 made[r].h_mask = made[r].zoneout_h = nullptr;

@@ -59,6 +59,11 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   // With a projection a step has a second phase: from o * tanh(c) of all units to h.
   const int64_t phases = layer.projects() ? 2 : 1;
   const Tensor unprojected = scratch<T>(layer.projects() ? batch * hidden : 0);
+  PerMember<ForwardRow<T, A>> made_rows(grid, batch);
+  PerMember<const T*> project_from(grid, layer.projects() ? batch : 0);
+  PerMember<T*> project_to(grid, layer.projects() ? batch : 0);
+  // Every member masks the rows that it reads.
+  const Tensor masked_h = scratch<T>(layer.h_mask ? grid.threads() * batch * out : 0);
 
   for (int64_t d = 0; d < directions; ++d) {
     const Direction& w = layer.directions[d];
@@ -103,7 +108,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         if (t == rows.first_step(row, reverse)) return h_first(row);
         return y + rows.flat(reverse ? t + 1 : t - 1, row) * directions * out;
       };
-      const auto make_row = [&](int64_t t, int64_t row) {
+      const auto make_row = [&](int64_t t, int64_t row, int64_t member) {
         const bool first = t == rows.first_step(row, reverse);
         const int64_t b = rows.batch_index(row), flat = rows.flat(t, row);
         const int64_t before = first ? 0 : rows.flat(reverse ? t + 1 : t - 1, row);
@@ -123,19 +128,14 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
           made.zoneout_h = zoneout_h.at(d * flat_rows + flat);
           made.h_before = made.h_prev;
         }
-        // Every thread masks the rows that it reads; zeros stay recognisable.
-        if (layer.h_mask && made.h_prev != zero_h.data()) {
-          thread_local std::vector<T> masked_h;
-          masked_h.resize(batch * out);
-          made.h_prev =
-              masked(made.h_prev, h_mask.at(d * batch + b), out, masked_h.data() + row * out);
-        }
+        if (layer.h_mask && made.h_prev != zero_h.data())  // zeros stay recognisable
+          made.h_prev = masked(made.h_prev, h_mask.at(d * batch + b), out,
+                               data<T>(masked_h) + (member * batch + row) * out);
         return made;
       };
       const auto project = [&](int64_t t, int64_t unit_group, int64_t row_group) {
-        thread_local std::vector<const T*> from;
-        thread_local std::vector<T*> to;
-        from.resize(batch), to.resize(batch);
+        auto& from = project_from.of(unit_group, row_group);
+        auto& to = project_to.of(unit_group, row_group);
         const int64_t count =
             rows_of_group(rows.live(t), row_group, grid.row_groups, from,
                           [&](int64_t row) { return const_data<T>(unprojected) + row * hidden; });
@@ -157,10 +157,10 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
       const auto work = [&](int64_t k, int64_t unit_group, int64_t row_group) {
         const int64_t t = rows.step(k / phases, reverse);
         if (k % phases == 1) return project(t, unit_group, row_group);
-        thread_local std::vector<ForwardRow<T, A>> made;
-        made.resize(batch);
+        auto& made = made_rows.of(unit_group, row_group);
+        const int64_t member = row_group * grid.unit_groups + unit_group;
         const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
-                                            [&](int64_t row) { return make_row(t, row); });
+                                            [&](int64_t row) { return make_row(t, row, member); });
         const int64_t last = (unit_group + 1) * tiles / grid.unit_groups;
         for (int64_t tile = unit_group * tiles / grid.unit_groups; tile < last; ++tile) {
           const int64_t unit = tile * kernels.lanes;

@@ -3,10 +3,10 @@
 // A tile is R rows x V vectors of columns. Its accumulators stay in registers over kTerms terms of
 // the sum over k; each step loads V vectors of the packed panel and broadcasts R scalars. The sum
 // over k always runs in the same order, whatever R and V, so a result does not depend on the other
-// rows, on the partition or on the number of threads. In `forward` the four vectors of a tile are
-// the four gates of the same units, so the cell equations follow in registers. With AVX-512 a tile
-// of 6 x 4 uses 24 of the 32 registers and needs 10 loads for 24 multiply-adds: arithmetic bounds
-// it.
+// rows, on the partition or on the number of threads (but see `zeros` if W_hh is not finite). In
+// `forward` the four vectors of a tile are the four gates of the same units, so the cell equations
+// follow in registers. With AVX-512 a tile of 6 x 4 uses 24 of the 32 registers and needs 10 loads
+// for 24 multiply-adds: arithmetic bounds it.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once

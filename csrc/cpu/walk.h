@@ -12,6 +12,22 @@
 
 namespace fastlstm {
 
+// Room for `count` rows for each member of the grid, made before the walk: within OpenMP's threads
+// an allocation that fails would end the process.
+template <typename Row>
+class PerMember {
+ public:
+  PerMember(const ThreadGrid& grid, int64_t count)
+      : unit_groups_(grid.unit_groups), rows_(grid.threads(), std::vector<Row>(count)) {}
+  std::vector<Row>& of(int64_t unit_group, int64_t row_group) {
+    return rows_[row_group * unit_groups_ + unit_group];
+  }
+
+ private:
+  int64_t unit_groups_;
+  std::vector<std::vector<Row>> rows_;
+};
+
 // Walks steps [begin, end): work(k, unit group, row group) for every member of the grid, a barrier
 // after each step if units are divided. Correct whatever number of threads there really is.
 template <typename Work>
