@@ -49,17 +49,25 @@ at::Tensor scratch_bytes(int64_t bytes) {
   const std::unique_lock lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh();
   auto& blocks = kept.blocks;
-  auto best = blocks.end();
-  for (auto block = blocks.begin(); block != blocks.end(); ++block) {
-    const auto size = static_cast<int64_t>(block->nbytes());
-    if (size >= bytes && size <= bytes + bytes / 8 && is_free(*block) &&
-        (best == blocks.end() || size < static_cast<int64_t>(best->nbytes())))
-      best = block;
-  }
-  if (best != blocks.end()) {
+  // Blocks of nearly this size: one that is large enough serves, a smaller one makes room.
+  const auto similar = [](int64_t smaller, int64_t larger) {
+    return smaller <= larger && larger <= smaller + smaller / 8;
+  };
+  const auto find = [&](const auto& fits) {
+    return std::find_if(blocks.begin(), blocks.end(), [&](const at::Tensor& block) {
+      return is_free(block) && fits(static_cast<int64_t>(block.nbytes()));
+    });
+  };
+  const auto found = find([&](int64_t size) { return similar(bytes, size); });
+  if (found != blocks.end()) {
     std::atomic_thread_fence(std::memory_order_acquire);  // after its last user let it go
-    std::rotate(best, best + 1, blocks.end());
+    std::rotate(found, found + 1, blocks.end());
     return blocks.back();
+  }
+  const auto smaller = find([&](int64_t size) { return similar(size, bytes); });
+  if (smaller != blocks.end()) {
+    kept.bytes -= smaller->nbytes();
+    blocks.erase(smaller);
   }
   at::Tensor block = fresh();
   shrink(kept, kKeptBytes - bytes);
