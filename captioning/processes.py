@@ -1,6 +1,7 @@
 """The processes that torchrun starts, on one machine or several."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ def processes(device: str) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
         dist.barrier()  # leaving while others still talk makes gloo abort
     finally:
+        # DistributedDataParallel lies in cycles and holds the group, whose threads must have ended
+        # before Python does: one that then asks for the GIL is killed, and aborts the process.
+        gc.collect()
         dist.destroy_process_group()
 
 
