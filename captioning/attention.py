@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from captioning.dropout import Dropout
 from captioning.lstm import make_lstm_cell
 from captioning.vocabulary import PAD, START
 
@@ -62,7 +63,7 @@ class AttentionDecoder(nn.Module):
         self.init = nn.Linear(embed_size, 2 * hidden_size)
         self.lstm = make_lstm_cell(lstm, 2 * embed_size, hidden_size)
         self.linear = nn.Linear(hidden_size, vocab_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def start(self, image: Tensor) -> AttentionState:
         """The state before <start>, of image cells [B,cells,E]."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from captioning.dropout import Dropout
 from captioning.lstm import make_lstm
 from captioning.vocabulary import PAD
 
@@ -54,7 +55,7 @@ class DecoderRNN(nn.Module):
         self.embed = nn.Embedding(vocab_size, embed_size, padding_idx=PAD)
         self.lstm = make_lstm(lstm, embed_size, hidden_size, num_layers, dropout)
         self.linear = nn.Linear(hidden_size, vocab_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The scores [N,V] of every word for the N targets of `unroll`."""

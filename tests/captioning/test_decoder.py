@@ -10,6 +10,7 @@ from captioning.__main__ import main
 from captioning.checkpoint import load_checkpoint
 from captioning.datasets import load_references
 from captioning.decoder import DecoderRNN
+from captioning.dropout import Dropout
 from captioning.model import Captioner, ModelConfig
 from captioning.vocabulary import END, PAD, START
 
@@ -46,6 +47,20 @@ def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it
     torch.testing.assert_close(scores[[0, 3, 6, 8, 9]], first)
     second = by_hand(model, image[1], [9, 5])
     torch.testing.assert_close(scores[[1, 4, 7]], second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_mean_and_sends_gradients_where_it_let_values_through(dtype):
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.4), torch.ones(1000, 500, dtype=dtype, requires_grad=True)
+    y = dropout(x)
+    y.sum().backward()
+    kept = y != 0
+    assert abs(kept.double().mean() - 0.6) < 0.003  # four standard deviations
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.6))
+    assert torch.equal(x.grad, y)
+    assert not torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_a_prediction_depends_on_earlier_words_and_the_image_only():

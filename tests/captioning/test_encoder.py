@@ -49,6 +49,17 @@ def test_the_frozen_cnn_is_in_eval_mode_whatever_train_says():
     assert not any(module.training for module in encoder.cnn.modules())
 
 
+def test_a_cpu_encodes_a_few_pictures_at_a_time_with_the_same_result():
+    cnn, seen = frozen(), []
+    cnn.trunk.register_forward_pre_hook(lambda trunk, inputs: seen.append(len(inputs[0])))
+    images = torch.randn(6, 3, 224, 224)
+    features = cnn(images)
+    assert seen == [4, 2]
+    torch.testing.assert_close(features, torch.cat([cnn(image[None]) for image in images]))
+    cnn(torch.randn(2, 3, 600, 600))  # larger than what is taken at a time
+    assert seen[-2:] == [1, 1]
+
+
 def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
     from torchvision.models import resnet18
 
