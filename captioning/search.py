@@ -81,25 +81,25 @@ def sample_tokens(
     steps = max_seq_length or decoder.max_seq_length
     if uniform is None and not greedy:
         uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
-    state = decoder.start(image)
-    words = torch.full(image.shape[:1], START, device=image.device)
-    ended = torch.zeros_like(words, dtype=torch.bool)
-    tokens, values = [], []
+    tokens = torch.full((len(image), steps), PAD, device=image.device)
+    values = torch.zeros(tokens.shape, device=image.device)
+    going = torch.arange(len(image), device=image.device)  # the captions that have not ended
+    state, words = decoder.start(image), torch.full_like(going, START)
     for t in range(steps):
         scores, state = decoder.step(words, state)
         log_probs = _log_probs(scores)
         if uniform is None:
             words = log_probs.argmax(1)
         else:
-            words = _draw(_filter(log_probs / temperature, top_k, top_p), uniform[:, t])
-        words = words.masked_fill(ended, PAD)
-        value = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
-        tokens.append(words)
-        values.append(value.masked_fill(ended, 0.0))
-        ended = ended | (words == END)
-        if ended.all():
+            words = _draw(_filter(log_probs / temperature, top_k, top_p), uniform[going, t])
+        tokens[going, t] = words
+        values[going, t] = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
+        rows = (words != END).nonzero().squeeze(1)
+        if not len(rows):
             break
-    return torch.stack(tokens, 1), torch.stack(values, 1)
+        if len(rows) < len(going):
+            going, words, state = going[rows], words[rows], decoder.select(state, rows)
+    return tokens[:, : t + 1], values[:, : t + 1]
 
 
 def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class SelfCriticalTrainer(Trainer):
         pictures = indices[share]
         features = self.table.read(pictures).to(here.device)
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
             uniform = noise[share].flatten(0, 1).to(here.device)
             tokens = sample_tokens(decoder, image, uniform=uniform)[0].cpu()
