@@ -158,7 +158,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
         const int64_t t = rows.step(k / phases, reverse);
         if (k % phases == 1) return project(t, unit_group, row_group);
         auto& made = made_rows.of(unit_group, row_group);
-        const int64_t member = row_group * grid.unit_groups + unit_group;
+        const int64_t member = grid.member(unit_group, row_group);
         const int64_t count = rows_of_group(rows.live(t), row_group, grid.row_groups, made,
                                             [&](int64_t row) { return make_row(t, row, member); });
         const int64_t last = (unit_group + 1) * tiles / grid.unit_groups;

@@ -18,13 +18,13 @@ template <typename Row>
 class PerMember {
  public:
   PerMember(const ThreadGrid& grid, int64_t count)
-      : unit_groups_(grid.unit_groups), rows_(grid.threads(), std::vector<Row>(count)) {}
+      : grid_(grid), rows_(grid.threads(), std::vector<Row>(count)) {}
   std::vector<Row>& of(int64_t unit_group, int64_t row_group) {
-    return rows_[row_group * unit_groups_ + unit_group];
+    return rows_[grid_.member(unit_group, row_group)];
   }
 
  private:
-  int64_t unit_groups_;
+  ThreadGrid grid_;
   std::vector<std::vector<Row>> rows_;
 };
 
@@ -32,7 +32,7 @@ class PerMember {
 // after each step if units are divided. Correct whatever number of threads there really is.
 template <typename Work>
 void walk_with_threads(const ThreadGrid& grid, int64_t begin, int64_t end, const Work& work) {
-  const auto member = [&](int64_t k, int64_t v) {
+  const auto member = [&](int64_t k, int64_t v) {  // v as in ThreadGrid::member
     work(k, v % grid.unit_groups, v / grid.unit_groups);
   };
 #ifdef _OPENMP
