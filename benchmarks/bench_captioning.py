@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from memory import allocated
+from timing import settle_malloc
 
 from captioning.config import AUTOCAST
 from captioning.generate import DecodeConfig, decode_batch
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the numbers")
     args = parser.parse_args()
+    settle_malloc()  # as training does when it loads the CNN
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")
     print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
     rows = []
