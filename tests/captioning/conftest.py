@@ -1,5 +1,7 @@
 """A tiny embedded data set, its features, and a captioner of random weights."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,14 @@ from captioning.datasets import load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.model import Captioner, ModelConfig
 from captioning.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts, also where pytest runs in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

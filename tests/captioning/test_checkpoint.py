@@ -99,6 +99,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("when", ["write", "fsync", "replace"])
 def test_an_interrupt_waits_for_the_file(new_checkpoint, tmp_path, monkeypatch, when):
     """Ctrl-C in torch.save became a RuntimeError, and behind os.replace a missing file."""

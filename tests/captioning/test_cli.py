@@ -111,6 +111,7 @@ def test_a_library_that_is_missing_is_named(name, command, scenes_root):
     assert done.returncode == 1 and not done.stdout
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_waits_for_the_imports(monkeypatch, capsys):
     """In the middle of them, torch swallowed it and left half of numpy."""
     imported = []
