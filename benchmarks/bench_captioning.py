@@ -1,8 +1,9 @@
 """Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
 
 Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
-cached features; only the LSTM differs. Then the peak memory of the vocabulary projection with its
-cross-entropy and gradients, in blocks and in one piece. Prints tables::
+cached features; only the LSTM differs. Then the time of the LSTM alone, and time and peak memory of
+the vocabulary projection with its cross-entropy and gradients, in blocks and in one piece. Prints
+tables::
 
     python benchmarks/bench_captioning.py
     python benchmarks/bench_captioning.py --autocast bfloat16
@@ -19,14 +20,16 @@ import torch
 import torch.nn.functional as F
 from memory import allocated
 from timing import settle_malloc
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.config import AUTOCAST
 from captioning.generate import DecodeConfig, decode_batch
-from captioning.loss import BLOCK, linear_cross_entropy
+from captioning.loss import BLOCK, _product, linear_cross_entropy
+from captioning.lstm import make_lstm
 from captioning.model import Captioner, ModelConfig
 
 
-def alternate(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each, the runs taking turns so that the machine is the same for both."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
@@ -38,14 +41,19 @@ def alternate(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def caption_lengths(args: argparse.Namespace, generator: torch.Generator) -> torch.Tensor:
+    lengths = torch.randint(10, 17, (args.batch,), generator=generator)
+    return lengths.sort(descending=True).values
+
+
+def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(10, 17, (args.batch,), generator=generator).sort(descending=True).values
+    lengths = caption_lengths(args, generator)
     captions = torch.randint(4, vocab, (args.batch, 16), generator=generator)
     captions[torch.arange(16) >= lengths.unsqueeze(1)] = 0
     features = torch.randn(args.batch, args.features, generator=generator)
 
-    def make(lstm: str) -> Callable[[], None]:
+    def make(lstm: str) -> Callable[[], object]:
         torch.manual_seed(0)
         model = Captioner(ModelConfig(args.features, vocab, args.embed, args.hidden), lstm)
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -62,14 +70,43 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], Non
     return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
 
 
-def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def lstm_alone(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """What of a step of training is the LSTM's, forward and backward, and its products alone.
+
+    The products are those of the floating-point operations that a step cannot do without, as one.
+    """
+    lengths = caption_lengths(args, torch.Generator().manual_seed(0))
+    x = torch.randn(args.batch, 16, args.embed, requires_grad=True)
+    dtype = AUTOCAST[args.autocast]
+
+    def make(kind: str) -> Callable[[], object]:
+        lstm = make_lstm(kind, args.embed, args.hidden)
+
+        def run() -> None:
+            with torch.autocast("cpu", dtype, args.autocast != "none"):
+                y = lstm(pack_padded_sequence(x, lengths, batch_first=True))[0].data
+            y.sum().backward()
+            x.grad = None
+            lstm.zero_grad()
+
+        return run
+
+    rows = 3 * int(lengths.sum())  # forward, to the input, to the weights
+    left = torch.randn(rows, args.embed + args.hidden, dtype=dtype)
+    right = torch.randn(4 * args.hidden, args.embed + args.hidden, dtype=dtype)
+    return {kind: make(kind) for kind in ("fastlstm", "torch")} | {
+        "its products as one, by oneDNN": lambda: _product(left, right)
+    }
+
+
+def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Scores, cross-entropy and gradients of the tokens of a batch, in three ways."""
     tokens = 12 * args.batch
     linear = torch.nn.Linear(args.hidden, vocab)
     hidden = torch.randn(tokens, args.hidden, requires_grad=True)
     targets, weights = torch.randint(vocab, (tokens,)), torch.ones(tokens)
 
-    def make(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    def make(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def run() -> None:
             with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
                 value = loss()
@@ -87,15 +124,15 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], N
     }
 
 
-def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     features = torch.randn(args.batch, args.features)
 
-    def make(lstm: str) -> Callable[[], None]:
+    def make(lstm: str) -> Callable[[], object]:
         torch.manual_seed(0)
         sizes = ModelConfig(args.features, vocab, args.embed, args.hidden)
         model = Captioner(sizes, lstm).eval()
         model.decoder.linear.bias.data[2] = -1e9  # never ends: all 20 steps are timed
-        return lambda: decode_batch(model, features, DecodeConfig(method), None) and None
+        return lambda: decode_batch(model, features, DecodeConfig(method), None)
 
     return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
 
@@ -126,6 +163,10 @@ def main() -> None:
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})
+    print(f"\n{'of a training step':40}{'ms':>8}")
+    for name, seconds in alternate(lstm_alone(args), args.repeats).items():
+        print(f"{f'LSTM, {name}':40}{seconds * 1e3:8.1f}", flush=True)
+        rows.append({"case": f"LSTM, {name}", "seconds": seconds})
     print(f"\n{'projection and cross-entropy':40}{'ms':>8}{'peak MB':>10}")
     for vocab in args.vocab:
         runs = projection(vocab, args)
