@@ -1,0 +1,283 @@
+// A launch of the persistent engine on random data, forward and backward, and its comparison with
+// the oracle.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <numeric>
+
+#include "../../csrc/cuda/persistent.h"
+#include "harness.h"
+#include "oracle.h"
+
+namespace persistent {
+
+using namespace fastlstm;
+using testing::check;
+using testing::check_close;
+using testing::from_double;
+using testing::to_double;
+using testing::unwritten;
+
+enum Form { kDense, kPacked, kLengths };
+
+struct Shape {
+  int T, B, H;
+  Form form = kDense;
+  int directions = 1;
+  bool reverse = false;  // of a single direction
+  bool reset = false;
+  int units = 8, row_tile = 8, row_groups = 1;
+  bool order = false;                   // hand over the rows sorted by length
+  bool masks = false, zoneout = false;  // recurrent dropout; zoneout of h and c
+};
+
+template <typename T>
+Dtype dtype_of() {
+  return std::is_same_v<T, float>      ? Dtype::kFloat32
+         : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
+                                       : Dtype::kFloat16;
+}
+
+// Everything that a launch reads and writes, in the layout of the op.
+template <typename T>
+struct Buffers {
+  std::vector<int64_t> rows, offsets, order;  // of step t; flat row of (t, b) = offsets[t] + b
+  int64_t flat_rows;
+  std::vector<T> output;
+  struct Direction {
+    std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
+    std::vector<T> h_mask, exchange, zoneout_h, zoneout_c;  // exchange: with h_mask only
+    std::vector<float> c_0, cells, c_n, d_c, d_cells;
+  };
+  std::vector<Direction> direction;
+  std::vector<T> d_output;
+};
+
+inline std::vector<oracle::Problem> make_problems(const Shape& shape, unsigned seed,
+                                                  const std::function<double(double)>& round) {
+  std::vector<oracle::Problem> problems;
+  for (int d = 0; d < shape.directions; ++d) {
+    problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H, seed + 100 * d, round));
+    auto& p = problems.back();
+    p.reverse = d == 1 || shape.reverse;
+    std::mt19937 random(seed);  // lengths and resets are the same in both directions
+    if (shape.form != kDense)
+      for (auto& n : p.length) n = random() % (shape.T + 1);
+    p.length[shape.B / 2] = shape.T;
+    if (shape.form == kPacked) {
+      for (auto& n : p.length) n = std::max<int64_t>(n, 1);
+      std::sort(p.length.rbegin(), p.length.rend());
+    }
+    if (shape.reset)
+      for (int i = 0; i < shape.T * shape.B; ++i) p.reset.push_back(random() % 4 == 0);
+    const int64_t state = int64_t(shape.B) * shape.H;
+    if (shape.masks) p.h_mask = oracle::random_shares(state, seed + d);
+    if (shape.zoneout) {
+      p.zoneout_h = oracle::random_shares(shape.T * state, seed + 10 + d);
+      p.zoneout_c = oracle::random_shares(shape.T * state, seed + 20 + d);
+    }
+  }
+  return problems;
+}
+
+template <typename T>
+struct Run {
+  Shape shape;
+  std::vector<oracle::Problem> problems;
+  Buffers<T> buffers;
+  Task task;
+
+  Run(const Shape& shape, unsigned seed, bool allow_tf32)
+      : shape(shape),
+        problems(make_problems(shape, seed, [](double x) { return to_double(from_double<T>(x)); })),
+        task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false, false} {
+    auto& b = buffers;
+    const auto& length = problems[0].length;
+    for (int64_t t = 0, offset = 0; t < shape.T; ++t) {
+      const int64_t rows = shape.form == kPacked ? std::count_if(length.begin(), length.end(),
+                                                                 [&](int64_t n) { return n > t; })
+                                                 : shape.B;
+      b.rows.push_back(rows);
+      b.offsets.push_back(offset);
+      offset += rows;
+      b.flat_rows = offset;
+    }
+    b.order.resize(shape.B);
+    std::iota(b.order.begin(), b.order.end(), 0);
+    std::stable_sort(b.order.begin(), b.order.end(),
+                     [&](int64_t x, int64_t y) { return length[x] > length[y]; });
+    b.output = unwritten<T>(b.flat_rows * shape.directions * shape.H);
+    for (const auto& p : problems) {
+      typename Buffers<T>::Direction d;
+      d.w_hh = testing::converted<T>(p.w_hh);
+      d.h_0 = d.h_n = testing::converted<T>(p.h_0);
+      d.c_0 = d.c_n = testing::converted<float>(p.c_0);
+      d.gates = flat<T>(p.x_gates, 4 * shape.H);
+      d.cells = unwritten<float>(b.flat_rows * shape.H);
+      d.d_gates = unwritten<T>(b.flat_rows * 4 * shape.H);
+      d.d_h = testing::converted<T>(p.d_h_n);
+      d.d_c = testing::converted<float>(p.d_c_n);
+      d.d_cells = flat<float>(p.d_cells, shape.H);
+      if (shape.masks) {
+        d.h_mask = testing::converted<T>(p.h_mask);
+        d.exchange = unwritten<T>(b.output.size());
+        for (size_t i = 0; i < d.h_0.size(); ++i) d.h_0[i] = from_double<T>(p.h_0[i] * p.h_mask[i]);
+      }
+      if (shape.zoneout) {
+        d.zoneout_h = flat<T>(p.zoneout_h, shape.H);
+        d.zoneout_c = flat<T>(p.zoneout_c, shape.H);
+      }
+      b.direction.push_back(d);
+    }
+    b.d_output = unwritten<T>(b.output.size());
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto one = flat<T>(problems[d].d_output, shape.H);
+      for (int64_t r = 0; r < b.flat_rows; ++r)
+        std::copy(&one[r * shape.H], &one[r * shape.H] + shape.H,
+                  &b.d_output[(r * shape.directions + d) * shape.H]);
+    }
+  }
+
+  // [T,B,size] of the oracle -> [R,size] as the kernels see it.
+  template <typename To>
+  std::vector<To> flat(const oracle::Values& padded, int64_t size) const {
+    std::vector<To> out;
+    for (int64_t t = 0; t < shape.T; ++t)
+      for (int64_t i = 0; i < buffers.rows[t] * size; ++i)
+        out.push_back(from_double<To>(padded[t * shape.B * size + i]));
+    return out;
+  }
+  oracle::Values flat_values(const oracle::Values& padded, int64_t size) const {
+    return flat<double>(padded, size);
+  }
+
+  Sequence sequence() {
+    return {shape.T,
+            shape.B,
+            shape.H,
+            shape.form == kDense ? nullptr : problems[0].length.data(),
+            shape.form == kPacked ? buffers.offsets.data() : nullptr,
+            shape.order ? buffers.order.data() : nullptr,
+            shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr};
+  }
+
+  // Zoneout of one state alone is the other with shares of 0.
+  Zoneout<T> zones(const typename Buffers<T>::Direction& d) const {
+    if (!shape.zoneout) return {};
+    return {d.zoneout_h.data(), d.zoneout_c.data(), shape.H, shape.H};
+  }
+
+  Tiling tiling() const {
+    return make_tiling(task, shape.units, shape.row_tile, shape.row_groups, shape.directions);
+  }
+
+  void forward(bool save = true) {
+    task.backward = false;
+    PersistentForward<T> call{};
+    call.sequence = sequence();
+    for (int d = 0; d < shape.directions; ++d) {
+      auto& b = buffers.direction[d];
+      call.direction[d] = {b.w_hh.data(),
+                           b.h_0.data(),
+                           b.c_0.data(),
+                           b.gates.data(),
+                           buffers.output.data() + d * shape.H,
+                           (shape.masks ? b.exchange : buffers.output).data() + d * shape.H,
+                           save ? b.cells.data() : nullptr,
+                           b.h_n.data(),
+                           b.c_n.data(),
+                           shape.masks ? b.h_mask.data() : nullptr,
+                           zones(b)};
+    }
+    call.first_reverse = shape.reverse;
+    call.save_gates = save;
+    call.output_stride = shape.directions * shape.H;
+    check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  void backward(bool state_needs_grad = true) {
+    task.backward = true;
+    PersistentBackward<T> call{};
+    call.sequence = sequence();
+    for (int d = 0; d < shape.directions; ++d) {
+      auto& b = buffers.direction[d];
+      call.direction[d] = {b.w_hh.data(),
+                           b.c_0.data(),
+                           b.gates.data(),
+                           b.cells.data(),
+                           buffers.d_output.data() + d * shape.H,
+                           b.d_cells.data(),
+                           b.d_gates.data(),
+                           b.d_h.data(),
+                           b.d_c.data(),
+                           shape.masks ? b.h_mask.data() : nullptr,
+                           zones(b)};
+    }
+    call.first_reverse = shape.reverse;
+    call.state_needs_grad = state_needs_grad;
+    call.d_output_stride = shape.directions * shape.H;
+    check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  // Exactly the rows that the walk has used.
+  void check_previous_hidden() {
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto& p = problems[d];
+      const auto h_0 = testing::converted<T>(p.h_0);
+      auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
+      const int64_t stride = shape.directions * shape.H;
+      check(launch_previous_hidden(sequence(), p.reverse, buffers.output.data() + d * shape.H,
+                                   stride, h_0.data(),
+                                   shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
+                                   h_prev.data(), nullptr) == cudaSuccess,
+            "launch");
+      for (int64_t t = 0; t < shape.T; ++t)
+        for (int64_t b = 0; b < buffers.rows[t]; ++b)
+          for (int64_t j = 0; j < shape.H; ++j) {
+            const int64_t t_prev = p.reverse ? t + 1 : t - 1;
+            const bool starts = t == (p.reverse ? p.length[b] - 1 : 0);
+            const double expected =
+                !p.alive(t, b) || p.resets(t, b) ? 0
+                : starts
+                    ? p.h_0[b * shape.H + j]
+                    : to_double(
+                          buffers.output[(buffers.offsets[t_prev] + b) * stride + d * shape.H + j]);
+            check(to_double(h_prev[(buffers.offsets[t] + b) * shape.H + j]) ==
+                      to_double(from_double<T>(p.mask(b * shape.H + j) * expected)),
+                  "h_prev at t ", t, ", row ", b, ", unit ", j);
+          }
+    }
+  }
+
+  void compare(double unit) const {
+    for (int d = 0; d < shape.directions; ++d) {
+      const auto solution = oracle::solve(problems[d]);
+      const auto& b = buffers.direction[d];
+      std::vector<T> output;
+      for (int64_t r = 0; r < buffers.flat_rows; ++r)
+        for (int64_t j = 0; j < shape.H; ++j)
+          output.push_back(buffers.output[(r * shape.directions + d) * shape.H + j]);
+      check_close(output, flat_values(solution.output, shape.H), unit, 16, "output");
+      check_close(b.h_n, solution.h_n, unit, 16, "h_n");
+      check_close(b.c_n, solution.c_n, unit, 16, "c_n");
+      check_close(b.gates, flat_values(solution.gates, 4 * shape.H), unit, 16, "gates");
+      for (int64_t t = 0; t < shape.T; ++t)
+        for (int64_t row = 0; row < buffers.rows[t]; ++row) {
+          const float* cells = &b.cells[(buffers.offsets[t] + row) * shape.H];
+          const double* expected = &solution.cells[(t * shape.B + row) * shape.H];
+          if (problems[d].alive(t, row))
+            check_close(std::vector<float>(cells, cells + shape.H),
+                        oracle::Values(expected, expected + shape.H), unit, 16, "cells");
+          else
+            check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
+                  "cells at a dead position are undefined");
+        }
+      check_close(b.d_gates, flat_values(solution.d_gates, 4 * shape.H), unit, 32, "d_gates");
+      check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
+      check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");
+    }
+  }
+};
+
+}  // namespace persistent
