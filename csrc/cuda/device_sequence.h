@@ -1,0 +1,81 @@
+// The rows of a call on the device: tables for the kernels, and h_{t-1} of every row.
+#pragma once
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <vector>
+
+#include "../layer.h"
+#include "persistent.h"
+
+namespace fastlstm {
+
+inline void check_cuda(cudaError_t error, const char* call) {
+  TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
+}
+
+// The sequence as the kernels see it, and the tensors that it points into.
+struct DeviceSequence {
+  Tensor table, lengths, order, reset;
+  Sequence sequence;
+
+  // sorted: whether padded rows of similar length should share a tile.
+  DeviceSequence(const Layer& layer, bool sorted) {
+    const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
+    sequence = {static_cast<int>(steps),
+                static_cast<int>(batch),
+                static_cast<int>(layer.output_size.expect_int()),
+                nullptr,
+                nullptr,
+                nullptr,
+                nullptr};
+    if (layer.packed()) {
+      const Tensor sizes = layer.batch_sizes->contiguous();
+      const int64_t* size = sizes.const_data_ptr<int64_t>();
+      std::vector<int64_t> host(steps + batch);  // offsets, then lengths
+      for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
+        host[t] = offset;
+        const int64_t going_on = t + 1 < steps ? size[t + 1] : 0;
+        std::fill(&host[steps] + going_on, &host[steps] + size[t], t + 1);
+      }
+      table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
+      int64_t* const data = table.mutable_data_ptr<int64_t>();
+      check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
+                 "launch_upload");
+      sequence.offsets = data;
+      sequence.lengths = data + steps;
+    } else if (layer.lengths) {
+      lengths = layer.lengths->contiguous();
+      sequence.lengths = lengths.const_data_ptr<int64_t>();
+      if (sorted) {
+        order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
+        sequence.order = order.const_data_ptr<int64_t>();
+      }
+    }
+    if (layer.reset) {
+      reset = layer.reset->contiguous();
+      sequence.reset = reset.const_data_ptr<bool>();
+    }
+  }
+};
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// stepwise::previous_hidden in one launch.
+template <typename T>
+Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
+                       const Tensor& output) {
+  const Tensor h_0 = layer.h_0[d].contiguous();
+  const Tensor h_mask = layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor();
+  const Tensor h_prev = at::empty(output.sizes(), output.options());
+  check_cuda(launch_previous_hidden(sequence, d == 1, data<T>(output), output.stride(0),
+                                    data<T>(h_0), h_mask.defined() ? data<T>(h_mask) : nullptr,
+                                    data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
+             "launch_previous_hidden");
+  return h_prev;
+}
+
+}  // namespace fastlstm

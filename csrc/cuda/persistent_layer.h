@@ -1,0 +1,188 @@
+// The persistent engine of a layer: GEMMs and memory around the launches, in ATen.
+#pragma once
+#include <c10/cuda/CUDAStream.h>
+
+#include <optional>
+#include <vector>
+
+#include "../stepwise.h"
+#include "choice.h"
+#include "device_sequence.h"
+#include "persistent.h"
+#include "stepwise_kernels.h"
+
+namespace fastlstm {
+
+// Memory through which blocks exchange values: all bits set, which means that there are none yet.
+inline Tensor unwritten(at::IntArrayRef shape, const at::TensorOptions& options) {
+  const Tensor tensor = at::empty(shape, options);
+  check_cuda(
+      cudaMemsetAsync(tensor.data_ptr(), 0xff, tensor.nbytes(), c10::cuda::getCurrentCUDAStream()),
+      "cudaMemsetAsync");
+  return tensor;
+}
+
+// Runs launch(first direction) for as many directions at a time as the plan says. False where the
+// device refuses the first launch because not all blocks can run at once.
+template <typename Launch>
+bool launch_directions(const Layer& layer, const Choice& choice, const char* name, Launch launch) {
+  for (int64_t d = 0; d < layer.num_directions(); d += choice.plan.tiling.directions) {
+    const cudaError_t error = launch(d);
+    if (d == 0 && !choice.forced &&
+        (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported))
+      return false;
+    check_cuda(error, name);
+  }
+  return true;
+}
+
+inline Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
+  std::vector<int64_t> shape;
+  if (per_direction) shape.push_back(layer.num_directions());
+  if (layer.packed())
+    shape.push_back(layer.flat_rows.expect_int());
+  else
+    shape.insert(shape.end(), {layer.steps.expect_int(), layer.batch.expect_int()});
+  shape.push_back(flat.size(-1));
+  return flat.view(shape);
+}
+
+// Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
+// first tiling.directions directions.
+template <typename T>
+std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice& choice,
+                                                bool save_cells, bool save_gates, Tensor& gates) {
+  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
+  const int64_t hidden = layer.hidden_size.expect_int();
+  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
+  const Tensor input = stepwise::flat(layer.input, rows);
+  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous), c_n = c_0.clone();
+  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const Tensor h_0 = h_mask.defined() ? h_n * h_mask : layer.h_0.contiguous();
+  const Tensor exchange = unwritten({rows, directions * hidden}, options);
+  const Tensor output = h_mask.defined() ? at::empty_like(exchange) : exchange;
+  const stepwise::Zones<T> zones(layer);
+  const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
+  gates = at::empty({directions, rows, 4 * hidden}, options);
+  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
+
+  PersistentForward<T> call{};
+  call.sequence = tables.sequence;
+  call.save_gates = save_gates;
+  call.output_stride = directions * hidden;
+  std::vector<Tensor> w_hh;
+  const auto launch = [&](int64_t first) {
+    call.first_reverse = first == 1;
+    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+      const Direction& w = layer.directions[d];
+      Tensor x_gates = gates[d];
+      stepwise::multiply_input(layer, w, input, x_gates);
+      w_hh.push_back(w.w_hh.contiguous());
+      call.direction[d - first] = {data<T>(w_hh.back()),
+                                   data<T>(h_0[d]),
+                                   data<float>(c_0[d]),
+                                   data<T>(x_gates),
+                                   data<T>(output) + d * hidden,
+                                   data<T>(exchange) + d * hidden,
+                                   save_cells ? data<float>(cells[d]) : nullptr,
+                                   data<T>(h_n[d]),
+                                   data<float>(c_n[d]),
+                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+                                   zones.all(d)};
+    }
+    return launch_persistent_forward(call, choice.task, choice.plan.tiling,
+                                     c10::cuda::getCurrentCUDAStream());
+  };
+  if (!launch_directions(layer, choice, "launch_persistent_forward", launch)) return std::nullopt;
+  return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(options.dtype()),
+                       save_cells ? as_sequence(cells, layer, true) : at::empty({0}, state_options),
+                       save_gates ? as_sequence(gates, layer, true) : at::empty({0}, options)};
+}
+
+template <typename T>
+std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
+                                                  Saved& saved, const OutputGrads& grads,
+                                                  bool input_needs_grad, bool state_needs_grad,
+                                                  bool per_row) {
+  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
+  const int64_t hidden = layer.hidden_size.expect_int();
+  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
+  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
+  const Tensor output = stepwise::flat(saved.output, rows);
+  const Tensor cells = saved.cells.contiguous().view({directions, rows, hidden});
+  const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, rows) : Tensor();
+  const Tensor d_cells = grads.cells.defined() ? grads.cells.contiguous().view_as(cells) : Tensor();
+  const Tensor d_h = grads.h_n.defined()
+                         ? grads.h_n.clone(at::MemoryFormat::Contiguous)
+                         : at::zeros({directions, layer.batch.expect_int(), hidden}, options);
+  const Tensor d_c = grads.c_n.defined()
+                         ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
+                         : at::zeros_like(c_0);
+  std::vector<Tensor> d_gates;
+  for (int64_t d = 0; d < directions; ++d)
+    d_gates.push_back(unwritten({rows, 4 * hidden}, options));
+  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
+  const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
+  const auto h_prev_of = [&](int64_t d) {
+    return previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
+  };
+  if (!saved.gates.defined()) {  // not made where their gradient will lie: that must be unwritten
+    saved.gates = at::empty({directions, rows, 4 * hidden}, options);
+    for (int64_t d = 0; d < directions; ++d)
+      stepwise::make_gates<T, float, CudaKernels>(layer, d, input, h_prev_of(d), saved.gates[d]);
+  }
+  const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
+  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const stepwise::Zones<T> zones(layer);
+
+  PersistentBackward<T> call{};
+  call.sequence = tables.sequence;
+  call.d_output_stride = directions * hidden;
+  call.state_needs_grad = state_needs_grad;
+  std::vector<Tensor> w_hh;
+  const auto launch = [&](int64_t first) {
+    call.first_reverse = first == 1;
+    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+      w_hh.push_back(layer.directions[d].w_hh.contiguous());
+      call.direction[d - first] = {data<T>(w_hh.back()),
+                                   data<float>(c_0[d]),
+                                   data<T>(gates[d]),
+                                   data<float>(cells[d]),
+                                   d_output.defined() ? data<T>(d_output) + d * hidden : nullptr,
+                                   d_cells.defined() ? data<float>(d_cells[d]) : nullptr,
+                                   data<T>(d_gates[d]),
+                                   data<T>(d_h[d]),
+                                   data<float>(d_c[d]),
+                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+                                   zones.all(d)};
+    }
+    return launch_persistent_backward(call, choice.task, choice.plan.tiling,
+                                      c10::cuda::getCurrentCUDAStream());
+  };
+  if (!launch_directions(layer, choice, "launch_persistent_backward", launch)) return std::nullopt;
+
+  Tensor grad_input =
+      input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
+  std::vector<Tensor> grad_weights;
+  for (int64_t d = 0; d < directions; ++d) {
+    if (per_row) {
+      grad_weights.push_back(d_gates[d].view(saved.gates[d].sizes()));
+    } else {
+      const Tensor h_prev = h_prev_of(d);
+      const Tensor transposed = d_gates[d].t();
+      grad_weights.push_back(at::mm(transposed, input));
+      grad_weights.push_back(at::mm(transposed, h_prev));
+      if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
+    }
+    if (!input_needs_grad) continue;
+    if (d == 0)
+      at::mm_out(grad_input, d_gates[d], layer.directions[d].w_ih);
+    else
+      grad_input.addmm_(d_gates[d], layer.directions[d].w_ih);
+  }
+  return BackwardResult{input_needs_grad ? grad_input.view(layer.input.sizes()) : grad_input, d_h,
+                        d_c.to(options.dtype()), grad_weights};
+}
+
+}  // namespace fastlstm
