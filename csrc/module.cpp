@@ -7,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cuda/plan_module.h"
+#include "cuda/request.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -64,6 +65,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"),
         "The engine that a layer would get on a CUDA device, which need not be here.");
+  m.def("free_sms", &fastlstm::free_sms,
+        "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
 }

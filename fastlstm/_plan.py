@@ -45,18 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def free_sms() -> int:
+    """How many multiprocessors FASTLSTM_FREE_SMS leaves to other streams."""
+    try:
+        count: int = _build.library.free_sms()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    return count
+
+
+def free_sms_note(free: int) -> str:
+    return f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
+
+
 def run(args: argparse.Namespace) -> None:
     """Prints engine, division of the work and predicted time per step, forward and backward."""
     if reason := _build.unavailable_reason():
         raise SystemExit(f"the planner is in the extension, which is not used: {reason}")
-    from fastlstm import _C  # type: ignore[attr-defined]
-
+    free = free_sms()
+    if free >= args.sms:
+        raise SystemExit(f"FASTLSTM_FREE_SMS={free} leaves none of {args.sms} SMs")
     print(
         f"hidden_size {args.hidden}, batch {args.batch}, {args.steps} steps, {args.dtype}, "
-        f"sm_{args.capability} with {args.sms} SMs"
+        f"sm_{args.capability} with {args.sms} SMs{free_sms_note(free)}"
     )
     for backward in (False, True):
-        plan = _C.plan_cuda(
+        plan = _build.library.plan_cuda(
             args.hidden,
             args.batch,
             args.steps,
@@ -64,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             args.dtype,
             not args.no_tf32,
             backward,
-            args.sms,
+            args.sms - free,
             args.capability,
         )
         print(f"\n{'backward' if backward else 'forward'}: {plan['engine']}")

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import op_call
@@ -229,24 +230,89 @@ def test_inputs_are_left_alone_and_may_be_strided(kind):
     assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
 
 
+@pytest.fixture
+def refuse():
+    """refuse(code): the device refuses persistent launches with this error of CUDA."""
+    yield lambda code: ops().refuse(1, code)
+    ops().refuse(1024, 720)
+
+
+# cudaErrorInvalidConfiguration, LaunchOutOfResources, CooperativeLaunchTooLarge, NotPermitted,
+# NotSupported
+@pytest.mark.parametrize("code", [9, 701, 720, 800, 801])
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refused_launch_falls_back(kind):
+def test_a_refused_launch_falls_back(kind, code, refuse, capfd):
     call = Call(kind, directions=2)
-    ops().set_resident_blocks(1)
-    try:
-        with torch.profiler.profile() as profile:
-            saved = call.forward("auto")
-        products = [event for event in profile.events() if event.name == "aten::addmm"]
-        assert len(products) == 2  # the input's, of each direction: no second time
-        call.check_forward(saved)
-        call.check_backward(call.backward(saved, "auto"))
-        call.check_backward(call.backward(saved, "auto", recompute=True))
+    refuse(code)
+    with torch.profiler.profile() as profile:
+        saved = call.forward("auto")
+    products = [event for event in profile.events() if event.name == "aten::addmm"]
+    assert len(products) == 2  # the input's, of each direction: no second time
+    call.check_forward(saved)
+    assert torch.equal(saved[0], call.forward("stepwise")[0])
+    refuse(code)
+    call.check_backward(call.backward(saved, "auto"))
+    refuse(code)
+    call.check_backward(call.backward(saved, "auto", recompute=True))
+    assert capfd.readouterr().err.count("refuses a launch of the persistent engine") == 3
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_a_refusal_is_remembered(kind, refuse, capfd):
+    """Until the process ends; an engine that is asked for by name is tried each time."""
+    call = Call(kind)
+    refuse(720)
+    refused = call.forward("auto")
+    for _ in range(2):
         with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
             call.forward("persistent")
-    finally:
-        ops().set_resident_blocks(1024)
-    assert torch.equal(saved[0], call.forward("stepwise")[0])
-    assert not torch.equal(saved[0], call.forward("auto")[0])  # it is the planner's choice
+        with pytest.raises(RuntimeError, match="launch_persistent_backward failed"):
+            call.backward(refused, "persistent")
+    ops().set_resident_blocks(1024)
+    assert torch.equal(call.forward("auto")[0], refused[0])
+    assert not torch.equal(call.forward("persistent")[0], refused[0])
+    assert capfd.readouterr().err.count("refuses a launch") == 1
+    ops().refuse(1024, 720)
+    assert not torch.equal(call.forward("auto")[0], refused[0])  # it is the planner's choice
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_a_fault_is_no_refusal(kind, refuse):
+    refuse(1)  # cudaErrorInvalidValue
+    with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
+        Call(kind).forward("auto")
+
+
+FREE_SMS = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch, test_cuda_op
+call = test_cuda_op.Call("float32", hidden_size=64)
+results = {}
+for engine in ("auto", "stepwise", "persistent", "persistent:8x8x1"):
+    try:
+        results[engine] = call.forward(engine)[0]
+    except (RuntimeError, ValueError) as error:
+        print(engine, str(error).splitlines()[0])
+if "auto" in results:
+    print("auto is", [e for e in ("stepwise", "persistent")
+                      if e in results and torch.equal(results[e], results["auto"])])
+"""
+
+
+@pytest.mark.parametrize("free, told", [
+    ("20", ["auto is ['persistent']", "persistent:8x8x1 lstm: the engine",
+            "with 4 SMs beside those of FASTLSTM_FREE_SMS"]),
+    ("24", ["auto is ['stepwise']", "persistent lstm: the engine", "with 0 SMs beside those"]),
+    ("-1", ['auto FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "-1"']),
+])
+def test_free_multiprocessors(free, told):
+    """The emulated device has 24."""
+    ops()
+    done = subprocess.run([sys.executable, "-c", FREE_SMS, str(ROOT / "tests")], text=True,
+                          env={**os.environ, "FASTLSTM_FREE_SMS": free}, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    for text in told:
+        assert text in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
@@ -279,7 +345,8 @@ def test_precision_of_matmul_is_restored(kind, matmul):
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("engine", ["fast", "persistent:8x8", "persistent:8x8x1x", "tiled"])
+@pytest.mark.parametrize("engine", ["fast", "persistent:8x8", "persistent:8x8x1x", "tiled",
+                                    "persistent:0x8x1", "persistent:8x8x-1", "persistent:"])
 def test_unknown_engine(engine):
     with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
         Call("float32").forward(engine)

@@ -3,15 +3,19 @@
 #pragma once
 #include <ATen/Context.h>
 
-#include <cstdio>
+#include <algorithm>
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "../layer.h"
 #include "device_sequence.h"
 #include "plan.h"
+#include "request.h"
 
 namespace fastlstm {
 
+// As the persistent engine may use it.
 inline CudaDevice cuda_device(const Tensor& tensor) {
   const int index = tensor.get_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -23,7 +27,8 @@ inline CudaDevice cuda_device(const Tensor& tensor) {
                          attribute(cudaDevAttrComputeCapabilityMinor);
   CudaDevice device = CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), capability);
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (!attribute(cudaDevAttrCooperativeLaunch)) device.sm_count = 0;  // nothing persistent fits
+  const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
+  device.sm_count = cooperates ? std::max(0, device.sm_count - free_sms()) : 0;
   return device;
 }
 
@@ -34,26 +39,54 @@ inline Dtype dtype_of(at::ScalarType dtype) {
                                   : Dtype::kFloat32;
 }
 
-struct Choice {
-  Task task;
-  Plan plan;
-  bool forced;  // the persistent engine was asked for by name
+// Devices that refused a persistent launch. "auto" sends them none again: it would refuse that too,
+// after memory was marked and a GEMM was made for it.
+class Refusals {
+ public:
+  static bool contain(int device) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return devices_.count(device) > 0;
+  }
+  static void add(int device, cudaError_t error) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!devices_.insert(device).second) return;
+    TORCH_WARN(
+        "fastlstm: device ", device, " refuses a launch of the persistent engine (",
+        cudaGetErrorString(error),
+        "), so the stepwise engine, which is slower, serves it from now on. Where MPS or "
+        "another program holds multiprocessors, FASTLSTM_FREE_SMS=N plans without N of them.");
+  }
+  static void forget() {  // for tests
+    const std::lock_guard<std::mutex> lock(mutex_);
+    devices_.clear();
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::set<int> devices_;
 };
 
-// engine: "auto", "stepwise", "persistent", or "persistent:UNITSxROW_TILExROW_GROUPS" for a
-// division of the work other than the planner's (plan.h).
-inline Choice choose(c10::string_view engine, const Layer& layer, bool backward) {
+// Whether the error says that this device will not run this launch, of which nothing ran. Others
+// are faults: of this program, or of kernels before.
+inline bool is_refusal(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
+         error == cudaErrorInvalidConfiguration || error == cudaErrorNotSupported ||
+         error == cudaErrorNotPermitted;
+}
+
+struct PlannedCall {
+  Task task;
+  Plan plan;
+  bool by_name;  // the persistent engine was asked for by name: a refusal is an error
+};
+
+inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool backward) {
   const std::string name(engine.data(), engine.size());
-  Wanted wanted;
-  int parsed = 0;
-  const bool divided = std::sscanf(name.c_str(), "persistent:%dx%dx%d%n", &wanted.units,
-                                   &wanted.row_tile, &wanted.row_groups, &parsed) == 3 &&
-                       parsed == static_cast<int>(name.size());
-  TORCH_CHECK(name == "auto" || name == "stepwise" || name == "persistent" || divided,
+  const auto request = parse_engine(name);
+  TORCH_CHECK(request,
               "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
               "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
               name, "\"");
-
   const Task task{layer.hidden_size.expect_int(),
                   layer.batch.expect_int(),
                   layer.steps.expect_int(),
@@ -62,19 +95,22 @@ inline Choice choose(c10::string_view engine, const Layer& layer, bool backward)
                   at::globalContext().allowTF32CuDNN(at::Float32Op::RNN),
                   layer.projects() || layer.normalizes(),
                   backward};
-  if (name == "stepwise") return {task, {}, false};
+  const bool is_auto = request->engine == EngineRequest::kAuto;
+  if (request->engine == EngineRequest::kStepwise ||
+      (is_auto && Refusals::contain(layer.input.get_device())))
+    return {task, {}, false};
   const CudaDevice device = cuda_device(layer.input);
-  if (name == "auto") return {task, plan(task, device), false};
-  const Plan forced = plan_persistent(task, device, wanted);
+  if (is_auto) return {task, plan(task, device), false};
+  const Plan wanted = plan_persistent(task, device, request->division);
   TORCH_CHECK(
-      forced.persistent, "lstm: the engine \"", name,
+      wanted.persistent, "lstm: the engine \"", name,
       "\" takes float32, bfloat16 and float16 without proj_size and layer normalisation, a batch "
       "that is not empty, and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), "
       "got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
       ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
-      " with ", device.sm_count, " SMs");
-  return {task, forced, true};
+      " with ", device.sm_count, " SMs", free_sms() ? " beside those of FASTLSTM_FREE_SMS" : "");
+  return {task, wanted, true};
 }
 
 }  // namespace fastlstm

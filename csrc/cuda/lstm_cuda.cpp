@@ -15,24 +15,24 @@ namespace {
 template <typename T, typename A>
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
                       c10::string_view engine) {
-  const Choice choice = choose(engine, layer, /*backward=*/false);
+  const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   Tensor gates;
   if constexpr (!std::is_same_v<T, double>)
-    if (choice.plan.persistent)
-      if (auto done = persistent_forward<T>(layer, choice, save_cells, save_gates, gates))
+    if (planned.plan.persistent)
+      if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates, gates))
         return *done;
   return stepwise_forward<T, A, CudaKernels>(layer, save_cells, save_gates, gates,
-                                             choice.plan.tiling.directions);
+                                             planned.plan.tiling.directions);
 }
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grads,
                         bool input_needs_grad, bool state_needs_grad, c10::string_view engine,
                         bool per_row) {
-  const Choice choice = choose(engine, layer, /*backward=*/true);
+  const PlannedCall planned = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
-    if (choice.plan.persistent)
-      if (auto done = persistent_backward<T>(layer, choice, saved, grads, input_needs_grad,
+    if (planned.plan.persistent)
+      if (auto done = persistent_backward<T>(layer, planned, saved, grads, input_needs_grad,
                                              state_needs_grad, per_row))
         return *done;
   return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad,

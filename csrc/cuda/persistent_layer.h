@@ -23,14 +23,16 @@ inline Tensor unwritten(at::IntArrayRef shape, const at::TensorOptions& options)
 }
 
 // Runs launch(first direction) for as many directions at a time as the plan says. False where the
-// device refuses the first launch because not all blocks can run at once.
+// device refuses the first launch, which is remembered.
 template <typename Launch>
-bool launch_directions(const Layer& layer, const Choice& choice, const char* name, Launch launch) {
-  for (int64_t d = 0; d < layer.num_directions(); d += choice.plan.tiling.directions) {
+bool launch_directions(const Layer& layer, const PlannedCall& planned, const char* name,
+                       Launch launch) {
+  for (int64_t d = 0; d < layer.num_directions(); d += planned.plan.tiling.directions) {
     const cudaError_t error = launch(d);
-    if (d == 0 && !choice.forced &&
-        (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported))
+    if (d == 0 && !planned.by_name && is_refusal(error)) {
+      Refusals::add(layer.input.get_device(), error);
       return false;
+    }
     check_cuda(error, name);
   }
   return true;
@@ -50,7 +52,7 @@ inline Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direc
 // Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
 // first tiling.directions directions.
 template <typename T>
-std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice& choice,
+std::optional<ForwardResult> persistent_forward(const Layer& layer, const PlannedCall& planned,
                                                 bool save_cells, bool save_gates, Tensor& gates) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
   const int64_t hidden = layer.hidden_size.expect_int();
@@ -65,7 +67,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
   const stepwise::Zones<T> zones(layer);
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
   gates = at::empty({directions, rows, 4 * hidden}, options);
-  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
+  const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
 
   PersistentForward<T> call{};
   call.sequence = tables.sequence;
@@ -74,7 +76,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
   std::vector<Tensor> w_hh;
   const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
-    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+    for (int64_t d = first; d < first + planned.plan.tiling.directions; ++d) {
       const Direction& w = layer.directions[d];
       Tensor x_gates = gates[d];
       stepwise::multiply_input(layer, w, input, x_gates);
@@ -91,17 +93,17 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Choice
                                    h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
                                    zones.all(d)};
     }
-    return launch_persistent_forward(call, choice.task, choice.plan.tiling,
+    return launch_persistent_forward(call, planned.task, planned.plan.tiling,
                                      c10::cuda::getCurrentCUDAStream());
   };
-  if (!launch_directions(layer, choice, "launch_persistent_forward", launch)) return std::nullopt;
+  if (!launch_directions(layer, planned, "launch_persistent_forward", launch)) return std::nullopt;
   return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(options.dtype()),
                        save_cells ? as_sequence(cells, layer, true) : at::empty({0}, state_options),
                        save_gates ? as_sequence(gates, layer, true) : at::empty({0}, options)};
 }
 
 template <typename T>
-std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choice& choice,
+std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
                                                   Saved& saved, const OutputGrads& grads,
                                                   bool input_needs_grad, bool state_needs_grad,
                                                   bool per_row) {
@@ -122,7 +124,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   std::vector<Tensor> d_gates;
   for (int64_t d = 0; d < directions; ++d)
     d_gates.push_back(unwritten({rows, 4 * hidden}, options));
-  const DeviceSequence tables(layer, choice.plan.tiling.group_rows > choice.plan.tiling.row_tile);
+  const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
   const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
@@ -143,7 +145,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
   std::vector<Tensor> w_hh;
   const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
-    for (int64_t d = first; d < first + choice.plan.tiling.directions; ++d) {
+    for (int64_t d = first; d < first + planned.plan.tiling.directions; ++d) {
       w_hh.push_back(layer.directions[d].w_hh.contiguous());
       call.direction[d - first] = {data<T>(w_hh.back()),
                                    data<float>(c_0[d]),
@@ -157,10 +159,10 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Choi
                                    h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
                                    zones.all(d)};
     }
-    return launch_persistent_backward(call, choice.task, choice.plan.tiling,
+    return launch_persistent_backward(call, planned.task, planned.plan.tiling,
                                       c10::cuda::getCurrentCUDAStream());
   };
-  if (!launch_directions(layer, choice, "launch_persistent_backward", launch)) return std::nullopt;
+  if (!launch_directions(layer, planned, "launch_persistent_backward", launch)) return std::nullopt;
 
   Tensor grad_input =
       input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);

@@ -166,12 +166,13 @@ inline double predict_stepwise(const Task& task, const CudaDevice& device) {
 }
 
 // A division that tests and measurements ask for; 0 leaves the choice to the planner.
-struct Wanted {
+struct Division {
   int units = 0, row_tile = 0, row_groups = 0;
 };
 
 // The fastest division of the persistent engine as predicted; a stepwise plan where none fits.
-inline Plan plan_persistent(const Task& task, const CudaDevice& device, const Wanted& wanted = {}) {
+inline Plan plan_persistent(const Task& task, const CudaDevice& device,
+                            const Division& wanted = {}) {
   Plan best;
   best.step_us = best.stepwise_step_us = predict_stepwise(task, device);
   const bool possible = task.dtype != Dtype::kFloat64 && !task.only_stepwise &&

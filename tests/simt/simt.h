@@ -43,7 +43,10 @@ using cudaStream_t = void*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchOutOfResources = 701,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotPermitted = 800,
   cudaErrorNotSupported = 801
 };
 
@@ -157,7 +160,8 @@ inline Machine*& machine() {
 }
 inline Fiber& self() { return *machine()->current; }
 
-// Seed of the order in which fibers run, and how many blocks fit on the device at once.
+// Seed of the order in which fibers run; how many blocks fit on the device at once, and how a
+// cooperative launch of more is refused.
 inline unsigned& seed() {
   static unsigned s = 1;
   return s;
@@ -165,6 +169,10 @@ inline unsigned& seed() {
 inline unsigned& resident_blocks() {
   static unsigned n = 1024;
   return n;
+}
+inline cudaError_t& refusal() {
+  static cudaError_t error = cudaErrorCooperativeLaunchTooLarge;
+  return error;
 }
 
 // --- switching ---
@@ -351,8 +359,7 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
   const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || blocks == 0 || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidValue;
-  if (residency == kAllBlocks && blocks > resident_blocks())
-    return cudaErrorCooperativeLaunchTooLarge;
+  if (residency == kAllBlocks && blocks > resident_blocks()) return refusal();
   Machine m;
   struct Current {
     explicit Current(Machine* m) { machine() = m; }

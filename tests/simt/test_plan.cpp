@@ -1,5 +1,6 @@
 // The planner over thousands of shapes on the constants of known devices, none of which is here.
 #include "../../csrc/cuda/plan.h"
+#include "../../csrc/cuda/request.h"
 #include "harness.h"
 
 namespace {
@@ -65,7 +66,7 @@ const Case fits_or_stepwise("plan/fits or is stepwise", [] {
     check_plan(chosen, task, card);
     check(chosen.step_us <= chosen.stepwise_step_us, "a slower engine was chosen");
     persistent += chosen.persistent;
-    const Wanted wanted = {8 << draw(0, 2), 8, static_cast<int>(draw(1, 4))};
+    const Division wanted = {8 << draw(0, 2), 8, static_cast<int>(draw(1, 4))};
     const Plan forced = plan_persistent(task, device, wanted);
     check_plan(forced, task, card);
     if (forced.persistent)
@@ -117,6 +118,35 @@ const Case others("plan/what it cannot do is stepwise", [] {
   check(!chosen(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
   task = good, task.steps = 1;
   check(!plan(task, h100).persistent, "one step is not worth filling shared memory for");
+});
+
+const Case names("plan/an engine by name", [] {
+  check(parse_engine("auto")->engine == EngineRequest::kAuto, "auto");
+  check(parse_engine("stepwise")->engine == EngineRequest::kStepwise, "stepwise");
+  const auto any = parse_engine("persistent"), one = parse_engine("persistent:16x8x120");
+  check(any->engine == EngineRequest::kPersistent && any->division.units == 0, "persistent");
+  check(one->engine == EngineRequest::kPersistent && one->division.units == 16 &&
+            one->division.row_tile == 8 && one->division.row_groups == 120,
+        "a division");
+  for (const char* name :
+       {"", "Auto", "tiled", "persistent:", "persistent:8x8", "persistent:8x8x1x",
+        "persistent:0x8x1", "persistent:8x-8x1", "persistent:99999x8x1", "stepwise "})
+    check(!parse_engine(name), name, " is no engine");
+});
+
+const Case free_multiprocessors("plan/multiprocessors left free", [] {
+  check(parse_free_sms(nullptr) == 0 && parse_free_sms("") == 0 && parse_free_sms("0") == 0,
+        "none");
+  check(parse_free_sms("16") == 16, "16");
+  for (const char* text : {"-1", "x", "1x", " ", "99999999999"}) {
+    bool refused = false;
+    try {
+      parse_free_sms(text);
+    } catch (const std::invalid_argument& error) {
+      refused = std::string(error.what()).find(text) != std::string::npos;
+    }
+    check(refused, text, " is no number of them");
+  }
 });
 
 }  // namespace

@@ -11,5 +11,12 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", &fastlstm::lstm_cuda);
   m.def("lstm_backward", &fastlstm::lstm_backward_cuda);
   m.def("set_resident_blocks",
-        [](int64_t n) { simt::resident_blocks() = static_cast<unsigned>(n); });
+        [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
+  // Persistent launches of more than `blocks` blocks are refused with this error of CUDA; what was
+  // refused before is forgotten.
+  m.def("refuse", [](int64_t blocks, int64_t error) {
+    simt::resident_blocks() = static_cast<unsigned>(blocks);
+    simt::refusal() = static_cast<cudaError_t>(error);
+    fastlstm::Refusals::forget();
+  });
 }
