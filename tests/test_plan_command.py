@@ -1,4 +1,4 @@
-"""`python -m fastlstm plan`, which needs no GPU; tests/simt/test_plan.cpp tests the planner itself."""
+"""`python -m fastlstm plan`, without a GPU; the planner itself is tested in tests/simt."""
 
 import os
 import subprocess
