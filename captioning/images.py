@@ -2,44 +2,59 @@
 
 import base64
 import io
-import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from captioning.errors import CaptioningError
 
-# A 10,000 x 10,000 picture is fine, a decompression bomb is not; Pillow opens no larger ones.
-MAX_PIXELS = 178_956_970
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# The formats that are opened, and what their files are called. Pillow knows others; one of them
+# (EPS) is a program, which it would give to Ghostscript.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
+EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
+MAX_PIXELS = 128_000_000  # 10,000 x 10,000 and a camera's 108 million are fine, a bomb is not
 
 
 class ImageError(CaptioningError):
     """A picture that is missing, broken or too large."""
 
 
-def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
+def load_image(
+    path: str | Path | BinaryIO, min_side: int = 0, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), transparency on white, any bit depth.
 
     Args:
         path: file name or binary file.
         min_side: lets the JPEG decoder shrink while it decodes, to no less than this side.
+        max_pixels: a picture of more is refused by what its header says.
+
+    Raises:
+        ImageError: there is no such file, it is in none of `FORMATS`, broken or too large.
     """
     name = getattr(path, "name", path) if not isinstance(path, (str, Path)) else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(path)
-            if image.width * image.height > MAX_PIXELS:
+            image: Image.Image = Image.open(path, formats=tuple(FORMATS))
+            width, height = _decoded_size(image)
+            if width * height > max_pixels:
                 raise ImageError(
-                    f"{name}: {image.width} x {image.height} pixels, expected at most "
-                    f"{MAX_PIXELS:,} in all"
+                    f"{name}: {width} x {height} pixels, expected at most {max_pixels:,} in all"
                 )
             if min_side:
                 image.draft("RGB", (min_side, min_side))
@@ -47,14 +62,28 @@ def load_image(path: str | Path | BinaryIO, min_side: int = 0) -> Image.Image:
             # No copies: 10,000 x 10,000 pixels are 400 MB.
             image = _upright(image)
             return _to_rgb(image)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture that Pillow can read") from error
+        *first, last = FORMATS
+        raise ImageError(f"{name}: not a picture ({', '.join(first)} or {last})") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except Image.DecompressionBombError as error:  # raised before its size is known here
-        raise ImageError(f"{name}: too many pixels, expected at most {MAX_PIXELS:,}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ImageError(f"{name}: broken picture ({error})") from error
+        raise ImageError(f"{name}: too many pixels, expected at most {max_pixels:,}") from error
+    except Exception as error:  # decoders raise anything, and one picture must not end a run
+        raise ImageError(
+            f"{name}: broken picture ({str(error) or type(error).__name__})"
+        ) from error
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """What decoding needs room for: a tile of a TIFF can be larger than its picture."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.size
+    tile = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+    width, height = (image.tag_v2.get(tag, 0) for tag in tile)
+    return max(image.width, width), max(image.height, height)
 
 
 def data_uri(image: Image.Image) -> str:
@@ -87,14 +116,31 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(values.max(), 1e-9)
-        return Image.fromarray((values.clip(0, top) * 255 / top).astype(np.uint8)).convert("RGB")
+        top = 65535.0 if image.mode.startswith("I") else max(image.getextrema()[1], 1e-9)
+        return _by_strips(image, lambda strip: _to_8_bits(strip, top))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _by_strips(image, _on_white)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert some rows at a time: what is made on the way is several times as large as they."""
+    out = Image.new("RGB", image.size)
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        out.paste(convert(image.crop(box)), box)
+    return out
+
+
+def _to_8_bits(image: Image.Image, top: float) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    return Image.fromarray((values.clip(0, top) * 255 / top).astype(np.uint8)).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,24 @@
 """Whatever people have on disk becomes upright RGB, or a message that names the file."""
 
+import ast
 import io
+import json
 import os
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
+import captioning
+from captioning.caption import caption_files
+from captioning.generate import DecodeConfig
 from captioning.images import MAX_PIXELS, ImageError, Transform, load_image
 
 HALF = (0.5, 0.5, 0.5)
@@ -103,44 +110,100 @@ def test_extreme_shapes_go_through_the_transform(tmp_path, size):
     torch.testing.assert_close(out[:, 4, 4], torch.tensor([1.0, -1.0, -1.0]))
 
 
-def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path, monkeypatch):
+def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
     path = save(tmp_path / "big.jpg", Image.new("L", (10_000, 10_000), 128))
     image = load_image(path, min_side=256)
     assert 256 <= min(image.size) < 2000  # the JPEG decoder shrank it
-    monkeypatch.setattr("captioning.images.MAX_PIXELS", 99_999_999)
     with pytest.raises(ImageError, match="big.jpg: 10000 x 10000 pixels"):
-        load_image(path)
+        load_image(path, max_pixels=99_999_999)
 
 
-@pytest.mark.parametrize("extra", [0, 1])
-def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, extra):
-    """A PNG of its header alone: its size is refused, or its pixels are missed."""
-    header = struct.pack(">IIBBBBB", MAX_PIXELS // 10 + extra, 10, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (MAX_PIXELS // 10, "broken picture"),  # its size is fine, its pixels are missed
+        (MAX_PIXELS // 10 + 1, f"12800001 x 10 pixels, expected at most {MAX_PIXELS:,} in all$"),
+        (2**24, "16777216 x 10 pixels"),  # Pillow warns
+        (2**25, f"too many pixels, expected at most {MAX_PIXELS:,}$"),  # Pillow refuses
+    ],
+)
+def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, width, message):
+    """A PNG of its header alone."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, 10, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
     (tmp_path / "x.png").write_bytes(png + struct.pack(">I", zlib.crc32(b"IDAT")))
-    message = f"too many pixels, expected at most {MAX_PIXELS:,}$" if extra else "broken picture"
     with pytest.raises(ImageError, match=f"x.png: {message}"):
         load_image(tmp_path / "x.png")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/status")
-def test_a_large_png_is_held_once(tmp_path):
-    """Nothing shrinks a PNG while it is read: 10,000 x 10,000 pixels are 400 MB in Pillow."""
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of 100 x 100 pixels in one tile of `side` x `side`, all black."""
+    data = zlib.compress(bytes(side * side))
+    tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side}
+    tags |= {324: 8 + 2 + 12 * 10 + 4, 325: len(data)}  # where the data begin, how many
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.fixture(scope="module")
+def growth(tmp_path_factory):
+    """What loading large pictures gives in another process, and how many MB it takes."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc")
+    folder = tmp_path_factory.mktemp("large")
+    save(folder / "first.tif", Image.new("RGBA", (1, 1)))  # so that Pillow imports its formats
+    save(folder / "red.png", Image.new("RGB", (10_000, 10_000), (255, 0, 0)))
+    save(folder / "clear.png", Image.new("LA", (4000, 4000)))
+    save(folder / "deep.png", Image.new("I;16", (4000, 4000)))
+    save(folder / "bomb.png", Image.new("1", (13_300, 13_300)))
+    (folder / "tile.tif").write_bytes(tiled_tiff(12_000))
+    assert max((folder / name).stat().st_size for name in ("bomb.png", "tile.tif")) < 200_000
     script = """if True:
-        import sys
-        from captioning.images import Transform, load_image
-        peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-        before = peak()
-        out = Transform(256, 224, (0.5,) * 3, (0.5,) * 3)(load_image(sys.argv[1], 512))
-        print(peak() - before, out.min().item(), out.max().item())"""
-    path = save(tmp_path / "big.png", Image.new("RGB", (10_000, 10_000), (255, 0, 0)))
+        import json, sys
+        from pathlib import Path
+        from captioning.images import ImageError, Transform, load_image
+        transform = Transform(256, 224, (0.5,) * 3, (0.5,) * 3)
+        def grows(path):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+            peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+            before = peak()
+            try:
+                said = transform(load_image(path, 512)).mean((1, 2)).tolist()
+            except ImageError as error:
+                said = str(error)
+            return said, (peak() - before) / 1024
+        print(json.dumps({Path(path).name: grows(path) for path in sys.argv[1:]}))"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", script, str(path)]
-    out = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    megabytes, *ends = map(float, out.stdout.split())
-    assert ends == [-1, 1] and 350 < megabytes < 600
+    command = [sys.executable, "-c", script, folder / "first.tif", *folder.iterdir()]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def test_a_large_png_is_held_once(growth):
+    """Nothing shrinks a PNG while it is read: 10,000 x 10,000 pixels are 400 MB in Pillow."""
+    said, megabytes = growth["red.png"]
+    assert said == [1, -1, -1] and 350 < megabytes < 600
+
+
+@pytest.mark.parametrize("name", ["clear.png", "deep.png"])
+def test_a_conversion_holds_no_more_than_what_goes_in_and_comes_out(growth, name):
+    said, megabytes = growth[name]
+    assert len(said) == 3 and megabytes < 2 * 4 * 16 + 30
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bomb.png", "13300 x 13300 pixels"), ("tile.tif", "12000 x 12000 pixels")],
+)
+def test_a_bomb_is_refused_before_it_is_decoded(growth, name, message):
+    said, megabytes = growth[name]
+    assert f"{message}, expected at most 128,000,000 in all" in said and megabytes < 5
+
+
+def test_a_tile_larger_than_its_picture_is_fine(tmp_path):
+    (tmp_path / "x.tif").write_bytes(tiled_tiff(128))
+    assert load_image(tmp_path / "x.tif").size == (100, 100)
 
 
 def test_broken_files_are_named(tmp_path):
@@ -158,6 +221,56 @@ def test_broken_files_are_named(tmp_path):
             load_image(tmp_path / name)
     with pytest.raises(ImageError):
         load_image(tmp_path)
+
+
+@pytest.fixture
+def eps(tmp_path, monkeypatch):
+    """A program in PostScript called holiday.jpg; and a Ghostscript that leaves a trace."""
+    (tmp_path / "bin").mkdir()
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was_run'\nexit 1\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # as in a new process
+    path = tmp_path / "holiday.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    yield path
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_a_picture_is_never_a_program(eps):
+    with pytest.raises(ImageError, match=r"holiday.jpg: not a picture \(JPEG, .* or TIFF\)"):
+        load_image(eps)
+
+
+def test_a_failing_picture_does_not_end_a_run(eps, attentive, grid_cnn, data, monkeypatch):
+    good = data.val.images[0].path
+    first, second = caption_files(attentive, grid_cnn, [eps, good], DecodeConfig("greedy"))
+    assert "not a picture" in first.error and second.captions
+    # Whatever a decoder raises.
+    for error in (MemoryError(), subprocess.CalledProcessError(1, "gs"), ZeroDivisionError("0")):
+        monkeypatch.setattr(Image.Image, "load", Mock(side_effect=error))
+        with pytest.raises(ImageError, match=f"{good.name}: broken picture \\(.+\\)"):
+            load_image(good)
+
+
+def test_every_picture_is_opened_as_one_of_the_formats():
+    """`Image.open` alone takes what Pillow gives to other programs."""
+    opened = [
+        ast.unparse(node)
+        for file in Path(captioning.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open")
+    ]
+    assert opened and all("formats=tuple(FORMATS)" in call for call in opened), opened
+
+
+def test_the_two_pictures_of_a_camera_are_one_jpeg(tmp_path):
+    """Phones write MPO, which is a JPEG with another behind it."""
+    path = tmp_path / "phone.jpg"
+    save(path, Image.new("RGB", (16, 8)), format="MPO", save_all=True,
+         append_images=[Image.new("RGB", (16, 8))])  # fmt: skip
+    assert load_image(path).size == (16, 8)
 
 
 def test_open_files_are_read_too():
