@@ -3,12 +3,16 @@
 import argparse
 import difflib
 import importlib
+import io
+import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from captioning.commands import COMMANDS
+from captioning.console import printable
 from captioning.errors import CaptioningError
 from captioning.files import interrupts_wait
 
@@ -33,7 +37,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n({self.prog} --help says more)\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n({self.prog} --help says more)\n")
 
 
 def module_of(command: str) -> ModuleType:
@@ -43,20 +47,51 @@ def module_of(command: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as error:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
             raise  # ours: pip would not help
-        print(f"captioning: needs {name}: pip install 'fastlstm[captioning]'", file=sys.stderr)
-        return 1
-    except (CaptioningError, OSError) as error:
-        print(f"captioning: {error}", file=sys.stderr)
-        return 1
+        return fail(f"needs {name}: pip install 'fastlstm[captioning]'")
+    except BrokenPipeError:
+        return 1  # `| head -1` has read enough
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}")
+    except CaptioningError as error:
+        return fail(*str(error).splitlines())
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            return fail(f"out of memory {str(error).partition(chr(10))[0]}".rstrip())
+        raise
     except KeyboardInterrupt:
         print("\ncaptioning: stopped", file=sys.stderr)
         return 130
+    finally:
+        flush_output()
+
+
+# How PyTorch says it; only that of CUDA has a class of its own.
+_OUT_OF_MEMORY = re.compile("can't allocate memory|[Oo]ut of memory|bad_alloc|Storage size calcul")
+
+
+def fail(*lines: str) -> int:
+    for i, line in enumerate(lines):
+        print(f"captioning: {printable(line)}" if i == 0 else printable(line), file=sys.stderr)
+    return 1
+
+
+def flush_output() -> None:
+    """Write what was printed while it can still be told that this failed."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        sys.exit(1 if isinstance(error, BrokenPipeError) else fail(f"output: {error.strerror}"))
 
 
 def run(argv: list[str]) -> int:

@@ -49,9 +49,9 @@ class CaptionDataset:
     def references(self) -> dict[int, list[str]]:
         return {image.id: image.captions for image in self.images}
 
-    def report_skipped(self) -> str:
-        """One line per reason; empty if nothing was skipped."""
-        return "\n".join(f"skipped {line}" for line in list_reasons(self.skipped))
+    def report_skipped(self) -> list[str]:
+        """One line per reason; none if nothing was skipped."""
+        return [f"skipped {line}" for line in list_reasons(self.skipped)]
 
 
 def load_coco(
@@ -103,8 +103,8 @@ def load_coco(
         images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
     dataset = CaptionDataset(images, skipped)
     if skipped and on_error == "refuse":
-        lines = [f"{annotations}:", *list_reasons(skipped), "(--on-error skip leaves them out)"]
-        raise CaptioningError("\n".join(lines))
+        lines = list_reasons(skipped)
+        raise CaptioningError(f"{annotations}:", *lines, "(--on-error skip leaves them out)")
     if not images:
         raise CaptioningError(f"{annotations}: no picture is left")
     return dataset

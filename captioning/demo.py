@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from captioning import scenes
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.config import TrainConfig
+from captioning.console import say
 from captioning.datasets import load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.files import read_json, write_json
@@ -62,7 +62,6 @@ def demo(
         The sections of the report, by split.
     """
     output, start = Path(output), time.perf_counter()
-    say = tqdm.write
     say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
     root = scenes.generate(output / "scenes", splits, seed)
     data = {
@@ -129,11 +128,11 @@ def demo(
     write_report(report, "Captions of drawn scenes", text, list(sections.values()), history, attend)
     write_contact_sheet(sheet, "Captions of drawn scenes", list(sections.values()), history)
     for split, section in sections.items():
-        say(f"\n{split}: {section.scores}")
+        say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
-    say(f"\nall facts right with the pictures shuffled: {blind:.3f}")
+    say("", f"all facts right with the pictures shuffled: {blind:.3f}")
     say(f"training {sum(e['seconds'] for e in history):.0f} s, this run {_since(start)}")
-    say(f"report: {report}\ncontact sheet: {sheet}")
+    say(f"report: {report}", f"contact sheet: {sheet}")
     return sections
 
 

@@ -2,9 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
+from captioning.console import printable
+
 
 class CaptioningError(Exception):
-    """Bad input from the user; the message says what was expected and what came."""
+    """Bad input from the user; the message says what was expected and what came.
+
+    Args:
+        lines: each gets one line of the message, whatever the names in it contain.
+    """
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from captioning.console import say
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 from captioning.images import EXTENSIONS, ImageError, load_image
@@ -209,7 +210,7 @@ def prepare(
         if unknown:
             skipped["listed name without captions"] = unknown
         if unlisted := [name for name in wanted if not of[name]]:
-            tqdm.write("left out " + list_reasons({"picture in no list": unlisted})[0])
+            say("left out " + list_reasons({"picture in no list": unlisted})[0])
         wanted = [name for name in wanted if of[name]]
     kept: dict[str, list[str]] = {}
     for name in tqdm(wanted, "check pictures", disable=not progress):
@@ -228,9 +229,9 @@ def prepare(
     parts = {split: [name for name in kept if of.get(name) == split] for split in SPLITS}
     lines = list_reasons(skipped)
     if skipped and on_error == "refuse":
-        raise CaptioningError("\n".join([*lines, "(--on-error skip leaves them out)"]))
+        raise CaptioningError(*lines, "(--on-error skip leaves them out)")
     if not parts["train"]:
-        raise CaptioningError("\n".join([*lines, "no picture is left to train on"]))
+        raise CaptioningError(*lines, "no picture is left to train on")
     folder = os.path.relpath(images, output)
     for split, names in parts.items():
         path = output / f"captions_{split}.json"
@@ -239,7 +240,7 @@ def prepare(
             write_json(path, _coco(names, kept, source, info))
         elif path.exists():
             path.unlink()
-            tqdm.write(f"removed {path}, of an earlier run: no picture is in this split now")
+            say(f"removed {path}, of an earlier run: no picture is in this split now")
     return {split: len(names) for split, names in parts.items()}, skipped
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from captioning import scenes
+from captioning.console import say
 from captioning.files import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights" / "scenes_cnn.safetensors"
@@ -157,7 +158,7 @@ def main() -> None:
     cnn = pretrain(args.steps, args.batch_size, args.learning_rate, args.seed)
     weights = {name: tensor.contiguous() for name, tensor in cnn.state_dict().items()}
     write_atomically(args.output, lambda file: file.write(save(weights)))
-    print(f"{args.output}: {sum(p.numel() for p in cnn.parameters()):,} parameters")
+    say(f"{args.output}: {sum(p.numel() for p in cnn.parameters()):,} parameters")
 
 
 if __name__ == "__main__":

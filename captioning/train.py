@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.config import TrainConfig
+from captioning.console import say
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
@@ -106,9 +107,9 @@ def train(
     begun = trainer.step % steps_per_epoch
     log = _tensorboard(output) if here.is_first else None
     if progress and log is None:
-        tqdm.write("no curves in TensorBoard: pip install 'fastlstm[tensorboard]'")
+        say("no curves in TensorBoard: pip install 'fastlstm[tensorboard]'")
     if progress and trainer.captions.cut:
-        tqdm.write(
+        say(
             f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they have "
             f"more than {config.max_words} words (--max-words)"
         )
@@ -142,7 +143,7 @@ def train(
                 log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
             log.flush()
         if progress:
-            tqdm.write(describe(entry))
+            say(describe(entry))
         # best.pt first: a run that is killed between the two validates this epoch again.
         if entry.get("CIDEr-D", 0.0) >= max(e.get("CIDEr-D", 0.0) for e in history):
             save(best)

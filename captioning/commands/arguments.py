@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from captioning.cnn import POOLS, VIEWS, CNNConfig, FrozenCNN, load_cnn
+from captioning.console import say
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
@@ -122,7 +123,7 @@ def load_data(
 ) -> CaptionDataset:
     dataset = load_coco(annotations, images, args.on_error, need_captions)
     if dataset.skipped:
-        print(dataset.report_skipped())
+        say(*dataset.report_skipped())
     return dataset
 
 

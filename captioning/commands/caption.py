@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from captioning.caption import caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN
 from captioning.commands.arguments import add_device, add_lstm, at_least, option
+from captioning.console import say
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
 from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         ids = [image.id for image in dataset.images]
         for path in dataset.skipped.get("missing picture", ()):
             failed += 1
-            print(f"{path}: no such file", file=sys.stderr)
+            say(f"{path}: no such file", error=True)
     else:
         paths = find_pictures(args.pictures)
         ids = list(range(1, len(paths) + 1))
@@ -94,14 +94,14 @@ def run(args: argparse.Namespace) -> int:
     for image_id, item in zip(ids, found, strict=True):
         if item.error:
             failed += 1
-            print(item.error, file=sys.stderr)
+            say(item.error, error=True)
             continue
         seconds += item.seconds
         entry = {"image_id": image_id, "caption": item.captions[0].text}
         results.append(entry if args.annotations else entry | {"file_name": str(item.path)})
         if not args.json or args.all:
             for caption in item.captions if args.all else item.captions[:1]:
-                print(f"{item.path}: {caption.text}")
+                say(f"{item.path}: {caption.text}")
         if attend and (maps := attend(item.path, item.captions[0].text)):
             write_panels(args.attention, maps)
     if args.json:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     line = f"{len(results)} pictures, {len(results) / max(seconds, 1e-9):,.0f} captions/s decoding"
     if not args.features:
         line += f", {len(results) / total:,.1f} captions/s CNN included"
-    print(line + (f"; {failed} pictures failed" if failed else ""), file=sys.stderr)
+    say(line + (f"; {failed} pictures failed" if failed else ""), error=True)
     return 1 if failed else 0
 
 

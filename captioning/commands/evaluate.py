@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioning.console import say
 from captioning.datasets import load_references
 from captioning.evaluate import evaluate, read_results, with_pictures, write_evaluation
 from captioning.files import write_json
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         dataset = with_pictures(dataset, args.references, args.images)
     scores = evaluate(results, dataset, args.meteor)
-    print(scores)
+    say(*str(scores).splitlines())
     if args.json:
         data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
         write_json(args.json, data, indent=1)
@@ -38,4 +39,4 @@ def run(args: argparse.Namespace) -> None:
         write_evaluation(
             args.report, results, dataset, scores, checkpoint, history, args.results.name
         )
-        print(f"report: {args.report}")
+        say(f"report: {args.report}")

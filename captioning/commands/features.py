@@ -12,6 +12,7 @@ from captioning.commands.arguments import (
     load_cnn_of,
     load_data,
 )
+from captioning.console import say
 from captioning.features import cache_path
 
 
@@ -36,4 +37,4 @@ def run(args: argparse.Namespace) -> None:
     cnn = load_cnn_of(args)
     cache = cache_path(args.features, args.annotations)
     encode(args, cnn, dataset, cache, args.batch_size)
-    print(f"{cache}: features of shape {cnn.feature_shape} by {cnn.config}")
+    say(f"{cache}: features of shape {cnn.feature_shape} by {cnn.config}")

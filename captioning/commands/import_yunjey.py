@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioning.console import say
 from captioning.yunjey import import_yunjey
 
 
@@ -16,4 +17,4 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import_yunjey(args.encoder, args.decoder, args.vocab, args.cnn).save(args.output)
-    print(f"{args.output}: caption with it, python -m captioning caption {args.output} PICTURES")
+    say(f"{args.output}: caption with it, python -m captioning caption {args.output} PICTURES")

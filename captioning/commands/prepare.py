@@ -1,11 +1,11 @@
 """`captioning prepare`: see `captioning.prepare`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from captioning import prepare as module
 from captioning.commands.arguments import add_on_error
+from captioning.console import say
 from captioning.errors import list_reasons
 from captioning.prepare import SPLITS, find_images, prepare, read_source, read_split_lists
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     if shares and (given or source.splits):
         told = " and ".join(f"--{split}" for split in shares)
         whose = "the lists" if given else args.source
-        print(f"{told} ignored: {whose} told the splits", file=sys.stderr)
+        say(f"{told} ignored: {whose} told the splits", error=True)
     counts, skipped = prepare(
         source,
         args.images or find_images(args.source, source),
@@ -51,6 +51,5 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         **shares,
     )
-    for line in list_reasons(skipped):
-        print(f"skipped {line}")
-    print(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    say(*(f"skipped {line}" for line in list_reasons(skipped)))
+    say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))

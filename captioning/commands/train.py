@@ -30,6 +30,7 @@ from captioning.config import (
     TrainConfig,
     recipe,
 )
+from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, cache_path
 from captioning.model import Captioner, ModelConfig
@@ -120,14 +121,14 @@ def run(args: argparse.Namespace) -> None:
             checkpoint, config, tables = prepare_training(args, here.is_first)
         val = tables[1] if args.val else None
         if here.is_first:
-            print(
+            say(
                 f"{len(tables[0].images):,} pictures, {len(checkpoint.vocabulary):,} words; "
                 f"{config.epochs} epochs, batches of {config.batch_size}, learning rate "
                 f"{config.learning_rate}"
             )
         train(checkpoint, config, tables[0], val, args.output, args.resume, here)
         if here.is_first:
-            print(f"best captioner: {args.output / 'best.pt'}")
+            say(f"best captioner: {args.output / 'best.pt'}")
 
 
 def config_of(

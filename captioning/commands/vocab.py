@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioning.console import say
 from captioning.datasets import load_references
 from captioning.vocabulary import Vocabulary
 
@@ -17,4 +18,4 @@ def run(args: argparse.Namespace) -> None:
     captions = load_references(args.annotations).captions
     vocabulary = Vocabulary.build(captions, args.min_count)
     vocabulary.save(args.output)
-    print(f"{args.output}: {len(vocabulary):,} words of {len(captions):,} captions")
+    say(f"{args.output}: {len(vocabulary):,} words of {len(captions):,} captions")

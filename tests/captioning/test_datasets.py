@@ -79,8 +79,9 @@ def test_skipping_counts_and_names(coco):
     dataset = load_coco(*coco(change), on_error="skip")
     assert [image.id for image in dataset.images] == [2, 3]
     assert dataset.images[0].captions == ["picture 2 caption 2"]
-    assert "skipped 1 x missing picture" in dataset.report_skipped()
-    assert "skipped 1 x caption without words: annotation 21" in dataset.report_skipped()
+    missing, empty = dataset.report_skipped()
+    assert missing.startswith("skipped 1 x missing picture: ") and missing.endswith("x.png")
+    assert empty == "skipped 1 x caption without words: annotation 21"
 
 
 def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):

@@ -1,0 +1,38 @@
+"""What is printed: one line for each thing said, whatever names and words contain."""
+
+import re
+import sys
+from typing import Any
+
+# Control characters, ends of lines and paragraphs, marks that turn the direction of writing, and
+# halves of characters, which stand for the bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    """Text on one line, with what a terminal would obey or refuse escaped."""
+    return _UNPRINTABLE.sub(_escape, str(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    if "\udc80" <= found[0] <= "\udcff":  # a byte, by os.fsdecode
+        return f"\\x{ord(found[0]) - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
+
+
+def short(value: Any) -> str:
+    """What came, for a message: cut where it is long or deep, as a stranger's JSON may be."""
+    try:
+        return repr(value)[:100]
+    except (RecursionError, ValueError):  # ValueError: an integer of too many digits
+        return f"a {type(value).__name__}"
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines to stdout or stderr, past progress bars."""
+    from tqdm import tqdm  # not at the top: __main__ tells how to install it
+
+    for line in lines:
+        tqdm.write(printable(line), file=sys.stderr if error else sys.stdout)

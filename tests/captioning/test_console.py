@@ -1,0 +1,108 @@
+"""What is printed stays on its line and is readable, and a reader that is gone is no crash."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import captioning
+from captioning.__main__ import main
+from captioning.console import printable, say, short
+from captioning.errors import CaptioningError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, é, 猫, 👩‍👧", None),
+        ("two\nlines\r\n\ttab", r"two\nlines\r\n\ttab"),
+        ("\x1b[2J\x07\x7f\x85", r"\x1b[2J\x07\x7f\x85"),
+        ("\u202egpj.exe\u2028", r"\u202egpj.exe\u2028"),
+        (os.fsdecode(b"caf\xe9.jpg"), r"caf\xe9.jpg"),
+        ("half of \ud83d", r"half of \ud83d"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(text, expected):
+    expected = text if expected is None else expected
+    assert printable(text) == printable(expected) == expected
+    assert str(CaptioningError(text, "second")) == f"{expected}\nsecond"
+
+
+def test_what_came_is_cut():
+    deep: list = []
+    for _ in range(10**5):
+        deep = [deep]
+    assert short(deep) == "a list" and short(10**10_000) == "a int"
+    assert short({"id": 11}) == "{'id': 11}" and len(short("x" * 1000)) == 100
+
+
+def test_lines_go_to_where_they_belong(capsys):
+    say("one\ntwo", 3)
+    say("four", error=True)
+    assert capsys.readouterr() == ("one\\ntwo\n3\n", "four\n")
+
+
+def test_everything_is_said_by_say():
+    folder = Path(captioning.__file__).parent
+    for path in folder.rglob("*.py"):
+        found = re.findall(r"\bprint\(|tqdm\.write", path.read_text())
+        free = ("__main__.py", "console.py", "serve.py")  # serve's names are escaped as HTML is
+        assert not found or path.name in free, path
+
+
+def run(*command: str, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("PYTHONUNBUFFERED", None)  # with it, argparse hides what goes wrong
+    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_told():
+    with open("/dev/full", "w") as full:
+        for arguments in ([], ["--help"]):
+            done = run(sys.executable, "-m", "captioning", *arguments, stdout=full)
+            assert done.stderr == "captioning: output: No space left on device\n"
+            assert done.returncode == 1
+
+
+def test_a_reader_that_is_gone_is_no_crash():
+    read, write = os.pipe()
+    os.close(read)
+    done = run(sys.executable, "-m", "captioning", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_the_encoding_lacks_is_escaped(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code = "from captioning.__main__ import main; from captioning.console import say; main([]); "
+    done = run(sys.executable, "-c", code + "say('caf\xe9')", stdout=subprocess.PIPE)
+    assert done.stdout.endswith("caf\\xe9\n") and not done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[x] can't allocate memory: 9 TB")])
+def test_memory_that_runs_out_is_a_message(error, monkeypatch, capsys):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr("captioning.__main__.run", run)
+    assert main(["demo"]) == 1
+    assert re.fullmatch("captioning: out of memory.*\n", capsys.readouterr().err)
+
+
+def test_other_errors_are_tracebacks(monkeypatch):
+    def run(_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("captioning.__main__.run", run)
+    with pytest.raises(RuntimeError, match="of ours"):
+        main(["demo"])
+
+
+def test_a_file_that_an_error_is_about_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("captioning.__main__.run", lambda _: open("no\nwhere"))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "captioning: no\\nwhere: No such file or directory\n"
