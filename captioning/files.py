@@ -1,9 +1,13 @@
 """Atomic writes, and reading that forgives nobody."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
+import re
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +17,20 @@ from typing import Any, BinaryIO
 from captioning.errors import CaptioningError
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+@contextlib.contextmanager
+def writing(path: str | Path, note: str = "") -> Iterator[None]:
+    """What the system says against writing becomes a message that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CaptioningError(f"cannot write {path}: {error.strerror or error}{note}") from error
+
+
+def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
     """Call ``write(file)`` on a temporary file beside `path`, then move it to `path`.
 
     A failure (disk full, killed process) leaves the old file as it was; Ctrl-C waits for the new.
+    What a killed process leaves, `remove_stale` removes.
     """
     with interrupts_wait():
         _write_atomically(Path(path), write)
@@ -39,26 +53,61 @@ def interrupts_wait() -> Iterator[None]:
             handler(*came[0])
 
 
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    try:
+class _Remembering:
+    """A file that remembers why it could not be written: torch.save hides it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.reason: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.reason = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
+    with writing(path):
+        check_output(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(os.path.realpath(path))  # a link stays one
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise CaptioningError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes private files
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise CaptioningError(
-                f"cannot write {path}: {error.strerror}; what was there before is untouched"
-            ) from error
-        raise
+    with writing(path, "; what was there before is untouched"):
+        try:
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes private files
+            with os.fdopen(descriptor, "wb") as file:
+                remembering = _Remembering(file)
+                try:
+                    write(remembering)
+                except Exception as error:
+                    if remembering.reason:
+                        raise remembering.reason from error
+                    raise
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                os.unlink(temporary)
+            raise
+
+
+def check_output(path: Path) -> None:
+    """Refuse to replace what is no file, such as a folder or a device: as root one could."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Not a regular file")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed processes left of `path`; to be called where no other writes it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -68,20 +117,34 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
-    text = json.dumps(data, indent=indent, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(data, indent=indent, ensure_ascii=False))
 
 
 def write_text(path: str | Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # What is no Unicode, as in a file name that is not UTF-8, becomes the escape that JSON reads.
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read; a named pipe would be waited for, for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder, open refuses
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return open(path, "rb")
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+        return _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CaptioningError(f"{path}: expected text in UTF-8, got {error}") from error
 
@@ -89,9 +152,9 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path, hint: str = "") -> Any:
     """Parse a JSON file; say where it breaks off when it is truncated or damaged, and `hint`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_read(path).decode())
+    except RecursionError as error:
+        raise CaptioningError(f"{path}: expected JSON, got levels without end") from error
+    except ValueError as error:  # no JSON, no UTF-8, or an integer of thousands of digits
         told = f"{error}; {hint}" if hint else error
         raise CaptioningError(f"{path} is not valid JSON (truncated?): {told}") from error
