@@ -5,9 +5,9 @@ picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is m
 writing and for reading; a run that was killed goes on with the pictures whose state is 0.
 """
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,17 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.cnn import FrozenCNN
+from captioning.console import printable, say, short
 from captioning.datasets import CaptionDataset, CaptionedImage
 from captioning.errors import CaptioningError
+from captioning.files import open_regular, write_atomically
 from captioning.images import ImageError, load_image
+from captioning.locks import lock_files
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 _NAMES = {"float16": "F16", "float32": "F32"}
+# What a header raises that is no header.
+_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 TO_DO, DONE, BROKEN = range(3)
 
 
@@ -42,19 +47,31 @@ class FeatureCache:
     def __init__(self, path: str | Path, mode: str = "r") -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size)) if size < 2**30 else None
+                end = file.seek(0, os.SEEK_END) - size - 8
             self.metadata = header.pop("__metadata__")
             arrays = {}
             for name, entry in header.items():
-                dtype = np.dtype(_DTYPES[entry["dtype"]])
-                offset = 8 + size + entry["data_offsets"][0]
-                arrays[name] = np.memmap(self.path, dtype, mode, offset, tuple(entry["shape"]))
+                dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+                begin = entry["data_offsets"][0]
+                # Opened for writing, a file that is too short would be made longer.
+                if not 0 <= begin <= begin + math.prod(shape) * dtype.itemsize <= end:
+                    raise ValueError(f"{name} is not within the file")
+                arrays[name] = np.memmap(self.path, dtype, mode, 8 + size + begin, shape)
             self.features, self.ids, self.state = (arrays[n] for n in ("features", "ids", "state"))
+            if not self.ids.shape == self.state.shape == self.features.shape[:1]:
+                raise ValueError("its tables are not of the same pictures")
+            if (self.state > BROKEN).any():
+                raise ValueError("a picture is neither to do, nor done, nor broken")
+            if not isinstance(self.metadata, dict):
+                raise ValueError("it does not say of which CNN it is")
+            if self.metadata.get("dtype") not in (None, self.features.dtype.name):
+                raise ValueError(f"its features are {self.features.dtype}")
         except OSError as error:
             raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except _DAMAGE as error:
             raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
 
     @classmethod
@@ -67,29 +84,41 @@ class FeatureCache:
         end = 0
         tensors = (("ids", "I64", [count]), ("features", _NAMES[dtype], [count, *shape]))
         for name, kind, full_shape in (*tensors, ("state", "U8", [count])):
-            begin, end = end, end + int(np.prod(full_shape)) * np.dtype(_DTYPES[kind]).itemsize
+            begin, end = end, end + math.prod(full_shape) * np.dtype(_DTYPES[kind]).itemsize
             header[name] = {"dtype": kind, "shape": full_shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # aligned, as safetensors wants it
-        temporary = path.with_name(path.name + ".new")
+
+        def reserve(file: Any) -> None:
+            file.write(len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes())
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+            else:
+                file.truncate(8 + len(text) + end)
+
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(
-                    len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes()
-                )
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
-                else:
-                    file.truncate(8 + len(text) + end)
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the folder itself may be what failed
-                temporary.unlink(missing_ok=True)
-            raise CaptioningError(
-                f"cannot write {path}: {error.strerror} ({end / 1e6:,.0f} MB needed)"
-            ) from error
+            write_atomically(path, reserve)
+        except CaptioningError as error:
+            raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
         return cls(path, "r+")
+
+    def is_of(
+        self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int], stale: str
+    ) -> bool:
+        """Whether it is of this key and these pictures; if not, and `stale` is "refuse", an error.
+
+        Raises:
+            CaptioningError: it is of something else; the message says what.
+        """
+        k = next((k for k in key if self.metadata.get(k) != key[k]), None)
+        if k is None and self.ids.tolist() == list(ids) and self.features.shape[1:] == tuple(shape):
+            return True
+        if stale != "refuse":
+            return False
+        told = "its tables are of other pictures"
+        if k is not None:
+            told = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
+        raise CaptioningError(f"{self.path} is stale: {told}. Delete it or name another file.")
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """The rows of these pictures; -1 for those that are broken or not there."""
@@ -119,7 +148,8 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> d
     """
     pictures = hashlib.sha256()
     for image in images:
-        pictures.update(f"{image.id} {image.path.name} {image.path.stat().st_size}\n".encode())
+        line = f"{image.id} {image.path.name} {image.path.stat().st_size}\n"
+        pictures.update(os.fsencode(line))
     return {
         "cnn": cnn.config.name,
         "weights": cnn.config.weights,
@@ -184,35 +214,50 @@ def extract_features(
     if dtype not in _NAMES:
         raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {dtype!r}")
     key = cache_key(cnn, images, dtype)
-    cache = FeatureCache(path, "r+") if path.exists() else None
-    if cache and (different := [k for k in key if cache.metadata.get(k) != key[k]]):
-        k = different[0]
-        if stale == "refuse":
-            raise CaptioningError(
-                f"{path} is stale: its {k} is {cache.metadata.get(k)!r}, expected {key[k]!r}. "
-                "Delete it or name another file."
-            )
-        cache = None
-    if cache is None:
-        ids = [image.id for image in images]
-        cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
-    if on_error == "refuse":
-        cache.state[cache.state == BROKEN] = TO_DO
+    ids = [image.id for image in images]
+    unfinished = (TO_DO, BROKEN) if on_error == "refuse" else (TO_DO,)
+
+    def opened(mode: str) -> FeatureCache | None:
+        cache = FeatureCache(path, mode) if path.exists() else None
+        return cache if cache and cache.is_of(key, ids, cnn.feature_shape, stale) else None
+
+    cache = opened("r")  # one that is finished is neither locked nor written to
+    if cache is None or np.isin(cache.state, unfinished).any():
+        with lock_files(path, wait=True):
+            cache = opened("r+")
+            if cache is None:
+                cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+            cache.state[np.isin(cache.state, unfinished)] = TO_DO
+            _encode(cnn.to(device), images, cache, batch_size, on_error, workers, progress)
+    return cache
+
+
+def _encode(
+    cnn: FrozenCNN,
+    images: Sequence[CaptionedImage],
+    cache: FeatureCache,
+    batch_size: int,
+    on_error: str,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Fill the rows that are to do."""
     rows = np.flatnonzero(cache.state == TO_DO).tolist()
     if not rows:
-        return cache
+        return
     loader = DataLoader(
         _Pictures(images, rows, cnn), batch_size, num_workers=workers, collate_fn=list
     )
-    cnn = cnn.to(device)
+    device = next(cnn.parameters()).device
     broken = []
-    with tqdm(total=len(rows), desc=f"encode {path.stem}", unit="img", disable=not progress) as bar:
+    title = f"encode {printable(cache.path.stem)}"
+    with tqdm(total=len(rows), desc=title, unit="img", disable=not progress) as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
             for row, item in items:
                 if not isinstance(item, Tensor):
                     if on_error == "refuse":
-                        raise ImageError(f"{item}\n(--on-error skip leaves broken pictures out)")
+                        raise ImageError(item, "(--on-error skip leaves broken pictures out)")
                     broken.append(item)
                     cache.state[row] = BROKEN
             if good:
@@ -224,8 +269,7 @@ def extract_features(
     cache.features.flush()
     cache.state.flush()
     if broken:
-        tqdm.write(f"skipped {len(broken)} broken pictures:\n  " + "\n  ".join(broken[:10]))
-    return cache
+        say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
 
 
 class FeatureTable:

@@ -1,7 +1,10 @@
 """The feature cache: contents, going on after a kill, staleness, broken pictures, full disks."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import captioning.features
 from captioning.__main__ import main
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import CaptionedImage, load_coco
@@ -55,8 +59,6 @@ def test_float16_is_half_as_large(cnn, images, tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
-    import captioning.features
-
     whole = extract(cnn, images, tmp_path / "whole.st")
     seen = []
 
@@ -179,3 +181,101 @@ def test_worker_processes_change_nothing(cnn, images, tmp_path):
     alone = extract(cnn, images, tmp_path / "a.st")
     helped = extract(cnn, images, tmp_path / "b.st", workers=2)
     np.testing.assert_array_equal(alone.features, helped.features)
+
+
+def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
+    """At the same moment: one failed where the other had moved its file, or both encoded."""
+    script = """if True:
+        import sys, time
+        from pathlib import Path
+        import captioning.features as features
+        from captioning.cnn import CNNConfig, load_cnn
+        from captioning.datasets import load_coco
+        folder, me, other, annotations = Path(sys.argv[1]), *sys.argv[2:]
+        images, cnn = load_coco(annotations).images[:3], load_cnn(CNNConfig("scenes_cnn"))
+        read = []
+        real = features.load_image
+        features.load_image = lambda *args: read.append(args) or real(*args)
+        for i in range(12):
+            (folder / f"{i}.{me}").touch()
+            while not (folder / f"{i}.{other}").exists():
+                time.sleep(0)
+            cache = features.extract_features(cnn, images, folder / f"{i}.st", progress=False)
+            assert (cache.state == features.DONE).all()
+        print(len(read))
+        """
+    annotations = scenes_root / "annotations" / "captions_val.json"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), *names, str(annotations)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for names in (("a", "b"), ("b", "a"))
+    ]  # fmt: skip
+    done = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], done
+    assert sum(int(out) for out, _ in done) == 12 * 3
+    assert {path.suffix for path in tmp_path.iterdir()} == {".st", ".a", ".b"}
+
+
+def test_a_finished_cache_is_read_where_nothing_can_be_written(cnn, images, tmp_path, monkeypatch):
+    extract(cnn, images, tmp_path / "f.st")
+    monkeypatch.setattr(captioning.features, "lock_files", lambda *_: pytest.fail("locked"))
+    real = np.memmap
+
+    def read_only(path, dtype, mode, *args):
+        assert mode == "r"
+        return real(path, dtype, mode, *args)
+
+    monkeypatch.setattr(np, "memmap", read_only)
+    assert (extract(cnn, images, tmp_path / "f.st").state == DONE).all()
+
+
+def edit_header(path, change):
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["features"].update(shape=[10**6, 10**6]),
+        lambda h: h["features"].update(data_offsets=[10**9, 2 * 10**9]),
+        lambda h: h["features"].update(data_offsets=[-8, 0]),
+        lambda h: h["features"].update(shape=[3, 5]),
+        lambda h: h["features"].update(shape=[12, 2.5]),
+        lambda h: h["features"].update(dtype="F16"),
+        lambda h: h["features"].update(dtype=[]),
+        lambda h: h["state"].update(data_offsets=h["ids"]["data_offsets"], shape=[12]),
+        lambda h: h.update(__metadata__=[]),
+        lambda h: h.update(ids=5),
+    ],
+)
+def test_a_damaged_cache_is_refused_and_not_made_longer(cnn, images, tmp_path, change):
+    path = tmp_path / "f.st"
+    extract(cnn, images, path)
+    edit_header(path, change)
+    before = path.read_bytes()
+    for mode in ("r", "r+"):
+        with pytest.raises(CaptioningError, match="f.st is not a feature cache"):
+            FeatureCache(path, mode)
+    assert path.read_bytes() == before
+
+
+def test_a_cache_of_other_pictures_by_the_same_key_is_refused(cnn, images, tmp_path):
+    extract(cnn, images, tmp_path / "f.st")
+    FeatureCache(tmp_path / "f.st", "r+").ids[3] = 1000
+    with pytest.raises(CaptioningError, match="stale: its tables are of other pictures"):
+        extract(cnn, images, tmp_path / "f.st")
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path):
+    text = b"[" * 100_000
+    (tmp_path / "f.st").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(CaptioningError, match="is not a feature cache"):
+        FeatureCache(tmp_path / "f.st")
