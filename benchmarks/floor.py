@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
 import torch
 from cases import Case
 from timing import Effort, cpu_clock, median_time
+
+from fastlstm import _build
 
 GIGA = 1e9
 
@@ -67,39 +70,49 @@ def peak_shapes(cases: Iterable[Case]) -> list[tuple[int, int, int]]:
     return [(1024, 1024, 1024), *sorted(own)]
 
 
-# An H100 SXM, as far as a step of a persistent kernel feels it; the planner in csrc/cuda/plan.h
-# counts with the same numbers.
-SMS = 132
-CLOCK = 1.75e9  # Hz
-SHARED_MEMORY = 192 * 1024  # bytes of weights that a block can hold
-SHARED_BANDWIDTH = 128  # bytes a clock, of one SM
-L2_SM_BANDWIDTH = 64  # bytes a clock, into one SM
-L2_BANDWIDTH = 5.5e12  # bytes a second, into all
-MACS = {"bfloat16": 1024, "float16": 1024, "tf32": 512, "float32": 128}  # a clock, of one SM
-BARRIER = 0.9e-6  # seconds, a flag barrier over about 100 blocks
-EPILOGUE = 0.15e-6
+# An H100 SXM. Its constants are those of the planner (csrc/cuda/plan.h). Only the cell's is here:
+# what lies between the last product and the store in any kernel; the planner's is what ours need.
+SMS, CAPABILITY = 132, 90
+CELL = 0.15e-6  # seconds
+SHARED_MEMORY = 227 * 1024  # bytes of weights that a block can hold
+
+
+@functools.cache
+def h100() -> dict[str, float]:
+    constants: dict[str, float] = _build.library.cuda_constants(SMS, CAPABILITY)
+    return constants
+
+
+def multiply_adds(precision: str) -> float | None:
+    """Multiply-adds of an SM a clock, or None if the precision has no persistent kernel."""
+    mma = h100()["mma_per_clock"]
+    rates = {"bfloat16": mma, "float16": mma, "tf32": mma / 2, "float32": 128.0}
+    return rates.get(precision)
 
 
 def cuda_step(case: Case) -> float | None:
     """The floor of one time step on an H100, in seconds, of one layer and one direction.
 
     Blocks Pu own U hidden units each, with their slice of W_hh on chip; Pb groups of them share
-    the batch rows. A step costs a barrier, the exchange of h (of the gate gradients, four times as
-    much, in backward), the products, and the cell. The best partition counts; "training" is a
-    forward step and a backward step.
+    the batch rows. A step costs a trip of h from SM to SM, its exchange (of the gate gradients,
+    four times as much, in backward), the products, and the cell. The best partition counts;
+    "training" is a forward step and a backward step.
 
     Returns:
         The floor, or None if no partition holds W_hh on chip or the precision has no such kernel.
     """
-    if case.precision not in MACS:
+    rate = multiply_adds(case.precision)
+    if rate is None:
         return None
     exchanged = (1, 4) if case.mode == "training" else (1,)
-    floors = [_step(case, factor) for factor in exchanged]
+    floors = [_step(case, factor, rate) for factor in exchanged]
     return None if math.inf in floors else sum(floors)
 
 
-def _step(case: Case, factor: int) -> float:
+def _step(case: Case, factor: int, rate: float) -> float:
     B, H, size = case.batch, case.hidden_size, case.dtype.itemsize
+    device = h100()
+    clock, l2 = device["clock_ghz"] * GIGA, device["l2_gb_per_s"] * GIGA
     best = math.inf
     for blocks in range(1, min(H, SMS) + 1):
         units = math.ceil(H / blocks)
@@ -108,8 +121,9 @@ def _step(case: Case, factor: int) -> float:
             continue
         rows = math.ceil(B / min(SMS // blocks, B))
         state = H * size * factor  # bytes of a row
-        exchange = max(rows * state / L2_SM_BANDWIDTH / CLOCK, blocks * B * state / L2_BANDWIDTH)
-        macs = 4 * units * H * 16 * math.ceil(rows / 16)
-        product = max(macs / MACS[case.precision], weights / SHARED_BANDWIDTH) / CLOCK
-        best = min(best, BARRIER + exchange + product + EPILOGUE)
+        into_sm = rows * state / device["sm_bytes_per_clock"] / clock
+        exchange = max(into_sm, blocks * B * state / l2)
+        macs = 4 * units * H * 8 * math.ceil(rows / 8)
+        product = max(macs / rate, weights / device["shared_bytes_per_clock"]) / clock
+        best = min(best, device["trip_us"] * 1e-6 + exchange + product + CELL)
     return best

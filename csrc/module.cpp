@@ -63,8 +63,12 @@ PYBIND11_MODULE(_C, m) {
         "returns how many bytes.");
   m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
-        py::arg("backward"), py::arg("sm_count"), py::arg("capability"),
-        "The engine that a layer would get on a CUDA device, which need not be here.");
+        py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
+        py::arg("constants") = py::dict(),
+        "The engine that a layer would get on a CUDA device, which need not be here; "
+        "\"stepwise\" too where the persistent engine was asked for and cannot serve it.");
+  m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
+        "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");

@@ -25,10 +25,13 @@ import compiled  # noqa: E402
 import floor  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
+import plan_table  # noqa: E402
 import report  # noqa: E402
 from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group  # noqa: E402
 from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
 from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
+
+from fastlstm import _build  # noqa: E402
 
 TINY = Case(2, 5, 3, 4)
 DENSE = (
@@ -113,6 +116,14 @@ def test_cuda_groups_are_the_table() -> None:
     assert not groups
 
 
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+def test_the_document_has_what_the_planner_predicts() -> None:
+    document = (BENCHMARKS.parent / "docs/cuda.md").read_text()
+    assert f"<!-- plan -->\n{plan_table.predictions()}\n<!-- /plan -->" in document, (
+        "run python benchmarks/plan_table.py --write docs/cuda.md"
+    )
+
+
 def test_pairs() -> None:
     pairs = Pairs([2.0, 6.0, 4.0, 9.0, 10.0], [1.0, 2.0, 4.0, 3.0, 2.0])  # ratios 2 3 1 3 5
     assert pairs.ratio == 3.0
@@ -172,14 +183,16 @@ def test_gemm_peak_is_a_rate() -> None:
     assert floor.peak_shapes([Case(3, 5, 7, 11)]) == [(1024, 1024, 1024), (15, 44, 18)]
 
 
-# Microseconds of a step on an H100 by B = 1, 16, 64, 128: forward, and backward alone.
+# Microseconds of a step on an H100 by B = 1, 16, 64, 128: forward, and backward alone. By hand,
+# bfloat16, H 512, B 16, forward, 64 blocks in 2 groups: trip .5, cell .15, 1 MB from L2 .19, 32 KB
+# of weights from shared memory .146.
 STEP_TABLE = {
-    ("bfloat16", 256): ((1.1, 1.2, 1.3, 1.4), (1.1, 1.3, 1.5, 1.7)),
-    ("bfloat16", 512): ((1.2, 1.4, 1.7, 2.0), (1.2, 1.7, 2.4, 3.2)),
-    ("bfloat16", 1024): ((1.4, 2.0, 3.7, 6.4), (1.5, 3.2, 8.3)),
-    ("tf32", 256): ((1.2, 1.3, 1.5, 1.7), (1.2, 1.5, 2.0, 2.4)),
-    ("tf32", 512): ((1.4, 1.7, 2.4, 3.7), (1.4, 2.4, 4.7, 8.3)),
-    ("tf32", 1024): ((1.7, 3.2), (2.0, 7.7)),
+    ("bfloat16", 256): ((0.7, 0.8, 0.9, 1.0), (0.7, 0.9, 1.1, 1.3)),
+    ("bfloat16", 512): ((0.75, 1.0, 1.3, 1.6), (0.8, 1.3, 2.0, 2.55)),
+    ("bfloat16", 1024): ((1.0, 1.6, 3.0, 5.3), (1.1, 2.5, 5.7)),
+    ("tf32", 256): ((0.7, 0.9, 1.1, 1.3), (0.8, 1.1, 1.6, 2.0)),
+    ("tf32", 512): ((0.85, 1.3, 2.0, 3.0), (1.0, 2.0, 3.45, 5.75)),
+    ("tf32", 1024): ((1.3, 2.5), (1.6, 5.2)),
 }
 
 
@@ -188,10 +201,29 @@ def test_cuda_step_floor(precision: str, hidden_size: int) -> None:
     forward, backward = STEP_TABLE[precision, hidden_size]
     for batch, expected in zip((1, 16, 64, 128), forward, strict=False):
         case = Case(batch, 512, hidden_size, hidden_size, "inference", precision)
-        assert floor.cuda_step(case) == pytest.approx(expected * 1e-6, rel=0.2)
+        assert floor.cuda_step(case) == pytest.approx(expected * 1e-6, rel=0.05)
     for batch, *expected in zip((1, 16, 64, 128), forward, backward, strict=False):
         case = Case(batch, 512, hidden_size, hidden_size, "training", precision)
-        assert floor.cuda_step(case) == pytest.approx(sum(expected) * 1e-6, rel=0.2)
+        assert floor.cuda_step(case) == pytest.approx(sum(expected) * 1e-6, rel=0.05)
+
+
+def test_no_persistent_plan_is_predicted_below_the_floor() -> None:
+    for case in {case for group in CUDA_GROUPS for case in group.cases}:
+        if case.mode == "training" or not bench_lstm.single(case):
+            continue
+        plan = _build.library.plan_cuda(
+            case.hidden_size,
+            case.batch,
+            case.steps,
+            directions=1,
+            dtype=str(case.dtype).removeprefix("torch."),
+            allow_tf32=case.precision == "tf32",
+            backward=False,
+            sm_count=floor.SMS,
+            capability=floor.CAPABILITY,
+        )
+        bound = floor.cuda_step(case)
+        assert plan["engine"] == "stepwise" or (bound and plan["step_us"] * 1e-6 >= bound), case
 
 
 def test_cuda_step_has_no_floor_where_the_weights_do_not_fit() -> None:

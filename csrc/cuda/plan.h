@@ -7,8 +7,7 @@
 // step before. So fewer units a block mean less arithmetic per block and more blocks that read the
 // whole state.
 //
-// Times are predictions from data sheets and arithmetic, to be refitted on a GPU; nothing here was
-// measured.
+// Times are predictions: nothing here was measured.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -20,15 +19,32 @@ enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
+constexpr int kInFlight = 8;        // chunks of 8 rows that a warp has asked for at once
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
 constexpr int kStageFloats = 16 * 12;  // per warp, of the FFMA path
 
+// What the planner knows of a device: sizes, and the constants of its predictions, all from data
+// sheets and arithmetic.
 struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
   int64_t shared_bytes;  // a block may ask for
   double clock_ghz, l2_gb_per_s;
-  int mma_per_clock;  // 16-bit multiply-adds of an SM per clock; half of it with TF32
+  double mma_per_clock;  // 16-bit multiply-adds of an SM per clock; half of it with TF32
+
+  double sm_bytes_per_clock = 64;       // from L2 into one SM
+  double shared_bytes_per_clock = 128;  // of one SM
+  double trip_us = 0.5;   // from a store in one SM to another SM that sees it, through L2
+  double cell_us = 0.35;  // of a pass beside its product: some 400 to 700 instructions a warp, two
+                          // warps a scheduler, half of it waiting
+  double marking_share = 0.4;  // of L2's rate, at which memory is marked as unwritten
+  double more_looks = 1;       // in vain, from 64 rows on and in backward
+  double prologue_us = 20;     // filling shared memory with W_hh before the first step
+  double stepwise_us = 6;      // a GEMM and a kernel that have next to nothing to do
+  double host_step_us = 12;    // launching both; without a CUDA graph a step takes no less
+  double gemm_share = 0.6;     // of the peak, in a step's GEMM
+
+  double clock_us() const { return 1e-3 / clock_ghz; }
 
   // From the data sheets of the largest part of a generation.
   static CudaDevice of(int sm_count, int capability) {
@@ -40,6 +56,27 @@ struct CudaDevice {
     if (capability >= 80) return {sm_count, capability, 99 * kib, 1.7, 3000, 512};
     return {sm_count, capability, 48 * kib, 1.5, 1500, 512};
   }
+};
+
+// The constants by name.
+struct PlanConstant {
+  const char* name;
+  double CudaDevice::* value;
+};
+inline constexpr PlanConstant kPlanConstants[] = {
+    {"clock_ghz", &CudaDevice::clock_ghz},
+    {"l2_gb_per_s", &CudaDevice::l2_gb_per_s},
+    {"mma_per_clock", &CudaDevice::mma_per_clock},
+    {"sm_bytes_per_clock", &CudaDevice::sm_bytes_per_clock},
+    {"shared_bytes_per_clock", &CudaDevice::shared_bytes_per_clock},
+    {"trip_us", &CudaDevice::trip_us},
+    {"cell_us", &CudaDevice::cell_us},
+    {"marking_share", &CudaDevice::marking_share},
+    {"more_looks", &CudaDevice::more_looks},
+    {"prologue_us", &CudaDevice::prologue_us},
+    {"stepwise_us", &CudaDevice::stepwise_us},
+    {"host_step_us", &CudaDevice::host_step_us},
+    {"gemm_share", &CudaDevice::gemm_share},
 };
 
 struct Task {
@@ -57,6 +94,15 @@ struct Task {
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.
   int64_t depth() const { return backward ? 4 * hidden_size : hidden_size; }
+  // Whether each row of what blocks exchange starts at a multiple of 16 bytes, for wide loads.
+  bool aligned() const { return depth() * element_bytes() % 16 == 0; }
+  // Multiply-adds of an SM per clock.
+  double rate(const CudaDevice& device) const {
+    return dtype == Dtype::kFloat64   ? 64
+           : ffma()                   ? 128
+           : dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
+                                      : device.mma_per_clock;
+  }
   int64_t chunks() const {
     const int64_t values = kChunkBytes / element_bytes();
     return (depth() + values - 1) / values;
@@ -125,44 +171,41 @@ inline bool fits(const Task& task, const Tiling& tiling, const CudaDevice& devic
          SharedLayout(task, tiling).total() <= device.shared_bytes;
 }
 
-// Clocks times this are microseconds.
-inline double clock_us(const CudaDevice& device) { return 1e-3 / device.clock_ghz; }
-
 // One step of all directions.
 inline double predict_persistent(const Task& task, const Tiling& tiling, const CudaDevice& device) {
   const double bytes = static_cast<double>(task.element_bytes() * task.depth());
   const double matrix = matrix_rows(task.backward, tiling.units);
   const double passes = static_cast<double>(ceil_div(tiling.group_rows, tiling.row_tile));
-  const double trip = 0.5;  // from a store in one SM to another SM that sees it, through L2
+  const double l2 = device.l2_gb_per_s * 1e3;  // bytes a microsecond
   const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
-  const double exchange = std::max(tiling.group_rows * bytes / 64 * clock_us(device),
-                                   state_bytes * tiling.unit_blocks / (device.l2_gb_per_s * 1e3));
-  const double marking = state_bytes / (0.4 * device.l2_gb_per_s * 1e3);  // in memory, as unwritten
-  const double rate = task.ffma()                     ? 128
-                      : task.dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
-                                                      : device.mma_per_clock;
-  const double multiply =
-      std::max(matrix * bytes / 128,  // reading the slice from shared memory
-               matrix * static_cast<double>(task.depth()) * tiling.row_tile / rate);
-  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / 128;
+  // What a warp has in flight it looks at before it is there, and again. Unaligned values are
+  // loaded one by one.
+  const double in_vain = std::min(1.0, double(kInFlight * kWarps) / double(task.chunks()));
+  const double looks = task.backward || task.batch >= 64 ? 1 + device.more_looks * in_vain : 1;
+  const double loads = task.aligned() ? 1 : 16.0 / static_cast<double>(task.element_bytes());
+  const double exchange =
+      looks * loads *
+      std::max(tiling.group_rows * bytes / device.sm_bytes_per_clock * device.clock_us(),
+               state_bytes * tiling.unit_blocks / l2);
+  const double marking = state_bytes / (device.marking_share * l2);  // in memory, as unwritten
+  const double multiply = std::max(
+      matrix * bytes / device.shared_bytes_per_clock,  // reading the slice from shared memory
+      matrix * static_cast<double>(task.depth()) * tiling.row_tile / task.rate(device));
+  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / device.shared_bytes_per_clock;
   const double launches = static_cast<double>(task.directions) / tiling.directions;
-  // 0.35: some 400 to 700 instructions a warp, two warps a scheduler, half of it waiting.
-  const double pass = (multiply + reduce) * clock_us(device) + 0.35;
+  const double pass = (multiply + reduce) * device.clock_us() + device.cell_us;
   // While the results of one pass travel, the block works on the next.
-  return launches * (exchange + marking + std::max(trip + pass, passes * pass));
+  return launches * (exchange + marking + std::max(device.trip_us + pass, passes * pass));
 }
 
 inline double predict_stepwise(const Task& task, const CudaDevice& device) {
   const double b = static_cast<double>(task.batch), h = static_cast<double>(task.hidden_size);
-  const double rate = task.dtype == Dtype::kFloat64   ? 64
-                      : task.ffma()                   ? 128
-                      : task.dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
-                                                      : device.mma_per_clock;
-  const double gemm =
-      4 * h * h * std::max(b, 16.0) / (0.6 * rate * device.sm_count) * clock_us(device);
+  const double gemm = 4 * h * h * std::max(b, 16.0) /
+                      (device.gemm_share * task.rate(device) * device.sm_count) * device.clock_us();
   const double weights =
       4 * h * h * static_cast<double>(task.element_bytes()) / (device.l2_gb_per_s * 1e3);
-  return task.directions * (6 + std::max(gemm, weights));
+  return task.directions *
+         std::max(device.host_step_us, device.stepwise_us + std::max(gemm, weights));
 }
 
 // A division that tests and measurements ask for; 0 leaves the choice to the planner.
@@ -206,13 +249,11 @@ inline Plan plan_persistent(const Task& task, const CudaDevice& device,
   return best;
 }
 
-// Filling shared memory with W_hh before the first step.
-constexpr double kPrologueUs = 20;
-
 inline Plan plan(const Task& task, const CudaDevice& device) {
   Plan best = plan_persistent(task, device);
   const double steps = static_cast<double>(task.steps);
-  if (best.persistent && best.step_us + kPrologueUs / steps < best.stepwise_step_us) return best;
+  if (best.persistent && best.step_us + device.prologue_us / steps < best.stepwise_step_us)
+    return best;
   Plan stepwise;
   stepwise.step_us = stepwise.stepwise_step_us = best.stepwise_step_us;
   return stepwise;

@@ -1,41 +1,75 @@
-// The planner for Python: which engine a layer would get on a CUDA device that need not be here.
+// The planner for Python: which engine a layer would get on a CUDA device that need not be here,
+// and the constants that predict its time.
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "plan.h"
+#include "request.h"
 
 namespace fastlstm {
 
+inline Dtype dtype_named(const std::string& name) {
+  if (name == "float64") return Dtype::kFloat64;
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  if (name == "float16") return Dtype::kFloat16;
+  throw std::invalid_argument(
+      "dtype: expected \"float32\", \"float64\", \"bfloat16\" or \"float16\", got \"" + name +
+      "\"");
+}
+
+// `constants`: other values for some of kPlanConstants, by name.
+inline CudaDevice device_with(int sm_count, int capability, const pybind11::dict& constants) {
+  CudaDevice device = CudaDevice::of(sm_count, capability);
+  for (const auto& [key, value] : constants) {
+    const auto name = key.cast<std::string>();
+    const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
+                                    [&](const PlanConstant& c) { return name == c.name; });
+    if (found == std::end(kPlanConstants))
+      throw std::invalid_argument("constants: the planner has none that is called \"" + name +
+                                  "\"");
+    device.*(found->value) = value.cast<double>();
+  }
+  return device;
+}
+
+inline pybind11::dict cuda_constants(int sm_count, int capability) {
+  const CudaDevice device = CudaDevice::of(sm_count, capability);
+  pybind11::dict constants;
+  for (const PlanConstant& constant : kPlanConstants)
+    constants[constant.name] = device.*(constant.value);
+  return constants;
+}
+
 inline pybind11::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                                 const std::string& dtype, bool allow_tf32, bool backward,
-                                int sm_count, int capability) {
-  Task task{hidden_size,
-            batch,
-            steps,
-            directions,
-            Dtype::kFloat32,
-            allow_tf32,
-            /*only_stepwise=*/false,
-            backward};
-  if (dtype == "float64") {
-    task.dtype = Dtype::kFloat64;
-  } else if (dtype == "bfloat16") {
-    task.dtype = Dtype::kBFloat16;
-  } else if (dtype == "float16") {
-    task.dtype = Dtype::kFloat16;
-  } else if (dtype != "float32") {
-    throw std::invalid_argument(
-        "dtype: expected \"float32\", \"float64\", \"bfloat16\" or \"float16\", got \"" + dtype +
-        "\"");
-  }
+                                int sm_count, int capability, const std::string& engine,
+                                const pybind11::dict& constants) {
   if (hidden_size < 1 || batch < 1 || steps < 1 || sm_count < 1 || directions < 1 || directions > 2)
     throw std::invalid_argument(
         "expected hidden_size, batch, steps and sm_count of at least 1 and 1 or 2 directions");
-  const CudaDevice device = CudaDevice::of(sm_count, capability);
-  const Plan chosen = plan(task, device);
+  const auto request = parse_engine(engine);
+  if (!request)
+    throw std::invalid_argument(
+        "engine: expected \"auto\", \"stepwise\", \"persistent\" or "
+        "\"persistent:UNITSxROW_TILExROW_GROUPS\", got \"" +
+        engine + "\"");
+  const Task task{hidden_size,
+                  batch,
+                  steps,
+                  directions,
+                  dtype_named(dtype),
+                  allow_tf32,
+                  /*only_stepwise=*/request->engine == EngineRequest::kStepwise,
+                  backward};
+  const CudaDevice device = device_with(sm_count, capability, constants);
+  const Plan chosen = request->engine == EngineRequest::kPersistent
+                          ? plan_persistent(task, device, request->division)
+                          : plan(task, device);
   pybind11::dict result;
   result["engine"] = chosen.engine();
   result["step_us"] = chosen.step_us;  // predicted, not measured

@@ -94,6 +94,8 @@ const Case targets("plan/the shapes to win are persistent on an H100", [] {
             plan({hidden, batch, 512, 1, Dtype::kFloat32, true, false, backward}, h100).persistent,
             "TF32, H ", hidden, ", B ", batch);
     }
+    check(plan({1024, 64, 512, 1, Dtype::kBFloat16, true, false, backward}, h100).persistent,
+          "bfloat16, H 1024, B 64");
     const Plan two = plan({512, 32, 512, 2, Dtype::kBFloat16, true, false, backward}, h100);
     check(two.persistent && two.tiling.directions == 2, "both directions in one launch");
   }
@@ -118,6 +120,51 @@ const Case others("plan/what it cannot do is stepwise", [] {
   check(!chosen(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
   task = good, task.steps = 1;
   check(!plan(task, h100).persistent, "one step is not worth filling shared memory for");
+});
+
+const Case costs("plan/what a step costs", [] {
+  const auto h100 = CudaDevice::of(132, 90);
+  const auto persistent = [&](int64_t hidden, int64_t batch, bool backward) {
+    return plan_persistent({hidden, batch, 512, 1, Dtype::kBFloat16, true, false, backward}, h100)
+        .step_us;
+  };
+  // Rows of 300 16-bit values do not start at multiples of 16 bytes; of 4 x 300 they do.
+  check(persistent(300, 64, false) > 1.5 * persistent(304, 64, false), "unaligned h costs more");
+  check(persistent(300, 64, true) < 1.1 * persistent(304, 64, true), "d_gates are aligned");
+  CudaDevice once = h100;
+  once.more_looks = 0;
+  for (bool backward : {false, true}) {
+    for (int64_t batch : {32, 64}) {
+      const Task task{512, batch, 512, 1, Dtype::kBFloat16, true, false, backward};
+      const bool again = plan_persistent(task, h100).step_us > plan_persistent(task, once).step_us;
+      check(again == (backward || batch >= 64), "looks again, B ", batch, " backward ", backward);
+    }
+  }
+  const Task task{64, 1, 512, 2, Dtype::kBFloat16, true, false, false};
+  check(predict_stepwise(task, h100) == 2 * h100.host_step_us, "the host launches two a step");
+});
+
+// So that it can be fitted to measured times.
+const Case constants("plan/every constant counts", [] {
+  const auto costs = [](const CudaDevice& device) {
+    double sum = 0;
+    for (int64_t hidden : {128, 512, 1024}) {
+      for (int64_t batch : {1, 16, 128}) {
+        for (bool backward : {false, true}) {
+          const Task task{hidden, batch, 4, 1, Dtype::kBFloat16, true, false, backward};
+          sum += predict_stepwise(task, device) + plan_persistent(task, device).step_us +
+                 plan(task, device).step_us;
+        }
+      }
+    }
+    return sum;
+  };
+  const auto h100 = CudaDevice::of(132, 90);
+  for (const PlanConstant& constant : kPlanConstants) {
+    CudaDevice more = h100, less = h100;
+    more.*(constant.value) *= 8, less.*(constant.value) /= 8;
+    check(costs(more) != costs(h100) || costs(less) != costs(h100), constant.name);
+  }
 });
 
 const Case names("plan/an engine by name", [] {
