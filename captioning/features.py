@@ -250,7 +250,8 @@ def _encode(
     )
     device = next(cnn.parameters()).device
     broken = []
-    title = f"encode {printable(cache.path.stem)}"
+    stem = cache.path.stem
+    title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
     with tqdm(total=len(rows), desc=title, unit="img", disable=not progress) as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import random
 import re
 import textwrap
@@ -280,6 +281,21 @@ def write_contact_sheet(
             axes = figure.add_axes((0.57, 0.55 / height, 0.39, 2.0 / height))
             _draw_cider(axes, history)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    plt.close(figure)
+
+
+def write_sheet(path: str | Path, captions: Mapping[Path, str], columns: int = 3) -> None:
+    """Write a PNG: pictures in their own proportions, each with its caption below."""
+    plt = _plt()
+    rows = math.ceil(len(captions) / columns)
+    size = (3.6 * columns, 3.4 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (picture, caption) in zip(grid.flat, captions.items(), strict=False):
+        axes.imshow(_picture(picture), interpolation="lanczos")
+        axes.set_title(textwrap.fill(caption or "(nothing)", 38), y=-0.02, va="top", fontsize=11)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=90))
     plt.close(figure)
 
 

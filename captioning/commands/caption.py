@@ -16,6 +16,7 @@ from captioning.errors import CaptioningError
 from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
+from captioning.report import write_sheet
 
 OPTIONS = {  # by the method that they are of
     "beam": {
@@ -49,6 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
     )
+    parser.add_argument("--sheet", type=Path, help="PNG to write: the pictures, captions below")
     parser.add_argument(
         "--batch-size", type=at_least(1), metavar="N", default=32, help="pictures at a time"
     )
@@ -91,12 +93,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         found = caption_files(checkpoint, cnn, paths, config, args.batch_size)
     results, seconds, start = [], 0.0, time.perf_counter()
+    written = {}
     for image_id, item in zip(ids, found, strict=True):
         if item.error:
             failed += 1
             say(item.error, error=True)
             continue
         seconds += item.seconds
+        written[item.path] = item.captions[0].text
         entry = {"image_id": image_id, "caption": item.captions[0].text}
         results.append(entry if args.annotations else entry | {"file_name": str(item.path)})
         if not args.json or args.all:
@@ -106,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
             write_panels(args.attention, maps)
     if args.json:
         write_json(args.json, results, indent=0)
+    if args.sheet and written:
+        write_sheet(args.sheet, written)
     total = time.perf_counter() - start
     line = f"{len(results)} pictures, {len(results) / max(seconds, 1e-9):,.0f} captions/s decoding"
     if not args.features:

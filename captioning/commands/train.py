@@ -33,12 +33,19 @@ from captioning.config import (
 from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, cache_path
+from captioning.generate import DecodeConfig, best_captions
+from captioning.metrics import score_captions
 from captioning.model import Captioner, ModelConfig
 from captioning.processes import first_process_first, processes
 from captioning.train import FREE, train
 from captioning.vocabulary import Vocabulary
 
 MIN_COUNT = 4
+LEGEND = {
+    "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
+    "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
+}
+SCORES = "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val"
 MODEL = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
 
 
@@ -53,6 +60,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-images", type=Path, help="folder of its pictures")
     parser.add_argument("--val", type=Path, help="COCO captions file to validate on")
     parser.add_argument("--val-images", type=Path, help="folder of its pictures")
+    parser.add_argument("--test", type=Path, help="COCO captions file to score the best epoch on")
+    parser.add_argument("--test-images", type=Path, help="folder of its pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument(
         "--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)"
@@ -119,16 +128,48 @@ def run(args: argparse.Namespace) -> None:
     with processes(args.device) as here:
         with first_process_first(here):
             checkpoint, config, tables = prepare_training(args, here.is_first)
-        val = tables[1] if args.val else None
+        table, val = tables["train"], tables.get("val")
         if here.is_first:
+            of = "pictures" if config.self_critical else "captions"
             say(
-                f"{len(tables[0].images):,} pictures, {len(checkpoint.vocabulary):,} words; "
-                f"{config.epochs} epochs, batches of {config.batch_size}, learning rate "
+                f"{len(table.images):,} pictures, {len(checkpoint.vocabulary):,} words; "
+                f"{config.epochs} epochs, batches of {config.batch_size} {of}, learning rate "
                 f"{config.learning_rate}"
             )
-        train(checkpoint, config, tables[0], val, args.output, args.resume, here)
+            say(LEGEND["reward" if config.self_critical else "loss"], SCORES)
+        history = train(checkpoint, config, table, val, args.output, args.resume, here)
         if here.is_first:
-            say(f"best captioner: {args.output / 'best.pt'}")
+            best = args.output / "best.pt"
+            say(summary(history, best))
+            if "test" in tables:
+                say(test(load_checkpoint(best, args.lstm, here.device), tables["test"]))
+            say(f"next: python -m captioning caption {best} PICTURE --method beam")
+
+
+def summary(history: list[dict[str, float]], best: Path) -> str:
+    """Which epoch is the best, and where it is."""
+    validated = [entry for entry in history if "CIDEr-D" in entry]
+    if not validated:
+        return f"{best} holds epoch {len(history)}, the last (no --val to choose by)"
+    entry = max(validated, key=lambda entry: entry["CIDEr-D"])
+    return (
+        f"best of {len(history)} epochs: {entry['epoch']:.0f}, CIDEr-D {entry['CIDEr-D']:.3f}, "
+        f"BLEU-4 {entry['BLEU-4']:.3f} on --val: {best}"
+    )
+
+
+def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
+    """One line of scores on pictures that chose nothing."""
+    told = []
+    for method in ("greedy", "beam"):
+        config = DecodeConfig(method)
+        written = best_captions(
+            checkpoint.model, checkpoint.vocabulary, table.read(), table.ids, config=config
+        )
+        scores = score_captions(written, table.references).overall
+        name = f"beam of {config.beam_size}" if method == "beam" else method
+        told.append(f"{name} CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}")
+    return f"test, {len(table.images):,} pictures: {'; '.join(told)}"
 
 
 def config_of(
@@ -142,7 +183,7 @@ def config_of(
 
 def prepare_training(
     args: argparse.Namespace, is_first: bool
-) -> tuple[Checkpoint, TrainConfig, list[FeatureTable]]:
+) -> tuple[Checkpoint, TrainConfig, dict[str, FeatureTable]]:
     """The captioner as it begins, the settings, and the feature tables, computed if need be."""
     # What is wrong is refused before weights are downloaded and pictures encoded.
     last = args.output / "last.pt"
@@ -167,18 +208,22 @@ def prepare_training(
             raise CaptioningError("--decoder attention and --pool grid need each other")
         if sizes["decoder"] == "attention" and sizes["num_layers"] != 1:
             raise CaptioningError(f"--decoder attention has one layer, got {sizes['num_layers']}")
-    sources = [(args.train, args.train_images), (args.val, args.val_images)]
-    sources = sources[: 2 if args.val else 1]
-    data = [load_data(args, *source, need_captions=True) for source in sources]
-    config = config_of(args, len(data[0].images), before)
-    vocabulary = vocabulary_of(args, data[0].captions, path, begun)
+    splits = [split for split in ("train", "val", "test") if getattr(args, split)]
+    data = {
+        split: load_data(
+            args, getattr(args, split), getattr(args, f"{split}_images"), need_captions=True
+        )
+        for split in splits
+    }
+    config = config_of(args, len(data["train"].images), before)
+    vocabulary = vocabulary_of(args, data["train"].captions, path, begun)
 
     cnn = begun.cnn.load() if begun else load_cnn_of(args)
     folder = features_folder(args, begun, before)
-    tables = [
-        encode(args, cnn, dataset, cache_path(folder, captions))
-        for dataset, (captions, _) in zip(data, sources, strict=True)
-    ]
+    tables = {
+        split: encode(args, cnn, dataset, cache_path(folder, getattr(args, split)))
+        for split, dataset in data.items()
+    }
     told = {}
     with contextlib.suppress(ValueError):  # they are on another drive
         told["features"] = os.path.relpath(folder, args.output)  # for --resume
@@ -189,10 +234,10 @@ def prepare_training(
         vocabulary.save(args.output / "vocabulary.json")
     torch.manual_seed(config.seed)
     if args.dropout is None:
-        sizes["dropout"] = DROPOUT["small" if len(data[0].images) < SMALL_SET else "large"]
+        sizes["dropout"] = DROPOUT["small" if len(data["train"].images) < SMALL_SET else "large"]
     sizes |= {"feature_size": cnn.feature_shape[-1], "vocab_size": len(vocabulary)}
     model = Captioner(ModelConfig(**sizes | {"grid": cnn.grid}), args.lstm)
-    model.set_word_frequencies(map(vocabulary.encode, data[0].captions))
+    model.set_word_frequencies(map(vocabulary.encode, data["train"].captions))
     return Checkpoint(model, vocabulary, CNNIdentity.of(cnn), told), config, tables
 
 

@@ -282,10 +282,14 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     first = next((scenes_root / "unseen").iterdir())
     pictures = [str(first), str(tmp_path / "val"), str(scenes_root / "unseen" / "*.png")]
     command = ["caption", str(trained / "best.pt")]
-    assert main([*command, pictures[0], "--method", method, *pictures[1:]]) == 1
+    sheet = tmp_path / "sheet.png"
+    command += ["--sheet", str(sheet), pictures[0], "--method", method, *pictures[1:]]
+    assert main(command) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
     assert "broken.png: not a picture" in err and "captions/s" in err
+    with Image.open(sheet) as image:
+        assert image.height > 2 * image.width  # eight rows of three
 
 
 def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
@@ -308,6 +312,32 @@ def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
         assert main(["caption", str(run / "best.pt"), pictures, "--method", method]) == 0
         captions = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
         assert len(captions) == 12 and len(set(captions)) > 1
+
+
+def test_ends_with_the_best_epoch_the_test_scores_and_what_to_do_next(
+    trained, scenes_root, tmp_path, capsys
+):
+    annotations = scenes_root / "annotations"
+    train = ["train", "--train", str(annotations / "captions_train.json"), "--epochs", "2"]
+    train += ["--val", str(annotations / "captions_val.json"), "--start", str(trained / "best.pt")]
+    train += ["--test", str(annotations / "captions_unseen.json"), "--output", str(tmp_path)]
+    assert main(train) == 0
+    *_, best, test, following = capsys.readouterr().out.splitlines()
+    path = tmp_path / "best.pt"
+    entry = max(
+        load_checkpoint(tmp_path / "last.pt").training["history"], key=lambda e: e["CIDEr-D"]
+    )
+    assert best.startswith(f"best of 2 epochs: {entry['epoch']}, CIDEr-D {entry['CIDEr-D']:.3f}, ")
+    assert best.endswith(f"on --val: {path}")
+    assert test.startswith("test, 12 pictures: greedy CIDEr-D ") and "; beam of 5 CIDEr-D " in test
+    assert following == f"next: python -m captioning caption {path} PICTURE --method beam"
+
+    results, scores = str(tmp_path / "r.json"), str(tmp_path / "s.json")
+    unseen = str(annotations / "captions_unseen.json")
+    assert main(["caption", str(path), "--annotations", unseen, "--json", results]) == 0
+    assert main(["evaluate", results, "--references", unseen, "--json", scores]) == 0
+    overall = json.loads(Path(scores).read_text())["scores"]
+    assert f"greedy CIDEr-D {overall['CIDEr-D']:.3f}, BLEU-4 {overall['BLEU-4']:.3f};" in test
 
 
 def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, capsys):
