@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import re
 import shlex
 import statistics
 import sys
@@ -21,11 +22,12 @@ from typing import Any
 
 import compiled
 import floor
+import gpu
 import machine
 import memory
 import peers
 import torch
-from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group
+from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group, cudnn_class
 from report import Result, Table, peer_lines, verdicts, write_json, write_plot
 from timing import CLOCKS, Effort, Pairs, alternate, median_time, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
@@ -37,6 +39,13 @@ SECONDS = {"cpu": 2.5, "cuda": 0.4}  # of each case
 COMPILE_LIMIT = {"cpu": 150.0, "cuda": 60.0}  # seconds for all cases together
 SHORT_STEPS = 64  # the second point of the slope that gives the time of a step
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def engine_name(text: str) -> str:
+    if text not in ENGINES and not re.fullmatch(r"persistent:\d+x\d+x\d+", text):
+        names = f"{', '.join(ENGINES)} or persistent:UNITSxROW_TILExROW_GROUPS"
+        raise argparse.ArgumentTypeError(f"expected {names}, got {text}")
+    return text
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +60,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=GROUPS, default=default, help=f"default: {default}")
     parser.add_argument("--group", metavar="KEY,...", help="measure only these groups")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="default: auto")
+    parser.add_argument(
+        "--engine",
+        type=engine_name,
+        default="auto",
+        help=f"{', '.join(ENGINES)}, on cuda persistent:UNITSxROW_TILExROW_GROUPS; default: auto",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the two smallest cases a group, briefly"
     )
@@ -123,7 +137,10 @@ class Bench:
         self.on_h100 = False
         if self.device == "cuda":
             properties = torch.cuda.get_device_properties(0)
-            self.on_h100 = is_h100(properties.name, properties.multi_processor_count)
+            self.sms = properties.multi_processor_count
+            self.capability = 10 * properties.major + properties.minor
+            self.on_h100 = is_h100(properties.name, self.sms)
+            self.sm_clock = gpu.SmClock(f"GPU-{properties.uuid}")
         seconds = args.seconds or (0.2 if args.quick else SECONDS[args.device])
         self.effort = Effort(seconds, 5 if args.quick or args.device == "cuda" else 9)
         self.brief = Effort(seconds / 5, 3)
@@ -171,6 +188,7 @@ class Bench:
 
     def measure(self, case: Case, detailed: bool) -> Result:
         """Measures one case; see `report.COLUMNS` for the entries."""
+        start = time.monotonic()
         with settings(case):
             pairs = self._pairs(case)
             seconds = {
@@ -200,9 +218,29 @@ class Bench:
                 result["gemm_share"] = work / seconds["fastlstm"] / self.peaks[case.precision]
             if self.device == "cuda" and (detailed or case.over_floor) and not case.ragged:
                 result["per_step"] = self.per_step(case, seconds)
+            if self.device == "cuda":
+                result |= self.on_gpu(case, detailed, start)
             if self.device == "cuda" and detailed and single(case):
                 result["peers"] = peers.measure(case, self.device, self.clock, self.brief)
         return result
+
+    def on_gpu(self, case: Case, detailed: bool, start: float) -> dict[str, Any]:
+        """What the case did: cuDNN's class, the plan, the clock since `start`, the kernels."""
+        found: dict[str, Any] = {"cudnn": cudnn_class(case)}
+        if self.engine != "reference":
+            found["plan"] = gpu.plans(case, self.engine, self.sms, self.capability)
+        if (mhz := self.sm_clock.median(start)) is not None:
+            found["sm_mhz"] = mhz
+        if detailed:
+            short = dataclasses.replace(case, steps=SHORT_STEPS)
+            try:
+                found["kernels_a_step"] = {
+                    who: gpu.kernels(build(short, name, self.device).step, SHORT_STEPS)
+                    for who, name in (("torch", "torch"), ("fastlstm", self.engine))
+                }
+            except RuntimeError as error:  # of the profiler; what was measured stays
+                found["kernels_a_step"] = f"{type(error).__name__}: {error}"
+        return found
 
     def per_step(self, case: Case, seconds: dict[str, float]) -> dict[str, float]:
         """Seconds of a step: the slope between the case and the same with `SHORT_STEPS` steps."""
@@ -308,6 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = verdicts(group, entry["results"])
         entry["verdicts"] = [dataclasses.asdict(v) | {"met": v.met} for v in found]
         print("; ".join(map(str, found)))
+    if args.device == "cuda":
+        bench.sm_clock.close()
     record["complete"] = left_out == 0
     write_json(path, record)
     if left_out:

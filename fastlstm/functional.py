@@ -54,7 +54,7 @@ def choose_engine(
     """Decides who computes a layer: "reference", or the engine name that the op is called with.
 
     Args:
-        engine: one of `ENGINES`.
+        engine: one of `ENGINES`, or "persistent:..." as in `lstm`.
         device: device type of the input, such as "cpu".
         dtype: dtype of the input.
         transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
@@ -62,12 +62,12 @@ def choose_engine(
         op_devices: device types that the compiled op serves; empty if it is not built.
 
     Raises:
-        ValueError: `engine` is not one of `ENGINES`.
+        ValueError: there is no such engine.
         RuntimeError: an engine of the op was asked for, and it cannot serve this call.
     """
     if engine == "reference":
         return engine
-    if engine not in ENGINES:
+    if engine not in ENGINES and not engine.startswith("persistent:"):
         raise ValueError(
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
             "variable FASTLSTM_ENGINE decides where the code does not)"
@@ -159,7 +159,8 @@ def lstm(
             again: a third of the memory (2H values instead of 6H for a row and step) for two more
             matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
-            at import) if it is set, and else for the fastest engine that can serve the call.
+            at import) if it is set, and else for the fastest engine that can serve the call. For
+            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md).
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:

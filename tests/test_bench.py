@@ -7,15 +7,17 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -23,11 +25,12 @@ sys.path.insert(0, str(BENCHMARKS))
 import bench_lstm  # noqa: E402
 import compiled  # noqa: E402
 import floor  # noqa: E402
+import gpu  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
 import plan_table  # noqa: E402
 import report  # noqa: E402
-from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group  # noqa: E402
+from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group, cudnn_class  # noqa: E402
 from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
 from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
 
@@ -96,10 +99,14 @@ CUDA_TABLE = {
     "bf16": (8, 2.5, 2.0),
     "bf16-1024": (2, 2.0, 1.5),
     "tf32": (4, 2.5, 2.0),
-    "packed": (20, 4.0, 4.0),
+    "packed": (16, 4.0, 4.0),
+    "packed-float64": (4, None, None),
     "fp16": (3, 0.9, 0.9),
     "bidirectional": (1, 2.0, 1.7),
-    "grid": (135, 0.95, 0.95),  # 4 precisions x 5 H x 4 B x 2, less the 25 above with B in the grid
+    # 4 precisions x 5 H x 4 B x 2, less the 25 above with B in the grid
+    "grid-standard": (110, 0.95, 0.95),
+    "grid-small-h": (16, 0.95, 0.95),
+    "grid-persist-static": (9, 0.9, 0.9),
 }
 
 
@@ -114,6 +121,17 @@ def test_cuda_groups_are_the_table() -> None:
             limits = {case.over_floor for case in group.cases} - {None}
             assert limits <= {1.5 if mode == "inference" else 2.0}
     assert not groups
+
+
+def test_where_cudnn_has_persistent_kernels() -> None:
+    def kind(H: int, precision: str = "float16", **traits: Any) -> str:
+        return cudnn_class(replace(Case(64, 512, H, H), precision=precision, **traits))
+
+    assert kind(512) == kind(512, batch=8) == "persist static"
+    assert {kind(512, "bfloat16"), kind(512, ragged=True), kind(500), kind(512, batch=1),
+            kind(512, bidirectional=True), kind(512, num_layers=2), kind(2048)} == {"standard"}
+    assert kind(128) == kind(128, "float32") == kind(192, "tf32", mode="inference") == "small H"
+    assert kind(192, "tf32") == kind(64, "float64") == kind(64, ragged=True) == "standard"
 
 
 @pytest.mark.skipif(not _build.extension_available(), reason="no extension")
@@ -380,6 +398,57 @@ def test_time_per_step_is_the_slope(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert slopes["fastlstm"] == pytest.approx(2e-6)
     assert slopes["torch"] == pytest.approx(3e-6 + 1e-3 / 448)
     assert slopes["over_floor"] == pytest.approx(2e-6 / floor.cuda_step(case))
+
+
+def test_engines_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("stepwise", "persistent:16x8x4"):
+        assert bench_lstm.parse(["--device", "cpu", "--engine", name]).engine == name
+    for name in ("cudnn", "persistent:16x8", "persistent:16x8x4x"):
+        with pytest.raises(SystemExit):
+            bench_lstm.parse(["--device", "cpu", "--engine", name])
+        assert f"persistent:UNITSxROW_TILExROW_GROUPS, got {name}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+def test_plans_of_a_case() -> None:
+    case = Case(16, 512, 512, 512, "training", "bfloat16")
+    plans = gpu.plans(case, "auto", 132, 90)
+    assert list(plans) == ["forward", "backward"]
+    assert plans["forward"]["engine"] == "persistent" and plans["forward"]["step_us"] < 2
+    asked = gpu.plans(replace(case, mode="inference"), "persistent:16x8x1", 132, 90)
+    assert (asked["forward"]["units"], asked["forward"]["row_groups"]) == (16, 1)
+    assert gpu.plans(case, "stepwise", 132, 90)["backward"]["engine"] == "stepwise"
+    with pytest.raises(ValueError, match='engine: expected "auto"'):
+        gpu.plans(case, "cudnn", 132, 90)
+
+
+def test_kernels_are_counted_by_step() -> None:
+    def event(name: str, device: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_type=device)
+
+    events = [event("gemm")] * 8 + [event("x" * 500)] * 4 + [event("aten::mm", DeviceType.CPU)] * 9
+    assert gpu.count_kernels(events, 4) == {"gemm": 2.0, "x" * 160: 1.0}
+
+
+def test_the_clock_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!{sys.executable}\nimport sys, time\n"
+                   "assert '--id=GPU-1' in sys.argv and '-lms=10' in sys.argv\n"
+                   "for mhz in ('[N/A]', 345, 1755, 1980):\n"
+                   "    print(mhz, flush=True)\n"
+                   "time.sleep(60)\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    clock = gpu.SmClock("GPU-1", milliseconds=10)
+    deadline = time.monotonic() + 30
+    while len(clock.samples) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    clock.close()
+    assert clock.median(0.0) == 1755 and clock.median(time.monotonic()) is None
+    smi.unlink()
+    without = gpu.SmClock("GPU-1")
+    assert without.median(0.0) is None
+    without.close()
 
 
 def test_peers_with_and_without_the_input_projection(monkeypatch: pytest.MonkeyPatch) -> None:

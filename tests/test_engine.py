@@ -47,6 +47,7 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
         ("stepwise", "cuda", torch.float16, False, BOTH, "stepwise"),
         ("tiled", "cpu", torch.float32, False, CPU, "tiled"),
         ("persistent", "cuda", torch.bfloat16, False, BOTH, "persistent"),
+        ("persistent:8x8x1", "cuda", torch.bfloat16, False, BOTH, "persistent:8x8x1"),
         ("reference", "cpu", torch.float32, False, CPU, "reference"),
         ("reference", "mps", torch.int64, True, (), "reference"),
     ],
