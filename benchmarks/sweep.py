@@ -1,0 +1,147 @@
+"""Time a step of many divisions of the persistent engine's work, and of stepwise, on a GPU.
+
+    python benchmarks/sweep.py sweep.json && python benchmarks/fit_plan.py sweep.json
+
+A step is the slope between T = 64 and T = 512 of the op itself, forward and backward alone, with a
+small input and without gradients of weights: so no GEMM around the walk counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from report import write_json
+from timing import Effort, Step, cuda_clock, median_time
+
+from fastlstm import _build
+
+SHORT, LONG = 64, 512
+INPUT_SIZE = 16
+EFFORT = Effort(seconds=0.02, sample=2e-3)
+# dtype, allow_tf32, hidden_size, batch
+SHAPES = (
+    ("bfloat16", True, 512, 16),
+    ("bfloat16", True, 512, 64),
+    ("bfloat16", True, 1024, 16),
+    ("float32", True, 512, 16),
+    ("bfloat16", True, 256, 128),
+    ("float32", True, 256, 64),
+    ("float32", False, 512, 16),
+    ("bfloat16", True, 300, 32),
+)
+
+Entry = dict[str, Any]
+
+
+def plan(entry: Entry, sms: int, capability: int, constants: dict[str, float]) -> Entry:
+    """What the planner says of an entry's division: see `_C.plan_cuda`."""
+    sizes = [entry[key] for key in ("hidden_size", "batch", "steps", "directions", "dtype")]
+    found: Entry = _build.library.plan_cuda(
+        *sizes,
+        entry["allow_tf32"],
+        entry["backward"],
+        sms,
+        capability,
+        entry["engine"],
+        constants,
+    )
+    return found
+
+
+def entries(sms: int, capability: int) -> Iterator[Entry]:
+    """Every shape with stepwise and with all tiles that fit, in few and in many row groups."""
+    for dtype, allow_tf32, hidden_size, batch in SHAPES:
+        for backward in (False, True):
+            shape = {
+                "dtype": dtype,
+                "allow_tf32": allow_tf32,
+                "hidden_size": hidden_size,
+                "batch": batch,
+                "steps": LONG,
+                "directions": 1,
+                "backward": backward,
+            }
+            yield shape | {"engine": "stepwise"}
+            for units in (8, 16, 32):
+                groups = min(sms // -(-hidden_size // units), -(-batch // 8))
+                for row_tile in (8, 16):
+                    for row_groups in sorted({1, max(1, groups // 2), max(1, groups)}):
+                        entry = shape | {"engine": f"persistent:{units}x{row_tile}x{row_groups}"}
+                        if plan(entry, sms, capability, {})["engine"] == "persistent":
+                            yield entry
+
+
+def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
+    """The walk of an entry alone, as a call."""
+    H, B, dtype = entry["hidden_size"], entry["batch"], getattr(torch, entry["dtype"])
+    torch.manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    x, state, d_output = draw(steps, B, INPUT_SIZE), draw(1, B, H), draw(steps, B, H)
+    weights = [draw(4 * H, INPUT_SIZE) / 4, draw(4 * H, H) / H**0.5]
+    arguments: tuple[Any, ...] = (x, state, state, weights, *[None] * 6)
+    engine, backward = entry["engine"], entry["backward"]
+    if not backward:
+        return lambda: torch.ops.fastlstm.lstm(*arguments, False, False, False, engine)
+    output, _, _, cells, gates = torch.ops.fastlstm.lstm(*arguments, True, True, False, "stepwise")
+    saved = (output, cells, gates)
+    return lambda: torch.ops.fastlstm.lstm_backward(
+        d_output, None, None, None, *arguments, *saved, False, False, engine, True
+    )
+
+
+def measure(entry: Entry) -> float:
+    """Microseconds of a step."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = entry["allow_tf32"]
+    try:
+        with torch.no_grad():
+            long, short = (
+                median_time(build(entry, steps), cuda_clock, EFFORT) for steps in (LONG, SHORT)
+            )
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    return 1e6 * (long - short) / (LONG - SHORT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("output", type=Path, metavar="FILE.json")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
+    args = parser.parse_args(arguments)
+    start = time.monotonic()
+    properties = torch.cuda.get_device_properties(0)
+    sms, capability = properties.multi_processor_count, 10 * properties.major + properties.minor
+    record = machine.describe("cuda") | {"capability": capability, "complete": False, "sweep": []}
+    todo = list(entries(sms, capability))
+    random.Random(0).shuffle(todo)  # so that a part of it tells of all shapes
+    for entry in todo:
+        if args.limit and time.monotonic() - start > args.limit:
+            break
+        predicted = plan(entry, sms, capability, {})["step_us"]
+        try:
+            found = entry | {"predicted_us": predicted, "step_us": measure(entry)}
+        except RuntimeError as error:
+            found = entry | {"error": str(error).splitlines()[0]}
+        record["sweep"].append(found)
+        measured = f"{found['step_us']:.2f}" if "step_us" in found else found["error"]
+        shape = f"{entry['dtype']} H {entry['hidden_size']} B {entry['batch']}"
+        name = "backward" if entry["backward"] else "forward"
+        print(f"{shape} {name} {entry['engine']}: {measured} us, predicted {predicted:.2f}")
+        write_json(args.output, record)
+    else:
+        record["complete"] = True
+        write_json(args.output, record)
+
+
+if __name__ == "__main__":
+    main()

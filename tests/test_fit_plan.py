@@ -1,0 +1,85 @@
+"""Fitting the CUDA planner to measured steps, on steps that the planner itself made up."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlstm import _build
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import fit_plan  # noqa: E402
+import sweep  # noqa: E402
+from timing import cpu_clock  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+
+H100 = (132, 90)
+TRUTH = dict(trip_us=0.8, cell_us=0.25, l2_gb_per_s=4000.0, sm_bytes_per_clock=48.0,
+             shared_bytes_per_clock=110.0, marking_share=0.25, more_looks=0.5, host_step_us=10.5)
+
+
+def measured(disturb=lambda us: us):
+    return [entry | {"step_us": disturb(sweep.plan(entry, *H100, TRUTH)["step_us"])}
+            for entry in sweep.entries(*H100)]
+
+
+def test_constants_are_recovered():
+    fit = fit_plan.Fit(measured(), *H100)
+    assert fit.constants == pytest.approx(TRUTH, rel=1e-4)  # and no others: nothing tells of them
+    assert fit.errors[0] > 0.05 and fit.errors[1] < 1e-6
+
+
+def test_noise_and_a_few_disturbed_steps_do_little_harm():
+    draw = random.Random(1)
+
+    def disturb(us):
+        return us * draw.lognormvariate(0, 0.03) * (3 if draw.random() < 0.03 else 1)
+
+    fit = fit_plan.Fit(measured(disturb), *H100)
+    assert fit.constants == pytest.approx(TRUTH, rel=0.15)
+    assert fit.errors[1] < 0.03
+
+
+def test_a_record_is_read_and_the_constants_are_printed(tmp_path, capsys):
+    path = tmp_path / "gpu-check.json"
+    entries = [*measured(), {"error": "refused"}]
+    path.write_text(json.dumps({"machine": {"sms": 132}, "capability": 90, "sweep": entries}))
+    fit_plan.main([str(path)])
+    told = capsys.readouterr().out
+    assert f"{len(entries) - 1} steps; median error" in told and "fitted 0.0%" in told
+    lines = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line}
+    assert lines["trip_us"] == ["0.5", "0.8"] and lines["gemm_share"] == ["0.6", "kept"]
+    path.write_text(json.dumps({"machine": {"sms": 132}, "groups": []}))
+    with pytest.raises(SystemExit):
+        fit_plan.main([str(path)])
+    assert "expected the steps of a sweep" in capsys.readouterr().err
+
+
+def test_a_sweep_is_of_divisions_that_fit():
+    entries = list(sweep.entries(*H100))
+    shapes = {(e["dtype"], e["allow_tf32"], e["hidden_size"], e["batch"]) for e in entries}
+    assert shapes == set(sweep.SHAPES)
+    assert len({json.dumps(entry) for entry in entries}) == len(entries)
+    for entry in entries:
+        found = sweep.plan(entry, *H100, {})
+        assert found["engine"] == entry["engine"].split(":")[0] and found["blocks"] <= 132
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_is_the_slope_of_the_walk(backward, monkeypatch):
+    before = torch.backends.cudnn.allow_tf32
+    entry = dict(dtype="float32", allow_tf32=not before, hidden_size=8, batch=3, engine="stepwise",
+                 backward=backward)
+    step = sweep.build(entry, 5, device="cpu")
+    assert [t.numel() for t in step()[:1]] == ([0] if backward else [5 * 3 * 8])
+    assert cpu_clock(step, 1) > 0
+    # 100 us and 3 us a step
+    monkeypatch.setattr(sweep, "build", lambda entry, steps: steps)
+    monkeypatch.setattr(sweep, "median_time", lambda steps, *_: 1e-4 + 3e-6 * steps)
+    assert sweep.measure(entry) == pytest.approx(3.0)
+    assert torch.backends.cudnn.allow_tf32 == before
