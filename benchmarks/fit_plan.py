@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{args.record}: expected the steps of a sweep, {len(FITTED)} or more, "
             f"got {len(entries)}"
         )
-    fit = Fit(entries, record["machine"]["sms"], record["capability"])
+    fit = Fit(entries, record["machine"]["sms"], record["machine"]["gpu_capability"])
     print(f"{len(entries)} steps; median error {fit.errors[0]:.1%}, fitted {fit.errors[1]:.1%}\n")
     print(f"{'constant':<24}{'plan.h':>10}{'fitted':>10}")
     for name in FITTED:

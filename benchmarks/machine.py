@@ -65,6 +65,7 @@ def describe(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(0)
         machine["gpu"] = properties.name
         machine["sms"] = properties.multi_processor_count
+        machine["gpu_capability"] = 10 * properties.major + properties.minor
         machine["gpu_memory"] = properties.total_memory
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -119,9 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
     args = parser.parse_args(arguments)
     start = time.monotonic()
-    properties = torch.cuda.get_device_properties(0)
-    sms, capability = properties.multi_processor_count, 10 * properties.major + properties.minor
-    record = machine.describe("cuda") | {"capability": capability, "complete": False, "sweep": []}
+    record = machine.describe("cuda") | {"complete": False, "sweep": []}
+    sms, capability = (record["machine"][key] for key in ("sms", "gpu_capability"))
     todo = list(entries(sms, capability))
     random.Random(0).shuffle(todo)  # so that a part of it tells of all shapes
     for entry in todo:

@@ -48,13 +48,14 @@ def test_noise_and_a_few_disturbed_steps_do_little_harm():
 def test_a_record_is_read_and_the_constants_are_printed(tmp_path, capsys):
     path = tmp_path / "gpu-check.json"
     entries = [*measured(), {"error": "refused"}]
-    path.write_text(json.dumps({"machine": {"sms": 132}, "capability": 90, "sweep": entries}))
+    machine = {"sms": 132, "gpu_capability": 90}
+    path.write_text(json.dumps({"machine": machine, "sweep": entries}))
     fit_plan.main([str(path)])
     told = capsys.readouterr().out
     assert f"{len(entries) - 1} steps; median error" in told and "fitted 0.0%" in told
     lines = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line}
     assert lines["trip_us"] == ["0.5", "0.8"] and lines["gemm_share"] == ["0.6", "kept"]
-    path.write_text(json.dumps({"machine": {"sms": 132}, "groups": []}))
+    path.write_text(json.dumps({"machine": machine, "groups": []}))
     with pytest.raises(SystemExit):
         fit_plan.main([str(path)])
     assert "expected the steps of a sweep" in capsys.readouterr().err

@@ -25,13 +25,12 @@ def kind(request):
     torch.backends.cudnn.allow_tf32 = before
 
 
-def persists():
-    return torch.cuda.get_device_capability()[0] >= 8
-
-
 def require(engine):
-    if engine.startswith("persistent") and not persists():
+    gpu = torch.cuda.get_device_properties()
+    if engine.startswith("persistent") and gpu.major < 8:
         pytest.skip("the persistent engine needs sm_80")
+    if engine.startswith("persistent") and _build.library.free_sms() >= gpu.multi_processor_count:
+        pytest.skip("FASTLSTM_FREE_SMS leaves the persistent engine no multiprocessor")
 
 
 def Call(kind, *args, **options):

@@ -2,56 +2,163 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from fastlstm import _build
+
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import smoke  # noqa: E402
+
+# It tells what it was called with in the file `calls`.
 STAND_IN = f"""#!/bin/sh
+echo "FREE_SMS=$FASTLSTM_FREE_SMS FLAGS=$NVCC_APPEND_FLAGS PATH0=${{PYTHONPATH%%:*}} $*" >>calls
 case "$*" in
   "- "*) exec {sys.executable} "$@" ;;
   *get_device_capability*) echo 9.0 ;;
-  *build_ext*) echo "nvcc broke"; exit 1 ;;
+  *build_ext*) echo "nvcc broke"; exit $BUILD ;;
+  *build-lib*) mkdir -p build/checked/fastlstm; touch build/checked/fastlstm/_C.so ;;
+  *smoke.py*) echo "0 of 8 failed"; exit $SMOKE ;;
   *bench_lstm*)
-    [ -d "${{PYTHONPATH%%:*}}/fastlstm" ] || exit 3
     while [ "$1" != --output ]; do shift; done
     echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
-  *pytest*) echo "2 passed"; sleep ${{SLEEP:-0}} ;;
+  *sweep.py*) echo '{{"sweep": [3], "complete": true}}' >"$2" ;;
+  *pytest*) echo "2 passed"; sleep $SLEEP ;;
   "-m fastlstm") echo "which engine serves what" ;;
 esac
 """
+STEPS = {"build": "ok", "info": "ok", "smoke test": "ok", "gpu tests": "ok",
+         "tests of every engine": "ok", "benchmark": "failed", "sweep": "ok", "two streams": "ok"}
 
 
-def gpu_check(folder, **variables):
-    python, output = folder / "python", folder / "results.json"
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "OUTPUT": str(output), **variables}
-    done = subprocess.run([str(ROOT / ".ci/gpu-check")], env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
-    record = json.loads(output.read_text()) if output.exists() else {}
-    return done, {step["step"]: step for step in record.get("gpu_check", [])}, record
+class Checked:
+    """A run of gpu-check in a folder of its own."""
+
+    def __init__(self, folder, *arguments, build=0, smoke=0, sleep=0, **variables):
+        python, output = folder / "python", folder / "results.json"
+        python.write_text(STAND_IN)
+        python.chmod(0o755)
+        for name in (".ci", "tests"):
+            (folder / name).mkdir()
+        shutil.copy(ROOT / ".ci/gpu-check", folder / ".ci")
+        (folder / "tests/test_gpu.py").write_text("mark.gpu")
+        (folder / "tests/test_layer.py").write_text("from samples import Route")
+        environment = {**os.environ, "PYTHON": str(python), "OUTPUT": str(output),
+                       "BUILD": str(build), "SMOKE": str(smoke), "SLEEP": str(sleep), **variables}
+        environment.pop("OUT", None) if "OUT" not in variables else None
+        done = subprocess.run([str(folder / ".ci/gpu-check"), *arguments], env=environment,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=60)
+        self.status, self.printed = done.returncode, done.stdout
+        [path] = [p for p in folder.rglob("*.json")] or [output]
+        self.path, self.log = path, path.with_suffix(".log")
+        self.record = json.loads(path.read_text()) if path.exists() else {}
+        self.steps = {step["step"]: step for step in self.record.get("gpu_check", [])}
+        self.results = {name: step["result"] for name, step in self.steps.items()}
+        calls = folder / "calls"
+        self.calls = calls.read_text().splitlines() if calls.exists() else []
+
+    def call(self, word):
+        [call] = [call for call in self.calls if word in call]
+        return call
 
 
 def test_what_fails_loses_nothing(tmp_path):
-    done, steps, record = gpu_check(tmp_path)
-    assert done.returncode == 1 and "failed: build: failed" in done.stdout
-    assert {name: step["result"] for name, step in steps.items()} == {
-        "build": "failed", "info": "ok", "gpu tests": "ok", "tests of every engine": "ok",
-        "benchmark": "failed"}
-    assert steps["build"]["last_line"] == "nvcc broke"
-    assert steps["gpu tests"]["last_line"] == "2 passed"
-    assert record["groups"] == [1, 2]
+    run = Checked(tmp_path, "--group", "bf16-training", build=1)
+    assert run.status == 1 and "failed: build: failed\nfailed: benchmark: failed\n" in run.printed
+    assert run.results == {**STEPS, "build": "failed"}
+    assert run.steps["build"]["last_line"] == "nvcc broke"
+    assert run.steps["gpu tests"]["last_line"] == "2 passed"
+    assert (run.record["groups"], run.record["sweep"]) == ([1, 2], [3])
+    assert "complete" not in run.record  # the sweep's
+    assert run.log.read_text() == run.printed
+    assert sorted(p.name for p in tmp_path.glob("results*")) == ["results.json", "results.log"]
+    assert run.call("bench_lstm").endswith("results.json --group bf16-training")
+
+
+def test_who_uses_which_build(tmp_path):
+    """What may hang runs in the build that bounds its waits, what is measured in the other."""
+    run = Checked(tmp_path)
+    assert "FLAGS=-DFASTLSTM_SPIN_LIMIT=" in run.call("--build-lib")
+    assert "FLAGS= " in run.call("build_ext")
+    for word, folder in (("smoke.py", "/build/checked "), ("--deselect", "/build/checked "),
+                         ("bench_lstm", " "), ("sweep.py", " "), ("-k not opcheck", " ")):
+        assert f"PATH0={tmp_path}{folder}" in run.call(word)
+    assert "--engine auto" in run.call("bench_lstm")
+    assert "--deselect tests/test_gpu.py::test_two_streams" in run.call("--deselect")
+    assert run.calls[-2].endswith("tests/test_gpu.py::test_two_streams")  # alone, before the report
+
+
+def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
+    run = Checked(tmp_path, smoke=1)
+    expected = {**STEPS, "smoke test": "failed"}
+    del expected["sweep"]
+    assert run.status == 1 and run.results == expected
+    assert "--engine stepwise" in run.call("bench_lstm")
+    after = run.calls[1 + run.calls.index(run.call("smoke.py")):]
+    assert after and all("FREE_SMS=100000" in call for call in after)
+    assert run.record["groups"] == [1, 2]
 
 
 def test_it_ends_in_time(tmp_path):
-    done, steps, _ = gpu_check(tmp_path, SECONDS_IN_ALL="17", SLEEP="30")
-    assert done.returncode == 1
-    assert steps["gpu tests"]["result"].startswith("over ")
-    assert steps["benchmark"]["result"] == "no time left"
+    run = Checked(tmp_path, sleep=30, SECONDS_IN_ALL="17")
+    assert run.status == 1
+    assert run.results["gpu tests"].startswith("over ")
+    assert run.results["benchmark"] == run.results["two streams"] == "no time left"
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_where_the_results_go(tmp_path, out):
+    folder = tmp_path / "back"
+    run = Checked(tmp_path, OUTPUT="", **({"OUT": str(folder)} if out else {}))
+    if out:
+        assert run.path == folder / "gpu-check.json"
+    else:
+        assert run.path.parent == tmp_path / "benchmarks/results"
+    assert run.log.read_text() == run.printed
 
 
 def test_no_device(tmp_path):
-    done, steps, _ = gpu_check(tmp_path, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 1 and not steps
-    assert "no CUDA device for" in done.stdout
+    run = Checked(tmp_path, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
+    assert run.status == 1 and not run.steps and not run.log.exists()
+    assert "no CUDA device for" in run.printed
+
+
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+@pytest.mark.parametrize("walk", ["forward", "backward"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_smoke_compares_an_engine_with_stepwise(kind, walk, monkeypatch, capsys):
+    found = smoke.difference(kind, walk, engine="auto", device="cpu", hidden=24)
+    assert 0 <= found <= smoke.LARGEST[kind]
+    for wrong in (2 * smoke.LARGEST[kind], float("nan")):
+        monkeypatch.setattr(smoke, "difference", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(SystemExit):
+            smoke.main([kind, walk])
+    assert "differs by nan of the largest value" in capsys.readouterr().out
+
+
+def test_smoke_judges_the_largest_difference(monkeypatch):
+    results = {"persistent": [torch.tensor([1.0, 4.0]), torch.tensor([2.5])],
+               "stepwise": [torch.tensor([1.0, 4.0]), torch.tensor([2.0])]}
+    monkeypatch.setattr(smoke, "_results", lambda entry, device: results[entry["engine"]])
+    assert smoke.difference("float32", "forward") == 0.125
+
+
+def test_smoke_cases_hang_and_crash_alone(tmp_path, monkeypatch, capsys):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$2 $3" in "tf32 forward") echo waits; exec sleep 60;;'
+                      ' "float16 backward") echo trapped; kill -9 $$;; esac; echo fine\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert smoke.main(["--seconds", "2"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": " in line]
+    told = dict(line.split(": ", 1) for line in lines)
+    assert len(lines) == 8 and told["float32 forward"] == "ok: fine"
+    assert told["tf32 forward"] == "FAILED (-9): waits; hangs: killed after 2 s"
+    assert told["float16 backward"] == "FAILED (-9): trapped"
