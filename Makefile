@@ -19,7 +19,7 @@ export PATH := $(ENV)/bin:$(PATH)
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
 EXTRAS := captioning,serve,test,lint
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
-SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h)
+SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h tests/simt/*/*.cpp tests/simt/*/*.h)
 
 # The stamp of the installation. An extension is stale too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built

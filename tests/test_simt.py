@@ -1,7 +1,8 @@
 """The CUDA kernels on the CPU: every native case of tests/simt, and mutants that must not pass.
 
 The .cu files are built by a C++ compiler against the emulator in tests/simt/simt.h and compared
-with a float64 oracle; no GPU and no CUDA toolkit is needed.
+with a float64 oracle; simt_counters counts what they ask of memory. No GPU and no CUDA toolkit is
+needed.
 """
 
 import functools
@@ -36,12 +37,12 @@ def build(target="all"):
 
 
 @functools.cache
-def cases():
+def cases(program="simt_tests"):
     """Names of the native cases, or none where they cannot be built: then test_builds says why."""
     if MISSING or build()[0] != 0:
         return []
-    names = run(str(BUILD / "simt_tests"), "--list").stdout.splitlines()
-    return [name for name in names if not name.startswith("planted/")]
+    names = run(str(BUILD / program), "--list").stdout.splitlines()
+    return [name for name in names if not name.startswith(("planted/", "printed/"))]
 
 
 def test_builds():
@@ -57,6 +58,13 @@ def test_native(name):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("name", cases("simt_counters"))
+def test_counters(name):
+    """Bank conflicts, sectors and looks of each tile of the persistent engine."""
+    done = run(str(BUILD / "simt_counters"), name)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_sanitized():
     """All cases once more with ASan and UBSan, which must also notice a planted overrun."""
@@ -64,6 +72,8 @@ def test_sanitized():
     assert status == 0, output
     program = str(BUILD / "simt_tests_sanitized")
     done = run(program, *cases())
+    assert done.returncode == 0, done.stdout
+    done = run(str(BUILD / "simt_counters_sanitized"), *cases("simt_counters"))
     assert done.returncode == 0, done.stdout
     planted = run(program, "planted/read beyond shared memory")
     assert planted.returncode != 0 and "heap-buffer-overflow" in planted.stdout, planted.stdout

@@ -37,7 +37,8 @@ struct Parameter {
 // loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
 // memory model promises nothing to others. Such memory is never read through const __restrict__ or
 // __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
-// before_looking_again(address, count, looks, step) comes between two looks at `count` values.
+// before_looking_again(address, count, looks, step) comes between two looks at `count` values, and
+// arrived(address), for the emulator's clock, when they are here.
 //
 // prefetch: into L2, of what a later step will load.
 //
@@ -67,12 +68,13 @@ void store_exchanged(Bits* address, Bits bits) {
 }
 template <typename T>
 T load_exchanged(const T* address) {
-  return *address;
+  return simt::exchange_load(address);
 }
 template <typename T>
 void before_looking_again(const T* address, int count, long long&, int /*step*/) {
   simt::await_store(address, count);
 }
+using simt::arrived;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::mma_bfloat16;
 using simt::mma_float16;
@@ -156,6 +158,8 @@ __device__ inline void before_looking_again(const T*, int, [[maybe_unused]] long
   }
 #endif
 }
+
+__device__ inline void arrived(const void*) {}
 
 __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));

@@ -169,6 +169,12 @@ struct Group {
         }
       }
     }
+#pragma unroll
+    for (int a = 0; a < kChunks; ++a) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+        if (source[j].exchanged) arrived(source[j].vector + first_value(begin + a));
+    }
     __syncwarp();
   }
 };
@@ -182,6 +188,9 @@ template <class P, int kRows>
 struct Fragments {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
   static constexpr int kTiles = kRows == 8 ? 1 : kRows / 16;
+  struct alignas(8) Pair {
+    uint32_t low, high;
+  };
 
   // Row and K word of the i-th stored word.
   static __device__ void place(int i, int chunks, int& row, int& word) {
@@ -197,7 +206,8 @@ struct Fragments {
                                int lane) {
     const int i = (((tile * chunks + chunk) * 2 + step) * 32 + lane) * kRegisters;
     if constexpr (kRegisters == 4) return *reinterpret_cast<const Words*>(slice + i);
-    return {{slice[i], 0, slice[i + 1], 0}};
+    const auto [low, high] = *reinterpret_cast<const Pair*>(slice + i);
+    return {{low, 0, high, 0}};
   }
 };
 
