@@ -4,7 +4,6 @@ It holds tensors and plain containers only and is read with ``weights_only=True`
 checkpoint from a stranger runs none of their code.
 """
 
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ from typing import Any
 import torch
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.errors import CaptioningError
+from captioning.config import from_dict
+from captioning.console import short
+from captioning.errors import CaptioningError, told_of
 from captioning.files import write_atomically
 from captioning.images import Transform
 from captioning.model import Captioner, ModelConfig
+from captioning.tensors import check_fit, load_tensors
 from captioning.vocabulary import Vocabulary
 
 FORMAT = "fastlstm.captioning/1"
@@ -30,12 +32,14 @@ class CNNIdentity:
         transform: what its pictures go through.
         fingerprint: `FrozenCNN.fingerprint`.
         weights: its own weights if no name stands for them (imported captioners).
+        origin: the checkpoint, for messages.
     """
 
     config: CNNConfig
     transform: Transform
     fingerprint: str
     weights: dict[str, torch.Tensor] | None = field(default=None, compare=False)
+    origin: str = field(default="this captioner", compare=False)
 
     @classmethod
     def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
@@ -49,11 +53,12 @@ class CNNIdentity:
         """
         cnn = load_cnn(self.config)
         if self.weights is not None:
+            check_fit(cnn.state_dict(), self.weights, f"{self.origin}: weights of its CNN")
             cnn.load_state_dict(self.weights)
         cnn.transform = self.transform
         if cnn.fingerprint() != self.fingerprint:
             raise CaptioningError(
-                f"the weights of {self.config.name} here are not those that this captioner was "
+                f"{self.origin}: the weights of {self.config.name} here are not those that it was "
                 "trained on; its captions would be nonsense"
             )
         return cnn
@@ -97,43 +102,73 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     Raises:
         CaptioningError: the file is missing, damaged or something else.
     """
+    hint = ". (Checkpoints of yunjey's tutorial: python -m captioning import-yunjey)"
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = load_tensors(path, hint)
     except OSError as error:
         best = Path(path) / "best.pt"  # a run was given, not its captioner
         hint = f"; expected a file, such as {best}" if best.is_file() else ""
         raise CaptioningError(f"cannot read {path}: {error.strerror or error}{hint}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CaptioningError(
-            f"{path} is not a checkpoint of captioning, or damaged. (Checkpoints of yunjey's "
-            "tutorial: python -m captioning import-yunjey)"
-        ) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise CaptioningError(f"{path}: expected a checkpoint of format {FORMAT}, got {found}")
-    vocabulary = Vocabulary(data["vocabulary"])
-    config = ModelConfig(**data["model"])
+        raise CaptioningError(f"{path}: expected a checkpoint of {FORMAT}, got {short(found)}")
+    with told_of(path):
+        parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
+        vocabulary = Vocabulary(parts["vocabulary"])
+        model = _model(parts["model"], parts["weights"], vocabulary, lstm)
+        cnn = CNNIdentity(
+            from_dict(CNNConfig, _part(parts["cnn"], "config", dict), "cnn"),
+            from_dict(Transform, _part(parts["cnn"], "transform", dict), "cnn"),
+            _part(parts["cnn"], "fingerprint", str),
+            parts["cnn"].get("weights"),
+            str(path),
+        )
+        _check_training(parts["training"])
+    return Checkpoint(model.to(device).eval(), vocabulary, cnn, parts["training"])
+
+
+_PARTS = {"vocabulary": list, "model": dict, "weights": dict, "cnn": dict, "training": dict}
+
+
+def _part(data: dict[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(data.get(name), kind):
+        raise CaptioningError(f"expected {name}, a {kind.__name__}, got {short(data.get(name))}")
+    return data[name]
+
+
+def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
+    config = from_dict(ModelConfig, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(
-            f"{path}: its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
+            f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
         )
     if config.decoder == "attention" and not config.grid:
         raise CaptioningError(
-            f"{path}: its attention decoder is of an older version, which did not know where a "
-            "cell lies; train it again"
+            "its attention decoder is of an older version, which did not know where a cell lies; "
+            "train it again"
         )
-    model = Captioner(config, lstm)
+    if config.num_layers > len(weights):
+        raise CaptioningError(f"weights: expected {config.num_layers} layers, got fewer")
     try:
-        model.load_state_dict(data["weights"])
+        with torch.device("meta"):  # sizes that the weights do not have would take any memory
+            expected = Captioner(config, lstm).state_dict()
     except RuntimeError as error:
-        raise CaptioningError(f"{path}: weights do not fit the model: {error}") from error
-    cnn = CNNIdentity(
-        CNNConfig(**data["cnn"]["config"]),
-        Transform.from_dict(data["cnn"]["transform"]),
-        data["cnn"]["fingerprint"],
-        data["cnn"].get("weights"),
-    )
-    return Checkpoint(model.to(device).eval(), vocabulary, cnn, data["training"])
+        raise CaptioningError(f"model: expected sizes that can be, got {settings}") from error
+    check_fit(expected, weights, "weights")
+    model = Captioner(config, lstm)
+    model.load_state_dict(weights)
+    return model
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    """Of what trainer and reports read, an imported captioner has nothing."""
+    kinds = {"config": dict, "trainer": dict, "history": list, "running": float, "features": str}
+    for name in kinds.keys() & training.keys():
+        _part(training, name, kinds[name])
+    for entry in training.get("history", ()):
+        fits = isinstance(entry, dict) and {type(v) for v in entry.values()} <= {int, float}
+        if not fits or "epoch" not in entry or not {"loss", "reward"} & entry.keys():
+            raise CaptioningError(f"history: expected numbers by name, got {short(entry)}")
 
 
 def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:

@@ -2,13 +2,16 @@
 self-critical training."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
+from captioning.console import short
 from captioning.errors import CaptioningError
 
+Settings = TypeVar("Settings")
+LIMIT = 2**31  # of sizes and counts
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -20,12 +23,53 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
 
 
+def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
+    """The settings that a file holds; what an older version did not know has its default.
+
+    Args:
+        kind: a dataclass of numbers, text, and tuples of numbers, for which lists may come.
+        data: its fields by name.
+        what: what the message calls them.
+
+    Raises:
+        CaptioningError: a field is missing, unknown, of another type or out of its bounds.
+    """
+    if not isinstance(data, dict):
+        raise CaptioningError(f"{what}: expected settings by name, got {short(data)}")
+    types = get_type_hints(kind)
+    if unknown := [name for name in data if name not in types]:
+        raise CaptioningError(f"{what}: expected {', '.join(types)}, got {short(unknown[0])}")
+    if missing := [f.name for f in fields(kind) if f.default is MISSING and f.name not in data]:
+        raise CaptioningError(f"{what}: expected {missing[0]}, got none")
+    data = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    for name, value in data.items():
+        if not _is_of(value, types[name]):
+            told = "numbers" if get_origin(types[name]) else types[name].__name__
+            raise CaptioningError(f"{what}: expected {told} as {name}, got {short(value)}")
+    try:
+        return kind(**data)
+    except CaptioningError as error:
+        raise CaptioningError(f"{what}: {error}") from error
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind):
+        return isinstance(value, tuple) and all(_is_of(v, get_args(kind)[0]) for v in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def check_range(name: str, value: float | None, low: float) -> None:
+    """Refuse what is below its bound, or absurd; None was not given."""
+    high = LIMIT if isinstance(value, int) else math.inf
+    if value is not None and not low <= value < high:
+        told = f"< {high:,}" if value >= high else f">= {low}"
+        raise CaptioningError(f"{name}: expected {told}, got {short(value)}")
+
+
 def check_at_least(settings: Any, **bounds: float) -> None:
-    """Refuse fields that are below their bound; None is a field that was not given."""
+    """Refuse fields that are below their bound, or absurd."""
     for name, low in bounds.items():
-        value = getattr(settings, name)
-        if value is not None and not low <= value < math.inf:
-            raise CaptioningError(f"{name}: expected >= {low}, got {value}")
+        check_range(name, getattr(settings, name), low)
 
 
 def check_share(settings: Any, *names: str) -> None:
@@ -79,11 +123,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)
-        check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0)
+        check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
+        check_at_least(self, seed=-LIMIT)
         check_share(self, "label_smoothing", "scheduled_sampling", "ema")
         if not 0 < self.learning_rate < math.inf:
             raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
-        if self.self_critical < 0 or self.self_critical == 1:
+        if self.self_critical == 1:
             raise CaptioningError(
                 f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"
             )

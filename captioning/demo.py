@@ -20,9 +20,11 @@ from captioning.cnn import CNNConfig, load_cnn
 from captioning.config import TrainConfig
 from captioning.console import say
 from captioning.datasets import load_coco
+from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, extract_features
 from captioning.files import read_json, write_json
 from captioning.generate import best_captions
+from captioning.locks import lock_folder
 from captioning.metrics import Scores, score_captions
 from captioning.model import Captioner, ModelConfig
 from captioning.report import Picture, Section, write_contact_sheet, write_report
@@ -61,7 +63,26 @@ def demo(
     Returns:
         The sections of the report, by split.
     """
-    output, start = Path(output), time.perf_counter()
+    with lock_folder(output, *_FILES):
+        return _demo(Path(output), epochs, lstm, fresh, seed, decoder, splits)
+
+
+_FILES = ("vocabulary.json", "trained.json", "report.html", "contact_sheet.png")
+_FILES += tuple(f"results_{split}.json" for split in TEXT)
+
+
+def _demo(
+    output: Path,
+    epochs: int | None,
+    lstm: str,
+    fresh: bool,
+    seed: int,
+    decoder: str,
+    splits: dict[str, int],
+) -> dict[str, Section]:
+    start = time.perf_counter()
+    epochs = EPOCHS[decoder] if epochs is None else epochs
+    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
     root = scenes.generate(output / "scenes", splits, seed)
     data = {
@@ -77,8 +98,6 @@ def demo(
         cache = extract_features(cnn, dataset.images, path, stale="replace")
         tables[split] = FeatureTable(dataset, cache)
 
-    epochs = EPOCHS[decoder] if epochs is None else epochs
-    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     vocabulary = Vocabulary.build(data["train"].captions)
     vocabulary.save(output / "vocabulary.json")
     # Attention compares 256 cells with its state before every word, so it is made smaller.
@@ -141,7 +160,10 @@ def _since(start: float) -> str:
 
 
 def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:
-    return {image.id: scenes.Facts(**(image.facts or {})) for image in table.images}
+    try:
+        return {image.id: scenes.Facts(**(image.facts or {})) for image in table.images}
+    except TypeError as error:
+        raise CaptioningError(f"the scenes are damaged, remove them: {error}") from error
 
 
 def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str, output: Path) -> Section:

@@ -1,6 +1,8 @@
 """The one exception that the command line turns into a message instead of a traceback."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from captioning.console import printable
 
@@ -17,6 +19,15 @@ class CaptioningError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
+
+
+@contextlib.contextmanager
+def told_of(path: str | Path) -> Iterator[None]:
+    """Puts the name of the file that is read before what is wrong with it."""
+    try:
+        yield
+    except CaptioningError as error:
+        raise CaptioningError(f"{path}: {error}") from error
 
 
 def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captioning.config import LIMIT, check_at_least
 from captioning.errors import CaptioningError
 from captioning.model import Captioner
 from captioning.search import Hypothesis, beam_search, check_options, greedy_search, sample
@@ -34,6 +35,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise CaptioningError(f"method: expected one of {METHODS}, got {self.method!r}")
+        check_at_least(self, seed=-LIMIT)
         check_options(**{k: v for k, v in asdict(self).items() if k not in ("method", "seed")})
 
 

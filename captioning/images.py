@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import torch
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from captioning.console import short
 from captioning.errors import CaptioningError
 
 # The formats that are opened, and what their files are called. Pillow knows others; one of them
@@ -27,6 +29,7 @@ FORMATS = {
 }
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
 MAX_PIXELS = 128_000_000  # 10,000 x 10,000 and a camera's 108 million are fine, a bomb is not
+MAX_SIDE = 4096  # of what a CNN sees
 
 
 class ImageError(CaptioningError):
@@ -47,6 +50,9 @@ def load_image(
         ImageError: there is no such file, it is in none of `FORMATS`, broken or too large.
     """
     name = getattr(path, "name", path) if not isinstance(path, (str, Path)) else path
+    if isinstance(path, (str, Path)) and os.path.exists(path) and not os.path.isfile(path):
+        # A named pipe would be waited for, for ever.
+        raise ImageError(f"{name}: no file, but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -165,6 +171,20 @@ class Transform:
     interpolation: str = "bilinear"
     squash: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
+            raise CaptioningError(
+                f"transform: expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
+                f"{self.crop_size} and {self.resize_size}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+            raise CaptioningError(
+                f"transform: expected a mean and a std for each of three channels, got {self.mean} "
+                f"and {self.std}"
+            )
+        if self.interpolation.upper() not in Image.Resampling.__members__:
+            raise CaptioningError(f"transform: no interpolation {short(self.interpolation)}")
+
     def view(self, image: Image.Image) -> Image.Image:
         """What the CNN sees of a picture, before it is normalised."""
         # Resizing only what the crop keeps gives the same pixels and bounds the work.
@@ -184,7 +204,3 @@ class Transform:
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Transform":
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

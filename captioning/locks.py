@@ -63,6 +63,7 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
     if path in _held:
         yield
         return
+    made = not path.parent.exists()
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path, what, wait)
@@ -73,6 +74,9 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
         _held.discard(path)
         with contextlib.suppress(OSError):  # the folder may be gone
             path.unlink()  # while it is ours
+        if made:
+            with contextlib.suppress(OSError):  # there is something in it now
+                path.parent.rmdir()
         os.close(descriptor)
 
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from captioning.console import say
 from captioning.errors import CaptioningError, list_reasons
-from captioning.files import read_json, read_text, write_json
+from captioning.files import read_json, read_text, write_json, writing
 from captioning.images import EXTENSIONS, ImageError, load_image
+from captioning.locks import lock_folder
 from captioning.tokenizer import tokenize
 
 SPLITS = ("train", "val", "test")
@@ -233,14 +234,16 @@ def prepare(
     if not parts["train"]:
         raise CaptioningError(*lines, "no picture is left to train on")
     folder = os.path.relpath(images, output)
-    for split, names in parts.items():
-        path = output / f"captions_{split}.json"
-        if names:
-            info = {"description": f"{split} split", "image_folder": folder}
-            write_json(path, _coco(names, kept, source, info))
-        elif path.exists():
-            path.unlink()
-            say(f"removed {path}, of an earlier run: no picture is in this split now")
+    with lock_folder(output, *(f"captions_{split}.json" for split in SPLITS)):
+        for split, names in parts.items():
+            path = output / f"captions_{split}.json"
+            if names:
+                info = {"description": f"{split} split", "image_folder": folder}
+                write_json(path, _coco(names, kept, source, info))
+            elif path.exists():
+                with writing(path):
+                    path.unlink()
+                say(f"removed {path}, of an earlier run: no picture is in this split now")
     return {split: len(names) for split, names in parts.items()}, skipped
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from captioning.files import read_json, write_json
+from captioning.files import read_json, write_json, writing
 
 COLORS = {
     "red": (220, 50, 47),
@@ -212,13 +212,15 @@ def generate(
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         folder = root / split
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for _ in tqdm(range(number), f"draw {split}", disable=not progress):
             image_id += 1
             combination = rng.choice(unseen if split == "unseen" else seen)
             facts = Facts(*combination, place=rng.choice(list(PLACES)))
             name = f"{image_id:06d}.png"
-            draw_scene(rng, facts).save(folder / name, compress_level=1)
+            with writing(folder / name):
+                draw_scene(rng, facts).save(folder / name, compress_level=1)
             images.append(
                 {
                     "id": image_id,

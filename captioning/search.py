@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captioning.config import check_range
 from captioning.errors import CaptioningError
 from captioning.vocabulary import END, PAD, START, UNK
 
@@ -36,10 +37,9 @@ def check_options(
         ("length_penalty", length_penalty, 0),
         ("no_repeat_ngram", no_repeat_ngram, 0),
         ("top_k", top_k, 0),
-        ("max_seq_length", 1 if max_seq_length is None else max_seq_length, 1),
+        ("max_seq_length", max_seq_length, 1),
     ):
-        if not low <= value < math.inf:
-            raise CaptioningError(f"{name}: expected >= {low}, got {value}")
+        check_range(name, value, low)
     if not 0 < temperature < math.inf:
         raise CaptioningError(f"temperature: expected > 0, got {temperature}")
     if not 0 < top_p <= 1:

@@ -2,9 +2,9 @@
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,14 @@ from torch import nn
 from tqdm import tqdm
 
 from captioning.checkpoint import Checkpoint, load_checkpoint
-from captioning.config import TrainConfig
+from captioning.config import TrainConfig, from_dict
 from captioning.console import say
+from captioning.curves import open_curves
 from captioning.datasets import EncodedCaptions
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, told_of
 from captioning.features import FeatureTable
 from captioning.generate import best_captions
+from captioning.locks import lock_folder
 from captioning.metrics import Scores, score_captions
 from captioning.processes import ALONE, Processes
 from captioning.self_critical import SelfCriticalTrainer
@@ -92,7 +94,23 @@ def train(
         raise CaptioningError(
             f"patience: expected 0 without pictures to validate on (--val), got {config.patience}"
         )
-    output = Path(output)
+    lock = lock_folder(output, "last.pt", "best.pt") if here.is_first else nullcontext()
+    with lock:
+        return _train(
+            checkpoint, config, train_table, val_table, Path(output), resume, here, progress
+        )
+
+
+def _train(
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    train_table: FeatureTable,
+    val_table: FeatureTable | None,
+    output: Path,
+    resume: bool,
+    here: Processes,
+    progress: bool,
+) -> list[dict[str, float]]:
     last, best = output / "last.pt", output / "best.pt"
     progress = progress and here.is_first
     kind = SelfCriticalTrainer if config.self_critical else Trainer
@@ -105,7 +123,7 @@ def train(
         history = _resume(trainer, checkpoint, config, last)
         running = checkpoint.training["running"]
     begun = trainer.step % steps_per_epoch
-    log = _tensorboard(output) if here.is_first else None
+    log = open_curves(output / "tensorboard") if here.is_first else None
     if progress and log is None:
         say("no curves in TensorBoard: pip install 'fastlstm[tensorboard]'")
     if progress and trainer.captions.cut:
@@ -220,13 +238,16 @@ def _resume(
         raise CaptioningError(f"{path} was trained on features of another CNN: {old.cnn.config}")
     if old.model.config != checkpoint.model.config:
         raise CaptioningError(f"{path} holds another model: {old.model.config}")
+    before = from_dict(TrainConfig, old.training.get("config"), f"{path}: settings")
     for name, value in asdict(config).items():
-        if name not in FREE and old.training["config"][name] != value:
+        if name not in FREE and getattr(before, name) != value:
             raise CaptioningError(
-                f"{path} was trained with {name} = {old.training['config'][name]}, got {value}"
+                f"{path} was trained with {name} = {getattr(before, name)}, got {value}"
             )
+    if lacking := {"trainer", "history", "running"} - old.training.keys():
+        raise CaptioningError(f"{path}: expected a run to go on with, got none: no {lacking.pop()}")
     checkpoint.training = old.training
-    with trainer.averaged():
+    with trainer.averaged(), told_of(path):
         checkpoint.model.load_state_dict(old.model.state_dict())
         trainer.load_state_dict(old.training["trainer"])
     return list(old.training["history"])
@@ -238,11 +259,3 @@ def _from_first(entry: dict[str, float], here: Processes) -> dict[str, float]:
         dist.broadcast_object_list(box, 0)
         return box[0]
     return entry
-
-
-def _tensorboard(output: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(output / "tensorboard"))

@@ -23,6 +23,8 @@ from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
 from captioning.processes import ALONE, Processes
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
@@ -93,11 +95,19 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        for mine, saved in zip(self.average, state["weights"], strict=True):
-            mine.copy_(saved)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = int(state["step"])
+            saved = list(zip(self.average, state["weights"], strict=True))
+            moments = [(p, s[n]) for p, s in self.optimizer.state.items() for n in _MOMENTS]
+            if any(mine.shape != its.shape for mine, its in saved + moments):
+                raise ValueError("tensors of other shapes")
+            for mine, its in saved:
+                mine.copy_(its)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = str(error).splitlines()[0] if isinstance(error, RuntimeError) else repr(error)
+            raise CaptioningError(f"expected the state of this trainer, got: {told}") from error
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from captioning.errors import CaptioningError
+from captioning.console import short
+from captioning.errors import CaptioningError, told_of
 from captioning.files import read_json, write_json
 from captioning.tokenizer import detokenize, tokenize
 
@@ -21,6 +22,8 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
+        if strange := [word for word in self.words if not isinstance(word, str)]:
+            raise CaptioningError(f"vocabulary: expected words, got {short(strange[0])}")
         self.index = {word: i for i, word in enumerate(self.words)}
         if tuple(self.words[:4]) != SPECIAL:
             raise CaptioningError(
@@ -45,7 +48,8 @@ class Vocabulary:
         data = read_json(path)
         if not isinstance(data, dict) or not isinstance(data.get("words"), list):
             raise CaptioningError(f'{path}: expected a vocabulary, {{"words": [...]}}')
-        return cls(data["words"])
+        with told_of(path):
+            return cls(data["words"])
 
     def save(self, path: str | Path) -> None:
         write_json(path, {"words": self.words}, indent=0)

@@ -16,6 +16,7 @@ from captioning.errors import CaptioningError
 from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
+from captioning.locks import lock_files
 from captioning.report import write_sheet
 
 OPTIONS = {  # by the method that they are of
@@ -60,6 +61,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with lock_files(args.json, args.attention, args.sheet):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     config = config_of(args)
     if bool(args.pictures) == bool(args.annotations):
         raise CaptioningError("give either pictures or --annotations")

@@ -7,6 +7,7 @@ from captioning.console import say
 from captioning.datasets import load_references
 from captioning.evaluate import evaluate, read_results, with_pictures, write_evaluation
 from captioning.files import write_json
+from captioning.locks import lock_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    with lock_files(args.json, args.report):
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     results = read_results(args.results)
     dataset = load_references(args.references)
     if args.report:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning.console import say
+from captioning.locks import lock_files
 from captioning.yunjey import import_yunjey
 
 
@@ -16,5 +17,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import_yunjey(args.encoder, args.decoder, args.vocab, args.cnn).save(args.output)
+    with lock_files(args.output):
+        import_yunjey(args.encoder, args.decoder, args.vocab, args.cnn).save(args.output)
     say(f"{args.output}: caption with it, python -m captioning caption {args.output} PICTURES")

@@ -28,12 +28,14 @@ from captioning.config import (
     SMALL,
     SMALL_SET,
     TrainConfig,
+    from_dict,
     recipe,
 )
 from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, cache_path
 from captioning.generate import DecodeConfig, best_captions
+from captioning.locks import lock_folder
 from captioning.metrics import score_captions
 from captioning.model import Captioner, ModelConfig
 from captioning.processes import first_process_first, processes
@@ -121,11 +123,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if (args.output / "last.pt").exists() and not args.resume:
-        raise CaptioningError(
-            f"{args.output} holds a captioner already: --resume, or another --output"
-        )
-    with processes(args.device) as here:
+    with processes(args.device) as here, contextlib.ExitStack() as stack:
+        if here.is_first:
+            stack.enter_context(lock_folder(args.output, "vocabulary.json"))
+        if (args.output / "last.pt").exists() and not args.resume:
+            raise CaptioningError(
+                f"{args.output} holds a captioner already: --resume, or another --output"
+            )
         with first_process_first(here):
             checkpoint, config, tables = prepare_training(args, here.is_first)
         table, val = tables["train"], tables.get("val")
@@ -190,7 +194,9 @@ def prepare_training(
     resumed = args.resume and last.exists()
     path = last if resumed else args.start
     begun = load_checkpoint(path, args.lstm) if path else None
-    before = TrainConfig(**begun.training["config"]) if resumed else None
+    before = None
+    if resumed:
+        before = from_dict(TrainConfig, begun.training.get("config"), f"{path}: settings")
     config = config_of(args, 0, before)
     if config.self_critical and not begun:
         raise CaptioningError(

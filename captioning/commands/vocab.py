@@ -5,6 +5,7 @@ from pathlib import Path
 
 from captioning.console import say
 from captioning.datasets import load_references
+from captioning.locks import lock_files
 from captioning.vocabulary import Vocabulary
 
 
@@ -15,7 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    captions = load_references(args.annotations).captions
-    vocabulary = Vocabulary.build(captions, args.min_count)
-    vocabulary.save(args.output)
+    with lock_files(args.output):
+        captions = load_references(args.annotations).captions
+        vocabulary = Vocabulary.build(captions, args.min_count)
+        vocabulary.save(args.output)
     say(f"{args.output}: {len(vocabulary):,} words of {len(captions):,} captions")

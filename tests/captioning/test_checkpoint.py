@@ -1,9 +1,13 @@
 """One file holds the captioner, opens without running code, and is never half written."""
 
+import collections
 import os
 import pickle
+import random
 import signal
 import threading
+import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +15,8 @@ import torch
 from captioning.checkpoint import load_checkpoint, training_history
 from captioning.errors import CaptioningError
 from captioning.files import write_text
-from captioning.vocabulary import Vocabulary
+from captioning.tensors import load_tensors
+from captioning.vocabulary import SPECIAL, Vocabulary
 
 
 def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
@@ -48,12 +53,123 @@ def test_attention_without_places_is_refused(attentive, tmp_path):
         load_checkpoint(path)
 
 
+def contents(path):
+    """Everything that a checkpoint holds, in a form that compares."""
+    found = load_checkpoint(path)
+    weights = {name: tensor.tolist() for name, tensor in found.model.state_dict().items()}
+    return weights, found.vocabulary.words, found.model.config, found.cnn, found.training
+
+
+def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
+    """77 of 300 loaded with other weights or words: PyTorch does not look at the CRCs."""
+    path = tmp_path / "c.pt"
+    checkpoint = new_checkpoint(embed_size=4, hidden_size=6)
+    checkpoint.training = {"history": [{"epoch": 1, "loss": 2.0}], "features": "features"}
+    checkpoint.save(path)
+    good, expected = path.read_bytes(), contents(path)
+    refused = 0
+    for bit in random.Random(0).sample(range(8 * len(good)), 300):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert contents(path) == expected, bit
+        except CaptioningError as error:
+            assert str(path) in str(error), bit
+            refused += 1
+    assert refused > 150  # of 300, most are in the weights
+
+
+def test_no_bit_of_a_directory_changes_what_is_loaded(tmp_path):
+    """Each of them: one marks a record as a folder, which PyTorch does not read then."""
+    path, saved = tmp_path / "t.pt", {"tensor": torch.arange(30.0), "word": "cat"}
+    torch.save(saved, path)
+    good = path.read_bytes()
+    record = good.rindex(b"t/data/0") - 46
+    end = good.rindex(b"PK\6\6")  # two records about all of the directory
+    outcomes = collections.Counter()
+    for bit in (*range(8 * record, 8 * record + 8 * 54), *range(8 * end, 8 * len(good))):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = load_tensors(path)
+        except CaptioningError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["loaded"] += 1
+            assert loaded["word"] == "cat" and torch.equal(loaded["tensor"], saved["tensor"]), bit
+    assert min(outcomes.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("vocabulary"), "expected vocabulary, a list, got None"),
+        (lambda d: d.update(vocabulary={}), "expected vocabulary, a list, got {}"),
+        (lambda d: d.update(vocabulary=[*SPECIAL, 5]), "vocabulary: expected words, got 5"),
+        (lambda d: d.update(vocabulary=[*SPECIAL, ["a"]]), r"expected words, got \['a'\]"),
+        (lambda d: d["model"].pop("vocab_size"), "model: expected vocab_size, got none"),
+        (lambda d: d["model"].update(depth=3), "model: expected feature_size, .*, got 'depth'"),
+        (lambda d: d["model"].update({7: 3}), "model: expected feature_size, .*, got 7"),
+        (lambda d: d["model"].update(hidden_size="24"), "expected int as hidden_size, got '24'"),
+        (lambda d: d["model"].update(hidden_size=True), "expected int as hidden_size, got True"),
+        (lambda d: d["model"].update(hidden_size=25), r"expected .* \(100, 16\), got \(96, 16\)"),
+        (lambda d: d["model"].update(hidden_size=2**30), "model: expected sizes that can be"),
+        (lambda d: d["model"].update(hidden_size=2**20), "weights: expected decoder.lstm"),
+        (lambda d: d["model"].update(hidden_size=2**70), "hidden_size: expected < 2,147,483,648"),
+        (lambda d: d["model"].update(num_layers=10**6), "weights: expected 1000000 layers"),
+        (lambda d: d["model"].update(dropout=2), "model: dropout: expected 0 <= dropout < 1"),
+        (lambda d: d["model"].update(decoder="x"), "decoder: expected 'lstm', or 'attention'"),
+        (lambda d: d.update(model=[]), r"expected model, a dict, got \[\]"),
+        (lambda d: d["weights"].pop("encoder.bn.bias"), r"encoder.bn.bias \(16,\), got none"),
+        (lambda d: d["weights"].update(extra=d["weights"]["encoder.bn.bias"]), "expected no extra"),
+        (lambda d: d["weights"].update({"encoder.bn.bias": 5}), r"bias \(16,\), got int"),
+        (
+            lambda d: d["weights"].update({"encoder.bn.bias": torch.ones(16, dtype=torch.int8)}),
+            r"expected encoder.bn.bias \(16,\), got \(16,\) int8",
+        ),
+        (lambda d: d["cnn"].pop("config"), "expected config, a dict, got None"),
+        (lambda d: d["cnn"]["config"].update(name=5), "cnn: expected str as name, got 5"),
+        (lambda d: d["cnn"].pop("fingerprint"), "expected fingerprint, a str, got None"),
+        (lambda d: d["cnn"]["transform"].update(mean=["a"]), "cnn: expected numbers as mean"),
+        (lambda d: d["cnn"]["transform"].update(mean=[1, 2]), "a mean and a std for each of three"),
+        (lambda d: d["cnn"]["transform"].update(crop_size=10**6), "crop_size <= resize_size"),
+        (lambda d: d["cnn"]["transform"].update(interpolation="x"), "no interpolation 'x'"),
+        (lambda d: d.pop("training"), "expected training, a dict, got None"),
+        (lambda d: d["training"].update(history=5), "expected history, a list, got 5"),
+        (lambda d: d["training"].update(history=[{"epoch": 1}]), "history: expected numbers"),
+        (lambda d: d["training"].update(features=5), "expected features, a str, got 5"),
+    ],
+)
+def test_what_does_not_fit_is_named(new_checkpoint, tmp_path, change, message):
+    path = tmp_path / "c.pt"
+    new_checkpoint().save(path)
+    data = torch.load(path)
+    change(data)
+    torch.save(data, path)
+    with pytest.raises(CaptioningError, match=f"^{path}: (.*{message})"):
+        load_checkpoint(path)
+
+
+def test_weights_of_a_cnn_that_do_not_fit_are_named(new_checkpoint, tmp_path):
+    path = tmp_path / "c.pt"
+    checkpoint = new_checkpoint()
+    weights = checkpoint.cnn.load().state_dict()
+    name = next(iter(weights))
+    checkpoint.cnn = replace(checkpoint.cnn, weights=weights | {name: torch.zeros(2)})
+    checkpoint.save(path)
+    loaded = load_checkpoint(path)
+    with pytest.raises(CaptioningError, match=rf"^{path}: weights of its CNN: .*{name}.*\(2,\)"):
+        loaded.cnn.load()
+
+
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))
 
 
-@pytest.mark.parametrize("what", ["bomb", "text", "empty", "cut", "tensor"])
+@pytest.mark.parametrize("what", ["bomb", "text", "empty", "cut", "tensor", "pipe", "packed"])
 def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.pt"
@@ -64,6 +180,14 @@ def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monke
         path.write_bytes(path.read_bytes()[:3000])
     elif what == "tensor":
         torch.save(torch.zeros(3), path)
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "packed":  # a few kilobytes can become gigabytes
+        new_checkpoint().save(tmp_path / "stored")
+        stored = zipfile.ZipFile(tmp_path / "stored")
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for record in stored.namelist():
+                packed.writestr(record, stored.read(record))
     else:
         path.write_text("hello" * (what == "text"))
     with pytest.raises(CaptioningError, match="c.pt"):
@@ -147,7 +271,7 @@ def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, m
         return cnn
 
     monkeypatch.setattr(module, "load_cnn", other)
-    with pytest.raises(CaptioningError, match="not those that this captioner was trained on"):
+    with pytest.raises(CaptioningError, match="not those that it was trained on"):
         new_checkpoint().cnn.load()
 
 

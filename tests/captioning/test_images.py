@@ -18,6 +18,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 import captioning
 from captioning.caption import caption_files
+from captioning.config import from_dict
 from captioning.generate import DecodeConfig
 from captioning.images import MAX_PIXELS, ImageError, Transform, load_image
 
@@ -289,5 +290,5 @@ def test_the_transform_does_what_torchvision_does():
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)
     torch.testing.assert_close(ours, theirs)
-    again = Transform.from_dict(Transform(232, 224, mean, std).to_dict())
+    again = from_dict(Transform, Transform(232, 224, mean, std).to_dict(), "transform")
     assert torch.equal(again(image), ours)

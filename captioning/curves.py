@@ -1,0 +1,58 @@
+"""The curves of training for TensorBoard."""
+
+import functools
+import threading
+from pathlib import Path
+from typing import Any
+
+from captioning.files import writing
+
+
+class Curves:
+    """A SummaryWriter that tells of a full disk as other writers here do.
+
+    Args:
+        writer: a torch.utils.tensorboard.SummaryWriter.
+        folder: where it writes.
+    """
+
+    def __init__(self, writer: Any, folder: Path) -> None:
+        self.writer, self.folder = writer, folder
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        with writing(self.folder):
+            self.writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        with writing(self.folder):
+            self.writer.flush()
+
+    def close(self) -> None:
+        with writing(self.folder):
+            self.writer.close()
+
+
+def open_curves(folder: Path) -> Curves | None:
+    """Curves in `folder`; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    _silence_writers()
+    with writing(folder):
+        return Curves(SummaryWriter(str(folder)), folder)
+
+
+@functools.cache  # once
+def _silence_writers() -> None:
+    """Its thread prints a traceback of what it then hands to the next call, which tells of it."""
+    before = threading.excepthook
+
+    def hook(call: threading.ExceptHookArgs) -> None:
+        if not (isinstance(call.exc_value, OSError) and type(call.thread).__name__ == _THREAD):
+            before(call)
+
+    threading.excepthook = hook
+
+
+_THREAD = "_AsyncWriterThread"
