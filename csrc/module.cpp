@@ -51,6 +51,15 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};
 }
 
+std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
+                                             const std::vector<size_t>& batched,
+                                             bool input_needs_grad, bool state_needs_grad,
+                                             const std::string& engine, bool per_row) {
+  py::gil_scoped_release no_gil;
+  return backward_of_samples(
+      {tensors, batched, input_needs_grad, state_needs_grad, engine, per_row});
+}
+
 }  // namespace
 }  // namespace fastlstm
 
@@ -73,4 +82,6 @@ PYBIND11_MODULE(_C, m) {
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
+  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples,
+        "torch.ops.fastlstm.lstm_backward with some tensors batched; see BackwardCall in ops.h");
 }

@@ -21,4 +21,16 @@ BackwardResult call_lstm_backward(const OptionalTensor& grad_output, const Optio
                                   const Tensor& cells, const Tensor& gates, bool input_needs_grad,
                                   bool state_needs_grad, c10::string_view engine, bool per_row);
 
+// A call of lstm_backward in which some tensors hold N samples along their first dimension.
+struct BackwardCall {
+  std::vector<OptionalTensor> tensors;  // in the schema's order, but the weights stand at the end
+  std::vector<size_t> batched;          // positions in rising order, at least one
+  bool input_needs_grad, state_needs_grad;
+  std::string engine;
+  bool per_row;
+};
+
+// The results in one list, N along the first dimension of each (batching.cpp).
+std::vector<Tensor> backward_of_samples(const BackwardCall& call);
+
 }  // namespace fastlstm

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import reference
+from . import _build, reference
 
 _Dims = tuple[int | None, ...]
 
@@ -229,3 +229,24 @@ def _fold(
     results = function.apply(*folded, *args[count:])
     dims = results_where[: len(results)]
     return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
+
+
+def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """torch.func.vmap over `torch.autograd.grad`: the op's backward, given batched gradients."""
+
+    def weights_last(each: tuple[Any, ...]) -> list[Any]:
+        return [*each[:7], *each[8:17], *each[7]]
+
+    dims = weights_last(in_dims)
+    tensors = [
+        t if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(weights_last(args), dims, strict=True)
+    ]
+    batched = [k for k, dim in enumerate(dims) if dim is not None]
+    per_row = args[20] if len(args) > 20 else False  # a default is left out
+    found = _build.library.lstm_backward_of_samples(tensors, batched, *args[17:20], per_row)
+    return (*found[:3], found[3:]), (0, 0, 0, [0] * len(found[3:]))
+
+
+if _build.extension_available():
+    torch.library.register_vmap("fastlstm::lstm_backward", _backward_of_samples)

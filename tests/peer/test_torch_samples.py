@@ -87,8 +87,9 @@ def test_samples_gradcheck(route: Route, info: ModuleInfo) -> None:
             return tuple(_pytree.tree_leaves(result))
 
         leaves = (*flat, *parameters.values())
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+        options = {"fast_mode": True, "check_batched_grad": True}
+        assert torch.autograd.gradcheck(function, leaves, **options)
+        assert torch.autograd.gradgradcheck(function, leaves, **options)
 
 
 @every_route
