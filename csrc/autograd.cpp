@@ -62,8 +62,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["engine"] = engine;
-    ctx->saved_data["input_needs_grad"] = input.requires_grad();
-    ctx->saved_data["state_needs_grad"] = h_0.requires_grad() || c_0.requires_grad();
+    ctx->saved_data["recompute"] = recompute;
     ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
     return {output, h_n, c_n, cells, gates};
   }
@@ -89,18 +88,25 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       std::move(found.begin(), found.end(), result.begin());
       return result;
     }
+    const size_t directions = saved[kH0].sym_size(0).expect_int();
+    const size_t each = weights.size() / directions;
+    const bool input_needs_grad = ctx->needs_input_grad(0);
+    const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
+    // Without the weights' gradients the gates' do, which spares the products.
+    const bool weights_need_grad = ctx->needs_input_grad({{3, 3 + weights.size()}});
+    const bool normalizes = each >= 6, recompute = ctx->saved_data["recompute"].toBool();
+    const bool per_row = !weights_need_grad && !normalizes && !recompute;
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), if_defined(grads[3]),
         saved[kInput], saved[kH0], saved[kC0], weights, batch_sizes, lengths, reset, h_mask,
-        zoneout_h, zoneout_c, saved[kOutput], saved[kCells], saved[kGates],
-        ctx->saved_data["input_needs_grad"].toBool(), ctx->saved_data["state_needs_grad"].toBool(),
-        ctx->saved_data["engine"].toStringRef(), /*per_row=*/false);
-    if (ctx->saved_data["input_needs_grad"].toBool()) result[0] = grad_input;
-    if (ctx->saved_data["state_needs_grad"].toBool()) result[1] = grad_h_0, result[2] = grad_c_0;
-    const size_t directions = saved[kH0].sym_size(0).expect_int();
-    const size_t each = weights.size() / directions, unique = grad_weights.size() / directions;
+        zoneout_h, zoneout_c, saved[kOutput], saved[kCells], saved[kGates], input_needs_grad,
+        state_needs_grad, ctx->saved_data["engine"].toStringRef(), per_row);
+    if (input_needs_grad) result[0] = grad_input;
+    if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
+    if (!weights_need_grad) return result;
+    const size_t unique = grad_weights.size() / directions;
     for (size_t d = 0; d < directions; ++d) {
       auto to = result.begin() + 3 + d * each;
       auto from = grad_weights.begin() + d * unique;

@@ -22,6 +22,7 @@ from samples import (
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing._internal import optests
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = ("output", "h_n", "c_n", "cells")
 
@@ -74,6 +75,32 @@ def test_gradients(route: Route, sample: Sample) -> None:
 
     names = gradient_names(truth)
     assert_all_close(gradients(padded), gradients(truth), names, rtol=1e-9, atol=1e-11)
+
+
+@every_op_route
+@every_sample
+def test_gradients_without_those_of_the_weights(route: Route, sample: Sample) -> None:
+    """Backward then leaves the weights' products out; the other gradients are the same bits."""
+    padded = leaves(sample, route)
+    found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
+    given = [g.to(route.device) for g in cotangents(found)]
+    wanted = floating(padded)
+    everything = torch.autograd.grad(found, wanted, given, retain_graph=True)
+    for some in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
+        part = torch.autograd.grad(found, wanted[some], given, retain_graph=True)
+        for a, b in zip(part, everything[some], strict=True):
+            assert torch.equal(a, b)
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func is torch.ops.fastlstm.lstm_backward.default:
+                per_row.append(len(args) > 20 and args[20])
+            return func(*args, **(kwargs or {}))
+
+    per_row: list[bool] = []
+    with Calls():
+        torch.autograd.grad(found, wanted[:1], given)
+    assert per_row == [not sample.norms]
 
 
 def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> Any:
