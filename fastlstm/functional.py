@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from . import _build, _transforms, reference
 from ._checks import as_lengths, check_dims, check_layer, steps_first
@@ -281,7 +282,11 @@ def lstm_cell(
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
     h, c = hx
-    if not _transforms_active() and not torch.compiler.is_compiling():
+    if not (
+        _transforms_active()
+        or torch.compiler.is_compiling()
+        or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
+    ):
         engine = _engine_for(input, engine)
         if engine != "reference":
             step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
@@ -346,7 +351,8 @@ def _layer(
         if folds:
             return _transforms.lstm_layer(input, h_0, c_0, weights, lengths, reset, engine)
         arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks, save_cells)
-        if torch.compiler.is_compiling():  # Dynamo knows torch.ops; eager calls go the short way
+        # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
+        if torch.compiler.is_compiling() or has_torch_function_variadic(input, h_0, c_0, *weights):
             output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
                 *arguments, False, recompute, engine
             )

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Route, every_route
+from samples import Route, every_op_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from fastlstm import functional
@@ -479,6 +482,81 @@ def test_cell_functional_call_and_parametrization(route: Route) -> None:
     for module in (ours, theirs):
         parametrizations.weight_norm(module, "weight_hh")
     assert_same(ours, theirs, x)
+
+
+class Tagged(Tensor):
+    """A tensor that says what it is."""
+
+
+def kinds(result: Any) -> list[type]:
+    return [type(t) for t in _pytree.tree_leaves(result) if isinstance(t, Tensor)]
+
+
+@every_route
+def test_tensor_subclasses_come_out(route: Route) -> None:
+    """Of input, state or weights; a Parameter is none of them."""
+    lstm, cell = pair(route, num_layers=2), cells(route)
+    steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
+    tagged = lambda t: t.as_subclass(Tagged)  # noqa: E731
+    for (ours, theirs), x, state in ((lstm, steps, (h, c)), (cell, steps[0], (h[0], c[0]))):
+        for expected_kind, *arguments in (
+            (Tensor, x),
+            (Tensor, nn.Parameter(x), state),
+            (Tagged, tagged(x)),
+            (Tagged, tagged(x[0])),
+            (Tagged, nn.Parameter(tagged(x))),
+            (Tagged, x, (tagged(state[0]), state[1])),
+        ):
+            found, expected = ours(*arguments), theirs(*arguments)
+            assert set(kinds(found)) == set(kinds(expected)) == {expected_kind}
+            torch.testing.assert_close(found, expected, **CLOSE)
+        name, weight = next(theirs.named_parameters())
+        for module in (ours, theirs):
+            setattr(module, name, nn.Parameter(tagged(weight.detach())))
+        assert set(kinds(ours(x))) == set(kinds(theirs(x))) == {Tagged}
+
+
+@every_route
+def test_a_packed_tensor_subclass_comes_out(route: Route) -> None:
+    ours, theirs = pair(route)
+    x = draw(route, 4, 3, 3).as_subclass(Tagged)
+    packed = pack_padded_sequence(x, torch.tensor([2, 4, 1]), enforce_sorted=False)
+    assert kinds(tensors(ours(packed))) == kinds(tensors(theirs(packed))) == [Tagged] * 3
+    leaf = draw(route, 4, 3, 3).requires_grad_()
+    output = ours(leaf.as_subclass(Tagged))[0]
+    output.sum().backward()
+    assert type(output) is Tagged and type(leaf.grad) is Tensor
+
+
+class SeenFunctions(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class SeenOps(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@every_op_route
+def test_modes_see_the_op(route: Route) -> None:
+    lstm, _ = pair(route, num_layers=2)
+    cell, _ = cells(route)
+    for kind, name in ((SeenFunctions, "fastlstm.lstm"), (SeenOps, "fastlstm.lstm.default")):
+        with kind() as seen:
+            lstm(draw(route, 4, 2, 3))
+            cell(draw(route, 2, 3))
+        assert seen.names.count(name) == 3
 
 
 @every_route
