@@ -91,10 +91,13 @@ def test_batched_gradients(route: Route, batched: Batched, sample: Sample) -> No
 @both_ways
 @pytest.mark.filterwarnings("ignore:.*batching rule for aten::_pack_padded_sequence_backward")
 @pytest.mark.parametrize("sample", SAMPLES[::3], ids=lambda s: s.name)
-def test_batched_gradients_have_gradients(route: Route, batched: Batched, sample: Sample) -> None:
+def test_batched_gradients_have_gradients(
+    route: Route, batched: Batched, sample: Sample, request: pytest.FixtureRequest
+) -> None:
     """create_graph, and gradients of those."""
     if sample.norms and batched is by_vmap:
-        pytest.xfail("torch 2.13: F.layer_norm with a gain has a wrong one; the reference uses it")
+        reason = "torch 2.13: wrong of F.layer_norm with a gain, which the reference uses"
+        request.applymarker(pytest.mark.xfail(reason=reason))
     outputs, leaves = traced(route, sample)
     given = [torch.stack([torch.cos(k + o.detach()) for k in range(COUNT)]) for o in outputs]
     found = batched(outputs, leaves, given, create_graph=True)
