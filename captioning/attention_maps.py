@@ -13,6 +13,7 @@ from torch import Tensor
 from captioning.attention import AttentionDecoder
 from captioning.checkpoint import Checkpoint
 from captioning.cnn import FrozenCNN
+from captioning.console import printable
 from captioning.files import write_atomically
 from captioning.images import ImageError, data_uri, load_image
 from captioning.tokenizer import tokenize
@@ -126,6 +127,6 @@ def write_panels(path: str | Path, maps: AttentionMaps, columns: int = 6) -> Non
         place.axis("off")
     for (word, panel), place in zip(panels, axes.flat, strict=False):
         place.imshow(panel)
-        place.set_title(word, fontsize=13, parse_math=False)
+        place.set_title(printable(word), fontsize=13, parse_math=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)

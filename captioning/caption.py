@@ -13,7 +13,7 @@ from captioning.datasets import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
 from captioning.generate import Caption, DecodeConfig, generate_captions
-from captioning.images import EXTENSIONS, ImageError, load_image
+from captioning.images import ImageError, image_files, load_image
 
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
@@ -22,7 +22,7 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            matches = image_files(path)
         elif path.is_file():
             matches = [path]
         else:

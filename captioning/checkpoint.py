@@ -54,7 +54,7 @@ class CNNIdentity:
         cnn = load_cnn(self.config)
         if self.weights is not None:
             check_fit(cnn.state_dict(), self.weights, f"{self.origin}: weights of its CNN")
-            cnn.load_state_dict(self.weights)
+            cnn.load_state_dict(dict(self.weights))
         cnn.transform = self.transform
         if cnn.fingerprint() != self.fingerprint:
             raise CaptioningError(
@@ -156,7 +156,7 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
         raise CaptioningError(f"model: expected sizes that can be, got {settings}") from error
     check_fit(expected, weights, "weights")
     model = Captioner(config, lstm)
-    model.load_state_dict(weights)
+    model.load_state_dict(dict(weights))
     return model
 
 

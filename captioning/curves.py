@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from captioning.console import say
 from captioning.files import writing
 
 
@@ -32,11 +33,20 @@ class Curves:
             self.writer.close()
 
 
-def open_curves(folder: Path) -> Curves | None:
-    """Curves in `folder`; None where TensorBoard is not installed."""
+def open_curves(folder: Path, progress: bool) -> Curves | None:
+    """Curves in `folder`; None, and a line that says why if `progress`, where there can be none."""
+    reason = None
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        str(folder).encode()
     except ImportError:
+        reason = "pip install 'fastlstm[tensorboard]'"
+    except UnicodeEncodeError:
+        reason = "it reads no folder whose name is not UTF-8"
+    if reason:
+        if progress:
+            say(f"no curves in TensorBoard: {reason}")
         return None
     _silence_writers()
     with writing(folder):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from captioning.console import short
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 from captioning.tokenizer import tokenize
@@ -85,7 +87,7 @@ def load_coco(
     images, skipped = [], {}
     for image in data["images"]:
         path = folder / image["file_name"]
-        if not path.is_file():
+        if not os.path.isfile(path):  # a name that is too long is none either
             skipped.setdefault("missing picture", []).append(str(path))
             continue
         captions = []
@@ -116,6 +118,10 @@ def picture_folder(data: Any, annotations: str | Path, given: str | Path | None 
         told = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
         if told is None:
             raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
+        if not isinstance(told, str):
+            raise CaptioningError(
+                f"{annotations}: expected text as image_folder in 'info', got {short(told)}"
+            )
         return Path(annotations).parent / told
     if not Path(given).is_dir():
         raise CaptioningError(f"images: {given} is no folder")
@@ -148,13 +154,14 @@ def _check_coco(data: Any, path: str | Path) -> None:
         for row in data[table]:
             if not isinstance(row, dict) or any(key not in row for key in keys):
                 raise CaptioningError(
-                    f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {str(row)[:100]}"
+                    f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {short(row)}"
                 )
             for key in keys:
-                kind, told = (int, "an integer") if key.endswith("id") else (str, "text")
-                if not isinstance(row[key], kind):
+                is_id = key.endswith("id")
+                if not (is_picture_id(row[key]) if is_id else isinstance(row[key], str)):
+                    told = "an integer of 64 bits" if is_id else "text"
                     raise CaptioningError(
-                        f"{path}: expected {told} as {key!r} in {table!r}, got {str(row)[:100]}"
+                        f"{path}: expected {told} as {key!r} in {table!r}, got {short(row)}"
                     )
         counts = Counter(row["id"] for row in data[table])
         if twice := [i for i, n in counts.items() if n > 1]:
@@ -162,6 +169,11 @@ def _check_coco(data: Any, path: str | Path) -> None:
     known = {image["id"] for image in data["images"]}
     if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in known]:
         raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
+
+
+def is_picture_id(value: Any) -> bool:
+    """Whether it is an integer that the feature cache can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint
-from captioning.datasets import CaptionDataset, picture_folder
+from captioning.console import short
+from captioning.datasets import CaptionDataset, is_picture_id, picture_folder
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.metrics import Scores, score_captions
@@ -19,10 +20,10 @@ def read_results(path: str | Path) -> dict[int, str]:
         raise CaptioningError(f"{path}: expected a list of results, got {type(data).__name__}")
     results: dict[int, str] = {}
     for row in data:
-        fits = isinstance(row, dict) and isinstance(row.get("caption"), str) and "image_id" in row
-        if not fits:
+        fits = isinstance(row, dict) and isinstance(row.get("caption"), str)
+        if not fits or not is_picture_id(row.get("image_id")):
             raise CaptioningError(
-                f'{path}: expected {{"image_id": ..., "caption": "..."}}, got {str(row)[:100]}'
+                f'{path}: expected {{"image_id": 1, "caption": "..."}}, got {short(row)}'
             )
         if row["image_id"] in results:
             raise CaptioningError(f"{path}: picture {row['image_id']} has two captions")

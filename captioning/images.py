@@ -36,6 +36,12 @@ class ImageError(CaptioningError):
     """A picture that is missing, broken or too large."""
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Everything below `folder` that is called a picture; no pipes, and no folders."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in found if path.is_file())
+
+
 def load_image(
     path: str | Path | BinaryIO, min_side: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:

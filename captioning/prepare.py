@@ -15,6 +15,7 @@ folder     one with a captions.txt (or .csv, .tsv) as above; or one of pictures,
 import csv
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,11 +23,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captioning.console import say
+from captioning.console import say, short
+from captioning.datasets import is_picture_id
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json, writing
-from captioning.images import EXTENSIONS, ImageError, load_image
-from captioning.locks import lock_folder
+from captioning.images import EXTENSIONS, ImageError, image_files, load_image
 from captioning.tokenizer import tokenize
 
 SPLITS = ("train", "val", "test")
@@ -67,21 +68,30 @@ def _read_karpathy(path: Path) -> Source:
     data, source = read_json(path), Source()
     try:
         for image in data["images"]:
-            name = "/".join(p for p in (image.get("filepath"), image["filename"]) if p)
+            name = "/".join(_text(p) for p in (image.get("filepath"), image["filename"]) if p)
             # Karpathy's "restval" pictures of COCO are trained on by everybody.
-            source.splits[name] = {"restval": "train"}.get(image["split"], image["split"])
+            split = _text(image["split"])
+            source.splits[name] = {"restval": "train"}.get(split, split)
             if "cocoid" in image:
+                if not is_picture_id(image["cocoid"]):
+                    raise TypeError(f"expected an integer of 64 bits, got {short(image['cocoid'])}")
                 source.ids[name] = image["cocoid"]
             for sentence in image["sentences"]:
-                source.add(name, sentence["raw"])
+                source.add(name, _text(sentence["raw"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise CaptioningError(
             f"{path}: expected Karpathy's format, images with filename, split and sentences; "
-            f"problem: {error!r}. (COCO caption files need no preparation.)"
+            f"problem: {type(error).__name__}, {error}. (COCO caption files need no preparation.)"
         ) from error
     if strange := sorted(set(source.splits.values()) - set(SPLITS)):
         raise CaptioningError(f"{path}: unknown splits {strange}, expected {SPLITS}")
     return source
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {short(value)}")
+    return value
 
 
 def _read_flickr(path: Path, text: str) -> Source:
@@ -129,7 +139,7 @@ def _read_folder(path: Path) -> Source:
         if (path / name).is_file():
             return read_source(path / name)
     source = Source()
-    for picture in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
+    for picture in image_files(path):
         text = picture.with_suffix(".txt")
         if text.is_file():
             for line in read_text(text).splitlines():
@@ -234,16 +244,15 @@ def prepare(
     if not parts["train"]:
         raise CaptioningError(*lines, "no picture is left to train on")
     folder = os.path.relpath(images, output)
-    with lock_folder(output, *(f"captions_{split}.json" for split in SPLITS)):
-        for split, names in parts.items():
-            path = output / f"captions_{split}.json"
-            if names:
-                info = {"description": f"{split} split", "image_folder": folder}
-                write_json(path, _coco(names, kept, source, info))
-            elif path.exists():
-                with writing(path):
-                    path.unlink()
-                say(f"removed {path}, of an earlier run: no picture is in this split now")
+    for split, names in parts.items():
+        path = output / f"captions_{split}.json"
+        if names:
+            info = {"description": f"{split} split", "image_folder": folder}
+            write_json(path, _coco(names, kept, source, info))
+        elif path.exists():
+            with writing(path):
+                path.unlink()
+            say(f"removed {path}, of an earlier run: no picture is in this split now")
     return {split: len(names) for split, names in parts.items()}, skipped
 
 
@@ -288,4 +297,6 @@ def _coco(
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": image_id, "caption": caption}
             )
+    if twice := [i for i, n in Counter(image["id"] for image in images).items() if n > 1]:
+        raise CaptioningError(f"several pictures have the same id: {twice[:5]}")
     return {"info": info, "images": images, "annotations": annotations}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from captioning.attention_maps import STYLE as ATTENTION_STYLE
 from captioning.attention_maps import AttentionMaps, panels_html
+from captioning.console import printable
 from captioning.files import write_atomically, write_text
 from captioning.images import ImageError, data_uri, load_image
 from captioning.metrics import Scores
@@ -263,8 +264,8 @@ def write_contact_sheet(
             for spine in axes.spines.values():
                 spine.set(visible=True, color="#d5dbe0", linewidth=0.8)
             color = {True: GOOD, False: BAD, None: INK}[picture.right]
-            caption = textwrap.fill(picture.caption or "(nothing)", 36)
-            reference = textwrap.fill("ref: " + picture.references[0], 44)
+            caption = _fill(picture.caption, 36)
+            reference = _fill("ref: " + picture.references[0], 44)
             axes.text(
                 0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top",
                 fontsize=9.5, color=color,
@@ -284,8 +285,11 @@ def write_contact_sheet(
     plt.close(figure)
 
 
+SHEET = 300  # matplotlib draws at most 65,536 pixels
+
+
 def write_sheet(path: str | Path, captions: Mapping[Path, str], columns: int = 3) -> None:
-    """Write a PNG: pictures in their own proportions, each with its caption below."""
+    """Write a PNG: at most `SHEET` pictures in their own proportions, captions below."""
     plt = _plt()
     rows = math.ceil(len(captions) / columns)
     size = (3.6 * columns, 3.4 * rows)
@@ -294,9 +298,14 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str], columns: int = 3
         axes.axis("off")
     for axes, (picture, caption) in zip(grid.flat, captions.items(), strict=False):
         axes.imshow(_picture(picture), interpolation="lanczos")
-        axes.set_title(textwrap.fill(caption or "(nothing)", 38), y=-0.02, va="top", fontsize=11)
+        title = _fill(caption, 38)
+        axes.set_title(title, y=-0.02, va="top", fontsize=11, parse_math=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=90))
     plt.close(figure)
+
+
+def _fill(caption: str, width: int) -> str:
+    return textwrap.fill(printable(caption) or "(nothing)", width)
 
 
 def _picture(path: Path) -> Image.Image:

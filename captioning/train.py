@@ -123,9 +123,7 @@ def _train(
         history = _resume(trainer, checkpoint, config, last)
         running = checkpoint.training["running"]
     begun = trainer.step % steps_per_epoch
-    log = open_curves(output / "tensorboard") if here.is_first else None
-    if progress and log is None:
-        say("no curves in TensorBoard: pip install 'fastlstm[tensorboard]'")
+    log = open_curves(output / "tensorboard", progress) if here.is_first else None
     if progress and trainer.captions.cut:
         say(
             f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they have "

@@ -5,18 +5,19 @@ pickled vocabulary by an unpickler that knows no class but a plain container.
 """
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
-from captioning.errors import CaptioningError
+from captioning.console import short
+from captioning.errors import CaptioningError, told_of
+from captioning.files import open_regular
 from captioning.images import Transform
 from captioning.model import Captioner, ModelConfig
+from captioning.tensors import check_fit, load_tensors
 from captioning.vocabulary import Vocabulary
 
 # The tutorial keeps the ResNet as a Sequential of its children without fc.
@@ -40,7 +41,7 @@ class _VocabularyUnpickler(pickle.Unpickler):
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read vocab.pkl without running what it may contain."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             word2idx = _VocabularyUnpickler(file).load().word2idx
         words = sorted(word2idx, key=word2idx.__getitem__)
         if [word2idx[word] for word in words] != list(range(len(words))):
@@ -49,19 +50,21 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise CaptioningError(f"{path} is not the tutorial's vocabulary: {error}") from error
-    return Vocabulary(words)
+    with told_of(path):
+        return Vocabulary(words)
 
 
 def _read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_tensors(path)
     except OSError as error:
         raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CaptioningError(f"{path}: expected a state_dict: {error}") from error
-    if not isinstance(weights, Mapping):
+    if not isinstance(weights, dict):
         raise CaptioningError(f"{path}: expected a state_dict, got {type(weights).__name__}")
-    return dict(weights)
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CaptioningError(f"{path}: expected tensors by name, got {short({name: tensor})}")
+    return weights
 
 
 def import_yunjey(
@@ -92,6 +95,7 @@ def import_yunjey(
             child, _, rest = rest.partition(".")
             weights[f"trunk.{_CHILDREN.get(child, child)}.{rest}"] = tensor
     try:
+        check_fit(frozen.state_dict(), weights, f"{encoder}: {cnn}")
         frozen.load_state_dict(weights)
         size = ModelConfig(
             feature_size=enc["linear.weight"].size(1),
@@ -107,9 +111,12 @@ def import_yunjey(
                 "belong together"
             )
         model = Captioner(size).eval()
-        model.encoder.load_state_dict({k: v for k, v in enc.items() if "resnet." not in k})
+        rest = {k: v for k, v in enc.items() if "resnet." not in k}
+        check_fit(model.encoder.state_dict(), rest, encoder)
+        check_fit(model.decoder.state_dict(), dec, decoder)
+        model.encoder.load_state_dict(rest)
         model.decoder.load_state_dict(dec)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, LookupError) as error:
         raise CaptioningError(
             f"{encoder} and {decoder} are not an encoder with {cnn} and its decoder: {error}"
         ) from error

@@ -17,7 +17,7 @@ from captioning.features import FeatureCache, FeatureTable, cache_path, extract_
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
 from captioning.locks import lock_files
-from captioning.report import write_sheet
+from captioning.report import SHEET, write_sheet
 
 OPTIONS = {  # by the method that they are of
     "beam": {
@@ -82,6 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         paths = find_pictures(args.pictures)
         ids = list(range(1, len(paths) + 1))
+    if args.sheet and len(paths) > SHEET:
+        raise CaptioningError(f"--sheet: expected at most {SHEET} pictures, got {len(paths)}")
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)
     attend = None

@@ -7,6 +7,7 @@ from captioning import prepare as module
 from captioning.commands.arguments import add_on_error
 from captioning.console import say
 from captioning.errors import list_reasons
+from captioning.locks import lock_folder
 from captioning.prepare import SPLITS, find_images, prepare, read_source, read_split_lists
 
 
@@ -42,14 +43,15 @@ def run(args: argparse.Namespace) -> None:
         told = " and ".join(f"--{split}" for split in shares)
         whose = "the lists" if given else args.source
         say(f"{told} ignored: {whose} told the splits", error=True)
-    counts, skipped = prepare(
-        source,
-        args.images or find_images(args.source, source),
-        args.output,
-        splits=read_split_lists(given),
-        on_error=args.on_error,
-        seed=args.seed,
-        **shares,
-    )
+    with lock_folder(args.output, *(f"captions_{split}.json" for split in SPLITS)):
+        counts, skipped = prepare(
+            source,
+            args.images or find_images(args.source, source),
+            args.output,
+            splits=read_split_lists(given),
+            on_error=args.on_error,
+            seed=args.seed,
+            **shares,
+        )
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))

@@ -1,5 +1,6 @@
 """A tiny embedded data set, its features, and a captioner of random weights."""
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,23 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def small_files():
+    """A disk that is full: no file can be made longer than so many bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

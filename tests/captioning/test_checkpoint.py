@@ -223,6 +223,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
+def test_a_disk_that_fills_up_is_told_by_its_own_name(new_checkpoint, tmp_path, small_files):
+    """torch.save made a RuntimeError of it: unexpected pos 4096 vs 4042."""
+    path = tmp_path / "c.pt"
+    new_checkpoint().save(path)
+    before = path.read_bytes()
+    for size in (10, 5000, len(before) - 10):
+        with small_files(size), pytest.raises(CaptioningError) as caught:
+            new_checkpoint().save(path)
+        told = "File too large; what was there before is untouched"
+        assert str(caught.value) == f"cannot write {path}: {told}"
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("when", ["write", "fsync", "replace"])
 def test_an_interrupt_waits_for_the_file(new_checkpoint, tmp_path, monkeypatch, when):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -290,6 +291,107 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     assert "broken.png: not a picture" in err and "captions/s" in err
     with Image.open(sheet) as image:
         assert image.height > 2 * image.width  # eight rows of three
+
+
+STRANGE = {
+    b"new\nline.png": r"new\nline.png",
+    b"\x1b[31mred.png": r"\x1b[31mred.png",
+    b"caf\xe9.png": r"caf\xe9.png",
+    "café\u202e.png".encode(): r"café\u202e.png",
+}
+
+
+@pytest.fixture
+def strange(scenes_root, tmp_path) -> Path:
+    """A folder of pictures with strange names, and of what is called a picture but is no file."""
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    sources = sorted((scenes_root / "val").iterdir())
+    for name, source in zip(STRANGE, sources, strict=False):
+        shutil.copy(source, os.path.join(os.fsencode(folder), name))
+    os.mkfifo(folder / "pipe.png")
+    socket.socket(socket.AF_UNIX).bind(str(folder / "socket.png"))
+    (folder / "folder.png").mkdir()
+    (folder / "gone.png").symlink_to("nowhere")
+    return folder
+
+
+def test_strange_names_are_printed_on_one_line_and_come_back(trained, strange, tmp_path, capsys):
+    """A pipe was waited for; a name that is not UTF-8 cost the captions of all."""
+    results = tmp_path / "r.json"
+    command = ["caption", str(trained / "best.pt"), str(strange)]
+    assert main([*command, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert sorted(line.split(": ")[0] for line in lines[:-1]) == sorted(
+        str(strange / name) for name in STRANGE.values()
+    )
+    assert main([*command, "--json", str(results)]) == 0
+    names = [os.fsencode(entry["file_name"]) for entry in json.loads(results.read_text("utf-8"))]
+    assert sorted(names) == sorted(os.path.join(os.fsencode(strange), name) for name in STRANGE)
+
+
+def test_strange_names_go_through_everything(trained, strange, tmp_path, capsys):
+    """Captions beside the pictures, to COCO files, features, training, scores and a report."""
+    for name in STRANGE:
+        path = Path(os.path.join(os.fsdecode(strange), os.fsdecode(name)))
+        path.with_suffix(".txt").write_text("a dog\na cat\n")
+    data = tmp_path / os.fsdecode(b"d\xe9")
+    assert main(["prepare", str(strange), "--output", str(data), "--val", "0", "--test", "0"]) == 0
+    train = str(data / "captions_train.json")
+    assert len(json.loads(Path(train).read_text("utf-8"))["images"]) == len(STRANGE)
+    sizes = "--cnn scenes_cnn --epochs 1 --hidden-size 8 --embed-size 8 --min-count 1".split()
+    run = tmp_path / os.fsdecode(b"run\n\xe9")
+    assert main(["train", "--train", train, "--output", str(run), *sizes]) == 0
+    best, results, report = run / "best.pt", run / "r.json", run / "report.html"
+    caption = ["caption", str(best), "--annotations", train, "--json", str(results)]
+    assert main([*caption, "--features", str(run / "features")]) == 0
+    evaluate = ["evaluate", str(results), "--references", train, "--report", str(report)]
+    assert main([*evaluate, "--checkpoint", str(best)]) == 0
+    assert report.read_text("utf-8").count("<figure>") == 3 * len(STRANGE)
+    out, err = capsys.readouterr()
+    assert not any(0xD800 <= ord(c) <= 0xDFFF for c in out + err) and "run\n\udce9" not in out
+
+
+def test_broken_pictures_of_strange_names_are_told_on_one_line(trained, strange, capsys):
+    for path in strange.iterdir():
+        if path.is_file():
+            path.write_text("no picture")
+    assert main(["caption", str(trained / "best.pt"), str(strange)]) == 1
+    err = capsys.readouterr().err.split("\n")
+    assert sorted(line.split(": ")[0] for line in err[:-2]) == sorted(
+        str(strange / name) for name in STRANGE.values()
+    )
+
+
+@pytest.mark.parametrize("option", ["--json", "--sheet", "--attention"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "below a file"])
+def test_where_results_cannot_go_is_known_before_the_work(
+    option, kind, trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("captioning.commands.caption.load_checkpoint", lambda *_: pytest.fail("go"))
+    path = tmp_path / "x"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("")
+        path = path / "y"
+    command = ["caption", str(trained / "best.pt"), str(scenes_root / "val"), option, str(path)]
+    assert main(command) == 1
+    assert f"captioning: cannot write {path}: " in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_sheet_of_too_many_is_refused_before_the_work(trained, scenes_root, tmp_path, capsys):
+    picture = next((scenes_root / "val").iterdir())
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(301):
+        (folder / f"{i}.png").symlink_to(picture)
+    command = ["caption", str(trained / "best.pt"), str(folder), "--sheet", str(tmp_path / "s.png")]
+    assert main(command) == 1
+    assert "--sheet: expected at most 300 pictures, got 301" in capsys.readouterr().err
 
 
 def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """COCO files, good and bad; batches."""
 
 import json
+import os
+import re
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from PIL import Image
 from captioning.__main__ import main
 from captioning.datasets import EncodedCaptions, load_coco
 from captioning.errors import CaptioningError
+from captioning.files import read_json, read_text
 from captioning.vocabulary import END, PAD, START, Vocabulary
+
+DEEP = json.loads("[" * 900 + "]" * 900)
 
 
 @pytest.fixture
@@ -50,8 +55,16 @@ def test_reads_pictures_with_their_captions(coco):
         (lambda d: d.update(annotations={}), "a list 'annotations'"),
         (lambda d: d["images"][0].pop("file_name"), "needs id, file_name"),
         (lambda d: d["annotations"][0].update(caption=None), "expected text as 'caption'"),
-        (lambda d: d["images"][0].update(id="x49"), "expected an integer as 'id' in 'images'"),
-        (lambda d: d["annotations"][0].update(image_id="1"), "an integer as 'image_id' in 'ann"),
+        (lambda d: d["images"][0].update(id="x49"), "an integer of 64 bits as 'id' in 'images'"),
+        (lambda d: d["images"][0].update(id=2**70), "an integer of 64 bits as 'id' in 'images'"),
+        (lambda d: d["images"][0].update(id=True), "an integer of 64 bits as 'id' in 'images'"),
+        (lambda d: d["annotations"][0].update(image_id=[1]), "64 bits as 'image_id' in 'ann"),
+        (lambda d: d["images"][0].update(file_name=["1.png"]), "expected text as 'file_name'"),
+        (lambda d: d["images"][0].update(file_name="x" * 5000), "1 x missing picture: .*xxx"),
+        (lambda d: d["images"][0].update(file_name="\0.png"), r"missing picture: .*/\\x00.png"),
+        (lambda d: d["images"][0].update(file_name="\ud800"), r"missing picture: .*/\\ud800"),
+        (lambda d: d["annotations"][0].update(caption=DEEP), r"expected text as 'caption'.*\[\["),
+        (lambda d: d["annotations"][0].update(image_id="1"), "64 bits as 'image_id' in 'ann"),
         (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "'images': .1."),
         (lambda d: d["annotations"].append(d["annotations"][0]), "'annotations': .11."),
         (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .11."),
@@ -69,6 +82,48 @@ def test_truncated_json_says_where(coco):
         load_coco(*coco(text='{"images'))
     with pytest.raises(CaptioningError, match="cannot read"):
         load_coco("nowhere.json", ".")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**6, '{"images": ' + "7" * 5000 + "}", "\x00", "", '{"a": 1}}']
+)
+def test_json_that_is_none_is_refused_by_every_reader(text, tmp_path, capsys):
+    bad, out = tmp_path / "bad.json", tmp_path / "out"
+    bad.write_text(text)
+    commands = (
+        f"train --train {bad} --output {out}",
+        f"features {bad} --features {out}",
+        f"vocab {bad} --output {out}",
+        f"evaluate {bad} --references {bad}",
+        f"prepare {bad} --output {out}",
+        f"caption c.pt --annotations {bad}",
+    )
+    for command in commands:
+        assert main(command.split()) == 1
+        assert re.fullmatch(f"captioning: {bad}( is not valid JSON|: expected JSON).*\n",
+                            capsys.readouterr().err), command  # fmt: skip
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+@pytest.mark.parametrize("place", [5, ["a"], {}, True])
+def test_a_folder_of_pictures_that_is_no_text_is_refused(coco, place):
+    path, _ = coco(lambda d: d.update(info={"image_folder": place}))
+    with pytest.raises(CaptioningError, match="expected text as image_folder in 'info', got "):
+        load_coco(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_no_file(coco, tmp_path):
+    """It would be waited for, for ever."""
+    path, folder = coco()
+    (folder / "1.png").unlink()
+    os.mkfifo(folder / "1.png")
+    with pytest.raises(CaptioningError, match="1 x missing picture: .*1.png"):
+        load_coco(path, folder)
+    os.mkfifo(tmp_path / "pipe.json")
+    for read in (read_json, read_text):
+        with pytest.raises(CaptioningError, match="cannot read .*pipe.json: Not a regular file"):
+            read(tmp_path / "pipe.json")
 
 
 def test_skipping_counts_and_names(coco):

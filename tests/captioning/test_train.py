@@ -5,14 +5,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from captioning.__main__ import main
 from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.config import TrainConfig
+from captioning.curves import open_curves
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import DONE, FeatureCache, cache_path
@@ -322,6 +324,101 @@ def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint
     checkpoint.model.decoder.linear.weight.data.fill_(torch.nan)
     with pytest.raises(CaptioningError, match="the loss became nan in step 1"):
         run(checkpoint, data, tmp_path)
+
+
+def test_curves_on_a_full_disk_are_a_message(tmp_path, small_files, capsys):
+    """The thread that writes them printed a traceback, and the error named no file."""
+    pytest.importorskip("tensorboard")
+    for end in ("flush", "close", "add_scalar"):
+        curves = open_curves(tmp_path / end, False)
+        with small_files(2000), pytest.raises(CaptioningError) as caught:
+            for i in range(10**5 if end == "add_scalar" else 60):
+                curves.add_scalar("loss", 1.0, i)
+            getattr(curves, end)()
+        assert str(caught.value) == f"cannot write {tmp_path / end}: File too large"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_save_ends_with_a_message(new_checkpoint, data, tmp_path, small_files):
+    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
+    kept = {name: (tmp_path / name).read_bytes() for name in ("last.pt", "best.pt")}
+    told = "cannot write .*last.pt: File too large; what was there before is untouched"
+    with small_files(len(kept["last.pt"]) // 2), pytest.raises(CaptioningError, match=told):
+        run(new_checkpoint(), data, tmp_path, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, "tensorboard"}
+    assert len(run(new_checkpoint(), data, tmp_path, resume=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("trainer"), "expected a run to go on with, got none: no trainer"),
+        (lambda t: t.pop("running"), "expected a run to go on with, got none: no running"),
+        (lambda t: t.pop("config"), "settings: expected settings by name, got None"),
+        (lambda t: t["config"].update(epochs="2"), "settings: expected int as epochs, got '2'"),
+        (lambda t: t["config"].update(speed=2), "settings: expected epochs, .*, got 'speed'"),
+        (lambda t: t["trainer"].pop("optimizer"), "state of this trainer, got: KeyError"),
+        (lambda t: t["trainer"].update(optimizer=5), "state of this trainer, got: "),
+        (lambda t: t["trainer"].update(weights=[5]), "state of this trainer, got: "),
+        (lambda t: t["trainer"].update(step="x"), "state of this trainer, got: ValueError"),
+        (
+            lambda t: t["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(2)),
+            "state of this trainer, got: .*tensors of other shapes",
+        ),
+        (
+            lambda t: t["trainer"]["weights"].__setitem__(0, torch.zeros(1)),
+            "state of this trainer, got: .*tensors of other shapes",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(new_checkpoint, data, tmp_path, change, message):
+    config = replace(FAST, epochs=1, ema=0.9)
+    path = tmp_path / "last.pt"
+    checkpoint = new_checkpoint()
+    trainer = Trainer(checkpoint, config, data.train)
+    trainer.train_step(trainer.batches(0)[0], 10)
+    with trainer.averaged():
+        state = copy.deepcopy(trainer.state_dict())
+    checkpoint.training = {"config": asdict(config), "trainer": state, "history": []}
+    checkpoint.training["running"] = 0.0
+    change(checkpoint.training)
+    checkpoint.save(path)
+    with pytest.raises(CaptioningError, match=f"^{path}: .*{message}"):
+        run(new_checkpoint(), data, tmp_path, config, resume=True)
+
+
+def test_settings_that_an_older_version_lacked_have_their_default(new_checkpoint, data, tmp_path):
+    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
+    older = load_checkpoint(tmp_path / "last.pt")
+    del older.training["config"]["ema"]
+    older.save(tmp_path / "last.pt")
+    assert len(run(new_checkpoint(), data, tmp_path, resume=True)) == 2
+
+
+def test_a_second_run_in_a_folder_is_refused(new_checkpoint, data, tmp_path, capsys):
+    """Both ended well and left a mixture."""
+    code = "import sys; from captioning.locks import lock_folder; lock = lock_folder(sys.argv[1]); "
+    code += "lock.__enter__(); print(flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout.readline()
+    before = set(tmp_path.iterdir())
+    told = f"{tmp_path} is being written by process {other.pid} on "
+    with pytest.raises(CaptioningError, match=told):
+        run(new_checkpoint(), data, tmp_path)
+    source = tmp_path / "captions.txt"
+    source.write_text("image,caption\nx.png,a dog\n")
+    for command in ("demo", "train --train none.json", f"prepare {source}"):
+        assert main([*command.split(), "--output", str(tmp_path)]) == 1
+        assert told in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before | {source}
+    other.communicate(b"")
+    assert len(run(new_checkpoint(), data, tmp_path)) == 2
 
 
 def run_processes(count: int, *command: object) -> None:

@@ -45,16 +45,22 @@ def files(tmp_path_factory):
     decoder |= {f"linear.{k}": state[f"out.{k}"] for k in ("weight", "bias")}
     torch.save(encoder, folder / "encoder.ckpt")
     torch.save(decoder, folder / "decoder.ckpt")
+    (folder / "vocab.pkl").write_bytes(pickled(WORDS))
+    return folder, model
+
+
+def pickled(words):
+    """The tutorial's vocabulary of these words."""
     module = types.ModuleType("build_vocab")
     module.Vocabulary = type("Vocabulary", (), {"__module__": "build_vocab"})
     sys.modules["build_vocab"] = module
     vocabulary = module.Vocabulary()
-    vocabulary.word2idx = {word: i for i, word in enumerate(WORDS)}
-    vocabulary.idx2word = dict(enumerate(WORDS))
-    vocabulary.idx = len(WORDS)
-    (folder / "vocab.pkl").write_bytes(pickle.dumps(vocabulary))
+    vocabulary.word2idx = {word: i for i, word in enumerate(words)}
+    vocabulary.idx2word = dict(enumerate(words))
+    vocabulary.idx = len(words)
+    content = pickle.dumps(vocabulary)
     del sys.modules["build_vocab"]
-    return folder, model
+    return content
 
 
 def convert(folder):
@@ -124,7 +130,57 @@ def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
     for decoder, message in ((tmp_path / "d.ckpt", "8 words"), (tmp_path / "x", "cannot read")):
         with pytest.raises(CaptioningError, match=message):
             import_yunjey(folder / "encoder.ckpt", decoder, folder / "vocab.pkl", "resnet18")
-    with pytest.raises(CaptioningError, match="are not an encoder"):
+    with pytest.raises(CaptioningError, match=r"decoder.ckpt: resnet18: expected .*, got none"):
         import_yunjey(
             folder / "decoder.ckpt", folder / "encoder.ckpt", folder / "vocab.pkl", "resnet18"
         )
+
+
+def test_files_of_an_old_pytorch_are_read(files, tmp_path):
+    """Without counts of batches, and no zip."""
+    folder, _ = files
+    for name in ("encoder.ckpt", "decoder.ckpt"):
+        old = {k: v for k, v in torch.load(folder / name).items() if "num_batches" not in k}
+        torch.save(old, tmp_path / name, _use_new_zipfile_serialization=False)
+    (tmp_path / "vocab.pkl").write_bytes((folder / "vocab.pkl").read_bytes())
+    assert convert(tmp_path).cnn == convert(folder).cnn
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("encoder.ckpt", {"linear.weight": 5}, "encoder.ckpt: expected tensors by name, got"),
+        ("decoder.ckpt", {5: torch.zeros(2)}, "decoder.ckpt: expected tensors by name, got"),
+        ("decoder.ckpt", [torch.zeros(2)], "decoder.ckpt: expected a state_dict, got list"),
+        ("decoder.ckpt", {"linear.weight": torch.zeros(())}, "are not an encoder with resnet18"),
+        ("vocab.pkl", None, "cannot read .*vocab.pkl: Not a regular file"),
+    ],
+)
+def test_strange_files_are_named(files, tmp_path, name, content, message):
+    folder, _ = files
+    for path in folder.iterdir():
+        if path.name != name:
+            (tmp_path / path.name).symlink_to(path)
+    if content is None:
+        os.mkfifo(tmp_path / name)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(CaptioningError, match=message):
+        convert(tmp_path)
+
+
+def test_a_flipped_bit_in_weights_is_refused(files, tmp_path):
+    folder, _ = files
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / "encoder.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "encoder.ckpt").write_bytes(content)
+    with pytest.raises(CaptioningError, match="encoder.ckpt is no file of tensors, .*: the CRC of"):
+        convert(tmp_path)
+
+
+def test_words_that_are_numbers_are_refused(tmp_path):
+    (tmp_path / "v.pkl").write_bytes(pickled([*WORDS, 7]))
+    with pytest.raises(CaptioningError, match="v.pkl: vocabulary: expected words, got 7"):
+        read_vocabulary(tmp_path / "v.pkl")
