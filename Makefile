@@ -18,7 +18,7 @@ export PATH := $(ENV)/bin:$(PATH)
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
 EXTRAS := captioning,serve,test,lint
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h tests/simt/*/*.cpp tests/simt/*/*.h)
 
 # The stamp of the installation. An extension is stale too when torch was replaced since.
@@ -93,7 +93,7 @@ $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
 # The folders stand for files that came or went.
-$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) csrc csrc/cpu csrc/cuda $(TORCH)
+$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
 	$(PYTHON) -m fastlstm

@@ -137,10 +137,12 @@ def cuda_arch_list(home):
 def extension(kinds):
     from torch.utils import cpp_extension
 
-    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")
+    sources = glob("csrc/**/*.cpp", recursive=True)
     macros, new_extension = [], cpp_extension.CppExtension
-    if "cuda" in kinds:
-        sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
+    if "cuda" not in kinds:
+        sources = [source for source in sources if not source.startswith("csrc/cuda/")]
+    else:
+        sources += glob("csrc/cuda/*.cu")
         macros, new_extension = [("FASTLSTM_WITH_CUDA", None)], cpp_extension.CUDAExtension
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     # gcc 12 errs about a std::vector<bool> of torch that it inlines into our code.

@@ -35,7 +35,7 @@ def ops():
     """torch.ops.fastlstm_emulated, built if it is older than what it is made of."""
     import fastlstm._C as extension
 
-    sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*"), *SIMT.glob("*.h"),
+    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/cuda/*"), *SIMT.glob("*.h"),
                *SIMT.glob("op/**/*.*"), Path(torch.__file__)]
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)

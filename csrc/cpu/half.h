@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../elementary.h"
+#include "../equations/elementary.h"
 
 namespace fastlstm {
 

@@ -1,11 +1,11 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
 #include <torch/library.h>
 
-#include "../stepwise.h"
-#include "kernels.h"
-#include "plan.h"
-#include "step.h"
-#include "tiled.h"
+#include "cpu/cell/step.h"
+#include "cpu/plan.h"
+#include "cpu/targets/kernels.h"
+#include "cpu/walk/tiled.h"
+#include "stepwise/backward.h"
 
 namespace fastlstm {
 namespace {
@@ -47,12 +47,27 @@ bool planned(c10::string_view engine, const Layer& layer) {
   return chosen == CpuEngine::kTiled && !empty;
 }
 
-// Where there are no tiles for a 16-bit dtype, the tiled engine computes in float32: everything is
+// function(T, A) for the dtype T of a tensor and the dtype A of its state.
+template <typename Function>
+auto dispatch(at::ScalarType dtype, const Function& function) {
+  switch (dtype) {
+#define FASTLSTM_CASE(T, A, name) \
+  case at::k##name:               \
+    return function(T(), A());
+    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
+#undef FASTLSTM_CASE
+    default:
+      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
+  }
+}
+
+// Where there is no product for a dtype, the tiled engine computes in float32: everything is
 // converted once on the way in and rounded once on the way out.
-bool has_tiles(const Layer& layer) {
+bool has_product(const Layer& layer) {
   const auto dtype = layer.input.scalar_type();
-  return dtype == at::kFloat || dtype == at::kDouble ||
-         (dtype == at::kBFloat16 && bfloat16_kernels() != nullptr && !layer.projects());
+  const bool half = dtype == at::kBFloat16 || dtype == at::kHalf;
+  return !(half && layer.projects()) &&
+         dispatch(dtype, [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
@@ -61,99 +76,66 @@ Layer as_float(const Layer& original) {
   Layer layer = original;
   for (Tensor* tensor : {&layer.input, &layer.h_0, &layer.c_0}) *tensor = as_float(*tensor);
   for (Direction& d : layer.directions)
-    for (Tensor* tensor : {&d.w_ih, &d.w_hh, &d.b_ih, &d.b_hh, &d.w_hr})
-      *tensor = as_float(*tensor);
+    d.for_each([](Tensor& tensor, const char*) { tensor = as_float(tensor); });
   for (OptionalTensor* mask : {&layer.h_mask, &layer.zoneout_h, &layer.zoneout_c})
     if (*mask) *mask = as_float(**mask);
   return layer;
 }
 
-// function(T, A) for the dtype T of a tensor and the dtype A of its state.
-template <typename Function>
-auto dispatch(at::ScalarType dtype, const Function& function) {
-  switch (dtype) {
-    case at::kDouble:
-      return function(double(), double());
-    case at::kBFloat16:
-      return function(bfloat16(), float());
-    case at::kHalf:
-      return function(float16(), float());
-    default:
-      return function(float(), float());
-  }
-}
-
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && !has_tiles(layer)) {
+  if (tiled && !has_product(layer)) {
     auto [output, h_n, c_n, cells, gates] =
         tiled_forward<float>(as_float(layer), save_cells, save_gates);
-    return {output.to(dtype), h_n.to(dtype), c_n.to(dtype), cells, gates.to(dtype)};
+    return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
+            gates.to(dtype)};
   }
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
-    if constexpr (!std::is_same_v<T, float16>)
-      if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
+    if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
     return stepwise_forward<T, decltype(a), CpuKernels>(layer, save_cells, save_gates);
   });
 }
 
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        bool input_needs_grad, bool state_needs_grad, bool per_row, bool tiled) {
+                        const GradientRequest& request, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && !has_tiles(layer)) {
+  if (tiled && !has_product(layer)) {
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = tiled_backward<float>(
         as_float(layer), {as_float(saved.output), saved.cells, as_float(saved.gates)},
-        {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells},
-        input_needs_grad, state_needs_grad, per_row);
+        {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells}, request);
     for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
-    return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(dtype), grad_weights};
+    return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
+            grad_weights};
   }
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
-    if constexpr (!std::is_same_v<T, float16>)
-      if (tiled)
-        return tiled_backward<T>(layer, saved, grads, input_needs_grad, state_needs_grad, per_row);
-    return stepwise_backward<T, decltype(a), CpuKernels>(layer, saved, grads, input_needs_grad,
-                                                         state_needs_grad, per_row);
+    if (tiled) return tiled_backward<T>(layer, saved, grads, request);
+    return stepwise_backward<T, decltype(a), CpuKernels>(layer, saved, grads, request);
   });
 }
 
-ForwardResult lstm_cpu(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                       at::TensorList weights, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& lengths, const OptionalTensor& reset,
-                       const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                       const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
-                       bool /*recompute*/, c10::string_view engine) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
-                                  zoneout_h, zoneout_c);
+ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
+  const Layer layer = check_layer(call);
   check_values(layer);
-  return forward(layer, save_cells, save_gates, planned(engine, layer));
+  return forward(layer, options.save_cells, options.save_gates, planned(options.engine, layer));
 }
 
-BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                 const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
-                                 const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                                 at::TensorList weights, const OptionalTensor& batch_sizes,
-                                 const OptionalTensor& lengths, const OptionalTensor& reset,
-                                 const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                                 const OptionalTensor& zoneout_c, const Tensor& output,
-                                 const Tensor& cells, const Tensor& gates, bool input_needs_grad,
-                                 bool state_needs_grad, c10::string_view engine, bool per_row) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
-                                  zoneout_h, zoneout_c);
-  check_values(layer);
-  const Saved saved = check_saved(layer, output, cells, gates, per_row);
+BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& arguments) {
+  const Layer layer = check_layer(call);
+  const Saved saved = check_saved(layer, arguments);
+  const OutputGrads grads = check_grads(layer, arguments);
+  check_values(layer, saved, grads);
   // The gradient of W_hr starts from the gates of all steps, which tiles make chunk by chunk.
-  const bool tiled = planned(engine, layer) && (saved.gates.defined() || !layer.projects());
-  return backward(layer, saved, check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells),
-                  input_needs_grad, state_needs_grad, per_row, tiled);
+  const bool tiled =
+      planned(arguments.engine, layer) && (saved.gates.defined() || !layer.projects());
+  return backward(layer, saved, grads, arguments.request, tiled);
 }
 
 }  // namespace
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  m.impl("lstm", &fastlstm::lstm_cpu);
-  m.impl("lstm_backward", &fastlstm::lstm_backward_cpu);
+  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_cpu>);
+  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cpu>);
 }

@@ -16,9 +16,6 @@ bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chos
 struct ThreadGrid {
   int64_t unit_groups, row_groups;
   int64_t threads() const { return unit_groups * row_groups; }
-  int64_t member(int64_t unit_group, int64_t row_group) const {
-    return row_group * unit_groups + unit_group;
-  }
 };
 
 ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,

@@ -5,7 +5,8 @@
 
 #include <vector>
 
-#include "../layer.h"
+#include "../op/layer.h"
+#include "../pointers.h"
 #include "persistent.h"
 
 namespace fastlstm {
@@ -59,11 +60,6 @@ struct DeviceSequence {
   }
 };
 
-template <typename T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
 // stepwise::previous_hidden in one launch.
 template <typename T>
 Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
@@ -71,10 +67,11 @@ Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
   const Tensor h_0 = layer.h_0[d].contiguous();
   const Tensor h_mask = layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor();
   const Tensor h_prev = at::empty(output.sizes(), output.options());
-  check_cuda(launch_previous_hidden(sequence, d == 1, data<T>(output), output.stride(0),
-                                    data<T>(h_0), h_mask.defined() ? data<T>(h_mask) : nullptr,
-                                    data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
-             "launch_previous_hidden");
+  check_cuda(
+      launch_previous_hidden(sequence, d == 1, const_data<T>(output), output.stride(0),
+                             const_data<T>(h_0), h_mask.defined() ? const_data<T>(h_mask) : nullptr,
+                             data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
+      "launch_previous_hidden");
   return h_prev;
 }
 

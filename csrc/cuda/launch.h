@@ -1,7 +1,7 @@
 // The border between ATen and the kernels: plain structs of pointers and a stream in, a CUDA error
 // code out. Nothing here synchronises, allocates or touches another stream.
 #pragma once
-#include "../layer_norm_step.h"
+#include "../equations/layer_norm_step.h"
 #include "dtypes.h"
 
 namespace fastlstm {

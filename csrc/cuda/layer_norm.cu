@@ -1,6 +1,6 @@
 // The stepwise engine with layer normalisation: a block has a whole row of a step, and its threads
 // share the row's sums.
-#include "../layer_norm_step.h"
+#include "../equations/layer_norm_step.h"
 #include "device.h"
 #include "launch.h"
 

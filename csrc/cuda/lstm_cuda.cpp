@@ -4,6 +4,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "../dtype_list.h"
+#include "../stepwise/backward.h"
 #include "choice.h"
 #include "gemm_precision.h"
 #include "persistent_layer.h"
@@ -27,77 +29,56 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grads,
-                        bool input_needs_grad, bool state_needs_grad, c10::string_view engine,
-                        bool per_row) {
+                        const GradientRequest& request, c10::string_view engine) {
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
-      if (auto done = persistent_backward<T>(layer, planned, saved, grads, input_needs_grad,
-                                             state_needs_grad, per_row))
-        return *done;
-  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, input_needs_grad,
-                                              state_needs_grad, per_row);
+      if (auto done = persistent_backward<T>(layer, planned, saved, grads, request)) return *done;
+  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, request);
 }
 
-ForwardResult lstm_cuda(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                        at::TensorList weights, const OptionalTensor& batch_sizes,
-                        const OptionalTensor& lengths, const OptionalTensor& reset,
-                        const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                        const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
-                        bool /*recompute*/, c10::string_view engine) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
-                                  zoneout_h, zoneout_c);
-  check_values(layer);
-  const c10::cuda::CUDAGuard device(input.device());
-  const GemmPrecision precision(input.scalar_type());
-  const auto run = [&](auto function) { return function(layer, save_cells, save_gates, engine); };
-  switch (input.scalar_type()) {
-    case at::kDouble:
-      return run(forward<double, double>);
-    case at::kBFloat16:
-      return run(forward<bfloat16, float>);
-    case at::kHalf:
-      return run(forward<float16, float>);
+// function(T, A) for the dtype T of a tensor and the dtype A of its state.
+template <typename Function>
+auto dispatch(at::ScalarType dtype, const Function& function) {
+  switch (dtype) {
+#define FASTLSTM_CASE(T, A, name) \
+  case at::k##name:               \
+    return function(T(), A());
+    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
+#undef FASTLSTM_CASE
     default:
-      return run(forward<float, float>);
+      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
   }
 }
 
-BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                  const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
-                                  const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                                  at::TensorList weights, const OptionalTensor& batch_sizes,
-                                  const OptionalTensor& lengths, const OptionalTensor& reset,
-                                  const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                                  const OptionalTensor& zoneout_c, const Tensor& output,
-                                  const Tensor& cells, const Tensor& gates, bool input_needs_grad,
-                                  bool state_needs_grad, c10::string_view engine, bool per_row) {
-  const Layer layer = check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask,
-                                  zoneout_h, zoneout_c);
+ForwardResult lstm_cuda(const LstmCall& call, const ForwardOptions& options) {
+  const Layer layer = check_layer(call);
   check_values(layer);
-  const Saved saved = check_saved(layer, output, cells, gates, per_row);
-  const OutputGrads grads = check_grads(layer, grad_output, grad_h_n, grad_c_n, grad_cells);
-  const c10::cuda::CUDAGuard device(input.device());
-  const GemmPrecision precision(input.scalar_type());
-  const auto run = [&](auto function) {
-    return function(layer, saved, grads, input_needs_grad, state_needs_grad, engine, per_row);
-  };
-  switch (input.scalar_type()) {
-    case at::kDouble:
-      return run(backward<double, double>);
-    case at::kBFloat16:
-      return run(backward<bfloat16, float>);
-    case at::kHalf:
-      return run(backward<float16, float>);
-    default:
-      return run(backward<float, float>);
-  }
+  const c10::cuda::CUDAGuard device(call.input.device());
+  const GemmPrecision precision(call.input.scalar_type());
+  return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
+    return forward<decltype(t), decltype(a)>(layer, options.save_cells, options.save_gates,
+                                             options.engine);
+  });
+}
+
+BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments& arguments) {
+  const Layer layer = check_layer(call);
+  const Saved saved = check_saved(layer, arguments);
+  const OutputGrads grads = check_grads(layer, arguments);
+  check_values(layer, saved, grads);
+  const c10::cuda::CUDAGuard device(call.input.device());
+  const GemmPrecision precision(call.input.scalar_type());
+  return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
+    return backward<decltype(t), decltype(a)>(layer, saved, grads, arguments.request,
+                                              arguments.engine);
+  });
 }
 
 }  // namespace
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
-  m.impl("lstm", &fastlstm::lstm_cuda);
-  m.impl("lstm_backward", &fastlstm::lstm_backward_cuda);
+  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_cuda>);
+  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
 }

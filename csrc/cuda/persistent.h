@@ -5,8 +5,8 @@
 #pragma once
 #include <cstdint>
 
-#include "../elementary.h"
-#include "../lstm_params.h"
+#include "../equations/elementary.h"
+#include "../equations/lstm_params.h"
 #include "dtypes.h"
 #include "plan.h"
 

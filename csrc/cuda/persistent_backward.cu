@@ -4,7 +4,7 @@
 // the block: it reads everybody's d_gates of the step that came after and no sums leave it. d_gates
 // is a buffer of its own, the saved gates stay as they are (retain_graph). One more product after
 // the last step gives dL/dh_0.
-#include "../lstm_step.h"
+#include "../equations/lstm_step.h"
 #include "persistent_tile.h"
 
 namespace fastlstm {

@@ -5,7 +5,7 @@
 // operands, and leaves partial sums in shared memory; then each thread takes a unit of a row, adds
 // the sums and the input's part, and stores h_t. What limits it is the trip of h_t through L2. Rows
 // of another pass are other recurrences: while one travels, the block works on the next.
-#include "../lstm_step.h"
+#include "../equations/lstm_step.h"
 #include "persistent_tile.h"
 
 namespace fastlstm {

@@ -5,7 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "../stepwise.h"
+#include "../stepwise/input.h"
+#include "../stepwise/zoneout.h"
 #include "choice.h"
 #include "device_sequence.h"
 #include "persistent.h"
@@ -39,14 +40,7 @@ bool launch_directions(const Layer& layer, const PlannedCall& planned, const cha
 }
 
 inline Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
-  std::vector<int64_t> shape;
-  if (per_direction) shape.push_back(layer.num_directions());
-  if (layer.packed())
-    shape.push_back(layer.flat_rows.expect_int());
-  else
-    shape.insert(shape.end(), {layer.steps.expect_int(), layer.batch.expect_int()});
-  shape.push_back(flat.size(-1));
-  return flat.view(shape);
+  return flat.view_symint(layer.sequence(flat.size(-1), per_direction));
 }
 
 // Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
@@ -64,7 +58,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const Tensor h_0 = h_mask.defined() ? h_n * h_mask : layer.h_0.contiguous();
   const Tensor exchange = unwritten({rows, directions * hidden}, options);
   const Tensor output = h_mask.defined() ? at::empty_like(exchange) : exchange;
-  const stepwise::Zones<T> zones(layer);
+  const stepwise::ZoneoutRows<T> zones(layer);
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
   gates = at::empty({directions, rows, 4 * hidden}, options);
   const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
@@ -97,7 +91,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
                                      c10::cuda::getCurrentCUDAStream());
   };
   if (!launch_directions(layer, planned, "launch_persistent_forward", launch)) return std::nullopt;
-  return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(options.dtype()),
+  return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(layer.c_0.scalar_type()),
                        save_cells ? as_sequence(cells, layer, true) : at::empty({0}, state_options),
                        save_gates ? as_sequence(gates, layer, true) : at::empty({0}, options)};
 }
@@ -105,8 +99,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
                                                   Saved& saved, const OutputGrads& grads,
-                                                  bool input_needs_grad, bool state_needs_grad,
-                                                  bool per_row) {
+                                                  const GradientRequest& request) {
   const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
   const int64_t hidden = layer.hidden_size.expect_int();
   const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
@@ -136,12 +129,12 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   }
   const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
   const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
-  const stepwise::Zones<T> zones(layer);
+  const stepwise::ZoneoutRows<T> zones(layer);
 
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
   call.d_output_stride = directions * hidden;
-  call.state_needs_grad = state_needs_grad;
+  call.state_needs_grad = request.state;
   std::vector<Tensor> w_hh;
   const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
@@ -165,10 +158,10 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   if (!launch_directions(layer, planned, "launch_persistent_backward", launch)) return std::nullopt;
 
   Tensor grad_input =
-      input_needs_grad ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
+      request.input ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
   std::vector<Tensor> grad_weights;
   for (int64_t d = 0; d < directions; ++d) {
-    if (per_row) {
+    if (request.per_row) {
       grad_weights.push_back(d_gates[d].view(saved.gates[d].sizes()));
     } else {
       const Tensor h_prev = h_prev_of(d);
@@ -177,14 +170,14 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
       grad_weights.push_back(at::mm(transposed, h_prev));
       if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
     }
-    if (!input_needs_grad) continue;
+    if (!request.input) continue;
     if (d == 0)
       at::mm_out(grad_input, d_gates[d], layer.directions[d].w_ih);
     else
       grad_input.addmm_(d_gates[d], layer.directions[d].w_ih);
   }
-  return BackwardResult{input_needs_grad ? grad_input.view(layer.input.sizes()) : grad_input, d_h,
-                        d_c.to(options.dtype()), grad_weights};
+  return BackwardResult{request.input ? grad_input.view(layer.input.sizes()) : grad_input, d_h,
+                        d_c.to(layer.c_0.scalar_type()), grad_weights};
 }
 
 }  // namespace fastlstm

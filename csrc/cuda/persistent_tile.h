@@ -13,7 +13,7 @@
 #pragma once
 #include <type_traits>
 
-#include "../lstm_math.h"
+#include "../equations/lstm_math.h"
 #include "device.h"
 #include "persistent.h"
 

@@ -1,7 +1,7 @@
 // Stepwise engine: one launch per time step, after the GEMM of that step. One thread owns a unit of
 // a row and calls the step functions that the CPU calls too. What limits it is the launch itself:
 // a step moves at most a few megabytes.
-#include "../lstm_step.h"
+#include "../equations/lstm_step.h"
 #include "device.h"
 #include "launch.h"
 

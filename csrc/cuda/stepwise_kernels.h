@@ -1,10 +1,11 @@
-// The stepwise engine's kernels for a GPU, as csrc/stepwise.h calls them.
+// The stepwise engine's kernels for a GPU, as csrc/stepwise/ calls them.
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
 #include <vector>
 
-#include "../stepwise.h"
+#include "../equations/layer_norm_step.h"
+#include "../op/layer.h"
 #include "device_sequence.h"
 #include "launch.h"
 

@@ -107,7 +107,7 @@ void run(const Shape& shape, unsigned seed) {
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H], step.x_gates_stride = 4 * H;
     step.h_gates = h_gates.data(), step.h_gates_stride = 4 * H;
-    // What nobody wants goes where it does no harm, as csrc/stepwise.h does it.
+    // What nobody wants goes where it does no harm, as csrc/stepwise/ does it.
     step.gates = shape.save ? &gates[t * B * 4 * H] : &x_gates[t * B * 4 * H];
     step.gates_stride = 4 * H;
     step.c_state = c_state.data(), step.c_state_stride = H;

@@ -1,0 +1,60 @@
+// The cell equations for rows whose products are known: what the walks hand to it, as a table of
+// functions for one dtype and one target. Rows are pointers, so that dense, packed, ragged, reset
+// and batch-first input are all the same. A row is one batch row at one step.
+#pragma once
+#include <cstdint>
+
+#include "cpu/dtypes.h"
+
+namespace fastlstm {
+
+template <typename T>
+struct ForwardRow {
+  using A = State_t<T>;
+  const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
+  T* gates;          // [4H] activated i, f, g, o out, or nullptr
+  const A* c_prev;   // [H]
+  A* c;              // [H] may be c_prev
+  T* h;              // [H]
+  // Zoneout, or nullptr: the shares of the states before that stay, and h_{t-1}.
+  const T *zoneout_h = nullptr, *zoneout_c = nullptr, *h_prev = nullptr;  // [H]
+};
+
+template <typename T>
+struct BackwardRow {
+  using A = State_t<T>;
+  const T* d_output;  // [H] dL/dh_t from outside, or zeros
+  const T* d_h_n;     // [H] dL/dh_n if this is the row's last step, else zeros
+  const A* d_cells;   // [H] dL/dc_t from outside, or zeros
+  const T* gates;     // [4H]
+  const A* c;         // [H]
+  const A* c_prev;    // [H]
+  A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
+  T* d_gates;         // [4H] out; may be `gates`
+  bool reset;         // the state was zeroed before this step
+  const T* h_mask;    // [H] what h_t was multiplied with on its way into W_hh, or nullptr
+  // Zoneout, or nullptr.
+  const T *zoneout_h, *zoneout_c;  // [H]
+  A* kept_dh;  // [H] where zoneout_h is: dL/dh_t that the step after let through in, its own out
+};
+
+// The units [first, first + count) of hidden_size, count <= lanes forward.
+struct Units {
+  int64_t first, count, hidden_size;
+};
+
+template <typename T>
+struct Cell {
+  using A = State_t<T>;
+  // What `forward` and `backward` will read comes into the L1 cache, meanwhile the product runs.
+  void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
+  void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
+  // sums[r]: [4][lanes] h_{t-1} W_hh^T of the units; rows lie `stride` apart.
+  void (*forward)(const ForwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+                  const Units& units);
+  // sums[r]: [units] d_gates_{t+1} W_hh, dL/dh_t from the step after.
+  void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+                   const Units& units);
+};
+
+}  // namespace fastlstm

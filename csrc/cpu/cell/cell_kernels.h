@@ -1,0 +1,141 @@
+// The cell equations on vectors of units: included once for each target. Reads the sums of a
+// product, whoever made them. Memory bounds it: a unit of a row reads some ten numbers.
+//
+// Only plain loops and always-inline functions here, as in row_kernels.h.
+#pragma once
+#include "cpu/cell/cell.h"
+#include "cpu/targets/vec.h"
+#include "equations/cell_step.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// Loads and stores n lanes at a column of rows of any dtype; nullptr is a row of zeros.
+template <typename A>
+struct Lanes {
+  int64_t column, n;
+
+  template <typename T>
+  FASTLSTM_HD Vec<A> operator()(const T* row) const {
+    Vec<A> x;
+    load(row + column, x, n);
+    return x;
+  }
+  template <typename T>
+  FASTLSTM_HD Vec<A> or_zero(const T* row) const {
+    return row ? (*this)(row) : Vec<A>(A(0));
+  }
+  template <typename T>
+  FASTLSTM_HD Gates<Vec<A>> gates(const T* row, int64_t stride) const {
+    return {(*this)(row), (*this)(row + stride), (*this)(row + 2 * stride),
+            (*this)(row + 3 * stride)};
+  }
+  template <typename T>
+  FASTLSTM_HD void put(const Vec<A>& x, T* row) const {
+    store(x, row + column, n);
+  }
+  template <typename T>
+  FASTLSTM_HD void put_gates(const Gates<Vec<A>>& gates, T* row, int64_t stride) const {
+    put(gates.i, row), put(gates.f, row + stride);
+    put(gates.g, row + 2 * stride), put(gates.o, row + 3 * stride);
+  }
+};
+
+template <typename T, typename A>
+FASTLSTM_HD void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at, int64_t hidden_size,
+                                const A* sums) {
+  constexpr int L = Vec<A>::lanes;
+  const Gates<Vec<A>> x = at.gates(row.x_gates, hidden_size);
+  const Gates<Vec<A>> gates =
+      activate(Gates<Vec<A>>{x.i + Vec<A>::load(sums), x.f + Vec<A>::load(sums + L),
+                             x.g + Vec<A>::load(sums + 2 * L), x.o + Vec<A>::load(sums + 3 * L)});
+  CellState<Vec<A>> state, before;
+  before.c = at(row.c_prev);
+  state.c = next_cell(gates, before.c);
+  state.h = hidden(gates.o, state.c);
+  if (row.zoneout_h || row.zoneout_c) {
+    before.h = at.or_zero(row.h_prev);
+    state = keep_state(state, before, {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)}, true);
+  }
+  at.put(state.c, row.c);
+  at.put(state.h, row.h);
+  if (row.gates) at.put_gates(gates, row.gates, hidden_size);
+}
+
+template <typename T, typename A>
+FASTLSTM_HD void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at, int64_t hidden_size,
+                                 Vec<A> from_next) {
+  if (row.h_mask) from_next = from_next * at(row.h_mask);
+  StepGradient<Vec<A>> into;
+  into.dh = from_next + (at(row.d_output) + at(row.d_h_n));
+  into.dc = at(row.dc) + at(row.d_cells);
+  into.reset = row.reset;
+  into.zoned = row.zoneout_h || row.zoneout_c;
+  if (into.zoned) {
+    into.dh = into.dh + at.or_zero(row.kept_dh);
+    into.keep = {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)};
+  }
+  const auto before =
+      step_backward(at.gates(row.gates, hidden_size), at(row.c_prev), at(row.c), into);
+  if (row.kept_dh) at.put(before.dh, row.kept_dh);
+  at.put(before.dc, row.dc);
+  at.put_gates(before.d_pre, row.d_gates, hidden_size);
+}
+
+template <typename A>
+FASTLSTM_HD void prefetch_units(const A* row, const Units& units) {
+  constexpr int64_t line = 64 / sizeof(A);
+  for (int64_t u = 0; u < units.count; u += line) __builtin_prefetch(row + units.first + u);
+}
+template <typename A>
+FASTLSTM_HD void prefetch_gates(const A* row, const Units& units) {
+  for (int64_t gate = 0; gate < 4; ++gate) prefetch_units(row + gate * units.hidden_size, units);
+}
+
+template <typename T>
+static void prefetch_forward(const ForwardRow<T>* rows, int64_t count, const Units& units) {
+  for (int64_t r = 0; r < count; ++r) {
+    prefetch_units(rows[r].c_prev, units);
+    prefetch_gates(rows[r].x_gates, units);
+  }
+}
+
+template <typename T>
+static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const Units& units) {
+  for (int64_t r = 0; r < count; ++r) {
+    prefetch_units(rows[r].d_output, units);
+    prefetch_units(rows[r].c, units);
+    prefetch_units(rows[r].c_prev, units);
+    prefetch_gates(rows[r].gates, units);
+  }
+}
+
+template <typename T, typename A>
+static void forward_cells(const ForwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+                          const Units& units) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t r = 0; r < count; ++r)
+    if (units.count == L)  // a constant: no masks
+      forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, sums + r * stride);
+    else
+      forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size,
+                           sums + r * stride);
+}
+
+template <typename T, typename A>
+static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+                           const Units& units) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t v = 0; v < units.count; v += L) {
+      const Vec<A> from_next = Vec<A>::load(sums + r * stride + v);
+      const int64_t column = units.first + v, n = units.count - v;
+      if (n >= L)
+        backward_vector<T, A>(rows[r], {column, L}, units.hidden_size, from_next);
+      else
+        backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, from_next);
+    }
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,18 @@
+// One step of the stepwise engine on the CPU: all rows, in parallel.
+#pragma once
+#include "cpu/half.h"
+#include "equations/layer_norm_step.h"
+
+namespace fastlstm {
+
+template <typename T, typename A>
+void step_forward(const StepForward<T, A>& step);
+template <typename T, typename A>
+void step_backward(const StepBackward<T, A>& step);
+
+template <typename T, typename A>
+void step_forward_normed(const NormForward<T, A>& step);
+template <typename T, typename A>
+void step_backward_normed(const NormBackward<T, A>& step);
+
+}  // namespace fastlstm

@@ -1,0 +1,225 @@
+#include "cpu/products/packed_matrix.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <type_traits>
+
+#include "cpu/products/thread_series.h"
+
+namespace fastlstm {
+namespace {
+
+constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
+constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
+
+// body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they get done;
+// a whole number of blocks for each, for a single block more is a third of the time where few are.
+template <typename T, typename Body>
+void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
+  // Below this many multiply-adds, waking another thread costs more than it helps.
+  constexpr int64_t kWorthAThread = 1 << 19;
+  constexpr int64_t kRowsOfAThread = 24;
+  const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
+                                    1 + rows * multiply_adds_of_a_row / kWorthAThread});
+  const int64_t blocks =
+      threads > 0 ? divide_up(divide_up(rows, kBlockRows), threads) * threads : 0;
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const ThreadSeries<T> series;
+    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+  });
+}
+
+// Panels of 16-bit types hold pairs along k.
+int64_t whole_pairs(int64_t K) { return K + K % 2; }
+
+std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest, int64_t pieces) {
+  const int64_t vectors = divide_up(N, lanes);
+  const int64_t count = std::min(vectors, divide_up(divide_up(vectors, widest), pieces) * pieces);
+  std::vector<PanelShape> panels;
+  for (int64_t p = 0; p < count; ++p) {
+    const auto [begin, end] = part_of(vectors, p, count);
+    panels.push_back({begin * lanes, std::min(end * lanes, N) - begin * lanes, end - begin});
+  }
+  return panels;
+}
+
+}  // namespace
+
+template <typename T>
+PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
+    : product_(product),
+      K_(matrix.K),
+      panels_(cut_into_panels(matrix.N, product.lanes, product.vectors, pieces)) {
+  int64_t total = 0;
+  for (const PanelShape& panel : panels_) {
+    offsets_.push_back(total);
+    total += panel.vectors * product.lanes * whole_pairs(K_);
+  }
+  data_ = scratch<T>(total);
+  // Threads share the work by squares of kPackRows, for panels may be few.
+  constexpr int64_t kPackRows = 128;
+  const int64_t blocks = divide_up(K_, kPackRows), panels = panels_.size();
+  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
+    for (; i < last; ++i) {
+      const int64_t p = i / blocks, k = i % blocks * kPackRows;
+      product.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
+                   data<T>(data_) + offsets_[p] + k * panels_[p].vectors * product.lanes);
+    }
+  });
+}
+
+template <typename T>
+Range PackedMatrix<T>::columns(const Range& panels) const {
+  const auto column = [&](size_t p) { return p < panels_.size() ? panels_[p].first_column : N(); };
+  return {column(panels.begin), column(panels.end)};
+}
+
+template <typename T>
+PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces) {
+  const int64_t rows = w.size(0), columns = w.size(1);
+  const auto pointers = row_pointers(const_data<T>(w), rows, columns);
+  return {{{pointers.data(), true}, 0, columns, rows}, pieces};
+}
+
+template <typename T>
+PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces) {
+  const int64_t rows = w.size(0), columns = w.size(1);
+  const auto pointers = row_pointers(const_data<T>(w), rows, columns);
+  return {{{pointers.data(), false}, 0, rows, columns}, pieces};
+}
+
+template <typename T>
+PackedMatrix<T> pack_gates(const at::Tensor& w_hh) {
+  const int64_t lanes = kernels<T>().product->lanes, hidden = w_hh.size(0) / 4, K = w_hh.size(1);
+  const int64_t tiles = divide_up(hidden, lanes);
+  const std::vector<T> zeros(K, T(State_t<T>(0)));  // where there is no unit
+  std::vector<const T*> columns;
+  for (int64_t tile = 0; tile < tiles; ++tile)
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t unit = tile * lanes; unit < (tile + 1) * lanes; ++unit)
+        columns.push_back(unit < hidden ? const_data<T>(w_hh) + (gate * hidden + unit) * K
+                                        : zeros.data());
+  return {{{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
+}
+
+template <typename T>
+void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
+  const auto& product = matrix.product();
+  const int64_t rows = a.size(), K = matrix.K();
+  for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
+    for (int64_t k = 0; k < K; k += kPiece)
+      for (size_t p = 0; p < matrix.panels().size(); ++p) {
+        const PanelShape& shape = matrix.panels()[p];
+        product.multiply({a.data() + begin, end - begin, k, std::min(kPiece, K - k),
+                          matrix.panel(p) + k * shape.vectors * product.lanes, shape,
+                          c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias});
+      }
+  });
+}
+
+template <typename T>
+void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
+                     const Range& panels, const std::vector<T*>& c) {
+  for (int64_t p = panels.begin; p < panels.end; ++p)
+    matrix.product().multiply_rounded(
+        {a.data(), rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c.data(), false});
+}
+
+template <typename T>
+void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+                      const std::vector<T*>& c, bool accumulate) {
+  if constexpr (std::is_same_v<T, State_t<T>>)
+    return multiply<T>(a, matrix, c, accumulate, nullptr);
+  const int64_t rows = a.size();
+  for_blocks<T>(rows, matrix.K() * matrix.N(), [&](int64_t begin, int64_t end) {
+    for (size_t p = 0; p < matrix.panels().size(); ++p)
+      matrix.product().multiply_rounded({a.data() + begin, end - begin, 0, matrix.K(),
+                                         matrix.panel(p), matrix.panels()[p], c.data() + begin,
+                                         accumulate});
+  });
+}
+
+template <typename T>
+void multiply_transposed(const std::vector<const T*>& a, int64_t M,
+                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
+                         bool accumulate) {
+  const Product<T>& product = *kernels<T>().product;
+  const int64_t rows = a.size();
+  if (rows == 0 && !accumulate) {
+    for (const auto& part : parts) std::fill_n(part.c, M * part.N, State_t<T>(0));
+    if (sums) std::fill_n(sums, M, State_t<T>(0));
+  }
+  std::vector<std::vector<State_t<T>*>> c;
+  for (const auto& part : parts) c.push_back(row_pointers(part.c, M, part.N));
+  for (int64_t r = 0; r < rows; r += kGradientRows, accumulate = true) {
+    const int64_t K = std::min(kGradientRows, rows - r);
+    std::vector<PackedMatrix<T>> packed;
+    int64_t terms = 0;
+    for (const auto& part : parts) {
+      const int64_t part_K = std::clamp<int64_t>(int64_t(part.b.size()) - r, 0, K);
+      packed.emplace_back(Matrix<T>{{part.b.data(), false}, r, part_K, part.N}, 1);
+      terms += part_K * part.N;
+    }
+    for_blocks<T>(M, terms, [&](int64_t begin, int64_t end) {
+      const at::Tensor transposed = scratch<T>((end - begin) * K);
+      T* const first = data<T>(transposed);
+      product.transpose(a.data() + r, K, begin, end, first);
+      const std::vector<const T*> a_rows =
+          row_pointers(static_cast<const T*>(first), end - begin, K);
+      if (sums) product.sum_rows(a_rows.data(), end - begin, K, sums + begin, accumulate);
+      for (size_t i = 0; i < parts.size(); ++i)
+        for (size_t p = 0; p < packed[i].panels().size(); ++p)
+          product.multiply({a_rows.data(), end - begin, 0, packed[i].K(), packed[i].panel(p),
+                            packed[i].panels()[p], c[i].data() + begin, accumulate});
+    });
+  }
+}
+
+template <typename T>
+const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Range& panels,
+                                         const T* const* a, int64_t rows, int64_t piece,
+                                         const T* zeros) {
+  if (std::all_of(a, a + rows, [zeros](const T* row) { return row == zeros; })) {
+    std::fill_n(rows_[0], rows * stride_, A(0));
+    return rows_[0];
+  }
+  const Product<T>& product = matrix.product();
+  int64_t column = 0;
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    // Whole vectors, so that the buffer never holds anything but sums.
+    const int64_t vectors = matrix.panels()[p].vectors, width = vectors * product.lanes;
+    for (int64_t k = 0; k < matrix.K(); k += piece)
+      product.multiply({a,
+                        rows,
+                        k,
+                        std::min(piece, matrix.K() - k),
+                        matrix.panel(p) + k * width,
+                        {column, width, vectors},
+                        rows_.data(),
+                        k > 0});
+    column += width;
+  }
+  return rows_[0];
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name)                                                       \
+  template class PackedMatrix<T>;                                                              \
+  template class PanelSums<T>;                                                                 \
+  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
+  template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                \
+  template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
+                         const std::vector<A*>&, bool, const A*);                              \
+  template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
+                                const Range&, const std::vector<T*>&);                         \
+  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,         \
+                                 const std::vector<T*>&, bool);                                \
+  template void multiply_transposed(const std::vector<const T*>&, int64_t,                     \
+                                    const std::vector<GradientPart<T>>&, A*, bool);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+
+}  // namespace fastlstm

@@ -1,0 +1,117 @@
+// A matrix packed into the panels of a product, and products of many rows with it over all threads.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "cpu/products/product.h"
+#include "cpu/scratch.h"
+#include "cpu/targets/kernels.h"
+#include "pointers.h"
+
+namespace fastlstm {
+
+// Terms of a sum over k for which a panel stays in the L2 cache.
+constexpr int64_t kPiece = 512;
+
+// Rows [k_begin, k_begin + K) of a matrix with N columns.
+template <typename T>
+struct Matrix {
+  MatrixRows<T> rows;
+  int64_t k_begin, K, N;
+};
+
+template <typename T>
+class PackedMatrix {
+ public:
+  // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
+  // threads if there are so many vectors.
+  PackedMatrix(const Matrix<T>& matrix, int64_t pieces,
+               const Product<T>& product = *kernels<T>().product);
+
+  const Product<T>& product() const { return product_; }
+  const std::vector<PanelShape>& panels() const { return panels_; }
+  const T* panel(int64_t index) const { return const_data<T>(data_) + offsets_[index]; }
+  int64_t K() const { return K_; }
+  int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
+  // The panels of one of `groups` groups of threads, and the columns of some panels.
+  Range share(int64_t group, int64_t groups) const {
+    return part_of(panels_.size(), group, groups);
+  }
+  Range columns(const Range& panels) const;
+
+ private:
+  const Product<T>& product_;
+  int64_t K_;
+  std::vector<PanelShape> panels_;
+  std::vector<int64_t> offsets_;
+  at::Tensor data_;
+};
+
+// W [rows,K], contiguous, as the matrix W^T [K,rows] or as itself [rows,K].
+template <typename T>
+PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces);
+template <typename T>
+PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces);
+
+// W_hh^T [K,4H], its columns in the order vector of units, gate, unit: panels [K][4][lanes], or
+// several narrower ones, hold the four gates of the same units.
+template <typename T>
+PackedMatrix<T> pack_gates(const at::Tensor& w_hh);
+
+// c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
+template <typename T>
+void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
+
+// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix rounded to T.
+template <typename T>
+void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
+                     const Range& panels, const std::vector<T*>& c);
+
+// The same as `multiply` into rows of T, rounded once at the end.
+template <typename T>
+void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
+                      const std::vector<T*>& c, bool accumulate);
+
+// The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side
+// by side (input and previous hidden state), and, if not nullptr, sums[m] (+)= sum over r of
+// a[r][m] (the bias), so that `a` is read once.
+template <typename T>
+struct GradientPart {
+  std::vector<const T*> b;  // R rows of N columns, or the first of them if the others are zero
+  int64_t N;
+  State_t<T>* c;  // [M,N]
+};
+template <typename T>
+void multiply_transposed(const std::vector<const T*>& a, int64_t M,
+                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
+                         bool accumulate);
+
+// The sums of a few panels for some rows, in a buffer that stays in the L1 cache until the cell
+// equations have read it. A thread has one of its own.
+template <typename T>
+class PanelSums {
+  using A = State_t<T>;
+
+ public:
+  // For at most `rows` rows, and for panels of `vectors` vectors together.
+  PanelSums(const Product<T>& product, int64_t rows, int64_t vectors)
+      : stride_(vectors * product.lanes),
+        buffer_(scratch<A>(rows * stride_)),
+        rows_(row_pointers(data<A>(buffer_), rows, stride_)) {}
+
+  int64_t rows() const { return rows_.size(); }
+  int64_t stride() const { return stride_; }
+  // Rows of a times the panels [first, last) side by side, `piece` terms of the sums at a time.
+  // Rows that are `zeros` are not multiplied where there are no others.
+  const A* multiply(const PackedMatrix<T>& matrix, const Range& panels, const T* const* a,
+                    int64_t rows, int64_t piece, const T* zeros);
+
+ private:
+  int64_t stride_;
+  at::Tensor buffer_;
+  std::vector<A*> rows_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,93 @@
+// A product: how a matrix is packed into panels and how rows are multiplied with them, for one
+// dtype. A table of functions, so that each instruction set, tile shape or library brings its own.
+// Nothing here knows of an LSTM.
+#pragma once
+#include <cstdint>
+
+#include "cpu/dtypes.h"
+
+namespace fastlstm {
+
+// A [K,N] matrix is cut into panels of a few vectors of columns, each contiguous: [K][width].
+// Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighbouring k of the same column
+// lie together, as dot product instructions want them, and an odd K is filled up with zeros.
+struct PanelShape {
+  int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
+};
+
+// A matrix by its rows, or, transposed, by its columns: rows[k][n], or rows[n][k].
+template <typename T>
+struct MatrixRows {
+  const T* const* rows;
+  bool transposed;
+};
+
+// Memory that comes into the L2 cache while a product is computed, a few lines at a time, which
+// wait for memory beside the arithmetic.
+struct Prefetch {
+  const void* const* rows;
+  int64_t count, begin, end;  // rows, and the bytes of each
+  int64_t lines;              // at a time
+  int64_t row = 0, at = begin;
+
+  inline __attribute__((always_inline)) void fetch() {
+    for (int64_t n = 0; n < lines && row < count; ++n) {
+      __builtin_prefetch(static_cast<const char*>(rows[row]) + at, 0, 2);
+      at += 64;
+      if (at >= end) at = begin, ++row;
+    }
+  }
+};
+// Terms of a sum between two calls of `fetch`.
+constexpr int64_t kTermsPerFetch = 32;
+
+// c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k] + bias, r < rows, k < K.
+template <typename T, typename C>
+struct PanelProduct {
+  const T* const* a;
+  int64_t rows, k_begin, K;
+  const T* panel;
+  PanelShape shape;
+  C* const* c;
+  bool accumulate;
+  const State_t<T>* bias = nullptr;  // [N], not with accumulate
+};
+
+// The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the
+// next vector of columns begins, comes into the cache.
+template <typename T>
+struct UnpackedProduct {
+  const T* const* a;
+  int64_t rows, k_begin, K;
+  const T* const* columns;
+  const T* next;
+  State_t<T>* const* c;
+  bool accumulate;
+  const State_t<T>* bias;  // [lanes], or nullptr
+};
+
+template <typename T>
+struct Product {
+  using A = State_t<T>;
+  int lanes;    // columns in a vector
+  int rows;     // rows of a register tile: pass rows by a multiple of it
+  int vectors;  // of the widest panel
+
+  // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel.
+  void (*pack)(const MatrixRows<T>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+               T* panel);
+  void (*multiply)(const PanelProduct<T, A>& product);
+  void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
+  // c rounded to T once, over the whole of K.
+  void (*multiply_rounded)(const PanelProduct<T, T>& product);
+  void (*multiply_unpacked)(const UnpackedProduct<T>& product);
+  // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
+  void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
+  // sums[r] (+)= sum over k < K of rows[r][k], r < count.
+  void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
+  // Called in a thread before and after a series of products, or nullptr.
+  void (*begin_thread)() = nullptr;
+  void (*end_thread)() = nullptr;
+};
+
+}  // namespace fastlstm

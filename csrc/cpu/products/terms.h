@@ -1,0 +1,38 @@
+// How a tile takes the terms of a sum over k from rows of T: included once for each target.
+#pragma once
+#include "cpu/targets/vec.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// So many neighbouring k lie in one lane of a panel (`at_once`), are broadcast from a row together
+// and multiplied by one instruction. Here one; a target with dot products of pairs says otherwise.
+template <typename T>
+struct Terms {
+  static constexpr int at_once = 1;
+
+  template <int count>
+  FASTLSTM_HD static Vec<T> broadcast(const T* a) {
+    return Vec<T>(*a);
+  }
+  FASTLSTM_HD static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
+    return fused(a, b, sum);
+  }
+  // The first n elements from `from` on; the others are zero.
+  FASTLSTM_HD static Vec<T> load_first(const T* from, int64_t n) {
+    Vec<T> x;
+    load(from, x, n);
+    return x;
+  }
+};
+
+// A vector of a panel or of a row, whatever T its lanes hold.
+template <typename A, typename T>
+FASTLSTM_HD Vec<A> load_lanes(const T* from) {
+  Vec<A> x;
+  std::memcpy(&x.v, from, sizeof x.v);
+  return x;
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

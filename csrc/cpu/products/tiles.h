@@ -1,0 +1,143 @@
+// Products by register tiles: included once for each target.
+//
+// A tile is R rows x V vectors of columns. Its sums stay in registers; each step over k loads V
+// vectors of the packed panel and broadcasts R scalars, so a tile of 6 x 4 needs 10 loads for 24
+// multiply-adds, and arithmetic bounds it. The sum over k runs in the same order whatever R and V
+// are: a result depends neither on the shape of the tile nor on the rows beside it.
+//
+// Only plain loops and always-inline functions here, as in row_kernels.h.
+#pragma once
+#include "cpu/products/product.h"
+#include "cpu/products/terms.h"
+#include "cpu/products/tile_shapes.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// So many terms are summed from zero before they are added to the sum: the rounding errors of a
+// sum of K terms then grow with kTerms + K / kTerms instead of K.
+constexpr int64_t kTerms = 256;
+
+template <int R, int V, typename A>
+struct Tile {
+  static constexpr int L = Vec<A>::lanes;
+  Vec<A> sum[R][V];
+
+  // sum = the products of K terms. `fetch()` is called now and then.
+  template <typename T, typename Fetch>
+  FASTLSTM_HD void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
+    clear();
+    add(a, 0, K < kTerms ? K : kTerms, panel, fetch);
+    for (int64_t k = kTerms; k < K; k += kTerms) {
+      Tile piece;
+      piece.clear();
+      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * V * L, fetch);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + piece.sum[r][v];
+    }
+  }
+
+  FASTLSTM_HD void clear() {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>(A(0));
+  }
+
+ private:
+  template <typename T, typename Fetch>
+  FASTLSTM_HD void add(const T* const* a, int64_t k, int64_t end, const T* panel,
+                       const Fetch& fetch) {
+    if constexpr (Fetch::wanted)
+      for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
+        fetch();
+        add(a, k, k + kTermsPerFetch, panel);
+        panel += kTermsPerFetch * V * L;
+      }
+    add(a, k, end, panel);
+  }
+
+  template <typename T>
+  FASTLSTM_HD void add(const T* const* a, int64_t k, int64_t end, const T* panel) {
+    constexpr int P = Terms<T>::at_once;
+    for (; k + P <= end; k += P, panel += P * V * L) add_terms<P>(a, k, panel);
+    if (P > 1 && k < end) add_terms<1>(a, k, panel);
+  }
+
+  template <int count, typename T>
+  FASTLSTM_HD void add_terms(const T* const* a, int64_t k, const T* panel) {
+    Vec<A> b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      b[v] = keep_in_register(load_lanes<A>(panel + v * L * Terms<T>::at_once));
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> x = Terms<T>::template broadcast<count>(a[r] + k);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = Terms<T>::multiply_add(x, b[v], sum[r][v]);
+    }
+  }
+};
+
+struct NoFetch {
+  static constexpr bool wanted = false;
+};
+struct FetchAhead {
+  static constexpr bool wanted = true;
+  Prefetch* prefetch;
+  FASTLSTM_HD void operator()() const { prefetch->fetch(); }
+};
+
+// Rows [first, first + R) of a product whose panel has V vectors; only the last may be cut off.
+template <int R, int V, typename T, typename A, typename C, typename Fetch>
+static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetch& fetch) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t column = p.shape.first_column;
+  C* const* const c = p.c + first;
+  Tile<R, V, A> tile;
+  const T* a[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    a[r] = p.a[first + r] + p.k_begin;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
+  }
+  tile.multiply(a, p.K, p.panel, fetch);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t n = v < V - 1 ? L : p.shape.columns - v * L;
+      Vec<A> before(A(0));
+      if (p.accumulate)
+        load(c[r] + column + v * L, before, n);
+      else if (p.bias)
+        load(p.bias + column + v * L, before, n);
+      store(before + tile.sum[r][v], c[r] + column + v * L, n);
+    }
+}
+
+// By tiles of at most R x V.
+template <int R, int V, typename T, typename A, typename C, typename Fetch>
+FASTLSTM_HD void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
+  with_count<V>(p.shape.vectors, [&](auto vectors) {
+    for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
+      multiply_tile<decltype(rows)::value, decltype(vectors)::value, T, A>(p, first, fetch);
+    });
+  });
+}
+
+template <int R, int V, typename T, typename A, typename C>
+static void multiply(const PanelProduct<T, C>& product) {
+  multiply_tiles<R, V, T, A>(product, NoFetch());
+}
+
+template <int R, int V, typename T, typename A>
+static void multiply_and_fetch(const PanelProduct<T, A>& product, Prefetch* prefetch) {
+  multiply_tiles<R, V, T, A>(product, FetchAhead{prefetch});
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,81 @@
+// The product of few rows with a transposed matrix as it lies in memory: included once for each
+// target.
+//
+// Squares of lanes x lanes elements are transposed in registers and multiplied from there, so no
+// panel is written and read back. Sums run as in tiles.h, and so do the bits. Shuffles bound it,
+// about 45 GB/s of matrix on a core of Zen 4; every tile of rows pays for them again.
+#pragma once
+#include "cpu/products/packing.h"
+#include "cpu/products/tiles.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// sum[r] += the products of the n terms of a square that begins at k.
+template <int R, typename T, typename A>
+FASTLSTM_HD void add_square(const T* const* a, int64_t k, int64_t n, const T* const* columns,
+                            Vec<A> (&sum)[R]) {
+  constexpr int L = Vec<A>::lanes, P = Terms<T>::at_once;
+  Vec<A> x[L];
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l)
+    x[l] = n == L * P ? load_lanes<A>(columns[l] + k) : Terms<T>::load_first(columns[l] + k, n);
+  transpose_square(x);
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) {
+    if (l * P >= n) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const T* const at = a[r] + k + l * P;
+      const Vec<A> terms = l * P + P <= n ? Terms<T>::template broadcast<P>(at)
+                                          : Terms<T>::template broadcast<1>(at);
+      sum[r] = Terms<T>::multiply_add(terms, x[l], sum[r]);
+    }
+  }
+}
+
+template <int R, typename T, typename A>
+static void multiply_unpacked_tile(const UnpackedProduct<T>& p, int64_t first_row) {
+  constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
+  constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
+  const T* a[R];
+  const T* next = p.next;
+  Vec<A> sum[R], piece[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) a[r] = p.a[first_row + r], sum[r] = Vec<A>(A(0));
+  const int64_t end = p.k_begin + p.K;
+  for (int64_t first = p.k_begin; first < end; first += kTerms) {
+    const int64_t last = end - first < kTerms ? end : first + kTerms;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) piece[r] = Vec<A>(A(0));
+    int64_t k = first;
+    for (; k + square <= last; k += square, next += L * square) {
+#pragma GCC unroll 16
+      for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
+      add_square(a, k, square, p.columns, piece);
+    }
+    if (k < last) add_square(a, k, last - k, p.columns, piece);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? piece[r] : sum[r] + piece[r];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    A* const c = p.c[first_row + r];
+    Vec<A> before(A(0));
+    if (p.accumulate)
+      load(c, before);
+    else if (p.bias)
+      load(p.bias, before);
+    store(before + sum[r], c);
+  }
+}
+
+template <int R, typename T, typename A>
+static void multiply_unpacked(const UnpackedProduct<T>& p) {
+  for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
+    multiply_unpacked_tile<decltype(rows)::value, T, A>(p, first);
+  });
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,92 @@
+// The products of a step and the cells behind them, for some rows and units, in one thread. A tile
+// of sums at a time goes through a buffer in the L1 cache.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "cpu/cell/cell.h"
+#include "cpu/products/packed_matrix.h"
+
+namespace fastlstm {
+
+template <typename T>
+class CellsForward {
+  using A = State_t<T>;
+
+ public:
+  explicit CellsForward(int64_t hidden_size)
+      : hidden_size_(hidden_size), sums_(product_, kTilesOfRows * product_.rows, 4) {}
+
+  // A tile is a vector of units; the tiles of one of `groups` groups of threads.
+  Range tiles(int64_t group, int64_t groups) const {
+    return part_of(divide_up(hidden_size_, product_.lanes), group, groups);
+  }
+
+  // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply.
+  void run(const PackedMatrix<T>& w_hh, const Range& tiles, const T* const* h_prev,
+           const ForwardRow<T>* rows, int64_t count, const T* zeros) {
+    const int64_t lanes = product_.lanes, panels = 4 / product_.vectors;
+    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile)
+      for (int64_t r = 0; r < count; r += sums_.rows()) {
+        const int64_t some = std::min(sums_.rows(), count - r), unit = tile * lanes;
+        const Units units{unit, std::min(lanes, hidden_size_ - unit), hidden_size_};
+        cell_.prefetch_forward(rows + r, some, units);
+        const A* const sums = sums_.multiply(w_hh, {tile * panels, (tile + 1) * panels}, h_prev + r,
+                                             some, w_hh.K(), zeros);
+        cell_.forward(rows + r, some, sums, sums_.stride(), units);
+      }
+  }
+
+ private:
+  static constexpr int64_t kTilesOfRows = 2;
+  const Product<T>& product_ = *kernels<T>().product;
+  const Cell<T>& cell_ = *kernels<T>().cell;
+  int64_t hidden_size_;
+  PanelSums<T> sums_;
+};
+
+// The rows of one step of the walk back that one thread has.
+template <typename T>
+struct StepRows {
+  explicit StepRows(int64_t most) : d_gates_next(most), d_h(most), cells(most) {}
+  std::vector<const T*> d_gates_next;  // of the step after, or `zeros` where none comes back
+  std::vector<T*> d_h;                 // with a projection, dL/dh_t in full
+  std::vector<BackwardRow<T>> cells;
+  int64_t count = 0;
+};
+
+template <typename T>
+class CellsBackward {
+  using A = State_t<T>;
+
+ public:
+  explicit CellsBackward(int64_t hidden_size)
+      : hidden_size_(hidden_size),
+        sums_(product_, kTilesOfRows * product_.rows, product_.vectors) {}
+
+  // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
+  // and dL/dh_t.
+  void run(const PackedMatrix<T>& to_cells, const Range& panels, const T* const* from,
+           const BackwardRow<T>* rows, int64_t count, const T* zeros) {
+    for (int64_t p = panels.begin; p < panels.end; ++p)
+      for (int64_t r = 0; r < count; r += sums_.rows()) {
+        const int64_t some = std::min(sums_.rows(), count - r);
+        const PanelShape& shape = to_cells.panels()[p];
+        const Units units{shape.first_column, shape.columns, hidden_size_};
+        cell_.prefetch_backward(rows + r, some, units);
+        const A* const sums =
+            sums_.multiply(to_cells, {p, p + 1}, from + r, some, kPieceOfPanel, zeros);
+        cell_.backward(rows + r, some, sums, sums_.stride(), units);
+      }
+  }
+
+ private:
+  // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
+  static constexpr int64_t kTilesOfRows = 16, kPieceOfPanel = 1024;
+  const Product<T>& product_ = *kernels<T>().product;
+  const Cell<T>& cell_ = *kernels<T>().cell;
+  int64_t hidden_size_;
+  PanelSums<T> sums_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,63 @@
+// The gradient of h_0: what comes back through each row's first step. (That of c_0 is what the
+// cells leave behind.)
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "cpu/products/packed_matrix.h"
+#include "cpu/stages/recurrent_dropout.h"
+#include "cpu/stages/zoneout.h"
+#include "cpu/walk/rows.h"
+
+namespace fastlstm {
+
+template <typename T>
+class InitialStateGradient {
+  using A = State_t<T>;
+
+ public:
+  // grad_h_0 [B,P]: of one direction; holds dL/dh_n of rows without a step.
+  InitialStateGradient(const DirectedRows& rows, const Tensor& grad_h_0)
+      : rows_(rows), size_(grad_h_0.size(1)), grad_h_0_(grad_h_0) {}
+
+  // The rows that start in a chunk of the walk back.
+  template <typename GateGradientOf>
+  void add(const Range& chunk, const PackedMatrix<T>& w_hh, const GateGradientOf& d_gates_of) {
+    std::vector<const T*> through;
+    std::vector<T*> into;
+    for (int64_t row = 0; row < rows_.all().live(0); ++row) {
+      const int64_t t = rows_.first_step(row), k = rows_.step_back(t);
+      if (k < chunk.begin || k >= chunk.end) continue;
+      if (rows_.all().is_reset(t, row)) {
+        std::fill_n(gradient(row), size_, T(A(0)));
+      } else {
+        through.push_back(d_gates_of(t, row));
+        into.push_back(gradient(row));
+      }
+    }
+    multiply_rounded<T>(through, w_hh, into, false);
+  }
+
+  // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
+  void finish(const RecurrentDropout<T>& dropout, const ZoneoutShares<T>& zoneout) {
+    if (!dropout && !zoneout.of_h()) return;
+    for (int64_t row = 0; row < rows_.all().live(0); ++row) {
+      const T* const mask = dropout.mask(row);
+      const A* const kept = zoneout.kept_dh(rows_.all().batch_index(row));
+      T* const to = gradient(row);
+      for (int64_t n = 0; n < size_; ++n)
+        to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + (kept ? kept[n] : A(0)));
+    }
+  }
+
+ private:
+  T* gradient(int64_t row) const {
+    return data<T>(grad_h_0_) + rows_.all().batch_index(row) * size_;
+  }
+
+  const DirectedRows& rows_;
+  int64_t size_;
+  Tensor grad_h_0_;
+};
+
+}  // namespace fastlstm

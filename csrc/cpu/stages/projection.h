@@ -1,0 +1,164 @@
+// The projection of h (Sak et al., 2014): h_t = W_hr (o tanh(c)). It gives a step a second phase:
+// forward after the cells, once o tanh(c) of all units is there, and backward before them.
+#pragma once
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "cpu/products/packed_matrix.h"
+#include "cpu/stages/cells.h"
+#include "cpu/stages/recurrent_dropout.h"
+#include "cpu/stages/zoneout.h"
+#include "cpu/walk/previous_state.h"
+#include "cpu/walk/threads.h"
+#include "equations/lstm_math.h"
+#include "op/differentiable.h"
+#include "stepwise/rows.h"
+
+namespace fastlstm {
+
+template <typename T>
+class ProjectionForward {
+  using A = State_t<T>;
+
+ public:
+  ProjectionForward(const Layer& layer, const DirectedRows& rows, int64_t d, const ThreadGrid& grid)
+      : rows_(rows),
+        grid_(grid),
+        hidden_size_(layer.hidden_size.expect_int()),
+        w_hr_(pack_transposed<T>(layer.directions[d].w_hr.contiguous(), grid.unit_groups)),
+        unprojected_(scratch<T>(rows.all().batch() * hidden_size_)),
+        from_(grid.threads(), std::vector<const T*>(rows.all().batch())),
+        to_(grid.threads(), std::vector<T*>(rows.all().batch())) {}
+
+  // Where the cells of a row write o tanh(c).
+  T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
+
+  // h_t of a member's rows and columns, to where h_of(t, row) points.
+  template <typename HiddenOf>
+  void forward(int64_t t, const Member& member, const ZoneoutShares<T>& zoneout,
+               const PreviousState<T>& previous, const HiddenOf& h_of) {
+    auto& from = from_[member.index];
+    auto& to = to_[member.index];
+    int64_t count = 0;
+    for (int64_t row = member.row_group; row < rows_.all().live(t); row += grid_.row_groups)
+      from[count] = unprojected(row), to[count++] = h_of(t, row);
+    const Range panels = w_hr_.share(member.unit_group, grid_.unit_groups);
+    multiply_panels(from, count, w_hr_, panels, to);
+    if (!zoneout.of_h()) return;
+    const auto [begin, end] = w_hr_.columns(panels);
+    for (int64_t row = member.row_group; row < rows_.all().live(t); row += grid_.row_groups) {
+      const T* const keep = zoneout.h(rows_.all().flat(t, row));
+      const T* const before = previous.h(t, row);
+      T* const h = h_of(t, row);
+      for (int64_t n = begin; n < end; ++n)
+        h[n] = T(fastlstm::zoneout(A(keep[n]), A(before[n]), A(h[n])));
+    }
+  }
+
+ private:
+  const DirectedRows& rows_;
+  ThreadGrid grid_;
+  int64_t hidden_size_;
+  PackedMatrix<T> w_hr_;
+  Tensor unprojected_;
+  std::vector<std::vector<const T*>> from_;
+  std::vector<std::vector<T*>> to_;
+};
+
+template <typename T>
+class ProjectionBackward {
+  using A = State_t<T>;
+
+ public:
+  // gates [R,4H] and cells [R,H] of the direction.
+  ProjectionBackward(const Layer& layer, const DirectedRows& rows, int64_t d,
+                     const ThreadGrid& grid, int64_t chunk_steps, const Tensor& gates,
+                     const Tensor& cells)
+      : rows_(rows),
+        grid_(grid),
+        hidden_size_(layer.hidden_size.expect_int()),
+        output_size_(layer.output_size.expect_int()),
+        chunk_steps_(chunk_steps),
+        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), grid.unit_groups)),
+        d_h_(scratch<T>(chunk_steps * rows.all().batch() * output_size_)),
+        grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
+    const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
+    const Tensor c =
+        stepwise::fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
+    unprojected_ =
+        cell_output(gates.narrow(1, 3 * hidden_size_, hidden_size_).to(c.scalar_type()), c)
+            .to(layer.input.scalar_type());
+  }
+
+  const PackedMatrix<T>& w_hr() const { return w_hr_; }
+  const Tensor& gradient() const { return grad_w_hr_; }
+
+  // dL/dh_t of a row in full, before zoneout, for a chunk of steps.
+  T* d_h(int64_t t, int64_t row) const {
+    const int64_t k = rows_.step_back(t);  // its own inverse
+    return data<T>(d_h_) + (k % chunk_steps_ * rows_.all().batch() + row) * output_size_;
+  }
+
+  // The first phase of a step: d_h of a member's rows and columns, from what comes from outside,
+  // from the next step through W_hh and through zoneout.
+  void sum_gradients(const StepRows<T>& step, const PackedMatrix<T>& w_hh, const Member& member,
+                     const T* zeros) const {
+    const Range panels = w_hh.share(member.unit_group, grid_.unit_groups);
+    const auto [begin, end] = w_hh.columns(panels);
+    const auto next = step.d_gates_next.begin();
+    if (std::any_of(next, next + step.count, [&](const T* row) { return row != zeros; }))
+      multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
+    else  // nor may an infinite W_hh make a NaN of them
+      for (int64_t r = 0; r < step.count; ++r)
+        std::fill(step.d_h[r] + begin, step.d_h[r] + end, T(A(0)));
+    for (int64_t r = 0; r < step.count; ++r)
+      for (int64_t n = begin; n < end; ++n)
+        step.d_h[r][n] = T(total(step.cells[r], A(step.d_h[r][n]), n));
+  }
+
+  // The rest of a step starts from d_h, through W_hr; nothing else comes from outside.
+  static void leave_to_cells(StepRows<T>& step, const T* zeros) {
+    for (int64_t r = 0; r < step.count; ++r) {
+      BackwardRow<T>& row = step.cells[r];
+      row.d_output = row.d_h_n = zeros;
+      row.h_mask = row.zoneout_h = nullptr;
+      row.kept_dh = nullptr;
+    }
+  }
+
+  // The share of a chunk's steps in W_hr's gradient.
+  void add(const Range& chunk) {
+    const auto step_of = [&](int64_t k) { return rows_.step_back(k); };
+    const auto d_h_rows = live_rows<const T*>(rows_.all(), chunk, step_of,
+                                              [&](int64_t t, int64_t row) { return d_h(t, row); });
+    auto hidden_rows =
+        live_rows<const T*>(rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) {
+          return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
+        });
+    multiply_transposed<T>(d_h_rows, output_size_,
+                           {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
+                           chunk.begin > 0);
+  }
+
+ private:
+  // One element of dL/dh_t behind zoneout; what zoneout lets through goes to kept_dh.
+  static A total(const BackwardRow<T>& row, A from_next, int64_t n) {
+    if (row.h_mask) from_next *= A(row.h_mask[n]);
+    // Last: the small terms are added to each other first.
+    A d_h = from_next + (A(row.d_output[n]) + A(row.d_h_n[n]));
+    if (!row.zoneout_h) return d_h;
+    d_h += row.kept_dh[n];
+    const A kept = zoneout_backward(A(row.zoneout_h[n]), d_h);
+    row.kept_dh[n] = row.reset ? A(0) : kept;
+    return d_h;
+  }
+
+  const DirectedRows& rows_;
+  ThreadGrid grid_;
+  int64_t hidden_size_, output_size_, chunk_steps_;
+  PackedMatrix<T> w_hr_;
+  Tensor d_h_, unprojected_, grad_w_hr_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,15 @@
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define FASTLSTM_ISA avx2
+#define FASTLSTM_VECTOR_BYTES 32
+#include "cpu/targets/avx2.h"
+
+#include "cpu/targets/kernels_table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,42 @@
+// bfloat16 by the dot product instructions of AVX512_BF16.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#endif
+#define FASTLSTM_ISA avx512_bf16
+#define FASTLSTM_VECTOR_BYTES 64
+#include "cpu/targets/avx512_bf16.h"
+//
+#include "cpu/cell/cell_kernels.h"
+#include "cpu/products/packing_pairs.h"
+#include "cpu/products/unpacked.h"
+
+namespace fastlstm {
+namespace avx512_bf16 {
+
+constexpr int R = Target::tile_rows, V = Target::tile_vectors;
+extern const Product<bfloat16> product;
+const Product<bfloat16> product = {Vec<float>::lanes,
+                                   R,
+                                   V,
+                                   pack,
+                                   multiply<R, V, bfloat16, float, float>,
+                                   multiply_and_fetch<R, V, bfloat16, float>,
+                                   multiply<R, V, bfloat16, float, bfloat16>,
+                                   multiply_unpacked<R, bfloat16, float>,
+                                   transpose,
+                                   sum_rows<bfloat16, float>};
+extern const Cell<bfloat16> cell;
+const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
+                             forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
+
+}  // namespace avx512_bf16
+}  // namespace fastlstm
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

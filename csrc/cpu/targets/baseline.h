@@ -1,0 +1,14 @@
+// Whatever the compiler takes for the baseline of the processor: 16-byte vectors on x86-64 and
+// arm64, all by the text of vec.h.
+#pragma once
+#include "cpu/targets/vec.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+struct Target {
+  static constexpr int tile_rows = 2, tile_vectors = 4;
+};
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,44 @@
+#include "cpu/targets/kernels.h"
+
+#include <ATen/Version.h>
+
+#include <string>
+
+namespace fastlstm {
+
+namespace baseline {
+extern const KernelTable table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx512_bf16 {
+extern const Product<bfloat16> product;
+extern const Cell<bfloat16> cell;
+}  // namespace avx512_bf16
+#endif
+
+static KernelTable choose() {
+#if defined(__x86_64__)
+  const std::string capability = at::get_cpu_capability();
+  if (capability.rfind("AVX512", 0) == 0) {
+    KernelTable table = avx512::table;
+    if (__builtin_cpu_supports("avx512bf16"))
+      table.BFloat16.product = &avx512_bf16::product, table.BFloat16.cell = &avx512_bf16::cell;
+    return table;
+  }
+  if (capability == "AVX2") return avx2::table;
+#endif
+  return baseline::table;
+}
+
+const KernelTable& kernel_table() {
+  static const KernelTable chosen = choose();
+  return chosen;
+}
+
+}  // namespace fastlstm

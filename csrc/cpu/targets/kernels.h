@@ -1,0 +1,49 @@
+// The kernels of every dtype as tables, one for each target, chosen at run time.
+#pragma once
+#include "cpu/cell/cell.h"
+#include "cpu/dtypes.h"
+#include "cpu/products/product.h"
+#include "equations/layer_norm_step.h"
+
+namespace fastlstm {
+
+// Units [begin, end) of one row of the stepwise engine.
+template <typename T, typename A>
+struct RowKernels {
+  void (*forward)(const StepForward<T, A>&, int64_t row, int64_t begin, int64_t end);
+  void (*backward)(const StepBackward<T, A>&, int64_t row, int64_t begin, int64_t end);
+  // Whole rows, with layer normalisation.
+  void (*forward_normed)(const NormForward<T, A>&, int64_t row);
+  void (*backward_normed)(const NormBackward<T, A>&, int64_t row);
+};
+
+template <typename T>
+struct Kernels {
+  RowKernels<T, State_t<T>> row;
+  // Of the tiled engine, or nullptr where the target has no tiles for T.
+  const Product<T>* product = nullptr;
+  const Cell<T>* cell = nullptr;
+};
+
+#define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
+struct KernelTable {
+  const char* target;
+  FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
+};
+#undef FASTLSTM_MEMBER
+
+// For AVX-512, AVX2 or the compiler's baseline: what this machine has, or less if the environment
+// variable ATEN_CPU_CAPABILITY says so (the one that PyTorch's own kernels obey).
+const KernelTable& kernel_table();
+
+template <typename T>
+const Kernels<T>& kernels();
+#define FASTLSTM_KERNELS(T, A, name)   \
+  template <>                          \
+  inline const Kernels<T>& kernels() { \
+    return kernel_table().name;        \
+  }
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
+#undef FASTLSTM_KERNELS
+
+}  // namespace fastlstm

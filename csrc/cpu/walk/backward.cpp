@@ -1,0 +1,317 @@
+// The backward walk. For each direction, in chunks of steps from the last to the first: recompute
+// the gates if they were not saved, walk back through the cells, then take the chunk's gradients of
+// the gates to those of the weights, of the input and of h_0 while they are in cache.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "cpu/stages/cells.h"
+#include "cpu/stages/initial_state.h"
+#include "cpu/stages/projection.h"
+#include "cpu/stages/recompute.h"
+#include "cpu/stages/recurrent_dropout.h"
+#include "cpu/stages/weight_gradients.h"
+#include "cpu/stages/zoneout.h"
+#include "cpu/walk/previous_state.h"
+#include "cpu/walk/rows.h"
+#include "cpu/walk/threads.h"
+#include "cpu/walk/tiled.h"
+
+namespace fastlstm {
+namespace {
+
+Tensor contiguous(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
+
+// What both directions of a call share.
+template <typename T>
+struct BackwardCall {
+  using A = State_t<T>;
+
+  const Layer& layer;
+  const GradientRequest& request;
+  const Sizes sizes;
+  const Rows rows;
+  const ThreadGrid grid;
+  const Saved saved;
+  const OutputGrads grads;
+  const SequenceRows<const T> x;
+  const Zeros<T> zeros;
+  const int64_t chunk_steps;
+  Tensor grad_input, grad_h_0, grad_c_0;
+
+  BackwardCall(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+               const GradientRequest& request)
+      : layer(layer),
+        request(request),
+        sizes(layer.sizes()),
+        rows(layer),
+        grid(thread_grid<T>(rows, sizes.hidden_size)),
+        saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
+        grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
+        x(layer.input, rows),
+        zeros(std::max(4 * sizes.hidden_size, sizes.output_size)),
+        chunk_steps(steps_of_chunk()) {
+    grad_input = !request.input ? at::empty({0}, layer.input.options())
+                 : padded()     ? at::zeros(layer.input.sizes(), layer.input.options())
+                                : at::empty(layer.input.sizes(), layer.input.options());
+    grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
+                                   : at::zeros(layer.h_0.sizes(), layer.input.options());
+    grad_c_0 = grads.c_n.defined()
+                   ? grads.c_n.to(layer.state_options(), false, /*copy=*/true).contiguous()
+                   : at::zeros(layer.c_0.sizes(), layer.state_options());
+  }
+
+  // Whether there are positions that no step reaches.
+  bool padded() const { return rows.total() < sizes.flat_rows; }
+
+ private:
+  // Steps whose gradients are walked, then multiplied while they are in cache: more of them with
+  // larger weights, whose gradients every chunk reads and writes.
+  int64_t steps_of_chunk() const {
+    constexpr int64_t kChunkBytes = sizeof(T) == 8 ? 3 << 17 : 1 << 20;
+    const int64_t hidden = sizes.hidden_size;
+    const int64_t chunk_rows =
+        std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (sizes.input_size + hidden) / 2);
+    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
+  }
+};
+
+// d_gates of one direction: of all steps if they are wanted per row, else of a chunk and of the
+// step before it in this walk, as a ring.
+template <typename T>
+class GateGradients {
+ public:
+  GateGradients(const BackwardCall<T>& call, const DirectedRows& rows)
+      : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.chunk_steps + 1) {
+    if (!call.request.per_row) {
+      ring_ = scratch<T>(ring_steps_ * call.rows.batch() * width_);
+      return;
+    }
+    const auto shape = call.saved.gates.sizes().slice(1);
+    const auto options = call.layer.input.options();
+    all_ = call.padded() ? at::zeros(shape, options) : at::empty(shape, options);
+  }
+
+  T* at(int64_t t, int64_t row) const {
+    if (all_.defined()) return data<T>(all_) + rows_.all().flat(t, row) * width_;
+    const int64_t k = rows_.step_back(t) % ring_steps_;  // step_back is its own inverse
+    return data<T>(ring_) + (k * rows_.all().batch() + row) * width_;
+  }
+  const Tensor& all() const { return all_; }
+
+ private:
+  const DirectedRows& rows_;
+  int64_t width_, ring_steps_;
+  Tensor ring_, all_;
+};
+
+template <typename T>
+class BackwardWalk {
+  using A = State_t<T>;
+
+ public:
+  BackwardWalk(const BackwardCall<T>& call, int64_t d)
+      : call_(call),
+        d_(d),
+        directed_(call.rows, d == 1),
+        w_hh_(pack<T>(direction().w_hh.contiguous(), call.grid.unit_groups)),
+        previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
+                  call.zeros),
+        dropout_(call.layer, call.rows, d, call.chunk_steps * call.rows.batch()),
+        zoneout_(call.layer, d),
+        d_gates_(call, directed_),
+        weights_(call.layer),
+        initial_state_(directed_, call.grad_h_0[d]),
+        cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
+        dc_(data<A>(call.grad_c_0[d])) {
+    zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
+    if (call.saved.gates.defined())
+      gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
+    else
+      recomputation_.emplace(direction());
+    if (call.layer.projects()) {
+      const Tensor gates = call.saved.gates.view({-1, flat_rows(), 4 * hidden()})[d];
+      const Tensor cells = call.saved.cells.view({-1, flat_rows(), hidden()})[d];
+      projection_.emplace(call.layer, directed_, d, call.grid, call.chunk_steps, gates, cells);
+    }
+    if (call.request.input) {
+      w_ih_.emplace(pack<T>(direction().w_ih.contiguous(), 1));
+      dx_.emplace(call.grad_input, call.rows);
+    }
+    members_.reserve(call.grid.threads());
+    for (int64_t k = 0; k < call.grid.threads(); ++k)
+      members_.emplace_back(call.rows.batch(), hidden());
+  }
+
+  void run() {
+    for (int64_t begin = 0; begin < call_.rows.steps(); begin += call_.chunk_steps) {
+      const Range chunk{begin, std::min(begin + call_.chunk_steps, call_.rows.steps())};
+      auto x = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
+      auto h_prev = previous_hidden(chunk);
+      const auto d_gates = rows_of<T*>(chunk, d_gates_of());
+      if (recomputation_) recomputation_->forward(x, h_prev, d_gates, zeros());
+      walk_back(chunk);
+      const std::vector<const T*> from(d_gates.begin(), d_gates.end());
+      if (w_ih_)
+        multiply_rounded<T>(
+            from, *w_ih_,
+            rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }), d_ > 0);
+      if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
+      if (call_.request.per_row) continue;
+      drop_zeros(h_prev, from);
+      weights_.add(from, std::move(x), std::move(h_prev), begin > 0);
+      if (projection_) projection_->add(chunk);
+    }
+    if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
+  }
+
+  // As BackwardResult has them.
+  void append_gradients(std::vector<Tensor>& gradients) const {
+    if (call_.request.per_row) return gradients.push_back(d_gates_.all());
+    for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
+    if (projection_) gradients.push_back(rounded(projection_->gradient()));
+  }
+
+ private:
+  // What a thread needs, made before the walk, as in forward.cpp.
+  struct Room {
+    Room(int64_t batch, int64_t hidden_size) : step(batch), cells(hidden_size) {}
+    StepRows<T> step;
+    CellsBackward<T> cells;
+  };
+
+  const Direction& direction() const { return call_.layer.directions[d_]; }
+  int64_t hidden() const { return call_.sizes.hidden_size; }
+  int64_t flat_rows() const { return call_.sizes.flat_rows; }
+  const T* zeros() const { return call_.zeros.values(); }
+  Tensor rounded(const Tensor& gradient) const {
+    return gradient.to(call_.layer.input.scalar_type());
+  }
+  auto d_gates_of() const {
+    return [this](int64_t t, int64_t row) { return d_gates_.at(t, row); };
+  }
+
+  template <typename Pointer, typename Find>
+  std::vector<Pointer> rows_of(const Range& chunk, const Find& find) const {
+    return live_rows<Pointer>(
+        call_.rows, chunk, [&](int64_t k) { return directed_.step_back(k); }, find);
+  }
+
+  // h_{t-1} of the rows of a chunk as W_hh saw it.
+  std::vector<const T*> previous_hidden(const Range& chunk) const {
+    auto h_prev =
+        rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return previous_.h(t, row); });
+    if (dropout_)
+      dropout_.forward(h_prev, rows_of<int64_t>(chunk, [](int64_t, int64_t row) { return row; }));
+    return h_prev;
+  }
+
+  // The last rows, which start from a zero h, give W_hh nothing: unless 0 times theirs is a NaN.
+  void drop_zeros(std::vector<const T*>& h_prev, const std::vector<const T*>& d_gates) const {
+    const auto finite = [](T x) { return std::isfinite(A(x)); };
+    while (
+        !h_prev.empty() && h_prev.back() == zeros() &&
+        std::all_of(d_gates[h_prev.size() - 1], d_gates[h_prev.size() - 1] + 4 * hidden(), finite))
+      h_prev.pop_back();
+  }
+
+  void walk_back(const Range& chunk) {
+    const int64_t phases = projection_ ? 2 : 1;
+    walk_steps<T>(call_.grid, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
+      StepRows<T>& step = members_[member.index].step;
+      find_rows(directed_.step_back(k), member, step);
+      if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
+      if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
+      projection_->leave_to_cells(step, zeros());
+      through_cells(projection_->w_hr(), step.d_h.data(), member);
+    });
+  }
+
+  void through_cells(const PackedMatrix<T>& to_cells, const T* const* from, const Member& member) {
+    Room& room = members_[member.index];
+    room.cells.run(to_cells, to_cells.share(member.unit_group, call_.grid.unit_groups), from,
+                   room.step.cells.data(), room.step.count, zeros());
+  }
+
+  // A member's rows of a step.
+  void find_rows(int64_t t, const Member& member, StepRows<T>& step) const {
+    const Rows& rows = call_.rows;
+    step.count = 0;
+    for (int64_t row = member.row_group; row < rows.live(t); row += call_.grid.row_groups) {
+      const bool last = t == directed_.last_step(row);
+      const int64_t after = directed_.step_after(t), r = step.count++;
+      step.d_gates_next[r] = last || rows.is_reset(after, row) ? zeros() : d_gates_.at(after, row);
+      if (projection_) step.d_h[r] = projection_->d_h(t, row);
+      step.cells[r] = row_of_step(t, row, last);
+    }
+  }
+
+  BackwardRow<T> row_of_step(int64_t t, int64_t row, bool last) const {
+    const int64_t b = call_.rows.batch_index(row), flat = call_.rows.flat(t, row);
+    const int64_t out = call_.sizes.output_size;
+    BackwardRow<T> made;
+    made.reset = call_.rows.is_reset(t, row);
+    made.d_output = or_zeros(call_.grads.output, (flat * call_.sizes.directions + d_) * out);
+    made.d_h_n = last ? or_zeros(call_.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
+    made.d_cells = call_.grads.cells.defined()
+                       ? const_data<A>(call_.grads.cells) + (d_ * flat_rows() + flat) * hidden()
+                       : call_.zeros.states();
+    // Gates that were not saved are recomputed where their gradient takes their place.
+    made.d_gates = d_gates_.at(t, row);
+    made.gates = gates_ ? gates_ + flat * 4 * hidden() : made.d_gates;
+    made.c = cells_ + flat * hidden();
+    made.c_prev = previous_.at(t, row).c;
+    made.dc = dc_ + b * hidden();
+    made.h_mask = dropout_ ? dropout_.mask(row) : nullptr;
+    made.zoneout_h = zoneout_.h(flat);
+    made.zoneout_c = zoneout_.c(flat);
+    made.kept_dh = zoneout_.kept_dh(b);
+    return made;
+  }
+
+  const T* or_zeros(const Tensor& tensor, int64_t offset) const {
+    return tensor.defined() ? const_data<T>(tensor) + offset : zeros();
+  }
+
+  const BackwardCall<T>& call_;
+  const int64_t d_;
+  const DirectedRows directed_;
+  const PackedMatrix<T> w_hh_;
+  const PreviousState<T> previous_;
+  const RecurrentDropout<T> dropout_;
+  ZoneoutShares<T> zoneout_;
+  const GateGradients<T> d_gates_;
+  WeightGradients<T> weights_;
+  InitialStateGradient<T> initial_state_;
+  const A* const cells_;
+  const T* gates_ = nullptr;
+  A* const dc_;
+  std::optional<GateRecomputation<T>> recomputation_;
+  std::optional<ProjectionBackward<T>> projection_;
+  std::optional<PackedMatrix<T>> w_ih_;
+  std::optional<SequenceRows<T>> dx_;
+  std::vector<Room> members_;
+};
+
+}  // namespace
+
+template <typename T>
+BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                              const GradientRequest& request) {
+  const BackwardCall<T> call(layer, saved, grads, request);
+  std::vector<Tensor> grad_weights;
+  for (int64_t d = 0; d < layer.num_directions(); ++d) {
+    BackwardWalk<T> walk(call, d);
+    walk.run();
+    walk.append_gradients(grad_weights);
+  }
+  return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name)                                                    \
+  template BackwardResult tiled_backward<T>(const Layer&, const Saved&, const OutputGrads&, \
+                                            const GradientRequest&);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+
+}  // namespace fastlstm

@@ -1,0 +1,253 @@
+// Every weight is used once per row, so a packed copy of the matrices would cross memory twice
+// more. Instead each thread takes one vector of units and one gate after the other: few rows are
+// multiplied with the weights as they lie, many with a panel that is packed into the cache. The
+// sums run as in a walk, so the bits are those of a walk.
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "cpu/cell/cell.h"
+#include "cpu/products/packed_matrix.h"
+#include "cpu/products/thread_series.h"
+#include "cpu/walk/tiled.h"
+
+namespace fastlstm {
+namespace {
+
+template <typename T>
+struct OneStep {
+  using A = State_t<T>;
+  const T *w_ih, *w_hh, *b_ih, *b_hh;  // biases may be nullptr
+  const T *x, *h_prev;
+  const A* c_prev;
+  T* h;
+  A* c;
+  int64_t input_size, hidden_size, output_size, h_stride;
+};
+
+// From so many rows on, a panel is cheaper than turning the weights again for every tile of rows.
+constexpr int64_t kRowsWorthPacking = 13;
+
+// Rows [begin, end) of a step, for some vectors of units.
+template <typename T>
+class OneStepRows {
+  using A = State_t<T>;
+
+ public:
+  OneStepRows(const OneStep<T>& step, int64_t begin, int64_t end, int64_t vectors)
+      : s_(step),
+        begin_(begin),
+        rows_(end - begin),
+        columns_(4 * vectors * lanes_),
+        a_(rows_),
+        sums_(rows_),
+        zeros_(4 * lanes_, A(0)),
+        row_(rows_) {
+    const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
+    if (packs()) panel_ = scratch<T>(4 * lanes_ * (terms + terms % 2));
+    gates_ = scratch<A>((rows_ + 1) * 4 * vectors * lanes_);
+  }
+
+  // The vectors of units from `unit` on.
+  void run(int64_t unit, int64_t vectors) {
+    unit_ = unit, vectors_ = vectors;
+    multiply(s_.x, s_.w_ih, s_.input_size, kPiece, true);
+    multiply(s_.h_prev, s_.w_hh, s_.output_size, s_.output_size, false);
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int64_t first = unit_ + v * lanes_;
+      for (int64_t r = 0; r < rows_; ++r) {
+        const int64_t at = (begin_ + r) * s_.hidden_size + first;
+        row_[r] = {zeros_.data(), nullptr, s_.c_prev + at, s_.c + at,
+                   s_.h + (begin_ + r) * s_.h_stride + first};
+      }
+      // The input's part is in the sums already.
+      cell_.forward(row_.data(), rows_, gates(0, v, 0), column(vectors_, 0),
+                    {0, std::min(lanes_, s_.hidden_size - first), lanes_});
+    }
+  }
+
+ private:
+  bool packs() const { return rows_ >= kRowsWorthPacking; }
+
+  int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
+  A* gates(int64_t r, int64_t v, int64_t gate) const {
+    return data<A>(gates_) + r * column(vectors_, 0) + column(v, gate);
+  }
+
+  // Of the input: gates = bias + a W^T, else gates += a W^T, `piece` terms at a time.
+  void multiply(const T* a, const T* w, int64_t K, int64_t piece, bool of_input) {
+    for (int64_t r = 0; r < rows_; ++r) a_[r] = a + (begin_ + r) * K;
+    A* const bias = gates(rows_, 0, 0);
+    for (int64_t v = 0; v < vectors_; ++v)
+      for (int64_t gate = 0; gate < 4; ++gate) {
+        const int64_t first = unit_ + v * lanes_, from = gate * s_.hidden_size + first;
+        const int64_t last = std::min(lanes_, s_.hidden_size - first) - 1, to = column(v, gate);
+        // Any weights where there is no unit.
+        for (int64_t l = 0; l < lanes_; ++l) columns_[to + l] = w + (from + std::min(l, last)) * K;
+        if (!of_input) continue;
+        for (int64_t l = 0; l <= last; ++l)
+          bias[to + l] = s_.b_ih ? A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]) : A(0);
+        std::fill_n(bias + to + last + 1, lanes_ - last - 1, A(0));
+      }
+    // Neighbouring vectors of a gate are neighbours in memory, so few rows take gate after gate.
+    const int64_t together = packs() ? 4 : 1;
+    for (int64_t gate = 0; gate < 4; gate += together)
+      for (int64_t v = 0; v < vectors_; ++v) {
+        for (int64_t r = 0; r < rows_; ++r) sums_[r] = gates(r, v, gate);
+        const T* const* const columns = &columns_[column(v, gate)];
+        const T* const* const next =
+            &columns_[v + 1 < vectors_ ? column(v + 1, gate) : column(0, (gate + together) % 4)];
+        int64_t k = 0;
+        do {  // once if there is no input
+          const int64_t terms = std::min(piece, K - k);
+          const bool accumulate = !of_input || k > 0;
+          if (packs())
+            multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
+          else
+            product_.multiply_unpacked({a_.data(), rows_, k, terms, columns, *next + k * lanes_,
+                                        sums_.data(), accumulate, bias + column(v, gate)});
+          k += terms;
+        } while (k < K);
+      }
+  }
+
+  void multiply_packed(const T* const* columns, int64_t k, int64_t terms, bool accumulate,
+                       const A* bias, const T* const* next) {
+    const int64_t width = product_.vectors * lanes_;
+    const int64_t begin = k * sizeof(T), end = (k + terms) * sizeof(T);
+    const int64_t lines = width * ((end - begin + 63) / 64);
+    const int64_t times = std::max<int64_t>(rows_ / product_.rows * (terms / kTermsPerFetch), 1);
+    for (int64_t first = 0; first < 4 * lanes_; first += width) {
+      const PanelShape shape{0, width, product_.vectors};
+      product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
+      Prefetch prefetch{reinterpret_cast<const void* const*>(next + first), width, begin, end,
+                        (lines + times - 1) / times};
+      product_.multiply_and_fetch({a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
+                                   accumulate, bias + first},
+                                  &prefetch);
+      for (A*& sums : sums_) sums += width;
+    }
+    for (A*& sums : sums_) sums -= 4 * lanes_;
+  }
+
+  const Product<T>& product_ = *kernels<T>().product;
+  const Cell<T>& cell_ = *kernels<T>().cell;
+  const OneStep<T>& s_;
+  const int64_t begin_, rows_, lanes_ = product_.lanes;
+  int64_t unit_ = 0, vectors_ = 0;
+  at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], a bias behind them
+  std::vector<const T*> columns_, a_;
+  std::vector<A*> sums_;
+  std::vector<A> zeros_;
+  std::vector<ForwardRow<T>> row_;
+};
+
+// The step of one direction, its weights and states contiguous.
+template <typename T>
+class OneStepDirection {
+  using A = State_t<T>;
+
+ public:
+  OneStepDirection(const Layer& layer, const Tensor& x, int64_t d)
+      : sizes_(layer.sizes()),
+        x_(x),
+        h_0_(layer.h_0.select(0, d).contiguous()),
+        c_0_(layer.c_0.select(0, d).to(layer.state_options()).contiguous()),
+        w_(layer.directions[d]) {
+    for (Tensor* tensor : {&w_.w_ih, &w_.w_hh, &w_.b_ih, &w_.b_hh, &w_.w_hr})
+      if (tensor->defined()) *tensor = tensor->contiguous();
+  }
+
+  // h [B,P] with rows h_stride apart, and c [B,H].
+  void run(T* h, int64_t h_stride, A* c) const {
+    if (!w_.w_hr.defined()) return cells(h, h_stride, c);
+    const int64_t batch = sizes_.batch, hidden = sizes_.hidden_size;
+    const Tensor unprojected = scratch<T>(batch * hidden);
+    cells(data<T>(unprojected), hidden, c);
+    multiply_rounded<T>(row_pointers(const_data<T>(unprojected), batch, hidden),
+                        pack_transposed<T>(w_.w_hr, 1), row_pointers(h, batch, h_stride), false);
+  }
+
+ private:
+  void cells(T* h, int64_t h_stride, A* c) const {
+    const int64_t batch = sizes_.batch;
+    const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
+    const OneStep<T> step{const_data<T>(w_.w_ih),
+                          const_data<T>(w_.w_hh),
+                          bias(w_.b_ih),
+                          bias(w_.b_hh),
+                          const_data<T>(x_),
+                          const_data<T>(h_0_),
+                          const_data<A>(c_0_),
+                          h,
+                          c,
+                          sizes_.input_size,
+                          sizes_.hidden_size,
+                          sizes_.output_size,
+                          h_stride};
+    const int64_t lanes = kernels<T>().product->lanes;
+    const int64_t tiles = divide_up(sizes_.hidden_size, lanes);
+    // Where there are more threads than vectors of units, they share the rows.
+    constexpr int64_t kRowsOfAGroup = 64;
+    const int64_t row_groups = std::clamp<int64_t>(
+        batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
+    // Below this many multiply-adds, waking another thread costs more than it helps.
+    constexpr int64_t kWorthAThread = 1 << 17;
+    const int64_t work = 4 * lanes * (sizes_.input_size + sizes_.hidden_size) *
+                         std::max<int64_t>(batch / row_groups, 1);
+    // Neighbouring items are vectors of units for the same rows.
+    at::parallel_for(0, row_groups * tiles, divide_up(kWorthAThread, work),
+                     [&](int64_t first, int64_t last) {
+                       const ThreadSeries<T> series;
+                       for (int64_t k = first; k < last;) {
+                         const Range rows = part_of(batch, k / tiles, row_groups);
+                         const int64_t count = std::min(last - k, tiles - k % tiles);
+                         run_tiles(step, rows, k % tiles, count);
+                         k += count;
+                       }
+                     });
+  }
+
+  // `count` vectors of units from `tile` on, for some rows.
+  static void run_tiles(const OneStep<T>& step, const Range& rows, int64_t tile, int64_t count) {
+    // Gates of so many vectors of units are computed together, then the cell equations.
+    constexpr int64_t kGatesBytes = 256 << 10;
+    const int64_t lanes = kernels<T>().product->lanes;
+    const int64_t bytes = 4 * lanes * sizeof(A) * (rows.end - rows.begin + 1);
+    const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
+    OneStepRows<T> some(step, rows.begin, rows.end, at_once);
+    for (int64_t k = 0; k < count; k += at_once)
+      some.run((tile + k) * lanes, std::min(at_once, count - k));
+  }
+
+  Sizes sizes_;
+  Tensor x_, h_0_, c_0_;
+  Direction w_;
+};
+
+}  // namespace
+
+template <typename T>
+ForwardResult one_step_forward(const Layer& layer) {
+  const Sizes s = layer.sizes();
+  const auto options = layer.input.options();
+  const Tensor x = layer.input.contiguous();
+  Tensor output = at::empty({1, s.batch, s.directions * s.output_size}, options);
+  Tensor c_n = at::empty({s.directions, s.batch, s.hidden_size}, layer.state_options());
+  for (int64_t d = 0; d < s.directions; ++d)
+    OneStepDirection<T>(layer, x, d)
+        .run(data<T>(output) + d * s.output_size, s.directions * s.output_size,
+             data<State_t<T>>(c_n) + d * s.batch * s.hidden_size);
+  Tensor h_n = at::empty({s.directions, s.batch, s.output_size}, options);
+  for (int64_t d = 0; d < s.directions; ++d)
+    for (int64_t b = 0; b < s.batch; ++b)
+      std::copy_n(const_data<T>(output) + (b * s.directions + d) * s.output_size, s.output_size,
+                  data<T>(h_n) + (d * s.batch + b) * s.output_size);
+  return {output, h_n, c_n.to(layer.c_0.scalar_type()), at::empty({0}, layer.state_options()),
+          at::empty({0}, options)};
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name) template ForwardResult one_step_forward<T>(const Layer&);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+
+}  // namespace fastlstm

@@ -1,0 +1,145 @@
+// A layer's rows, whatever their input: dense, packed, ragged or batch-first.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "op/layer.h"
+#include "pointers.h"
+
+namespace fastlstm {
+
+// The live rows of every step, sorted by length, and where each of them lies among the flat rows.
+class Rows {
+ public:
+  explicit Rows(const Layer& layer)
+      : steps_(layer.steps.expect_int()),
+        batch_(layer.batch.expect_int()),
+        packed_(layer.packed()),
+        order_(batch_),
+        length_(batch_, steps_),
+        live_(steps_, batch_),
+        offset_(steps_) {
+    std::iota(order_.begin(), order_.end(), 0);
+    if (packed_) {
+      const Tensor sizes = layer.batch_sizes->contiguous();
+      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_.begin());
+    } else if (layer.lengths) {
+      const Tensor lengths = layer.lengths->contiguous();
+      const int64_t* length = lengths.const_data_ptr<int64_t>();
+      std::stable_sort(order_.begin(), order_.end(),
+                       [length](int64_t a, int64_t b) { return length[a] > length[b]; });
+      for (int64_t t = 0, rows = batch_; t < steps_; ++t) {
+        while (rows > 0 && length[order_[rows - 1]] <= t) --rows;
+        live_[t] = rows;
+      }
+    }
+    for (int64_t t = 0, offset = 0; t < steps_; ++t) offset_[t] = offset, offset += live_[t];
+    for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
+      for (; row < live_[t]; ++row) length_[row] = t + 1;
+    for (int64_t row = live_[0]; row < batch_; ++row) length_[row] = 0;
+    if (layer.reset) {
+      reset_tensor_ = layer.reset->contiguous();
+      reset_ = reset_tensor_.const_data_ptr<bool>();
+    }
+  }
+
+  int64_t steps() const { return steps_; }
+  int64_t batch() const { return batch_; }
+  int64_t live(int64_t t) const { return live_[t]; }
+  int64_t total() const { return offset_.back() + live_.back(); }
+  // Batch index of a row, for everything of shape [B,...].
+  int64_t batch_index(int64_t row) const { return order_[row]; }
+  int64_t length(int64_t row) const { return length_[row]; }
+  int64_t flat(int64_t t, int64_t row) const {
+    return packed_ ? offset_[t] + row : t * batch_ + order_[row];
+  }
+  bool is_reset(int64_t t, int64_t row) const { return reset_ && reset_[t * batch_ + order_[row]]; }
+
+ private:
+  int64_t steps_, batch_;
+  bool packed_;
+  std::vector<int64_t> order_, length_, live_, offset_;
+  Tensor reset_tensor_;
+  const bool* reset_ = nullptr;
+};
+
+// The rows as one direction walks them.
+class DirectedRows {
+ public:
+  DirectedRows(const Rows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
+
+  const Rows& all() const { return rows_; }
+  bool reverse() const { return reverse_; }
+  // The k-th step of the walk, and of the walk back.
+  int64_t step(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
+  int64_t step_back(int64_t k) const { return step(rows_.steps() - 1 - k); }
+  int64_t first_step(int64_t row) const { return reverse_ ? rows_.length(row) - 1 : 0; }
+  int64_t last_step(int64_t row) const { return reverse_ ? 0 : rows_.length(row) - 1; }
+  int64_t step_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
+  int64_t step_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
+
+ private:
+  const Rows& rows_;
+  bool reverse_;
+};
+
+// The sequence [T,B,size] or [R,size] of a tensor whose last dimension is contiguous.
+template <typename T>
+class SequenceRows {
+ public:
+  SequenceRows(const Tensor& tensor, const Rows& rows)
+      : tensor_(tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous()),
+        data_(static_cast<T*>(const_cast<void*>(tensor_.const_data_ptr()))),
+        rows_(rows),
+        step_stride_(tensor.dim() == 3 ? tensor_.stride(0) : 0),
+        row_stride_(tensor_.stride(-2)) {}
+  T* at(int64_t t, int64_t row) const {
+    return tensor_.dim() == 3 ? data_ + t * step_stride_ + rows_.batch_index(row) * row_stride_
+                              : data_ + rows_.flat(t, row) * row_stride_;
+  }
+
+ private:
+  Tensor tensor_;
+  T* data_;
+  const Rows& rows_;
+  int64_t step_stride_, row_stride_;
+};
+
+// The rows of h_0 [B,size], or `zeros` for all of them if h_0 is zero, as it is unless somebody
+// gives it: then the first step has no product with W_hh.
+template <typename T>
+class FirstRows {
+ public:
+  FirstRows(const T* h_0, const Rows& rows, int64_t size, const T* zeros)
+      : h_0_(h_0), rows_(rows), size_(size), zeros_(zeros) {
+    const auto* bytes = reinterpret_cast<const char*>(h_0);
+    const size_t count = rows.batch() * size * sizeof(T);
+    zero_ = count > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, count - 1) == 0;
+  }
+  const T* operator()(int64_t row) const {
+    return zero_ ? zeros_ : h_0_ + rows_.batch_index(row) * size_;
+  }
+
+ private:
+  const T* h_0_;
+  const Rows& rows_;
+  int64_t size_;
+  const T* zeros_;
+  bool zero_;
+};
+
+// What find(t, row) says of the live rows of the steps step_of(k), k in `steps`, in this order.
+template <typename Pointer, typename StepOf, typename Find>
+std::vector<Pointer> live_rows(const Rows& rows, const Range& steps, const StepOf& step_of,
+                               const Find& find) {
+  std::vector<Pointer> found;
+  for (int64_t k = steps.begin; k < steps.end; ++k) {
+    const int64_t t = step_of(k);
+    for (int64_t row = 0; row < rows.live(t); ++row) found.push_back(find(t, row));
+  }
+  return found;
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,69 @@
+// Threads over the steps of a walk.
+#pragma once
+#include <ATen/Parallel.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <algorithm>
+
+#include "cpu/plan.h"
+#include "cpu/products/thread_series.h"
+#include "cpu/walk/rows.h"
+
+namespace fastlstm {
+
+// One of the threads of a grid: its share of the units, and of the rows: row_group,
+// row_group + row_groups, ... With rows sorted by length, every group gets its share.
+struct Member {
+  int64_t index, unit_group, row_group;
+};
+
+inline Member member_of(const ThreadGrid& grid, int64_t index) {
+  return {index, index % grid.unit_groups, index / grid.unit_groups};
+}
+
+// work(k, phase, member) for every step k of a walk, each phase of a step and every member of the
+// grid; where units are divided, a barrier after each phase. Correct whatever number of threads
+// there really is.
+template <typename T, typename Work>
+void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, const Work& work) {
+  const auto do_phase = [&](int64_t i, int64_t index) {
+    work(i / phases, i % phases, member_of(grid, index));
+  };
+  const int64_t begin = steps.begin * phases, end = steps.end * phases;
+#ifdef _OPENMP
+  if (grid.threads() > 1 && !at::in_parallel_region()) {
+#pragma omp parallel num_threads(static_cast<int>(grid.threads()))
+    {
+      const ThreadSeries<T> series;
+      const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+      if (grid.unit_groups == 1) {
+        for (int64_t v = id; v < grid.threads(); v += team)
+          for (int64_t i = begin; i < end; ++i) do_phase(i, v);
+      } else {
+        for (int64_t i = begin; i < end; ++i) {
+          for (int64_t v = id; v < grid.threads(); v += team) do_phase(i, v);
+#pragma omp barrier
+        }
+      }
+    }
+    return;
+  }
+#endif
+  const ThreadSeries<T> series;
+  for (int64_t i = begin; i < end; ++i)
+    for (int64_t v = 0; v < grid.threads(); ++v) do_phase(i, v);
+}
+
+template <typename T>
+ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
+  // Below this many multiply-adds, waking other threads costs more than they help.
+  constexpr int64_t kWorthAThread = 1 << 21;
+  const int64_t work = rows.total() * 4 * hidden_size * hidden_size;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
+  return plan_threads(at::in_parallel_region() ? 1 : threads, rows.batch(), hidden_size,
+                      kernels<T>().product->lanes, sizeof(T));
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,18 @@
+// The tiled engine: the whole walk of a layer on the CPU, its weights packed into panels, the cell
+// equations applied while a tile's sums are in the L1 cache. Every shape and option; dtypes that
+// have a product (targets/kernels.h).
+#pragma once
+#include "op/layer.h"
+
+namespace fastlstm {
+
+// A dense batch of one step without anything to save: decoding, reinforcement learning.
+template <typename T>
+ForwardResult one_step_forward(const Layer& layer);
+template <typename T>
+ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
+template <typename T>
+BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                              const GradientRequest& request);
+
+}  // namespace fastlstm

@@ -1,0 +1,54 @@
+// What one unit of one row does at a step, once its products are known: zoneout, reset and the
+// gradients that go on to the step before. Over value types, as lstm_math.h, so that scalars on
+// both devices and the CPU's vectors share one text. A row that has ended takes no step: its state
+// stays, its output and its gradients are zero.
+#pragma once
+#include "lstm_math.h"
+
+namespace fastlstm {
+
+template <typename A>
+struct CellState {
+  A h, c;
+};
+
+// The state after a step. `keep`, the shares of the state before that stay, counts only with
+// zoned; a reset row has a state of zeros before.
+template <typename A>
+FASTLSTM_HD CellState<A> keep_state(const CellState<A>& next, const CellState<A>& before,
+                                    const CellState<A>& keep, bool zoned) {
+  if (!zoned) return next;
+  return {zoneout(keep.h, before.h, next.h), zoneout(keep.c, before.c, next.c)};
+}
+
+// What goes into a step backward.
+template <typename A>
+struct StepGradient {
+  A dh, dc;  // dL/dh_t and dL/dc_t, from the steps after and from outside
+  CellState<A> keep;
+  bool zoned, reset;
+};
+
+// What comes out: of the pre-activations, and of the state before. Of h only what zoneout let
+// through; the rest comes from the product of d_pre with W_hh.
+template <typename A>
+struct PreviousGradient {
+  Gates<A> d_pre;
+  A dh, dc;
+};
+
+template <typename A>
+FASTLSTM_HD PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
+                                              const StepGradient<A>& into) {
+  A dh = into.dh, dc = into.dc, cell = c, kept_dh(0), kept_dc(0);
+  if (into.zoned) {
+    cell = next_cell(gates, c_prev);  // before zoneout
+    kept_dh = zoneout_backward(into.keep.h, dh);
+    kept_dc = zoneout_backward(into.keep.c, dc);
+  }
+  const Gates<A> d_pre = cell_backward(gates, c_prev, cell, dh, dc);
+  if (into.reset) return {d_pre, A(0), A(0)};
+  return {d_pre, kept_dh, into.zoned ? dc + kept_dc : dc};
+}
+
+}  // namespace fastlstm

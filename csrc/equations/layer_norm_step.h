@@ -1,0 +1,162 @@
+// One row of one step with layer normalisation inside the loop (Ba, Kiros & Hinton, 2016):
+//
+//   pre-activations = LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh
+//   h = o tanh(LN(c) gain_c + bias_c)
+//
+// where LN takes the mean of a row and divides by its standard deviation. Both devices call these
+// two functions. A Team is who shares a row, one thread or a block: each(n, f) calls f(k) for its
+// part of [0, n), always the same part for the same n; total(n, f) is the sum of f(k) over all of
+// [0, n), given to every member, and a barrier.
+#pragma once
+#include "lstm_step.h"
+
+namespace fastlstm {
+
+constexpr double kNormEpsilon = 1e-5;
+
+template <typename T, typename A>
+struct NormForward : StepForward<T, A> {
+  const T* gain_hh;          // [4H]
+  const T *gain_c, *bias_c;  // [H]
+  A* fresh_cells;            // [rows,H] scratch: c before zoneout
+  A inverse_size;            // 1 / H
+};
+
+template <typename T, typename A>
+struct NormBackward : StepBackward<T, A> {
+  const T* gain_hh;          // [4H]
+  const T *gain_c, *bias_c;  // [H]
+  const T* h_gates;          // [rows,4H] h_{t-1} W_hh^T
+  T* d_h_gates;              // [rows,4H] its gradient out (0 for dead rows and where reset)
+  A* d_normed_cells;         // [rows,H] dL/d(LN(c) gain_c + bias_c) out (0 for dead rows)
+  A inverse_size;            // 1 / H
+};
+
+// x -> (x - mean) * scale
+template <typename A>
+struct Normalizer {
+  A mean, scale;
+  FASTLSTM_HD A operator()(A x) const { return (x - mean) * scale; }
+};
+
+// Of at(k), k < n; inverse_n = 1 / n.
+template <typename A, typename Team, typename At>
+FASTLSTM_HD Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
+  const A mean = team.total(n, at) * inverse_n;
+  const A squares = team.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
+  return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
+}
+
+// dL/dx from the gradient d of (x - mean) * scale: what the mean and the scale give back.
+template <typename A>
+struct NormalizerGradient {
+  Normalizer<A> normal;
+  A mean_d, mean_dx;
+  FASTLSTM_HD A operator()(A x, A d) const {
+    return normal.scale * (d - mean_d - normal(x) * mean_dx);
+  }
+};
+
+template <typename A, typename Team, typename X, typename D>
+FASTLSTM_HD NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n, A inverse_n,
+                                                      const Normalizer<A>& normal, const X& x,
+                                                      const D& d) {
+  const A mean_d = team.total(n, d) * inverse_n;
+  const A mean_dx = team.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
+  return {normal, mean_d, mean_dx};
+}
+
+template <typename T, typename A, typename Team>
+FASTLSTM_HD void forward_normed_row(const NormForward<T, A>& s, int64_t row, const Team& team) {
+  const int64_t hidden_size = s.hidden_size;
+  if (!is_live(s, row)) {
+    team.each(hidden_size, [&](int64_t u) { forward_dead_unit(s, row, u); });
+    return;
+  }
+  const bool reset = is_reset(s, row), zoned = s.zoneout.h;
+  const T* const from_h = s.h_gates + row * s.h_gates_stride;
+  T* const gates_row = s.gates + row * s.gates_stride;
+  A* const cells = s.fresh_cells + row * hidden_size;
+  const auto normal_h = normalizer<A>(team, 4 * hidden_size, s.inverse_size / 4,
+                                      [&](int64_t k) { return A(from_h[k]); });
+  team.each(hidden_size, [&](int64_t u) {
+    auto pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, u, hidden_size);
+    if (!reset) {
+      const auto h = load_gates<T, A>(from_h, u, hidden_size);
+      const auto gain = load_gates<T, A>(s.gain_hh, u, hidden_size);
+      pre = {pre.i + gain.i * normal_h(h.i), pre.f + gain.f * normal_h(h.f),
+             pre.g + gain.g * normal_h(h.g), pre.o + gain.o * normal_h(h.o)};
+    }
+    const Gates<A> gates = activate(pre);
+    store_gates(gates_row, u, hidden_size, gates);
+    cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * s.c_state_stride + u]);
+  });
+  const auto normal_c =
+      normalizer<A>(team, hidden_size, s.inverse_size, [&](int64_t u) { return cells[u]; });
+  team.each(hidden_size, [&](int64_t u) {
+    const A normed = A(s.gain_c[u]) * normal_c(cells[u]) + A(s.bias_c[u]);
+    const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
+    store_state(s, row, u, reset, zoned, CellState<A>{h, cells[u]});
+  });
+}
+
+template <typename T, typename A, typename Team>
+FASTLSTM_HD void backward_normed_row(const NormBackward<T, A>& s, int64_t row, const Team& team) {
+  const int64_t hidden_size = s.hidden_size;
+  T* const d_gates = s.d_gates + row * s.d_gates_stride;
+  T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
+  A* const d_normed = s.d_normed_cells + row * hidden_size;
+  if (!is_live(s, row)) {
+    team.each(hidden_size, [&](int64_t u) {
+      backward_dead_unit(s, row, u);
+      store_gates(d_h_gates, u, hidden_size, Gates<A>{A(0), A(0), A(0), A(0)});
+      d_normed[u] = A(0);
+    });
+    return;
+  }
+  const bool reset = is_reset(s, row), starts = starts_here(s, row), zoned = s.zoneout.h;
+  const T* const gates_row = s.gates + row * s.gates_stride;
+  const auto gates_at = [&](int64_t u) { return load_gates<T, A>(gates_row, u, hidden_size); };
+  const auto c_prev = [&](int64_t u) {
+    return reset    ? A(0)
+           : starts ? s.c_0[row * s.c_0_stride + u]
+                    : s.prev_cells[row * s.prev_cells_stride + u];
+  };
+  const auto c = [&](int64_t u) {
+    return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * s.cells_stride + u];
+  };
+  const auto normal_c = normalizer<A>(team, hidden_size, s.inverse_size, c);
+  team.each(hidden_size, [&](int64_t u) {  // h = o tanh(normed), before zoneout
+    T* const dh_state = s.dh_state + row * s.dh_state_stride + u;
+    A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
+    const A kept =
+        zoned ? zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + u]), dh) : A(0);
+    *dh_state = T(reset ? A(0) : kept);
+    const A normed = A(s.gain_c[u]) * normal_c(c(u)) + A(s.bias_c[u]);
+    const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
+    d_normed[u] = d.c;
+    d_gates[3 * hidden_size + u] = T(d.o_pre);  // where the gates lie here too, o has served
+  });
+  const auto d_c = normalizer_gradient<A>(team, hidden_size, s.inverse_size, normal_c, c,
+                                          [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
+  team.each(hidden_size, [&](int64_t u) {
+    A* const dc_state = s.dc_state + row * s.dc_state_stride + u;
+    A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
+    const A kept =
+        zoned ? zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + u]), dc) : A(0);
+    dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
+    Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
+    d_pre.o = A(d_gates[3 * hidden_size + u]);
+    store_gates(d_gates, u, hidden_size, d_pre);
+    *dc_state = reset ? A(0) : dc + kept;
+  });
+  const T* const from_h = s.h_gates + row * 4 * hidden_size;
+  const auto x = [&](int64_t k) { return A(from_h[k]); };
+  const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
+  const auto normal_h = normalizer<A>(team, 4 * hidden_size, s.inverse_size / 4, x);
+  const auto d_h =
+      normalizer_gradient<A>(team, 4 * hidden_size, s.inverse_size / 4, normal_h, x, d);
+  team.each(4 * hidden_size, [&](int64_t k) { d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k))); });
+}
+
+}  // namespace fastlstm

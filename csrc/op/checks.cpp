@@ -1,0 +1,295 @@
+// The checks of a call, and all messages about its arguments.
+#include <ATen/EmptyTensor.h>
+
+#include <initializer_list>
+
+#include "dtype_list.h"
+#include "layer.h"
+
+namespace fastlstm {
+namespace {
+
+void check_shape(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
+                 const std::string& meaning, const Tensor& input) {
+  TORCH_CHECK(tensor.sym_sizes() == expected, "lstm: expected ", name, " of shape ", meaning, " = ",
+              expected, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.device() == input.device(), "lstm: expected ", name, " on ", input.device(),
+              " like input, got ", tensor.device());
+}
+
+void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
+                  const std::string& meaning, const Tensor& input) {
+  check_shape(tensor, name, expected, meaning, input);
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "lstm: expected ", name, " of dtype ",
+              input.scalar_type(), " like input, got ", tensor.scalar_type());
+}
+
+void check_dtype(const Tensor& tensor, const char* name, at::ScalarType expected) {
+  TORCH_CHECK(tensor.scalar_type() == expected, "lstm: expected ", name, " of dtype ", expected,
+              ", got ", tensor.scalar_type());
+}
+
+std::string meaning_of_sequence(const Layer& layer, const char* size, bool per_direction) {
+  return std::string(per_direction ? "(directions, " : "(") +
+         (layer.packed() ? "packed rows, " : "steps, batch, ") + size + ")";
+}
+
+struct Named {
+  const Tensor& tensor;  // may be undefined
+  const char* name;
+};
+
+void check_dims(std::initializer_list<Named> tensors, int64_t dims) {
+  for (const auto& [tensor, name] : tensors)
+    TORCH_CHECK(!tensor.defined() || tensor.dim() == dims, "lstm: expected ", name, " to have ",
+                dims, " dimension(s), got shape ", tensor.sym_sizes());
+}
+
+void check_direction(const Direction& w, const Tensor& input) {
+  check_dims({{w.w_ih, "W_ih"}, {w.w_hh, "W_hh"}, {w.w_hr, "W_hr"}}, 2);
+  const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
+  TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
+              w.w_ih.sym_sizes());
+  const auto out = w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden;
+  check_tensor(w.w_ih, "W_ih", {gates, input.sym_size(-1)}, "(4 * hidden_size, input_size)", input);
+  check_tensor(w.w_hh, "W_hh", {gates, out}, "(4 * hidden_size, output size)", input);
+  if (w.w_hr.defined())
+    check_tensor(w.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
+  for (const auto& [tensor, name] : std::initializer_list<Named>{
+           {w.b_ih, "b_ih"}, {w.b_hh, "b_hh"}, {w.gain_ih, "gain_ih"}, {w.gain_hh, "gain_hh"}})
+    if (tensor.defined()) check_tensor(tensor, name, {gates}, "(4 * hidden_size)", input);
+  for (const auto& [tensor, name] :
+       std::initializer_list<Named>{{w.gain_c, "gain_c"}, {w.bias_c, "bias_c"}})
+    if (tensor.defined()) check_tensor(tensor, name, {hidden}, "(hidden_size)", input);
+}
+
+std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directions,
+                                     const Tensor& input) {
+  const auto layout = WeightLayout::of(static_cast<int64_t>(weights.size()), num_directions);
+  TORCH_CHECK(
+      layout,
+      "lstm: expected weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then "
+      "W_hr if there is a projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer "
+      "normalisation, for each of ",
+      num_directions, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
+  std::vector<Direction> directions;
+  for (int64_t d = 0; d < num_directions; ++d) {
+    directions.push_back(layout->direction(weights, d));
+    const Direction &w = directions.back(), &first = directions[0];
+    check_direction(w, input);
+    TORCH_CHECK(w.w_ih.sym_sizes() == first.w_ih.sym_sizes() &&
+                    w.w_hh.sym_sizes() == first.w_hh.sym_sizes(),
+                "lstm: expected both directions to have weights of the same shapes, got W_ih ",
+                first.w_ih.sym_sizes(), " and ", w.w_ih.sym_sizes());
+  }
+  return directions;
+}
+
+bool is_supported(at::ScalarType dtype) {
+#define FASTLSTM_IS(T, A, name) || dtype == at::k##name
+  return false FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_IS);
+#undef FASTLSTM_IS
+}
+
+void check_input(const LstmCall& call) {
+  const Tensor& input = call.input;
+  TORCH_CHECK(is_supported(input.scalar_type()),
+              "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ",
+              input.scalar_type());
+  TORCH_CHECK(input.dim() == (call.batch_sizes ? 2 : 3), "lstm: expected input of shape ",
+              call.batch_sizes ? "(packed rows, input_size), since batch_sizes is given"
+                               : "(steps, batch, input_size)",
+              ", got ", input.sym_sizes());
+  TORCH_CHECK(call.h_0.dim() == 3 && (call.h_0.sym_size(0) == 1 || call.h_0.sym_size(0) == 2),
+              "lstm: expected h_0 of shape (1 or 2 directions, batch, output size), got ",
+              call.h_0.sym_sizes());
+  if (!call.batch_sizes) return;
+  const Tensor& sizes = *call.batch_sizes;
+  TORCH_CHECK(sizes.dim() == 1 && sizes.scalar_type() == at::kLong &&
+                  (sizes.device().is_cpu() || input.is_meta()),
+              "lstm: expected batch_sizes of shape (steps), dtype int64, on the CPU, as in a "
+              "PackedSequence, got ",
+              sizes.sym_sizes(), " ", sizes.scalar_type(), " on ", sizes.device());
+  TORCH_CHECK(!call.lengths && !call.reset, "lstm: ", call.lengths ? "lengths" : "reset",
+              " cannot be combined with batch_sizes (packed input)");
+}
+
+// The call with its sizes and its weights by name.
+Layer unpack(const LstmCall& call) {
+  Layer layer;
+  layer.directions = check_weights(call.weights, call.h_0.sym_size(0).expect_int(), call.input);
+  layer.input = call.input, layer.h_0 = call.h_0, layer.c_0 = call.c_0;
+  layer.batch_sizes = call.batch_sizes, layer.lengths = call.lengths, layer.reset = call.reset;
+  layer.h_mask = call.h_mask;
+  layer.zoneout_h = call.zoneout_h, layer.zoneout_c = call.zoneout_c;
+  layer.input_size = call.input.sym_size(-1);
+  layer.hidden_size = layer.directions[0].w_ih.sym_size(0) / 4;
+  layer.output_size = layer.directions[0].w_hh.sym_size(1);
+  if (layer.packed()) {
+    layer.steps = call.batch_sizes->sym_size(0);
+    layer.batch = call.h_0.sym_size(1);
+    layer.flat_rows = call.input.sym_size(0);
+  } else {
+    layer.steps = call.input.sym_size(0);
+    layer.batch = call.input.sym_size(1);
+    layer.flat_rows = layer.steps * layer.batch;
+  }
+  return layer;
+}
+
+void check_states(const Layer& layer) {
+  check_tensor(layer.h_0, "h_0", {layer.num_directions(), layer.batch, layer.output_size},
+               "(directions, batch, output size)", layer.input);
+  check_shape(layer.c_0, "c_0", {layer.num_directions(), layer.batch, layer.hidden_size},
+              "(directions, batch, hidden_size)", layer.input);
+  const auto dtype = layer.input.scalar_type();
+  if (layer.c_0.scalar_type() != state_dtype(dtype)) check_dtype(layer.c_0, "c_0", dtype);
+}
+
+// lengths and reset.
+void check_rows(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
+                const char* meaning, at::ScalarType dtype, const char* dtype_name,
+                const Tensor& input) {
+  TORCH_CHECK(tensor.sym_sizes() == expected && tensor.scalar_type() == dtype &&
+                  tensor.device() == input.device(),
+              "lstm: expected ", name, " of shape ", meaning, " = ", expected, ", dtype ",
+              dtype_name, ", on ", input.device(), ", got ", tensor.sym_sizes(), " ",
+              tensor.scalar_type(), " on ", tensor.device());
+}
+
+void check_zoneout(const Layer& layer, const OptionalTensor& zoneout, const char* name,
+                   const c10::SymInt& size) {
+  if (!zoneout) return;
+  check_tensor(*zoneout, name, layer.sequence(size, true),
+               meaning_of_sequence(layer, "size of the state", true), layer.input);
+}
+
+}  // namespace
+
+Layer check_layer(const LstmCall& call) {
+  check_input(call);
+  const Layer layer = unpack(call);
+  TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
+  check_states(layer);
+  if (layer.lengths)
+    check_rows(*layer.lengths, "lengths", {layer.batch}, "(batch)", at::kLong, "int64",
+               layer.input);
+  if (layer.reset)
+    check_rows(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
+               "bool", layer.input);
+  if (layer.h_mask)
+    check_tensor(*layer.h_mask, "h_mask", {layer.num_directions(), layer.batch, layer.output_size},
+                 "(directions, batch, output size)", layer.input);
+  check_zoneout(layer, layer.zoneout_h, "zoneout_h", layer.output_size);
+  check_zoneout(layer, layer.zoneout_c, "zoneout_c", layer.hidden_size);
+  return layer;
+}
+
+Saved check_saved(const Layer& layer, const BackwardArguments& a) {
+  const auto check = [&](const Tensor& tensor, const char* name, const c10::SymInt& size,
+                         const char* meaning, bool per_direction) {
+    check_shape(tensor, name, layer.sequence(size, per_direction),
+                meaning_of_sequence(layer, meaning, per_direction), layer.input);
+  };
+  const auto dtype = layer.input.scalar_type();
+  check(a.output, "the saved output", layer.num_directions() * layer.output_size,
+        "directions * output size", false);
+  check_dtype(a.output, "the saved output", dtype);
+  check(a.cells, "the saved cells", layer.hidden_size, "hidden_size", true);
+  check_dtype(a.cells, "the saved cells", state_dtype(dtype));
+  const Tensor& gates = a.gates;
+  const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
+  TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
+              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+  if (!recompute) check(gates, "the saved gates", 4 * layer.hidden_size, "4 * hidden_size", true);
+  TORCH_CHECK(gates.device() == layer.input.device(), "lstm: expected the saved gates on ",
+              layer.input.device(), " like input, got ", gates.device());
+  check_dtype(gates, "the saved gates", dtype);
+  return {a.output, a.cells, recompute ? Tensor() : gates};
+}
+
+OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
+  const auto dtype = layer.input.scalar_type();
+  const c10::SymInt directions = layer.num_directions();
+  const auto check = [&](const OptionalTensor& grad, const char* name, at::ScalarType expected,
+                         const std::vector<c10::SymInt>& shape, const std::string& meaning) {
+    if (!grad || !grad->defined()) return Tensor();
+    check_shape(*grad, name, shape, meaning, layer.input);
+    check_dtype(*grad, name, expected);
+    return *grad;
+  };
+  return {
+      check(a.grad_output, "grad_output", dtype,
+            layer.sequence(directions * layer.output_size, false),
+            meaning_of_sequence(layer, "directions * output size", false)),
+      check(a.grad_h_n, "grad_h_n", dtype, {directions, layer.batch, layer.output_size},
+            "(directions, batch, output size)"),
+      check(a.grad_c_n, "grad_c_n", layer.c_0.scalar_type(),
+            {directions, layer.batch, layer.hidden_size}, "(directions, batch, hidden_size)"),
+      check(a.grad_cells, "grad_cells", state_dtype(dtype), layer.sequence(layer.hidden_size, true),
+            meaning_of_sequence(layer, "hidden_size", true))};
+}
+
+namespace {
+
+// Memory may have been taken away: tensor.untyped_storage().resize_(0).
+void check_memory(std::initializer_list<Named> tensors) {
+  for (const auto& [tensor, name] : tensors) {
+    if (!tensor.defined() || tensor.numel() == 0) continue;
+    const size_t needed = at::detail::computeStorageNbytes(
+        tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
+    TORCH_CHECK(tensor.storage().nbytes() >= needed, "lstm: expected ", name, " of shape ",
+                tensor.sizes(), " to have ", needed, " bytes of memory, got ",
+                tensor.storage().nbytes());
+  }
+}
+
+void check_batch_sizes(const Layer& layer) {
+  const Tensor sizes = layer.batch_sizes->contiguous();
+  const int64_t* size = sizes.const_data_ptr<int64_t>();
+  int64_t total = 0, last = layer.batch.expect_int();
+  for (int64_t t = 0; t < sizes.size(0); total += last, ++t) {
+    TORCH_CHECK(size[t] > 0 && size[t] <= last && (t > 0 || size[t] == last),
+                "lstm: expected batch_sizes to start with the batch size ", layer.batch,
+                " and never to grow or fall below 1, got ", size[t], " at step ", t);
+    last = size[t];
+  }
+  TORCH_CHECK(total == layer.flat_rows,
+              "lstm: expected batch_sizes to sum to input.size(0) = ", layer.flat_rows, ", got ",
+              total);
+}
+
+}  // namespace
+
+void check_values(const Layer& layer, const Saved& saved, const OutputGrads& grads) {
+  const auto given = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
+  check_memory({{layer.input, "input"},
+                {layer.h_0, "h_0"},
+                {layer.c_0, "c_0"},
+                {given(layer.batch_sizes), "batch_sizes"},
+                {given(layer.lengths), "lengths"},
+                {given(layer.reset), "reset"},
+                {given(layer.h_mask), "h_mask"},
+                {given(layer.zoneout_h), "zoneout_h"},
+                {given(layer.zoneout_c), "zoneout_c"},
+                {saved.output, "the saved output"},
+                {saved.cells, "the saved cells"},
+                {saved.gates, "the saved gates"},
+                {grads.output, "grad_output"},
+                {grads.h_n, "grad_h_n"},
+                {grads.c_n, "grad_c_n"},
+                {grads.cells, "grad_cells"}});
+  for (const Direction& w : layer.directions)
+    w.for_each([](const Tensor& tensor, const char* name) { check_memory({{tensor, name}}); });
+  if (layer.packed()) check_batch_sizes(layer);
+  if (layer.lengths && layer.lengths->device().is_cpu()) {
+    const Tensor lengths = layer.lengths->contiguous();
+    const int64_t* length = lengths.const_data_ptr<int64_t>();
+    for (int64_t b = 0; b < lengths.size(0); ++b)
+      TORCH_CHECK(length[b] >= 0 && length[b] <= layer.steps,
+                  "lstm: expected lengths between 0 and the number of steps ", layer.steps,
+                  ", got ", length[b], " for batch row ", b);
+  }
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,59 @@
+#include "layer.h"
+
+namespace fastlstm {
+
+Sizes Layer::sizes() const {
+  return {num_directions(),        steps.expect_int(),      batch.expect_int(),
+          flat_rows.expect_int(),  input_size.expect_int(), hidden_size.expect_int(),
+          output_size.expect_int()};
+}
+
+std::vector<c10::SymInt> Layer::sequence(const c10::SymInt& size, bool per_direction) const {
+  std::vector<c10::SymInt> shape;
+  if (per_direction) shape.push_back(num_directions());
+  if (packed())
+    shape.push_back(flat_rows);
+  else
+    shape.insert(shape.end(), {steps, batch});
+  shape.push_back(size);
+  return shape;
+}
+
+at::TensorOptions Layer::state_options() const {
+  return input.options().dtype(state_dtype(input.scalar_type()));
+}
+
+std::string Layer::options() const {
+  std::string names;
+  const auto add = [&](bool is_there, const char* name) {
+    if (is_there) names += names.empty() ? name : std::string(", ") + name;
+  };
+  add(projects(), "proj_size");
+  add(h_mask.has_value(), "recurrent dropout");
+  add(zones_out(), "zoneout");
+  add(normalizes(), "layer normalisation");
+  return names;
+}
+
+std::vector<WalkStep> walk(const Layer& layer, bool reverse) {
+  const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
+  std::vector<WalkStep> walk(steps);
+  const Tensor sizes = layer.packed() ? layer.batch_sizes->contiguous() : Tensor();
+  const int64_t* size = layer.packed() ? sizes.const_data_ptr<int64_t>() : nullptr;
+  for (int64_t t = 0, offset = 0; t < steps; ++t) {
+    const int64_t rows = size ? size[t] : batch;
+    walk[reverse ? steps - 1 - t : t] = {t, offset, rows, 0, 0};
+    offset += rows;
+  }
+  for (int64_t k = 1; k < steps; ++k) {
+    walk[k].prev_offset = walk[k - 1].offset;
+    walk[k].prev_rows = walk[k - 1].rows;
+  }
+  return walk;
+}
+
+at::ScalarType state_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+}  // namespace fastlstm

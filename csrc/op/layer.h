@@ -1,0 +1,73 @@
+// One call of the op, checked and unpacked: what every engine works on.
+//
+// Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size or H),
+// D directions (direction 1 walks in reverse). A padded [T,B] batch and packed data are both seen
+// as R flat rows in time order (R = T * B, or the length of the packed data).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "call.h"
+#include "weights.h"
+
+namespace fastlstm {
+
+// The sizes above as numbers, for engines.
+struct Sizes {
+  int64_t directions, steps, batch, flat_rows, input_size, hidden_size, output_size;
+};
+
+struct Layer {
+  Tensor input, h_0, c_0;  // [T,B,I] or [R,I]; [D,B,P]; [D,B,H], of input's dtype or state_dtype
+  std::vector<Direction> directions;
+  OptionalTensor batch_sizes, lengths, reset;
+  OptionalTensor h_mask;     // [D,B,P] what h_{t-1} is multiplied with on its way into W_hh
+  OptionalTensor zoneout_h;  // [D,T,B,P] or [D,R,P] the share of h_{t-1} that stays
+  OptionalTensor zoneout_c;  // [D,T,B,H] or [D,R,H] the share of c_{t-1} that stays
+  c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
+
+  bool packed() const { return batch_sizes.has_value(); }
+  bool projects() const { return directions[0].w_hr.defined(); }
+  bool normalizes() const { return directions[0].gain_ih.defined(); }
+  bool zones_out() const { return zoneout_h || zoneout_c; }
+  std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
+  bool has_bias() const { return directions[0].b_ih.defined(); }
+  int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
+  Sizes sizes() const;
+  // [T,B,size] or [R,size]; with the directions in front for what is saved of each.
+  std::vector<c10::SymInt> sequence(const c10::SymInt& size, bool per_direction) const;
+  at::TensorOptions state_options() const;
+};
+
+// Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
+// came. These three serve CPU, CUDA and Meta alike, so they ask for symbolic sizes only.
+Layer check_layer(const LstmCall& call);
+
+// What backward needs besides the layer. Without gates (undefined) it recomputes them.
+struct Saved {
+  Tensor output, cells, gates;
+};
+struct OutputGrads {  // undefined: zero
+  Tensor output, h_n, c_n, cells;
+};
+Saved check_saved(const Layer& layer, const BackwardArguments& arguments);
+OutputGrads check_grads(const Layer& layer, const BackwardArguments& arguments);
+
+// What only tensors with values have: the values inside batch_sizes, those of lengths where reading
+// them needs no device synchronisation, and memory for every element.
+void check_values(const Layer& layer, const Saved& saved = {}, const OutputGrads& grads = {});
+
+// Where one step of a walk finds its rows among the flat rows.
+struct WalkStep {
+  int64_t t;            // position in time
+  int64_t offset;       // first flat row
+  int64_t rows;         // rows alive (all B of them where lengths decides on the device)
+  int64_t prev_offset;  // the same of the step before, in walking order
+  int64_t prev_rows;    // 0 at the first step
+};
+std::vector<WalkStep> walk(const Layer& layer, bool reverse);
+
+// float for the 16-bit types, else the dtype itself: the cell state and all arithmetic.
+at::ScalarType state_dtype(at::ScalarType dtype);
+
+}  // namespace fastlstm

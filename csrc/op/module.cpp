@@ -1,0 +1,91 @@
+// The Python module fastlstm._C. Importing it registers the ops. Besides, it offers the forward op
+// as plain functions: the same calls through the dispatcher, some microseconds cheaper than
+// torch.ops, which matters when a call makes a single step.
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "cpu/scratch.h"
+#include "cpu/targets/kernels.h"
+#include "cuda/plan_module.h"
+#include "cuda/request.h"
+#include "op/batching.h"
+#include "op/call.h"
+
+namespace py = pybind11;
+
+namespace fastlstm {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#ifdef FASTLSTM_WITH_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cpu_capability"] = kernel_table().target;
+  return info;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
+    const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& h_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+    bool save_cells, bool recompute, const std::string& engine) {
+  py::gil_scoped_release no_gil;
+  auto [output, h_n, c_n, cells, gates] = call_lstm(
+      {input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
+      {save_cells, /*save_gates=*/false, recompute, engine});
+  return {output, h_n, c_n, cells};
+}
+
+// input [B,I], h and c [B,H]
+std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
+                                     const std::vector<Tensor>& weights,
+                                     const std::string& engine) {
+  py::gil_scoped_release no_gil;
+  // Without gradients the five views need no tracking, which costs as much as a small step.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+  if (!at::GradMode::is_enabled()) guard.emplace();
+  const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
+  const OptionalTensor none;
+  const auto result = call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
+                                {/*save_cells=*/false, /*save_gates=*/false, false, engine});
+  return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};
+}
+
+std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
+                                             const std::vector<size_t>& batched,
+                                             bool input_needs_grad, bool state_needs_grad,
+                                             const std::string& engine, bool per_row) {
+  py::gil_scoped_release no_gil;
+  return backward_of_samples(
+      {tensors, batched, {input_needs_grad, state_needs_grad, per_row}, engine});
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
+  m.def("build_info", &fastlstm::build_info,
+        "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("release_scratch", &fastlstm::release_scratch,
+        "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
+        "returns how many bytes.");
+  m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
+        py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
+        py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
+        py::arg("constants") = py::dict(),
+        "The engine that a layer would get on a CUDA device, which need not be here; "
+        "\"stepwise\" too where the persistent engine was asked for and cannot serve it.");
+  m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
+        "The constants of the CUDA planner's predictions, by name.");
+  m.def("free_sms", &fastlstm::free_sms,
+        "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
+  m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
+  m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
+  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples,
+        "torch.ops.fastlstm.lstm_backward with some tensors batched; see SampledBackward in "
+        "batching.h");
+}

@@ -1,0 +1,213 @@
+// The stepwise engine backward: the walk of a direction in reverse, one fused kernel and one GEMM a
+// step, and the gradients of the weights and of the input as GEMMs over all steps after it.
+#pragma once
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "forward.h"
+
+namespace fastlstm {
+namespace stepwise {
+
+// What both directions of a call share, flat over rows.
+template <typename A>
+struct BackwardCall {
+  const Layer& layer;
+  const GradientRequest request;
+  const Sizes sizes;
+  Tensor input, output;           // [R,I], zero after the end of each row; [R,D*P]
+  Tensor cells, gates;            // [D,R,H]; [D,R,4H] or undefined
+  Tensor d_output, d_cells, c_0;  // [R,D*P] and [D,R,H], or undefined; [D,B,H]
+  Tensor grad_input, grad_h_0, grad_c_0;
+
+  BackwardCall(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+               const GradientRequest& request)
+      : layer(layer), request(request), sizes(layer.sizes()) {
+    const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
+    const auto options = layer.input.options(), state_options = layer.state_options();
+    input = flat(without_padding(layer), R);
+    output = flat(saved.output, R);
+    cells = saved.cells.contiguous().view({sizes.directions, R, H});
+    if (saved.gates.defined()) gates = saved.gates.contiguous().view({sizes.directions, R, 4 * H});
+    if (grads.output.defined()) d_output = flat(grads.output, R);
+    if (grads.cells.defined())
+      d_cells = grads.cells.to(state_options).contiguous().view({sizes.directions, R, H});
+    c_0 = layer.c_0.to(state_options).contiguous();
+    grad_input = request.input ? at::empty({R, input.size(1)}, options) : at::empty({0}, options);
+    grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
+                                   : at::zeros(layer.h_0.sizes(), options);
+    grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
+                                   : at::zeros(layer.c_0.sizes(), state_options);
+  }
+};
+
+// One direction.
+template <typename T, typename A, typename Kernels>
+class BackwardWalk {
+ public:
+  // d_gates [R,4H]: where the gradients of the gates go.
+  BackwardWalk(BackwardCall<A>& call, int64_t d, const Tensor& d_gates)
+      : call_(call),
+        layer_(call.layer),
+        w_(call.layer.directions[d]),
+        d_(d),
+        sizes_(call.sizes),
+        steps_(walk(call.layer, d == 1)),
+        lengths_(contiguous_or_undefined(layer_.lengths)),
+        reset_(contiguous_or_undefined(layer_.reset)),
+        zoneout_(layer_),
+        d_gates_(d_gates),
+        gates_(call.gates.defined() ? call.gates[d] : d_gates),
+        h_prev_(Kernels::template previous_hidden<T>(layer_, d, of_direction(call.output), steps_)),
+        dy_(call.d_output.defined() ? of_direction(call.d_output) : Tensor()),
+        dh_(call.grad_h_0[d]),
+        dc_(call.grad_c_0[d]),
+        d_hidden_(dh_),
+        no_d_output_(at::zeros({sizes_.hidden_size}, layer_.input.options())),
+        no_d_cells_(at::zeros({sizes_.hidden_size}, layer_.state_options())) {
+    // Gates that were not saved are recomputed where their gradient takes their place.
+    if (!call.gates.defined()) make_gates<T, A, Kernels>(layer_, d, call.input, h_prev_, gates_);
+    if (layer_.normalizes()) norms_.emplace(w_, h_prev_, call.cells[d]);
+    if (layer_.projects()) {
+      projection_.emplace(layer_, d);
+      d_hidden_ = at::empty({sizes_.batch, sizes_.hidden_size}, layer_.input.options());
+      d_projected_ = at::empty({sizes_.flat_rows, sizes_.output_size}, layer_.input.options());
+    }
+    if (norms_ || projection_) keep_unprojected();
+  }
+
+  void run() {
+    for (auto at = steps_.rbegin(); at != steps_.rend(); ++at) {
+      Tensor dh_t = dh_.narrow(0, 0, at->rows);
+      if (projection_)
+        projection_->backward(*at, dy_.defined() ? rows(dy_, *at) : Tensor(), dh_t,
+                              rows(d_projected_, *at), d_hidden_.narrow(0, 0, at->rows));
+      const StepBackward<T, A> step = cells(*at);
+      if (norms_)
+        Kernels::backward_normed(norms_->step(step, at->offset));
+      else
+        Kernels::backward(step);
+      // Nothing but h_0 comes before the first step.
+      if (call_.request.state || at->prev_rows > 0) through_w_hh(*at, dh_t);
+    }
+  }
+
+  // As BackwardResult has them.
+  void append_gradients(std::vector<Tensor>& gradients) {
+    Tensor d_x_gates = d_gates_;
+    std::vector<Tensor> of_norms;
+    if (norms_)
+      std::tie(d_x_gates, of_norms) =
+          norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type());
+    if (call_.request.input) add_input_gradient(d_x_gates);
+    if (call_.request.per_row)
+      return gradients.push_back(
+          d_gates_.view_symint(layer_.sequence(4 * sizes_.hidden_size, false)));
+    gradients.push_back(at::mm(d_x_gates.t(), call_.input));
+    gradients.push_back(at::mm(d_h_gates().t(), h_prev_));
+    if (layer_.has_bias()) gradients.push_back(d_gates_.sum(0));
+    if (projection_) gradients.push_back(at::mm(d_projected_.t(), unprojected_));
+    gradients.insert(gradients.end(), of_norms.begin(), of_norms.end());
+  }
+
+ private:
+  Tensor of_direction(const Tensor& output) const {
+    return output.narrow(1, d_ * sizes_.output_size, sizes_.output_size);
+  }
+  static Tensor rows(const Tensor& flat, const WalkStep& at) {
+    return flat.narrow(0, at.offset, at.rows);
+  }
+  // Of W_hh h_{t-1}: with layer normalisation another one than that of the gates.
+  const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
+
+  // o * tanh(c) of all rows, for W_hr's gradient.
+  void keep_unprojected() {
+    Tensor c = fresh_cells(layer_, d_, gates_, call_.cells[d_], call_.c_0[d_], steps_);
+    if (norms_) c = norms_->normalize_cells(c);
+    const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
+    if (projection_) unprojected_ = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
+  }
+
+  StepBackward<T, A> cells(const WalkStep& at) const {
+    const int64_t hidden = sizes_.hidden_size;
+    const A* const all_cells = const_data<A>(call_.cells[d_]);
+    StepBackward<T, A> step;
+    static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
+    step.gates = const_data<T>(gates_) + at.offset * 4 * hidden;
+    step.cells = all_cells + at.offset * hidden;
+    step.prev_cells = all_cells + at.prev_offset * hidden;
+    step.c_0 = const_data<A>(call_.c_0[d_]);
+    const bool outside = dy_.defined() && !projection_;
+    step.d_output_stride = outside ? dy_.stride(0) : 0;
+    step.d_output = outside ? const_data<T>(dy_) + at.offset * step.d_output_stride
+                            : const_data<T>(no_d_output_);
+    step.d_cells_stride = call_.d_cells.defined() ? hidden : 0;
+    step.d_cells = call_.d_cells.defined() ? const_data<A>(call_.d_cells[d_]) + at.offset * hidden
+                                           : const_data<A>(no_d_cells_);
+    step.dh_state = data<T>(d_hidden_);
+    step.dc_state = data<A>(dc_);
+    step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
+    step.gates_stride = step.d_gates_stride = 4 * hidden;
+    step.cells_stride = step.prev_cells_stride = step.c_0_stride = hidden;
+    step.dh_state_stride = step.dc_state_stride = hidden;
+    step.zoneout = zoneout_.at(d_, at);
+    return step;
+  }
+
+  // dL/dh_{t-1}, except for rows that were reset before this step; rows that have ended keep
+  // theirs, since their d_gates are zero.
+  void through_w_hh(const WalkStep& at, Tensor& dh_t) const {
+    Tensor carried = rows(d_h_gates(), at);
+    if (layer_.reset) carried = carried.masked_fill(layer_.reset->select(0, at.t).unsqueeze(1), 0);
+    if (layer_.h_mask)
+      dh_t.addcmul_(at::mm(carried, w_.w_hh), layer_.h_mask->select(0, d_).narrow(0, 0, at.rows));
+    else
+      dh_t.addmm_(carried, w_.w_hh);
+  }
+
+  void add_input_gradient(const Tensor& d_x_gates) {
+    if (d_ == 0)
+      at::mm_out(call_.grad_input, d_x_gates, w_.w_ih);
+    else
+      call_.grad_input.addmm_(d_x_gates, w_.w_ih);
+  }
+
+  BackwardCall<A>& call_;
+  const Layer& layer_;
+  const Direction& w_;
+  int64_t d_;
+  Sizes sizes_;
+  std::vector<WalkStep> steps_;
+  Tensor lengths_, reset_;
+  ZoneoutRows<T> zoneout_;
+  Tensor d_gates_, gates_, h_prev_;
+  Tensor dy_, dh_, dc_;
+  Tensor d_hidden_;  // dL/d(o tanh(c)), which is dL/dh where nothing is projected
+  Tensor no_d_output_, no_d_cells_;
+  Tensor unprojected_, d_projected_;  // [R,H], [R,P]
+  std::optional<NormsBackward<T, A>> norms_;
+  std::optional<Projection> projection_;
+};
+
+}  // namespace stepwise
+
+template <typename T, typename A, typename Kernels>
+BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
+                                 const GradientRequest& request) {
+  stepwise::BackwardCall<A> call(layer, saved, grads, request);
+  std::vector<Tensor> grad_weights;
+  Tensor d_gates;
+  for (int64_t d = 0; d < call.sizes.directions; ++d) {
+    if (d == 0 || request.per_row)
+      d_gates =
+          at::empty({call.sizes.flat_rows, 4 * call.sizes.hidden_size}, layer.input.options());
+    stepwise::BackwardWalk<T, A, Kernels> walk(call, d, d_gates);
+    walk.run();
+    walk.append_gradients(grad_weights);
+  }
+  return {request.input ? call.grad_input.view(layer.input.sizes()) : call.grad_input,
+          call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
+}
+
+}  // namespace fastlstm

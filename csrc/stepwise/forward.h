@@ -1,0 +1,146 @@
+// The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
+// fused kernel for the cell equations. It takes every dtype, shape and option; a device brings only
+// struct Kernels: forward(StepForward), backward(StepBackward), their twins with layer
+// normalisation, and previous_hidden, for which the function of rows.h will do.
+//
+// No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
+#pragma once
+#include <optional>
+
+#include "input.h"
+#include "layer_norm.h"
+#include "projection.h"
+#include "rows.h"
+#include "zoneout.h"
+
+namespace fastlstm {
+namespace stepwise {
+
+// What the op returns, flat over rows.
+struct ForwardTensors {
+  Tensor output;  // [R,D*P]
+  Tensor h_n, c_n;
+  Tensor cells;  // [D,R,H], or [0,R,H]
+  Tensor gates;  // [D,R,4H], or undefined
+
+  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, const Tensor& given_gates)
+      : gates(given_gates) {
+    const Sizes s = layer.sizes();
+    const auto options = layer.input.options();
+    output = at::empty({s.flat_rows, s.directions * s.output_size}, options);
+    h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
+    c_n = layer.c_0.to(layer.state_options(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+    cells = at::empty({save_cells ? s.directions : 0, s.flat_rows, s.hidden_size},
+                      layer.state_options());
+    if (save_gates && !gates.defined())
+      gates = at::empty({s.directions, s.flat_rows, 4 * s.hidden_size}, options);
+  }
+
+  ForwardResult result(const Layer& layer, bool save_cells, bool save_gates) const {
+    const auto shaped = [&](bool wanted, const Tensor& flat, bool per_direction) {
+      if (!wanted) return at::empty({0}, flat.defined() ? flat.options() : output.options());
+      return flat.view_symint(layer.sequence(flat.size(-1), per_direction));
+    };
+    return {shaped(true, output, false), h_n, c_n.to(layer.c_0.scalar_type()),
+            shaped(save_cells, cells, true), shaped(save_gates, gates, true)};
+  }
+};
+
+// The walk of one direction.
+template <typename T, typename A, typename Kernels>
+class ForwardWalk {
+ public:
+  // x_gates [R,4H] holds the input's part, and in the end the activated gates.
+  ForwardWalk(const Layer& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
+      : layer_(layer),
+        d_(d),
+        sizes_(layer.sizes()),
+        lengths_(contiguous_or_undefined(layer.lengths)),
+        reset_(contiguous_or_undefined(layer.reset)),
+        zoneout_(layer),
+        x_gates_(x_gates),
+        h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
+        h_(to.h_n[d]),
+        c_(to.c_n[d]),
+        y_(to.output.narrow(1, d * sizes_.output_size, sizes_.output_size)),
+        cells_(to.cells.size(0) ? to.cells[d] : Tensor()),
+        hidden_state_(h_) {
+    const Direction& w = layer.directions[d];
+    if (layer.normalizes()) norms_.emplace(w, sizes_.batch);
+    if (!layer.projects()) return;
+    projection_.emplace(layer, d);
+    hidden_state_ = at::zeros({sizes_.batch, sizes_.hidden_size}, layer.input.options());
+  }
+
+  void run() {
+    for (const WalkStep& at : walk(layer_, d_ == 1)) {
+      Tensor from_h = h_gates_.narrow(0, 0, at.rows);
+      const Tensor h_t = h_.narrow(0, 0, at.rows);
+      at::mm_out(from_h, masked(h_t), layer_.directions[d_].w_hh.t());
+      const StepForward<T, A> step = cells(at, from_h);
+      if (norms_)
+        Kernels::forward_normed(norms_->forward(step));
+      else
+        Kernels::forward(step);
+      if (projection_)
+        projection_->forward(at, hidden_state_.narrow(0, 0, at.rows),
+                             y_.narrow(0, at.offset, at.rows), h_t);
+    }
+  }
+
+ private:
+  Tensor masked(const Tensor& h_t) const {
+    return layer_.h_mask ? h_t * layer_.h_mask->select(0, d_).narrow(0, 0, h_t.size(0)) : h_t;
+  }
+
+  StepForward<T, A> cells(const WalkStep& at, const Tensor& from_h) const {
+    const int64_t hidden = sizes_.hidden_size, output_stride = y_.stride(0);
+    StepForward<T, A> step;
+    static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
+    step.x_gates = step.gates = data<T>(x_gates_) + at.offset * 4 * hidden;
+    step.h_gates = const_data<T>(from_h);
+    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
+    step.c_state = data<A>(c_);
+    step.cells = cells_.defined() ? data<A>(cells_) + at.offset * hidden : step.c_state;
+    step.h_state = data<T>(hidden_state_);
+    step.c_state_stride = step.cells_stride = step.h_state_stride = hidden;
+    step.output = projection_ ? step.h_state : data<T>(y_) + at.offset * output_stride;
+    step.output_stride = projection_ ? hidden : output_stride;
+    step.zoneout = zoneout_.at(d_, at);
+    return step;
+  }
+
+  const Layer& layer_;
+  int64_t d_;
+  Sizes sizes_;
+  Tensor lengths_, reset_;
+  ZoneoutRows<T> zoneout_;
+  Tensor x_gates_, h_gates_;
+  Tensor h_, c_, y_, cells_;
+  Tensor hidden_state_;  // o tanh(c), which is h where nothing is projected
+  std::optional<StepNorms<T, A>> norms_;
+  std::optional<Projection> projection_;
+};
+
+}  // namespace stepwise
+
+// gates [D,R,4H], or undefined: memory for them, which holds the input's part (multiply_input) of
+// the first `multiplied` directions already.
+template <typename T, typename A, typename Kernels>
+ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
+                               const Tensor& gates = {}, int64_t multiplied = 0) {
+  const Sizes s = layer.sizes();
+  const Tensor input = stepwise::flat(layer.input, s.flat_rows);
+  const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
+  for (int64_t d = 0; d < s.directions; ++d) {
+    // Activated gates overwrite the pre-activations, saved or not.
+    Tensor x_gates = to.gates.defined()
+                         ? to.gates[d]
+                         : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
+    if (d >= multiplied) stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
+    stepwise::ForwardWalk<T, A, Kernels>(layer, d, to, x_gates).run();
+  }
+  return to.result(layer, save_cells, save_gates);
+}
+
+}  // namespace fastlstm

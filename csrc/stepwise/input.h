@@ -1,0 +1,57 @@
+// Products outside the walk: the input's part of the gates, and gates that were not saved.
+#pragma once
+#include "layer_norm.h"
+#include "rows.h"
+
+namespace fastlstm {
+namespace stepwise {
+
+inline OptionalTensor bias_of(const Direction& w) {
+  return w.b_ih.defined() ? OptionalTensor(w.b_ih + w.b_hh) : std::nullopt;
+}
+
+// x W_ih^T + b of every flat row into x_gates [R,4H]; where the layer normalizes, LN(x W_ih^T) + b.
+inline void multiply_input(const Layer& layer, const Direction& w, const Tensor& input,
+                           Tensor& x_gates) {
+  if (layer.normalizes())
+    x_gates.copy_(RowNorm(at::mm(input, w.w_ih.t()), w.gain_ih, bias_of(w)).y());
+  else if (layer.has_bias())
+    at::addmm_out(x_gates, *bias_of(w), input, w.w_ih.t());
+  else
+    at::mm_out(x_gates, input, w.w_ih.t());
+}
+
+// The activated gates of all flat rows, recomputed from the input and from what W_hh sees, h_prev
+// [R,P]. Since every h_{t-1} is known, there is no walk: the kernel takes many rows for
+// one step, and what it says of c and h is dropped.
+template <typename T, typename A, typename Kernels>
+void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor& h_prev,
+                Tensor gates) {
+  constexpr int64_t kRowsAtOnce = 2048;
+  const Direction& w = layer.directions[d];
+  const int64_t flat_rows = gates.size(0), hidden = layer.hidden_size.expect_int();
+  multiply_input(layer, w, input, gates);
+  const int64_t chunk = std::min(flat_rows, kRowsAtOnce);
+  Tensor h_gates = at::empty({chunk, 4 * hidden}, gates.options());
+  Tensor c = at::zeros({chunk, hidden}, gates.options().dtype(state_dtype(gates.scalar_type())));
+  Tensor h = at::empty({chunk, hidden}, gates.options());
+  for (int64_t first = 0; first < flat_rows; first += chunk) {
+    StepForward<T, A> step{};
+    step.rows = std::min(chunk, flat_rows - first), step.hidden_size = hidden;
+    Tensor from_h = h_gates.narrow(0, 0, step.rows);
+    at::mm_out(from_h, h_prev.narrow(0, first, step.rows), w.w_hh.t());
+    step.x_gates = step.gates = data<T>(gates) + first * 4 * hidden;
+    step.h_gates = const_data<T>(from_h);
+    step.c_state = step.cells = data<A>(c);
+    step.h_state = step.output = data<T>(h);
+    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
+    step.c_state_stride = step.cells_stride = step.h_state_stride = step.output_stride = hidden;
+    if (layer.normalizes())
+      Kernels::forward_normed(StepNorms<T, A>(w, step.rows).forward(step));
+    else
+      Kernels::forward(step);
+  }
+}
+
+}  // namespace stepwise
+}  // namespace fastlstm

@@ -1,0 +1,113 @@
+// Layer normalisation around the stepwise walk, in ATen: what stands outside the loop (the norm of
+// W_ih x, the gradients of gains and biases) and what the row kernels of layer_norm_step.h get.
+// Norms are computed in the state dtype.
+#pragma once
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "../equations/layer_norm_step.h"
+#include "../op/layer.h"
+#include "../pointers.h"
+
+namespace fastlstm {
+
+// y = (x - mean) * scale * gain + bias over the last dimension of x [R,size].
+class RowNorm {
+ public:
+  RowNorm(const Tensor& x, const Tensor& gain, const OptionalTensor& bias)
+      : x_(x.to(state_dtype(x.scalar_type()))), gain_(gain.to(x_.scalar_type())) {
+    const OptionalTensor shift = bias ? OptionalTensor(bias->to(x_.scalar_type())) : std::nullopt;
+    std::tie(y_, mean_, scale_) =
+        at::native_layer_norm(x_, {x.size(-1)}, gain_, shift, kNormEpsilon);
+  }
+  const Tensor& y() const { return y_; }
+  // The gradients of x, gain and bias from that of y.
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_y) const {
+    return at::native_layer_norm_backward(d_y.to(x_.scalar_type()), x_, {x_.size(-1)}, mean_,
+                                          scale_, gain_, gain_, {true, true, true});
+  }
+
+ private:
+  Tensor x_, gain_, y_, mean_, scale_;
+};
+
+// What the row kernels need besides a plain step.
+template <typename T, typename A>
+class StepNorms {
+ public:
+  StepNorms(const Direction& w, int64_t rows)
+      : gain_hh_(w.gain_hh.contiguous()),
+        gain_c_(w.gain_c.contiguous()),
+        bias_c_(w.bias_c.contiguous()),
+        cells_(at::empty({rows, gain_c_.size(0)},
+                         gain_c_.options().dtype(state_dtype(gain_c_.scalar_type())))) {}
+
+  NormForward<T, A> forward(const StepForward<T, A>& step) const {
+    return {step, gain(), const_data<T>(gain_c_), bias(), data<A>(cells_), inverse_size()};
+  }
+  // h_gates, d_h_gates [R,4H] and d_cells [R,H] of all flat rows, of which the step begins at one.
+  NormBackward<T, A> backward(const StepBackward<T, A>& step, int64_t offset, const Tensor& h_gates,
+                              const Tensor& d_h_gates, const Tensor& d_cells) const {
+    return {step,
+            gain(),
+            const_data<T>(gain_c_),
+            bias(),
+            const_data<T>(h_gates) + offset * h_gates.size(1),
+            data<T>(d_h_gates) + offset * d_h_gates.size(1),
+            data<A>(d_cells) + offset * d_cells.size(1),
+            inverse_size()};
+  }
+
+ private:
+  A inverse_size() const { return A(1) / A(gain_c_.size(0)); }
+  const T* gain() const { return const_data<T>(gain_hh_); }
+  const T* bias() const { return const_data<T>(bias_c_); }
+
+  Tensor gain_hh_, gain_c_, bias_c_, cells_;
+};
+
+// Backward of one direction: what the walk needs, and the gradients after it.
+template <typename T, typename A>
+class NormsBackward {
+ public:
+  NormsBackward(const Direction& w, const Tensor& h_prev, const Tensor& cells)
+      : w_(w),
+        steps_(w, 0),
+        h_gates_(at::mm(h_prev, w.w_hh.t())),
+        d_h_gates_(at::empty_like(h_gates_)),
+        d_normed_cells_(at::empty_like(cells)) {}
+
+  // The cells [R,H] before zoneout, normalised.
+  const Tensor& normalize_cells(const Tensor& cells) {
+    return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
+  }
+  NormBackward<T, A> step(const StepBackward<T, A>& step, int64_t offset) const {
+    return steps_.backward(step, offset, h_gates_, d_h_gates_, d_normed_cells_);
+  }
+  // dL/d(W_hh h_{t-1}) of all rows, after the walk.
+  const Tensor& d_h_gates() const { return d_h_gates_; }
+
+  // dL/d(W_ih x) of all rows, and the gradients of gain_ih, gain_hh, gain_c and bias_c.
+  std::pair<Tensor, std::vector<Tensor>> gradients(const Tensor& input, const OptionalTensor& bias,
+                                                   const Tensor& d_gates,
+                                                   at::ScalarType dtype) const {
+    const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
+    const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
+    const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
+    const auto [d_c, d_gain_c, d_bias_c] = cells_->backward(d_normed_cells_);
+    std::vector<Tensor> found;
+    for (const Tensor& gradient : {d_gain_ih, d_gain_hh, d_gain_c, d_bias_c})
+      found.push_back(gradient.to(dtype));
+    return {d_x.to(dtype), found};
+  }
+
+ private:
+  const Direction& w_;
+  StepNorms<T, A> steps_;
+  Tensor h_gates_, d_h_gates_, d_normed_cells_;
+  std::optional<RowNorm> cells_;
+};
+
+}  // namespace fastlstm

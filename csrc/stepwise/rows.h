@@ -1,0 +1,99 @@
+// The rows of a layer as tensors: flat in time order, one step of them, those of the step before.
+// No host synchronisation here, so a CUDA graph can capture it.
+#pragma once
+#include <algorithm>
+
+#include "../equations/lstm_math.h"
+#include "../equations/lstm_params.h"
+#include "../op/layer.h"
+#include "../pointers.h"
+
+namespace fastlstm {
+namespace stepwise {
+
+// [R,...] row-major in time order, however the caller's strides run.
+inline Tensor flat(const Tensor& sequence, int64_t rows) {
+  return sequence.contiguous().view({rows, sequence.size(-1)});
+}
+
+inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const Tensor& lengths,
+                    const Tensor& reset) {
+  return {at.t,
+          at.rows,
+          layer.hidden_size.expect_int(),
+          at.prev_rows,
+          reverse,
+          lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
+          reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
+}
+
+inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
+  return tensor ? tensor->contiguous() : Tensor();
+}
+
+// [T,B,1] whether a row is alive at a step, or undefined without lengths.
+inline Tensor live_mask(const Layer& layer) {
+  if (!layer.lengths) return {};
+  const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
+  return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
+}
+
+// The input with zeros behind `lengths`: whatever stands there (NaN, say) must not reach a weight's
+// gradient as 0 * NaN.
+inline Tensor without_padding(const Layer& layer) {
+  const Tensor live = live_mask(layer);
+  return live.defined() ? layer.input.masked_fill(live.logical_not(), 0) : layer.input;
+}
+
+// The rows of one step of [D,T,B,size] or [D,R,size].
+inline Tensor rows_of_step(const Tensor& tensor, int64_t d, const WalkStep& at) {
+  const Tensor all = tensor.select(0, d);
+  return all.dim() == 3 ? all.select(0, at.t) : all.narrow(0, at.offset, at.rows);
+}
+
+// The state before every flat row, from the states [R,size] after them: those one step earlier in
+// walking order, the initial state [B,size] where a row starts, zero where it was reset.
+inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, const Tensor& initial,
+                       const std::vector<WalkStep>& steps) {
+  Tensor before = at::empty_like(states, at::MemoryFormat::Contiguous);
+  for (const WalkStep& at : steps) {
+    Tensor rows = before.narrow(0, at.offset, at.rows);
+    const int64_t carried = std::min(at.rows, at.prev_rows);
+    if (carried > 0) rows.narrow(0, 0, carried).copy_(states.narrow(0, at.prev_offset, carried));
+    if (carried < at.rows)
+      rows.narrow(0, carried, at.rows - carried)
+          .copy_(initial.narrow(0, carried, at.rows - carried));
+  }
+  if (layer.packed()) return before;
+  const int64_t steps_count = layer.steps.expect_int();
+  Tensor by_step = before.view({steps_count, layer.batch.expect_int(), states.size(-1)});
+  if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
+    const auto t = at::arange(steps_count, layer.lengths->options()).view({-1, 1, 1});
+    const auto last = layer.lengths->view({1, -1, 1}) - 1;
+    by_step.copy_(at::where(t.eq(last), initial.unsqueeze(0), by_step));
+  }
+  if (layer.reset) by_step.masked_fill_(layer.reset->unsqueeze(2), 0);
+  return before;
+}
+
+// h_{t-1} of every flat row [R,P] as W_hh sees it: times h_mask.
+inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
+                              const std::vector<WalkStep>& steps) {
+  Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d), steps);
+  if (layer.h_mask)
+    for (const WalkStep& at : steps)
+      h_prev.narrow(0, at.offset, at.rows).mul_(layer.h_mask->select(0, d).narrow(0, 0, at.rows));
+  return h_prev;
+}
+
+// c before zoneout, of every flat row [R,H], from the saved cells, which are those behind it.
+inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
+                          const Tensor& c_0, const std::vector<WalkStep>& steps) {
+  if (!layer.zoneout_c) return cells;
+  const auto parts = gates.to(cells.scalar_type()).chunk(4, -1);
+  return next_cell(Gates<Tensor>{parts[0], parts[1], parts[2], parts[3]},
+                   previous(layer, d, cells, c_0, steps));
+}
+
+}  // namespace stepwise
+}  // namespace fastlstm

@@ -1,0 +1,34 @@
+// Zoneout as the kernels of a step see it.
+#pragma once
+#include "rows.h"
+
+namespace fastlstm {
+namespace stepwise {
+
+// Zoneout as the kernels see it. After a projection h is zoned out by the walk itself.
+template <typename T>
+class ZoneoutRows {
+ public:
+  explicit ZoneoutRows(const Layer& layer) {
+    if (!layer.zones_out()) return;
+    none_ = at::zeros({layer.hidden_size.expect_int()}, layer.input.options());
+    if (!layer.projects()) h_ = contiguous_or_undefined(layer.zoneout_h);
+    c_ = contiguous_or_undefined(layer.zoneout_c);
+  }
+  Zoneout<T> at(int64_t d, const WalkStep& at) const {
+    if (!none_.defined()) return {};
+    const auto rows = [&](const Tensor& shares) {
+      const Tensor found = shares.defined() ? rows_of_step(shares, d, at) : none_;
+      return const_data<T>(found);
+    };
+    const int64_t stride = none_.size(0);
+    return {rows(h_), rows(c_), h_.defined() ? stride : 0, c_.defined() ? stride : 0};
+  }
+  Zoneout<T> all(int64_t d) const { return at(d, {0, 0, 1, 0, 0}); }  // from the first flat row on
+
+ private:
+  Tensor none_, h_, c_;
+};
+
+}  // namespace stepwise
+}  // namespace fastlstm
