@@ -20,8 +20,13 @@ from fastlstm import _build
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A stand-in for csrc that compiles in seconds.
-MODULE = "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_C, m) { m.doc() = nullptr; }\n"
+# A stand-in for csrc that compiles in seconds: a module, and the op that fastlstm gives a rule.
+MODULE = """
+#include <torch/library.h>
+#include <pybind11/pybind11.h>
+TORCH_LIBRARY(fastlstm, m) { m.def("lstm_backward(Tensor x) -> Tensor"); }
+PYBIND11_MODULE(_C, m) { m.doc() = nullptr; }
+"""
 
 # Runs in a fresh interpreter against an installed copy.
 FORWARD_EQUALS_TORCH = """
