@@ -15,7 +15,7 @@ class CellsForward {
 
  public:
   explicit CellsForward(int64_t hidden_size)
-      : hidden_size_(hidden_size), sums_(product_, kTilesOfRows * product_.rows, 4) {}
+      : hidden_size_(hidden_size), sums_(product_, whole_tiles(kRows), 4) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -38,7 +38,9 @@ class CellsForward {
   }
 
  private:
-  static constexpr int64_t kTilesOfRows = 2;
+  static constexpr int64_t kRows = 12;  // at a time
+  int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
+
   const Product<T>& product_ = *kernels<T>().product;
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
@@ -61,8 +63,7 @@ class CellsBackward {
 
  public:
   explicit CellsBackward(int64_t hidden_size)
-      : hidden_size_(hidden_size),
-        sums_(product_, kTilesOfRows * product_.rows, product_.vectors) {}
+      : hidden_size_(hidden_size), sums_(product_, whole_tiles(kRows), product_.vectors) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
@@ -82,7 +83,9 @@ class CellsBackward {
 
  private:
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
-  static constexpr int64_t kTilesOfRows = 16, kPieceOfPanel = 1024;
+  static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
+  int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
+
   const Product<T>& product_ = *kernels<T>().product;
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "cpu/products/brgemm.h"
+
 namespace fastlstm {
 
 namespace baseline {
@@ -27,8 +29,10 @@ static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   if (capability.rfind("AVX512", 0) == 0) {
     KernelTable table = avx512::table;
-    if (__builtin_cpu_supports("avx512bf16"))
-      table.BFloat16.product = &avx512_bf16::product, table.BFloat16.cell = &avx512_bf16::cell;
+    if (!__builtin_cpu_supports("avx512bf16")) return table;
+    table.BFloat16.product =
+        has_amx() ? brgemm_product(avx512_bf16::product) : &avx512_bf16::product;
+    table.BFloat16.cell = &avx512_bf16::cell;
     return table;
   }
   if (capability == "AVX2") return avx2::table;

@@ -1,0 +1,119 @@
+// oneDNN's micro-kernel wants rows of A and of C at one stride. Rows that lie elsewhere (the first
+// step, rows after a reset) are copied; a few hundred bytes each, beside a product of their square.
+// Sums are in float32, in the order of the micro-kernel. What bounds it is loading tiles of A and
+// of the panel from the L1 and L2 caches.
+#include "cpu/products/brgemm.h"
+
+#include <ATen/cpu/Utils.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "pointers.h"
+
+namespace fastlstm {
+
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
+namespace {
+
+using at::native::cpublas::brgemm;
+
+// The distance between neighbouring rows, or 0 if they have no common one.
+template <typename T>
+int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
+  if (count == 1) return otherwise;
+  const int64_t stride = rows[1] - rows[0];
+  for (int64_t r = 2; r < count; ++r)
+    if (rows[r] - rows[r - 1] != stride) return 0;
+  return stride > 0 ? stride : 0;
+}
+
+// Rows of A at one stride, K rounded up to whole pairs.
+class Factor {
+ public:
+  Factor(const bfloat16* const* a, int64_t rows, int64_t k_begin, int64_t K)
+      : K_(K + K % 2), stride_(K % 2 ? 0 : common_stride(a, rows, K)), first_(a[0] + k_begin) {
+    if (stride_ >= K_) return;
+    static thread_local std::vector<bfloat16> copy;  // grows to the largest product of a thread
+    copy.resize(rows * K_);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(a[r] + k_begin, K, &copy[r * K_]);
+      if (K % 2) copy[r * K_ + K] = bfloat16(0.0f);
+    }
+    first_ = copy.data(), stride_ = K_;
+  }
+  int64_t K() const { return K_; }
+  int64_t stride() const { return stride_; }
+  const at::BFloat16* data() const { return reinterpret_cast<const at::BFloat16*>(first_); }
+
+ private:
+  int64_t K_, stride_;
+  const bfloat16* first_;
+};
+
+constexpr int64_t kRows = 32;  // of two tiles of AMX
+
+// sums [rows][columns] of a product, `stride` apart.
+void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
+         int64_t stride, bool accumulate) {
+  const int64_t width = shape.vectors * 16;
+  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, accumulate, a.data(),
+         reinterpret_cast<const at::BFloat16*>(panel), sums);
+}
+
+// Through a buffer of sums, of kRows rows at a time: C rounded or not.
+template <typename C>
+void multiply_buffered(const PanelProduct<bfloat16, C>& p) {
+  alignas(64) float sums[kRows * 64];
+  const int64_t columns = p.shape.columns, first = p.shape.first_column;
+  for (int64_t r = 0; r < p.rows; r += kRows) {
+    const int64_t some = std::min(kRows, p.rows - r);
+    sum(Factor(p.a + r, some, p.k_begin, p.K), some, p.panel, p.shape, sums, columns, false);
+    for (int64_t i = 0; i < some; ++i) {
+      C* const c = p.c[r + i] + first;
+      for (int64_t n = 0; n < columns; ++n) {
+        const float before = p.accumulate ? float(c[n]) : p.bias ? p.bias[first + n] : 0.0f;
+        c[n] = C(before + sums[i * columns + n]);
+      }
+    }
+  }
+}
+
+void multiply(const PanelProduct<bfloat16, float>& p) {
+  const int64_t stride = common_stride(p.c, p.rows, p.shape.columns);
+  if (p.bias || stride < p.shape.columns) return multiply_buffered(p);
+  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + p.shape.first_column,
+      stride, p.accumulate);
+}
+
+void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
+  prefetch->fetch();
+  multiply(p);
+}
+
+}  // namespace
+
+const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
+  static const Product<bfloat16> product = [&base] {
+    Product<bfloat16> made = base;
+    made.rows = kRows;
+    made.multiply = multiply;
+    made.multiply_and_fetch = multiply_and_fetch;
+    made.multiply_rounded = multiply_buffered<bfloat16>;
+    made.end_thread = [] { at::native::cpublas::brgemm_release(true); };
+    return made;
+  }();
+  return &product;
+}
+
+bool has_amx() {
+  static const bool has = at::cpu::init_amx() && at::native::cpublas::could_pack(at::kBFloat16);
+  return has;
+}
+#else
+const Product<bfloat16>* brgemm_product(const Product<bfloat16>&) { return nullptr; }
+bool has_amx() { return false; }
+#endif
+
+}  // namespace fastlstm

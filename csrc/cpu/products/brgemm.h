@@ -1,0 +1,14 @@
+// The product of bfloat16 by oneDNN's micro-kernel, which uses AMX where there is AMX.
+#pragma once
+#include "cpu/products/product.h"
+
+namespace fastlstm {
+
+// What packs, transposes and sums comes from `base`, whose panels of pairs the micro-kernel takes
+// as they are. Nothing where this torch has no such micro-kernel.
+const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base);
+
+// Whether the processor multiplies bfloat16 by AMX, and the system lets this process do so.
+bool has_amx();
+
+}  // namespace fastlstm
