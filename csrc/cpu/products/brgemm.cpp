@@ -52,7 +52,7 @@ class Factor {
   const bfloat16* first_;
 };
 
-constexpr int64_t kRows = 32;  // of two tiles of AMX
+constexpr int64_t kRows = 64;  // four tiles of AMX: a panel is loaded once for them
 
 // sums [rows][columns] of a product, `stride` apart.
 void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
@@ -81,10 +81,13 @@ void multiply_buffered(const PanelProduct<bfloat16, C>& p) {
 }
 
 void multiply(const PanelProduct<bfloat16, float>& p) {
-  const int64_t stride = common_stride(p.c, p.rows, p.shape.columns);
-  if (p.bias || stride < p.shape.columns) return multiply_buffered(p);
-  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + p.shape.first_column,
-      stride, p.accumulate);
+  const int64_t columns = p.shape.columns, first = p.shape.first_column;
+  const int64_t stride = common_stride(p.c, p.rows, columns);
+  if (stride < columns) return multiply_buffered(p);
+  if (p.bias)  // the sums start from it
+    for (int64_t r = 0; r < p.rows; ++r) std::copy_n(p.bias + first, columns, p.c[r] + first);
+  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + first, stride,
+      p.accumulate || p.bias);
 }
 
 void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
