@@ -54,40 +54,41 @@ class Factor {
 
 constexpr int64_t kRows = 64;  // four tiles of AMX: a panel is loaded once for them
 
-// sums [rows][columns] of a product, `stride` apart.
+// [rows][columns] of a product, rows `stride` apart. The sums start from zero, so that their bits
+// do not depend on what they are added to.
 void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
-         int64_t stride, bool accumulate) {
+         int64_t stride) {
   const int64_t width = shape.vectors * 16;
-  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, accumulate, a.data(),
+  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, /*add_C=*/false, a.data(),
          reinterpret_cast<const at::BFloat16*>(panel), sums);
 }
 
-// Through a buffer of sums, of kRows rows at a time: C rounded or not.
+// Through a buffer of sums, kRows rows at a time: C rounded or not.
 template <typename C>
 void multiply_buffered(const PanelProduct<bfloat16, C>& p) {
   alignas(64) float sums[kRows * 64];
-  const int64_t columns = p.shape.columns, first = p.shape.first_column;
+  const int64_t columns = p.shape.columns;
   for (int64_t r = 0; r < p.rows; r += kRows) {
     const int64_t some = std::min(kRows, p.rows - r);
-    sum(Factor(p.a + r, some, p.k_begin, p.K), some, p.panel, p.shape, sums, columns, false);
+    sum(Factor(p.a + r, some, p.k_begin, p.K), some, p.panel, p.shape, sums, columns);
     for (int64_t i = 0; i < some; ++i) {
-      C* const c = p.c[r + i] + first;
-      for (int64_t n = 0; n < columns; ++n) {
-        const float before = p.accumulate ? float(c[n]) : p.bias ? p.bias[first + n] : 0.0f;
-        c[n] = C(before + sums[i * columns + n]);
-      }
+      C* const c = p.c[r + i] + p.shape.first_column;
+      const float* const row = sums + i * columns;
+      if (p.accumulate)
+        for (int64_t n = 0; n < columns; ++n) c[n] = C(float(c[n]) + row[n]);
+      else if (p.bias)
+        for (int64_t n = 0; n < columns; ++n) c[n] = C(p.bias[p.shape.first_column + n] + row[n]);
+      else
+        for (int64_t n = 0; n < columns; ++n) c[n] = C(row[n]);
     }
   }
 }
 
 void multiply(const PanelProduct<bfloat16, float>& p) {
-  const int64_t columns = p.shape.columns, first = p.shape.first_column;
-  const int64_t stride = common_stride(p.c, p.rows, columns);
-  if (stride < columns) return multiply_buffered(p);
-  if (p.bias)  // the sums start from it
-    for (int64_t r = 0; r < p.rows; ++r) std::copy_n(p.bias + first, columns, p.c[r] + first);
-  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + first, stride,
-      p.accumulate || p.bias);
+  const int64_t stride = common_stride(p.c, p.rows, p.shape.columns);
+  if (p.accumulate || p.bias || stride < p.shape.columns) return multiply_buffered(p);
+  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + p.shape.first_column,
+      stride);
 }
 
 void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
