@@ -299,7 +299,7 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str], columns: int = 3
     for axes, (picture, caption) in zip(grid.flat, captions.items(), strict=False):
         axes.imshow(_picture(picture), interpolation="lanczos")
         title = _fill(caption, 38)
-        axes.set_title(title, y=-0.02, va="top", fontsize=11, parse_math=False)
+        axes.set_title(title, y=-0.04, pad=0, va="top", fontsize=11, parse_math=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=90))
     plt.close(figure)
 
