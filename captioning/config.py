@@ -90,7 +90,6 @@ class TrainConfig:
     schedule: "cosine" or "constant".
     clip_norm: the largest norm of the gradient; 0 for no limit.
     label_smoothing: share of the target spread over the vocabulary.
-    feature_dropout: share of the CNN's features dropped before encoder.linear.
     scheduled_sampling: probability, in the last epoch, of feeding the model's own words; it rises
         linearly from 0 in the first.
     ema: validate and keep a running average of the weights of about 1 / (1 - ema) steps
@@ -112,7 +111,6 @@ class TrainConfig:
     schedule: str = "cosine"
     clip_norm: float = 5.0
     label_smoothing: float = 0.0
-    feature_dropout: float = 0.0
     scheduled_sampling: float = 0.0
     ema: float = 0.0
     patience: int = 0
@@ -127,7 +125,7 @@ class TrainConfig:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)
         check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
         check_at_least(self, seed=-LIMIT)
-        check_share(self, "label_smoothing", "feature_dropout", "scheduled_sampling", "ema")
+        check_share(self, "label_smoothing", "scheduled_sampling", "ema")
         if not 0 < self.learning_rate < math.inf:
             raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.self_critical == 1:

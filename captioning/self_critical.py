@@ -52,7 +52,7 @@ class SelfCriticalTrainer(Trainer):
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
         share = slice(here.rank, None, here.world)
         pictures = indices[share]
-        features = self.features(indices)[share]
+        features = self.table.read(pictures).to(here.device)
         self.model.eval()
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)

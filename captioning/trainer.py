@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -147,11 +146,6 @@ class Trainer:
             dist.all_reduce(metric)
         return metric.item()
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features of pictures with some dropped, the same ones in every process."""
-        features = self.table.read(images)
-        return F.dropout(features, self.config.feature_dropout).to(self.here.device)
-
     def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
         """What to minimise.
 
@@ -168,12 +162,11 @@ class Trainer:
         tokens = int((batch.lengths - 1).sum())
         share = slice(here.rank, None, here.world)
         lengths = batch.lengths[share]
-        features = self.features(batch.images)
         torch.manual_seed(torch.initial_seed() * 1009 + here.rank)  # other dropout in each process
         self.model.train()
         with self.autocast():
             loss, nll = self.parallel(
-                features,
+                self.table.read(batch.images).to(here.device),
                 batch.rows[share].to(here.device),
                 batch.captions[share, : int(lengths[0])].to(here.device),
                 lengths,

@@ -288,18 +288,6 @@ def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypa
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
-def test_features_are_dropped_anew_in_each_step(new_checkpoint, data):
-    pictures = torch.arange(40)
-    whole = data.train.read(pictures)
-    trainer = Trainer(new_checkpoint(), replace(FAST, feature_dropout=0.25), data.train)
-    first, second = (trainer.features(pictures) for _ in range(2))
-    assert not first.equal(second)
-    kept = first != 0
-    torch.testing.assert_close(first[kept], whole[kept] / 0.75)
-    lost = (first == 0).sum() - (whole == 0).sum()
-    assert lost.item() == pytest.approx(whole.count_nonzero().item() / 4, rel=0.1)
-
-
 def test_gradients_are_clipped(new_checkpoint, data):
     trainer = Trainer(new_checkpoint(), replace(FAST, clip_norm=1e-3), data.train)
     trainer.train_step(torch.arange(40), 10)
