@@ -473,6 +473,24 @@ def test_cell_over_time_is_the_module(route: Route) -> None:
 
 
 @every_route
+def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
+    """Rows of an episode that begins are often zeroed in place."""
+    ours, theirs = cells(route)
+    x = draw(route, 4, 2, 3)
+    found = []
+    for cell in (ours, theirs):
+        hx = cell(x[0])
+        for t in range(1, 4):
+            for state in hx:
+                state[t % 2] = 0
+            hx = cell(x[t], hx)
+        hx[0].mul_(2)
+        (hx[0].sin().sum() + hx[1].sum()).backward()
+        found.append([*hx, *(p.grad for p in cell.parameters())])
+    torch.testing.assert_close(*found, **CLOSE)
+
+
+@every_route
 def test_cell_functional_call_and_parametrization(route: Route) -> None:
     ours, theirs = cells(route)
     x = draw(route, 4, 3)

@@ -51,7 +51,8 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   const OptionalTensor none;
   const auto result = call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
                                 {/*save_cells=*/false, /*save_gates=*/false, false, engine});
-  return {std::get<0>(result).squeeze(0), std::get<2>(result).squeeze(0)};
+  // Backward needs the output again, so that the user may not write to it; h_n is theirs alone.
+  return {std::get<1>(result).squeeze(0), std::get<2>(result).squeeze(0)};
 }
 
 std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
