@@ -22,6 +22,13 @@ from . import _build, reference
 _Dims = tuple[int | None, ...]
 
 
+def functionalizes() -> bool:
+    """Whether torch.func.functionalize is among the active transforms: it knows no `Function`."""
+    key = torch._C._functorch.TransformType.Functionalize
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(transform.key() == key for transform in stack)
+
+
 def lstm_layer(
     input: Tensor,
     h_0: Tensor,
@@ -77,10 +84,11 @@ class _Layer(Function):
             steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
             input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
         grad_weights: list[Tensor] = []
+        rows = input.shape[0] * input.shape[1]  # the elder vmap has no rule for flatten
         for d, h in enumerate(output.chunk(directions, -1)):
-            d_rows = d_gates[d].flatten(0, 1)
+            d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
-            grad_weights += [d_rows.t() @ t.flatten(0, 1) for t in (input, h_prev)]
+            grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
             grad_weights += [d_rows.sum(0)] * (each - 2)
         return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
 

@@ -83,8 +83,9 @@ def choose_engine(
         why = f"it is built for {', '.join(op_devices)}, and the input is on {device}"
     elif transformed:
         why = (
-            "the op does not support forward-mode differentiation, nor torch.func transforms of "
-            "packed input, of projections, under autocast and in compiled code"
+            "the op does not support forward-mode differentiation, torch.func.functionalize, nor "
+            "torch.func transforms of packed input, of projections, under autocast and in compiled "
+            "code"
         )
     else:
         why = f"it serves {', '.join(map(str, _OP_DTYPES))}, and the input is {dtype}"
@@ -345,6 +346,7 @@ def _layer(
         and all(mask is None for mask in masks)
         and not torch.compiler.is_compiling()
         and not _autocasts(device)
+        and not _transforms.functionalizes()
     )
     engine = _engine_for(input, engine, transformed and not folds)
     if engine != "reference":

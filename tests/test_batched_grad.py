@@ -181,6 +181,19 @@ def test_vmap_of_vmap_and_of_nothing(route: Route) -> None:
         assert [g.shape for g in empty] == [(0, *w.shape) for w in weights]
 
 
+@pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+@both_ways
+def test_batched_gradients_of_what_vmap_made(route: Route, batched: Batched) -> None:
+    lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True).to(route.device, torch.float64)
+    lstm.engine = route.engine
+    x = torch.randn(5, 2, 3, dtype=torch.float64, device=route.device)
+    mapped = torch.func.vmap(lambda x: lstm(x)[0], in_dims=1, out_dims=1)(x)
+    given = torch.randn(COUNT, *mapped.shape, dtype=torch.float64).to(route.device)
+    found = list(batched([mapped], list(lstm.parameters()), [given]))
+    expected = one_by_one([lstm(x)[0]], list(lstm.parameters()), [given])
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
 OPTIONS = [
     {},
     {"num_layers": 2, "bidirectional": True},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from samples import ROUTES, Route
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import fastlstm
 from fastlstm import _build, reference
@@ -278,6 +278,12 @@ def test_cell(lstm: fastlstm.LSTM) -> None:
     x = torch.randn(5, 3, dtype=torch.float64)
     found = vmap(lambda x: cell(x)[0])(x)
     torch.testing.assert_close(found, cell(x)[0], **CLOSE)
+
+
+def test_functionalize(lstm: fastlstm.LSTM) -> None:
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    for function in (lambda x: lstm(x)[0], vmap(lambda x: lstm(x)[0])):
+        torch.testing.assert_close(functionalize(function)(x), function(x), **CLOSE)
 
 
 def test_transforms_compile(lstm: fastlstm.LSTM) -> None:
