@@ -6,6 +6,9 @@ FASTLSTM_BUILD says what to build:
   cuda  CPU and CUDA kernels, or the same
   none  pure Python
 
+FASTLSTM_CHECKED=1 makes CUDA kernels that do not wait for ever, and that keep clocks of what they
+do (csrc/cuda/trace.h): for tests on a GPU, and slower.
+
 Nobody needs a GPU to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
 to torch.utils.cpp_extension. What was built is recorded beside the library in _build_info.json.
 """
@@ -134,6 +137,14 @@ def cuda_arch_list(home):
     return ";".join(a for a in CUDA_ARCHES if "compute_" + a.replace(".", "") in known) + "+PTX"
 
 
+def checked_macros():
+    """Of a build for tests: how often a block looks for a value before it gives up, and traces."""
+    checked = os.environ.get("FASTLSTM_CHECKED", "0")
+    if checked not in ("0", "1"):
+        raise SystemExit(f"FASTLSTM_CHECKED must be 0 or 1, got {checked!r}")
+    return [("FASTLSTM_SPIN_LIMIT", "2000000"), ("FASTLSTM_TRACE", None)] if checked == "1" else []
+
+
 def extension(kinds):
     from torch.utils import cpp_extension
 
@@ -143,7 +154,8 @@ def extension(kinds):
         sources = [source for source in sources if not source.startswith("csrc/cuda/")]
     else:
         sources += glob("csrc/cuda/*.cu")
-        macros, new_extension = [("FASTLSTM_WITH_CUDA", None)], cpp_extension.CUDAExtension
+        macros = [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
+        new_extension = cpp_extension.CUDAExtension
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     # gcc 12 errs about a std::vector<bool> of torch that it inlines into our code.
     gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]

@@ -42,7 +42,8 @@ def ops():
         fresh = LIBRARY.with_suffix(".new")
         command = [
             *CXX, "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
-            "-DFASTLSTM_EMULATOR", f"-I{SIMT}", f"-I{SIMT / 'op'}", f"-I{ROOT / 'csrc/cuda'}",
+            "-DFASTLSTM_EMULATOR", "-DFASTLSTM_TRACE", f"-I{SIMT}",
+            f"-I{SIMT / 'op'}", f"-I{ROOT / 'csrc/cuda'}",
             *(f"-isystem{path}" for path in cpp_extension.include_paths()),
             str(SIMT / "op/emulated_op.cpp"), "-x", "c++",
             *map(str, sorted(ROOT.glob("csrc/cuda/*.cu"))), "-o", str(fresh),
@@ -281,6 +282,33 @@ def test_a_fault_is_no_refusal(kind, refuse):
     refuse(1)  # cudaErrorInvalidValue
     with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
         Call(kind).forward("auto")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
+def test_trace_of_a_checked_build(kind, backward):
+    """Clocks of every block and step in their order, and looks in vain."""
+    call, take = Call(kind, steps=5, batch=16, hidden_size=24), torch.ops.fastlstm.take_trace
+    take(backward)  # what other tests left
+    saved = call.forward("persistent:8x8x2")  # 3 parts of units, 2 groups of rows
+    if backward:
+        call.backward(saved, "persistent:8x8x2")
+    entries = take(backward)
+    walked = entries[:6, :5].flip(1) if backward else entries[:6, :5]
+    clocks = walked[..., :2].flatten(1)
+    assert (clocks > 0).all() and (clocks.diff() > 0).all()
+    assert (walked[:, 0, 2] == 0).all()  # h_0, or no gradient from the future, is there at once
+    entries[:6, :5] = 0
+    assert not entries.any() and not take(backward).any()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
+def test_trace_counts_looks_in_vain(kind):
+    call = Call(kind, steps=12, batch=8, hidden_size=96)
+    torch.ops.fastlstm.take_trace(True)  # what other tests left
+    call.backward(call.forward("persistent:8x8x1"), "persistent:8x8x1")
+    looks = torch.ops.fastlstm.take_trace(True)[:12, :12, 2]
+    assert looks.sum() > 12  # about a hundred in the emulator
 
 
 FREE_SMS = """

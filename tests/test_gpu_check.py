@@ -18,7 +18,7 @@ import smoke  # noqa: E402
 
 # It tells what it was called with in the file `calls`.
 STAND_IN = f"""#!/bin/sh
-echo "FREE_SMS=$FASTLSTM_FREE_SMS FLAGS=$NVCC_APPEND_FLAGS PATH0=${{PYTHONPATH%%:*}} $*" >>calls
+echo "FREE_SMS=$FASTLSTM_FREE_SMS CHECKED=$FASTLSTM_CHECKED PATH0=${{PYTHONPATH%%:*}} $*" >>calls
 case "$*" in
   "- "*) exec {sys.executable} "$@" ;;
   *get_device_capability*) echo 9.0 ;;
@@ -29,12 +29,14 @@ case "$*" in
     while [ "$1" != --output ]; do shift; done
     echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
   *sweep.py*) echo '{{"sweep": [3], "complete": true}}' >"$2" ;;
+  *step_trace.py*) echo '{{"trace": [4], "groups": []}}' >"$2" ;;
   *pytest*) echo "2 passed"; sleep $SLEEP ;;
   "-m fastlstm") echo "which engine serves what" ;;
 esac
 """
 STEPS = {"build": "ok", "info": "ok", "smoke test": "ok", "gpu tests": "ok",
-         "tests of every engine": "ok", "benchmark": "failed", "sweep": "ok", "two streams": "ok"}
+         "tests of every engine": "ok", "benchmark": "failed", "sweep": "ok",
+         "trace of steps": "ok", "two streams": "ok"}
 
 
 class Checked:
@@ -75,7 +77,7 @@ def test_what_fails_loses_nothing(tmp_path):
     assert run.results == {**STEPS, "build": "failed"}
     assert run.steps["build"]["last_line"] == "nvcc broke"
     assert run.steps["gpu tests"]["last_line"] == "2 passed"
-    assert (run.record["groups"], run.record["sweep"]) == ([1, 2], [3])
+    assert [run.record[key] for key in ("groups", "sweep", "trace")] == [[1, 2], [3], [4]]
     assert "complete" not in run.record  # the sweep's
     assert run.log.read_text() == run.printed
     assert sorted(p.name for p in tmp_path.glob("results*")) == ["results.json", "results.log"]
@@ -85,9 +87,10 @@ def test_what_fails_loses_nothing(tmp_path):
 def test_who_uses_which_build(tmp_path):
     """What may hang runs in the build that bounds its waits, what is measured in the other."""
     run = Checked(tmp_path)
-    assert "FLAGS=-DFASTLSTM_SPIN_LIMIT=" in run.call("--build-lib")
-    assert "FLAGS= " in run.call("build_ext")
+    assert "CHECKED=1" in run.call("--build-lib")
+    assert "CHECKED= " in run.call("build_ext")
     for word, folder in (("smoke.py", "/build/checked "), ("--deselect", "/build/checked "),
+                         ("step_trace.py", "/build/checked "),
                          ("bench_lstm", " "), ("sweep.py", " "), ("-k not opcheck", " ")):
         assert f"PATH0={tmp_path}{folder}" in run.call(word)
     assert "--engine auto" in run.call("bench_lstm")
@@ -98,7 +101,7 @@ def test_who_uses_which_build(tmp_path):
 def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
     run = Checked(tmp_path, smoke=1)
     expected = {**STEPS, "smoke test": "failed"}
-    del expected["sweep"]
+    del expected["sweep"], expected["trace of steps"]
     assert run.status == 1 and run.results == expected
     assert "--engine stepwise" in run.call("bench_lstm")
     after = run.calls[1 + run.calls.index(run.call("smoke.py")):]
@@ -107,7 +110,7 @@ def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
 
 
 def test_it_ends_in_time(tmp_path):
-    run = Checked(tmp_path, sleep=30, SECONDS_IN_ALL="17")
+    run = Checked(tmp_path, sleep=30, SECONDS_IN_ALL="22")
     assert run.status == 1
     assert run.results["gpu tests"].startswith("over ")
     assert run.results["benchmark"] == run.results["two streams"] == "no time left"

@@ -103,5 +103,5 @@ def test_machine_code_exchanges_through_l2(source, architecture, compiled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
-def test_debug_build_compiles(source, tmp_path):
-    compile_with_nvcc(source, "90", tmp_path, "-DFASTLSTM_SPIN_LIMIT=100000000")
+def test_checked_build_compiles(source, tmp_path):
+    compile_with_nvcc(source, "90", tmp_path, "-DFASTLSTM_SPIN_LIMIT=2000000", "-DFASTLSTM_TRACE")

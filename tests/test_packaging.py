@@ -322,6 +322,16 @@ def test_default_cuda_arches(tmp_path: Path, monkeypatch, nvcc: str, expected: s
     assert load_setup().cuda_arch_list(str(tmp_path)) == "9.0a"
 
 
+def test_checked_build(monkeypatch) -> None:
+    macros = load_setup().checked_macros
+    assert macros() == []
+    monkeypatch.setenv("FASTLSTM_CHECKED", "1")
+    assert dict(macros()) == {"FASTLSTM_SPIN_LIMIT": "2000000", "FASTLSTM_TRACE": None}
+    monkeypatch.setenv("FASTLSTM_CHECKED", "yes")
+    with pytest.raises(SystemExit, match="FASTLSTM_CHECKED must be 0 or 1, got 'yes'"):
+        macros()
+
+
 def test_one_version_and_one_torch_floor() -> None:
     """What two files must say alike, they say alike."""
     pyproject = (ROOT / "pyproject.toml").read_text()

@@ -75,6 +75,16 @@ BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments&
   });
 }
 
+#if defined(FASTLSTM_TRACE)
+// What the blocks of the last launches did when: [kTraceBlocks,kTraceSteps,kTraceEntries].
+Tensor take_trace(bool backward) {
+  const Tensor entries = at::empty({kTraceBlocks, kTraceSteps, kTraceEntries}, at::kLong);
+  auto* const host = reinterpret_cast<long long*>(entries.mutable_data_ptr<int64_t>());
+  check_cuda(backward ? take_backward_trace(host) : take_forward_trace(host), "take_trace");
+  return entries;
+}
+#endif
+
 }  // namespace
 }  // namespace fastlstm
 
@@ -82,3 +92,7 @@ TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
   m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_cuda>);
   m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
 }
+
+#if defined(FASTLSTM_TRACE)
+TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("take_trace", &fastlstm::take_trace); }
+#endif

@@ -175,6 +175,10 @@ cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const 
       .template run_dtype<T>();
 }
 
+#if defined(FASTLSTM_TRACE)
+cudaError_t take_backward_trace(long long* host) { return take_entries(host); }
+#endif
+
 template cudaError_t launch_persistent_backward(const PersistentBackward<float>&, const Task&,
                                                 const Tiling&, cudaStream_t);
 template cudaError_t launch_persistent_backward(const PersistentBackward<bfloat16>&, const Task&,

@@ -148,6 +148,10 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
       .template run_dtype<T>();
 }
 
+#if defined(FASTLSTM_TRACE)
+cudaError_t take_forward_trace(long long* host) { return take_entries(host); }
+#endif
+
 template cudaError_t launch_persistent_forward(const PersistentForward<float>&, const Task&,
                                                const Tiling&, cudaStream_t);
 template cudaError_t launch_persistent_forward(const PersistentForward<bfloat16>&, const Task&,

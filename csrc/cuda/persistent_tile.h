@@ -16,6 +16,7 @@
 #include "../equations/lstm_math.h"
 #include "device.h"
 #include "persistent.h"
+#include "trace.h"
 
 namespace fastlstm {
 
@@ -165,6 +166,7 @@ struct Group {
           missing = true;
           const int k = first_value(begin + a), end = k + kPerChunk<T> / 4;
           before_looking_again(source[j].vector + k, (end < depth ? end : depth) - k, looks, step);
+          trace_look(step);
           words[a][j] = load_words<kAligned>(source[j].vector, k, depth);
         }
       }
@@ -434,6 +436,7 @@ struct Block {
   }
 
   __device__ void multiply(const Source<T> (&source)[kTile / 8], bool aligned, int step) const {
+    trace(step, kProductBegins);
     __syncwarp();  // loads that stand above are under way before this waits
     float* const partial = partials + warp * kTile * partial_stride(kRows);
     if (aligned)
@@ -442,6 +445,7 @@ struct Block {
     else
       Product<P, kRows, kTile>::template run<false>(slice, chunks, first_chunk, last_chunk, source,
                                                     depth, step, partial, stage);
+    trace(step, kProductDone);
   }
 
   // Batch row b of the pass, matrix rows r .. r + kCount - 1.
