@@ -236,6 +236,7 @@ LARGE_SAMPLES = [
     Sample("expanded", expanded=True),
     Sample("empty_batch", batch=0, directions=2),
     Sample("empty_batch_lengths", batch=0, lengths=(), reset=True),
+    Sample("empty_batch_projection", batch=0, proj_size=3),
 ]
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)

@@ -12,13 +12,20 @@ struct CellState {
   A h, c;
 };
 
-// The state after a step. `keep`, the shares of the state before that stay, counts only with
-// zoned; a reset row has a state of zeros before.
+// Which states are zoned out.
+struct Zoned {
+  bool h, c;
+};
+
+// The state after a step. `keep` has the shares of the state before that stay, where it is zoned
+// out; a reset row has a state of zeros before.
 template <typename A>
 FASTLSTM_HD CellState<A> keep_state(const CellState<A>& next, const CellState<A>& before,
-                                    const CellState<A>& keep, bool zoned) {
-  if (!zoned) return next;
-  return {zoneout(keep.h, before.h, next.h), zoneout(keep.c, before.c, next.c)};
+                                    const CellState<A>& keep, Zoned zoned) {
+  CellState<A> state = next;
+  if (zoned.h) state.h = zoneout(keep.h, before.h, next.h);
+  if (zoned.c) state.c = zoneout(keep.c, before.c, next.c);
+  return state;
 }
 
 // What goes into a step backward.
@@ -26,7 +33,8 @@ template <typename A>
 struct StepGradient {
   A dh, dc;  // dL/dh_t and dL/dc_t, from the steps after and from outside
   CellState<A> keep;
-  bool zoned, reset;
+  Zoned zoned;
+  bool reset;
 };
 
 // What comes out: of the pre-activations, and of the state before. Of h only what zoneout let
@@ -41,14 +49,14 @@ template <typename A>
 FASTLSTM_HD PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
                                               const StepGradient<A>& into) {
   A dh = into.dh, dc = into.dc, cell = c, kept_dh(0), kept_dc(0);
-  if (into.zoned) {
+  if (into.zoned.h) kept_dh = zoneout_backward(into.keep.h, dh);
+  if (into.zoned.c) {
     cell = next_cell(gates, c_prev);  // before zoneout
-    kept_dh = zoneout_backward(into.keep.h, dh);
     kept_dc = zoneout_backward(into.keep.c, dc);
   }
   const Gates<A> d_pre = cell_backward(gates, c_prev, cell, dh, dc);
   if (into.reset) return {d_pre, A(0), A(0)};
-  return {d_pre, kept_dh, into.zoned ? dc + kept_dc : dc};
+  return {d_pre, kept_dh, into.zoned.c ? dc + kept_dc : dc};
 }
 
 }  // namespace fastlstm

@@ -43,7 +43,7 @@ FASTLSTM_HD void store_state(const StepForward<T, A>& s, int64_t row, int64_t un
   T* h_state = s.h_state + row * s.h_state_stride + unit;
   if (zoned) {
     const CellState<A> before{reset ? A(0) : A(*h_state), reset ? A(0) : *c_state};
-    state = keep_state(state, before, zoneout_of<T, A>(s.zoneout, row, unit), true);
+    state = keep_state(state, before, zoneout_of<T, A>(s.zoneout, row, unit), {true, true});
   }
   *c_state = state.c;
   *h_state = T(state.h);
@@ -90,7 +90,7 @@ FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t
   StepGradient<A> into;
   into.dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
   into.dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
-  into.reset = reset, into.zoned = zoned;
+  into.reset = reset, into.zoned = {zoned, zoned};
   if (zoned) into.keep = zoneout_of<T, A>(s.zoneout, row, unit);
   const auto before = step_backward(gates, c_prev, s.cells[row * s.cells_stride + unit], into);
   *dh_state = T(before.dh);

@@ -53,9 +53,11 @@ FASTLSTM_HD void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at, in
   before.c = at(row.c_prev);
   state.c = next_cell(gates, before.c);
   state.h = hidden(gates.o, state.c);
-  if (row.zoneout_h || row.zoneout_c) {
+  const Zoned zoned{row.zoneout_h != nullptr, row.zoneout_c != nullptr};
+  if (zoned.h || zoned.c) {
     before.h = at.or_zero(row.h_prev);
-    state = keep_state(state, before, {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)}, true);
+    state =
+        keep_state(state, before, {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)}, zoned);
   }
   at.put(state.c, row.c);
   at.put(state.h, row.h);
@@ -66,15 +68,14 @@ template <typename T, typename A>
 FASTLSTM_HD void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at, int64_t hidden_size,
                                  Vec<A> from_next) {
   if (row.h_mask) from_next = from_next * at(row.h_mask);
-  StepGradient<Vec<A>> into;
+  StepGradient<Vec<A>> into{};
   into.dh = from_next + (at(row.d_output) + at(row.d_h_n));
   into.dc = at(row.dc) + at(row.d_cells);
   into.reset = row.reset;
-  into.zoned = row.zoneout_h || row.zoneout_c;
-  if (into.zoned) {
-    into.dh = into.dh + at.or_zero(row.kept_dh);
+  into.zoned = {row.zoneout_h != nullptr, row.zoneout_c != nullptr};
+  if (into.zoned.h) into.dh = into.dh + at(row.kept_dh);
+  if (into.zoned.h || into.zoned.c)
     into.keep = {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)};
-  }
   const auto before =
       step_backward(at.gates(row.gates, hidden_size), at(row.c_prev), at(row.c), into);
   if (row.kept_dh) at.put(before.dh, row.kept_dh);

@@ -4,6 +4,7 @@
 // of the panel from the L1 and L2 caches.
 #include "cpu/products/brgemm.h"
 
+#include <ATen/Context.h>
 #include <ATen/cpu/Utils.h>
 #include <ATen/native/CPUBlas.h>
 
@@ -19,14 +20,16 @@ namespace {
 
 using at::native::cpublas::brgemm;
 
-// The distance between neighbouring rows, or 0 if they have no common one.
+// The distance between neighbouring rows, or 0 if they have no common one, or one so large that the
+// rows may be of different tensors.
 template <typename T>
 int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
   if (count == 1) return otherwise;
   const int64_t stride = rows[1] - rows[0];
   for (int64_t r = 2; r < count; ++r)
     if (rows[r] - rows[r - 1] != stride) return 0;
-  return stride > 0 ? stride : 0;
+  constexpr int64_t kLargest = 1 << 20;  // oneDNN counts the bytes of all rows in 32 bits
+  return stride > 0 && stride <= kLargest ? stride : 0;
 }
 
 // Rows of A at one stride, K rounded up to whole pairs.
@@ -91,20 +94,39 @@ void multiply(const PanelProduct<bfloat16, float>& p) {
       stride);
 }
 
+const Product<bfloat16>* tiles = nullptr;  // ours, which take the same panels
+
+// Where oneDNN refuses: a sum of no terms, or torch.backends.mkldnn.flags(enabled=False).
+template <typename C>
+bool is_refused(const PanelProduct<bfloat16, C>& p) {
+  return p.K == 0 || !at::globalContext().userEnabledMkldnn();
+}
+
+void multiply_or_tiles(const PanelProduct<bfloat16, float>& p) {
+  is_refused(p) ? tiles->multiply(p) : multiply(p);
+}
+
 void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
+  if (is_refused(p)) return tiles->multiply_and_fetch(p, prefetch);
   prefetch->fetch();
   multiply(p);
+}
+
+void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
+  is_refused(p) ? tiles->multiply_rounded(p) : multiply_buffered(p);
 }
 
 }  // namespace
 
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
   static const Product<bfloat16> product = [&base] {
+    tiles = &base;
     Product<bfloat16> made = base;
     made.rows = kRows;
-    made.multiply = multiply;
+    made.terms = 32;
+    made.multiply = multiply_or_tiles;
     made.multiply_and_fetch = multiply_and_fetch;
-    made.multiply_rounded = multiply_buffered<bfloat16>;
+    made.multiply_rounded = multiply_rounded;
     made.end_thread = [] { at::native::cpublas::brgemm_release(true); };
     return made;
   }();

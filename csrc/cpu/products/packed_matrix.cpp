@@ -144,10 +144,17 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
 }
 
 template <typename T>
-void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
-                         bool accumulate) {
+void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<GradientPart<T>> parts,
+                         State_t<T>* sums, bool accumulate) {
   const Product<T>& product = *kernels<T>().product;
+  int64_t widest = M;
+  for (const auto& part : parts) widest = std::max(widest, part.N);
+  const std::vector<T> zeros(widest, T(State_t<T>(0)));
+  const auto pad = [&](std::vector<const T*>& rows) {
+    rows.resize(divide_up(rows.size(), product.terms) * product.terms, zeros.data());
+  };
+  pad(a);
+  for (auto& part : parts) pad(part.b);
   const int64_t rows = a.size();
   if (rows == 0 && !accumulate) {
     for (const auto& part : parts) std::fill_n(part.c, M * part.N, State_t<T>(0));
@@ -206,20 +213,20 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   return rows_[0];
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                       \
-  template class PackedMatrix<T>;                                                              \
-  template class PanelSums<T>;                                                                 \
-  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
-  template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                \
-  template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
-  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
-                         const std::vector<A*>&, bool, const A*);                              \
-  template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
-                                const Range&, const std::vector<T*>&);                         \
-  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,         \
-                                 const std::vector<T*>&, bool);                                \
-  template void multiply_transposed(const std::vector<const T*>&, int64_t,                     \
-                                    const std::vector<GradientPart<T>>&, A*, bool);
+#define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
+  template class PackedMatrix<T>;                                                                 \
+  template class PanelSums<T>;                                                                    \
+  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                        \
+  template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                   \
+  template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                      \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                    \
+                         const std::vector<A*>&, bool, const A*);                                 \
+  template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&,    \
+                                const Range&, const std::vector<T*>&);                            \
+  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,            \
+                                 const std::vector<T*>&, bool);                                   \
+  template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \
+                                    A*, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

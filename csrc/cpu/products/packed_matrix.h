@@ -84,9 +84,8 @@ struct GradientPart {
   State_t<T>* c;  // [M,N]
 };
 template <typename T>
-void multiply_transposed(const std::vector<const T*>& a, int64_t M,
-                         const std::vector<GradientPart<T>>& parts, State_t<T>* sums,
-                         bool accumulate);
+void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<GradientPart<T>> parts,
+                         State_t<T>* sums, bool accumulate);
 
 // The sums of a few panels for some rows, in a buffer that stays in the L1 cache until the cell
 // equations have read it. A thread has one of its own.
@@ -104,7 +103,8 @@ class PanelSums {
   int64_t rows() const { return rows_.size(); }
   int64_t stride() const { return stride_; }
   // Rows of a times the panels [first, last) side by side, `piece` terms of the sums at a time.
-  // Rows that are `zeros` are not multiplied where there are no others.
+  // Rows that are `zeros` are not multiplied where there are no others, so that they may meet an
+  // infinite weight or not.
   const A* multiply(const PackedMatrix<T>& matrix, const Range& panels, const T* const* a,
                     int64_t rows, int64_t piece, const T* zeros);
 

@@ -85,6 +85,9 @@ struct Product {
   void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
   // sums[r] (+)= sum over k < K of rows[r][k], r < count.
   void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
+  // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
+  // a kernel for every number of terms.
+  int64_t terms = 1;
   // Called in a thread before and after a series of products, or nullptr.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

@@ -22,6 +22,7 @@ static constexpr RowKernels<T, A> row_kernels() {
 // Products by tiles of at most R x V.
 template <int R, int V, typename T, typename A>
 static constexpr Product<T> tile_product() {
+  static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   return {Vec<A>::lanes,
           R,
           V,

@@ -131,8 +131,9 @@ class BackwardWalk {
     else
       recomputation_.emplace(direction());
     if (call.layer.projects()) {
-      const Tensor gates = call.saved.gates.view({-1, flat_rows(), 4 * hidden()})[d];
-      const Tensor cells = call.saved.cells.view({-1, flat_rows(), hidden()})[d];
+      const Tensor gates =
+          call.saved.gates.view({call.sizes.directions, flat_rows(), 4 * hidden()})[d];
+      const Tensor cells = call.saved.cells.view({call.sizes.directions, flat_rows(), hidden()})[d];
       projection_.emplace(call.layer, directed_, d, call.grid, call.chunk_steps, gates, cells);
     }
     if (call.request.input) {

@@ -1,5 +1,8 @@
 // The state before a row's step, wherever it lies.
 #pragma once
+#include <cstring>
+#include <vector>
+
 #include "cpu/dtypes.h"
 #include "cpu/walk/rows.h"
 

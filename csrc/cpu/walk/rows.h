@@ -1,7 +1,6 @@
 // A layer's rows, whatever their input: dense, packed, ragged or batch-first.
 #pragma once
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -105,29 +104,6 @@ class SequenceRows {
   T* data_;
   const Rows& rows_;
   int64_t step_stride_, row_stride_;
-};
-
-// The rows of h_0 [B,size], or `zeros` for all of them if h_0 is zero, as it is unless somebody
-// gives it: then the first step has no product with W_hh.
-template <typename T>
-class FirstRows {
- public:
-  FirstRows(const T* h_0, const Rows& rows, int64_t size, const T* zeros)
-      : h_0_(h_0), rows_(rows), size_(size), zeros_(zeros) {
-    const auto* bytes = reinterpret_cast<const char*>(h_0);
-    const size_t count = rows.batch() * size * sizeof(T);
-    zero_ = count > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, count - 1) == 0;
-  }
-  const T* operator()(int64_t row) const {
-    return zero_ ? zeros_ : h_0_ + rows_.batch_index(row) * size_;
-  }
-
- private:
-  const T* h_0_;
-  const Rows& rows_;
-  int64_t size_;
-  const T* zeros_;
-  bool zero_;
 };
 
 // What find(t, row) says of the live rows of the steps step_of(k), k in `steps`, in this order.

@@ -6,6 +6,8 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 
 #include "cpu/plan.h"
 #include "cpu/products/thread_series.h"
@@ -23,6 +25,28 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
   return {index, index % grid.unit_groups, index / grid.unit_groups};
 }
 
+// An exception may not leave an OpenMP region, which would end the process: the first one is kept,
+// and no work is begun after it.
+class FirstException {
+ public:
+  template <typename Work>
+  void guard(const Work& work) {
+    if (thrown_) return;
+    try {
+      work();
+    } catch (...) {
+      if (!thrown_.exchange(true)) first_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::atomic<bool> thrown_ = false;
+  std::exception_ptr first_;
+};
+
 // work(k, phase, member) for every step k of a walk, each phase of a step and every member of the
 // grid; where units are divided, a barrier after each phase. Correct whatever number of threads
 // there really is.
@@ -34,20 +58,21 @@ void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, cons
   const int64_t begin = steps.begin * phases, end = steps.end * phases;
 #ifdef _OPENMP
   if (grid.threads() > 1 && !at::in_parallel_region()) {
+    FirstException thrown;
 #pragma omp parallel num_threads(static_cast<int>(grid.threads()))
     {
       const ThreadSeries<T> series;
       const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-      if (grid.unit_groups == 1) {
-        for (int64_t v = id; v < grid.threads(); v += team)
-          for (int64_t i = begin; i < end; ++i) do_phase(i, v);
-      } else {
-        for (int64_t i = begin; i < end; ++i) {
-          for (int64_t v = id; v < grid.threads(); v += team) do_phase(i, v);
+      const auto do_all = [&](int64_t i) {
+        for (int64_t v = id; v < grid.threads(); v += team) thrown.guard([&] { do_phase(i, v); });
+      };
+      for (int64_t i = begin; i < end; ++i) {
+        do_all(i);
+        if (grid.unit_groups == 1) continue;
 #pragma omp barrier
-        }
       }
     }
+    thrown.rethrow();
     return;
   }
 #endif
