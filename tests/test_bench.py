@@ -423,6 +423,32 @@ def test_plans_of_a_case() -> None:
         gpu.plans(case, "cudnn", 132, 90)
 
 
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+def test_what_a_gpu_case_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with a stand-in for the profiler and an H100's sizes."""
+    bench = bench_lstm.Bench(bench_lstm.parse(["--device", "cpu", "--group", "cell", "--quick"]))
+    bench.sms, bench.capability = 132, 90
+    bench.sm_clock = SimpleNamespace(median=lambda since: 1755.0)  # type: ignore[assignment]
+
+    def kernels(step: Callable[[], torch.Tensor], steps: int) -> dict[str, float]:
+        assert step().size(0) == steps == bench_lstm.SHORT_STEPS
+        return {"gemm": 1.0}
+
+    monkeypatch.setattr(gpu, "kernels", kernels)
+    case = Case(3, 512, 4, 256, "training", "bfloat16")
+    found = json.loads(json.dumps(bench.on_gpu(case, detailed=True, start=0.0)))
+    assert (found["cudnn"], found["sm_mhz"]) == ("standard", 1755.0)
+    assert found["plan"]["backward"]["engine"] == "persistent"
+    assert found["kernels_a_step"] == {"torch": {"gemm": 1.0}, "fastlstm": {"gemm": 1.0}}
+    assert "kernels_a_step" not in bench.on_gpu(case, detailed=False, start=0.0)
+
+    def refuse(step: Callable[[], torch.Tensor], steps: int) -> dict[str, float]:
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(gpu, "kernels", refuse)
+    assert bench.on_gpu(case, True, 0.0)["kernels_a_step"] == "RuntimeError: no profiler"
+
+
 def test_kernels_are_counted_by_step() -> None:
     def event(name: str, device: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
         return SimpleNamespace(name=name, device_type=device)
