@@ -231,11 +231,60 @@ def test_inputs_are_left_alone_and_may_be_strided(kind):
     assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
 
 
+SMS = 24  # of the emulated device
+MEMSET, LAUNCH, COOPERATIVE_LAUNCH = range(3)  # kinds of events
+
+
+@pytest.fixture
+def use():
+    """use(device, stream): the current ones."""
+    yield lambda device, stream: ops().use(device, stream)
+    ops().use(0, 0)
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(form="packed", directions=2), dict(form="lengths", reset=True, directions=2),
+    dict(masks=True), dict(hidden_size=200), dict(batch=40, hidden_size=64),
+], ids=str)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+def test_launches(kind, options, use):
+    """All on the call's stream; the exchange is marked as unwritten before anybody reads it."""
+    call = Call(kind, **options)
+    use(1, 7)
+    ops().take_events()
+    saved = call.forward("persistent")
+    forward = ops().take_events()
+    call.backward(saved, "persistent")
+    for events, rows in ((forward, 1), (ops().take_events(), 4)):
+        assert {(device, stream) for _, device, stream, _, _ in events} == {(1, 7)}
+        kinds = [kind for kind, *_ in events]
+        first = kinds.index(COOPERATIVE_LAUNCH)
+        assert MEMSET not in kinds[first:]
+        exchanged = rows * saved[0].numel() * saved[0].element_size()
+        assert sum(size for kind, _, _, size, _ in events if kind == MEMSET) >= exchanged
+        assert all(blocks <= SMS for kind, *_, blocks in events if kind == COOPERATIVE_LAUNCH)
+
+
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
+def test_nothing_waits_for_the_device(kind, engine, form):
+    """The runtime's own calls that wait are errors of the emulator; here are ATen's."""
+    call = Call(kind, form, directions=2, masks=True)
+    with torch.profiler.profile() as profile:
+        call.backward(call.forward(engine), engine)
+    called = {event.name for event in profile.events()}
+    assert "aten::mm" in called
+    waiting = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero",
+               "aten::equal", "aten::masked_select", "aten::unique_dim", "aten::_unique2"}
+    assert not waiting & called
+
+
 @pytest.fixture
 def refuse():
     """refuse(code): the device refuses persistent launches with this error of CUDA."""
     yield lambda code: ops().refuse(1, code)
-    ops().refuse(1024, 720)
+    ops().refuse(SMS, 720)
 
 
 # cudaErrorInvalidConfiguration, LaunchOutOfResources, CooperativeLaunchTooLarge, NotPermitted,
@@ -269,19 +318,44 @@ def test_a_refusal_is_remembered(kind, refuse, capfd):
             call.forward("persistent")
         with pytest.raises(RuntimeError, match="launch_persistent_backward failed"):
             call.backward(refused, "persistent")
-    ops().set_resident_blocks(1024)
+    ops().set_resident_blocks(SMS)
     assert torch.equal(call.forward("auto")[0], refused[0])
     assert not torch.equal(call.forward("persistent")[0], refused[0])
     assert capfd.readouterr().err.count("refuses a launch") == 1
-    ops().refuse(1024, 720)
+    ops().refuse(SMS, 720)
     assert not torch.equal(call.forward("auto")[0], refused[0])  # it is the planner's choice
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_a_fault_is_no_refusal(kind, refuse):
-    refuse(1)  # cudaErrorInvalidValue
-    with pytest.raises(RuntimeError, match="launch_persistent_forward failed"):
-        Call(kind).forward("auto")
+    """Of all numbers that an error of CUDA may have, the five above and success are none."""
+    call, faults = Call(kind, steps=2, batch=1), []
+    for code in range(1000):
+        refuse(code)
+        try:
+            call.forward("auto")
+        except RuntimeError as error:
+            assert "launch_persistent_forward failed" in str(error)
+            faults.append(code)
+    assert set(range(1000)) - set(faults) == {0, 9, 701, 720, 800, 801}
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_a_refusal_is_remembered_per_device(kind, refuse, use, capfd):
+    call = Call(kind)
+
+    def launches(device):
+        use(device, 0)
+        ops().take_events()
+        call.forward("auto")
+        return [kind for kind, *_ in ops().take_events()].count(COOPERATIVE_LAUNCH)
+
+    refuse(720)
+    assert [launches(device) for device in (1, 1, 0, 0)] == [1, 0, 1, 0]
+    ops().set_resident_blocks(SMS)
+    assert [launches(device) for device in (1, 0, 2)] == [0, 0, 1]
+    told = capfd.readouterr().err
+    assert told.count("refuses a launch") == 2 and "device 1 refuses a launch" in told
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -321,6 +395,8 @@ for engine in ("auto", "stepwise", "persistent", "persistent:8x8x1"):
         results[engine] = call.forward(engine)[0]
     except (RuntimeError, ValueError) as error:
         print(engine, str(error).splitlines()[0])
+blocks = [event[4] for event in test_cuda_op.ops().take_events() if event[0] == 2]
+print("at most", max(blocks, default=0), "blocks")
 if "auto" in results:
     print("auto is", [e for e in ("stepwise", "persistent")
                       if e in results and torch.equal(results[e], results["auto"])])
@@ -328,13 +404,14 @@ if "auto" in results:
 
 
 @pytest.mark.parametrize("free, told", [
-    ("20", ["auto is ['persistent']", "persistent:8x8x1 lstm: the engine",
+    ("20", ["auto is ['persistent']", "at most 4 blocks", "persistent:8x8x1 lstm: the engine",
             "with 4 SMs beside those of FASTLSTM_FREE_SMS"]),
-    ("24", ["auto is ['stepwise']", "persistent lstm: the engine", "with 0 SMs beside those"]),
+    ("24", ["auto is ['stepwise']", "at most 0 blocks", "persistent lstm: the engine",
+            "with 0 SMs beside those"]),
     ("-1", ['auto FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "-1"']),
 ])
 def test_free_multiprocessors(free, told):
-    """The emulated device has 24."""
+    """Of the SMS that the emulated device has."""
     ops()
     done = subprocess.run([sys.executable, "-c", FREE_SMS, str(ROOT / "tests")], text=True,
                           env={**os.environ, "FASTLSTM_FREE_SMS": free}, stdout=subprocess.PIPE,

@@ -119,6 +119,13 @@ MUTANTS = {
     "layer norm: rows beyond the first": (
         "layer_norm.cu", "layer_norm.cu", "backward_normed_row(step, row, block)",
         "backward_normed_row(step, 0, block)", [NORMED + "one row"]),
+    "launch: only the shared memory of this call is allowed": (
+        FORWARD, "device.h", "MaxDynamicSharedMemorySize, most);",
+        "MaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));",
+        ["runtime/two threads, one function, different slices"]),
+    "launch: waits for the device": (
+        FORWARD, "device.h", "  return taken(error);",
+        "  cudaStreamSynchronize(stream);\n  return taken(error);", [FFMA + "two parts"]),
     "persistent: no barrier before the sums": (
         FORWARD, FORWARD, """aligned, n);
       }

@@ -15,9 +15,16 @@
 
 namespace fastlstm {
 
+// The call's: its CUDAGuard made it so.
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
 // As the persistent engine may use it.
-inline CudaDevice cuda_device(const Tensor& tensor) {
-  const int index = tensor.get_device();
+inline CudaDevice cuda_device() {
+  const int index = current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
@@ -97,9 +104,9 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;
   if (request->engine == EngineRequest::kStepwise ||
-      (is_auto && Refusals::contain(layer.input.get_device())))
+      (is_auto && Refusals::contain(current_device())))
     return {task, {}, false};
-  const CudaDevice device = cuda_device(layer.input);
+  const CudaDevice device = cuda_device();
   if (is_auto) return {task, plan(task, device), false};
   const Plan wanted = plan_persistent(task, device, request->division);
   TORCH_CHECK(

@@ -8,6 +8,7 @@
 #include "dtypes.h"
 
 #if defined(FASTLSTM_EMULATOR)
+#include "runtime.h"
 #include "simt_mma.h"
 #else
 #include <cuda_runtime.h>
@@ -28,8 +29,39 @@ struct Parameter {
   using type = P;
 };
 
+// An error that the caller has. CUDA, which keeps the last one, is to forget it.
+inline cudaError_t taken(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 // launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
 // which is refused.
+template <typename... P>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, typename Parameter<P>::type... arguments) {
+  void* pointers[] = {&arguments...};
+  return taken(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
+}
+
+template <typename... P>
+cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                               cudaStream_t stream, typename Parameter<P>::type... arguments) {
+  // The most that the device has, not what this launch needs: the attribute is the function's, so
+  // another thread's smaller value would come between setting it and launching.
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  void* pointers[] = {&arguments...};
+  if (error == cudaSuccess)
+    error = cudaLaunchCooperativeKernel(kernel, grid, block, pointers, shared_bytes, stream);
+  return taken(error);
+}
+
+// What differs between a GPU and the emulator.
 //
 // Data that blocks exchange inside a kernel announces itself: all bits of its memory are set when
 // the kernel starts, every value is written once and never has all bits set, and whoever reads
@@ -46,19 +78,6 @@ struct Parameter {
 // PTX manual, "Matrix Fragments for mma".
 
 #if defined(FASTLSTM_EMULATOR)
-
-template <typename... P>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-                   typename Parameter<P>::type... arguments) {
-  return simt::launch(grid, block, shared_bytes, simt::kBlocksInTurn,
-                      [=] { kernel(arguments...); });
-}
-
-template <typename... P>
-cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                               cudaStream_t, typename Parameter<P>::type... arguments) {
-  return simt::launch(grid, block, shared_bytes, simt::kAllBlocks, [=] { kernel(arguments...); });
-}
 
 inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
 
@@ -83,34 +102,6 @@ using simt::shuffle_xor;
 using simt::to_tf32;
 
 #else
-
-template <typename... P>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-  return cudaGetLastError();
-}
-
-template <typename... P>
-cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                               cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  // The most that the device has, not what this launch needs: the attribute is the function's, so
-  // another thread's smaller value would come between setting it and launching.
-  int device = 0, most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (error == cudaSuccess) {
-    void* pointers[] = {&arguments...};
-    error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,
-                                        pointers, shared_bytes, stream);
-  }
-  if (error != cudaSuccess) cudaGetLastError();  // the caller has it; leave none behind
-  return error;
-}
 
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];

@@ -31,7 +31,7 @@ bool launch_directions(const Layer& layer, const PlannedCall& planned, const cha
   for (int64_t d = 0; d < layer.num_directions(); d += planned.plan.tiling.directions) {
     const cudaError_t error = launch(d);
     if (d == 0 && !planned.by_name && is_refusal(error)) {
-      Refusals::add(layer.input.get_device(), error);
+      Refusals::add(current_device(), error);
       return false;
     }
     check_cuda(error, name);

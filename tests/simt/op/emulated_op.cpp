@@ -10,13 +10,28 @@
 TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", fastlstm::forward_op<fastlstm::lstm_cuda>);
   m.def("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
-  m.def("set_resident_blocks",
-        [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
-  // Persistent launches of more than `blocks` blocks are refused with this error of CUDA; what was
-  // refused before is forgotten.
+  // The device: persistent launches of more than `blocks` blocks are refused, with this error of
+  // CUDA. What was refused before is forgotten.
+  simt::resident_blocks() = runtime::shared().sm_count;
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
     fastlstm::Refusals::forget();
+  });
+  m.def("set_resident_blocks",
+        [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
+  // The current device and stream.
+  m.def("use", [](int64_t device, int64_t stream) {
+    runtime::thread().device = static_cast<int>(device);
+    runtime::thread().stream = reinterpret_cast<cudaStream_t>(stream);
+  });
+  // What the runtime was asked for since the last call: kind (of runtime::Event), device, stream,
+  // bytes, blocks.
+  m.def("take_events", [] {
+    std::vector<std::vector<int64_t>> events;
+    for (const auto& e : std::exchange(runtime::shared().events, {}))
+      events.push_back({e.kind, e.device, reinterpret_cast<int64_t>(e.stream),
+                        static_cast<int64_t>(e.bytes), e.blocks});
+    return events;
   });
 }

@@ -1,0 +1,157 @@
+// A CUDA runtime for the project's host code. It launches kernels into the emulator, each to its
+// end, and remembers what it was asked for. An error here is what a GPU would make of it later:
+//   - a launch with more shared memory than its function's attribute says, which is of the function
+//     and the device, not of the thread;
+//   - a call that waits for the device, which a CUDA graph cannot capture.
+#pragma once
+#include <functional>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "simt.h"
+
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrCooperativeLaunch
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice
+};
+
+namespace runtime {
+
+struct Event {
+  enum Kind { kMemset, kLaunch, kCooperativeLaunch } kind;
+  int device;
+  cudaStream_t stream;
+  size_t bytes;  // that are set; of shared memory
+  unsigned blocks;
+};
+
+// What all threads share: every device looks the same.
+struct Runtime {
+  std::mutex mutex;  // of everything, the emulator included
+  int sm_count = 24, shared_bytes = 227 * 1024;
+  std::map<std::pair<int, const void*>, int> shared_limit;  // of a function on a device
+  std::vector<Event> events;
+  std::function<void()> attribute_is_set;  // the moment between a function's attribute and a launch
+};
+inline Runtime& shared() {
+  static Runtime r;
+  return r;
+}
+
+// What every thread has of its own.
+struct Thread {
+  int device = 0;
+  cudaStream_t stream = nullptr;
+  cudaError_t last_error = cudaSuccess;
+};
+inline Thread& thread() {
+  static thread_local Thread t;
+  return t;
+}
+
+inline cudaError_t result(cudaError_t error) {
+  if (error != cudaSuccess) thread().last_error = error;
+  return error;
+}
+
+template <typename... P, size_t... kIndex>
+cudaError_t launch(simt::Residency residency, void (*kernel)(P...), dim3 grid, dim3 block,
+                   void** arguments, size_t shared_bytes, cudaStream_t stream,
+                   std::index_sequence<kIndex...>) {
+  const std::lock_guard<std::mutex> lock(shared().mutex);
+  const int device = thread().device;
+  const auto limit = shared().shared_limit.find({device, reinterpret_cast<const void*>(kernel)});
+  const size_t most = limit == shared().shared_limit.end() ? 48 * 1024 : limit->second;
+  if (shared_bytes > most) return result(cudaErrorInvalidValue);
+  shared().events.push_back(
+      {residency == simt::kAllBlocks ? Event::kCooperativeLaunch : Event::kLaunch, device, stream,
+       shared_bytes, grid.x * grid.y * grid.z});
+  return result(simt::launch(grid, block, shared_bytes, residency,
+                             [&] { kernel(*static_cast<P*>(arguments[kIndex])...); }));
+}
+
+inline cudaError_t waits(const char* call) {
+  throw simt::Fault(std::string(call) + " waits for the device");
+}
+
+}  // namespace runtime
+
+template <typename... P>
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t stream) {
+  return runtime::launch(simt::kBlocksInTurn, kernel, grid, block, arguments, shared_bytes, stream,
+                         std::index_sequence_for<P...>());
+}
+template <typename... P>
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 grid, dim3 block,
+                                        void** arguments, size_t shared_bytes,
+                                        cudaStream_t stream) {
+  return runtime::launch(simt::kAllBlocks, kernel, grid, block, arguments, shared_bytes, stream,
+                         std::index_sequence_for<P...>());
+}
+
+template <typename Function>
+cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int value) {
+  runtime::Runtime& r = runtime::shared();
+  if (value < 0 || value > r.shared_bytes) return runtime::result(cudaErrorInvalidValue);
+  std::unique_lock<std::mutex> lock(r.mutex);
+  r.shared_limit[{runtime::thread().device, reinterpret_cast<const void*>(function)}] = value;
+  lock.unlock();
+  if (r.attribute_is_set) r.attribute_is_set();
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = runtime::thread().device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
+  const int values[] = {9, 0, runtime::shared().sm_count, runtime::shared().shared_bytes, 1};
+  *value = values[attribute];
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void* address, int byte, size_t count, cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(runtime::shared().mutex);
+  runtime::shared().events.push_back(
+      {runtime::Event::kMemset, runtime::thread().device, stream, count, 0});
+  std::memset(address, byte, count);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaPeekAtLastError() { return runtime::thread().last_error; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(runtime::thread().last_error, cudaSuccess);
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "an error of the emulator";
+}
+
+// A copy from or to memory of the host waits as well, where that is pageable: all of it is here.
+inline cudaError_t cudaDeviceSynchronize() { return runtime::waits("cudaDeviceSynchronize"); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return runtime::waits("cudaStreamSynchronize");
+}
+inline cudaError_t cudaMemset(void*, int, size_t) { return runtime::waits("cudaMemset"); }
+inline cudaError_t cudaMemcpy(void*, const void*, size_t, cudaMemcpyKind) {
+  return runtime::waits("cudaMemcpy");
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t count, cudaMemcpyKind kind,
+                                   cudaStream_t) {
+  if (kind != cudaMemcpyDeviceToDevice) return runtime::waits("cudaMemcpyAsync");
+  std::memcpy(to, from, count);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void**, size_t) { return runtime::waits("cudaMalloc"); }
+inline cudaError_t cudaFree(void*) { return runtime::waits("cudaFree"); }

@@ -1,0 +1,96 @@
+// The host's side of a launch (device.h) against a runtime that a test can look into.
+#include <chrono>
+#include <future>
+
+#include "device.h"
+#include "harness.h"
+#include "persistent_run.h"
+
+namespace {
+
+using testing::Case;
+using testing::check;
+
+// Two threads launch one function with slices of different size: when the larger has set its
+// attribute, the smaller sets its own before the larger launches.
+const Case two_threads("runtime/two threads, one function, different slices", [] {
+  persistent::Run<float> large({2, 2, 128}, 1, false), small({2, 2, 64}, 2, false);
+  static thread_local bool is_larger = false;
+  std::promise<void> large_is_set, small_is_set;
+  const auto wait = [](std::promise<void>& event) {
+    const auto status = event.get_future().wait_for(std::chrono::seconds(60));
+    check(status == std::future_status::ready, "the other thread does not come to its launch");
+  };
+  runtime::shared().attribute_is_set = [&] {
+    (is_larger ? large_is_set : small_is_set).set_value();
+    if (is_larger) wait(small_is_set);
+  };
+  auto other = std::async(std::launch::async, [&] {
+    is_larger = true;
+    large.forward();
+  });
+  wait(large_is_set);
+  small.forward();
+  other.get();
+  runtime::shared().attribute_is_set = nullptr;
+  for (auto* run : {&large, &small}) {
+    run->backward();
+    run->compare(0x1p-24);
+  }
+});
+
+template <int kNumber>
+__global__ void nothing_kernel(int) {}
+
+template <typename Launch>
+void check_error(Launch launch, int code, const char* what) {
+  const int error = launch();
+  check(error == code, what, ": error ", error, ", expected ", code);
+  check(cudaPeekAtLastError() == cudaSuccess, what, ": CUDA still has the error");
+}
+
+const Case errors("runtime/an error is told once", [] {
+  const auto cooperative = [](unsigned blocks, size_t shared_bytes) {
+    return fastlstm::launch_cooperative(nothing_kernel<0>, dim3(blocks), dim3(32), shared_bytes,
+                                        nullptr, 0);
+  };
+  const int most = runtime::shared().shared_bytes;
+  check_error([&] { return cooperative(1, most); }, 0, "all shared memory");
+  check_error([&] { return cooperative(1, most + 1); }, 1, "more than all shared memory");
+  simt::resident_blocks() = 1;
+  for (int code : {9, 701, 720, 800, 801}) {
+    simt::refusal() = static_cast<cudaError_t>(code);
+    check_error([&] { return cooperative(2, 0); }, code, "refused");
+  }
+  simt::resident_blocks() = 1024;
+  simt::refusal() = cudaErrorCooperativeLaunchTooLarge;
+  check_error(
+      [&] { return fastlstm::launch(nothing_kernel<1>, dim3(1), dim3(2048), 0, nullptr, 0); }, 1,
+      "too many threads");
+  check_error(
+      [&] { return fastlstm::launch(nothing_kernel<1>, dim3(1), dim3(32), 1 << 16, nullptr, 0); },
+      1, "no attribute");
+});
+
+template <typename Call>
+bool waits(Call call) {
+  try {
+    call();
+  } catch (const simt::Fault&) {
+    return true;
+  }
+  return false;
+}
+
+const Case waiting("runtime/notices calls that wait", [] {
+  int x = 0, y = 1;
+  check(waits([] { cudaDeviceSynchronize(); }) && waits([] { cudaStreamSynchronize(nullptr); }) &&
+            waits([&] { cudaMemcpy(&x, &y, sizeof x, cudaMemcpyDeviceToDevice); }) &&
+            waits([&] { cudaMemcpyAsync(&x, &y, sizeof x, cudaMemcpyHostToDevice, nullptr); }),
+        "a call that waits is not noticed");
+  check(!waits([&] { cudaMemcpyAsync(&x, &y, sizeof x, cudaMemcpyDeviceToDevice, nullptr); }) &&
+            x == 1,
+        "a copy on the device does not wait");
+});
+
+}  // namespace
