@@ -209,7 +209,7 @@ def prepare(
         Number of pictures by split, and what was skipped by reason.
     """
     images, output = Path(images), Path(output)
-    if val < 0 or test < 0 or val + test >= 1:
+    if not (0 <= val and 0 <= test and val + test < 1):  # NaN is no share either
         raise CaptioningError(f"val, test: expected shares that leave some, got {val} and {test}")
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is no folder")

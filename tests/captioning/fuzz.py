@@ -30,7 +30,7 @@ from PIL import Image
 from captioning import scenes
 from captioning.__main__ import Parser, main, module_of
 
-SECONDS, BYTES = 60, 8 * 2**30  # a case may take, of time and of address space
+SECONDS, CPU_SECONDS, BYTES = 300, 60, 8 * 2**30  # that a case may take; BYTES of address space
 SIZES = "--hidden-size 8 --embed-size 8 --min-count 1 --epochs 1 --batch-size 10"
 COMMANDS = {  # what is called, and the files that it reads
     "caption run/best.pt pictures": ["run/best.pt", "pictures/000001.png", "pictures/3.jpg"],
@@ -219,7 +219,8 @@ def odd_option(command: str, rng: random.Random) -> list[str]:
     """An option that the command has, with a value that it may not like."""
     parser = Parser(add_help=False)
     module_of(command).add(parser)
-    action = rng.choice([a for a in parser._actions if a.option_strings])
+    actions = [a for a in parser._actions if a.option_strings and a.dest != "meteor"]  # Java's
+    action = rng.choice(actions)
     name = action.option_strings[0]
     if action.nargs == 0:
         return [name]
@@ -274,6 +275,7 @@ def _be_the_command(words: list[str]) -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**27, 2**27))
         socket.getaddrinfo = no_network
         code = main(words)
@@ -294,7 +296,8 @@ def complaints(status: int, out: str, err: str) -> list[str]:
     """What is wrong with how a command ended."""
     found = []
     if status not in (0, 1, 2):
-        found.append("it hung" if status == -signal.SIGKILL else f"status {status}")
+        hung = status in (-signal.SIGKILL, -signal.SIGXCPU)
+        found.append("it hung" if hung else f"status {status}")
     if "Traceback" in err or "Error:" in err:
         found.append("a traceback")
     if status and not re.search(r"^captioning|pictures failed$", err, re.M):

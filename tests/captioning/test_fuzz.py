@@ -46,7 +46,7 @@ def test_runs_that_are_killed_anywhere_end_as_an_unbroken_one(scenes_root, tmp_p
     """In a save, in a validation, while pictures are encoded: the same bits, and nothing more."""
     annotations = scenes_root / "annotations"
     command = [sys.executable, "-m", "captioning", "train", "--cnn", "scenes_cnn", "--resume"]
-    command += ["--train", str(annotations / "captions_train.json"), "--epochs", "6"]
+    command += ["--train", str(annotations / "captions_train.json"), "--epochs", "4"]
     command += ["--val", str(annotations / "captions_val.json"), "--batch-size", "48"]
     command += ["--hidden-size", "32", "--embed-size", "32", "--save-every", "1", "--output"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -66,12 +66,12 @@ def test_runs_that_are_killed_anywhere_end_as_an_unbroken_one(scenes_root, tmp_p
     start = time.monotonic()
     assert not killed(tmp_path / "whole", 300)
     whole, rng, kills = time.monotonic() - start, random.Random(0), 0
-    for name in "abc":
+    for name in "ab":
         while killed(tmp_path / name, rng.uniform(0.3 * whole, whole)):
             kills += 1
             assert kills < 100
         assert_same_run(tmp_path / name, tmp_path / "whole")
-    assert kills > 3
+    assert kills > 1
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:

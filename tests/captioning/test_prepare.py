@@ -1,6 +1,7 @@
 """Captions of other formats to COCO files: what is odd in them is reported, nothing leaks."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,44 @@ def test_shares_that_splits_overrule_are_told(run, tmp_path, capsys):
     assert "--val and --test ignored: " in capsys.readouterr().err
     assert run("--val", "0.1") == 0 and run(source=karpathy) == 0
     assert "ignored" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shares", [("nan", "0"), ("0", "nan"), ("-1", "0"), ("0.5", "0.5")])
+def test_shares_that_leave_nothing_are_refused(run, pictures, tmp_path, capsys, shares):
+    assert run("--val", shares[0], "--test", shares[1], "--images", pictures) == 1
+    assert "val, test: expected shares that leave some, got" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filename": 5}, "expected text, got 5"),
+        ({"filepath": ["a"]}, "expected text, got ['a']"),
+        ({"split": 5}, "expected text, got 5"),
+        ({"split": "x"}, "unknown splits ['x']"),
+        ({"cocoid": 2**70}, "expected an integer of 64 bits, got"),
+        ({"cocoid": [1]}, "expected an integer of 64 bits, got [1]"),
+        ({"sentences": [{"raw": 5}]}, "expected text, got 5"),
+        ({"sentences": 5}, "problem: TypeError"),
+        ({"cocoid": 2}, "several pictures have the same id: [2]"),
+    ],
+)
+def test_what_is_not_of_karpathys_format_is_named(run, pictures, tmp_path, capsys, change, message):
+    first = {"filename": "1.jpg", "split": "train", "cocoid": 1, "sentences": [{"raw": "a dog"}]}
+    second = first | {"filename": "2.jpg", "cocoid": 2}
+    (tmp_path / "k.json").write_text(json.dumps({"images": [first | change, second]}))
+    assert run("--images", pictures, source=tmp_path / "k.json") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_named_pipe_among_the_pictures_is_passed_over(run, pictures, capsys):
+    for i in range(3):
+        (pictures / f"{i}.txt").write_text("a dog\n")
+    (pictures / "0.jpg").unlink()
+    os.mkfifo(pictures / "0.jpg")
+    assert run("--val", "0", "--test", "0", source=pictures) == 0
+    assert "2 train, 0 val, 0 test" in capsys.readouterr().out
+    assert run("--images", pictures) == 1
+    assert "0.jpg: no file, but a folder, a pipe or a device" in capsys.readouterr().err
