@@ -32,6 +32,7 @@ class Case:
         module: "LSTM" or "LSTMCell".
         ragged: whether the input is a PackedSequence of different lengths, given in any order.
         num_layers, bidirectional, proj_size: as in nn.LSTM.
+        saturated: whether every input gate is shut, far beyond what a sigmoid can tell from 0.
         gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
         over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
     """
@@ -47,6 +48,7 @@ class Case:
     num_layers: int = 1
     bidirectional: bool = False
     proj_size: int = 0
+    saturated: bool = False
     gemm_fraction: float | None = None
     over_floor: float | None = None
 
@@ -66,6 +68,7 @@ class Case:
             f"{self.num_layers} layers": self.num_layers > 1,
             "bidirectional": self.bidirectional,
             f"proj_size {self.proj_size}": self.proj_size,
+            "saturated": self.saturated,
         }
         return " ".join([shape, *(name for name, shown in traits.items() if shown), self.mode])
 
@@ -179,6 +182,15 @@ CPU_GROUPS: tuple[Group, ...] = (
             case
             for mode in ("training", "inference")
             for case in _cases(((32, 35, 200, 400),), mode, proj_size=200)
+        ),
+    ),
+    Group(  # as fast as with other gates: nothing may be computed on subnormal numbers
+        "saturated",
+        "saturated gates, training and inference, float32",
+        tuple(
+            case
+            for mode in ("training", "inference")
+            for case in _cases(((16, 64, 64, 256),), mode, saturated=True)
         ),
     ),
     Group(

@@ -62,6 +62,7 @@ CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] 
     "bfloat16": (f"{BFLOAT16} {BFLOAT16}", 1.2, 1.0, {"precision": "bfloat16"}),
     "float16": ("(32,35,200,200) (32,35,200,200)", None, None, {"precision": "float16"}),
     "projection": ("(32,35,200,400) (32,35,200,400)", None, None, {"proj_size": 200}),
+    "saturated": ("(16,64,64,256) (16,64,64,256)", None, None, {"saturated": True}),
     "double": (
         "(32,35,200,200) (8,50,64,128)",
         2,

@@ -7,12 +7,13 @@ tolerance is picked by hand.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from oracle import oracle
-from samples import Route, every_route
+from samples import Route, every_op_route, every_route
 from torch import Tensor, nn
 
 import fastlstm
@@ -118,3 +119,114 @@ def test_the_cell_state_is_float32(route: Route, dtype: torch.dtype) -> None:
     torch.testing.assert_close(c_n.float(), torch.full_like(c_n, 1.25).float(), rtol=0, atol=1e-6)
     expected = 1 + torch.arange(1, 1025, device=route.device) * 2.0**-12
     torch.testing.assert_close(cells[0, :, 0, 0], expected, rtol=0, atol=1e-5)
+
+
+GRID = {
+    torch.float32: [-1e30, -1e4, -104, -100, -89, -88.5, -88, -87.5, -87.3, -87.1, -87.0],
+    torch.float64: [-1e300, -1e4, -746, -745, -720, -710, -709.5, -709, -708.5],
+}
+GRID[torch.bfloat16] = GRID[torch.float16] = GRID[torch.float32]
+
+
+def gates_of(route: Route, values: list[float], dtype: torch.dtype) -> Tensor:
+    """[4, values]: i, f, g and o where each pre-activation is that value."""
+    bias = torch.tensor(values * 4, dtype=dtype, device=route.device)
+    zeros = bias.new_zeros
+    size = len(values)
+    weights = [zeros(4 * size, 1), zeros(4 * size, size), bias, zeros(4 * size)]
+    state = zeros(1, 1, size)
+    found = torch.ops.fastlstm.lstm(
+        zeros(1, 1, 1), state, state, weights, save_gates=True, engine=route.engine
+    )
+    return found[4].view(4, size)
+
+
+@every_op_route
+@pytest.mark.parametrize("dtype", GRID, ids=str)
+def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
+    """A shut gate of 1e-38 in place of 0 would make all that follows subnormal, and slow."""
+    shut = GRID[dtype]
+    i, f, g, o = gates_of(route, [*shut, *(-x for x in shut)], dtype)
+    for gate in (i, f, o):
+        assert torch.equal(gate, torch.tensor([0.0, 1.0]).repeat_interleave(len(shut)).to(gate))
+    assert torch.equal(g, torch.tensor([-1.0, 1.0]).repeat_interleave(len(shut)).to(gate))
+
+
+@every_op_route
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gates_before_saturation(route: Route, dtype: torch.dtype) -> None:
+    """Normal numbers, right to some units in the last place, down to the last before zero."""
+    info = torch.finfo(dtype)
+    lowest = 86.95 if dtype == torch.float32 else 708.0
+    x = torch.linspace(-lowest, lowest, 1001, dtype=dtype)
+    i, f, g, o = gates_of(route, x.tolist(), dtype)
+    assert torch.equal(i, f) and torch.equal(i, o)
+    assert (i >= info.tiny).all() and (i <= 1).all()
+    wide = x.double().to(route.device)
+    torch.testing.assert_close(i.double(), wide.sigmoid(), rtol=8 * info.eps, atol=0)
+    torch.testing.assert_close(g.double(), wide.tanh(), rtol=8 * info.eps, atol=0)
+
+
+def is_subnormal(tensor: Tensor) -> Tensor:
+    return (tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)
+
+
+@every_op_route
+@pytest.mark.parametrize("gate", ["i", "f", "o"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nothing_is_subnormal_behind_shut_gates(
+    route: Route, gate: str, dtype: torch.dtype
+) -> None:
+    """Nor has what a shut gate keeps out a gradient: as in nn.LSTM, not a tiny one."""
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 20, dtype=dtype, device=route.device)
+    rows = slice("ifgo".index(gate) * 20, ("ifgo".index(gate) + 1) * 20)
+    with torch.no_grad():
+        theirs.bias_ih_l0[rows] -= 100 if dtype == torch.float32 else 800
+    ours = fastlstm.convert(theirs)
+    ours.engine = route.engine
+    x = torch.randn(6, 4, 3, dtype=dtype, device=route.device)
+    hx = torch.randn(2, 1, 4, 20, dtype=dtype, device=route.device)
+    given = [torch.randn(6, 4, 20, dtype=dtype, device=route.device), hx[0], hx[1]]
+    found, expected = (results(m, x, (hx[0], hx[1]), given) for m in (ours, theirs))
+    for name, result in found.items():
+        assert not is_subnormal(result).any(), name
+        assert torch.equal(result == 0, expected[name] == 0), name
+    assert not found["d weight_ih_l0"][rows].any()
+
+
+@every_route
+@pytest.mark.parametrize("where", ["input", "gradient"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_nan_is_where_it_is_in_torch(route: Route, where: str, steps: int) -> None:
+    """In the gradient of W_hh too, though 0 times it is all that the first step adds."""
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 20, device=route.device)
+    ours = fastlstm.convert(copy.deepcopy(theirs))
+    ours.engine = route.engine
+    x = torch.randn(steps, 4, 3, device=route.device)
+    given = [torch.randn(steps, 4, 20, device=route.device), *torch.randn(2, 1, 4, 20).to(x)]
+    (x if where == "input" else given[0])[0, 1] = torch.nan
+    zeros = x.new_zeros(1, 4, 20)
+    found, expected = (results(m, x, (zeros, zeros), given) for m in (ours, theirs))
+    for name, result in found.items():
+        assert torch.equal(result.isnan(), expected[name].isnan()), name
+    assert found["d weight_hh_l0"].isnan().any()
+
+
+@every_route
+def test_an_infinite_weight_is_not_multiplied_with_nothing(route: Route) -> None:
+    """At the last step no gradient comes from the next, so W_hh has no say in what W_hr gets."""
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 20, proj_size=7, device=route.device)
+    with torch.no_grad():
+        theirs.weight_hh_l0[:20] = torch.inf
+    ours = fastlstm.convert(copy.deepcopy(theirs))
+    ours.engine = route.engine
+    x = torch.randn(1, 4, 3, device=route.device)
+    hx = torch.rand(1, 4, 7, device=route.device) + 1, torch.randn(1, 4, 20, device=route.device)
+    output, _ = theirs(x, hx)
+    expected = torch.autograd.grad(output.sum(), theirs.parameters())
+    found = torch.autograd.grad(ours(x, hx)[0].sum(), ours.parameters())
+    torch.testing.assert_close(found, expected)
+    assert all(g.isfinite().all() for g in found)
