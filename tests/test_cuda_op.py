@@ -70,6 +70,12 @@ def Call(kind, *args, **options):
     return op_call.Call(kind, *args, ops=ops(), **options)
 
 
+def without_memory(tensor):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 KINDS = ["float32", "tf32", "bfloat16", "float16"]
 ENGINES = ["stepwise", "persistent", "persistent:16x8x2", "auto"]
 
@@ -418,6 +424,26 @@ def test_free_multiprocessors(free, told):
                           stderr=subprocess.STDOUT)
     for text in told:
         assert text in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("bad", [
+    lambda t: t.flatten(), lambda t: t[..., :-1], lambda t: t.transpose(0, 1), lambda t: t.half(),
+    lambda t: t.to("meta"), without_memory,
+], ids=["flat", "size", "transposed", "dtype", "meta", "memory"])
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_bad_saved_tensors_and_gradients_are_named(kind, engine, bad):
+    call = Call(kind, directions=2, batch=3)
+    saved = list(call.forward(engine))
+    for k, name in ((0, "output"), (3, "cells"), (4, "gates")):
+        damaged = [bad(t) if i == k else t for i, t in enumerate(saved)]
+        for per_row in (False, True):
+            with pytest.raises(RuntimeError, match=f"lstm: expected the saved {name} "):
+                call.backward(damaged, engine, per_row=per_row)
+    for k, name in enumerate(("output", "h_n", "c_n", "cells")):
+        grads = [bad(g) if i == k else g for i, g in enumerate(call.grads)]
+        with pytest.raises(RuntimeError, match=f"lstm: expected grad_{name} "):
+            call.backward(saved, engine, grads)
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
