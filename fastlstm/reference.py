@@ -92,7 +92,7 @@ def lstm_layer(
     Args:
         input: [T,B,I], or the [N,I] data of a PackedSequence if `batch_sizes` is given.
         h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
-        c_0: [D,B,H] initial cell state.
+        c_0: [D,B,H] initial cell state; of the 16-bit types it may be in float32 too.
         weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
             biases, then W_hr [P,H] if there is a projection; for layer normalisation also gain_ih
             and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
@@ -109,10 +109,10 @@ def lstm_layer(
         zoneout_c: [D,T,B,H] (or [D,N,H]). c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g).
 
     Returns:
-        output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H], and every cell state
+        output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H] in c_0's dtype, and every cell state
         [D,T,B,H] (or [D,N,H]) in the state dtype.
     """
-    dtype, state = input.dtype, state_dtype(input.dtype)
+    dtype, c_dtype, state = input.dtype, c_0.dtype, state_dtype(input.dtype)
     input, h_0, c_0, *weights = (t.to(state) for t in (input, h_0, c_0, *weights))
     each = len(weights) // h_0.shape[0]
     live = None
@@ -137,7 +137,7 @@ def lstm_layer(
     ]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
     output = torch.cat(outputs, -1).to(dtype)
-    return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(dtype), torch.stack(cells)
+    return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(c_dtype), torch.stack(cells)
 
 
 def _walk(

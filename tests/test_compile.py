@@ -234,6 +234,55 @@ def test_autocast(route: Route, compiled: bool, dtype: torch.dtype) -> None:
 
 
 @every_route
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
+def test_dtypes_under_autocast_are_those_of_torch(
+    route: Route, compiled: bool, proj_size: int, state: torch.dtype | None
+) -> None:
+    """c_n of a layer with a projection stays in float32, on a CPU."""
+    torch._dynamo.reset()
+    theirs = nn.LSTM(3, 5, 2, bidirectional=True, proj_size=proj_size, device=route.device)
+    ours = fastlstm.convert(copy.deepcopy(theirs))
+    ours.engine = route.engine
+    call = torch.compile(ours, backend="aot_eager") if compiled else ours
+    x = draw(route, 4, 2, 3).float()
+    hx = None
+    if state is not None:
+        hx = draw(route, 4, 2, proj_size or 5).to(state), draw(route, 4, 2, 5).to(state)
+    found, expected = [], []
+    for module, results in ((call, found), (theirs, expected)):
+        with torch.autocast(route.device, torch.bfloat16):
+            output, (h_n, c_n) = module(x, hx)
+        results += [output, h_n, c_n]
+        sum(r.float().sin().sum() for r in results).backward()
+    assert [r.dtype for r in found] == [r.dtype for r in expected]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 0.05 * b.grad.norm()
+
+
+@every_route
+def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
+    """Increments that bfloat16 would lose one by one: c = 1 + 1024 * 2^-12."""
+    if route.device != "cpu":
+        pytest.skip("cuDNN rounds c to 16 bits too")
+    lstm = fastlstm.LSTM(1, 2, proj_size=1)
+    lstm.engine = route.engine
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.zero_()
+        lstm.bias_ih_l0.copy_(torch.tensor([20.0, 20, 2**-12, 0]).repeat_interleave(2))
+        hx = torch.zeros(1, 1, 1), torch.ones(1, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(1024):
+                _, hx = lstm(torch.zeros(1, 1, 1), hx)
+    assert hx[0].dtype == torch.bfloat16
+    torch.testing.assert_close(hx[1], torch.full((1, 1, 2), 1.25), rtol=0, atol=1e-6)
+
+
+@every_route
 def test_autocast_leaves_float64_alone(route: Route) -> None:
     model, x = Model(route).lstm, draw(route, 2, 4, 4)
     with torch.autocast(route.device, torch.bfloat16):
