@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .reference import state_dtype
+
+
+def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
+    """Raises a TypeError that names what is no tensor, or no pair of them in case of `hx`."""
+    if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+        got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"hx: expected a pair (h_0, c_0), got {got}")
+    states = {} if hx is None else dict(zip(("h_0", "c_0"), hx, strict=True))
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {"input": input, **states, **weights, **given}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_num_layers(num_layers: Any) -> None:
+    """Raises a ValueError unless it is a positive integer."""
+    if not hasattr(num_layers, "__index__") or num_layers < 1:
+        raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
 
 
 def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
@@ -14,6 +35,8 @@ def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected a tensor of integers, got dtype {lengths.dtype}")
+    if lengths.is_meta and not input.is_meta:
+        raise RuntimeError(f"lengths: expected values, for input on {input.device}, got meta")
     return lengths.to(device=input.device, dtype=torch.int64)
 
 
@@ -105,7 +128,8 @@ def check_layer(
     for weight, (name, shape) in zip(weights, [*expected.items()] * directions, strict=True):
         _check_tensor(input, weight, name, shape)
     _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
-    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size))
+    state = state_dtype(input.dtype)
+    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size), or_dtype=state)
 
     if batch_sizes is not None:
         sizes = batch_sizes.tolist()
@@ -160,10 +184,20 @@ def _has_values(lengths: Tensor) -> bool:
     )
 
 
-def _check_tensor(input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+def _check_tensor(
+    input: Tensor,
+    tensor: Tensor,
+    name: str,
+    shape: tuple[int, ...],
+    or_dtype: torch.dtype | None = None,
+) -> None:
     _check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
     _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
-    _check(tensor.dtype == input.dtype, f"{name} of dtype {input.dtype} like input", tensor.dtype)
+    _check(
+        tensor.dtype in (input.dtype, or_dtype),
+        f"{name} of dtype {input.dtype} like input",
+        tensor.dtype,
+    )
 
 
 def _check(condition: bool, expected: str, got: object) -> None:

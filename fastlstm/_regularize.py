@@ -5,17 +5,19 @@ The draws are tensors that the layer takes, so every engine computes with the sa
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def check_probabilities(**probabilities: float) -> None:
+def check_probabilities(**probabilities: Any) -> None:
     """Raises a ValueError that names the first argument that is no probability."""
     for name, p in probabilities.items():
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) <= 1:
             raise ValueError(f"{name}: expected a number in range [0, 1], got {p!r}")
 
 

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from . import _build, _transforms, reference
-from ._checks import as_lengths, check_dims, check_layer, steps_first
+from ._checks import as_lengths, check_dims, check_kinds, check_layer, check_num_layers, steps_first
 from ._regularize import check_probabilities, draw_masks, drop_input, drop_recurrent_weights
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
@@ -174,85 +174,98 @@ def lstm(
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
-        TypeError: `lengths` is not a tensor of integers.
-        ValueError: `engine` is unknown, or a probability is not between 0 and 1.
+        TypeError: something is no tensor where one is expected, or `lengths` has no integers.
+        ValueError: `engine` is unknown, `num_layers` is not a positive integer, or a probability is
+            not between 0 and 1.
     """
-    directions = 2 if bidirectional else 1
-    num_states = num_layers * directions
-    if len(weights) % num_states or not 2 <= len(weights) // num_states <= 9:
-        raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) and "
-            f"{directions} direction(s), got {len(weights)} tensors"
-        )
-    check_dims(input, batch_sizes)
-    batch_first = batch_first and batch_sizes is None
-    if batch_first:
-        input = input.transpose(0, 1)
-        reset = None if reset is None else steps_first(reset)
-    if hx is None:
-        hx = _zero_state(input, weights, num_states, batch_sizes)
-    h_0, c_0 = hx
-    if h_0.size(0) != num_states or c_0.size(0) != num_states:
-        raise RuntimeError(
-            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {num_states}, got "
-            f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-        )
-    if lengths is not None:
-        lengths = as_lengths(lengths, input)
+    try:
+        directions = 2 if bidirectional else 1
+        num_states = num_layers * directions
+        if (
+            not num_layers >= 1
+            or len(weights) % num_states
+            or not 2 <= len(weights) // num_states <= 9
+        ):
+            check_num_layers(num_layers)
+            raise RuntimeError(
+                f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) "
+                f"and {directions} direction(s), got {len(weights)} tensors"
+            )
+        check_dims(input, batch_sizes)
+        batch_first = batch_first and batch_sizes is None
+        if batch_first:
+            input = input.transpose(0, 1)
+            reset = None if reset is None else steps_first(reset)
+        if hx is None:
+            hx = _zero_state(input, weights, num_states, batch_sizes)
+        h_0, c_0 = hx
+        if h_0.size(0) != num_states or c_0.size(0) != num_states:
+            raise RuntimeError(
+                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {num_states}, got "
+                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+            )
+        if lengths is not None:
+            lengths = as_lengths(lengths, input)
 
-    regularised = training and (
-        input_dropout or recurrent_dropout or zoneout_h or zoneout_c or weight_dropout
-    )
-    if regularised:
-        check_probabilities(
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            zoneout_h=zoneout_h,
-            zoneout_c=zoneout_c,
-            weight_dropout=weight_dropout,
+        regularised = training and (
+            input_dropout or recurrent_dropout or zoneout_h or zoneout_c or weight_dropout
         )
-    each = len(weights) // num_layers
-    h_n, c_n, cell_states = [], [], []
-    output = input
-    for layer in range(num_layers):
-        if layer > 0 and training and dropout > 0:
-            output = F.dropout(output, dropout)
-        states = slice(layer * directions, (layer + 1) * directions)
-        h = h_0 if num_layers == 1 else h_0[states]
-        c = c_0 if num_layers == 1 else c_0[states]
-        layer_weights = weights[layer * each : (layer + 1) * each]
-        masks: _Masks = (None, None, None)
-        if regularised:
-            output = drop_input(output, input_dropout, h.size(1), batch_sizes)
-            layer_weights = drop_recurrent_weights(layer_weights, directions, weight_dropout)
-            masks = draw_masks(output, h, c, recurrent_dropout, zoneout_h, zoneout_c)
-        output, h, c, cells = _layer(
-            output,
-            h,
-            c,
-            layer_weights,
-            batch_sizes,
-            lengths,
-            reset,
-            masks,
-            return_cell_states,
-            recompute,
-            engine,
-        )
-        h_n.append(h)
-        c_n.append(c)
-        if return_cell_states:
-            cell_states.append(cells.movedim(0, -2).flatten(-2).to(c.dtype))
-    state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
-    if batch_first:
-        output = output.transpose(0, 1)
-    if not return_cell_states:
-        return output, state
-    every = torch.stack(cell_states)
-    if lengths is not None:
-        steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
-        every = torch.where((steps < lengths).unsqueeze(-1), every, 0.0)
-    return output, state, every.transpose(1, 2) if batch_first else every
+        if regularised or (training and dropout):
+            check_probabilities(
+                dropout=dropout,
+                input_dropout=input_dropout,
+                recurrent_dropout=recurrent_dropout,
+                zoneout_h=zoneout_h,
+                zoneout_c=zoneout_c,
+                weight_dropout=weight_dropout,
+            )
+        each = len(weights) // num_layers
+        h_n, c_n, cell_states = [], [], []
+        output = input
+        for layer in range(num_layers):
+            if layer > 0 and training and dropout > 0:
+                output = F.dropout(output, dropout)
+            states = slice(layer * directions, (layer + 1) * directions)
+            h = h_0 if num_layers == 1 else h_0[states]
+            c = c_0 if num_layers == 1 else c_0[states]
+            layer_weights = weights[layer * each : (layer + 1) * each]
+            masks: _Masks = (None, None, None)
+            if regularised:
+                output = drop_input(output, input_dropout, h.size(1), batch_sizes)
+                layer_weights = drop_recurrent_weights(layer_weights, directions, weight_dropout)
+                masks = draw_masks(output, h, c, recurrent_dropout, zoneout_h, zoneout_c)
+            output, h, c, cells = _layer(
+                output,
+                h,
+                c,
+                layer_weights,
+                batch_sizes,
+                lengths,
+                reset,
+                masks,
+                return_cell_states,
+                recompute,
+                engine,
+            )
+            h_n.append(h)
+            c_n.append(c)
+            if return_cell_states:
+                cell_states.append(cells.movedim(0, -2).flatten(-2).to(c.dtype))
+        state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
+        if batch_first:
+            output = output.transpose(0, 1)
+        if not return_cell_states:
+            return output, state
+        every = torch.stack(cell_states)
+        if lengths is not None:
+            steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
+            every = torch.where((steps < lengths).unsqueeze(-1), every, 0.0)
+        return output, state, every.transpose(1, 2) if batch_first else every
+    except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
+        named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
+        check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
+        check_num_layers(num_layers)
+        raise
 
 
 def lstm_cell(
@@ -282,30 +295,35 @@ def lstm_cell(
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    h, c = hx
-    if not (
-        _transforms_active()
-        or torch.compiler.is_compiling()
-        or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
-    ):
-        engine = _engine_for(input, engine)
-        if engine != "reference":
-            step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
-            return step
-    _, h_n, c_n, _ = _layer(
-        input.unsqueeze(0),
-        h.unsqueeze(0),
-        c.unsqueeze(0),
-        weights,
-        None,
-        None,
-        None,
-        (None, None, None),
-        False,
-        False,
-        engine,
-    )
-    return h_n.squeeze(0), c_n.squeeze(0)
+    try:
+        h, c = hx
+        if not (
+            _transforms_active()
+            or torch.compiler.is_compiling()
+            or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
+        ):
+            engine = _engine_for(input, engine)
+            if engine != "reference":
+                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
+                return step
+        _, h_n, c_n, _ = _layer(
+            input.unsqueeze(0),
+            h.unsqueeze(0),
+            c.unsqueeze(0),
+            weights,
+            None,
+            None,
+            None,
+            (None, None, None),
+            False,
+            False,
+            engine,
+        )
+        return h_n.squeeze(0), c_n.squeeze(0)
+    except (AttributeError, TypeError, ValueError):
+        names = ("w_ih", "w_hh", "b_ih", "b_hh")
+        check_kinds(input, hx, dict(zip(names, weights, strict=False)))
+        raise
 
 
 def _engine_for(input: Tensor, engine: str, transformed: bool = False) -> str:
@@ -373,7 +391,10 @@ def _layer(
     def cast(t: Tensor) -> Tensor:
         return t if t.dtype == torch.float64 else t.to(dtype)
 
-    input, h_0, c_0, *weights = map(cast, (input, h_0, c_0, *weights))
+    projects = len(weights) // h_0.size(0) % 2 == 1
+    if device != "cpu" or not projects or c_0.dtype != torch.float32:
+        c_0 = cast(c_0)
+    input, h_0, *weights = map(cast, (input, h_0, *weights))
     h_mask, zoneout_h, zoneout_c = (None if m is None else cast(m) for m in masks)
     masks = (h_mask, zoneout_h, zoneout_c)
     with torch.autocast(device, enabled=False):

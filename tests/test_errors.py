@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from samples import Route, every_route
+from samples import Route, every_op_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -181,6 +183,81 @@ def test_lengths_must_be_a_tensor_of_integers(route: Route, lengths: Any, came: 
         functional.lstm(**arguments(route), lengths=lengths)
 
 
+NO_TENSORS: dict[str, tuple[Change, str]] = {
+    "weights[1]": (weight(1, lambda w: None), "NoneType"),
+    "weights[2]": (weight(2, lambda w: w.tolist()), "list"),
+    "input": (put(input=[[1.0]]), "list"),
+    "h_0": (state(0, lambda t: 0.0), "float"),
+    "c_0": (state(1, lambda t: None), "NoneType"),
+    "hx alone": (put(hx=lambda a: a["hx"][0]), "Tensor"),
+    "hx of three": (put(hx=lambda a: (*a["hx"], a["hx"][0])), "3 items"),
+    "batch_sizes": (packed((3, 3, 2)), "tuple"),
+    "reset": (put(reset=[[True] * B] * T), "list"),
+}
+
+
+@every_route
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_what_is_no_tensor(route: Route, name: str) -> None:
+    change, came = NO_TENSORS[name]
+    given = arguments(route)
+    change(given)
+    name, expected = name.split()[0], "a pair" if name.startswith("hx") else "a tensor"
+    with pytest.raises(TypeError, match=rf"^{re.escape(name)}: expected {expected}.*, got {came}$"):
+        functional.lstm(**given)
+
+
+@every_route
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", None, torch.nan])
+def test_number_of_layers(route: Route, number: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_layers: .* positive integer, got {number!r}"):
+        functional.lstm(**arguments(route), num_layers=number)
+
+
+@every_route
+@pytest.mark.parametrize("p", [-1, 1.5, torch.nan, True, "half"])
+def test_dropout_is_a_probability(route: Route, p: Any) -> None:
+    message = rf"dropout: expected a number in range \[0, 1\], got {p!r}"
+    with pytest.raises(ValueError, match=message):
+        functional.lstm(**arguments(route), dropout=p, training=True)
+    lstm = module(route)
+    lstm.dropout = p
+    with pytest.raises(ValueError, match=message):
+        lstm(torch.zeros(T, B, I, device=route.device))
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    lstm = fastlstm.LSTM(I, H, num_layers=np.int64(2), dropout=np.float32(0.5), zoneout_c=0.5)
+    lstm(torch.zeros(T, B, I))
+
+
+def without_memory(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(tensor.nbytes - 1)
+    return tensor
+
+
+@every_op_route
+@pytest.mark.parametrize(
+    "name", ["input", "h_0", "c_0", "W_hh", "b_ih", "W_hr", "lengths", "reset"]
+)
+def test_a_tensor_without_memory(route: Route, name: str) -> None:
+    """torch.nn.LSTM reads what happens to lie there, and dies where there is nothing."""
+    given = arguments(route, proj_size=P)
+    given["lengths"] = torch.tensor([4, 2, 0], device=route.device)
+    given["reset"] = torch.zeros(T, B, dtype=torch.bool, device=route.device)
+    functional.lstm(**given)
+    place = {"W_hh": 1, "b_ih": 2, "W_hr": 4}
+    if name in place:
+        weight(place[name], without_memory)(given)
+    elif name in ("h_0", "c_0"):
+        state("hc".index(name[0]), without_memory)(given)
+    else:
+        given[name] = without_memory(given[name])
+    with pytest.raises(RuntimeError, match=rf"lstm: expected {name} of shape .* bytes of memory"):
+        functional.lstm(**given)
+
+
 @every_route
 @pytest.mark.parametrize("k", range(5))
 def test_bad_weights_of_the_second_direction(route: Route, k: int) -> None:
@@ -218,6 +295,12 @@ def test_functional_cell(route: Route) -> None:
         functional.lstm_cell(x, (h, h), w_ih, w_hh, b_ih, engine=route.engine)
     with pytest.raises(RuntimeError, match="c_0.*1, 3, 5"):
         functional.lstm_cell(x, (h, h[:2]), w_ih, w_hh, engine=route.engine)
+    with pytest.raises(TypeError, match="w_hh: expected a tensor, got list"):
+        functional.lstm_cell(x, (h, h), w_ih, w_hh.tolist(), engine=route.engine)
+    with pytest.raises(TypeError, match="c_0: expected a tensor, got float"):
+        functional.lstm_cell(x, (h, 0.0), w_ih, w_hh, engine=route.engine)
+    with pytest.raises(TypeError, match=r"hx: expected a pair \(h_0, c_0\), got 1 items"):
+        functional.lstm_cell(x, (h,), w_ih, w_hh, engine=route.engine)
 
 
 def module(route: Route, cls: type = fastlstm.LSTM, **options: Any) -> Any:
