@@ -1,0 +1,449 @@
+"""Random calls, each made from a seed: every one gives the right result or a plain error.
+
+    python tests/fuzz.py 1234        # one call
+    python tests/fuzz.py 0 500       # the calls of 500 seeds
+
+Prints each seed before its call, so that a crash has one. Runs in a process of its own for that
+reason; tests/test_fuzz.py starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from oracle import oracle
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+from fastlstm import functional
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ENGINES = ("auto", "tiled", "stepwise", "reference")
+PLAIN_ERRORS = (RuntimeError, TypeError, ValueError)
+SERVED_BY_NOBODY = "could not create a primitive|not implemented for"  # nn.LSTM, on this processor
+
+
+class Draw:
+    """Everything that is random about a case."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        torch.manual_seed(seed)
+        self.pick: Callable[..., Any] = lambda *options: self.random.choice(options)
+        self.size = self.random.randint
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def values(self, *shape: int, wild: bool = False) -> Tensor:
+        """Normal values in float64; if wild, sometimes huge, tiny or zero ones."""
+        scale = self.pick(1, 1, 1e4, 1e-38, 1e-20, 0) if wild else 1
+        return torch.randn(*shape, dtype=torch.float64) * scale
+
+    def restride(self, tensor: Tensor) -> Tensor:
+        """The same values, differently in memory."""
+        kind = self.pick("as is", "as is", "permuted", "in a larger one", "every other one")
+        if kind == "permuted":
+            order = self.random.sample(range(tensor.dim()), tensor.dim())
+            back = [order.index(k) for k in range(tensor.dim())]
+            return tensor.permute(order).contiguous().permute(back)
+        if kind == "in a larger one":
+            wide = tensor.new_zeros([size + 2 for size in tensor.shape])
+            for k, size in enumerate(tensor.shape):
+                wide = wide.narrow(k, 1, size)
+            return wide.copy_(tensor)
+        if kind == "every other one":
+            return torch.stack([tensor, torch.zeros_like(tensor)], -1)[..., 0]
+        return tensor
+
+
+# --- against nn.LSTM and nn.LSTMCell ---
+
+
+def sizes_of(draw: Draw) -> dict[str, Any]:
+    hidden_size = draw.size(1, 40)
+    return {
+        "input_size": draw.size(1, 20),
+        "hidden_size": hidden_size,
+        "num_layers": draw.pick(1, 1, 2, 3),
+        "bias": draw.chance(0.8),
+        "batch_first": draw.chance(0.3),
+        "bidirectional": draw.chance(0.4),
+        "proj_size": draw.size(1, hidden_size - 1) if draw.chance(0.3) and hidden_size > 1 else 0,
+    }
+
+
+def scale_weights(draw: Draw, module: nn.Module) -> None:
+    """As they are, or with gates that are shut or open."""
+    kind = draw.pick("as drawn", "as drawn", "saturated", "large")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if kind == "saturated" and parameter.dim() == 1:
+                parameter.add_(draw.pick(0, 100, -100, -87, 20))
+            elif kind == "large" and draw.chance(0.3):
+                parameter.mul_(draw.pick(10, 100))
+
+
+Call = Callable[[nn.Module, torch.dtype], list[Tensor]]
+
+
+def lstm_case(draw: Draw) -> tuple[nn.Module, nn.Module, torch.dtype, Call]:
+    options, dtype = sizes_of(draw), draw.pick(torch.float32, *DTYPES)
+    theirs, ours = nn.LSTM(**options, dtype=dtype), fastlstm.LSTM(**options, dtype=dtype)
+    ours.recompute = draw.chance(0.2)
+    steps, batch = draw.size(1, 6), draw.size(0, 5)
+    form = draw.pick("batch", "batch", "unbatched", "packed")
+    lengths = torch.tensor([draw.size(1, steps) for _ in range(max(batch, 1))])
+    if form != "batch":
+        batch = len(lengths)
+    states = theirs.num_layers * (1 + theirs.bidirectional)
+    shape = (batch, steps) if theirs.batch_first and form != "packed" else (steps, batch)
+    wild = dtype != torch.float64
+    tensors = [draw.values(*shape, theirs.input_size, wild=wild)]
+    if draw.chance(0.5):
+        h_size = theirs.proj_size or theirs.hidden_size
+        tensors += [draw.values(states, batch, size, wild=wild)
+                    for size in (h_size, theirs.hidden_size)]  # fmt: skip
+    if form == "unbatched":
+        first = tensors[0]
+        tensors = [first[0] if theirs.batch_first else first[:, 0], *(t[:, 0] for t in tensors[1:])]
+    tensors = [draw.restride(t.to(dtype)) for t in tensors]
+    used = [draw.chance(0.8) for _ in range(3)]
+    autocast = dtype == torch.float32 and draw.chance(0.15)
+    seed = draw.size(0, 1 << 30)
+
+    def call(module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+        x: Any = leaves[0]
+        if form == "packed":
+            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype != torch.float64):
+            output, state = module(x, tuple(leaves[1:]) or None)
+        results = [output.data if isinstance(output, PackedSequence) else output, *state]
+        generator = torch.Generator().manual_seed(seed)
+        given = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
+        pairs = [(r, g.to(r.dtype)) for r, g, u in zip(results, given, used, strict=True) if u]
+        wanted = [*leaves, *module.parameters()]
+        if not pairs:
+            return results
+        outputs, given = zip(*pairs, strict=True)
+        return [*results, *torch.autograd.grad(outputs, wanted, given, materialize_grads=True)]
+
+    return theirs, ours, torch.bfloat16 if autocast else dtype, call
+
+
+def cell_case(draw: Draw) -> tuple[nn.Module, nn.Module, torch.dtype, Call]:
+    dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)  # noqa: E741
+    bias, wild = draw.chance(0.8), dtype != torch.float64
+    theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))
+    rows = () if draw.chance(0.2) else (draw.size(0, 20),)
+    tensors = [draw.values(*rows, size, wild=wild) for size in (I, H, H)]
+    tensors = [draw.restride(t.to(dtype)) for t in tensors[: draw.pick(1, 3)]]
+
+    def call(module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+        results = module(leaves[0], tuple(leaves[1:]) or None)
+        wanted = [*leaves, *module.parameters()]
+        return [*results, *torch.autograd.grad([r.sum() for r in results], wanted)]
+
+    return theirs, ours, dtype, call
+
+
+def against_torch(draw: Draw) -> None:
+    case = draw.pick(lstm_case, lstm_case, lstm_case, cell_case)
+    theirs, ours, dtype, call = case(draw)
+    scale_weights(draw, theirs)
+    ours.load_state_dict(theirs.state_dict())
+    ours.engine = draw.pick(*ENGINES)
+    given = next(theirs.parameters()).dtype
+    try:
+        scale = call(theirs, given)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in SERVED_BY_NOBODY.split("|")):
+            raise
+        scale = None
+    found = call(ours, given)
+    truth = call(theirs.double(), torch.float64)
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn_like(weight))
+    compare(found, truth, [call(theirs, torch.float64), *([scale] if scale else [])], dtype)
+    for a, b in zip(found, scale or (), strict=False):
+        assert given != dtype or a.dtype == b.dtype  # but under autocast
+
+
+def compare(
+    found: list[Tensor], truth: list[Tensor], others: list[list[Tensor]], dtype: torch.dtype
+) -> None:
+    """The error of each result, against the largest of the others.
+
+    These are what nn.LSTM makes of the same call in that dtype, if it can, and in float64 of
+    weights that are off by a rounding: a call may be ill-conditioned.
+    """
+    info = torch.finfo(dtype)
+    # Sums of what is rounded to a subnormal number, or to zero: float16 is never rounded to zero.
+    floor = 64 * info.tiny * (info.eps if dtype == torch.float16 else 1)
+    if dtype == torch.float64:  # 1 - o is off by eps in the truth too, and then multiplied
+        floor = 64 * info.eps * max((t.abs().max().item() for t in truth if t.numel()), default=0)
+
+    def errors(results: list[Tensor]) -> list[float]:
+        values = []
+        for result, true in zip(results, truth, strict=True):
+            assert result.shape == true.shape, f"shape {result.shape}, expected {true.shape}"
+            if true.numel() and true.isfinite().all():
+                largest = true.abs().max().item() + 1e-300
+                error = (result.double() - true).abs().max().item()
+                values.append(max(error - floor, 0) / largest if error == error else float("inf"))
+        return values
+
+    allowed = 64 * info.eps + 20 * max(error for other in others for error in [0, *errors(other)])
+    for k, error in enumerate(errors(found)):
+        assert error <= allowed, f"result {k}: relative error {error}, expected {allowed} at most"
+
+
+# --- what nn.LSTM cannot do, against the oracle ---
+
+
+def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a layer, with padded sequences and `lengths` as a list or None."""
+    steps, batch, directions = draw.size(1, 5), draw.size(1, 4), draw.pick(1, 2)
+    I, H = draw.size(1, 9), draw.size(1, 20)  # noqa: E741
+    P = draw.size(1, H) if draw.chance(0.3) else H
+    weights = []
+    bias, projects, norms = draw.chance(0.8), draw.chance(0.3), draw.chance(0.2)
+    P = P if projects else H
+    for _ in range(directions):
+        weights += [draw.values(4 * H, I) / 2, draw.values(4 * H, P) / 2]
+        weights += [draw.values(4 * H), draw.values(4 * H)] * bias
+        weights += [draw.values(P, H)] * projects
+        if norms:
+            weights += [1 + draw.values(size) / 4 for size in (4 * H, 4 * H, H)] + [draw.values(H)]
+    found: dict[str, Any] = {
+        "input": draw.values(steps, batch, I),
+        "h_0": draw.values(directions, batch, P),
+        "c_0": draw.values(directions, batch, H),
+        "weights": weights,
+        "lengths": None,
+        "reset": torch.rand(steps, batch) < 0.3 if draw.chance(0.3) else None,
+        "h_mask": None,
+        "zoneout_h": None,
+        "zoneout_c": None,
+    }
+    if draw.chance(0.4):
+        found["lengths"] = [draw.size(0, steps) for _ in range(batch)]
+    for name, shape in {
+        "h_mask": (directions, batch, P),
+        "zoneout_h": (directions, steps, batch, P),
+        "zoneout_c": (directions, steps, batch, H),
+    }.items():
+        if draw.chance(0.2):
+            found[name] = torch.randint(3, shape).double() / 2
+    for name, value in found.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[name] = value.to(dtype)
+    found["weights"] = [w.to(dtype) for w in weights]
+    return found
+
+
+def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
+    """Packs the layer's arguments or makes a tensor of its lengths, and changes strides."""
+    call = {**layer, "batch_sizes": None}
+    if layer["lengths"] is not None:
+        call["lengths"] = torch.tensor(layer["lengths"])
+    elif layer["reset"] is None and draw.chance(0.3):
+        steps, batch = layer["input"].shape[:2]
+        call["batch_sizes"] = torch.full((steps,), batch)
+        for name, first in {"input": 0, "zoneout_h": 1, "zoneout_c": 1}.items():
+            if call[name] is not None:
+                call[name] = call[name].flatten(first, first + 1)
+    for name, value in call.items():
+        if isinstance(value, Tensor):
+            call[name] = draw.restride(value)
+    call["weights"] = [draw.restride(w) for w in call["weights"]]
+    return call
+
+
+def against_the_oracle(draw: Draw) -> None:
+    layer = layer_arguments(draw, torch.float64)
+    expected = list(oracle(**leaves_of(layer)))
+    torch.manual_seed(1)
+    given = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
+    truth = leaves_of(layer)
+    pairs = [(r, g) for r, g in zip(oracle(**truth), given, strict=True) if r.requires_grad]
+    torch.autograd.backward(*zip(*pairs, strict=True))
+    call = as_call(draw, layer)
+    leaves = leaves_of(call)
+    norms = len(layer["weights"]) // layer["h_0"].shape[0] >= 6
+    engine = draw.pick("auto", "stepwise") if norms else draw.pick("auto", "stepwise", "tiled")
+    recompute = draw.chance(0.3)
+    found = list(torch.ops.fastlstm.lstm(**leaves, recompute=recompute, engine=engine)[:4])
+    if call["lengths"] is not None:
+        live = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
+        found[3] = torch.where(live[..., None], found[3], 0.0)
+    torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(given, found, strict=True)])
+    pairs = list(zip(found, expected, strict=True))
+    names = ("input", "h_0", "c_0")
+    pairs += [(leaves[n].grad, truth[n].grad) for n in names]
+    pairs += [(a.grad, b.grad) for a, b in zip(leaves["weights"], truth["weights"], strict=True)]
+    for k, (a, b) in enumerate(pairs):
+        a = torch.zeros_like(b) if a is None else a
+        b = torch.zeros_like(a).view(a.shape) if b is None else b.view(a.shape)
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, k=k: f"{k}: {m}")
+
+
+def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
+    """With fresh leaves where gradients go; the values and the strides stay."""
+    found = {**layer, "weights": [w.detach().requires_grad_() for w in layer["weights"]]}
+    return found | {n: layer[n].detach().requires_grad_() for n in ("input", "h_0", "c_0")}
+
+
+# --- bad arguments ---
+
+
+def damage(draw: Draw, tensor: Tensor, engine: str) -> Tensor:
+    """Something that cannot pass for the tensor."""
+    kind = draw.pick("shorter", "longer", "flat", "dims", "transposed", "dtype", "meta", "memory")
+    if kind == "memory" and engine == "reference":  # ATen does not look whether there is any
+        kind = "longer"
+    k = draw.size(0, tensor.dim() - 1)
+    if kind == "shorter":
+        return tensor.narrow(k, 0, tensor.size(k) - 1)
+    if kind == "flat" and tensor.dim() > 1:
+        return tensor.flatten()
+    if kind == "dims":
+        return tensor.unsqueeze(k)
+    if kind == "transposed" and tensor.dim() > 1 and tensor.size(0) != tensor.size(1):
+        return tensor.transpose(0, 1)
+    if kind == "dtype":
+        return tensor.to(draw.pick(*(d for d in (*DTYPES, torch.int32) if d != tensor.dtype)))
+    if kind == "meta":
+        return tensor.to("meta")
+    if kind == "memory":
+        tensor = tensor.clone()
+        tensor.untyped_storage().resize_(draw.pick(0, tensor.nbytes - 1))
+        return tensor
+    return torch.cat([tensor, tensor.narrow(k, 0, 1)], k)
+
+
+def damaged_backward(draw: Draw) -> None:
+    """The backward op takes its saved tensors and gradients only as the forward op made them."""
+    dtype = draw.pick(*DTYPES)
+    call = as_call(draw, layer_arguments(draw, dtype))
+    norms = len(call["weights"]) // call["h_0"].shape[0] >= 6
+    engine = draw.pick("auto", "stepwise")
+    saved = torch.ops.fastlstm.lstm(**call, save_cells=True, save_gates=True, engine=engine)
+    output, h_n, c_n, cells, gates = saved
+    tensors = {
+        "grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells,
+        "output": output, "cells": cells, "gates": gates,
+    }  # fmt: skip
+    needs = {"input_needs_grad": True, "state_needs_grad": True, "engine": engine}
+    needs["per_row"] = not norms and draw.chance(0.5)
+    backward = torch.ops.fastlstm.lstm_backward
+    expected = backward(**tensors, **call, **needs)
+    again = backward(**{n: draw.restride(t) for n, t in tensors.items()}, **call, **needs)
+    for a, b in zip([*expected[:3], *expected[3]], [*again[:3], *again[3]], strict=True):
+        assert torch.equal(a, b), "other strides, other gradients"
+    name = draw.pick(*tensors)
+    bad = damage(draw, tensors[name], engine)
+    if name == "gates" and bad.shape == (0,):  # which stands for gates that were not saved
+        return
+    expect_error(lambda: backward(**{**tensors, name: bad}, **call, **needs), name)
+
+
+def damaged_forward(draw: Draw) -> None:
+    """One bad argument of `functional.lstm`."""
+    layer = as_call(draw, layer_arguments(draw, draw.pick(*DTYPES)))
+    engine = draw.pick(*ENGINES)
+    if len(layer["weights"]) // layer["h_0"].shape[0] >= 6 and engine == "tiled":
+        engine = "stepwise"
+    arguments: dict[str, Any] = {
+        n: layer[n] for n in ("input", "weights", "batch_sizes", "lengths", "reset")
+    } | {"engine": engine, "bidirectional": layer["h_0"].shape[0] == 2}
+    arguments["hx"] = (layer["h_0"], layer["c_0"])
+    functional.lstm(**arguments)
+    name = draw.pick("input", "h_0", "c_0", "weights", "batch_sizes", "lengths", "reset", "number")
+    no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
+    if name == "number":
+        numbers = {"num_layers": draw.pick(0, -1, 1.5, None, "2"), "dropout": draw.pick(-1, 2, "x")}
+        name = draw.pick(*numbers, "zoneout_c", "recurrent_dropout")
+        arguments |= {name: numbers.get(name, draw.pick(-0.1, float("nan"))), "training": True}
+    elif name in ("h_0", "c_0"):
+        state = layer[name]
+        bad = no_tensor if draw.chance(0.3) else damage(draw, state, engine)
+        arguments["hx"] = (bad, layer["c_0"]) if name == "h_0" else (layer["h_0"], bad)
+        if name == "c_0" and isinstance(bad, Tensor) and bad.dtype == torch.float32:
+            return  # which 16-bit layers take
+    elif name == "weights":
+        k = draw.size(0, len(layer["weights"]) - 1)
+        weights = list(layer["weights"])
+        weights[k] = no_tensor if draw.chance(0.3) else damage(draw, weights[k], engine)
+        arguments["weights"] = weights
+        name = "W_|b_|gain_|bias_c|weights|input"
+    elif arguments[name] is None:
+        return
+    else:
+        tensor = arguments[name]
+        bad = no_tensor if draw.chance(0.3) else damage(draw, tensor, engine)
+        if name == "lengths" and isinstance(bad, Tensor):
+            if bad.shape == tensor.shape and bad.device == tensor.device and bad.dtype.is_signed:
+                return  # any integers
+        arguments[name] = bad
+        if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
+            return  # more steps, or fewer
+        if name in ("input", "batch_sizes"):
+            name = "input|W_ih|h_0|reset|lengths|batch_sizes|sequence length"
+    expect_error(lambda: functional.lstm(**arguments), name)
+
+
+def expect_error(function: Callable[[], Any], names: str) -> None:
+    try:
+        function()
+    except PLAIN_ERRORS as error:
+        assert any(name in str(error) for name in names.split("|")), f"{names}: {error}"
+        assert "incompatible function arguments" not in str(error), error
+        assert "INTERNAL ASSERT" not in str(error), error
+    else:
+        raise AssertionError(f"a bad {names} was taken")
+
+
+KINDS = (against_torch, against_torch, against_the_oracle, damaged_backward, damaged_forward)
+
+
+def run(seed: int) -> str | None:
+    """Runs the case of a seed; returns what went wrong."""
+    draw = Draw(seed)
+    kind = draw.pick(*KINDS)
+    try:
+        kind(draw)
+    except Exception:
+        return f"seed {seed}, {kind.__name__}:\n{traceback.format_exc(limit=-3)}"
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    first, count = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 1
+    warnings.simplefilter("ignore")
+    failures = 0
+    for seed in range(first, first + count):
+        print(f"begin {seed}", flush=True)
+        if str(seed) == os.environ.get("FUZZ_CRASH_AT"):  # for the test of what starts this
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if text := run(seed):
+            failures += 1
+            print(text, flush=True)
+    print("done")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""The random calls of tests/fuzz.py, in processes of their own: a crash fails with its seed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastlstm import _build
+
+pytestmark = pytest.mark.skipif(
+    not _build.extension_available(), reason=f"no extension: {_build.unavailable_reason()}"
+)
+
+BLOCK = 250
+
+
+def check_seeds(first: int, count: int) -> None:
+    command = [sys.executable, Path(__file__).with_name("fuzz.py"), str(first), str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    if done.returncode or lines[-1:] != ["done"]:
+        failures = [line for line in lines[:-1] if not line.startswith("begin ")]
+        status = f"exit status {done.returncode}; a crash had the seed of the last line"
+        pytest.fail("\n".join([done.stderr, status, *failures, *lines[-1:]]), pytrace=False)
+
+
+def test_some_calls() -> None:
+    check_seeds(0, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(20))
+def test_thousands_of_calls(block: int) -> None:
+    check_seeds(1000 + block * BLOCK, BLOCK)
+
+
+def test_a_crash_is_a_failure_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUZZ_CRASH_AT", "3")
+    with pytest.raises(pytest.fail.Exception, match="exit status -11(.|\n)*begin 3$"):
+        check_seeds(2, 3)
