@@ -17,7 +17,7 @@ from typing import Any
 import machine
 import torch
 from report import write_json
-from sweep import SHAPES, SHORT, Entry, build, plan
+from sweep import SHORT, Entry, build, plan, title, walks
 from torch import Tensor
 
 FIRST_STEPS = 4  # left out: they find an idle GPU
@@ -58,29 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not hasattr(torch.ops.fastlstm, "take_trace"):
         parser.error("expected a build with FASTLSTM_CHECKED=1, which keeps traces")
+    found: dict[str, Any]
     record: dict[str, Any] = machine.describe("cuda") | {"trace": []}
     sms, capability = (record["machine"][key] for key in ("sms", "gpu_capability"))
-    for dtype, allow_tf32, hidden_size, batch in SHAPES:
-        for backward in (False, True):
-            entry: Entry = {
-                "dtype": dtype,
-                "allow_tf32": allow_tf32,
-                "hidden_size": hidden_size,
-                "batch": batch,
-                "steps": SHORT,
-                "directions": 1,
-                "backward": backward,
-                "engine": "persistent",
-            }
-            chosen = plan(entry, sms, capability, {})
-            try:
-                found = measure(entry)
-            except RuntimeError as error:
-                found = {"error": str(error).splitlines()[0]}
-            record["trace"].append(entry | {"plan": chosen, "clocks": found})
-            name = "backward" if backward else "forward"
-            print(f"{dtype} H {hidden_size} B {batch} {name}: {found}", flush=True)
-            write_json(args.output, record)
+    for walk in walks(SHORT):
+        entry = walk | {"engine": "persistent"}
+        try:
+            found = measure(entry)
+        except RuntimeError as error:
+            found = {"error": str(error).splitlines()[0]}
+        chosen = plan(entry, sms, capability, {})
+        record["trace"].append(entry | {"plan": chosen, "clocks": found})
+        print(f"{title(entry)}: {found}", flush=True)
+        write_json(args.output, record)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +56,37 @@ def plan(entry: Entry, sms: int, capability: int, constants: dict[str, float]) -
     return found
 
 
-def entries(sms: int, capability: int) -> Iterator[Entry]:
-    """Every shape with stepwise and with all tiles that fit, in few and in many row groups."""
+def walks(steps: int) -> Iterator[Entry]:
+    """Every shape, forward and backward."""
     for dtype, allow_tf32, hidden_size, batch in SHAPES:
         for backward in (False, True):
-            shape = {
+            yield {
                 "dtype": dtype,
                 "allow_tf32": allow_tf32,
                 "hidden_size": hidden_size,
                 "batch": batch,
-                "steps": LONG,
+                "steps": steps,
                 "directions": 1,
                 "backward": backward,
             }
-            yield shape | {"engine": "stepwise"}
-            for units in (8, 16, 32):
-                groups = min(sms // -(-hidden_size // units), -(-batch // 8))
-                for row_tile in (8, 16):
-                    for row_groups in sorted({1, max(1, groups // 2), max(1, groups)}):
-                        entry = shape | {"engine": f"persistent:{units}x{row_tile}x{row_groups}"}
-                        if plan(entry, sms, capability, {})["engine"] == "persistent":
-                            yield entry
+
+
+def title(entry: Entry) -> str:
+    name = "TF32" if entry["dtype"] == "float32" and entry["allow_tf32"] else entry["dtype"]
+    walk = "backward" if entry["backward"] else "forward"
+    return f"{name} H {entry['hidden_size']} B {entry['batch']} {walk} {entry['engine']}"
+
+
+def entries(sms: int, capability: int) -> Iterator[Entry]:
+    """Every walk with stepwise and with all tiles that fit, in few and in many row groups."""
+    for walk in walks(LONG):
+        yield walk | {"engine": "stepwise"}
+        for units in (8, 16, 32):
+            most = min(sms // -(-walk["hidden_size"] // units), -(-walk["batch"] // 8))
+            for row_tile, row_groups in product((8, 16), sorted({1, most // 2, most} - {0})):
+                entry = walk | {"engine": f"persistent:{units}x{row_tile}x{row_groups}"}
+                if plan(entry, sms, capability, {})["engine"] == "persistent":
+                    yield entry
 
 
 def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
@@ -132,10 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except RuntimeError as error:
             found = entry | {"error": str(error).splitlines()[0]}
         record["sweep"].append(found)
-        measured = f"{found['step_us']:.2f}" if "step_us" in found else found["error"]
-        shape = f"{entry['dtype']} H {entry['hidden_size']} B {entry['batch']}"
-        name = "backward" if entry["backward"] else "forward"
-        print(f"{shape} {name} {entry['engine']}: {measured} us, predicted {predicted:.2f}")
+        measured = f"{found['step_us']:.2f} us" if "step_us" in found else found["error"]
+        print(f"{title(entry)}: {measured}, predicted {predicted:.2f}", flush=True)
         write_json(args.output, record)
     else:
         record["complete"] = True
