@@ -1,4 +1,4 @@
-"""The random calls of tests/fuzz.py, in processes of their own: a crash fails with its seed."""
+"""The random calls of tests/fuzzed_calls.py, in processes of their own: a crash fails with its seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 250
 
 
 def check_seeds(first: int, count: int) -> None:
-    command = [sys.executable, Path(__file__).with_name("fuzz.py"), str(first), str(count)]
+    command = [sys.executable, Path(__file__).with_name("fuzzed_calls.py"), str(first), str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()

@@ -1,10 +1,10 @@
 """Random calls, each made from a seed: every one gives the right result or a plain error.
 
-    python tests/fuzz.py 1234        # one call
-    python tests/fuzz.py 0 500       # the calls of 500 seeds
+    python tests/fuzzed_calls.py 1234        # one call
+    python tests/fuzzed_calls.py 0 500       # the calls of 500 seeds
 
 Prints each seed before its call, so that a crash has one. Runs in a process of its own for that
-reason; tests/test_fuzz.py starts it.
+reason; tests/test_fuzzed_calls.py starts it.
 """
 
 from __future__ import annotations
