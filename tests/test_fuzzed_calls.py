@@ -1,4 +1,4 @@
-"""The random calls of tests/fuzzed_calls.py, in processes of their own: a crash fails with its seed."""
+"""Random calls, in processes of their own: a crash fails with its seed (fuzzed_calls.py)."""
 
 from __future__ import annotations
 
