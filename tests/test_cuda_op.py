@@ -104,6 +104,31 @@ def test_masks(kind, form, engine):
     call.check_backward(call.backward(saved, engine, recompute=True))
 
 
+@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
+@pytest.mark.parametrize("hidden_size", [10, 13])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_rows_that_do_not_fill_pieces_of_16_bytes(kind, hidden_size, form):
+    """Blocks exchange padded rows; what is returned and saved has none, nor have gradients."""
+    call = Call(kind, form, directions=2, hidden_size=hidden_size)
+    saved = call.forward("persistent")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "persistent"))
+    call.check_backward(call.backward(saved, "stepwise"))
+    for per_direction in call.backward(saved, "persistent", per_row=True)[3]:
+        assert per_direction.shape[-1] == 4 * hidden_size and per_direction.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
+def test_h_0_that_starts_anywhere(kind):
+    call = Call(kind, directions=2)
+    storage = call.h_0.new_empty(call.h_0.numel() + 1)
+    call.h_0 = storage[1:].view_as(call.h_0).copy_(call.h_0)
+    assert call.h_0.data_ptr() % 16 != 0
+    saved = call.forward("persistent")
+    call.check_forward(saved)
+    call.check_backward(call.backward(saved, "persistent"))
+
+
 @pytest.mark.parametrize("only", [0, 1, 2], ids=["h_mask", "zoneout_h", "zoneout_c"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 def test_one_mask(kind, only):

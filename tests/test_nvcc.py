@@ -1,4 +1,8 @@
-"""Every .cu file compiles with bare nvcc: no register spill, no stack frame, no stray cache."""
+"""Every .cu file compiles with bare nvcc, without register spill, stack frame or stray cache, and
+the machine code of a step wastes no time that the source means to save.
+
+`make test` compiles a few persistent kernels for sm_90; `--slow` all of them, for every GPU.
+"""
 
 import functools
 import os
@@ -8,14 +12,18 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import machine_code
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-PERSISTENT = [source for source in SOURCES if "persistent" in source.name]
+CUDA = ROOT / "csrc/cuda"
+SOURCES = sorted(CUDA.glob("*.cu"))
+PERSISTENT = {name: CUDA / f"persistent_{name}.cu" for name in ("forward", "backward")}
 FAST = {"80", "90"}
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 NVCC = shutil.which("nvcc")
+# Arithmetic, units and rows of a tile.
+FEW = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
 
 
 def tool(name):
@@ -29,6 +37,9 @@ MISSING_TOOLS = [name for name in ("cuobjdump", "nvdisasm") if not tool(name)]
 
 
 pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc on PATH")
+needs_disassembler = pytest.mark.skipif(
+    bool(MISSING_TOOLS),
+    reason="pip install " + " ".join(f"nvidia-cuda-{name}" for name in MISSING_TOOLS))
 
 
 def known_architectures():
@@ -41,11 +52,31 @@ def compile_with_nvcc(source, architecture, folder, *options):
     if architecture not in known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
     command = [NVCC, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "--keep",
-               f"--keep-dir={folder}", "-Werror=all-warnings", *options, "-c", str(source), "-o",
-               str(folder / "out.o")]
+               f"--keep-dir={folder}", "-Werror=all-warnings", f"-I{CUDA}", *options, "-c",
+               str(source), "-o", str(folder / "out.o")]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def write_few(name, tiles, folder):
+    """persistent_NAME.cu with the kernels of these tiles only: all of them take a minute."""
+    text = PERSISTENT[name].read_text()
+    text, launchers = re.subn(r"template cudaError_t launch_persistent_[^;]*;", "", text)
+    assert launchers == 3
+    kernels = ", ".join(f"reinterpret_cast<const void*>({name}_kernel<{tile}>)" for tile in tiles)
+    text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"
+    (folder / "few.cu").write_text(text)
+    return folder / "few.cu"
+
+
+def disassemble(folder):
+    """The kernels of out.o: name to machine_code.Instruction."""
+    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
+    done = subprocess.run([tool("cuobjdump"), "--dump-sass", str(folder / "out.o")], text=True,
+                          capture_output=True, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    return machine_code.kernels(done.stdout)
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +91,20 @@ def compiled(tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-@pytest.mark.parametrize(
-    "architecture",
-    [a if a in FAST else pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES],
-)
-def test_compiles_without_spills(source, architecture, compiled):
-    report, folder = compiled(source, architecture)
+@pytest.fixture(scope="session")
+def compiled_few(tmp_path_factory):
+    """The same of the kernels of a few tiles."""
+
+    @functools.cache
+    def results(name, tiles, *options):
+        folder = tmp_path_factory.mktemp(f"few_{name}_")
+        source = write_few(name, tiles, folder)
+        return compile_with_nvcc(source, "90", folder, *options), folder
+
+    return results
+
+
+def check_compiled(report, folder, persistent):
     frames = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
@@ -75,33 +113,179 @@ def test_compiles_without_spills(source, architecture, compiled):
     # The planner counts dynamic shared memory only.
     assert not re.search(r"\d+ bytes smem", report), report
     [ptx] = folder.glob("*.ptx")
-    if "persistent" in source.name:
+    if persistent:
         # Blocks read what other blocks write: a load through the non-coherent cache may be stale.
         assert "ld.global.nc" not in ptx.read_text()
         assert "ld.relaxed.gpu.global.v4" in ptx.read_text()
         assert "st.relaxed.gpu.global" in ptx.read_text()
 
 
-@pytest.mark.skipif(
-    bool(MISSING_TOOLS),
-    reason="pip install " + " ".join(f"nvidia-cuda-{name}" for name in MISSING_TOOLS))
-@pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
-@pytest.mark.parametrize("architecture", [pytest.param("80", marks=pytest.mark.slow), "90"])
-def test_machine_code_exchanges_through_l2(source, architecture, compiled):
-    _, folder = compiled(source, architecture)
-    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
-    done = subprocess.run([tool("cuobjdump"), "--dump-sass", str(folder / "out.o")], text=True,
-                          capture_output=True, env={**os.environ, "PATH": path})
-    assert done.returncode == 0, done.stderr
-    kernels = done.stdout.split("Function : ")[1:]
-    assert len(kernels) == 21  # 6 tiles of each of 3 mma types, 3 of FFMA
-    for kernel in kernels:
-        assert not re.search(r"LDG\S*\.(CONSTANT|NC)", kernel)
-        assert "LDG.E.128.STRONG.GPU" in kernel and re.search(r"ST\S*\.STRONG\.GPU", kernel)
-        assert "MEMBAR" not in kernel  # the data announces itself, no fence
+def slow_unless_fast(source, architecture):
+    fast = architecture in FAST and source not in PERSISTENT.values()
+    marks = () if fast else pytest.mark.slow
+    return pytest.param(source, architecture, marks=marks, id=f"{source.name}-{architecture}")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "source, architecture", [slow_unless_fast(s, a) for s in SOURCES for a in ARCHITECTURES])
+def test_compiles_without_spills(source, architecture, compiled):
+    check_compiled(*compiled(source, architecture), source in PERSISTENT.values())
+
+
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_few_compile_without_spills(name, compiled_few):
+    check_compiled(*compiled_few(name, FEW), persistent=True)
+
+
+# --- rules for the machine code ---
+
+
+class Step:
+    """The code of a step, cut where it looks at what its neighbours wrote and at its barriers."""
+
+    def __init__(self, name, code):
+        self.backward = name == "backward"
+        first_look = next(i for i, x in enumerate(code) if x.is_look)
+        barriers = [i for i, x in enumerate(code) if x.is_a("BAR")]
+        start = max(i for i in barriers if i < first_look)
+        summed, end = [i for i in barriers if i > first_look][:2]
+        self.before = code[start:first_look]  # all that does not come from the neighbours
+        self.product = code[first_look:summed]  # looks until it is there; the product
+        self.cells = code[summed:end]  # the cell equations and what is announced
+
+
+# A rule gives the instructions that break it.
+
+
+def early_uses(step):
+    """Uses of the input's part before the first look, which wait for it.
+
+    Its loads are those of 16 and 32 bits; tables and flags have other sizes.
+    """
+    scoreboard, uses = {}, []
+    for x in step.before:
+        uses += [x] * any(scoreboard.get(register) in x.waits_for for register in x.read)
+        if x.opcode in ("LDG.E", "LDG.E.U16"):
+            scoreboard.update(dict.fromkeys(x.written, x.holds))
+    return uses
+
+
+def moved_groups(step):
+    """Moves of a register that a look wrote last: they wait for it, and all others under way."""
+    writer, moves = {}, []
+    for x in step.product:
+        if x.is_a("MOV", "IMAD.MOV") and any(r in writer and writer[r].is_look for r in x.read):
+            moves.append(x)
+        writer.update(dict.fromkeys(x.written, x))
+    return moves
+
+
+def waiting_looks(step):
+    """Looks that do not start before others are back."""
+    scoreboards = {x.holds for x in step.product if x.is_look}
+    return [x for x in step.product if x.is_look and x.waits_for & scoreboards]
+
+
+def late_fetches(step):
+    """Constants and special registers fetched between the product and the last announcement."""
+    last = max(i for i, x in enumerate(step.cells) if x.is_announcement)
+    return [x for x in step.cells[:last] if x.is_a("LDC", "ULDC", "S2R", "S2UR")]
+
+
+def needless_shuffles(step):
+    """Shuffles beyond one for a word of h, or for two words of gates."""
+    shuffles = [x for x in step.cells if x.is_a("SHFL")]
+    words = sum(x.is_announcement and ".U16" not in x.opcode for x in step.cells)
+    return shuffles[words // 2 if step.backward else words :]
+
+
+def incomplete_prefetches(step):
+    """All prefetches, where they are not those of whole units.
+
+    Of a unit: 4 gates, 2 shares of zoneout; h, or 4 gradients, c and dL/dh.
+    """
+    prefetches = [x for x in step.before if x.is_a("CCTL.E.PF2")]
+    return prefetches if len(prefetches) % (12 if step.backward else 7) else []
+
+
+def short_looks(step):
+    """Looks at a value at a time."""
+    return [x for x in step.product if x.is_look and x.opcode != "LDG.E.128.STRONG.GPU"]
+
+
+# What breaks each rule.
+RULES = {
+    early_uses: "FASTLSTM_NO_RAW_INPUT",
+    moved_groups: "FASTLSTM_NO_TWO_GROUPS",
+    waiting_looks: "FASTLSTM_NO_TWO_GROUPS",
+    late_fetches: "FASTLSTM_NO_HOISTING",
+    needless_shuffles: "FASTLSTM_NO_GATE_PAIRS",
+    incomplete_prefetches: "FASTLSTM_NO_PREFETCH",
+    short_looks: "FASTLSTM_NO_PADDING",
+}
+ONLY_BACKWARD = {waiting_looks, needless_shuffles}  # forward has short vectors and one gate
+
+
+def rules_of(name):
+    return [rule for rule in RULES if name == "backward" or rule not in ONLY_BACKWARD]
+
+
+def check_machine_code(name, kernels, count):
+    assert len(kernels) == count
+    for kernel, code in kernels.items():
+        # Blocks exchange through L2; the data announces itself, no fence.
+        assert not any(x.is_a("LDG") and re.search(r"\.(CONSTANT|NC)\b", x.opcode) for x in code)
+        assert any(x.is_announcement for x in code)
+        assert not any(x.is_a("MEMBAR") for x in code)
+        step = Step(name, code)
+        broken = {rule.__name__: rule(step) for rule in RULES if rule(step)}
+        assert not broken, f"{kernel}: {broken}"
+
+
+@needs_disassembler
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_few_machine_code(name, compiled_few):
+    _, folder = compiled_few(name, FEW)
+    check_machine_code(name, disassemble(folder), len(FEW))
+
+
+@needs_disassembler
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", PERSISTENT)
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_machine_code(name, architecture, compiled):
+    _, folder = compiled(PERSISTENT[name], architecture)
+    # 6 tiles of each of 3 mma types, 3 of FFMA.
+    check_machine_code(name, disassemble(folder), 21)
+
+
+def broken_rules(name, switches, compiled_few):
+    _, folder = compiled_few(name, FEW[:1], *[f"-D{switch}=1" for switch in switches])
+    [code] = disassemble(folder).values()
+    return {rule for rule in RULES if rule(Step(name, code))}
+
+
+@needs_disassembler
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_rules_are_broken_without_what_they_test(name, compiled_few):
+    broken = broken_rules(name, sorted(set(RULES.values())), compiled_few)
+    assert broken >= set(rules_of(name))
+
+
+@needs_disassembler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, switch", [(name, switch) for name in PERSISTENT for switch in sorted(set(RULES.values()))
+                     if (name, switch) != ("forward", "FASTLSTM_NO_GATE_PAIRS")])
+def test_each_switch_breaks_its_rules(name, switch, compiled_few):
+    expected = {rule for rule in rules_of(name) if RULES[rule] == switch}
+    assert broken_rules(name, [switch], compiled_few) >= expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", PERSISTENT, ids=lambda source: source.name)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("source", PERSISTENT.values(), ids=lambda source: source.name)
 def test_checked_build_compiles(source, tmp_path):
     compile_with_nvcc(source, "90", tmp_path, "-DFASTLSTM_SPIN_LIMIT=2000000", "-DFASTLSTM_TRACE")

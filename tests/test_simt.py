@@ -7,6 +7,7 @@ needed.
 
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SIMT = ROOT / "tests/simt"
+CUDA = ROOT / "csrc/cuda"
 BUILD = ROOT / "build/simt"
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 MISSING = [tool for tool in ("make", CXX[0]) if not shutil.which(tool)]
@@ -127,31 +129,48 @@ MUTANTS = {
         FORWARD, "device.h", "  return taken(error);",
         "  cudaStreamSynchronize(stream);\n  return taken(error);", [FFMA + "two parts"]),
     "persistent: no barrier before the sums": (
-        FORWARD, FORWARD, """aligned, n);
-      }
-      __syncthreads();""", "aligned, n);\n      }", [FFMA + "two parts", BF16 + "two parts"]),
+        FORWARD, FORWARD, """step.n);
+    }
+    __syncthreads();""", "step.n);\n    }", [FFMA + "two parts", BF16 + "two parts"]),
     "persistent: no barrier after a pass": (
         FORWARD, FORWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
         [FFMA + "random shapes", BF16 + "random shapes"]),
     "persistent: nobody waits": (
-        FORWARD, TILE, "if (!source[j].exchanged ||", "if (true || !source[j].exchanged ||",
+        FORWARD, TILE, "while (is_missing(pieces))", "while (false)",
         [FFMA + "two parts", BF16 + "two parts"]),
-    "persistent: half a word is enough": (
-        FORWARD, TILE, "if (sizeof(T) == 2 && !kAligned)", "if (false)", [BF16 + "odd sizes"]),
     "persistent: waits for what nobody writes": (
-        FORWARD, FORWARD, "* hidden, false};", "* hidden, true};", ["persistent/NaN travels"]),
+        FORWARD, FORWARD, "block.depth, false};", "block.depth, true};",
+        ["persistent/NaN travels"]),
     "persistent: a NaN that looks unwritten": (
-        FORWARD, TILE, "bits - (bits == static_cast<Bits>(~Bits(0)))", "bits",
+        FORWARD, TILE, "return bits < kLast ? bits : kLast;", "return bits;",
         ["persistent/NaN travels"]),
     "persistent: lanes put their values into a word the wrong way round": (
         FORWARD, TILE, "pack(bits, static_cast<uint16_t>(other))",
         "pack(static_cast<uint16_t>(other), bits)", [BF16 + "two parts"]),
     "persistent: dead positions are left as they were": (
-        FORWARD, FORWARD, "seen, exists, aligned);", "seen, live, aligned);",
+        FORWARD, TILE, "t < steps || (steps >= 0 && !sequence.offsets)", "t < steps",
         [FFMA + "lengths sorted by a table"]),
+    "persistent: a reset keeps the cell": (
+        FORWARD, FORWARD, "if (item.reset) c_prev = 0.0f;", "", [FFMA + "resets"]),
+    "persistent: padding behind a row is not written": (
+        FORWARD, TILE, "place.unit < exchanged_units", "place.unit < units", [BF16 + "odd sizes"]),
+    "persistent: h_0 is read as if it had no padding": (
+        FORWARD, FORWARD, "block.batch_row[i]) * block.depth", "block.batch_row[i]) * hidden",
+        [BF16 + "odd sizes", FFMA + "odd sizes"]),
+    "persistent: the others' h is read at the output's stride": (
+        FORWARD, FORWARD, "block.batch_row[i]) * call.exchange_stride",
+        "block.batch_row[i]) * call.output_stride", [BF16 + "odd sizes", FFMA + "odd sizes"]),
+    "persistent: no output but the exchange": (
+        FORWARD, FORWARD, "if (d.output != d.exchange)", "if (false)", [BF16 + "odd sizes"]),
+    "persistent: the next group of loads is not waited for": (
+        FORWARD, TILE, "if (end < last) next.settle(pieces, end, step);", "",
+        [FFMA + "very deep", TF32 + "very deep, wide tile"]),
+    "persistent: groups of loads do not change roles": (
+        FORWARD, TILE, "take_turn(other, one, begin", "take_turn(one, other, begin",
+        [FFMA + "very deep", TF32 + "very deep, wide tile"]),
     "persistent: no warp barrier around the stage": (
-        FORWARD, TILE, "bits_as<float>(group.words[a][0].word[j]);\n        __syncwarp();",
-        "bits_as<float>(group.words[a][0].word[j]);", [FFMA + "two parts"]),
+        FORWARD, TILE, "bits_as<float>(words.word[j]);\n    __syncwarp();",
+        "bits_as<float>(words.word[j]);", [FFMA + "two parts"]),
     "persistent: fragments of the lower rows swapped": (
         FORWARD, TILE, "kRegisters == 4 ? r / 2 : r", "kRegisters == 4 ? 1 - r / 2 : r",
         [TF32 + "two parts", BF16 + "two parts"]),
@@ -162,25 +181,26 @@ MUTANTS = {
         FORWARD, FORWARD, "from_x.f + from_h.value[1]", "from_x.f + from_h.value[0]",
         [BF16 + "two parts"]),
     "persistent: a row that starts late forgets h_0": (
-        FORWARD, FORWARD, "if (block.is_first_step(t, i))", "if (n == 0)",
+        FORWARD, FORWARD, "if (block.is_first_step(step.t, i))", "if (step.n == 0)",
         [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),
     "persistent: W_hh sees h without its mask": (
-        FORWARD, FORWARD, "if (d.h_mask && exists)", "if (false)",
+        FORWARD, FORWARD, "if (d.h_mask && place.live)", "if (false)",
         [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
     "persistent: the mask stays on the output": (
-        FORWARD, FORWARD, "d.output[at] = h;", "d.output[at] = seen;",
+        FORWARD, FORWARD, "T seen = result.h;", "T& seen = result.h;",
         [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
     "persistent: zoneout crosses a reset": (
-        FORWARD, FORWARD, "items[j].reset ? 0.0f : float(h_n)", "float(h_n)", [FFMA + "zoneout"]),
+        FORWARD, FORWARD, "item.reset ? 0.0f : float(item.h_prev)", "float(item.h_prev)",
+        [FFMA + "zoneout"]),
     "persistent: zoneout keeps the first h": (
-        FORWARD, FORWARD, "if (live && (d.zoneout.h || block.is_last_step(t, i)))",
-        "if (live && block.is_last_step(t, i))", [FFMA + "zoneout", BF16 + "zoneout, lengths"]),
+        FORWARD, FORWARD, "if (last || (place.live && d.zoneout.h))", "if (last)",
+        [FFMA + "zoneout", BF16 + "zoneout, lengths"]),
     "persistent: zoneout of the step before": (
-        FORWARD, FORWARD, "d.zoneout.c[flat *", "d.zoneout.c[(flat ? flat - 1 : 0) *",
+        FORWARD, FORWARD, "d.zoneout.c[flat_row *", "d.zoneout.c[(flat_row ? flat_row - 1 : 0) *",
         [FFMA + "zoneout"]),
     "persistent backward: the mask is forgotten": (
-        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(d.h_mask[at]);\n          dh",
-        "dh", [FFMA + "recurrent dropout"]),
+        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(item.h_mask);", "",
+        [FFMA + "recurrent dropout"]),
     "persistent backward: dL/dh_0 forgets the mask": (
         BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(d.h_mask[at]);\n      d.d_h", "d.d_h",
         [FFMA + "recurrent dropout"]),
@@ -189,42 +209,122 @@ MUTANTS = {
     "persistent backward: what zoneout kept of dc is lost": (
         BACKWARD, BACKWARD, "dc + kept_dc", "dc", [FFMA + "zoneout"]),
     "persistent backward: c behind zoneout": (
-        BACKWARD, BACKWARD, "c = next_cell(item.gates, item.c_prev);", "", [FFMA + "zoneout"]),
+        BACKWARD, BACKWARD, "c = next_cell(gates, c_prev);", "", [FFMA + "zoneout"]),
     "persistent backward: what zoneout kept of dh is lost": (
-        BACKWARD, BACKWARD, "if (d.zoneout.h || block.is_last_step(t, i))",
-        "if (block.is_last_step(t, i))", [FFMA + "zoneout"]),
+        BACKWARD, BACKWARD, "item.d_h = d.zoneout.h || block.is_last_step",
+        "item.d_h = block.is_last_step", [FFMA + "zoneout"]),
+    "persistent backward: a reset keeps the cell": (
+        BACKWARD, BACKWARD, "item.reset ? 0.0f : item.c_prev", "item.c_prev", [FFMA + "resets"]),
+    "persistent backward: the others' d_gates are read as if they had no padding": (
+        BACKWARD, BACKWARD, "(step.offset_next + block.batch_row[i]) * 4 * width",
+        "(step.offset_next + block.batch_row[i]) * 4 * hidden", [BF16 + "odd sizes"]),
+    "persistent backward: W_hh has no padding between gates": (
+        BACKWARD, BACKWARD, "gate = k / width, from = k % width",
+        "gate = k / hidden, from = k % hidden", [BF16 + "odd sizes"]),
+    "persistent backward: padding behind a gate is not written": (
+        BACKWARD, TILE, "place.unit < exchanged_units", "place.unit < units", [BF16 + "odd sizes"]),
+    "persistent backward: lanes keep what the other was to get": (
+        BACKWARD, TILE, "shuffle_xor(odd ? i_f : g_o, 1)", "shuffle_xor(odd ? g_o : i_f, 1)",
+        [BF16 + "two parts"]),
+    "persistent backward: the odd lane stores a unit further on": (
+        BACKWARD, TILE, "i + 2 * width - 1 : i", "i + 2 * width : i", [BF16 + "two parts"]),
+    "persistent backward: the odd lane stores i and f": (
+        BACKWARD, TILE, "i + 2 * width - 1 : i", "i - 1 : i", [BF16 + "two parts"]),
+    "persistent backward: the next group of loads is not waited for": (
+        BACKWARD, TILE, "if (end < last) next.settle(pieces, end, step);", "",
+        [TF32 + "very deep", FFMA + "very deep"]),
     "persistent backward: no barrier after a pass": (
         BACKWARD, BACKWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
         [FFMA + "random shapes", BF16 + "random shapes"]),
     "persistent backward: gradients cross a reset": (
-        BACKWARD, BACKWARD, " && !block.is_reset(t_next, i)", "", [FFMA + "resets"]),
+        BACKWARD, BACKWARD, " ||\n        block.is_reset(step.t_next, i)", "", [FFMA + "resets"]),
     "persistent backward: nobody waits before dL/dh_0": (
-        BACKWARD, BACKWARD, "(block.offset(t) + block.batch_row[i]) * 4 * hidden, true};",
-        "(block.offset(t) + block.batch_row[i]) * 4 * hidden, false};", [FFMA + "two parts"]),
+        BACKWARD, BACKWARD, "(block.offset(t) + block.batch_row[i]) * 4 * width, true};",
+        "(block.offset(t) + block.batch_row[i]) * 4 * width, false};", [FFMA + "two parts"]),
     "persistent backward: reads the step before the one that came after": (
-        BACKWARD, BACKWARD, "offset_next = offset;", "offset_next = offset_next;",
+        BACKWARD, BACKWARD, "offset_next = step.offset;", "offset_next = offset_next;",
         [FFMA + "two parts"]),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_mutant_is_caught(mutant, tmp_path):
+def test_too_many_parameters_do_not_compile(tmp_path):
+    """CUDA's 4096 bytes are a matter of the build, not of the first launch."""
+    for piece, compiles in [("kPiece = 496;", True), ("kPiece = 512;", False)]:
+        text = (CUDA / "sequence.cu").read_text()
+        assert "kPiece = 496;" in text
+        (tmp_path / "sequence.cu").write_text(text.replace("kPiece = 496;", piece))
+        done = run(*CXX, "-std=c++17", "-w", "-fsyntax-only", "-DFASTLSTM_EMULATOR", f"-I{SIMT}",
+                   f"-I{CUDA}", "-x", "c++", str(tmp_path / "sequence.cu"))
+        assert (done.returncode == 0) == compiles, done.stdout
+    assert "too many parameters" in done.stdout
+
+
+def rebuild(names, folder, *options, cuda=CUDA):
+    """simt_tests with some of its files compiled anew, without optimisation and with options."""
     status, output = build()
     assert status == 0, output
-    compiled, name, line, fault, expected_failures = MUTANTS[mutant]
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    cuda = tmp_path / "csrc/cuda"
-    text = (cuda / name).read_text()
+    for name in names:
+        source = (cuda if name.endswith(".cu") else SIMT) / name
+        done = run(*CXX, "-std=c++17", "-O0", "-w", "-U_FORTIFY_SOURCE", "-DFASTLSTM_EMULATOR",
+                   *options, f"-I{SIMT}", f"-I{cuda}", "-x", "c++", "-c", str(source), "-o",
+                   str(folder / f"{name}.o"))
+        assert done.returncode == 0, done.stdout
+    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.stem not in names]
+    done = run(*CXX, *(str(folder / f"{name}.o") for name in names), *others, "-o",
+               str(folder / "simt_tests"))
+    assert done.returncode == 0, done.stdout
+    return str(folder / "simt_tests")
+
+
+def plant(fault, line, name, folder):
+    """A copy of the sources with a fault in place of a line; returns its csrc/cuda."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    path = folder / "csrc/cuda" / name
+    text = path.read_text()
     assert line in text, f"{name} no longer holds {line!r}"
-    (cuda / name).write_text(text.replace(line, fault))
-    done = run(*CXX, "-std=c++17", "-O0", "-w", "-U_FORTIFY_SOURCE", "-DFASTLSTM_EMULATOR",
-               f"-I{SIMT}", f"-I{cuda}", "-x", "c++", "-c", str(cuda / compiled),
-               "-o", str(tmp_path / "mutant.o"))
-    assert done.returncode == 0, done.stdout
-    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.name != compiled + ".o"]
-    done = run(*CXX, str(tmp_path / "mutant.o"), *others, "-o", str(tmp_path / "mutant"))
-    assert done.returncode == 0, done.stdout
+    path.write_text(text.replace(line, fault))
+    return path.parent
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutant_is_caught(mutant, tmp_path):
+    compiled, name, line, fault, expected_failures = MUTANTS[mutant]
+    program = rebuild([compiled], tmp_path, cuda=plant(fault, line, name, tmp_path))
     for case in expected_failures:
         assert case in cases()
-        done = run(str(tmp_path / "mutant"), case, timeout=120)
+        done = run(program, case, timeout=120)
         assert done.returncode != 0, f"{case} passes with the fault planted"
+
+
+# What a build may leave out, and the files that it changes.
+SWITCHES = re.findall(r"= !(FASTLSTM_NO_\w+);", (CUDA / "switches.h").read_text())
+SWITCHED = ["persistent_forward.cu", "persistent_backward.cu", "test_persistent.cpp",
+            "test_plan.cpp"]
+
+
+def test_switched_off(tmp_path):
+    """Nothing but speed depends on the switches of switches.h."""
+    assert len(SWITCHES) == 6
+    program = rebuild(SWITCHED, tmp_path, *(f"-D{switch}=1" for switch in SWITCHES))
+    some = ("odd sizes", "two directions, lengths, resets", "recurrent dropout, odd, packed",
+            "zoneout, lengths", "very deep")
+    done = run(program, *(kind + case for kind in (FFMA, TF32, BF16) for case in some))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("switches", [SWITCHES, *([switch] for switch in SWITCHES)], ids=" ".join)
+def test_all_cases_switched_off(switches, tmp_path):
+    program = rebuild(SWITCHED, tmp_path, *(f"-D{switch}=1" for switch in switches))
+    done = run(program, *(case for case in cases() if case.startswith(("persistent/", "plan/"))))
+    assert done.returncode == 0, done.stdout
+
+
+def test_half_a_word_is_not_enough(tmp_path):
+    """Without padding, where values come one by one, a word may be there in part."""
+    cuda = plant("if (false)", "if (sizeof(T) == 2 && !kAligned)", TILE, tmp_path)
+    program = rebuild([FORWARD, "test_persistent.cpp"], tmp_path, "-DFASTLSTM_NO_PADDING=1",
+                      cuda=cuda)
+    done = run(program, BF16 + "odd sizes", timeout=120)
+    assert done.returncode != 0, done.stdout

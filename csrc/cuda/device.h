@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "dtypes.h"
+#include "switches.h"
 
 #if defined(FASTLSTM_EMULATOR)
 #include "runtime.h"
@@ -29,6 +30,15 @@ struct Parameter {
   using type = P;
 };
 
+// What the arguments of a launch take. CUDA allows 4096 bytes on every GPU.
+template <typename... P>
+constexpr size_t parameter_bytes() {
+  size_t bytes = 0;
+  ((bytes = (bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
+  return bytes;
+}
+constexpr size_t kMaxParameterBytes = 4096;
+
 // An error that the caller has. CUDA, which keeps the last one, is to forget it.
 inline cudaError_t taken(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
@@ -40,6 +50,7 @@ inline cudaError_t taken(cudaError_t error) {
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, typename Parameter<P>::type... arguments) {
+  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
   void* pointers[] = {&arguments...};
   return taken(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
@@ -47,6 +58,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, typename Parameter<P>::type... arguments) {
+  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
   // The most that the device has, not what this launch needs: the attribute is the function's, so
   // another thread's smaller value would come between setting it and launching.
   int device = 0, most = 0;
@@ -72,6 +84,11 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // before_looking_again(address, count, looks, step) comes between two looks at `count` values, and
 // arrived(address), for the emulator's clock, when they are here.
 //
+// kept: the value itself, which the compiler keeps in a register. It does not know what lanes hand
+// each other; else it makes addresses and indices again at every use, from constants or special
+// registers that take 30 clocks and more. All lanes come here. shared_memory: of dynamic size;
+// kept.
+//
 // prefetch: into L2, of what a later step will load.
 //
 // mma_*: d += a b, one 16x8x16 (16-bit) or 16x8x8 (TF32) tile per warp; register layouts as in the
@@ -79,6 +96,10 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 
 #if defined(FASTLSTM_EMULATOR)
 
+template <typename T>
+T kept(T value) {
+  return value;
+}
 inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
 
 template <typename Bits>
@@ -103,9 +124,26 @@ using simt::to_tf32;
 
 #else
 
+__device__ inline int kept(int value) {
+  if constexpr (kHoisting) {
+    asm volatile("" : "+r"(value));
+    value = __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
+  }
+  return value;
+}
+template <typename T>
+__device__ inline T* kept(T* global) {
+  if constexpr (kHoisting) asm volatile("" : "+l"(global));
+  __builtin_assume(__isGlobal(global));
+  return global;
+}
+
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];
-  return memory;
+  const auto address = static_cast<int>(__cvta_generic_to_shared(memory));
+  void* const pointer = __cvta_shared_to_generic(static_cast<unsigned>(kept(address)));
+  __builtin_assume(__isShared(pointer));
+  return static_cast<unsigned char*>(pointer);
 }
 
 // volatile, here and below: in the order of the source. A store that sank below the look at others'

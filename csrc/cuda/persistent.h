@@ -1,7 +1,8 @@
 // The persistent engine's border: everything one launch reads and writes. R flat rows in time
 // order: R = T * B, or the length of the packed data. T is float, bfloat16 or float16; the cell
-// state is float. Pointers are to contiguous rows; only `output` and `d_output` have a row stride,
-// since both directions share them.
+// state is float. Pointers are to contiguous rows; only `output`, `exchange` and `d_output` have a
+// row stride, since both directions share them. W is Tiling::exchange_width: H, or more where rows
+// of H values are not whole pieces of 16 bytes. What is exchanged starts at a multiple of 16 bytes.
 #pragma once
 #include <cstdint>
 
@@ -32,18 +33,24 @@ FASTLSTM_HD int live_steps(const Sequence& sequence, int64_t row) {
 
 template <typename T>
 struct ForwardDirection {
-  const T* w_hh;     // [4H,H]
-  const T* h_0;      // [B,H]  as W_hh sees it: times h_mask
-  const float* c_0;  // [B,H]
-  T* gates;          // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
-  T* output;         // [R,H]  h_t, 0 at dead positions
-  T* exchange;       // [R,H]  h_t as W_hh sees it; on entry all bits are set. Without h_mask it is
-                     //        output; its row stride is the same
-  float* cells;      // [R,H]  c_t, or nullptr
-  T* h_n;            // [B,H]  holds h_0 on entry: rows of length 0 keep it
-  float* c_n;        // [B,H]  likewise c_0
-  const T* h_mask;   // [B,H]  or nullptr
+  const T* w_hh;       // [4H,H]
+  const T* h_0;        // [B,W]  as W_hh sees it: times h_mask, 0 behind the units
+  const float* c_0;    // [B,H]
+  T* gates;            // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
+  T* output;           // [R,H]  h_t, 0 at dead positions
+  T* exchange;         // [R,W]  h_t as W_hh sees it, 0 behind the units; on entry all bits are set.
+                       //        It is output where it need not be another
+  float* cells;        // [R,H]  c_t, or nullptr
+  T* h_n;              // [B,H]  holds h_0 on entry: rows of length 0 keep it
+  float* c_n;          // [B,H]  likewise c_0
+  const T* h_mask;     // [B,H]  or nullptr
   Zoneout<T> zoneout;  // of all flat rows
+
+  template <class Function>
+  FASTLSTM_HD void for_each_pointer(const Function& f) {
+    f(w_hh), f(h_0), f(c_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n), f(h_mask);
+    f(zoneout.h), f(zoneout.c);
+  }
 };
 
 template <typename T>
@@ -52,7 +59,7 @@ struct PersistentForward {
   ForwardDirection<T> direction[2];  // the second walks in reverse
   bool first_reverse;                // a launch of one direction: whether it is the reverse one
   bool save_gates;
-  int64_t output_stride;
+  int64_t output_stride, exchange_stride;
 };
 
 template <typename T>
@@ -63,11 +70,18 @@ struct BackwardDirection {
   const float* cells;    // [R,H]
   const T* d_output;     // [R,H] or nullptr: 0
   const float* d_cells;  // [R,H] or nullptr: 0
-  T* d_gates;            // [R,4H] out, 0 at dead positions; on entry all bits are set
+  T* d_gates;            // [R,4,W] out, 0 at dead positions and behind the units; on entry all bits
+                         //        are set
   T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if it is wanted
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
   const T* h_mask;       // as forward
   Zoneout<T> zoneout;
+
+  template <class Function>
+  FASTLSTM_HD void for_each_pointer(const Function& f) {
+    f(w_hh), f(c_0), f(gates), f(cells), f(d_output), f(d_cells), f(d_gates), f(d_h), f(d_c);
+    f(h_mask), f(zoneout.h), f(zoneout.c);
+  }
 };
 
 template <typename T>
@@ -80,7 +94,8 @@ struct PersistentBackward {
 };
 
 // Walks the whole sequence in one cooperative launch, divided as planned for `task`.
-// cudaErrorCooperativeLaunchTooLarge (or another error of the launch) means that nothing ran.
+// cudaErrorCooperativeLaunchTooLarge (or another error of the launch) means that nothing ran, and
+// so does cudaErrorInvalidValue: no such tile, or rows that are not aligned.
 template <typename T>
 cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
                                       const Tiling& tiling, cudaStream_t stream);

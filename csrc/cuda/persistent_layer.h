@@ -23,6 +23,16 @@ inline Tensor unwritten(at::IntArrayRef shape, const at::TensorOptions& options)
   return tensor;
 }
 
+// Rows as blocks load them: `width` values, with zeros behind those that are there, from a multiple
+// of 16 bytes on.
+inline Tensor exchangeable(const Tensor& rows, int64_t width) {
+  const int64_t padding = width - rows.size(-1);
+  if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
+  const Tensor contiguous = rows.contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.data_ptr()) % 16 == 0;
+  return aligned ? contiguous : contiguous.clone();
+}
+
 // Runs launch(first direction) for as many directions at a time as the plan says. False where the
 // device refuses the first launch, which is remembered.
 template <typename Launch>
@@ -55,9 +65,11 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const Tensor c_0 = layer.c_0.to(state_options).contiguous();
   const Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous), c_n = c_0.clone();
   const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
-  const Tensor h_0 = h_mask.defined() ? h_n * h_mask : layer.h_0.contiguous();
-  const Tensor exchange = unwritten({rows, directions * hidden}, options);
-  const Tensor output = h_mask.defined() ? at::empty_like(exchange) : exchange;
+  const int64_t width = planned.plan.tiling.exchange_width;
+  const Tensor h_0 = exchangeable(h_mask.defined() ? h_n * h_mask : layer.h_0, width);
+  const Tensor exchange = unwritten({rows, directions * width}, options);
+  const bool separate = h_mask.defined() || width != hidden;
+  const Tensor output = separate ? at::empty({rows, directions * hidden}, options) : exchange;
   const stepwise::ZoneoutRows<T> zones(layer);
   const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
   gates = at::empty({directions, rows, 4 * hidden}, options);
@@ -67,6 +79,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   call.sequence = tables.sequence;
   call.save_gates = save_gates;
   call.output_stride = directions * hidden;
+  call.exchange_stride = directions * width;
   std::vector<Tensor> w_hh;
   const auto launch = [&](int64_t first) {
     call.first_reverse = first == 1;
@@ -80,7 +93,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
                                    data<float>(c_0[d]),
                                    data<T>(x_gates),
                                    data<T>(output) + d * hidden,
-                                   data<T>(exchange) + d * hidden,
+                                   data<T>(exchange) + d * width,
                                    save_cells ? data<float>(cells[d]) : nullptr,
                                    data<T>(h_n[d]),
                                    data<float>(c_n[d]),
@@ -114,9 +127,9 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const Tensor d_c = grads.c_n.defined()
                          ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
                          : at::zeros_like(c_0);
+  const int64_t width = planned.plan.tiling.exchange_width;
   std::vector<Tensor> d_gates;
-  for (int64_t d = 0; d < directions; ++d)
-    d_gates.push_back(unwritten({rows, 4 * hidden}, options));
+  for (int64_t d = 0; d < directions; ++d) d_gates.push_back(unwritten({rows, 4 * width}, options));
   const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
   const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
   const auto h_prev_of = [&](int64_t d) {
@@ -156,6 +169,8 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
                                       c10::cuda::getCurrentCUDAStream());
   };
   if (!launch_directions(layer, planned, "launch_persistent_backward", launch)) return std::nullopt;
+  for (Tensor& of : d_gates)  // a copy where there is padding
+    of = of.view({rows, 4, width}).narrow(2, 0, hidden).reshape({rows, 4 * hidden});
 
   Tensor grad_input =
       request.input ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);

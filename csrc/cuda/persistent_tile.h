@@ -28,6 +28,8 @@ FASTLSTM_HD To bits_as(From from) {
   return to;
 }
 
+FASTLSTM_HD int smaller(int a, int b) { return a < b ? a : b; }
+
 FASTLSTM_HD uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
 
 // --- the kinds of arithmetic ---
@@ -72,12 +74,15 @@ constexpr int kPrefetch = 2;
 
 // --- what blocks exchange (see device.h) ---
 
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+
 // The bits of a value, but never all of them set: a NaN becomes another NaN.
 template <typename T>
-FASTLSTM_HD auto announced(T value) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-  const Bits bits = bits_as<Bits>(value);
-  return static_cast<Bits>(bits - (bits == static_cast<Bits>(~Bits(0))));
+FASTLSTM_HD Bits<T> announced(T value) {
+  constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
+  const auto bits = bits_as<Bits<T>>(value);
+  return bits < kLast ? bits : kLast;
 }
 
 // Values come by the word, 16-bit ones where rows are not aligned one by one.
@@ -91,20 +96,62 @@ FASTLSTM_HD bool is_unwritten(const Words& words) {
 }
 
 // Stores a value for the other blocks, if `store` says so. The whole warp comes here: of aligned
-// 16-bit values two lanes side by side, who agree about `store`, make a word.
+// 16-bit values two lanes side by side, units 2 n and 2 n + 1, who agree about `store`, make a
+// word.
 template <typename T>
-__device__ void announce(T* address, T value, bool store, bool aligned) {
+__device__ void announce(T* address, T value, int unit, bool store, bool aligned) {
   const auto bits = announced(value);
   if constexpr (sizeof(T) == 2) {
     if (aligned) {
       const uint32_t other = shuffle_xor(uint32_t(bits), 1);
-      if (store && threadIdx.x % 2 == 0)
+      if (store && unit % 2 == 0)
         store_exchanged(reinterpret_cast<uint32_t*>(address),
                         pack(bits, static_cast<uint16_t>(other)));
       return;
     }
   }
-  if (store) store_exchanged(reinterpret_cast<decltype(announced(value))*>(address), bits);
+  if (store) store_exchanged(reinterpret_cast<Bits<T>*>(address), bits);
+}
+
+// Four gates are announced `width` values apart. Of aligned 16-bit values the even lane stores i
+// and f of two units, the odd lane g and o, so that one word each way is all that the two tell each
+// other.
+template <typename T>
+constexpr bool kInPairs = sizeof(T) == 2 && kGatePairs;
+
+template <typename T>
+struct GatesAddress {
+  T *first, *second;  // of the gates that this lane stores
+};
+template <typename T>
+__device__ GatesAddress<T> gates_address(T* i, int width, int unit, bool aligned) {
+  T* const first = kInPairs<T> && aligned && unit % 2 == 1 ? i + 2 * width - 1 : i;
+  return {first, first + width};
+}
+
+template <typename T>
+__device__ void announce_pairs(const GatesAddress<T>& to, const Gates<T>& gates, bool odd,
+                               bool store) {
+  const uint32_t i_f = pack(announced(gates.i), announced(gates.f));
+  const uint32_t g_o = pack(announced(gates.g), announced(gates.o));
+  const uint32_t mine = odd ? g_o : i_f, other = shuffle_xor(odd ? i_f : g_o, 1);
+  const uint32_t even_unit = odd ? other : mine, odd_unit = odd ? mine : other;
+  if (!store) return;
+  store_exchanged(reinterpret_cast<uint32_t*>(to.first), (even_unit & 0xffff) | odd_unit << 16);
+  store_exchanged(reinterpret_cast<uint32_t*>(to.second),
+                  even_unit >> 16 | (odd_unit & 0xffff0000));
+}
+
+template <typename T>
+__device__ void announce(const GatesAddress<T>& to, const Gates<T>& gates, int unit, bool store,
+                         bool aligned) {
+  if constexpr (kInPairs<T>)
+    if (aligned) return announce_pairs(to, gates, unit % 2, store);
+  const int64_t width = to.second - to.first;
+  announce(to.first, gates.i, unit, store, aligned);
+  announce(to.second, gates.f, unit, store, aligned);
+  announce(to.second + width, gates.g, unit, store, aligned);
+  announce(to.second + 2 * width, gates.o, unit, store, aligned);
 }
 
 // A vector of which a lane loads its part: nullptr for zeros.
@@ -114,21 +161,33 @@ struct Source {
   bool exchanged = false;  // other blocks write it while this kernel runs
 };
 
-// Values k .. k + 16 bytes of a vector of `depth` values; zeros beyond it and for nullptr.
-// kAligned: vectors start, and end, at multiples of 16 bytes.
+// A lane's part of a vector: 16 bytes of each chunk, 64 bytes apart.
+template <typename T>
+struct Pieces {
+  const T* address;  // of chunk 0
+  int count;         // values from there to the vector's end
+  int end;           // chunks from this one on are zeros
+  bool exchanged;
+};
+
+// Of a vector of `depth` values, whose chunks from `last` on are for others.
+template <typename T>
+__device__ Pieces<T> pieces_of(const Source<T>& source, int last, int depth, int lane) {
+  const int skipped = lane % 4 * (kPerChunk<T> / 4), count = depth - skipped;
+  const int end = smaller(last, (count + kPerChunk<T> - 1) / kPerChunk<T>);
+  return {source.vector + skipped, count, source.vector ? end : 0, source.exchanged};
+}
+
+// The 16 bytes at `address`, of which `count` values exist; zeros behind them. kAligned: all exist,
+// and the address is a multiple of 16.
 template <bool kAligned, typename T>
-__device__ Words load_words(const T* vector, int k, int depth) {
+__device__ Words load_words(const T* address, int count) {
+  if constexpr (kAligned) return load_exchanged(reinterpret_cast<const Words*>(address));
   Words words = {{0, 0, 0, 0}};
-  if (!vector || k >= depth) return words;
-  if constexpr (kAligned) {
-    words = load_exchanged(reinterpret_cast<const Words*>(vector + k));
-  } else if constexpr (sizeof(T) == 4) {
-    for (int j = 0; j < 4 && k + j < depth; ++j)
-      words.word[j] = bits_as<uint32_t>(load_exchanged(vector + k + j));
-  } else {
-    for (int j = 0; j < 8 && k + j < depth; ++j)
-      words.word[j / 2] |= uint32_t(bits_as<uint16_t>(load_exchanged(vector + k + j)))
-                           << 16 * (j % 2);
+  constexpr int kPerWord = 4 / sizeof(T);
+  for (int j = 0; j < 4 * kPerWord && j < count; ++j) {
+    const auto bits = bits_as<Bits<T>>(load_exchanged(address + j));
+    words.word[j / kPerWord] |= uint32_t(bits) << 16 * (j % kPerWord);
   }
   return words;
 }
@@ -138,46 +197,62 @@ template <typename T, bool kAligned, int kChunks, int kColumns>
 struct Group {
   Words words[kChunks][kColumns];
 
-  static __device__ int first_value(int chunk) {
-    return chunk * kPerChunk<T> + threadIdx.x % 4 * (kPerChunk<T> / 4);
-  }
-
-  // Chunks begin .. ; zeros from chunk `last` on.
-  __device__ void load(const Source<T> (&source)[kColumns], int begin, int last, int depth) {
+  // Chunks begin .. .
+  __device__ void load(const Pieces<T> (&pieces)[kColumns], int begin) {
 #pragma unroll
-    for (int a = 0; a < kChunks; ++a) {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-        words[a][j] = load_words<kAligned>(begin + a < last ? source[j].vector : nullptr,
-                                           first_value(begin + a), depth);
-    }
-  }
-
-  // Until everything has been written. All that is missing is loaded again together.
-  __device__ void settle(const Source<T> (&source)[kColumns], int begin, int depth, int step) {
-    long long looks = 0;
-    for (bool missing = true; missing;) {
-      missing = false;
+    for (int j = 0; j < kColumns; ++j) {
+      const T* const address = pieces[j].address + begin * kPerChunk<T>;
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          if (!source[j].exchanged || !is_unwritten<T, kAligned>(words[a][j])) continue;
-          missing = true;
-          const int k = first_value(begin + a), end = k + kPerChunk<T> / 4;
-          before_looking_again(source[j].vector + k, (end < depth ? end : depth) - k, looks, step);
-          trace_look(step);
-          words[a][j] = load_words<kAligned>(source[j].vector, k, depth);
-        }
+        words[a][j] = {{0, 0, 0, 0}};
+        if (begin + a < pieces[j].end)
+          words[a][j] = load_words<kAligned>(address + a * kPerChunk<T>,
+                                             pieces[j].count - (begin + a) * kPerChunk<T>);
       }
     }
+  }
+
+  // Until everything has been written.
+  __device__ void settle(const Pieces<T> (&pieces)[kColumns], int begin, int step) {
+    long long looks = 0;
+    while (is_missing(pieces)) look_again(pieces, begin, step, looks);
 #pragma unroll
-    for (int a = 0; a < kChunks; ++a) {
+    for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j)
-        if (source[j].exchanged) arrived(source[j].vector + first_value(begin + a));
+      for (int a = 0; a < kChunks; ++a)
+        if (pieces[j].exchanged && begin + a < pieces[j].end)
+          arrived(pieces[j].address + (begin + a) * kPerChunk<T>);
     }
     __syncwarp();
+  }
+
+  __device__ bool is_missing(const Pieces<T> (&pieces)[kColumns]) const {
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a)
+        any |= pieces[j].exchanged && is_unwritten<T, kAligned>(words[a][j]);
+    }
+    return any;
+  }
+
+  // Loads all that is missing, together.
+  __device__ void look_again(const Pieces<T> (&pieces)[kColumns], int begin, int step,
+                             long long& looks) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const T* const address = pieces[j].address + begin * kPerChunk<T>;
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a) {
+        if (!is_unwritten<T, kAligned>(words[a][j]) || !pieces[j].exchanged) continue;
+        const int count = pieces[j].count - (begin + a) * kPerChunk<T>;
+        before_looking_again(address + a * kPerChunk<T>, smaller(count, kPerChunk<T> / 4), looks,
+                             step);
+        trace_look(step);
+        words[a][j] = load_words<kAligned>(address + a * kPerChunk<T>, count);
+      }
+    }
   }
 };
 
@@ -243,48 +318,44 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// A warp's part: chunks first .. last - 1. source[j]: this lane's vector, of batch row
-// 8 j + lane / 4 of the pass.
+// The sums of a warp. add() takes the chunks begin .. of a group, before chunk `last`; of a lane it
+// has the vectors of the batch rows 8 j + lane / 4 of the pass.
 template <class P, int kRows, int kTile>
 struct Product {
-  using T = typename P::T;
   using F = Fragments<P, kRows>;
   static constexpr int kColumns = kTile / 8;
-  static constexpr int kAhead = 4 / kColumns;  // chunks of a group; two groups are in flight
 
-  template <bool kAligned>
-  static __device__ void run(const uint32_t* slice, int chunks, int first, int last,
-                             const Source<T> (&source)[kColumns], int depth, int step,
-                             float* partial, float* /*stage*/) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    float sum[F::kTiles][kColumns][4] = {};
-    Group<T, kAligned, kAhead, kColumns> group, next;
-    group.load(source, first, last, depth);
-    for (int begin = first; begin < last; begin += kAhead) {
-      next.load(source, begin + kAhead, last, depth);
-      group.settle(source, begin, depth, step);
+  const uint32_t* slice;
+  int chunks, lane;
+  float* stage;  // of FFMA
+  float sum[F::kTiles][kColumns][4] = {};
+
+  template <int kChunks>
+  __device__ void add(const Words (&words)[kChunks][kColumns], int begin, int last) {
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        if (begin + a >= last) break;
+    for (int a = 0; a < kChunks; ++a) {
+      if (begin + a >= last) break;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t b[kColumns][2];
+      for (int half = 0; half < 2; ++half) {
+        uint32_t b[kColumns][2];
 #pragma unroll
-          for (int j = 0; j < kColumns; ++j) {
-            b[j][0] = P::operand(group.words[a][j].word[2 * half]);
-            b[j][1] = P::operand(group.words[a][j].word[2 * half + 1]);
-          }
+        for (int j = 0; j < kColumns; ++j) {
+          b[j][0] = P::operand(words[a][j].word[2 * half]);
+          b[j][1] = P::operand(words[a][j].word[2 * half + 1]);
+        }
 #pragma unroll
-          for (int m = 0; m < F::kTiles; ++m) {
-            const Words weights = F::load(slice, chunks, m, begin + a, half, lane);
+        for (int m = 0; m < F::kTiles; ++m) {
+          const Words weights = F::load(slice, chunks, m, begin + a, half, lane);
 #pragma unroll
-            for (int j = 0; j < kColumns; ++j) P::mma(sum[m][j], weights, b[j][0], b[j][1]);
-          }
+          for (int j = 0; j < kColumns; ++j) P::mma(sum[m][j], weights, b[j][0], b[j][1]);
         }
       }
-      group = next;
     }
+  }
+
+  __device__ void leave(float* partial) const {
     constexpr int stride = partial_stride(kRows);
+    const int g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int m = 0; m < F::kTiles; ++m) {
 #pragma unroll
@@ -300,6 +371,11 @@ struct Product {
   }
 };
 
+// Where the 8 batch rows of a chunk's K word k lie in a warp's stage, in floats: aligned for Batch,
+// and the 32 lanes that fill it (lane 4 g + q stores row g of word 4 q + j) meet 32 banks.
+constexpr __host__ __device__ int stage_row(int k) { return 12 * k + 8 * (k / 8); }
+static_assert(stage_row(15) + 8 <= kStageFloats, "the stage has room");
+
 // Lanes lie along the matrix rows, and where those are fewer than 32, along the batch rows too.
 template <int kRows, int kTile>
 struct Product<Ffma, kRows, kTile> {
@@ -307,43 +383,44 @@ struct Product<Ffma, kRows, kTile> {
   static constexpr int kAcross = kRows < 32 ? kRows : 32;  // lanes along the matrix rows
   static constexpr int kPerLane = kRows / kAcross;         // matrix rows of a lane
   static constexpr int kBatch = kTile * kAcross / 32;      // batch rows of a lane
-  static constexpr int kStageStride = 12;                  // 8 batch rows, padded
-  static constexpr int kAhead = 4;
   struct alignas(kBatch < 4 ? 8 : 16) Batch {
     float value[kBatch];
   };
 
-  template <bool kAligned>
-  static __device__ void run(const uint32_t* slice, int /*chunks*/, int first, int last,
-                             const Source<float> (&source)[1], int depth, int step, float* partial,
-                             float* stage) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const uint32_t* slice;
+  int chunks, lane;
+  float* stage;
+  float sum[kPerLane][kBatch] = {};
+
+  template <int kChunks>
+  __device__ void add(const Words (&words)[kChunks][1], int begin, int last) {
+#pragma unroll
+    for (int a = 0; a < kChunks; ++a) {
+      if (begin + a >= last) break;
+      add_chunk(words[a][0], begin + a);
+    }
+  }
+
+  __device__ void add_chunk(const Words& words, int chunk) {
+    const int g = lane / 4, q = lane % 4;
     const int row = lane % kAcross, batch = lane / kAcross * kBatch;
-    const float* weights = reinterpret_cast<const float*>(slice) + row;
-    float sum[kPerLane][kBatch] = {};
-    for (int begin = first; begin < last; begin += kAhead) {
-      Group<float, kAligned, kAhead, 1> group;
-      group.load(source, begin, last, depth);
-      group.settle(source, begin, depth, step);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        if (begin + a >= last) break;
+    for (int j = 0; j < 4; ++j) stage[stage_row(4 * q + j) + g] = bits_as<float>(words.word[j]);
+    __syncwarp();
+    for (int k = 0; k < 16; ++k) {
+      const float* w = reinterpret_cast<const float*>(slice) + (chunk * 16 + k) * kRows + row;
+      const Batch v = *reinterpret_cast<const Batch*>(stage + stage_row(k) + batch);
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          stage[(4 * q + j) * kStageStride + g] = bits_as<float>(group.words[a][0].word[j]);
-        __syncwarp();
-        for (int k = 0; k < 16; ++k) {
-          const float* w = weights + ((begin + a) * 16 + k) * kRows;
-          const Batch v = *reinterpret_cast<const Batch*>(stage + k * kStageStride + batch);
+      for (int r = 0; r < kPerLane; ++r) {
 #pragma unroll
-          for (int r = 0; r < kPerLane; ++r) {
-#pragma unroll
-            for (int b = 0; b < kBatch; ++b) sum[r][b] += w[r * kAcross] * v.value[b];
-          }
-        }
-        __syncwarp();
+        for (int b = 0; b < kBatch; ++b) sum[r][b] += w[r * kAcross] * v.value[b];
       }
     }
+    __syncwarp();
+  }
+
+  __device__ void leave(float* partial) const {
+    const int row = lane % kAcross, batch = lane / kAcross * kBatch;
 #pragma unroll
     for (int r = 0; r < kPerLane; ++r) {
 #pragma unroll
@@ -352,6 +429,40 @@ struct Product<Ffma, kRows, kTile> {
     }
   }
 };
+
+// Adds a warp's chunks first .. last - 1, kChunks at a time: while one group is multiplied the next
+// is on its way.
+template <bool kAligned, int kChunks, class Product, typename T, int kColumns>
+__device__ void add_chunks(Product& product, const Pieces<T> (&pieces)[kColumns], int first,
+                           int last, int step) {
+  Group<T, kAligned, kChunks, kColumns> one, other;
+  const auto take_turn = [&](auto& group, auto& next, int begin) {
+    const int end = begin + kChunks;
+    if (end < last) next.load(pieces, end);
+    product.add(group.words, begin, last);
+    if (end < last) next.settle(pieces, end, step);
+  };
+  one.load(pieces, first);
+  one.settle(pieces, first, step);
+  for (int begin = first; begin < last; begin += 2 * kChunks) {
+    take_turn(one, other, begin);
+    if (begin + kChunks < last) take_turn(other, one, begin + kChunks);
+  }
+}
+
+// The same with one group that the next is moved into, and which so waits for both.
+template <bool kAligned, int kChunks, class Product, typename T, int kColumns>
+__device__ void add_chunks_moving(Product& product, const Pieces<T> (&pieces)[kColumns], int first,
+                                  int last, int step) {
+  Group<T, kAligned, kChunks, kColumns> group, next;
+  group.load(pieces, first);
+  for (int begin = first; begin < last; begin += kChunks) {
+    next.load(pieces, begin + kChunks);
+    group.settle(pieces, begin, step);
+    product.add(group.words, begin, last);
+    group = next;
+  }
+}
 
 // Asks for the shares of a later step.
 template <typename T>
@@ -363,6 +474,31 @@ __device__ void prefetch(const Zoneout<T>& zoneout, int64_t flat_row, int unit) 
 
 // --- a block ---
 
+// What a thread loads before it waits is kept as it lies in memory.
+template <typename T>
+using Kept = std::conditional_t<kRawInput, T, float>;
+template <typename T>
+__device__ Gates<float> to_float(const Gates<T>& gates) {
+  return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
+}
+
+// The pointers of a direction, fetched now and not, by their index, when each is used.
+template <class Direction>
+__device__ Direction fetch(const Direction (&direction)[2], int index) {
+  Direction fetched = direction[index];
+  fetched.for_each_pointer([](auto*& pointer) { pointer = kept(pointer); });
+  return fetched;
+}
+
+// A unit of a row in a step, which one thread has.
+struct Place {
+  int row, i, unit;  // row of the pass and of the group; unit of the block
+  bool exchanged;    // others may ask for it
+  bool exists;       // it is not behind the last unit
+  bool live;         // the row still goes on; else it is padding, where 0 is stored
+  int batch_row;
+};
+
 // Which part of the work a block has, and its shared memory.
 template <class P, int kRows, int kUnits, int kTile>
 struct Block {
@@ -372,25 +508,29 @@ struct Block {
   const Tiling& tiling;
   int direction, group, part;  // part: which units
   bool reverse;
-  int first_unit, units;  // units < kUnits in the last part
+  int first_unit, units, exchanged_units;  // fewer than kUnits in the last part
   int passes;
   int depth, chunks;  // of the vectors that the slice is multiplied with
-  int lane, warp, first_chunk, last_chunk;
+  bool aligned;       // and whether those are whole pieces of 16 bytes
+  int thread, lane, warp, first_chunk, last_chunk;
   uint32_t* slice;
   float *stage, *partials, *state;
   int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
 
-  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int depth)
-      : sequence(sequence), tiling(tiling), depth(depth) {
+  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates,
+                   bool aligned)
+      : sequence(sequence), tiling(tiling), aligned(kPadding || aligned) {
     part = blockIdx.x % tiling.unit_blocks;
     group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
     direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
     reverse = first_reverse || direction == 1;
     first_unit = part * kUnits;
-    units = sequence.hidden_size - first_unit < kUnits ? sequence.hidden_size - first_unit : kUnits;
+    units = smaller(sequence.hidden_size - first_unit, kUnits);
+    exchanged_units = smaller(tiling.exchange_width - first_unit, kUnits);
+    depth = gates * tiling.exchange_width;
     passes = (tiling.group_rows + kTile - 1) / kTile;
     chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
-    lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    thread = kept(static_cast<int>(threadIdx.x)), lane = thread % 32, warp = thread / 32;
     first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
 
     slice = reinterpret_cast<uint32_t*>(shared_memory());
@@ -401,7 +541,7 @@ struct Block {
     batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
     length = batch_row + tiling.group_rows;
 
-    for (int i = threadIdx.x; i < tiling.group_rows; i += kThreads) {
+    for (int i = thread; i < tiling.group_rows; i += kThreads) {
       const int position = group + tiling.row_groups * i;
       const bool exists = position < sequence.batch;
       const int row =
@@ -417,13 +557,27 @@ struct Block {
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
-  __device__ bool is_live(int t, int i) const { return i < tiling.group_rows && t < length[i]; }
-  // Dead positions exist in padded data only.
-  __device__ bool is_padding(int t, int i) const {
-    return !sequence.offsets && i < tiling.group_rows && length[i] >= 0 && t >= length[i];
+  // The thread's j-th unit of a pass; none of it is true where there is no such row.
+  __device__ Place place(int t, int pass, int j) const {
+    const int index = thread + j * kThreads;
+    const int row = index / kUnits;
+    Place place = {row, pass * kTile + row, index % kUnits, false, false, false, 0};
+    if (place.row >= kTile || place.i >= tiling.group_rows) return place;
+    const int steps = length[place.i];
+    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed: no padding
+    place.exchanged = in_memory && place.unit < exchanged_units;
+    place.exists = in_memory && place.unit < units;
+    place.live = place.exists && t < steps;
+    place.batch_row = batch_row[place.i];
+    return place;
   }
-  __device__ bool is_reset(int t, int i) const {
-    return sequence.reset && sequence.reset[int64_t(t) * sequence.batch + batch_row[i]];
+
+  __device__ bool is_live(int t, int i) const { return i < tiling.group_rows && t < length[i]; }
+  __device__ bool is_reset(int t, int i) const { return reset_flag(t, i); }
+  __device__ unsigned char reset_flag(int t, int i) const {
+    if (!sequence.reset) return 0;
+    return reinterpret_cast<const unsigned char*>(
+        sequence.reset)[int64_t(t) * sequence.batch + batch_row[i]];
   }
   __device__ bool is_first_step(int t, int i) const { return t == (reverse ? length[i] - 1 : 0); }
   __device__ bool is_last_step(int t, int i) const { return t == (reverse ? 0 : length[i] - 1); }
@@ -435,16 +589,36 @@ struct Block {
     return false;
   }
 
-  __device__ void multiply(const Source<T> (&source)[kTile / 8], bool aligned, int step) const {
+  __device__ void multiply(const Source<T> (&source)[kTile / 8], int step) const {
     trace(step, kProductBegins);
     __syncwarp();  // loads that stand above are under way before this waits
-    float* const partial = partials + warp * kTile * partial_stride(kRows);
+    Pieces<T> pieces[kTile / 8];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) pieces[j] = pieces_of(source[j], last_chunk, depth, lane);
     if (aligned)
-      Product<P, kRows, kTile>::template run<true>(slice, chunks, first_chunk, last_chunk, source,
-                                                   depth, step, partial, stage);
+      multiply<true>(pieces, step);
     else
-      Product<P, kRows, kTile>::template run<false>(slice, chunks, first_chunk, last_chunk, source,
-                                                    depth, step, partial, stage);
+      multiply<kPadding>(pieces, step);
+  }
+
+  // Chunks that a warp loads at once. Backward has vectors four times as long. FFMA and the widest
+  // tile take their time over a chunk, and the latter's sums leave few registers.
+  static constexpr __host__ __device__ int chunks_at_once() {
+    if (!kTwoGroups) return 4 / (kTile / 8);
+    if (std::is_same<P, Ffma>::value) return 2;
+    if (kRows * kTile >= 2048) return 1;
+    return (kRows == kUnits ? 8 : 4) / (kTile / 8);
+  }
+
+  template <bool kAligned>
+  __device__ void multiply(const Pieces<T> (&pieces)[kTile / 8], int step) const {
+    constexpr int kChunks = chunks_at_once();
+    Product<P, kRows, kTile> product{slice, chunks, lane, stage};
+    if constexpr (kTwoGroups)
+      add_chunks<kAligned, kChunks>(product, pieces, first_chunk, last_chunk, step);
+    else
+      add_chunks_moving<kAligned, kChunks>(product, pieces, first_chunk, last_chunk, step);
+    product.leave(partials + warp * kTile * partial_stride(kRows));
     trace(step, kProductDone);
   }
 
@@ -497,6 +671,8 @@ struct Launcher {
 
   template <class P, int kUnits, int kTile>
   cudaError_t run() const {
+    if (kPadding && !aligned) return cudaErrorInvalidValue;
+    if (tiling.exchange_width != task.exchange_width()) return cudaErrorInvalidValue;
     return launch_cooperative(Kernel::template instance<P, kUnits, kTile>(),
                               dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
                               static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,

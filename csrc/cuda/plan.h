@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <string>
 
+#include "switches.h"
+
 namespace fastlstm {
 
 enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
@@ -21,7 +23,9 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
 constexpr int kInFlight = 8;        // chunks of 8 rows that a warp has asked for at once
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
-constexpr int kStageFloats = 16 * 12;  // per warp, of the FFMA path
+constexpr int kStageFloats = 16 * 12 + 8;  // per warp, of the FFMA path (stage_row)
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What the planner knows of a device: sizes, and the constants of its predictions, all from data
 // sheets and arithmetic.
@@ -91,9 +95,16 @@ struct Task {
   int64_t element_bytes() const {
     return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
   }
+  // Hidden units of a row as blocks exchange it: with zeros behind them, so that rows of h (of four
+  // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
+  int64_t exchange_width() const {
+    const int64_t piece =
+        kPadding ? std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1) : 1;
+    return ceil_div(hidden_size, piece) * piece;
+  }
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.
-  int64_t depth() const { return backward ? 4 * hidden_size : hidden_size; }
+  int64_t depth() const { return (backward ? 4 : 1) * exchange_width(); }
   // Whether each row of what blocks exchange starts at a multiple of 16 bytes, for wide loads.
   bool aligned() const { return depth() * element_bytes() % 16 == 0; }
   // Multiply-adds of an SM per clock.
@@ -111,12 +122,13 @@ struct Task {
 
 // What crosses into the kernel.
 struct Tiling {
-  int units = 0;        // hidden units of a block
-  int row_tile = 0;     // batch rows that a block treats at once
-  int unit_blocks = 0;  // blocks that share the units; they need each other's results every step
-  int row_groups = 0;   // groups of batch rows, strangers to each other
-  int group_rows = 0;   // rows of the largest group
-  int directions = 0;   // walked in the same launch
+  int units = 0;           // hidden units of a block
+  int row_tile = 0;        // batch rows that a block treats at once
+  int unit_blocks = 0;     // blocks that share the units; they need each other's results every step
+  int row_groups = 0;      // groups of batch rows, strangers to each other
+  int group_rows = 0;      // rows of the largest group
+  int directions = 0;      // walked in the same launch
+  int exchange_width = 0;  // Task::exchange_width
 
   int blocks() const { return unit_blocks * row_groups * directions; }
 };
@@ -130,8 +142,6 @@ struct Plan {
 
   const char* engine() const { return persistent ? "persistent" : "stepwise"; }
 };
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
@@ -162,6 +172,7 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
   tiling.unit_blocks = static_cast<int>(ceil_div(task.hidden_size, units));
   tiling.group_rows = static_cast<int>(ceil_div(task.batch, row_groups));
   tiling.directions = directions;
+  tiling.exchange_width = static_cast<int>(task.exchange_width());
   return tiling;
 }
 

@@ -48,7 +48,8 @@ struct Buffers {
   std::vector<T> output;
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
-    std::vector<T> h_mask, exchange, zoneout_h, zoneout_c;  // exchange: with h_mask only
+    std::vector<T> h_mask, zoneout_h, zoneout_c;
+    std::vector<T> exchange;  // where output does not serve: with h_mask, or padded
     std::vector<float> c_0, cells, c_n, d_c, d_cells;
   };
   std::vector<Direction> direction;
@@ -114,18 +115,19 @@ struct Run {
       typename Buffers<T>::Direction d;
       d.w_hh = testing::converted<T>(p.w_hh);
       d.h_0 = d.h_n = testing::converted<T>(p.h_0);
+      if (shape.masks)
+        for (size_t i = 0; i < d.h_0.size(); ++i) d.h_0[i] = from_double<T>(p.h_0[i] * p.h_mask[i]);
+      d.h_0 = padded(d.h_0, width(false));
       d.c_0 = d.c_n = testing::converted<float>(p.c_0);
       d.gates = flat<T>(p.x_gates, 4 * shape.H);
       d.cells = unwritten<float>(b.flat_rows * shape.H);
-      d.d_gates = unwritten<T>(b.flat_rows * 4 * shape.H);
+      d.d_gates = unwritten<T>(b.flat_rows * 4 * width(true));
       d.d_h = testing::converted<T>(p.d_h_n);
       d.d_c = testing::converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
-      if (shape.masks) {
-        d.h_mask = testing::converted<T>(p.h_mask);
-        d.exchange = unwritten<T>(b.output.size());
-        for (size_t i = 0; i < d.h_0.size(); ++i) d.h_0[i] = from_double<T>(p.h_0[i] * p.h_mask[i]);
-      }
+      if (shape.masks) d.h_mask = testing::converted<T>(p.h_mask);
+      if (shape.masks || width(false) != shape.H)
+        d.exchange = unwritten<T>(b.flat_rows * shape.directions * width(false));
       if (shape.zoneout) {
         d.zoneout_h = flat<T>(p.zoneout_h, shape.H);
         d.zoneout_c = flat<T>(p.zoneout_c, shape.H);
@@ -139,6 +141,29 @@ struct Run {
         std::copy(&one[r * shape.H], &one[r * shape.H] + shape.H,
                   &b.d_output[(r * shape.directions + d) * shape.H]);
     }
+  }
+
+  // Values of a row that blocks exchange (of a gate, in backward).
+  int64_t width(bool backward) const {
+    Task padded = task;
+    padded.backward = backward;
+    return padded.exchange_width();
+  }
+  // Rows of H values with zeros behind them, and back.
+  std::vector<T> padded(const std::vector<T>& rows, int64_t width) const {
+    std::vector<T> out(rows.size() / shape.H * width, T(0.0f));
+    for (size_t i = 0; i < rows.size(); ++i) out[i / shape.H * width + i % shape.H] = rows[i];
+    return out;
+  }
+  std::vector<T> unpadded(const std::vector<T>& rows, int64_t width) const {
+    std::vector<T> out;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (int64_t(i) % width < shape.H)
+        out.push_back(rows[i]);
+      else
+        check(to_double(rows[i]) == 0, "the padding behind a row is not 0");
+    }
+    return out;
   }
 
   // [T,B,size] of the oracle -> [R,size] as the kernels see it.
@@ -185,7 +210,8 @@ struct Run {
                            b.c_0.data(),
                            b.gates.data(),
                            buffers.output.data() + d * shape.H,
-                           (shape.masks ? b.exchange : buffers.output).data() + d * shape.H,
+                           b.exchange.empty() ? buffers.output.data() + d * shape.H
+                                              : b.exchange.data() + d * width(false),
                            save ? b.cells.data() : nullptr,
                            b.h_n.data(),
                            b.c_n.data(),
@@ -195,6 +221,7 @@ struct Run {
     call.first_reverse = shape.reverse;
     call.save_gates = save;
     call.output_stride = shape.directions * shape.H;
+    call.exchange_stride = shape.directions * width(false);
     check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
@@ -275,7 +302,8 @@ struct Run {
             check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
                   "cells at a dead position are undefined");
         }
-      check_close(b.d_gates, flat_values(solution.d_gates, 4 * shape.H), unit, 32, "d_gates");
+      check_close(unpadded(b.d_gates, width(true)), flat_values(solution.d_gates, 4 * shape.H),
+                  unit, 32, "d_gates");
       check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
       check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");
     }

@@ -1,7 +1,9 @@
 // The persistent engine against the oracle: all kinds of arithmetic, forms of input and divisions
 // of the work, with several orders of the fibers.
 #include <array>
+#include <set>
 
+#include "../../csrc/cuda/persistent_tile.h"
 #include "persistent_run.h"
 
 namespace {
@@ -165,12 +167,23 @@ void check_nan_travels() {
   run.forward();
   run.backward();
   for (T y : run.buffers.output) check(std::isnan(to_double(y)), "output is not NaN");
-  for (T d : b.d_gates) check(std::isnan(to_double(d)), "d_gates is not NaN");
+  for (T d : run.unpadded(b.d_gates, run.width(true)))
+    check(std::isnan(to_double(d)), "d_gates is not NaN");
 }
 const Case nan_travels("persistent/NaN travels", [] {
   check_nan_travels<float>();
   check_nan_travels<bfloat16>();
   check_nan_travels<float16>();
+});
+
+const Case stage("persistent/FFMA fills its stage without bank conflicts", [] {
+  for (int j = 0; j < 4; ++j) {
+    std::set<int> banks;
+    for (int lane = 0; lane < 32; ++lane)
+      banks.insert((stage_row(4 * (lane % 4) + j) + lane / 4) % 32);
+    check(banks.size() == 32, "word ", j, " of the lanes meets ", banks.size(), " banks of 32");
+  }
+  for (int k = 0; k < 16; ++k) check(stage_row(k) % 4 == 0, "word ", k, " is not aligned");
 });
 
 const Case upload("persistent/upload of host values", [] {

@@ -151,14 +151,15 @@ void check_tile(const Tile& tile) {
   };
   conflicts("slice", kLoad, 0);
   if (tile.ffma()) conflicts("stage", kLoad, 0);
-  if (tile.ffma()) conflicts("stage", kStore, 1);  // rows of 12 floats
+  if (tile.ffma()) conflicts("stage", kStore, 0);
   conflicts("sums", kStore, 0);
   // Rows of sums that suit the stores of an mma lie badly for the loads of several short ones.
   conflicts("sums", kLoad, tile.backward && tile.units < 32 ? 1 : 0);
   conflicts("state", kLoad, 0);
   conflicts("state", kStore, 0);
-  sectors("exchange", kLoad, 16);  // 8 rows of 64 bytes
-  sectors("exchange", kStore, store_sectors(tile, tile.bytes()));
+  sectors("exchange", kLoad, 16);                                              // 8 rows of 64 bytes
+  const int gates = kGatePairs && tile.backward && tile.bytes() == 2 ? 2 : 1;  // of a store
+  sectors("exchange", kStore, gates * store_sectors(tile, tile.bytes()));
   sectors("gates", kLoad, store_sectors(tile, tile.bytes()));
   if (!tile.backward) sectors("gates", kStore, store_sectors(tile, tile.bytes()));
   sectors("cells", tile.backward ? kLoad : kStore, store_sectors(tile, 4));
