@@ -1,20 +1,22 @@
 """`captioning serve`: a web page that captions the pictures dropped on it, by Gradio.
 
 The page and its server talk to nobody else, and what is uploaded is kept in a temporary folder
-that is removed at the end.
+that is removed at the end. `captioning.guard` decides which requests reach Gradio.
 """
 
 import contextlib
+import errno
 import html
 import os
 import signal
+import socket
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from captioning import attention_maps
@@ -22,38 +24,27 @@ from captioning.checkpoint import Checkpoint
 from captioning.cnn import FrozenCNN
 from captioning.errors import CaptioningError
 from captioning.generate import Caption, DecodeConfig, generate_captions
-from captioning.images import ImageError, load_image
+from captioning.images import MAX_PIXELS, ImageError, load_image
 from captioning.tokenizer import tokenize
+from captioning.uploads import Limits, Uploads
 from fastlstm import functional
 
 MIN_SIDE = 8  # pixels; there is nothing to see in fewer
 
-# What a page of the server may load or talk to: the server.
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
-
-STYLE = (
-    attention_maps.STYLE
-    + """
-.answer h3 { margin: 0 0 .1rem; font-size: .95rem; color: var(--neutral-500); }
-.answer section + section { margin-top: 1.6rem; }
-.answer .caption { font-size: 1.45rem; line-height: 1.3; margin: 0 0 .6rem; }
-.answer .words { display: flex; flex-wrap: wrap; gap: .35rem; margin-bottom: .8rem; }
-.answer .words span { padding: .2rem .55rem .35rem; border-radius: 6px; text-align: center;
-  background: linear-gradient(var(--color-accent), var(--color-accent)) left bottom / var(--p) 4px
-  no-repeat, var(--background-fill-secondary); }
-.answer .words small { display: block; color: var(--neutral-500); font-size: .75rem; }
-.answer details { color: var(--neutral-500); margin: .4rem 0 .8rem; }
-.answer .message { font-size: 1.1rem; color: var(--error-text-color); }
-footer { display: none !important; }
-"""
-)
-EMPTY = '<div class="answer"><p>The captions appear here.</p></div>'
-
+PORTS = range(7860, 7960)  # the first free one, unless told
+MAX_CONNECTIONS = 500
 
 # What the page says -----------------------------------------------------------------------------
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """The captioner, in a line."""
+    model = checkpoint.model
+    kind = "with attention" if model.config.decoder == "attention" else "without attention"
+    return (
+        f"CNN: {checkpoint.cnn.config.name}. LSTM: {describe_lstm(model.decoder.lstm)}, {kind}. "
+        f"{len(checkpoint.vocabulary):,} words."
+    )
 
 
 def describe_lstm(lstm: nn.Module) -> str:
@@ -76,12 +67,18 @@ def _words(caption: Caption) -> str:
     return f'<div class="words">{"".join(words)}</div>'
 
 
-def answer(checkpoint: Checkpoint, cnn: FrozenCNN, path: str | Path, beam_size: int = 5) -> str:
+def answer(
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    path: str | Path,
+    beam_size: int = 5,
+    max_pixels: int = MAX_PIXELS,
+) -> str:
     """HTML about one picture: captions by greedy and beam search, each word with its probability,
     and where an attention decoder looked; or what is wrong with the picture.
     """
     try:
-        image = load_image(path, 2 * cnn.transform.resize_size)
+        image = load_image(path, 2 * cnn.transform.resize_size, max_pixels)
         if min(image.size) < MIN_SIDE:
             raise ImageError(
                 f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
@@ -120,97 +117,27 @@ def answer(checkpoint: Checkpoint, cnn: FrozenCNN, path: str | Path, beam_size: 
 # The page and its server ------------------------------------------------------------------------
 
 
-def _gradio() -> Any:
-    """Import Gradio, with everything off that would talk to the internet."""
-    os.environ |= {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    try:
-        import gradio
-    except ImportError as error:
-        raise CaptioningError(
-            f"serve needs Gradio: pip install 'fastlstm[serve]' ({error})"
-        ) from error
-    return gradio
-
-
 @contextlib.contextmanager
-def _everything_in_a_temporary_folder() -> Iterator[None]:
-    """Uploads, and the cache of matplotlib, which Gradio imports; removed at the end."""
-    before = dict(os.environ), tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "MPLCONFIGDIR": folder}
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before[0])
-            tempfile.tempdir = before[1]
-
-
-class _SameOrigin:
-    """ASGI middleware: tells the browser to talk to this server only."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", POLICY.encode())
-                message["headers"] = [*message["headers"], policy]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
-def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
-    """The page, as a gradio.Blocks."""
-    gradio = _gradio()
-
-    def caption(path: str | None, beam_size: float) -> str:
-        return answer(checkpoint, cnn, path, int(beam_size)) if path else EMPTY
-
-    async def uploaded(path: str) -> str:
-        if "://" in path:
-            raise gradio.Error("expected an uploaded picture, got the address of one")
-        return path  # Gradio has checked that it is among the uploads
-
-    model = checkpoint.model
-    kind = "with attention" if model.config.decoder == "attention" else "without attention"
-    about = (
-        f"CNN: {checkpoint.cnn.config.name}. LSTM: {describe_lstm(model.decoder.lstm)}, {kind}. "
-        f"{len(checkpoint.vocabulary):,} words."
-    )
-    with gradio.Blocks(
-        title=f"Captions by {name}",
-        analytics_enabled=False,
-        delete_cache=(600, 3600),  # seconds: how often, and the age of uploads that go
-    ) as page:
-        gradio.HTML(f"<h1>Captions by {html.escape(name)}</h1><p>{html.escape(about)}</p>")
-        with gradio.Row():
-            with gradio.Column(scale=2):
-                picture = gradio.Image(
-                    sources=["upload", "clipboard"], label="Picture", height=340, buttons=[]
-                )
-                # Unopened: `answer` says what is wrong with it. Never fetched from elsewhere.
-                picture.preprocess = lambda payload: payload and payload.path
-                picture.async_move_resource_to_block_cache = uploaded
-                beam_size = gradio.Slider(1, 10, 5, step=1, label="Width of the beam")
-            with gradio.Column(scale=3):
-                result = gradio.HTML(EMPTY)
-        gradio.on(
-            [picture.change, beam_size.release],
-            caption,
-            [picture, beam_size],
-            result,
-            api_name="caption",
-            show_progress="minimal",
-        )
-    return page
+def _environment(folder: Path) -> Iterator[None]:
+    """What Gradio and matplotlib, which it imports, read from the environment."""
+    wanted = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+        "GRADIO_TEMP_DIR": str(folder),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "MPLCONFIGDIR": str(folder / "matplotlib"),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def serve(
@@ -219,7 +146,8 @@ def serve(
     name: str = "this captioner",
     host: str = "127.0.0.1",
     port: int | None = None,
-    max_megabytes: float = 20.0,
+    allow_hosts: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
@@ -229,50 +157,74 @@ def serve(
         name: what the page calls it.
         host: address to listen on; the default is reached from this machine only.
         port: if None, the first free one from 7860.
-        max_megabytes: larger uploads are refused.
+        allow_hosts: other names by which browsers may call the server, such as a reverse proxy's.
+        limits: what a stranger may cost; None: `Limits()`.
 
     Raises:
         CaptioningError: Gradio is missing, the port is taken, an argument is out of range.
     """
-    if not max_megabytes > 0:
-        raise CaptioningError(f"max_megabytes: expected > 0, got {max_megabytes}")
-    with _everything_in_a_temporary_folder():
-        page = build_page(checkpoint, cnn, name)
-        _launch(page, host, port, int(max_megabytes * 1e6))
-        print(f"{name}: {page.local_url} (Ctrl-C ends it)", flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to ^C
-            signal.signal(number, signal.default_int_handler)
+    limits = limits or Limits()
+    # Larger than what malloc keeps: what a large picture took goes back to the system.
+    Image.core.set_block_size(2**26)
+    host = host.strip("[]")  # of an IPv6 address
+
+    def caption(path: str, beam_size: int) -> str:
+        return answer(checkpoint, cnn, path, beam_size, limits.pixels)
+
+    with (
+        _listen(host, port) as listener,
+        tempfile.TemporaryDirectory(prefix="captioning-") as temporary,
+        _environment(folder := Path(temporary).resolve()),
+    ):
         try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("stopped")
-        finally:
-            page.close(verbose=False)
+            from captioning.gradio_page import GradioPage
+            from captioning.guard import Guard, Hosts
+        except ImportError as error:
+            raise CaptioningError(
+                f"serve needs Gradio: pip install 'fastlstm[serve]' ({error})"
+            ) from error
+        uploads = Uploads(folder / "uploads", limits.kept_bytes)
+        page = GradioPage(caption, name, describe(checkpoint), uploads, limits.upload_bytes)
+        hosts = Hosts(host, allow_hosts)
+        guard = Guard(page.app(), hosts, page.paths, page.UPLOAD, limits)
+        _run(guard, listener, f"{name}: {_address(host, listener)}")
 
 
-def _launch(page: Any, host: str, port: int | None, max_bytes: int) -> None:
-    from starlette.middleware import Middleware
+def _listen(host: str, port: int | None) -> socket.socket:
+    numbers = PORTS if port is None else (port,)
+    for number in numbers:
+        try:
+            kind, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address[:2], family=kind)
+        except OSError as reason:
+            error = reason
+            if reason.errno != errno.EADDRINUSE:
+                break
+    raise CaptioningError(f"cannot listen on {host}, port {number}: {error.strerror}") from error
 
-    gradio = _gradio()
+
+def _address(host: str, listener: socket.socket) -> str:
+    """What to open in a browser of this machine."""
+    host = "localhost" if host in ("0.0.0.0", "::") else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+
+
+def _run(app: Any, listener: socket.socket, told: str) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http="h11",  # bounds headers
+        ws="none",
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to ^C
+        signal.signal(number, signal.default_int_handler)
+    print(f"{told} (Ctrl-C ends it)", flush=True)
     try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=max_bytes,
-            prevent_thread_lock=True,
-            theme=gradio.themes.Default(font="system-ui", font_mono="ui-monospace"),
-            css=STYLE,
-            app_kwargs={"middleware": [Middleware(_SameOrigin)]},
-            quiet=True,
-            share=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-        )
-    except OSError as error:
-        raise CaptioningError(
-            f"cannot listen on {host}, port {port}: it is taken, or no address of this machine"
-        ) from error
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # by uvicorn, after it has ended
+        print("stopped")

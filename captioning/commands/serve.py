@@ -6,6 +6,7 @@ from pathlib import Path
 from captioning.checkpoint import load_checkpoint
 from captioning.commands.arguments import add_device, add_lstm, at_least, positive
 from captioning.serve import serve
+from captioning.uploads import Limits
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +19,40 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the first free one from 7860 if not given",
     )
     parser.add_argument(
-        "--max-megabytes", type=positive, metavar="X", default=20.0, help="of an upload"
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="another name by which browsers may call the server, such as a reverse proxy's",
+    )
+    limits = Limits()
+    parser.add_argument(
+        "--max-megabytes",
+        type=positive,
+        metavar="X",
+        default=limits.max_megabytes,
+        help="of an upload",
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=positive,
+        metavar="X",
+        default=limits.max_megapixels,
+        help="of a picture",
+    )
+    parser.add_argument(
+        "--keep-megabytes",
+        type=positive,
+        metavar="X",
+        default=limits.keep_megabytes,
+        help="of all uploads; the oldest leave first, and all after an hour",
     )
     add_device(parser)
     add_lstm(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    limits = Limits(args.max_megabytes, args.max_megapixels, args.keep_megabytes)
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)
-    serve(checkpoint, cnn, str(args.checkpoint), args.host, args.port, args.max_megabytes)
+    name = str(args.checkpoint)
+    serve(checkpoint, cnn, name, args.host, args.port, args.allow_host or (), limits)

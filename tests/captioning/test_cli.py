@@ -78,6 +78,8 @@ def test_without_arguments_it_introduces_itself(capsys):
         (["serve", "c.pt", "--port", "65536"], "--port: expected 0 to 65535, got 65536"),
         (["serve", "c.pt", "--port=-1"], "--port: expected 0 to 65535, got -1"),
         (["serve", "c.pt", "--max-megabytes", "0"], "--max-megabytes: expected > 0, got 0.0"),
+        (["serve", "c.pt", "--max-megapixels", "0"], "--max-megapixels: expected > 0, got 0.0"),
+        (["serve", "c.pt", "--keep-megabytes=-1"], "--keep-megabytes: expected > 0, got -1.0"),
         (["serve", "c.pt", "--max-megabytes", "nan"], "--max-megabytes: expected > 0, got nan"),
         (["serve", "c.pt", "--max-megabytes", "x"], "invalid float value: 'x'"),
     ],

@@ -1,0 +1,168 @@
+"""ASGI middleware: what a stranger, or a page of a stranger in somebody's browser, may ask.
+
+Imports Starlette, which comes with Gradio.
+"""
+
+import ipaddress
+import math
+import re
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from captioning.uploads import Limits
+
+BODY_BYTES = 2**16  # of a request that is no upload; those of the page have a few hundred
+BODY_SECONDS = 120.0  # for all of a body to arrive
+
+# With every answer: a page may load from and talk to this server only, no other page may show
+# what is here, and a file is what its type says.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
+        "form-action 'self'; frame-ancestors 'self'"
+    ),
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Hosts:
+    """The names and addresses that a server goes by.
+
+    Otherwise, a page of evil.example could have its own name lead to this machine (DNS rebinding)
+    and read all answers. An address cannot be led elsewhere.
+
+    Args:
+        listening: the host that the server listens on.
+        allowed: more names, such as a reverse proxy's.
+    """
+
+    def __init__(self, listening: str, allowed: Iterable[str] = ()) -> None:
+        self.allowed = {name.lower() for name in allowed}
+        self.names = self.allowed | {"localhost", listening.lower()}
+        self.everywhere = listening in ("0.0.0.0", "::")
+        if self.everywhere:
+            self.names.add(socket.gethostname().lower())
+
+    def knows(self, host: str) -> bool:
+        """Whether the value of a Host header, such as localhost:7860, means this server."""
+        name = _name(host)
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return address.is_loopback or self.everywhere or name in self.names
+
+    def trusts(self, origin: str, host: str) -> bool:
+        """Whether a page of `origin` may call the server by the name of `host`: it is its own."""
+        netloc = origin.rpartition("://")[2].lower()
+        return netloc == host.lower() or _name(netloc) in self.allowed
+
+
+def _name(netloc: str) -> str:
+    """The host of host:port, without the brackets of an IPv6 address; "" if it is none."""
+    try:
+        parts = urlsplit(f"//{netloc}")
+        return "" if "@" in netloc or parts.path else parts.hostname or ""
+    except ValueError:
+        return ""
+
+
+class Guard:
+    """Refuses other names, other pages' requests, and bodies that are too large or too slow.
+
+    Args:
+        app: what is guarded.
+        hosts: the names of the server.
+        paths: matches the paths that there are.
+        upload_path: the one whose requests may be large.
+        limits: how large they may be, each and all that arrive at a time.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Hosts,
+        paths: re.Pattern[str],
+        upload_path: str,
+        limits: Limits,
+    ) -> None:
+        self.app, self.hosts, self.paths = app, hosts, paths
+        self.upload_path, self.limits = upload_path, limits
+        self.arriving = 0  # bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # start and end of the server
+            await self.app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *more]
+            await send(message)
+
+        body = _Body(self, receive, self._limit(scope["path"]))
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+            await self.app(scope, body, answer)
+        except HTTPException as refusal:
+            response = PlainTextResponse(refusal.detail, refusal.status_code)
+            await response(scope, receive, answer)
+        finally:
+            self.arriving -= body.length
+
+    def _limit(self, path: str) -> int:
+        return self.limits.upload_bytes if path == self.upload_path else BODY_BYTES
+
+    def _check(self, path: str, headers: Headers) -> None:
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if not (len(hosts) == 1 and self.hosts.knows(hosts[0])):
+            told = ", ".join(hosts) or "nothing"
+            raise HTTPException(403, f"The server is not called {told} (see --allow-host).")
+        if not all(self.hosts.trusts(origin, hosts[0]) for origin in origins):
+            raise HTTPException(403, f"Pages of {', '.join(origins)} may ask nothing here.")
+        if not self.paths.fullmatch(path):
+            raise HTTPException(404, "There is no such path.")
+        if int(headers.get("content-length", 0)) > (limit := self._limit(path)):
+            raise _too_large(limit)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The request exceeds its maximum size of {limit:,} bytes.")
+
+
+class _Body:
+    """Receives a body for as long as it is small, on time, and fits beside the others.
+
+    An HTTPException is answered by Starlette and FastAPI wherever they read a body.
+    """
+
+    def __init__(self, guard: Guard, receive: Receive, limit: int) -> None:
+        self.guard, self.receive, self.limit = guard, receive, limit
+        self.length = 0
+        self.deadline = anyio.current_time() + BODY_SECONDS
+
+    async def __call__(self) -> Message:
+        try:
+            with anyio.fail_after(self.deadline - anyio.current_time()):
+                message = await self.receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The request took over {BODY_SECONDS:.0f} s.") from None
+        if not message.get("more_body"):
+            self.deadline = math.inf  # what comes next is that the client leaves
+        self.length += (length := len(message.get("body", b"")))
+        self.guard.arriving += length
+        if self.length > self.limit:
+            raise _too_large(self.limit)
+        if self.guard.arriving > self.guard.limits.kept_bytes:
+            raise HTTPException(503, "Too many uploads are arriving. Try again later.")
+        return message

@@ -1,0 +1,108 @@
+"""The pictures that were uploaded to `captioning serve`, in a folder that stays small."""
+
+import math
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO
+
+from captioning.errors import CaptioningError
+from captioning.images import EXTENSIONS
+
+MAX_FILES = 1000
+MAX_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a stranger may cost.
+
+    Args:
+        max_megabytes: of an upload.
+        max_megapixels: of a picture.
+        keep_megabytes: of the uploads that are kept, and again of those that are arriving.
+    """
+
+    max_megabytes: float = 20.0
+    max_megapixels: float = 64.0
+    keep_megabytes: float = 200.0
+
+    def __post_init__(self) -> None:
+        for field, value in zip(fields(self), astuple(self), strict=True):
+            if not 1e-6 <= value < math.inf:
+                raise CaptioningError(f"{field.name}: expected > 0, got {value}")
+        if self.keep_megabytes < self.max_megabytes:
+            raise CaptioningError(
+                f"keep_megabytes: expected at least max_megabytes, {self.max_megabytes}, "
+                f"got {self.keep_megabytes}"
+            )
+
+    @property
+    def upload_bytes(self) -> int:
+        return int(self.max_megabytes * 1e6)
+
+    @property
+    def pixels(self) -> int:
+        return int(self.max_megapixels * 1e6)
+
+    @property
+    def kept_bytes(self) -> int:
+        return int(self.keep_megabytes * 1e6)
+
+
+class Uploads:
+    """Keeps files for an hour, or until newer ones need their room.
+
+    Args:
+        folder: is made, and holds nothing else.
+        max_bytes: of all files together.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        folder.mkdir()
+        self.folder, self.max_bytes = folder, max_bytes
+        self._lock = threading.Lock()
+
+    def keep(self, file: BinaryIO, size: int, name: str) -> Path:
+        """Copy a file of `size` bytes under a name that nobody can guess.
+
+        Args:
+            file: is read from where it stands.
+            size: its length.
+            name: what it was called; only a picture's extension stays of it.
+
+        Raises:
+            OSError: the disk is full; nothing is left of the file.
+        """
+        suffix = Path(name).suffix.lower()
+        path = self.folder / (secrets.token_hex(16) + (suffix if suffix in EXTENSIONS else ""))
+        with self._lock:
+            self._sweep(size, MAX_FILES - 1)
+            try:
+                with path.open("wb") as out:
+                    shutil.copyfileobj(file, out)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        return path
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a path that a client names is one of them."""
+        return path in map(str, self.folder.iterdir())
+
+    def sweep(self) -> None:
+        """Delete what is older than an hour."""
+        with self._lock:
+            self._sweep(0, MAX_FILES)
+
+    def _sweep(self, size: int, max_files: int) -> None:
+        """The oldest leave, so that `size` bytes more have room."""
+        kept = sorted(((p.stat().st_mtime, p) for p in self.folder.iterdir()), reverse=True)
+        for i, (modified, path) in enumerate(kept):
+            size += path.stat().st_size
+            old = time.time() - modified > MAX_SECONDS
+            if old or size > self.max_bytes or i >= max_files:
+                path.unlink()
