@@ -147,17 +147,33 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
             "its attention decoder is of an older version, which did not know where a cell lies; "
             "train it again"
         )
-    if config.num_layers > len(weights):
-        raise CaptioningError(f"weights: expected {config.num_layers} layers, got fewer")
+    _check_sizes(config, weights)
     try:
-        with torch.device("meta"):  # sizes that the weights do not have would take any memory
-            expected = Captioner(config, lstm).state_dict()
+        model = Captioner(config, lstm)
     except RuntimeError as error:
         raise CaptioningError(f"model: expected sizes that can be, got {settings}") from error
-    check_fit(expected, weights, "weights")
-    model = Captioner(config, lstm)
+    check_fit(model.state_dict(), weights, "weights")
     model.load_state_dict(dict(weights))
     return model
+
+
+def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
+    """Refuse sizes that the weights do not have before memory is taken for them.
+
+    (A whole model on the device "meta" would tell, but imports PyTorch's compiler.)
+    """
+    shapes = {
+        "encoder.linear.weight": (config.embed_size, config.feature_size),
+        "decoder.linear.weight": (config.vocab_size, config.hidden_size),
+    }
+    if config.decoder == "attention":
+        shapes["decoder.row"] = (config.grid, config.embed_size)
+    for name, shape in shapes.items():
+        came = tuple(getattr(weights.get(name), "shape", ()))
+        if came != shape:
+            raise CaptioningError(f"weights: expected {name} {shape}, got {came or 'none'}")
+    if config.num_layers > len(weights):
+        raise CaptioningError(f"weights: expected {config.num_layers} layers, got fewer")
 
 
 def _check_training(training: dict[str, Any]) -> None:

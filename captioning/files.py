@@ -79,7 +79,7 @@ def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with writing(path, "; what was there before is untouched"):
         try:
-            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes private files
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
             with os.fdopen(descriptor, "wb") as file:
                 remembering = _Remembering(file)
                 try:

@@ -6,7 +6,6 @@ happens, and unlike the lock of `flock` no process that was forked from it goes 
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import time
@@ -16,6 +15,11 @@ from pathlib import Path
 from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.files import check_output, remove_stale, writing
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 _held: set[Path] = set()  # by this process: closing a lock file a second time would let it go
 
@@ -99,6 +103,8 @@ def _acquire(path: Path, what: Path, wait: bool) -> int:
 
 
 def _take(descriptor: int, what: Path, wait: bool) -> None:
+    if fcntl is None:
+        return
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

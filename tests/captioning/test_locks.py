@@ -1,5 +1,6 @@
 """One run at a time writes a folder or a file; tested with processes of their own."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import captioning.locks
 from captioning.errors import CaptioningError
 from captioning.files import write_text
 from captioning.locks import lock_files, lock_folder
@@ -29,7 +31,12 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -46,7 +53,8 @@ def hold():
 
     yield begin
     for process in running:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what it forked
         process.communicate()
 
 
@@ -73,15 +81,13 @@ def test_a_dead_process_holds_nothing(hold, tmp_path, number):
 
 def test_what_it_forked_does_not_hold_it_either(hold, tmp_path):
     """As processes that load pictures do, which end seconds after the one that started them."""
-    process = hold(tmp_path, then="import os; print(os.fork(), flush=True); time.sleep(600)")
-    child = max(int(process.stdout.readline()), int(process.stdout.readline()))
+    then = "import os; child = os.fork(); child and print(child, flush=True); time.sleep(600)"
+    process = hold(tmp_path, then=then)
+    child = int(process.stdout.readline())
     process.kill()
     process.wait()
-    try:
-        with lock_folder(tmp_path):
-            os.kill(child, 0)  # it is there
-    finally:
-        os.kill(child, signal.SIGKILL)
+    with lock_folder(tmp_path):
+        os.kill(child, 0)  # it is there
 
 
 def test_it_may_be_locked_again_within(tmp_path):
@@ -175,3 +181,7 @@ def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
     with lock_folder(tmp_path):
         write_text(tmp_path / "file", "text")
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
+    monkeypatch.setattr(captioning.locks, "fcntl", None)  # Windows
+    with lock_folder(tmp_path), lock_files(tmp_path / "file", wait=True):
+        write_text(tmp_path / "file", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
