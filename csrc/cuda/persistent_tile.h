@@ -412,8 +412,9 @@ struct Product<Ffma, kRows, kTile> {
       const Batch v = *reinterpret_cast<const Batch*>(stage + stage_row(k) + batch);
 #pragma unroll
       for (int r = 0; r < kPerLane; ++r) {
+        const float weight = w[r * kAcross];
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) sum[r][b] += w[r * kAcross] * v.value[b];
+        for (int b = 0; b < kBatch; ++b) sum[r][b] += weight * v.value[b];
       }
     }
     __syncwarp();
