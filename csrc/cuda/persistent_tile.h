@@ -85,7 +85,7 @@ FASTLSTM_HD Bits<T> announced(T value) {
   return bits < kLast ? bits : kLast;
 }
 
-// Values come by the word, 16-bit ones where rows are not aligned one by one.
+// Values come by the word; where rows are not aligned, 16-bit ones come one by one.
 template <typename T, bool kAligned>
 FASTLSTM_HD bool is_unwritten(const Words& words) {
   bool any = false;
@@ -168,6 +168,9 @@ struct Pieces {
   int count;         // values from there to the vector's end
   int end;           // chunks from this one on are zeros
   bool exchanged;
+
+  __device__ const T* at(int chunk) const { return address + chunk * kPerChunk<T>; }
+  __device__ int count_at(int chunk) const { return count - chunk * kPerChunk<T>; }
 };
 
 // Of a vector of `depth` values, whose chunks from `last` on are for others.
@@ -175,7 +178,8 @@ template <typename T>
 __device__ Pieces<T> pieces_of(const Source<T>& source, int last, int depth, int lane) {
   const int skipped = lane % 4 * (kPerChunk<T> / 4), count = depth - skipped;
   const int end = smaller(last, (count + kPerChunk<T> - 1) / kPerChunk<T>);
-  return {source.vector + skipped, count, source.vector ? end : 0, source.exchanged};
+  if (!source.vector) return {nullptr, 0, 0, false};
+  return {source.vector + skipped, count, end, source.exchanged};
 }
 
 // The 16 bytes at `address`, of which `count` values exist; zeros behind them. kAligned: all exist,
@@ -201,13 +205,12 @@ struct Group {
   __device__ void load(const Pieces<T> (&pieces)[kColumns], int begin) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const T* const address = pieces[j].address + begin * kPerChunk<T>;
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
+        const int chunk = begin + a;
         words[a][j] = {{0, 0, 0, 0}};
-        if (begin + a < pieces[j].end)
-          words[a][j] = load_words<kAligned>(address + a * kPerChunk<T>,
-                                             pieces[j].count - (begin + a) * kPerChunk<T>);
+        if (chunk < pieces[j].end)
+          words[a][j] = load_words<kAligned>(pieces[j].at(chunk), pieces[j].count_at(chunk));
       }
     }
   }
@@ -220,8 +223,7 @@ struct Group {
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int a = 0; a < kChunks; ++a)
-        if (pieces[j].exchanged && begin + a < pieces[j].end)
-          arrived(pieces[j].address + (begin + a) * kPerChunk<T>);
+        if (pieces[j].exchanged && begin + a < pieces[j].end) arrived(pieces[j].at(begin + a));
     }
     __syncwarp();
   }
@@ -242,15 +244,14 @@ struct Group {
                              long long& looks) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const T* const address = pieces[j].address + begin * kPerChunk<T>;
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
         if (!is_unwritten<T, kAligned>(words[a][j]) || !pieces[j].exchanged) continue;
-        const int count = pieces[j].count - (begin + a) * kPerChunk<T>;
-        before_looking_again(address + a * kPerChunk<T>, smaller(count, kPerChunk<T> / 4), looks,
-                             step);
+        const T* const address = pieces[j].at(begin + a);
+        const int count = pieces[j].count_at(begin + a);
+        before_looking_again(address, smaller(count, kPerChunk<T> / 4), looks, step);
         trace_look(step);
-        words[a][j] = load_words<kAligned>(address + a * kPerChunk<T>, count);
+        words[a][j] = load_words<kAligned>(address, count);
       }
     }
   }
