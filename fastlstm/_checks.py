@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._call import LstmCall, weight_names
 from .reference import state_dtype
 
 
@@ -56,37 +57,12 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None) -> None:
         raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
 
 
-def check_layer(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    h_mask: Tensor | None = None,
-    zoneout_h: Tensor | None = None,
-    zoneout_c: Tensor | None = None,
-) -> None:
+def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
+    input, h_0 = call.input, call.h_0
     _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
-    check_dims(input, batch_sizes)
-    if batch_sizes is None:
-        steps, batch = input.size(0), input.size(1)
-    else:
-        _check(
-            batch_sizes.dim() == 1
-            and batch_sizes.dtype == torch.int64
-            and batch_sizes.device.type == "cpu",
-            "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
-            _describe(batch_sizes),
-        )
-        for name, argument in (("lengths", lengths), ("reset", reset)):
-            if argument is not None:
-                raise RuntimeError(
-                    f"lstm: {name} cannot be combined with batch_sizes (packed input)"
-                )
-        steps, batch = batch_sizes.size(0), h_0.size(1) if h_0.dim() == 3 else -1
+    check_dims(input, call.batch_sizes)
+    steps, batch = _steps_and_batch(call)
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     _check(
@@ -94,82 +70,106 @@ def check_layer(
         "h_0 of shape (1 or 2 directions, batch, output size)",
         tuple(h_0.shape),
     )
-
     directions = h_0.size(0)
-    each = len(weights) // directions
+    hidden_size, output_size = _check_weights(call)
+    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
+    state = state_dtype(input.dtype)
+    _check_tensor(input, call.c_0, "c_0", (directions, batch, hidden_size), or_dtype=state)
+    if call.batch_sizes is not None:
+        _check_batch_sizes(call.batch_sizes.tolist(), batch, input.size(0))
+    if call.lengths is not None:
+        _check_lengths(call.lengths, steps, batch)
+    if call.reset is not None:
+        _check_reset(call.reset, steps, batch, input.device)
+    sequence = (directions, *input.shape[:-1])
+    masks: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "h_mask": (call.h_mask, (directions, batch, output_size)),
+        "zoneout_h": (call.zoneout_h, (*sequence, output_size)),
+        "zoneout_c": (call.zoneout_c, (*sequence, hidden_size)),
+    }
+    for name, (mask, shape) in masks.items():
+        if mask is not None:
+            _check_tensor(input, mask, name, shape)
+
+
+def _steps_and_batch(call: LstmCall) -> tuple[int, int]:
+    if (sizes := call.batch_sizes) is None:
+        return call.input.size(0), call.input.size(1)
     _check(
-        len(weights) == each * directions and 2 <= each <= 9,
+        sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu",
+        "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
+        _describe(sizes),
+    )
+    for name in ("lengths", "reset"):
+        if getattr(call, name) is not None:
+            raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
+    return sizes.size(0), call.h_0.size(1) if call.h_0.dim() == 3 else -1
+
+
+def _check_weights(call: LstmCall) -> tuple[int, int]:
+    """Returns hidden_size and output_size."""
+    directions, W_ih = call.h_0.size(0), call.weights[0] if call.weights else None
+    names = weight_names(len(call.weights), directions)
+    _check(
+        names is not None,
         "weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then W_hr if there is a "
         "projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer normalisation, for "
         f"each of {directions} direction(s) (h_0.size(0))",
-        f"{len(weights)} tensors",
+        f"{len(call.weights)} tensors",
     )
-    W_ih = weights[0]
+    assert names is not None and W_ih is not None
     _check(
         W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,
         "W_ih of shape (4 * hidden_size, input_size)",
         tuple(W_ih.shape),
     )
-    hidden_size = W_ih.size(0) // 4
-    gates = 4 * hidden_size
-    plain = each - 4 if each >= 6 else each
-    output_size = weights[plain - 1].size(0) if each % 2 else hidden_size
-    expected: dict[str, tuple[int, ...]] = {
-        "W_ih": (gates, input.size(-1)),
+    gates, hidden_size = W_ih.size(0), W_ih.size(0) // 4
+    W_hr = call.directions[0].W_hr
+    output_size = hidden_size if W_hr is None else W_hr.size(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_ih": (gates, call.input.size(-1)),
         "W_hh": (gates, output_size),
+        "W_hr": (output_size, hidden_size),
+        "gain_c": (hidden_size,),
+        "bias_c": (hidden_size,),
     }
-    if plain >= 4:
-        expected |= {"b_ih": (gates,), "b_hh": (gates,)}
-    if each % 2:
-        expected["W_hr"] = (output_size, hidden_size)
-    if each > plain:
-        expected |= {"gain_ih": (gates,), "gain_hh": (gates,)}
-        expected |= {"gain_c": (hidden_size,), "bias_c": (hidden_size,)}
-    for weight, (name, shape) in zip(weights, [*expected.items()] * directions, strict=True):
-        _check_tensor(input, weight, name, shape)
-    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
-    state = state_dtype(input.dtype)
-    _check_tensor(input, c_0, "c_0", (directions, batch, hidden_size), or_dtype=state)
+    for weight, name in zip(call.weights, names * directions, strict=True):
+        _check_tensor(call.input, weight, name, shapes.get(name, (gates,)))
+    return hidden_size, output_size
 
-    if batch_sizes is not None:
-        sizes = batch_sizes.tolist()
+
+def _check_batch_sizes(sizes: list[int], batch: int, rows: int) -> None:
+    _check(
+        sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
+        f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
+        sizes,
+    )
+    _check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
+
+
+def _check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
+    _check(
+        tuple(lengths.shape) == (batch,),
+        f"lengths of shape (batch) = ({batch})",
+        _describe(lengths),
+    )
+    if _has_values(lengths):
+        low, high = lengths.min(), lengths.max()
         _check(
-            sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
-            f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
-            sizes,
+            bool((low >= 0) & (high <= steps)),
+            f"lengths between 0 and the number of steps {steps}",
+            lengths.tolist(),
         )
-        total = input.size(0)
-        _check(sum(sizes) == total, f"batch_sizes to sum to input.size(0) = {total}", sum(sizes))
-    if lengths is not None:
-        _check(
-            tuple(lengths.shape) == (batch,),
-            f"lengths of shape (batch) = ({batch})",
-            _describe(lengths),
-        )
-        if _has_values(lengths):
-            low, high = lengths.min(), lengths.max()
-            _check(
-                bool((low >= 0) & (high <= steps)),
-                f"lengths between 0 and the number of steps {steps}",
-                lengths.tolist(),
-            )
-    if reset is not None:
-        _check(
-            tuple(reset.shape) == (steps, batch)
-            and reset.dtype == torch.bool
-            and reset.device == input.device,
-            f"reset of shape (steps, batch) = ({steps}, {batch}), dtype bool, on {input.device}",
-            _describe(reset),
-        )
-    sequence = (directions, *input.shape[:-1])
-    masks: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "h_mask": (h_mask, (directions, batch, output_size)),
-        "zoneout_h": (zoneout_h, (*sequence, output_size)),
-        "zoneout_c": (zoneout_c, (*sequence, hidden_size)),
-    }
-    for name, (mask, shape) in masks.items():
-        if mask is not None:
-            _check_tensor(input, mask, name, shape)
+
+
+def _check_reset(reset: Tensor, steps: int, batch: int, device: torch.device) -> None:
+    _check(
+        tuple(reset.shape) == (steps, batch)
+        and reset.dtype == torch.bool
+        and reset.device == device,
+        f"reset of shape (steps, batch) = ({steps}, {batch}), dtype bool, on {device}",
+        _describe(reset),
+    )
 
 
 def _has_values(lengths: Tensor) -> bool:

@@ -6,12 +6,13 @@ The draws are tensors that the layer takes, so every engine computes with the sa
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ._call import LstmCall
 
 
 def check_probabilities(**probabilities: Any) -> None:
@@ -19,6 +20,29 @@ def check_probabilities(**probabilities: Any) -> None:
     for name, p in probabilities.items():
         if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) <= 1:
             raise ValueError(f"{name}: expected a number in range [0, 1], got {p!r}")
+
+
+class Regularizers(NamedTuple):
+    """The probabilities of `functional.lstm`, by name."""
+
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_dropout: float = 0.0
+
+
+def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
+    """The call of a layer with its input and W_hh dropped out, and with masks for its state."""
+    input = drop_input(call.input, p.input_dropout, call.h_0.size(1), call.batch_sizes)
+    weights = call.weights
+    if p.weight_dropout:
+        dropped = [d._replace(W_hh=F.dropout(d.W_hh, p.weight_dropout)) for d in call.directions]
+        weights = [weight for d in dropped for weight in d.tensors()]
+    h_mask, zoneout_h, zoneout_c = draw_masks(input, call.h_0, call.c_0, p)
+    return call._replace(
+        input=input, weights=weights, h_mask=h_mask, zoneout_h=zoneout_h, zoneout_c=zoneout_c
+    )
 
 
 def drop_input(input: Tensor, p: float, batch: int, batch_sizes: Tensor | None) -> Tensor:
@@ -38,23 +62,8 @@ def drop_input(input: Tensor, p: float, batch: int, batch_sizes: Tensor | None) 
     return input * mask
 
 
-def drop_recurrent_weights(
-    weights: Sequence[Tensor], directions: int, p: float
-) -> Sequence[Tensor]:
-    """Weight drop: DropConnect on W_hh, the second weight of each direction."""
-    if p == 0:
-        return weights
-    each = len(weights) // directions
-    return [F.dropout(w, p) if k % each == 1 else w for k, w in enumerate(weights)]
-
-
 def draw_masks(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    recurrent_dropout: float,
-    zoneout_h: float,
-    zoneout_c: float,
+    input: Tensor, h_0: Tensor, c_0: Tensor, p: Regularizers
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """h_mask, zoneout_h and zoneout_c of one layer, None where the probability is 0.
 
@@ -62,14 +71,13 @@ def draw_masks(
         input: [T,B,I], or [N,I] packed.
         h_0: [D,B,P].
         c_0: [D,B,H].
-        recurrent_dropout: probability of dropping a unit of h, for a whole sequence.
-        zoneout_h: probability that a unit of h keeps its value over a step.
-        zoneout_c: the same for c.
+        p: `recurrent_dropout` is the probability of dropping a unit of h for a whole sequence,
+            `zoneout_h` and `zoneout_c` that a unit keeps its value over a step.
     """
 
     def zones(state: Tensor, p: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))
         return input.new_empty(shape).bernoulli_(p) if p > 0 else None
 
-    dropped = F.dropout(torch.ones_like(h_0), recurrent_dropout) if recurrent_dropout > 0 else None
-    return dropped, zones(h_0, zoneout_h), zones(c_0, zoneout_c)
+    h_mask = F.dropout(torch.ones_like(h_0), p.recurrent_dropout) if p.recurrent_dropout else None
+    return h_mask, zones(h_0, p.zoneout_h), zones(c_0, p.zoneout_c)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _build, reference
+from ._call import LstmCall, by_direction
 
 _Dims = tuple[int | None, ...]
 
@@ -29,18 +30,25 @@ def functionalizes() -> bool:
     return any(transform.key() == key for transform in stack)
 
 
-def lstm_layer(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.lstm_layer` by an engine of the op; without projection and packed data."""
+def serves(call: LstmCall) -> bool:
+    """Whether `lstm_layer` can serve a call under the transforms that are active."""
+    weights = call.directions[0]
+    return (
+        call.batch_sizes is None
+        and call.h_mask is None
+        and call.zoneout_h is None
+        and call.zoneout_c is None
+        and weights.W_hr is None
+        and weights.gain_ih is None
+        and not functionalizes()
+    )
+
+
+def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.lstm_layer` by an engine of the op; of calls that it `serves`."""
     apply: Any = _Layer.apply
-    output, h_n, c_n, cells, _ = apply(engine, lengths, reset, input, h_0, c_0, *weights)
+    state = call.input, call.h_0, call.c_0
+    output, h_n, c_n, cells, _ = apply(engine, call.lengths, call.reset, *state, *call.weights)
     return output, h_n, c_n, cells
 
 
@@ -68,8 +76,7 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, lengths, reset, input, h_0, c_0, *weights = ctx.saved_tensors
-        directions = h_0.shape[0]
-        each = len(weights) // directions
+        directions = by_direction(weights, h_0.shape[0])
         none = (None, None, None)
         if all(g is None for g in grads):
             return *none, *none, *[None] * len(weights)
@@ -85,11 +92,12 @@ class _Layer(Function):
             input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
         grad_weights: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # the elder vmap has no rule for flatten
-        for d, h in enumerate(output.chunk(directions, -1)):
+        for d, h in enumerate(output.chunk(len(directions), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
             grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            grad_weights += [d_rows.sum(0)] * (each - 2)
+            if directions[d].b_ih is not None:
+                grad_weights += [d_rows.sum(0)] * 2
         return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
 
     @staticmethod
@@ -163,21 +171,21 @@ def _row_grads(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """`_RowGrads` by the reference, differentiable."""
-    directions = h_0.shape[0]
-    each, units = len(weights) // directions, weights[0].shape[0]
+    directions = by_direction(weights, h_0.shape[0])
+    units = weights[0].shape[0]
     eye = torch.eye(units, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
         """With something added to the pre-activations: more input, at weights of 1."""
-        wide = list(weights)
-        for d in range(directions):
-            ones = [eye if k == d else zero for k in range(directions)]
-            wide[d * each] = torch.cat([weights[d * each], *ones], 1)
+        wide: list[Tensor] = []
+        for w in directions:
+            ones = [eye if w is other else zero for other in directions]
+            wide += w._replace(W_ih=torch.cat([w.W_ih, *ones], 1)).tensors()
         input = torch.cat([input, *added], -1)
         return reference.lstm_layer(input, h_0, c_0, wide, None, lengths, reset)
 
-    added = [input.new_zeros(*input.shape[:2], units)] * directions
+    added = [input.new_zeros(*input.shape[:2], units)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, h_0, c_0, *added)
     pairs = zip(grads, results, strict=True)
     found: tuple[Tensor, ...] = pull(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from . import _build, _transforms, reference
+from ._call import LstmCall, weight_names
 from ._checks import as_lengths, check_dims, check_kinds, check_layer, check_num_layers, steps_first
-from ._regularize import check_probabilities, draw_masks, drop_input, drop_recurrent_weights
+from ._regularize import Regularizers, check_probabilities, regularize
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
@@ -39,10 +40,17 @@ _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
 
-_Masks = tuple[Tensor | None, Tensor | None, Tensor | None]  # h_mask, zoneout_h, zoneout_c
 
 # Absent from some builds of torch; without it the op itself refuses the transforms.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+class _Options(NamedTuple):
+    """How a layer runs."""
+
+    save_cells: bool
+    recompute: bool
+    engine: str
 
 
 def choose_engine(
@@ -180,92 +188,102 @@ def lstm(
     """
     try:
         directions = 2 if bidirectional else 1
-        num_states = num_layers * directions
-        if (
-            not num_layers >= 1
-            or len(weights) % num_states
-            or not 2 <= len(weights) // num_states <= 9
-        ):
-            check_num_layers(num_layers)
-            raise RuntimeError(
-                f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) "
-                f"and {directions} direction(s), got {len(weights)} tensors"
-            )
+        _check_count(weights, num_layers, directions)
         check_dims(input, batch_sizes)
         batch_first = batch_first and batch_sizes is None
         if batch_first:
             input = input.transpose(0, 1)
             reset = None if reset is None else steps_first(reset)
-        if hx is None:
-            hx = _zero_state(input, weights, num_states, batch_sizes)
-        h_0, c_0 = hx
-        if h_0.size(0) != num_states or c_0.size(0) != num_states:
-            raise RuntimeError(
-                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {num_states}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
+        h_0, c_0 = _states(input, hx, weights, num_layers * directions, batch_sizes)
         if lengths is not None:
             lengths = as_lengths(lengths, input)
+        regularizers = None
+        if training and (
+            dropout
+            or input_dropout
+            or recurrent_dropout
+            or zoneout_h
+            or zoneout_c
+            or weight_dropout
+        ):
+            regularizers = Regularizers(
+                input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
+            )
+            check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        regularised = training and (
-            input_dropout or recurrent_dropout or zoneout_h or zoneout_c or weight_dropout
-        )
-        if regularised or (training and dropout):
-            check_probabilities(
-                dropout=dropout,
-                input_dropout=input_dropout,
-                recurrent_dropout=recurrent_dropout,
-                zoneout_h=zoneout_h,
-                zoneout_c=zoneout_c,
-                weight_dropout=weight_dropout,
-            )
+        options = _Options(return_cell_states, recompute, engine)
         each = len(weights) // num_layers
-        h_n, c_n, cell_states = [], [], []
-        output = input
+        output, h_n, c_n, cells = input, [], [], []
         for layer in range(num_layers):
-            if layer > 0 and training and dropout > 0:
-                output = F.dropout(output, dropout)
-            states = slice(layer * directions, (layer + 1) * directions)
-            h = h_0 if num_layers == 1 else h_0[states]
-            c = c_0 if num_layers == 1 else c_0[states]
-            layer_weights = weights[layer * each : (layer + 1) * each]
-            masks: _Masks = (None, None, None)
-            if regularised:
-                output = drop_input(output, input_dropout, h.size(1), batch_sizes)
-                layer_weights = drop_recurrent_weights(layer_weights, directions, weight_dropout)
-                masks = draw_masks(output, h, c, recurrent_dropout, zoneout_h, zoneout_c)
-            output, h, c, cells = _layer(
-                output,
-                h,
-                c,
-                layer_weights,
-                batch_sizes,
-                lengths,
-                reset,
-                masks,
-                return_cell_states,
-                recompute,
-                engine,
-            )
+            call = LstmCall(output, h_0, c_0, weights, batch_sizes, lengths, reset)
+            if num_layers > 1:
+                states = slice(layer * directions, (layer + 1) * directions)
+                own = weights[layer * each : (layer + 1) * each]
+                call = call._replace(h_0=h_0[states], c_0=c_0[states], weights=own)
+            if regularizers:
+                if layer > 0:
+                    call = call._replace(input=F.dropout(output, dropout))
+                call = regularize(call, regularizers)
+            output, h, c, of_layer = _layer(call, options)
             h_n.append(h)
             c_n.append(c)
-            if return_cell_states:
-                cell_states.append(cells.movedim(0, -2).flatten(-2).to(c.dtype))
+            cells.append(of_layer)
         state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
         if batch_first:
             output = output.transpose(0, 1)
         if not return_cell_states:
             return output, state
-        every = torch.stack(cell_states)
-        if lengths is not None:
-            steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
-            every = torch.where((steps < lengths).unsqueeze(-1), every, 0.0)
-        return output, state, every.transpose(1, 2) if batch_first else every
+        return output, state, _cell_states(cells, state[1].dtype, lengths, batch_first)
     except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
         check_num_layers(num_layers)
         raise
+
+
+def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) -> None:
+    count = num_layers * directions
+    if not num_layers >= 1 or weight_names(len(weights), count) is None:
+        check_num_layers(num_layers)
+        raise RuntimeError(
+            f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) and "
+            f"{directions} direction(s), got {len(weights)} tensors"
+        )
+
+
+def _states(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    count: int,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """h_0 and c_0, of `count` layers and directions."""
+    if hx is not None:
+        h_0, c_0 = hx
+        if h_0.size(0) != count or c_0.size(0) != count:
+            raise RuntimeError(
+                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+            )
+        return h_0, c_0
+    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+    hidden_size, output_size = weights[0].size(0) // 4, weights[1].size(-1)
+    c_0 = input.new_zeros(count, batch, hidden_size)
+    if output_size == hidden_size:
+        return c_0, c_0
+    return input.new_zeros(count, batch, output_size), c_0
+
+
+def _cell_states(
+    layers: Sequence[Tensor], dtype: torch.dtype, lengths: Tensor | None, batch_first: bool
+) -> Tensor:
+    """Every cell state as `lstm` returns it, from those [D,T,B,H] of each layer."""
+    states = torch.stack([cells.movedim(0, -2).flatten(-2) for cells in layers]).to(dtype)
+    if lengths is not None:
+        steps = torch.arange(states.size(1), device=states.device).unsqueeze(1)
+        states = torch.where((steps < lengths).unsqueeze(-1), states, 0.0)
+    return states.transpose(1, 2) if batch_first else states
 
 
 def lstm_cell(
@@ -306,19 +324,8 @@ def lstm_cell(
             if engine != "reference":
                 step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
                 return step
-        _, h_n, c_n, _ = _layer(
-            input.unsqueeze(0),
-            h.unsqueeze(0),
-            c.unsqueeze(0),
-            weights,
-            None,
-            None,
-            None,
-            (None, None, None),
-            False,
-            False,
-            engine,
-        )
+        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
+        _, h_n, c_n, _ = _layer(call, _Options(False, False, engine))
         return h_n.squeeze(0), c_n.squeeze(0)
     except (AttributeError, TypeError, ValueError):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -342,72 +349,59 @@ def _autocasts(device: str) -> bool:
     return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def _layer(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: _Masks,
-    save_cells: bool,
-    recompute: bool,
-    engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    device = input.device.type
+def _layer(call: LstmCall, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """output, h_n, c_n and, if they are to be saved, every cell state."""
+    compiles = torch.compiler.is_compiling()
     transformed = _transforms_active()
     folds = (
         transformed
-        and batch_sizes is None
-        and len(weights) // h_0.size(0) in (2, 4)  # no projection
-        and all(mask is None for mask in masks)
-        and not torch.compiler.is_compiling()
-        and not _autocasts(device)
-        and not _transforms.functionalizes()
+        and not compiles
+        and not _autocasts(call.input.device.type)
+        and _transforms.serves(call)
     )
-    engine = _engine_for(input, engine, transformed and not folds)
-    if engine != "reference":
-        if folds:
-            return _transforms.lstm_layer(input, h_0, c_0, weights, lengths, reset, engine)
-        arguments = (input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks, save_cells)
-        # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
-        if torch.compiler.is_compiling() or has_torch_function_variadic(input, h_0, c_0, *weights):
-            output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
-                *arguments, False, recompute, engine
-            )
-            return output, h_n, c_n, cells
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(
-            *arguments, recompute, engine
-        )
-        return results
+    engine = _engine_for(call.input, options.engine, transformed and not folds)
+    if engine == "reference":
+        return _by_reference(call)
+    if folds:
+        return _transforms.lstm_layer(call, engine)
+    save_cells, recompute, _ = options
+    # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
+    if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
+        results = torch.ops.fastlstm.lstm(*call, save_cells, False, recompute, engine)
+        output, h_n, c_n, cells, _ = results
+        return output, h_n, c_n, cells
+    short: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(
+        *call, save_cells, recompute, engine
+    )
+    return short
 
+
+def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device = call.input.device.type
     if not _autocasts(device):
-        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
-        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
-    # The autocast rule of the op: 16 bits at the border, the cell state inside is float32.
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t: Tensor) -> Tensor:
-        return t if t.dtype == torch.float64 else t.to(dtype)
-
-    projects = len(weights) // h_0.size(0) % 2 == 1
-    if device != "cpu" or not projects or c_0.dtype != torch.float32:
-        c_0 = cast(c_0)
-    input, h_0, *weights = map(cast, (input, h_0, *weights))
-    h_mask, zoneout_h, zoneout_c = (None if m is None else cast(m) for m in masks)
-    masks = (h_mask, zoneout_h, zoneout_c)
+        check_layer(call)
+        return reference.lstm_layer(*call)
+    call = _as_autocast(call, torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        check_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
-        return reference.lstm_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, *masks)
+        check_layer(call)
+        return reference.lstm_layer(*call)
 
 
-def _zero_state(
-    input: Tensor, weights: Sequence[Tensor], num_states: int, batch_sizes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-    hidden_size, output_size = weights[0].size(0) // 4, weights[1].size(-1)
-    c_0 = input.new_zeros(num_states, batch, hidden_size)
-    if output_size == hidden_size:
-        return c_0, c_0
-    return input.new_zeros(num_states, batch, output_size), c_0
+def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
+    """The autocast rule of the op: 16 bits at the border, the cell state inside is float32."""
+
+    def cast(t: Any) -> Any:
+        return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+
+    c_0 = call.c_0
+    if c_0.dtype != torch.float32 or c_0.device.type != "cpu" or call.directions[0].W_hr is None:
+        c_0 = cast(c_0)
+    return call._replace(
+        input=cast(call.input),
+        h_0=cast(call.h_0),
+        c_0=c_0,
+        weights=[cast(weight) for weight in call.weights],
+        h_mask=cast(call.h_mask),
+        zoneout_h=cast(call.zoneout_h),
+        zoneout_c=cast(call.zoneout_c),
+    )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import _build
+from ._call import by_direction
 
 __all__ = ["translations"]
 
@@ -63,10 +64,10 @@ def translations() -> dict[Any, Callable[..., Any]]:
         engine: str = "auto",
     ) -> Any:
         directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        each = len(weights) // directions
+        named = by_direction(weights, directions)
         for name, given in {
-            "layer normalisation": each > 5,
-            "proj_size": each in (3, 5),
+            "layer normalisation": named[0].gain_ih is not None,
+            "proj_size": named[0].W_hr is not None,
             "PackedSequence": batch_sizes is not None,
             "reset": reset is not None,
             "recurrent dropout": h_mask is not None,
@@ -75,12 +76,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
         }.items():
             if given:
                 raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
-        biases = [b for k, b in enumerate(weights) if k % each >= 2]
+        biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
         matrices = [directions, 4 * hidden_size, -1]
         y, h_n, c_n = op.LSTM(
             input,
-            stack(weights[::each], matrices),
-            stack(weights[1::each], matrices),
+            stack([w.W_ih for w in named], matrices),
+            stack([w.W_hh for w in named], matrices),
             stack(biases, [directions, 8 * hidden_size]) if biases else None,
             None if lengths is None else op.Cast(lengths, to=6),  # int32
             h_0,

@@ -25,10 +25,13 @@ the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ._call import Direction, by_direction
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,28 +39,19 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def cell(
-    x_gates: Tensor,
-    h: Tensor,
-    c: Tensor,
-    W_hh: Tensor,
-    b_hh: Tensor | None = None,
-    W_hr: Tensor | None = None,
-    norms: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor]:
-    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c.
-
-    With `norms` (gain_hh [4H], gain_c and bias_c [H]), W_hh h and the c of h are normalised.
-    """
-    if norms:
-        gain_hh, gain_c, bias_c = norms
-        h_gates = layer_norm(F.linear(h, W_hh), gain_hh, b_hh)
-    else:
-        h_gates = F.linear(h, W_hh, b_hh)
+def cell(x_gates: Tensor, h: Tensor, c: Tensor, weights: Direction) -> tuple[Tensor, Tensor]:
+    """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c."""
+    h_gates = affine(h, weights.W_hh, weights.b_hh, weights.gain_hh)
     i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(layer_norm(c, gain_c, bias_c) if norms else c)
-    return (h if W_hr is None else F.linear(h, W_hr)), c
+    normal = c if weights.gain_c is None else layer_norm(c, weights.gain_c, weights.bias_c)
+    h = torch.sigmoid(o) * torch.tanh(normal)
+    return (h if weights.W_hr is None else F.linear(h, weights.W_hr)), c
+
+
+def affine(x: Tensor, W: Tensor, b: Tensor | None, gain: Tensor | None) -> Tensor:
+    """W x + b, or LN(W x) gain + b."""
+    return F.linear(x, W, b) if gain is None else layer_norm(F.linear(x, W), gain, b)
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
@@ -114,80 +108,67 @@ def lstm_layer(
     """
     dtype, c_dtype, state = input.dtype, c_0.dtype, state_dtype(input.dtype)
     input, h_0, c_0, *weights = (t.to(state) for t in (input, h_0, c_0, *weights))
-    each = len(weights) // h_0.shape[0]
     live = None
     if lengths is not None:
         live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
         live = live.unsqueeze(-1)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
     masks = [None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c)]
-    walks = [
-        _walk(
-            input,
-            h_0[d],
-            c_0[d],
-            weights[d * each : (d + 1) * each],
-            batch_sizes,
-            live,
-            reset,
-            [None if m is None else m[d] for m in masks],
-            d,
-        )
-        for d in range(h_0.shape[0])
-    ]
+    walks = []
+    for d, named in enumerate(by_direction(weights, h_0.shape[0])):
+        rows = _Rows(sizes, live, reset, *(None if m is None else m[d] for m in masks))
+        walks.append(_walk(input, h_0[d], c_0[d], named, rows, reverse=d == 1))
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
     output = torch.cat(outputs, -1).to(dtype)
     return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(c_dtype), torch.stack(cells)
 
 
-def _walk(
-    input: Tensor,
-    h: Tensor,
-    c: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    live: Tensor | None,
-    reset: Tensor | None,
-    masks: Sequence[Tensor | None],
-    reverse: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One direction. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
-    norms = weights[-4:] if len(weights) >= 6 else ()
-    W_ih, W_hh, *rest = weights[: len(weights) - len(norms)]
-    b_ih, b_hh = (rest[0], rest[1]) if len(rest) >= 2 else (None, None)
-    W_hr = rest[-1] if len(rest) % 2 else None
-    h_mask, *zones = masks
+class _Rows(NamedTuple):
+    """What happens to the rows of one direction besides the equations."""
 
-    def by_step(sequence: Tensor) -> Sequence[Tensor]:
-        if batch_sizes is None:
+    batch_sizes: list[int] | None
+    live: Tensor | None  # [T,B,1]
+    reset: Tensor | None
+    h_mask: Tensor | None
+    zoneout_h: Tensor | None
+    zoneout_c: Tensor | None
+
+    def by_step(self, sequence: Tensor) -> Sequence[Tensor]:
+        if self.batch_sizes is None:
             return sequence.unbind(0)
-        parts: Sequence[Tensor] = torch.split(sequence, batch_sizes.tolist())
+        parts: Sequence[Tensor] = torch.split(sequence, self.batch_sizes)
         return parts
 
-    if norms:
-        steps = by_step(layer_norm(F.linear(input, W_ih), norms[0], b_ih))
-    else:
-        steps = by_step(F.linear(input, W_ih, b_ih))
-    zones_h, zones_c = (None if z is None else by_step(z) for z in zones)
+
+def _walk(
+    input: Tensor, h: Tensor, c: Tensor, weights: Direction, rows: _Rows, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
+    live, reset = rows.live, rows.reset
+    steps = rows.by_step(affine(input, weights.W_ih, weights.b_ih, weights.gain_ih))
+    zones_h, zones_c = (
+        None if z is None else rows.by_step(z) for z in (rows.zoneout_h, rows.zoneout_c)
+    )
     outputs, cells = [], []
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
-        rows = None if batch_sizes is None else steps[t].shape[0]
-        h_prev, c_prev = h[:rows], c[:rows]
+        count = None if rows.batch_sizes is None else steps[t].shape[0]
+        h_prev, c_prev = h[:count], c[:count]
         h_t, c_t = h_prev, c_prev
         if reset is not None:
             h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
             c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
-        h_in = h_t if h_mask is None else h_t * h_mask[:rows]
-        h_new, c_new = cell(steps[t], h_in, c_t, W_hh, b_hh, W_hr, norms[1:])
+        h_in = h_t if rows.h_mask is None else h_t * rows.h_mask[:count]
+        h_new, c_new = cell(steps[t], h_in, c_t, weights)
         h_t = h_new if zones_h is None else zoneout(zones_h[t], h_t, h_new)
         c_t = c_new if zones_c is None else zoneout(zones_c[t], c_t, c_new)
         outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)
         cells.append(c_t)
-        h = h_t if rows is None else torch.cat([h_t, h[rows:]])
-        c = c_t if rows is None else torch.cat([c_t, c[rows:]])
+        h = h_t if count is None else torch.cat([h_t, h[count:]])
+        c = c_t if count is None else torch.cat([c_t, c[count:]])
     if reverse:
         outputs, cells = outputs[::-1], cells[::-1]
-    join = torch.stack if batch_sizes is None else torch.cat
+    join = torch.stack if rows.batch_sizes is None else torch.cat
     return join(outputs), h, c, join(cells)

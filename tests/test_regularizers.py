@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._regularize import draw_masks, drop_input, drop_recurrent_weights
+from fastlstm._call import LstmCall
+from fastlstm._regularize import Regularizers, draw_masks, drop_input, regularize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 ALL = {
@@ -57,6 +58,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
     directions = 2 if lstm.bidirectional else 1
     weights = lstm._flat_weights
     each = len(weights) // lstm.num_layers
+    probabilities = Regularizers(*(getattr(lstm, name) for name in Regularizers._fields))
     h_n, c_n = [], []
     torch.manual_seed(1)
     for layer in range(lstm.num_layers):
@@ -64,12 +66,10 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
             x = F.dropout(x, lstm.dropout)
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
-        x = drop_input(x, lstm.input_dropout, x.size(1), None)
-        here = drop_recurrent_weights(
-            weights[layer * each : (layer + 1) * each], directions, lstm.weight_dropout
-        )
-        masks = draw_masks(x, h_0, c_0, lstm.recurrent_dropout, lstm.zoneout_h, lstm.zoneout_c)
-        x, h, c, _ = oracle(x, h_0, c_0, here, lengths, None, *masks)
+        here = weights[layer * each : (layer + 1) * each]
+        call = regularize(LstmCall(x, h_0, c_0, here), probabilities)
+        masks = call.h_mask, call.zoneout_h, call.zoneout_c
+        x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)
         h_n.append(h)
         c_n.append(c)
     results = [x, torch.cat(h_n), torch.cat(c_n)]
@@ -168,7 +168,9 @@ def test_what_is_drawn() -> None:
     dropped = drop_input(x, 0.25, 40, None)
     assert torch.equal(dropped, dropped[:1].expand_as(dropped))  # the same at every step
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    h_mask, zoneout_h, zoneout_c = draw_masks(x, h_0, c_0, 0.25, 0.1, 0.3)
+    h_mask, zoneout_h, zoneout_c = draw_masks(
+        x, h_0, c_0, Regularizers(recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.3)
+    )
     assert h_mask is not None and h_mask.shape == h_0.shape
     assert zoneout_h is not None and zoneout_h.shape == (2, 50, 40, 20)
     assert zoneout_c is not None and zoneout_c.shape == (2, 50, 40, 25)
@@ -181,7 +183,7 @@ def test_what_is_drawn() -> None:
     ):
         count = mask.numel() if mask is not dropped else mask[0].numel()
         assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / min(count, 1200)) ** 0.5
-    assert draw_masks(x, h_0, c_0, 0, 0, 0) == (None, None, None)
+    assert draw_masks(x, h_0, c_0, Regularizers()) == (None, None, None)
 
 
 def test_packed_input_is_dropped_as_padded_input_is() -> None:
@@ -271,13 +273,11 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
         shape = (*shape[:-1], 5)
     else:
         dtype = torch.float64
-    masks: Any = [None] * 3
-    masks[k] = torch.zeros(shape, dtype=dtype, device=route.device)
     name = ("h_mask", "zoneout_h", "zoneout_c")[k]
+    mask = torch.zeros(shape, dtype=dtype, device=route.device)
+    call = LstmCall(x, state, state, weights)._replace(**{name: mask})
     with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):
-        functional._layer(
-            x, state, state, weights, None, None, None, masks, False, False, route.engine
-        )
+        functional._layer(call, functional._Options(False, False, route.engine))
 
 
 def test_repr() -> None:
