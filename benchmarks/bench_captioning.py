@@ -22,11 +22,11 @@ from memory import allocated
 from timing import settle_malloc
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import AUTOCAST
+from captioning.config import AUTOCAST, ModelConfig
 from captioning.generate import DecodeConfig, decode_batch
 from captioning.loss import BLOCK, _product, linear_cross_entropy
 from captioning.lstm import make_lstm
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 
 
 def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

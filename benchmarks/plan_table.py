@@ -1,6 +1,6 @@
 """Print what the CUDA planner predicts for an H100, as the table of docs/cuda.md.
 
-    python benchmarks/plan_table.py --write docs/cuda.md
+python benchmarks/plan_table.py --write docs/cuda.md
 """
 
 from __future__ import annotations

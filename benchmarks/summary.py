@@ -1,6 +1,6 @@
 """Print a result of bench_lstm.py as Markdown: one line for each group of cases.
 
-    python benchmarks/summary.py benchmarks/results/FILE.json --write README.md
+python benchmarks/summary.py benchmarks/results/FILE.json --write README.md
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the attention decoder looked for each word, over the picture (Xu et al., 2015, fig. 2)."""
+"""Where a decoder looked for each word, over the picture (Xu et al., 2015, figure 2)."""
 
 import html
 import math
@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioning.attention import AttentionDecoder
 from captioning.checkpoint import Checkpoint
 from captioning.cnn import FrozenCNN
 from captioning.console import printable
+from captioning.decoders import Attentive
 from captioning.files import write_atomically
 from captioning.images import ImageError, data_uri, load_image
 from captioning.tokenizer import tokenize
@@ -56,7 +56,7 @@ def maps_of(
         One map for each word; None if the captioner does not attend.
     """
     model, index = checkpoint.model, checkpoint.vocabulary.index
-    if not isinstance(model.decoder, AttentionDecoder):
+    if not isinstance(model.decoder, Attentive):
         return None
     device = next(model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
@@ -74,7 +74,7 @@ def attender(
 
     None if the captioner does not attend. The CNN is loaded if it is not given.
     """
-    if checkpoint.model.config.decoder != "attention":
+    if not isinstance(checkpoint.model.decoder, Attentive):
         return None
     eyes = cnn or checkpoint.cnn.load()
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import from_dict
+from captioning.config import ModelConfig, from_dict
 from captioning.console import short
+from captioning.decoders import decoder_class
 from captioning.errors import CaptioningError, told_of
 from captioning.files import write_atomically
 from captioning.images import Transform
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.tensors import check_fit, load_tensors
 from captioning.vocabulary import Vocabulary
 
@@ -142,11 +143,6 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
         raise CaptioningError(
             f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
         )
-    if config.decoder == "attention" and not config.grid:
-        raise CaptioningError(
-            "its attention decoder is of an older version, which did not know where a cell lies; "
-            "train it again"
-        )
     _check_sizes(config, weights)
     try:
         model = Captioner(config, lstm)
@@ -162,16 +158,13 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
 
     (A whole model on the device "meta" would tell, but imports PyTorch's compiler.)
     """
-    shapes = {
-        "encoder.linear.weight": (config.embed_size, config.feature_size),
-        "decoder.linear.weight": (config.vocab_size, config.hidden_size),
-    }
-    if config.decoder == "attention":
-        shapes["decoder.row"] = (config.grid, config.embed_size)
+    shapes = {"encoder.linear.weight": (config.embed_size, config.feature_size)}
+    for name, shape in decoder_class(config).shapes(config).items():
+        shapes[f"decoder.{name}"] = shape
     for name, shape in shapes.items():
-        came = tuple(getattr(weights.get(name), "shape", ()))
-        if came != shape:
-            raise CaptioningError(f"weights: expected {name} {shape}, got {came or 'none'}")
+        found = tuple(getattr(weights.get(name), "shape", ()))
+        if found != shape:
+            raise CaptioningError(f"weights: expected {name} {shape}, got {found or 'none'}")
     if config.num_layers > len(weights):
         raise CaptioningError(f"weights: expected {config.num_layers} layers, got fewer")
 

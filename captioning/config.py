@@ -1,5 +1,5 @@
-"""How to train: every setting, and values that suit large sets of pictures, small ones, and
-self-critical training."""
+"""The sizes of a captioner and the settings of training, with values that suit large sets of
+pictures, small ones, and self-critical training."""
 
 import math
 from dataclasses import MISSING, dataclass, fields, replace
@@ -78,6 +78,37 @@ def check_share(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if not 0 <= value < 1:
             raise CaptioningError(f"{name}: expected 0 <= {name} < 1, got {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Args:
+    feature_size: size of a feature vector of the frozen CNN.
+    vocab_size: number of words.
+    embed_size: size of the word and picture vectors.
+    hidden_size: size of the LSTM's state.
+    num_layers: number of LSTM layers.
+    max_seq_length: the most tokens that decoding writes, <end> included.
+    dropout: probability of dropping an element of the embeddings, between LSTM layers and of what
+        the output layer reads.
+    decoder: a name in `captioning.decoders.DECODERS`.
+    grid: side of the square of cells if the CNN pools to "grid", else 0.
+    """
+
+    feature_size: int
+    vocab_size: int
+    embed_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    max_seq_length: int = 20
+    dropout: float = 0.0
+    decoder: str = "lstm"
+    grid: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
+        check_at_least(self, num_layers=1, max_seq_length=1, grid=0)
+        check_share(self, "dropout")
 
 
 @dataclass(frozen=True)

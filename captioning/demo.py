@@ -17,21 +17,21 @@ from captioning import scenes
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig, load_cnn
-from captioning.config import TrainConfig
+from captioning.config import ModelConfig, TrainConfig
 from captioning.console import say
 from captioning.datasets import load_coco
+from captioning.decoders import DECODERS
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, extract_features
 from captioning.files import read_json, write_json
 from captioning.generate import best_captions
 from captioning.locks import lock_folder
 from captioning.metrics import Scores, score_captions
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.report import Picture, Section, write_contact_sheet, write_report
 from captioning.train import train
 from captioning.vocabulary import Vocabulary
 
-EPOCHS = {"lstm": 16, "attention": 8}
 TEXT = {
     "val": "New pictures. Their combinations of count, size, colour, shape and background occur in "
     "the training pictures.",
@@ -57,7 +57,7 @@ def demo(
         lstm: "fastlstm", "torch" or "reference".
         fresh: train again even if `output` holds a captioner of the same settings.
         seed: of pictures, initial weights and order.
-        decoder: "lstm", or "attention", which is slower and shows where it looks.
+        decoder: a name in `captioning.decoders.DECODERS`.
         splits: number of pictures per split.
 
     Returns:
@@ -81,7 +81,8 @@ def _demo(
     splits: dict[str, int],
 ) -> dict[str, Section]:
     start = time.perf_counter()
-    epochs = EPOCHS[decoder] if epochs is None else epochs
+    settings = DECODERS[decoder].demo
+    epochs = settings.epochs if epochs is None else epochs
     config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
     root = scenes.generate(output / "scenes", splits, seed)
@@ -91,7 +92,7 @@ def _demo(
     }
 
     say("2/5  encoding each picture once with the frozen, pretrained CNN")
-    cnn = load_cnn(CNNConfig("scenes_cnn", pool="grid" if decoder == "attention" else "2x2"))
+    cnn = load_cnn(CNNConfig("scenes_cnn", pool=settings.pool))
     tables = {}
     for split, dataset in data.items():
         path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
@@ -100,13 +101,11 @@ def _demo(
 
     vocabulary = Vocabulary.build(data["train"].captions)
     vocabulary.save(output / "vocabulary.json")
-    # Attention compares 256 cells with its state before every word, so it is made smaller.
-    embed_size, hidden_size = (64, 128) if decoder == "attention" else (128, 256)
     sizes = ModelConfig(
         cnn.feature_shape[-1],
         len(vocabulary),
-        embed_size,
-        hidden_size,
+        settings.embed_size,
+        settings.hidden_size,
         decoder=decoder,
         grid=cnn.grid,
     )

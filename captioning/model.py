@@ -1,50 +1,17 @@
-"""The captioner: encoder and decoder, their configuration, and the loss that trains them."""
+"""The captioner: encoder and decoder, and the loss that trains them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.attention import AttentionDecoder
-from captioning.config import check_at_least, check_share
-from captioning.decoder import DecoderRNN
+from captioning.config import ModelConfig
+from captioning.decoders import Decoder, decoder_class
 from captioning.encoder import EncoderCNN
-from captioning.errors import CaptioningError
 from captioning.loss import BLOCK, linear_cross_entropy
 from captioning.vocabulary import PAD
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Args:
-    feature_size: size of a feature vector of the frozen CNN.
-    vocab_size: number of words.
-    embed_size: size of the word and picture vectors.
-    hidden_size: size of the LSTM's state.
-    num_layers: number of LSTM layers.
-    max_seq_length: the most tokens that decoding writes, <end> included.
-    dropout: see `DecoderRNN`.
-    decoder: "lstm", on one vector for each picture, or "attention", on its cells (pool "grid").
-    grid: side of the square of cells that attention looks at.
-    """
-
-    feature_size: int
-    vocab_size: int
-    embed_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 1
-    max_seq_length: int = 20
-    dropout: float = 0.0
-    decoder: str = "lstm"
-    grid: int = 0
-
-    def __post_init__(self) -> None:
-        check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
-        check_at_least(self, num_layers=1, max_seq_length=1)
-        check_share(self, "dropout")
 
 
 class Captioner(nn.Module):
@@ -59,20 +26,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = EncoderCNN(config.feature_size, config.embed_size)
-        sizes = (config.embed_size, config.hidden_size, config.vocab_size)
-        rest = (config.max_seq_length, config.dropout, lstm)
-        self.decoder: DecoderRNN | AttentionDecoder
-        if config.decoder == "lstm":
-            self.decoder = DecoderRNN(*sizes, config.num_layers, *rest)
-        elif config.decoder == "attention" and config.num_layers == 1:
-            if config.grid < 1:
-                raise CaptioningError(f"grid: expected the side of the cells, got {config.grid}")
-            self.decoder = AttentionDecoder(config.grid, *sizes, *rest)
-        else:
-            raise CaptioningError(
-                f"decoder: expected 'lstm', or 'attention' with one layer, got {config.decoder!r} "
-                f"with {config.num_layers}"
-            )
+        self.decoder: Decoder = decoder_class(config)(config, lstm)
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:
@@ -106,7 +60,7 @@ class Captioner(nn.Module):
             features: [M,C] or [M,cells,C], each picture once. BatchNorm sees exactly these, so
                 several processes that share a batch pass all of its pictures.
             rows: int64 [B], which of the M pictures each caption describes.
-            captions, lengths: see `DecoderRNN.unroll`.
+            captions, lengths: see `Decoder.unroll`.
             caption_weights: [B], factor of each caption's loss; 1 if None.
             label_smoothing: see `linear_cross_entropy`.
             scheduled_sampling: probability of feeding a word that the model would have written in

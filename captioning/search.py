@@ -1,4 +1,4 @@
-"""Decoding: greedy, beam search, sampling. Works on any decoder with `start`, `step`, `select`.
+"""Decoding: greedy, beam search, sampling. It uses `start`, `step` and `select` of a decoder.
 
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
@@ -7,9 +7,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning.config import check_range
+from captioning.decoders import Decoder
 from captioning.errors import CaptioningError
 from captioning.vocabulary import END, PAD, START, UNK
 
@@ -63,7 +64,7 @@ def _hypotheses(tokens: Tensor, log_probs: Tensor) -> list[Hypothesis]:
 
 @torch.no_grad()
 def sample_tokens(
-    decoder: nn.Module,
+    decoder: Decoder,
     image: Tensor,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -123,7 +124,7 @@ def _filter(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def greedy_search(
-    decoder: nn.Module, image: Tensor, max_seq_length: int | None = None
+    decoder: Decoder, image: Tensor, max_seq_length: int | None = None
 ) -> list[Hypothesis]:
     """The most probable word at every step.
 
@@ -140,7 +141,7 @@ def greedy_search(
 
 
 def sample(
-    decoder: nn.Module,
+    decoder: Decoder,
     image: Tensor,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -165,7 +166,7 @@ def sample(
 
 @torch.no_grad()
 def beam_search(
-    decoder: nn.Module,
+    decoder: Decoder,
     image: Tensor,
     beam_size: int = 5,
     length_penalty: float = 1.0,

@@ -22,6 +22,7 @@ from torch import nn
 from captioning import attention_maps
 from captioning.checkpoint import Checkpoint
 from captioning.cnn import FrozenCNN
+from captioning.decoders import Attentive
 from captioning.errors import CaptioningError
 from captioning.generate import Caption, DecodeConfig, generate_captions
 from captioning.images import MAX_PIXELS, ImageError, load_image
@@ -40,7 +41,7 @@ MAX_CONNECTIONS = 500
 def describe(checkpoint: Checkpoint) -> str:
     """The captioner, in a line."""
     model = checkpoint.model
-    kind = "with attention" if model.config.decoder == "attention" else "without attention"
+    kind = "with attention" if isinstance(model.decoder, Attentive) else "without attention"
     return (
         f"CNN: {checkpoint.cnn.config.name}. LSTM: {describe_lstm(model.decoder.lstm)}, {kind}. "
         f"{len(checkpoint.vocabulary):,} words."

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
+from captioning.config import ModelConfig
 from captioning.console import short
 from captioning.errors import CaptioningError, told_of
 from captioning.files import open_regular
 from captioning.images import Transform
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.tensors import check_fit, load_tensors
 from captioning.vocabulary import Vocabulary
 

@@ -4,12 +4,14 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from captioning.cnn import POOLS, VIEWS, CNNConfig, FrozenCNN, load_cnn
 from captioning.console import say
 from captioning.datasets import CaptionDataset, load_coco
+from captioning.decoders import DECODERS
 from captioning.features import FeatureTable, extract_features
 from captioning.lstm import LSTMS
 
@@ -75,6 +77,11 @@ def add_lstm(parser: argparse.ArgumentParser) -> None:
         default="fastlstm",
         help="who computes; torch: nn.LSTM; reference: fastlstm in plain PyTorch",
     )
+
+
+def add_decoder(parser: Any, default: str | None = None) -> None:
+    texts = "; ".join(f"{name}: {kind.help}" for name, kind in DECODERS.items())
+    parser.add_argument("--decoder", choices=tuple(DECODERS), default=default, help=texts)
 
 
 def add_cnn(parser: argparse.ArgumentParser) -> None:

@@ -91,8 +91,9 @@ def _run(args: argparse.Namespace) -> int:
         attend = attender(checkpoint, cnn)
         if attend is None or len(paths) != 1:
             raise CaptioningError(
-                "--attention: expected one picture, and a captioner trained with --decoder "
-                f"attention; got {len(paths)}, --decoder {checkpoint.model.config.decoder}"
+                "--attention: expected one picture, and a captioner whose decoder attends "
+                f"(--decoder attention); got {len(paths)}, --decoder "
+                f"{checkpoint.model.config.decoder}"
             )
     if args.features:
         cache = cache_path(args.features, args.annotations)

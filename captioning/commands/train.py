@@ -12,6 +12,7 @@ import torch
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.commands.arguments import (
     add_cnn,
+    add_decoder,
     add_device,
     add_lstm,
     add_on_error,
@@ -27,17 +28,19 @@ from captioning.config import (
     SELF_CRITICAL,
     SMALL,
     SMALL_SET,
+    ModelConfig,
     TrainConfig,
     from_dict,
     recipe,
 )
 from captioning.console import say
+from captioning.decoders import decoder_class
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable, cache_path
 from captioning.generate import DecodeConfig, best_captions
 from captioning.locks import lock_folder
 from captioning.metrics import score_captions
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.processes import first_process_first, processes
 from captioning.train import FREE, train
 from captioning.vocabulary import Vocabulary
@@ -87,11 +90,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_lstm(parser)
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--decoder",
-        choices=("lstm", "attention"),
-        help="attention looks at the cells of the feature map, --pool grid (lstm)",
-    )
+    add_decoder(group)
     standard = ModelConfig(1, 1)
     for name, text in {
         "embed_size": "of word and picture vectors",
@@ -205,15 +204,18 @@ def prepare_training(
     if config.patience and not args.val:
         raise CaptioningError(f"--patience: expected 0 without --val, got {config.patience}")
     sizes = {n: getattr(args, n) for n in MODEL if getattr(args, n) is not None}
-    sizes = dataclasses.asdict(ModelConfig(1, 1, **sizes))
+    # What the data decides is 1 here.
+    sizes = dataclasses.asdict(ModelConfig(feature_size=1, vocab_size=1, grid=1, **sizes))
     if begun:
         refuse_others(args, path, begun, before)
     else:
-        args.pool = args.pool or ("grid" if sizes["decoder"] == "attention" else "avg")
-        if (args.pool == "grid") != (sizes["decoder"] == "attention"):
-            raise CaptioningError("--decoder attention and --pool grid need each other")
-        if sizes["decoder"] == "attention" and sizes["num_layers"] != 1:
-            raise CaptioningError(f"--decoder attention has one layer, got {sizes['num_layers']}")
+        pools = decoder_class(ModelConfig(**sizes)).pools
+        args.pool = args.pool or pools[0]
+        if args.pool not in pools:
+            raise CaptioningError(
+                f"--pool: expected {' or '.join(pools)} with --decoder {sizes['decoder']}, "
+                f"got {args.pool}"
+            )
     splits = [split for split in ("train", "val", "test") if getattr(args, split)]
     data = {
         split: load_data(

@@ -12,9 +12,10 @@ import torch
 from captioning import scenes
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
+from captioning.config import ModelConfig
 from captioning.datasets import load_coco
 from captioning.features import FeatureTable, extract_features
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.vocabulary import Vocabulary
 
 

@@ -9,10 +9,10 @@ import torch
 
 from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
-from captioning.config import TrainConfig
+from captioning.config import ModelConfig, TrainConfig
 from captioning.datasets import load_coco
 from captioning.features import FeatureCache, FeatureTable
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.processes import processes
 from captioning.train import train
 from captioning.vocabulary import Vocabulary

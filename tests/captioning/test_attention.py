@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from captioning.attention import AttentionDecoder
-from captioning.model import Captioner, ModelConfig
+from captioning.config import ModelConfig
+from captioning.decoders.attention import AttentionDecoder
+from captioning.model import Captioner
 from captioning.search import beam_search, greedy_search
 from captioning.vocabulary import END, PAD, START
 
@@ -16,7 +17,7 @@ LENGTHS = torch.tensor([5, 4, 3])
 
 def decoder(lstm: str = "fastlstm") -> AttentionDecoder:
     torch.manual_seed(0)
-    return AttentionDecoder(GRID, E, H, V, lstm=lstm).eval()
+    return AttentionDecoder(ModelConfig(1, V, E, H, grid=GRID), lstm).eval()
 
 
 @pytest.fixture

@@ -51,7 +51,9 @@ def test_attention_without_places_is_refused(attentive, tmp_path):
     data = torch.load(path, weights_only=True)
     del data["model"]["grid"], data["weights"]["decoder.row"], data["weights"]["decoder.column"]
     torch.save(data, path)
-    with pytest.raises(CaptioningError, match="c.pt: its attention decoder is of an older version"):
+    with pytest.raises(
+        CaptioningError, match="c.pt: grid: expected the side .* got 0 .*of an older version"
+    ):
         load_checkpoint(path)
 
 
@@ -122,7 +124,10 @@ def test_no_bit_of_a_directory_changes_what_is_loaded(tmp_path):
         (lambda d: d["model"].update(hidden_size=2**70), "hidden_size: expected < 2,147,483,648"),
         (lambda d: d["model"].update(num_layers=10**6), "weights: expected 1000000 layers"),
         (lambda d: d["model"].update(dropout=2), "model: dropout: expected 0 <= dropout < 1"),
-        (lambda d: d["model"].update(decoder="x"), "decoder: expected 'lstm', or 'attention'"),
+        (
+            lambda d: d["model"].update(decoder="x"),
+            r"decoder: expected one of \('attention', 'lstm'\), got 'x'",
+        ),
         (lambda d: d.update(model=[]), r"expected model, a dict, got \[\]"),
         (lambda d: d["weights"].pop("encoder.bn.bias"), r"encoder.bn.bias \(16,\), got none"),
         (lambda d: d["weights"].update(extra=d["weights"]["encoder.bn.bias"]), "expected no extra"),

@@ -477,9 +477,16 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["prepare", "none.txt", "--output", "o"], "cannot read none.txt"),
         (
             [*TRAIN_ATTENTION, "--pool", "2x2"],
-            "--decoder attention and --pool grid need each other",
+            "--pool: expected grid with --decoder attention, got 2x2",
         ),
-        ([*TRAIN_ATTENTION, "--num-layers", "2"], "has one layer, got 2"),
+        (
+            ["train", "--train", "x", "--output", "o", "--pool", "grid"],
+            "--pool: expected avg or 2x2 with --decoder lstm, got grid",
+        ),
+        (
+            [*TRAIN_ATTENTION, "--num-layers", "2"],
+            "num_layers: expected 1 with decoder 'attention'",
+        ),
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),

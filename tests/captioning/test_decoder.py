@@ -8,10 +8,11 @@ from torch import nn
 
 from captioning.__main__ import main
 from captioning.checkpoint import load_checkpoint
+from captioning.config import ModelConfig
 from captioning.datasets import load_references
-from captioning.decoder import DecoderRNN
+from captioning.decoders.lstm import DecoderRNN
 from captioning.dropout import Dropout
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.vocabulary import END, PAD, START
 
 E, H, V = 6, 8, 12
@@ -23,7 +24,7 @@ LENGTHS = torch.tensor([6, 4, 3])
 
 def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
     torch.manual_seed(0)
-    return DecoderRNN(E, H, V, lstm=lstm, **options)
+    return DecoderRNN(ModelConfig(1, V, E, H, **options), lstm)
 
 
 def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.Tensor:

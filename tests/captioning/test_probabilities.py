@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from captioning.config import ModelConfig
 from captioning.generate import DecodeConfig, decode_batch, generate_captions
-from captioning.model import Captioner, ModelConfig
+from captioning.model import Captioner
 from captioning.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 
 C, GRID, V = 6, 2, 12

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from captioning.decoder import DecoderRNN
+from captioning.config import ModelConfig
+from captioning.decoders.lstm import DecoderRNN
 from captioning.errors import CaptioningError
 from captioning.search import beam_search, greedy_search, sample, sample_tokens
 from captioning.vocabulary import END, PAD, START, UNK
@@ -17,7 +18,7 @@ E, V, STEPS = 5, 7, 3  # words 4, 5, 6
 @pytest.fixture
 def model() -> DecoderRNN:
     torch.manual_seed(14)
-    decoder = DecoderRNN(E, 6, V, max_seq_length=STEPS).eval()
+    decoder = DecoderRNN(ModelConfig(1, V, E, 6, max_seq_length=STEPS)).eval()
     for parameter in decoder.parameters():
         parameter.data *= 5  # opinions, so that captions differ
     return decoder

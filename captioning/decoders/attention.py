@@ -1,10 +1,10 @@
 """Show, Attend and Tell (Xu et al., 2015): a decoder that looks at a place for every word.
 
 Before each word it weighs the cells of the CNN's feature map by what it has written so far,
-and reads their mean beside the word. What it is fed and must predict is as in
-`captioning.decoder`, but for step 0: the image is the cells, and the mean of them the first state.
-Learned vectors of its row and column tell of each cell where it lies, which the paper leaves out:
-without them "left" can only be guessed.
+and reads their mean with the word. Inputs and targets are as in `captioning.decoders.lstm`, but
+there is no step 0: the image is the cells, and the first state comes from their mean. Each cell is
+given learned vectors of its row and its column. The paper leaves these out; without them "left" can
+only be guessed.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from captioning.config import ModelConfig
+from captioning.decoders.base import DemoSettings, register
 from captioning.dropout import Dropout
+from captioning.errors import CaptioningError
 from captioning.lstm import make_lstm_cell
 from captioning.vocabulary import PAD, START
 
@@ -21,7 +24,7 @@ POSITION_STD = 0.1  # of the initial vectors of rows and columns; those of cells
 
 
 class AttentionState(NamedTuple):
-    """h, c [B,H], the cells [B,cells,E], their keys [B,cells,A], the last weights [B,cells]."""
+    """h, c [B,H], the cells [B,cells,E], their keys [B,cells,E], the last weights [B,cells]."""
 
     h: Tensor
     c: Tensor
@@ -30,43 +33,55 @@ class AttentionState(NamedTuple):
     weights: Tensor
 
 
+@register("attention")
 class AttentionDecoder(nn.Module):
-    """An LSTM cell with soft attention over E-sized image cells.
+    """An LSTM cell with soft attention over the cells; a `captioning.decoders.Decoder`.
 
-    Args:
-        grid: side of the square of cells, which are numbered row by row.
-        embed_size, hidden_size, vocab_size, max_seq_length, dropout, lstm: as in `DecoderRNN`.
-        attention_size: A, size in which the state and the cells are compared; embed_size if None.
+    The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
+    compared in the size of the embedding, E.
     """
 
-    def __init__(
-        self,
-        grid: int,
-        embed_size: int,
-        hidden_size: int,
-        vocab_size: int,
-        max_seq_length: int = 20,
-        dropout: float = 0.0,
-        lstm: str = "fastlstm",
-        attention_size: int | None = None,
-    ) -> None:
+    help = "slower; looks at the cells of the feature map before each word, and shows where"
+    pools: tuple[str, ...] = ("grid",)
+    # It compares 256 cells with its state before every word, so it is smaller.
+    demo = DemoSettings(pool="grid", epochs=8, embed_size=64, hidden_size=128)
+
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
-        attention_size = attention_size or embed_size
-        self.max_seq_length = max_seq_length
-        self.embed = nn.Embedding(vocab_size, embed_size, padding_idx=PAD)
-        self.row = nn.Parameter(torch.randn(grid, embed_size) * POSITION_STD)
-        self.column = nn.Parameter(torch.randn(grid, embed_size) * POSITION_STD)
-        self.key = nn.Linear(embed_size, attention_size)
-        self.query = nn.Linear(hidden_size, attention_size, bias=False)
-        self.energy = nn.Linear(attention_size, 1, bias=False)  # softmax ignores a bias
+        embed_size, hidden_size = config.embed_size, config.hidden_size
+        self.max_seq_length = config.max_seq_length
+        self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
+        self.row = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.column = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.key = nn.Linear(embed_size, embed_size)
+        self.query = nn.Linear(hidden_size, embed_size, bias=False)
+        self.energy = nn.Linear(embed_size, 1, bias=False)  # softmax ignores a bias
         self.gate = nn.Linear(hidden_size, embed_size)
         self.init = nn.Linear(embed_size, 2 * hidden_size)
         self.lstm = make_lstm_cell(lstm, 2 * embed_size, hidden_size)
-        self.linear = nn.Linear(hidden_size, vocab_size)
-        self.dropout = Dropout(dropout)
+        self.linear = nn.Linear(hidden_size, config.vocab_size)
+        self.dropout = Dropout(config.dropout)
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        if config.num_layers != 1:
+            raise CaptioningError(
+                f"num_layers: expected 1 with decoder 'attention', got {config.num_layers}"
+            )
+        if config.grid < 1:
+            raise CaptioningError(
+                f"grid: expected the side of the square of cells, got {config.grid} (a captioner "
+                "of an older version did not know where a cell lies: train it again)"
+            )
+
+    @staticmethod
+    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        return {
+            "linear.weight": (config.vocab_size, config.hidden_size),
+            "row": (config.grid, config.embed_size),
+        }
 
     def start(self, image: Tensor) -> AttentionState:
-        """The state before <start>, of image cells [B,cells,E]."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
         cells = self.dropout(image + places)
@@ -82,7 +97,6 @@ class AttentionDecoder(nn.Module):
         return AttentionState(h, c, cells, keys, weights)
 
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-        """Feed one word each [B]; returns the scores [B,V] of the next word, and the state."""
         state = self.advance(words, state)
         return self.linear(self.dropout(state.h)), state
 
@@ -96,7 +110,6 @@ class AttentionDecoder(nn.Module):
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Teacher forcing; arguments and result as in `DecoderRNN.unroll`, image [B,cells,E]."""
         packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
         words = captions[:, :-1] if inputs is None else inputs
         state, hidden = self.start(image), []
@@ -119,7 +132,6 @@ class AttentionDecoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """Where it looked before each word: weights [B,T,cells] for captions [B,T] it wrote."""
         state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
         for t in range(tokens.size(1)):
             state = self.advance(words, state)

@@ -1,4 +1,4 @@
-"""The decoder: Embedding -> LSTM -> Linear to the vocabulary.
+"""The decoder of Vinyals et al. (2015): Embedding -> LSTM -> Linear to the vocabulary.
 
 What the LSTM is fed at each step and what it must predict, for a caption of n words::
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from captioning.config import ModelConfig
+from captioning.decoders.base import DemoSettings, register
 from captioning.dropout import Dropout
 from captioning.lstm import make_lstm
 from captioning.vocabulary import PAD
@@ -23,39 +25,30 @@ from captioning.vocabulary import PAD
 State = tuple[Tensor, Tensor]
 
 
+@register("lstm")
 class DecoderRNN(nn.Module):
-    """An LSTM that reads an image vector and writes a caption.
+    """An LSTM that reads an image vector and writes a caption; a `captioning.decoders.Decoder`."""
 
-    Sizes: B captions of at most T tokens with <start> and <end>, E embed_size, H hidden_size,
-    L num_layers, V vocab_size.
+    help = "an LSTM that reads one vector for each picture"
+    pools: tuple[str, ...] = ("avg", "2x2")
+    demo = DemoSettings(pool="2x2", epochs=16, embed_size=128, hidden_size=256)
 
-    Args:
-        embed_size: E.
-        hidden_size: H.
-        vocab_size: V.
-        num_layers: L.
-        max_seq_length: the most tokens that decoding writes, <end> included, <start> not.
-        dropout: probability of dropping an element of the embeddings, between LSTM layers and
-            of what the output layer reads.
-        lstm: "fastlstm", "torch" or "reference".
-    """
-
-    def __init__(
-        self,
-        embed_size: int,
-        hidden_size: int,
-        vocab_size: int,
-        num_layers: int = 1,
-        max_seq_length: int = 20,
-        dropout: float = 0.0,
-        lstm: str = "fastlstm",
-    ) -> None:
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
-        self.max_seq_length = max_seq_length
-        self.embed = nn.Embedding(vocab_size, embed_size, padding_idx=PAD)
-        self.lstm = make_lstm(lstm, embed_size, hidden_size, num_layers, dropout)
-        self.linear = nn.Linear(hidden_size, vocab_size)
+        embed_size, hidden_size, dropout = config.embed_size, config.hidden_size, config.dropout
+        self.max_seq_length = config.max_seq_length
+        self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
+        self.lstm = make_lstm(lstm, embed_size, hidden_size, config.num_layers, dropout)
+        self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        pass  # it takes all sizes
+
+    @staticmethod
+    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        return {"linear.weight": (config.vocab_size, config.hidden_size)}
 
     def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The scores [N,V] of every word for the N targets of `unroll`."""
@@ -64,19 +57,6 @@ class DecoderRNN(nn.Module):
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: run over whole captions at once.
-
-        Args:
-            image: [B,E], from the encoder.
-            captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
-            lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
-                in decreasing order.
-            inputs: int64 [B,T-1], fed instead of the captions without their last column.
-
-        Returns:
-            What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);
-            step by step, and within a step in the order of the captions (packed).
-        """
         packed = pack_padded_sequence(
             self._inputs(image, captions, inputs), lengths, batch_first=True
         )
@@ -87,14 +67,9 @@ class DecoderRNN(nn.Module):
     def unroll_padded(
         self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`unroll` without packing: shapes that do not depend on the lengths, as compiling wants.
-
-        `lengths` may be in any order and on any device. Behind the end of a caption the target
-        is <pad>, which the loss leaves out. N = B * (T - 1), caption by caption.
-        """
         embedded = self._inputs(image, captions, inputs)
         if isinstance(self.lstm, nn.LSTM):
-            hidden = self.lstm(embedded)[0]  # what comes behind the end does not matter
+            hidden = self.lstm(embedded)[0]  # what follows the end does not matter
         else:
             hidden = self.lstm(embedded, lengths=lengths)[0]
         return self.dropout(hidden[:, 1:].flatten(0, 1)), captions[:, 1:].flatten()
@@ -110,12 +85,10 @@ class DecoderRNN(nn.Module):
         return self.lstm(self.dropout(image).unsqueeze(1))[1]
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one word each [B]; returns the scores [B,V] of the next word, and the state."""
         output, state = self.lstm(self.dropout(self.embed(words)).unsqueeze(1), state)
         return self.linear(self.dropout(output.squeeze(1))), state
 
     @staticmethod
     def select(state: State, rows: Tensor) -> State:
-        """The state of some of the captions, in any order, also repeatedly."""
         h, c = state
         return h[:, rows], c[:, rows]

@@ -1,0 +1,128 @@
+"""What the captioner needs of a decoder, and the registry of decoders."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from captioning.config import ModelConfig
+from captioning.errors import CaptioningError
+
+
+class DemoSettings(NamedTuple):
+    """How `captioning demo` trains a decoder."""
+
+    pool: str
+    epochs: int
+    embed_size: int
+    hidden_size: int
+
+
+class Decoder(Protocol):
+    """An nn.Module that turns an image, as the encoder embeds it, into captions.
+
+    Sizes: B captions of at most T tokens, E embed_size, H hidden_size, V vocab_size. The image is
+    [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
+
+    Attributes:
+        help: one line for ``--help``; of the class, as are the next two.
+        pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
+        demo: its settings in `captioning demo`.
+        lstm: the LSTM or its cell.
+        linear: the output layer, from H to V.
+        max_seq_length: the most tokens that decoding writes, <end> included, <start> not.
+    """
+
+    help: str
+    pools: tuple[str, ...]
+    demo: DemoSettings
+    lstm: nn.Module
+    linear: nn.Linear
+    max_seq_length: int
+
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
+        """Build it in the sizes of `config`; `lstm` is "fastlstm", "torch" or "reference"."""
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        """Raise a CaptioningError for sizes that it does not take."""
+
+    @staticmethod
+    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Shapes of parameters, by name, in which each size of `config` that it reads occurs.
+
+        The weights of a checkpoint are compared with these before memory is taken for them.
+        """
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As of any module."""
+
+    def unroll(
+        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: run over whole captions at once.
+
+        Args:
+            image: from the encoder.
+            captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
+            lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
+                in decreasing order.
+            inputs: int64 [B,T-1], fed instead of the captions without their last column.
+
+        Returns:
+            What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);
+            step by step, and within a step in the order of the captions (packed).
+        """
+
+    def unroll_padded(
+        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`unroll` without packing: shapes that do not depend on the lengths, for torch.compile.
+
+        `lengths` may be in any order and on any device. After the end of a caption the target is
+        <pad>, which the loss leaves out. N = B * (T - 1), caption by caption.
+        """
+
+    def start(self, image: Tensor) -> Any:
+        """The state before <start>."""
+
+    def step(self, words: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Feed one word each [B]; returns the scores [B,V] of the next word, and the state."""
+
+    @staticmethod
+    def select(state: Any, rows: Tensor) -> Any:
+        """The state of some of the captions, in any order, also repeatedly."""
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A decoder that can show where it looked: it has maps in the page and in the report."""
+
+    def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Weights [B,T,cells] of the image's cells before each word of captions [B,T] it wrote."""
+
+
+DECODERS: dict[str, type[Decoder]] = {}
+Class = TypeVar("Class", bound=type[Decoder])
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """A class decorator that adds a decoder to `DECODERS`."""
+
+    def add(decoder: Class) -> Class:
+        DECODERS[name] = decoder
+        return decoder
+
+    return add
+
+
+def decoder_class(config: ModelConfig) -> type[Decoder]:
+    """The class of the decoder that `config` names.
+
+    Raises:
+        CaptioningError: there is no such decoder, or it does not take the sizes.
+    """
+    if config.decoder not in DECODERS:
+        raise CaptioningError(f"decoder: expected one of {tuple(DECODERS)}, got {config.decoder!r}")
+    DECODERS[config.decoder].check(config)
+    return DECODERS[config.decoder]
