@@ -26,20 +26,6 @@ def image() -> torch.Tensor:
     return torch.randn(3, CELLS, E)
 
 
-def test_steps_packed_and_padded_agree(image):
-    model = decoder()
-    hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
-    padded, _ = model.unroll_padded(image, CAPTIONS, LENGTHS)
-    assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, END]
-    alive = [(b, t) for t in range(4) for b in range(3) if t < LENGTHS[b] - 1]
-    rows = torch.stack([padded.view(3, 4, H)[b, t] for b, t in alive])
-    torch.testing.assert_close(hidden, rows)
-    state = model.start(image)
-    for t in range(4):
-        scores, state = model.step(CAPTIONS[:, t], state)
-        torch.testing.assert_close(scores, model.linear(padded.view(3, 4, H)[:, t]))
-
-
 @pytest.mark.parametrize("lstm", ["torch", "reference"])
 def test_all_lstms_compute_the_same(image, lstm):
     ours, other = decoder(), decoder(lstm)

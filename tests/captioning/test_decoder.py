@@ -109,14 +109,6 @@ def test_steps_equal_the_unrolled_caption():
         torch.testing.assert_close(step[0], scores[t], atol=1e-6, rtol=1e-5)
 
 
-def test_select_moves_the_state_of_captions():
-    model, image = decoder(num_layers=2), torch.randn(3, E)
-    rows = torch.tensor([2, 0, 0])
-    chosen = model.select(model.start(image), rows)
-    for a, b in zip(chosen, model.start(image[rows]), strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_parameters_are_named_as_in_the_lecture():
     assert set(decoder().state_dict()) == {
         "embed.weight",

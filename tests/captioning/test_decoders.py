@@ -1,0 +1,74 @@
+"""What every registered decoder must do, whatever is in it."""
+
+import pytest
+import torch
+
+from captioning.__main__ import main
+from captioning.cnn import POOLS
+from captioning.config import ModelConfig
+from captioning.decoders import DECODERS, Attentive, decoder_class
+from captioning.errors import CaptioningError
+from captioning.vocabulary import END, PAD, START
+
+E, H, V, GRID = 6, 8, 12, 3
+CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START, 4, END, PAD, PAD]])
+LENGTHS = torch.tensor([5, 4, 3])
+
+
+@pytest.fixture(params=sorted(DECODERS))
+def config(request):
+    return ModelConfig(1, V, E, H, decoder=request.param, grid=GRID)
+
+
+@pytest.fixture
+def decoder(config):
+    torch.manual_seed(0)
+    return decoder_class(config)(config).eval()
+
+
+@pytest.fixture
+def image(decoder):
+    torch.manual_seed(1)
+    return torch.randn(3, *([GRID**2] if "grid" in decoder.pools else []), E)
+
+
+def test_steps_packed_and_padded_agree(decoder, image):
+    hidden, targets = decoder.unroll(image, CAPTIONS, LENGTHS)
+    padded, padded_targets = decoder.unroll_padded(image, CAPTIONS, LENGTHS)
+    assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, END]
+    assert padded_targets.tolist() == CAPTIONS[:, 1:].flatten().tolist()
+    padded = padded.view(3, 4, -1)
+    rows = [padded[b, t] for t in range(4) for b in range(3) if t < LENGTHS[b] - 1]
+    torch.testing.assert_close(hidden, torch.stack(rows))
+    state = decoder.start(image)
+    for t in range(4):
+        scores, state = decoder.step(CAPTIONS[:, t], state)
+        inside = LENGTHS - 1 > t
+        torch.testing.assert_close(scores[inside], decoder.linear(padded[inside, t]))
+
+
+def test_select_moves_the_state_of_captions(decoder, image):
+    rows = torch.tensor([2, 0, 0])
+    words = CAPTIONS[rows, 0]
+    found, _ = decoder.step(words, decoder.select(decoder.start(image), rows))
+    expected, _ = decoder.step(words, decoder.start(image[rows]))
+    torch.testing.assert_close(found, expected)
+
+
+def test_it_says_what_it_is(config, decoder):
+    assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
+    assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
+    shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    assert decoder.shapes(config).items() <= shapes.items()
+    if isinstance(decoder, Attentive):
+        assert "grid" in decoder.pools
+
+
+def test_help_and_errors_name_every_decoder(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for name, kind in DECODERS.items():
+        assert f"{name}: {kind.help}" in words
+    with pytest.raises(CaptioningError, match=f"one of .*{'.*'.join(DECODERS)}.*, got 'gru'"):
+        decoder_class(ModelConfig(1, 1, decoder="gru"))
