@@ -28,7 +28,7 @@ from captioning.generate import Caption, DecodeConfig, generate_captions
 from captioning.images import MAX_PIXELS, ImageError, load_image
 from captioning.tokenizer import tokenize
 from captioning.uploads import Limits, Uploads
-from fastlstm import functional
+from fastlstm import LSTM, LSTMCell, functional
 
 MIN_SIDE = 8  # pixels; there is nothing to see in fewer
 
@@ -52,10 +52,11 @@ def describe_lstm(lstm: nn.Module) -> str:
     """Which LSTM runs, by which engine, on which device."""
     weight = next(lstm.parameters())
     where = f"on {weight.device}, {str(weight.dtype).removeprefix('torch.')}"
-    if isinstance(lstm, (nn.LSTM, nn.LSTMCell)):
-        return f"torch.nn.{type(lstm).__name__} {where}"
-    asked = lstm.engine if lstm.engine != "auto" else os.environ.get("FASTLSTM_ENGINE", "auto")
-    engine = functional.choose_engine(str(asked), weight.device.type, weight.dtype)
+    if not isinstance(lstm, (LSTM, LSTMCell)):
+        package = type(lstm).__module__.removesuffix(".modules.rnn")
+        return f"{package}.{type(lstm).__name__} {where}"
+    engine = lstm.engine if lstm.engine != "auto" else os.environ.get("FASTLSTM_ENGINE", "auto")
+    engine = functional.choose_engine(engine, weight.device.type, weight.dtype)
     how = "in plain PyTorch" if engine == "reference" else "compiled"
     return f"fastlstm.{type(lstm).__name__} ({how}, engine {engine}) {where}"
 

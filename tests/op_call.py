@@ -4,8 +4,13 @@ import torch
 from oracle import oracle
 
 # Roundoff of each kind of arithmetic; errors are stated in multiples of it.
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "bfloat16": 2.0**-9,
-            "float16": 2.0**-11}
+ROUNDOFF = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "tf32": 2.0**-11,
+    "bfloat16": 2.0**-9,
+    "float16": 2.0**-11,
+}
 TOLERANCE = 32
 
 
@@ -17,9 +22,22 @@ def dtype_of(kind):
 class Call:
     """ops: torch.ops.fastlstm or its stand-in. Values are drawn and judged on the CPU."""
 
-    def __init__(self, kind, form="dense", directions=1, steps=5, batch=5, input_size=6,
-                 hidden_size=16, bias=True, reset=False, masks=False, norms=False, ops=None,
-                 device="cpu"):
+    def __init__(
+        self,
+        kind,
+        form="dense",
+        directions=1,
+        steps=5,
+        batch=5,
+        input_size=6,
+        hidden_size=16,
+        bias=True,
+        reset=False,
+        masks=False,
+        norms=False,
+        ops=None,
+        device="cpu",
+    ):
         torch.manual_seed(0)
         self.kind, self.form, self.batch_sizes, self.lengths = kind, form, None, None
         # A norm divides by deviations well below one, and errors with them.
@@ -32,7 +50,7 @@ class Call:
         self.weights = [rand(*shape) / shape[-1] ** 0.5 for _ in range(D) for shape in shapes]
         if norms:
             for first in range(len(shapes) - 4, len(self.weights), len(shapes)):
-                for gain in self.weights[first:first + 3]:
+                for gain in self.weights[first : first + 3]:
                     gain += 1
         lengths = [T] * B
         if form != "dense":
@@ -46,21 +64,31 @@ class Call:
         self.masks = [None] * 3  # h_mask, zoneout_h, zoneout_c
         if masks:
             wanted = [True] * 3 if masks is True else masks
-            self.masks = [torch.randint(3, shape).to(dtype) / 2 if is_there else None
-                          for shape, is_there in zip([(D, B, H), (D, T, B, H), (D, T, B, H)],
-                                                     wanted, strict=True)]
+            self.masks = [
+                torch.randint(3, shape).to(dtype) / 2 if is_there else None
+                for shape, is_there in zip(
+                    [(D, B, H), (D, T, B, H), (D, T, B, H)], wanted, strict=True
+                )
+            ]
         x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
         live = torch.arange(T)[:, None] < torch.tensor(lengths)
         dy, dcells = dy * live[..., None], dcells * live[..., None]
         state = torch.float64 if kind == "float64" else torch.float32
         grads = [dy, rand(D, B, H), rand(D, B, H), dcells.to(state)]
 
-        wide = [t.to(torch.float64, copy=True).requires_grad_()
-                for t in (x, self.h_0, self.c_0, *self.weights)]
-        outputs = oracle(*wide[:3], wide[3:], lengths, self.reset,
-                         *(m if m is None else m.double() for m in self.masks))
+        wide = [
+            t.to(torch.float64, copy=True).requires_grad_()
+            for t in (x, self.h_0, self.c_0, *self.weights)
+        ]
+        outputs = oracle(
+            *wide[:3],
+            wide[3:],
+            lengths,
+            self.reset,
+            *(m if m is None else m.double() for m in self.masks),
+        )
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
-        flat = lambda t, dim: (t[live] if dim == 0 else t[:, live])  # noqa: E731
+        flat = lambda t, dim: t[live] if dim == 0 else t[:, live]  # noqa: E731
         self.input, self.grads = x, grads
         self.expected = [o.detach() for o in outputs]
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
@@ -81,17 +109,44 @@ class Call:
         self.masks = [move(m) for m in self.masks]
 
     def forward(self, engine):
-        return self.ops.lstm(self.input, self.h_0, self.c_0, self.weights, self.batch_sizes,
-                             self.lengths, self.reset, *self.masks, True, True, False, engine)
+        return self.ops.lstm(
+            self.input,
+            self.h_0,
+            self.c_0,
+            self.weights,
+            self.batch_sizes,
+            self.lengths,
+            self.reset,
+            *self.masks,
+            True,
+            True,
+            False,
+            engine,
+        )
 
-    def backward(self, saved, engine, grads=None, state_needs_grad=True, per_row=False,
-                 recompute=False):
+    def backward(
+        self, saved, engine, grads=None, state_needs_grad=True, per_row=False, recompute=False
+    ):
         output, _, _, cells, gates = saved
         gates = gates.new_empty(0) if recompute else gates
-        return self.ops.lstm_backward(*(grads or self.grads), self.input, self.h_0, self.c_0,
-                                      self.weights, self.batch_sizes, self.lengths, self.reset,
-                                      *self.masks, output, cells, gates, True, state_needs_grad,
-                                      engine, per_row)
+        return self.ops.lstm_backward(
+            *(grads or self.grads),
+            self.input,
+            self.h_0,
+            self.c_0,
+            self.weights,
+            self.batch_sizes,
+            self.lengths,
+            self.reset,
+            *self.masks,
+            output,
+            cells,
+            gates,
+            True,
+            state_needs_grad,
+            engine,
+            per_row,
+        )
 
     def check_close(self, actual, expected, what):
         assert actual.shape == expected.shape, what
@@ -100,8 +155,9 @@ class Call:
         assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
 
     def check_forward(self, results):
-        for actual, expected, what in zip(results, self.expected, ("output", "h_n", "c_n", "cells"),
-                                          strict=False):
+        for actual, expected, what in zip(
+            results, self.expected, ("output", "h_n", "c_n", "cells"), strict=False
+        ):
             if what == "cells" and self.form == "lengths":
                 actual = actual.cpu() * self.live[..., None]  # carried state where a row is dead
             self.check_close(actual, expected, what)

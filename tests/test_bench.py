@@ -130,8 +130,15 @@ def test_where_cudnn_has_persistent_kernels() -> None:
         return cudnn_class(replace(Case(64, 512, H, H), precision=precision, **traits))
 
     assert kind(512) == kind(512, batch=8) == "persist static"
-    assert {kind(512, "bfloat16"), kind(512, ragged=True), kind(500), kind(512, batch=1),
-            kind(512, bidirectional=True), kind(512, num_layers=2), kind(2048)} == {"standard"}
+    assert {
+        kind(512, "bfloat16"),
+        kind(512, ragged=True),
+        kind(500),
+        kind(512, batch=1),
+        kind(512, bidirectional=True),
+        kind(512, num_layers=2),
+        kind(2048),
+    } == {"standard"}
     assert kind(128) == kind(128, "float32") == kind(192, "tf32", mode="inference") == "small H"
     assert kind(192, "tf32") == kind(64, "float64") == kind(64, ragged=True) == "standard"
 
@@ -474,11 +481,13 @@ def test_a_trace_is_summed_up() -> None:
 
 def test_the_clock_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     smi = tmp_path / "nvidia-smi"
-    smi.write_text(f"#!{sys.executable}\nimport sys, time\n"
-                   "assert '--id=GPU-1' in sys.argv and '-lms=10' in sys.argv\n"
-                   "for mhz in ('[N/A]', 345, 1755, 1980):\n"
-                   "    print(mhz, flush=True)\n"
-                   "time.sleep(60)\n")
+    smi.write_text(
+        f"#!{sys.executable}\nimport sys, time\n"
+        "assert '--id=GPU-1' in sys.argv and '-lms=10' in sys.argv\n"
+        "for mhz in ('[N/A]', 345, 1755, 1980):\n"
+        "    print(mhz, flush=True)\n"
+        "time.sleep(60)\n"
+    )
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     clock = gpu.SmClock("GPU-1", milliseconds=10)

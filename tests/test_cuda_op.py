@@ -30,24 +30,45 @@ pytestmark = [
     pytest.mark.skipif(not _build.extension_available(), reason="no extension"),
 ]
 
+
 @functools.cache
 def ops():
     """torch.ops.fastlstm_emulated, built if it is older than what it is made of."""
     import fastlstm._C as extension
 
-    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/cuda/*"), *SIMT.glob("*.h"),
-               *SIMT.glob("op/**/*.*"), Path(torch.__file__)]
+    sources = [
+        *ROOT.glob("csrc/**/*.h"),
+        *ROOT.glob("csrc/cuda/*"),
+        *SIMT.glob("*.h"),
+        *SIMT.glob("op/**/*.*"),
+        Path(torch.__file__),
+    ]
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)
         fresh = LIBRARY.with_suffix(".new")
         command = [
-            *CXX, "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
-            "-DFASTLSTM_EMULATOR", "-DFASTLSTM_TRACE", f"-I{SIMT}",
-            f"-I{SIMT / 'op'}", f"-I{ROOT / 'csrc/cuda'}",
+            *CXX,
+            "-std=c++20",
+            "-O1",
+            "-w",
+            "-fPIC",
+            "-shared",
+            "-U_FORTIFY_SOURCE",
+            "-DFASTLSTM_EMULATOR",
+            "-DFASTLSTM_TRACE",
+            f"-I{SIMT}",
+            f"-I{SIMT / 'op'}",
+            f"-I{ROOT / 'csrc/cuda'}",
             *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-            str(SIMT / "op/emulated_op.cpp"), "-x", "c++",
-            *map(str, sorted(ROOT.glob("csrc/cuda/*.cu"))), "-o", str(fresh),
-            f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10",
+            str(SIMT / "op/emulated_op.cpp"),
+            "-x",
+            "c++",
+            *map(str, sorted(ROOT.glob("csrc/cuda/*.cu"))),
+            "-o",
+            str(fresh),
+            f"-L{Path(torch.__file__).parent / 'lib'}",
+            "-ltorch_cpu",
+            "-lc10",
         ]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, done.stdout
@@ -91,10 +112,14 @@ def test_engine(kind, form, engine):
 
 
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
-@pytest.mark.parametrize("kind, engine", [
-    *((kind, engine) for kind in KINDS for engine in ("stepwise", "persistent")),
-    ("float64", "auto"),
-], indirect=["kind"])
+@pytest.mark.parametrize(
+    "kind, engine",
+    [
+        *((kind, engine) for kind in KINDS for engine in ("stepwise", "persistent")),
+        ("float64", "auto"),
+    ],
+    indirect=["kind"],
+)
 def test_masks(kind, form, engine):
     """Recurrent dropout and zoneout, together and each alone."""
     call = Call(kind, form, directions=2, reset=form != "packed", masks=True)
@@ -139,10 +164,17 @@ def test_one_mask(kind, only):
     call.check_backward(call.backward(saved, "stepwise"))
 
 
-@pytest.mark.parametrize("options", [
-    dict(), dict(form="packed", directions=2), dict(form="lengths", reset=True, directions=2),
-    dict(masks=True, reset=True, bias=False), dict(hidden_size=70, steps=2, batch=3),
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(form="packed", directions=2),
+        dict(form="lengths", reset=True, directions=2),
+        dict(masks=True, reset=True, bias=False),
+        dict(hidden_size=70, steps=2, batch=3),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64"], indirect=True)
 def test_layer_norm(kind, options):
     call = Call(kind, norms=True, **options)
@@ -170,11 +202,20 @@ def test_float64(kind, engine):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize("options", [
-    dict(reset=True), dict(reset=True, form="lengths", directions=2), dict(bias=False),
-    dict(hidden_size=13), dict(steps=1), dict(batch=1), dict(batch=21, form="lengths", steps=3),
-    dict(batch=21, form="packed", steps=3, directions=2),
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(reset=True),
+        dict(reset=True, form="lengths", directions=2),
+        dict(bias=False),
+        dict(hidden_size=13),
+        dict(steps=1),
+        dict(batch=1),
+        dict(batch=21, form="lengths", steps=3),
+        dict(batch=21, form="packed", steps=3, directions=2),
+    ],
+    ids=str,
+)
 def test_options(kind, options):
     call = Call(kind, **options)
     saved = call.forward("persistent")
@@ -183,8 +224,9 @@ def test_options(kind, options):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize("forward, backward",
-                         [("stepwise", "persistent"), ("persistent", "stepwise")])
+@pytest.mark.parametrize(
+    "forward, backward", [("stepwise", "persistent"), ("persistent", "stepwise")]
+)
 def test_either_backward_takes_either_forward(kind, forward, backward):
     call = Call(kind, "lengths", directions=2)
     call.check_backward(call.backward(call.forward(forward), backward))
@@ -215,8 +257,11 @@ def test_missing_gradients_are_zero(kind, engine):
         grads[i] = call.grads[i]
         others = [torch.zeros_like(g) for g in call.grads]
         others[i] = call.grads[i]
-        for got, expected in zip(call.backward(saved, engine, grads)[:3],
-                                 call.backward(saved, engine, others)[:3], strict=True):
+        for got, expected in zip(
+            call.backward(saved, engine, grads)[:3],
+            call.backward(saved, engine, others)[:3],
+            strict=True,
+        ):
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert all(not g.any() for g in zeros[:3])
 
@@ -252,8 +297,9 @@ def test_inputs_are_left_alone_and_may_be_strided(kind):
     kept = [t.clone() for t in (*saved, *call.grads, call.input, call.h_0, call.c_0)]
     first = call.backward(saved, "persistent")
     second = call.backward(saved, "persistent")
-    for before, after in zip(kept, (*saved, *call.grads, call.input, call.h_0, call.c_0),
-                             strict=True):
+    for before, after in zip(
+        kept, (*saved, *call.grads, call.input, call.h_0, call.c_0), strict=True
+    ):
         assert torch.equal(before, after)
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
     call.input = call.input.transpose(0, 1).contiguous().transpose(0, 1)
@@ -273,10 +319,18 @@ def use():
     ops().use(0, 0)
 
 
-@pytest.mark.parametrize("options", [
-    dict(), dict(form="packed", directions=2), dict(form="lengths", reset=True, directions=2),
-    dict(masks=True), dict(hidden_size=200), dict(batch=40, hidden_size=64),
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(form="packed", directions=2),
+        dict(form="lengths", reset=True, directions=2),
+        dict(masks=True),
+        dict(hidden_size=200),
+        dict(batch=40, hidden_size=64),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 def test_launches(kind, options, use):
     """All on the call's stream; the exchange is marked as unwritten before anybody reads it."""
@@ -306,8 +360,16 @@ def test_nothing_waits_for_the_device(kind, engine, form):
         call.backward(call.forward(engine), engine)
     called = {event.name for event in profile.events()}
     assert "aten::mm" in called
-    waiting = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero",
-               "aten::equal", "aten::masked_select", "aten::unique_dim", "aten::_unique2"}
+    waiting = {
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "aten::is_nonzero",
+        "aten::nonzero",
+        "aten::equal",
+        "aten::masked_select",
+        "aten::unique_dim",
+        "aten::_unique2",
+    }
     assert not waiting & called
 
 
@@ -434,27 +496,59 @@ if "auto" in results:
 """
 
 
-@pytest.mark.parametrize("free, told", [
-    ("20", ["auto is ['persistent']", "at most 4 blocks", "persistent:8x8x1 lstm: the engine",
-            "with 4 SMs beside those of FASTLSTM_FREE_SMS"]),
-    ("24", ["auto is ['stepwise']", "at most 0 blocks", "persistent lstm: the engine",
-            "with 0 SMs beside those"]),
-    ("-1", ['auto FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "-1"']),
-])
+@pytest.mark.parametrize(
+    "free, told",
+    [
+        (
+            "20",
+            [
+                "auto is ['persistent']",
+                "at most 4 blocks",
+                "persistent:8x8x1 lstm: the engine",
+                "with 4 SMs beside those of FASTLSTM_FREE_SMS",
+            ],
+        ),
+        (
+            "24",
+            [
+                "auto is ['stepwise']",
+                "at most 0 blocks",
+                "persistent lstm: the engine",
+                "with 0 SMs beside those",
+            ],
+        ),
+        (
+            "-1",
+            ['auto FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "-1"'],
+        ),
+    ],
+)
 def test_free_multiprocessors(free, told):
     """Of the SMS that the emulated device has."""
     ops()
-    done = subprocess.run([sys.executable, "-c", FREE_SMS, str(ROOT / "tests")], text=True,
-                          env={**os.environ, "FASTLSTM_FREE_SMS": free}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-c", FREE_SMS, str(ROOT / "tests")],
+        text=True,
+        env={**os.environ, "FASTLSTM_FREE_SMS": free},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     for text in told:
         assert text in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("bad", [
-    lambda t: t.flatten(), lambda t: t[..., :-1], lambda t: t.transpose(0, 1), lambda t: t.half(),
-    lambda t: t.to("meta"), without_memory,
-], ids=["flat", "size", "transposed", "dtype", "meta", "memory"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda t: t.flatten(),
+        lambda t: t[..., :-1],
+        lambda t: t.transpose(0, 1),
+        lambda t: t.half(),
+        lambda t: t.to("meta"),
+        without_memory,
+    ],
+    ids=["flat", "size", "transposed", "dtype", "meta", "memory"],
+)
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_bad_saved_tensors_and_gradients_are_named(kind, engine, bad):
@@ -501,17 +595,33 @@ def test_precision_of_matmul_is_restored(kind, matmul):
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("engine", ["fast", "persistent:8x8", "persistent:8x8x1x", "tiled",
-                                    "persistent:0x8x1", "persistent:8x8x-1", "persistent:"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "fast",
+        "persistent:8x8",
+        "persistent:8x8x1x",
+        "tiled",
+        "persistent:0x8x1",
+        "persistent:8x8x-1",
+        "persistent:",
+    ],
+)
 def test_unknown_engine(engine):
     with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
         Call("float32").forward(engine)
 
 
-@pytest.mark.parametrize("engine, options", [
-    ("persistent", dict(kind="float64")), ("persistent:12x8x1", dict(kind="bfloat16")),
-    ("persistent:8x8x40", dict(kind="bfloat16")), ("persistent", dict(kind="bfloat16", batch=0)),
-], ids=str)
+@pytest.mark.parametrize(
+    "engine, options",
+    [
+        ("persistent", dict(kind="float64")),
+        ("persistent:12x8x1", dict(kind="bfloat16")),
+        ("persistent:8x8x40", dict(kind="bfloat16")),
+        ("persistent", dict(kind="bfloat16", batch=0)),
+    ],
+    ids=str,
+)
 def test_engine_that_does_not_take_the_call(engine, options):
     if options.pop("batch", 5) == 0:
         call = Call(**options)

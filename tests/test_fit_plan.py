@@ -19,13 +19,23 @@ from timing import cpu_clock  # noqa: E402
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
 H100 = (132, 90)
-TRUTH = dict(trip_us=0.8, cell_us=0.25, l2_gb_per_s=4000.0, sm_bytes_per_clock=48.0,
-             shared_bytes_per_clock=110.0, marking_share=0.25, more_looks=0.5, host_step_us=10.5)
+TRUTH = dict(
+    trip_us=0.8,
+    cell_us=0.25,
+    l2_gb_per_s=4000.0,
+    sm_bytes_per_clock=48.0,
+    shared_bytes_per_clock=110.0,
+    marking_share=0.25,
+    more_looks=0.5,
+    host_step_us=10.5,
+)
 
 
 def measured(disturb=lambda us: us):
-    return [entry | {"step_us": disturb(sweep.plan(entry, *H100, TRUTH)["step_us"])}
-            for entry in sweep.entries(*H100)]
+    return [
+        entry | {"step_us": disturb(sweep.plan(entry, *H100, TRUTH)["step_us"])}
+        for entry in sweep.entries(*H100)
+    ]
 
 
 def test_constants_are_recovered():
@@ -74,8 +84,14 @@ def test_a_sweep_is_of_divisions_that_fit():
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_step_is_the_slope_of_the_walk(backward, monkeypatch):
     before = torch.backends.cudnn.allow_tf32
-    entry = dict(dtype="float32", allow_tf32=not before, hidden_size=8, batch=3, engine="stepwise",
-                 backward=backward)
+    entry = dict(
+        dtype="float32",
+        allow_tf32=not before,
+        hidden_size=8,
+        batch=3,
+        engine="stepwise",
+        backward=backward,
+    )
     step = sweep.build(entry, 5, device="cpu")
     assert [t.numel() for t in step()[:1]] == ([0] if backward else [5 * 3 * 8])
     assert cpu_clock(step, 1) > 0

@@ -49,12 +49,21 @@ def test_engine(kind, form, engine):
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize("options", [
-    dict(reset=True), dict(hidden_size=13), dict(hidden_size=100, batch=17),
-    dict(steps=1), dict(batch=1), dict(batch=70, form="packed", directions=2, steps=9),
-    dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
-    dict(masks=True, reset=True), dict(masks=True, form="packed", directions=2, batch=70),
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(reset=True),
+        dict(hidden_size=13),
+        dict(hidden_size=100, batch=17),
+        dict(steps=1),
+        dict(batch=1),
+        dict(batch=70, form="packed", directions=2, steps=9),
+        dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
+        dict(masks=True, reset=True),
+        dict(masks=True, form="packed", directions=2, batch=70),
+    ],
+    ids=str,
+)
 def test_options(kind, options):
     require("persistent")
     call = Call(kind, **options)
@@ -83,8 +92,13 @@ def run(lstm, x):
     x.grad = None
     y, (h, c) = lstm(x)
     (y.float().square().sum() + h.float().sum() + c.float().sum()).backward()
-    return [y.detach(), h.detach(), c.detach(), x.grad.clone(),
-            *(p.grad.clone() for p in lstm.parameters())]
+    return [
+        y.detach(),
+        h.detach(),
+        c.detach(),
+        x.grad.clone(),
+        *(p.grad.clone() for p in lstm.parameters()),
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS, indirect=True)
@@ -99,8 +113,11 @@ def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
         y, (h, c) = lstm(x)
         expected, (h_exact, c_exact) = exact(x.double())
         y_torch, (h_torch, c_torch) = theirs(x)
-    for ours, torchs, right in [(y, y_torch, expected), (h, h_torch, h_exact),
-                                (c, c_torch, c_exact)]:
+    for ours, torchs, right in [
+        (y, y_torch, expected),
+        (h, h_torch, h_exact),
+        (c, c_torch, c_exact),
+    ]:
         error = (ours.double() - right).abs().max()
         assert error <= 4 * (torchs.double() - right).abs().max() + 1e-7
 

@@ -34,9 +34,17 @@ case "$*" in
   "-m fastlstm") echo "which engine serves what" ;;
 esac
 """
-STEPS = {"build": "ok", "info": "ok", "smoke test": "ok", "gpu tests": "ok",
-         "tests of every engine": "ok", "benchmark": "failed", "sweep": "ok",
-         "trace of steps": "ok", "two streams": "ok"}
+STEPS = {
+    "build": "ok",
+    "info": "ok",
+    "smoke test": "ok",
+    "gpu tests": "ok",
+    "tests of every engine": "ok",
+    "benchmark": "failed",
+    "sweep": "ok",
+    "trace of steps": "ok",
+    "two streams": "ok",
+}
 
 
 class Checked:
@@ -51,12 +59,24 @@ class Checked:
         shutil.copy(ROOT / ".ci/gpu-check", folder / ".ci")
         (folder / "tests/test_gpu.py").write_text("mark.gpu")
         (folder / "tests/test_layer.py").write_text("from samples import Route")
-        environment = {**os.environ, "PYTHON": str(python), "OUTPUT": str(output),
-                       "BUILD": str(build), "SMOKE": str(smoke), "SLEEP": str(sleep), **variables}
+        environment = {
+            **os.environ,
+            "PYTHON": str(python),
+            "OUTPUT": str(output),
+            "BUILD": str(build),
+            "SMOKE": str(smoke),
+            "SLEEP": str(sleep),
+            **variables,
+        }
         environment.pop("OUT", None) if "OUT" not in variables else None
-        done = subprocess.run([str(folder / ".ci/gpu-check"), *arguments], env=environment,
-                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              timeout=60)
+        done = subprocess.run(
+            [str(folder / ".ci/gpu-check"), *arguments],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
         self.status, self.printed = done.returncode, done.stdout
         [path] = [p for p in folder.rglob("*.json")] or [output]
         self.path, self.log = path, path.with_suffix(".log")
@@ -89,9 +109,14 @@ def test_who_uses_which_build(tmp_path):
     run = Checked(tmp_path)
     assert "CHECKED=1" in run.call("--build-lib")
     assert "CHECKED= " in run.call("build_ext")
-    for word, folder in (("smoke.py", "/build/checked "), ("--deselect", "/build/checked "),
-                         ("step_trace.py", "/build/checked "),
-                         ("bench_lstm", " "), ("sweep.py", " "), ("-k not opcheck", " ")):
+    for word, folder in (
+        ("smoke.py", "/build/checked "),
+        ("--deselect", "/build/checked "),
+        ("step_trace.py", "/build/checked "),
+        ("bench_lstm", " "),
+        ("sweep.py", " "),
+        ("-k not opcheck", " "),
+    ):
         assert f"PATH0={tmp_path}{folder}" in run.call(word)
     assert "--engine auto" in run.call("bench_lstm")
     assert "--deselect tests/test_gpu.py::test_two_streams" in run.call("--deselect")
@@ -104,7 +129,7 @@ def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
     del expected["sweep"], expected["trace of steps"]
     assert run.status == 1 and run.results == expected
     assert "--engine stepwise" in run.call("bench_lstm")
-    after = run.calls[1 + run.calls.index(run.call("smoke.py")):]
+    after = run.calls[1 + run.calls.index(run.call("smoke.py")) :]
     assert after and all("FREE_SMS=100000" in call for call in after)
     assert run.record["groups"] == [1, 2]
 
@@ -147,16 +172,20 @@ def test_smoke_compares_an_engine_with_stepwise(kind, walk, monkeypatch, capsys)
 
 
 def test_smoke_judges_the_largest_difference(monkeypatch):
-    results = {"persistent": [torch.tensor([1.0, 4.0]), torch.tensor([2.5])],
-               "stepwise": [torch.tensor([1.0, 4.0]), torch.tensor([2.0])]}
+    results = {
+        "persistent": [torch.tensor([1.0, 4.0]), torch.tensor([2.5])],
+        "stepwise": [torch.tensor([1.0, 4.0]), torch.tensor([2.0])],
+    }
     monkeypatch.setattr(smoke, "_results", lambda entry, device: results[entry["engine"]])
     assert smoke.difference("float32", "forward") == 0.125
 
 
 def test_smoke_cases_hang_and_crash_alone(tmp_path, monkeypatch, capsys):
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ncase "$2 $3" in "tf32 forward") echo waits; exec sleep 60;;'
-                      ' "float16 backward") echo trapped; kill -9 $$;; esac; echo fine\n')
+    python.write_text(
+        '#!/bin/sh\ncase "$2 $3" in "tf32 forward") echo waits; exec sleep 60;;'
+        ' "float16 backward") echo trapped; kill -9 $$;; esac; echo fine\n'
+    )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     assert smoke.main(["--seconds", "2"]) == 1

@@ -39,7 +39,8 @@ MISSING_TOOLS = [name for name in ("cuobjdump", "nvdisasm") if not tool(name)]
 pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc on PATH")
 needs_disassembler = pytest.mark.skipif(
     bool(MISSING_TOOLS),
-    reason="pip install " + " ".join(f"nvidia-cuda-{name}" for name in MISSING_TOOLS))
+    reason="pip install " + " ".join(f"nvidia-cuda-{name}" for name in MISSING_TOOLS),
+)
 
 
 def known_architectures():
@@ -51,9 +52,22 @@ def compile_with_nvcc(source, architecture, folder, *options):
     """What ptxas reports; the PTX is left in the folder."""
     if architecture not in known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
-    command = [NVCC, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "--keep",
-               f"--keep-dir={folder}", "-Werror=all-warnings", f"-I{CUDA}", *options, "-c",
-               str(source), "-o", str(folder / "out.o")]
+    command = [
+        NVCC,
+        "-std=c++17",
+        "-O3",
+        f"-arch=sm_{architecture}",
+        "-Xptxas=-v",
+        "--keep",
+        f"--keep-dir={folder}",
+        "-Werror=all-warnings",
+        f"-I{CUDA}",
+        *options,
+        "-c",
+        str(source),
+        "-o",
+        str(folder / "out.o"),
+    ]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -73,8 +87,12 @@ def write_few(name, tiles, folder):
 def disassemble(folder):
     """The kernels of out.o: name to machine_code.Instruction."""
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
-    done = subprocess.run([tool("cuobjdump"), "--dump-sass", str(folder / "out.o")], text=True,
-                          capture_output=True, env={**os.environ, "PATH": path})
+    done = subprocess.run(
+        [tool("cuobjdump"), "--dump-sass", str(folder / "out.o")],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PATH": path},
+    )
     assert done.returncode == 0, done.stderr
     return machine_code.kernels(done.stdout)
 
@@ -128,7 +146,8 @@ def slow_unless_fast(source, architecture):
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "source, architecture", [slow_unless_fast(s, a) for s in SOURCES for a in ARCHITECTURES])
+    "source, architecture", [slow_unless_fast(s, a) for s in SOURCES for a in ARCHITECTURES]
+)
 def test_compiles_without_spills(source, architecture, compiled):
     check_compiled(*compiled(source, architecture), source in PERSISTENT.values())
 
@@ -277,8 +296,14 @@ def test_rules_are_broken_without_what_they_test(name, compiled_few):
 @needs_disassembler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, switch", [(name, switch) for name in PERSISTENT for switch in sorted(set(RULES.values()))
-                     if (name, switch) != ("forward", "FASTLSTM_NO_GATE_PAIRS")])
+    "name, switch",
+    [
+        (name, switch)
+        for name in PERSISTENT
+        for switch in sorted(set(RULES.values()))
+        if (name, switch) != ("forward", "FASTLSTM_NO_GATE_PAIRS")
+    ],
+)
 def test_each_switch_breaks_its_rules(name, switch, compiled_few):
     expected = {rule for rule in rules_of(name) if RULES[rule] == switch}
     assert broken_rules(name, [switch], compiled_few) >= expected

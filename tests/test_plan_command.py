@@ -20,15 +20,22 @@ def test_plan(capsys):
     assert told.count(" us a step") == 2 and "none was measured" in told
 
 
-@pytest.mark.parametrize("free, told", [
-    ("8", "with 132 SMs, of which 8 are left free (FASTLSTM_FREE_SMS)"),
-    ("132", "FASTLSTM_FREE_SMS=132 leaves none of 132 SMs"),
-    ("few", 'FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "few"'),
-])
+@pytest.mark.parametrize(
+    "free, told",
+    [
+        ("8", "with 132 SMs, of which 8 are left free (FASTLSTM_FREE_SMS)"),
+        ("132", "FASTLSTM_FREE_SMS=132 leaves none of 132 SMs"),
+        ("few", 'FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "few"'),
+    ],
+)
 def test_free_multiprocessors(free, told):
-    done = subprocess.run([sys.executable, "-m", "fastlstm", *SHAPE], text=True,
-                          env={**os.environ, "FASTLSTM_FREE_SMS": free}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastlstm", *SHAPE],
+        text=True,
+        env={**os.environ, "FASTLSTM_FREE_SMS": free},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert told in done.stdout and "Traceback" not in done.stdout
     assert (done.returncode == 0) == (free == "8")
 
@@ -38,5 +45,4 @@ def test_info_shows_what_is_left_free(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
     monkeypatch.setattr(_build.library, "free_sms", lambda: 8)
-    assert devices()[1][1] == (
-        "H100, sm_90, 132 SMs, of which 8 are left free (FASTLSTM_FREE_SMS)")
+    assert devices()[1][1] == ("H100, sm_90, 132 SMs, of which 8 are left free (FASTLSTM_FREE_SMS)")

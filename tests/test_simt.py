@@ -84,166 +84,402 @@ def test_sanitized():
 # Faults planted in one place: what becomes what, in which file under csrc/cuda, built with which
 # .cu file, and the cases that must fail.
 STEPWISE, NORMED, FFMA, TF32, BF16 = (
-    "stepwise/float32/", "layer norm/float32/", "persistent/float32/", "persistent/tf32/",
-    "persistent/bfloat16/")
+    "stepwise/float32/",
+    "layer norm/float32/",
+    "persistent/float32/",
+    "persistent/tf32/",
+    "persistent/bfloat16/",
+)
 FORWARD, BACKWARD, TILE = "persistent_forward.cu", "persistent_backward.cu", "persistent_tile.h"
 MUTANTS = {
     "rows beyond the grid are left out": (
-        "stepwise.cu", "stepwise.cu", "row += rows_per_grid", "row += step.rows",
-        ["stepwise/more rows than a grid is high"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "row += rows_per_grid",
+        "row += step.rows",
+        ["stepwise/more rows than a grid is high"],
+    ),
     "a reset is ignored": (
-        "stepwise.cu", "stepwise.cu", "forward_unit(step, row, unit, is_reset(step, row), zoned)",
-        "forward_unit(step, row, unit, false, zoned)", [STEPWISE + "reset"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "forward_unit(step, row, unit, is_reset(step, row), zoned)",
+        "forward_unit(step, row, unit, false, zoned)",
+        [STEPWISE + "reset"],
+    ),
     "gradients cross a reset": (
-        "stepwise.cu", "stepwise.cu", "is_reset(step, row), starts_here", "false, starts_here",
-        [STEPWISE + "reset"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "is_reset(step, row), starts_here",
+        "false, starts_here",
+        [STEPWISE + "reset"],
+    ),
     "a row that starts late forgets c_0": (
-        "stepwise.cu", "stepwise.cu", "starts_here(step, row)", "step.prev_rows == 0",
-        [STEPWISE + "packed reverse"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "starts_here(step, row)",
+        "step.prev_rows == 0",
+        [STEPWISE + "packed reverse"],
+    ),
     "dead rows go on": (
-        "stepwise.cu", "stepwise.cu", "if (is_live(step, row))", "if (true)",
-        [STEPWISE + "lengths"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "if (is_live(step, row))",
+        "if (true)",
+        [STEPWISE + "lengths"],
+    ),
     "zoneout is ignored": (
-        "stepwise.cu", "stepwise.cu", "is_reset(step, row), zoned)", "is_reset(step, row), false)",
-        [STEPWISE + "zoneout", STEPWISE + "zoneout, nothing saved"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "is_reset(step, row), zoned)",
+        "is_reset(step, row), false)",
+        [STEPWISE + "zoneout", STEPWISE + "zoneout, nothing saved"],
+    ),
     "zoneout is ignored by gradients": (
-        "stepwise.cu", "stepwise.cu", "starts_here(step, row), zoned)",
-        "starts_here(step, row), false)", [STEPWISE + "zoneout"]),
+        "stepwise.cu",
+        "stepwise.cu",
+        "starts_here(step, row), zoned)",
+        "starts_here(step, row), false)",
+        [STEPWISE + "zoneout"],
+    ),
     "layer norm: no barrier before the partial sums": (
-        "layer_norm.cu", "layer_norm.cu", """partial[thread] = sum;
-    barrier();""", "partial[thread] = sum;", [NORMED + "more units than threads"]),
+        "layer_norm.cu",
+        "layer_norm.cu",
+        """partial[thread] = sum;
+    barrier();""",
+        "partial[thread] = sum;",
+        [NORMED + "more units than threads"],
+    ),
     "layer norm: no barrier before a sum": (
-        "layer_norm.cu", "layer_norm.cu",
-        "barrier();  // what f reads", "// what f reads", [NORMED + "more units than threads"]),
+        "layer_norm.cu",
+        "layer_norm.cu",
+        "barrier();  // what f reads",
+        "// what f reads",
+        [NORMED + "more units than threads"],
+    ),
     "layer norm: every other part of a sum is left out": (
-        "layer_norm.cu", "layer_norm.cu", "half > 0; half /= 2", "half > 1; half /= 2",
-        [NORMED + "one row", NORMED + "zoneout"]),
+        "layer_norm.cu",
+        "layer_norm.cu",
+        "half > 0; half /= 2",
+        "half > 1; half /= 2",
+        [NORMED + "one row", NORMED + "zoneout"],
+    ),
     "layer norm: rows beyond the first": (
-        "layer_norm.cu", "layer_norm.cu", "backward_normed_row(step, row, block)",
-        "backward_normed_row(step, 0, block)", [NORMED + "one row"]),
+        "layer_norm.cu",
+        "layer_norm.cu",
+        "backward_normed_row(step, row, block)",
+        "backward_normed_row(step, 0, block)",
+        [NORMED + "one row"],
+    ),
     "launch: only the shared memory of this call is allowed": (
-        FORWARD, "device.h", "MaxDynamicSharedMemorySize, most);",
+        FORWARD,
+        "device.h",
+        "MaxDynamicSharedMemorySize, most);",
         "MaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));",
-        ["runtime/two threads, one function, different slices"]),
+        ["runtime/two threads, one function, different slices"],
+    ),
     "launch: waits for the device": (
-        FORWARD, "device.h", "  return taken(error);",
-        "  cudaStreamSynchronize(stream);\n  return taken(error);", [FFMA + "two parts"]),
+        FORWARD,
+        "device.h",
+        "  return taken(error);",
+        "  cudaStreamSynchronize(stream);\n  return taken(error);",
+        [FFMA + "two parts"],
+    ),
     "persistent: no barrier before the sums": (
-        FORWARD, FORWARD, """step.n);
+        FORWARD,
+        FORWARD,
+        """step.n);
     }
-    __syncthreads();""", "step.n);\n    }", [FFMA + "two parts", BF16 + "two parts"]),
+    __syncthreads();""",
+        "step.n);\n    }",
+        [FFMA + "two parts", BF16 + "two parts"],
+    ),
     "persistent: no barrier after a pass": (
-        FORWARD, FORWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
-        [FFMA + "random shapes", BF16 + "random shapes"]),
+        FORWARD,
+        FORWARD,
+        "__syncthreads();  // before the next pass overwrites the sums",
+        "",
+        [FFMA + "random shapes", BF16 + "random shapes"],
+    ),
     "persistent: nobody waits": (
-        FORWARD, TILE, "while (is_missing(pieces))", "while (false)",
-        [FFMA + "two parts", BF16 + "two parts"]),
+        FORWARD,
+        TILE,
+        "while (is_missing(pieces))",
+        "while (false)",
+        [FFMA + "two parts", BF16 + "two parts"],
+    ),
     "persistent: waits for what nobody writes": (
-        FORWARD, FORWARD, "block.depth, false};", "block.depth, true};",
-        ["persistent/NaN travels"]),
+        FORWARD,
+        FORWARD,
+        "block.depth, false};",
+        "block.depth, true};",
+        ["persistent/NaN travels"],
+    ),
     "persistent: a NaN that looks unwritten": (
-        FORWARD, TILE, "return bits < kLast ? bits : kLast;", "return bits;",
-        ["persistent/NaN travels"]),
+        FORWARD,
+        TILE,
+        "return bits < kLast ? bits : kLast;",
+        "return bits;",
+        ["persistent/NaN travels"],
+    ),
     "persistent: lanes put their values into a word the wrong way round": (
-        FORWARD, TILE, "pack(bits, static_cast<uint16_t>(other))",
-        "pack(static_cast<uint16_t>(other), bits)", [BF16 + "two parts"]),
+        FORWARD,
+        TILE,
+        "pack(bits, static_cast<uint16_t>(other))",
+        "pack(static_cast<uint16_t>(other), bits)",
+        [BF16 + "two parts"],
+    ),
     "persistent: dead positions are left as they were": (
-        FORWARD, TILE, "t < steps || (steps >= 0 && !sequence.offsets)", "t < steps",
-        [FFMA + "lengths sorted by a table"]),
+        FORWARD,
+        TILE,
+        "t < steps || (steps >= 0 && !sequence.offsets)",
+        "t < steps",
+        [FFMA + "lengths sorted by a table"],
+    ),
     "persistent: a reset keeps the cell": (
-        FORWARD, FORWARD, "if (item.reset) c_prev = 0.0f;", "", [FFMA + "resets"]),
+        FORWARD,
+        FORWARD,
+        "if (item.reset) c_prev = 0.0f;",
+        "",
+        [FFMA + "resets"],
+    ),
     "persistent: padding behind a row is not written": (
-        FORWARD, TILE, "place.unit < exchanged_units", "place.unit < units", [BF16 + "odd sizes"]),
+        FORWARD,
+        TILE,
+        "place.unit < exchanged_units",
+        "place.unit < units",
+        [BF16 + "odd sizes"],
+    ),
     "persistent: h_0 is read as if it had no padding": (
-        FORWARD, FORWARD, "block.batch_row[i]) * block.depth", "block.batch_row[i]) * hidden",
-        [BF16 + "odd sizes", FFMA + "odd sizes"]),
+        FORWARD,
+        FORWARD,
+        "block.batch_row[i]) * block.depth",
+        "block.batch_row[i]) * hidden",
+        [BF16 + "odd sizes", FFMA + "odd sizes"],
+    ),
     "persistent: the others' h is read at the output's stride": (
-        FORWARD, FORWARD, "block.batch_row[i]) * call.exchange_stride",
-        "block.batch_row[i]) * call.output_stride", [BF16 + "odd sizes", FFMA + "odd sizes"]),
+        FORWARD,
+        FORWARD,
+        "block.batch_row[i]) * call.exchange_stride",
+        "block.batch_row[i]) * call.output_stride",
+        [BF16 + "odd sizes", FFMA + "odd sizes"],
+    ),
     "persistent: no output but the exchange": (
-        FORWARD, FORWARD, "if (d.output != d.exchange)", "if (false)", [BF16 + "odd sizes"]),
+        FORWARD,
+        FORWARD,
+        "if (d.output != d.exchange)",
+        "if (false)",
+        [BF16 + "odd sizes"],
+    ),
     "persistent: the next group of loads is not waited for": (
-        FORWARD, TILE, "if (end < last) next.settle(pieces, end, step);", "",
-        [FFMA + "very deep", TF32 + "very deep, wide tile"]),
+        FORWARD,
+        TILE,
+        "if (end < last) next.settle(pieces, end, step);",
+        "",
+        [FFMA + "very deep", TF32 + "very deep, wide tile"],
+    ),
     "persistent: groups of loads do not change roles": (
-        FORWARD, TILE, "take_turn(other, one, begin", "take_turn(one, other, begin",
-        [FFMA + "very deep", TF32 + "very deep, wide tile"]),
+        FORWARD,
+        TILE,
+        "take_turn(other, one, begin",
+        "take_turn(one, other, begin",
+        [FFMA + "very deep", TF32 + "very deep, wide tile"],
+    ),
     "persistent: no warp barrier around the stage": (
-        FORWARD, TILE, "bits_as<float>(words.word[j]);\n    __syncwarp();",
-        "bits_as<float>(words.word[j]);", [FFMA + "two parts"]),
+        FORWARD,
+        TILE,
+        "bits_as<float>(words.word[j]);\n    __syncwarp();",
+        "bits_as<float>(words.word[j]);",
+        [FFMA + "two parts"],
+    ),
     "persistent: fragments of the lower rows swapped": (
-        FORWARD, TILE, "kRegisters == 4 ? r / 2 : r", "kRegisters == 4 ? 1 - r / 2 : r",
-        [TF32 + "two parts", BF16 + "two parts"]),
+        FORWARD,
+        TILE,
+        "kRegisters == 4 ? r / 2 : r",
+        "kRegisters == 4 ? 1 - r / 2 : r",
+        [TF32 + "two parts", BF16 + "two parts"],
+    ),
     "persistent: no rounding to TF32": (
-        FORWARD, TILE, "return to_tf32(bits_as<float>(word));", "return word;",
-        ["persistent/tf32 rounds its factors"]),
+        FORWARD,
+        TILE,
+        "return to_tf32(bits_as<float>(word));",
+        "return word;",
+        ["persistent/tf32 rounds its factors"],
+    ),
     "persistent: the forget gate takes the input gate's sum": (
-        FORWARD, FORWARD, "from_x.f + from_h.value[1]", "from_x.f + from_h.value[0]",
-        [BF16 + "two parts"]),
+        FORWARD,
+        FORWARD,
+        "from_x.f + from_h.value[1]",
+        "from_x.f + from_h.value[0]",
+        [BF16 + "two parts"],
+    ),
     "persistent: a row that starts late forgets h_0": (
-        FORWARD, FORWARD, "if (block.is_first_step(step.t, i))", "if (step.n == 0)",
-        [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"]),
+        FORWARD,
+        FORWARD,
+        "if (block.is_first_step(step.t, i))",
+        "if (step.n == 0)",
+        [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"],
+    ),
     "persistent: W_hh sees h without its mask": (
-        FORWARD, FORWARD, "if (d.h_mask && place.live)", "if (false)",
-        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
+        FORWARD,
+        FORWARD,
+        "if (d.h_mask && place.live)",
+        "if (false)",
+        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
+    ),
     "persistent: the mask stays on the output": (
-        FORWARD, FORWARD, "T seen = result.h;", "T& seen = result.h;",
-        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"]),
+        FORWARD,
+        FORWARD,
+        "T seen = result.h;",
+        "T& seen = result.h;",
+        [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
+    ),
     "persistent: zoneout crosses a reset": (
-        FORWARD, FORWARD, "item.reset ? 0.0f : float(item.h_prev)", "float(item.h_prev)",
-        [FFMA + "zoneout"]),
+        FORWARD,
+        FORWARD,
+        "item.reset ? 0.0f : float(item.h_prev)",
+        "float(item.h_prev)",
+        [FFMA + "zoneout"],
+    ),
     "persistent: zoneout keeps the first h": (
-        FORWARD, FORWARD, "if (last || (place.live && d.zoneout.h))", "if (last)",
-        [FFMA + "zoneout", BF16 + "zoneout, lengths"]),
+        FORWARD,
+        FORWARD,
+        "if (last || (place.live && d.zoneout.h))",
+        "if (last)",
+        [FFMA + "zoneout", BF16 + "zoneout, lengths"],
+    ),
     "persistent: zoneout of the step before": (
-        FORWARD, FORWARD, "d.zoneout.c[flat_row *", "d.zoneout.c[(flat_row ? flat_row - 1 : 0) *",
-        [FFMA + "zoneout"]),
+        FORWARD,
+        FORWARD,
+        "d.zoneout.c[flat_row *",
+        "d.zoneout.c[(flat_row ? flat_row - 1 : 0) *",
+        [FFMA + "zoneout"],
+    ),
     "persistent backward: the mask is forgotten": (
-        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(item.h_mask);", "",
-        [FFMA + "recurrent dropout"]),
+        BACKWARD,
+        BACKWARD,
+        "if (d.h_mask) dh *= float(item.h_mask);",
+        "",
+        [FFMA + "recurrent dropout"],
+    ),
     "persistent backward: dL/dh_0 forgets the mask": (
-        BACKWARD, BACKWARD, "if (d.h_mask) dh *= float(d.h_mask[at]);\n      d.d_h", "d.d_h",
-        [FFMA + "recurrent dropout"]),
+        BACKWARD,
+        BACKWARD,
+        "if (d.h_mask) dh *= float(d.h_mask[at]);\n      d.d_h",
+        "d.d_h",
+        [FFMA + "recurrent dropout"],
+    ),
     "persistent backward: what zoneout kept of dh crosses a reset": (
-        BACKWARD, BACKWARD, "T(item.reset ? 0.0f : kept_dh)", "T(kept_dh)", [FFMA + "zoneout"]),
+        BACKWARD,
+        BACKWARD,
+        "T(item.reset ? 0.0f : kept_dh)",
+        "T(kept_dh)",
+        [FFMA + "zoneout"],
+    ),
     "persistent backward: what zoneout kept of dc is lost": (
-        BACKWARD, BACKWARD, "dc + kept_dc", "dc", [FFMA + "zoneout"]),
+        BACKWARD,
+        BACKWARD,
+        "dc + kept_dc",
+        "dc",
+        [FFMA + "zoneout"],
+    ),
     "persistent backward: c behind zoneout": (
-        BACKWARD, BACKWARD, "c = next_cell(gates, c_prev);", "", [FFMA + "zoneout"]),
+        BACKWARD,
+        BACKWARD,
+        "c = next_cell(gates, c_prev);",
+        "",
+        [FFMA + "zoneout"],
+    ),
     "persistent backward: what zoneout kept of dh is lost": (
-        BACKWARD, BACKWARD, "item.d_h = d.zoneout.h || block.is_last_step",
-        "item.d_h = block.is_last_step", [FFMA + "zoneout"]),
+        BACKWARD,
+        BACKWARD,
+        "item.d_h = d.zoneout.h || block.is_last_step",
+        "item.d_h = block.is_last_step",
+        [FFMA + "zoneout"],
+    ),
     "persistent backward: a reset keeps the cell": (
-        BACKWARD, BACKWARD, "item.reset ? 0.0f : item.c_prev", "item.c_prev", [FFMA + "resets"]),
+        BACKWARD,
+        BACKWARD,
+        "item.reset ? 0.0f : item.c_prev",
+        "item.c_prev",
+        [FFMA + "resets"],
+    ),
     "persistent backward: the others' d_gates are read as if they had no padding": (
-        BACKWARD, BACKWARD, "(step.offset_next + block.batch_row[i]) * 4 * width",
-        "(step.offset_next + block.batch_row[i]) * 4 * hidden", [BF16 + "odd sizes"]),
+        BACKWARD,
+        BACKWARD,
+        "(step.offset_next + block.batch_row[i]) * 4 * width",
+        "(step.offset_next + block.batch_row[i]) * 4 * hidden",
+        [BF16 + "odd sizes"],
+    ),
     "persistent backward: W_hh has no padding between gates": (
-        BACKWARD, BACKWARD, "gate = k / width, from = k % width",
-        "gate = k / hidden, from = k % hidden", [BF16 + "odd sizes"]),
+        BACKWARD,
+        BACKWARD,
+        "gate = k / width, from = k % width",
+        "gate = k / hidden, from = k % hidden",
+        [BF16 + "odd sizes"],
+    ),
     "persistent backward: padding behind a gate is not written": (
-        BACKWARD, TILE, "place.unit < exchanged_units", "place.unit < units", [BF16 + "odd sizes"]),
+        BACKWARD,
+        TILE,
+        "place.unit < exchanged_units",
+        "place.unit < units",
+        [BF16 + "odd sizes"],
+    ),
     "persistent backward: lanes keep what the other was to get": (
-        BACKWARD, TILE, "shuffle_xor(odd ? i_f : g_o, 1)", "shuffle_xor(odd ? g_o : i_f, 1)",
-        [BF16 + "two parts"]),
+        BACKWARD,
+        TILE,
+        "shuffle_xor(odd ? i_f : g_o, 1)",
+        "shuffle_xor(odd ? g_o : i_f, 1)",
+        [BF16 + "two parts"],
+    ),
     "persistent backward: the odd lane stores a unit further on": (
-        BACKWARD, TILE, "i + 2 * width - 1 : i", "i + 2 * width : i", [BF16 + "two parts"]),
+        BACKWARD,
+        TILE,
+        "i + 2 * width - 1 : i",
+        "i + 2 * width : i",
+        [BF16 + "two parts"],
+    ),
     "persistent backward: the odd lane stores i and f": (
-        BACKWARD, TILE, "i + 2 * width - 1 : i", "i - 1 : i", [BF16 + "two parts"]),
+        BACKWARD,
+        TILE,
+        "i + 2 * width - 1 : i",
+        "i - 1 : i",
+        [BF16 + "two parts"],
+    ),
     "persistent backward: the next group of loads is not waited for": (
-        BACKWARD, TILE, "if (end < last) next.settle(pieces, end, step);", "",
-        [TF32 + "very deep", FFMA + "very deep"]),
+        BACKWARD,
+        TILE,
+        "if (end < last) next.settle(pieces, end, step);",
+        "",
+        [TF32 + "very deep", FFMA + "very deep"],
+    ),
     "persistent backward: no barrier after a pass": (
-        BACKWARD, BACKWARD, "__syncthreads();  // before the next pass overwrites the sums", "",
-        [FFMA + "random shapes", BF16 + "random shapes"]),
+        BACKWARD,
+        BACKWARD,
+        "__syncthreads();  // before the next pass overwrites the sums",
+        "",
+        [FFMA + "random shapes", BF16 + "random shapes"],
+    ),
     "persistent backward: gradients cross a reset": (
-        BACKWARD, BACKWARD, " ||\n        block.is_reset(step.t_next, i)", "", [FFMA + "resets"]),
+        BACKWARD,
+        BACKWARD,
+        " ||\n        block.is_reset(step.t_next, i)",
+        "",
+        [FFMA + "resets"],
+    ),
     "persistent backward: nobody waits before dL/dh_0": (
-        BACKWARD, BACKWARD, "(block.offset(t) + block.batch_row[i]) * 4 * width, true};",
-        "(block.offset(t) + block.batch_row[i]) * 4 * width, false};", [FFMA + "two parts"]),
+        BACKWARD,
+        BACKWARD,
+        "(block.offset(t) + block.batch_row[i]) * 4 * width, true};",
+        "(block.offset(t) + block.batch_row[i]) * 4 * width, false};",
+        [FFMA + "two parts"],
+    ),
     "persistent backward: reads the step before the one that came after": (
-        BACKWARD, BACKWARD, "offset_next = step.offset;", "offset_next = offset_next;",
-        [FFMA + "two parts"]),
+        BACKWARD,
+        BACKWARD,
+        "offset_next = step.offset;",
+        "offset_next = offset_next;",
+        [FFMA + "two parts"],
+    ),
 }
 
 
@@ -253,8 +489,18 @@ def test_too_many_parameters_do_not_compile(tmp_path):
         text = (CUDA / "sequence.cu").read_text()
         assert "kPiece = 496;" in text
         (tmp_path / "sequence.cu").write_text(text.replace("kPiece = 496;", piece))
-        done = run(*CXX, "-std=c++17", "-w", "-fsyntax-only", "-DFASTLSTM_EMULATOR", f"-I{SIMT}",
-                   f"-I{CUDA}", "-x", "c++", str(tmp_path / "sequence.cu"))
+        done = run(
+            *CXX,
+            "-std=c++17",
+            "-w",
+            "-fsyntax-only",
+            "-DFASTLSTM_EMULATOR",
+            f"-I{SIMT}",
+            f"-I{CUDA}",
+            "-x",
+            "c++",
+            str(tmp_path / "sequence.cu"),
+        )
         assert (done.returncode == 0) == compiles, done.stdout
     assert "too many parameters" in done.stdout
 
@@ -265,13 +511,32 @@ def rebuild(names, folder, *options, cuda=CUDA):
     assert status == 0, output
     for name in names:
         source = (cuda if name.endswith(".cu") else SIMT) / name
-        done = run(*CXX, "-std=c++17", "-O0", "-w", "-U_FORTIFY_SOURCE", "-DFASTLSTM_EMULATOR",
-                   *options, f"-I{SIMT}", f"-I{cuda}", "-x", "c++", "-c", str(source), "-o",
-                   str(folder / f"{name}.o"))
+        done = run(
+            *CXX,
+            "-std=c++17",
+            "-O0",
+            "-w",
+            "-U_FORTIFY_SOURCE",
+            "-DFASTLSTM_EMULATOR",
+            *options,
+            f"-I{SIMT}",
+            f"-I{cuda}",
+            "-x",
+            "c++",
+            "-c",
+            str(source),
+            "-o",
+            str(folder / f"{name}.o"),
+        )
         assert done.returncode == 0, done.stdout
     others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.stem not in names]
-    done = run(*CXX, *(str(folder / f"{name}.o") for name in names), *others, "-o",
-               str(folder / "simt_tests"))
+    done = run(
+        *CXX,
+        *(str(folder / f"{name}.o") for name in names),
+        *others,
+        "-o",
+        str(folder / "simt_tests"),
+    )
     assert done.returncode == 0, done.stdout
     return str(folder / "simt_tests")
 
@@ -298,18 +563,27 @@ def test_mutant_is_caught(mutant, tmp_path):
 
 # What a build may leave out, and the files that it changes.
 SWITCHES = re.findall(r"= !(FASTLSTM_NO_\w+);", (CUDA / "switches.h").read_text())
-SWITCHED = ["persistent_forward.cu", "persistent_backward.cu", "test_persistent.cpp",
-            "test_plan.cpp"]
+SWITCHED = [
+    "persistent_forward.cu",
+    "persistent_backward.cu",
+    "test_persistent.cpp",
+    "test_plan.cpp",
+]
 
 
 def test_switched_off(tmp_path):
     """Nothing but speed depends on the switches of switches.h."""
     assert len(SWITCHES) == 6
     program = rebuild(SWITCHED[:3], tmp_path, *(f"-D{switch}=1" for switch in SWITCHES))
-    some = ("odd sizes", "two directions, lengths, resets", "recurrent dropout, odd, packed",
-            "zoneout, lengths")
-    done = run(program, *(kind + case for kind in (FFMA, BF16) for case in some),
-               FFMA + "very deep")
+    some = (
+        "odd sizes",
+        "two directions, lengths, resets",
+        "recurrent dropout, odd, packed",
+        "zoneout, lengths",
+    )
+    done = run(
+        program, *(kind + case for kind in (FFMA, BF16) for case in some), FFMA + "very deep"
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -325,7 +599,8 @@ def test_all_cases_switched_off(switches, tmp_path):
 def test_half_a_word_is_not_enough(tmp_path):
     """Without padding, where values come one by one, a word may be there in part."""
     cuda = plant("if (false)", "if (sizeof(T) == 2 && !kAligned)", TILE, tmp_path)
-    program = rebuild([FORWARD, "test_persistent.cpp"], tmp_path, "-DFASTLSTM_NO_PADDING=1",
-                      cuda=cuda)
+    program = rebuild(
+        [FORWARD, "test_persistent.cpp"], tmp_path, "-DFASTLSTM_NO_PADDING=1", cuda=cuda
+    )
     done = run(program, BF16 + "odd sizes", timeout=120)
     assert done.returncode != 0, done.stdout

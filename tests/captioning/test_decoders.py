@@ -8,6 +8,7 @@ from captioning.cnn import POOLS
 from captioning.config import ModelConfig
 from captioning.decoders import DECODERS, Attentive, decoder_class
 from captioning.errors import CaptioningError
+from captioning.serve import describe_lstm
 from captioning.vocabulary import END, PAD, START
 
 E, H, V, GRID = 6, 8, 12, 3
@@ -60,6 +61,7 @@ def test_it_says_what_it_is(config, decoder):
     assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
     shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     assert decoder.shapes(config).items() <= shapes.items()
+    assert describe_lstm(decoder.lstm).endswith("on cpu, float32")  # on the page
     if isinstance(decoder, Attentive):
         assert "grid" in decoder.pools
 
@@ -70,5 +72,5 @@ def test_help_and_errors_name_every_decoder(capsys):
     words = " ".join(capsys.readouterr().out.split())
     for name, kind in DECODERS.items():
         assert f"{name}: {kind.help}" in words
-    with pytest.raises(CaptioningError, match=f"one of .*{'.*'.join(DECODERS)}.*, got 'gru'"):
-        decoder_class(ModelConfig(1, 1, decoder="gru"))
+    with pytest.raises(CaptioningError, match=f"one of .*{'.*'.join(DECODERS)}.*, got 'none'"):
+        decoder_class(ModelConfig(1, 1, decoder="none"))
