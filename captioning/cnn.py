@@ -29,10 +29,17 @@ from captioning.images import Transform
 
 POOLS = ("avg", "2x2", "grid")
 VIEWS = ("whole", "crop")
-# Pixels in one pass on a CPU: four pictures of 224 x 224. glibc gives blocks of 32 MiB and more
-# back to the kernel when they are freed, and smaller ones too until one as large was; the page
-# faults of taking them anew cost more than the convolutions of a small CNN.
-CPU_PIXELS = 4 * 224 * 224
+CPU_PIXELS = 4 * 224 * 224  # in one pass on a CPU, whose blocks malloc can then keep
+
+
+def keep_freed_blocks() -> None:
+    """Let malloc keep blocks of up to 31 MiB instead of returning them to the kernel.
+
+    glibc returns every large block that is freed, until one that is larger, but below 32 MiB, was
+    freed before. The page faults of new blocks cost more than the convolutions of a small CNN.
+    Commands that encode pictures call this; it does nothing with other allocators.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,6 @@ class FrozenCNN(nn.Module):
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
-        torch.empty(31 * 2**20, dtype=torch.uint8)  # let go at once, see CPU_PIXELS
         self.train()
         size = transform.crop_size
         self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])

@@ -166,7 +166,7 @@ def serve(
         CaptioningError: Gradio is missing, the port is taken, an argument is out of range.
     """
     limits = limits or Limits()
-    # Larger than what malloc keeps: what a large picture took goes back to the system.
+    # Larger than what malloc keeps, so that the memory of a large picture is returned.
     Image.core.set_block_size(2**26)
     host = host.strip("[]")  # of an IPv6 address
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from captioning.attention_maps import attender, write_panels
 from captioning.caption import caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
-from captioning.cnn import FrozenCNN
+from captioning.cnn import FrozenCNN, keep_freed_blocks
 from captioning.commands.arguments import add_device, add_lstm, at_least, option
 from captioning.console import say
 from captioning.datasets import CaptionDataset, load_coco
@@ -61,6 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    keep_freed_blocks()
     with lock_files(args.json, args.attention, args.sheet):
         return _run(args)
 

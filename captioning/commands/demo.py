@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_lstm, at_least
 from captioning.decoders import DECODERS
 from captioning.demo import demo
@@ -26,4 +27,5 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    keep_freed_blocks()
     demo(args.output, args.epochs, args.lstm, args.fresh, args.seed, args.decoder)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import (
     add_cnn,
     add_device,
@@ -32,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    keep_freed_blocks()
     # train encodes no picture without captions either
     dataset = load_data(args, args.annotations, args.images, need_captions=True)
     cnn = load_cnn_of(args)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning.checkpoint import load_checkpoint
+from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import add_device, add_lstm, at_least, positive
 from captioning.serve import serve
 from captioning.uploads import Limits
@@ -51,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    keep_freed_blocks()
     limits = Limits(args.max_megabytes, args.max_megapixels, args.keep_megabytes)
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)

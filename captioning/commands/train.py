@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
+from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import (
     add_cnn,
     add_decoder,
@@ -122,6 +123,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    keep_freed_blocks()
     with processes(args.device) as here, contextlib.ExitStack() as stack:
         if here.is_first:
             stack.enter_context(lock_folder(args.output, "vocabulary.json"))
