@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from captioning.config import setting
 from captioning.errors import CaptioningError
 from captioning.images import Transform
 
@@ -58,6 +59,33 @@ class CNNConfig:
     name: str = "resnet152"
     weights: str = "DEFAULT"
     pool: str = "avg"
+
+
+@dataclass(frozen=True)
+class CNNChoice:
+    """A CNN as it is chosen; what is None follows from the other settings, or has its default."""
+
+    cnn: str | None = setting(
+        "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn (resnet152)", None
+    )
+    weights: str | None = setting("name of torchvision weights (DEFAULT)", None)
+    pool: str | None = setting(
+        "avg: global average; 2x2: and the four quarters, which tell where things are; grid: the "
+        "cells, for a decoder that attends (avg, or the one that --decoder reads)",
+        None,
+        choices=POOLS,
+    )
+    view: str | None = setting(
+        "whole: all of the picture, squashed to a square; crop: the square in its middle, as in "
+        "the CNN's own training (whole)",
+        None,
+        choices=VIEWS,
+    )
+
+    def load(self) -> "FrozenCNN":
+        given = {"name": self.cnn, "weights": self.weights, "pool": self.pool}
+        config = CNNConfig(**{name: value for name, value in given.items() if value})
+        return load_cnn(config, self.view or VIEWS[0])
 
 
 class FrozenCNN(nn.Module):

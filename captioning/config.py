@@ -2,7 +2,7 @@
 pictures, small ones, and self-critical training."""
 
 import math
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,10 +24,10 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
 
 
 def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
-    """The settings that a file holds; what an older version did not know has its default.
+    """A dataclass from its fields by name; those that an older version lacked have defaults.
 
     Args:
-        kind: a dataclass of numbers, text, and tuples of numbers, for which lists may come.
+        kind: a dataclass of numbers, text, and tuples of numbers, which may be given as lists.
         data: its fields by name.
         what: what the message calls them.
 
@@ -44,8 +44,8 @@ def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
     data = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
     for name, value in data.items():
         if not _is_of(value, types[name]):
-            told = "numbers" if get_origin(types[name]) else types[name].__name__
-            raise CaptioningError(f"{what}: expected {told} as {name}, got {short(value)}")
+            expected = "numbers" if get_origin(types[name]) else types[name].__name__
+            raise CaptioningError(f"{what}: expected {expected} as {name}, got {short(value)}")
     try:
         return kind(**data)
     except CaptioningError as error:
@@ -59,49 +59,62 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def check_range(name: str, value: float | None, low: float) -> None:
-    """Refuse what is below its bound, or absurd; None was not given."""
+    """Refuse a value that is below its bound or absurdly large; None stands for no value."""
     high = LIMIT if isinstance(value, int) else math.inf
     if value is not None and not low <= value < high:
-        told = f"< {high:,}" if value >= high else f">= {low}"
-        raise CaptioningError(f"{name}: expected {told}, got {short(value)}")
+        expected = f"< {high:,}" if value >= high else f">= {low}"
+        raise CaptioningError(f"{name}: expected {expected}, got {short(value)}")
 
 
 def check_at_least(settings: Any, **bounds: float) -> None:
-    """Refuse fields that are below their bound, or absurd."""
+    """`check_range` of several fields."""
     for name, low in bounds.items():
         check_range(name, getattr(settings, name), low)
 
 
 def check_share(settings: Any, *names: str) -> None:
-    """Refuse fields that are no share of something below all of it."""
+    """Refuse fields that are not in [0, 1)."""
     for name in names:
         value = getattr(settings, name)
         if not 0 <= value < 1:
             raise CaptioningError(f"{name}: expected 0 <= {name} < 1, got {value}")
 
 
+def setting(help: str, default: Any = MISSING, **options: Any) -> Any:
+    """A field of a dataclass that carries its help, from which commands make an option.
+
+    `options` are given to `ArgumentParser.add_argument` too, such as choices.
+    """
+    return field(default=default, metadata={"help": help, **options})
+
+
+def option(name: str) -> str:
+    """The option that commands make of a setting."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Args:
-    feature_size: size of a feature vector of the frozen CNN.
-    vocab_size: number of words.
-    embed_size: size of the word and picture vectors.
-    hidden_size: size of the LSTM's state.
-    num_layers: number of LSTM layers.
-    max_seq_length: the most tokens that decoding writes, <end> included.
-    dropout: probability of dropping an element of the embeddings, between LSTM layers and of what
-        the output layer reads.
-    decoder: a name in `captioning.decoders.DECODERS`.
-    grid: side of the square of cells if the CNN pools to "grid", else 0.
+    """The sizes of a captioner.
+
+    Args:
+        feature_size: size of a feature vector of the frozen CNN.
+        vocab_size: number of words.
+        decoder: a name in `captioning.decoders.DECODERS`.
+        grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 
     feature_size: int
     vocab_size: int
-    embed_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 1
-    max_seq_length: int = 20
-    dropout: float = 0.0
+    embed_size: int = setting("size of the word and picture vectors", 256)
+    hidden_size: int = setting("size of the LSTM's state", 512)
+    num_layers: int = setting("number of LSTM layers", 1)
+    max_seq_length: int = setting("the most tokens that decoding writes, <end> included", 20)
+    dropout: float = setting(
+        "probability of dropping an element of the embeddings, between LSTM layers and of what the "
+        "output layer reads",
+        0.0,
+    )
     decoder: str = "lstm"
     grid: int = 0
 
@@ -113,44 +126,42 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Args:
-    epochs: passes over all captions; more for fewer than 3,000 pictures.
-    batch_size: captions per step, of all processes together.
-    learning_rate: the highest; it rises for `warmup` steps, then falls along a cosine to 2 %.
-    warmup: steps.
-    schedule: "cosine" or "constant".
-    clip_norm: the largest norm of the gradient; 0 for no limit.
-    label_smoothing: share of the target spread over the vocabulary.
-    scheduled_sampling: probability, in the last epoch, of feeding the model's own words; it rises
-        linearly from 0 in the first.
-    ema: validate and keep a running average of the weights of about 1 / (1 - ema) steps
-        (Polyak and Juditsky, 1992); 0 for the weights themselves.
-    patience: stop after so many epochs without a better CIDEr-D; 0 never.
-    autocast: "none", "bfloat16", "float16", or "auto": bfloat16 on a CPU with AVX512_BF16 or AMX.
-    compile: torch.compile the decoder; uses padded captions instead of packed ones.
-    self_critical: 0 trains on cross-entropy; a number >= 2 on the CIDEr-D of so many captions
-        sampled for each picture (see `captioning.self_critical`). A batch is then of pictures.
-    save_every: steps between saves within an epoch; 0 saves after each epoch only.
-    max_words: longer captions are cut.
-    seed: of initial weights, order, dropout.
-    """
+    """How to train."""
 
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    schedule: str = "cosine"
-    clip_norm: float = 5.0
-    label_smoothing: float = 0.0
-    scheduled_sampling: float = 0.0
-    ema: float = 0.0
-    patience: int = 0
-    autocast: str = "none"
-    compile: bool = False
-    self_critical: int = 0
-    save_every: int = 0
-    max_words: int = 50
-    seed: int = 0
+    epochs: int = setting("passes over all captions; more for fewer than 3,000 pictures", 20)
+    batch_size: int = setting("captions per step, of all processes together", 128)
+    learning_rate: float = setting(
+        "the highest; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
+    )
+    warmup: int = setting("steps in which the learning rate rises", 50)
+    schedule: str = setting("cosine or constant, of the learning rate", "cosine")
+    clip_norm: float = setting("the largest norm of the gradient; 0 for no limit", 5.0)
+    label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
+    scheduled_sampling: float = setting(
+        "probability, in the last epoch, of feeding the model's own words; it rises linearly from "
+        "0 in the first",
+        0.0,
+    )
+    ema: float = setting(
+        "validate and keep a running average of the weights of about 1 / (1 - ema) steps (Polyak "
+        "and Juditsky, 1992); 0 for the weights themselves",
+        0.0,
+    )
+    patience: int = setting("stop after this many epochs without a better CIDEr-D; 0: never", 0)
+    autocast: str = setting(
+        "none, bfloat16, float16, or auto: bfloat16 on a CPU with AVX512_BF16 or AMX", "none"
+    )
+    compile: bool = setting(
+        "torch.compile the decoder; uses padded captions instead of packed ones", False
+    )
+    self_critical: int = setting(
+        "0 trains on cross-entropy; a number >= 2 on the CIDEr-D of that many captions sampled for "
+        "each picture, and a batch is then of pictures",
+        0,
+    )
+    save_every: int = setting("steps between saves within an epoch; 0: after each epoch only", 0)
+    max_words: int = setting("longer captions are cut", 50)
+    seed: int = setting("of initial weights, order, dropout", 0)
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)

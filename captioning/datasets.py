@@ -20,6 +20,7 @@ from captioning.files import read_json
 from captioning.tokenizer import tokenize
 from captioning.vocabulary import PAD, Vocabulary
 
+ON_ERROR = ("refuse", "skip")
 PREPARE = "captioning prepare makes COCO captions files of other formats"
 
 
@@ -76,8 +77,8 @@ def load_coco(
         CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
             something would have to be skipped and `on_error` is "refuse".
     """
-    if on_error not in ("refuse", "skip"):
-        raise CaptioningError(f"on_error: expected 'refuse' or 'skip', got {on_error!r}")
+    if on_error not in ON_ERROR:
+        raise CaptioningError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
     data = _read_coco(annotations)
     coco = COCO()
     coco.dataset = data

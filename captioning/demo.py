@@ -22,7 +22,7 @@ from captioning.console import say
 from captioning.datasets import load_coco
 from captioning.decoders import DECODERS
 from captioning.errors import CaptioningError
-from captioning.features import FeatureTable, extract_features
+from captioning.features import Extraction, FeatureTable, extract_features
 from captioning.files import read_json, write_json
 from captioning.generate import best_captions
 from captioning.locks import lock_folder
@@ -96,7 +96,7 @@ def _demo(
     tables = {}
     for split, dataset in data.items():
         path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
-        cache = extract_features(cnn, dataset.images, path, stale="replace")
+        cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
         tables[split] = FeatureTable(dataset, cache)
 
     vocabulary = Vocabulary.build(data["train"].captions)

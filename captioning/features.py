@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.cnn import FrozenCNN
+from captioning.config import check_at_least, setting
 from captioning.console import printable, say, short
-from captioning.datasets import CaptionDataset, CaptionedImage
+from captioning.datasets import ON_ERROR, CaptionDataset, CaptionedImage
 from captioning.errors import CaptioningError
 from captioning.files import open_regular, write_atomically
 from captioning.images import ImageError, load_image
@@ -115,10 +117,10 @@ class FeatureCache:
             return True
         if stale != "refuse":
             return False
-        told = "its tables are of other pictures"
+        reason = "its tables are of other pictures"
         if k is not None:
-            told = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
-        raise CaptioningError(f"{self.path} is stale: {told}. Delete it or name another file.")
+            reason = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
+        raise CaptioningError(f"{self.path} is stale: {reason}. Delete it or name another file.")
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """The rows of these pictures; -1 for those that are broken or not there."""
@@ -177,17 +179,40 @@ class _Pictures(Dataset):
             return row, str(error)
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """How pictures are encoded.
+
+    Args:
+        stale: "refuse" a cache of something else, or "replace" it.
+        progress: show a progress bar.
+    """
+
+    on_error: str = setting(
+        "refuse or skip what is broken or missing: pictures, captions, rows of a list",
+        "refuse",
+        choices=ON_ERROR,
+    )
+    device: str = setting("cpu, cuda, cuda:1, ...", "cpu", metavar="DEVICE")
+    dtype: str = setting(
+        "of the cached features; float16 takes half the disk", "float32", choices=tuple(_NAMES)
+    )
+    workers: int = setting("processes that load pictures, besides this one", 0)
+    stale: str = "refuse"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least(self, workers=0)
+        if self.dtype not in _NAMES:
+            raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {self.dtype!r}")
+
+
 def extract_features(
     cnn: FrozenCNN,
     images: Sequence[CaptionedImage],
     path: str | Path,
+    how: Extraction | None = None,
     batch_size: int = 32,
-    dtype: str = "float32",
-    on_error: str = "refuse",
-    workers: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
-    stale: str = "refuse",
 ) -> FeatureCache:
     """Encode every picture into the cache `path`, or go on with one that was begun.
 
@@ -197,38 +222,31 @@ def extract_features(
         cnn: the frozen CNN.
         images: the pictures.
         path: the cache file.
+        how: `Extraction()` if None. With on_error "refuse" it stops at a broken picture, also at
+            one that was skipped before; with "skip" it names and marks broken pictures.
         batch_size: pictures per pass through the CNN.
-        dtype: "float32", or "float16" for half the size.
-        on_error: "refuse" stops at a broken picture, also at one that was left out before; "skip"
-            names, marks and leaves it out.
-        workers: processes that load pictures.
-        device: where the CNN runs.
-        progress: show a progress bar.
-        stale: "refuse" a cache of something else, or "replace" it.
 
     Raises:
         CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
             is broken; the disk is full.
     """
-    path = Path(path)
-    if dtype not in _NAMES:
-        raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {dtype!r}")
-    key = cache_key(cnn, images, dtype)
+    path, how = Path(path), how or Extraction()
+    key = cache_key(cnn, images, how.dtype)
     ids = [image.id for image in images]
-    unfinished = (TO_DO, BROKEN) if on_error == "refuse" else (TO_DO,)
+    unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
 
     def opened(mode: str) -> FeatureCache | None:
         cache = FeatureCache(path, mode) if path.exists() else None
-        return cache if cache and cache.is_of(key, ids, cnn.feature_shape, stale) else None
+        return cache if cache and cache.is_of(key, ids, cnn.feature_shape, how.stale) else None
 
     cache = opened("r")  # one that is finished is neither locked nor written to
     if cache is None or np.isin(cache.state, unfinished).any():
         with lock_files(path, wait=True):
             cache = opened("r+")
             if cache is None:
-                cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+                cache = FeatureCache.create(path, ids, cnn.feature_shape, how.dtype, key)
             cache.state[np.isin(cache.state, unfinished)] = TO_DO
-            _encode(cnn.to(device), images, cache, batch_size, on_error, workers, progress)
+            _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
 
 
@@ -236,28 +254,25 @@ def _encode(
     cnn: FrozenCNN,
     images: Sequence[CaptionedImage],
     cache: FeatureCache,
+    how: Extraction,
     batch_size: int,
-    on_error: str,
-    workers: int,
-    progress: bool,
 ) -> None:
     """Fill the rows that are to do."""
     rows = np.flatnonzero(cache.state == TO_DO).tolist()
     if not rows:
         return
-    loader = DataLoader(
-        _Pictures(images, rows, cnn), batch_size, num_workers=workers, collate_fn=list
-    )
+    pictures = _Pictures(images, rows, cnn)
+    loader = DataLoader(pictures, batch_size, num_workers=how.workers, collate_fn=list)
     device = next(cnn.parameters()).device
     broken = []
     stem = cache.path.stem
     title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
-    with tqdm(total=len(rows), desc=title, unit="img", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc=title, unit="img", disable=not how.progress) as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
             for row, item in items:
                 if not isinstance(item, Tensor):
-                    if on_error == "refuse":
+                    if how.on_error == "refuse":
                         raise ImageError(item, "(--on-error skip leaves broken pictures out)")
                     broken.append(item)
                     cache.state[row] = BROKEN

@@ -6,6 +6,7 @@ import fastlstm
 from captioning.errors import CaptioningError
 
 LSTMS = ("fastlstm", "torch", "reference")
+HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
 
 
 def make_lstm(

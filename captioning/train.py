@@ -25,7 +25,7 @@ from captioning.processes import ALONE, Processes
 from captioning.self_critical import SelfCriticalTrainer
 from captioning.trainer import Trainer, learning_rate
 
-FREE = {"epochs", "patience", "save_every", "compile"}  # settings that may change with resume
+MAY_CHANGE = {"epochs", "patience", "save_every", "compile"}  # settings, with resume
 
 
 @torch.no_grad()
@@ -238,7 +238,7 @@ def _resume(
         raise CaptioningError(f"{path} holds another model: {old.model.config}")
     before = from_dict(TrainConfig, old.training.get("config"), f"{path}: settings")
     for name, value in asdict(config).items():
-        if name not in FREE and getattr(before, name) != value:
+        if name not in MAY_CHANGE and getattr(before, name) != value:
             raise CaptioningError(
                 f"{path} was trained with {name} = {getattr(before, name)}, got {value}"
             )

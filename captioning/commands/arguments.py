@@ -2,18 +2,18 @@
 
 import argparse
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
 
 import torch
 
-from captioning.cnn import POOLS, VIEWS, CNNConfig, FrozenCNN, load_cnn
-from captioning.console import say
-from captioning.datasets import CaptionDataset, load_coco
+from captioning.cnn import CNNChoice
+from captioning.config import option
 from captioning.decoders import DECODERS
-from captioning.features import FeatureTable, extract_features
-from captioning.lstm import LSTMS
+from captioning.features import Extraction
+from captioning.lstm import HELP, LSTMS
 
 
 def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -22,8 +22,8 @@ def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
     def integer(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
-            told = f">= {low}" if high == math.inf else f"{low} to {high}"
-            raise argparse.ArgumentTypeError(f"expected {told}, got {value}")
+            bounds = f">= {low}" if high == math.inf else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected {bounds}, got {value}")
         return value
 
     integer.__name__ = "int"  # argparse says "invalid int value: 'x'"
@@ -41,10 +41,6 @@ def positive(text: str) -> float:
 positive.__name__ = "float"
 
 
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def device(name: str) -> str:
     """Checks a device before anything is computed."""
     try:
@@ -55,28 +51,51 @@ def device(name: str) -> str:
     return name
 
 
+def add_settings(
+    parser: Any, kind: type, defaults: Mapping[str, str] | None = None, **options: dict[str, Any]
+) -> None:
+    """Options for the fields of a dataclass that carry their help (`captioning.config.setting`).
+
+    What is not given is not in the namespace, see `given`.
+
+    Args:
+        parser: a parser, or a group of one.
+        kind: the dataclass.
+        defaults: what the help says of a field's default, if not the default.
+        options: by field, more arguments of `add_argument`.
+    """
+    types = get_type_hints(kind)
+    for entry in fields(kind):
+        if "help" not in entry.metadata:
+            continue
+        more = {**entry.metadata, **options.get(entry.name, {})}
+        text = more.pop("help").replace("%", "%%")
+        default = (defaults or {}).get(entry.name, entry.default)
+        if types[entry.name] is bool:
+            more["action"] = "store_true"
+        else:
+            more.setdefault("type", next(iter(get_args(types[entry.name])), types[entry.name]))
+            text += "" if default in (None, MISSING) else f" ({default})"
+        required = entry.default is MISSING
+        parser.add_argument(
+            option(entry.name), default=SUPPRESS, required=required, help=text, **more
+        )
+
+
+def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The values of the options of `add_settings`, of those that were given."""
+    names = [entry.name for entry in fields(kind) if "help" in entry.metadata]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device, default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ..."
     )
 
 
-def add_on_error(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--on-error",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="what to do about what is broken or missing: pictures, captions, rows of a list",
-    )
-
-
 def add_lstm(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lstm",
-        choices=LSTMS,
-        default="fastlstm",
-        help="who computes; torch: nn.LSTM; reference: fastlstm in plain PyTorch",
-    )
+    parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=HELP)
 
 
 def add_decoder(parser: Any, default: str | None = None) -> None:
@@ -84,61 +103,8 @@ def add_decoder(parser: Any, default: str | None = None) -> None:
     parser.add_argument("--decoder", choices=tuple(DECODERS), default=default, help=texts)
 
 
-def add_cnn(parser: argparse.ArgumentParser) -> None:
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """The options of `CNNChoice` and `Extraction`."""
     group = parser.add_argument_group("frozen CNN")
-    standard = CNNConfig()
-    group.add_argument(
-        "--cnn",
-        help=f"a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn ({standard.name})",
-    )
-    group.add_argument("--weights", help=f"name of torchvision weights ({standard.weights})")
-    group.add_argument(
-        "--pool",
-        choices=POOLS,
-        help="avg: global average; 2x2: and the four quarters, which tell where things are; grid: "
-        "the cells, for --decoder attention, and its default (else avg)",
-    )
-    group.add_argument(
-        "--view",
-        choices=VIEWS,
-        help="whole: all of the picture, squashed to a square (default); crop: the square in its "
-        "middle, as in the CNN's own training",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the cached features; float16 takes half the disk",
-    )
-    group.add_argument(
-        "--workers",
-        type=at_least(0),
-        metavar="N",
-        default=0,
-        help="processes that load pictures beside this one",
-    )
-
-
-def load_cnn_of(args: argparse.Namespace) -> FrozenCNN:
-    given = {"name": args.cnn, "weights": args.weights, "pool": args.pool}
-    config = CNNConfig(**{name: value for name, value in given.items() if value})
-    return load_cnn(config, args.view or VIEWS[0])
-
-
-def load_data(
-    args: argparse.Namespace, annotations: Path, images: Path | None, need_captions: bool = False
-) -> CaptionDataset:
-    dataset = load_coco(annotations, images, args.on_error, need_captions)
-    if dataset.skipped:
-        say(*dataset.report_skipped())
-    return dataset
-
-
-def encode(
-    args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset, cache: Path, batch: int = 32
-) -> FeatureTable:
-    """The features of a data set, which are computed unless they are cached."""
-    found = extract_features(
-        cnn, dataset.images, cache, batch, args.dtype, args.on_error, args.workers, args.device
-    )
-    return FeatureTable(dataset, found)
+    add_settings(group, CNNChoice)
+    add_settings(group, Extraction, device={"type": device})

@@ -9,11 +9,18 @@ from captioning.attention_maps import attender, write_panels
 from captioning.caption import caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
-from captioning.commands.arguments import add_device, add_lstm, at_least, option
+from captioning.commands.arguments import add_device, add_lstm, at_least
+from captioning.config import option
 from captioning.console import say
 from captioning.datasets import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import FeatureCache, FeatureTable, cache_path, extract_features
+from captioning.features import (
+    Extraction,
+    FeatureCache,
+    FeatureTable,
+    cache_path,
+    extract_features,
+)
 from captioning.files import write_json
 from captioning.generate import METHODS, DecodeConfig
 from captioning.locks import lock_files
@@ -135,9 +142,8 @@ def cached_features(
 ) -> FeatureCache:
     """The features of a data set, encoded unless they are there; of either dtype."""
     dtype = FeatureCache(cache).metadata.get("dtype", "float32") if cache.exists() else "float32"
-    return extract_features(
-        cnn, dataset.images, cache, args.batch_size, dtype, "skip", device=args.device
-    )
+    extraction = Extraction(on_error="skip", device=args.device, dtype=dtype)
+    return extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
 
 
 def config_of(args: argparse.Namespace) -> DecodeConfig:

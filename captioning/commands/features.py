@@ -3,18 +3,11 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import keep_freed_blocks
-from captioning.commands.arguments import (
-    add_cnn,
-    add_device,
-    add_on_error,
-    at_least,
-    encode,
-    load_cnn_of,
-    load_data,
-)
+from captioning.cnn import CNNChoice, keep_freed_blocks
+from captioning.commands.arguments import add_encoding, at_least, given
 from captioning.console import say
-from captioning.features import cache_path
+from captioning.datasets import load_coco
+from captioning.features import Extraction, cache_path, extract_features
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,16 +20,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="folder of feature caches to write to, as train's --features",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at a time")
-    add_on_error(parser)
-    add_device(parser)
-    add_cnn(parser)
+    add_encoding(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     keep_freed_blocks()
+    extraction = Extraction(**given(args, Extraction))
     # train encodes no picture without captions either
-    dataset = load_data(args, args.annotations, args.images, need_captions=True)
-    cnn = load_cnn_of(args)
+    dataset = load_coco(args.annotations, args.images, extraction.on_error, need_captions=True)
+    say(*dataset.report_skipped())
+    cnn = CNNChoice(**given(args, CNNChoice)).load()
     cache = cache_path(args.features, args.annotations)
-    encode(args, cnn, dataset, cache, args.batch_size)
+    extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
     say(f"{cache}: features of shape {cnn.feature_shape} by {cnn.config}")

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from captioning import prepare as module
-from captioning.commands.arguments import add_on_error
 from captioning.console import say
+from captioning.datasets import ON_ERROR
 from captioning.errors import list_reasons
 from captioning.locks import lock_folder
 from captioning.prepare import SPLITS, find_images, prepare, read_source, read_split_lists
@@ -31,7 +31,12 @@ def add(parser: argparse.ArgumentParser) -> None:
             type=Path,
             help=f"file that lists {split} pictures, one a line, with or without extension",
         )
-    add_on_error(parser)
+    parser.add_argument(
+        "--on-error",
+        choices=ON_ERROR,
+        default="refuse",
+        help="what to do about broken or missing pictures, captions without words, bad rows",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random splits")
 
 
@@ -40,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
     source = read_source(args.source)
     shares = {s: getattr(args, s) for s in ("val", "test") if getattr(args, s) is not None}
     if shares and (given or source.splits):
-        told = " and ".join(f"--{split}" for split in shares)
-        whose = "the lists" if given else args.source
-        say(f"{told} ignored: {whose} told the splits", error=True)
+        options = " and ".join(f"--{split}" for split in shares)
+        source_of_splits = "the lists" if given else args.source
+        say(f"{options} ignored: the splits are from {source_of_splits}", error=True)
     with lock_folder(args.output, *(f"captions_{split}.json" for split in SPLITS)):
         counts, skipped = prepare(
             source,

@@ -14,7 +14,7 @@ from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.config import ModelConfig
 from captioning.datasets import load_coco
-from captioning.features import FeatureTable, extract_features
+from captioning.features import Extraction, FeatureTable, extract_features
 from captioning.model import Captioner
 from captioning.vocabulary import Vocabulary
 
@@ -59,7 +59,9 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     for split in ("train", "val"):
         annotations = scenes_root / "annotations" / f"captions_{split}.json"
         dataset = load_coco(annotations, scenes_root / split)
-        cache = extract_features(cnn, dataset.images, folder / f"{split}.st", progress=False)
+        cache = extract_features(
+            cnn, dataset.images, folder / f"{split}.st", Extraction(progress=False)
+        )
         tables[split] = FeatureTable(dataset, cache)
     captions = [c for image in tables["train"].images for c in image.captions]
     return SimpleNamespace(

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,23 @@ from PIL import Image
 
 from captioning.__main__ import Help, Parser, main, module_of
 from captioning.checkpoint import load_checkpoint
+from captioning.cnn import CNNChoice
 from captioning.commands import COMMANDS
-from captioning.commands.train import config_of
-from captioning.config import DROPOUT, LARGE, SELF_CRITICAL, SMALL, SMALL_SET, recipe
+from captioning.commands.train import request_of
+from captioning.config import (
+    DROPOUT,
+    LARGE,
+    SELF_CRITICAL,
+    SMALL,
+    SMALL_SET,
+    ModelConfig,
+    TrainConfig,
+    option,
+    recipe,
+)
+from captioning.features import Extraction
 from captioning.prepare import read_source
+from captioning.request import TrainingRequest
 from captioning.vocabulary import SPECIAL
 
 TRAIN_ATTENTION = ["train", "--train", "x", "--output", "o", "--decoder", "attention"]
@@ -45,14 +58,29 @@ def test_settings_of_training_are_told_with_their_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--warmup N steps (50)" in words and "falls along a cosine to 2 % (" in words
+    assert (
+        "--warmup N steps in which the learning rate rises (50)" in words
+        and "falls along a cosine to 2 % (" in words
+    )
+
+
+def test_the_options_of_training_are_explained_without_docstrings():
+    command = [sys.executable, "-OO", "-m", "captioning", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    words = " ".join(done.stdout.split())
+    for kind in (TrainingRequest, CNNChoice, Extraction, ModelConfig, TrainConfig):
+        explained = [entry for entry in fields(kind) if "help" in entry.metadata]
+        assert explained
+        for entry in explained:
+            assert f"{option(entry.name)} " in words, entry.name
+            assert " ".join(entry.metadata["help"].split()) in words, entry.name
 
 
 def test_a_setting_of_zero_is_a_setting():
     parser = Parser()
     module_of("train").add(parser)
     given = ["--train", "t", "--output", "o", "--label-smoothing", "0"]
-    config = config_of(parser.parse_args(given), 10)
+    config = request_of(parser.parse_args(given)).config(10, None)
     assert SMALL.label_smoothing > 0 == config.label_smoothing
     assert config.ema == SMALL.ema
 
@@ -541,7 +569,7 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
     wrong, scenes_root, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "cut.json").write_text('{"images": [')
-    monkeypatch.setattr("captioning.commands.train.load_cnn_of", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.cnn.load_cnn", lambda *_: pytest.fail("loaded"))
     good = scenes_root / "annotations" / "captions_train.json"
     given = {"--train": good, "--val": good, wrong: tmp_path / "cut.json"}
     words = [str(word) for pair in given.items() for word in pair]
@@ -571,10 +599,10 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
         ("train", "--clip-norm -1", "clip_norm: expected >= 0, got -1.0"),
         ("train", "--warmup -1", "warmup: expected >= 0, got -1"),
         ("train", "--save-every -1", "save_every: expected >= 0, got -1"),
-        ("train", "--workers -1", "argument --workers: expected >= 0, got -1"),
+        ("train", "--workers -1", "workers: expected >= 0, got -1"),
         ("train", "--patience 2", "--patience: expected 0 without --val, got 2"),
         ("train", "--self-critical", "--self-critical goes on with a trained captioner: --start"),
-        ("train", "--min-count 0", "argument --min-count: expected >= 1, got 0"),
+        ("train", "--min-count 0", "min_count: expected >= 1, got 0"),
         ("demo", "--epochs 0", "argument --epochs: expected >= 1, got 0"),
         ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),
         ("caption", "--batch-size -1", "argument --batch-size: expected >= 1, got -1"),
@@ -597,7 +625,7 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
 def test_wrong_numbers_are_refused_before_anything_is_computed(
     command, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("captioning.commands.arguments.load_cnn", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.cnn.load_cnn", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr("captioning.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
     annotations = str(scenes_root / "annotations" / "captions_val.json")
     given = {

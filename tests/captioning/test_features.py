@@ -17,7 +17,14 @@ from captioning.__main__ import main
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.datasets import CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import BROKEN, DONE, FeatureCache, cache_path, extract_features
+from captioning.features import (
+    BROKEN,
+    DONE,
+    Extraction,
+    FeatureCache,
+    cache_path,
+    extract_features,
+)
 from captioning.files import read_json, write_json
 from captioning.images import ImageError, load_image
 
@@ -37,7 +44,7 @@ def cnn():
 
 
 def extract(cnn, images, path, **options):
-    return extract_features(cnn, images, path, batch_size=5, progress=False, **options)
+    return extract_features(cnn, images, path, Extraction(progress=False, **options), 5)
 
 
 def test_holds_what_the_cnn_says_and_is_a_safetensors_file(cnn, images, tmp_path):
@@ -200,7 +207,8 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
             (folder / f"{i}.{me}").touch()
             while not (folder / f"{i}.{other}").exists():
                 time.sleep(0)
-            cache = features.extract_features(cnn, images, folder / f"{i}.st", progress=False)
+            quietly = features.Extraction(progress=False)
+            cache = features.extract_features(cnn, images, folder / f"{i}.st", quietly)
             assert (cache.state == features.DONE).all()
         print(len(read))
         """

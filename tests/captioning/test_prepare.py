@@ -182,7 +182,7 @@ def test_the_pictures_are_found_in_a_folder_beside_the_captions(run, pictures, t
 def test_shares_that_splits_overrule_are_told(run, tmp_path, capsys):
     (tmp_path / "train").write_text("1.jpg\n")
     assert run("--train-list", tmp_path / "train", "--val", "0.1") == 0
-    assert "--val ignored: the lists told the splits" in capsys.readouterr().err
+    assert "--val ignored: the splits are from the lists" in capsys.readouterr().err
     images = [
         {"filename": name, "split": "train", "sentences": [{"raw": "a dog"}]} for name in NAMES
     ]
