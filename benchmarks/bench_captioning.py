@@ -61,7 +61,7 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
-                loss = model(features, torch.arange(args.batch), captions, lengths)
+                loss, _ = model(features, torch.arange(args.batch), captions, lengths)
             (loss / int((lengths - 1).sum())).backward()
             optimizer.step()
 
@@ -115,11 +115,12 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
 
         return run
 
+    def blockwise(block: int) -> torch.Tensor:
+        return linear_cross_entropy(hidden, linear, targets, weights, block=block)[0]
+
     return {
-        f"blocks of {BLOCK}": make(lambda: linear_cross_entropy(hidden, linear, targets, weights)),
-        "one block": make(
-            lambda: linear_cross_entropy(hidden, linear, targets, weights, block=tokens)
-        ),
+        f"blocks of {BLOCK}": make(lambda: blockwise(BLOCK)),
+        "one block": make(lambda: blockwise(tokens)),
         "F.cross_entropy": make(lambda: F.cross_entropy(linear(hidden), targets, reduction="sum")),
     }
 

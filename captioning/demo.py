@@ -16,7 +16,7 @@ import torch
 from captioning import scenes
 from captioning.attention_maps import attender
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
-from captioning.cnn import CNNConfig, load_cnn
+from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
 from captioning.config import ModelConfig, TrainConfig
 from captioning.console import say
 from captioning.datasets import load_coco
@@ -63,80 +63,78 @@ def demo(
     Returns:
         The sections of the report, by split.
     """
+    output, settings, start = Path(output), DECODERS[decoder].demo, time.perf_counter()
+    epochs = settings.epochs if epochs is None else epochs
+    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
     with lock_folder(output, *_FILES):
-        return _demo(Path(output), epochs, lstm, fresh, seed, decoder, splits)
+        say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
+        root = scenes.generate(output / "scenes", splits, seed)
+
+        say("2/5  encoding each picture once with the frozen, pretrained CNN")
+        cnn = load_cnn(CNNConfig("scenes_cnn", pool=settings.pool))
+        tables = {}
+        for split in splits:
+            dataset = load_coco(root / "annotations" / f"captions_{split}.json", root / split)
+            path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
+            cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
+            tables[split] = FeatureTable(dataset, cache)
+
+        captions = [caption for image in tables["train"].images for caption in image.captions]
+        vocabulary = Vocabulary.build(captions)
+        vocabulary.save(output / "vocabulary.json")
+        sizes = ModelConfig(
+            cnn.feature_shape[-1],
+            len(vocabulary),
+            settings.embed_size,
+            settings.hidden_size,
+            decoder=decoder,
+            grid=cnn.grid,
+        )
+        torch.manual_seed(seed)
+        model = Captioner(sizes, lstm)
+        model.set_word_frequencies(map(vocabulary.encode, captions))
+        checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
+        recipe = json.dumps([asdict(config), asdict(sizes), checkpoint.cnn.fingerprint, splits])
+        recipe = hashlib.sha256(recipe.encode()).hexdigest()
+        trained = (output / "trained.json").exists() and read_json(output / "trained.json")
+        if fresh or trained != recipe:
+            if trained and not fresh:
+                say(f"3/5  training again: {output / 'best.pt'} was trained with other settings")
+            say(f"3/5  training an LSTM ({lstm}) on {len(captions):,} captions")
+            _train(checkpoint, config, tables, output)
+            write_json(output / "trained.json", recipe)
+        else:
+            say(f"3/5  {output / 'best.pt'} is trained already; --fresh trains again")
+        return _report(output, lstm, cnn, tables, start)
 
 
 _FILES = ("vocabulary.json", "trained.json", "report.html", "contact_sheet.png")
 _FILES += tuple(f"results_{split}.json" for split in TEXT)
 
 
-def _demo(
-    output: Path,
-    epochs: int | None,
-    lstm: str,
-    fresh: bool,
-    seed: int,
-    decoder: str,
-    splits: dict[str, int],
+def _train(
+    checkpoint: Checkpoint, config: TrainConfig, tables: dict[str, FeatureTable], output: Path
+) -> None:
+    # If this run is killed, what it leaves is not finished.
+    (output / "trained.json").unlink(missing_ok=True)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    train(checkpoint, config, tables["train"], tables["val"], output)
+
+
+def _report(
+    output: Path, lstm: str, cnn: FrozenCNN, tables: dict[str, FeatureTable], start: float
 ) -> dict[str, Section]:
-    start = time.perf_counter()
-    settings = DECODERS[decoder].demo
-    epochs = settings.epochs if epochs is None else epochs
-    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
-    say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
-    root = scenes.generate(output / "scenes", splits, seed)
-    data = {
-        split: load_coco(root / "annotations" / f"captions_{split}.json", root / split)
-        for split in splits
-    }
-
-    say("2/5  encoding each picture once with the frozen, pretrained CNN")
-    cnn = load_cnn(CNNConfig("scenes_cnn", pool=settings.pool))
-    tables = {}
-    for split, dataset in data.items():
-        path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
-        cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
-        tables[split] = FeatureTable(dataset, cache)
-
-    vocabulary = Vocabulary.build(data["train"].captions)
-    vocabulary.save(output / "vocabulary.json")
-    sizes = ModelConfig(
-        cnn.feature_shape[-1],
-        len(vocabulary),
-        settings.embed_size,
-        settings.hidden_size,
-        decoder=decoder,
-        grid=cnn.grid,
-    )
-    recipe = json.dumps([asdict(config), asdict(sizes), CNNIdentity.of(cnn).fingerprint, splits])
-    recipe = hashlib.sha256(recipe.encode()).hexdigest()
-    stamp = output / "trained.json"
-    if not fresh and stamp.exists() and read_json(stamp) == recipe:
-        say(f"3/5  {output / 'best.pt'} is trained already; --fresh trains again")
-        checkpoint = load_checkpoint(output / "best.pt", lstm)
-        history = load_checkpoint(output / "last.pt").training["history"]
-    else:
-        if not fresh and stamp.exists():
-            say(f"3/5  training again: {output / 'best.pt'} was trained with other settings")
-        stamp.unlink(missing_ok=True)  # if this run is killed, what it leaves is not finished
-        shutil.rmtree(output / "tensorboard", ignore_errors=True)
-        torch.manual_seed(seed)
-        model = Captioner(sizes, lstm)
-        model.set_word_frequencies(map(vocabulary.encode, data["train"].captions))
-        checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
-        say(f"3/5  training an LSTM ({lstm}) on {len(data['train'].captions):,} captions")
-        history = train(checkpoint, config, tables["train"], tables["val"], output)
-        checkpoint = load_checkpoint(output / "best.pt", lstm)
-        write_json(stamp, recipe)
-
+    """Caption, score and report with the captioner in `output`; the run began at `start`."""
     say("4/5  captioning and scoring pictures that training never saw")
+    checkpoint = load_checkpoint(output / "best.pt", lstm)
+    history = load_checkpoint(output / "last.pt").training["history"]
     sections = {split: _caption(checkpoint, tables[split], split, output) for split in TEXT}
     blind = _blind(checkpoint, tables["val"])
 
     say("5/5  writing the report")
+    seconds = sum(entry["seconds"] for entry in history)
     text = (
-        f"Trained for {len(history)} epochs ({sum(e['seconds'] for e in history):.0f} s) on "
+        f"Trained for {len(history)} epochs ({seconds:.0f} s) on "
         f"{len(tables['train'].images):,} drawn pictures. Captions are parsed back into facts; "
         f"green ones state all six rightly. With shuffled pictures, {blind:.1%} of the captions "
         "would be right: nothing can be guessed without looking."
@@ -149,13 +147,9 @@ def _demo(
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
     say("", f"all facts right with the pictures shuffled: {blind:.3f}")
-    say(f"training {sum(e['seconds'] for e in history):.0f} s, this run {_since(start)}")
+    say(f"training {seconds:.0f} s, this run {time.perf_counter() - start:.0f} s")
     say(f"report: {report}", f"contact sheet: {sheet}")
     return sections
-
-
-def _since(start: float) -> str:
-    return f"{time.perf_counter() - start:.0f} s"
 
 
 def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:

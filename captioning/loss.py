@@ -102,8 +102,7 @@ def linear_cross_entropy(
     token_weights: Tensor,
     label_smoothing: float = 0.0,
     block: int = BLOCK,
-    with_nll: bool = False,
-) -> Any:
+) -> tuple[Tensor, Tensor]:
     """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
     Args:
@@ -113,13 +112,12 @@ def linear_cross_entropy(
         token_weights: [N], the factor of each token's loss; 0 leaves it out. No gradient.
         label_smoothing: share of the target spread evenly over the vocabulary.
         block: number of tokens scored at once.
-        with_nll: also return the sum without label smoothing, which is the one to compare; it has
-            no gradient and costs no second look at the scores.
 
     Returns:
-        A scalar in float32, or float64 for float64 input, differentiable once; two if `with_nll`.
+        The sum, a scalar in float32, or float64 for float64 input, differentiable once; and the sum
+        without label smoothing, the one to compare, which has no gradient.
     """
-    loss, nll = _LinearCrossEntropy.apply(
+    result: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(
         hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing, block
     )
-    return (loss, nll) if with_nll else loss
+    return result

@@ -54,7 +54,7 @@ def score_captions(
         raise CaptioningError(f"captions of pictures without references: {unknown[:5]}")
     ids = list(captions)
     written = {i: [" ".join(ptb_tokenize(captions[i]))] for i in ids}
-    wanted = {i: [" ".join(ptb_tokenize(r)) for r in references[i]] for i in ids}
+    expected = {i: [" ".join(ptb_tokenize(r)) for r in references[i]] for i in ids}
 
     overall: dict[str, float] = {}
     per_image: dict[int, dict[str, float]] = {i: {} for i in ids}
@@ -67,26 +67,32 @@ def score_captions(
             for i, value in zip(ids, values, strict=True):
                 per_image[i][name] = float(value)
 
-    totals, lists = Bleu(4).compute_score(wanted, written, verbose=0)
+    totals, lists = Bleu(4).compute_score(expected, written, verbose=0)
     add([f"BLEU-{n}" for n in range(1, 5)], totals, lists)
     for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):
-        total, values = scorer.compute_score(wanted, written)
+        total, values = scorer.compute_score(expected, written)
         add([name], [total], [values])
-    notes = []
+    notes = _notes([words[0] for words in written.values()])
     if meteor and shutil.which("java"):
         from pycocoevalcap.meteor.meteor import Meteor
 
-        total, values = Meteor().compute_score(wanted, written)
+        total, values = Meteor().compute_score(expected, written)
         add(["METEOR"], [total], [values])
     elif meteor:
-        notes.append("METEOR needs Java, and there is none")
-    if len(ids) == 1:
+        notes.insert(0, "METEOR needs Java, and there is none")
+    return Scores(overall, per_image, notes)
+
+
+def _notes(written: Sequence[str]) -> list[str]:
+    """What a reader must know about the scores of these captions."""
+    notes = []
+    if len(written) == 1:
         notes.append(
             "CIDEr-D of one picture is 0 by construction: it weighs words by how few pictures have "
             "them"
         )
-    elif len(ids) < 50:
-        notes.append(f"{len(ids)} pictures are few: CIDEr-D and BLEU-4 of so few mean little")
-    if len(set(written[i][0] for i in ids)) == 1 and len(ids) > 1:
+    elif len(written) < 50:
+        notes.append(f"{len(written)} pictures are few: CIDEr-D and BLEU-4 of so few mean little")
+    if len(set(written)) == 1 < len(written):
         notes.append("every picture got the same caption: the captioner does not look")
-    return Scores(overall, per_image, notes)
+    return notes

@@ -1,7 +1,7 @@
 """The captioner: encoder and decoder, and the loss that trains them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,21 @@ from captioning.decoders import Decoder, decoder_class
 from captioning.encoder import EncoderCNN
 from captioning.loss import BLOCK, linear_cross_entropy
 from captioning.vocabulary import PAD
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Args:
+    label_smoothing: share of the target spread over the vocabulary.
+    scheduled_sampling: probability of feeding a word that the model would have written in place
+        of the caption's. Both passes run over whole captions (Mihaylova and Martins, 2019), which
+        keeps the LSTM fused.
+    packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
+    """
+
+    label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
+    packed: bool = True
 
 
 class Captioner(nn.Module):
@@ -49,11 +64,8 @@ class Captioner(nn.Module):
         captions: Tensor,
         lengths: Tensor,
         caption_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        scheduled_sampling: float = 0.0,
-        packed: bool = True,
-        with_nll: bool = False,
-    ) -> Any:
+        options: LossOptions = LossOptions(),
+    ) -> tuple[Tensor, Tensor]:
         """The summed cross-entropy of captions, teacher-forced, in nats.
 
         Args:
@@ -62,32 +74,37 @@ class Captioner(nn.Module):
             rows: int64 [B], which of the M pictures each caption describes.
             captions, lengths: see `Decoder.unroll`.
             caption_weights: [B], factor of each caption's loss; 1 if None.
-            label_smoothing: see `linear_cross_entropy`.
-            scheduled_sampling: probability of feeding a word that the model would have written in
-                place of the caption's. Both passes run over whole captions (Mihaylova and
-                Martins, 2019), which keeps the LSTM fused.
-            packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
-            with_nll: see `linear_cross_entropy`.
+            options: how the loss is computed.
+
+        Returns:
+            The loss, and the same without label smoothing and without a gradient.
         """
         image = self.encoder.embed(features)[rows]
-        unroll = self.decoder.unroll if packed else self.decoder.unroll_padded
+        unroll = self.decoder.unroll if options.packed else self.decoder.unroll_padded
         inputs = None
-        if scheduled_sampling:
-            with torch.no_grad():
-                written = self._write_along(image, captions, lengths)
-                use = torch.rand(written.shape, device=written.device) < scheduled_sampling
-                inputs = captions[:, :-1].clone()
-                inputs[:, 1:] = torch.where(use, written, inputs[:, 1:])
+        if options.scheduled_sampling:
+            inputs = self._mixed_inputs(image, captions, lengths, options.scheduled_sampling)
         hidden, targets = unroll(image, captions, lengths, inputs)
         weights = (targets != PAD).to(hidden.dtype)
         if caption_weights is not None:
-            every = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
-            if packed:
-                every = pack_padded_sequence(every, lengths - 1, batch_first=True).data
-            weights = weights * every.flatten()
+            tokens = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
+            if options.packed:
+                tokens = pack_padded_sequence(tokens, lengths - 1, batch_first=True).data
+            weights = weights * tokens.flatten()
         return linear_cross_entropy(
-            hidden, self.decoder.linear, targets, weights, label_smoothing, with_nll=with_nll
+            hidden, self.decoder.linear, targets, weights, options.label_smoothing
         )
+
+    @torch.no_grad()
+    def _mixed_inputs(
+        self, image: Tensor, captions: Tensor, lengths: Tensor, probability: float
+    ) -> Tensor:
+        """The captions without their last column, some words replaced by the model's own."""
+        written = self._write_along(image, captions, lengths)
+        use = torch.rand(written.shape, device=written.device) < probability
+        inputs = captions[:, :-1].clone()
+        inputs[:, 1:] = torch.where(use, written, inputs[:, 1:])
+        return inputs
 
     def _write_along(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The word that the model would write in place of each word but the last: [B,T-2]."""

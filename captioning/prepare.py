@@ -177,15 +177,49 @@ def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
     return splits
 
 
+@dataclass(frozen=True)
+class Splits:
+    """How pictures are split where the source does not say.
+
+    Args:
+        val, test: shares of the pictures, drawn at random; of three pictures or more at least one
+            each, unless the share is 0.
+        seed: of the random splits.
+        listed: split by file name, with or without its extension, which is used instead; pictures
+            that it does not name are left out, unchecked, and counted.
+    """
+
+    val: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+    listed: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        val, test = self.val, self.test
+        if not (0 <= val and 0 <= test and val + test < 1):  # NaN is no share either
+            raise CaptioningError(
+                f"val, test: expected shares that leave some, got {val} and {test}"
+            )
+
+    def draw(self, names: Iterable[str]) -> dict[str, str]:
+        names = sorted(names)
+        random.Random(self.seed).shuffle(names)
+        least = int(len(names) >= 3)  # of ten pictures, 5 % are none
+        first = max(round(len(names) * self.val), least if self.val else 0)
+        second = round(len(names) * (self.val + self.test))
+        second = max(second, first + (least if self.test else 0))
+        return {
+            name: "val" if i < first else "test" if i < second else "train"
+            for i, name in enumerate(names)
+        }
+
+
 def prepare(
     source: Source,
     images: str | Path,
     output: str | Path,
-    val: float = 0.05,
-    test: float = 0.05,
-    splits: Mapping[str, str] | None = None,
+    splits: Splits | None = None,
     on_error: str = "refuse",
-    seed: int = 0,
     progress: bool = True,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Check every picture and write `output`/captions_{train,val,test}.json.
@@ -196,48 +230,30 @@ def prepare(
         source: the captions.
         images: folder of the pictures.
         output: folder to write to.
-        val, test: shares of the pictures, drawn at random where no split is given; of three
-            pictures or more at least one each, unless the share is 0.
-        splits: split by file name, with or without its extension; pictures that it does not name
-            are left out, unchecked, and counted.
+        splits: how to split, `Splits()` if None.
         on_error: "refuse" or "skip" broken and missing pictures, captions without words, rows that
-            cannot be read, and names in `splits` that no picture has.
-        seed: of the random splits.
+            cannot be read, and names in `splits.listed` that no picture has.
         progress: show a progress bar.
 
     Returns:
         Number of pictures by split, and what was skipped by reason.
     """
-    images, output = Path(images), Path(output)
-    if not (0 <= val and 0 <= test and val + test < 1):  # NaN is no share either
-        raise CaptioningError(f"val, test: expected shares that leave some, got {val} and {test}")
+    images, output, splits = Path(images), Path(output), splits or Splits()
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is no folder")
     skipped: dict[str, list[str]] = {"bad row": source.bad_rows} if source.bad_rows else {}
-    of: Mapping[str, str | None] = source.splits
-    wanted = list(source.captions)
-    if splits:
-        of, unknown = _match(splits, source.captions)
+    split_of: Mapping[str, str | None] = source.splits
+    names = list(source.captions)
+    if splits.listed:
+        split_of, unknown = _match(splits.listed, source.captions)
         if unknown:
             skipped["listed name without captions"] = unknown
-        if unlisted := [name for name in wanted if not of[name]]:
+        if unlisted := [name for name in names if not split_of[name]]:
             say("left out " + list_reasons({"picture in no list": unlisted})[0])
-        wanted = [name for name in wanted if of[name]]
-    kept: dict[str, list[str]] = {}
-    for name in tqdm(wanted, "check pictures", disable=not progress):
-        captions = source.captions[name]
-        try:
-            load_image(images / name, 64)
-        except ImageError as error:
-            skipped.setdefault("bad picture", []).append(str(error))
-            continue
-        good = [" ".join(caption.split()) for caption in captions if tokenize(caption)]
-        if len(good) < len(captions):
-            skipped.setdefault("caption without words", []).append(name)
-        if good:
-            kept[name] = good
-    of = of or _random_splits(list(kept), val, test, seed)
-    parts = {split: [name for name in kept if of.get(name) == split] for split in SPLITS}
+        names = [name for name in names if split_of[name]]
+    kept = _check_pictures(source, images, names, skipped, progress)
+    split_of = split_of or splits.draw(kept)
+    parts = {split: [name for name in kept if split_of.get(name) == split] for split in SPLITS}
     lines = list_reasons(skipped)
     if skipped and on_error == "refuse":
         raise CaptioningError(*lines, "(--on-error skip leaves them out)")
@@ -256,6 +272,30 @@ def prepare(
     return {split: len(names) for split, names in parts.items()}, skipped
 
 
+def _check_pictures(
+    source: Source,
+    images: Path,
+    names: list[str],
+    skipped: dict[str, list[str]],
+    progress: bool,
+) -> dict[str, list[str]]:
+    """The captions of good pictures; reasons against others are added to `skipped`."""
+    kept: dict[str, list[str]] = {}
+    for name in tqdm(names, "check pictures", disable=not progress):
+        captions = source.captions[name]
+        try:
+            load_image(images / name, 64)
+        except ImageError as error:
+            skipped.setdefault("bad picture", []).append(str(error))
+            continue
+        good = [" ".join(caption.split()) for caption in captions if tokenize(caption)]
+        if len(good) < len(captions):
+            skipped.setdefault("caption without words", []).append(name)
+        if good:
+            kept[name] = good
+    return kept
+
+
 def _match(
     splits: Mapping[str, str], names: Iterable[str]
 ) -> tuple[dict[str, str | None], list[str]]:
@@ -264,21 +304,9 @@ def _match(
     for name in names:
         stem, extension = os.path.splitext(name)
         stems[name] = stem if extension.lower() in EXTENSIONS else name  # not x.jpg of x.jpg.1
-    of = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
+    found = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
     known = {*stems, *stems.values()}
-    return of, [name for name in splits if name not in known]
-
-
-def _random_splits(names: list[str], val: float, test: float, seed: int) -> dict[str, str]:
-    names = sorted(names)
-    random.Random(seed).shuffle(names)
-    least = int(len(names) >= 3)  # of ten pictures, 5 % are none
-    first = max(round(len(names) * val), least if val else 0)
-    second = max(round(len(names) * (val + test)), first + (least if test else 0))
-    return {
-        name: "val" if i < first else "test" if i < second else "train"
-        for i, name in enumerate(names)
-    }
+    return found, [name for name in splits if name not in known]
 
 
 def _coco(

@@ -206,46 +206,37 @@ def generate(
     if stamp.exists() and read_json(stamp) == recipe:
         return root
     seen, unseen = split_combinations(seed)
-    image_id = 0
-    for split, number in splits.items():
+    first = 1
+    for split, count in splits.items():
+        numbers = tqdm(range(first, first + count), f"draw {split}", disable=not progress)
         rng = random.Random(f"{seed} {split}")
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        folder = root / split
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        for _ in tqdm(range(number), f"draw {split}", disable=not progress):
-            image_id += 1
-            combination = rng.choice(unseen if split == "unseen" else seen)
-            facts = Facts(*combination, place=rng.choice(list(PLACES)))
-            name = f"{image_id:06d}.png"
-            with writing(folder / name):
-                draw_scene(rng, facts).save(folder / name, compress_level=1)
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": name,
-                    "width": IMAGE_SIZE,
-                    "height": IMAGE_SIZE,
-                    "facts": facts._asdict(),
-                }
-            )
-            for caption in captions(facts):
-                number_of_caption = 5 * (image_id - 1) + len(annotations) % 5 + 1
-                annotations.append(
-                    {"id": number_of_caption, "image_id": image_id, "caption": caption}
-                )
-        write_json(
-            root / "annotations" / f"captions_{split}.json",
-            {
-                "info": {
-                    "description": f"captioning scenes, {split}",
-                    "image_folder": f"../{split}",
-                },
-                "licenses": [],
-                "images": images,
-                "annotations": annotations,
-            },
-        )
+        _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
+        first += count
     write_json(stamp, recipe)  # last: its presence says that the data set is complete
     return root
+
+
+def _write_split(
+    root: Path,
+    split: str,
+    numbers: Iterable[int],
+    combinations: list[Combination],
+    rng: random.Random,
+) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    folder = root / split
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
+        name = f"{number:06d}.png"
+        with writing(folder / name):
+            draw_scene(rng, facts).save(folder / name, compress_level=1)
+        size = {"width": IMAGE_SIZE, "height": IMAGE_SIZE}
+        images.append({"id": number, "file_name": name, **size, "facts": facts._asdict()})
+        for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
+            annotations.append({"id": k, "image_id": number, "caption": caption})
+    info = {"description": f"captioning scenes, {split}", "image_folder": f"../{split}"}
+    data = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+    write_json(root / "annotations" / f"captions_{split}.json", data)

@@ -4,6 +4,7 @@ All three write at most `max_seq_length` tokens, <end> included, and never <pad>
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,26 +63,35 @@ def _hypotheses(tokens: Tensor, log_probs: Tensor) -> list[Hypothesis]:
     return hypotheses
 
 
-@torch.no_grad()
-def sample_tokens(
-    decoder: Decoder,
-    image: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    greedy: bool = False,
-    max_seq_length: int | None = None,
-    generator: torch.Generator | None = None,
-    uniform: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Write captions word by word: int64 tokens [B,T], <pad> behind <end>, and log-probabilities.
+# From log-probabilities [B,V] of the captions `going` [B] at step t: the words [B].
+Choose = Callable[[Tensor, Tensor, int], Tensor]
 
-    Log-probabilities are the model's own (temperature 1, nothing filtered), 0 behind <end>.
-    `uniform` [B,steps], in [0, 1), decides each word; drawn by `generator` if None.
+
+def best_words(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+    """The most probable words."""
+    return log_probs.argmax(1)
+
+
+def random_words(
+    uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Choose:
+    """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
+
+    def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+        return _draw(_filter(log_probs / temperature, top_k, top_p), uniform[going, t])
+
+    return choose
+
+
+@torch.no_grad()
+def write_tokens(
+    decoder: Decoder, image: Tensor, choose: Choose, max_seq_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Write captions word by word: int64 tokens [B,T], <pad> after <end>, and log-probabilities.
+
+    Log-probabilities are the model's own (temperature 1, nothing filtered), 0 after <end>.
     """
     steps = max_seq_length or decoder.max_seq_length
-    if uniform is None and not greedy:
-        uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
     tokens = torch.full((len(image), steps), PAD, device=image.device)
     values = torch.zeros(tokens.shape, device=image.device)
     going = torch.arange(len(image), device=image.device)  # the captions that have not ended
@@ -89,10 +99,7 @@ def sample_tokens(
     for t in range(steps):
         scores, state = decoder.step(words, state)
         log_probs = _log_probs(scores)
-        if uniform is None:
-            words = log_probs.argmax(1)
-        else:
-            words = _draw(_filter(log_probs / temperature, top_k, top_p), uniform[going, t])
+        words = choose(log_probs, going, t)
         tokens[going, t] = words
         values[going, t] = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
         rows = (words != END).nonzero().squeeze(1)
@@ -107,8 +114,8 @@ def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """The words [B] at which the cumulated probabilities pass `uniform` [B]."""
     sums = log_probs.softmax(1).cumsum(1)
     top = sums[:, -1:]
-    wanted = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
-    return torch.searchsorted(sums, wanted, right=True).squeeze(1)
+    points = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
+    return torch.searchsorted(sums, points, right=True).squeeze(1)
 
 
 def _filter(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -137,7 +144,7 @@ def greedy_search(
         One hypothesis per picture.
     """
     check_options(max_seq_length=max_seq_length)
-    return _hypotheses(*sample_tokens(decoder, image, greedy=True, max_seq_length=max_seq_length))
+    return _hypotheses(*write_tokens(decoder, image, best_words, max_seq_length))
 
 
 def sample(
@@ -159,9 +166,10 @@ def sample(
         generator: source of randomness, for reproducible captions.
     """
     check_options(temperature=temperature, top_k=top_k, top_p=top_p, max_seq_length=max_seq_length)
-    return _hypotheses(
-        *sample_tokens(decoder, image, temperature, top_k, top_p, False, max_seq_length, generator)
-    )
+    steps = max_seq_length or decoder.max_seq_length
+    uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
+    choose = random_words(uniform, temperature, top_k, top_p)
+    return _hypotheses(*write_tokens(decoder, image, choose, max_seq_length))
 
 
 @torch.no_grad()
@@ -203,27 +211,19 @@ def beam_search(
         log_probs = _log_probs(scores)
         if no_repeat_ngram:
             _forbid_repeats(log_probs, live.tokens[:, :, :t].flatten(0, 1), no_repeat_ngram)
-        log_probs = log_probs.view(len(pictures), k, -1)
-        sums = live.ranks.unsqueeze(2) + log_probs
-        # At most K of the best 2 K end, one of each beam: K are left to go on.
-        total, best = sums.flatten(1).topk(2 * k)
-        parents, words = best // sums.size(2), best % sums.size(2)
-        grown = live.pick(parents)._replace(ranks=total)
-        grown.tokens[:, :, t] = words
-        grown.values[:, :, t] = log_probs.flatten(1).gather(1, best)
+        grown, parents = live.grow(log_probs.view(len(pictures), k, -1), t)
+        words = grown.tokens[:, :, t]
         ends = words == END
         stops = ends.clone() if t + 1 < steps else torch.ones_like(ends)
         stops[:, k:] = False  # only the best K
-        found = grown._replace(
-            ranks=(total / (t + 1) ** length_penalty).masked_fill(~stops, -torch.inf)
-        )
-        pool = ended.rows(pictures).join(found)
-        pool = pool.pick(pool.ranks.topk(k).indices)
-        ended.put(pictures, pool)
+        ranks = (grown.ranks / (t + 1) ** length_penalty).masked_fill(~stops, -torch.inf)
+        best = ended.rows(pictures).join(grown._replace(ranks=ranks))
+        best = best.pick(best.ranks.topk(k).indices)
+        ended.put(pictures, best)
         order = ends.byte().argsort(stable=True)[:, :k]
         live, parents, words = grown.pick(order), parents.gather(1, order), words.gather(1, order)
         # Words to come can only lower the sum, and length can at most become `steps`.
-        done = live.ranks[:, 0] / steps**length_penalty <= pool.ranks[:, -1]
+        done = live.ranks[:, 0] / steps**length_penalty <= best.ranks[:, -1]
         if k == 1:
             done |= ends[:, 0]  # greedy search ends with the first <end>
         going = (~done).nonzero().squeeze(1)
@@ -232,13 +232,7 @@ def beam_search(
         parents = parents + torch.arange(len(pictures), device=device).unsqueeze(1) * k
         state = decoder.select(state, parents[going].flatten())
         live, words, pictures = live.rows(going), words[going].flatten(), pictures[going]
-    found = _hypotheses(ended.tokens.flatten(0, 1), ended.values.flatten(0, 1))
-    groups = []
-    for i, row in enumerate(ended.ranks.tolist()):
-        group = [found[i * k + j]._replace(score=rank) for j, rank in enumerate(row)]
-        # A tiny vocabulary may not have K captions.
-        groups.append([h for h in group if h.score > -torch.inf] or group[:1])
-    return groups
+    return ended.hypotheses()
 
 
 class _Beams(NamedTuple):
@@ -262,6 +256,32 @@ class _Beams(NamedTuple):
             self.tokens.gather(1, every),
             self.values.gather(1, every),
         )
+
+    def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
+        """The best 2 K beams with one word more, ranked by their sums, and the beam of each before.
+
+        At most K of them end, one of each beam: K are left to go on.
+
+        Args:
+            log_probs: [B,K,V] of the word at step t.
+        """
+        sums = self.ranks.unsqueeze(2) + log_probs
+        total, best = sums.flatten(1).topk(2 * sums.size(1))
+        parents = best // sums.size(2)
+        grown = self.pick(parents)._replace(ranks=total)
+        grown.tokens[:, :, t] = best % sums.size(2)
+        grown.values[:, :, t] = log_probs.flatten(1).gather(1, best)
+        return grown, parents
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """Those of each picture, best first."""
+        found = iter(_hypotheses(self.tokens.flatten(0, 1), self.values.flatten(0, 1)))
+        groups = []
+        for row in self.ranks.tolist():
+            group = [next(found)._replace(score=rank) for rank in row]
+            # A tiny vocabulary may not have K captions.
+            groups.append([h for h in group if h.score > -torch.inf] or group[:1])
+        return groups
 
     def rows(self, pictures: Tensor) -> "_Beams":
         return _Beams(*(tensor[pictures] for tensor in self))

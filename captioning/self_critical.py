@@ -14,8 +14,9 @@ from captioning.cider import CiderD
 from captioning.config import TrainConfig
 from captioning.datasets import shuffled
 from captioning.features import FeatureTable
+from captioning.model import LossOptions
 from captioning.processes import ALONE, Processes
-from captioning.search import sample_tokens
+from captioning.search import random_words, write_tokens
 from captioning.trainer import Trainer
 from captioning.vocabulary import PAD, START
 
@@ -57,19 +58,19 @@ class SelfCriticalTrainer(Trainer):
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
             uniform = noise[share].flatten(0, 1).to(here.device)
-            tokens = sample_tokens(decoder, image, uniform=uniform)[0].cpu()
+            tokens = write_tokens(decoder, image, random_words(uniform))[0].cpu()
         lengths = (tokens != PAD).sum(1)
         reward = self.reward(pictures, tokens, lengths)
         order = lengths.argsort(descending=True, stable=True)
         captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)[order]
         with self.autocast():
-            loss = self.parallel(
+            loss, _ = self.parallel(
                 features,
                 torch.arange(len(pictures)).repeat_interleave(samples)[order].to(here.device),
                 captions.to(here.device),
                 lengths[order] + 1,
                 caption_weights=advantage(reward).flatten()[order].to(here.device),
-                packed=not self.config.compile,
+                options=LossOptions(packed=not self.config.compile),
             )
         count = lengths.sum()
         if here.world > 1:

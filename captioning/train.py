@@ -1,4 +1,4 @@
-"""The run: epochs of training and validation, checkpoints, curves, going on after a kill."""
+"""A run: epochs of training and validation, checkpoints, curves, resuming."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.config import TrainConfig, from_dict
 from captioning.console import say
-from captioning.curves import open_curves
+from captioning.curves import Curves, open_curves
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError, told_of
 from captioning.features import FeatureTable
@@ -39,9 +39,8 @@ def mean_loss(
     for indices in captions.in_order(batch_size):
         batch = captions.batch(indices)
         features = table.read(batch.images).to(device)
-        total += float(
-            model(features, batch.rows.to(device), batch.captions.to(device), batch.lengths)
-        )
+        rows, words = batch.rows.to(device), batch.captions.to(device)
+        total += float(model(features, rows, words, batch.lengths)[0])
         tokens += int((batch.lengths - 1).sum())
     return total / tokens
 
@@ -59,9 +58,6 @@ def validate(
     )
     loss = mean_loss(checkpoint.model, table, captions)
     return loss, score_captions(written, table.references), written
-
-
-# The run ----------------------------------------------------------------------------------------
 
 
 def train(
@@ -96,115 +92,132 @@ def train(
         )
     lock = lock_folder(output, "last.pt", "best.pt") if here.is_first else nullcontext()
     with lock:
-        return _train(
-            checkpoint, config, train_table, val_table, Path(output), resume, here, progress
-        )
+        kind = SelfCriticalTrainer if config.self_critical else Trainer
+        trainer = kind(checkpoint, config, train_table, here)
+        run = _Run(checkpoint, trainer, val_table, Path(output), progress and here.is_first)
+        return run.train(resume)
 
 
-def _train(
-    checkpoint: Checkpoint,
-    config: TrainConfig,
-    train_table: FeatureTable,
-    val_table: FeatureTable | None,
-    output: Path,
-    resume: bool,
-    here: Processes,
-    progress: bool,
-) -> list[dict[str, float]]:
-    last, best = output / "last.pt", output / "best.pt"
-    progress = progress and here.is_first
-    kind = SelfCriticalTrainer if config.self_critical else Trainer
-    trainer = kind(checkpoint, config, train_table, here)
-    steps_per_epoch = len(trainer.batches(0))
-    steps = steps_per_epoch * config.epochs
-    history: list[dict[str, float]] = []
-    running = 0.0
-    if resume and last.exists():
-        history = _resume(trainer, checkpoint, config, last)
-        running = checkpoint.training["running"]
-    begun = trainer.step % steps_per_epoch
-    log = open_curves(output / "tensorboard", progress) if here.is_first else None
-    if progress and trainer.captions.cut:
-        say(
-            f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they have "
-            f"more than {config.max_words} words (--max-words)"
-        )
-    val_captions = None
-    if val_table is not None:
-        val_captions = EncodedCaptions(
-            [image.captions for image in val_table.images], checkpoint.vocabulary, 200
-        )
+class _Run:
+    """The epochs of one call of `train`.
 
-    def save(path: Path) -> None:
-        if here.is_first:
-            with trainer.averaged():
-                checkpoint.training |= {
-                    "config": asdict(config),
-                    "trainer": trainer.state_dict(),
-                    "history": history,
-                    "running": running,
-                }
-                checkpoint.save(path)
+    Attributes:
+        history: the finished epochs.
+        done: number of steps of the epoch that is running.
+        total: sum of their losses or rewards.
+    """
 
-    def finish(entry: dict[str, float]) -> None:
-        """Validate a finished epoch, the last of the history, and save."""
-        if val_table is not None and val_captions is not None and here.is_first:
-            with trainer.averaged():
-                loss, scores, _ = validate(checkpoint, val_table, val_captions, progress)
-            entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
-            entry |= scores.overall
-        entry |= _from_first(entry, here)
-        if log:
-            for name, number in entry.items():
-                log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
-            log.flush()
-        if progress:
-            say(describe(entry))
-        # best.pt first: a run that is killed between the two validates this epoch again.
-        if entry.get("CIDEr-D", 0.0) >= max(e.get("CIDEr-D", 0.0) for e in history):
-            save(best)
-        save(last)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        trainer: Trainer,
+        val_table: FeatureTable | None,
+        output: Path,
+        progress: bool,
+    ) -> None:
+        self.checkpoint, self.trainer, self.val_table = checkpoint, trainer, val_table
+        self.config, self.here, self.progress = trainer.config, trainer.here, progress
+        self.last, self.best = output / "last.pt", output / "best.pt"
+        self.steps_per_epoch = len(trainer.batches(0))
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self.history: list[dict[str, float]] = []
+        self.done, self.total = 0, 0.0
+        self.log: Curves | None = None
+        self.val_captions = None
+        if val_table is not None:
+            captions = [image.captions for image in val_table.images]
+            self.val_captions = EncodedCaptions(captions, checkpoint.vocabulary, 200)
 
-    if history and val_table is not None and "CIDEr-D" not in history[-1] and not begun:
-        finish(history[-1])  # killed, or failed, in its validation
-    for epoch in range(trainer.step // steps_per_epoch, config.epochs):
-        if _should_stop(history, config.patience):
-            break
+    def train(self, resume: bool) -> list[dict[str, float]]:
+        trainer, history = self.trainer, self.history
+        if resume and self.last.exists():
+            history += _resume(trainer, self.checkpoint, self.config, self.last)
+            self.total = self.checkpoint.training["running"]
+            self.done = trainer.step % self.steps_per_epoch
+        if self.here.is_first:
+            self.log = open_curves(self.last.parent / "tensorboard", self.progress)
+        if self.progress and trainer.captions.cut:
+            say(
+                f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
+                f"have more than {self.config.max_words} words (--max-words)"
+            )
+        validates = self.val_table is not None
+        if history and validates and "CIDEr-D" not in history[-1] and not self.done:
+            self.finish(history[-1])  # killed, or failed, in its validation
+        for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
+            if _should_stop(history, self.config.patience):
+                break
+            history.append(self.train_epoch(epoch))
+            if validates:
+                self.save(self.last)  # so that an error in validation does not cost the epoch
+            self.finish(history[-1])
+        if self.log:
+            self.log.close()
+        return history
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """The steps of an epoch that are left; returns its entry of the history."""
+        trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen = time.perf_counter(), 0
-        order = trainer.batches(epoch)[begun:]
-        bar = tqdm(order, f"epoch {epoch + 1}/{config.epochs}", disable=not progress)
+        order = trainer.batches(epoch)[self.done :]
+        bar = tqdm(order, f"epoch {epoch + 1}/{config.epochs}", disable=not self.progress)
         for indices in bar:
-            value = trainer.train_step(indices, steps)
+            value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
                 raise CaptioningError(
-                    f"the {trainer.metric} became {value} in step {trainer.step}: lower the "
-                    f"learning rate. The last good checkpoint is {last}"
+                    f"the {metric} became {value} in step {trainer.step}: lower the learning rate. "
+                    f"The last good checkpoint is {self.last}"
                 )
-            running, begun, seen = running + value, begun + 1, seen + len(indices)
-            if log:
-                log.add_scalar(f"train/{trainer.metric}", value, trainer.step)
-            bar.set_postfix_str(f"{trainer.metric} {running / begun:.3f}", refresh=False)
-            inside = begun < steps_per_epoch
+            self.total, self.done, seen = self.total + value, self.done + 1, seen + len(indices)
+            if self.log:
+                self.log.add_scalar(f"train/{metric}", value, trainer.step)
+            bar.set_postfix_str(f"{metric} {self.total / self.done:.3f}", refresh=False)
+            inside = self.done < self.steps_per_epoch
             if config.save_every and inside and trainer.step % config.save_every == 0:
-                save(last)
+                self.save(self.last)
         seconds = time.perf_counter() - start
+        mean = self.total / self.done
         entry = {
             "epoch": epoch + 1,
-            trainer.metric: running / begun,
-            "learning_rate": learning_rate(config, trainer.step - 1, steps),
+            metric: mean,
+            "learning_rate": learning_rate(config, trainer.step - 1, self.steps),
             "seconds": seconds,
             "captions_per_second": trainer.captions_per_index * seen / seconds,
         }
-        if trainer.metric == "loss":
-            entry["perplexity"] = math.exp(min(running / begun, 50))
-        running, begun = 0.0, 0
-        history.append(entry)
-        if val_table is not None:
-            save(last)  # so that what goes wrong in validation does not cost the epoch
-        finish(entry)
-    if log:
-        log.close()
-    return history
+        self.total, self.done = 0.0, 0
+        return entry | ({"perplexity": math.exp(min(mean, 50))} if metric == "loss" else {})
+
+    def finish(self, entry: dict[str, float]) -> None:
+        """Validate a finished epoch, the last of the history, and save."""
+        if self.val_table is not None and self.val_captions and self.here.is_first:
+            with self.trainer.averaged():
+                loss, scores, _ = validate(
+                    self.checkpoint, self.val_table, self.val_captions, self.progress
+                )
+            entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
+            entry |= scores.overall
+        entry |= _from_first(entry, self.here)
+        if self.log:
+            for name, number in entry.items():
+                self.log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
+            self.log.flush()
+        if self.progress:
+            say(describe(entry))
+        # best.pt first: a run that is killed between the two validates this epoch again.
+        if entry.get("CIDEr-D", 0.0) >= max(e.get("CIDEr-D", 0.0) for e in self.history):
+            self.save(self.best)
+        self.save(self.last)
+
+    def save(self, path: Path) -> None:
+        if self.here.is_first:
+            with self.trainer.averaged():
+                self.checkpoint.training |= {
+                    "config": asdict(self.config),
+                    "trainer": self.trainer.state_dict(),
+                    "history": self.history,
+                    "running": self.total,
+                }
+                self.checkpoint.save(path)
 
 
 def describe(entry: dict[str, float]) -> str:

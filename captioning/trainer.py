@@ -21,6 +21,7 @@ from captioning.config import TrainConfig, autocast_dtype
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
+from captioning.model import LossOptions
 from captioning.processes import ALONE, Processes
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -106,8 +107,8 @@ class Trainer:
             for mine, its in saved:
                 mine.copy_(its)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            told = str(error).splitlines()[0] if isinstance(error, RuntimeError) else repr(error)
-            raise CaptioningError(f"expected the state of this trainer, got: {told}") from error
+            reason = str(error).splitlines()[0] if isinstance(error, RuntimeError) else repr(error)
+            raise CaptioningError(f"expected the state of this trainer, got: {reason}") from error
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -164,16 +165,16 @@ class Trainer:
         lengths = batch.lengths[share]
         torch.manual_seed(torch.initial_seed() * 1009 + here.rank)  # other dropout in each process
         self.model.train()
+        options = LossOptions(
+            config.label_smoothing, config.scheduled_sampling * progress, not config.compile
+        )
         with self.autocast():
             loss, nll = self.parallel(
                 self.table.read(batch.images).to(here.device),
                 batch.rows[share].to(here.device),
                 batch.captions[share, : int(lengths[0])].to(here.device),
                 lengths,
-                label_smoothing=config.label_smoothing,
-                scheduled_sampling=config.scheduled_sampling * progress,
-                packed=not config.compile,
-                with_nll=True,
+                options=options,
             )
         # Reported without label smoothing, as validation is, so that the two compare.
         return loss, tokens, nll / tokens

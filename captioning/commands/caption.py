@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 from captioning.attention_maps import attender, write_panels
-from captioning.caption import caption_files, caption_table, find_pictures
+from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
 from captioning.commands.arguments import add_device, add_lstm, at_least
 from captioning.config import option
 from captioning.console import say
-from captioning.datasets import CaptionDataset, load_coco
+from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
 from captioning.features import (
     Extraction,
@@ -26,16 +26,16 @@ from captioning.generate import METHODS, DecodeConfig
 from captioning.locks import lock_files
 from captioning.report import SHEET, write_sheet
 
-OPTIONS = {  # by the method that they are of
+OPTIONS = {  # by method
     "beam": {
-        "beam_size": "beginnings that are kept",
+        "beam_size": "number of beams",
         "length_penalty": "0 prefers short captions",
-        "no_repeat_ngram": "never so many words twice; 0 allows",
+        "no_repeat_ngram": "no sequence of this many words occurs twice; 0: any may",
     },
     "sample": {
         "temperature": "below 1 prefers probable words",
-        "top_k": "only of the k best words; 0: of all",
-        "top_p": "only of the best words of so much share",
+        "top_k": "draw from the k most probable words; 0: from all",
+        "top_p": "draw from the fewest words with this probability in all",
         "seed": "the same captions each time",
     },
 }
@@ -78,85 +78,96 @@ def _run(args: argparse.Namespace) -> int:
     if bool(args.pictures) == bool(args.annotations):
         raise CaptioningError("give either pictures or --annotations")
     if args.features and not args.annotations:
-        raise CaptioningError("--features: expected --annotations beside it, got pictures")
-    failed = 0
-    if args.annotations:
-        dataset = load_coco(args.annotations, args.images, "skip")
-        paths = [image.path for image in dataset.images]
-        ids = [image.id for image in dataset.images]
-        for path in dataset.skipped.get("missing picture", ()):
-            failed += 1
-            say(f"{path}: no such file", error=True)
-    else:
-        paths = find_pictures(args.pictures)
-        ids = list(range(1, len(paths) + 1))
-    if args.sheet and len(paths) > SHEET:
-        raise CaptioningError(f"--sheet: expected at most {SHEET} pictures, got {len(paths)}")
+        raise CaptioningError("--features: expected --annotations as well, got pictures")
+    dataset, missing = pictures_of(args)
+    count = len(dataset.images)
+    if args.sheet and count > SHEET:
+        raise CaptioningError(f"--sheet: expected at most {SHEET} pictures, got {count}")
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)
-    attend = None
-    if args.attention:
-        attend = attender(checkpoint, cnn)
-        if attend is None or len(paths) != 1:
-            raise CaptioningError(
-                "--attention: expected one picture, and a captioner whose decoder attends "
-                f"(--decoder attention); got {len(paths)}, --decoder "
-                f"{checkpoint.model.config.decoder}"
-            )
+    attend = attender(checkpoint, cnn) if args.attention else None
+    if args.attention and (attend is None or count != 1):
+        raise CaptioningError(
+            "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
+            f"attention); got {count}, --decoder {checkpoint.model.config.decoder}"
+        )
     if args.features:
-        cache = cache_path(args.features, args.annotations)
-        table = FeatureTable(dataset, cached_features(args, cnn, dataset, cache))
+        table = FeatureTable(dataset, cached_features(args, cnn, dataset))
         found = caption_table(checkpoint, dataset, table, config, args.batch_size)
     else:
+        paths = [image.path for image in dataset.images]
         found = caption_files(checkpoint, cnn, paths, config, args.batch_size)
-    results, seconds, start = [], 0.0, time.perf_counter()
-    written = {}
-    for image_id, item in zip(ids, found, strict=True):
+    start = time.perf_counter()
+    captioned = {}
+    for image, item in zip(dataset.images, found, strict=True):
         if item.error:
-            failed += 1
             say(item.error, error=True)
             continue
-        seconds += item.seconds
-        written[item.path] = item.captions[0].text
-        entry = {"image_id": image_id, "caption": item.captions[0].text}
-        results.append(entry if args.annotations else entry | {"file_name": str(item.path)})
+        captioned[image.id] = item
         if not args.json or args.all:
             for caption in item.captions if args.all else item.captions[:1]:
                 say(f"{item.path}: {caption.text}")
         if attend and (maps := attend(item.path, item.captions[0].text)):
             write_panels(args.attention, maps)
-    if args.json:
-        write_json(args.json, results, indent=0)
-    if args.sheet and written:
-        write_sheet(args.sheet, written)
-    total = time.perf_counter() - start
-    line = f"{len(results)} pictures, {len(results) / max(seconds, 1e-9):,.0f} captions/s decoding"
+    write_results(args, captioned)
+    failed = missing + count - len(captioned)
+    seconds = sum(item.seconds for item in captioned.values())
+    line = (
+        f"{len(captioned)} pictures, {len(captioned) / max(seconds, 1e-9):,.0f} captions/s decoding"
+    )
     if not args.features:
-        line += f", {len(results) / total:,.1f} captions/s CNN included"
+        rate = len(captioned) / (time.perf_counter() - start)
+        line += f", {rate:,.1f} captions/s CNN included"
     say(line + (f"; {failed} pictures failed" if failed else ""), error=True)
     return 1 if failed else 0
 
 
+def pictures_of(args: argparse.Namespace) -> tuple[CaptionDataset, int]:
+    """The pictures to caption, and how many of the captions file are missing."""
+    if not args.annotations:
+        paths = find_pictures(args.pictures)
+        return CaptionDataset([CaptionedImage(i, p, []) for i, p in enumerate(paths, 1)]), 0
+    dataset = load_coco(args.annotations, args.images, "skip")
+    missing = dataset.skipped.get("missing picture", ())
+    for path in missing:
+        say(f"{path}: no such file", error=True)
+    return dataset, len(missing)
+
+
+def write_results(args: argparse.Namespace, captioned: dict[int, CaptionedFile]) -> None:
+    """Write the best captions to --json and --sheet."""
+    if args.json:
+        results = [
+            {"image_id": i, "caption": item.captions[0].text}
+            | ({} if args.annotations else {"file_name": str(item.path)})
+            for i, item in captioned.items()
+        ]
+        write_json(args.json, results, indent=0)
+    if args.sheet and captioned:
+        write_sheet(args.sheet, {item.path: item.captions[0].text for item in captioned.values()})
+
+
 def cached_features(
-    args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset, cache: Path
+    args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset
 ) -> FeatureCache:
     """The features of a data set, encoded unless they are there; of either dtype."""
+    cache = cache_path(args.features, args.annotations)
     dtype = FeatureCache(cache).metadata.get("dtype", "float32") if cache.exists() else "float32"
     extraction = Extraction(on_error="skip", device=args.device, dtype=dtype)
     return extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
 
 
 def config_of(args: argparse.Namespace) -> DecodeConfig:
-    """How to search; an option of another method than the one that is asked for is refused."""
-    asked = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    given = {name: value for name, value in asked.items() if value is not None}
+    """How to search; an option that belongs to another method is refused."""
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
+    given = {name: value for name, value in values.items() if value is not None}
     for method, options in OPTIONS.items():
         wrong = [name for name in options if name in given]
         if args.all and method == "beam":
             wrong.append("all")
         if wrong and args.method != method:
             raise CaptioningError(
-                f"{option(wrong[0])}: expected --method {method} beside it, got {args.method}"
+                f"{option(wrong[0])}: expected --method {method} as well, got {args.method}"
             )
     return DecodeConfig(**given)
 
@@ -168,12 +179,12 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default=standard.method,
-        help="greedy: the best word each time; beam: keep several beginnings; sample: draw words",
+        help="greedy: the best word each time; beam: keep several captions; sample: draw words",
     )
     for method, options in OPTIONS.items():
         for name, text in options.items():
             value = getattr(standard, name)
-            # No default, so that what is given can be told from what is not.
+            # No default, so that an option that was not given is None.
             group.add_argument(option(name), type=type(value), help=f"{method}: {text} ({value})")
     group.add_argument(
         "--max-seq-length", type=int, help="the most tokens, with <end>; as trained if not given"

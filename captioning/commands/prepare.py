@@ -8,7 +8,7 @@ from captioning.console import say
 from captioning.datasets import ON_ERROR
 from captioning.errors import list_reasons
 from captioning.locks import lock_folder
-from captioning.prepare import SPLITS, find_images, prepare, read_source, read_split_lists
+from captioning.prepare import SPLITS, Splits, find_images, prepare, read_source, read_split_lists
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +48,14 @@ def run(args: argparse.Namespace) -> None:
         options = " and ".join(f"--{split}" for split in shares)
         source_of_splits = "the lists" if given else args.source
         say(f"{options} ignored: the splits are from {source_of_splits}", error=True)
+    splits = Splits(seed=args.seed, listed=read_split_lists(given), **shares)
     with lock_folder(args.output, *(f"captions_{split}.json" for split in SPLITS)):
         counts, skipped = prepare(
             source,
             args.images or find_images(args.source, source),
             args.output,
-            splits=read_split_lists(given),
-            on_error=args.on_error,
-            seed=args.seed,
-            **shares,
+            splits,
+            args.on_error,
         )
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))

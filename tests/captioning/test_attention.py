@@ -89,7 +89,7 @@ def test_learns_which_cell_decides():
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(80):
         optimizer.zero_grad()
-        model(features, torch.arange(4), captions, torch.full((4,), 4)).backward()
+        model(features, torch.arange(4), captions, torch.full((4,), 4))[0].backward()
         optimizer.step()
     model.encoder.train()  # the statistics of 80 steps have not settled yet
     image = model.encoder.embed(features)

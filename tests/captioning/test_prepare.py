@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioning.__main__ import main
 from captioning.errors import CaptioningError
-from captioning.prepare import prepare, read_source, read_split_lists
+from captioning.prepare import Splits, prepare, read_source, read_split_lists
 
 NAMES = [f"{i}.jpg" for i in range(10)]
 
@@ -166,9 +166,10 @@ def test_nothing_is_written_without_a_picture_to_train_on(run, tmp_path, capsys)
     ],
 )
 def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expected):
-    source = pictures / "captions.csv"
-    source.write_text("image,caption\n" + "".join(f"{n},a dog\n" for n in NAMES[:count]))
-    counts, _ = prepare(read_source(source), pictures, tmp_path / "o", **shares, progress=False)
+    path = pictures / "captions.csv"
+    path.write_text("image,caption\n" + "".join(f"{n},a dog\n" for n in NAMES[:count]))
+    source = read_source(path)
+    counts, _ = prepare(source, pictures, tmp_path / "o", Splits(**shares), progress=False)
     assert tuple(counts.values()) == expected
 
 

@@ -9,7 +9,7 @@ import torch
 from captioning.config import ModelConfig
 from captioning.decoders.lstm import DecoderRNN
 from captioning.errors import CaptioningError
-from captioning.search import beam_search, greedy_search, sample, sample_tokens
+from captioning.search import beam_search, greedy_search, random_words, sample, write_tokens
 from captioning.vocabulary import END, PAD, START, UNK
 
 E, V, STEPS = 5, 7, 3  # words 4, 5, 6
@@ -205,7 +205,8 @@ def test_max_seq_length_counts_end_but_not_start(model, image):
 
 def test_samples_follow_the_model(model, image):
     generator = torch.Generator().manual_seed(0)
-    tokens, log_probs = sample_tokens(model, image[:1].expand(4000, -1), generator=generator)
+    choose = random_words(torch.rand(4000, STEPS, generator=generator))
+    tokens, log_probs = write_tokens(model, image[:1].expand(4000, -1), choose)
     state = model.start(image[:1])
     scores, _ = model.step(torch.tensor([START]), state)
     scores[:, [PAD, START, UNK]] = -torch.inf
