@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioning.config import LIMIT, check_at_least
+from captioning.config import LIMIT, check_at_least, setting
 from captioning.errors import CaptioningError
 from captioning.model import Captioner
 from captioning.search import Hypothesis, beam_search, check_options, greedy_search, sample
@@ -22,15 +22,21 @@ METHODS = ("greedy", "beam", "sample")
 class DecodeConfig:
     """How captions are written; see `captioning.search` for the arguments."""
 
-    method: str = "greedy"
-    beam_size: int = 5
-    length_penalty: float = 1.0
-    no_repeat_ngram: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    max_seq_length: int | None = None
+    method: str = setting(
+        "greedy: the best word each time; beam: keep several captions; sample: draw words",
+        "greedy",
+        choices=METHODS,
+    )
+    beam_size: int = setting("beam: number of beams", 5)
+    length_penalty: float = setting("beam: 0 prefers short captions", 1.0)
+    no_repeat_ngram: int = setting(
+        "beam: no sequence of this many words occurs twice; 0: any may", 0
+    )
+    temperature: float = setting("sample: below 1 prefers probable words", 1.0)
+    top_k: int = setting("sample: draw from the k most probable words; 0: from all", 0)
+    top_p: float = setting("sample: draw from the fewest words that have this probability", 1.0)
+    seed: int = setting("sample: the same captions each time", 0)
+    max_seq_length: int | None = setting("the most tokens, with <end>; as trained if not given", None)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -63,15 +69,8 @@ def decode_batch(
             config.no_repeat_ngram,
             config.max_seq_length,
         )
-    options: dict[str, Any] = {n: getattr(config, n) for n in ("temperature", "top_k", "top_p")}
-    drawn = sample(
-        model.decoder,
-        image,
-        max_seq_length=config.max_seq_length,
-        generator=generator,
-        **options,
-    )
-    return [[h] for h in drawn]
+    options = (config.temperature, config.top_k, config.top_p, config.max_seq_length)
+    return [[h] for h in sample(model.decoder, image, *options, generator)]
 
 
 def generate_captions(

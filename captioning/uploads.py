@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
+from captioning.config import setting
 from captioning.errors import CaptioningError
 from captioning.images import EXTENSIONS
 
@@ -18,17 +19,15 @@ MAX_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stranger may cost.
+    """What a stranger may cost."""
 
-    Args:
-        max_megabytes: of an upload.
-        max_megapixels: of a picture.
-        keep_megabytes: of the uploads that are kept, and again of those that are arriving.
-    """
-
-    max_megabytes: float = 20.0
-    max_megapixels: float = 64.0
-    keep_megabytes: float = 200.0
+    max_megabytes: float = setting("of an upload", 20.0)
+    max_megapixels: float = setting("of a picture", 64.0)
+    keep_megabytes: float = setting(
+        "of the uploads that are kept (the oldest are deleted first, and all after an hour), and "
+        "again of those that are arriving",
+        200.0,
+    )
 
     def __post_init__(self) -> None:
         for field, value in zip(fields(self), astuple(self), strict=True):

@@ -30,17 +30,6 @@ def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
     return integer
 
 
-def positive(text: str) -> float:
-    """The type of an argument that is a number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected > 0, got {value}")
-    return value
-
-
-positive.__name__ = "float"
-
-
 def device(name: str) -> str:
     """Checks a device before anything is computed."""
     try:

@@ -1,7 +1,6 @@
 """`captioning caption`: see `captioning.caption`."""
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from captioning.attention_maps import attender, write_panels
 from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
-from captioning.commands.arguments import add_device, add_lstm, at_least
+from captioning.commands.arguments import add_device, add_lstm, add_settings, at_least, given
 from captioning.config import option
 from captioning.console import say
 from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
@@ -22,22 +21,13 @@ from captioning.features import (
     extract_features,
 )
 from captioning.files import write_json
-from captioning.generate import METHODS, DecodeConfig
+from captioning.generate import DecodeConfig
 from captioning.locks import lock_files
 from captioning.report import SHEET, write_sheet
 
-OPTIONS = {  # by method
-    "beam": {
-        "beam_size": "number of beams",
-        "length_penalty": "0 prefers short captions",
-        "no_repeat_ngram": "no sequence of this many words occurs twice; 0: any may",
-    },
-    "sample": {
-        "temperature": "below 1 prefers probable words",
-        "top_k": "draw from the k most probable words; 0: from all",
-        "top_p": "draw from the fewest words with this probability in all",
-        "seed": "the same captions each time",
-    },
+OPTIONS = {  # by the method that they belong to
+    "beam": ("beam_size", "length_penalty", "no_repeat_ngram", "all"),
+    "sample": ("temperature", "top_k", "top_p", "seed"),
 }
 
 
@@ -64,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_lstm(parser)
-    add_decoding(parser)
+    add_settings(parser.add_argument_group("decoding"), DecodeConfig)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,33 +149,12 @@ def cached_features(
 
 def config_of(args: argparse.Namespace) -> DecodeConfig:
     """How to search; an option that belongs to another method is refused."""
-    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    given = {name: value for name, value in values.items() if value is not None}
+    values = given(args, DecodeConfig)
+    config = DecodeConfig(**values)
     for method, options in OPTIONS.items():
-        wrong = [name for name in options if name in given]
-        if args.all and method == "beam":
-            wrong.append("all")
-        if wrong and args.method != method:
+        wrong = [name for name in options if name in values or (name == "all" and args.all)]
+        if wrong and config.method != method:
             raise CaptioningError(
-                f"{option(wrong[0])}: expected --method {method} as well, got {args.method}"
+                f"{option(wrong[0])}: expected --method {method} as well, got {config.method}"
             )
-    return DecodeConfig(**given)
-
-
-def add_decoding(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("decoding")
-    standard = DecodeConfig()
-    group.add_argument(
-        "--method",
-        choices=METHODS,
-        default=standard.method,
-        help="greedy: the best word each time; beam: keep several captions; sample: draw words",
-    )
-    for method, options in OPTIONS.items():
-        for name, text in options.items():
-            value = getattr(standard, name)
-            # No default, so that an option that was not given is None.
-            group.add_argument(option(name), type=type(value), help=f"{method}: {text} ({value})")
-    group.add_argument(
-        "--max-seq-length", type=int, help="the most tokens, with <end>; as trained if not given"
-    )
+    return config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import keep_freed_blocks
-from captioning.commands.arguments import add_device, add_lstm, at_least, positive
+from captioning.commands.arguments import add_device, add_lstm, add_settings, at_least, given
 from captioning.serve import serve
 from captioning.uploads import Limits
 
@@ -25,35 +25,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="another name by which browsers may call the server, such as a reverse proxy's",
     )
-    limits = Limits()
-    parser.add_argument(
-        "--max-megabytes",
-        type=positive,
-        metavar="X",
-        default=limits.max_megabytes,
-        help="of an upload",
-    )
-    parser.add_argument(
-        "--max-megapixels",
-        type=positive,
-        metavar="X",
-        default=limits.max_megapixels,
-        help="of a picture",
-    )
-    parser.add_argument(
-        "--keep-megabytes",
-        type=positive,
-        metavar="X",
-        default=limits.keep_megabytes,
-        help="of all uploads; the oldest leave first, and all after an hour",
-    )
+    add_settings(parser, Limits)
     add_device(parser)
     add_lstm(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     keep_freed_blocks()
-    limits = Limits(args.max_megabytes, args.max_megapixels, args.keep_megabytes)
+    limits = Limits(**given(args, Limits))
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)
     name = str(args.checkpoint)

@@ -105,10 +105,6 @@ def test_without_arguments_it_introduces_itself(capsys):
         (["serve", "c.pt", "--device", "abacus"], "no device 'abacus' here: "),
         (["serve", "c.pt", "--port", "65536"], "--port: expected 0 to 65535, got 65536"),
         (["serve", "c.pt", "--port=-1"], "--port: expected 0 to 65535, got -1"),
-        (["serve", "c.pt", "--max-megabytes", "0"], "--max-megabytes: expected > 0, got 0.0"),
-        (["serve", "c.pt", "--max-megapixels", "0"], "--max-megapixels: expected > 0, got 0.0"),
-        (["serve", "c.pt", "--keep-megabytes=-1"], "--keep-megabytes: expected > 0, got -1.0"),
-        (["serve", "c.pt", "--max-megabytes", "nan"], "--max-megabytes: expected > 0, got nan"),
         (["serve", "c.pt", "--max-megabytes", "x"], "invalid float value: 'x'"),
     ],
 )
@@ -536,6 +532,10 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["serve", "c.pt", "--max-megabytes", "0"], "max_megabytes: expected > 0, got 0.0"),
+        (["serve", "c.pt", "--max-megapixels", "0"], "max_megapixels: expected > 0, got 0.0"),
+        (["serve", "c.pt", "--keep-megabytes=-1"], "keep_megabytes: expected > 0, got -1.0"),
+        (["serve", "c.pt", "--max-megabytes", "nan"], "max_megabytes: expected > 0, got nan"),
     ],
 )
 def test_bad_input_gives_a_message_not_a_traceback(
