@@ -22,7 +22,7 @@ more:        captioning COMMAND --help
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Adds the default to each help where there is one, and says PATH, N or X for a value."""
+    """Adds defaults to the help, and names values PATH, N or X by their type."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         value = action.default
@@ -48,14 +48,14 @@ def module_of(command: str) -> ModuleType:
 
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped
+        if isinstance(stream, io.TextIOWrapper):  # escapes what its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as error:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
-            raise  # ours: pip would not help
+            raise  # part of this package: pip would not help
         return fail(f"needs {name}: pip install 'fastlstm[captioning]'")
     except BrokenPipeError:
         return 1  # `| head -1` has read enough
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         flush_output()
 
 
-# How PyTorch says it; only that of CUDA has a class of its own.
+# PyTorch's messages; only CUDA's error has a class of its own.
 _OUT_OF_MEMORY = re.compile("can't allocate memory|[Oo]ut of memory|bad_alloc|Storage size calcul")
 
 
@@ -86,7 +86,7 @@ def fail(*lines: str) -> int:
 
 
 def flush_output() -> None:
-    """Write what was printed while it can still be told that this failed."""
+    """Flush stdout while a failure can still be reported."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -97,7 +97,7 @@ def flush_output() -> None:
 def run(argv: list[str]) -> int:
     parser = Parser(
         prog="captioning",
-        description="Captions for pictures: a frozen CNN looks, an LSTM writes.",
+        description="Captions for pictures, by a frozen CNN and an LSTM.",
         epilog=EPILOG,
         formatter_class=Help,
     )
@@ -117,11 +117,11 @@ def run(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args, left = parser.parse_known_args(argv)
-    # argparse lets no option stand between the checkpoint and the pictures.
+    # argparse allows no option between the checkpoint and the pictures.
     if left and hasattr(args, "pictures") and not any(word.startswith("-") for word in left):
         args.pictures += left
     elif left:
-        # By the command, which names its own --help.
+        # The command's parser names its own --help.
         commands.choices.get(argv[0], parser).error(f"unrecognized arguments: {' '.join(left)}")
     return args.run(args) or 0
 

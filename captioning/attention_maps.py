@@ -31,7 +31,7 @@ STYLE = """
 @dataclass(frozen=True)
 class AttentionMaps:
     """Args:
-    view: the part of the picture that the CNN saw, a square.
+    view: the square part of the picture that the CNN saw.
     words: the words that were written.
     weights: float32 [len(words),side,side]; the weights of the cells for each word sum to 1.
     """
@@ -44,7 +44,7 @@ class AttentionMaps:
 def maps_of(
     checkpoint: Checkpoint, cnn: FrozenCNN, image: Image.Image, words: Sequence[str]
 ) -> AttentionMaps | None:
-    """Look again, as it did when it wrote `words` about a picture.
+    """The attention of a captioner when it wrote `words` about a picture.
 
     Args:
         checkpoint: the captioner, in eval mode.
@@ -53,7 +53,7 @@ def maps_of(
         words: a caption, without <end>.
 
     Returns:
-        One map for each word; None if the captioner does not attend.
+        One map for each word; None if its decoder has no attention.
     """
     model, index = checkpoint.model, checkpoint.vocabulary.index
     if not isinstance(model.decoder, Attentive):
@@ -70,32 +70,32 @@ def maps_of(
 def attender(
     checkpoint: Checkpoint, cnn: FrozenCNN | None = None
 ) -> Callable[[Path, str], AttentionMaps | None] | None:
-    """A function from a picture's file and its caption to maps, None where it cannot be read.
+    """A function from a picture's file and its caption to maps, or to None if it cannot be read.
 
-    None if the captioner does not attend. The CNN is loaded if it is not given.
+    None if the decoder has no attention. The CNN is loaded if it is not given.
     """
     if not isinstance(checkpoint.model.decoder, Attentive):
         return None
-    eyes = cnn or checkpoint.cnn.load()
+    frozen = cnn or checkpoint.cnn.load()
 
     def attend(path: Path, caption: str) -> AttentionMaps | None:
         try:
-            image = load_image(path, 2 * eyes.transform.resize_size)
+            image = load_image(path, 2 * frozen.transform.resize_size)
         except ImageError:
-            return None  # the report says so where the picture should be
-        return maps_of(checkpoint, eyes, image, tokenize(caption))
+            return None  # the report says so in place of the picture
+        return maps_of(checkpoint, frozen, image, tokenize(caption))
 
     return attend
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:
-    """How dark each pixel is to be [side,side]: not where it looked most, 80 % where it did not."""
+    """A mask that is transparent at the largest weight and 80 % opaque at weight 0."""
     dark = 204 * (1 - weights / weights.max())
     return Image.fromarray(dark.byte().numpy()).resize(size, Image.Resampling.BICUBIC)
 
 
 def panels_html(maps: AttentionMaps) -> str:
-    """One small panel for each word; `STYLE` belongs to it. The picture is in it only once."""
+    """One small panel for each word, to be shown with `STYLE`; it holds the picture once."""
     panels = []
     for word, weights in zip(maps.words, maps.weights, strict=True):
         mask = Image.new("LA", (64, 64))

@@ -29,14 +29,14 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
             matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
             matches = [p for p in matches if p.is_file()]
         if not matches:
-            raise CaptioningError(f"{pattern}: no picture there")
+            raise CaptioningError(f"{pattern}: no picture found")
         found |= dict.fromkeys(matches)
     return list(found)
 
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """What became of one file: its captions, best first, or why there are none.
+    """The captions of one file, best first, or the reason why there are none.
 
     `seconds` is its share of the time that the captioner took, without the CNN.
     """
@@ -54,7 +54,7 @@ def caption_files(
     config: DecodeConfig,
     batch_size: int = 32,
 ) -> Iterator[CaptionedFile]:
-    """Caption pictures; a broken one gives its message and does not stop the others.
+    """Caption pictures; a broken one gives an error and does not stop the others.
 
     Args:
         checkpoint: the captioner.
@@ -99,17 +99,17 @@ def caption_table(
     config: DecodeConfig,
     batch_size: int = 32,
 ) -> Iterator[CaptionedFile]:
-    """`caption_files` of a data set whose features are there: nothing is encoded.
+    """`caption_files` of a data set with features, so that nothing is encoded.
 
     Yields:
-        One result for each picture of `dataset`, in order; `table` leaves the broken ones out.
+        One result for each picture of `dataset`, in order; broken ones are not in `table`.
     """
-    there = set(table.ids)
+    readable = set(table.ids)
     rows = iter(torch.arange(len(table.ids)).split(batch_size))
     written: list[list[Caption]] = []
     seconds = 0.0
     for image in dataset.images:
-        if image.id not in there:
+        if image.id not in readable:
             yield CaptionedFile(
                 image.path, [], f"{image.path}: a broken picture, by the feature cache"
             )

@@ -1,7 +1,7 @@
 """One file that holds a captioner: weights, words, configuration, CNN identity, training state.
 
-It holds tensors and plain containers only and is read with ``weights_only=True``: opening a
-checkpoint from a stranger runs none of their code.
+It holds tensors and plain containers only and is read with ``weights_only=True``: opening an
+untrusted checkpoint runs no code.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
 from captioning.config import ModelConfig, from_dict
 from captioning.console import short
 from captioning.decoders import decoder_class
-from captioning.errors import CaptioningError, told_of
+from captioning.errors import CaptioningError, naming
 from captioning.files import write_atomically
 from captioning.images import Transform
 from captioning.model import Captioner
@@ -26,14 +26,14 @@ FORMAT = "fastlstm.captioning/1"
 
 @dataclass(frozen=True)
 class CNNIdentity:
-    """Which frozen CNN the features come from, so that captioning uses the very same one.
+    """Which frozen CNN the features come from, so that captioning uses the same one.
 
     Args:
         config: its name, weights and pooling.
-        transform: what its pictures go through.
+        transform: the preparation of its pictures.
         fingerprint: `FrozenCNN.fingerprint`.
-        weights: its own weights if no name stands for them (imported captioners).
-        origin: the checkpoint, for messages.
+        weights: the CNN's weights if they have no name (imported captioners).
+        origin: the checkpoint's name in messages.
     """
 
     config: CNNConfig
@@ -67,7 +67,7 @@ class CNNIdentity:
 
 @dataclass
 class Checkpoint:
-    """A captioner as it is saved; `training` is whatever the trainer needs to go on."""
+    """A captioner as it is saved; `training` is what the trainer needs to resume."""
 
     model: Captioner
     vocabulary: Vocabulary
@@ -75,7 +75,7 @@ class Checkpoint:
     training: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write the file atomically: a full disk or a killed process leaves the old one."""
+        """Write the file atomically: a full disk or a killed process leaves the old file."""
         data = {
             "format": FORMAT,
             "vocabulary": self.vocabulary.words,
@@ -98,22 +98,22 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     Args:
         path: the file.
         lstm: "fastlstm", "torch" or "reference".
-        device: where the model goes.
+        device: of the model.
 
     Raises:
-        CaptioningError: the file is missing, damaged or something else.
+        CaptioningError: the file is missing, damaged or of another kind.
     """
     hint = ". (Checkpoints of yunjey's tutorial: python -m captioning import-yunjey)"
     try:
         data = load_tensors(path, hint)
     except OSError as error:
-        best = Path(path) / "best.pt"  # a run was given, not its captioner
+        best = Path(path) / "best.pt"  # the folder of a run was given
         hint = f"; expected a file, such as {best}" if best.is_file() else ""
         raise CaptioningError(f"cannot read {path}: {error.strerror or error}{hint}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise CaptioningError(f"{path}: expected a checkpoint of {FORMAT}, got {short(found)}")
-    with told_of(path):
+    with naming(path):
         parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
         vocabulary = Vocabulary(parts["vocabulary"])
         model = _model(parts["model"], parts["weights"], vocabulary, lstm)
@@ -147,16 +147,16 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
     try:
         model = Captioner(config, lstm)
     except RuntimeError as error:
-        raise CaptioningError(f"model: expected sizes that can be, got {settings}") from error
+        raise CaptioningError(f"model: expected possible sizes, got {settings}") from error
     check_fit(model.state_dict(), weights, "weights")
     model.load_state_dict(dict(weights))
     return model
 
 
 def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
-    """Refuse sizes that the weights do not have before memory is taken for them.
+    """Refuse sizes that the weights do not have, before memory is allocated for them.
 
-    (A whole model on the device "meta" would tell, but imports PyTorch's compiler.)
+    (A model on the device "meta" would show all shapes, but it imports PyTorch's compiler.)
     """
     shapes = {"encoder.linear.weight": (config.embed_size, config.feature_size)}
     for name, shape in decoder_class(config).shapes(config).items():
@@ -170,7 +170,7 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
 
 
 def _check_training(training: dict[str, Any]) -> None:
-    """Of what trainer and reports read, an imported captioner has nothing."""
+    """Check what trainer and reports read; an imported captioner has none of it."""
     kinds = {"config": dict, "trainer": dict, "history": list, "running": float, "features": str}
     for name in kinds.keys() & training.keys():
         _part(training, name, kinds[name])
@@ -183,7 +183,7 @@ def _check_training(training: dict[str, Any]) -> None:
 def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:
     """Every epoch of the run that wrote `checkpoint` to `path`.
 
-    best.pt knows of no epoch after the best; last.pt beside it does, if it is of the same run.
+    best.pt has no epoch after the best one; last.pt in its folder has, if it is of the same run.
     """
     history = list(checkpoint.training.get("history", ()))
     last = Path(path).with_name("last.pt")

@@ -1,7 +1,7 @@
-"""CIDEr-D (Vedantam et al., 2015) as a reward: tokens instead of strings, the counting done once.
+"""CIDEr-D (Vedantam et al., 2015) as a reward: on tokens, with the counting done once.
 
-Agrees with pycocoevalcap's scorer, which computes the document frequencies anew for every set of
-captions that it scores.
+Agrees with pycocoevalcap's scorer, which computes the document frequencies again for every set of
+captions.
 """
 
 import math
@@ -19,7 +19,7 @@ def _ngrams(tokens: Sequence[int]) -> Counter[Ngram]:
 
 
 class CiderD:
-    """Scores captions of pictures against references that are known beforehand.
+    """Scores captions against references that are given once.
 
     Args:
         references: for each picture its references, each a list of tokens.
@@ -30,7 +30,7 @@ class CiderD:
         pictures: Counter[Ngram] = Counter()
         for captions in references:
             pictures.update({ngram for caption in captions for ngram in _ngrams(caption)})
-        self.unseen = math.log(len(references))  # the weight, too, of what one picture has
+        self.unseen = math.log(len(references))  # also the weight of an n-gram of one picture
         self.weights = {g: self.unseen - math.log(n) for g, n in pictures.items() if n > 1}
 
     def _vector(self, tokens: Sequence[int]) -> tuple[dict[Ngram, float], list[float]]:
@@ -49,14 +49,14 @@ class CiderD:
         for caption in captions:
             vector, norms = self._vector(caption)
             total = 0.0
-            for length, wanted, wanted_norms in references:
+            for length, reference, reference_norms in references:
                 products = [0.0] * N
-                for ngram in vector.keys() & wanted.keys():
-                    weight = wanted[ngram]
+                for ngram in vector.keys() & reference.keys():
+                    weight = reference[ngram]
                     products[len(ngram) - 1] += min(vector[ngram], weight) * weight
                 cosines = sum(
                     product / (a * b)
-                    for product, a, b in zip(products, norms, wanted_norms, strict=True)
+                    for product, a, b in zip(products, norms, reference_norms, strict=True)
                     if product
                 )
                 total += cosines * math.exp(-((len(caption) - length) ** 2) / (2 * SIGMA**2))

@@ -45,15 +45,15 @@ def keep_freed_blocks() -> None:
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """What identifies the features of a picture, besides the picture.
+    """What the features of a picture depend on, besides the picture.
 
     Args:
         name: name of the CNN.
         weights: name of the weights: a torchvision enum member such as "IMAGENET1K_V2", or
             "DEFAULT", or "none" for random weights (tests only).
         pool: "avg", global average pooling [C]; "2x2", that and the averages of the four quarters
-            [5C], because a global average cannot say where a thing is; "grid", the whole feature
-            map [cells, C], for attention.
+            [5C], because a global average has no positions; "grid", the whole feature map
+            [cells, C], for attention.
     """
 
     name: str = "resnet152"
@@ -70,8 +70,8 @@ class CNNChoice:
     )
     weights: str | None = setting("name of torchvision weights (DEFAULT)", None)
     pool: str | None = setting(
-        "avg: global average; 2x2: and the four quarters, which tell where things are; grid: the "
-        "cells, for a decoder that attends (avg, or the one that --decoder reads)",
+        "avg: global average; 2x2: also the averages of the four quarters, which show where things "
+        "are; grid: the cells, for attention (avg, or what the decoder reads)",
         None,
         choices=POOLS,
     )
@@ -91,14 +91,14 @@ class CNNChoice:
 class FrozenCNN(nn.Module):
     """A pretrained CNN without its last fc: pictures [B,3,H,W] to features.
 
-    No parameter is trained, and it stays in eval mode whatever `train` says: in train mode
+    No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
     its BatchNorm statistics would drift towards the new pictures even without gradients.
 
     Args:
-        trunk: module from pictures to what its fc was fed [B,C] (None: the average of the map)
+        trunk: module from pictures to the input of its fc [B,C] (None: the average of the map)
             and its last feature map [B,C,h,w] (None if it has none).
         config: which CNN this is.
-        transform: what its pictures must go through.
+        transform: the preparation of its pictures.
 
     Attributes:
         feature_shape: shape of one picture's features.
@@ -160,10 +160,10 @@ def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
 
     Args:
         config: which CNN.
-        view: what it sees of a picture: "whole", all of it, squashed into the square; or "crop",
-            the square in the middle that its weights were tested on, 57 % of a photograph of
-            500 x 375. People write about the sides too, and RandomResizedCrop trained these CNNs
-            on aspect ratios from 3:4 to 4:3. The scenes_cnn always crops.
+        view: "whole", all of a picture, squashed into a square; or "crop", the square in the
+            middle that its weights were tested on, 57 % of a photograph of 500 x 375. Captions
+            are about the sides too, and RandomResizedCrop trained these CNNs on aspect ratios
+            from 3:4 to 4:3. The scenes_cnn always crops.
 
     Raises:
         CaptioningError: the name or the weights are unknown, a package is missing, or the weights
@@ -265,7 +265,7 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
         reason = str(error).partition("\n")[0]
         raise CaptioningError(
             f"the weights of {config.name} are damaged ({reason}): delete {file} and try again, "
-            "which downloads them anew"
+            "which downloads them again"
         ) from error
     config = CNNConfig(
         config.name, config.weights if config.weights == "none" else weights.name, config.pool
@@ -275,13 +275,13 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
 
 
 def _without_fc(net: nn.Module, size: int) -> nn.Module:
-    """Cut a classifier: returns what its last Linear was fed, and its last feature map if any."""
+    """Cut a classifier: returns the input of its last Linear, and its last feature map if any."""
     cut = fx.symbolic_trace(net)
     ShapeProp(cut).propagate(torch.zeros(1, 3, size, size))
     vector = grid = last_map = None
     for node in cut.graph.nodes:
         if node.op == "get_attr" and node.target.endswith("class_token"):
-            last_map = None  # a vision transformer: what came before are raw patches
+            last_map = None  # a vision transformer, whose maps before this are raw patches
         if node.op == "call_module" and isinstance(cut.get_submodule(node.target), nn.Linear):
             vector, grid = node.args[0], last_map
         shape = getattr(node.meta.get("tensor_meta"), "shape", ())

@@ -16,11 +16,11 @@ AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast_dtype(name: str, device: str) -> torch.dtype | None:
-    """What to compute in; "auto" is bfloat16 on a CPU that multiplies it faster than float32."""
+    """The dtype of autocast; "auto" is bfloat16 on CPUs that multiply it faster than float32."""
     if name != "auto":
         return AUTOCAST[name]
-    has = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+    found = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
 
 
 def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
@@ -189,7 +189,7 @@ DROPOUT = {"small": 0.4, "large": 0.3}
 
 
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
-    """The settings for a set of so many pictures to train on."""
+    """The settings for training on this number of pictures."""
     if self_critical:
         return SELF_CRITICAL
     if pictures >= SMALL_SET:

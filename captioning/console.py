@@ -1,18 +1,18 @@
-"""What is printed: one line for each thing said, whatever names and words contain."""
+"""Printing: each message on one line, whatever names and words contain."""
 
 import re
 import sys
 from typing import Any
 
-# Control characters, ends of lines and paragraphs, marks that turn the direction of writing, and
-# halves of characters, which stand for the bytes of file names that are not UTF-8.
+# Control characters, ends of lines and paragraphs, marks that change the direction of writing, and
+# surrogates, which stand for the bytes of file names that are not UTF-8.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: object) -> str:
-    """Text on one line, with what a terminal would obey or refuse escaped."""
+    """Text on one line, with characters escaped that a terminal would obey or refuse."""
     return _UNPRINTABLE.sub(_escape, str(text))
 
 
@@ -23,7 +23,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def short(value: Any) -> str:
-    """What came, for a message: cut where it is long or deep, as a stranger's JSON may be."""
+    """A value for a message, cut if it is long or deeply nested."""
     try:
         return repr(value)[:100]
     except (RecursionError, ValueError):  # ValueError: an integer of too many digits
@@ -31,8 +31,8 @@ def short(value: Any) -> str:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print lines to stdout or stderr, past progress bars."""
-    from tqdm import tqdm  # not at the top: __main__ tells how to install it
+    """Print lines to stdout or stderr, above progress bars."""
+    from tqdm import tqdm  # not at the top: __main__ says how to install it
 
     for line in lines:
         tqdm.write(printable(line), file=sys.stderr if error else sys.stdout)

@@ -10,7 +10,7 @@ from captioning.files import writing
 
 
 class Curves:
-    """A SummaryWriter that tells of a full disk as other writers here do.
+    """A SummaryWriter whose errors, such as a full disk, are those of other writers here.
 
     Args:
         writer: a torch.utils.tensorboard.SummaryWriter.
@@ -34,7 +34,7 @@ class Curves:
 
 
 def open_curves(folder: Path, progress: bool) -> Curves | None:
-    """Curves in `folder`; None, and a line that says why if `progress`, where there can be none."""
+    """Curves in `folder`; None if that is not possible, with the reason printed if `progress`."""
     reason = None
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +43,7 @@ def open_curves(folder: Path, progress: bool) -> Curves | None:
     except ImportError:
         reason = "pip install 'fastlstm[tensorboard]'"
     except UnicodeEncodeError:
-        reason = "it reads no folder whose name is not UTF-8"
+        reason = "its folders need names in UTF-8"
     if reason:
         if progress:
             say(f"no curves in TensorBoard: {reason}")
@@ -55,7 +55,7 @@ def open_curves(folder: Path, progress: bool) -> Curves | None:
 
 @functools.cache  # once
 def _silence_writers() -> None:
-    """Its thread prints a traceback of what it then hands to the next call, which tells of it."""
+    """Its thread would print a traceback of an error that the next call raises anyway."""
     before = threading.excepthook
 
     def hook(call: threading.ExceptHookArgs) -> None:

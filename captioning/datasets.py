@@ -67,11 +67,11 @@ def load_coco(
 
     Args:
         annotations: the JSON file, {"images": [...], "annotations": [...]}.
-        image_folder: where the pictures' file names begin; if None, what the file's
-            info.image_folder says (written by `captioning prepare`, relative to the file).
+        image_folder: folder of the pictures' file names; if None, the file's info.image_folder
+            (written by `captioning prepare`, relative to the file).
         on_error: what to do about captions without words and pictures without a file: "refuse"
             the data set, or "skip" and count them in the result.
-        need_captions: a picture without a caption is of no use, as in training and validation.
+        need_captions: also skip pictures without a caption, for training and validation.
 
     Raises:
         CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
@@ -88,7 +88,7 @@ def load_coco(
     images, skipped = [], {}
     for image in data["images"]:
         path = folder / image["file_name"]
-        if not os.path.isfile(path):  # a name that is too long is none either
+        if not os.path.isfile(path):  # also for a name that is too long
             skipped.setdefault("missing picture", []).append(str(path))
             continue
         captions = []
@@ -114,23 +114,23 @@ def load_coco(
 
 
 def picture_folder(data: Any, annotations: str | Path, given: str | Path | None = None) -> Path:
-    """Where the pictures of a COCO file are: as given, or as the file says."""
+    """The folder of the pictures of a COCO file: as given, or as the file says."""
     if given is None:
-        told = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
-        if told is None:
+        folder = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
+        if folder is None:
             raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
-        if not isinstance(told, str):
+        if not isinstance(folder, str):
             raise CaptioningError(
-                f"{annotations}: expected text as image_folder in 'info', got {short(told)}"
+                f"{annotations}: expected text as image_folder in 'info', got {short(folder)}"
             )
-        return Path(annotations).parent / told
+        return Path(annotations).parent / folder
     if not Path(given).is_dir():
-        raise CaptioningError(f"images: {given} is no folder")
+        raise CaptioningError(f"images: {given} is not a folder")
     return Path(given)
 
 
 def load_references(annotations: str | Path) -> CaptionDataset:
-    """Read the captions of a COCO file, as they are, for scoring: no picture is looked for."""
+    """Read the captions of a COCO file, unchanged, for scoring; pictures may be missing."""
     data = _read_coco(annotations)
     captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
@@ -146,8 +146,8 @@ def _read_coco(path: str | Path) -> Any:
 
 
 def _check_coco(data: Any, path: str | Path) -> None:
-    wanted = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
-    for table, keys in wanted.items():
+    required = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
+    for table, keys in required.items():
         if not isinstance(data, dict) or not isinstance(data.get(table), list):
             raise CaptioningError(
                 f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
@@ -160,9 +160,9 @@ def _check_coco(data: Any, path: str | Path) -> None:
             for key in keys:
                 is_id = key.endswith("id")
                 if not (is_picture_id(row[key]) if is_id else isinstance(row[key], str)):
-                    told = "an integer of 64 bits" if is_id else "text"
+                    kind = "an integer of 64 bits" if is_id else "text"
                     raise CaptioningError(
-                        f"{path}: expected {told} as {key!r} in {table!r}, got {short(row)}"
+                        f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
                     )
         counts = Counter(row["id"] for row in data[table])
         if twice := [i for i, n in counts.items() if n > 1]:
@@ -200,7 +200,7 @@ class EncodedCaptions:
     Args:
         images: the captions of each picture.
         vocabulary: the words.
-        max_words: longer captions are cut; `cut` counts them.
+        max_words: longer captions are cut; `cut` is their number.
     """
 
     def __init__(

@@ -8,8 +8,7 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`; on a CPU with a mask of uniform numbers.
 
     torch draws one Bernoulli number after the other in double precision, 11 ns each, which was a
-    seventh of a training step. fastlstm.LSTM keeps to it, so that a seed means what it means to
-    nn.LSTM.
+    seventh of a training step. fastlstm.LSTM does so too, so that a seed gives what nn.LSTM gives.
     """
 
     def forward(self, input: Tensor) -> Tensor:

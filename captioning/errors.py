@@ -8,10 +8,10 @@ from captioning.console import printable
 
 
 class CaptioningError(Exception):
-    """Bad input from the user; the message says what was expected and what came.
+    """Bad input from the user; the message says what was expected and what was given.
 
     Args:
-        lines: each gets one line of the message, whatever the names in it contain.
+        lines: each is one line of the message, whatever names in it contain.
     """
 
     def __init__(self, *lines: object) -> None:
@@ -22,8 +22,8 @@ class CaptioningError(Exception):
 
 
 @contextlib.contextmanager
-def told_of(path: str | Path) -> Iterator[None]:
-    """Puts the name of the file that is read before what is wrong with it."""
+def naming(path: str | Path) -> Iterator[None]:
+    """Puts the name of the file that is read before the message of an error."""
     try:
         yield
     except CaptioningError as error:

@@ -54,7 +54,7 @@ def with_pictures(
 ) -> CaptionDataset:
     """A data set of `load_references` with the files of its pictures, for the report.
 
-    Pictures may be missing: they are scored, and the report says why they cannot be shown.
+    Missing pictures are scored too, and the report says why they cannot be shown.
     """
     folder = picture_folder(read_json(annotations), annotations, image_folder)
     return CaptionDataset([replace(i, path=folder / i.path) for i in dataset.images])
@@ -71,8 +71,8 @@ def write_evaluation(
 ) -> None:
     """The HTML report: best, worst and random pictures, distribution of scores.
 
-    A checkpoint that attends adds where it looked for each word, `history` the training curves;
-    `name` is that of the captions.
+    A checkpoint with attention adds its maps, and `history` the training curves; `name` is that of
+    the captions.
     """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)

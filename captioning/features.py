@@ -2,7 +2,7 @@
 
 A cache is one safetensors file: "features" [N, ...], "ids" [N] and "state" [N] (one byte per
 picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped for
-writing and for reading; a run that was killed goes on with the pictures whose state is 0.
+writing and for reading; after a killed run, the pictures whose state is 0 are still to do.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from captioning.locks import lock_files
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 _NAMES = {"float16": "F16", "float32": "F32"}
-# What a header raises that is no header.
+# What damaged headers raise.
 _DAMAGE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 TO_DO, DONE, BROKEN = range(3)
 
@@ -58,7 +58,7 @@ class FeatureCache:
             for name, entry in header.items():
                 dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
                 begin = entry["data_offsets"][0]
-                # Opened for writing, a file that is too short would be made longer.
+                # numpy would extend a file that is too short and opened for writing.
                 if not 0 <= begin <= begin + math.prod(shape) * dtype.itemsize <= end:
                     raise ValueError(f"{name} is not within the file")
                 arrays[name] = np.memmap(self.path, dtype, mode, 8 + size + begin, shape)
@@ -68,7 +68,7 @@ class FeatureCache:
             if (self.state > BROKEN).any():
                 raise ValueError("a picture is neither to do, nor done, nor broken")
             if not isinstance(self.metadata, dict):
-                raise ValueError("it does not say of which CNN it is")
+                raise ValueError("it does not name its CNN")
             if self.metadata.get("dtype") not in (None, self.features.dtype.name):
                 raise ValueError(f"its features are {self.features.dtype}")
         except OSError as error:
@@ -80,7 +80,7 @@ class FeatureCache:
     def create(
         cls, path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
     ) -> "FeatureCache":
-        """Reserve the whole file at once, so that a full disk is noticed now, not in hour three."""
+        """Reserve the whole file at once, so that a full disk is noticed at the beginning."""
         count = len(ids)
         header: dict[str, Any] = {"__metadata__": key}
         end = 0
@@ -89,7 +89,7 @@ class FeatureCache:
             begin, end = end, end + math.prod(full_shape) * np.dtype(_DTYPES[kind]).itemsize
             header[name] = {"dtype": kind, "shape": full_shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # aligned, as safetensors wants it
+        text += b" " * (-len(text) % 8)  # aligned, as in safetensors
 
         def reserve(file: Any) -> None:
             file.write(len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes())
@@ -107,10 +107,10 @@ class FeatureCache:
     def is_of(
         self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int], stale: str
     ) -> bool:
-        """Whether it is of this key and these pictures; if not, and `stale` is "refuse", an error.
+        """Whether it has this key and these pictures.
 
         Raises:
-            CaptioningError: it is of something else; the message says what.
+            CaptioningError: it does not, and `stale` is "refuse".
         """
         k = next((k for k in key if self.metadata.get(k) != key[k]), None)
         if k is None and self.ids.tolist() == list(ids) and self.features.shape[1:] == tuple(shape):
@@ -123,7 +123,7 @@ class FeatureCache:
         raise CaptioningError(f"{self.path} is stale: {reason}. Delete it or name another file.")
 
     def rows(self, ids: Sequence[int]) -> Tensor:
-        """The rows of these pictures; -1 for those that are broken or not there."""
+        """The rows of these pictures; -1 for broken and missing ones."""
         where = {int(i): row for row, i in enumerate(self.ids) if self.state[row] == DONE}
         return torch.tensor([where.get(i, -1) for i in ids])
 
@@ -135,7 +135,7 @@ class FeatureCache:
 def cache_path(folder: str | Path, annotations: str | Path) -> Path:
     """The file, in a folder of caches, of the pictures of a captions file.
 
-    A hash of the folder of `annotations` tells a/captions.json and b/captions.json apart.
+    A hash of the folder of `annotations` distinguishes a/captions.json from b/captions.json.
     """
     annotations = Path(annotations)
     parent = hashlib.sha256(os.fsencode(annotations.resolve().parent)).hexdigest()[:8]
@@ -143,10 +143,10 @@ def cache_path(folder: str | Path, annotations: str | Path) -> Path:
 
 
 def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> dict[str, str]:
-    """What a cache must agree on: CNN, weights, pooling, transform, dtype, and the pictures.
+    """What a cache depends on: CNN, weights, pooling, transform, dtype, and the pictures.
 
     Pictures are compared by their ids, the names of their files without folders, and the sizes of
-    these files: not by what is in them, which would take as long as reading them all.
+    these files, not by their contents, because reading all of them would take too long.
     """
     pictures = hashlib.sha256()
     for image in images:
@@ -184,7 +184,7 @@ class Extraction:
     """How pictures are encoded.
 
     Args:
-        stale: "refuse" a cache of something else, or "replace" it.
+        stale: "refuse" a cache with another key, or "replace" it.
         progress: show a progress bar.
     """
 
@@ -214,9 +214,9 @@ def extract_features(
     how: Extraction | None = None,
     batch_size: int = 32,
 ) -> FeatureCache:
-    """Encode every picture into the cache `path`, or go on with one that was begun.
+    """Encode every picture into the cache `path`, or those that an unfinished cache lacks.
 
-    A picture that was changed is noticed if its file has another size, see `cache_key`.
+    A changed picture is noticed if its file has another size, see `cache_key`.
 
     Args:
         cnn: the frozen CNN.
@@ -239,7 +239,7 @@ def extract_features(
         cache = FeatureCache(path, mode) if path.exists() else None
         return cache if cache and cache.is_of(key, ids, cnn.feature_shape, how.stale) else None
 
-    cache = opened("r")  # one that is finished is neither locked nor written to
+    cache = opened("r")  # a finished one is neither locked nor written
     if cache is None or np.isin(cache.state, unfinished).any():
         with lock_files(path, wait=True):
             cache = opened("r+")
@@ -289,7 +289,7 @@ def _encode(
 
 
 class FeatureTable:
-    """Captioned pictures with features, those without (broken pictures) left out."""
+    """Captioned pictures with features; broken pictures are left out."""
 
     def __init__(self, dataset: CaptionDataset, cache: FeatureCache) -> None:
         rows = cache.rows([image.id for image in dataset.images])

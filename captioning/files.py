@@ -1,4 +1,4 @@
-"""Atomic writes, and reading that forgives nobody."""
+"""Atomic writes, and strict reading of text and JSON."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from captioning.errors import CaptioningError
 
 @contextlib.contextmanager
 def writing(path: str | Path, note: str = "") -> Iterator[None]:
-    """What the system says against writing becomes a message that names the file."""
+    """Turns an OSError in writing into a message that names the file."""
     try:
         yield
     except OSError as error:
@@ -29,8 +29,8 @@ def writing(path: str | Path, note: str = "") -> Iterator[None]:
 def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
     """Call ``write(file)`` on a temporary file beside `path`, then move it to `path`.
 
-    A failure (disk full, killed process) leaves the old file as it was; Ctrl-C waits for the new.
-    What a killed process leaves, `remove_stale` removes.
+    A failure (disk full, killed process) leaves the old file unchanged; Ctrl-C waits for the new.
+    `remove_stale` removes the temporary file of a killed process.
     """
     with interrupts_wait():
         _write_atomically(Path(path), write)
@@ -38,23 +38,23 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back: torch.save makes a RuntimeError of it, import torch swallows it."""
-    handler, came = signal.getsignal(signal.SIGINT), []
-    # Only the main thread sees Ctrl-C; what ignores it, or dies of it at once, still may.
+    """Delay Ctrl-C: torch.save turns it into a RuntimeError, import torch swallows it."""
+    handler, received = signal.getsignal(signal.SIGINT), []
+    # Only the main thread sees Ctrl-C; a process that ignores it, or has no handler, is left alone.
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, lambda *call: came.append(call))
+    signal.signal(signal.SIGINT, lambda *call: received.append(call))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
+        if received:
+            handler(*received[0])
 
 
 class _Remembering:
-    """A file that remembers why it could not be written: torch.save hides it."""
+    """A file that remembers why it could not be written, which torch.save hides."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -79,7 +79,7 @@ def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with writing(path, "; what was there before is untouched"):
         try:
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
             with os.fdopen(descriptor, "wb") as file:
                 remembering = _Remembering(file)
                 try:
@@ -98,13 +98,13 @@ def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Refuse to replace what is no file, such as a folder or a device: as root one could."""
+    """Refuse to replace a folder or a device, which root could."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "Not a regular file")
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes left of `path`; to be called where no other writes it."""
+    """Remove the temporary files that killed processes left of `path`; call it under its lock."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")):
             left.unlink(missing_ok=True)
@@ -121,14 +121,14 @@ def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    # What is no Unicode, as in a file name that is not UTF-8, becomes the escape that JSON reads.
+    # Surrogates, as in a file name that is not UTF-8, become the escapes that JSON reads.
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read; a named pipe would be waited for, for ever."""
+    """Open a file to read, but no named pipe, which would block."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder, open refuses
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses folders
         raise OSError(errno.EINVAL, "Not a regular file")
     return open(path, "rb")
 
@@ -150,11 +150,11 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, hint: str = "") -> Any:
-    """Parse a JSON file; say where it breaks off when it is truncated or damaged, and `hint`."""
+    """Parse a JSON file; the message about a damaged one says where, and ends with `hint`."""
     try:
         return json.loads(_read(path).decode())
     except RecursionError as error:
-        raise CaptioningError(f"{path}: expected JSON, got levels without end") from error
-    except ValueError as error:  # no JSON, no UTF-8, or an integer of thousands of digits
-        told = f"{error}; {hint}" if hint else error
-        raise CaptioningError(f"{path} is not valid JSON (truncated?): {told}") from error
+        raise CaptioningError(f"{path}: expected JSON, got too many nested levels") from error
+    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+        reason = f"{error}; {hint}" if hint else error
+        raise CaptioningError(f"{path} is not valid JSON (truncated?): {reason}") from error

@@ -36,7 +36,9 @@ class DecodeConfig:
     top_k: int = setting("sample: draw from the k most probable words; 0: from all", 0)
     top_p: float = setting("sample: draw from the fewest words that have this probability", 1.0)
     seed: int = setting("sample: the same captions each time", 0)
-    max_seq_length: int | None = setting("the most tokens, with <end>; as trained if not given", None)
+    max_seq_length: int | None = setting(
+        "the most tokens, with <end>; as trained if not given", None
+    )
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -1,4 +1,4 @@
-"""The page of `captioning serve`: all that is said to Gradio, which this file imports."""
+"""The page of `captioning serve`: everything that uses Gradio."""
 
 import asyncio
 import contextlib
@@ -43,17 +43,17 @@ EMPTY = '<div class="answer"><p>The captions appear here.</p></div>'
 
 
 class GradioPage:
-    """A page with a picture and its captions, and which paths of Gradio's server there are.
+    """A page with a picture and its captions, and the paths of Gradio's server that it needs.
 
-    Left to itself, Gradio keeps uploads that were broken off, fetches what a client says is a
-    picture at some address, and decodes pictures of any format and size. So uploads are received
-    here, and `caption` gets the path of one of them, unopened.
+    By default, Gradio keeps incomplete uploads, fetches pictures from addresses that clients give,
+    and decodes pictures of any format and size. So uploads are received here, and `caption` gets
+    the path of one of them, unopened.
 
     Args:
         caption: from a picture's file and the width of the beam to HTML.
         name: of the captioner.
-        about: the captioner, in a line.
-        uploads: where pictures are kept, below GRADIO_TEMP_DIR.
+        about: one line about it.
+        uploads: the kept pictures, below GRADIO_TEMP_DIR.
         max_bytes: of an upload.
     """
 
@@ -69,7 +69,7 @@ class GradioPage:
     ) -> None:
         self.caption, self.name, self.about = caption, name, about
         self.uploads, self.max_bytes = uploads, max_bytes
-        # What the page and Gradio's clients ask for; other paths write, fetch or read files.
+        # What the page and Gradio's clients use; other paths write, fetch or read files.
         upload = re.escape(str(uploads.folder)) + r"[/\\]\w+(\.\w+)?"
         api = (
             r"upload(_progress)?|cancel|reset|info|startup-events|queue/(join|data|status)|heartbeat/[\w-]+"
@@ -113,7 +113,7 @@ class GradioPage:
                     width = gradio.Slider(1, MAX_BEAM, 5, step=1, label="Width of the beam")
                 with gradio.Column(scale=3):
                     result = gradio.HTML(EMPTY)
-            for component in (picture, width):  # any input may be said to be a file
+            for component in (picture, width):  # a client may send a file for either
                 component.async_move_resource_to_block_cache = self._uploaded
             gradio.on(
                 [picture.change, width.release],
@@ -142,7 +142,7 @@ class GradioPage:
         return path
 
     async def _receive(self, request: Request) -> Response:
-        """What Gradio asks of an upload, for one file."""
+        """Gradio's upload, for one file."""
         try:
             async with request.form(max_files=1, max_fields=1) as form:
                 upload = form.get("files")
@@ -151,13 +151,13 @@ class GradioPage:
                 size, name = upload.size or 0, upload.filename or ""
                 path = await run_in_threadpool(self.uploads.keep, upload.file, size, name)
         except ClientDisconnect:
-            return Response(status_code=400)  # for nobody
+            return Response(status_code=400)  # which nobody receives
         except OSError as error:
             raise HTTPException(507, f"no room for the picture: {error.strerror}") from error
         return JSONResponse([str(path)])
 
     async def _progress(self, request: Request) -> Response:
-        """Gradio's page asks how far an upload is, and is content with no answer."""
+        """Gradio's page asks for the progress of an upload; it needs no answer."""
         return Response(media_type="text/event-stream")
 
     @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""ASGI middleware: what a stranger, or a page of a stranger in somebody's browser, may ask.
+"""ASGI middleware that refuses requests of strangers, and of their pages in a user's browser.
 
 Imports Starlette, which comes with Gradio.
 """
@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from captioning.uploads import Limits
 
-BODY_BYTES = 2**16  # of a request that is no upload; those of the page have a few hundred
+BODY_BYTES = 2**16  # of a request that is not an upload; the page's have a few hundred
 BODY_SECONDS = 120.0  # for all of a body to arrive
 
-# With every answer: a page may load from and talk to this server only, no other page may show
-# what is here, and a file is what its type says.
+# With every answer: the page may load from and talk to this server only, no other page may show
+# it, and browsers do not guess the types of files.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
@@ -35,10 +35,10 @@ HEADERS = {
 
 
 class Hosts:
-    """The names and addresses that a server goes by.
+    """The names and addresses of a server.
 
-    Otherwise, a page of evil.example could have its own name lead to this machine (DNS rebinding)
-    and read all answers. An address cannot be led elsewhere.
+    Without this check, a page of evil.example could let its own name point to this machine (DNS
+    rebinding) and read all answers. An IP address cannot be redirected.
 
     Args:
         listening: the host that the server listens on.
@@ -53,7 +53,7 @@ class Hosts:
             self.names.add(socket.gethostname().lower())
 
     def knows(self, host: str) -> bool:
-        """Whether the value of a Host header, such as localhost:7860, means this server."""
+        """Whether the value of a Host header, such as localhost:7860, is this server."""
         name = _name(host)
         try:
             address = ipaddress.ip_address(name)
@@ -62,13 +62,13 @@ class Hosts:
         return address.is_loopback or self.everywhere or name in self.names
 
     def trusts(self, origin: str, host: str) -> bool:
-        """Whether a page of `origin` may call the server by the name of `host`: it is its own."""
+        """Whether a page of `origin` is one of the server that it calls by the name `host`."""
         netloc = origin.rpartition("://")[2].lower()
         return netloc == host.lower() or _name(netloc) in self.allowed
 
 
 def _name(netloc: str) -> str:
-    """The host of host:port, without the brackets of an IPv6 address; "" if it is none."""
+    """The host of host:port, without the brackets of an IPv6 address; "" if it is not valid."""
     try:
         parts = urlsplit(f"//{netloc}")
         return "" if "@" in netloc or parts.path else parts.hostname or ""
@@ -80,11 +80,11 @@ class Guard:
     """Refuses other names, other pages' requests, and bodies that are too large or too slow.
 
     Args:
-        app: what is guarded.
+        app: the guarded application.
         hosts: the names of the server.
-        paths: matches the paths that there are.
-        upload_path: the one whose requests may be large.
-        limits: how large they may be, each and all that arrive at a time.
+        paths: matches the paths that exist.
+        upload_path: the path whose requests may be large.
+        limits: of the size of uploads, each and all that arrive at a time.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Guard:
     def _check(self, path: str, headers: Headers) -> None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if not (len(hosts) == 1 and self.hosts.knows(hosts[0])):
-            told = ", ".join(hosts) or "nothing"
-            raise HTTPException(403, f"The server is not called {told} (see --allow-host).")
+            names = ", ".join(hosts) or "nothing"
+            raise HTTPException(403, f"The server is not called {names} (see --allow-host).")
         if not all(self.hosts.trusts(origin, hosts[0]) for origin in origins):
             raise HTTPException(403, f"Pages of {', '.join(origins)} may ask nothing here.")
         if not self.paths.fullmatch(path):
@@ -141,9 +141,9 @@ def _too_large(limit: int) -> HTTPException:
 
 
 class _Body:
-    """Receives a body for as long as it is small, on time, and fits beside the others.
+    """Receives a body, and refuses it when it is too large, too slow, or too much with the others.
 
-    An HTTPException is answered by Starlette and FastAPI wherever they read a body.
+    Starlette and FastAPI answer an HTTPException wherever they read a body.
     """
 
     def __init__(self, guard: Guard, receive: Receive, limit: int) -> None:
@@ -158,7 +158,7 @@ class _Body:
         except TimeoutError:
             raise HTTPException(408, f"The request took over {BODY_SECONDS:.0f} s.") from None
         if not message.get("more_body"):
-            self.deadline = math.inf  # what comes next is that the client leaves
+            self.deadline = math.inf  # the next message is that the client has left
         self.length += (length := len(message.get("body", b"")))
         self.guard.arriving += length
         if self.length > self.limit:

@@ -1,4 +1,4 @@
-"""Pictures from disk to RGB to tensors, whatever people have on disk."""
+"""Pictures from disk to RGB to tensors."""
 
 import base64
 import io
@@ -17,8 +17,8 @@ from torch import Tensor
 from captioning.console import short
 from captioning.errors import CaptioningError
 
-# The formats that are opened, and what their files are called. Pillow knows others; one of them
-# (EPS) is a program, which it would give to Ghostscript.
+# The formats that are opened, and their extensions. Pillow reads others too; one of them (EPS) is a
+# program that it would run in Ghostscript.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -28,8 +28,8 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
 }
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
-MAX_PIXELS = 128_000_000  # 10,000 x 10,000 and a camera's 108 million are fine, a bomb is not
-MAX_SIDE = 4096  # of what a CNN sees
+MAX_PIXELS = 128_000_000  # above a camera's 108 million, below a decompression bomb
+MAX_SIDE = 4096  # of the square that a CNN sees
 
 
 class ImageError(CaptioningError):
@@ -37,7 +37,7 @@ class ImageError(CaptioningError):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Everything below `folder` that is called a picture; no pipes, and no folders."""
+    """All files below `folder` with the extension of a picture."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path for path in found if path.is_file())
 
@@ -49,15 +49,15 @@ def load_image(
 
     Args:
         path: file name or binary file.
-        min_side: lets the JPEG decoder shrink while it decodes, to no less than this side.
-        max_pixels: a picture of more is refused by what its header says.
+        min_side: the JPEG decoder may shrink the picture, to no less than this side.
+        max_pixels: a picture with more, by its header, is refused.
 
     Raises:
-        ImageError: there is no such file, it is in none of `FORMATS`, broken or too large.
+        ImageError: the file is missing, in none of `FORMATS`, broken or too large.
     """
     name = getattr(path, "name", path) if not isinstance(path, (str, Path)) else path
     if isinstance(path, (str, Path)) and os.path.exists(path) and not os.path.isfile(path):
-        # A named pipe would be waited for, for ever.
+        # Opening a named pipe would block.
         raise ImageError(f"{name}: no file, but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
@@ -71,9 +71,7 @@ def load_image(
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            # No copies: 10,000 x 10,000 pixels are 400 MB.
-            image = _upright(image)
-            return _to_rgb(image)
+            return _to_rgb(_upright(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -81,7 +79,7 @@ def load_image(
         raise ImageError(f"{name}: not a picture ({', '.join(first)} or {last})") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except Image.DecompressionBombError as error:  # raised before its size is known here
+    except Image.DecompressionBombError as error:  # raised before this code knows its size
         raise ImageError(f"{name}: too many pixels, expected at most {max_pixels:,}") from error
     except Exception as error:  # decoders raise anything, and one picture must not end a run
         raise ImageError(
@@ -90,7 +88,7 @@ def load_image(
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
-    """What decoding needs room for: a tile of a TIFF can be larger than its picture."""
+    """The size that decoding needs: a tile of a TIFF can be larger than its picture."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.size
     tile = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
@@ -99,7 +97,7 @@ def _decoded_size(image: Image.Image) -> tuple[int, int]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as an address that holds it; drawings as PNG, so that they stay crisp."""
+    """A picture as a data URI; small ones as PNG, so that drawings stay crisp."""
     kind = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
@@ -118,7 +116,7 @@ _TO_UPRIGHT = {  # by EXIF orientation
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # ImageOps.exif_transpose writes the EXIF anew, which fails where any of it is damaged.
+    # ImageOps.exif_transpose rewrites the EXIF, which fails if any of it is damaged.
     try:
         method = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF raises anything; the pixels are fine
@@ -136,7 +134,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert some rows at a time: what is made on the way is several times as large as they."""
+    """Convert some rows at a time, because intermediate images are several times as large."""
     out = Image.new("RGB", image.size)
     rows = max(1, 2**20 // image.width)
     for top in range(0, image.height, rows):
@@ -157,9 +155,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """What a pretrained CNN wants to see: a square of the picture or all of it, normalised.
+    """The input of a pretrained CNN: a square of the picture or all of it, normalised.
 
-    Kept in every checkpoint, so that captioning treats pictures as training did.
+    It is kept in every checkpoint, so that captioning treats pictures as training did.
 
     Args:
         resize_size: length of the shorter side before the crop.
@@ -192,7 +190,7 @@ class Transform:
             raise CaptioningError(f"transform: no interpolation {short(self.interpolation)}")
 
     def view(self, image: Image.Image) -> Image.Image:
-        """What the CNN sees of a picture, before it is normalised."""
+        """The part of a picture that the CNN sees, before normalisation."""
         # Resizing only what the crop keeps gives the same pixels and bounds the work.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)

@@ -1,7 +1,8 @@
-"""One run at a time writes a folder or a file; another one is told who does, or waits.
+"""Locks, so that only one run at a time writes a folder or a file.
 
-The lock is a file beside what it guards. The kernel lets it go when its process ends, however that
-happens, and unlike the lock of `flock` no process that was forked from it goes on holding it.
+A second run is refused, with the name of the process that holds the lock, or it waits. The lock is
+a file next to what it guards. The kernel releases it when its process ends, however that happens.
+Unlike a lock of `flock`, it is not inherited by forked processes.
 """
 
 import contextlib
@@ -18,20 +19,20 @@ from captioning.files import check_output, remove_stale, writing
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is locked
+except ImportError:  # Windows: nothing is locked
     fcntl = None
 
-_held: set[Path] = set()  # by this process: closing a lock file a second time would let it go
+_held: set[Path] = set()  # by this process; closing another descriptor would release it
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
-    """Write to `folder` alone, beginning without what killed runs left of its files `names`.
+    """Lock `folder`, and remove the temporary files that killed runs left of its files `names`.
 
-    It may be locked again within.
+    The same process may lock it again inside.
 
     Raises:
-        CaptioningError: another process writes to it.
+        CaptioningError: another process holds the lock.
     """
     folder = Path(folder)
     with _locked(folder / ".lock", folder, wait=False):
@@ -42,14 +43,15 @@ def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
-    """Write these files alone. That they can be written is known before there is work to lose.
+    """Lock files, and check that they can be written before there is work to lose.
 
     Args:
-        paths: the files; None for one that nobody asked for.
-        wait: for another process that writes one of them.
+        paths: the files; None is ignored.
+        wait: wait for another process that holds a lock.
 
     Raises:
-        CaptioningError: one cannot be written, or another process writes it and `wait` is False.
+        CaptioningError: one cannot be written, or another process holds its lock and `wait` is
+            False.
     """
     with contextlib.ExitStack() as stack:
         for path in filter(None, paths):
@@ -67,7 +69,7 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
     if path in _held:
         yield
         return
-    made = not path.parent.exists()
+    created = not path.parent.exists()
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path, what, wait)
@@ -77,29 +79,29 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
     finally:
         _held.discard(path)
         with contextlib.suppress(OSError):  # the folder may be gone
-            path.unlink()  # while it is ours
-        if made:
-            with contextlib.suppress(OSError):  # there is something in it now
+            path.unlink()  # while this process holds it
+        if created:
+            with contextlib.suppress(OSError):  # unless it has files now
                 path.parent.rmdir()
         os.close(descriptor)
 
 
 def _acquire(path: Path, what: Path, wait: bool) -> int:
-    """An open lock file that says who holds it."""
+    """Lock a file and write into it who holds it; returns its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _take(descriptor, what, wait)
             if _is_at(path, descriptor):
                 since = time.strftime("%Y-%m-%d %H:%M:%S")
-                who = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+                holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
                 os.truncate(descriptor, 0)
-                os.write(descriptor, who.encode())
+                os.write(descriptor, holder.encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # of a file that its holder removed meanwhile
+        os.close(descriptor)  # its holder has removed the file
 
 
 def _take(descriptor: int, what: Path, wait: bool) -> None:

@@ -1,8 +1,8 @@
 """Cross-entropy over the vocabulary that never holds more than one block of scores.
 
-The scores of all tokens, [tokens, vocabulary], would be by far the largest tensor of training,
-three times over (scores, log-softmax, gradient). Here each block of tokens is scored, and becomes
-its probabilities and their gradient in place; what stays is of the size of the inputs.
+The scores of all tokens, [tokens, vocabulary], would be by far the largest tensor of training, and
+it would exist three times (scores, log-softmax, gradient). Here each block of tokens is scored, and
+its scores become probabilities and their gradient in place; only the gradients are kept.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 800  # tokens at most; beyond it nothing is gained, and 800 x 10,000 float32 are 32 MB
+BLOCK = 800  # tokens at most; larger ones are not faster; 800 x 10,000 float32 are 32 MB
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ w.T + bias. In float32 by oneDNN: MKL leaves AVX-512 unused on other makers' CPUs."""
+    """x @ w.T + bias. In float32 by oneDNN: MKL does not use AVX-512 on AMD's CPUs."""
     if _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
     return F.linear(x, w, bias)
@@ -47,8 +47,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.zeros_like(loss)  # the same without label smoothing
         grad_hidden, grad_weight = torch.empty_like(hidden), None
         grad_bias = torch.zeros_like(bias, dtype=score_dtype)
-        # Of equal size: a small last block would read the weight for a few tokens. And of whole
-        # tiles: oneDNN's product is slower by a tenth with 518 rows.
+        # Blocks have equal sizes: a small last one would read the weight for a few tokens. They are
+        # multiples of 16: oneDNN's product is a tenth slower with 518 rows.
         tokens = max(1, len(hidden))
         size = min(block, 16 * math.ceil(tokens / math.ceil(tokens / block) / 16))
         for begin in range(0, tokens, size):
@@ -70,14 +70,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if label_smoothing:
                     grad -= label_smoothing / grad.size(1)
                 grad.scatter_add_(1, target, grad.new_full(target.shape, label_smoothing - 1))
-                # The tokens' weights are multiplied to the small factors of what follows.
+                # The tokens' weights are applied to the smaller factors below.
                 grad_bias.addmv_(grad.t(), share.squeeze(1))
                 grad = grad.to(dtype)
                 grad_hidden[rows] = _product(grad, w.t()) * share
                 product = _product((h * share).to(dtype).t(), grad.t())
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
                 del grad, product
-            del scores, probs  # before the next block is made
+            del scores, probs  # before the next block
         if grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.t(), grad_bias)
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
@@ -108,8 +108,8 @@ def linear_cross_entropy(
     Args:
         hidden: [N,H].
         linear: the output layer, H to V.
-        targets: int64 [N], indices of the words that were right.
-        token_weights: [N], the factor of each token's loss; 0 leaves it out. No gradient.
+        targets: int64 [N], indices of the correct words.
+        token_weights: [N], the factor of each token's loss, without a gradient.
         label_smoothing: share of the target spread evenly over the vocabulary.
         block: number of tokens scored at once.
 

@@ -1,4 +1,4 @@
-"""The LSTM by name, so that anyone can check an environment, or us, against nn.LSTM."""
+"""The LSTM by name, so that results can be compared with nn.LSTM's."""
 
 from torch import nn
 
@@ -24,7 +24,7 @@ def make_lstm(
 
 
 def make_lstm_cell(kind: str, input_size: int, hidden_size: int) -> nn.Module:
-    """One step of the same: fastlstm.LSTMCell, torch.nn.LSTMCell, or ours in plain PyTorch."""
+    """One step of it: fastlstm.LSTMCell, torch.nn.LSTMCell, or the first in plain PyTorch."""
     if kind not in LSTMS:
         raise CaptioningError(f"lstm: expected one of {LSTMS}, got {kind!r}")
     cell = (nn.LSTMCell if kind == "torch" else fastlstm.LSTMCell)(input_size, hidden_size)

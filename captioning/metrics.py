@@ -17,7 +17,7 @@ class Scores:
     """Attributes:
     overall: score of the whole set by name; CIDEr-D is 0..10, the others 0..1.
     per_image: the same for each picture.
-    notes: what a reader must know about these numbers.
+    notes: what a reader must know about the scores.
     """
 
     overall: dict[str, float]

@@ -45,16 +45,16 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:
-        """Begin as frequent as words are: the output layer's bias becomes their log frequency.
+        """Set the output layer's bias to the log frequency of each word.
 
-        The loss then begins near the entropy of single words rather than at log(vocab_size), and
-        the first steps need not learn which words are rare.
+        The loss then begins near the entropy of single words instead of log(vocab_size), and the
+        first steps need not learn which words are rare.
 
         Args:
             captions: token indices of each caption, <start> and <end> included.
         """
         predicted = torch.tensor([token for caption in captions for token in caption[1:]])
-        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # none is impossible
+        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # no word is impossible
         self.decoder.linear.bias.copy_((counts / counts.sum()).log())
 
     def forward(

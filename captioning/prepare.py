@@ -35,10 +35,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Source:
-    """Captions by file name, and the split of each picture where the source knows it.
+    """Captions by file name, and the split and id of each picture if the source has them.
 
     Attributes:
-        bad_rows: where a row could not be read, and what it is.
+        bad_rows: the places and contents of rows that could not be read.
     """
 
     captions: dict[str, list[str]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read captions of any of the formats above; which one, the content says."""
+    """Read captions of any of the formats above, recognised by the content."""
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -69,7 +69,7 @@ def _read_karpathy(path: Path) -> Source:
     try:
         for image in data["images"]:
             name = "/".join(_text(p) for p in (image.get("filepath"), image["filename"]) if p)
-            # Karpathy's "restval" pictures of COCO are trained on by everybody.
+            # Karpathy's "restval" pictures of COCO are commonly trained on.
             split = _text(image["split"])
             source.splits[name] = {"restval": "train"}.get(split, split)
             if "cocoid" in image:
@@ -147,14 +147,14 @@ def _read_folder(path: Path) -> Source:
                     source.add(picture.relative_to(path).as_posix(), line)
     if not source.captions:
         raise CaptioningError(
-            f"{path}: expected captions.txt with the columns image and caption, or a .txt beside "
+            f"{path}: expected captions.txt with the columns image and caption, or a .txt for "
             "each picture"
         )
     return source
 
 
 def find_images(path: str | Path, source: Source) -> Path:
-    """The folder of a source's pictures: its own, or one in there, such as Images."""
+    """The folder of a source's pictures: its own, or one in that, such as Images."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     names = list(islice(source.captions, 100))
@@ -179,7 +179,7 @@ def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Splits:
-    """How pictures are split where the source does not say.
+    """How pictures are split if the source does not say.
 
     Args:
         val, test: shares of the pictures, drawn at random; of three pictures or more at least one
@@ -240,7 +240,7 @@ def prepare(
     """
     images, output, splits = Path(images), Path(output), splits or Splits()
     if not images.is_dir():
-        raise CaptioningError(f"images: {images} is no folder")
+        raise CaptioningError(f"images: {images} is not a folder")
     skipped: dict[str, list[str]] = {"bad row": source.bad_rows} if source.bad_rows else {}
     split_of: Mapping[str, str | None] = source.splits
     names = list(source.captions)

@@ -27,7 +27,7 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone if there are none."""
+    """Join the processes that torchrun started, if any."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes(device=device)
         return
@@ -39,10 +39,10 @@ def processes(device: str) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
-        dist.barrier()  # leaving while others still talk makes gloo abort
+        dist.barrier()  # gloo aborts if one leaves while others communicate
     finally:
-        # DistributedDataParallel lies in cycles and holds the group, whose threads must have ended
-        # before Python does: one that then asks for the GIL is killed, and aborts the process.
+        # DistributedDataParallel is in reference cycles and holds the group, whose threads must end
+        # before Python does: one that then needs the GIL aborts the process.
         gc.collect()
         dist.destroy_process_group()
 

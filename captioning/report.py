@@ -1,4 +1,4 @@
-"""What came out, to look at: a self-contained HTML report and a contact sheet."""
+"""Results to look at: a self-contained HTML report and contact sheets."""
 
 import html
 import io
@@ -30,7 +30,7 @@ class Picture:
     path: Path
     caption: str
     references: Sequence[str]
-    right: bool | None = None  # all facts right; None if nothing but scores is known
+    right: bool | None = None  # whether all facts are right; None if there are no facts
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Section:
 
     Args:
         title: its heading.
-        text: what a reader should know.
-        pictures: everything that was captioned.
+        text: about it.
+        pictures: all that were captioned.
         scores: of the captions.
         facts: share of right captions by fact, if there are facts.
     """
@@ -183,15 +183,15 @@ def write_report(
     history: History = (),
     attend: Attend | None = None,
 ) -> None:
-    """Write one HTML file that needs nothing beside it.
+    """Write one HTML file that needs no other file.
 
     Args:
         path: the file.
         title: its heading.
-        text: what stands under it.
-        sections: what was captioned.
-        history: what happened in each epoch of training, for the curves.
-        attend: where the captioner looked; asked for the pictures that are shown.
+        text: the paragraph below it.
+        sections: the splits.
+        history: the epochs of training, for the curves.
+        attend: makes the attention maps of the pictures that are shown.
     """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -203,7 +203,7 @@ def write_report(
     notes = {note: s.title for s in sections for note in s.scores.notes}
     parts += [f'<p class="note">{html.escape(f"{t}: {n}")}</p>' for n, t in notes.items()]
     if any(s.facts for s in sections):
-        parts.append("<h3>Share of pictures whose caption states the fact rightly</h3>")
+        parts.append("<h3>Share of pictures whose caption states the fact correctly</h3>")
         parts.append(_table("facts of", {s.title: s.facts for s in sections if s.facts}))
     plots = []
     if history:

@@ -1,10 +1,10 @@
-"""The embedded data set: drawn scenes with captions that cannot be guessed without looking.
+"""The embedded data set: drawn scenes with captions that cannot be guessed.
 
 A scene is a group of one to three equal shapes on a plain background. Six facts describe it
 (432 combinations of the first five, each at one of five places). Five captions state all six facts,
 each in another order, so a caption can be parsed back into facts and scored exactly.
 
-The data set is written as pictures and COCO caption files, the facts stored beside each picture::
+The data set is written as pictures and COCO caption files, with the facts of each picture::
 
     root/train/000001.png ...             2,000 scenes
     root/val/...                            300 new scenes of the same combinations
@@ -47,7 +47,7 @@ PLACES = {  # where the middle of the group is, as a fraction of the picture
 IMAGE_SIZE = 128
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
 HELD_OUT = 72  # of the 432 combinations
-VERSION = 3  # of the pictures and files; another one is drawn anew
+VERSION = 3  # of the pictures and files; data sets of other versions are drawn again
 
 
 class Facts(NamedTuple):
@@ -192,7 +192,7 @@ def generate(
     """Write the data set to `root`; the same arguments always give the same pictures.
 
     Args:
-        root: folder to write to, made if it is missing.
+        root: folder to write to, created if it is missing.
         splits: number of pictures per split; only "unseen" is drawn from unseen combinations.
         seed: seed of the split and of the pictures.
         progress: show progress bars.
@@ -212,7 +212,7 @@ def generate(
         rng = random.Random(f"{seed} {split}")
         _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
         first += count
-    write_json(stamp, recipe)  # last: its presence says that the data set is complete
+    write_json(stamp, recipe)  # last: it marks the data set as complete
     return root
 
 

@@ -1,8 +1,8 @@
 """The tiny pretrained CNN of the embedded data set, and the script that pretrains it.
 
-What ImageNet is to ResNet, attribute grids are to this one: pictures of scattered shapes, each
-with its own colour, shape and size, labelled cell by cell. It never sees a group, a place in words
-or a caption. The weights are shipped in `captioning/weights/scenes_cnn.safetensors`, made by::
+It is pretrained on attribute grids: pictures of scattered shapes, each with its own colour, shape
+and size, labelled cell by cell. It never sees a group, a place in words or a caption. The weights
+are shipped in `captioning/weights/scenes_cnn.safetensors`, made by::
 
     python -m captioning.scenes_encoder --output captioning/weights/scenes_cnn.safetensors
 """
@@ -92,7 +92,7 @@ def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Heads(nn.Module):
-    """What pretraining predicts from the feature map, thrown away afterwards."""
+    """What pretraining predicts from the feature map; not kept afterwards."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Heads(nn.Module):
         """Per cell: whether there is a shape, its colour, shape and size, and the background.
 
         Per quarter: how many shapes of each attribute, linear in the sum of the features, so that
-        pooled features can tell.
+        pooled features contain it.
         """
         attributes, background = grid[:, :-1], grid[:, -1].long()
         scores = self.cell(features)

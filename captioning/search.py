@@ -33,7 +33,7 @@ def check_options(
     top_p: float = 1.0,
     max_seq_length: int | None = None,
 ) -> None:
-    """Refuse what no search can work with; the arguments are theirs."""
+    """Check the options of the searches."""
     for name, value, low in (
         ("beam_size", beam_size, 1),
         ("length_penalty", length_penalty, 0),
@@ -49,7 +49,7 @@ def check_options(
 
 
 def _log_probs(scores: Tensor) -> Tensor:
-    """Log-probabilities in float32, with what must not be written left out."""
+    """Log-probabilities in float32, -inf for what must not be written."""
     scores = scores.float()
     scores[:, [PAD, START, UNK]] = -torch.inf
     return scores.log_softmax(1)
@@ -181,12 +181,12 @@ def beam_search(
     no_repeat_ngram: int = 0,
     max_seq_length: int | None = None,
 ) -> list[list[Hypothesis]]:
-    """Keep the `beam_size` best beginnings at every step, for all pictures at once.
+    """Keep the `beam_size` best unfinished captions at every step, for all pictures at once.
 
-    Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. One that ended
-    is set aside, so that no beginning takes its place and then ends worse; a picture is done when
-    none of its beginnings can end better than what was set aside. At the last step what did not
-    end counts too, so something is returned even if nothing ended.
+    Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
+    kept separately, so that no unfinished one displaces them and then ends worse. A picture is done
+    when no unfinished caption can end better than the finished ones. At the last step, unfinished
+    captions count too, so something is always returned.
 
     Args:
         decoder, image, max_seq_length: as in `greedy_search`.
@@ -202,7 +202,7 @@ def beam_search(
     steps = max_seq_length or decoder.max_seq_length
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
-    live.ranks[:, 0] = 0.0  # all beams begin alike: let only one of them grow
+    live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows
     ended = _Beams.empty(batch, k, steps, device)
     words = torch.full((batch * k,), START, device=device)
     state = decoder.select(decoder.start(image), pictures.repeat_interleave(k))

@@ -24,7 +24,7 @@ from captioning.vocabulary import PAD, START
 class SelfCriticalTrainer(Trainer):
     """Batches are pictures, each with `config.self_critical` sampled captions.
 
-    The model stays in eval mode: it is rewarded for the captions that it would write.
+    The model stays in eval mode, so the rewarded captions are those that it would write.
     """
 
     metric = "reward"
@@ -49,7 +49,7 @@ class SelfCriticalTrainer(Trainer):
 
     def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
         here, samples, decoder = self.here, self.config.self_critical, self.model.decoder
-        # Numbers for the whole batch, so that the captions do not depend on the processes.
+        # For the whole batch, so that the captions do not depend on the number of processes.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
         share = slice(here.rank, None, here.world)
         pictures = indices[share]

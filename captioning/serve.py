@@ -1,7 +1,7 @@
 """`captioning serve`: a web page that captions the pictures dropped on it, by Gradio.
 
-The page and its server talk to nobody else, and what is uploaded is kept in a temporary folder
-that is removed at the end. `captioning.guard` decides which requests reach Gradio.
+The page and its server contact no other server, and uploads are kept in a temporary folder that is
+removed at the end. `captioning.guard` decides which requests reach Gradio.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from captioning.tokenizer import tokenize
 from captioning.uploads import Limits, Uploads
 from fastlstm import LSTM, LSTMCell, functional
 
-MIN_SIDE = 8  # pixels; there is nothing to see in fewer
+MIN_SIDE = 8  # pixels
 
-PORTS = range(7860, 7960)  # the first free one, unless told
+PORTS = range(7860, 7960)  # the first free one is the default
 MAX_CONNECTIONS = 500
 
-# What the page says -----------------------------------------------------------------------------
+# The text of the page ---------------------------------------------------------------------------
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """The captioner, in a line."""
+    """One line about the captioner."""
     model = checkpoint.model
     kind = "with attention" if isinstance(model.decoder, Attentive) else "without attention"
     return (
@@ -77,7 +77,7 @@ def answer(
     max_pixels: int = MAX_PIXELS,
 ) -> str:
     """HTML about one picture: captions by greedy and beam search, each word with its probability,
-    and where an attention decoder looked; or what is wrong with the picture.
+    and the attention maps if there are any; or what is wrong with the picture.
     """
     try:
         image = load_image(path, 2 * cnn.transform.resize_size, max_pixels)
@@ -121,8 +121,8 @@ def answer(
 
 @contextlib.contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """What Gradio and matplotlib, which it imports, read from the environment."""
-    wanted = {
+    """Sets environment variables that Gradio and matplotlib, which it imports, read."""
+    variables = {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
         "GRADIO_TEMP_DIR": str(folder),
@@ -130,8 +130,8 @@ def _environment(folder: Path) -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "MPLCONFIGDIR": str(folder / "matplotlib"),
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -156,11 +156,11 @@ def serve(
     Args:
         checkpoint: the captioner.
         cnn: its CNN, ``checkpoint.cnn.load()``.
-        name: what the page calls it.
+        name: its name on the page.
         host: address to listen on; the default is reached from this machine only.
         port: if None, the first free one from 7860.
         allow_hosts: other names by which browsers may call the server, such as a reverse proxy's.
-        limits: what a stranger may cost; None: `Limits()`.
+        limits: of uploads; `Limits()` if None.
 
     Raises:
         CaptioningError: Gradio is missing, the port is taken, an argument is out of range.
@@ -206,12 +206,12 @@ def _listen(host: str, port: int | None) -> socket.socket:
 
 
 def _address(host: str, listener: socket.socket) -> str:
-    """What to open in a browser of this machine."""
+    """The address for a browser on this machine."""
     host = "localhost" if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
 
 
-def _run(app: Any, listener: socket.socket, told: str) -> None:
+def _run(app: Any, listener: socket.socket, title: str) -> None:
     import uvicorn
 
     config = uvicorn.Config(
@@ -223,9 +223,9 @@ def _run(app: Any, listener: socket.socket, told: str) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to ^C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
-    print(f"{told} (Ctrl-C ends it)", flush=True)
+    print(f"{title} (Ctrl-C ends it)", flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # by uvicorn, after it has ended

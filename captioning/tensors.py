@@ -1,4 +1,4 @@
-"""Files of torch.save from strangers: nothing in them is run, and no flipped bit goes unnoticed."""
+"""Untrusted files of torch.save: no code in them is run, and every flipped bit is noticed."""
 
 import warnings
 import zipfile
@@ -14,37 +14,37 @@ from captioning.files import open_regular
 
 
 def load_tensors(path: str | Path, hint: str = "") -> Any:
-    """What torch.save wrote to `path`, on the CPU: tensors and plain containers, or an error.
+    """Load the tensors and plain containers that torch.save wrote to `path`, on the CPU.
 
-    Files of PyTorch before 1.6 are no zip and hold no checksums; damage there may go unnoticed.
+    Files of PyTorch before 1.6 have no checksums, so damage in them may go unnoticed.
 
     Args:
         path: the file.
-        hint: what the message says of a file that is something else.
+        hint: added to the message about a file of another kind.
 
     Raises:
         OSError: it cannot be opened.
-        CaptioningError: it is damaged, something else, or wants to run code.
+        CaptioningError: it is damaged, of another kind, or would run code.
     """
     with open_regular(path) as file:
-        is_zip = file.read(4) == b"PK\3\4"  # as PyTorch tells it
+        is_zip = file.read(4) == b"PK\3\4"  # as PyTorch decides
         try:
             if is_zip:
                 _verify(file)
             file.seek(0)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickles that others wrote
+                warnings.simplefilter("ignore")  # about pickles of older versions
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged zip or pickle raises anything
-            told = f": {' '.join(str(error).split())[:200]}" if is_zip else hint
-            raise CaptioningError(f"{path} is no file of tensors, or damaged{told}") from error
+            reason = f": {' '.join(str(error).split())[:200]}" if is_zip else hint
+            raise CaptioningError(f"{path} is not a file of tensors, or damaged{reason}") from error
 
 
 def _verify(file: BinaryIO) -> None:
-    """Check what PyTorch does not: the CRC of each record, and that each is read as it is."""
+    """Check the CRC and the kind of each record, which PyTorch does not."""
     with zipfile.ZipFile(file) as archive:
         for record in archive.infolist():
-            # Its reader takes a record that is marked as a folder for empty, and reads nothing.
+            # PyTorch reads a record that is marked as a folder as empty.
             if record.compress_type != zipfile.ZIP_STORED or record.external_attr:
                 raise ValueError(f"{record.filename} is not as torch.save writes it")
         if broken := archive.testzip():
@@ -52,12 +52,12 @@ def _verify(file: BinaryIO) -> None:
 
 
 def check_fit(expected: Mapping[str, Tensor], given: Any, what: str) -> None:
-    """Refuse weights that are not those of a module.
+    """Refuse weights that do not fit a module.
 
     Args:
         expected: its `state_dict`; shapes are enough, as on the device "meta".
-        given: what came in its place.
-        what: what the message calls it.
+        given: the weights.
+        what: their name in the message.
     """
     if not isinstance(given, Mapping):
         raise CaptioningError(f"{what}: expected tensors by name, got {type(given).__name__}")
@@ -67,11 +67,11 @@ def check_fit(expected: Mapping[str, Tensor], given: Any, what: str) -> None:
             if name.endswith("num_batches_tracked"):
                 continue  # PyTorch before 0.4.1 did not count them
             raise CaptioningError(f"{what}: expected {name} {shape}, got none")
-        came = given[name]
-        if not isinstance(came, Tensor):
-            raise CaptioningError(f"{what}: expected {name} {shape}, got {type(came).__name__}")
-        if came.shape != shape or came.is_floating_point() != tensor.is_floating_point():
-            told = f"{tuple(came.shape)} {str(came.dtype).removeprefix('torch.')}"
-            raise CaptioningError(f"{what}: expected {name} {shape}, got {told}")
+        found = given[name]
+        if not isinstance(found, Tensor):
+            raise CaptioningError(f"{what}: expected {name} {shape}, got {type(found).__name__}")
+        if found.shape != shape or found.is_floating_point() != tensor.is_floating_point():
+            kind = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}"
+            raise CaptioningError(f"{what}: expected {name} {shape}, got {kind}")
     if unknown := [name for name in given if name not in expected]:
         raise CaptioningError(f"{what}: expected no {unknown[0]}")

@@ -1,7 +1,7 @@
 """Words of a caption, by nltk's Treebank rules (regular expressions: nothing is downloaded).
 
-Two users want slightly different words: the vocabulary (`tokenize`) and the metrics
-(`ptb_tokenize`, which writes what coco-caption's Java PTBTokenizer would).
+The vocabulary (`tokenize`) and the metrics (`ptb_tokenize`, which imitates coco-caption's Java
+PTBTokenizer) need slightly different words.
 """
 
 import re
@@ -19,17 +19,17 @@ _ABBREVIATIONS = set("st ave blvd dr mr mrs ms jr sr rd vs etc no ft mt".split()
 
 @cache
 def _treebank() -> Callable[[str], list[str]]:
-    # It imports scipy.stats: more than a second, for which captioning a photograph need not wait.
+    # Imported late because it imports scipy.stats, which takes more than a second.
     from nltk.tokenize import NLTKWordTokenizer
 
     return NLTKWordTokenizer().tokenize
 
 
-@lru_cache(2**20)  # read, counted, encoded, scored: the same captions; COCO has 620,000
+@lru_cache(2**20)  # the same captions are read, counted, encoded and scored; COCO has 620,000
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """The words that coco-caption scores: lower case, no punctuation, brackets spelled -lrb-.
 
-    It means to drop round and curly brackets too, but looks for -LRB- where Java wrote -lrb-.
+    coco-caption intends to drop round and curly brackets too, but compares -LRB- with -lrb-.
     Equal to the Java PTBTokenizer on 99.9 % of 65,014 captions of COCO.
     """
     words = []
@@ -49,8 +49,8 @@ def ptb_tokenize(caption: str) -> tuple[str, ...]:
 def tokenize(caption: str) -> tuple[str, ...]:
     """The words that a captioner learns: those of `ptb_tokenize` that hold a letter or a digit.
 
-    Punctuation is left out because the metrics ignore it while it would cost decoding steps;
-    brackets, which they count, because nobody wants to read -lrb-.
+    Punctuation is left out because the metrics ignore it and it would cost decoding steps;
+    brackets, which they count, because -lrb- is not readable.
     """
     return tuple(
         word

@@ -16,7 +16,7 @@ from captioning.config import TrainConfig, from_dict
 from captioning.console import say
 from captioning.curves import Curves, open_curves
 from captioning.datasets import EncodedCaptions
-from captioning.errors import CaptioningError, told_of
+from captioning.errors import CaptioningError, naming
 from captioning.features import FeatureTable
 from captioning.generate import best_captions
 from captioning.locks import lock_folder
@@ -74,12 +74,12 @@ def train(
 
     Args:
         checkpoint: the captioner to train; its weights change.
-        config: how.
+        config: how to train.
         train_table: pictures and captions to train on.
         val_table: pictures to validate on after each epoch; None skips it, and best.pt is last.pt
             unless an epoch before `resume` was validated.
         output: folder.
-        resume: go on from `output`/last.pt if it is there.
+        resume: from `output`/last.pt if it exists.
         here: this process and its device, from `processes`.
         progress: show progress bars.
 
@@ -238,7 +238,7 @@ def _should_stop(history: list[dict[str, float]], patience: int) -> bool:
 def _resume(
     trainer: Trainer, checkpoint: Checkpoint, config: TrainConfig, path: Path
 ) -> list[dict[str, float]]:
-    """Load everything from `path`; refuse to go on with other words, sizes or settings."""
+    """Load everything from `path`; refuse to resume with other words, sizes or settings."""
     old = load_checkpoint(path)
     if old.vocabulary.words != checkpoint.vocabulary.words:
         raise CaptioningError(
@@ -256,9 +256,9 @@ def _resume(
                 f"{path} was trained with {name} = {getattr(before, name)}, got {value}"
             )
     if lacking := {"trainer", "history", "running"} - old.training.keys():
-        raise CaptioningError(f"{path}: expected a run to go on with, got none: no {lacking.pop()}")
+        raise CaptioningError(f"{path}: expected a run to resume, got none: no {lacking.pop()}")
     checkpoint.training = old.training
-    with trainer.averaged(), told_of(path):
+    with trainer.averaged(), naming(path):
         checkpoint.model.load_state_dict(old.model.state_dict())
         trainer.load_state_dict(old.training["trainer"])
     return list(old.training["history"])

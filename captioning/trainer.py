@@ -1,9 +1,9 @@
 """One step of training on cross-entropy: Adam over the decoder, encoder.linear and encoder.bn.
 
-Every step draws its randomness from (seed, step, process), so a run that was killed and resumed
-computes exactly what an unbroken one would. Under torchrun each process takes its share of every
-batch's captions and all of its pictures' features, so BatchNorm sees the whole batch and the loss
-is that of a single process.
+Each step seeds its random numbers by (seed, step, process), so a run that was killed and resumed
+computes exactly what an uninterrupted one would. Under torchrun each process takes its share of
+every batch's captions and all of its pictures' features, so BatchNorm sees the whole batch and the
+loss is that of a single process.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Trainer:
     Attributes:
         metric: what `train_step` returns: "loss", without label smoothing, or "reward".
         captions_per_index: how many captions an index of `batches` stands for.
-        step: number of steps made.
+        step: number of finished steps.
     """
 
     metric, captions_per_index = "loss", 1
@@ -87,7 +87,7 @@ class Trainer:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the model's weights. To be asked for, and loaded, while `averaged`."""
+        """Everything besides the model's weights; to be read and loaded inside `averaged`."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -112,7 +112,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with the averaged weights, for the time; `average` holds those of training."""
+        """Gives the model the averaged weights; meanwhile `average` holds those of training."""
         self._swap()
         try:
             yield
@@ -188,7 +188,7 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         if self.average:
-            # The first steps are forgotten faster, or the initial weights would stay for long.
+            # Smaller at first, or the initial weights would stay in the average for long.
             decay = min(self.config.ema, self.step / (self.step + 9))
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, self.parameters, 1 - decay)

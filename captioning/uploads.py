@@ -1,4 +1,4 @@
-"""The pictures that were uploaded to `captioning serve`, in a folder that stays small."""
+"""The pictures uploaded to `captioning serve`, in a folder that stays small."""
 
 import math
 import secrets
@@ -19,7 +19,7 @@ MAX_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stranger may cost."""
+    """Limits of uploads."""
 
     max_megabytes: float = setting("of an upload", 20.0)
     max_megapixels: float = setting("of a picture", 64.0)
@@ -53,10 +53,10 @@ class Limits:
 
 
 class Uploads:
-    """Keeps files for an hour, or until newer ones need their room.
+    """Keeps files for an hour, or until newer files need the space.
 
     Args:
-        folder: is made, and holds nothing else.
+        folder: is created, and holds nothing else.
         max_bytes: of all files together.
     """
 
@@ -66,15 +66,15 @@ class Uploads:
         self._lock = threading.Lock()
 
     def keep(self, file: BinaryIO, size: int, name: str) -> Path:
-        """Copy a file of `size` bytes under a name that nobody can guess.
+        """Copy a file of `size` bytes under a name that cannot be guessed.
 
         Args:
-            file: is read from where it stands.
+            file: is read from its current position.
             size: its length.
-            name: what it was called; only a picture's extension stays of it.
+            name: its old name, of which only a picture's extension is kept.
 
         Raises:
-            OSError: the disk is full; nothing is left of the file.
+            OSError: the disk is full; no part of the file is left.
         """
         suffix = Path(name).suffix.lower()
         path = self.folder / (secrets.token_hex(16) + (suffix if suffix in EXTENSIONS else ""))
@@ -89,16 +89,16 @@ class Uploads:
         return path
 
     def __contains__(self, path: str) -> bool:
-        """Whether a path that a client names is one of them."""
+        """Whether a path is that of a kept file."""
         return path in map(str, self.folder.iterdir())
 
     def sweep(self) -> None:
-        """Delete what is older than an hour."""
+        """Delete files older than an hour."""
         with self._lock:
             self._sweep(0, MAX_FILES)
 
     def _sweep(self, size: int, max_files: int) -> None:
-        """The oldest leave, so that `size` bytes more have room."""
+        """Delete the oldest, so that `size` more bytes fit."""
         kept = sorted(((p.stat().st_mtime, p) for p in self.folder.iterdir()), reverse=True)
         for i, (modified, path) in enumerate(kept):
             size += path.stat().st_size

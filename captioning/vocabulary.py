@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from captioning.console import short
-from captioning.errors import CaptioningError, told_of
+from captioning.errors import CaptioningError, naming
 from captioning.files import read_json, write_json
 from captioning.tokenizer import detokenize, tokenize
 
@@ -14,7 +14,7 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 
 class Vocabulary:
-    """The words that a captioner knows, most frequent first behind <pad> <start> <end> <unk>.
+    """The words of a captioner: <pad> <start> <end> <unk>, then the most frequent first.
 
     Args:
         words: every word, the four special ones first.
@@ -48,7 +48,7 @@ class Vocabulary:
         data = read_json(path)
         if not isinstance(data, dict) or not isinstance(data.get("words"), list):
             raise CaptioningError(f'{path}: expected a vocabulary, {{"words": [...]}}')
-        with told_of(path):
+        with naming(path):
             return cls(data["words"])
 
     def save(self, path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Captioners of yunjey's pytorch-tutorial: encoder-*.ckpt, decoder-*.ckpt and vocab.pkl.
 
-Nothing in these files is executed: the weights are read with ``weights_only=True``, and the
-pickled vocabulary by an unpickler that knows no class but a plain container.
+No code in these files is run: the weights are read with ``weights_only=True``, and the pickled
+vocabulary by an unpickler that loads no class but a plain container.
 """
 
 import pickle
@@ -14,7 +14,7 @@ from captioning.checkpoint import Checkpoint, CNNIdentity
 from captioning.cnn import CNNConfig, load_cnn
 from captioning.config import ModelConfig
 from captioning.console import short
-from captioning.errors import CaptioningError, told_of
+from captioning.errors import CaptioningError, naming
 from captioning.files import open_regular
 from captioning.images import Transform
 from captioning.model import Captioner
@@ -36,11 +36,11 @@ class _VocabularyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "Vocabulary":
             return _PickledVocabulary
-        raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
+        raise pickle.UnpicklingError(f"it would load {module}.{name}")
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """Read vocab.pkl without running what it may contain."""
+    """Read vocab.pkl without running code in it."""
     try:
         with open_regular(path) as file:
             word2idx = _VocabularyUnpickler(file).load().word2idx
@@ -51,7 +51,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise CaptioningError(f"{path} is not the tutorial's vocabulary: {error}") from error
-    with told_of(path):
+    with naming(path):
         return Vocabulary(words)
 
 
@@ -73,8 +73,8 @@ def import_yunjey(
 ) -> Checkpoint:
     """Convert the three files of the tutorial.
 
-    The ResNet comes from the file too: the tutorial trains with its BatchNorm in train mode,
-    so its statistics are no longer torchvision's.
+    The ResNet comes from the file too: the tutorial trains with BatchNorm in train mode, so its
+    statistics are not torchvision's.
 
     Args:
         encoder: encoder-*.ckpt, with resnet.*, linear.* and bn.*.
@@ -83,7 +83,7 @@ def import_yunjey(
         cnn: name of the ResNet.
 
     Raises:
-        CaptioningError: a file is missing, is something else, or does not fit the others.
+        CaptioningError: a file is missing, of another kind, or does not fit the others.
     """
     words = read_vocabulary(vocabulary)
     enc, dec = _read_weights(encoder), _read_weights(decoder)

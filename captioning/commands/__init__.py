@@ -1,6 +1,6 @@
-"""One file for each command: `add` names its arguments, `run` does it.
+"""One file for each command: `add` adds its arguments to a parser, `run` runs it.
 
-A command's file is imported when it is called, so that `captioning --help` is quick.
+A file is imported when its command is called, so that `captioning --help` is quick.
 """
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what they stand for."""
+"""Arguments that several commands share, and options from dataclasses."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ from captioning.lstm import HELP, LSTMS
 
 
 def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """The type of an argument that is an integer, not below `low` nor above `high`."""
+    """The type of an argument that is an integer from `low` to `high`."""
 
     def integer(text: str) -> int:
         value = int(text)
@@ -31,7 +31,7 @@ def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
 
 
 def device(name: str) -> str:
-    """Checks a device before anything is computed."""
+    """The type of an argument that is a device of this machine."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

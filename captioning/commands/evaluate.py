@@ -17,7 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--meteor", action="store_true", help="also METEOR (needs Java)")
     parser.add_argument("--json", type=Path, help="write scores, also of each picture")
     parser.add_argument("--report", type=Path, help="write an HTML report")
-    parser.add_argument("--checkpoint", type=Path, help="adds its curves and attention to it")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="adds its curves and attention maps to the report",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -243,7 +243,7 @@ def test_a_report_is_written_without_any_picture(scenes_root, tmp_path, capsys):
     command = ["evaluate", str(results), "--references", str(val), "--report", str(report)]
     none = str(tmp_path / "none")
     assert main([*command, "--images", none]) == 1
-    assert f"images: {none} is no folder" in capsys.readouterr().err
+    assert f"images: {none} is not a folder" in capsys.readouterr().err
     for extra in ([], ["--images", str(tmp_path)]):
         assert main([*command, *extra]) == 0
         text = report.read_text()
