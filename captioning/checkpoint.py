@@ -13,7 +13,6 @@ import torch
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
 from captioning.config import ModelConfig, from_dict
 from captioning.console import short
-from captioning.decoders import decoder_class
 from captioning.errors import CaptioningError, naming
 from captioning.files import write_atomically
 from captioning.images import Transform
@@ -158,9 +157,10 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
 
     (A model on the device "meta" would show all shapes, but it imports PyTorch's compiler.)
     """
-    shapes = {"encoder.linear.weight": (config.embed_size, config.feature_size)}
-    for name, shape in decoder_class(config).shapes(config).items():
-        shapes[f"decoder.{name}"] = shape
+    shapes = {
+        "encoder.linear.weight": (config.embed_size, config.feature_size),
+        "decoder.linear.weight": (config.vocab_size, config.hidden_size),
+    }
     for name, shape in shapes.items():
         found = tuple(getattr(weights.get(name), "shape", ()))
         if found != shape:

@@ -12,6 +12,7 @@ from captioning.errors import CaptioningError
 
 Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
+MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -120,7 +121,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
-        check_at_least(self, num_layers=1, max_seq_length=1, grid=0)
+        check_at_least(self, num_layers=1, max_seq_length=1)
+        if not 0 <= self.grid <= MAX_SIDE:
+            raise CaptioningError(f"grid: expected 0 to {MAX_SIDE}, got {short(self.grid)}")
         check_share(self, "dropout")
 
 

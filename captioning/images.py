@@ -14,6 +14,7 @@ import torch
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from captioning.config import MAX_SIDE
 from captioning.console import short
 from captioning.errors import CaptioningError
 
@@ -29,7 +30,6 @@ FORMATS = {
 }
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
 MAX_PIXELS = 128_000_000  # above a camera's 108 million, below a decompression bomb
-MAX_SIDE = 4096  # of the square that a CNN sees
 
 
 class ImageError(CaptioningError):

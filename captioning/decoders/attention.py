@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioning.config import ModelConfig
 from captioning.decoders.base import DemoSettings, register
 from captioning.dropout import Dropout
-from captioning.errors import CaptioningError
 from captioning.lstm import make_lstm_cell
 from captioning.vocabulary import PAD, START
 
@@ -43,6 +42,7 @@ class AttentionDecoder(nn.Module):
 
     help = "slower; looks at the cells of the feature map before each word, and shows where"
     pools: tuple[str, ...] = ("grid",)
+    max_layers = 1
     # It compares 256 cells with its state before every word, so it is smaller.
     demo = DemoSettings(pool="grid", epochs=8, embed_size=64, hidden_size=128)
 
@@ -61,25 +61,6 @@ class AttentionDecoder(nn.Module):
         self.lstm = make_lstm_cell(lstm, 2 * embed_size, hidden_size)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(config.dropout)
-
-    @staticmethod
-    def check(config: ModelConfig) -> None:
-        if config.num_layers != 1:
-            raise CaptioningError(
-                f"num_layers: expected 1 with decoder 'attention', got {config.num_layers}"
-            )
-        if config.grid < 1:
-            raise CaptioningError(
-                f"grid: expected the side of the square of cells, got {config.grid} (a captioner "
-                "of an older version did not know where a cell lies: train it again)"
-            )
-
-    @staticmethod
-    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        return {
-            "linear.weight": (config.vocab_size, config.hidden_size),
-            "row": (config.grid, config.embed_size),
-        }
 
     def start(self, image: Tensor) -> AttentionState:
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
@@ -112,23 +93,25 @@ class AttentionDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
         words = captions[:, :-1] if inputs is None else inputs
-        state, hidden = self.start(image), []
-        for t, alive in enumerate(packed.batch_sizes.tolist()):
-            if alive < len(state.h):
-                state = AttentionState(*(tensor[:alive] for tensor in state))
-            state = self.advance(words[:alive, t], state)
-            hidden.append(state.h)
+        hidden = self._states(image, words, packed.batch_sizes.tolist())
         return self.dropout(torch.cat(hidden)), packed.data
 
     def unroll_padded(
         self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         words = captions[:, :-1] if inputs is None else inputs
-        state, hidden = self.start(image), []
-        for t in range(words.size(1)):
-            state = self.advance(words[:, t], state)
-            hidden.append(state.h)
+        hidden = self._states(image, words, [len(words)] * words.size(1))
         return self.dropout(torch.stack(hidden, 1).flatten(0, 1)), captions[:, 1:].flatten()
+
+    def _states(self, image: Tensor, words: Tensor, rows: list[int]) -> list[Tensor]:
+        """The state h after each word, of the first `rows` captions at each step."""
+        state, hidden = self.start(image), []
+        for t, alive in enumerate(rows):
+            if alive < len(state.h):
+                state = AttentionState(*(tensor[:alive] for tensor in state))
+            state = self.advance(words[:alive, t], state)
+            hidden.append(state.h)
+        return hidden
 
     @torch.no_grad()
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:

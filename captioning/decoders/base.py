@@ -25,8 +25,9 @@ class Decoder(Protocol):
     [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
 
     Attributes:
-        help: one line for ``--help``; of the class, as are the next two.
+        help: one line for ``--help``; of the class, as are the next three.
         pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
+        max_layers: the most LSTM layers that it takes.
         demo: its settings in `captioning demo`.
         lstm: the LSTM or its cell.
         linear: the output layer, from H to V.
@@ -35,6 +36,7 @@ class Decoder(Protocol):
 
     help: str
     pools: tuple[str, ...]
+    max_layers: int
     demo: DemoSettings
     lstm: nn.Module
     linear: nn.Linear
@@ -42,17 +44,6 @@ class Decoder(Protocol):
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         """Build it in the sizes of `config`; `lstm` is "fastlstm", "torch" or "reference"."""
-
-    @staticmethod
-    def check(config: ModelConfig) -> None:
-        """Raise a CaptioningError for sizes that it does not take."""
-
-    @staticmethod
-    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Shapes of parameters, by name, in which each size of `config` that it reads occurs.
-
-        The weights of a checkpoint are compared with these before memory is taken for them.
-        """
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """As of any module."""
@@ -122,7 +113,17 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
     Raises:
         CaptioningError: there is no such decoder, or it does not take the sizes.
     """
-    if config.decoder not in DECODERS:
-        raise CaptioningError(f"decoder: expected one of {tuple(DECODERS)}, got {config.decoder!r}")
-    DECODERS[config.decoder].check(config)
-    return DECODERS[config.decoder]
+    name, decoder = config.decoder, DECODERS.get(config.decoder)
+    if decoder is None:
+        raise CaptioningError(f"decoder: expected one of {tuple(DECODERS)}, got {name!r}")
+    if config.num_layers > decoder.max_layers:
+        raise CaptioningError(
+            f"num_layers: expected at most {decoder.max_layers} with decoder {name!r}, "
+            f"got {config.num_layers}"
+        )
+    if decoder.pools == ("grid",) and not config.grid:
+        raise CaptioningError(
+            f"grid: expected the side of the CNN's feature map with decoder {name!r}, got 0 "
+            "(captioners of an older version lack it: train again)"
+        )
+    return decoder

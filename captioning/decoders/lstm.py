@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import ModelConfig
+from captioning.config import LIMIT, ModelConfig
 from captioning.decoders.base import DemoSettings, register
 from captioning.dropout import Dropout
 from captioning.lstm import make_lstm
@@ -31,6 +31,7 @@ class DecoderRNN(nn.Module):
 
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
+    max_layers = LIMIT
     demo = DemoSettings(pool="2x2", epochs=16, embed_size=128, hidden_size=256)
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
@@ -41,14 +42,6 @@ class DecoderRNN(nn.Module):
         self.lstm = make_lstm(lstm, embed_size, hidden_size, config.num_layers, dropout)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
-
-    @staticmethod
-    def check(config: ModelConfig) -> None:
-        pass  # it takes all sizes
-
-    @staticmethod
-    def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        return {"linear.weight": (config.vocab_size, config.hidden_size)}
 
     def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The scores [N,V] of every word for the N targets of `unroll`."""

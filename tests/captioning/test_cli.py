@@ -527,7 +527,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         ),
         (
             [*TRAIN_ATTENTION, "--num-layers", "2"],
-            "num_layers: expected 1 with decoder 'attention'",
+            "num_layers: expected at most 1 with decoder 'attention'",
         ),
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
