@@ -88,12 +88,7 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        hosts: Hosts,
-        paths: re.Pattern[str],
-        upload_path: str,
-        limits: Limits,
+        self, app: ASGIApp, hosts: Hosts, paths: re.Pattern[str], upload_path: str, limits: Limits
     ) -> None:
         self.app, self.hosts, self.paths = app, hosts, paths
         self.upload_path, self.limits = upload_path, limits

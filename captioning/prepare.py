@@ -273,11 +273,7 @@ def prepare(
 
 
 def _check_pictures(
-    source: Source,
-    images: Path,
-    names: list[str],
-    skipped: dict[str, list[str]],
-    progress: bool,
+    source: Source, images: Path, names: list[str], skipped: dict[str, list[str]], progress: bool
 ) -> dict[str, list[str]]:
     """The captions of good pictures; reasons against others are added to `skipped`."""
     kept: dict[str, list[str]] = {}
@@ -310,10 +306,7 @@ def _match(
 
 
 def _coco(
-    names: Sequence[str],
-    kept: Mapping[str, list[str]],
-    source: Source,
-    info: dict[str, str],
+    names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
     number = {name: i for i, name in enumerate(source.captions, 1)}
     images, annotations = [], []

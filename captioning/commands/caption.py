@@ -13,13 +13,7 @@ from captioning.config import option
 from captioning.console import say
 from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import (
-    Extraction,
-    FeatureCache,
-    FeatureTable,
-    cache_path,
-    extract_features,
-)
+from captioning.features import Extraction, FeatureCache, FeatureTable, cache_path, extract_features
 from captioning.files import write_json
 from captioning.generate import DecodeConfig
 from captioning.locks import lock_files

@@ -18,9 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write scores, also of each picture")
     parser.add_argument("--report", type=Path, help="write an HTML report")
     parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="adds its curves and attention maps to the report",
+        "--checkpoint", type=Path, help="adds its curves and attention maps to the report"
     )
 
 
