@@ -31,7 +31,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (%(default)s)"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        named = {Path: "PATH", int: "N", float: "X"}
+        named: dict[object, str] = {Path: "PATH", int: "N", float: "X"}
         return named.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 

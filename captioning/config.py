@@ -3,7 +3,7 @@ pictures, small ones, and self-critical training."""
 
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -20,7 +20,9 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
     """The dtype of autocast; "auto" is bfloat16 on CPUs that multiply it faster than float32."""
     if name != "auto":
         return AUTOCAST[name]
-    found = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    found: dict[str, bool] = (
+        getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    )
     return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
 
 
@@ -40,7 +42,9 @@ def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
     types = get_type_hints(kind)
     if unknown := [name for name in data if name not in types]:
         raise CaptioningError(f"{what}: expected {', '.join(types)}, got {short(unknown[0])}")
-    if missing := [f.name for f in fields(kind) if f.default is MISSING and f.name not in data]:
+    if missing := [
+        f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.name not in data
+    ]:
         raise CaptioningError(f"{what}: expected {missing[0]}, got none")
     data = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
     for name, value in data.items():

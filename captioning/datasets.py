@@ -85,7 +85,8 @@ def load_coco(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         coco.createIndex()
     folder = picture_folder(data, annotations, image_folder)
-    images, skipped = [], {}
+    images: list[CaptionedImage] = []
+    skipped: dict[str, list[str]] = {}
     for image in data["images"]:
         path = folder / image["file_name"]
         if not os.path.isfile(path):  # also for a name that is too long

@@ -108,8 +108,8 @@ def demo(
         return _report(output, lstm, cnn, tables, start)
 
 
-_FILES = ("vocabulary.json", "trained.json", "report.html", "contact_sheet.png")
-_FILES += tuple(f"results_{split}.json" for split in TEXT)
+_FILES = ["vocabulary.json", "trained.json", "report.html", "contact_sheet.png"]
+_FILES += [f"results_{split}.json" for split in TEXT]
 
 
 def _train(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,12 +46,12 @@ class FeatureCache:
         metadata: the key: which CNN, weights, transform and pictures.
     """
 
-    def __init__(self, path: str | Path, mode: str = "r") -> None:
+    def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
         self.path = Path(path)
         try:
             with open_regular(self.path) as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size)) if size < 2**30 else None
+                header = json.loads(file.read(size) if size < 2**30 else b"")
                 end = file.seek(0, os.SEEK_END) - size - 8
             self.metadata = header.pop("__metadata__")
             arrays = {}
@@ -163,7 +163,7 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> d
     }
 
 
-class _Pictures(Dataset):
+class _Pictures(Dataset[tuple[int, Tensor | str]]):
     def __init__(self, images: Sequence[CaptionedImage], rows: list[int], cnn: FrozenCNN) -> None:
         self.images, self.rows, self.transform = images, rows, cnn.transform
 
@@ -235,7 +235,7 @@ def extract_features(
     ids = [image.id for image in images]
     unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
 
-    def opened(mode: str) -> FeatureCache | None:
+    def opened(mode: Literal["r", "r+"]) -> FeatureCache | None:
         cache = FeatureCache(path, mode) if path.exists() else None
         return cache if cache and cache.is_of(key, ids, cnn.feature_shape, how.stale) else None
 

@@ -114,7 +114,7 @@ class GradioPage:
                 with gradio.Column(scale=3):
                     result = gradio.HTML(EMPTY)
             for component in (picture, width):  # a client may send a file for either
-                component.async_move_resource_to_block_cache = self._uploaded
+                component.async_move_resource_to_block_cache = self._uploaded  # type: ignore
             gradio.on(
                 [picture.change, width.release],
                 self._caption,

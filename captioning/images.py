@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -126,7 +126,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
-        top = 65535.0 if image.mode.startswith("I") else max(image.getextrema()[1], 1e-9)
+        top = (
+            65535.0 if image.mode.startswith("I") else max(cast(float, image.getextrema()[1]), 1e-9)
+        )
         return _by_strips(image, lambda strip: _to_8_bits(strip, top))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_strips(image, _on_white)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,8 @@ from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.files import check_output, remove_stale, writing
 
-try:
+if sys.platform != "win32":  # there nothing is locked
     import fcntl
-except ImportError:  # Windows: nothing is locked
-    fcntl = None
 
 _held: set[Path] = set()  # by this process; closing another descriptor would release it
 
@@ -105,7 +104,7 @@ def _acquire(path: Path, what: Path, wait: bool) -> int:
 
 
 def _take(descriptor: int, what: Path, wait: bool) -> None:
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -309,7 +309,8 @@ def _coco(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
     number = {name: i for i, name in enumerate(source.captions, 1)}
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for name in names:
         captions = kept[name]
         image_id = source.ids.get(name, number[name])

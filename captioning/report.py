@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -55,7 +56,7 @@ class Section:
 # Plots ------------------------------------------------------------------------------------------
 
 
-def _plt():  # noqa: ANN202
+def _plt() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,7 +76,7 @@ def _plt():  # noqa: ANN202
     return plt
 
 
-def _draw_training(axes, history: History) -> None:  # noqa: ANN001
+def _draw_training(axes: Any, history: History) -> None:
     metric = "loss" if "loss" in history[0] else "reward"
     axes.plot([e["epoch"] for e in history], [e[metric] for e in history], color=INK)
     if metric == "reward":
@@ -91,14 +92,14 @@ def _draw_training(axes, history: History) -> None:  # noqa: ANN001
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _draw_cider(axes, history: History) -> None:  # noqa: ANN001
+def _draw_cider(axes: Any, history: History) -> None:
     validated = [e for e in history if "CIDEr-D" in e]
     axes.plot([e["epoch"] for e in validated], [e["CIDEr-D"] for e in validated], color=ACCENT)
     axes.set(xlabel="epoch", ylabel="CIDEr-D (validation)", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _svg(draw, size: tuple[float, float]) -> str:  # noqa: ANN001
+def _svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     plt = _plt()
     figure, axes = plt.subplots(figsize=size)
     draw(axes)
@@ -216,7 +217,7 @@ def write_report(
         per_image = section.scores.per_image
         values = [per_image[p.id]["CIDEr-D"] for p in section.pictures]
 
-        def histogram(axes, values: list[float] = values) -> None:  # noqa: ANN001
+        def histogram(axes: Any, values: list[float] = values) -> None:
             axes.hist(values, bins=30, color=ACCENT)
             axes.set(xlabel="CIDEr-D of a picture", ylabel="pictures")
 

@@ -51,7 +51,7 @@ VERSION = 3  # of the pictures and files; data sets of other versions are drawn 
 
 
 class Facts(NamedTuple):
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     size: str
     color: str
     shape: str
@@ -138,7 +138,10 @@ def _one_of(words: Iterable[str]) -> str:
 
 
 _GROUP = re.compile(
-    " ".join([r"\b" + _one_of(COUNTS.values()), *map(_one_of, (SIZES, COLORS, SHAPES))]) + r"s?\b"
+    " ".join(
+        [r"\b" + _one_of(COUNTS.values()), *(_one_of(words) for words in (SIZES, COLORS, SHAPES))]
+    )
+    + r"s?\b"
 )
 _BACKGROUND = re.compile(rf"\b{_one_of(BACKGROUNDS)}\b")
 _PLACE = re.compile(_one_of(PLACES))

@@ -167,7 +167,7 @@ def serve(
     """
     limits = limits or Limits()
     # Larger than what malloc keeps, so that the memory of a large picture is returned.
-    Image.core.set_block_size(2**26)
+    Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
     host = host.strip("[]")  # of an IPv6 address
 
     def caption(path: str, beam_size: int) -> str:

@@ -76,7 +76,8 @@ class Trainer:
         self.step = 0
         if config.compile:
             decoder = self.model.decoder
-            decoder.unroll_padded = torch.compile(decoder.unroll_padded, dynamic=True)
+            compiled = torch.compile(decoder.unroll_padded, dynamic=True)
+            decoder.unroll_padded = compiled  # type: ignore[method-assign]
         self.parallel: nn.Module = self.model
         if here.world > 1:
             self.parallel = DistributedDataParallel(self.model)
@@ -191,4 +192,4 @@ class Trainer:
             # Smaller at first, or the initial weights would stay in the average for long.
             decay = min(self.config.ema, self.step / (self.step + 9))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)

@@ -112,11 +112,11 @@ def import_yunjey(
                 "belong together"
             )
         model = Captioner(size).eval()
-        rest = {k: v for k, v in enc.items() if "resnet." not in k}
-        check_fit(model.encoder.state_dict(), rest, encoder)
-        check_fit(model.decoder.state_dict(), dec, decoder)
-        model.encoder.load_state_dict(rest)
-        model.decoder.load_state_dict(dec)
+        linear = {k: v for k, v in enc.items() if "resnet." not in k}
+        for name, given, file in (("encoder", linear, encoder), ("decoder", dec, decoder)):
+            module = model.get_submodule(name)
+            check_fit(module.state_dict(), given, str(file))
+            module.load_state_dict(given)
     except (RuntimeError, LookupError) as error:
         raise CaptioningError(
             f"{encoder} and {decoder} are not an encoder with {cnn} and its decoder: {error}"
