@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,7 +182,7 @@ def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
     with lock_folder(tmp_path):
         write_text(tmp_path / "file", "text")
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
-    monkeypatch.setattr(captioning.locks, "fcntl", None)  # Windows
+    monkeypatch.setattr(captioning.locks, "sys", SimpleNamespace(platform="win32"))
     with lock_folder(tmp_path), lock_files(tmp_path / "file", wait=True):
         write_text(tmp_path / "file", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

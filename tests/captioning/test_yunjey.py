@@ -176,9 +176,7 @@ def test_a_flipped_bit_in_weights_is_refused(files, tmp_path):
     content = bytearray((folder / "encoder.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "encoder.ckpt").write_bytes(content)
-    with pytest.raises(
-        CaptioningError, match="encoder.ckpt is not a file of .*: the CRC of"
-    ):
+    with pytest.raises(CaptioningError, match="encoder.ckpt is not a file of .*: the CRC of"):
         convert(tmp_path)
 
 
