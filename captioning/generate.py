@@ -60,19 +60,14 @@ def decode_batch(
     """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
     with torch.no_grad():
         image = model.encoder.embed(features)
+    limit = config.max_seq_length
     if config.method == "greedy":
-        return [[h] for h in greedy_search(model.decoder, image, config.max_seq_length)]
+        return [[h] for h in greedy_search(model.decoder, image, limit)]
     if config.method == "beam":
-        return beam_search(
-            model.decoder,
-            image,
-            config.beam_size,
-            config.length_penalty,
-            config.no_repeat_ngram,
-            config.max_seq_length,
-        )
-    options = (config.temperature, config.top_k, config.top_p, config.max_seq_length)
-    return [[h] for h in sample(model.decoder, image, *options, generator)]
+        beam = (config.beam_size, config.length_penalty, config.no_repeat_ngram)
+        return beam_search(model.decoder, image, *beam, limit)
+    filters = (config.temperature, config.top_k, config.top_p)
+    return [[h] for h in sample(model.decoder, image, *filters, limit, generator)]
 
 
 def generate_captions(

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from captioning.config import setting
 from captioning.console import say, short
 from captioning.datasets import is_picture_id
 from captioning.errors import CaptioningError, list_reasons
@@ -181,17 +182,15 @@ def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
 class Splits:
     """How pictures are split if the source does not say.
 
-    Args:
-        val, test: shares of the pictures, drawn at random; of three pictures or more at least one
-            each, unless the share is 0.
-        seed: of the random splits.
-        listed: split by file name, with or without its extension, which is used instead; pictures
-            that it does not name are left out, unchecked, and counted.
+    At random, with at least one of three pictures or more in each share that is not 0; or as
+    `listed`, by file name, with or without its extension, which leaves other pictures out.
     """
 
-    val: float = 0.05
-    test: float = 0.05
-    seed: int = 0
+    val: float = setting(
+        "share of pictures to validate on; ignored where the source or lists have splits", 0.05
+    )
+    test: float = setting("share of pictures to test on; likewise", 0.05)
+    seed: int = setting("of random splits", 0)
     listed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

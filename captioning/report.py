@@ -247,14 +247,8 @@ def write_contact_sheet(
     for section in sections:
         facts = section.facts.get("all")
         right = "" if facts is None else f"   all facts right: {facts:.0%}"
-        score = section.scores.overall["CIDEr-D"]
-        figure.text(
-            0.03,
-            (top - 0.1) / height,
-            f"{section.title}   CIDEr-D {score:.2f}{right}",
-            fontsize=12,
-            color="#5c6b77",
-        )
+        text = f"{section.title}   CIDEr-D {section.scores.overall['CIDEr-D']:.2f}{right}"
+        figure.text(0.03, (top - 0.1) / height, text, fontsize=12, color="#5c6b77")
         top -= 0.3
         for i, picture in enumerate(choose(section, each)["Drawn at random"]):
             x, y = i % columns, i // columns
@@ -265,16 +259,10 @@ def write_contact_sheet(
             for spine in axes.spines.values():
                 spine.set(visible=True, color="#d5dbe0", linewidth=0.8)
             color = {True: GOOD, False: BAD, None: INK}[picture.right]
-            caption = _fill(picture.caption, 36)
             reference = _fill("ref: " + picture.references[0], 44)
-            axes.text(
-                0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top",
-                fontsize=9.5, color=color,
-            )  # fmt: skip
-            axes.text(
-                0.5, -0.29, reference, transform=axes.transAxes, ha="center", va="top",
-                fontsize=7.5, color="#7a8791",
-            )  # fmt: skip
+            style = {"transform": axes.transAxes, "ha": "center", "va": "top"}
+            axes.text(0.5, -0.04, _fill(picture.caption, 36), fontsize=9.5, color=color, **style)
+            axes.text(0.5, -0.29, reference, fontsize=7.5, color="#7a8791", **style)
         top -= rows * 2.75 + 0.05
     if history:
         axes = figure.add_axes((0.08, 0.55 / height, 0.39, 2.0 / height))

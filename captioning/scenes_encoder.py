@@ -148,7 +148,7 @@ def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> Sc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Pretrain the CNN of the drawn scenes.")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights file to write")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)

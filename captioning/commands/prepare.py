@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning import prepare as module
+from captioning.commands.arguments import add_settings, given
 from captioning.console import say
 from captioning.datasets import ON_ERROR
 from captioning.errors import list_reasons
@@ -12,19 +13,13 @@ from captioning.prepare import SPLITS, Splits, find_images, prepare, read_source
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.description = module.__doc__
+    parser.description = module.__doc__ or parser.description  # none with python -OO
     parser.add_argument("source", help="captions: a file or folder of one of these formats")
     parser.add_argument(
         "--images", type=Path, help="folder of the pictures; the source's, or one in it, if absent"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    for split, use in (("val", "validate"), ("test", "test")):
-        parser.add_argument(
-            f"--{split}",
-            type=float,
-            help=f"share of pictures to {use} on (0.05); ignored where the source or lists have "
-            "splits",
-        )
+    add_settings(parser, Splits)
     for split in SPLITS:
         parser.add_argument(
             f"--{split}-list",
@@ -37,25 +32,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do about broken or missing pictures, captions without words, bad rows",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random splits")
 
 
 def run(args: argparse.Namespace) -> None:
-    given = {s: getattr(args, f"{s}_list") for s in SPLITS if getattr(args, f"{s}_list")}
-    source = read_source(args.source)
-    shares = {s: getattr(args, s) for s in ("val", "test") if getattr(args, s) is not None}
-    if shares and (given or source.splits):
-        options = " and ".join(f"--{split}" for split in shares)
-        source_of_splits = "the lists" if given else args.source
-        say(f"{options} ignored: the splits are from {source_of_splits}", error=True)
-    splits = Splits(seed=args.seed, listed=read_split_lists(given), **shares)
+    lists = {s: getattr(args, f"{s}_list") for s in SPLITS if getattr(args, f"{s}_list")}
+    source, chosen = read_source(args.source), given(args, Splits)
+    shares = [f"--{split}" for split in SPLITS if split in chosen]
+    if shares and (lists or source.splits):
+        where = "the lists" if lists else args.source
+        say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
+    splits = Splits(**chosen, listed=read_split_lists(lists))
+    images = args.images or find_images(args.source, source)
     with lock_folder(args.output, *(f"captions_{split}.json" for split in SPLITS)):
-        counts, skipped = prepare(
-            source,
-            args.images or find_images(args.source, source),
-            args.output,
-            splits,
-            args.on_error,
-        )
+        counts, skipped = prepare(source, images, args.output, splits, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
