@@ -14,7 +14,7 @@ from typing import NoReturn
 from captioning.commands import COMMANDS
 from captioning.console import printable
 from captioning.errors import CaptioningError
-from captioning.files import interrupts_wait
+from captioning.files import delay_interrupts
 
 EPILOG = """begin with:  captioning demo
 more:        captioning COMMAND --help
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 def module_of(command: str) -> ModuleType:
     """The file of a command."""
-    with interrupts_wait():
+    with delay_interrupts():
         return importlib.import_module(f"captioning.commands.{command.replace('-', '_')}")
 
 

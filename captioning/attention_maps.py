@@ -41,7 +41,7 @@ class AttentionMaps:
     weights: Tensor
 
 
-def maps_of(
+def compute_maps(
     checkpoint: Checkpoint, cnn: FrozenCNN, image: Image.Image, words: Sequence[str]
 ) -> AttentionMaps | None:
     """The attention of a captioner when it wrote `words` about a picture.
@@ -67,7 +67,7 @@ def maps_of(
     return AttentionMaps(cnn.transform.view(image), words, weights.unflatten(1, (side, side)))
 
 
-def attender(
+def file_maps(
     checkpoint: Checkpoint, cnn: FrozenCNN | None = None
 ) -> Callable[[Path, str], AttentionMaps | None] | None:
     """A function from a picture's file and its caption to maps, or to None if it cannot be read.
@@ -78,14 +78,14 @@ def attender(
         return None
     frozen = cnn or checkpoint.cnn.load()
 
-    def attend(path: Path, caption: str) -> AttentionMaps | None:
+    def maps_for(path: Path, caption: str) -> AttentionMaps | None:
         try:
             image = load_image(path, 2 * frozen.transform.resize_size)
         except ImageError:
             return None  # the report says so in place of the picture
-        return maps_of(checkpoint, frozen, image, tokenize(caption))
+        return compute_maps(checkpoint, frozen, image, tokenize(caption))
 
-    return attend
+    return maps_for
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:

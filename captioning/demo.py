@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from captioning import scenes
-from captioning.attention_maps import attender
+from captioning.attention_maps import file_maps
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
 from captioning.config import ModelConfig, TrainConfig
@@ -140,9 +140,10 @@ def _report(
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    attend = attender(checkpoint, cnn)
-    write_report(report, "Captions of drawn scenes", text, list(sections.values()), history, attend)
-    write_contact_sheet(sheet, "Captions of drawn scenes", list(sections.values()), history)
+    maps_for = file_maps(checkpoint, cnn)
+    title, parts = "Captions of drawn scenes", list(sections.values())
+    write_report(report, title, text, parts, history, maps_for)
+    write_contact_sheet(sheet, title, parts, history)
     for split, section in sections.items():
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))

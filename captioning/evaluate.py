@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from captioning.attention_maps import attender
+from captioning.attention_maps import file_maps
 from captioning.checkpoint import Checkpoint
 from captioning.console import short
 from captioning.datasets import CaptionDataset, is_picture_id, picture_folder
@@ -80,5 +80,5 @@ def write_evaluation(
         if image.id in results
     ]
     section = Section(name, f"{len(pictures)} pictures", pictures, scores)
-    attend = attender(checkpoint) if checkpoint else None
-    write_report(path, "Evaluation of captions", "", [section], history, attend)
+    maps_for = file_maps(checkpoint) if checkpoint else None
+    write_report(path, "Evaluation of captions", "", [section], history, maps_for)

@@ -104,7 +104,7 @@ class FeatureCache:
             raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
         return cls(path, "r+")
 
-    def is_of(
+    def matches(
         self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int], stale: str
     ) -> bool:
         """Whether it has this key and these pictures.
@@ -237,7 +237,7 @@ def extract_features(
 
     def opened(mode: Literal["r", "r+"]) -> FeatureCache | None:
         cache = FeatureCache(path, mode) if path.exists() else None
-        return cache if cache and cache.is_of(key, ids, cnn.feature_shape, how.stale) else None
+        return cache if cache and cache.matches(key, ids, cnn.feature_shape, how.stale) else None
 
     cache = opened("r")  # a finished one is neither locked nor written
     if cache is None or np.isin(cache.state, unfinished).any():

@@ -32,12 +32,12 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
     A failure (disk full, killed process) leaves the old file unchanged; Ctrl-C waits for the new.
     `remove_stale` removes the temporary file of a killed process.
     """
-    with interrupts_wait():
+    with delay_interrupts():
         _write_atomically(Path(path), write)
 
 
 @contextlib.contextmanager
-def interrupts_wait() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Delay Ctrl-C: torch.save turns it into a RuntimeError, import torch swallows it."""
     handler, received = signal.getsignal(signal.SIGINT), []
     # Only the main thread sees Ctrl-C; a process that ignores it, or has no handler, is left alone.
@@ -53,7 +53,7 @@ def interrupts_wait() -> Iterator[None]:
             handler(*received[0])
 
 
-class _Remembering:
+class _ErrorKeepingFile:
     """A file that remembers why it could not be written, which torch.save hides."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -81,7 +81,7 @@ def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         try:
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
             with os.fdopen(descriptor, "wb") as file:
-                remembering = _Remembering(file)
+                remembering = _ErrorKeepingFile(file)
                 try:
                     write(remembering)
                 except Exception as error:

@@ -100,13 +100,13 @@ class Captioner(nn.Module):
         self, image: Tensor, captions: Tensor, lengths: Tensor, probability: float
     ) -> Tensor:
         """The captions without their last column, some words replaced by the model's own."""
-        written = self._write_along(image, captions, lengths)
+        written = self._own_words(image, captions, lengths)
         use = torch.rand(written.shape, device=written.device) < probability
         inputs = captions[:, :-1].clone()
         inputs[:, 1:] = torch.where(use, written, inputs[:, 1:])
         return inputs
 
-    def _write_along(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
+    def _own_words(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The word that the model would write in place of each word but the last: [B,T-2]."""
         hidden, _ = self.decoder.unroll_padded(image, captions, lengths)
         words = [self.decoder.linear(block).argmax(1) for block in hidden.split(BLOCK)]

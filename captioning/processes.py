@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Processes:
+class Process:
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: str = "cpu"
 
     @property
@@ -22,14 +22,14 @@ class Processes:
         return self.rank == 0
 
 
-ALONE = Processes()
+SINGLE = Process()
 
 
 @contextlib.contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def distributed(device: str) -> Iterator[Process]:
     """Join the processes that torchrun started, if any."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield Processes(device=device)
+        yield Process(device=device)
         return
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -38,7 +38,7 @@ def processes(device: str) -> Iterator[Processes]:
     wait = timedelta(days=2)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
         dist.barrier()  # gloo aborts if one leaves while others communicate
     finally:
         # DistributedDataParallel is in reference cycles and holds the group, whose threads must end
@@ -48,10 +48,10 @@ def processes(device: str) -> Iterator[Processes]:
 
 
 @contextlib.contextmanager
-def first_process_first(here: Processes) -> Iterator[None]:
+def first_process_first(process: Process) -> Iterator[None]:
     """The first process runs the block before the others do."""
-    if here.world > 1 and not here.is_first:
+    if process.world_size > 1 and not process.is_first:
         dist.barrier()
     yield
-    if here.world > 1 and here.is_first:
+    if process.world_size > 1 and process.is_first:
         dist.barrier()

@@ -21,7 +21,7 @@ from captioning.images import ImageError, data_uri, load_image
 from captioning.metrics import Scores
 
 History = Sequence[Mapping[str, float]]
-Attend = Callable[[Path, str], AttentionMaps | None]  # see `attention_maps.attender`
+MapsFor = Callable[[Path, str], AttentionMaps | None]  # see `attention_maps.file_maps`
 GOOD, BAD, INK, ACCENT = "#2e7d4f", "#b3402e", "#22303c", "#2a6f97"
 
 
@@ -145,10 +145,10 @@ def _image_tag(path: Path, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="{data_uri(image)}">'
 
 
-def _figure(picture: Picture, score: float, attend: Attend | None) -> str:
+def _figure(picture: Picture, score: float, maps_for: MapsFor | None) -> str:
     css = {True: "good", False: "bad", None: ""}[picture.right]
     references = "".join(f"<li>{html.escape(r)}</li>" for r in picture.references)
-    maps = attend(picture.path, picture.caption) if attend else None
+    maps = maps_for(picture.path, picture.caption) if maps_for else None
     panels = panels_html(maps) if maps else ""
     return (
         f"<figure>{_image_tag(picture.path, picture.caption)}<figcaption>"
@@ -182,7 +182,7 @@ def write_report(
     text: str,
     sections: Sequence[Section],
     history: History = (),
-    attend: Attend | None = None,
+    maps_for: MapsFor | None = None,
 ) -> None:
     """Write one HTML file that needs no other file.
 
@@ -192,7 +192,7 @@ def write_report(
         text: the paragraph below it.
         sections: the splits.
         history: the epochs of training, for the curves.
-        attend: makes the attention maps of the pictures that are shown.
+        maps_for: makes the attention maps of the pictures that are shown.
     """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -224,8 +224,8 @@ def write_report(
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
         parts.append(f'<div class="plots">{_svg(histogram, (4.8, 2.2))}</div>')
         for heading, pictures in choose(section).items():
-            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"], attend) for p in pictures)
-            wide = " wide" if attend else ""
+            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"], maps_for) for p in pictures)
+            wide = " wide" if maps_for else ""
             parts.append(f'<h3>{heading}</h3><div class="grid{wide}">{figures}</div>')
     parts.append("</body></html>")
     write_text(path, "\n".join(parts))
@@ -274,11 +274,11 @@ def write_contact_sheet(
     plt.close(figure)
 
 
-SHEET = 300  # matplotlib draws at most 65,536 pixels
+MAX_SHEET = 300  # matplotlib draws at most 65,536 pixels
 
 
 def write_sheet(path: str | Path, captions: Mapping[Path, str], columns: int = 3) -> None:
-    """Write a PNG: at most `SHEET` pictures in their own proportions, captions below."""
+    """Write a PNG: at most `MAX_SHEET` pictures in their own proportions, captions below."""
     plt = _plt()
     rows = math.ceil(len(captions) / columns)
     size = (3.6 * columns, 3.4 * rows)

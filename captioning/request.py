@@ -35,7 +35,7 @@ from captioning.locks import lock_folder
 from captioning.lstm import HELP, LSTMS
 from captioning.metrics import score_captions
 from captioning.model import Captioner
-from captioning.processes import first_process_first, processes
+from captioning.processes import distributed, first_process_first
 from captioning.train import MAY_CHANGE, train
 from captioning.vocabulary import Vocabulary
 
@@ -45,7 +45,7 @@ LEGEND = {
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
 }
 SCORES = "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val"
-CHOSEN = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
+MODEL_SETTINGS = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class TrainingRequest:
         cnn: the frozen CNN.
         extraction: how pictures are encoded, on which device everything runs, and what happens to
             broken pictures.
-        model: fields of `ModelConfig` among `CHOSEN`; the others have their defaults, or are those
-            of the captioner that training goes on with.
+        model: fields of `ModelConfig` among `MODEL_SETTINGS`; the others have their defaults, or
+            are those of the captioner that training goes on with.
         settings: fields of `TrainConfig`; the others follow from the number of pictures
             (`captioning.config.recipe`), or are those of the run that is resumed.
     """
@@ -90,8 +90,8 @@ class TrainingRequest:
 
     def __post_init__(self) -> None:
         check_at_least(self, min_count=1)
-        if unknown := [name for name in self.model if name not in CHOSEN]:
-            raise CaptioningError(f"model: expected {', '.join(CHOSEN)}, got {unknown[0]}")
+        if unknown := [name for name in self.model if name not in MODEL_SETTINGS]:
+            raise CaptioningError(f"model: expected {', '.join(MODEL_SETTINGS)}, got {unknown[0]}")
 
     @property
     def splits(self) -> dict[str, Path]:
@@ -139,25 +139,25 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
         CaptioningError: the request contradicts itself, its files or the captioner to go on with.
     """
     output, lstm = request.output, request.lstm
-    with processes(request.extraction.device) as here, contextlib.ExitStack() as stack:
-        if here.is_first:
+    with distributed(request.extraction.device) as process, contextlib.ExitStack() as stack:
+        if process.is_first:
             stack.enter_context(lock_folder(output, "vocabulary.json"))
         if (output / "last.pt").exists() and not request.resume:
             raise CaptioningError(
                 f"{output} holds a captioner already: --resume, or another --output"
             )
-        with first_process_first(here):
-            checkpoint, config, tables = prepare_training(request, here.is_first)
+        with first_process_first(process):
+            checkpoint, config, tables = prepare_training(request, process.is_first)
         table, val = tables["train"], tables.get("val")
-        if here.is_first:
+        if process.is_first:
             say(introduction(checkpoint, config, len(table.images)))
             say(LEGEND["reward" if config.self_critical else "loss"], SCORES)
-        history = train(checkpoint, config, table, val, output, request.resume, here)
-        if here.is_first:
+        history = train(checkpoint, config, table, val, output, request.resume, process)
+        if process.is_first:
             best = output / "best.pt"
             say(summary(history, best))
             if "test" in tables:
-                say(test(load_checkpoint(best, lstm, here.device), tables["test"]))
+                say(test(load_checkpoint(best, lstm, process.device), tables["test"]))
             say(f"next: python -m captioning caption {best} PICTURE --method beam")
     return history
 
@@ -269,7 +269,7 @@ def check_settings(request: TrainingRequest, origin: Origin | None) -> None:
 def check_same(request: TrainingRequest, origin: Origin) -> None:
     """Refuse what differs from the captioner that training goes on with."""
     model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
-    known = {name: getattr(model, name) for name in CHOSEN}
+    known = {name: getattr(model, name) for name in MODEL_SETTINGS}
     known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
     known["view"] = "whole" if cnn.transform.squash else "crop"
     if request.cnn.weights == "DEFAULT":  # which stands for a name

@@ -15,7 +15,7 @@ from captioning.config import TrainConfig
 from captioning.datasets import shuffled
 from captioning.features import FeatureTable
 from captioning.model import LossOptions
-from captioning.processes import ALONE, Processes
+from captioning.processes import SINGLE, Process
 from captioning.search import random_words, write_tokens
 from captioning.trainer import Trainer
 from captioning.vocabulary import PAD, START
@@ -34,9 +34,9 @@ class SelfCriticalTrainer(Trainer):
         checkpoint: Checkpoint,
         config: TrainConfig,
         table: FeatureTable,
-        here: Processes = ALONE,
+        process: Process = SINGLE,
     ) -> None:
-        super().__init__(checkpoint, config, table, here)
+        super().__init__(checkpoint, config, table, process)
         self.captions_per_index = config.self_critical
         encode = checkpoint.vocabulary.encode
         # <end> counts as a word, or captions would learn to stop anywhere.
@@ -48,16 +48,16 @@ class SelfCriticalTrainer(Trainer):
         return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
 
     def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
-        here, samples, decoder = self.here, self.config.self_critical, self.model.decoder
+        process, samples, decoder = self.process, self.config.self_critical, self.model.decoder
         # For the whole batch, so that the captions do not depend on the number of processes.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
-        share = slice(here.rank, None, here.world)
+        share = slice(process.rank, None, process.world_size)
         pictures = indices[share]
-        features = self.table.read(pictures).to(here.device)
+        features = self.table.read(pictures).to(process.device)
         self.model.eval()
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
-            uniform = noise[share].flatten(0, 1).to(here.device)
+            uniform = noise[share].flatten(0, 1).to(process.device)
             tokens = write_tokens(decoder, image, random_words(uniform))[0].cpu()
         lengths = (tokens != PAD).sum(1)
         reward = self.reward(pictures, tokens, lengths)
@@ -66,17 +66,17 @@ class SelfCriticalTrainer(Trainer):
         with self.autocast():
             loss, _ = self.parallel(
                 features,
-                torch.arange(len(pictures)).repeat_interleave(samples)[order].to(here.device),
-                captions.to(here.device),
+                torch.arange(len(pictures)).repeat_interleave(samples)[order].to(process.device),
+                captions.to(process.device),
                 lengths[order] + 1,
-                caption_weights=advantage(reward).flatten()[order].to(here.device),
+                caption_weights=advantage(reward).flatten()[order].to(process.device),
                 options=LossOptions(packed=not self.config.compile),
             )
         count = lengths.sum()
-        if here.world > 1:
-            count = count.to(here.device)
+        if process.world_size > 1:
+            count = count.to(process.device)
             dist.all_reduce(count)
-        return loss, int(count), (reward.sum() / (len(indices) * samples)).to(here.device)
+        return loss, int(count), (reward.sum() / (len(indices) * samples)).to(process.device)
 
     def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """CIDEr-D [pictures, samples] of the sampled captions, <end> included."""

@@ -104,7 +104,7 @@ def answer(
             _words(best),
         ]
         words = tokenize(best.text)
-        if maps := attention_maps.maps_of(checkpoint, cnn, image, words):
+        if maps := attention_maps.compute_maps(checkpoint, cnn, image, words):
             parts.append(attention_maps.panels_html(maps))
         if others:
             rest = "".join(f"<li>{html.escape(c.text)} ({c.score:.2f})</li>" for c in others)

@@ -21,7 +21,7 @@ from captioning.features import FeatureTable
 from captioning.generate import best_captions
 from captioning.locks import lock_folder
 from captioning.metrics import Scores, score_captions
-from captioning.processes import ALONE, Processes
+from captioning.processes import SINGLE, Process
 from captioning.self_critical import SelfCriticalTrainer
 from captioning.trainer import Trainer, learning_rate
 
@@ -67,7 +67,7 @@ def train(
     val_table: FeatureTable | None,
     output: str | Path,
     resume: bool = False,
-    here: Processes = ALONE,
+    process: Process = SINGLE,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train a captioner; writes `output`/last.pt, best.pt (by CIDEr-D) and tensorboard/.
@@ -80,7 +80,7 @@ def train(
             unless an epoch before `resume` was validated.
         output: folder.
         resume: from `output`/last.pt if it exists.
-        here: this process and its device, from `processes`.
+        process: this process and its device, from `captioning.processes.distributed`.
         progress: show progress bars.
 
     Returns:
@@ -90,11 +90,11 @@ def train(
         raise CaptioningError(
             f"patience: expected 0 without pictures to validate on (--val), got {config.patience}"
         )
-    lock = lock_folder(output, "last.pt", "best.pt") if here.is_first else nullcontext()
+    lock = lock_folder(output, "last.pt", "best.pt") if process.is_first else nullcontext()
     with lock:
         kind = SelfCriticalTrainer if config.self_critical else Trainer
-        trainer = kind(checkpoint, config, train_table, here)
-        run = _Run(checkpoint, trainer, val_table, Path(output), progress and here.is_first)
+        trainer = kind(checkpoint, config, train_table, process)
+        run = _Run(checkpoint, trainer, val_table, Path(output), progress and process.is_first)
         return run.train(resume)
 
 
@@ -116,7 +116,7 @@ class _Run:
         progress: bool,
     ) -> None:
         self.checkpoint, self.trainer, self.val_table = checkpoint, trainer, val_table
-        self.config, self.here, self.progress = trainer.config, trainer.here, progress
+        self.config, self.process, self.progress = trainer.config, trainer.process, progress
         self.last, self.best = output / "last.pt", output / "best.pt"
         self.steps_per_epoch = len(trainer.batches(0))
         self.steps = self.steps_per_epoch * self.config.epochs
@@ -134,7 +134,7 @@ class _Run:
             history += _resume(trainer, self.checkpoint, self.config, self.last)
             self.total = self.checkpoint.training["running"]
             self.done = trainer.step % self.steps_per_epoch
-        if self.here.is_first:
+        if self.process.is_first:
             self.log = open_curves(self.last.parent / "tensorboard", self.progress)
         if self.progress and trainer.captions.cut:
             say(
@@ -189,14 +189,14 @@ class _Run:
 
     def finish(self, entry: dict[str, float]) -> None:
         """Validate a finished epoch, the last of the history, and save."""
-        if self.val_table is not None and self.val_captions and self.here.is_first:
+        if self.val_table is not None and self.val_captions and self.process.is_first:
             with self.trainer.averaged():
                 loss, scores, _ = validate(
                     self.checkpoint, self.val_table, self.val_captions, self.progress
                 )
             entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
             entry |= scores.overall
-        entry |= _from_first(entry, self.here)
+        entry |= _broadcast(entry, self.process)
         if self.log:
             for name, number in entry.items():
                 self.log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
@@ -209,7 +209,7 @@ class _Run:
         self.save(self.last)
 
     def save(self, path: Path) -> None:
-        if self.here.is_first:
+        if self.process.is_first:
             with self.trainer.averaged():
                 self.checkpoint.training |= {
                     "config": asdict(self.config),
@@ -264,8 +264,8 @@ def _resume(
     return list(old.training["history"])
 
 
-def _from_first(entry: dict[str, float], here: Processes) -> dict[str, float]:
-    if here.world > 1:
+def _broadcast(entry: dict[str, float], process: Process) -> dict[str, float]:
+    if process.world_size > 1:
         box = [entry]
         dist.broadcast_object_list(box, 0)
         return box[0]

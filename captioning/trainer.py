@@ -22,7 +22,7 @@ from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
 from captioning.model import LossOptions
-from captioning.processes import ALONE, Processes
+from captioning.processes import SINGLE, Process
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
@@ -41,7 +41,7 @@ class Trainer:
         checkpoint: the captioner; its weights change.
         config: how to train.
         table: pictures and captions to train on.
-        here: this process among those that train together.
+        process: this process among those that train together.
 
     Attributes:
         metric: what `train_step` returns: "loss", without label smoothing, or "reward".
@@ -56,10 +56,10 @@ class Trainer:
         checkpoint: Checkpoint,
         config: TrainConfig,
         table: FeatureTable,
-        here: Processes = ALONE,
+        process: Process = SINGLE,
     ) -> None:
-        self.config, self.table, self.here = config, table, here
-        self.model = checkpoint.model.to(here.device)
+        self.config, self.table, self.process = config, table, process
+        self.model = checkpoint.model.to(process.device)
         self.captions = EncodedCaptions(
             [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
         )
@@ -71,7 +71,7 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(
-            here.device.split(":")[0], enabled=config.autocast == "float16"
+            process.device.split(":")[0], enabled=config.autocast == "float16"
         )
         self.step = 0
         if config.compile:
@@ -79,12 +79,12 @@ class Trainer:
             compiled = torch.compile(decoder.unroll_padded, dynamic=True)
             decoder.unroll_padded = compiled  # type: ignore[method-assign]
         self.parallel: nn.Module = self.model
-        if here.world > 1:
+        if process.world_size > 1:
             self.parallel = DistributedDataParallel(self.model)
-        if min(map(len, self.batches(0))) < max(2, here.world):
+        if min(map(len, self.batches(0))) < max(2, process.world_size):
             raise CaptioningError(
                 f"batches of {config.batch_size}, of {len(self.captions)} captions, are too small "
-                f"for BatchNorm and {here.world} processes"
+                f"for BatchNorm and {process.world_size} processes"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Trainer:
             parameter.data, average.data = average.data, parameter.data
 
     def autocast(self) -> Any:
-        device = self.here.device.split(":")[0]
+        device = self.process.device.split(":")[0]
         dtype = autocast_dtype(self.config.autocast, device)
         return torch.autocast(device, dtype, enabled=dtype is not None)
 
@@ -135,16 +135,16 @@ class Trainer:
 
     def train_step(self, indices: Tensor, steps: int) -> float:
         """One of `steps` steps, on the batch `indices`; returns its metric before the step."""
-        here, config = self.here, self.config
+        process, config = self.process, self.config
         torch.manual_seed(config.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, steps)
         loss, count, metric = self.objective(indices, self.step / steps)
         self.optimizer.zero_grad()
         # DistributedDataParallel averages over the processes, and the mean is over all tokens.
-        self.scaler.scale(loss * (here.world / count)).backward()
+        self.scaler.scale(loss * (process.world_size / count)).backward()
         self.update()
-        if here.world > 1:
+        if process.world_size > 1:
             dist.all_reduce(metric)
         return metric.item()
 
@@ -159,21 +159,21 @@ class Trainer:
             The loss summed over this process's tokens, the number of tokens of all processes, and
             the metric, which is to be summed over the processes.
         """
-        here, config = self.here, self.config
+        process, config = self.process, self.config
         batch = self.captions.batch(indices)
         tokens = int((batch.lengths - 1).sum())
-        share = slice(here.rank, None, here.world)
+        share = slice(process.rank, None, process.world_size)
         lengths = batch.lengths[share]
-        torch.manual_seed(torch.initial_seed() * 1009 + here.rank)  # other dropout in each process
+        torch.manual_seed(torch.initial_seed() * 1009 + process.rank)  # its own dropout
         self.model.train()
         options = LossOptions(
             config.label_smoothing, config.scheduled_sampling * progress, not config.compile
         )
         with self.autocast():
             loss, nll = self.parallel(
-                self.table.read(batch.images).to(here.device),
-                batch.rows[share].to(here.device),
-                batch.captions[share, : int(lengths[0])].to(here.device),
+                self.table.read(batch.images).to(process.device),
+                batch.rows[share].to(process.device),
+                batch.captions[share, : int(lengths[0])].to(process.device),
                 lengths,
                 options=options,
             )

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from captioning.attention_maps import attender, write_panels
+from captioning.attention_maps import file_maps, write_panels
 from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
@@ -17,7 +17,7 @@ from captioning.features import Extraction, FeatureCache, FeatureTable, cache_pa
 from captioning.files import write_json
 from captioning.generate import DecodeConfig
 from captioning.locks import lock_files
-from captioning.report import SHEET, write_sheet
+from captioning.report import MAX_SHEET, write_sheet
 
 OPTIONS = {  # by the method that they belong to
     "beam": ("beam_size", "length_penalty", "no_repeat_ngram", "all"),
@@ -65,12 +65,12 @@ def _run(args: argparse.Namespace) -> int:
         raise CaptioningError("--features: expected --annotations as well, got pictures")
     dataset, missing = pictures_of(args)
     count = len(dataset.images)
-    if args.sheet and count > SHEET:
-        raise CaptioningError(f"--sheet: expected at most {SHEET} pictures, got {count}")
+    if args.sheet and count > MAX_SHEET:
+        raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
     cnn = checkpoint.cnn.load().to(args.device)
-    attend = attender(checkpoint, cnn) if args.attention else None
-    if args.attention and (attend is None or count != 1):
+    maps_for = file_maps(checkpoint, cnn) if args.attention else None
+    if args.attention and (maps_for is None or count != 1):
         raise CaptioningError(
             "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
             f"attention); got {count}, --decoder {checkpoint.model.config.decoder}"
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
         if not args.json or args.all:
             for caption in item.captions if args.all else item.captions[:1]:
                 say(f"{item.path}: {caption.text}")
-        if attend and (maps := attend(item.path, item.captions[0].text)):
+        if maps_for and (maps := maps_for(item.path, item.captions[0].text)):
             write_panels(args.attention, maps)
     write_results(args, captioned)
     failed = missing + count - len(captioned)

@@ -13,7 +13,7 @@ from captioning.config import ModelConfig, TrainConfig
 from captioning.datasets import load_coco
 from captioning.features import FeatureCache, FeatureTable
 from captioning.model import Captioner
-from captioning.processes import processes
+from captioning.processes import distributed
 from captioning.train import train
 from captioning.vocabulary import Vocabulary
 
@@ -29,8 +29,8 @@ checkpoint = Checkpoint(model, vocabulary, identity, {})
 config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0)
 if stage == "reward":
     config = replace(config, self_critical=3)
-with processes("cpu") as here:
-    history = train(checkpoint, config, table, None, out.parent / out.stem, False, here, False)
+with distributed("cpu") as process:
+    history = train(checkpoint, config, table, None, out.parent / out.stem, False, process, False)
 if not out.exists():
     # Adam does not see the scale of a gradient, so it is compared on its own.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()

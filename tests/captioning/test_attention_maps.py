@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.attention_maps import AttentionMaps, attender, maps_of, panels_html, shade
+from captioning.attention_maps import AttentionMaps, compute_maps, file_maps, panels_html, shade
 from captioning.datasets import CaptionDataset
 from captioning.evaluate import evaluate, write_evaluation
 from captioning.images import load_image
@@ -22,7 +22,7 @@ def path(data):
 
 def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
     image = load_image(path)
-    maps = maps_of(attentive, grid_cnn, image, ["a", "red", "square"])
+    maps = compute_maps(attentive, grid_cnn, image, ["a", "red", "square"])
     assert maps.view.size == (128, 128) and maps.weights.shape == (3, 16, 16)
     tokens = torch.tensor([[attentive.vocabulary.index[w] for w in maps.words]])
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, 
     weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
     looked = weights.expand(1, 2, 256)
     monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: looked)
-    maps = maps_of(attentive, grid_cnn, picture, ["square"])
+    maps = compute_maps(attentive, grid_cnn, picture, ["square"])
     panel = maps.view.copy()
     panel.paste("black", mask=shade(maps.weights[0], panel.size))
     y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
@@ -56,7 +56,7 @@ def test_shade_is_dark_where_it_did_not_look():
 
 
 def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path):
-    maps = maps_of(attentive, grid_cnn, load_image(path), ["a", "red"])
+    maps = compute_maps(attentive, grid_cnn, load_image(path), ["a", "red"])
     found = panels_html(AttentionMaps(maps.view, ["<script>", '"'], maps.weights))
     assert "<script>" not in found and "&lt;script&gt;" in found and 'for &quot;"' not in found
     assert found.count("--picture: url(data:image/png") == 1
@@ -66,8 +66,8 @@ def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path
 
 def test_without_attention_there_are_no_maps(new_checkpoint, data, path):
     plain = new_checkpoint()
-    assert maps_of(plain, data.cnn, load_image(path), ["a"]) is None
-    assert attender(plain, data.cnn) is None
+    assert compute_maps(plain, data.cnn, load_image(path), ["a"]) is None
+    assert file_maps(plain, data.cnn) is None
 
 
 def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentive, data, tmp_path):
