@@ -353,8 +353,8 @@ def test_a_run_that_cannot_save_ends_with_a_message(new_checkpoint, data, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("trainer"), "expected a run to go on with, got none: no trainer"),
-        (lambda t: t.pop("running"), "expected a run to go on with, got none: no running"),
+        (lambda t: t.pop("trainer"), "expected a run to resume, got none: no trainer"),
+        (lambda t: t.pop("running"), "expected a run to resume, got none: no running"),
         (lambda t: t.pop("config"), "settings: expected settings by name, got None"),
         (lambda t: t["config"].update(epochs="2"), "settings: expected int as epochs, got '2'"),
         (lambda t: t["config"].update(speed=2), "settings: expected epochs, .*, got 'speed'"),
