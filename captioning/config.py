@@ -120,6 +120,9 @@ class ModelConfig:
         "output layer reads",
         0.0,
     )
+    image_at: str = setting(
+        "the steps at which decoder lstm reads the image", "first", choices=("first", "every")
+    )
     decoder: str = "lstm"
     grid: int = 0
 
@@ -129,6 +132,8 @@ class ModelConfig:
         if not 0 <= self.grid <= MAX_SIDE:
             raise CaptioningError(f"grid: expected 0 to {MAX_SIDE}, got {short(self.grid)}")
         check_share(self, "dropout")
+        if self.image_at not in ("first", "every"):
+            raise CaptioningError(f"image_at: expected first or every, got {self.image_at!r}")
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ SMALL = replace(LARGE, epochs=12, learning_rate=3e-3, label_smoothing=0.1, ema=0
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 SMALL_SET = 20_000  # pictures; fewer are a small set
 DROPOUT = {"small": 0.4, "large": 0.3}
+IMAGE_AT = {"small": "every", "large": "first"}
 
 
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:

@@ -16,6 +16,7 @@ from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNChoice
 from captioning.config import (
     DROPOUT,
+    IMAGE_AT,
     SMALL_SET,
     ModelConfig,
     TrainConfig,
@@ -45,7 +46,10 @@ LEGEND = {
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
 }
 SCORES = "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val"
-MODEL_SETTINGS = ("decoder", "embed_size", "hidden_size", "num_layers", "max_seq_length", "dropout")
+MODEL_SETTINGS = (
+    *("decoder", "embed_size", "hidden_size", "num_layers"),
+    *("max_seq_length", "dropout", "image_at"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +239,9 @@ def prepare_training(
         return checkpoint, config, tables
     if is_first:
         vocabulary.save(request.output / "vocabulary.json")
-    dropout = DROPOUT["small" if pictures < SMALL_SET else "large"]
-    sizes = {"dropout": dropout, **request.model, "grid": cnn.grid}
+    size = "small" if pictures < SMALL_SET else "large"
+    sizes: dict[str, Any] = {"dropout": DROPOUT[size], "image_at": IMAGE_AT[size]}
+    sizes |= {**request.model, "grid": cnn.grid}
     torch.manual_seed(config.seed)
     model = Captioner(ModelConfig(cnn.feature_shape[-1], len(vocabulary), **sizes), request.lstm)
     model.set_word_frequencies(map(vocabulary.encode, captions))

@@ -6,6 +6,7 @@ from captioning.cnn import CNNChoice, keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
 from captioning.config import (
     DROPOUT,
+    IMAGE_AT,
     LARGE,
     SELF_CRITICAL,
     SMALL,
@@ -27,7 +28,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, TrainingRequest)
     group = parser.add_argument_group("model")
     add_decoder(group)
-    add_settings(group, ModelConfig, {"dropout": "{small}, {large}".format(**DROPOUT)})
+    defaults = {
+        name: f"{values['small']}, {values['large']}"
+        for name, values in (("dropout", DROPOUT), ("image_at", IMAGE_AT))
+    }
+    add_settings(group, ModelConfig, defaults)
     group = parser.add_argument_group("training")
     texts = {name: default_of(name) for name in TrainConfig.__dataclass_fields__}
     texts["self_critical"] = f"{SELF_CRITICAL.self_critical} without a number"

@@ -9,8 +9,11 @@ What the LSTM is fed at each step and what it must predict, for a caption of n w
 The image comes first and predicts nothing; every word is predicted from the words before it.
 Decoding feeds the image, then <start>, then each word that it chose. (yunjey's tutorial, whose
 parameters have the same names, also trains step 0 to predict <start>; leaving that out changes
-nothing else, so its checkpoints work here.)
+nothing else, so its checkpoints work here.) With ``image_at="every"`` the image also stands beside
+the input of every step, so that the state need not carry it.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +25,13 @@ from captioning.dropout import Dropout
 from captioning.lstm import make_lstm
 from captioning.vocabulary import PAD
 
-State = tuple[Tensor, Tensor]
+
+class State(NamedTuple):
+    """h, c [L,B,H], and what is read beside each word: the image [B,E], or nothing [B,0]."""
+
+    h: Tensor
+    c: Tensor
+    beside: Tensor
 
 
 @register("lstm")
@@ -39,7 +48,9 @@ class DecoderRNN(nn.Module):
         embed_size, hidden_size, dropout = config.embed_size, config.hidden_size, config.dropout
         self.max_seq_length = config.max_seq_length
         self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
-        self.lstm = make_lstm(lstm, embed_size, hidden_size, config.num_layers, dropout)
+        self.every_step = config.image_at == "every"
+        input_size = embed_size * (2 if self.every_step else 1)
+        self.lstm = make_lstm(lstm, input_size, hidden_size, config.num_layers, dropout)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
 
@@ -69,19 +80,30 @@ class DecoderRNN(nn.Module):
 
     def _inputs(self, image: Tensor, captions: Tensor, inputs: Tensor | None) -> Tensor:
         words = self.embed(captions[:, :-1] if inputs is None else inputs)
-        return self.dropout(torch.cat([image.unsqueeze(1), words], 1))
+        return self._read(torch.cat([image.unsqueeze(1), words], 1), self._beside(image))
+
+    def _beside(self, image: Tensor) -> Tensor:
+        """What is read beside each word of [B,E]: the image, or nothing."""
+        return image if self.every_step else image[:, :0]
+
+    def _read(self, inputs: Tensor, beside: Tensor) -> Tensor:
+        """What the LSTM reads, of inputs [B,T,E]."""
+        beside = beside.unsqueeze(1).expand(-1, inputs.size(1), -1)
+        return self.dropout(torch.cat([inputs, beside], 2))
 
     # One step at a time, for captioning.search ---------------------------------------------------
 
     def start(self, image: Tensor) -> State:
-        """Feed the image [B,E]; returns the state (h, c), each [L,B,H]."""
-        return self.lstm(self.dropout(image).unsqueeze(1))[1]
+        """Feed the image [B,E]; returns the state."""
+        beside = self._beside(image)
+        h, c = self.lstm(self._read(image.unsqueeze(1), beside))[1]
+        return State(h, c, beside)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        output, state = self.lstm(self.dropout(self.embed(words)).unsqueeze(1), state)
-        return self.linear(self.dropout(output.squeeze(1))), state
+        h, c, beside = state
+        output, (h, c) = self.lstm(self._read(self.embed(words).unsqueeze(1), beside), (h, c))
+        return self.linear(self.dropout(output.squeeze(1))), State(h, c, beside)
 
     @staticmethod
     def select(state: State, rows: Tensor) -> State:
-        h, c = state
-        return h[:, rows], c[:, rows]
+        return State(state.h[:, rows], state.c[:, rows], state.beside[rows])

@@ -20,6 +20,7 @@ from captioning.commands import COMMANDS
 from captioning.commands.train import request_of
 from captioning.config import (
     DROPOUT,
+    IMAGE_AT,
     LARGE,
     SELF_CRITICAL,
     SMALL,
@@ -505,6 +506,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
     expected = replace(SMALL, epochs=1, batch_size=48)
     assert found.training["config"] == asdict(expected)
     assert found.model.config.dropout == DROPOUT["small"]
+    assert found.model.config.image_at == IMAGE_AT["small"] == "every"
     assert recipe(SMALL_SET) == LARGE and recipe(SMALL_SET - 1) == recipe(6000) == SMALL
     assert [recipe(n).epochs for n in (1, 1000, 2000)] == [60, 36, 18]
 
@@ -648,6 +650,7 @@ def test_wrong_numbers_are_refused_before_anything_is_computed(
     [
         ("--hidden-size 512", "--hidden-size: expected 16, as in {path}, got 512"),
         ("--dropout 0.1", "--dropout: expected 0.4, as in {path}, got 0.1"),
+        ("--image-at first", "--image-at: expected every, as in {path}, got first"),
         ("--decoder attention", "--decoder: expected lstm, as in {path}, got attention"),
         ("--cnn resnet18", "--cnn: expected scenes_cnn, as in {path}, got resnet18"),
         ("--weights V1", "--weights: expected DEFAULT, as in {path}, got V1"),

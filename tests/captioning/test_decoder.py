@@ -12,6 +12,7 @@ from captioning.config import ModelConfig
 from captioning.datasets import load_references
 from captioning.decoders.lstm import DecoderRNN
 from captioning.dropout import Dropout
+from captioning.errors import CaptioningError
 from captioning.model import Captioner
 from captioning.vocabulary import END, PAD, START
 
@@ -20,6 +21,7 @@ CAPTIONS = torch.tensor(
     [[START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]]
 )
 LENGTHS = torch.tensor([6, 4, 3])
+every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
 
 def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
@@ -30,6 +32,8 @@ def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
 def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.Tensor:
     """Scores after the image, <start> and each word, one LSTM step at a time."""
     inputs = torch.cat([image[None], model.embed(torch.tensor([START, *words]))])
+    if model.every_step:
+        inputs = torch.cat([inputs, image.expand(len(inputs), -1)], 1)
     state, scores = None, []
     for x in inputs:
         output, state = model.lstm(x[None, None], state)
@@ -37,8 +41,9 @@ def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.T
     return torch.stack(scores[1:])
 
 
-def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it():
-    model, image = decoder(), torch.randn(3, E)
+@every_way
+def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it(image_at):
+    model, image = decoder(image_at=image_at), torch.randn(3, E)
     hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
     assert len(hidden) == int((LENGTHS - 1).sum())
     # Packed: step by step, the captions that still run.
@@ -88,8 +93,9 @@ def test_all_lstms_compute_the_same(lstm, num_layers):
 
 
 @pytest.mark.parametrize("lstm", ["fastlstm", "torch", "reference"])
-def test_padded_equals_packed(lstm):
-    model, image = decoder(lstm), torch.randn(3, E)
+@every_way
+def test_padded_equals_packed(lstm, image_at):
+    model, image = decoder(lstm, image_at=image_at), torch.randn(3, E)
     packed, targets = model.unroll(image, CAPTIONS, LENGTHS)
     padded, padded_targets = model.unroll_padded(image, CAPTIONS, LENGTHS)
     padded, padded_targets = padded.view(3, 5, H), padded_targets.view(3, 5)
@@ -100,13 +106,19 @@ def test_padded_equals_packed(lstm):
         assert targets[row] == padded_targets[b, t]
 
 
-def test_steps_equal_the_unrolled_caption():
-    model, image = decoder(num_layers=2), torch.randn(1, E)
+@every_way
+def test_steps_equal_the_unrolled_caption(image_at):
+    model, image = decoder(num_layers=2, image_at=image_at), torch.randn(1, E)
     scores = model(image, CAPTIONS[:1], LENGTHS[:1])
     state = model.start(image)
     for t, word in enumerate(CAPTIONS[0, :5]):
         step, state = model.step(word[None], state)
         torch.testing.assert_close(step[0], scores[t], atol=1e-6, rtol=1e-5)
+
+
+def test_the_steps_that_read_the_image_have_a_name():
+    with pytest.raises(CaptioningError, match="image_at: expected first or every, got 'last'"):
+        decoder(image_at="last")
 
 
 def test_parameters_are_named_as_in_the_lecture():

@@ -18,9 +18,10 @@ CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START,
 LENGTHS = torch.tensor([5, 4, 3])
 
 
-@pytest.fixture(params=sorted(DECODERS))
+@pytest.fixture(params=[*sorted(DECODERS), "lstm every"])
 def config(request):
-    return ModelConfig(1, V, E, H, decoder=request.param, grid=GRID)
+    name, _, image_at = request.param.partition(" ")
+    return ModelConfig(1, V, E, H, decoder=name, grid=GRID, image_at=image_at or "first")
 
 
 @pytest.fixture
