@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +43,6 @@ _AUTOCAST_DEVICES = frozenset(
 
 # Absent from some builds of torch; without it the op itself refuses the transforms.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-class _Options(NamedTuple):
-    """How a layer runs."""
-
-    save_cells: bool
-    recompute: bool
-    engine: str
 
 
 def choose_engine(
@@ -211,7 +203,6 @@ def lstm(
             )
             check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        options = _Options(return_cell_states, recompute, engine)
         each = len(weights) // num_layers
         output, h_n, c_n, cells = input, [], [], []
         for layer in range(num_layers):
@@ -224,7 +215,7 @@ def lstm(
                 if layer > 0:
                     call = call._replace(input=F.dropout(output, dropout))
                 call = regularize(call, regularizers)
-            output, h, c, of_layer = _layer(call, options)
+            output, h, c, of_layer = _layer(call, engine, return_cell_states, recompute)
             h_n.append(h)
             c_n.append(c)
             cells.append(of_layer)
@@ -325,7 +316,7 @@ def lstm_cell(
                 step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
                 return step
         call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
-        _, h_n, c_n, _ = _layer(call, _Options(False, False, engine))
+        _, h_n, c_n, _ = _layer(call, engine)
         return h_n.squeeze(0), c_n.squeeze(0)
     except (AttributeError, TypeError, ValueError):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -349,7 +340,9 @@ def _autocasts(device: str) -> bool:
     return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def _layer(call: LstmCall, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _layer(
+    call: LstmCall, engine: str, save_cells: bool = False, recompute: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """output, h_n, c_n and, if they are to be saved, every cell state."""
     compiles = torch.compiler.is_compiling()
     transformed = _transforms_active()
@@ -359,12 +352,11 @@ def _layer(call: LstmCall, options: _Options) -> tuple[Tensor, Tensor, Tensor, T
         and not _autocasts(call.input.device.type)
         and _transforms.serves(call)
     )
-    engine = _engine_for(call.input, options.engine, transformed and not folds)
+    engine = _engine_for(call.input, engine, transformed and not folds)
     if engine == "reference":
         return _by_reference(call)
     if folds:
         return _transforms.lstm_layer(call, engine)
-    save_cells, recompute, _ = options
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
         results = torch.ops.fastlstm.lstm(*call, save_cells, False, recompute, engine)

@@ -166,10 +166,15 @@ class LSTM(nn.RNNBase):
 
     def _options(self) -> dict[str, Any]:
         """What every call of `functional.lstm` gets from the module."""
-        names: tuple[str, ...] = ("num_layers", "bidirectional", "recompute", "engine")
+        options = {
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "recompute": self.recompute,
+            "engine": self.engine,
+        }
         if self.training:  # the others act in no other mode
-            names += ("training", "dropout", *_OPTIONS)
-        return {name: getattr(self, name) for name in names}
+            options |= {name: getattr(self, name) for name in ("training", "dropout", *_OPTIONS)}
+        return options
 
     def forward(
         self,

@@ -277,7 +277,7 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
     mask = torch.zeros(shape, dtype=dtype, device=route.device)
     call = LstmCall(x, state, state, weights)._replace(**{name: mask})
     with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):
-        functional._layer(call, functional._Options(False, False, route.engine))
+        functional._layer(call, route.engine)
 
 
 def test_repr() -> None:

@@ -9,16 +9,19 @@
 namespace fastlstm {
 namespace {
 
+// meaning: what << takes; a message is put together only if it is needed.
+template <typename Meaning>
 void check_shape(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
-                 const std::string& meaning, const Tensor& input) {
+                 const Meaning& meaning, const Tensor& input) {
   TORCH_CHECK(tensor.sym_sizes() == expected, "lstm: expected ", name, " of shape ", meaning, " = ",
               expected, ", got ", tensor.sym_sizes());
   TORCH_CHECK(tensor.device() == input.device(), "lstm: expected ", name, " on ", input.device(),
               " like input, got ", tensor.device());
 }
 
+template <typename Meaning>
 void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
-                  const std::string& meaning, const Tensor& input) {
+                  const Meaning& meaning, const Tensor& input) {
   check_shape(tensor, name, expected, meaning, input);
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "lstm: expected ", name, " of dtype ",
               input.scalar_type(), " like input, got ", tensor.scalar_type());
@@ -29,9 +32,15 @@ void check_dtype(const Tensor& tensor, const char* name, at::ScalarType expected
               ", got ", tensor.scalar_type());
 }
 
-std::string meaning_of_sequence(const Layer& layer, const char* size, bool per_direction) {
-  return std::string(per_direction ? "(directions, " : "(") +
-         (layer.packed() ? "packed rows, " : "steps, batch, ") + size + ")";
+// The meaning of Layer::sequence.
+struct SequenceMeaning {
+  const Layer& layer;
+  const char* size;
+  bool per_direction;
+};
+std::ostream& operator<<(std::ostream& out, const SequenceMeaning& m) {
+  return out << (m.per_direction ? "(directions, " : "(")
+             << (m.layer.packed() ? "packed rows, " : "steps, batch, ") << m.size << ")";
 }
 
 struct Named {
@@ -161,7 +170,7 @@ void check_zoneout(const Layer& layer, const OptionalTensor& zoneout, const char
                    const c10::SymInt& size) {
   if (!zoneout) return;
   check_tensor(*zoneout, name, layer.sequence(size, true),
-               meaning_of_sequence(layer, "size of the state", true), layer.input);
+               SequenceMeaning{layer, "size of the state", true}, layer.input);
 }
 
 }  // namespace
@@ -189,7 +198,7 @@ Saved check_saved(const Layer& layer, const BackwardArguments& a) {
   const auto check = [&](const Tensor& tensor, const char* name, const c10::SymInt& size,
                          const char* meaning, bool per_direction) {
     check_shape(tensor, name, layer.sequence(size, per_direction),
-                meaning_of_sequence(layer, meaning, per_direction), layer.input);
+                SequenceMeaning{layer, meaning, per_direction}, layer.input);
   };
   const auto dtype = layer.input.scalar_type();
   check(a.output, "the saved output", layer.num_directions() * layer.output_size,
@@ -212,7 +221,7 @@ OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
   const auto dtype = layer.input.scalar_type();
   const c10::SymInt directions = layer.num_directions();
   const auto check = [&](const OptionalTensor& grad, const char* name, at::ScalarType expected,
-                         const std::vector<c10::SymInt>& shape, const std::string& meaning) {
+                         const std::vector<c10::SymInt>& shape, const auto& meaning) {
     if (!grad || !grad->defined()) return Tensor();
     check_shape(*grad, name, shape, meaning, layer.input);
     check_dtype(*grad, name, expected);
@@ -221,13 +230,13 @@ OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
   return {
       check(a.grad_output, "grad_output", dtype,
             layer.sequence(directions * layer.output_size, false),
-            meaning_of_sequence(layer, "directions * output size", false)),
+            SequenceMeaning{layer, "directions * output size", false}),
       check(a.grad_h_n, "grad_h_n", dtype, {directions, layer.batch, layer.output_size},
             "(directions, batch, output size)"),
       check(a.grad_c_n, "grad_c_n", layer.c_0.scalar_type(),
             {directions, layer.batch, layer.hidden_size}, "(directions, batch, hidden_size)"),
       check(a.grad_cells, "grad_cells", state_dtype(dtype), layer.sequence(layer.hidden_size, true),
-            meaning_of_sequence(layer, "hidden_size", true))};
+            SequenceMeaning{layer, "hidden_size", true})};
 }
 
 namespace {

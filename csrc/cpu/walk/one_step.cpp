@@ -148,12 +148,10 @@ class OneStepDirection {
   using A = State_t<T>;
 
  public:
-  OneStepDirection(const Layer& layer, const Tensor& x, int64_t d)
-      : sizes_(layer.sizes()),
-        x_(x),
-        h_0_(layer.h_0.select(0, d).contiguous()),
-        c_0_(layer.c_0.select(0, d).to(layer.state_options()).contiguous()),
-        w_(layer.directions[d]) {
+  // x [B,I], h_0 [B,P] and c_0 [B,H] are contiguous.
+  OneStepDirection(const Sizes& sizes, const Direction& weights, const T* x, const T* h_0,
+                   const A* c_0)
+      : sizes_(sizes), w_(weights), x_(x), h_0_(h_0), c_0_(c_0) {
     for (Tensor* tensor : {&w_.w_ih, &w_.w_hh, &w_.b_ih, &w_.b_hh, &w_.w_hr})
       if (tensor->defined()) *tensor = tensor->contiguous();
   }
@@ -176,9 +174,9 @@ class OneStepDirection {
                           const_data<T>(w_.w_hh),
                           bias(w_.b_ih),
                           bias(w_.b_hh),
-                          const_data<T>(x_),
-                          const_data<T>(h_0_),
-                          const_data<A>(c_0_),
+                          x_,
+                          h_0_,
+                          c_0_,
                           h,
                           c,
                           sizes_.input_size,
@@ -220,9 +218,10 @@ class OneStepDirection {
       some.run((tile + k) * lanes, std::min(at_once, count - k));
   }
 
-  Sizes sizes_;
-  Tensor x_, h_0_, c_0_;
+  const Sizes& sizes_;
   Direction w_;
+  const T *x_, *h_0_;
+  const A* c_0_;
 };
 
 }  // namespace
@@ -231,13 +230,17 @@ template <typename T>
 ForwardResult one_step_forward(const Layer& layer) {
   const Sizes s = layer.sizes();
   const auto options = layer.input.options();
-  const Tensor x = layer.input.contiguous();
+  using A = State_t<T>;
+  const Tensor x = layer.input.contiguous(), h_0 = layer.h_0.contiguous();
+  const Tensor c_0 = layer.c_0.to(layer.state_options()).contiguous();
   Tensor output = at::empty({1, s.batch, s.directions * s.output_size}, options);
   Tensor c_n = at::empty({s.directions, s.batch, s.hidden_size}, layer.state_options());
   for (int64_t d = 0; d < s.directions; ++d)
-    OneStepDirection<T>(layer, x, d)
+    OneStepDirection<T>(s, layer.directions[d], const_data<T>(x),
+                        const_data<T>(h_0) + d * s.batch * s.output_size,
+                        const_data<A>(c_0) + d * s.batch * s.hidden_size)
         .run(data<T>(output) + d * s.output_size, s.directions * s.output_size,
-             data<State_t<T>>(c_n) + d * s.batch * s.hidden_size);
+             data<A>(c_n) + d * s.batch * s.hidden_size);
   Tensor h_n = at::empty({s.directions, s.batch, s.output_size}, options);
   for (int64_t d = 0; d < s.directions; ++d)
     for (int64_t b = 0; b < s.batch; ++b)
