@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -33,6 +34,9 @@ class Case:
         ragged: whether the input is a PackedSequence of different lengths, given in any order.
         num_layers, bidirectional, proj_size: as in nn.LSTM.
         saturated: whether every input gate is shut, far beyond what a sigmoid can tell from 0.
+        resets: whether the state is zeroed in the middle of the rows, where an episode ends:
+            `reset=` in fastlstm, a loop over single steps in torch.nn, as CleanRL has it.
+        name: the project that runs such a case, if it was found in one.
         gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
         over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
     """
@@ -49,6 +53,8 @@ class Case:
     bidirectional: bool = False
     proj_size: int = 0
     saturated: bool = False
+    resets: bool = False
+    name: str = ""
     gemm_fraction: float | None = None
     over_floor: float | None = None
 
@@ -69,8 +75,10 @@ class Case:
             "bidirectional": self.bidirectional,
             f"proj_size {self.proj_size}": self.proj_size,
             "saturated": self.saturated,
+            "resets": self.resets,
         }
-        return " ".join([shape, *(name for name, shown in traits.items() if shown), self.mode])
+        words = [shape, *(name for name, shown in traits.items() if shown), self.mode]
+        return " ".join([f"{self.name}:", *words] if self.name else words)
 
 
 @dataclass(frozen=True)
@@ -115,12 +123,39 @@ ONE_STEP: tuple[Shape, ...] = tuple(
     (batch, 1, *sizes) for sizes, batch in product(((256, 512), (64, 64), (512, 1024)), (1, 5, 32))
 )
 
+# What these projects run, read from their source.
+BOTH_WAYS: dict[str, Any] = {"bidirectional": True}
+REAL = (
+    Case(2, 128, 512, 128, resets=True, name="CleanRL PPO"),
+    Case(8, 16, 64, 256, resets=True, name="RecurrentPPO"),
+    Case(8, 1, 64, 256, "inference", name="RecurrentPPO rollout"),
+    Case(256, 365, 32, 128, name="NeuralHydrology"),
+    Case(32, 293, 60, 128, "inference", num_layers=4, **BOTH_WAYS, name="pyannote segmentation"),
+    Case(450, 318, 64, 32, "inference", **BOTH_WAYS, name="kraken layout"),
+    Case(1, 1, 640, 640, "inference", name="NeMo transducer decoding"),
+    Case(16, 1, 640, 640, "inference", name="NeMo transducer decoding"),
+    Case(16, 64, 640, 640, name="NeMo transducer"),
+    Case(100, 300, 384, 384, "inference", num_layers=2, **BOTH_WAYS, name="medaka consensus"),
+    Case(
+        100, 100, 384, 384, "inference", "bfloat16", num_layers=2, **BOTH_WAYS,
+        name="medaka consensus",
+    ),
+    Case(16, 100, 512, 256, num_layers=3, **BOTH_WAYS, name="open-unmix"),
+    Case(32, 40, 1024, 256, ragged=True, **BOTH_WAYS, name="flair tagger"),
+    Case(100, 30, 400, 400, ragged=True, num_layers=2, **BOTH_WAYS, name="stanza tagger"),
+    Case(16, 512, 1, 24, name="neural-amp-modeler"),
+    Case(64, 32, 512, 128, "inference", num_layers=2, **BOTH_WAYS, name="docTR crnn"),
+    Case(1, 120, 512, 256, "inference", ragged=True, **BOTH_WAYS, name="Kokoro text encoder"),
+)  # fmt: skip
+REAL_GROUP = Group("real", "real workloads", REAL, 1.7, 1.05, detailed=False)
+
 
 def _cases(shapes: tuple[Shape, ...], mode: str, **traits: object) -> tuple[Case, ...]:
     return tuple(Case(*shape, mode=mode, **traits) for shape in shapes)
 
 
 CPU_GROUPS: tuple[Group, ...] = (
+    REAL_GROUP,
     Group(
         "training",
         "training, dense float32",
@@ -309,16 +344,20 @@ def _cuda_groups() -> tuple[Group, ...]:
         ),
     )
     groups = [
-        Group(
-            f"{key}-{mode}",
-            f"{title}, {mode}",
-            tuple(
-                _cuda_case(mode, *traits, ragged) for traits in product(precisions, sizes, batches)
-            ),
-            worst=least,
-        )
-        for key, title, precisions, sizes, batches, ragged, limits in named
-        for mode, least in zip(CUDA_MODES, limits, strict=True)
+        REAL_GROUP,
+        *(
+            Group(
+                f"{key}-{mode}",
+                f"{title}, {mode}",
+                tuple(
+                    _cuda_case(mode, *traits, ragged)
+                    for traits in product(precisions, sizes, batches)
+                ),
+                worst=least,
+            )
+            for key, title, precisions, sizes, batches, ragged, limits in named
+            for mode, least in zip(CUDA_MODES, limits, strict=True)
+        ),
     ]
     for mode, least in zip(CUDA_MODES, (2.0, 1.7), strict=True):
         case = Case(32, CUDA_STEPS, 512, 512, mode, "bfloat16", num_layers=2, bidirectional=True)

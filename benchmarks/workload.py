@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,12 +46,29 @@ class Workload:
 
 def ragged_lengths(batch: int, steps: int) -> Tensor:
     """The same lengths [B] for the same sizes: uniform, one of them T, the sum within `FILL`."""
+    if batch == 1:
+        return torch.tensor([steps])
     generator = torch.Generator().manual_seed(SEED)
     while True:
         lengths = torch.randint(max(1, steps // 3), steps + 1, (batch,), generator=generator)
         lengths[torch.randint(batch, (1,), generator=generator)] = steps
         if FILL[0] <= lengths.sum().item() / (batch * steps) <= FILL[1]:
             return lengths
+
+
+def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., Any]:
+    """nn.LSTM called for one step at a time, its state [L,B,H] zeroed where `reset` [T,B] says."""
+    keep = (~reset).float().unsqueeze(-1)
+
+    def forward(x: Tensor) -> tuple[Tensor, None]:
+        output, state = call(x[:1])
+        outputs = [output]
+        for x_t, keep_t in zip(x[1:].split(1), keep[1:], strict=True):
+            output, state = call(x_t, tuple(keep_t * s for s in state))
+            outputs.append(output)
+        return torch.cat(outputs), None
+
+    return forward
 
 
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
@@ -104,6 +122,12 @@ def build(
     if case.ragged:
         packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
         x = packed.data
+    if case.resets:
+        reset = torch.rand((T, B), generator=generator, device=device) < 2 / T
+        if implementation == "torch":
+            call = loop_with_resets(call, reset)
+        else:
+            call = partial(call, reset=reset)
 
     def forward() -> Tensor:
         result = call(packed._replace(data=x) if case.ragged else x, *arguments)[0]

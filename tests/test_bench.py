@@ -85,7 +85,7 @@ def test_cpu_groups_are_the_table(key: str) -> None:
 
 
 def test_no_cpu_group_is_left_out_and_the_gemm_share_is_asked_where_it_counts() -> None:
-    assert [group.key for group in CPU_GROUPS] == list(CPU_TABLE)
+    assert [group.key for group in CPU_GROUPS] == ["real", *CPU_TABLE]
     bound = {
         str(case): case.gemm_fraction
         for group in CPU_GROUPS
@@ -114,6 +114,7 @@ CUDA_TABLE = {
 
 def test_cuda_groups_are_the_table() -> None:
     groups = {group.key: group for group in CUDA_GROUPS}
+    assert groups.pop("real") == CPU_GROUPS[0]
     for key, (count, forward, both) in CUDA_TABLE.items():
         for mode, worst in (("inference", forward), ("training", both)):
             group = groups.pop(f"{key}-{mode}")
@@ -274,6 +275,8 @@ def test_ragged_lengths(batch: int, steps: int) -> None:
         replace(TINY, batch=8, steps=10, ragged=True, num_layers=2, bidirectional=True),
         replace(TINY, steps=1, mode="inference"),
         replace(TINY, steps=1, mode="inference", module="LSTMCell"),
+        replace(TINY, batch=4, steps=9, resets=True),
+        replace(TINY, batch=1, ragged=True, bidirectional=True),
         replace(TINY, precision="bfloat16"),
         replace(TINY, precision="float64"),
         replace(TINY, proj_size=2, num_layers=2, bidirectional=True),
@@ -561,7 +564,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--group training,typo", "--group: expected some of training, .* got typo"),
+        ("--group training,typo", "--group: expected some of real, .* got typo"),
         ("--output run.txt", "--output: expected a name that ends in .json, got run.txt"),
         ("--seconds 0", "--seconds: expected a positive number, got 0"),
         ("--graphs", "--graphs: expected --device cuda, got --device cpu"),
