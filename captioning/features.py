@@ -194,8 +194,10 @@ class Extraction:
         choices=ON_ERROR,
     )
     device: str = setting("cpu, cuda, cuda:1, ...", "cpu", metavar="DEVICE")
-    dtype: str = setting(
-        "of the cached features; float16 takes half the disk", "float32", choices=tuple(_NAMES)
+    dtype: str | None = setting(
+        "of the features in a new cache (float16 with --pool grid, else float32)",
+        None,
+        choices=tuple(_NAMES),
     )
     workers: int = setting("processes that load pictures, besides this one", 0)
     stale: str = "refuse"
@@ -203,7 +205,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check_at_least(self, workers=0)
-        if self.dtype not in _NAMES:
+        if self.dtype is not None and self.dtype not in _NAMES:
             raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {self.dtype!r}")
 
 
@@ -231,7 +233,8 @@ def extract_features(
             is broken; the disk is full.
     """
     path, how = Path(path), how or Extraction()
-    key = cache_key(cnn, images, how.dtype)
+    dtype = how.dtype or _dtype_of(path, "float16" if cnn.grid else "float32")
+    key = cache_key(cnn, images, dtype)
     ids = [image.id for image in images]
     unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
 
@@ -244,10 +247,16 @@ def extract_features(
         with lock_files(path, wait=True):
             cache = opened("r+")
             if cache is None:
-                cache = FeatureCache.create(path, ids, cnn.feature_shape, how.dtype, key)
+                cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
             cache.state[np.isin(cache.state, unfinished)] = TO_DO
             _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
+
+
+def _dtype_of(path: Path, default: str) -> str:
+    """The dtype of the features in a cache, if it is there."""
+    found = FeatureCache(path).features.dtype.name if path.exists() else default
+    return found if found in _NAMES else default
 
 
 def _encode(

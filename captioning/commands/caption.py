@@ -134,10 +134,9 @@ def write_results(args: argparse.Namespace, captioned: dict[int, CaptionedFile])
 def cached_features(
     args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset
 ) -> FeatureCache:
-    """The features of a data set, encoded unless they are there; of either dtype."""
+    """The features of a data set, encoded unless they are there."""
     cache = cache_path(args.features, args.annotations)
-    dtype = FeatureCache(cache).metadata.get("dtype", "float32") if cache.exists() else "float32"
-    extraction = Extraction(on_error="skip", device=args.device, dtype=dtype)
+    extraction = Extraction(on_error="skip", device=args.device)
     return extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
 
 

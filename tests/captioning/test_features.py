@@ -65,6 +65,18 @@ def test_float16_is_half_as_large(cnn, images, tmp_path):
     np.testing.assert_allclose(half.features, wide.features, rtol=2**-10, atol=1e-4)
 
 
+@pytest.mark.parametrize(("pool", "dtype"), [("2x2", "float32"), ("grid", "float16")])
+def test_a_new_cache_of_a_grid_is_float16_and_one_that_is_there_stays(
+    pool, dtype, images, tmp_path
+):
+    cnn = load_cnn(CNNConfig("scenes_cnn", pool=pool))
+    assert extract(cnn, images[:2], tmp_path / "new.st").features.dtype == dtype
+    for given in ("float16", "float32"):
+        path = tmp_path / f"{given}.st"
+        extract(cnn, images[:2], path, dtype=given)
+        assert extract(cnn, images[:2], path).features.dtype == given
+
+
 def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
     whole = extract(cnn, images, tmp_path / "whole.st")
     seen = []
