@@ -30,7 +30,7 @@ def check_seeds(first: int, count: int) -> None:
 
 
 def test_some_calls() -> None:
-    check_seeds(0, 150)
+    check_seeds(0, 100)
 
 
 @pytest.mark.slow

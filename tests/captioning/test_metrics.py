@@ -46,13 +46,13 @@ def test_meteor_is_missed_in_words_where_there_is_no_java(monkeypatch):
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java: no java in PATH")
 def test_meteor_tells_right_words_from_wrong_ones():
-    perfect = {i: r[0] for i, r in REFERENCES.items()}
-    best, scores = (score_captions(c, REFERENCES, meteor=True) for c in (perfect, CAPTIONS))
-    assert best.overall["METEOR"] == pytest.approx(1, abs=0.01)
-    assert 0.05 < scores.overall["METEOR"] < best.overall["METEOR"]
-    assert set(scores.per_image) == set(CAPTIONS)
-    strange = score_captions(dict.fromkeys(CAPTIONS, "xyz"), REFERENCES, meteor=True)
-    assert strange.overall["METEOR"] < 0.01
+    perfect, strange, *_ = CAPTIONS
+    captions = {**CAPTIONS, perfect: REFERENCES[perfect][0], strange: "xyz"}
+    scores = score_captions(captions, REFERENCES, meteor=True)
+    found = {i: score["METEOR"] for i, score in scores.per_image.items()}
+    assert set(found) == set(CAPTIONS)
+    assert found[perfect] == pytest.approx(1, abs=0.01) and found[strange] < 0.01
+    assert 0.05 < scores.overall["METEOR"] < found[perfect]
 
 
 def test_empty_captions_score_nothing():
