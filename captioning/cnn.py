@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from captioning.config import setting
+from captioning.config import check_choice, setting
 from captioning.errors import CaptioningError
 from captioning.images import Transform
 
@@ -107,8 +107,7 @@ class FrozenCNN(nn.Module):
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
         super().__init__()
-        if config.pool not in POOLS:
-            raise CaptioningError(f"pool: expected one of {POOLS}, got {config.pool!r}")
+        check_choice("pool", config.pool, POOLS)
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # up to twice as fast on a CPU
@@ -169,8 +168,7 @@ def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
         CaptioningError: the name or the weights are unknown, a package is missing, or the weights
             cannot be downloaded or are damaged; the message says what to do.
     """
-    if view not in VIEWS:
-        raise CaptioningError(f"view: expected one of {VIEWS}, got {view!r}")
+    check_choice("view", view, VIEWS)
     if config.name == "scenes_cnn":
         from captioning.scenes import IMAGE_SIZE
         from captioning.scenes_encoder import load_scene_cnn

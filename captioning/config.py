@@ -2,6 +2,7 @@
 pictures, small ones, and self-critical training."""
 
 import math
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -69,6 +70,12 @@ def check_range(name: str, value: float | None, low: float) -> None:
     if value is not None and not low <= value < high:
         expected = f"< {high:,}" if value >= high else f">= {low}"
         raise CaptioningError(f"{name}: expected {expected}, got {short(value)}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise CaptioningError(f"{name}: expected one of {tuple(choices)}, got {value!r}")
 
 
 def check_at_least(settings: Any, **bounds: float) -> None:
@@ -186,11 +193,8 @@ class TrainConfig:
             raise CaptioningError(
                 f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"
             )
-        names = ("auto", *AUTOCAST)
-        if self.autocast not in names:
-            raise CaptioningError(f"autocast: expected one of {names}, got {self.autocast!r}")
-        if self.schedule not in ("cosine", "constant"):
-            raise CaptioningError(f"schedule: expected 'cosine' or 'constant', got {self.schedule}")
+        check_choice("autocast", self.autocast, ("auto", *AUTOCAST))
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
 
 
 LARGE = TrainConfig(autocast="auto")

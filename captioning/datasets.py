@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from captioning.config import check_choice
 from captioning.console import short
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
@@ -77,8 +78,7 @@ def load_coco(
         CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
             something would have to be skipped and `on_error` is "refuse".
     """
-    if on_error not in ON_ERROR:
-        raise CaptioningError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
+    check_choice("on_error", on_error, ON_ERROR)
     data = _read_coco(annotations)
     coco = COCO()
     coco.dataset = data

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.cnn import FrozenCNN
-from captioning.config import check_at_least, setting
+from captioning.config import check_at_least, check_choice, setting
 from captioning.console import printable, say, short
 from captioning.datasets import ON_ERROR, CaptionDataset, CaptionedImage
 from captioning.errors import CaptioningError
@@ -205,8 +205,8 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check_at_least(self, workers=0)
-        if self.dtype is not None and self.dtype not in _NAMES:
-            raise CaptioningError(f"dtype: expected one of {tuple(_NAMES)}, got {self.dtype!r}")
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, _NAMES)
 
 
 def extract_features(

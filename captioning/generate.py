@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioning.config import LIMIT, check_at_least, setting
-from captioning.errors import CaptioningError
+from captioning.config import LIMIT, check_at_least, check_choice, setting
 from captioning.model import Captioner
 from captioning.search import Hypothesis, beam_search, check_options, greedy_search, sample
 from captioning.vocabulary import Vocabulary
@@ -41,8 +40,7 @@ class DecodeConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise CaptioningError(f"method: expected one of {METHODS}, got {self.method!r}")
+        check_choice("method", self.method, METHODS)
         check_at_least(self, seed=-LIMIT)
         check_options(**{k: v for k, v in asdict(self).items() if k not in ("method", "seed")})
 

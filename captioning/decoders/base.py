@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from captioning.config import ModelConfig
+from captioning.config import ModelConfig, check_choice
 from captioning.errors import CaptioningError
 
 
@@ -113,9 +113,9 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
     Raises:
         CaptioningError: there is no such decoder, or it does not take the sizes.
     """
-    name, decoder = config.decoder, DECODERS.get(config.decoder)
-    if decoder is None:
-        raise CaptioningError(f"decoder: expected one of {tuple(DECODERS)}, got {name!r}")
+    name = config.decoder
+    check_choice("decoder", name, DECODERS)
+    decoder = DECODERS[name]
     if config.num_layers > decoder.max_layers:
         raise CaptioningError(
             f"num_layers: expected at most {decoder.max_layers} with decoder {name!r}, "
