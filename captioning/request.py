@@ -1,4 +1,4 @@
-"""Training as someone requests it: files, CNN, sizes and settings to a captioner that begins.
+"""A request for training, and the preparation of what it names: files, CNN, sizes and settings.
 
 `captioning train` makes a `TrainingRequest` of its options; Python code can make one too.
 """
@@ -104,7 +104,7 @@ class TrainingRequest:
         return {split: path for split, path in files.items() if path}
 
     def config(self, pictures: int, origin: "Origin | None") -> TrainConfig:
-        """The settings: those given, those of the resumed run, or those for so many pictures."""
+        """The given settings; the others are the resumed run's, or suit the number of pictures."""
         known = origin.config if origin else None
         known = known or recipe(pictures, bool(self.settings.get("self_critical")))
         return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
@@ -187,7 +187,7 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
 
 
 def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
-    """One line of scores on pictures that chose nothing."""
+    """One line of scores on pictures that had no part in training or validation."""
     parts = []
     for method in ("greedy", "beam"):
         config = DecodeConfig(method)
@@ -206,7 +206,7 @@ def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
 def prepare_training(
     request: TrainingRequest, is_first: bool = True
 ) -> tuple[Checkpoint, TrainConfig, dict[str, FeatureTable]]:
-    """The captioner as it begins, the settings, and the feature tables, computed if need be.
+    """The captioner before training, the settings, and the feature tables by split.
 
     Args:
         request: what to train.
@@ -261,7 +261,7 @@ def origin_of(request: TrainingRequest) -> Origin | None:
 
 
 def check_settings(request: TrainingRequest, origin: Origin | None) -> None:
-    """Refuse settings that need something which is not given."""
+    """Refuse settings that need a captioner or a validation set when there is none."""
     config = request.config(0, origin)
     if config.self_critical and not origin:
         raise CaptioningError(
@@ -291,7 +291,7 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
 
 
 def pool_of(request: TrainingRequest) -> str:
-    """How the CNN is to pool for a new captioner, whose decoder and sizes are checked."""
+    """The pooling of a new captioner's CNN; also checks its decoder and sizes."""
     # What the data decides is 1 here.
     config = ModelConfig(feature_size=1, vocab_size=1, grid=1, **request.model)
     pools = decoder_class(config).pools
