@@ -8,13 +8,13 @@
 
 namespace fastlstm {
 
-FASTLSTM_HD uint32_t float_bits(float x) {
+FASTLSTM_INLINE uint32_t float_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-FASTLSTM_HD float bits_float(uint32_t bits) {
+FASTLSTM_INLINE float bits_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
@@ -23,18 +23,18 @@ FASTLSTM_HD float bits_float(uint32_t bits) {
 struct bfloat16 {
   uint16_t bits;
   bfloat16() = default;
-  FASTLSTM_HD explicit bfloat16(float x) {  // round to nearest, ties to even
+  FASTLSTM_INLINE explicit bfloat16(float x) {  // round to nearest, ties to even
     const uint32_t b = float_bits(x);
     const uint32_t rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
     bits = static_cast<uint16_t>((b & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
   }
-  FASTLSTM_HD explicit operator float() const { return bits_float(uint32_t(bits) << 16); }
+  FASTLSTM_INLINE explicit operator float() const { return bits_float(uint32_t(bits) << 16); }
 };
 
 struct float16 {
   uint16_t bits;
   float16() = default;
-  FASTLSTM_HD explicit float16(float x) {  // round to nearest, ties to even
+  FASTLSTM_INLINE explicit float16(float x) {  // round to nearest, ties to even
     const uint32_t b = float_bits(x), sign = (b >> 16) & 0x8000, a = b & 0x7fffffff;
     // Below 2^-14 the result is subnormal: 0.5f has just its unit in the last place, 2^-24.
     const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
@@ -44,7 +44,7 @@ struct float16 {
     r = a > 0x7f800000 ? 0x7e00 : r;   // NaN
     bits = static_cast<uint16_t>(sign | r);
   }
-  FASTLSTM_HD explicit operator float() const {
+  FASTLSTM_INLINE explicit operator float() const {
     const uint32_t a = bits & 0x7fff, sign = uint32_t(bits & 0x8000) << 16;
     const float scaled = bits_float(a << 13) * 0x1p112f;  // rebias; right for subnormals too
     const uint32_t special = a >= 0x7c00 ? 0x7f800000 : 0;

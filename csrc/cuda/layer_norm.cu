@@ -17,11 +17,11 @@ struct Block {
   int64_t thread;
 
   template <typename F>
-  FASTLSTM_HD void each(int64_t n, const F& f) const {
+  FASTLSTM_INLINE void each(int64_t n, const F& f) const {
     for (int64_t k = thread; k < n; k += kThreads) f(k);
   }
   template <typename F>
-  FASTLSTM_HD A total(int64_t n, const F& f) const {
+  FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
     barrier();  // what f reads may be another thread's; and everybody has read the last total
     for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
@@ -33,7 +33,7 @@ struct Block {
     }
     return partial[0];
   }
-  FASTLSTM_HD static void barrier() {
+  FASTLSTM_INLINE static void barrier() {
 #if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
     __syncthreads();
 #endif

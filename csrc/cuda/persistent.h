@@ -25,7 +25,7 @@ struct Sequence {
 
 // Steps of a batch row. Lengths on the device were not checked by the host: they must not lead
 // outside the sequence.
-FASTLSTM_HD int live_steps(const Sequence& sequence, int64_t row) {
+FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
   if (!sequence.lengths) return sequence.steps;
   const int64_t length = sequence.lengths[row];
   return length < 0 ? 0 : length > sequence.steps ? sequence.steps : static_cast<int>(length);
@@ -47,7 +47,7 @@ struct ForwardDirection {
   Zoneout<T> zoneout;  // of all flat rows
 
   template <class Function>
-  FASTLSTM_HD void for_each_pointer(const Function& f) {
+  FASTLSTM_INLINE void for_each_pointer(const Function& f) {
     f(w_hh), f(h_0), f(c_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n), f(h_mask);
     f(zoneout.h), f(zoneout.c);
   }
@@ -78,7 +78,7 @@ struct BackwardDirection {
   Zoneout<T> zoneout;
 
   template <class Function>
-  FASTLSTM_HD void for_each_pointer(const Function& f) {
+  FASTLSTM_INLINE void for_each_pointer(const Function& f) {
     f(w_hh), f(c_0), f(gates), f(cells), f(d_output), f(d_cells), f(d_gates), f(d_h), f(d_c);
     f(h_mask), f(zoneout.h), f(zoneout.c);
   }

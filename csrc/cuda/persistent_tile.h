@@ -21,16 +21,16 @@
 namespace fastlstm {
 
 template <typename To, typename From>
-FASTLSTM_HD To bits_as(From from) {
+FASTLSTM_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "same size");
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
 
-FASTLSTM_HD int smaller(int a, int b) { return a < b ? a : b; }
+FASTLSTM_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
-FASTLSTM_HD uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
 
 // --- the kinds of arithmetic ---
 // operand(): a word of memory (two 16-bit values or a float) as the multiplication wants it.
@@ -79,7 +79,7 @@ using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
 // The bits of a value, but never all of them set: a NaN becomes another NaN.
 template <typename T>
-FASTLSTM_HD Bits<T> announced(T value) {
+FASTLSTM_INLINE Bits<T> announced(T value) {
   constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
   const auto bits = bits_as<Bits<T>>(value);
   return bits < kLast ? bits : kLast;
@@ -87,7 +87,7 @@ FASTLSTM_HD Bits<T> announced(T value) {
 
 // Values come by the word; where rows are not aligned, 16-bit ones come one by one.
 template <typename T, bool kAligned>
-FASTLSTM_HD bool is_unwritten(const Words& words) {
+FASTLSTM_INLINE bool is_unwritten(const Words& words) {
   bool any = false;
   for (uint32_t word : words.word) any |= word == 0xffffffff;
   if (sizeof(T) == 2 && !kAligned)

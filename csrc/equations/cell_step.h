@@ -20,8 +20,8 @@ struct Zoned {
 // The state after a step. `keep` has the shares of the state before that stay, where it is zoned
 // out; a reset row has a state of zeros before.
 template <typename A>
-FASTLSTM_HD CellState<A> keep_state(const CellState<A>& next, const CellState<A>& before,
-                                    const CellState<A>& keep, Zoned zoned) {
+FASTLSTM_INLINE CellState<A> keep_state(const CellState<A>& next, const CellState<A>& before,
+                                        const CellState<A>& keep, Zoned zoned) {
   CellState<A> state = next;
   if (zoned.h) state.h = zoneout(keep.h, before.h, next.h);
   if (zoned.c) state.c = zoneout(keep.c, before.c, next.c);
@@ -46,8 +46,8 @@ struct PreviousGradient {
 };
 
 template <typename A>
-FASTLSTM_HD PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
-                                              const StepGradient<A>& into) {
+FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev,
+                                                  const A& c, const StepGradient<A>& into) {
   A dh = into.dh, dc = into.dc, cell = c, kept_dh(0), kept_dc(0);
   if (into.zoned.h) kept_dh = zoneout_backward(into.keep.h, dh);
   if (into.zoned.c) {

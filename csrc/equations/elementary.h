@@ -15,23 +15,23 @@
 #include <cstring>
 
 #if defined(__CUDACC__)
-#define FASTLSTM_HD __host__ __device__ __forceinline__
+#define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
-#define FASTLSTM_HD inline __attribute__((always_inline))
+#define FASTLSTM_INLINE inline __attribute__((always_inline))
 #else
-#define FASTLSTM_HD inline
+#define FASTLSTM_INLINE inline
 #endif
 
 namespace fastlstm {
 
 #if defined(__CUDA_ARCH__)
 
-FASTLSTM_HD float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
-FASTLSTM_HD double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-FASTLSTM_HD float tanh(float x) { return tanhf(x); }
-FASTLSTM_HD double tanh(double x) { return ::tanh(x); }
-FASTLSTM_HD float inverse_square_root(float x) { return rsqrtf(x); }
-FASTLSTM_HD double inverse_square_root(double x) { return ::rsqrt(x); }
+FASTLSTM_INLINE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+FASTLSTM_INLINE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+FASTLSTM_INLINE float tanh(float x) { return tanhf(x); }
+FASTLSTM_INLINE double tanh(double x) { return ::tanh(x); }
+FASTLSTM_INLINE float inverse_square_root(float x) { return rsqrtf(x); }
+FASTLSTM_INLINE double inverse_square_root(double x) { return ::rsqrt(x); }
 
 #else
 
@@ -61,14 +61,14 @@ struct Constants<double> {
 };
 
 template <typename A>
-FASTLSTM_HD A clamp(A x, A bound) {  // a NaN stays a NaN
+FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
   x = x < -bound ? -bound : x;
   return x > bound ? bound : x;
 }
 
 // 2^(k + more) from k + round_shift, whose low bits hold k: they move into the exponent field.
 template <int more, typename A>
-FASTLSTM_HD A power_of_two(A shifted) {
+FASTLSTM_INLINE A power_of_two(A shifted) {
   using C = Constants<A>;
   typename C::Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);
@@ -81,7 +81,7 @@ constexpr double factorial(int n) { return n == 0 ? 1.0 : n * factorial(n - 1); 
 
 // expm1(r) / r up to r^(degree - 1), by Horner's rule: 1/1! + r (1/2! + r (1/3! + ...)).
 template <int degree, int n = 1, typename A>
-FASTLSTM_HD A expm1_over_r(const A& r) {
+FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = 1.0 / factorial(n);
   if constexpr (n == degree)
     return A(coefficient);
@@ -95,7 +95,7 @@ struct Reduced {
 };
 
 template <typename C, int more, typename A>
-FASTLSTM_HD Reduced<A> reduce(const A& x) {
+FASTLSTM_INLINE Reduced<A> reduce(const A& x) {
   const A shifted = x * A(1.4426950408889634) + A(C::round_shift);
   const A k = shifted - A(C::round_shift);
   const A r = (x - k * A(C::ln2_high)) - k * A(C::ln2_low);
@@ -105,14 +105,14 @@ FASTLSTM_HD Reduced<A> reduce(const A& x) {
 // 1 / (1 + exp(-x)) as 4 / (4 + 4 exp(-x)): the same bits, but where the quotient would go below
 // the normal numbers, from k = 126 (double: 1022) on, the scale is infinity and the quotient 0.
 template <typename C, typename A>
-FASTLSTM_HD A sigmoid(const A& x) {
+FASTLSTM_INLINE A sigmoid(const A& x) {
   const Reduced<A> e = reduce<C, 2>(clamp(A(0) - x, A(C::max_exponent)));
   return A(4) / (A(4) + e.scale * (A(1) + e.p));
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2x): accurate to the last bits near zero too.
 template <typename C, typename A>
-FASTLSTM_HD A tanh(const A& x) {
+FASTLSTM_INLINE A tanh(const A& x) {
   const Reduced<A> e = reduce<C, 0>(A(2) * clamp(x, A(C::tanh_saturates)));
   const A m = e.scale * e.p + (e.scale - A(1));
   return m / (m + A(2));
@@ -120,14 +120,16 @@ FASTLSTM_HD A tanh(const A& x) {
 
 }  // namespace elementary
 
-FASTLSTM_HD float sigmoid(float x) { return elementary::sigmoid<elementary::Constants<float>>(x); }
-FASTLSTM_HD double sigmoid(double x) {
+FASTLSTM_INLINE float sigmoid(float x) {
+  return elementary::sigmoid<elementary::Constants<float>>(x);
+}
+FASTLSTM_INLINE double sigmoid(double x) {
   return elementary::sigmoid<elementary::Constants<double>>(x);
 }
-FASTLSTM_HD float tanh(float x) { return elementary::tanh<elementary::Constants<float>>(x); }
-FASTLSTM_HD double tanh(double x) { return elementary::tanh<elementary::Constants<double>>(x); }
-FASTLSTM_HD float inverse_square_root(float x) { return 1 / __builtin_sqrtf(x); }
-FASTLSTM_HD double inverse_square_root(double x) { return 1 / __builtin_sqrt(x); }
+FASTLSTM_INLINE float tanh(float x) { return elementary::tanh<elementary::Constants<float>>(x); }
+FASTLSTM_INLINE double tanh(double x) { return elementary::tanh<elementary::Constants<double>>(x); }
+FASTLSTM_INLINE float inverse_square_root(float x) { return 1 / __builtin_sqrtf(x); }
+FASTLSTM_INLINE double inverse_square_root(double x) { return 1 / __builtin_sqrt(x); }
 
 #endif
 

@@ -36,12 +36,12 @@ struct NormBackward : StepBackward<T, A> {
 template <typename A>
 struct Normalizer {
   A mean, scale;
-  FASTLSTM_HD A operator()(A x) const { return (x - mean) * scale; }
+  FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
 // Of at(k), k < n; inverse_n = 1 / n.
 template <typename A, typename Team, typename At>
-FASTLSTM_HD Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
+FASTLSTM_INLINE Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
   const A mean = team.total(n, at) * inverse_n;
   const A squares = team.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
@@ -52,22 +52,22 @@ template <typename A>
 struct NormalizerGradient {
   Normalizer<A> normal;
   A mean_d, mean_dx;
-  FASTLSTM_HD A operator()(A x, A d) const {
+  FASTLSTM_INLINE A operator()(A x, A d) const {
     return normal.scale * (d - mean_d - normal(x) * mean_dx);
   }
 };
 
 template <typename A, typename Team, typename X, typename D>
-FASTLSTM_HD NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n, A inverse_n,
-                                                      const Normalizer<A>& normal, const X& x,
-                                                      const D& d) {
+FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n, A inverse_n,
+                                                          const Normalizer<A>& normal, const X& x,
+                                                          const D& d) {
   const A mean_d = team.total(n, d) * inverse_n;
   const A mean_dx = team.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
   return {normal, mean_d, mean_dx};
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_HD void forward_normed_row(const NormForward<T, A>& s, int64_t row, const Team& team) {
+FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row, const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   if (!is_live(s, row)) {
     team.each(hidden_size, [&](int64_t u) { forward_dead_unit(s, row, u); });
@@ -101,7 +101,8 @@ FASTLSTM_HD void forward_normed_row(const NormForward<T, A>& s, int64_t row, con
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_HD void backward_normed_row(const NormBackward<T, A>& s, int64_t row, const Team& team) {
+FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t row,
+                                         const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   T* const d_gates = s.d_gates + row * s.d_gates_stride;
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;

@@ -18,31 +18,31 @@ struct Gates {
 };
 
 template <typename A>
-FASTLSTM_HD Gates<A> activate(const Gates<A>& pre) {
+FASTLSTM_INLINE Gates<A> activate(const Gates<A>& pre) {
   return {sigmoid(pre.i), sigmoid(pre.f), tanh(pre.g), sigmoid(pre.o)};
 }
 
 // c_t = f * c_{t-1} + i * g
 template <typename A>
-FASTLSTM_HD A next_cell(const Gates<A>& gates, const A& c_prev) {
+FASTLSTM_INLINE A next_cell(const Gates<A>& gates, const A& c_prev) {
   return gates.f * c_prev + gates.i * gates.g;
 }
 
 // h_t = o * tanh(c_t)
 template <typename A>
-FASTLSTM_HD A hidden(const A& o, const A& c) {
+FASTLSTM_INLINE A hidden(const A& o, const A& c) {
   return o * tanh(c);
 }
 
 // The share `keep` of the previous state stays (zoneout, Krueger et al., 2017).
 template <typename A>
-FASTLSTM_HD A zoneout(const A& keep, const A& prev, const A& next) {
+FASTLSTM_INLINE A zoneout(const A& keep, const A& prev, const A& next) {
   return keep * prev + (next - keep * next);
 }
 
 // d enters as dL/d(what zoneout returns) and leaves as dL/dnext; returns dL/dprev.
 template <typename A>
-FASTLSTM_HD A zoneout_backward(const A& keep, A& d) {
+FASTLSTM_INLINE A zoneout_backward(const A& keep, A& d) {
   const A kept = keep * d;
   d = d - kept;
   return kept;
@@ -54,7 +54,7 @@ struct HiddenGradient {
   A o_pre, c;
 };
 template <typename A>
-FASTLSTM_HD HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& dh) {
+FASTLSTM_INLINE HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& dh) {
   const A one(1);
   const A tanh_c = tanh(c);
   return {dh * tanh_c * o * (one - o), dh * o * (one - tanh_c * tanh_c)};
@@ -63,7 +63,7 @@ FASTLSTM_HD HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& d
 // The gradients of `next_cell` with respect to the pre-activations of i, f and g (o has none). dc
 // enters as dL/dc_t and leaves as dL/dc_{t-1}.
 template <typename A>
-FASTLSTM_HD Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
+FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
   const A one(1);
   const A dc_t = dc;
   dc = dc_t * gates.f;
@@ -74,8 +74,8 @@ FASTLSTM_HD Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, 
 // dL/d(pre-activations) of a whole step. dc enters as dL/dc_t (from the future and from outside)
 // and leaves as dL/dc_{t-1}; dh is dL/dh_t.
 template <typename A>
-FASTLSTM_HD Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const A& c, const A& dh,
-                                   A& dc) {
+FASTLSTM_INLINE Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const A& c,
+                                       const A& dh, A& dc) {
   const HiddenGradient<A> through_h = hidden_backward(gates.o, c, dh);
   dc = dc + through_h.c;
   Gates<A> d_pre = next_cell_backward(gates, c_prev, dc);

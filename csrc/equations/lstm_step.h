@@ -6,23 +6,25 @@
 
 namespace fastlstm {
 
-FASTLSTM_HD bool is_live(const Step& s, int64_t row) { return !s.lengths || s.t < s.lengths[row]; }
+FASTLSTM_INLINE bool is_live(const Step& s, int64_t row) {
+  return !s.lengths || s.t < s.lengths[row];
+}
 
-FASTLSTM_HD bool is_reset(const Step& s, int64_t row) { return s.reset && s.reset[row]; }
+FASTLSTM_INLINE bool is_reset(const Step& s, int64_t row) { return s.reset && s.reset[row]; }
 
 // Whether the row's state before this step is h_0, c_0.
-FASTLSTM_HD bool starts_here(const Step& s, int64_t row) {
+FASTLSTM_INLINE bool starts_here(const Step& s, int64_t row) {
   return row >= s.prev_rows || (s.lengths && s.reverse && s.t == s.lengths[row] - 1);
 }
 
 template <typename T, typename A>
-FASTLSTM_HD Gates<A> load_gates(const T* row, int64_t unit, int64_t hidden_size) {
+FASTLSTM_INLINE Gates<A> load_gates(const T* row, int64_t unit, int64_t hidden_size) {
   return {A(row[unit]), A(row[unit + hidden_size]), A(row[unit + 2 * hidden_size]),
           A(row[unit + 3 * hidden_size])};
 }
 
 template <typename T, typename A>
-FASTLSTM_HD void store_gates(T* row, int64_t unit, int64_t hidden_size, const Gates<A>& gates) {
+FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, const Gates<A>& gates) {
   row[unit] = T(gates.i);
   row[unit + hidden_size] = T(gates.f);
   row[unit + 2 * hidden_size] = T(gates.g);
@@ -30,15 +32,15 @@ FASTLSTM_HD void store_gates(T* row, int64_t unit, int64_t hidden_size, const Ga
 }
 
 template <typename T, typename A>
-FASTLSTM_HD CellState<A> zoneout_of(const Zoneout<T>& zoneout, int64_t row, int64_t unit) {
+FASTLSTM_INLINE CellState<A> zoneout_of(const Zoneout<T>& zoneout, int64_t row, int64_t unit) {
   return {A(zoneout.h[row * zoneout.h_stride + unit]), A(zoneout.c[row * zoneout.c_stride + unit])};
 }
 
 // The state of a live row after zoneout, to where it is wanted. c_state and h_state hold those of
 // the step before.
 template <typename T, typename A>
-FASTLSTM_HD void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                             bool zoned, CellState<A> state) {
+FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
+                                 bool zoned, CellState<A> state) {
   A* c_state = s.c_state + row * s.c_state_stride + unit;
   T* h_state = s.h_state + row * s.h_state_stride + unit;
   if (zoned) {
@@ -52,8 +54,8 @@ FASTLSTM_HD void store_state(const StepForward<T, A>& s, int64_t row, int64_t un
 }
 
 template <typename T, typename A>
-FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                              bool zoned) {
+FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
+                                  bool zoned) {
   Gates<A> pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, unit, s.hidden_size);
   A c_prev = s.c_state[row * s.c_state_stride + unit];
   if (reset) {
@@ -70,7 +72,7 @@ FASTLSTM_HD void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t u
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
 template <typename T, typename A>
-FASTLSTM_HD void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int64_t unit) {
+FASTLSTM_INLINE void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int64_t unit) {
   s.output[row * s.output_stride + unit] = T(A(0));
   s.cells[row * s.cells_stride + unit] = s.c_state[row * s.c_state_stride + unit];
   store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size,
@@ -78,8 +80,8 @@ FASTLSTM_HD void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int6
 }
 
 template <typename T, typename A>
-FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                               bool starts, bool zoned) {
+FASTLSTM_INLINE void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit,
+                                   bool reset, bool starts, bool zoned) {
   const auto gates = load_gates<T, A>(s.gates + row * s.gates_stride, unit, s.hidden_size);
   A c_prev = A(0);
   if (!reset)
@@ -99,7 +101,7 @@ FASTLSTM_HD void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t
 }
 
 template <typename T, typename A>
-FASTLSTM_HD void backward_dead_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit) {
+FASTLSTM_INLINE void backward_dead_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit) {
   store_gates(s.d_gates + row * s.d_gates_stride, unit, s.hidden_size,
               Gates<A>{A(0), A(0), A(0), A(0)});
 }

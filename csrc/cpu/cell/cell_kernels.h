@@ -16,34 +16,34 @@ struct Lanes {
   int64_t column, n;
 
   template <typename T>
-  FASTLSTM_HD Vec<A> operator()(const T* row) const {
+  FASTLSTM_INLINE Vec<A> operator()(const T* row) const {
     Vec<A> x;
     load(row + column, x, n);
     return x;
   }
   template <typename T>
-  FASTLSTM_HD Vec<A> or_zero(const T* row) const {
+  FASTLSTM_INLINE Vec<A> or_zero(const T* row) const {
     return row ? (*this)(row) : Vec<A>(A(0));
   }
   template <typename T>
-  FASTLSTM_HD Gates<Vec<A>> gates(const T* row, int64_t stride) const {
+  FASTLSTM_INLINE Gates<Vec<A>> gates(const T* row, int64_t stride) const {
     return {(*this)(row), (*this)(row + stride), (*this)(row + 2 * stride),
             (*this)(row + 3 * stride)};
   }
   template <typename T>
-  FASTLSTM_HD void put(const Vec<A>& x, T* row) const {
+  FASTLSTM_INLINE void put(const Vec<A>& x, T* row) const {
     store(x, row + column, n);
   }
   template <typename T>
-  FASTLSTM_HD void put_gates(const Gates<Vec<A>>& gates, T* row, int64_t stride) const {
+  FASTLSTM_INLINE void put_gates(const Gates<Vec<A>>& gates, T* row, int64_t stride) const {
     put(gates.i, row), put(gates.f, row + stride);
     put(gates.g, row + 2 * stride), put(gates.o, row + 3 * stride);
   }
 };
 
 template <typename T, typename A>
-FASTLSTM_HD void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at, int64_t hidden_size,
-                                const A* sums) {
+FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at,
+                                    int64_t hidden_size, const A* sums) {
   constexpr int L = Vec<A>::lanes;
   const Gates<Vec<A>> x = at.gates(row.x_gates, hidden_size);
   const Gates<Vec<A>> gates =
@@ -65,8 +65,8 @@ FASTLSTM_HD void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at, in
 }
 
 template <typename T, typename A>
-FASTLSTM_HD void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at, int64_t hidden_size,
-                                 Vec<A> from_next) {
+FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at,
+                                     int64_t hidden_size, Vec<A> from_next) {
   if (row.h_mask) from_next = from_next * at(row.h_mask);
   StepGradient<Vec<A>> into{};
   into.dh = from_next + (at(row.d_output) + at(row.d_h_n));
@@ -84,12 +84,12 @@ FASTLSTM_HD void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at, 
 }
 
 template <typename A>
-FASTLSTM_HD void prefetch_units(const A* row, const Units& units) {
+FASTLSTM_INLINE void prefetch_units(const A* row, const Units& units) {
   constexpr int64_t line = 64 / sizeof(A);
   for (int64_t u = 0; u < units.count; u += line) __builtin_prefetch(row + units.first + u);
 }
 template <typename A>
-FASTLSTM_HD void prefetch_gates(const A* row, const Units& units) {
+FASTLSTM_INLINE void prefetch_gates(const A* row, const Units& units) {
   for (int64_t gate = 0; gate < 4; ++gate) prefetch_units(row + gate * units.hidden_size, units);
 }
 

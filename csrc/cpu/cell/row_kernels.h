@@ -52,12 +52,12 @@ static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin,
 // One thread has the whole row.
 struct OneThread {
   template <typename F>
-  FASTLSTM_HD void each(int64_t n, const F& f) const {
+  FASTLSTM_INLINE void each(int64_t n, const F& f) const {
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) f(k);
   }
   template <typename F>
-  FASTLSTM_HD auto total(int64_t n, const F& f) const {
+  FASTLSTM_INLINE auto total(int64_t n, const F& f) const {
     decltype(f(n)) sum(0);
 #pragma omp simd reduction(+ : sum)
     for (int64_t k = 0; k < n; ++k) sum += f(k);

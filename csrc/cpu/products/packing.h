@@ -11,7 +11,7 @@ namespace FASTLSTM_ISA {
 // instruction a vector on x86: first rows interleave within blocks of 16 bytes, which transposes
 // the blocks, then the even and the odd blocks of two rows part.
 template <int distance, typename A>
-FASTLSTM_HD void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
+FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
   typename Registers<A>::Bits first, second;
   for (int j = 0; j < L; ++j) {
@@ -29,7 +29,7 @@ FASTLSTM_HD void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
 }
 
 template <typename A>
-FASTLSTM_HD void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
+FASTLSTM_INLINE void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
   if constexpr (block == 4) transpose_stage<2>(x);
   transpose_stage<1>(x);

@@ -7,10 +7,10 @@ namespace fastlstm {
 namespace FASTLSTM_ISA {
 
 // A pair of bfloat16 moves as one float: only moves, so the bits stay what they are.
-FASTLSTM_HD const float* as_pairs(const bfloat16* from) {
+FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
   return reinterpret_cast<const float*>(from);
 }
-FASTLSTM_HD float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
+FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
 static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
                  const PanelShape& shape, bfloat16* panel) {

@@ -12,14 +12,14 @@ struct Terms {
   static constexpr int at_once = 1;
 
   template <int count>
-  FASTLSTM_HD static Vec<T> broadcast(const T* a) {
+  FASTLSTM_INLINE static Vec<T> broadcast(const T* a) {
     return Vec<T>(*a);
   }
-  FASTLSTM_HD static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
+  FASTLSTM_INLINE static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
     return fused(a, b, sum);
   }
   // The first n elements from `from` on; the others are zero.
-  FASTLSTM_HD static Vec<T> load_first(const T* from, int64_t n) {
+  FASTLSTM_INLINE static Vec<T> load_first(const T* from, int64_t n) {
     Vec<T> x;
     load(from, x, n);
     return x;
@@ -28,7 +28,7 @@ struct Terms {
 
 // A vector of a panel or of a row, whatever T its lanes hold.
 template <typename A, typename T>
-FASTLSTM_HD Vec<A> load_lanes(const T* from) {
+FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   Vec<A> x;
   std::memcpy(&x.v, from, sizeof x.v);
   return x;

@@ -14,7 +14,7 @@ struct Int {
 
 // body(Int<count>) for 1 <= count <= most.
 template <int most, typename Body>
-FASTLSTM_HD void with_count(int64_t count, const Body& body) {
+FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
   if (count == most)
     body(Int<most>());
   else if constexpr (most > 1)
@@ -23,7 +23,7 @@ FASTLSTM_HD void with_count(int64_t count, const Body& body) {
 
 // body(Int<R>, first row) for tiles of at most `most` rows, as even as they can be.
 template <int most, typename Body>
-FASTLSTM_HD void for_row_tiles(int64_t rows, const Body& body) {
+FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   const int64_t tiles = (rows + most - 1) / most;
   for (int64_t i = 0, first = 0; i < tiles; ++i) {
     const int64_t count = rows / tiles + (i < rows % tiles);

@@ -25,7 +25,7 @@ struct Tile {
 
   // sum = the products of K terms. `fetch()` is called now and then.
   template <typename T, typename Fetch>
-  FASTLSTM_HD void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
+  FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
     clear();
     add(a, 0, K < kTerms ? K : kTerms, panel, fetch);
     for (int64_t k = kTerms; k < K; k += kTerms) {
@@ -39,7 +39,7 @@ struct Tile {
     }
   }
 
-  FASTLSTM_HD void clear() {
+  FASTLSTM_INLINE void clear() {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -48,8 +48,8 @@ struct Tile {
 
  private:
   template <typename T, typename Fetch>
-  FASTLSTM_HD void add(const T* const* a, int64_t k, int64_t end, const T* panel,
-                       const Fetch& fetch) {
+  FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
+                           const Fetch& fetch) {
     if constexpr (Fetch::wanted)
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
         fetch();
@@ -60,14 +60,14 @@ struct Tile {
   }
 
   template <typename T>
-  FASTLSTM_HD void add(const T* const* a, int64_t k, int64_t end, const T* panel) {
+  FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel) {
     constexpr int P = Terms<T>::at_once;
     for (; k + P <= end; k += P, panel += P * V * L) add_terms<P>(a, k, panel);
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
   template <int count, typename T>
-  FASTLSTM_HD void add_terms(const T* const* a, int64_t k, const T* panel) {
+  FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
@@ -87,7 +87,7 @@ struct NoFetch {
 struct FetchAhead {
   static constexpr bool wanted = true;
   Prefetch* prefetch;
-  FASTLSTM_HD void operator()() const { prefetch->fetch(); }
+  FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };
 
 // Rows [first, first + R) of a product whose panel has V vectors; only the last may be cut off.
@@ -121,7 +121,7 @@ static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetc
 
 // By tiles of at most R x V.
 template <int R, int V, typename T, typename A, typename C, typename Fetch>
-FASTLSTM_HD void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
+FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
   with_count<V>(p.shape.vectors, [&](auto vectors) {
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
       multiply_tile<decltype(rows)::value, decltype(vectors)::value, T, A>(p, first, fetch);

@@ -13,8 +13,8 @@ namespace FASTLSTM_ISA {
 
 // sum[r] += the products of the n terms of a square that begins at k.
 template <int R, typename T, typename A>
-FASTLSTM_HD void add_square(const T* const* a, int64_t k, int64_t n, const T* const* columns,
-                            Vec<A> (&sum)[R]) {
+FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const T* const* columns,
+                                Vec<A> (&sum)[R]) {
   constexpr int L = Vec<A>::lanes, P = Terms<T>::at_once;
   Vec<A> x[L];
 #pragma GCC unroll 16

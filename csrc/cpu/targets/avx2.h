@@ -12,18 +12,19 @@ struct Target {
   static constexpr int tile_rows = 6, tile_vectors = 2;
 };
 
-FASTLSTM_HD Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
+FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
   return Vec<float>(_mm256_fmadd_ps(x.v, y.v, sum.v));
 }
-FASTLSTM_HD Vec<double> fused(const Vec<double>& x, const Vec<double>& y, const Vec<double>& sum) {
+FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
+                                  const Vec<double>& sum) {
   return Vec<double>(_mm256_fmadd_pd(x.v, y.v, sum.v));
 }
 
-FASTLSTM_HD Vec<float> keep_in_register(Vec<float> x) {
+FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
   asm("" : "+x"(x.v));
   return x;
 }
-FASTLSTM_HD Vec<double> keep_in_register(Vec<double> x) {
+FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   asm("" : "+x"(x.v));
   return x;
 }

@@ -12,46 +12,47 @@ struct Target {
   static constexpr int tile_rows = 6, tile_vectors = 4;
 };
 
-FASTLSTM_HD uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
+FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
 
-FASTLSTM_HD void load(const float* from, Vec<float>& x, int64_t n) {
+FASTLSTM_INLINE void load(const float* from, Vec<float>& x, int64_t n) {
   if (n == Vec<float>::lanes) return load(from, x);
   x.v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), from);
 }
-FASTLSTM_HD void load(const double* from, Vec<double>& x, int64_t n) {
+FASTLSTM_INLINE void load(const double* from, Vec<double>& x, int64_t n) {
   if (n == Vec<double>::lanes) return load(from, x);
   x.v = _mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), from);
 }
-FASTLSTM_HD void store(const Vec<float>& x, float* to, int64_t n) {
+FASTLSTM_INLINE void store(const Vec<float>& x, float* to, int64_t n) {
   if (n == Vec<float>::lanes) return store(x, to);
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first_lanes(n)), x.v);
 }
-FASTLSTM_HD void store(const Vec<double>& x, double* to, int64_t n) {
+FASTLSTM_INLINE void store(const Vec<double>& x, double* to, int64_t n) {
   if (n == Vec<double>::lanes) return store(x, to);
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(n)), x.v);
 }
 
-FASTLSTM_HD Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
+FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
   return Vec<float>(_mm512_fmadd_ps(x.v, y.v, sum.v));
 }
-FASTLSTM_HD Vec<double> fused(const Vec<double>& x, const Vec<double>& y, const Vec<double>& sum) {
+FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
+                                  const Vec<double>& sum) {
   return Vec<double>(_mm512_fmadd_pd(x.v, y.v, sum.v));
 }
 
-FASTLSTM_HD Vec<float> keep_in_register(Vec<float> x) {
+FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
   asm("" : "+v"(x.v));
   return x;
 }
-FASTLSTM_HD Vec<double> keep_in_register(Vec<double> x) {
+FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   asm("" : "+v"(x.v));
   return x;
 }
 
 // Where one of the two is a NaN, min and max return the second.
-FASTLSTM_HD Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
+FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
   return Vec<float>(_mm512_min_ps(bound.v, _mm512_max_ps(-bound.v, x.v)));
 }
-FASTLSTM_HD Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
+FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
   return Vec<double>(_mm512_min_pd(bound.v, _mm512_max_pd(-bound.v, x.v)));
 }
 

@@ -6,16 +6,16 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-FASTLSTM_HD void load(const bfloat16* from, Vec<float>& x, int64_t n) {
+FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x, int64_t n) {
   if (n == Vec<float>::lanes) return load(from, x);
   const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(n)), from);
   load(reinterpret_cast<const bfloat16*>(&half), x);
 }
-FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to) {  // rounds subnormal numbers to zero
+FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to) {  // rounds subnormal numbers to zero
   const __m256bh rounded = _mm512_cvtneps_pbh(x.v);
   std::memcpy(to, &rounded, sizeof rounded);
 }
-FASTLSTM_HD void store(const Vec<float>& x, bfloat16* to, int64_t n) {
+FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to, int64_t n) {
   if (n == Vec<float>::lanes) return store(x, to);
   __m256i half;
   store(x, reinterpret_cast<bfloat16*>(&half));
@@ -27,21 +27,21 @@ struct Terms<bfloat16> {
   static constexpr int at_once = 2;
 
   template <int count>
-  FASTLSTM_HD static Vec<float> broadcast(const bfloat16* a) {
+  FASTLSTM_INLINE static Vec<float> broadcast(const bfloat16* a) {
     uint32_t pair = a->bits;
     if constexpr (count == 2) std::memcpy(&pair, a, sizeof pair);
     return as_vector(_mm512_set1_epi32(static_cast<int>(pair)));
   }
-  FASTLSTM_HD static Vec<float> multiply_add(const Vec<float>& a, const Vec<float>& b,
-                                             const Vec<float>& sum) {
+  FASTLSTM_INLINE static Vec<float> multiply_add(const Vec<float>& a, const Vec<float>& b,
+                                                 const Vec<float>& sum) {
     return Vec<float>(_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v));
   }
-  FASTLSTM_HD static Vec<float> load_first(const bfloat16* from, int64_t n) {
+  FASTLSTM_INLINE static Vec<float> load_first(const bfloat16* from, int64_t n) {
     return as_vector(_mm512_maskz_loadu_epi16((uint64_t(1) << n) - 1, from));
   }
 
  private:
-  FASTLSTM_HD static Vec<float> as_vector(const __m512i& pairs) {
+  FASTLSTM_INLINE static Vec<float> as_vector(const __m512i& pairs) {
     Vec<float> x;
     std::memcpy(&x.v, &pairs, sizeof x.v);
     return x;

@@ -33,37 +33,37 @@ struct Vec {
   Native v;
 
   Vec() = default;
-  FASTLSTM_HD explicit Vec(Native native) : v(native) {}
-  FASTLSTM_HD explicit Vec(A x) : v(x - Native{}) {}  // every lane
+  FASTLSTM_INLINE explicit Vec(Native native) : v(native) {}
+  FASTLSTM_INLINE explicit Vec(A x) : v(x - Native{}) {}  // every lane
 
-  FASTLSTM_HD static Vec load(const A* from) {
+  FASTLSTM_INLINE static Vec load(const A* from) {
     Vec x;
     std::memcpy(&x.v, from, sizeof x.v);
     return x;
   }
-  FASTLSTM_HD void store(A* to) const { std::memcpy(to, &v, sizeof v); }
+  FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
 // Vectors of the state's dtype from and to tensors of the storage dtype.
 template <typename A>
-FASTLSTM_HD void load(const A* from, Vec<A>& x) {
+FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
 }
 template <typename A>
-FASTLSTM_HD void store(const Vec<A>& x, A* to) {
+FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
   x.store(to);
 }
 
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
 
-FASTLSTM_HD void load(const bfloat16* from, Vec<float>& x) {
+FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x) {
   HalfRegister half;
   std::memcpy(&half, from, sizeof half);
   const Registers<float>::Bits bits = __builtin_convertvector(half, Registers<float>::Bits) << 16;
   std::memcpy(&x.v, &bits, sizeof bits);
 }
 template <typename A>
-FASTLSTM_HD void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(float) in half.h
+FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(float) in half.h
   static_assert(sizeof(A) == sizeof(float), "the state of bfloat16 is float");
   Registers<float>::Bits bits;
   std::memcpy(&bits, &x.v, sizeof bits);
@@ -75,24 +75,24 @@ FASTLSTM_HD void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(float) i
 
 // The first n lanes only: at a ragged right edge. The other lanes of what is loaded are zero.
 template <typename T, typename A>
-FASTLSTM_HD void load(const T* from, Vec<A>& x, int64_t n) {
+FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
   T lanes[Vec<A>::lanes] = {};
   for (int64_t l = 0; l < n; ++l) lanes[l] = from[l];
   load(lanes, x);
 }
 template <typename T, typename A>
-FASTLSTM_HD void store(const Vec<A>& x, T* to, int64_t n) {
+FASTLSTM_INLINE void store(const Vec<A>& x, T* to, int64_t n) {
   if (n == Vec<A>::lanes) return store(x, to);
   T lanes[Vec<A>::lanes];
   store(x, lanes);
   for (int64_t l = 0; l < n; ++l) to[l] = lanes[l];
 }
 
-#define FASTLSTM_VEC_OPERATOR(op)                                    \
-  template <typename A>                                              \
-  FASTLSTM_HD Vec<A> operator op(const Vec<A>& a, const Vec<A>& b) { \
-    return Vec<A>(a.v op b.v);                                       \
+#define FASTLSTM_VEC_OPERATOR(op)                                        \
+  template <typename A>                                                  \
+  FASTLSTM_INLINE Vec<A> operator op(const Vec<A>& a, const Vec<A>& b) { \
+    return Vec<A>(a.v op b.v);                                           \
   }
 FASTLSTM_VEC_OPERATOR(+)
 FASTLSTM_VEC_OPERATOR(-)
@@ -103,20 +103,20 @@ FASTLSTM_VEC_OPERATOR(/)
 // x * y + sum. A target with an instruction for it says so: left to the compiler, GCC does not fuse
 // the chain of a tile with a single sum, and a result would depend on the shape of its tile.
 template <typename A>
-FASTLSTM_HD Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) {
+FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) {
   return x * y + sum;
 }
 
 // Keeps the compiler from loading a vector again for every row of a tile, which makes small tiles
 // wait for the cache instead of the multipliers.
 template <typename A>
-FASTLSTM_HD Vec<A> keep_in_register(const Vec<A>& x) {
+FASTLSTM_INLINE Vec<A> keep_in_register(const Vec<A>& x) {
   return x;
 }
 
 // Lane j of the result is lane index[j] of a and b, counted as one vector of twice as many lanes.
 template <typename Native, typename Bits>
-FASTLSTM_HD Native shuffle(const Native& a, const Native& b, const Bits& index) {
+FASTLSTM_INLINE Native shuffle(const Native& a, const Native& b, const Bits& index) {
 #if defined(__clang__)
   constexpr int lanes = sizeof(Native) / sizeof(a[0]);
   Native x;
@@ -128,14 +128,14 @@ FASTLSTM_HD Native shuffle(const Native& a, const Native& b, const Bits& index) 
 }
 
 template <typename A>
-FASTLSTM_HD Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN stays a NaN
+FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN stays a NaN
   const typename Vec<A>::Native low = -bound.v;
   const typename Vec<A>::Native above = x.v < low ? low : x.v;
   return Vec<A>(above > bound.v ? bound.v : above);
 }
 
 template <int more, typename A>
-FASTLSTM_HD Vec<A> power_of_two(const Vec<A>& shifted) {
+FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted) {
   using C = elementary::Constants<A>;
   typename Registers<A>::Bits bits;
   std::memcpy(&bits, &shifted.v, sizeof bits);
@@ -146,12 +146,12 @@ FASTLSTM_HD Vec<A> power_of_two(const Vec<A>& shifted) {
 }
 
 template <typename A>
-FASTLSTM_HD Vec<A> sigmoid(const Vec<A>& x) {
+FASTLSTM_INLINE Vec<A> sigmoid(const Vec<A>& x) {
   return elementary::sigmoid<elementary::Constants<A>>(x);
 }
 
 template <typename A>
-FASTLSTM_HD Vec<A> tanh(const Vec<A>& x) {
+FASTLSTM_INLINE Vec<A> tanh(const Vec<A>& x) {
   return elementary::tanh<elementary::Constants<A>>(x);
 }
 
