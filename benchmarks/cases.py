@@ -85,7 +85,7 @@ class Case:
 class Group:
     """Cases with one threshold: the least geometric mean and the least single ratio.
 
-    `detailed` is false where only the ratio is wanted, because there are many cases.
+    `detailed` is false where only the ratio is needed, because there are many cases.
     """
 
     key: str

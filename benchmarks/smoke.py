@@ -74,14 +74,14 @@ def run_all(seconds: float) -> int:
     failed = 0
     for case, child in children.items():
         try:
-            told, _ = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            output, _ = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
-            told, _ = child.communicate()
-            told += f"hangs: killed after {seconds:g} s"
+            output, _ = child.communicate()
+            output += f"hangs: killed after {seconds:g} s"
         failed += child.returncode != 0
         words = "ok" if child.returncode == 0 else f"FAILED ({child.returncode})"
-        print(f"{' '.join(case)}: {words}: {'; '.join(told.splitlines())}", flush=True)
+        print(f"{' '.join(case)}: {words}: {'; '.join(output.splitlines())}", flush=True)
     print(f"{failed} of {len(CASES)} failed")
     return failed
 

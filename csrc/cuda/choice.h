@@ -1,4 +1,4 @@
-// Which engine serves a call on a GPU: what was asked for, what the device can do, what the planner
+// Which engine serves a call on a GPU: what was requested, what the device can do, what the planner
 // says.
 #pragma once
 #include <ATen/Context.h>
@@ -47,7 +47,7 @@ inline Dtype dtype_of(at::ScalarType dtype) {
 }
 
 // Devices that refused a persistent launch. "auto" sends them none again: it would refuse that too,
-// after memory was marked and a GEMM was made for it.
+// after memory was marked and a GEMM was run for it.
 class Refusals {
  public:
   static bool contain(int device) {
@@ -108,16 +108,16 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
     return {task, {}, false};
   const CudaDevice device = cuda_device();
   if (is_auto) return {task, plan(task, device), false};
-  const Plan wanted = plan_persistent(task, device, request->division);
+  const Plan forced = plan_persistent(task, device, request->division);
   TORCH_CHECK(
-      wanted.persistent, "lstm: the engine \"", name,
+      forced.persistent, "lstm: the engine \"", name,
       "\" takes float32, bfloat16 and float16 without proj_size and layer normalisation, a batch "
       "that is not empty, and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), "
       "got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
       ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
       " with ", device.sm_count, " SMs", free_sms() ? " beside those of FASTLSTM_FREE_SMS" : "");
-  return {task, wanted, true};
+  return {task, forced, true};
 }
 
 }  // namespace fastlstm

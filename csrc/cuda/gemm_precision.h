@@ -20,9 +20,9 @@ class GemmPrecision {
     if (users_++ > 0) return;
     auto& context = at::globalContext();
     before_ = context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
-    const bool wanted = context.allowTF32CuDNN(at::Float32Op::RNN);
-    changed_ = wanted != (before_ == Precision::TF32);
-    if (changed_) set(wanted ? Precision::TF32 : Precision::IEEE);
+    const bool tf32 = context.allowTF32CuDNN(at::Float32Op::RNN);
+    changed_ = tf32 != (before_ == Precision::TF32);
+    if (changed_) set(tf32 ? Precision::TF32 : Precision::IEEE);
   }
   ~GemmPrecision() {
     if (!active_) return;

@@ -21,14 +21,14 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   if (name == "auto") return EngineRequest{EngineRequest::kAuto, {}};
   if (name == "stepwise") return EngineRequest{EngineRequest::kStepwise, {}};
   if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
-  Division wanted;
+  Division division;
   int parsed = 0;
-  const int numbers = std::sscanf(name.c_str(), "persistent:%4dx%4dx%8d%n", &wanted.units,
-                                  &wanted.row_tile, &wanted.row_groups, &parsed);
-  if (numbers != 3 || parsed != static_cast<int>(name.size()) || wanted.units < 1 ||
-      wanted.row_tile < 1 || wanted.row_groups < 1)
+  const int numbers = std::sscanf(name.c_str(), "persistent:%4dx%4dx%8d%n", &division.units,
+                                  &division.row_tile, &division.row_groups, &parsed);
+  if (numbers != 3 || parsed != static_cast<int>(name.size()) || division.units < 1 ||
+      division.row_tile < 1 || division.row_groups < 1)
     return std::nullopt;
-  return EngineRequest{EngineRequest::kPersistent, wanted};
+  return EngineRequest{EngineRequest::kPersistent, division};
 }
 
 inline int parse_free_sms(const char* text) {

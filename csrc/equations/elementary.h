@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 
+// Always inlined, and with nvcc for both host and device.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)

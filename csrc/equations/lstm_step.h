@@ -36,7 +36,7 @@ FASTLSTM_INLINE CellState<A> zoneout_of(const Zoneout<T>& zoneout, int64_t row, 
   return {A(zoneout.h[row * zoneout.h_stride + unit]), A(zoneout.c[row * zoneout.c_stride + unit])};
 }
 
-// The state of a live row after zoneout, to where it is wanted. c_state and h_state hold those of
+// The state of a live row after zoneout, to where it goes. c_state and h_state hold those of
 // the step before.
 template <typename T, typename A>
 FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,

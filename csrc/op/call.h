@@ -24,7 +24,7 @@ struct ForwardOptions {
   c10::string_view engine;
 };
 
-// Which gradients are wanted besides those of the weights; per_row: what BackwardResult says.
+// Which gradients are requested besides those of the weights; per_row: what BackwardResult says.
 struct GradientRequest {
   bool input, state, per_row;
 };

@@ -113,10 +113,10 @@ std::vector<Tensor> differentiable_backward(const Layer& original, const OutputG
   add(at::stack(c_n), grads.c_n);
   add(at::stack(cells), grads.cells);
 
-  std::vector<Tensor> wanted;
+  std::vector<Tensor> inputs;
   for (const Tensor& leaf : leaves)
-    if (leaf.requires_grad()) wanted.push_back(leaf);
-  const auto found = torch::autograd::grad(results, wanted, results_grads, /*retain_graph=*/true,
+    if (leaf.requires_grad()) inputs.push_back(leaf);
+  const auto found = torch::autograd::grad(results, inputs, results_grads, /*retain_graph=*/true,
                                            /*create_graph=*/true, /*allow_unused=*/true);
   std::vector<Tensor> gradients;
   size_t next = 0;

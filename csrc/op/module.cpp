@@ -27,6 +27,7 @@ py::dict build_info() {
   return info;
 }
 
+// The op without save_gates; its arguments are those of the schema.
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,

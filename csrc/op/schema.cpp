@@ -8,7 +8,7 @@
 namespace fastlstm {
 namespace {
 
-ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& wanted) {
+ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& requested) {
   const Layer layer = check_layer(call);
   const c10::SymInt directions = layer.num_directions();
   const auto options = call.input.options();
@@ -19,8 +19,8 @@ ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& wanted) {
   return {at::empty_symint(layer.sequence(directions * layer.output_size, false), options),
           at::empty_symint({directions, layer.batch, layer.output_size}, options),
           at::empty_symint({directions, layer.batch, layer.hidden_size}, call.c_0.options()),
-          saved(wanted.save_cells, layer.hidden_size, state_dtype(call.input.scalar_type())),
-          saved(wanted.save_gates, 4 * layer.hidden_size, call.input.scalar_type())};
+          saved(requested.save_cells, layer.hidden_size, state_dtype(call.input.scalar_type())),
+          saved(requested.save_gates, 4 * layer.hidden_size, call.input.scalar_type())};
 }
 
 BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments& arguments) {

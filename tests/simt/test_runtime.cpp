@@ -49,7 +49,7 @@ void check_error(Launch launch, int code, const char* what) {
   check(cudaPeekAtLastError() == cudaSuccess, what, ": CUDA still has the error");
 }
 
-const Case errors("runtime/an error is told once", [] {
+const Case errors("runtime/an error is returned once", [] {
   const auto cooperative = [](unsigned blocks, size_t shared_bytes) {
     return fastlstm::launch_cooperative(nothing_kernel<0>, dim3(blocks), dim3(32), shared_bytes,
                                         nullptr, 0);

@@ -121,14 +121,14 @@ void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
   static const Product<bfloat16> product = [&base] {
     tiles = &base;
-    Product<bfloat16> made = base;
-    made.rows = kRows;
-    made.terms = 32;
-    made.multiply = multiply_or_tiles;
-    made.multiply_and_fetch = multiply_and_fetch;
-    made.multiply_rounded = multiply_rounded;
-    made.end_thread = [] { at::native::cpublas::brgemm_release(true); };
-    return made;
+    Product<bfloat16> product = base;
+    product.rows = kRows;
+    product.terms = 32;
+    product.multiply = multiply_or_tiles;
+    product.multiply_and_fetch = multiply_and_fetch;
+    product.multiply_rounded = multiply_rounded;
+    product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
+    return product;
   }();
   return &product;
 }

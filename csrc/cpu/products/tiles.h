@@ -50,7 +50,7 @@ struct Tile {
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
                            const Fetch& fetch) {
-    if constexpr (Fetch::wanted)
+    if constexpr (Fetch::enabled)
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
         fetch();
         add(a, k, k + kTermsPerFetch, panel);
@@ -82,10 +82,10 @@ struct Tile {
 };
 
 struct NoFetch {
-  static constexpr bool wanted = false;
+  static constexpr bool enabled = false;
 };
 struct FetchAhead {
-  static constexpr bool wanted = true;
+  static constexpr bool enabled = true;
   Prefetch* prefetch;
   FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };

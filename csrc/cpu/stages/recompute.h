@@ -48,11 +48,11 @@ class GateRecomputation {
       const std::vector<A> c_prev(hidden_size_, A(0));
       std::vector<A> c(hidden_size_);
       std::vector<T> h(hidden_size_);
-      std::vector<ForwardRow<T>> made;
+      std::vector<ForwardRow<T>> cell_rows;
       for (int64_t r = first; r < last; ++r)
-        made.push_back({x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
+        cell_rows.push_back({x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
       CellsForward<T> cells(hidden_size_);
-      cells.run(w_hh_, cells.tiles(0, 1), &h_prev[first], made.data(), last - first, zeros);
+      cells.run(w_hh_, cells.tiles(0, 1), &h_prev[first], cell_rows.data(), last - first, zeros);
     });
   }
 

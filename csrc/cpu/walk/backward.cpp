@@ -77,7 +77,7 @@ struct BackwardCall {
   }
 };
 
-// d_gates of one direction: of all steps if they are wanted per row, else of a chunk and of the
+// d_gates of one direction: of all steps if they are requested per row, else of a chunk and of the
 // step before it in this walk, as a ring.
 template <typename T>
 class GateGradients {
@@ -175,7 +175,7 @@ class BackwardWalk {
   }
 
  private:
-  // What a thread needs, made before the walk, as in forward.cpp.
+  // What a thread needs, allocated before the walk, as in forward.cpp.
   struct Room {
     Room(int64_t batch, int64_t hidden_size) : step(batch), cells(hidden_size) {}
     StepRows<T> step;
@@ -251,24 +251,24 @@ class BackwardWalk {
   BackwardRow<T> row_of_step(int64_t t, int64_t row, bool last) const {
     const int64_t b = call_.rows.batch_index(row), flat = call_.rows.flat(t, row);
     const int64_t out = call_.sizes.output_size;
-    BackwardRow<T> made;
-    made.reset = call_.rows.is_reset(t, row);
-    made.d_output = or_zeros(call_.grads.output, (flat * call_.sizes.directions + d_) * out);
-    made.d_h_n = last ? or_zeros(call_.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
-    made.d_cells = call_.grads.cells.defined()
+    BackwardRow<T> cell;
+    cell.reset = call_.rows.is_reset(t, row);
+    cell.d_output = or_zeros(call_.grads.output, (flat * call_.sizes.directions + d_) * out);
+    cell.d_h_n = last ? or_zeros(call_.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
+    cell.d_cells = call_.grads.cells.defined()
                        ? const_data<A>(call_.grads.cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
     // Gates that were not saved are recomputed where their gradient takes their place.
-    made.d_gates = d_gates_.at(t, row);
-    made.gates = gates_ ? gates_ + flat * 4 * hidden() : made.d_gates;
-    made.c = cells_ + flat * hidden();
-    made.c_prev = previous_.at(t, row).c;
-    made.dc = dc_ + b * hidden();
-    made.h_mask = dropout_ ? dropout_.mask(row) : nullptr;
-    made.zoneout_h = zoneout_.h(flat);
-    made.zoneout_c = zoneout_.c(flat);
-    made.kept_dh = zoneout_.kept_dh(b);
-    return made;
+    cell.d_gates = d_gates_.at(t, row);
+    cell.gates = gates_ ? gates_ + flat * 4 * hidden() : cell.d_gates;
+    cell.c = cells_ + flat * hidden();
+    cell.c_prev = previous_.at(t, row).c;
+    cell.dc = dc_ + b * hidden();
+    cell.h_mask = dropout_ ? dropout_.mask(row) : nullptr;
+    cell.zoneout_h = zoneout_.h(flat);
+    cell.zoneout_c = zoneout_.c(flat);
+    cell.kept_dh = zoneout_.kept_dh(b);
+    return cell;
   }
 
   const T* or_zeros(const Tensor& tensor, int64_t offset) const {

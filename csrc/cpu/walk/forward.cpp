@@ -25,8 +25,8 @@ struct ForwardTensors {
       : h_n(layer.h_0.clone(at::MemoryFormat::Contiguous)),
         c_n(layer.c_0.to(layer.state_options(), false, /*copy=*/true).contiguous()) {
     const Sizes s = layer.sizes();
-    const auto sequence = [&](bool wanted, int64_t size, bool per_direction, const auto& options) {
-      if (!wanted) return at::empty({0}, options);
+    const auto sequence = [&](bool saved, int64_t size, bool per_direction, const auto& options) {
+      if (!saved) return at::empty({0}, options);
       const auto shape = layer.sequence(size, per_direction);
       return rows.total() < s.flat_rows ? at::zeros_symint(shape, options)
                                         : at::empty_symint(shape, options);
@@ -87,8 +87,8 @@ class ForwardWalk {
   }
 
  private:
-  // What a thread needs, made before the walk: within OpenMP's threads an allocation that fails
-  // would end the process.
+  // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
+  // fails would end the process.
   struct Room {
     Room(int64_t batch, int64_t hidden_size) : h_prev(batch), rows(batch), cells(hidden_size) {}
     std::vector<const T*> h_prev;
@@ -147,20 +147,20 @@ class ForwardWalk {
   ForwardRow<T> row_of_step(int64_t t, int64_t row, const typename PreviousState<T>::State& before,
                             const Range& chunk) const {
     const int64_t flat = rows_.flat(t, row);
-    ForwardRow<T> made;
-    made.x_gates = x_gates(t, row, chunk);
-    made.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
-    made.c_prev = before.c;
-    made.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
-    made.zoneout_c = zoneout_.c(flat);
+    ForwardRow<T> cell;
+    cell.x_gates = x_gates(t, row, chunk);
+    cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
+    cell.c_prev = before.c;
+    cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
+    cell.zoneout_c = zoneout_.c(flat);
     if (projection_) {
-      made.h = projection_->unprojected(row);
+      cell.h = projection_->unprojected(row);
     } else {
-      made.h = output(t, row);
-      made.zoneout_h = zoneout_.h(flat);
-      made.h_prev = before.h;
+      cell.h = output(t, row);
+      cell.zoneout_h = zoneout_.h(flat);
+      cell.h_prev = before.h;
     }
-    return made;
+    return cell;
   }
 
   void keep_last_states() {
