@@ -1,8 +1,10 @@
-// Tensors as typed pointers, and the arithmetic of cutting things into parts.
+// Tensors as typed pointers.
 #pragma once
 #include <ATen/ATen.h>
 
 #include <vector>
+
+#include "parts.h"
 
 namespace fastlstm {
 
@@ -21,16 +23,6 @@ std::vector<T*> row_pointers(T* first, int64_t rows, int64_t stride) {
   std::vector<T*> pointers(rows);
   for (int64_t r = 0; r < rows; ++r) pointers[r] = first + r * stride;
   return pointers;
-}
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Part `index` of [0, count) cut into `parts`.
-struct Range {
-  int64_t begin, end;
-};
-inline Range part_of(int64_t count, int64_t index, int64_t parts) {
-  return {index * count / parts, (index + 1) * count / parts};
 }
 
 }  // namespace fastlstm

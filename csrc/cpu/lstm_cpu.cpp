@@ -10,27 +10,15 @@
 namespace fastlstm {
 namespace {
 
-struct CpuKernels {
-  template <typename T, typename A>
-  static void forward(const StepForward<T, A>& step) {
-    step_forward(step);
-  }
-  template <typename T, typename A>
-  static void backward(const StepBackward<T, A>& step) {
-    step_backward(step);
+struct CpuStepKernels {
+  template <class AnyStep>
+  static void run(const AnyStep& step) {
+    run_step(step);
   }
   template <typename T>
   static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
                                 const std::vector<WalkStep>& steps) {
     return stepwise::previous_hidden(layer, d, output, steps);
-  }
-  template <typename T, typename A>
-  static void forward_normed(const NormForward<T, A>& step) {
-    step_forward_normed(step);
-  }
-  template <typename T, typename A>
-  static void backward_normed(const NormBackward<T, A>& step) {
-    step_backward_normed(step);
   }
 };
 
@@ -93,7 +81,7 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
-    return stepwise_forward<T, decltype(a), CpuKernels>(layer, save_cells, save_gates);
+    return stepwise_forward<T, decltype(a), CpuStepKernels>(layer, save_cells, save_gates);
   });
 }
 
@@ -111,7 +99,7 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     if (tiled) return tiled_backward<T>(layer, saved, grads, request);
-    return stepwise_backward<T, decltype(a), CpuKernels>(layer, saved, grads, request);
+    return stepwise_backward<T, decltype(a), CpuStepKernels>(layer, saved, grads, request);
   });
 }
 

@@ -1,5 +1,6 @@
 // The stepwise engine with layer normalisation: a block has a whole row of a step, and its threads
 // share the row's sums.
+#include "../dtype_list.h"
 #include "../equations/layer_norm_step.h"
 #include "device.h"
 #include "launch.h"
@@ -10,7 +11,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxGrid = 65535;
 
-// The threads of a block. Sums are made in a fixed order.
+// The threads of a block. Sums are added in a fixed order.
 template <typename A>
 struct Block {
   A* partial;  // [kThreads] in shared memory
@@ -64,22 +65,19 @@ cudaError_t launch_rows(void (*kernel)(S), const S& step, cudaStream_t stream) {
 }  // namespace
 
 template <typename T, typename A>
-cudaError_t launch_step_forward_normed(const NormForward<T, A>& step, cudaStream_t stream) {
+cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream) {
   return launch_rows<A>(forward_kernel<T, A>, step, stream);
 }
 
 template <typename T, typename A>
-cudaError_t launch_step_backward_normed(const NormBackward<T, A>& step, cudaStream_t stream) {
+cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream) {
   return launch_rows<A>(backward_kernel<T, A>, step, stream);
 }
 
-#define FASTLSTM_INSTANTIATE(T, A)                                                         \
-  template cudaError_t launch_step_forward_normed(const NormForward<T, A>&, cudaStream_t); \
-  template cudaError_t launch_step_backward_normed(const NormBackward<T, A>&, cudaStream_t);
-FASTLSTM_INSTANTIATE(double, double)
-FASTLSTM_INSTANTIATE(float, float)
-FASTLSTM_INSTANTIATE(bfloat16, float)
-FASTLSTM_INSTANTIATE(float16, float)
+#define FASTLSTM_INSTANTIATE(T, A, name)                                    \
+  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

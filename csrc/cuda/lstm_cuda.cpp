@@ -23,8 +23,8 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
     if (planned.plan.persistent)
       if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates, gates))
         return *done;
-  return stepwise_forward<T, A, CudaKernels>(layer, save_cells, save_gates, gates,
-                                             planned.plan.tiling.directions);
+  return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates, gates,
+                                                 planned.plan.tiling.directions);
 }
 
 template <typename T, typename A>
@@ -34,7 +34,7 @@ BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grad
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
       if (auto done = persistent_backward<T>(layer, planned, saved, grads, request)) return *done;
-  return stepwise_backward<T, A, CudaKernels>(layer, saved, grads, request);
+  return stepwise_backward<T, A, CudaStepKernels>(layer, saved, grads, request);
 }
 
 // function(T, A) for the dtype T of a tensor and the dtype A of its state.

@@ -5,8 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "../stepwise/input.h"
-#include "../stepwise/zoneout.h"
+#include "../stepwise/backward.h"
 #include "choice.h"
 #include "device_sequence.h"
 #include "persistent.h"
@@ -15,12 +14,10 @@
 namespace fastlstm {
 
 // Memory through which blocks exchange values: all bits set, which means that there are none yet.
-inline Tensor unwritten(at::IntArrayRef shape, const at::TensorOptions& options) {
-  const Tensor tensor = at::empty(shape, options);
+inline void mark_unwritten(const Tensor& tensor) {
   check_cuda(
       cudaMemsetAsync(tensor.data_ptr(), 0xff, tensor.nbytes(), c10::cuda::getCurrentCUDAStream()),
       "cudaMemsetAsync");
-  return tensor;
 }
 
 // Rows as blocks load them: `width` values, with zeros behind those that are there, from a multiple
@@ -33,24 +30,35 @@ inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   return aligned ? contiguous : contiguous.clone();
 }
 
-// Runs launch(first direction) for as many directions at a time as the plan says. False where the
-// device refuses the first launch, which is remembered.
-template <typename Launch>
-bool launch_directions(const Layer& layer, const PlannedCall& planned, const char* name,
-                       Launch launch) {
-  for (int64_t d = 0; d < layer.num_directions(); d += planned.plan.tiling.directions) {
-    const cudaError_t error = launch(d);
-    if (d == 0 && !planned.by_name && is_refusal(error)) {
+inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
+  std::vector<Tensor> w_hh;
+  for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
+  return w_hh;
+}
+
+// The tables of a call's rows, sorted where a block has several passes.
+inline DeviceSequence sequence_for(const Layer& layer, const Tiling& tiling) {
+  return DeviceSequence(layer, tiling.group_rows > tiling.row_tile);
+}
+
+// Fills in `call` and launches it for as many directions at a time as the plan says. False where
+// the device refuses the first launch, which is remembered.
+template <typename Call, typename DirectionOf>
+bool launch_directions(cudaError_t (*launch)(const Call&, const Task&, const Tiling&, cudaStream_t),
+                       Call& call, const Layer& layer, const PlannedCall& planned,
+                       const DirectionOf& direction_of) {
+  const Tiling& tiling = planned.plan.tiling;
+  for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
+    call.first_reverse = first == 1;
+    for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
+    const cudaError_t error = launch(call, planned.task, tiling, c10::cuda::getCurrentCUDAStream());
+    if (first == 0 && !planned.by_name && is_refusal(error)) {
       Refusals::add(current_device(), error);
       return false;
     }
-    check_cuda(error, name);
+    check_cuda(error, "the launch of the persistent engine");
   }
   return true;
-}
-
-inline Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direction) {
-  return flat.view_symint(layer.sequence(flat.size(-1), per_direction));
 }
 
 // Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
@@ -58,141 +66,96 @@ inline Tensor as_sequence(const Tensor& flat, const Layer& layer, bool per_direc
 template <typename T>
 std::optional<ForwardResult> persistent_forward(const Layer& layer, const PlannedCall& planned,
                                                 bool save_cells, bool save_gates, Tensor& gates) {
-  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
-  const int64_t hidden = layer.hidden_size.expect_int();
-  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
-  const Tensor input = stepwise::flat(layer.input, rows);
-  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
-  const Tensor h_n = layer.h_0.clone(at::MemoryFormat::Contiguous), c_n = c_0.clone();
+  const Sizes s = layer.sizes();
+  const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
+  const auto options = layer.input.options();
+  const Tensor input = stepwise::flat(layer.input, s.flat_rows);
+  gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
+  const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
   const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
-  const int64_t width = planned.plan.tiling.exchange_width;
-  const Tensor h_0 = exchangeable(h_mask.defined() ? h_n * h_mask : layer.h_0, width);
-  const Tensor exchange = unwritten({rows, directions * width}, options);
+  const Tensor h_0 = exchangeable(h_mask.defined() ? to.h_n * h_mask : layer.h_0, width);
   const bool separate = h_mask.defined() || width != hidden;
-  const Tensor output = separate ? at::empty({rows, directions * hidden}, options) : exchange;
-  const stepwise::ZoneoutRows<T> zones(layer);
-  const Tensor cells = at::empty({save_cells ? directions : 0, rows, hidden}, state_options);
-  gates = at::empty({directions, rows, 4 * hidden}, options);
-  const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
+  const Tensor exchange =
+      separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
+  mark_unwritten(exchange);
+  const stepwise::ZoneoutRows<T> zoneout(layer);
+  const DeviceSequence tables = sequence_for(layer, planned.plan.tiling);
+  const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentForward<T> call{};
   call.sequence = tables.sequence;
   call.save_gates = save_gates;
-  call.output_stride = directions * hidden;
-  call.exchange_stride = directions * width;
-  std::vector<Tensor> w_hh;
-  const auto launch = [&](int64_t first) {
-    call.first_reverse = first == 1;
-    for (int64_t d = first; d < first + planned.plan.tiling.directions; ++d) {
-      const Direction& w = layer.directions[d];
-      Tensor x_gates = gates[d];
-      stepwise::multiply_input(layer, w, input, x_gates);
-      w_hh.push_back(w.w_hh.contiguous());
-      call.direction[d - first] = {data<T>(w_hh.back()),
-                                   data<T>(h_0[d]),
-                                   data<float>(c_0[d]),
-                                   data<T>(x_gates),
-                                   data<T>(output) + d * hidden,
-                                   data<T>(exchange) + d * width,
-                                   save_cells ? data<float>(cells[d]) : nullptr,
-                                   data<T>(h_n[d]),
-                                   data<float>(c_n[d]),
-                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-                                   zones.all(d)};
-    }
-    return launch_persistent_forward(call, planned.task, planned.plan.tiling,
-                                     c10::cuda::getCurrentCUDAStream());
+  call.output_stride = s.directions * hidden;
+  call.exchange_stride = s.directions * width;
+  const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
+    Tensor x_gates = gates[d];
+    stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
+    return {data<T>(w_hh[d]),
+            data<T>(h_0[d]),
+            data<T>(x_gates),
+            data<T>(to.output) + d * hidden,
+            data<T>(exchange) + d * width,
+            save_cells ? data<float>(to.cells[d]) : nullptr,
+            data<T>(to.h_n[d]),
+            data<float>(to.c_n[d]),
+            h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+            zoneout.all(d)};
   };
-  if (!launch_directions(layer, planned, "launch_persistent_forward", launch)) return std::nullopt;
-  return ForwardResult{as_sequence(output, layer, false), h_n, c_n.to(layer.c_0.scalar_type()),
-                       save_cells ? as_sequence(cells, layer, true) : at::empty({0}, state_options),
-                       save_gates ? as_sequence(gates, layer, true) : at::empty({0}, options)};
+  if (!launch_directions(launch_persistent_forward<T>, call, layer, planned, direction_of))
+    return std::nullopt;
+  return to.result(layer, save_cells, save_gates);
 }
 
+// Empty where the device refuses the launch: then `saved` has the gates, recomputed if need be.
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
                                                   Saved& saved, const OutputGrads& grads,
                                                   const GradientRequest& request) {
-  const int64_t directions = layer.num_directions(), rows = layer.flat_rows.expect_int();
-  const int64_t hidden = layer.hidden_size.expect_int();
-  const auto options = layer.input.options(), state_options = options.dtype(at::kFloat);
-  const Tensor c_0 = layer.c_0.to(state_options).contiguous();
-  const Tensor output = stepwise::flat(saved.output, rows);
-  const Tensor cells = saved.cells.contiguous().view({directions, rows, hidden});
-  const Tensor d_output = grads.output.defined() ? stepwise::flat(grads.output, rows) : Tensor();
-  const Tensor d_cells = grads.cells.defined() ? grads.cells.contiguous().view_as(cells) : Tensor();
-  const Tensor d_h = grads.h_n.defined()
-                         ? grads.h_n.clone(at::MemoryFormat::Contiguous)
-                         : at::zeros({directions, layer.batch.expect_int(), hidden}, options);
-  const Tensor d_c = grads.c_n.defined()
-                         ? grads.c_n.to(state_options, false, /*copy=*/true).contiguous()
-                         : at::zeros_like(c_0);
-  const int64_t width = planned.plan.tiling.exchange_width;
-  std::vector<Tensor> d_gates;
-  for (int64_t d = 0; d < directions; ++d) d_gates.push_back(unwritten({rows, 4 * width}, options));
-  const DeviceSequence tables(layer, planned.plan.tiling.group_rows > planned.plan.tiling.row_tile);
-  const Tensor input = stepwise::flat(stepwise::without_padding(layer), rows);
+  stepwise::BackwardCall tensors(layer, saved, grads, request);
+  const Sizes& s = tensors.sizes;
+  const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
+  const auto options = layer.input.options();
+  const DeviceSequence tables = sequence_for(layer, planned.plan.tiling);
   const auto h_prev_of = [&](int64_t d) {
-    return previous_hidden<T>(layer, tables.sequence, d, output.narrow(1, d * hidden, hidden));
+    return previous_hidden<T>(layer, tables.sequence, d, tensors.of_direction(tensors.output, d));
   };
-  if (!saved.gates.defined()) {  // not made where their gradient will lie: that must be unwritten
-    saved.gates = at::empty({directions, rows, 4 * hidden}, options);
-    for (int64_t d = 0; d < directions; ++d)
-      stepwise::make_gates<T, float, CudaKernels>(layer, d, input, h_prev_of(d), saved.gates[d]);
+  if (!saved.gates.defined()) {  // not where their gradient will lie: that must be unwritten
+    saved.gates = tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
+    for (int64_t d = 0; d < s.directions; ++d)
+      stepwise::make_gates<T, float, CudaStepKernels>(layer, d, tensors.input, h_prev_of(d),
+                                                      tensors.gates[d]);
   }
-  const Tensor gates = saved.gates.contiguous().view({directions, rows, 4 * hidden});
+  const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
+  mark_unwritten(d_gates);
   const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
-  const stepwise::ZoneoutRows<T> zones(layer);
+  const stepwise::ZoneoutRows<T> zoneout(layer);
+  const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
-  call.d_output_stride = directions * hidden;
+  call.d_output_stride = s.directions * hidden;
   call.state_needs_grad = request.state;
-  std::vector<Tensor> w_hh;
-  const auto launch = [&](int64_t first) {
-    call.first_reverse = first == 1;
-    for (int64_t d = first; d < first + planned.plan.tiling.directions; ++d) {
-      w_hh.push_back(layer.directions[d].w_hh.contiguous());
-      call.direction[d - first] = {data<T>(w_hh.back()),
-                                   data<float>(c_0[d]),
-                                   data<T>(gates[d]),
-                                   data<float>(cells[d]),
-                                   d_output.defined() ? data<T>(d_output) + d * hidden : nullptr,
-                                   d_cells.defined() ? data<float>(d_cells[d]) : nullptr,
-                                   data<T>(d_gates[d]),
-                                   data<T>(d_h[d]),
-                                   data<float>(d_c[d]),
-                                   h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-                                   zones.all(d)};
-    }
-    return launch_persistent_backward(call, planned.task, planned.plan.tiling,
-                                      c10::cuda::getCurrentCUDAStream());
+  const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
+    return {data<T>(w_hh[d]),
+            data<float>(tensors.c_0[d]),
+            data<T>(tensors.gates[d]),
+            data<float>(tensors.cells[d]),
+            tensors.d_output.defined() ? data<T>(tensors.d_output) + d * hidden : nullptr,
+            tensors.d_cells.defined() ? data<float>(tensors.d_cells[d]) : nullptr,
+            data<T>(d_gates[d]),
+            data<T>(tensors.grad_h_0[d]),
+            data<float>(tensors.grad_c_0[d]),
+            h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
+            zoneout.all(d)};
   };
-  if (!launch_directions(layer, planned, "launch_persistent_backward", launch)) return std::nullopt;
-  for (Tensor& of : d_gates)  // a copy where there is padding
-    of = of.view({rows, 4, width}).narrow(2, 0, hidden).reshape({rows, 4 * hidden});
-
-  Tensor grad_input =
-      request.input ? at::empty({rows, input.size(1)}, options) : at::empty({0}, options);
-  std::vector<Tensor> grad_weights;
-  for (int64_t d = 0; d < directions; ++d) {
-    if (request.per_row) {
-      grad_weights.push_back(d_gates[d].view(saved.gates[d].sizes()));
-    } else {
-      const Tensor h_prev = h_prev_of(d);
-      const Tensor transposed = d_gates[d].t();
-      grad_weights.push_back(at::mm(transposed, input));
-      grad_weights.push_back(at::mm(transposed, h_prev));
-      if (layer.has_bias()) grad_weights.push_back(d_gates[d].sum(0));
-    }
-    if (!request.input) continue;
-    if (d == 0)
-      at::mm_out(grad_input, d_gates[d], layer.directions[d].w_ih);
-    else
-      grad_input.addmm_(d_gates[d], layer.directions[d].w_ih);
+  if (!launch_directions(launch_persistent_backward<T>, call, layer, planned, direction_of))
+    return std::nullopt;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
+    const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // a copy where there is padding
+    tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] { return h_prev_of(d); });
   }
-  return BackwardResult{request.input ? grad_input.view(layer.input.sizes()) : grad_input, d_h,
-                        d_c.to(layer.c_0.scalar_type()), grad_weights};
+  return tensors.result();
 }
 
 }  // namespace fastlstm

@@ -1,7 +1,11 @@
 // Stepwise engine: one launch per time step, after the GEMM of that step. One thread owns a unit of
 // a row and calls the step functions that the CPU calls too. What limits it is the launch itself:
 // a step moves at most a few megabytes.
+#include <algorithm>
+
+#include "../dtype_list.h"
 #include "../equations/lstm_step.h"
+#include "../parts.h"
 #include "device.h"
 #include "launch.h"
 
@@ -46,10 +50,9 @@ cudaError_t launch_kernel(void (*kernel)(S), const S& step, cudaStream_t stream)
   int64_t width = 32;  // lanes along the units: no wider than they are
   while (width < kThreads && width < step.hidden_size) width *= 2;
   const int64_t height = kThreads / width;
-  const int64_t grid_x = (step.hidden_size + width - 1) / width;
-  const int64_t grid_y = (step.rows + height - 1) / height;
-  const dim3 grid(static_cast<unsigned>(grid_x),
-                  static_cast<unsigned>(grid_y < kMaxGridY ? grid_y : kMaxGridY));
+  const int64_t grid_y = std::min(divide_up(step.rows, height), kMaxGridY);
+  const dim3 grid(static_cast<unsigned>(divide_up(step.hidden_size, width)),
+                  static_cast<unsigned>(grid_y));
   const dim3 block(static_cast<unsigned>(width), static_cast<unsigned>(height));
   return launch(kernel, grid, block, 0, stream, step);
 }
@@ -57,24 +60,21 @@ cudaError_t launch_kernel(void (*kernel)(S), const S& step, cudaStream_t stream)
 }  // namespace
 
 template <typename T, typename A>
-cudaError_t launch_step_forward(const StepForward<T, A>& step, cudaStream_t stream) {
+cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream) {
   return launch_kernel(step.zoneout.h ? forward_kernel<T, A, true> : forward_kernel<T, A, false>,
                        step, stream);
 }
 
 template <typename T, typename A>
-cudaError_t launch_step_backward(const StepBackward<T, A>& step, cudaStream_t stream) {
+cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream) {
   return launch_kernel(step.zoneout.h ? backward_kernel<T, A, true> : backward_kernel<T, A, false>,
                        step, stream);
 }
 
-#define FASTLSTM_INSTANTIATE(T, A)                                                  \
-  template cudaError_t launch_step_forward(const StepForward<T, A>&, cudaStream_t); \
-  template cudaError_t launch_step_backward(const StepBackward<T, A>&, cudaStream_t);
-FASTLSTM_INSTANTIATE(double, double)
-FASTLSTM_INSTANTIATE(float, float)
-FASTLSTM_INSTANTIATE(bfloat16, float)
-FASTLSTM_INSTANTIATE(float16, float)
+#define FASTLSTM_INSTANTIATE(T, A, name)                                    \
+  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

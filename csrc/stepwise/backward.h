@@ -10,8 +10,7 @@
 namespace fastlstm {
 namespace stepwise {
 
-// What both directions of a call share, flat over rows.
-template <typename A>
+// What both directions of a call share, flat over rows, and its gradients.
 struct BackwardCall {
   const Layer& layer;
   const GradientRequest request;
@@ -20,6 +19,7 @@ struct BackwardCall {
   Tensor cells, gates;            // [D,R,H]; [D,R,4H] or undefined
   Tensor d_output, d_cells, c_0;  // [R,D*P] and [D,R,H], or undefined; [D,B,H]
   Tensor grad_input, grad_h_0, grad_c_0;
+  std::vector<Tensor> grad_weights;  // as BackwardResult has them
 
   BackwardCall(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                const GradientRequest& request)
@@ -40,14 +40,40 @@ struct BackwardCall {
     grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
                                    : at::zeros(layer.c_0.sizes(), state_options);
   }
+
+  // The columns of a direction in output or d_output.
+  Tensor of_direction(const Tensor& rows, int64_t d) const {
+    return rows.narrow(1, d * sizes.output_size, sizes.output_size);
+  }
+
+  // The next direction's, from d_gates [R,4H] and the gradients of W_ih x and of W_hh h_{t-1},
+  // which are d_gates too without layer normalisation. h_prev() [R,P] is what W_hh saw.
+  template <typename PreviousHidden>
+  void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
+                     const Tensor& d_h_gates, const PreviousHidden& h_prev) {
+    const bool first = grad_weights.empty();
+    if (request.input && first) at::mm_out(grad_input, d_x_gates, w.w_ih);
+    if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
+    if (request.per_row)
+      return grad_weights.push_back(
+          d_gates.view_symint(layer.sequence(4 * sizes.hidden_size, false)));
+    grad_weights.push_back(at::mm(d_x_gates.t(), input));
+    grad_weights.push_back(at::mm(d_h_gates.t(), h_prev()));
+    if (layer.has_bias()) grad_weights.push_back(d_gates.sum(0));
+  }
+
+  BackwardResult result() const {
+    return {request.input ? grad_input.view(layer.input.sizes()) : grad_input, grad_h_0,
+            grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
+  }
 };
 
 // One direction.
-template <typename T, typename A, typename Kernels>
+template <typename T, typename A, typename StepKernels>
 class BackwardWalk {
  public:
   // d_gates [R,4H]: where the gradients of the gates go.
-  BackwardWalk(BackwardCall<A>& call, int64_t d, const Tensor& d_gates)
+  BackwardWalk(BackwardCall& call, int64_t d, const Tensor& d_gates)
       : call_(call),
         layer_(call.layer),
         w_(call.layer.directions[d]),
@@ -59,15 +85,17 @@ class BackwardWalk {
         zoneout_(layer_),
         d_gates_(d_gates),
         gates_(call.gates.defined() ? call.gates[d] : d_gates),
-        h_prev_(Kernels::template previous_hidden<T>(layer_, d, of_direction(call.output), steps_)),
-        dy_(call.d_output.defined() ? of_direction(call.d_output) : Tensor()),
+        h_prev_(StepKernels::template previous_hidden<T>(
+            layer_, d, call.of_direction(call.output, d), steps_)),
+        dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : Tensor()),
         dh_(call.grad_h_0[d]),
         dc_(call.grad_c_0[d]),
         d_hidden_(dh_),
         no_d_output_(at::zeros({sizes_.hidden_size}, layer_.input.options())),
         no_d_cells_(at::zeros({sizes_.hidden_size}, layer_.state_options())) {
     // Gates that were not saved are recomputed where their gradient takes their place.
-    if (!call.gates.defined()) make_gates<T, A, Kernels>(layer_, d, call.input, h_prev_, gates_);
+    if (!call.gates.defined())
+      make_gates<T, A, StepKernels>(layer_, d, call.input, h_prev_, gates_);
     if (layer_.normalizes()) norms_.emplace(w_, h_prev_, call.cells[d]);
     if (layer_.projects()) {
       projection_.emplace(layer_, d);
@@ -85,36 +113,28 @@ class BackwardWalk {
                               rows(d_projected_, *at), d_hidden_.narrow(0, 0, at->rows));
       const StepBackward<T, A> step = cells(*at);
       if (norms_)
-        Kernels::backward_normed(norms_->step(step, at->offset));
+        StepKernels::run(norms_->step(step, at->offset));
       else
-        Kernels::backward(step);
+        StepKernels::run(step);
       // Nothing but h_0 comes before the first step.
       if (call_.request.state || at->prev_rows > 0) through_w_hh(*at, dh_t);
     }
   }
 
-  // As BackwardResult has them.
-  void append_gradients(std::vector<Tensor>& gradients) {
+  void add_gradients() {
     Tensor d_x_gates = d_gates_;
     std::vector<Tensor> of_norms;
     if (norms_)
       std::tie(d_x_gates, of_norms) =
           norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type());
-    if (call_.request.input) add_input_gradient(d_x_gates);
-    if (call_.request.per_row)
-      return gradients.push_back(
-          d_gates_.view_symint(layer_.sequence(4 * sizes_.hidden_size, false)));
-    gradients.push_back(at::mm(d_x_gates.t(), call_.input));
-    gradients.push_back(at::mm(d_h_gates().t(), h_prev_));
-    if (layer_.has_bias()) gradients.push_back(d_gates_.sum(0));
+    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; });
+    if (call_.request.per_row) return;
+    auto& gradients = call_.grad_weights;
     if (projection_) gradients.push_back(at::mm(d_projected_.t(), unprojected_));
     gradients.insert(gradients.end(), of_norms.begin(), of_norms.end());
   }
 
  private:
-  Tensor of_direction(const Tensor& output) const {
-    return output.narrow(1, d_ * sizes_.output_size, sizes_.output_size);
-  }
   static Tensor rows(const Tensor& flat, const WalkStep& at) {
     return flat.narrow(0, at.offset, at.rows);
   }
@@ -166,14 +186,7 @@ class BackwardWalk {
       dh_t.addmm_(carried, w_.w_hh);
   }
 
-  void add_input_gradient(const Tensor& d_x_gates) {
-    if (d_ == 0)
-      at::mm_out(call_.grad_input, d_x_gates, w_.w_ih);
-    else
-      call_.grad_input.addmm_(d_x_gates, w_.w_ih);
-  }
-
-  BackwardCall<A>& call_;
+  BackwardCall& call_;
   const Layer& layer_;
   const Direction& w_;
   int64_t d_;
@@ -192,22 +205,20 @@ class BackwardWalk {
 
 }  // namespace stepwise
 
-template <typename T, typename A, typename Kernels>
+template <typename T, typename A, typename StepKernels>
 BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                                  const GradientRequest& request) {
-  stepwise::BackwardCall<A> call(layer, saved, grads, request);
-  std::vector<Tensor> grad_weights;
+  stepwise::BackwardCall call(layer, saved, grads, request);
   Tensor d_gates;
   for (int64_t d = 0; d < call.sizes.directions; ++d) {
     if (d == 0 || request.per_row)
       d_gates =
           at::empty({call.sizes.flat_rows, 4 * call.sizes.hidden_size}, layer.input.options());
-    stepwise::BackwardWalk<T, A, Kernels> walk(call, d, d_gates);
+    stepwise::BackwardWalk<T, A, StepKernels> walk(call, d, d_gates);
     walk.run();
-    walk.append_gradients(grad_weights);
+    walk.add_gradients();
   }
-  return {request.input ? call.grad_input.view(layer.input.sizes()) : call.grad_input,
-          call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
+  return call.result();
 }
 
 }  // namespace fastlstm

@@ -1,6 +1,6 @@
 // The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
 // fused kernel for the cell equations. It takes every dtype, shape and option; a device brings only
-// struct Kernels: forward(StepForward), backward(StepBackward), their twins with layer
+// struct StepKernels: run(step) for StepForward, StepBackward and their twins with layer
 // normalisation, and previous_hidden, for which the function of rows.h will do.
 //
 // No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
@@ -37,8 +37,8 @@ struct ForwardTensors {
   }
 
   ForwardResult result(const Layer& layer, bool save_cells, bool save_gates) const {
-    const auto shaped = [&](bool wanted, const Tensor& flat, bool per_direction) {
-      if (!wanted) return at::empty({0}, flat.defined() ? flat.options() : output.options());
+    const auto shaped = [&](bool saved, const Tensor& flat, bool per_direction) {
+      if (!saved) return at::empty({0}, flat.defined() ? flat.options() : output.options());
       return flat.view_symint(layer.sequence(flat.size(-1), per_direction));
     };
     return {shaped(true, output, false), h_n, c_n.to(layer.c_0.scalar_type()),
@@ -47,7 +47,7 @@ struct ForwardTensors {
 };
 
 // The walk of one direction.
-template <typename T, typename A, typename Kernels>
+template <typename T, typename A, typename StepKernels>
 class ForwardWalk {
  public:
   // x_gates [R,4H] holds the input's part, and in the end the activated gates.
@@ -79,9 +79,9 @@ class ForwardWalk {
       at::mm_out(from_h, masked(h_t), layer_.directions[d_].w_hh.t());
       const StepForward<T, A> step = cells(at, from_h);
       if (norms_)
-        Kernels::forward_normed(norms_->forward(step));
+        StepKernels::run(norms_->forward(step));
       else
-        Kernels::forward(step);
+        StepKernels::run(step);
       if (projection_)
         projection_->forward(at, hidden_state_.narrow(0, 0, at.rows),
                              y_.narrow(0, at.offset, at.rows), h_t);
@@ -126,7 +126,7 @@ class ForwardWalk {
 
 // gates [D,R,4H], or undefined: memory for them, which holds the input's part (multiply_input) of
 // the first `multiplied` directions already.
-template <typename T, typename A, typename Kernels>
+template <typename T, typename A, typename StepKernels>
 ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
                                const Tensor& gates = {}, int64_t multiplied = 0) {
   const Sizes s = layer.sizes();
@@ -138,7 +138,7 @@ ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_ga
                          ? to.gates[d]
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
     if (d >= multiplied) stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
-    stepwise::ForwardWalk<T, A, Kernels>(layer, d, to, x_gates).run();
+    stepwise::ForwardWalk<T, A, StepKernels>(layer, d, to, x_gates).run();
   }
   return to.result(layer, save_cells, save_gates);
 }

@@ -24,7 +24,7 @@ inline void multiply_input(const Layer& layer, const Direction& w, const Tensor&
 // The activated gates of all flat rows, recomputed from the input and from what W_hh sees, h_prev
 // [R,P]. Since every h_{t-1} is known, there is no walk: the kernel takes many rows for
 // one step, and what it says of c and h is dropped.
-template <typename T, typename A, typename Kernels>
+template <typename T, typename A, typename StepKernels>
 void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor& h_prev,
                 Tensor gates) {
   constexpr int64_t kRowsAtOnce = 2048;
@@ -47,9 +47,9 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
     step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
     step.c_state_stride = step.cells_stride = step.h_state_stride = step.output_stride = hidden;
     if (layer.normalizes())
-      Kernels::forward_normed(StepNorms<T, A>(w, step.rows).forward(step));
+      StepKernels::run(StepNorms<T, A>(w, step.rows).forward(step));
     else
-      Kernels::forward(step);
+      StepKernels::run(step);
   }
 }
 

@@ -147,8 +147,8 @@ void run(int64_t H, bool zoneout) {
   common.t = 1, common.rows = B, common.hidden_size = H, common.prev_rows = kStarts;
   common.lengths = lengths, common.reset = reset;
   const auto zoneout_h = converted<T>(keep_h), zoneout_c = converted<T>(keep_c);
-  Zoneout<T> zones;
-  if (zoneout) zones = {zoneout_h.data(), zoneout_c.data(), H, H};
+  Zoneout<T> zoneout_rows;
+  if (zoneout) zoneout_rows = {zoneout_h.data(), zoneout_c.data(), H, H};
   const auto x_T = converted<T>(x), h_gates_T = converted<T>(h_gates);
   const auto gain_hh_T = converted<T>(gain_hh), gain_c_T = converted<T>(gain_c);
   const auto bias_c_T = converted<T>(bias_c);
@@ -165,11 +165,11 @@ void run(int64_t H, bool zoneout) {
   forward.h_state = h_state.data(), forward.output = output.data();
   forward.c_state_stride = forward.cells_stride = H;
   forward.h_state_stride = forward.output_stride = H;
-  forward.zoneout = zones;
+  forward.zoneout = zoneout_rows;
   forward.gain_hh = gain_hh_T.data(), forward.gain_c = gain_c_T.data();
   forward.bias_c = bias_c_T.data(), forward.fresh_cells = fresh.data();
   forward.inverse_size = A(1) / A(H);
-  check(launch_step_forward_normed(forward, nullptr) == cudaSuccess, "launch");
+  check(launch_step(forward, nullptr) == cudaSuccess, "launch");
 
   // Central differences leave some 1e-9; a norm divides by deviations below one, and errors too.
   const double unit = testing::roundoff<T>(), unit_backward = std::fmax(unit, 1e-11);
@@ -197,12 +197,12 @@ void run(int64_t H, bool zoneout) {
   backward.cells_stride = backward.prev_cells_stride = backward.c_0_stride = H;
   backward.d_output_stride = backward.d_cells_stride = H;
   backward.dh_state_stride = backward.dc_state_stride = H;
-  backward.zoneout = zones;
+  backward.zoneout = zoneout_rows;
   backward.gain_hh = gain_hh_T.data(), backward.gain_c = gain_c_T.data();
   backward.bias_c = bias_c_T.data(), backward.h_gates = h_gates_T.data();
   backward.d_h_gates = d_h_gates_T.data(), backward.d_normed_cells = d_normed_A.data();
   backward.inverse_size = A(1) / A(H);
-  check(launch_step_backward_normed(backward, nullptr) == cudaSuccess, "launch");
+  check(launch_step(backward, nullptr) == cudaSuccess, "launch");
   check_close(d_gates_T, d_gates, unit_backward, 128, "d_gates");
   check_close(d_h_gates_T, d_h_gates, unit_backward, 128, "d_h_gates");
   check_close(d_normed_A, d_normed, unit_backward, 128, "d_normed_cells");

@@ -115,7 +115,7 @@ void run(const Shape& shape, unsigned seed) {
     step.h_state = h_state.data(), step.h_state_stride = H;
     step.output = &output[t * B * H], step.output_stride = H;
     step.zoneout = zones_at(t);
-    testing::check(launch_step_forward(step, nullptr) == cudaSuccess, "launch");
+    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
 
   // Packed data has no dead positions; elsewhere output and gates must be 0 there.
@@ -158,7 +158,7 @@ void run(const Shape& shape, unsigned seed) {
     step.dc_state = dc_state.data(), step.dc_state_stride = H;
     step.d_gates = &d_gates[t * B * 4 * H], step.d_gates_stride = 4 * H;
     step.zoneout = zones_at(t);
-    testing::check(launch_step_backward(step, nullptr) == cudaSuccess, "launch");
+    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
     for (int64_t b = 0; b < rows[t]; ++b)
       if (!problem.resets(t, b))
@@ -214,7 +214,7 @@ const Case many_rows("stepwise/more rows than a grid is high", [] {
   step.gates = gates.data(), step.gates_stride = 4;
   step.c_state = step.cells = c_state.data(), step.c_state_stride = step.cells_stride = 1;
   step.h_state = step.output = h_state.data(), step.h_state_stride = step.output_stride = 1;
-  testing::check(launch_step_forward(step, nullptr) == cudaSuccess, "launch");
+  testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   check_close(c_state, oracle::Values(rows, 1.0), 0x1p-24, 4, "c");  // sigmoid(0) * 2
   check_close(h_state, oracle::Values(rows, 0.5 * std::tanh(1.0)), 0x1p-24, 4, "h");
 });

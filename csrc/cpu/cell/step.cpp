@@ -23,20 +23,6 @@ void for_all_pieces(const StepType& step, Kernel kernel) {
   });
 }
 
-}  // namespace
-
-template <typename T, typename A>
-void step_forward(const StepForward<T, A>& step) {
-  for_all_pieces(step, kernels<T>().row.forward);
-}
-
-template <typename T, typename A>
-void step_backward(const StepBackward<T, A>& step) {
-  for_all_pieces(step, kernels<T>().row.backward);
-}
-
-namespace {
-
 template <typename StepType, typename Kernel>
 void for_all_rows(const StepType& step, Kernel kernel) {
   const int64_t grain = 1 + kUnitsPerPiece * kPiecesPerThread / (step.hidden_size + 1);
@@ -48,20 +34,27 @@ void for_all_rows(const StepType& step, Kernel kernel) {
 }  // namespace
 
 template <typename T, typename A>
-void step_forward_normed(const NormForward<T, A>& step) {
+void run_step(const StepForward<T, A>& step) {
+  for_all_pieces(step, kernels<T>().row.forward);
+}
+template <typename T, typename A>
+void run_step(const StepBackward<T, A>& step) {
+  for_all_pieces(step, kernels<T>().row.backward);
+}
+template <typename T, typename A>
+void run_step(const NormForward<T, A>& step) {
   for_all_rows(step, kernels<T>().row.forward_normed);
 }
-
 template <typename T, typename A>
-void step_backward_normed(const NormBackward<T, A>& step) {
+void run_step(const NormBackward<T, A>& step) {
   for_all_rows(step, kernels<T>().row.backward_normed);
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                       \
-  template void step_forward(const StepForward<T, A>&);        \
-  template void step_backward(const StepBackward<T, A>&);      \
-  template void step_forward_normed(const NormForward<T, A>&); \
-  template void step_backward_normed(const NormBackward<T, A>&);
+#define FASTLSTM_INSTANTIATE(T, A, name)             \
+  template void run_step(const StepForward<T, A>&);  \
+  template void run_step(const StepBackward<T, A>&); \
+  template void run_step(const NormForward<T, A>&);  \
+  template void run_step(const NormBackward<T, A>&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

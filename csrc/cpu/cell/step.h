@@ -6,13 +6,12 @@
 namespace fastlstm {
 
 template <typename T, typename A>
-void step_forward(const StepForward<T, A>& step);
+void run_step(const StepForward<T, A>& step);
 template <typename T, typename A>
-void step_backward(const StepBackward<T, A>& step);
-
+void run_step(const StepBackward<T, A>& step);
 template <typename T, typename A>
-void step_forward_normed(const NormForward<T, A>& step);
+void run_step(const NormForward<T, A>& step);
 template <typename T, typename A>
-void step_backward_normed(const NormBackward<T, A>& step);
+void run_step(const NormBackward<T, A>& step);
 
 }  // namespace fastlstm

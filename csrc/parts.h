@@ -1,0 +1,17 @@
+// The arithmetic of cutting things into parts. Plain C++.
+#pragma once
+#include <cstdint>
+
+namespace fastlstm {
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Part `index` of [0, count) cut into `parts`.
+struct Range {
+  int64_t begin, end;
+};
+inline Range part_of(int64_t count, int64_t index, int64_t parts) {
+  return {index * count / parts, (index + 1) * count / parts};
+}
+
+}  // namespace fastlstm
