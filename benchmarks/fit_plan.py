@@ -27,7 +27,7 @@ FITTED = (
     "sm_bytes_per_clock",
     "shared_bytes_per_clock",
     "marking_share",
-    "more_looks",
+    "repeated_polls",
     "stepwise_us",
     "host_step_us",
     "gemm_share",
@@ -83,7 +83,7 @@ class Fit:
         )
         matters = (abs(found.jac) > 1e-6).any(axis=0)
         fitted = constants(found.x).items()
-        return {name: c for (name, c), told in zip(fitted, matters, strict=True) if told}
+        return {name: c for (name, c), used in zip(fitted, matters, strict=True) if used}
 
     def _error(self, constants: Constants) -> float:
         pairs = zip(self.entries, self.predicted(constants), strict=True)

@@ -34,11 +34,11 @@ def summary(entries: Tensor, backward: bool) -> dict[str, float]:
     if backward:
         entries = entries.flip(1)
     entries = entries[:, FIRST_STEPS:].double()
-    begins, done, looks = entries.unbind(-1)
+    begins, done, polls = entries.unbind(-1)
     return {
         "step": begins.diff().median().item(),
         "product": (done - begins).median().item(),
-        "looks_in_vain": looks.mean().item(),
+        "polls_in_vain": polls.mean().item(),
     }
 
 

@@ -27,12 +27,12 @@ class Instruction(NamedTuple):
         return any(f"{self.opcode}.".startswith(f"{opcode}.") for opcode in opcodes)
 
     @property
-    def is_look(self):
+    def is_poll(self):
         """A load of what other blocks write."""
         return self.is_a("LDG") and ".STRONG.GPU" in self.opcode
 
     @property
-    def is_announcement(self):
+    def is_publication(self):
         return self.is_a("STG", "ST") and ".STRONG.GPU" in self.opcode
 
     @property

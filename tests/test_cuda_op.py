@@ -454,7 +454,7 @@ def test_a_refusal_is_remembered_per_device(kind, refuse, use, capfd):
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
 def test_trace_of_a_checked_build(kind, backward):
-    """Clocks of every block and step in their order, and looks in vain."""
+    """Clocks of every block and step in their order, and polls in vain."""
     call, take = Call(kind, steps=5, batch=16, hidden_size=24), torch.ops.fastlstm.take_trace
     take(backward)  # what other tests left
     saved = call.forward("persistent:8x8x2")  # 3 parts of units, 2 groups of rows
@@ -474,8 +474,8 @@ def test_trace_counts_looks_in_vain(kind):
     call = Call(kind, steps=12, batch=8, hidden_size=96)
     torch.ops.fastlstm.take_trace(True)  # what other tests left
     call.backward(call.forward("persistent:8x8x1"), "persistent:8x8x1")
-    looks = torch.ops.fastlstm.take_trace(True)[:12, :12, 2]
-    assert looks.sum() > 12  # about a hundred in the emulator
+    polls = torch.ops.fastlstm.take_trace(True)[:12, :12, 2]
+    assert polls.sum() > 12  # about a hundred in the emulator
 
 
 FREE_SMS = """

@@ -26,7 +26,7 @@ TRUTH = dict(
     sm_bytes_per_clock=48.0,
     shared_bytes_per_clock=110.0,
     marking_share=0.25,
-    more_looks=0.5,
+    repeated_polls=0.5,
     host_step_us=10.5,
 )
 

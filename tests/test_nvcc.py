@@ -161,24 +161,24 @@ def test_few_compile_without_spills(name, compiled_few):
 
 
 class Step:
-    """The code of a step, cut where it looks at what its neighbours wrote and at its barriers."""
+    """The code of a step, cut where it polls what its neighbours wrote and at its barriers."""
 
     def __init__(self, name, code):
         self.backward = name == "backward"
-        first_look = next(i for i, x in enumerate(code) if x.is_look)
+        first_poll = next(i for i, x in enumerate(code) if x.is_poll)
         barriers = [i for i, x in enumerate(code) if x.is_a("BAR")]
-        start = max(i for i in barriers if i < first_look)
-        summed, end = [i for i in barriers if i > first_look][:2]
-        self.before = code[start:first_look]  # all that does not come from the neighbours
-        self.product = code[first_look:summed]  # looks until it is there; the product
-        self.cells = code[summed:end]  # the cell equations and what is announced
+        start = max(i for i in barriers if i < first_poll)
+        summed, end = [i for i in barriers if i > first_poll][:2]
+        self.before = code[start:first_poll]  # all that does not come from the neighbours
+        self.product = code[first_poll:summed]  # polls until it is there; the product
+        self.cells = code[summed:end]  # the cell equations and what is published
 
 
 # A rule gives the instructions that break it.
 
 
 def early_uses(step):
-    """Uses of the input's part before the first look, which wait for it.
+    """Uses of the input's part before the first poll, which wait for it.
 
     Its loads are those of 16 and 32 bits; tables and flags have other sizes.
     """
@@ -191,31 +191,31 @@ def early_uses(step):
 
 
 def moved_groups(step):
-    """Moves of a register that a look wrote last: they wait for it, and all others under way."""
+    """Moves of a register that a poll wrote last: they wait for it, and all others under way."""
     writer, moves = {}, []
     for x in step.product:
-        if x.is_a("MOV", "IMAD.MOV") and any(r in writer and writer[r].is_look for r in x.read):
+        if x.is_a("MOV", "IMAD.MOV") and any(r in writer and writer[r].is_poll for r in x.read):
             moves.append(x)
         writer.update(dict.fromkeys(x.written, x))
     return moves
 
 
-def waiting_looks(step):
+def waiting_polls(step):
     """Looks that do not start before others are back."""
-    scoreboards = {x.holds for x in step.product if x.is_look}
-    return [x for x in step.product if x.is_look and x.waits_for & scoreboards]
+    scoreboards = {x.holds for x in step.product if x.is_poll}
+    return [x for x in step.product if x.is_poll and x.waits_for & scoreboards]
 
 
 def late_fetches(step):
-    """Constants and special registers fetched between the product and the last announcement."""
-    last = max(i for i, x in enumerate(step.cells) if x.is_announcement)
+    """Constants and special registers fetched between the product and the last publication."""
+    last = max(i for i, x in enumerate(step.cells) if x.is_publication)
     return [x for x in step.cells[:last] if x.is_a("LDC", "ULDC", "S2R", "S2UR")]
 
 
 def needless_shuffles(step):
     """Shuffles beyond one for a word of h, or for two words of gates."""
     shuffles = [x for x in step.cells if x.is_a("SHFL")]
-    words = sum(x.is_announcement and ".U16" not in x.opcode for x in step.cells)
+    words = sum(x.is_publication and ".U16" not in x.opcode for x in step.cells)
     return shuffles[words // 2 if step.backward else words :]
 
 
@@ -228,22 +228,22 @@ def incomplete_prefetches(step):
     return prefetches if len(prefetches) % (12 if step.backward else 7) else []
 
 
-def short_looks(step):
+def short_polls(step):
     """Looks at a value at a time."""
-    return [x for x in step.product if x.is_look and x.opcode != "LDG.E.128.STRONG.GPU"]
+    return [x for x in step.product if x.is_poll and x.opcode != "LDG.E.128.STRONG.GPU"]
 
 
 # What breaks each rule.
 RULES = {
     early_uses: "FASTLSTM_NO_RAW_INPUT",
     moved_groups: "FASTLSTM_NO_TWO_GROUPS",
-    waiting_looks: "FASTLSTM_NO_TWO_GROUPS",
+    waiting_polls: "FASTLSTM_NO_TWO_GROUPS",
     late_fetches: "FASTLSTM_NO_HOISTING",
     needless_shuffles: "FASTLSTM_NO_GATE_PAIRS",
     incomplete_prefetches: "FASTLSTM_NO_PREFETCH",
-    short_looks: "FASTLSTM_NO_PADDING",
+    short_polls: "FASTLSTM_NO_PADDING",
 }
-ONLY_BACKWARD = {waiting_looks, needless_shuffles}  # forward has short vectors and one gate
+ONLY_BACKWARD = {waiting_polls, needless_shuffles}  # forward has short vectors and one gate
 
 
 def rules_of(name):
@@ -253,9 +253,9 @@ def rules_of(name):
 def check_machine_code(name, kernels, count):
     assert len(kernels) == count
     for kernel, code in kernels.items():
-        # Blocks exchange through L2; the data announces itself, no fence.
+        # Blocks exchange through L2; the data says by itself that it is there, no fence.
         assert not any(x.is_a("LDG") and re.search(r"\.(CONSTANT|NC)\b", x.opcode) for x in code)
-        assert any(x.is_announcement for x in code)
+        assert any(x.is_publication for x in code)
         assert not any(x.is_a("MEMBAR") for x in code)
         step = Step(name, code)
         broken = {rule.__name__: rule(step) for rule in RULES if rule(step)}

@@ -62,7 +62,7 @@ def test_native(name):
 
 @pytest.mark.parametrize("name", cases("simt_counters"))
 def test_counters(name):
-    """Bank conflicts, sectors and looks of each tile of the persistent engine."""
+    """Bank conflicts, sectors and polls of each tile of the persistent engine."""
     done = run(str(BUILD / "simt_counters"), name)
     assert done.returncode == 0, done.stdout
 
@@ -81,7 +81,7 @@ def test_sanitized():
     assert planted.returncode != 0 and "heap-buffer-overflow" in planted.stdout, planted.stdout
 
 
-# Faults planted in one place: what becomes what, in which file under csrc/cuda, built with which
+# Faults planted in one place: what becomes what, in which file from csrc/cuda on, built with which
 # .cu file, and the cases that must fail.
 STEPWISE, NORMED, FFMA, TF32, BF16 = (
     "stepwise/float32/",
@@ -90,7 +90,9 @@ STEPWISE, NORMED, FFMA, TF32, BF16 = (
     "persistent/tf32/",
     "persistent/bfloat16/",
 )
-FORWARD, BACKWARD, TILE = "persistent_forward.cu", "persistent_backward.cu", "persistent_tile.h"
+FORWARD, BACKWARD = "persistent_forward.cu", "persistent_backward.cu"
+EXCHANGE, PRODUCT, BLOCK = ("persistent_exchange.h", "persistent_product.h", "persistent_block.h")
+CELL_STEP = "../equations/cell_step.h"
 MUTANTS = {
     "rows beyond the grid are left out": (
         "stepwise.cu",
@@ -180,17 +182,16 @@ MUTANTS = {
     "launch: waits for the device": (
         FORWARD,
         "device.h",
-        "  return taken(error);",
-        "  cudaStreamSynchronize(stream);\n  return taken(error);",
+        "  return cleared(error);",
+        "  cudaStreamSynchronize(stream);\n  return cleared(error);",
         [FFMA + "two parts"],
     ),
     "persistent: no barrier before the sums": (
         FORWARD,
         FORWARD,
-        """step.n);
-    }
+        """h_prev_of(step, row); });
     __syncthreads();""",
-        "step.n);\n    }",
+        "h_prev_of(step, row); });",
         [FFMA + "two parts", BF16 + "two parts"],
     ),
     "persistent: no barrier after a pass": (
@@ -202,8 +203,8 @@ MUTANTS = {
     ),
     "persistent: nobody waits": (
         FORWARD,
-        TILE,
-        "while (is_missing(pieces))",
+        EXCHANGE,
+        "while (is_missing(parts))",
         "while (false)",
         [FFMA + "two parts", BF16 + "two parts"],
     ),
@@ -216,21 +217,21 @@ MUTANTS = {
     ),
     "persistent: a NaN that looks unwritten": (
         FORWARD,
-        TILE,
+        EXCHANGE,
         "return bits < kLast ? bits : kLast;",
         "return bits;",
         ["persistent/NaN travels"],
     ),
     "persistent: lanes put their values into a word the wrong way round": (
         FORWARD,
-        TILE,
+        EXCHANGE,
         "pack(bits, static_cast<uint16_t>(other))",
         "pack(static_cast<uint16_t>(other), bits)",
         [BF16 + "two parts"],
     ),
     "persistent: dead positions are left as they were": (
         FORWARD,
-        TILE,
+        BLOCK,
         "t < steps || (steps >= 0 && !sequence.offsets)",
         "t < steps",
         [FFMA + "lengths sorted by a table"],
@@ -238,29 +239,29 @@ MUTANTS = {
     "persistent: a reset keeps the cell": (
         FORWARD,
         FORWARD,
-        "if (item.reset) c_prev = 0.0f;",
+        "if (in.reset) c_prev = 0.0f;",
         "",
         [FFMA + "resets"],
     ),
     "persistent: padding behind a row is not written": (
         FORWARD,
-        TILE,
-        "place.unit < exchanged_units",
-        "place.unit < units",
+        BLOCK,
+        "at.unit < exchanged_units",
+        "at.unit < units",
         [BF16 + "odd sizes"],
     ),
     "persistent: h_0 is read as if it had no padding": (
         FORWARD,
         FORWARD,
-        "block.batch_row[i]) * block.depth",
-        "block.batch_row[i]) * hidden",
+        "block.batch_row[row]) * block.depth",
+        "block.batch_row[row]) * hidden_size",
         [BF16 + "odd sizes", FFMA + "odd sizes"],
     ),
     "persistent: the others' h is read at the output's stride": (
         FORWARD,
         FORWARD,
-        "block.batch_row[i]) * call.exchange_stride",
-        "block.batch_row[i]) * call.output_stride",
+        "block.batch_row[row]) * call.exchange_stride",
+        "block.batch_row[row]) * call.output_stride",
         [BF16 + "odd sizes", FFMA + "odd sizes"],
     ),
     "persistent: no output but the exchange": (
@@ -272,35 +273,35 @@ MUTANTS = {
     ),
     "persistent: the next group of loads is not waited for": (
         FORWARD,
-        TILE,
-        "if (end < last) next.settle(pieces, end, step);",
+        PRODUCT,
+        "if (end < last) next.wait(parts, end, step);",
         "",
         [FFMA + "very deep", TF32 + "very deep, wide tile"],
     ),
     "persistent: groups of loads do not change roles": (
         FORWARD,
-        TILE,
-        "take_turn(other, one, begin",
-        "take_turn(one, other, begin",
+        PRODUCT,
+        "multiply(other, one, begin",
+        "multiply(one, other, begin",
         [FFMA + "very deep", TF32 + "very deep, wide tile"],
     ),
     "persistent: no warp barrier around the stage": (
         FORWARD,
-        TILE,
+        PRODUCT,
         "bits_as<float>(words.word[j]);\n    __syncwarp();",
         "bits_as<float>(words.word[j]);",
         [FFMA + "two parts"],
     ),
     "persistent: fragments of the lower rows swapped": (
         FORWARD,
-        TILE,
+        PRODUCT,
         "kRegisters == 4 ? r / 2 : r",
         "kRegisters == 4 ? 1 - r / 2 : r",
         [TF32 + "two parts", BF16 + "two parts"],
     ),
     "persistent: no rounding to TF32": (
         FORWARD,
-        TILE,
+        PRODUCT,
         "return to_tf32(bits_as<float>(word));",
         "return word;",
         ["persistent/tf32 rounds its factors"],
@@ -315,35 +316,35 @@ MUTANTS = {
     "persistent: a row that starts late forgets h_0": (
         FORWARD,
         FORWARD,
-        "if (block.is_first_step(step.t, i))",
+        "if (block.is_first_step(step.t, row))",
         "if (step.n == 0)",
         [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"],
     ),
     "persistent: W_hh sees h without its mask": (
         FORWARD,
         FORWARD,
-        "if (d.h_mask && place.live)",
+        "if (d.h_mask && at.live)",
         "if (false)",
         [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
     ),
     "persistent: the mask stays on the output": (
         FORWARD,
         FORWARD,
-        "T seen = result.h;",
-        "T& seen = result.h;",
+        "T masked = result.h;",
+        "T& masked = result.h;",
         [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
     ),
     "persistent: zoneout crosses a reset": (
         FORWARD,
         FORWARD,
-        "item.reset ? 0.0f : float(item.h_prev)",
-        "float(item.h_prev)",
+        "in.reset ? 0.0f : float(in.h_prev)",
+        "float(in.h_prev)",
         [FFMA + "zoneout"],
     ),
     "persistent: zoneout keeps the first h": (
         FORWARD,
         FORWARD,
-        "if (last || (place.live && d.zoneout.h))",
+        "if (last || (at.live && d.zoneout.h))",
         "if (last)",
         [FFMA + "zoneout", BF16 + "zoneout, lengths"],
     ),
@@ -357,98 +358,98 @@ MUTANTS = {
     "persistent backward: the mask is forgotten": (
         BACKWARD,
         BACKWARD,
-        "if (d.h_mask) dh *= float(item.h_mask);",
+        "if (d.h_mask) into.dh *= float(in.h_mask);",
         "",
         [FFMA + "recurrent dropout"],
     ),
     "persistent backward: dL/dh_0 forgets the mask": (
         BACKWARD,
         BACKWARD,
-        "if (d.h_mask) dh *= float(d.h_mask[at]);\n      d.d_h",
+        "if (d.h_mask) dh *= float(d.h_mask[index]);\n      d.d_h",
         "d.d_h",
         [FFMA + "recurrent dropout"],
     ),
     "persistent backward: what zoneout kept of dh crosses a reset": (
         BACKWARD,
-        BACKWARD,
-        "T(item.reset ? 0.0f : kept_dh)",
-        "T(kept_dh)",
+        CELL_STEP,
+        "{d_pre, A(0), A(0)}",
+        "{d_pre, kept_dh, A(0)}",
         [FFMA + "zoneout"],
     ),
     "persistent backward: what zoneout kept of dc is lost": (
         BACKWARD,
-        BACKWARD,
+        CELL_STEP,
         "dc + kept_dc",
         "dc",
         [FFMA + "zoneout"],
     ),
     "persistent backward: c behind zoneout": (
         BACKWARD,
-        BACKWARD,
-        "c = next_cell(gates, c_prev);",
+        CELL_STEP,
+        "cell = next_cell(gates, c_prev);",
         "",
         [FFMA + "zoneout"],
     ),
     "persistent backward: what zoneout kept of dh is lost": (
         BACKWARD,
         BACKWARD,
-        "item.d_h = d.zoneout.h || block.is_last_step",
-        "item.d_h = block.is_last_step",
+        "in.d_h = d.zoneout.h || block.is_last_step",
+        "in.d_h = block.is_last_step",
         [FFMA + "zoneout"],
     ),
     "persistent backward: a reset keeps the cell": (
         BACKWARD,
         BACKWARD,
-        "item.reset ? 0.0f : item.c_prev",
-        "item.c_prev",
+        "in.reset ? 0.0f : in.c_prev",
+        "in.c_prev",
         [FFMA + "resets"],
     ),
     "persistent backward: the others' d_gates are read as if they had no padding": (
         BACKWARD,
         BACKWARD,
-        "(step.offset_next + block.batch_row[i]) * 4 * width",
-        "(step.offset_next + block.batch_row[i]) * 4 * hidden",
+        "(offset + block.batch_row[row]) * 4 * width",
+        "(offset + block.batch_row[row]) * 4 * hidden_size",
         [BF16 + "odd sizes"],
     ),
     "persistent backward: W_hh has no padding between gates": (
         BACKWARD,
         BACKWARD,
         "gate = k / width, from = k % width",
-        "gate = k / hidden, from = k % hidden",
+        "gate = k / hidden_size, from = k % hidden_size",
         [BF16 + "odd sizes"],
     ),
     "persistent backward: padding behind a gate is not written": (
         BACKWARD,
-        TILE,
-        "place.unit < exchanged_units",
-        "place.unit < units",
+        BLOCK,
+        "at.unit < exchanged_units",
+        "at.unit < units",
         [BF16 + "odd sizes"],
     ),
     "persistent backward: lanes keep what the other was to get": (
         BACKWARD,
-        TILE,
+        EXCHANGE,
         "shuffle_xor(odd ? i_f : g_o, 1)",
         "shuffle_xor(odd ? g_o : i_f, 1)",
         [BF16 + "two parts"],
     ),
     "persistent backward: the odd lane stores a unit further on": (
         BACKWARD,
-        TILE,
+        EXCHANGE,
         "i + 2 * width - 1 : i",
         "i + 2 * width : i",
         [BF16 + "two parts"],
     ),
     "persistent backward: the odd lane stores i and f": (
         BACKWARD,
-        TILE,
+        EXCHANGE,
         "i + 2 * width - 1 : i",
         "i - 1 : i",
         [BF16 + "two parts"],
     ),
     "persistent backward: the next group of loads is not waited for": (
         BACKWARD,
-        TILE,
-        "if (end < last) next.settle(pieces, end, step);",
+        PRODUCT,
+        "if (end < last) next.wait(parts, end, step);",
         "",
         [TF32 + "very deep", FFMA + "very deep"],
     ),
@@ -462,15 +463,15 @@ MUTANTS = {
     "persistent backward: gradients cross a reset": (
         BACKWARD,
         BACKWARD,
-        " ||\n        block.is_reset(step.t_next, i)",
+        " ||\n        block.is_reset(step.t_next, row)",
         "",
         [FFMA + "resets"],
     ),
     "persistent backward: nobody waits before dL/dh_0": (
         BACKWARD,
         BACKWARD,
-        "(block.offset(t) + block.batch_row[i]) * 4 * width, true};",
-        "(block.offset(t) + block.batch_row[i]) * 4 * width, false};",
+        "d_gates_of(row, block.offset(t));",
+        "RowVector<T>{d_gates_of(row, block.offset(t)).values, false};",
         [FFMA + "two parts"],
     ),
     "persistent backward: reads the step before the one that came after": (
@@ -598,7 +599,7 @@ def test_all_cases_switched_off(switches, tmp_path):
 
 def test_half_a_word_is_not_enough(tmp_path):
     """Without padding, where values come one by one, a word may be there in part."""
-    cuda = plant("if (false)", "if (sizeof(T) == 2 && !kAligned)", TILE, tmp_path)
+    cuda = plant("if (false)", "if (sizeof(T) == 2 && !kAligned)", EXCHANGE, tmp_path)
     program = rebuild(
         [FORWARD, "test_persistent.cpp"], tmp_path, "-DFASTLSTM_NO_PADDING=1", cuda=cuda
     )

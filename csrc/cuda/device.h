@@ -2,6 +2,7 @@
 // FASTLSTM_EMULATOR a C++ compiler gets their twins on the CPU (tests/simt/simt.h), so that the
 // same .cu files run under a debugger, ASan or UBSan on a machine without a GPU.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -20,7 +21,7 @@
 namespace fastlstm {
 
 // Sixteen bytes: 4 floats or 8 16-bit values, as one load brings them.
-struct alignas(16) Words {
+struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
@@ -39,8 +40,8 @@ constexpr size_t parameter_bytes() {
 }
 constexpr size_t kMaxParameterBytes = 4096;
 
-// An error that the caller has. CUDA, which keeps the last one, is to forget it.
-inline cudaError_t taken(cudaError_t error) {
+// An error that the caller gets, cleared in CUDA, which otherwise keeps the last one.
+inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
@@ -52,7 +53,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
                    cudaStream_t stream, typename Parameter<P>::type... arguments) {
   static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
   void* pointers[] = {&arguments...};
-  return taken(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
+  return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
 
 template <typename... P>
@@ -70,24 +71,24 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
   void* pointers[] = {&arguments...};
   if (error == cudaSuccess)
     error = cudaLaunchCooperativeKernel(kernel, grid, block, pointers, shared_bytes, stream);
-  return taken(error);
+  return cleared(error);
 }
 
 // What differs between a GPU and the emulator.
 //
-// Data that blocks exchange inside a kernel announces itself: all bits of its memory are set when
-// the kernel starts, every value is written once and never has all bits set, and whoever reads
-// looks again until it finds something else. No flag, no fence, one trip through L2. Stores and
+// Data that blocks exchange inside a kernel says by itself that it is there: all bits of its memory
+// are set when the kernel starts, every value is written once and never has all bits set, and a
+// reader polls until it finds something else. No flag, no fence, one trip through L2. Stores and
 // loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
 // memory model promises nothing to others. Such memory is never read through const __restrict__ or
 // __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
-// before_looking_again(address, count, looks, step) comes between two looks at `count` values, and
-// arrived(address), for the emulator's clock, when they are here.
+// before_polling_again(address, count, polls, step) comes between two polls of `count` values, and
+// arrived(address), for the emulator's clock, when they are there.
 //
-// kept: the value itself, which the compiler keeps in a register. It does not know what lanes hand
-// each other; else it makes addresses and indices again at every use, from constants or special
-// registers that take 30 clocks and more. All lanes come here. shared_memory: of dynamic size;
-// kept.
+// in_register: the value itself, which the compiler keeps in a register. It does not know what
+// lanes hand each other; otherwise it computes addresses and indices again at every use, from
+// constants or special registers that take 30 clocks and more. All lanes must call it.
+// shared_memory: of dynamic size; its address in a register.
 //
 // prefetch: into L2, of what a later step will load.
 //
@@ -97,7 +98,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 #if defined(FASTLSTM_EMULATOR)
 
 template <typename T>
-T kept(T value) {
+T in_register(T value) {
   return value;
 }
 inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
@@ -111,10 +112,11 @@ T load_exchanged(const T* address) {
   return simt::exchange_load(address);
 }
 template <typename T>
-void before_looking_again(const T* address, int count, long long&, int /*step*/) {
+void before_polling_again(const T* address, int count, long long&, int /*step*/) {
   simt::await_store(address, count);
 }
 using simt::arrived;
+using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::mma_bfloat16;
 using simt::mma_float16;
@@ -124,7 +126,7 @@ using simt::to_tf32;
 
 #else
 
-__device__ inline int kept(int value) {
+__device__ inline int in_register(int value) {
   if constexpr (kHoisting) {
     asm volatile("" : "+r"(value));
     value = __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
@@ -132,7 +134,7 @@ __device__ inline int kept(int value) {
   return value;
 }
 template <typename T>
-__device__ inline T* kept(T* global) {
+__device__ inline T* in_register(T* global) {
   if constexpr (kHoisting) asm volatile("" : "+l"(global));
   __builtin_assume(__isGlobal(global));
   return global;
@@ -141,7 +143,7 @@ __device__ inline T* kept(T* global) {
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];
   const auto address = static_cast<int>(__cvta_generic_to_shared(memory));
-  void* const pointer = __cvta_shared_to_generic(static_cast<unsigned>(kept(address)));
+  void* const pointer = __cvta_shared_to_generic(static_cast<unsigned>(in_register(address)));
   __builtin_assume(__isShared(pointer));
   return static_cast<unsigned char*>(pointer);
 }
@@ -178,10 +180,10 @@ __device__ inline T load_exchanged(const T* address) {
 }
 
 template <typename T>
-__device__ inline void before_looking_again(const T*, int, [[maybe_unused]] long long& looks,
+__device__ inline void before_polling_again(const T*, int, [[maybe_unused]] long long& polls,
                                             [[maybe_unused]] int step) {
 #if defined(FASTLSTM_SPIN_LIMIT)
-  if (++looks > FASTLSTM_SPIN_LIMIT) {
+  if (++polls > FASTLSTM_SPIN_LIMIT) {
     printf("fastlstm: block %u waits for the values of step %d\n", blockIdx.x, step);
     __trap();
   }
@@ -213,7 +215,7 @@ __device__ inline uint32_t to_tf32(float x) {
 }
 
 #define FASTLSTM_MMA(name, instruction)                                                          \
-  __device__ inline void name(float (&d)[4], const Words& a, uint32_t b0, uint32_t b1) {         \
+  __device__ inline void name(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {       \
     FASTLSTM_SM80(                                                                               \
         asm(instruction                                                                          \
             " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]),     \

@@ -67,11 +67,15 @@ Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
   const Tensor h_0 = layer.h_0[d].contiguous();
   const Tensor h_mask = layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor();
   const Tensor h_prev = at::empty(output.sizes(), output.options());
-  check_cuda(
-      launch_previous_hidden(sequence, d == 1, const_data<T>(output), output.stride(0),
-                             const_data<T>(h_0), h_mask.defined() ? const_data<T>(h_mask) : nullptr,
-                             data<T>(h_prev), c10::cuda::getCurrentCUDAStream()),
-      "launch_previous_hidden");
+  const PreviousHidden<T> call{sequence,
+                               d == 1,
+                               const_data<T>(output),
+                               output.stride(0),
+                               const_data<T>(h_0),
+                               h_mask.defined() ? const_data<T>(h_mask) : nullptr,
+                               data<T>(h_prev)};
+  check_cuda(launch_previous_hidden(call, c10::cuda::getCurrentCUDAStream()),
+             "launch_previous_hidden");
   return h_prev;
 }
 

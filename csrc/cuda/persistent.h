@@ -35,7 +35,6 @@ template <typename T>
 struct ForwardDirection {
   const T* w_hh;       // [4H,H]
   const T* h_0;        // [B,W]  as W_hh sees it: times h_mask, 0 behind the units
-  const float* c_0;    // [B,H]
   T* gates;            // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
   T* output;           // [R,H]  h_t, 0 at dead positions
   T* exchange;         // [R,W]  h_t as W_hh sees it, 0 behind the units; on entry all bits are set.
@@ -48,7 +47,7 @@ struct ForwardDirection {
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
-    f(w_hh), f(h_0), f(c_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n), f(h_mask);
+    f(w_hh), f(h_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n), f(h_mask);
     f(zoneout.h), f(zoneout.c);
   }
 };
@@ -72,7 +71,7 @@ struct BackwardDirection {
   const float* d_cells;  // [R,H] or nullptr: 0
   T* d_gates;            // [R,4,W] out, 0 at dead positions and behind the units; on entry all bits
                          //        are set
-  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if it is wanted
+  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if state_needs_grad
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
   const T* h_mask;       // as forward
   Zoneout<T> zoneout;
@@ -103,8 +102,8 @@ template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream);
 
-// What trace.h keeps of a step: clocks of its last pass, looks of all its passes.
-enum TraceEntry { kProductBegins, kProductDone, kLooksInVain, kTraceEntries };
+// What trace.h keeps of a step: clocks of its last pass, polls in vain of all its passes.
+enum TraceEntry { kProductBegins, kProductDone, kPollsInVain, kTraceEntries };
 constexpr int kTraceBlocks = 160, kTraceSteps = 64;  // the first of each
 #if defined(FASTLSTM_TRACE)
 // Of the launches since it was taken last: [kTraceBlocks,kTraceSteps,kTraceEntries] on the host.
@@ -116,11 +115,18 @@ cudaError_t take_backward_trace(long long* host);
 // Copies host values to the device as parameters of kernels: no synchronisation, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
-// h_prev [R,H] := h_{t-1} of every flat row in walking order, times h_mask [B,H] if there is one:
-// h_0 where a row starts, 0 where it is reset and at dead positions.
+// h_prev := h_{t-1} of every flat row in walking order, times h_mask: h_0 where a row starts, 0
+// where it is reset and at dead positions.
 template <typename T>
-cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const T* output,
-                                   int64_t output_stride, const T* h_0, const T* h_mask, T* h_prev,
-                                   cudaStream_t stream);
+struct PreviousHidden {
+  Sequence sequence;
+  bool reverse;
+  const T* output;  // [R,H], rows output_stride apart
+  int64_t output_stride;
+  const T *h_0, *h_mask;  // [B,H], or nullptr: no mask
+  T* h_prev;              // [R,H]
+};
+template <typename T>
+cudaError_t launch_previous_hidden(const PreviousHidden<T>& call, cudaStream_t stream);
 
 }  // namespace fastlstm

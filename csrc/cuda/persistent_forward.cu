@@ -1,28 +1,29 @@
 // Persistent engine, forward: one launch walks the whole sequence. W_hh never leaves shared memory;
-// h passes from block to block through `output`, once per step.
+// h passes from block to block through `exchange`, once per step.
 //
 // Per step a warp loads its eighth of h_{t-1}, again and again until it is there, straight into mma
 // operands, and leaves partial sums in shared memory; then each thread takes a unit of a row, adds
 // the sums and the input's part, and stores h_t. What limits it is the trip of h_t through L2. Rows
 // of another pass are other recurrences: while one travels, the block works on the next.
 #include "../equations/lstm_step.h"
-#include "persistent_tile.h"
+#include "persistent_block.h"
+#include "persistent_launch.h"
 
 namespace fastlstm {
 namespace {
 
-// A unit of a row in a step: what does not come from the neighbours.
+// What a unit of a row needs in a step besides h_{t-1} of all units.
 template <typename T>
-struct Item {
-  Place place;
-  T* exchanged;                                  // where h_t goes
-  Gates<Kept<T>> from_x;                         // the input's part
-  Kept<T> h_mask, zoneout_h, zoneout_c, h_prev;  // the last three: with zoneout
+struct UnitInputs {
+  ThreadUnit at;
+  T* exchanged;                                    // where h_t goes
+  Gates<Loaded<T>> from_x;                         // the input's part
+  Loaded<T> h_mask, zoneout_h, zoneout_c, h_prev;  // the last three: with zoneout
   unsigned char reset;
 };
 
 template <typename T>
-struct Result {
+struct UnitResult {
   Gates<float> gates;
   float c;
   T h;
@@ -31,39 +32,33 @@ struct Result {
 template <class P, int kUnits, int kTile>
 struct ForwardWalk {
   using T = typename P::T;
-  static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // of a thread
+  using WalkBlock = Block<P, 4 * kUnits, kUnits, kTile>;
+  static constexpr int kItems = WalkBlock::kItems;
 
-  // A step, the one before it and one that is still far off.
+  // A step, the one before it and the one to prefetch.
   struct Step {
     int n, t, t_soon;
     int64_t offset, offset_prev, offset_soon;
   };
 
   const PersistentForward<T>& call;
-  const Block<P, 4 * kUnits, kUnits, kTile> block;
+  const WalkBlock block;
   const ForwardDirection<T> d;
-  const int hidden;
+  const int hidden_size;
 
   __device__ ForwardWalk(const PersistentForward<T>& call, const Tiling& tiling, bool aligned)
       : call(call),
         block(call.sequence, tiling, call.first_reverse, 1, aligned),
         d(fetch(call.direction, block.direction)),
-        hidden(call.sequence.hidden_size) {}
+        hidden_size(call.sequence.hidden_size) {}
 
-  __device__ void load_weights() const {
-    load_slice<P, 4 * kUnits>(block.slice, block.chunks, [&](int row, int k) {
+  __device__ void load() const {
+    block.load(d.c_n, [&](int row, int k) {
       const int gate = row % 4, unit = row / 4;
-      return unit < block.units && k < hidden
-                 ? d.w_hh[int64_t(gate * hidden + block.first_unit + unit) * hidden + k]
+      return unit < block.units && k < hidden_size
+                 ? d.w_hh[int64_t(gate * hidden_size + block.first_unit + unit) * hidden_size + k]
                  : T(0.0f);
     });
-  }
-
-  __device__ void load_cells() const {
-    for (int i = block.thread; i < block.tiling.group_rows * kUnits; i += kThreads)
-      if (block.length[i / kUnits] >= 0 && i % kUnits < block.units)
-        block.state[i] =
-            d.c_0[int64_t(block.batch_row[i / kUnits]) * hidden + block.first_unit + i % kUnits];
   }
 
   __device__ Step step(int n, int64_t offset_prev) const {
@@ -72,121 +67,108 @@ struct ForwardWalk {
     return {n, t, t_soon, block.offset(t), offset_prev, block.offset(t_soon)};
   }
 
-  // A unit of a row in [B,H].
-  __device__ int64_t state_of(const Place& place) const {
-    return int64_t(place.batch_row) * hidden + block.first_unit + place.unit;
+  __device__ T* exchange_at(const ThreadUnit& at, int64_t flat_row) const {
+    return d.exchange + flat_row * call.exchange_stride + block.column(at);
   }
 
-  __device__ T* exchange_at(const Place& place, int64_t flat_row) const {
-    return d.exchange + flat_row * call.exchange_stride + block.first_unit + place.unit;
-  }
-
-  __device__ void prefetch_step(const Step& step, const Place& place) const {
-    if (step.t_soon < 0 || !place.exists || !block.is_live(step.t_soon, place.i)) return;
-    const int column = block.first_unit + place.unit;
-    const int64_t flat_row = step.offset_soon + place.batch_row;
+  __device__ void prefetch_step(const Step& step, const ThreadUnit& at) const {
+    if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
+    const int column = block.column(at);
+    const int64_t flat_row = step.offset_soon + at.batch_row;
     for (int gate = 0; gate < 4; ++gate)
-      prefetch(d.gates + (flat_row * 4 + gate) * hidden + column);
-    if (kPrefetchExchange) prefetch(exchange_at(place, flat_row));
+      prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
+    if (kPrefetchExchange) prefetch(exchange_at(at, flat_row));
     prefetch(d.zoneout, flat_row, column);
   }
 
-  // All that does not come from the neighbours, before waiting for them.
-  __device__ Item<T> ask(const Step& step, const Place& place) const {
-    prefetch_step(step, place);
-    Item<T> item;
-    item.place = place;
-    const int column = block.first_unit + place.unit;
-    const int64_t flat_row = step.offset + place.batch_row;
-    if (kHoisting) item.exchanged = exchange_at(place, flat_row);
-    if (!place.live) return item;
-    item.from_x = load_gates<T, Kept<T>>(d.gates + flat_row * 4 * hidden, column, hidden);
-    item.reset = block.reset_flag(step.t, place.i);
-    if (d.h_mask) item.h_mask = Kept<T>(d.h_mask[state_of(place)]);
+  // All that does not come from other blocks, before waiting for them.
+  __device__ UnitInputs<T> load_inputs(const Step& step, const ThreadUnit& at) const {
+    prefetch_step(step, at);
+    UnitInputs<T> in;
+    in.at = at;
+    const int column = block.column(at);
+    const int64_t flat_row = step.offset + at.batch_row;
+    if (kHoisting) in.exchanged = exchange_at(at, flat_row);
+    if (!at.live) return in;
+    in.from_x = load_gates<T, Loaded<T>>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
+    in.reset = block.reset_flag(step.t, at.row);
+    if (d.h_mask) in.h_mask = Loaded<T>(d.h_mask[block.index(at)]);
     if (d.zoneout.h) {
-      item.zoneout_h = Kept<T>(d.zoneout.h[flat_row * d.zoneout.h_stride + column]);
-      item.zoneout_c = Kept<T>(d.zoneout.c[flat_row * d.zoneout.c_stride + column]);
-      item.h_prev = Kept<T>(d.h_n[state_of(place)]);
+      in.zoneout_h = Loaded<T>(d.zoneout.h[flat_row * d.zoneout.h_stride + column]);
+      in.zoneout_c = Loaded<T>(d.zoneout.c[flat_row * d.zoneout.c_stride + column]);
+      in.h_prev = Loaded<T>(d.h_n[block.index(at)]);
     }
-    return item;
+    return in;
   }
 
-  // h_{t-1} of this lane's row, 8 j + lane / 4 of the pass.
-  __device__ Source<T> source(const Step& step, int pass, int j) const {
-    const int i = pass * kTile + 8 * j + block.lane / 4;
-    if (!block.is_live(step.t, i) || block.is_reset(step.t, i)) return {};
-    if (block.is_first_step(step.t, i))
-      return {d.h_0 + int64_t(block.batch_row[i]) * block.depth, false};
-    return {d.exchange + (step.offset_prev + block.batch_row[i]) * call.exchange_stride, true};
+  // h_{t-1} of a row of the group.
+  __device__ RowVector<T> h_prev_of(const Step& step, int row) const {
+    if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
+    if (block.is_first_step(step.t, row))
+      return {d.h_0 + int64_t(block.batch_row[row]) * block.depth, false};
+    return {d.exchange + (step.offset_prev + block.batch_row[row]) * call.exchange_stride, true};
   }
 
-  // The cell equations.
-  __device__ Result<T> update(const Item<T>& item, float c_prev) const {
-    const auto from_h = block.template product<4>(item.place.row, 4 * item.place.unit);
-    const auto from_x = to_float(item.from_x);
+  // The cell equations of a live unit.
+  __device__ UnitResult<T> compute(const UnitInputs<T>& in, float c_prev) const {
+    const auto from_h = block.template sums<4>(in.at.pass_row, 4 * in.at.unit);
+    const auto from_x = to_float(in.from_x);
     const auto gates =
         activate(Gates<float>{from_x.i + from_h.value[0], from_x.f + from_h.value[1],
                               from_x.g + from_h.value[2], from_x.o + from_h.value[3]});
-    if (item.reset) c_prev = 0.0f;
-    float c = next_cell(gates, c_prev), h = fastlstm::hidden(gates.o, c);
+    if (in.reset) c_prev = 0.0f;
+    const float c = next_cell(gates, c_prev);
+    CellState<float> state = {hidden(gates.o, c), c};
     if (d.zoneout.h) {
-      h = zoneout(float(item.zoneout_h), item.reset ? 0.0f : float(item.h_prev), h);
-      c = zoneout(float(item.zoneout_c), c_prev, c);
+      const float h_prev = in.reset ? 0.0f : float(in.h_prev);
+      state = keep_state(state, {h_prev, c_prev}, {float(in.zoneout_h), float(in.zoneout_c)},
+                         {true, true});
     }
-    return {gates, c, T(h)};
+    return {gates, state.c, T(state.h)};
   }
 
-  __device__ float& cell_state(const Place& place) const {
-    return block.state[place.i * kUnits + place.unit];
-  }
-
-  // Lets the others have h_t.
-  __device__ Result<T> finish(const Step& step, const Item<T>& item) const {
-    const Place& place = item.place;
-    if (place.row >= kTile) return {};  // whole warps
-    Result<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
-    if (place.live) result = update(item, cell_state(place));
-    T seen = result.h;  // by W_hh
-    if (d.h_mask && place.live) seen = T(float(result.h) * float(item.h_mask));
-    T* const to = kHoisting ? item.exchanged : exchange_at(place, step.offset + place.batch_row);
-    announce(to, seen, place.unit, place.exchanged, block.aligned);
+  __device__ UnitResult<T> compute_and_publish(const Step& step, const UnitInputs<T>& in) const {
+    const ThreadUnit& at = in.at;
+    if (at.pass_row >= kTile) return {};  // whole warps
+    UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
+    if (at.live) result = compute(in, block.state_of(at));
+    T masked = result.h;  // as W_hh sees it
+    if (d.h_mask && at.live) masked = T(float(result.h) * float(in.h_mask));
+    T* const to = kHoisting ? in.exchanged : exchange_at(at, step.offset + at.batch_row);
+    publish(to, masked, at.unit, at.exchanged, block.aligned);
     return result;
   }
 
-  // What nobody waits for.
-  __device__ void store(const Step& step, const Item<T>& item, Result<T> result) const {
-    const Place& place = item.place;
-    if (!place.exists) return;
-    const int column = block.first_unit + place.unit;
-    const int64_t flat_row = step.offset + place.batch_row;
-    const bool last = place.live && block.is_last_step(step.t, place.i);
-    if (place.live)
-      cell_state(place) = result.c;
+  // What no other block waits for.
+  __device__ void store(const Step& step, const ThreadUnit& at, UnitResult<T> result) const {
+    if (!at.exists) return;
+    const int column = block.column(at);
+    const int64_t flat_row = step.offset + at.batch_row;
+    const bool last = at.live && block.is_last_step(step.t, at.row);
+    if (at.live)
+      block.state_of(at) = result.c;
     else
-      result.c = cell_state(place);
+      result.c = block.state_of(at);
     if (d.output != d.exchange) d.output[flat_row * call.output_stride + column] = result.h;
-    if (last || (place.live && d.zoneout.h)) d.h_n[state_of(place)] = result.h;
-    if (last) d.c_n[state_of(place)] = result.c;
-    if (d.cells) d.cells[flat_row * hidden + column] = result.c;
-    if (call.save_gates) store_gates(d.gates + flat_row * 4 * hidden, column, hidden, result.gates);
+    if (last || (at.live && d.zoneout.h)) d.h_n[block.index(at)] = result.h;
+    if (last) d.c_n[block.index(at)] = result.c;
+    if (d.cells) d.cells[flat_row * hidden_size + column] = result.c;
+    if (call.save_gates)
+      store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
   __device__ void run(const Step& step, int pass) const {
-    Item<T> items[kItems];
+    UnitInputs<T> inputs[kItems];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) items[j] = ask(step, block.place(step.t, pass, j));
-    if (block.pass_is_live(step.t, pass)) {
-      Source<T> sources[kTile / 8];
-#pragma unroll
-      for (int j = 0; j < kTile / 8; ++j) sources[j] = source(step, pass, j);
-      block.multiply(sources, step.n);
-    }
+    for (int j = 0; j < kItems; ++j) inputs[j] = load_inputs(step, block.unit(step.t, pass, j));
+    if (block.pass_is_live(step.t, pass))
+      block.multiply(pass, step.n, [&](int row) { return h_prev_of(step, row); });
     __syncthreads();
-    Result<T> results[kItems];
+    UnitResult<T> results[kItems];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) results[j] = finish(step, items[j]);
+    for (int j = 0; j < kItems; ++j) results[j] = compute_and_publish(step, inputs[j]);
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) store(step, items[j], results[j]);
+    for (int j = 0; j < kItems; ++j) store(step, inputs[j].at, results[j]);
     __syncthreads();  // before the next pass overwrites the sums
   }
 };
@@ -195,10 +177,7 @@ template <class P, int kUnits, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(PersistentForward<typename P::T> call, Tiling tiling, bool aligned) {
   const ForwardWalk<P, kUnits, kTile> walk(call, tiling, aligned);
-  walk.load_weights();
-  __syncthreads();
-  walk.load_cells();
-  __syncthreads();
+  walk.load();
   int64_t offset_prev = 0;
   for (int n = 0; n < call.sequence.steps; ++n) {
     const auto step = walk.step(n, offset_prev);
@@ -207,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-struct Kernel {
+struct ForwardKernel {
   template <class P, int kUnits, int kTile>
   static constexpr auto instance() {
     return forward_kernel<P, kUnits, kTile>;
@@ -224,7 +203,7 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
   for (int d = 0; d < tiling.directions; ++d)
     aligned = aligned && is_aligned(call.direction[d].exchange, call.exchange_stride * size) &&
               is_aligned(call.direction[d].h_0, tiling.exchange_width * size);
-  return Launcher<Kernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
+  return Launcher<ForwardKernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();
 }
 

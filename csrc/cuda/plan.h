@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../parts.h"
 #include "switches.h"
 
 namespace fastlstm {
@@ -24,8 +25,6 @@ constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes loa
 constexpr int kInFlight = 8;        // chunks of 8 rows that a warp has asked for at once
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
 constexpr int kStageFloats = 16 * 12 + 8;  // per warp, of the FFMA path (stage_row)
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What the planner knows of a device: sizes, and the constants of its predictions, all from data
 // sheets and arithmetic.
@@ -39,10 +38,10 @@ struct CudaDevice {
   double sm_bytes_per_clock = 64;       // from L2 into one SM
   double shared_bytes_per_clock = 128;  // of one SM
   double trip_us = 0.5;   // from a store in one SM to another SM that sees it, through L2
-  double cell_us = 0.35;  // of a pass beside its product: some 400 to 700 instructions a warp, two
+  double cell_us = 0.35;  // of a pass beside its product: some 300 to 600 instructions a warp, two
                           // warps a scheduler, half of it waiting
   double marking_share = 0.4;  // of L2's rate, at which memory is marked as unwritten
-  double more_looks = 1;       // in vain, from 64 rows on and in backward
+  double repeated_polls = 1;   // in vain, from 64 rows on and in backward
   double prologue_us = 20;     // filling shared memory with W_hh before the first step
   double stepwise_us = 6;      // a GEMM and a kernel that have next to nothing to do
   double host_step_us = 12;    // launching both; without a CUDA graph a step takes no less
@@ -76,7 +75,7 @@ inline constexpr PlanConstant kPlanConstants[] = {
     {"trip_us", &CudaDevice::trip_us},
     {"cell_us", &CudaDevice::cell_us},
     {"marking_share", &CudaDevice::marking_share},
-    {"more_looks", &CudaDevice::more_looks},
+    {"repeated_polls", &CudaDevice::repeated_polls},
     {"prologue_us", &CudaDevice::prologue_us},
     {"stepwise_us", &CudaDevice::stepwise_us},
     {"host_step_us", &CudaDevice::host_step_us},
@@ -100,7 +99,7 @@ struct Task {
   int64_t exchange_width() const {
     const int64_t piece =
         kPadding ? std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1) : 1;
-    return ceil_div(hidden_size, piece) * piece;
+    return divide_up(hidden_size, piece) * piece;
   }
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.
@@ -114,10 +113,7 @@ struct Task {
            : dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
                                       : device.mma_per_clock;
   }
-  int64_t chunks() const {
-    const int64_t values = kChunkBytes / element_bytes();
-    return (depth() + values - 1) / values;
-  }
+  int64_t chunks() const { return divide_up(depth(), kChunkBytes / element_bytes()); }
 };
 
 // What crosses into the kernel.
@@ -169,8 +165,8 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
                           int directions) {
   Tiling tiling;
   tiling.units = units, tiling.row_tile = row_tile, tiling.row_groups = row_groups;
-  tiling.unit_blocks = static_cast<int>(ceil_div(task.hidden_size, units));
-  tiling.group_rows = static_cast<int>(ceil_div(task.batch, row_groups));
+  tiling.unit_blocks = static_cast<int>(divide_up(task.hidden_size, units));
+  tiling.group_rows = static_cast<int>(divide_up(task.batch, row_groups));
   tiling.directions = directions;
   tiling.exchange_width = static_cast<int>(task.exchange_width());
   return tiling;
@@ -186,16 +182,16 @@ inline bool fits(const Task& task, const Tiling& tiling, const CudaDevice& devic
 inline double predict_persistent(const Task& task, const Tiling& tiling, const CudaDevice& device) {
   const double bytes = static_cast<double>(task.element_bytes() * task.depth());
   const double matrix = matrix_rows(task.backward, tiling.units);
-  const double passes = static_cast<double>(ceil_div(tiling.group_rows, tiling.row_tile));
+  const double passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
   const double l2 = device.l2_gb_per_s * 1e3;  // bytes a microsecond
   const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
-  // What a warp has in flight it looks at before it is there, and again. Unaligned values are
+  // A warp polls what it has in flight before it is there, and again. Unaligned values are
   // loaded one by one.
   const double in_vain = std::min(1.0, double(kInFlight * kWarps) / double(task.chunks()));
-  const double looks = task.backward || task.batch >= 64 ? 1 + device.more_looks * in_vain : 1;
+  const double polls = task.backward || task.batch >= 64 ? 1 + device.repeated_polls * in_vain : 1;
   const double loads = task.aligned() ? 1 : 16.0 / static_cast<double>(task.element_bytes());
   const double exchange =
-      looks * loads *
+      polls * loads *
       std::max(tiling.group_rows * bytes / device.sm_bytes_per_clock * device.clock_us(),
                state_bytes * tiling.unit_blocks / l2);
   const double marking = state_bytes / (device.marking_share * l2);  // in memory, as unwritten
@@ -226,7 +222,7 @@ struct Division {
 
 // The fastest division of the persistent engine as predicted; a stepwise plan where none fits.
 inline Plan plan_persistent(const Task& task, const CudaDevice& device,
-                            const Division& wanted = {}) {
+                            const Division& forced = {}) {
   Plan best;
   best.step_us = best.stepwise_step_us = predict_stepwise(task, device);
   const bool possible = task.dtype != Dtype::kFloat64 && !task.only_stepwise &&
@@ -237,12 +233,12 @@ inline Plan plan_persistent(const Task& task, const CudaDevice& device,
     for (int units : {8, 16, 32}) {
       for (int row_tile : {8, 16}) {
         if (!is_compiled(task.ffma(), units, row_tile)) continue;
-        if (wanted.units && units != wanted.units) continue;
-        if (wanted.row_tile && row_tile != wanted.row_tile) continue;
-        const int64_t room = device.sm_count / (ceil_div(task.hidden_size, units) * directions);
-        const int64_t useful = ceil_div(task.batch, 8);  // a tile has no fewer rows
-        const int64_t first = wanted.row_groups ? wanted.row_groups : 1;
-        const int64_t last = wanted.row_groups ? wanted.row_groups : std::min(room, useful);
+        if (forced.units && units != forced.units) continue;
+        if (forced.row_tile && row_tile != forced.row_tile) continue;
+        const int64_t room = device.sm_count / (divide_up(task.hidden_size, units) * directions);
+        const int64_t useful = divide_up(task.batch, 8);  // a tile has no fewer rows
+        const int64_t first = forced.row_groups ? forced.row_groups : 1;
+        const int64_t last = forced.row_groups ? forced.row_groups : std::min(room, useful);
         for (int64_t groups = first; groups <= std::min({last, room, task.batch}); ++groups) {
           const Tiling tiling =
               make_tiling(task, units, row_tile, static_cast<int>(groups), directions);

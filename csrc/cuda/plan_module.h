@@ -45,6 +45,7 @@ inline pybind11::dict cuda_constants(int sm_count, int capability) {
   return constants;
 }
 
+// Takes the fields of Task and more one by one, as Python passes them.
 inline pybind11::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                                 const std::string& dtype, bool allow_tf32, bool backward,
                                 int sm_count, int capability, const std::string& engine,

@@ -2,6 +2,7 @@
 // for the gradient of W_hh.
 #include <type_traits>
 
+#include "../dtype_list.h"
 #include "device.h"
 #include "persistent.h"
 
@@ -22,10 +23,9 @@ __global__ void upload_kernel(Piece piece, int count, int64_t* out) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    previous_hidden_kernel(Sequence sequence, bool reverse, const T* output, int64_t output_stride,
-                           const T* h_0, const T* h_mask, T* h_prev) {
+__global__ void __launch_bounds__(kThreads) previous_hidden_kernel(PreviousHidden<T> call) {
   using A = std::conditional_t<std::is_same<T, double>::value, double, float>;
+  const Sequence& sequence = call.sequence;
   const int hidden = sequence.hidden_size;
   const auto flat_row = [&](int t, int64_t row) {
     return (sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch) + row;
@@ -39,13 +39,13 @@ __global__ void __launch_bounds__(kThreads)
       const bool reset = sequence.reset && sequence.reset[flat_row(t, row)];
       const T* from = nullptr;
       if (live && !reset)
-        from = t == (reverse ? length - 1 : 0)
-                   ? h_0 + row * hidden
-                   : output + flat_row(reverse ? t + 1 : t - 1, row) * output_stride;
-      T* to = h_prev + flat_row(t, row) * hidden;
+        from = t == (call.reverse ? length - 1 : 0)
+                   ? call.h_0 + row * hidden
+                   : call.output + flat_row(call.reverse ? t + 1 : t - 1, row) * call.output_stride;
+      T* to = call.h_prev + flat_row(t, row) * hidden;
       for (int unit = threadIdx.x; unit < hidden; unit += blockDim.x) {
         T h = from ? from[unit] : T(0.0f);
-        if (h_mask) h = T(A(h) * A(h_mask[row * hidden + unit]));
+        if (call.h_mask) h = T(A(h) * A(call.h_mask[row * hidden + unit]));
         to[unit] = h;
       }
     }
@@ -68,25 +68,19 @@ cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device,
 }
 
 template <typename T>
-cudaError_t launch_previous_hidden(const Sequence& sequence, bool reverse, const T* output,
-                                   int64_t output_stride, const T* h_0, const T* h_mask, T* h_prev,
-                                   cudaStream_t stream) {
+cudaError_t launch_previous_hidden(const PreviousHidden<T>& call, cudaStream_t stream) {
+  const Sequence& sequence = call.sequence;
   if (sequence.batch == 0 || sequence.steps == 0) return cudaSuccess;
   const dim3 block(64, kThreads / 64);
-  const int64_t across = ceil_div(sequence.batch, block.y);
+  const int64_t across = divide_up(sequence.batch, block.y);
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(across, 65535)),
                   static_cast<unsigned>(std::min(sequence.steps, kMaxGridY)));
-  return launch(previous_hidden_kernel<T>, grid, block, 0, stream, sequence, reverse, output,
-                output_stride, h_0, h_mask, h_prev);
+  return launch(previous_hidden_kernel<T>, grid, block, 0, stream, call);
 }
 
-#define FASTLSTM_INSTANTIATE(T)                                                                   \
-  template cudaError_t launch_previous_hidden(const Sequence&, bool, const T*, int64_t, const T*, \
-                                              const T*, T*, cudaStream_t);
-FASTLSTM_INSTANTIATE(double)
-FASTLSTM_INSTANTIATE(float)
-FASTLSTM_INSTANTIATE(bfloat16)
-FASTLSTM_INSTANTIATE(float16)
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template cudaError_t launch_previous_hidden(const PreviousHidden<T>&, cudaStream_t);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

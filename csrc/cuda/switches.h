@@ -28,11 +28,11 @@ namespace fastlstm {
 constexpr bool kRawInput = !FASTLSTM_NO_RAW_INPUT;
 // Two groups of loads take turns by name; moving one into the other would wait for both.
 constexpr bool kTwoGroups = !FASTLSTM_NO_TWO_GROUPS;
-// Pointers are fetched, and addresses made, before the wait.
+// Pointers are fetched, and addresses computed, before the wait.
 constexpr bool kHoisting = !FASTLSTM_NO_HOISTING;
-// Two lanes announce four 16-bit gates by one shuffle.
+// Two lanes publish four 16-bit gates by one shuffle.
 constexpr bool kGatePairs = !FASTLSTM_NO_GATE_PAIRS;
-// The exchange buffer is in L2 before anybody looks at it.
+// The exchange buffer is in L2 before anybody polls it.
 constexpr bool kPrefetchExchange = !FASTLSTM_NO_PREFETCH;
 // Exchanged rows are padded to whole pieces of 16 bytes. For both compilers: also in CXXFLAGS.
 constexpr bool kPadding = !FASTLSTM_NO_PADDING;

@@ -1,6 +1,6 @@
 // What blocks did when, in a checked build (FASTLSTM_CHECKED=1 of setup.py): their SM's clock when
 // one of their warps began its product, which begins with waiting, and when it had it, in each
-// step; and how often a thread of it looked at 16 bytes that were not there. Other builds have
+// step; and how often a thread of it polled 16 bytes that were not there. Other builds have
 // nothing of this.
 #pragma once
 #include "device.h"
@@ -29,8 +29,8 @@ __device__ inline long long* trace_entry(int step, TraceEntry entry) {
 __device__ inline void trace(int step, TraceEntry entry) {
   if (long long* const at = trace_entry(step, entry)) *at = clock64();
 }
-__device__ inline void trace_look(int step) {
-  if (long long* const at = trace_entry(step, kLooksInVain)) ++*at;
+__device__ inline void trace_poll(int step) {
+  if (long long* const at = trace_entry(step, kPollsInVain)) ++*at;
 }
 
 // Copies the entries of this file's kernels to the host and clears them. Waits for the device.
@@ -51,7 +51,7 @@ inline cudaError_t take_entries(long long* host) {
 #else
 
 __device__ inline void trace(int /*step*/, TraceEntry) {}
-__device__ inline void trace_look(int /*step*/) {}
+__device__ inline void trace_poll(int /*step*/) {}
 
 #endif
 

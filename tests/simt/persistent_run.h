@@ -190,7 +190,7 @@ struct Run {
   }
 
   // Zoneout of one state alone is the other with shares of 0.
-  Zoneout<T> zones(const typename Buffers<T>::Direction& d) const {
+  Zoneout<T> zoneout(const typename Buffers<T>::Direction& d) const {
     if (!shape.zoneout) return {};
     return {d.zoneout_h.data(), d.zoneout_c.data(), shape.H, shape.H};
   }
@@ -207,7 +207,6 @@ struct Run {
       auto& b = buffers.direction[d];
       call.direction[d] = {b.w_hh.data(),
                            b.h_0.data(),
-                           b.c_0.data(),
                            b.gates.data(),
                            buffers.output.data() + d * shape.H,
                            b.exchange.empty() ? buffers.output.data() + d * shape.H
@@ -216,7 +215,7 @@ struct Run {
                            b.h_n.data(),
                            b.c_n.data(),
                            shape.masks ? b.h_mask.data() : nullptr,
-                           zones(b)};
+                           zoneout(b)};
     }
     call.first_reverse = shape.reverse;
     call.save_gates = save;
@@ -241,7 +240,7 @@ struct Run {
                            b.d_h.data(),
                            b.d_c.data(),
                            shape.masks ? b.h_mask.data() : nullptr,
-                           zones(b)};
+                           zoneout(b)};
     }
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;
@@ -256,11 +255,11 @@ struct Run {
       const auto h_0 = testing::converted<T>(p.h_0);
       auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
       const int64_t stride = shape.directions * shape.H;
-      check(launch_previous_hidden(sequence(), p.reverse, buffers.output.data() + d * shape.H,
-                                   stride, h_0.data(),
-                                   shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
-                                   h_prev.data(), nullptr) == cudaSuccess,
-            "launch");
+      const PreviousHidden<T> call{
+          sequence(),   p.reverse,  buffers.output.data() + d * shape.H,
+          stride,       h_0.data(), shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
+          h_prev.data()};
+      check(launch_previous_hidden(call, nullptr) == cudaSuccess, "launch");
       for (int64_t t = 0; t < shape.T; ++t)
         for (int64_t b = 0; b < buffers.rows[t]; ++b)
           for (int64_t j = 0; j < shape.H; ++j) {

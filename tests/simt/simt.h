@@ -144,18 +144,18 @@ struct Fiber {
   unsigned lane = 0;
   unsigned barriers = 0;                                // that it has met
   int64_t now = 0;                                      // with a Clock only
-  std::vector<std::pair<const char*, int64_t>> coming;  // looks under way: at what, until when
+  std::vector<std::pair<const char*, int64_t>> coming;  // polls under way: at what, until when
 };
 
 // Modelled time, in clocks of an SM: what a value needs from one SM to another, and for all else
-// one price. A look sees what L2 has when half of its time is over.
+// one price. A poll sees what L2 has when half of its time is over.
 struct Clock {
-  int64_t store = 250, load = 280;  // until L2 shows a value; until a look is back
+  int64_t store = 250, load = 280;  // until L2 shows a value; until a poll is back
   int64_t request = 16;             // a request to memory, a barrier or an mma: some 8 instructions
   int64_t limit = 10'000'000;       // nobody waits longer
-  // What was seen: pieces of 16 bytes that arrived, looks that this took, clocks that pieces had
-  // lain in L2 before the look that found them, and when the last thread was done.
-  int64_t pieces = 0, looks = 0, unnoticed = 0, end = 0;
+  // What was seen: pieces of 16 bytes that arrived, polls that this took, clocks that pieces had
+  // lain in L2 before the poll that found them, and when the last thread was done.
+  int64_t pieces = 0, polls = 0, unnoticed = 0, end = 0;
 };
 
 struct Machine {
@@ -341,7 +341,7 @@ SIMT_OWN inline int64_t seen_from(const void* from, size_t bytes) {
   return last;
 }
 
-// With a Clock: what L2 shows when the look comes by.
+// With a Clock: what L2 shows when the poll comes by.
 template <typename T>
 T exchange_load(const T* address) {
   Machine& m = *machine();
@@ -356,14 +356,14 @@ T exchange_load(const T* address) {
   return value;
 }
 
-// With a Clock: until this thread's looks at 16 bytes are back; when that was, 0 without looks.
-inline int64_t await_looks(const void* piece) {
+// With a Clock: until this thread's polls at 16 bytes are back; when that was, 0 without polls.
+inline int64_t await_polls(const void* piece) {
   Fiber& f = self();
   int64_t back = 0;
   const auto first = static_cast<const char*>(piece);
-  const auto end = std::remove_if(f.coming.begin(), f.coming.end(), [&](const auto& look) {
-    if (look.first < first || look.first >= first + 16) return false;
-    back = std::max(back, look.second);
+  const auto end = std::remove_if(f.coming.begin(), f.coming.end(), [&](const auto& poll) {
+    if (poll.first < first || poll.first >= first + 16) return false;
+    back = std::max(back, poll.second);
     return true;
   });
   f.coming.erase(end, f.coming.end());
@@ -375,18 +375,18 @@ inline int64_t await_looks(const void* piece) {
 inline void arrived(const void* piece) {
   Clock* const clock = machine()->clock;
   if (!clock) return;
-  const int64_t back = await_looks(piece);
+  const int64_t back = await_polls(piece);
   if (!back) return;
-  ++clock->looks, ++clock->pieces;
+  ++clock->polls, ++clock->pieces;
   clock->unnoticed += back - clock->load / 2 - seen_from(piece, 16);
 }
 
-// Until the first of `count` values that is missing has been stored; with a Clock, until the look
+// Until the first of `count` values that is missing has been stored; with a Clock, until the poll
 // that did not see it is back.
 template <typename T>
 void await_store(const T* address, int count) {
   if (Clock* const clock = machine()->clock) {
-    clock->looks += await_looks(address) > 0;
+    clock->polls += await_polls(address) > 0;
     if (self().now > clock->limit) throw Fault("deadlock: a value that nobody stores");
     return;
   }

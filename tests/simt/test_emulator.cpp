@@ -93,7 +93,7 @@ const Case never("emulator/finds a value that nobody stores",
                  [] { check(faults([] { hands_over<kNeverStored>(); }), "not noticed"); });
 const Case twice("emulator/finds a value that is stored twice",
                  [] { check(faults([] { hands_over<kStoredTwice>(); }), "not noticed"); });
-const Case looks("emulator/finds a value that looks unwritten",
+const Case polls("emulator/finds a value that looks unwritten",
                  [] { check(faults([] { hands_over<kLooksUnwritten>(); }), "not noticed"); });
 const Case early("emulator/finds a read that does not wait",
                  [] { check(!hands_over<kNotAwaited>(), "not noticed"); });
@@ -107,22 +107,22 @@ __global__ void look_kernel(uint32_t* value, int64_t wait) {
 }
 
 const Case modelled_time("emulator/clock", [] {
-  // L2 shows the value from clock 250 on. A look takes 280 and sees L2 after 140.
+  // L2 shows the value from clock 250 on. A poll takes 280 and sees L2 after 140.
   const std::vector<std::array<int64_t, 4>> expected = {
-      // wait, looks, clocks that the value lay there, end
+      // wait, polls, clocks that the value lay there, end
       {0, 2, 170, 560},
       {109, 2, 279, 669},
       {110, 1, 0, 390},
       {200, 1, 90, 480}};
-  for (const auto& [wait, looks, unnoticed, end] : expected) {
+  for (const auto& [wait, polls, unnoticed, end] : expected) {
     simt::Clock clock;
     simt::clock() = &clock;
     std::vector<uint32_t> value(1, ~0u);
     simt::launch(dim3(2), dim3(1), 0, simt::kAllBlocks, [&] { look_kernel(value.data(), wait); });
     simt::clock() = nullptr;
-    check(clock.pieces == 1 && clock.looks == looks && clock.unnoticed == unnoticed &&
+    check(clock.pieces == 1 && clock.polls == polls && clock.unnoticed == unnoticed &&
               clock.end == end,
-          "looks from clock ", wait, " on: ", clock.looks, " looks, ", clock.unnoticed,
+          "polls from clock ", wait, " on: ", clock.polls, " polls, ", clock.unnoticed,
           " clocks unnoticed, end at ", clock.end);
   }
 });

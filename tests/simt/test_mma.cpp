@@ -5,7 +5,7 @@
 
 namespace {
 
-using fastlstm::Words;
+using fastlstm::Bits128;
 using testing::Case;
 using testing::check;
 
@@ -57,7 +57,7 @@ void check_16bit(Mma mma) {
   fill(a, b, 16);
   simt::launch(dim3(1), dim3(32), 0, simt::kBlocksInTurn, [&] {
     const int lane = threadIdx.x;
-    Words words{};
+    Bits128 words{};
     uint32_t second[2] = {};
     for (int i = 0; i < 8; ++i)
       words.word[i / 2] |= uint32_t(H(a[a16(lane, i).row][a16(lane, i).column]).bits)
@@ -83,7 +83,7 @@ const Case tf32("mma/tf32 layout", [] {
   simt::launch(dim3(1), dim3(32), 0, simt::kBlocksInTurn, [&] {
     const int lane = threadIdx.x;
     const auto word = [](float x) { return simt::bits_of<uint32_t>(x); };
-    Words words;
+    Bits128 words;
     for (int i = 0; i < 4; ++i) words.word[i] = word(a[a8(lane, i).row][a8(lane, i).column]);
     float sum[4] = {1, 1, 1, 1};
     fastlstm::mma_tf32(sum, words, word(b[b8(lane, 0).row][b8(lane, 0).column]),

@@ -3,7 +3,7 @@
 #include <array>
 #include <set>
 
-#include "../../csrc/cuda/persistent_tile.h"
+#include "../../csrc/cuda/persistent_product.h"
 #include "persistent_run.h"
 
 namespace {

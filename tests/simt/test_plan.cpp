@@ -69,12 +69,12 @@ const Case fits_or_stepwise("plan/fits or is stepwise", [] {
     check_plan(chosen, task, card);
     check(chosen.step_us <= chosen.stepwise_step_us, "a slower engine was chosen");
     persistent += chosen.persistent;
-    const Division wanted = {8 << draw(0, 2), 8, static_cast<int>(draw(1, 4))};
-    const Plan forced = plan_persistent(task, device, wanted);
+    const Division division = {8 << draw(0, 2), 8, static_cast<int>(draw(1, 4))};
+    const Plan forced = plan_persistent(task, device, division);
     check_plan(forced, task, card);
     if (forced.persistent)
-      check(forced.tiling.units == wanted.units && forced.tiling.row_tile == wanted.row_tile &&
-                forced.tiling.row_groups == wanted.row_groups,
+      check(forced.tiling.units == division.units && forced.tiling.row_tile == division.row_tile &&
+                forced.tiling.row_groups == division.row_groups,
             "not divided as asked");
   }
   check(persistent > 4000, "only ", persistent, " of 20000 plans are persistent");
@@ -137,12 +137,12 @@ const Case costs("plan/what a step costs", [] {
         "unaligned h costs more");
   check(persistent(300, 64, true) < 1.1 * persistent(304, 64, true), "d_gates are aligned");
   CudaDevice once = h100;
-  once.more_looks = 0;
+  once.repeated_polls = 0;
   for (bool backward : {false, true}) {
     for (int64_t batch : {32, 64}) {
       const Task task{512, batch, 512, 1, Dtype::kBFloat16, true, false, backward};
       const bool again = plan_persistent(task, h100).step_us > plan_persistent(task, once).step_us;
-      check(again == (backward || batch >= 64), "looks again, B ", batch, " backward ", backward);
+      check(again == (backward || batch >= 64), "polls again, B ", batch, " backward ", backward);
     }
   }
   const Task task{64, 1, 512, 2, Dtype::kBFloat16, true, false, false};

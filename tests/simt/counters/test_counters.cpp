@@ -1,5 +1,5 @@
 // What each tile of the persistent engine asks of memory: bank conflicts in shared memory, sectors
-// of global memory, and looks at the exchange in modelled time. "printed/counters" is the table of
+// of global memory, and polls of the exchange in modelled time. "printed/counters" is the table of
 // docs/cuda.md.
 #include <cstdio>
 
@@ -90,7 +90,7 @@ std::vector<Tile> all_tiles() {
 struct Measured {
   Counters counters;
   simt::Clock clock;
-  double looks() const { return double(clock.looks) / double(clock.pieces); }
+  double polls() const { return double(clock.polls) / double(clock.pieces); }
   double unnoticed() const { return double(clock.unnoticed) / double(clock.pieces); }
 };
 
@@ -163,11 +163,11 @@ void check_tile(const Tile& tile) {
   sectors("gates", kLoad, store_sectors(tile, tile.bytes()));
   if (!tile.backward) sectors("gates", kStore, store_sectors(tile, tile.bytes()));
   sectors("cells", tile.backward ? kLoad : kStore, store_sectors(tile, 4));
-  check(one.looks() <= 2, tile.name(), ": ", one.looks(), " looks a piece");
+  check(one.polls() <= 2, tile.name(), ": ", one.polls(), " polls a piece");
   if (tile.units > 8 || tile.row_tile > 8) return;
   const Measured two = measure(tile, 3, 2, 4 * tile.units);
-  check(two.looks() == 1, tile.name(), ", two passes: ", two.looks(),
-        " looks a piece, though it had the time of a pass to arrive");
+  check(two.polls() == 1, tile.name(), ", two passes: ", two.polls(),
+        " polls a piece, though it had the time of a pass to arrive");
 }
 
 const bool added = [] {
@@ -178,7 +178,7 @@ const bool added = [] {
 const Case table("printed/counters", [] {
   constexpr int kSteps = 4, kHidden = 128;
   std::printf("H %d; conflicts and sectors: mean of a request\n", kHidden);
-  std::printf("%-26s|%26s|%27s|%21s\n", "", "conflicts", "sectors", "looks a piece, clocks");
+  std::printf("%-26s|%26s|%27s|%21s\n", "", "conflicts", "sectors", "polls a piece, clocks");
   std::printf("%-26s|%6s%7s%6s%7s|%9s%9s%9s|%8s%8s%8s%8s\n", "tile", "slice", "stage", "sums<",
               "sums>", "exch <", "exch >", "gates", "1 pass", "idle", "clocks", "2 passes");
   for (const Tile& tile : all_tiles()) {
@@ -192,8 +192,8 @@ const Case table("printed/counters", [] {
     std::printf("%-26s|%6.1f%7.1f%6.1f%7.1f|%9.1f%9.1f%9.1f|%8.2f%8.0f%8lld%8.2f\n",
                 tile.name().c_str(), conflicts("slice", kLoad), conflicts("stage", kStore),
                 conflicts("sums", kStore), conflicts("sums", kLoad), sectors("exchange", kLoad),
-                sectors("exchange", kStore), sectors("gates", kLoad), one.looks(), one.unnoticed(),
-                static_cast<long long>(one.clock.end / kSteps), two.looks());
+                sectors("exchange", kStore), sectors("gates", kLoad), one.polls(), one.unnoticed(),
+                static_cast<long long>(one.clock.end / kSteps), two.polls());
   }
 });
 

@@ -1,0 +1,224 @@
+// A block of a persistent kernel: the units and the batch rows that it has, its shared memory, and
+// the product of a pass over kTile of its rows. Both walks are written with it.
+#pragma once
+#include "persistent_product.h"
+
+namespace fastlstm {
+
+// Steps from asking L2 for what an earlier pass over the sequence left in memory, to loading it:
+// memory may take longer than a step.
+constexpr int kPrefetch = 2;
+
+template <typename T>
+__device__ void prefetch(const Zoneout<T>& zoneout, int64_t flat_row, int unit) {
+  if (!zoneout.h) return;
+  prefetch(zoneout.h + flat_row * zoneout.h_stride + unit);
+  prefetch(zoneout.c + flat_row * zoneout.c_stride + unit);
+}
+
+// The type of what a thread loads before it waits: as it lies in memory.
+template <typename T>
+using Loaded = std::conditional_t<kRawInput, T, float>;
+template <typename T>
+__device__ Gates<float> to_float(const Gates<T>& gates) {
+  return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
+}
+
+// The pointers of a direction, fetched now and not, by their index, when each is used.
+template <class Direction>
+__device__ Direction fetch(const Direction (&direction)[2], int index) {
+  Direction fetched = direction[index];
+  fetched.for_each_pointer([](auto*& pointer) { pointer = in_register(pointer); });
+  return fetched;
+}
+
+// A unit of a row in a step, which one thread computes.
+struct ThreadUnit {
+  int pass_row, row, unit;  // row of the pass and of the group; unit of the block
+  bool exchanged;           // other blocks load it
+  bool exists;              // the layer has this unit; the others fill up the exchanged row
+  bool live;                // the row has not ended; else it is padding, where 0 is stored
+  int batch_row;
+};
+
+// P: the kind of arithmetic; kRows: matrix rows of the slice.
+template <class P, int kRows, int kUnits, int kTile>
+struct Block {
+  using T = typename P::T;
+  static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units of a thread
+
+  const Sequence& sequence;
+  const Tiling& tiling;
+  int direction, group, part;  // part: which units
+  bool reverse;
+  int first_unit, units, exchanged_units;  // fewer than kUnits in the last part
+  int passes;
+  int depth, chunks;  // of the rows that the slice is multiplied with
+  bool aligned;       // and whether those are whole pieces of 16 bytes
+  int thread, lane, warp, first_chunk, last_chunk;
+  uint32_t* slice;
+  float *stage, *partials, *state;
+  int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
+
+  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates,
+                   bool aligned)
+      : sequence(sequence), tiling(tiling), aligned(kPadding || aligned) {
+    part = blockIdx.x % tiling.unit_blocks;
+    group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
+    direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
+    reverse = first_reverse || direction == 1;
+    first_unit = part * kUnits;
+    units = min(sequence.hidden_size - first_unit, kUnits);
+    exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
+    depth = gates * tiling.exchange_width;
+    passes = (tiling.group_rows + kTile - 1) / kTile;
+    chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
+    thread = in_register(static_cast<int>(threadIdx.x)), lane = thread % 32, warp = thread / 32;
+    first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
+    divide_memory();
+    find_rows();
+  }
+
+  // As SharedLayout counts it.
+  __device__ void divide_memory() {
+    slice = reinterpret_cast<uint32_t*>(shared_memory());
+    stage = reinterpret_cast<float*>(slice + kRows * chunks * 16) + warp * kStageFloats;
+    partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
+    if (std::is_same<P, Ffma>::value) partials += kWarps * kStageFloats;
+    state = partials + kWarps * kTile * partial_stride(kRows);
+    batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
+    length = batch_row + tiling.group_rows;
+  }
+
+  __device__ void find_rows() const {
+    for (int i = thread; i < tiling.group_rows; i += kThreads) {
+      const int position = group + tiling.row_groups * i;
+      const bool exists = position < sequence.batch;
+      const int row =
+          exists && sequence.order ? static_cast<int>(sequence.order[position]) : position;
+      batch_row[i] = row;
+      length[i] = exists ? live_steps(sequence, row) : -1;
+    }
+  }
+
+  // Fills the slice with element(row, k), as load_slice, and the state from `initial` [B,H].
+  template <class Element>
+  __device__ void load(const float* initial, const Element& element) const {
+    load_slice<P, kRows>(slice, chunks, element);
+    __syncthreads();  // find_rows is done
+    for (int i = thread; i < tiling.group_rows * kUnits; i += kThreads)
+      if (length[i / kUnits] >= 0 && i % kUnits < units)
+        state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
+                           i % kUnits];
+    __syncthreads();
+  }
+
+  // First flat row of a step; 0 for a step that does not exist.
+  __device__ int64_t offset(int t) const {
+    if (t < 0 || t >= sequence.steps) return 0;
+    return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
+  }
+
+  // The thread's j-th unit of a pass; none of it is true where there is no such row.
+  __device__ ThreadUnit unit(int t, int pass, int j) const {
+    const int index = thread + j * kThreads, row = index / kUnits;
+    ThreadUnit at = {row, pass * kTile + row, index % kUnits, false, false, false, 0};
+    if (at.pass_row >= kTile || at.row >= tiling.group_rows) return at;
+    const int steps = length[at.row];
+    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed: no padding
+    at.exchanged = in_memory && at.unit < exchanged_units;
+    at.exists = in_memory && at.unit < units;
+    at.live = at.exists && t < steps;
+    at.batch_row = batch_row[at.row];
+    return at;
+  }
+  __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
+  // Where the unit lies in [B,H].
+  __device__ int64_t index(const ThreadUnit& at) const {
+    return int64_t(at.batch_row) * sequence.hidden_size + column(at);
+  }
+  // Its c, or dL/dc, from step to step.
+  __device__ float& state_of(const ThreadUnit& at) const {
+    return state[at.row * kUnits + at.unit];
+  }
+
+  __device__ bool is_live(int t, int row) const {
+    return row < tiling.group_rows && t < length[row];
+  }
+  __device__ bool is_reset(int t, int row) const { return reset_flag(t, row); }
+  __device__ unsigned char reset_flag(int t, int row) const {
+    if (!sequence.reset) return 0;
+    return reinterpret_cast<const unsigned char*>(
+        sequence.reset)[int64_t(t) * sequence.batch + batch_row[row]];
+  }
+  __device__ bool is_first_step(int t, int row) const {
+    return t == (reverse ? length[row] - 1 : 0);
+  }
+  __device__ bool is_last_step(int t, int row) const {
+    return t == (reverse ? 0 : length[row] - 1);
+  }
+
+  // Whether any row of a pass is alive: the same answer for the whole block.
+  __device__ bool pass_is_live(int t, int pass) const {
+    for (int i = pass * kTile; i < (pass + 1) * kTile && i < tiling.group_rows; ++i)
+      if (t < length[i]) return true;
+    return false;
+  }
+
+  // Multiplies the slice with vector_of(row) of the rows of a pass. After a barrier `sums` has the
+  // results.
+  template <class VectorOf>
+  __device__ void multiply(int pass, int step, const VectorOf& vector_of) const {
+    RowVector<T> vectors[kTile / 8];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) vectors[j] = vector_of(pass * kTile + 8 * j + lane / 4);
+    trace(step, kProductBegins);
+    __syncwarp();  // loads that stand above are under way before this waits
+    LanePart<T> parts[kTile / 8];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
+    if (aligned)
+      multiply_parts<true>(parts, step);
+    else
+      multiply_parts<kPadding>(parts, step);
+    trace(step, kProductDone);
+  }
+
+  template <bool kAligned>
+  __device__ void multiply_parts(const LanePart<T> (&parts)[kTile / 8], int step) const {
+    constexpr int kChunks = chunks_at_once();
+    WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
+    if constexpr (kTwoGroups)
+      add_chunks<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
+    else
+      add_chunks_moving<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
+    product.store_sums(partials + warp * kTile * partial_stride(kRows));
+  }
+
+  // Chunks that a warp loads at once. Backward has rows four times as long. FFMA and the widest
+  // tile take their time over a chunk, and the latter's sums leave few registers.
+  static constexpr __host__ __device__ int chunks_at_once() {
+    if (!kTwoGroups) return 4 / (kTile / 8);
+    if (std::is_same<P, Ffma>::value) return 2;
+    if (kRows * kTile >= 2048) return 1;
+    return (kRows == kUnits ? 8 : 4) / (kTile / 8);
+  }
+
+  // Of batch row b of the pass: matrix rows r .. r + kCount - 1, over all warps.
+  template <int kCount>
+  struct alignas(4 * kCount) Sums {
+    float value[kCount];
+  };
+  template <int kCount>
+  __device__ Sums<kCount> sums(int b, int r) const {
+    Sums<kCount> sum = {};
+    for (int w = 0; w < kWarps; ++w) {
+      const auto part = *reinterpret_cast<const Sums<kCount>*>(
+          partials + (w * kTile + b) * partial_stride(kRows) + r);
+      for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
+    }
+    return sum;
+  }
+};
+
+}  // namespace fastlstm

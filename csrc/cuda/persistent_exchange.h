@@ -1,0 +1,213 @@
+// How the blocks of a persistent kernel pass values to each other, through L2 and without a flag: a
+// block publishes h (forward) or d_gates (backward), and whoever needs a row loads it again until
+// every value is there. device.h says how a value that is not there yet is recognised. What bounds
+// it is the trip of a value from one SM to another.
+//
+// A chunk is 64 bytes of a row: lane 4 g + q of a warp loads the 16 bytes at 16 q of batch row g.
+#pragma once
+#include <type_traits>
+
+#include "../equations/lstm_math.h"
+#include "device.h"
+#include "persistent.h"
+#include "trace.h"
+
+namespace fastlstm {
+
+template <typename To, typename From>
+FASTLSTM_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+
+template <typename T>
+constexpr int kPerChunk = kChunkBytes / sizeof(T);
+
+// The memory of a value that is exchanged.
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+
+// The bits of a value, but never all of them set: a NaN becomes another NaN.
+template <typename T>
+FASTLSTM_INLINE Bits<T> published_bits(T value) {
+  constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
+  const auto bits = bits_as<Bits<T>>(value);
+  return bits < kLast ? bits : kLast;
+}
+
+// Values come by the word; where rows are not aligned, 16-bit ones come one by one.
+template <typename T, bool kAligned>
+FASTLSTM_INLINE bool is_unwritten(const Bits128& words) {
+  bool any = false;
+  for (uint32_t word : words.word) any |= word == 0xffffffff;
+  if (sizeof(T) == 2 && !kAligned)
+    for (uint32_t word : words.word) any |= (word & 0xffff) == 0xffff || word >= 0xffff0000;
+  return any;
+}
+
+// Stores a value for the other blocks, if `store` says so. The whole warp comes here: of aligned
+// 16-bit values two lanes side by side, units 2 n and 2 n + 1, who agree about `store`, make a
+// word.
+template <typename T>
+__device__ void publish(T* address, T value, int unit, bool store, bool aligned) {
+  const auto bits = published_bits(value);
+  if constexpr (sizeof(T) == 2) {
+    if (aligned) {
+      const uint32_t other = shuffle_xor(uint32_t(bits), 1);
+      if (store && unit % 2 == 0)
+        store_exchanged(reinterpret_cast<uint32_t*>(address),
+                        pack(bits, static_cast<uint16_t>(other)));
+      return;
+    }
+  }
+  if (store) store_exchanged(reinterpret_cast<Bits<T>*>(address), bits);
+}
+
+// Four gates are published `width` values apart. Of aligned 16-bit values the even lane stores i
+// and f of two units, the odd lane g and o, so that the two exchange only one word each way.
+template <typename T>
+constexpr bool kInPairs = sizeof(T) == 2 && kGatePairs;
+
+template <typename T>
+struct GatesAddress {
+  T *first, *second;  // of the gates that this lane stores
+};
+template <typename T>
+__device__ GatesAddress<T> gates_address(T* i, int width, int unit, bool aligned) {
+  T* const first = kInPairs<T> && aligned && unit % 2 == 1 ? i + 2 * width - 1 : i;
+  return {first, first + width};
+}
+
+template <typename T>
+__device__ void publish_pairs(const GatesAddress<T>& to, const Gates<T>& gates, bool odd,
+                              bool store) {
+  const uint32_t i_f = pack(published_bits(gates.i), published_bits(gates.f));
+  const uint32_t g_o = pack(published_bits(gates.g), published_bits(gates.o));
+  const uint32_t mine = odd ? g_o : i_f, other = shuffle_xor(odd ? i_f : g_o, 1);
+  const uint32_t even_unit = odd ? other : mine, odd_unit = odd ? mine : other;
+  if (!store) return;
+  store_exchanged(reinterpret_cast<uint32_t*>(to.first), (even_unit & 0xffff) | odd_unit << 16);
+  store_exchanged(reinterpret_cast<uint32_t*>(to.second),
+                  even_unit >> 16 | (odd_unit & 0xffff0000));
+}
+
+template <typename T>
+__device__ void publish(const GatesAddress<T>& to, const Gates<T>& gates, int unit, bool store,
+                        bool aligned) {
+  if constexpr (kInPairs<T>)
+    if (aligned) return publish_pairs(to, gates, unit % 2, store);
+  const int64_t width = to.second - to.first;
+  publish(to.first, gates.i, unit, store, aligned);
+  publish(to.second, gates.f, unit, store, aligned);
+  publish(to.second + width, gates.g, unit, store, aligned);
+  publish(to.second + 2 * width, gates.o, unit, store, aligned);
+}
+
+// The row that the slice is multiplied with for a batch row; nullptr: zeros.
+template <typename T>
+struct RowVector {
+  const T* values = nullptr;
+  bool exchanged = false;  // other blocks write it while this kernel runs
+};
+
+// A lane's part of a row: 16 bytes of each chunk, 64 bytes apart.
+template <typename T>
+struct LanePart {
+  const T* address;  // of chunk 0
+  int count;         // values from there to the row's end
+  int end;           // chunks from this one on are zeros
+  bool exchanged;
+
+  __device__ const T* at(int chunk) const { return address + chunk * kPerChunk<T>; }
+  __device__ int count_at(int chunk) const { return count - chunk * kPerChunk<T>; }
+};
+
+// Of a row of `depth` values, whose chunks from `last` on are for other warps.
+template <typename T>
+__device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, int lane) {
+  const int skipped = lane % 4 * (kPerChunk<T> / 4), count = depth - skipped;
+  const int end = min(last, (count + kPerChunk<T> - 1) / kPerChunk<T>);
+  if (!row.values) return {nullptr, 0, 0, false};
+  return {row.values + skipped, count, end, row.exchanged};
+}
+
+// The 16 bytes at `address`, of which `count` values exist; zeros behind them. kAligned: all exist,
+// and the address is a multiple of 16.
+template <bool kAligned, typename T>
+__device__ Bits128 load_16_bytes(const T* address, int count) {
+  if constexpr (kAligned) return load_exchanged(reinterpret_cast<const Bits128*>(address));
+  Bits128 words = {{0, 0, 0, 0}};
+  constexpr int kPerWord = 4 / sizeof(T);
+  for (int j = 0; j < 4 * kPerWord && j < count; ++j) {
+    const auto bits = bits_as<Bits<T>>(load_exchanged(address + j));
+    words.word[j / kPerWord] |= uint32_t(bits) << 16 * (j % kPerWord);
+  }
+  return words;
+}
+
+// What a warp loads at once: kChunks chunks of kColumns rows, this lane's 16 bytes of each.
+template <typename T, bool kAligned, int kChunks, int kColumns>
+struct LoadedChunks {
+  Bits128 words[kChunks][kColumns];
+
+  // From chunk `begin` on.
+  __device__ void load(const LanePart<T> (&parts)[kColumns], int begin) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a) {
+        const int chunk = begin + a;
+        words[a][j] = {{0, 0, 0, 0}};
+        if (chunk < parts[j].end)
+          words[a][j] = load_16_bytes<kAligned>(parts[j].at(chunk), parts[j].count_at(chunk));
+      }
+    }
+  }
+
+  // Until every value is there.
+  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int step) {
+    long long polls = 0;
+    while (is_missing(parts)) reload_missing(parts, begin, step, polls);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a)
+        if (parts[j].exchanged && begin + a < parts[j].end) arrived(parts[j].at(begin + a));
+    }
+    __syncwarp();
+  }
+
+  __device__ bool is_missing(const LanePart<T> (&parts)[kColumns]) const {
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a)
+        any |= parts[j].exchanged && is_unwritten<T, kAligned>(words[a][j]);
+    }
+    return any;
+  }
+
+  // Loads all that is missing, together.
+  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin, int step,
+                                 long long& polls) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int a = 0; a < kChunks; ++a) {
+        if (!is_unwritten<T, kAligned>(words[a][j]) || !parts[j].exchanged) continue;
+        const T* const address = parts[j].at(begin + a);
+        const int count = parts[j].count_at(begin + a);
+        before_polling_again(address, min(count, kPerChunk<T> / 4), polls, step);
+        trace_poll(step);
+        words[a][j] = load_16_bytes<kAligned>(address, count);
+      }
+    }
+  }
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,59 @@
+// The launch of a persistent kernel: from the dtype and the tiling to the instance that was
+// compiled for them.
+#pragma once
+#include "persistent_product.h"
+
+namespace fastlstm {
+
+inline bool is_aligned(const void* pointer, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
+}
+
+// A launch of the instance that was planned. Kernel::template instance<P, kUnits, kTile>() is the
+// kernel; `aligned` is for load_16_bytes.
+template <class Kernel, class Call>
+struct Launcher {
+  const Call& call;
+  const Task& task;
+  const Tiling& tiling;
+  const bool aligned;
+  cudaStream_t stream;
+
+  template <class P, int kUnits, int kTile>
+  cudaError_t run() const {
+    if (kPadding && !aligned) return cudaErrorInvalidValue;
+    if (tiling.exchange_width != task.exchange_width()) return cudaErrorInvalidValue;
+    return launch_cooperative(Kernel::template instance<P, kUnits, kTile>(),
+                              dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
+                              static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
+                              tiling, aligned);
+  }
+
+  template <class P, int kUnits>
+  cudaError_t run_units() const {
+    if constexpr (is_compiled(std::is_same<P, Ffma>::value, kUnits, 16))
+      if (tiling.row_tile == 16) return run<P, kUnits, 16>();
+    if (tiling.row_tile == 8) return run<P, kUnits, 8>();
+    return cudaErrorInvalidValue;
+  }
+
+  template <class P>
+  cudaError_t run_product() const {
+    if (tiling.units == 8) return run_units<P, 8>();
+    if (tiling.units == 16) return run_units<P, 16>();
+    if (tiling.units == 32) return run_units<P, 32>();
+    return cudaErrorInvalidValue;
+  }
+
+  template <typename T>
+  cudaError_t run_dtype() const {
+    if constexpr (std::is_same<T, bfloat16>::value)
+      return run_product<BFloat16Mma>();
+    else if constexpr (std::is_same<T, float16>::value)
+      return run_product<Float16Mma>();
+    else
+      return task.ffma() ? run_product<Ffma>() : run_product<Tf32Mma>();
+  }
+};
+
+}  // namespace fastlstm
