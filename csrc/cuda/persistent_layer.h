@@ -44,7 +44,8 @@ inline DeviceSequence sequence_for(const Layer& layer, const Tiling& tiling) {
 // Fills in `call` and launches it for as many directions at a time as the plan says. False where
 // the device refuses the first launch, which is remembered.
 template <typename Call, typename DirectionOf>
-bool launch_directions(cudaError_t (*launch)(const Call&, const Task&, const Tiling&, cudaStream_t),
+bool launch_directions(const char* name,
+                       cudaError_t (*launch)(const Call&, const Task&, const Tiling&, cudaStream_t),
                        Call& call, const Layer& layer, const PlannedCall& planned,
                        const DirectionOf& direction_of) {
   const Tiling& tiling = planned.plan.tiling;
@@ -56,7 +57,7 @@ bool launch_directions(cudaError_t (*launch)(const Call&, const Task&, const Til
       Refusals::add(current_device(), error);
       return false;
     }
-    check_cuda(error, "the launch of the persistent engine");
+    check_cuda(error, name);
   }
   return true;
 }
@@ -101,7 +102,8 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
             zoneout.all(d)};
   };
-  if (!launch_directions(launch_persistent_forward<T>, call, layer, planned, direction_of))
+  if (!launch_directions("launch_persistent_forward", launch_persistent_forward<T>, call, layer,
+                         planned, direction_of))
     return std::nullopt;
   return to.result(layer, save_cells, save_gates);
 }
@@ -148,7 +150,8 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
             zoneout.all(d)};
   };
-  if (!launch_directions(launch_persistent_backward<T>, call, layer, planned, direction_of))
+  if (!launch_directions("launch_persistent_backward", launch_persistent_backward<T>, call, layer,
+                         planned, direction_of))
     return std::nullopt;
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
