@@ -477,7 +477,7 @@ def test_a_trace_is_summed_up() -> None:
         entries[block] = torch.stack([begins, begins + 700, steps % 2 * 3], 1)
     entries[:, : step_trace.FIRST_STEPS] += 10**9 * (entries[:, : step_trace.FIRST_STEPS] > 0)
     found = step_trace.summary(entries, backward=False)
-    assert found == {"step": 1000.0, "product": 700.0, "looks_in_vain": 1.5}
+    assert found == {"step": 1000.0, "product": 700.0, "polls_in_vain": 1.5}
     entries[1] = 0
     assert step_trace.summary(entries.flip(1), backward=True) == found
 

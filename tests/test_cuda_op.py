@@ -470,7 +470,7 @@ def test_trace_of_a_checked_build(kind, backward):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
-def test_trace_counts_looks_in_vain(kind):
+def test_trace_counts_polls_in_vain(kind):
     call = Call(kind, steps=12, batch=8, hidden_size=96)
     torch.ops.fastlstm.take_trace(True)  # what other tests left
     call.backward(call.forward("persistent:8x8x1"), "persistent:8x8x1")
