@@ -549,7 +549,7 @@ def plant(fault, line, name, folder):
     text = path.read_text()
     assert line in text, f"{name} no longer holds {line!r}"
     path.write_text(text.replace(line, fault))
-    return path.parent
+    return folder / "csrc/cuda"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
