@@ -130,9 +130,12 @@ figure img { width: 100%; height: 180px; object-fit: contain; background: #dfe4e
 figcaption { padding: .6rem .8rem .8rem; font-size: .92rem; line-height: 1.35; }
 figcaption b { display: block; } .good { color: #2e7d4f; } .bad { color: #b3402e; }
 figcaption ul { margin: .4rem 0 0; padding-left: 1rem; color: #5c6b77; font-size: .82rem; }
-figcaption small { color: #8a97a1; } .note { color: #8a5a00; }
+figcaption small { color: #5c6b77; } .note { color: #8a5a00; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
 figcaption .attention { margin-top: .6rem; }
+.show { color: #5c6b77; } .show label { margin-left: .8rem; cursor: pointer; }
+section:has(.only-0:checked) > div:not(.group-0), section:has(.only-1:checked) > div:not(.group-1),
+section:has(.only-2:checked) > div:not(.group-2) { display: none; }
 """
 
 
@@ -174,6 +177,22 @@ def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[Pic
     ordered = sorted(section.pictures, key=lambda p: -score[p.id])
     drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
     return {"Drawn at random": drawn, "Best": ordered[:each], "Worst": ordered[::-1][:each]}
+
+
+def _groups(section: Section, maps_for: MapsFor | None) -> str:
+    """The chosen pictures, and buttons that show one group of them; by CSS, without a script."""
+    per_image, wide = section.scores.per_image, " wide" if maps_for else ""
+    name = html.escape(section.title)
+    buttons = [f'<label><input type="radio" name="{name}" checked> All</label>']
+    groups = []
+    for i, (heading, pictures) in enumerate(choose(section).items()):
+        buttons.append(
+            f'<label><input type="radio" name="{name}" class="only-{i}"> {heading}</label>'
+        )
+        figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"], maps_for) for p in pictures)
+        grid = f'<div class="grid{wide}">{figures}</div>'
+        groups.append(f'<div class="group-{i}"><h3>{heading}</h3>{grid}</div>')
+    return f'<section><p class="show">Show: {" ".join(buttons)}</p>{"".join(groups)}</section>'
 
 
 def write_report(
@@ -223,10 +242,7 @@ def write_report(
 
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
         parts.append(f'<div class="plots">{_svg(histogram, (4.8, 2.2))}</div>')
-        for heading, pictures in choose(section).items():
-            figures = "".join(_figure(p, per_image[p.id]["CIDEr-D"], maps_for) for p in pictures)
-            wide = " wide" if maps_for else ""
-            parts.append(f'<h3>{heading}</h3><div class="grid{wide}">{figures}</div>')
+        parts.append(_groups(section, maps_for))
     parts.append("</body></html>")
     write_text(path, "\n".join(parts))
 

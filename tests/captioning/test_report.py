@@ -67,6 +67,14 @@ def test_is_one_file_that_loads_nothing_and_runs_nothing(report):
     assert not re.search(r"@import|url\((?!data:|#)", text)
 
 
+def test_each_group_has_a_button_that_hides_the_others(report):
+    text = report.read_text()
+    for i, heading in enumerate(("Drawn at random", "Best", "Worst")):
+        assert f'class="only-{i}"> {heading}</label>' in text
+        assert f'<div class="group-{i}"><h3>{heading}</h3>' in text
+        assert f"section:has(.only-{i}:checked) > div:not(.group-{i})" in text
+
+
 def test_stays_small(report):
     assert report.stat().st_size < 5e6
 
