@@ -139,8 +139,7 @@ class ModelConfig:
         if not 0 <= self.grid <= MAX_SIDE:
             raise CaptioningError(f"grid: expected 0 to {MAX_SIDE}, got {short(self.grid)}")
         check_share(self, "dropout")
-        if self.image_at not in ("first", "every"):
-            raise CaptioningError(f"image_at: expected first or every, got {self.image_at!r}")
+        check_choice("image_at", self.image_at, ("first", "every"))
 
 
 @dataclass(frozen=True)
