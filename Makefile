@@ -17,7 +17,7 @@ export PATH := $(ENV)/bin:$(PATH)
 
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
-EXTRAS := captioning,serve,test,lint
+EXTRAS := captioning,serve,test,lint,docs
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h tests/simt/*/*.cpp tests/simt/*/*.h)
 
@@ -35,7 +35,7 @@ info: $(BUILT)  ## print what was built, and which engine serves which device an
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test lint format sanitize gpu-check
+.PHONY: build test lint format docs sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
@@ -46,6 +46,9 @@ lint: $(BUILT)  ## ruff, mypy, clang-format
 format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	$(PYTHON) -m ruff check --fix .
 	clang-format -i $(NATIVE) $(SIMT)
+docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
+	@echo "open build/docs/index.html"
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
 gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark

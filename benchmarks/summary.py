@@ -1,6 +1,7 @@
 """Print a result of bench_lstm.py as Markdown: one line for each group of cases.
 
-python benchmarks/summary.py benchmarks/results/FILE.json --write README.md
+python benchmarks/summary.py benchmarks/results/FILE.json --write benchmarks/README.md
+python benchmarks/summary.py benchmarks/results/FILE.json --short --write README.md
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from markdown import replace_section, table
 
+SHORT_HEADER = ["nn.LSTM = 1", "cases", "mean", "range"]
 HEADER = ["torch.nn / fastlstm", "cases", "geometric mean", "worst", "best", "also measured"]
 
 
@@ -39,7 +41,13 @@ def row(group: dict[str, Any]) -> list[str]:
     return [group["title"], str(len(group["results"])), mean, worst, best, others]
 
 
-def summary(record: dict[str, Any]) -> str:
+def short_row(group: dict[str, Any]) -> list[str]:
+    """The line of a group without targets, memory and the like."""
+    title, cases, mean, worst, best, _ = row(group | {"verdicts": []})
+    return [title, cases, mean, f"{worst} to {best}"]
+
+
+def summary(record: dict[str, Any], short: bool = False) -> str:
     """One line about the machine, and the table."""
     machine, git = record["machine"], record["git"]
     name = machine.get("gpu") or machine["cpu"]
@@ -50,24 +58,25 @@ def summary(record: dict[str, Any]) -> str:
         f"commit {(git['commit'] or 'unknown')[:7]}{' with changes' if git['dirty'] else ''}",
         record["date"][:10],
     ]
-    if peaks:
+    if peaks and not short:
         words.append(f"GEMM peak in GFLOP/s: {peaks}")
     if record["quick"] or not record["complete"]:
         words.append("quick run" if record["quick"] else "stopped before the end")
-    return f"{'; '.join(words)}. `{record['command']}`\n\n" + table(
-        HEADER, [row(group) for group in record["groups"]]
-    )
+    header, line = (SHORT_HEADER, short_row) if short else (HEADER, row)
+    groups = [group for group in record["groups"] if group["results"] or not short]
+    return f"{'; '.join(words)}. `{record['command']}`\n\n" + table(header, map(line, groups))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("result", type=Path, metavar="RESULT.json")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
+    parser.add_argument("--short", action="store_true", help="the section speed: ratios alone")
     args = parser.parse_args(arguments)
-    text = summary(json.loads(args.result.read_text()))
+    text = summary(json.loads(args.result.read_text()), args.short)
     print(text)
     if args.write:
-        replace_section(args.write, "benchmark", text)
+        replace_section(args.write, "speed" if args.short else "benchmark", text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""The documentation's settings; `make docs` builds it into build/docs."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+project = "fastlstm"
+author = "The fastlstm authors"
+(release,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+default_role = "py:obj"  # `name` in a docstring is code, and a link where there is such a name
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+highlight_language = "text"  # of a block that names none
+html_theme = "furo"
+html_title = f"fastlstm {release}"
+html_copy_source = False
+
