@@ -59,7 +59,7 @@ def draw(record: dict[str, Any], theme: str) -> Figure:
     """One bar for each workload, from 1, which is nn.LSTM, to its ratio."""
     text, line, faster, slower = COLORS[theme]
     ratios = workloads(record)
-    figure = Figure(figsize=(9, 1.1 + 0.3 * len(ratios)), layout="constrained")
+    figure = Figure(figsize=(9, 0.9 + 0.25 * len(ratios)), layout="constrained")
     axes = figure.subplots()
     values = list(ratios.values())
     axes.barh(
@@ -71,7 +71,7 @@ def draw(record: dict[str, Any], theme: str) -> Figure:
     )
     for y, value in enumerate(values):
         number = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-        axes.text(max(value, 1) * 1.03, y, f"{number}x", color=text, va="center", fontsize=9)
+        axes.text(max(value, 1) * 1.03, y, f"{number}x", color=text, va="center", fontsize=8)
     axes.axvline(1, color=line, linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(0.9, *values) * 0.95, max(values) * 1.25)
@@ -79,7 +79,8 @@ def draw(record: dict[str, Any], theme: str) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(values)), list(ratios))
     axes.invert_yaxis()
-    axes.tick_params(colors=text, length=0)
+    axes.tick_params(colors=text, length=0, labelsize=9)
+    axes.margins(y=0.01)
     axes.spines[:].set_visible(False)
     axes.grid(axis="x", color=line, alpha=0.3)
     axes.set_axisbelow(True)

@@ -1,7 +1,7 @@
 """What `recompute=True` saves and what it costs, as a Markdown table.
 
     python benchmarks/recompute.py
-    python benchmarks/recompute.py --write docs/beyond.md
+    python benchmarks/recompute.py --write docs/howto/memory.md
 
 One training step (forward, backward, gradients of input and weights) with and without it, called in
 alternation in one process. *Saved* is what the graph holds between forward and backward beyond

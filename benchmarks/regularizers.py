@@ -1,7 +1,7 @@
 """What recurrent dropout and zoneout cost in training, as a Markdown table.
 
     python benchmarks/regularizers.py
-    python benchmarks/regularizers.py --write docs/beyond.md
+    python benchmarks/regularizers.py --write docs/howto/regularizers.md
 
 Ratios of the times of a training step (forward, backward, gradients of input and weights), both
 called in alternation in one process: a loop over nn.LSTMCell with the same masks, and the stepwise

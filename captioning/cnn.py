@@ -83,6 +83,7 @@ class CNNChoice:
     )
 
     def load(self) -> "FrozenCNN":
+        """The CNN, with its weights."""
         given = {"name": self.cnn, "weights": self.weights, "pool": self.pool}
         config = CNNConfig(**{name: value for name, value in given.items() if value})
         return load_cnn(config, self.view or VIEWS[0])

@@ -47,8 +47,16 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class Caption:
+    """A caption that was written.
+
+    Attributes:
+        text: the sentence.
+        words: each word written, <end> too, and its probability.
+        score: what the search ranked it by.
+    """
+
     text: str
-    words: list[tuple[str, float]]  # each word written, <end> too, and its probability
+    words: list[tuple[str, float]]
     score: float
 
 

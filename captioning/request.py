@@ -110,6 +110,7 @@ class TrainingRequest:
         return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
 
     def load(self, split: str) -> CaptionDataset:
+        """The captions and pictures of a split; says which were skipped."""
         images = getattr(self, f"{split}_images")
         dataset = load_coco(self.splits[split], images, self.extraction.on_error, True)
         say(*dataset.report_skipped())

@@ -1,7 +1,9 @@
 """The documentation's settings; `make docs` builds it into build/docs."""
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -11,6 +13,7 @@ author = "The fastlstm authors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
+napoleon_custom_sections = ["Returns"]  # else what precedes a colon there is taken for a type
 default_role = "py:obj"  # `name` in a docstring is code, and a link where there is such a name
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -21,4 +24,17 @@ highlight_language = "text"  # of a block that names none
 html_theme = "furo"
 html_title = f"fastlstm {release}"
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
+
+def list_settings(app: Any, what: str, name: str, thing: Any, _: Any, lines: list[str]) -> None:
+    """Add the fields of a dataclass that carry their help (`captioning.config.setting`)."""
+    if what == "class" and dataclasses.is_dataclass(thing):
+        fields = dataclasses.fields(thing)
+        lines += [f":param {f.name}: {f.metadata['help']}" for f in fields if "help" in f.metadata]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", list_settings, priority=600)  # after napoleon

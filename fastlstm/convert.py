@@ -27,19 +27,20 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     Args:
         model: any module; it may be an LSTM itself.
         to: "fastlstm" replaces nn.LSTM and nn.LSTMCell by those of fastlstm; "torch" goes back.
-            What nn.LSTM has not (zoneout, for instance) then acts no longer.
+            Options that nn.LSTM lacks (zoneout, for instance) then have no effect.
 
     Returns:
         The model; if it is itself replaced, what replaces it.
 
     Raises:
         ValueError: `to` is neither "fastlstm" nor "torch".
-        TypeError: the model holds an LSTM that cannot be replaced: an instance of a subclass of
-            one's own, a scripted or a compiled one. Nothing is changed then.
+        TypeError: the model holds an LSTM that cannot be replaced: an instance of your own
+            subclass, a scripted or a compiled one. Nothing is changed then.
 
     Warns:
-        UserWarning: once for each module that is given back to torch with options that nn.LSTM has
-            not: input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, recompute.
+        UserWarning: once for each module that goes back to torch with options that nn.LSTM
+            lacks: input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout,
+            recompute.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")

@@ -23,8 +23,8 @@ from ._regularize import Regularizers, check_probabilities, regularize
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
-# "auto" leaves the choice to the planner of the device, "reference" is plain PyTorch, the others
-# are engines of the op (csrc/<device>/).
+#: "auto" leaves the choice to the planner of the device, "reference" is plain PyTorch, the others
+#: are engines of the op (csrc/<device>/).
 ENGINES = ("auto", "reference", "stepwise", "tiled", "persistent")
 
 _OP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -52,7 +52,7 @@ def choose_engine(
     transformed: bool = False,
     op_devices: Sequence[str] = _OP_DEVICES,
 ) -> str:
-    """Decides who computes a layer: "reference", or the engine name that the op is called with.
+    """Decides what computes a layer: "reference", or the engine name that the op is called with.
 
     Args:
         engine: one of `ENGINES`, or "persistent:..." as in `lstm`.
@@ -64,7 +64,7 @@ def choose_engine(
 
     Raises:
         ValueError: there is no such engine.
-        RuntimeError: an engine of the op was asked for, and it cannot serve this call.
+        RuntimeError: an engine of the op was requested, and it cannot serve this call.
     """
     if engine == "reference":
         return engine
@@ -118,7 +118,7 @@ def lstm(
 
     Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size, or H
     without a projection), L num_layers, D = 2 if bidirectional else 1. All floating tensors are of
-    one dtype and on one device. Differentiable, twice too, in everything that floats.
+    one dtype and on one device. It can be differentiated, twice too, by every floating tensor.
 
     Args:
         input: [T,B,I]; [B,T,I] if `batch_first`; the data [N,I] of a PackedSequence if
@@ -138,7 +138,7 @@ def lstm(
         training: whether `dropout` and the regularisers below are applied.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
         lengths: [B] integers from 0 to T, in any order and on any device (moved to the input's).
-            The number of real steps of each row: behind them the output is zero, and h_n, c_n are
+            The number of real steps of each row: after them the output is zero, and h_n, c_n are
             those of the last real step (h_0, c_0 for length 0). The second direction starts at
             that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
             CPU only. Not with `batch_sizes`.
@@ -152,13 +152,13 @@ def lstm(
             direction and call.
         zoneout_h: probability that a unit of h keeps its value over a step, drawn for every step:
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
-            Krueger et al., 2017). With a projection, of h behind it.
+            Krueger et al., 2017). With a projection, of the projected h.
         zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
             `training` neither acts, whereas the paper then mixes old and new by the probability.
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
-        recompute: keep only the outputs and the cell states for backward, which makes the gates
-            again: a third of the memory (2H values instead of 6H for a row and step) for two more
+        recompute: keep only the outputs and the cell states for backward, which recomputes the
+            gates: a third of the memory (2H values instead of 6H for a row and step) for two more
             matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call. For
@@ -170,11 +170,12 @@ def lstm(
         - output [T,B,D*P] ([B,T,D*P] if `batch_first`, [N,D*P] packed), of the last layer;
         - h_n [L*D,B,P] and c_n [L*D,B,H];
         - cell_states [L,T,B,D*H] ([L,B,T,D*H] if `batch_first`, [L,N,D*H] packed), c_t of every
-          layer, zero behind `lengths`.
+          layer, zero after the end of each row.
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
-        TypeError: something is no tensor where one is expected, or `lengths` has no integers.
+        TypeError: an argument is not a tensor where one is expected, or `lengths` does not hold
+            integers.
         ValueError: `engine` is unknown, `num_layers` is not a positive integer, or a probability is
             not between 0 and 1.
     """

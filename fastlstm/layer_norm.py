@@ -12,7 +12,7 @@ from .modules import LSTM
 class LayerNormLSTM(LSTM):
     """An `LSTM` whose gates and cell are layer-normalised (Ba, Kiros & Hinton, 2016).
 
-    With LN(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) over the elements of x:
+    With LN(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) over the elements of x::
 
         a = LN(W_ih x_t) * gain_ih + b_ih + LN(W_hh h_{t-1}) * gain_hh + b_hh
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), tanh(a_g), sigmoid(a_o)
@@ -42,6 +42,7 @@ class LayerNormLSTM(LSTM):
         self._reset_norms()
 
     def reset_parameters(self) -> None:
+        """Draws the parameters anew, and sets gains to 1 and bias_c to 0."""
         super().reset_parameters()
         self._reset_norms()
 

@@ -55,7 +55,7 @@ def _refuse_to_be_scripted(module: nn.Module) -> None:
     )
 
 
-# What LSTM has and nn.LSTM has not; false or 0 unless asked for.
+# Options that nn.LSTM lacks; false or 0 by default.
 _OPTIONS = (
     "input_dropout",
     "recurrent_dropout",
@@ -69,7 +69,7 @@ _OPTIONS = (
 class LSTM(nn.RNNBase):
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
-    For the equations see `fastlstm.reference`. Parameters are named and laid out as in nn.LSTM:
+    For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
     weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
     bias_ih_l{k} and bias_hh_l{k} [4*hidden_size], weight_hr_l{k} [proj_size, hidden_size] if
     proj_size > 0, and the same with the suffix _reverse; rows in the gate order i, f, g, o; drawn
@@ -94,14 +94,14 @@ class LSTM(nn.RNNBase):
         zoneout_c: the same for c.
         weight_dropout: probability of dropping a weight of W_hh for a whole call (DropConnect,
             Merity et al., 2018).
-        recompute: whether backward makes the gates again instead of keeping them in memory.
+        recompute: whether backward recomputes the gates instead of keeping them in memory.
 
     The five regularisers act in training mode; in eval mode the module is an nn.LSTM with the same
     weights. They draw from torch's generator, in the same way on every engine; for the equations
     see `functional.lstm`.
 
     Attributes:
-        engine: who computes, one of `fastlstm.functional.ENGINES`; may be set at any time.
+        engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
     engine: str = "auto"
@@ -161,6 +161,7 @@ class LSTM(nn.RNNBase):
         self.recompute = recompute
 
     def extra_repr(self) -> str:
+        """That of nn.LSTM, and the options that it lacks where they are on."""
         options = ((name, getattr(self, name)) for name in _OPTIONS)
         return super().extra_repr() + "".join(f", {n}={value}" for n, value in options if value)
 
@@ -310,12 +311,14 @@ class LSTM(nn.RNNBase):
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
     ) -> tuple[int, int, int]:
+        """The shape of c_0 and c_n."""
         num_states, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
         return num_states, batch, self.hidden_size
 
     def check_forward_args(  # type: ignore[override]
         self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
     ) -> None:
+        """Raises what nn.LSTM raises if shapes do not fit."""
         self.check_input(input, batch_sizes)
         for k, expected in enumerate(
             (
@@ -328,6 +331,7 @@ class LSTM(nn.RNNBase):
     def permute_hidden(  # type: ignore[override]
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """Puts the rows of h and c into another order."""
         if permutation is None:
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
@@ -336,7 +340,7 @@ class LSTM(nn.RNNBase):
 class LSTMCell(nn.RNNCellBase):
     """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
 
-    Parameters: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
+    Weights: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
     bias_ih and bias_hh [4*hidden_size]; gate order i, f, g, o.
 
     Args:
@@ -347,7 +351,7 @@ class LSTMCell(nn.RNNCellBase):
         dtype: dtype of the parameters.
 
     Attributes:
-        engine: who computes, one of `fastlstm.functional.ENGINES`; may be set at any time.
+        engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
     engine: str = "auto"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -574,3 +574,56 @@ def test_bad_arguments(arguments: str, message: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         bench_lstm.parse(["--device", "cpu", *arguments.split()])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_picture_of_real_workloads(tmp_path: Path) -> None:
+    """Two files, a label and a bar for each workload, and the processor's name."""
+    real_plot = pytest.importorskip("real_plot", reason="needs matplotlib")
+
+    def result(case: Case, **found: object) -> dict[str, object]:
+        return {"case": asdict(case)} | found
+
+    ppo = replace(TINY, mode="training", resets=True, name="PPO")
+    decoder = replace(TINY, steps=1, mode="inference", name="decoder")
+    tagger = replace(TINY, mode="training", ragged=True, precision="bfloat16", name="tagger")
+    results = [
+        result(decoder, ratio=0.5),
+        result(replace(decoder, batch=16), ratio=1.26),
+        result(ppo, ratio=37.2),
+        result(tagger, ratio=2.0),
+        result(TINY, error="RuntimeError: no"),
+    ]
+    record = {
+        "groups": [{"key": "training", "results": [result(TINY, ratio=9.0)]}]
+        + [{"key": "real", "results": results}],
+        "machine": {"cpu": "a CPU"},
+        "threads": 2,
+        "versions": {"torch": "2.13.0"},
+        "date": "2026-01-02T03:04:05+00:00",
+    }
+    bars = {
+        "PPO: training with resets": 37.2,
+        "tagger: training, packed, bfloat16": 2.0,
+        "decoder: one step, batch 16": 1.26,
+        "decoder: one step, batch 2": 0.5,
+    }
+    assert real_plot.workloads(record) == bars
+    (axes,) = real_plot.draw(record, "dark").axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(bars)
+    assert [bar.get_x() + bar.get_width() for bar in axes.patches] == pytest.approx(
+        list(bars.values())
+    )
+    assert [text.get_text() for text in axes.texts] == ["37x", "2.0x", "1.3x", "0.5x"]
+    assert "a CPU, 2 threads, torch 2.13.0, 2026-01-02" in axes.get_title()
+
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    command = [str(tmp_path / "result.json"), "--folder", str(tmp_path / "img")]
+    written = []
+    for _ in range(2):
+        real_plot.main(command)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "img").iterdir()})
+    assert written[0] == written[1]  # so a new commit holds new figures only
+    assert set(written[0]) == {"real-light.svg", "real-dark.svg"}
+    assert written[0]["real-light.svg"] != written[0]["real-dark.svg"]
+    with pytest.raises(ValueError, match='group "real", got none'):
+        real_plot.workloads(record | {"groups": record["groups"][:1]})

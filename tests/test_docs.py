@@ -1,11 +1,18 @@
-"""The documents: their Python runs, and the files, commands and options that they name exist."""
+"""The documents: their Python runs, and the files, commands, options and names in them exist."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import os
 import re
 import shlex
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,9 +24,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from markdown import replace_section  # noqa: E402
 from summary import summary  # noqa: E402
 
-DOCS = [ROOT / "README.md", ROOT / "csrc" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FRONT = ("README.md", "CONTRIBUTING.md", "csrc/README.md", "benchmarks/README.md")
+DOCS = [*(ROOT / name for name in FRONT), *PAGES]
+SEVERAL_PROCESSES = ROOT / "docs" / "howto" / "several-processes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
+PICTURE = re.compile(r"<picture>.*?</picture>", re.S)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
@@ -39,13 +50,63 @@ def commands(doc: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
 
 
-@every_doc
+@pytest.mark.parametrize(
+    "doc",
+    [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCESSES],
+    ids=lambda d: str(d.relative_to(ROOT)),
+)
 def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippets of a document, in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": doc.stem}
     for k, snippet in enumerate(code(doc, "python")):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
+
+
+# After the step of a section: with equal shares the averaged gradient is that of the whole batch.
+COMPARE = """
+trained = {name: p.detach() for name, p in model.named_parameters()}
+trained = {name: getattr(p, "full_tensor", lambda: p)() for name, p in trained.items()}
+torch.manual_seed(0)
+alone = Tagger()
+optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
+alone(x, lengths).square().mean().backward()
+optimizer.step()
+for name, p in alone.named_parameters():
+    torch.testing.assert_close(trained[name], p)
+"""
+
+
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    """The page's snippets in two processes with gloo: DDP, then FSDP2 from the start again."""
+    setup, ddp, fsdp, end = code(SEVERAL_PROCESSES, "python")
+    parts = [setup, ddp, "assert dist.get_world_size() == 2 and parallel.module is model", COMPARE]
+    parts += ["torch.manual_seed(0)\nmodel = Tagger()", fsdp]
+    parts += ["assert model.lstm.weight_hh_l0.to_local().shape == (32, 16)", COMPARE, end]
+    script = tmp_path / "train.py"
+    script.write_text("\n".join(parts))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=environment | {"RANK": str(rank)},
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @every_doc
@@ -57,7 +118,7 @@ def test_links_lead_somewhere(doc: Path) -> None:
 
 @every_doc
 def test_files_that_are_named_exist(doc: Path) -> None:
-    text = FENCE.sub("", doc.read_text())
+    text = PICTURE.sub("", FENCE.sub("", doc.read_text()))
     names = re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]+\w", text)
     missing = [name for name in names if not any(ROOT.glob(name))]
     assert not missing
@@ -72,6 +133,70 @@ def test_the_map_of_csrc_is_complete() -> None:
         for path in (ROOT / "csrc").rglob(f"*.{suffix}")
     ]
     assert sorted(listed) == sorted(there)
+
+
+def listed() -> dict[str, Any]:
+    """What the pages of the reference list, by its full name."""
+    directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
+    found = {}
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for kind, name in directive.findall(page.read_text()):
+            if kind == "module":
+                found |= {
+                    f"{name}.{k}": v for k, v in public(importlib.import_module(name)).items()
+                }
+            else:
+                module, _, attribute = name.rpartition(".")
+                found[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def public(module: ModuleType) -> dict[str, Any]:
+    """The public names of a module: its __all__, or else what it defines."""
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+    return {name: getattr(module, name) for name in names if name != "__version__"}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    there = {id(value) for value in listed().values()}
+    for name, value in public(fastlstm).items():
+        names = public(value) if inspect.ismodule(value) else {name: value}
+        missing = [k for k, v in names.items() if id(v) not in there]
+        assert not missing, f"fastlstm.{name}: {missing}"
+    imported = re.compile(r"^from (captioning\.[\w.]+) import (.+)$", re.M)
+    for doc in DOCS:
+        for module, names in imported.findall("\n".join(code(doc, "python"))):
+            for name in names.split(", "):
+                value = getattr(importlib.import_module(module), name)
+                assert id(value) in there, f"{doc.name}: {module}.{name}"
+
+
+def test_what_the_reference_lists_has_a_docstring() -> None:
+    for name, value in listed().items():
+        if isinstance(value, tuple):  # a constant, whose comment Sphinx takes
+            continue
+        # A dataclass without one gets its signature.
+        documentation = inspect.getdoc(value)
+        assert documentation and not documentation.startswith(f"{value.__name__}("), name
+        for member in vars(value) if inspect.isclass(value) else ():
+            if not member.startswith("_") and is_code(vars(value)[member]):
+                assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
+
+
+def is_code(member: object) -> bool:
+    return inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
+
+
+def test_the_picture_of_the_front_page_is_the_one_that_is_drawn() -> None:
+    real_plot = pytest.importorskip("real_plot", reason="needs matplotlib")
+    (picture,) = PICTURE.findall((ROOT / "README.md").read_text())
+    assert set(re.findall(r'src(?:set)?="(.+?)"', picture)) == {
+        f"docs/img/real-{theme}.svg" for theme in real_plot.COLORS
+    }
 
 
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str] | None:
@@ -102,7 +227,14 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("doc", "section"), [("README.md", "benchmark"), ("docs/numerics.md", "numerics")]
+    ("doc", "section"),
+    [
+        ("README.md", "speed"),
+        ("benchmarks/README.md", "benchmark"),
+        ("docs/numerics.md", "numerics"),
+        ("docs/howto/memory.md", "recompute"),
+        ("docs/howto/regularizers.md", "regularizers"),
+    ],
 )
 def test_a_command_can_write_its_section(doc: str, section: str, tmp_path: Path) -> None:
     path, old = tmp_path / "copy.md", (ROOT / doc).read_text()
@@ -162,4 +294,12 @@ def test_summary_says_what_was_missed_and_what_failed() -> None:
         "| dense | 3 | 2.00 (>= 1.4) | 1.00 (>= 1.05, missed) | 4.00 | "
         "failed cases 1.00 (<= 0, missed) |",
         "| nothing | 0 | - | - | - |  |",
+    ]
+    assert summary(record, short=True).splitlines() == [
+        "a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
+        "stopped before the end. `python bench`",
+        "",
+        "| nn.LSTM = 1 | cases | mean | range |",
+        "| --- | ---: | ---: | ---: |",
+        "| dense | 3 | 2.00 | 1.00 to 4.00 |",
     ]
