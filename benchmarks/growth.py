@@ -1,6 +1,7 @@
 """How far a process grows over thousands of calls that all have another shape.
 
     python benchmarks/growth.py
+    python benchmarks/growth.py --write docs/howto/memory.md
 
 Each row is one process: an LSTM(64, 128), batches of 1 to 32 rows and 1 to 64 steps, the same ones
 for both. Growth is the resident memory after the calls minus that after the first fifty (Linux).
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import machine
 import torch
-from markdown import table
+from markdown import replace_section, table
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -66,6 +67,7 @@ def growth(implementation: str, kind: str, calls: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # in the process of a row
     args = parser.parse_args()
     if args.measure:
@@ -84,6 +86,8 @@ def main() -> None:
     text = f"{machine.title('cpu')}; {args.calls} calls.\n\n"
     text += table(["MiB", "nn.LSTM", "fastlstm.LSTM"], rows)
     print(text)
+    if args.write:
+        replace_section(args.write, "growth", text)
 
 
 if __name__ == "__main__":
