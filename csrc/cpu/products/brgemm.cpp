@@ -66,24 +66,24 @@ void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape&
          reinterpret_cast<const at::BFloat16*>(panel), sums);
 }
 
+const Product<bfloat16>* tiles = nullptr;  // ours, which take the same panels
+
+void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
+  tiles->put_rows(p, sums, stride);
+}
+void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int64_t stride) {
+  tiles->put_rows_rounded(p, sums, stride);
+}
+
 // Through a buffer of sums, kRows rows at a time: C rounded or not.
 template <typename C>
-void multiply_buffered(const PanelProduct<bfloat16, C>& p) {
+void multiply_buffered(PanelProduct<bfloat16, C> p) {
   alignas(64) float sums[kRows * 64];
-  const int64_t columns = p.shape.columns;
-  for (int64_t r = 0; r < p.rows; r += kRows) {
-    const int64_t some = std::min(kRows, p.rows - r);
-    sum(Factor(p.a + r, some, p.k_begin, p.K), some, p.panel, p.shape, sums, columns);
-    for (int64_t i = 0; i < some; ++i) {
-      C* const c = p.c[r + i] + p.shape.first_column;
-      const float* const row = sums + i * columns;
-      if (p.accumulate)
-        for (int64_t n = 0; n < columns; ++n) c[n] = C(float(c[n]) + row[n]);
-      else if (p.bias)
-        for (int64_t n = 0; n < columns; ++n) c[n] = C(p.bias[p.shape.first_column + n] + row[n]);
-      else
-        for (int64_t n = 0; n < columns; ++n) c[n] = C(row[n]);
-    }
+  const int64_t stride = p.shape.vectors * 16;
+  for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
+    p.rows = std::min(kRows, left);
+    sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, sums, stride);
+    put_rows(p, sums, stride);
   }
 }
 
@@ -93,8 +93,6 @@ void multiply(const PanelProduct<bfloat16, float>& p) {
   sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + p.shape.first_column,
       stride);
 }
-
-const Product<bfloat16>* tiles = nullptr;  // ours, which take the same panels
 
 // Where oneDNN refuses: a sum of no terms, or torch.backends.mkldnn.flags(enabled=False).
 template <typename C>
@@ -124,6 +122,7 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
     Product<bfloat16> product = base;
     product.rows = kRows;
     product.terms = 32;
+    product.bytes_ahead = 256 << 10;
     product.multiply = multiply_or_tiles;
     product.multiply_and_fetch = multiply_and_fetch;
     product.multiply_rounded = multiply_rounded;

@@ -80,6 +80,10 @@ struct Product {
   void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
   // c rounded to T once, over the whole of K.
   void (*multiply_rounded)(const PanelProduct<T, T>& product);
+  // The end of the two above, for a library that left the sums in a buffer: whole vectors of a row,
+  // rows `stride` apart.
+  void (*put_rows)(const PanelProduct<T, A>& product, const A* sums, int64_t stride);
+  void (*put_rows_rounded)(const PanelProduct<T, T>& product, const A* sums, int64_t stride);
   void (*multiply_unpacked)(const UnpackedProduct<T>& product);
   // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
   void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
@@ -88,6 +92,9 @@ struct Product {
   // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
   // a kernel for every number of terms.
   int64_t terms = 1;
+  // How many bytes of the input's part of the gates a walk makes ahead. The faster the product, the
+  // more it counts that they are found in cache again.
+  int64_t bytes_ahead = 2 << 20;
   // Called in a thread before and after a series of products, or nullptr.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

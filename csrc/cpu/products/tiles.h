@@ -90,7 +90,21 @@ struct FetchAhead {
   FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };
 
-// Rows [first, first + R) of a product whose panel has V vectors; only the last may be cut off.
+// Vector v of a row of sums to where the product wants it; only the last vector may be cut off.
+template <typename T, typename A, typename C>
+FASTLSTM_HD void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C* row, int64_t v) {
+  const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
+  const int64_t left = p.shape.columns - v * Vec<A>::lanes;
+  const int64_t n = left < Vec<A>::lanes ? left : Vec<A>::lanes;
+  Vec<A> before(A(0));
+  if (p.accumulate)
+    load(row + column, before, n);
+  else if (p.bias)
+    load(p.bias + column, before, n);
+  store(before + sums, row + column, n);
+}
+
+// Rows [first, first + R) of a product whose panel has V vectors.
 template <int R, int V, typename T, typename A, typename C, typename Fetch>
 static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetch& fetch) {
   constexpr int L = Vec<A>::lanes;
@@ -108,15 +122,7 @@ static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetc
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const int64_t n = v < V - 1 ? L : p.shape.columns - v * L;
-      Vec<A> before(A(0));
-      if (p.accumulate)
-        load(c[r] + column + v * L, before, n);
-      else if (p.bias)
-        load(p.bias + column + v * L, before, n);
-      store(before + tile.sum[r][v], c[r] + column + v * L, n);
-    }
+    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], v);
 }
 
 // By tiles of at most R x V.
@@ -137,6 +143,13 @@ static void multiply(const PanelProduct<T, C>& product) {
 template <int R, int V, typename T, typename A>
 static void multiply_and_fetch(const PanelProduct<T, A>& product, Prefetch* prefetch) {
   multiply_tiles<R, V, T, A>(product, FetchAhead{prefetch});
+}
+
+template <typename T, typename A, typename C>
+static void put_rows(const PanelProduct<T, C>& p, const A* sums, int64_t stride) {
+  for (int64_t r = 0; r < p.rows; ++r)
+    for (int64_t v = 0; v < p.shape.vectors; ++v)
+      put_sums(p, Vec<A>::load(sums + r * stride + v * Vec<A>::lanes), p.c[r], v);
 }
 
 }  // namespace FASTLSTM_ISA

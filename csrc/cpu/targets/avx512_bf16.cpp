@@ -27,6 +27,8 @@ const Product<bfloat16> product = {Vec<float>::lanes,
                                    multiply<R, V, bfloat16, float, float>,
                                    multiply_and_fetch<R, V, bfloat16, float>,
                                    multiply<R, V, bfloat16, float, bfloat16>,
+                                   put_rows<bfloat16, float, float>,
+                                   put_rows<bfloat16, float, bfloat16>,
                                    multiply_unpacked<R, bfloat16, float>,
                                    transpose,
                                    sum_rows<bfloat16, float>};

@@ -30,6 +30,8 @@ static constexpr Product<T> tile_product() {
           multiply<R, V, T, A, A>,
           multiply_and_fetch<R, V, T, A>,
           multiply<R, V, T, A, T>,
+          put_rows<T, A, A>,
+          put_rows<T, A, T>,
           multiply_unpacked<R, T, A>,
           transpose,
           sum_rows<T, A>};

@@ -100,8 +100,9 @@ class ForwardWalk {
 
   // Steps whose gates are computed from the input at once, then walked while they are in cache.
   int64_t chunk_steps() const {
-    constexpr int64_t kChunkBytes = 2 << 20;
-    const int64_t chunk_rows = std::max<int64_t>(kChunkBytes / (4 * hidden() * sizeof(A)), 1);
+    const Product<T>& product = *kernels<T>().product;
+    const int64_t chunk_rows =
+        std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
     return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows_.batch(), 1), 1, rows_.steps());
   }
 
