@@ -92,7 +92,7 @@ struct FetchAhead {
 
 // Vector v of a row of sums to where the product wants it; only the last vector may be cut off.
 template <typename T, typename A, typename C>
-FASTLSTM_HD void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C* row, int64_t v) {
+FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
   const int64_t left = p.shape.columns - v * Vec<A>::lanes;
   const int64_t n = left < Vec<A>::lanes ? left : Vec<A>::lanes;
