@@ -146,7 +146,7 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    epochs: int = setting("passes over all captions; more for fewer than 3,000 pictures", 20)
+    epochs: int = setting("passes over all captions; more for fewer than 6,000 pictures", 20)
     batch_size: int = setting("captions per step, of all processes together", 128)
     learning_rate: float = setting(
         "the highest; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
@@ -197,7 +197,7 @@ class TrainConfig:
 
 
 LARGE = TrainConfig(autocast="auto")
-SMALL = replace(LARGE, epochs=12, learning_rate=3e-3, label_smoothing=0.1, ema=0.99)
+SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, ema=0.99)
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 SMALL_SET = 20_000  # pictures; fewer are a small set
 DROPOUT = {"small": 0.4, "large": 0.3}
