@@ -2,7 +2,8 @@
 
     python benchmarks/fit_plan.py gpu-check.json
 
-Prints each constant as csrc/cuda/plan.h has it and as fitted; one on which no time depends is kept.
+Prints each constant as csrc/cuda/plan.h has it and as fitted, with its standard error; one on which
+no time depends is kept.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ class Fit:
     Attributes:
         before: the constants as compiled.
         constants: fitted, those of `FITTED` on which the times depend.
+        standard_errors: of each of `constants`, as a share of it.
         errors: median of |measured / predicted - 1|, before and after.
     """
 
     def __init__(self, entries: Sequence[Entry], sms: int, capability: int) -> None:
         self.entries, self.sms, self.capability = entries, sms, capability
         self.before: Constants = _build.library.cuda_constants(sms, capability)
-        self.constants = self._fit()
+        self.constants, self.standard_errors = self._fit()
         self.errors = tuple(self._error(c) for c in ({}, self.constants))
 
     def predicted(self, constants: Mapping[str, float]) -> list[float]:
@@ -57,7 +59,8 @@ class Fit:
             for entry in self.entries
         ]
 
-    def _fit(self) -> Constants:
+    def _fit(self) -> tuple[Constants, Constants]:
+        import numpy as np
         from scipy.optimize import least_squares
 
         measured = [entry["step_us"] for entry in self.entries]
@@ -82,8 +85,12 @@ class Fit:
             ftol=1e-10,
         )
         matters = (abs(found.jac) > 1e-6).any(axis=0)
-        fitted = constants(found.x).items()
-        return {name: c for (name, c), used in zip(fitted, matters, strict=True) if used}
+        names = [name for name, used in zip(FITTED, matters, strict=True) if used]
+        noise = 1.4826 * np.median(np.abs(residuals(found.x)))  # standard deviation, robust
+        covariance = np.linalg.pinv(found.jac[:, matters].T @ found.jac[:, matters])
+        errors = noise * np.sqrt(covariance.diagonal())
+        fitted = constants(found.x)
+        return {n: fitted[n] for n in names}, dict(zip(names, errors.tolist(), strict=True))
 
     def _error(self, constants: Constants) -> float:
         pairs = zip(self.entries, self.predicted(constants), strict=True)
@@ -105,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(entries)} steps; median error {fit.errors[0]:.1%}, fitted {fit.errors[1]:.1%}\n")
     print(f"{'constant':<24}{'plan.h':>10}{'fitted':>10}")
     for name in FITTED:
-        new = f"{fit.constants[name]:10.3g}" if name in fit.constants else "kept".rjust(10)
+        new = "kept".rjust(10)
+        if name in fit.constants:
+            new = f"{fit.constants[name]:10.3g}  +- {fit.standard_errors[name]:.0%}"
         print(f"{name:<24}{fit.before[name]:>10.3g}{new}")
 
 
