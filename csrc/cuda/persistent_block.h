@@ -46,6 +46,9 @@ template <class P, int kRows, int kUnits, int kTile>
 struct Block {
   using T = typename P::T;
   static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units of a thread
+  static constexpr int kInFlight =
+      chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kTile);
+  static constexpr int kChunks = kTwoGroups ? kInFlight : kInFlight / 2;  // loaded at once
 
   const Sequence& sequence;
   const Tiling& tiling;
@@ -186,22 +189,12 @@ struct Block {
 
   template <bool kAligned>
   __device__ void multiply_parts(const LanePart<T> (&parts)[kTile / 8], int step) const {
-    constexpr int kChunks = chunks_at_once();
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
     if constexpr (kTwoGroups)
       add_chunks<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
     else
       add_chunks_moving<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
-  }
-
-  // Chunks that a warp loads at once. Backward has rows four times as long. FFMA and the widest
-  // tile take their time over a chunk, and the latter's sums leave few registers.
-  static constexpr __host__ __device__ int chunks_at_once() {
-    if (!kTwoGroups) return 4 / (kTile / 8);
-    if (std::is_same<P, Ffma>::value) return 2;
-    if (kRows * kTile >= 2048) return 1;
-    return (kRows == kUnits ? 8 : 4) / (kTile / 8);
   }
 
   // Of batch row b of the pass: matrix rows r .. r + kCount - 1, over all warps.

@@ -22,7 +22,6 @@ enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
-constexpr int kInFlight = 8;        // chunks of 8 rows that a warp has asked for at once
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
 constexpr int kStageFloats = 16 * 12 + 8;  // per warp, of the FFMA path (stage_row)
 
@@ -139,11 +138,22 @@ struct Plan {
   const char* engine() const { return persistent ? "persistent" : "stepwise"; }
 };
 
-inline int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
+constexpr int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
 // The tile shapes that persistent_forward.cu and persistent_backward.cu instantiate.
 constexpr bool is_compiled(bool ffma, int units, int row_tile) {
   return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
+}
+
+// Chunks of a row that a warp has asked for and not yet seen, at most. Backward has rows four times
+// as long. FFMA and the widest tile take their time over a chunk, and the latter's sums leave few
+// registers.
+constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
+  const int columns = row_tile / 8;
+  if (!kTwoGroups) return 8 / columns;
+  if (ffma) return 2;
+  if (matrix_rows(backward, units) * row_tile >= 2048) return 1;
+  return (backward ? 8 : 4) / columns;
 }
 
 // Bytes of shared memory of a block, in the order in which they lie there.
@@ -187,7 +197,9 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
   const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
   // A warp polls what it has in flight before it is there, and again. Unaligned values are
   // loaded one by one.
-  const double in_vain = std::min(1.0, double(kInFlight * kWarps) / double(task.chunks()));
+  const int in_flight =
+      kWarps * chunks_in_flight(task.ffma(), task.backward, tiling.units, tiling.row_tile);
+  const double in_vain = std::min(1.0, double(in_flight) / double(task.chunks()));
   const double polls = task.backward || task.batch >= 64 ? 1 + device.repeated_polls * in_vain : 1;
   const double loads = task.aligned() ? 1 : 16.0 / static_cast<double>(task.element_bytes());
   const double exchange =

@@ -149,6 +149,41 @@ const Case costs("plan/what a step costs", [] {
   check(predict_stepwise(task, h100) == 2 * h100.host_step_us, "the host launches two a step");
 });
 
+// The share of the state that warps load twice: what each of eight has in flight, of all chunks.
+const Case polls_in_vain("plan/what a repeated poll costs", [] {
+  const auto share = [](const Task& task, int units, int row_tile) {
+    CudaDevice device = CudaDevice::of(132, 90);
+    const Tiling tiling = make_tiling(task, units, row_tile, 2, 1);
+    device.marking_share = 1e9;
+    const auto us = [&](double polls) {
+      device.repeated_polls = polls;
+      return predict_persistent(task, tiling, device);
+    };
+    device.sm_bytes_per_clock = device.l2_gb_per_s = 1e9;
+    const double rest = us(0);
+    device.sm_bytes_per_clock = 64, device.l2_gb_per_s = 5500;
+    return (us(1) - us(0)) / (us(0) - rest);
+  };
+  const auto check_share = [&](const Task& task, int units, int row_tile, double expected) {
+    if (!kTwoGroups) return;
+    const double found = share(task, units, row_tile);
+    check(std::abs(found - expected) < 1e-3, units, "x", row_tile, " backward ", task.backward,
+          ": ", found, ", expected ", expected);
+  };
+  const Task backward{1024, 64, 512, 1, Dtype::kBFloat16, true, false, true};  // 128 chunks
+  check_share(backward, 16, 8, 8 * 8 / 128.0);
+  check_share(backward, 16, 16, 8 * 4 / 128.0);
+  const Task forward{1024, 64, 512, 1, Dtype::kFloat32, true, false, false};  // 64 chunks
+  check_share(forward, 8, 8, 8 * 4 / 64.0);
+  check_share(forward, 8, 16, 8 * 2 / 64.0);
+  check_share(forward, 32, 16, 8 * 1 / 64.0);
+  Task ieee = forward;
+  ieee.allow_tf32 = false;
+  check_share(ieee, 8, 8, 8 * 2 / 64.0);
+  const Task short_rows{256, 64, 512, 1, Dtype::kBFloat16, true, false, false};  // 8 chunks
+  check_share(short_rows, 8, 8, 1);
+});
+
 // So that it can be fitted to measured times.
 const Case constants("plan/every constant counts", [] {
   const auto costs = [](const CudaDevice& device) {
