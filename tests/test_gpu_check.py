@@ -141,6 +141,15 @@ def test_it_ends_in_time(tmp_path):
     assert run.results["benchmark"] == run.results["two streams"] == "no time left"
 
 
+@pytest.mark.parametrize(
+    "seconds, smoke, limits", [(540, 0, range(400, 436)), (540, 1, range(460, 496)), (60, 0, [20])]
+)
+def test_the_benchmark_gets_a_part_of_the_time(tmp_path, seconds, smoke, limits):
+    """More where nothing but the two streams follows; and some where others took too long."""
+    call = Checked(tmp_path, smoke=smoke, SECONDS_IN_ALL=str(seconds)).call("bench_lstm")
+    assert int(call.split("--limit ")[1].split()[0]) in limits
+
+
 @pytest.mark.parametrize("out", [True, False])
 def test_where_the_results_go(tmp_path, out):
     folder = tmp_path / "back"
