@@ -5,6 +5,7 @@ with a float64 oracle; simt_counters counts what they ask of memory. No GPU and 
 needed.
 """
 
+import fcntl
 import functools
 import os
 import re
@@ -33,8 +34,12 @@ def run(*command, **kwargs):
 
 @functools.cache
 def build(target="all"):
-    """Builds what is out of date; returns (exit status, output)."""
-    done = run("make", "-C", str(SIMT), "-j2", f"CXX={shlex.join(CXX)}", target)
+    """Builds what is out of date, in one process at a time; returns (exit status, output)."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        flags = f"CXX={shlex.join(CXX)}", "CXXFLAGS=-Werror"
+        done = run("make", "-C", str(SIMT), "-j2", *flags, target)
     return done.returncode, done.stdout
 
 
@@ -50,7 +55,6 @@ def cases(program="simt_tests"):
 def test_builds():
     status, output = build()
     assert status == 0, output
-    assert "warning:" not in output, output
     assert len(cases()) > 50
 
 
