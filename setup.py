@@ -74,10 +74,7 @@ def nvcc_version(home):
 def missing_for_cpu():
     """What the CPU kernels need and this machine does not have."""
     if torch is None:
-        return [
-            "torch was not visible to the build (pip builds in isolation, where installed packages "
-            "are hidden: install torch first and pass --no-build-isolation)"
-        ]
+        return ["the build saw no torch: install torch first and pass --no-build-isolation"]
     missing = []
     if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH_FLOOR:
         missing.append(f"torch {torch.__version__} is older than {TORCH_FLOOR[0]}.{TORCH_FLOOR[1]}")

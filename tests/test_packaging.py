@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 from fastlstm import _build
@@ -153,9 +155,38 @@ def test_no_torch_installs_pure_python(small_project: Path, tmp_path: Path) -> N
     target = tmp_path / "target"
     done = install(small_project, target, PYTHONPATH=str(tmp_path), FASTLSTM_BUILD="auto")
     assert done.returncode == 0, done.stdout
-    assert "without its fast kernels: torch was not visible to the build (pip" in done.stdout
+    assert "without its fast kernels: the build saw no torch: install torch" in done.stdout
     assert "install torch first and pass --no-build-isolation" in str(record(target)["note"])
     assert "-py3-none-any.whl" in done.stdout
+
+
+def isolated(python: object, project: Path, hook: str, **env: str) -> str:
+    """What a hook of the backend returns where, as in an isolated build, only setuptools shows."""
+    shown = project.parent / "shown"
+    shown.mkdir(exist_ok=True)
+    site = Path(setuptools.__file__).parent.parent
+    for part in [*site.glob("setuptools*"), site / "_distutils_hack"]:
+        if not (shown / part.name).exists():
+            (shown / part.name).symlink_to(part)
+    code = f"import build_backend; print('returned', build_backend.{hook}())"
+    done = run(python, "-S", "-c", code, cwd=project, PYTHONPATH=str(shown), **env)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.rpartition("returned ")[2].strip()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_isolated_build_uses_the_torch_of_the_environment(project: Path, kind: str) -> None:
+    hook = f"get_requires_for_build_{kind}"
+    assert isolated(sys.executable, project, hook, FASTLSTM_BUILD="cpu") == "[]"  # else no kernels
+
+
+def test_isolated_build_asks_for_torch_where_there_is_none(project: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "empty", symlinks=True)
+    python = tmp_path / "empty" / "bin" / "python"
+    for build, required in [("auto", "['torch>=2.11']"), ("cpu", "['torch>=2.11']"), ("none", "[]")]:
+        hook = "get_requires_for_build_wheel"
+        assert isolated(python, project, hook, FASTLSTM_BUILD=build) == required
+    assert isolated(python, project, "get_requires_for_build_sdist") == "[]"
 
 
 def test_cuda_without_toolkit_is_an_error(small_project: Path, tmp_path: Path) -> None:
@@ -339,5 +370,5 @@ def test_one_version_and_one_torch_floor() -> None:
     (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
     assert f'__version__ = "{version}"' in init
     floor = ".".join(map(str, load_setup().TORCH_FLOOR))
-    for file in ("pyproject.toml", "Makefile"):
+    for file in ("pyproject.toml", "Makefile", "build_backend.py"):
         assert set(re.findall(r"\btorch>=([\d.]+)", (ROOT / file).read_text())) == {floor}
