@@ -43,17 +43,20 @@ info: $(BUILT)  ## print what was built, and which engine serves which device an
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test coverage lint format docs wheel sanitize gpu-check
+.PHONY: build test coverage lint format docs wheel wheel-check sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
 coverage: $(BUILT)  ## the tests, with the lines of Python that none of them reached
 	$(PYTHON) -m pip install --quiet "pytest-cov>=6"
 	$(PYTHON) -m pytest --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
-lint: $(BUILT)  ## ruff, mypy, clang-format
+lint: $(BUILT)  ## ruff, mypy, clang-format, and the schemas of .github and CITATION.cff
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 	clang-format --dry-run --Werror $(NATIVE) $(SIMT)
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	$(PYTHON) -m ruff check --fix .
 	clang-format -i $(NATIVE) $(SIMT)
@@ -68,6 +71,13 @@ wheel: $(BUILT)  ## build a wheel into dist/ for the torch at hand, with its ver
 	  -C--global-option=egg_info -C--global-option=--tag-build=$$tag --wheel-dir build/wheel .
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
 	  --wheel-dir dist build/wheel/*.whl
+wheel-check:  ## install the newest wheel in dist/ into an environment of its own: are its kernels there?
+	rm -rf build/wheel-env
+	$(PYTHON) -m venv build/wheel-env
+	torch=$$($(PYTHON) -c 'from torch import __version__ as v; print(*v.split(".")[:2], "*", sep=".")') && \
+	  build/wheel-env/bin/python -m pip install "torch==$$torch" $$(ls -t dist/*.whl | head -n 1)
+	cd build && wheel-env/bin/python -m fastlstm && wheel-env/bin/python -c \
+	  'from fastlstm import _build; assert _build.has_kernels("cpu"), _build.unavailable_reason()'
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
 gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark

@@ -369,6 +369,7 @@ def test_one_version_and_one_torch_floor() -> None:
     init = (ROOT / "fastlstm" / "__init__.py").read_text()
     (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
     assert f'__version__ = "{version}"' in init
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     floor = ".".join(map(str, load_setup().TORCH_FLOOR))
     for file in ("pyproject.toml", "Makefile", "build_backend.py"):
         assert set(re.findall(r"\btorch>=([\d.]+)", (ROOT / file).read_text())) == {floor}
