@@ -154,10 +154,10 @@ def main() -> None:
     print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
     rows = []
     cases = [(f"train, {v:,} words", training(v, args)) for v in args.vocab]
-    for method in ("greedy", "beam"):
-        cases.append(
-            (f"{method} search, {args.vocab[0]:,} words", decoding(method, args.vocab[0], args))
-        )
+    cases += [
+        (f"{method} search, {args.vocab[0]:,} words", decoding(method, args.vocab[0], args))
+        for method in ("greedy", "beam")
+    ]
     for name, runs in cases:
         seconds = alternate(runs, args.repeats)
         rate = {lstm: args.batch / value for lstm, value in seconds.items()}

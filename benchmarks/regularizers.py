@@ -68,11 +68,14 @@ def measure(shape: tuple[int, ...], what: str, device: str, effort: Effort) -> l
     stepwise.engine = "stepwise"
     x = torch.randn(steps, batch, sizes[0], device=device, requires_grad=True)
     ours = training_step(lstm, x)
-    row = [f"{what}, T {steps}, B {batch}, I {sizes[0]}, H {sizes[1]}"]
-    for other in (CellLoop(lstm), stepwise):
-        row.append(f"{alternate(training_step(other, x), ours, CLOCKS[device], effort).ratio:.2f}")
-    cost = alternate(ours, training_step(plain, x), CLOCKS[device], effort)
-    return [*row, f"{cost.ratio:.2f}"]
+    pairs = [
+        (training_step(CellLoop(lstm), x), ours),
+        (training_step(stepwise, x), ours),
+        (ours, training_step(plain, x)),
+    ]
+    ratios = [alternate(*pair, CLOCKS[device], effort).ratio for pair in pairs]
+    case = f"{what}, T {steps}, B {batch}, I {sizes[0]}, H {sizes[1]}"
+    return [case, *(f"{ratio:.2f}" for ratio in ratios)]
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def build(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(case.dtype)
 
-    B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size  # noqa: E741
+    B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size
     cell = case.module == "LSTMCell"
     x = draw(B, I) if cell else draw(T, B, I)
     arguments: tuple[Any, ...] = ()

@@ -105,8 +105,8 @@ def generate_captions(
     captions = []
     start = time.perf_counter()
     for chunk in tqdm(features.split(batch_size), progress, disable=progress is None, unit="batch"):
-        for hypotheses in decode_batch(model, chunk.to(device), config, generator):
-            captions.append([_caption(h, vocabulary) for h in hypotheses])
+        decoded = decode_batch(model, chunk.to(device), config, generator)
+        captions += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
     model.train(was_training)
     return captions, len(captions) / max(time.perf_counter() - start, 1e-9)
 

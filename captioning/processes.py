@@ -28,7 +28,7 @@ SINGLE = Process()
 @contextlib.contextmanager
 def distributed(device: str) -> Iterator[Process]:
     """Join the processes that torchrun started, if any."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Process(device=device)
         return
     if device.startswith("cuda"):

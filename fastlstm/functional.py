@@ -331,9 +331,9 @@ def _engine_for(input: Tensor, engine: str, transformed: bool = False) -> str:
         engine = _DEFAULT_ENGINE
     device = input.device.type
     chosen = choose_engine(engine, device, input.dtype, transformed)
-    if chosen != engine and device == "cuda" and _OP_DEVICES and device not in _OP_DEVICES:
-        if not torch.compiler.is_compiling():
-            _build.warn_of_no_cuda_kernels()
+    no_kernels = device == "cuda" and _OP_DEVICES and device not in _OP_DEVICES
+    if no_kernels and chosen != engine and not torch.compiler.is_compiling():
+        _build.warn_of_no_cuda_kernels()
     return chosen
 
 

@@ -23,7 +23,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 # It needs expecttest, which a machine that is here for its GPU may lack; then nobody imports it.
 if importlib.util.find_spec("expecttest"):
     with mock.patch.object(torch.backends, "disable_global_flags"):
-        import torch.testing._internal.common_utils  # noqa: F401
+        import torch.testing._internal.common_utils
 
 
 # On a GPU float32 means TF32 to an LSTM unless this is off. Tests of TF32 turn it on.

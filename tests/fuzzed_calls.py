@@ -149,7 +149,7 @@ def lstm_case(draw: Draw) -> tuple[nn.Module, nn.Module, torch.dtype, Call]:
 
 
 def cell_case(draw: Draw) -> tuple[nn.Module, nn.Module, torch.dtype, Call]:
-    dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)  # noqa: E741
+    dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)
     bias, wild = draw.chance(0.8), dtype != torch.float64
     theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))
     rows = () if draw.chance(0.2) else (draw.size(0, 20),)
@@ -229,7 +229,7 @@ def compare(
 def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of a layer, with padded sequences and `lengths` as a list or None."""
     steps, batch, directions = draw.size(1, 5), draw.size(1, 4), draw.pick(1, 2)
-    I, H = draw.size(1, 9), draw.size(1, 20)  # noqa: E741
+    I, H = draw.size(1, 9), draw.size(1, 20)
     P = draw.size(1, H) if draw.chance(0.3) else H
     weights = []
     bias, projects, norms = draw.chance(0.8), draw.chance(0.3), draw.chance(0.2)
@@ -407,9 +407,9 @@ def damaged_forward(draw: Draw) -> None:
     else:
         tensor = arguments[name]
         bad = no_tensor if draw.chance(0.3) else damage(draw, tensor, engine)
-        if name == "lengths" and isinstance(bad, Tensor):
-            if bad.shape == tensor.shape and bad.device == tensor.device and bad.dtype.is_signed:
-                return  # any integers
+        like = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
+        if name == "lengths" and like and bad.dtype.is_signed:
+            return  # any integers
         arguments[name] = bad
         if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
             return  # more steps, or fewer

@@ -43,7 +43,7 @@ class Call:
         # A norm divides by deviations well below one, and errors with them.
         self.tolerance = 4 * TOLERANCE if norms else TOLERANCE
         dtype, D, T, B, H = dtype_of(kind), directions, steps, batch, hidden_size
-        rand = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
+        rand = lambda *shape: torch.randn(shape).to(dtype)
         self.h_0, self.c_0 = rand(D, B, H) / 2, rand(D, B, H) / 2
         shapes = [(4 * H, input_size), (4 * H, H)] + [(4 * H,)] * (2 * bias)
         shapes += [(4 * H,), (4 * H,), (H,), (H,)] * norms
@@ -88,7 +88,7 @@ class Call:
             *(m if m is None else m.double() for m in self.masks),
         )
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
-        flat = lambda t, dim: t[live] if dim == 0 else t[:, live]  # noqa: E731
+        flat = lambda t, dim: t[live] if dim == 0 else t[:, live]
         self.input, self.grads = x, grads
         self.expected = [o.detach() for o in outputs]
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
@@ -102,7 +102,7 @@ class Call:
         grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3 or not bias]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
         self.live, self.ops = live, ops
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        move = lambda t: None if t is None else t.to(device)
         self.input, self.h_0, self.c_0 = move(self.input), move(self.h_0), move(self.c_0)
         self.weights, self.grads = [move(w) for w in self.weights], [move(g) for g in self.grads]
         self.lengths, self.reset = move(self.lengths), move(self.reset)

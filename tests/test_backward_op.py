@@ -66,7 +66,7 @@ def test_what_is_bad_is_named(route: Route, sample: Sample, bad: str, name: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_on_meta_too(sample: Sample, bad: str, name: str) -> None:
     given = arguments(Route("auto"), sample)
-    move = lambda t: t.to("meta") if isinstance(t, Tensor) else t  # noqa: E731
+    move = lambda t: t.to("meta") if isinstance(t, Tensor) else t
     meta = {n: [move(w) for w in t] if n == "weights" else move(t) for n, t in given.items()}
     torch.ops.fastlstm.lstm_backward(**meta)
     if bad in ("without memory", "on meta"):

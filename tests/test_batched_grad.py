@@ -43,7 +43,7 @@ def by_autograd(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[
 def by_vmap(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[Tensor, ...]:
     """The gradients' dimension is the last, as vmap may have it anywhere."""
     last = [g.movedim(0, -1) for g in given]
-    grad = lambda *g: torch.autograd.grad(outputs, leaves, g, **options)  # noqa: E731
+    grad = lambda *g: torch.autograd.grad(outputs, leaves, g, **options)
     return torch.func.vmap(grad, in_dims=-1)(*last)
 
 
@@ -170,7 +170,7 @@ def test_vmap_of_vmap_and_of_nothing(route: Route) -> None:
         lstm.to(route.device, torch.float64).engine = route.engine
         output = lstm(torch.randn(5, 2, 3, dtype=torch.float64, device=route.device))[0]
         weights = list(lstm.parameters())
-        grad = lambda g: torch.autograd.grad(output, weights, g, retain_graph=True)  # noqa: B023, E731
+        grad = lambda g: torch.autograd.grad(output, weights, g, retain_graph=True)  # noqa: B023
         given = torch.randn(3, 2, *output.shape, dtype=torch.float64).to(route.device)
         expected = [g.unflatten(0, (3, 2)) for g in torch.func.vmap(grad)(given.flatten(0, 1))]
         found = torch.func.vmap(torch.func.vmap(grad), in_dims=1)(given.transpose(0, 1))
@@ -215,7 +215,7 @@ def as_functions(
     route: Route, dtype: torch.dtype, kind: str, options: dict[str, Any]
 ) -> tuple[list[Any], Tensor]:
     """Ours and torch's, of the one tensor that is returned too."""
-    draw = lambda *shape: torch.randn(*shape, dtype=dtype).to(route.device)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, dtype=dtype).to(route.device)
     if kind == "cell":
         torch.manual_seed(0)
         cells = [cls(3, 4).to(route.device, dtype) for cls in (fastlstm.LSTMCell, nn.LSTMCell)]

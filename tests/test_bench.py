@@ -170,7 +170,7 @@ def test_alternate_takes_turns_and_stops() -> None:
 
     pairs = alternate(first, second, clock, Effort(60.0, min_pairs=9, max_pairs=4))
     warm_up = 2 * ["a"] + 2 * ["b"]
-    assert calls == warm_up + ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert calls == [*warm_up, *"baabbaab"]
     assert pairs.ratios == [3.0] * 4
     assert len(alternate(first, second, clock, Effort(0.0, min_pairs=9)).ratios) == 3
 
@@ -594,8 +594,10 @@ def test_the_picture_of_real_workloads(tmp_path: Path) -> None:
         result(TINY, error="RuntimeError: no"),
     ]
     record = {
-        "groups": [{"key": "training", "results": [result(TINY, ratio=9.0)]}]
-        + [{"key": "real", "results": results}],
+        "groups": [
+            {"key": "training", "results": [result(TINY, ratio=9.0)]},
+            {"key": "real", "results": results},
+        ],
         "machine": {"cpu": "a CPU"},
         "threads": 2,
         "versions": {"torch": "2.13.0"},

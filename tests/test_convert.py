@@ -123,7 +123,7 @@ def test_options_that_torch_has_not_are_named_once_per_module() -> None:
     first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
     model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
     model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2, recompute=True))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model, to="torch")
     assert [str(warning.message) for warning in caught] == [
         "convert: nn.LSTM has no recurrent_dropout=0.5, zoneout_c=0.1: a goes on without",

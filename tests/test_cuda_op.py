@@ -167,7 +167,7 @@ def test_one_mask(kind, only):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(),
+        {},
         dict(form="packed", directions=2),
         dict(form="lengths", reset=True, directions=2),
         dict(masks=True, reset=True, bias=False),
@@ -322,7 +322,7 @@ def use():
 @pytest.mark.parametrize(
     "options",
     [
-        dict(),
+        {},
         dict(form="packed", directions=2),
         dict(form="lengths", reset=True, directions=2),
         dict(masks=True),

@@ -90,8 +90,8 @@ class TestWithoutPython:
 
 def test_dynamic_quantisation() -> None:
     """Of what convert gives back: as close to the float model as that of nn.LSTM from the start."""
+    model = fastlstm.convert(Tagger(), to="torch")
     with pytest.warns(DeprecationWarning, match="torch.ao.quantization is deprecated"):
-        model = fastlstm.convert(Tagger(), to="torch")
         quantised = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear})
     assert type(quantised.lstm) is torch.ao.nn.quantized.dynamic.LSTM
     x = torch.randn(3, 6, 8)

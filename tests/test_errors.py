@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastlstm
 from fastlstm import functional
 
-T, B, I, H, P = 4, 3, 2, 5, 3  # noqa: E741
+T, B, I, H, P = 4, 3, 2, 5, 3
 
 
 def arguments(route: Route, *, directions: int = 1, proj_size: int = 0) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def test_what_is_no_tensor(route: Route, name: str) -> None:
     change, came = NO_TENSORS[name]
     given = arguments(route)
     change(given)
-    name, expected = name.split()[0], "a pair" if name.startswith("hx") else "a tensor"
+    name, expected = name.split(maxsplit=1)[0], "a pair" if name.startswith("hx") else "a tensor"
     with pytest.raises(TypeError, match=rf"^{re.escape(name)}: expected {expected}.*, got {came}$"):
         functional.lstm(**given)
 
@@ -392,8 +392,8 @@ def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
     with pytest.raises(RuntimeError, match="input_size. Expected 2, got 3"):
         lstm(packed)
     good = pack_padded_sequence(torch.zeros(T, B, I), torch.tensor([4, 2, 1])).to(route.device)
+    hx = torch.zeros(1, B + 1, H, device=route.device)
     with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 5\), got"):
-        hx = torch.zeros(1, B + 1, H, device=route.device)
         lstm(good, (hx, hx))
     with pytest.raises(RuntimeError, match="lengths cannot be combined"):
         lstm(good, lengths=torch.tensor([1, 2, 3]))

@@ -13,9 +13,9 @@ from fastlstm import _build
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import fit_plan  # noqa: E402
-import sweep  # noqa: E402
-from timing import cpu_clock  # noqa: E402
+import fit_plan
+import sweep
+from timing import cpu_clock
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 

@@ -42,7 +42,7 @@ def loss(lstm: fastlstm.LSTM, weights: dict[str, Tensor], x: Tensor, **arguments
 def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) -> None:
     """With respect to the weights, the input and the state: those of a loop over the samples."""
     lstm = make(route, **options)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)
     samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
     rows = (2,) if kind == "rows" else ()  # each sample is a batch of its own
     given: dict[str, Any] = {}
@@ -212,7 +212,7 @@ def test_second_derivatives_with_every_option(route: Route) -> None:
 
 def test_forward_over_a_pullback(lstm: fastlstm.LSTM) -> None:
     """vjp outside of jvp: forward mode meets the backward of the op."""
-    x, tangent = (torch.randn(3, 2, 3, dtype=torch.float64) for _ in range(2))
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
     output, pull = vjp(lambda x: lstm(x)[0], x)
     cotangent = torch.randn_like(output)
     _, found = jvp(lambda g: pull(g)[0], (cotangent,), (cotangent * 2,))

@@ -78,7 +78,7 @@ class Checked:
             timeout=60,
         )
         self.status, self.printed = done.returncode, done.stdout
-        [path] = [p for p in folder.rglob("*.json")] or [output]
+        [path] = list(folder.rglob("*.json")) or [output]
         self.path, self.log = path, path.with_suffix(".log")
         self.record = json.loads(path.read_text()) if path.exists() else {}
         self.steps = {step["step"]: step for step in self.record.get("gpu_check", [])}

@@ -515,7 +515,7 @@ def test_tensor_subclasses_come_out(route: Route) -> None:
     """Of input, state or weights; a Parameter is none of them."""
     lstm, cell = pair(route, num_layers=2), cells(route)
     steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
-    tagged = lambda t: t.as_subclass(Tagged)  # noqa: E731
+    tagged = lambda t: t.as_subclass(Tagged)
     for (ours, theirs), x, state in ((lstm, steps, (h, c)), (cell, steps[0], (h[0], c[0]))):
         for expected_kind, *arguments in (
             (Tensor, x),

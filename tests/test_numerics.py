@@ -104,7 +104,7 @@ def test_the_cell_state_is_float32(route: Route, dtype: torch.dtype) -> None:
     """A thousand increments that a 16-bit sum would lose one by one: c = 1 + 1024 * 2^-12."""
     zeros = {"dtype": dtype, "device": route.device}
     i, f, g, o = 20.0, 20.0, 2.0**-12, 0.0  # sigmoid(20) = 1
-    output, h_n, c_n, cells = route.lstm_layer(
+    _, _, c_n, cells = route.lstm_layer(
         input=torch.zeros(1024, 2, 1, **zeros),
         h_0=torch.zeros(1, 2, 1, **zeros),
         c_0=torch.ones(1, 2, 1, **zeros),

@@ -187,7 +187,7 @@ def test_reset_follows_batch_first(route: Route) -> None:
 def test_cell_states(route: Route, proj_size: int) -> None:
     lstm = make(route, proj_size=proj_size)
     x, lengths = draw(route, 5, 3, 3), [5, 4, 2]
-    output, (h_n, c_n), cells = lstm(x, lengths=torch.tensor(lengths), return_cell_states=True)
+    _, (h_n, c_n), cells = lstm(x, lengths=torch.tensor(lengths), return_cell_states=True)
     assert cells.shape == (2, 5, 3, 8)
     for layer in range(2):
         for b, length in enumerate(lengths):

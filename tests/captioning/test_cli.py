@@ -183,10 +183,12 @@ def trained(scenes_root, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     annotations = scenes_root / "annotations"
     code = main(
-        ["train", "--train", str(annotations / "captions_train.json")]
-        + ["--val", str(annotations / "captions_val.json"), "--output", str(folder)]
-        + ["--cnn", "scenes_cnn", "--pool", "2x2", "--epochs", "1", "--batch-size", "48"]
-        + ["--hidden-size", "16", "--embed-size", "16", "--min-count", "1"]
+        [
+            *("train", "--train", str(annotations / "captions_train.json")),
+            *("--val", str(annotations / "captions_val.json"), "--output", str(folder)),
+            *("--cnn", "scenes_cnn", "--pool", "2x2", "--epochs", "1", "--batch-size", "48"),
+            *("--hidden-size", "16", "--embed-size", "16", "--min-count", "1"),
+        ]
     )
     assert code == 0
     return folder

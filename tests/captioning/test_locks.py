@@ -63,9 +63,8 @@ def test_the_second_is_told_who_holds_it(hold, tmp_path):
     process = hold(tmp_path)
     host = re.escape(socket.gethostname())
     told = rf"{tmp_path} is being written by process {process.pid} on {host} since 2\d{{3}}-"
-    with pytest.raises(CaptioningError, match=told):
-        with lock_folder(tmp_path):
-            pass
+    with pytest.raises(CaptioningError, match=told), lock_folder(tmp_path):
+        pass
     with lock_folder(tmp_path.parent), lock_folder(tmp_path / "inner"):
         pass
 

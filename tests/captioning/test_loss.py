@@ -87,9 +87,11 @@ def test_never_holds_more_than_one_block_of_scores():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (list, tuple)) else [out]:
-                if isinstance(tensor, torch.Tensor) and tensor.numel() > linear.weight.numel():
-                    made.append(weakref.ref(tensor))
+            made.extend(
+                weakref.ref(tensor)
+                for tensor in (out if isinstance(out, (list, tuple)) else [out])
+                if isinstance(tensor, torch.Tensor) and tensor.numel() > linear.weight.numel()
+            )
             alive = [tensor for ref in made if (tensor := ref()) is not None]
             held.append(sum({t.untyped_storage().data_ptr(): t.numel() for t in alive}.values()))
             return out

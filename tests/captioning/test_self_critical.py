@@ -26,7 +26,7 @@ def test_the_reward_is_pycocoevalcaps_cider_d():
 
     def caption() -> list[int]:
         length = int(torch.randint(1, 9, (), generator=generator))
-        return torch.randint(4, 10, (length,), generator=generator).tolist() + [END]
+        return [*torch.randint(4, 10, (length,), generator=generator).tolist(), END]
 
     references = [[caption() for _ in range(5)] for _ in range(30)]
     written = [caption() for _ in range(28)] + [references[28][0], [END]]

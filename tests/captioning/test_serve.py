@@ -262,7 +262,8 @@ def server(attentive, tmp_path_factory):
         )
     try:
         line = process.stdout.readline()
-        assert (address := re.search(r"http://127\.0\.0\.1:\d+/", line)), line
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line
         yield Server(address[0], folder, process.pid)
         # Ctrl-C ends it, and nothing is left of it.
         sources = ROOT / "captioning"

@@ -87,7 +87,7 @@ def test_validation_writes_on_its_own(new_checkpoint, data):
     checkpoint, other = new_checkpoint(), copy.copy(data.val)
     for parameter in checkpoint.model.parameters():
         parameter.data *= 5  # opinions, so that captions differ
-    other.references = dict.fromkeys(data.val.ids, ["something else"])
+    other.references = {image: ["something else"] for image in data.val.ids}
     other.read = lambda *images: data.val.read(*images).flip(0)
     strange = EncodedCaptions([["something else"]] * len(data.val.images), data.vocabulary)
     _, _, written = validate(checkpoint, data.val, encoded(data.val, data.vocabulary), False)
@@ -329,12 +329,16 @@ def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint
 def test_curves_on_a_full_disk_are_a_message(tmp_path, small_files, capsys):
     """The thread that writes them printed a traceback, and the error named no file."""
     pytest.importorskip("tensorboard")
+
+    def write(curves, end: str) -> None:
+        for i in range(10**5 if end == "add_scalar" else 60):
+            curves.add_scalar("loss", 1.0, i)
+        getattr(curves, end)()
+
     for end in ("flush", "close", "add_scalar"):
         curves = open_curves(tmp_path / end, False)
         with small_files(2000), pytest.raises(CaptioningError) as caught:
-            for i in range(10**5 if end == "add_scalar" else 60):
-                curves.add_scalar("loss", 1.0, i)
-            getattr(curves, end)()
+            write(curves, end)
         assert str(caught.value) == f"cannot write {tmp_path / end}: File too large"
     assert "Traceback" not in capsys.readouterr().err
 
