@@ -100,7 +100,7 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 ##@ Clean
 .PHONY: clean distclean help
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 distclean: clean  ## remove the environments as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
 def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *args], cwd=cwd, capture_output=True, text=True)
+    env = {**os.environ, "MAKEFLAGS": ""}  # else PYTHON= of the make that runs the tests counts
+    return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("args", [[], ["info"]])

@@ -46,7 +46,8 @@ def project(tmp_path: Path) -> Path:
     """A copy of what a clone holds, without what was built there."""
     copy = tmp_path / "project"
     built = "*.so _build_info.json build dist runs *.egg-info __pycache__ .git .venv* .*_cache"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*built.split(), ".hypothesis"))
+    ignored = shutil.ignore_patterns(*built.split(), ".hypothesis", ".coverage")
+    shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
 
 
