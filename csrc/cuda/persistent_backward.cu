@@ -140,7 +140,7 @@ struct BackwardWalk {
   // The cell equations backward of a live unit: dL/d(gates); dL/dc_t becomes dL/dc_{t-1}.
   __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
     const bool zoned = d.zoneout.h;
-    StepGradient<float> into;
+    StepGradient<float> into{};  // keep is read only where zoned says so
     into.dh = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
     if (d.h_mask) into.dh *= float(in.h_mask);
     into.dh += float(in.d_output) + float(in.d_h), into.dc = dc + in.d_cells;
