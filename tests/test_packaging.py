@@ -92,26 +92,34 @@ def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_sdist_carries_builds_and_runs(project: Path, tmp_path: Path) -> None:
+def make_sdist(project: Path) -> Path:
+    build = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
+    assert run(sys.executable, "-c", build, cwd=project).returncode == 0
+    (sdist,) = (project / "dist").iterdir()
+    return sdist
+
+
+def test_sdist_carries_the_sources_and_nothing_that_was_built(project: Path) -> None:
     sources = files_below(project)
     leftovers = ["fastlstm/_C.so", "fastlstm/_build_info.json", "tests/left.pyc", "csrc/left.o"]
     for leftover in leftovers:
         (project / leftover).write_text("left over from a build")
-    build = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
-    assert run(sys.executable, "-c", build, cwd=project).returncode == 0
-    (sdist,) = (project / "dist").iterdir()
-    with tarfile.open(sdist) as tar:
+    with tarfile.open(make_sdist(project)) as tar:
         carried = {name.partition("/")[2] for name in tar.getnames()}
     expected = {path for path in sources if not path.startswith((".git", ".pre-commit"))}
     assert expected <= carried
     assert not carried & set(leftovers)
 
+
+@pytest.mark.slow
+def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
+    sources = files_below(project)
     # All files of csrc, but not optimised: that takes a fraction of the time.
     unoptimised = tmp_path / "c++"
     unoptimised.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
     unoptimised.chmod(0o755)
     target = tmp_path / "target"
-    done = install(sdist, target, FASTLSTM_BUILD="cpu", CXX=str(unoptimised))
+    done = install(make_sdist(project), target, FASTLSTM_BUILD="cpu", CXX=str(unoptimised))
     assert done.returncode == 0, done.stdout
     assert record(target)["kinds"] == ["cpu"]
     assert record(target)["torch"] == torch.__version__
