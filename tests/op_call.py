@@ -3,6 +3,8 @@
 import torch
 from oracle import oracle
 
+from fastlstm._call import LstmCall
+
 # Roundoff of each kind of arithmetic; errors are stated in multiples of it.
 ROUNDOFF = {
     "float64": 2.0**-53,
@@ -108,8 +110,9 @@ class Call:
         self.lengths, self.reset = move(self.lengths), move(self.reset)
         self.masks = [move(m) for m in self.masks]
 
-    def forward(self, engine):
-        return self.ops.lstm(
+    def arguments(self):
+        """The tensors of a layer, as both ops take them."""
+        return LstmCall(
             self.input,
             self.h_0,
             self.c_0,
@@ -118,11 +121,10 @@ class Call:
             self.lengths,
             self.reset,
             *self.masks,
-            True,
-            True,
-            False,
-            engine,
         )
+
+    def forward(self, engine):
+        return self.ops.lstm(*self.arguments(), True, True, False, engine)
 
     def backward(
         self, saved, engine, grads=None, state_needs_grad=True, per_row=False, recompute=False
@@ -131,14 +133,7 @@ class Call:
         gates = gates.new_empty(0) if recompute else gates
         return self.ops.lstm_backward(
             *(grads or self.grads),
-            self.input,
-            self.h_0,
-            self.c_0,
-            self.weights,
-            self.batch_sizes,
-            self.lengths,
-            self.reset,
-            *self.masks,
+            *self.arguments(),
             output,
             cells,
             gates,
