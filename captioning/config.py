@@ -14,6 +14,7 @@ from captioning.errors import CaptioningError
 Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
 MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
+IMAGE_STEPS = ("first", "every")
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -128,7 +129,7 @@ class ModelConfig:
         0.0,
     )
     image_at: str = setting(
-        "the steps at which decoder lstm reads the image", "first", choices=("first", "every")
+        "the steps at which decoder lstm reads the image", "first", choices=IMAGE_STEPS
     )
     decoder: str = "lstm"
     grid: int = 0
@@ -139,7 +140,7 @@ class ModelConfig:
         if not 0 <= self.grid <= MAX_SIDE:
             raise CaptioningError(f"grid: expected 0 to {MAX_SIDE}, got {short(self.grid)}")
         check_share(self, "dropout")
-        check_choice("image_at", self.image_at, ("first", "every"))
+        check_choice("image_at", self.image_at, IMAGE_STEPS)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _steps_and_batch(call: LstmCall) -> tuple[int, int]:
 
 def _check_weights(call: LstmCall) -> tuple[int, int]:
     """Returns hidden_size and output_size."""
-    directions, W_ih = call.h_0.size(0), call.weights[0] if call.weights else None
+    directions = call.h_0.size(0)
     names = weight_names(len(call.weights), directions)
     _check(
         names is not None,
@@ -117,7 +117,8 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
         f"each of {directions} direction(s) (h_0.size(0))",
         f"{len(call.weights)} tensors",
     )
-    assert names is not None and W_ih is not None
+    assert names is not None
+    W_ih = call.weights[0]
     _check(
         W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,
         "W_ih of shape (4 * hidden_size, input_size)",
