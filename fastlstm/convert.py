@@ -52,6 +52,11 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
                 if to == "torch":
                     _warn_of_lost_options(path, module)
                 replacements[module] = _transplant(module, target)
+    return replace_modules(model, replacements)
+
+
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The model with modules replaced in place, wherever they stand; or what replaces it."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in replacements:

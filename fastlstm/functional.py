@@ -225,7 +225,7 @@ def lstm(
             output = output.transpose(0, 1)
         if not return_cell_states:
             return output, state
-        return output, state, _cell_states(cells, state[1].dtype, lengths, batch_first)
+        return output, state, cell_states(cells, state[1].dtype, lengths, batch_first)
     except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
@@ -267,7 +267,7 @@ def _states(
     return input.new_zeros(count, batch, output_size), c_0
 
 
-def _cell_states(
+def cell_states(
     layers: Sequence[Tensor], dtype: torch.dtype, lengths: Tensor | None, batch_first: bool
 ) -> Tensor:
     """Every cell state as `lstm` returns it, from those [D,T,B,H] of each layer."""

@@ -39,6 +39,12 @@ def _check_pair(hx: Any, function: str) -> None:
         raise RuntimeError(f"{function} expects two hidden states")
 
 
+def _batch_size(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
+    if batch_sizes is not None:
+        return int(batch_sizes[0])
+    return input.size(0) if batch_first else input.size(1)
+
+
 def _check_device(input: Tensor, weight: Tensor) -> None:
     if input.device != weight.device:
         raise RuntimeError(
@@ -66,7 +72,119 @@ _OPTIONS = (
 )
 
 
-class LSTM(nn.RNNBase):
+class SequenceModule(nn.Module):
+    """The call of an LSTM: what it takes and returns, whatever runs it."""
+
+    batch_first: bool
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_cell_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """Runs the LSTM over the sequences, as `nn.LSTM.forward` does.
+
+        Sizes: T steps, B batch rows, L num_layers, D = 2 if bidirectional else 1, P = proj_size or
+        hidden_size.
+
+        Args:
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
+                a PackedSequence, sorted or not.
+            hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
+            lengths: [B] integers, the number of real steps of each row: an alternative to packing
+                that takes rows in any order and of length 0, on any device, and compiles.
+            reset: [T,B] bool ([B,T] if batch_first, [T] unbatched): h and c are zeroed before such
+                a step.
+            return_cell_states: whether to return every cell state as well.
+
+        Returns:
+            `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
+            shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
+            PackedSequence out.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset, return_cell_states)
+        dim = input.dim()
+        if dim not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
+        if dim == 2:
+            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
+        if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
+            raise RuntimeError(
+                "For batched 3-D input, hx and cx should also be 3-D but got "
+                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        return self._run(input, hx, None, lengths, reset, return_cell_states)
+
+    def _forward_unbatched(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        if hx is not None:
+            if hx[0].dim() != 2 or hx[1].dim() != 2:
+                raise RuntimeError(
+                    "For unbatched 2-D input, hx and cx should also be 2-D but got "
+                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        batch_dim = 0 if self.batch_first else 1
+        output, (h_n, c_n), *cells = self.forward(
+            input.unsqueeze(batch_dim),
+            hx,
+            lengths=lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
+            reset=None if reset is None else reset.unsqueeze(batch_dim),
+            return_cell_states=return_cell_states,
+        )
+        cells = [c.squeeze(batch_dim + 1) for c in cells]
+        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
+
+    def _forward_packed(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, state, *cells = self._run(
+            data, hx, batch_sizes, lengths, reset, return_cell_states
+        )
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(state, unsorted_indices), *cells
+
+    def _run(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        """Runs the layers over a batch of three dimensions, or over packed data."""
+        raise NotImplementedError
+
+    def permute_hidden(
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Puts the rows of h and c into another order."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
@@ -177,119 +295,34 @@ class LSTM(nn.RNNBase):
             options |= {name: getattr(self, name) for name in ("training", "dropout", *_OPTIONS)}
         return options
 
-    def forward(
+    def _run(
         self,
-        input: Tensor | PackedSequence,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        return_cell_states: bool = False,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
     ) -> tuple[Any, ...]:
-        """Runs the LSTM over the sequences, as `nn.LSTM.forward` does.
-
-        Sizes: T steps, B batch rows, L num_layers, D = 2 if bidirectional else 1, P = proj_size or
-        hidden_size.
-
-        Args:
-            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
-                a PackedSequence, sorted or not.
-            hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
-            lengths: [B] integers, the number of real steps of each row: an alternative to packing
-                that takes rows in any order and of length 0, on any device, and compiles.
-            reset: [T,B] bool ([B,T] if batch_first, [T] unbatched): h and c are zeroed before such
-                a step.
-            return_cell_states: whether to return every cell state as well.
-
-        Returns:
-            `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
-            shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
-            PackedSequence out.
-        """
         weights = _by_name(self, self._flat_weights_names)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, weights, lengths, reset, return_cell_states)
-        dim = input.dim()
-        if dim not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
-        if dim == 2:
-            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
-        if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
-            raise RuntimeError(
-                "For batched 3-D input, hx and cx should also be 3-D but got "
-                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            )
-        batch = input.size(0) if self.batch_first else input.size(1)
-        self._check(input, hx, weights, batch, None)
+        self._check(input, hx, weights, batch_sizes)
         return functional.lstm(
             input,
             hx,
             weights,
-            batch_first=self.batch_first,
-            lengths=lengths,
-            reset=reset,
-            return_cell_states=return_cell_states,
-            **self._options(),
-        )
-
-    def _forward_unbatched(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
-    ) -> tuple[Any, ...]:
-        if hx is not None:
-            if hx[0].dim() != 2 or hx[1].dim() != 2:
-                raise RuntimeError(
-                    "For unbatched 2-D input, hx and cx should also be 2-D but got "
-                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
-            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        batch_dim = 0 if self.batch_first else 1
-        output, (h_n, c_n), *cells = self.forward(
-            input.unsqueeze(batch_dim),
-            hx,
-            lengths=lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
-            reset=None if reset is None else reset.unsqueeze(batch_dim),
-            return_cell_states=return_cell_states,
-        )
-        cells = [c.squeeze(batch_dim + 1) for c in cells]
-        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
-
-    def _forward_packed(
-        self,
-        input: PackedSequence,
-        hx: tuple[Tensor, Tensor] | None,
-        weights: list[Tensor],
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
-    ) -> tuple[Any, ...]:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None:
-            hx = self.permute_hidden(hx, sorted_indices)
-        self._check(data, hx, weights, int(batch_sizes[0]), batch_sizes)
-        output, state, *cells = functional.lstm(
-            data,
-            hx,
-            weights,
+            batch_first=self.batch_first and batch_sizes is None,
             batch_sizes=batch_sizes,
             lengths=lengths,
             reset=reset,
             return_cell_states=return_cell_states,
             **self._options(),
         )
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self.permute_hidden(state, unsorted_indices), *cells
 
     def _check(
         self,
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None,
         weights: list[Tensor],
-        batch: int,
         batch_sizes: Tensor | None,
     ) -> None:
         """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
@@ -300,6 +333,7 @@ class LSTM(nn.RNNBase):
         if hx is None:
             return
         _check_pair(hx, "lstm")
+        batch = _batch_size(input, batch_sizes, self.batch_first)
         num_states = self.num_layers * (2 if self.bidirectional else 1)
         h_shape = (num_states, batch, self.proj_size or self.hidden_size)
         if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
@@ -327,14 +361,6 @@ class LSTM(nn.RNNBase):
             )
         ):
             self.check_hidden_size(hidden[k], expected, f"Expected hidden[{k}] size {{}}, got {{}}")
-
-    def permute_hidden(  # type: ignore[override]
-        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Puts the rows of h and c into another order."""
-        if permutation is None:
-            return hx
-        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
 
 class LSTMCell(nn.RNNCellBase):

@@ -60,16 +60,6 @@ bool has_product(const Layer& layer) {
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
 
-Layer as_float(const Layer& original) {
-  Layer layer = original;
-  for (Tensor* tensor : {&layer.input, &layer.h_0, &layer.c_0}) *tensor = as_float(*tensor);
-  for (Direction& d : layer.directions)
-    d.for_each([](Tensor& tensor, const char*) { tensor = as_float(tensor); });
-  for (OptionalTensor* mask : {&layer.h_mask, &layer.zoneout_h, &layer.zoneout_c})
-    if (*mask) *mask = as_float(**mask);
-  return layer;
-}
-
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
   if (tiled && !has_product(layer)) {

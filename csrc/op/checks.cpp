@@ -123,17 +123,14 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// The call with its sizes and its weights by name.
+// The call, without its weights and the sizes that they tell.
 Layer unpack(const LstmCall& call) {
   Layer layer;
-  layer.directions = check_weights(call.weights, call.h_0.sym_size(0).expect_int(), call.input);
   layer.input = call.input, layer.h_0 = call.h_0, layer.c_0 = call.c_0;
   layer.batch_sizes = call.batch_sizes, layer.lengths = call.lengths, layer.reset = call.reset;
   layer.h_mask = call.h_mask;
   layer.zoneout_h = call.zoneout_h, layer.zoneout_c = call.zoneout_c;
   layer.input_size = call.input.sym_size(-1);
-  layer.hidden_size = layer.directions[0].w_ih.sym_size(0) / 4;
-  layer.output_size = layer.directions[0].w_hh.sym_size(1);
   if (layer.packed()) {
     layer.steps = call.batch_sizes->sym_size(0);
     layer.batch = call.h_0.sym_size(1);
@@ -173,11 +170,8 @@ void check_zoneout(const Layer& layer, const OptionalTensor& zoneout, const char
                SequenceMeaning{layer, "size of the state", true}, layer.input);
 }
 
-}  // namespace
-
-Layer check_layer(const LstmCall& call) {
-  check_input(call);
-  const Layer layer = unpack(call);
+// Everything but the weights.
+void check_sequence(const Layer& layer) {
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   check_states(layer);
   if (layer.lengths)
@@ -186,11 +180,48 @@ Layer check_layer(const LstmCall& call) {
   if (layer.reset)
     check_rows(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
                "bool", layer.input);
+}
+
+}  // namespace
+
+Layer check_layer(const LstmCall& call) {
+  check_input(call);
+  Layer layer = unpack(call);
+  layer.directions = check_weights(call.weights, call.h_0.sym_size(0).expect_int(), call.input);
+  layer.hidden_size = layer.directions[0].w_ih.sym_size(0) / 4;
+  layer.output_size = layer.directions[0].w_hh.sym_size(1);
+  check_sequence(layer);
   if (layer.h_mask)
     check_tensor(*layer.h_mask, "h_mask", {layer.num_directions(), layer.batch, layer.output_size},
                  "(directions, batch, output size)", layer.input);
   check_zoneout(layer, layer.zoneout_h, "zoneout_h", layer.output_size);
   check_zoneout(layer, layer.zoneout_c, "zoneout_c", layer.hidden_size);
+  return layer;
+}
+
+Layer check_packed_layer(const LstmCall& call) {
+  check_input(call);
+  TORCH_CHECK(call.c_0.dim() == 3,
+              "lstm: expected c_0 of shape (directions, batch, hidden_size), "
+              "got ",
+              call.c_0.sym_sizes());
+  Layer layer = unpack(call);
+  layer.directions.resize(call.h_0.sym_size(0).expect_int());
+  layer.hidden_size = call.c_0.sym_size(2);
+  layer.output_size = call.h_0.sym_size(2);
+  check_sequence(layer);
+  const bool doubles = call.input.scalar_type() == at::kDouble;
+  const int64_t count = static_cast<int64_t>(call.weights.size()),
+                each = count / layer.num_directions();
+  TORCH_CHECK(
+      each * layer.num_directions() == count && (each == 3 || each == 4),
+      "lstm_packed: expected W_ih, W_hh, bias and W_hr if there is a projection for each of ",
+      layer.num_directions(), " direction(s), got ", count, " tensors");
+  for (const Tensor& weight : call.weights)
+    TORCH_CHECK(
+        (weight.scalar_type() == at::kDouble) == doubles && weight.device() == call.input.device(),
+        "lstm_packed: expected weights on ", call.input.device(), " that go with input of ",
+        call.input.scalar_type(), ", got ", weight.scalar_type(), " on ", weight.device());
   return layer;
 }
 

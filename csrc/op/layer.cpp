@@ -35,6 +35,19 @@ std::string Layer::options() const {
   return names;
 }
 
+Layer as_float(const Layer& original) {
+  const auto convert = [](Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.to(at::kFloat);
+  };
+  Layer layer = original;
+  for (Tensor* tensor : {&layer.input, &layer.h_0, &layer.c_0}) convert(*tensor);
+  for (Direction& d : layer.directions)
+    d.for_each([&](Tensor& tensor, const char*) { convert(tensor); });
+  for (OptionalTensor* mask : {&layer.h_mask, &layer.zoneout_h, &layer.zoneout_c})
+    if (*mask) convert(**mask);
+  return layer;
+}
+
 std::vector<WalkStep> walk(const Layer& layer, bool reverse) {
   const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
   std::vector<WalkStep> walk(steps);

@@ -43,6 +43,12 @@ struct Layer {
 // came. These three serve CPU, CUDA and Meta alike, so they ask for symbolic sizes only.
 Layer check_layer(const LstmCall& call);
 
+// The same of a call whose weights are packed: those of `directions` are undefined.
+Layer check_packed_layer(const LstmCall& call);
+
+// Every tensor in float32.
+Layer as_float(const Layer& layer);
+
 // What backward needs besides the layer. Without gates (undefined) it recomputes them.
 struct Saved {
   Tensor output, cells, gates;

@@ -10,6 +10,7 @@
 #include "cuda/request.h"
 #include "op/batching.h"
 #include "op/call.h"
+#include "op/packed.h"
 
 namespace py = pybind11;
 
@@ -56,6 +57,41 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   return {std::get<1>(result).squeeze(0), std::get<2>(result).squeeze(0)};
 }
 
+// Without the dispatcher: there is no gradient and one device.
+PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+                         const std::vector<Tensor>& weights, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& lengths, const OptionalTensor& reset,
+                         bool save_cells) {
+  py::gil_scoped_release no_gil;
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const bool is_step = input.dim() == 3 && h_0.dim() == 3 && c_0.dim() == 3 && input.size(0) == 1 &&
+                       !batch_sizes && !lengths && !reset && !save_cells;
+  if (is_step)
+    if (const auto step = lstm_packed_step({input, h_0, c_0, weights})) {
+      const auto& [h_n, c_n] = *step;
+      Tensor output = at::empty_like(h_n);
+      output.copy_(h_n);
+      return {output, h_n, c_n, Tensor()};  // the user may write to either
+    }
+  const OptionalTensor none;
+  return lstm_packed_cpu({input, h_0, c_0, weights, batch_sizes, lengths, reset, none, none, none},
+                         {packed_layout(), save_cells});
+}
+
+std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h, const Tensor& c,
+                                            const std::vector<Tensor>& weights) {
+  py::gil_scoped_release no_gil;
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (input.dim() == 2 && h.dim() == 2 && c.dim() == 2)
+    if (const auto step = lstm_packed_step({input, h, c, weights})) return *step;
+  const OptionalTensor none;
+  const auto [output, h_n, c_n, cells] =
+      lstm_packed_cpu({input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, none, none,
+                       none, none, none, none},
+                      {packed_layout(), false});
+  return {h_n.squeeze(0), c_n.squeeze(0)};
+}
+
 std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
                                              const std::vector<size_t>& batched,
                                              bool input_needs_grad, bool state_needs_grad,
@@ -87,6 +123,12 @@ PYBIND11_MODULE(_C, m) {
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
+  m.def("packed_layout", &fastlstm::packed_layout,
+        "The layout of packed weights on this processor");
+  m.def("pack_weight", &fastlstm::pack_weight, "A weight in the panels of this processor");
+  m.def("unpack_weight", &fastlstm::unpack_weight, "The opposite of pack_weight");
+  m.def("lstm_packed", &fastlstm::lstm_packed, "torch.ops.fastlstm.lstm_packed");
+  m.def("lstm_cell_packed", &fastlstm::lstm_cell_packed, "One step; input [B,I], h and c [B,H]");
   m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples,
         "torch.ops.fastlstm.lstm_backward with some tensors batched; see SampledBackward in "
         "batching.h");

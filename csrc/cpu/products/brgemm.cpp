@@ -15,7 +15,7 @@
 
 namespace fastlstm {
 
-#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_I8I8I32) && defined(__x86_64__)
 namespace {
 
 using at::native::cpublas::brgemm;
@@ -53,6 +53,25 @@ class Factor {
  private:
   int64_t K_, stride_;
   const bfloat16* first_;
+};
+
+// The same of int8, behind the headers of the rows.
+class Int8Rows {
+ public:
+  Int8Rows(const int8* const* a, int64_t rows, int64_t K)
+      : stride_(common_stride(a, rows, kInt8RowHeader + K)), first_(a[0] + kInt8RowHeader) {
+    if (stride_ >= K) return;
+    static thread_local std::vector<int8> copy;
+    copy.resize(rows * K);
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(a[r] + kInt8RowHeader, K, &copy[r * K]);
+    first_ = copy.data(), stride_ = K;
+  }
+  int64_t stride() const { return stride_; }
+  const signed char* data() const { return reinterpret_cast<const signed char*>(first_); }
+
+ private:
+  int64_t stride_;
+  const int8* first_;
 };
 
 constexpr int64_t kRows = 64;  // four tiles of AMX: a panel is loaded once for them
@@ -114,6 +133,27 @@ void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
   is_refused(p) ? tiles->multiply_rounded(p) : multiply_buffered(p);
 }
 
+// int8, with AMX: the exact sums become numbers in the target's own code. A tile of AMX is 16 rows
+// high, so that few rows are left to the tiles. Both read the same panels, with the same bits.
+const Product<int8>* int8_tiles = nullptr;
+
+void multiply_int8(const PanelProduct<int8, float>& product) {
+  constexpr int64_t kRowsWorthAmx = 8;
+  if (product.rows < kRowsWorthAmx || !at::globalContext().userEnabledMkldnn())
+    return int8_tiles->multiply(product);
+  PanelProduct<int8, float> p = product;
+  alignas(64) int32_t sums[kRows * 64];
+  const int64_t width = p.shape.vectors * 16, K = divide_up(p.K, 4) * 4;
+  const int8* const panel = p.panel + width * int8_tiles->header;
+  for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
+    p.rows = std::min(kRows, left);
+    const Int8Rows a(p.a, p.rows, K);
+    brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data(),
+           reinterpret_cast<const signed char*>(panel), sums);
+    int8_tiles->put_rows(p, sums, width);
+  }
+}
+
 }  // namespace
 
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
@@ -132,12 +172,25 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
   return &product;
 }
 
+const Product<int8>* brgemm_product(const Product<int8>& base) {
+  static const Product<int8> product = [&base] {
+    int8_tiles = &base;
+    Product<int8> product = base;
+    product.rows = kRows;
+    product.multiply = multiply_int8;
+    product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
+    return product;
+  }();
+  return &product;
+}
+
 bool has_amx() {
   static const bool has = at::cpu::init_amx() && at::native::cpublas::could_pack(at::kBFloat16);
   return has;
 }
 #else
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>&) { return nullptr; }
+const Product<int8>* brgemm_product(const Product<int8>&) { return nullptr; }
 bool has_amx() { return false; }
 #endif
 

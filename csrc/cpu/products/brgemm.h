@@ -7,6 +7,7 @@ namespace fastlstm {
 // What packs, transposes and sums comes from `base`, whose panels of pairs the micro-kernel takes
 // as they are. Nothing where this torch has no such micro-kernel.
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base);
+const Product<int8>* brgemm_product(const Product<int8>& base);
 
 // Whether the processor multiplies bfloat16 by AMX, and the system lets this process do so.
 bool has_amx();

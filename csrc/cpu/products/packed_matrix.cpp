@@ -32,9 +32,6 @@ void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) 
   });
 }
 
-// Panels of 16-bit types hold pairs along k.
-int64_t whole_pairs(int64_t K) { return K + K % 2; }
-
 std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest, int64_t pieces) {
   const int64_t vectors = divide_up(N, lanes);
   const int64_t count = std::min(vectors, divide_up(divide_up(vectors, widest), pieces) * pieces);
@@ -49,16 +46,28 @@ std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest
 }  // namespace
 
 template <typename T>
-PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
+PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product)
     : product_(product),
-      K_(matrix.K),
-      panels_(cut_into_panels(matrix.N, product.lanes, product.vectors, pieces)) {
-  int64_t total = 0;
-  for (const PanelShape& panel : panels_) {
-    offsets_.push_back(total);
-    total += panel.vectors * product.lanes * whole_pairs(K_);
-  }
-  data_ = scratch<T>(total);
+      K_(K),
+      panels_(cut_into_panels(N, product.lanes, product.vectors, pieces)),
+      offsets_{0} {
+  const int64_t of_column = product.header + divide_up(K, product.together) * product.together;
+  for (size_t p = 0; p < panels_.size(); ++p)
+    offsets_.push_back(offsets_.back() + width(p) * of_column);
+}
+
+template <typename T>
+PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data)
+    : PackedMatrix(K, N, pieces, product_of<T>()) {
+  TORCH_CHECK(data.is_contiguous() && data.numel() == size(), "lstm_packed: expected ", size(),
+              " packed elements for a matrix [", N, ", ", K, "], got ", data.sizes());
+  data_ = data;
+}
+
+template <typename T>
+PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
+    : PackedMatrix(matrix.K, matrix.N, pieces, product) {
+  data_ = scratch<T>(size());
   // Threads share the work by squares of kPackRows, for panels may be few.
   constexpr int64_t kPackRows = 128;
   const int64_t blocks = divide_up(K_, kPackRows), panels = panels_.size();
@@ -66,7 +75,7 @@ PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Pro
     for (; i < last; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
       product.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
-                   data<T>(data_) + offsets_[p] + k * panels_[p].vectors * product.lanes);
+                   data<T>(data_) + offsets_[p] + (product.header + k) * width(p));
     }
   });
 }
@@ -93,9 +102,9 @@ PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces) {
 
 template <typename T>
 PackedMatrix<T> pack_gates(const at::Tensor& w_hh) {
-  const int64_t lanes = kernels<T>().product->lanes, hidden = w_hh.size(0) / 4, K = w_hh.size(1);
+  const int64_t lanes = product_of<T>().lanes, hidden = w_hh.size(0) / 4, K = w_hh.size(1);
   const int64_t tiles = divide_up(hidden, lanes);
-  const std::vector<T> zeros(K, T(State_t<T>(0)));  // where there is no unit
+  const std::vector<T> zeros(K, T{});  // where there is no unit
   std::vector<const T*> columns;
   for (int64_t tile = 0; tile < tiles; ++tile)
     for (int64_t gate = 0; gate < 4; ++gate)
@@ -111,22 +120,28 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
   const auto& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K();
   for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < K; k += kPiece)
+    for (int64_t k = 0; k < K; k += product.piece)
       for (size_t p = 0; p < matrix.panels().size(); ++p) {
         const PanelShape& shape = matrix.panels()[p];
-        product.multiply({a.data() + begin, end - begin, k, std::min(kPiece, K - k),
+        product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
                           matrix.panel(p) + k * shape.vectors * product.lanes, shape,
                           c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias});
       }
   });
 }
 
-template <typename T>
+template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
-                     const Range& panels, const std::vector<T*>& c) {
-  for (int64_t p = panels.begin; p < panels.end; ++p)
-    matrix.product().multiply_rounded(
-        {a.data(), rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c.data(), false});
+                     const Range& panels, const std::vector<C*>& c) {
+  if (rows == 0) return;
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const PanelProduct<T, C> product{
+        a.data(), rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c.data(), false};
+    if constexpr (std::is_same_v<C, State_t<T>>)
+      matrix.product().multiply(product);
+    else
+      matrix.product().multiply_rounded(product);
+  }
 }
 
 template <typename T>
@@ -146,7 +161,7 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
 template <typename T>
 void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<GradientPart<T>> parts,
                          State_t<T>* sums, bool accumulate) {
-  const Product<T>& product = *kernels<T>().product;
+  const Product<T>& product = product_of<T>();
   int64_t widest = M;
   for (const auto& part : parts) widest = std::max(widest, part.N);
   const std::vector<T> zeros(widest, T(State_t<T>(0)));
@@ -213,16 +228,31 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   return rows_[0];
 }
 
+// Of every product.
+#define FASTLSTM_INSTANTIATE_PRODUCT(T, A)                                                     \
+  template class PackedMatrix<T>;                                                              \
+  template class PanelSums<T>;                                                                 \
+  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
+  template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
+  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
+                         const std::vector<A*>&, bool, const A*);                              \
+  template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
+                                const Range&, const std::vector<A*>&);
+FASTLSTM_INSTANTIATE_PRODUCT(float, float)
+FASTLSTM_INSTANTIATE_PRODUCT(double, double)
+FASTLSTM_INSTANTIATE_PRODUCT(bfloat16, float)
+FASTLSTM_INSTANTIATE_PRODUCT(float16, float)
+FASTLSTM_INSTANTIATE_PRODUCT(int8, float)
+template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
+                              const PackedMatrix<bfloat16>&, const Range&,
+                              const std::vector<bfloat16*>&);
+template void multiply_panels(const std::vector<const float16*>&, int64_t,
+                              const PackedMatrix<float16>&, const Range&,
+                              const std::vector<float16*>&);
+
+// Of those that layers are trained with.
 #define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
-  template class PackedMatrix<T>;                                                                 \
-  template class PanelSums<T>;                                                                    \
-  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                        \
   template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                   \
-  template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                      \
-  template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                    \
-                         const std::vector<A*>&, bool, const A*);                                 \
-  template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&,    \
-                                const Range&, const std::vector<T*>&);                            \
   template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,            \
                                  const std::vector<T*>&, bool);                                   \
   template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \

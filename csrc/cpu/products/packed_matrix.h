@@ -11,9 +11,6 @@
 
 namespace fastlstm {
 
-// Terms of a sum over k for which a panel stays in the L2 cache.
-constexpr int64_t kPiece = 512;
-
 // Rows [k_begin, k_begin + K) of a matrix with N columns.
 template <typename T>
 struct Matrix {
@@ -27,11 +24,16 @@ class PackedMatrix {
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
   // threads if there are so many vectors.
   PackedMatrix(const Matrix<T>& matrix, int64_t pieces,
-               const Product<T>& product = *kernels<T>().product);
+               const Product<T>& product = product_of<T>());
+  // Panels that were packed before into `data`.
+  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data);
 
   const Product<T>& product() const { return product_; }
   const std::vector<PanelShape>& panels() const { return panels_; }
   const T* panel(int64_t index) const { return const_data<T>(data_) + offsets_[index]; }
+  int64_t width(int64_t index) const { return panels_[index].vectors * product_.lanes; }
+  T* panel(int64_t index) { return data<T>(data_) + offsets_[index]; }
+  int64_t size() const { return offsets_.back(); }  // elements of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
@@ -41,10 +43,11 @@ class PackedMatrix {
   Range columns(const Range& panels) const;
 
  private:
+  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product);
   const Product<T>& product_;
   int64_t K_;
   std::vector<PanelShape> panels_;
-  std::vector<int64_t> offsets_;
+  std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
   at::Tensor data_;
 };
 
@@ -64,10 +67,10 @@ template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
 
-// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix rounded to T.
-template <typename T>
+// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix, sums or rounded to T.
+template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
-                     const Range& panels, const std::vector<T*>& c);
+                     const Range& panels, const std::vector<C*>& c);
 
 // The same as `multiply` into rows of T, rounded once at the end.
 template <typename T>

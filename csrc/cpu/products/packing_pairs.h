@@ -12,6 +12,19 @@ FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
+// Rows of float32 for a product of bfloat16, an odd K filled up.
+static int64_t whole_pairs(int64_t K) { return K + K % 2; }
+static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
+  constexpr int64_t L = Vec<float>::lanes;
+  Vec<float> x;
+  for (int64_t k = 0; k < K; k += L) {
+    const int64_t n = K - k < L ? K - k : L;
+    load(row + k, x, n);
+    store(x, to + k, n);
+  }
+  if (K % 2) to[K] = bfloat16(0.0f);
+}
+
 static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
                  const PanelShape& shape, bfloat16* panel) {
   constexpr int L = Vec<float>::lanes;

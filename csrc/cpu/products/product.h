@@ -10,7 +10,8 @@ namespace fastlstm {
 
 // A [K,N] matrix is cut into panels of a few vectors of columns, each contiguous: [K][width].
 // Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighbouring k of the same column
-// lie together, as dot product instructions want them, and an odd K is filled up with zeros.
+// lie together, as dot product instructions want them, and an odd K is filled up with zeros. One of
+// int8 holds fours, behind the scales of its columns.
 struct PanelShape {
   int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
 };
@@ -66,6 +67,11 @@ struct UnpackedProduct {
   const State_t<T>* bias;  // [lanes], or nullptr
 };
 
+// Bytes in front of a row that was encoded as int8: its scale.
+constexpr int64_t kInt8RowHeader = 64;
+// Terms of a sum over k for which a panel stays in the L2 cache.
+constexpr int64_t kPiece = 512;
+
 template <typename T>
 struct Product {
   using A = State_t<T>;
@@ -82,7 +88,8 @@ struct Product {
   void (*multiply_rounded)(const PanelProduct<T, T>& product);
   // The end of the two above, for a library that left the sums in a buffer: whole vectors of a row,
   // rows `stride` apart.
-  void (*put_rows)(const PanelProduct<T, A>& product, const A* sums, int64_t stride);
+  void (*put_rows)(const PanelProduct<T, A>& product, const typename SumOf<T>::type* sums,
+                   int64_t stride);
   void (*put_rows_rounded)(const PanelProduct<T, T>& product, const A* sums, int64_t stride);
   void (*multiply_unpacked)(const UnpackedProduct<T>& product);
   // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
@@ -95,6 +102,13 @@ struct Product {
   // How many bytes of the input's part of the gates a walk makes ahead. The faster the product, the
   // more it counts that they are found in cache again.
   int64_t bytes_ahead = 2 << 20;
+  // Neighbouring k that lie together in a panel, and elements in front of it for each column.
+  int64_t together = 1, header = 0;
+  // For weights in fewer bits than the layer has: what a row of the layer becomes before it is
+  // multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
+  void (*encode)(const A* row, int64_t K, T* to) = nullptr;
+  int64_t (*encoded_size)(int64_t K) = nullptr;
+  int64_t piece = kPiece;
   // Called in a thread before and after a series of products, or nullptr.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

@@ -19,7 +19,7 @@ class ThreadSeries {
   ThreadSeries& operator=(const ThreadSeries&) = delete;
 
  private:
-  static const Product<T>& product() { return *kernels<T>().product; }
+  static const Product<T>& product() { return product_of<T>(); }
 };
 
 }  // namespace fastlstm

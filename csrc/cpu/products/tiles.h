@@ -3,7 +3,8 @@
 // A tile is R rows x V vectors of columns. Its sums stay in registers; each step over k loads V
 // vectors of the packed panel and broadcasts R scalars, so a tile of 6 x 4 needs 10 loads for 24
 // multiply-adds, and arithmetic bounds it. The sum over k runs in the same order whatever R and V
-// are: a result depends neither on the shape of the tile nor on the rows beside it.
+// are: a result depends neither on the shape of the tile nor on the rows beside it. A panel may be
+// wider than a tile; few rows take it whole, since the multipliers want many sums at a time.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once
@@ -18,7 +19,12 @@ namespace FASTLSTM_ISA {
 // sum of K terms then grow with kTerms + K / kTerms instead of K.
 constexpr int64_t kTerms = 256;
 
-template <int R, int V, typename A>
+// The widest panel, which holds the four gates of a vector of units; and how many sums fit into the
+// registers beside a whole panel.
+constexpr int kPanelVectors = 4, kSumsOfFewRows = 8;
+
+// Of a panel of W vectors.
+template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
   Vec<A> sum[R][V];
@@ -31,7 +37,7 @@ struct Tile {
     for (int64_t k = kTerms; k < K; k += kTerms) {
       Tile piece;
       piece.clear();
-      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * V * L, fetch);
+      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * W * L, fetch);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -54,7 +60,7 @@ struct Tile {
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
         fetch();
         add(a, k, k + kTermsPerFetch, panel);
-        panel += kTermsPerFetch * V * L;
+        panel += kTermsPerFetch * W * L;
       }
     add(a, k, end, panel);
   }
@@ -62,13 +68,16 @@ struct Tile {
   template <typename T>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel) {
     constexpr int P = Terms<T>::at_once;
-    for (; k + P <= end; k += P, panel += P * V * L) add_terms<P>(a, k, panel);
+    for (; k + P <= end; k += P, panel += P * W * L) add_terms<P>(a, k, panel);
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
   template <int count, typename T>
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      __builtin_prefetch(reinterpret_cast<const char*>(panel + v * L * Terms<T>::at_once) + 2048);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       b[v] = keep_in_register(load_lanes<A>(panel + v * L * Terms<T>::at_once));
@@ -104,13 +113,14 @@ FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C
   store(before + sums, row + column, n);
 }
 
-// Rows [first, first + R) of a product whose panel has V vectors.
-template <int R, int V, typename T, typename A, typename C, typename Fetch>
-static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetch& fetch) {
+// Rows [first, first + R) and vectors [begin, begin + V) of a product whose panel has W vectors.
+template <int R, int V, int W, typename T, typename A, typename C, typename Fetch>
+static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t begin,
+                          const Fetch& fetch) {
   constexpr int L = Vec<A>::lanes;
-  const int64_t column = p.shape.first_column;
+  const int64_t column = p.shape.first_column + begin * L;
   C* const* const c = p.c + first;
-  Tile<R, V, A> tile;
+  Tile<R, V, W, A> tile;
   const T* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -118,20 +128,34 @@ static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, const Fetc
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
   }
-  tile.multiply(a, p.K, p.panel, fetch);
+  tile.multiply(a, p.K, p.panel + begin * L * Terms<T>::at_once, fetch);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], v);
+    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], begin + v);
 }
 
-// By tiles of at most R x V.
+// tile(Int<r>, Int<v>, Int<W>, first row, first vector) for tiles of at most R x V, or of fewer
+// rows and the whole panel of W vectors.
+template <int R, int V, typename P, typename Body>
+FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
+  with_count<kPanelVectors>(p.shape.vectors, [&](auto width) {
+    constexpr int W = decltype(width)::value;
+    for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
+      constexpr bool whole = W <= V || decltype(rows)::value * W <= kSumsOfFewRows;
+      constexpr int v = whole ? W : V;
+      int64_t begin = 0;
+      for (; begin + v <= W; begin += v) tile(rows, Int<v>(), width, first, begin);
+      if constexpr (W % v != 0) tile(rows, Int<W % v>(), width, first, begin);
+    });
+  });
+}
+
 template <int R, int V, typename T, typename A, typename C, typename Fetch>
 FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
-  with_count<V>(p.shape.vectors, [&](auto vectors) {
-    for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
-      multiply_tile<decltype(rows)::value, decltype(vectors)::value, T, A>(p, first, fetch);
-    });
+  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t begin) {
+    multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A>(
+        p, first, begin, fetch);
   });
 }
 

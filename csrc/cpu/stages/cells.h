@@ -9,7 +9,8 @@
 
 namespace fastlstm {
 
-template <typename T>
+// T: of the layer; W: of the product.
+template <typename T, typename W = T>
 class CellsForward {
   using A = State_t<T>;
 
@@ -23,8 +24,8 @@ class CellsForward {
   }
 
   // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply.
-  void run(const PackedMatrix<T>& w_hh, const Range& tiles, const T* const* h_prev,
-           const ForwardRow<T>* rows, int64_t count, const T* zeros) {
+  void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
+           const ForwardRow<T>* rows, int64_t count, const W* zeros) {
     const int64_t lanes = product_.lanes, panels = 4 / product_.vectors;
     for (int64_t tile = tiles.begin; tile < tiles.end; ++tile)
       for (int64_t r = 0; r < count; r += sums_.rows()) {
@@ -41,10 +42,10 @@ class CellsForward {
   static constexpr int64_t kRows = 12;  // at a time
   int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
-  const Product<T>& product_ = *kernels<T>().product;
+  const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  PanelSums<T> sums_;
+  PanelSums<W> sums_;
 };
 
 // The rows of one step of the walk back that one thread has.

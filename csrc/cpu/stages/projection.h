@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/products/encoded_rows.h"
 #include "cpu/products/packed_matrix.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/recurrent_dropout.h"
@@ -17,18 +18,21 @@
 
 namespace fastlstm {
 
-template <typename T>
+// T: of the layer; W: of W_hr.
+template <typename T, typename W>
 class ProjectionForward {
   using A = State_t<T>;
 
  public:
-  ProjectionForward(const Layer& layer, const DirectedRows& rows, int64_t d, const ThreadGrid& grid)
+  ProjectionForward(const DirectedRows& rows, int64_t hidden_size, const ThreadGrid& grid,
+                    const PackedMatrix<W>& w_hr)
       : rows_(rows),
         grid_(grid),
-        hidden_size_(layer.hidden_size.expect_int()),
-        w_hr_(pack_transposed<T>(layer.directions[d].w_hr.contiguous(), grid.unit_groups)),
+        hidden_size_(hidden_size),
+        w_hr_(w_hr),
         unprojected_(scratch<T>(rows.all().batch() * hidden_size_)),
-        from_(grid.threads(), std::vector<const T*>(rows.all().batch())),
+        encoded_(grid.threads() * rows.all().batch(), hidden_size_),
+        from_(grid.threads(), std::vector<const W*>(rows.all().batch())),
         to_(grid.threads(), std::vector<T*>(rows.all().batch())) {}
 
   // Where the cells of a row write o tanh(c).
@@ -41,8 +45,10 @@ class ProjectionForward {
     auto& from = from_[member.index];
     auto& to = to_[member.index];
     int64_t count = 0;
-    for (int64_t row = member.row_group; row < rows_.all().live(t); row += grid_.row_groups)
-      from[count] = unprojected(row), to[count++] = h_of(t, row);
+    for (int64_t row = member.row_group; row < rows_.all().live(t); row += grid_.row_groups) {
+      from[count] = encoded_.encode(unprojected(row), member.index * rows_.all().batch() + count);
+      to[count++] = h_of(t, row);
+    }
     const Range panels = w_hr_.share(member.unit_group, grid_.unit_groups);
     multiply_panels(from, count, w_hr_, panels, to);
     if (!zoneout.of_h()) return;
@@ -60,9 +66,10 @@ class ProjectionForward {
   const DirectedRows& rows_;
   ThreadGrid grid_;
   int64_t hidden_size_;
-  PackedMatrix<T> w_hr_;
+  const PackedMatrix<W>& w_hr_;
   Tensor unprojected_;
-  std::vector<std::vector<const T*>> from_;
+  EncodedRows<T, W> encoded_;
+  std::vector<std::vector<const W*>> from_;
   std::vector<std::vector<T*>> to_;
 };
 

@@ -10,6 +10,7 @@ namespace FASTLSTM_ISA {
 struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
+  static constexpr int int8_tile_rows = 4;  // a row takes two registers
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
@@ -28,6 +29,23 @@ FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   asm("" : "+x"(x.v));
   return x;
 }
+
+// Of magnitudes, which are unsigned, with terms that have the row's sign: a sum of two products of
+// numbers up to 127 fits into 16 bits.
+struct DotProduct {
+  static constexpr int32_t excess = 0;
+  struct Row {
+    __m256i magnitude, sign;
+  };
+  FASTLSTM_INLINE static Row row(int32_t fours) {
+    const __m256i a = _mm256_set1_epi32(fours);
+    return {_mm256_abs_epi8(a), a};
+  }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    const __m256i pairs = _mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8((__m256i)b, a.sign));
+    return sum + (Fours)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+};
 
 }  // namespace FASTLSTM_ISA
 }  // namespace fastlstm

@@ -10,6 +10,7 @@ namespace FASTLSTM_ISA {
 struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
   static constexpr int tile_rows = 6, tile_vectors = 4;
+  static constexpr int int8_tile_rows = 4;
 };
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
@@ -55,6 +56,25 @@ FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
 FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
   return Vec<double>(_mm512_min_pd(bound.v, _mm512_max_pd(-bound.v, x.v)));
 }
+
+// As in avx2.h, the sign as a mask.
+struct DotProduct {
+  static constexpr int32_t excess = 0;
+  struct Row {
+    __m512i magnitude;
+    __mmask64 negative;
+  };
+  FASTLSTM_INLINE static Row row(int32_t fours) {
+    const __m512i a = _mm512_set1_epi32(fours);
+    return {_mm512_abs_epi8(a), _mm512_movepi8_mask(a)};
+  }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    const __m512i terms = (__m512i)b;
+    const __m512i of_sign = _mm512_mask_sub_epi8(terms, a.negative, _mm512_setzero_si512(), terms);
+    const __m512i pairs = _mm512_maddubs_epi16(a.magnitude, of_sign);
+    return sum + (Fours)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  }
+};
 
 }  // namespace FASTLSTM_ISA
 }  // namespace fastlstm

@@ -12,26 +12,13 @@
 #include "cpu/targets/avx512_bf16.h"
 //
 #include "cpu/cell/cell_kernels.h"
-#include "cpu/products/packing_pairs.h"
-#include "cpu/products/unpacked.h"
+#include "cpu/products/tile_product.h"
 
 namespace fastlstm {
 namespace avx512_bf16 {
 
-constexpr int R = Target::tile_rows, V = Target::tile_vectors;
 extern const Product<bfloat16> product;
-const Product<bfloat16> product = {Vec<float>::lanes,
-                                   R,
-                                   V,
-                                   pack,
-                                   multiply<R, V, bfloat16, float, float>,
-                                   multiply_and_fetch<R, V, bfloat16, float>,
-                                   multiply<R, V, bfloat16, float, bfloat16>,
-                                   put_rows<bfloat16, float, float>,
-                                   put_rows<bfloat16, float, bfloat16>,
-                                   multiply_unpacked<R, bfloat16, float>,
-                                   transpose,
-                                   sum_rows<bfloat16, float>};
+const Product<bfloat16> product = bfloat16_product<Target::tile_rows, Target::tile_vectors>();
 extern const Cell<bfloat16> cell;
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};

@@ -8,7 +8,9 @@ namespace FASTLSTM_ISA {
 
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
+  static constexpr int int8_tile_rows = 2;
 };
+using DotProduct = PlainDotProduct;
 
 }  // namespace FASTLSTM_ISA
 }  // namespace fastlstm

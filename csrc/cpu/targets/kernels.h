@@ -1,5 +1,7 @@
 // The kernels of every dtype as tables, one for each target, chosen at run time.
 #pragma once
+#include <type_traits>
+
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
 #include "cpu/products/product.h"
@@ -29,6 +31,9 @@ struct Kernels {
 struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
+  // Of weights in fewer bits than the layer has.
+  const Product<bfloat16>* bfloat16_weights;
+  const Product<int8>* int8_weights;
 };
 #undef FASTLSTM_MEMBER
 
@@ -45,5 +50,16 @@ const Kernels<T>& kernels();
   }
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
 #undef FASTLSTM_KERNELS
+
+// The product of weights of W. Layers of bfloat16 take it too where their dtype has a product.
+template <typename W>
+const Product<W>& product_of() {
+  if constexpr (std::is_same_v<W, bfloat16>)
+    return *kernel_table().bfloat16_weights;
+  else if constexpr (std::is_same_v<W, int8>)
+    return *kernel_table().int8_weights;
+  else
+    return *kernels<W>().product;
+}
 
 }  // namespace fastlstm

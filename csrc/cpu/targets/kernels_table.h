@@ -3,9 +3,9 @@
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/cell/row_kernels.h"
-#include "cpu/products/packing.h"
-#include "cpu/products/tiles.h"
-#include "cpu/products/unpacked.h"
+#include "cpu/products/terms_pairs.h"
+#include "cpu/products/tile_product.h"
+#include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
 #define FASTLSTM_STRING_(x) #x
@@ -19,36 +19,25 @@ static constexpr RowKernels<T, A> row_kernels() {
   return {forward<T, A>, backward<T, A>, forward_normed<T, A>, backward_normed<T, A>};
 }
 
-// Products by tiles of at most R x V.
-template <int R, int V, typename T, typename A>
-static constexpr Product<T> tile_product() {
-  static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
-  return {Vec<A>::lanes,
-          R,
-          V,
-          pack,
-          multiply<R, V, T, A, A>,
-          multiply_and_fetch<R, V, T, A>,
-          multiply<R, V, T, A, T>,
-          put_rows<T, A, A>,
-          put_rows<T, A, T>,
-          multiply_unpacked<R, T, A>,
-          transpose,
-          sum_rows<T, A>};
-}
-
 template <typename T>
 constexpr Product<T> product = tile_product<Target::tile_rows, Target::tile_vectors, T, T>();
 template <typename T>
 constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, T>,
                           backward_cells<T, T>};
 
+constexpr Product<bfloat16> bfloat16_weights =
+    bfloat16_product<Target::tile_rows, Target::tile_vectors>();
+constexpr Product<int8> int8_weights =
+    int8_product<Target::int8_tile_rows, Target::tile_vectors, DotProduct>();
+
 extern const KernelTable table;
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &product<float>, &cell<float>},
                            {row_kernels<double, double>(), &product<double>, &cell<double>},
                            {row_kernels<bfloat16, float>()},
-                           {row_kernels<float16, float>()}};
+                           {row_kernels<float16, float>()},
+                           &bfloat16_weights,
+                           &int8_weights};
 
 }  // namespace FASTLSTM_ISA
 }  // namespace fastlstm

@@ -100,6 +100,21 @@ FASTLSTM_VEC_OPERATOR(*)
 FASTLSTM_VEC_OPERATOR(/)
 #undef FASTLSTM_VEC_OPERATOR
 
+// Fours of int8, neighbouring in k, in each lane; their sums are int32.
+typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+
+// sum += the dot product of four int8 of a row, the same in every lane, with those of each lane.
+struct PlainDotProduct {
+  static constexpr int32_t excess = 0;  // what `add` multiplies with too much
+  using Row = int32_t;
+  FASTLSTM_INLINE static Row row(int32_t fours) { return fours; }
+  FASTLSTM_INLINE static Fours add(Row a, Fours b, Fours sum) {
+    for (int byte = 0; byte < 4; ++byte)
+      sum += (b << (24 - 8 * byte) >> 24) * static_cast<int8_t>(a >> 8 * byte);
+    return sum;
+  }
+};
+
 // x * y + sum. A target with an instruction for it says so: left to the compiler, GCC does not fuse
 // the chain of a tile with a single sum, and a result would depend on the shape of its tile.
 template <typename A>

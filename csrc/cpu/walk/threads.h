@@ -88,7 +88,7 @@ ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
   const int64_t work = rows.total() * 4 * hidden_size * hidden_size;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
   return plan_threads(at::in_parallel_region() ? 1 : threads, rows.batch(), hidden_size,
-                      kernels<T>().product->lanes, sizeof(T));
+                      product_of<T>().lanes, sizeof(T));
 }
 
 }  // namespace fastlstm

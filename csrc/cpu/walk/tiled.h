@@ -7,6 +7,7 @@
 namespace fastlstm {
 
 // A dense batch of one step without anything to save: decoding, reinforcement learning.
+bool is_plain_step(const Layer& layer);
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer);
 template <typename T>

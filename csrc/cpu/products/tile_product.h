@@ -1,0 +1,36 @@
+// Our products as tables: included once for each target.
+#pragma once
+#include "cpu/products/packing_pairs.h"
+#include "cpu/products/tiles.h"
+#include "cpu/products/unpacked.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+// By tiles of at most R x V.
+template <int R, int V, typename T, typename A>
+static constexpr Product<T> tile_product() {
+  return {Vec<A>::lanes,
+          R,
+          kPanelVectors,
+          pack,
+          multiply<R, V, T, A, A>,
+          multiply_and_fetch<R, V, T, A>,
+          multiply<R, V, T, A, T>,
+          put_rows<T, A, A>,
+          put_rows<T, A, T>,
+          multiply_unpacked<R, T, A>,
+          transpose,
+          sum_rows<T, A>};
+}
+
+// Of bfloat16, and of float32 rounded to it.
+template <int R, int V>
+static constexpr Product<bfloat16> bfloat16_product() {
+  Product<bfloat16> product = tile_product<R, V, bfloat16, float>();
+  product.together = 2, product.encode = encode_bfloat16, product.encoded_size = whole_pairs;
+  return product;
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,163 @@
+// Products of int8 by register tiles: included once for each target.
+//
+// A row of a layer is encoded for them: one scale, then its elements as whole multiples of it, from
+// -127 to 127. A panel is [scale of each column][sum of each column][K / 4][columns][4]. The sums
+// run in int32, exactly, so that a result depends on no tile and no thread. Loading the panel
+// bounds few rows, the dot products bound many.
+#pragma once
+#include "cpu/products/tiles.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+FASTLSTM_INLINE Fours load_fours(const int8* from) {
+  Fours x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+FASTLSTM_INLINE int32_t four(const int8* from) {
+  int32_t x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
+
+static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + (K + 63) / 64 * 64; }
+
+static void encode_int8(const float* row, int64_t K, int8* to) {
+  constexpr int64_t L = Vec<float>::lanes;
+  Vec<float> magnitudes(0.0f), unfit(0.0f), x;
+  for (int64_t k = 0; k < K; k += L) {
+    load(row + k, x, K - k < L ? K - k : L);
+    const auto magnitude = x.v < 0 ? -x.v : x.v;
+    magnitudes.v = magnitude > magnitudes.v ? magnitude : magnitudes.v;
+    unfit = unfit + x * Vec<float>(0.0f);  // a NaN or an infinity makes a NaN of the scale
+  }
+  float largest = 0, scale = 0;
+  for (int l = 0; l < L; ++l) {
+    largest = magnitudes.v[l] > largest ? magnitudes.v[l] : largest;
+    scale += unfit.v[l];
+  }
+  constexpr float kSmallest = 0x1p-100f;  // its inverse is a number; what is smaller counts as 0
+  const float inverse = largest > kSmallest ? 127 / largest : 0;
+  if (inverse > 0) scale += largest / 127;
+  std::memcpy(to, &scale, sizeof scale);
+  const Vec<float> to_whole(0x1.8p23f);  // added, it leaves a whole number in the lowest bits
+  typedef int8_t Bytes __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 4)));
+  for (int64_t k = 0; k < K; k += L) {
+    load(row + k, x, K - k < L ? K - k : L);
+    const Vec<float> whole = fused(x, Vec<float>(inverse), to_whole);
+    Fours bits;
+    std::memcpy(&bits, &whole.v, sizeof bits);
+    const Bytes bytes = __builtin_convertvector(bits, Bytes);
+    std::memcpy(to + kInt8RowHeader + k, &bytes, sizeof bytes);
+  }
+}
+
+// What is in a panel of W vectors.
+template <int W>
+struct Int8Panel {
+  static constexpr int L = Vec<float>::lanes;
+  const int8* at;
+  FASTLSTM_INLINE Vec<float> scale(int64_t v) const {
+    return Vec<float>::load(reinterpret_cast<const float*>(at) + v * L);
+  }
+  FASTLSTM_INLINE Fours column_sum(int64_t v) const {
+    return load_fours(at + W * L * sizeof(float) + v * L * sizeof(int32_t));
+  }
+  FASTLSTM_INLINE const int8* terms() const { return at + W * L * kHeaderOfColumn; }
+};
+
+// The sums of vector v of row r to where the product wants them.
+template <int W>
+FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r,
+                              int64_t v) {
+  float scale;
+  std::memcpy(&scale, p.a[r], sizeof scale);
+  const Vec<float> whole(__builtin_convertvector(sums, typename Vec<float>::Native));
+  put_sums(p, whole * (Int8Panel<W>{p.panel}.scale(v) * Vec<float>(scale)), p.c[r], v);
+}
+
+template <int R, int V, int W, typename Dot>
+static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first, int64_t begin) {
+  constexpr int L = Vec<float>::lanes;
+  const Int8Panel<W> panel{p.panel};
+  Fours sum[R][V];
+  const int8* a[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    a[r] = p.a[first + r] + kInt8RowHeader;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = Fours{};
+  }
+  const int8* b = panel.terms() + begin * L * kFours;
+  for (int64_t k = 0; k < p.K; k += kFours, b += W * L * kFours) {
+    Fours terms[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) __builtin_prefetch(b + v * L * kFours + 2048);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) terms[v] = load_fours(b + v * L * kFours);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename Dot::Row row = Dot::row(four(a[r] + k));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = Dot::add(row, terms[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      put_int8<W>(p, sum[r][v] - Dot::excess * panel.column_sum(begin + v), first + r, begin + v);
+}
+
+template <int R, int V, typename Dot>
+static void multiply_int8(const PanelProduct<int8, float>& p) {
+  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t begin) {
+    multiply_int8_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, Dot>(
+        p, first, begin);
+  });
+}
+
+// What a library left in a buffer.
+static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sums, int64_t stride) {
+  with_count<kPanelVectors>(p.shape.vectors, [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    for (int64_t r = 0; r < p.rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        Fours sum;
+        std::memcpy(&sum, sums + r * stride + v * Vec<float>::lanes, sizeof sum);
+        put_int8<V>(p, sum, r, v);
+      }
+  });
+}
+
+// The rows lie transposed, as weights do.
+static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K,
+                      const PanelShape& shape, int8* panel) {
+  const int64_t width = shape.vectors * Vec<float>::lanes;
+  for (int64_t n = 0; n < width; ++n)
+    for (int64_t k = 0; k < K + (-K & 3); ++k) {
+      const bool inside = n < shape.columns && k < K;
+      panel[(k / kFours * width + n) * kFours + k % kFours].value =
+          inside ? matrix.rows[shape.first_column + n][k_begin + k].value : 0;
+    }
+}
+
+// Dot: a dot product of fours (vec.h has a plain one).
+template <int R, int V, typename Dot>
+static constexpr Product<int8> int8_product() {
+  Product<int8> product{};
+  product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = kPanelVectors;
+  product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
+  product.put_rows = put_int8_rows;
+  product.together = kFours, product.header = kHeaderOfColumn;
+  product.encode = encode_int8, product.encoded_size = encoded_size_int8;
+  product.piece = int64_t(1) << 62;  // the scales are of a whole row
+  return product;
+}
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

@@ -1,0 +1,40 @@
+// int8 by the dot product instructions of AVX512_VNNI.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
+#endif
+#define FASTLSTM_ISA avx512_vnni
+#define FASTLSTM_VECTOR_BYTES 64
+#include "cpu/targets/avx512.h"
+//
+#include "cpu/products/tiles_int8.h"
+
+namespace fastlstm {
+namespace avx512_vnni {
+
+// Of unsigned with signed terms: the row is moved up by 128.
+struct UnsignedDotProduct {
+  static constexpr int32_t excess = 128;
+  using Row = __m512i;
+  FASTLSTM_INLINE static Row row(int32_t fours) {
+    return _mm512_set1_epi32(fours ^ static_cast<int32_t>(0x80808080));
+  }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    return (Fours)_mm512_dpbusd_epi32((__m512i)sum, a, (__m512i)b);
+  }
+};
+
+extern const Product<int8> int8_weights;
+const Product<int8> int8_weights =
+    int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
+
+}  // namespace avx512_vnni
+}  // namespace fastlstm
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

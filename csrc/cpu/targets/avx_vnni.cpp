@@ -1,0 +1,38 @@
+// int8 by the dot product instructions of AVX_VNNI: laptops since 2021.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avxvnni")
+#endif
+#define FASTLSTM_ISA avx_vnni
+#define FASTLSTM_VECTOR_BYTES 32
+#include "cpu/targets/avx2.h"
+//
+#include "cpu/products/tiles_int8.h"
+
+namespace fastlstm {
+namespace avx_vnni {
+
+// Of unsigned with signed terms: the row is moved up by 128.
+struct UnsignedDotProduct {
+  static constexpr int32_t excess = 128;
+  using Row = __m256i;
+  FASTLSTM_INLINE static Row row(int32_t fours) {
+    return _mm256_set1_epi32(fours ^ static_cast<int32_t>(0x80808080));
+  }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    return (Fours)_mm256_dpbusd_avx_epi32((__m256i)sum, a, (__m256i)b);
+  }
+};
+
+extern const Product<int8> int8_weights;
+const Product<int8> int8_weights =
+    int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
+
+}  // namespace avx_vnni
+}  // namespace fastlstm
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,202 @@
+// The forward walk of a direction. In chunks of steps: the input's part of the gates of the whole
+// chunk, then step by step the product with W_hh and the cells, while the chunk is in cache.
+#pragma once
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+
+#include "cpu/products/encoded_rows.h"
+#include "cpu/stages/cells.h"
+#include "cpu/stages/projection.h"
+#include "cpu/stages/recurrent_dropout.h"
+#include "cpu/stages/zoneout.h"
+#include "cpu/walk/packed_direction.h"
+#include "cpu/walk/previous_state.h"
+#include "cpu/walk/rows.h"
+#include "cpu/walk/threads.h"
+
+namespace fastlstm {
+
+// What the op returns. Positions that no step writes (after the end of a row) are zero.
+template <typename T>
+struct ForwardTensors {
+  Tensor output, h_n, c_n, cells, gates;
+
+  ForwardTensors(const Layer& layer, const Rows& rows, bool save_cells, bool save_gates)
+      : h_n(layer.h_0.clone(at::MemoryFormat::Contiguous)),
+        c_n(layer.c_0.to(layer.state_options(), false, /*copy=*/true).contiguous()) {
+    const Sizes s = layer.sizes();
+    const auto sequence = [&](bool saved, int64_t size, bool per_direction, const auto& options) {
+      if (!saved) return at::empty({0}, options);
+      const auto shape = layer.sequence(size, per_direction);
+      return rows.total() < s.flat_rows ? at::zeros_symint(shape, options)
+                                        : at::empty_symint(shape, options);
+    };
+    const auto options = layer.input.options();
+    output = sequence(true, s.directions * s.output_size, false, options);
+    cells = sequence(save_cells, s.hidden_size, true, layer.state_options());
+    gates = sequence(save_gates, 4 * s.hidden_size, true, options);
+  }
+};
+
+// T: of the layer; W: of its packed weights.
+template <typename T, typename W>
+class ForwardWalk {
+  using A = State_t<T>;
+
+ public:
+  ForwardWalk(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
+              const ForwardTensors<T>& to, int64_t d, const PackedDirection<W>& weights)
+      : sizes_(layer.sizes()),
+        rows_(rows),
+        directed_(rows, d == 1),
+        grid_(grid),
+        x_(layer.input, rows),
+        weights_(weights),
+        zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
+        previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
+        dropout_(layer, rows, d, grid.threads() * rows.batch()),
+        zoneout_(layer, d),
+        output_(data<T>(to.output) + d * sizes_.output_size),
+        cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
+        gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
+        h_n_(data<T>(to.h_n[d])),
+        c_n_(data<A>(to.c_n[d])) {
+    if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid, *weights.w_hr);
+    const int64_t chunk_rows = chunk_steps() * rows.batch();
+    if (!gates_in_place()) x_gates_ = scratch<A>(chunk_rows * 4 * hidden());
+    encoded_x_.emplace(chunk_rows, sizes_.input_size);
+    for (int64_t k = 0; k < grid.threads(); ++k) members_.emplace_back(rows.batch(), sizes_);
+  }
+
+  void run() {
+    const int64_t phases = projection_ ? 2 : 1;
+    for (int64_t begin = 0; begin < rows_.steps(); begin += chunk_steps()) {
+      const Range chunk{begin, std::min(begin + chunk_steps(), rows_.steps())};
+      multiply_input(chunk);
+      walk_steps<W>(grid_, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
+        const int64_t t = directed_.step(k);
+        if (phase == 0)
+          step(t, member, chunk);
+        else
+          projection_->forward(t, member, zoneout_, previous_,
+                               [&](int64_t t, int64_t row) { return output(t, row); });
+      });
+    }
+    keep_last_states();
+  }
+
+ private:
+  // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
+  // fails would end the process.
+  struct Room {
+    Room(int64_t batch, const Sizes& sizes)
+        : h_prev(batch), encoded(batch, sizes.output_size), rows(batch), cells(sizes.hidden_size) {}
+    std::vector<const W*> h_prev;
+    EncodedRows<T, W> encoded;
+    std::vector<ForwardRow<T>> rows;
+    CellsForward<T, W> cells;
+  };
+
+  int64_t hidden() const { return sizes_.hidden_size; }
+
+  // Steps whose gates are computed from the input at once, then walked while they are in cache.
+  int64_t chunk_steps() const {
+    const Product<W>& product = product_of<W>();
+    const int64_t chunk_rows =
+        std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
+    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows_.batch(), 1), 1, rows_.steps());
+  }
+
+  // Where activated gates are kept, in the dtype of the sums, the pre-activations take their place.
+  bool gates_in_place() const { return gates_ && std::is_same_v<T, A>; }
+
+  T* output(int64_t t, int64_t row) const {
+    return output_ + rows_.flat(t, row) * sizes_.directions * sizes_.output_size;
+  }
+
+  A* x_gates(int64_t t, int64_t row, const Range& chunk) const {
+    if (gates_in_place()) return reinterpret_cast<A*>(gates_) + rows_.flat(t, row) * 4 * hidden();
+    const int64_t k = directed_.step(t) - chunk.begin;  // step is its own inverse
+    return data<A>(x_gates_) + (k * rows_.batch() + row) * 4 * hidden();
+  }
+
+  // x W_ih^T + b of a chunk of steps.
+  void multiply_input(const Range& chunk) {
+    const auto step_of = [&](int64_t k) { return directed_.step(k); };
+    multiply<W>(encoded_x_->encode(live_rows<const T*>(
+                    rows_, chunk, step_of, [&](int64_t t, int64_t row) { return x_.at(t, row); })),
+                weights_.w_ih,
+                live_rows<A*>(rows_, chunk, step_of,
+                              [&](int64_t t, int64_t row) { return x_gates(t, row, chunk); }),
+                false, weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
+  }
+
+  // One step of a member's rows and units.
+  void step(int64_t t, const Member& member, const Range& chunk) {
+    Room& room = members_[member.index];
+    const W* const zeros = room.encoded.zeros(zeros_.values());
+    int64_t count = 0;
+    for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
+      const auto before = previous_.at(t, row);
+      room.rows[count] = row_of_step(t, row, before, chunk);
+      room.h_prev[count] =
+          before.h == zeros_.values()  // they stay recognisable
+              ? zeros
+              : room.encoded.encode(
+                    dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
+    }
+    room.cells.run(weights_.w_hh, room.cells.tiles(member.unit_group, grid_.unit_groups),
+                   room.h_prev.data(), room.rows.data(), count, zeros);
+  }
+
+  ForwardRow<T> row_of_step(int64_t t, int64_t row, const typename PreviousState<T>::State& before,
+                            const Range& chunk) const {
+    const int64_t flat = rows_.flat(t, row);
+    ForwardRow<T> cell;
+    cell.x_gates = x_gates(t, row, chunk);
+    cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
+    cell.c_prev = before.c;
+    cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
+    cell.zoneout_c = zoneout_.c(flat);
+    if (projection_) {
+      cell.h = projection_->unprojected(row);
+    } else {
+      cell.h = output(t, row);
+      cell.zoneout_h = zoneout_.h(flat);
+      cell.h_prev = before.h;
+    }
+    return cell;
+  }
+
+  void keep_last_states() {
+    for (int64_t row = 0; row < rows_.live(0); ++row) {
+      const int64_t t = directed_.last_step(row), b = rows_.batch_index(row);
+      std::copy_n(output(t, row), sizes_.output_size, h_n_ + b * sizes_.output_size);
+      if (cells_)
+        std::copy_n(cells_ + rows_.flat(t, row) * hidden(), hidden(), c_n_ + b * hidden());
+    }
+  }
+
+  const Sizes sizes_;
+  const Rows& rows_;
+  const DirectedRows directed_;
+  const ThreadGrid grid_;
+  const SequenceRows<const T> x_;
+  const PackedDirection<W>& weights_;
+  Tensor x_gates_;
+  std::optional<EncodedRows<T, W>> encoded_x_;
+  const Zeros<T> zeros_;
+  const PreviousState<T> previous_;
+  const RecurrentDropout<T> dropout_;
+  const ZoneoutShares<T> zoneout_;
+  std::optional<ProjectionForward<T, W>> projection_;
+  T* const output_;
+  A* const cells_;
+  T* const gates_;
+  T* const h_n_;
+  A* const c_n_;
+  std::vector<Room> members_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,44 @@
+// The weights of one direction as a walk reads them.
+#pragma once
+#include <optional>
+
+#include "cpu/products/packed_matrix.h"
+#include "op/layer.h"
+
+namespace fastlstm {
+
+template <typename W>
+struct PackedDirection {
+  PackedMatrix<W> w_ih;                 // W_ih^T [I,4H]
+  PackedMatrix<W> w_hh;                 // W_hh^T [P,4H], its columns as pack_gates orders them
+  std::optional<PackedMatrix<W>> w_hr;  // W_hr^T [H,P]
+  Tensor bias;                          // b_ih + b_hh [4H] in the state's dtype, or undefined
+};
+
+// For one call. W_hr is cut for so many groups of threads.
+template <typename T>
+PackedDirection<T> pack_direction(const Layer& layer, int64_t d, int64_t unit_groups) {
+  const Direction& w = layer.directions[d];
+  PackedDirection<T> packed{
+      pack_transposed<T>(w.w_ih.contiguous(), 1), pack_gates<T>(w.w_hh.contiguous()), {}, {}};
+  if (w.w_hr.defined()) packed.w_hr.emplace(pack_transposed<T>(w.w_hr.contiguous(), unit_groups));
+  if (w.b_ih.defined())
+    packed.bias = w.b_ih.to(layer.state_options()) + w.b_hh.to(layer.state_options());
+  return packed;
+}
+
+enum class WeightRole { kInputToGates, kHiddenToGates, kProjection };
+
+// Panels of weights that stand still are cut for up to four threads where a step shares them.
+inline int64_t pieces_of(WeightRole role) { return role == WeightRole::kProjection ? 4 : 1; }
+
+// W [rows,K] that pack_weight packed.
+template <typename W>
+PackedMatrix<W> view_packed(const Tensor& packed, int64_t rows, int64_t K, WeightRole role) {
+  const int64_t lanes = product_of<W>().lanes;
+  const bool by_gates = role == WeightRole::kHiddenToGates;
+  const int64_t columns = by_gates ? 4 * lanes * divide_up(rows / 4, lanes) : rows;
+  return {K, columns, pieces_of(role), packed};
+}
+
+}  // namespace fastlstm

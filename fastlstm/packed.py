@@ -1,0 +1,488 @@
+"""`prepack` freezes the LSTMs of a model for inference on the CPU: weights packed once, or smaller.
+
+The modules that it puts in place have no parameters, so that no packed copy can be out of date.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _build
+from ._checks import as_lengths, steps_first
+from .convert import convert as convert_modules
+from .convert import replace_modules
+from .functional import cell_states
+from .layer_norm import LayerNormLSTM
+from .modules import LSTM, LSTMCell, SequenceModule
+
+_LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SMALLER = (torch.bfloat16, torch.int8)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8, symmetric, with a scale for each row: weight is about q * scale[:, None].
+
+    Args:
+        weight: [rows,columns], floating point.
+
+    Returns:
+        q [rows,columns] int8 from -127 to 127, and scale [rows] float32.
+    """
+    weight = weight.float()
+    scale = weight.abs().amax(1) / 127
+    q = weight / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    return q.round().clamp(-127, 127).to(torch.int8), scale
+
+
+class _Frozen(nn.Module):
+    """A layer without parameters, its matrices packed for the processor at hand.
+
+    Whoever keeps it (`state_dict`, pickle, deepcopy) gets the weights as they were, by the names of
+    the layer that was packed, so that another processor can pack them again: of int8 each matrix
+    with its scales, `NAME_scale`.
+    """
+
+    dtype: torch.dtype
+    weights: torch.dtype
+    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
+    _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
+
+    def _adopt(
+        self,
+        layer: nn.Module,
+        attributes: Sequence[str],
+        names: Sequence[Sequence[str]],
+        weights: torch.dtype | None,
+    ) -> None:
+        """Takes attributes, hooks and weights of a layer."""
+        super().__init__()
+        for name, value in vars(layer).items():
+            if name in attributes or name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+                self.__dict__[name] = value
+        tensors = {name: getattr(layer, name).detach() for own in names for name in own}
+        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
+        self.dtype = tensors[names[0][0]].dtype
+        self.weights = weights or self.dtype
+        self._op_names = [
+            [f"packed_{name}" for name in own if name.startswith("weight_")] for own in names
+        ]
+        for of_op, own in zip(self._op_names, names, strict=True):
+            of_op.insert(2, "total_bias" + own[0].removeprefix("weight_ih"))
+        self._pack(tensors)
+        super().train(False)
+
+    def _pack(self, tensors: dict[str, Tensor]) -> None:
+        """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
+        kept = torch.float32 if self.weights == torch.float16 else self.weights
+        for name, shape in self._shapes.items():
+            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+            if name.startswith("bias_"):
+                self.register_buffer(name, tensor.to(self.dtype, copy=True), persistent=False)
+                continue
+            if scale is not None and self.weights != torch.int8:
+                tensor, scale = tensor * scale.unsqueeze(1), None
+            elif scale is None and self.weights == torch.int8:
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name}: expected finite weights to make int8 of them")
+                tensor, scale = quantize(tensor)
+            packed = _build.library.pack_weight(
+                tensor.to(kept if scale is None else torch.int8).contiguous(), scale, _role(name)
+            )
+            self.register_buffer(f"packed_{name}", packed, persistent=False)
+        state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        for of_op in self._op_names:
+            suffix = of_op[2].removeprefix("total_bias")
+            total = torch.zeros(self._shapes[f"weight_ih{suffix}"][0], dtype=state_dtype)
+            for of in ("ih", "hh"):
+                bias = self._buffers.get(f"bias_{of}{suffix}")
+                if bias is not None:
+                    total += bias
+            self.register_buffer(of_op[2], total, persistent=False)
+
+    def _unpacked(self) -> dict[str, Tensor]:
+        """Every weight by its name, and the scales."""
+        tensors: dict[str, Tensor] = {}
+        for name, shape in self._shapes.items():
+            if name.startswith("bias_"):
+                tensors[name] = self.get_buffer(name)
+                continue
+            packed = self.get_buffer(f"packed_{name}")
+            weight, scale = _build.library.unpack_weight(packed, *shape, _role(name))
+            if scale is None:
+                tensors[name] = weight.to(self.weights)
+            else:
+                tensors[name], tensors[f"{name}_scale"] = weight, scale
+        return tensors
+
+    def _op_weights(self, own: slice = slice(None)) -> list[Tensor]:
+        """What the op takes of some layers and directions."""
+        buffers = self._buffers
+        names = self._op_names[own]
+        return [buffers[name] for of_one in names for name in of_one]  # type: ignore[misc]
+
+    def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+        if input.dtype != self.dtype or input.size(-1) != self.input_size:
+            raise ValueError(
+                f"{type(self).__name__}: expected input of dtype {self.dtype} and "
+                f"{self.input_size} features, got {input.dtype} and {input.size(-1)}"
+            )
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(hx or ()))):
+            raise RuntimeError(
+                f"{type(self).__name__}: packed weights give no gradients, and the input or the "
+                "state requires one; call within torch.inference_mode() or torch.no_grad()"
+            )
+
+    def train(self, mode: bool = True) -> _Frozen:
+        """Stays in eval mode: there is nothing to train.
+
+        Raises:
+            RuntimeError: mode is true.
+        """
+        if mode:
+            raise RuntimeError(
+                f"{type(self).__name__} has no training mode: its weights are packed. Train the "
+                "model that it was packed from, or turn it back: fastlstm.unpack(model)"
+            )
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Frozen:
+        probe = fn(torch.empty(0, dtype=self.dtype))
+        if probe.device.type != "cpu" or probe.dtype != self.dtype:
+            raise RuntimeError(
+                f"{type(self).__name__} stays in {self.dtype} on the CPU, whose panels its weights "
+                f"are in: it cannot go to {probe.dtype} on {probe.device}. Move the model first "
+                "and pack it then, or turn it back: fastlstm.unpack(model)"
+            )
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                new = fn(buffer)  # share_memory, for instance
+                self._buffers[name] = new if new.dtype == buffer.dtype else buffer
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_shapes", ()):
+            raise AttributeError(f"{name} is packed; load_state_dict replaces it")
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_shapes", ()) and name not in self._buffers:
+            raise AttributeError(f"{name} is packed; state_dict() has it")
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, tensor in self._unpacked().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes weights of any dtype: those of the model before packing, or of a packed one."""
+        expected = [*self._shapes, *(f"{name}_scale" for name in self._shapes)]
+        given = {n: state_dict[prefix + n] for n in expected if prefix + n in state_dict}
+        missing = [prefix + name for name in self._shapes if name not in given]
+        missing_keys.extend(missing)
+        if strict:
+            own = (key for key in state_dict if key.startswith(prefix))
+            unexpected_keys.extend(key for key in own if key.removeprefix(prefix) not in given)
+        if missing:
+            given = {**self._unpacked(), **given} if given else {}
+        try:
+            if given:
+                self._pack(given)
+        except ValueError as error:
+            error_msgs.append(f"{prefix}{error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("_unpacked_weights")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._non_persistent_buffers_set = set()
+        self._pack(tensors)
+
+    def extra_repr(self) -> str:
+        """As the layer that was packed, and in what its weights are."""
+        return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
+
+
+def _role(name: str) -> str:
+    return {"weight_ih": "W_ih", "weight_hh": "W_hh", "weight_hr": "W_hr"}[name[:9]]
+
+
+class PackedLSTM(_Frozen, SequenceModule):
+    """What `prepack` makes of an `LSTM`: the same call, without parameters and gradients.
+
+    Attributes:
+        dtype: of the input, the output and the state.
+        weights: dtype of the weights.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
+            as in `LSTM`.
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    proj_size: int
+    _ATTRIBUTES = (
+        "mode input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
+    ).split()
+
+    def __init__(self, lstm: LSTM, weights: torch.dtype | None = None) -> None:
+        self._adopt(lstm, self._ATTRIBUTES, lstm._all_weights, weights)
+
+    def _run(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        self._check_call(input, hx)
+        batch_first = self.batch_first and batch_sizes is None
+        if batch_first:
+            input = input.transpose(0, 1)
+            reset = None if reset is None else steps_first(reset)
+        if lengths is not None:
+            lengths = as_lengths(lengths, input)
+        h_0, c_0 = hx if hx is not None else self._zeros(input, batch_sizes)
+        count = len(self._op_names)
+        if h_0.size(0) != count or c_0.size(0) != count:
+            raise RuntimeError(
+                f"PackedLSTM: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+            )
+        options = (batch_sizes, lengths, reset, return_cell_states)
+        if self.num_layers == 1:
+            output, h_n, c_n, of_layer = _call(input, h_0, c_0, self._op_weights(), *options)
+            state, cells = (h_n, c_n), [of_layer]
+        else:
+            output, state, cells = self._run_layers(input, h_0, c_0, *options)
+        if batch_first:
+            output = output.transpose(0, 1)
+        if not return_cell_states:
+            return output, state
+        return output, state, cell_states(cells, self.dtype, lengths, batch_first)
+
+    def _run_layers(
+        self, input: Tensor, h_0: Tensor, c_0: Tensor, *options: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+        directions = 2 if self.bidirectional else 1
+        output, h_n, c_n, cells = input, [], [], []
+        for first in range(0, len(self._op_names), directions):
+            own = slice(first, first + directions)
+            output, h, c, of_layer = _call(
+                output, h_0[own], c_0[own], self._op_weights(own), *options
+            )
+            h_n.append(h)
+            c_n.append(c)
+            cells.append(of_layer)
+        return output, (torch.cat(h_n), torch.cat(c_n)), cells
+
+    def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        c_0 = input.new_zeros(count, batch, self.hidden_size)
+        return input.new_zeros(count, batch, self.proj_size) if self.proj_size else c_0, c_0
+
+    def extra_repr(self) -> str:
+        """As nn.LSTM, and in what the weights are."""
+        return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
+
+
+def _call(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    save_cells: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer: through the dispatcher where something has to see the call, else straight."""
+    if torch.compiler.is_compiling() or type(input) is not Tensor:
+        layout = _build.library.packed_layout()
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
+            input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, save_cells
+        )
+    else:
+        results = _build.library.lstm_packed(
+            input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells
+        )
+    return results
+
+
+class PackedLSTMCell(_Frozen):
+    """What `prepack` makes of an `LSTMCell`: the same call, without parameters and gradients.
+
+    Attributes:
+        dtype: of the input and the state.
+        weights: dtype of the weights.
+        input_size, hidden_size, bias: as in `LSTMCell`.
+    """
+
+    input_size: int
+    hidden_size: int
+    _ATTRIBUTES = ("input_size", "hidden_size", "bias")
+
+    def __init__(self, cell: LSTMCell, weights: torch.dtype | None = None) -> None:
+        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * cell.bias
+        self._adopt(cell, self._ATTRIBUTES, [names], weights)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes one step, as `LSTMCell.forward` does.
+
+        Args:
+            input: [B,input_size], or [input_size].
+            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
+
+        Returns:
+            The next (h, c).
+        """
+        dim = input.dim()
+        if dim not in (1, 2):
+            raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
+        self._check_call(input, hx)
+        if hx is None:
+            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            hx = (zeros, zeros)
+        h, c = hx
+        if dim == 1:
+            h, c = self.forward(input.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
+            return h.squeeze(0), c.squeeze(0)
+        if torch.compiler.is_compiling() or type(input) is not Tensor:
+            states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
+            _, h_n, c_n, _ = _call(*states, self._op_weights(), None, None, None, False)
+            return h_n.squeeze(0), c_n.squeeze(0)
+        step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
+            input, h, c, self._op_weights()
+        )
+        return step
+
+
+def prepack(
+    model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
+) -> nn.Module:
+    """Freezes every LSTM and LSTMCell of a model for inference on the CPU, in place.
+
+    Each becomes a `PackedLSTM` or `PackedLSTMCell`, which has no parameters: its weights lie packed
+    as the processor reads them, once instead of in every call, and in fewer bits if asked. It is
+    called as before. `state_dict` still has the weights by their names and `load_state_dict` takes
+    those of the model before packing; `train()`, `.to()` another dtype or device, and gradients are
+    refused with an error.
+
+    Args:
+        model: any module in eval mode, on the CPU; it may be an LSTM itself.
+        weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
+            float64). torch.bfloat16 halves the weights of float32, and rounds to bfloat16 what is
+            multiplied with them; torch.int8 makes a quarter of them, with a scale for each row of a
+            matrix, and quantises what is multiplied with them row by row on the way. Sums, states
+            and gate equations stay in float32.
+        convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
+
+    Returns:
+        The model; if it is itself replaced, what replaces it.
+
+    Raises:
+        ValueError: `weights` is no such dtype or none for a layer's dtype; a layer is in training
+            mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
+        RuntimeError: the extension is not there.
+
+    Warns:
+        UserWarning: for each `LayerNormLSTM`, which stays as it is: no engine packs it.
+    """
+    if weights not in (None, torch.float32, *_SMALLER):
+        raise ValueError(
+            f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
+        )
+    if not _build.has_kernels("cpu"):
+        raise RuntimeError(f"prepack: no extension to pack for: {_build.unavailable_reason()}")
+    if convert:
+        model = convert_modules(model)
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, (LSTM, LSTMCell))]
+    layers = {path: module for path, module in found if not isinstance(module, LayerNormLSTM)}
+    if not layers:
+        hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
+        raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
+    for path, module in layers.items():
+        _check_layer(path or "the model itself", module, weights)
+    for path, module in found:
+        if isinstance(module, LayerNormLSTM):
+            warnings.warn(
+                f"prepack: {path or 'the model itself'} stays as it is: layer normalisation has no "
+                "packed weights",
+                UserWarning,
+                stacklevel=2,
+            )
+    return replace_modules(model, {m: _packed(m, weights) for m in layers.values()})
+
+
+def _packed(module: LSTM | LSTMCell, weights: torch.dtype | None) -> nn.Module:
+    if isinstance(module, LSTM):
+        return PackedLSTM(module, weights)
+    return PackedLSTMCell(module, weights)
+
+
+def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
+    tensor = next(iter(module.parameters()))
+    allowed = (None, tensor.dtype, *(_SMALLER if tensor.dtype != torch.float64 else ()))
+    if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
+        raise ValueError(
+            f"prepack: {path} is {tensor.dtype}: expected weights to be one of "
+            f"{', '.join(map(str, allowed))}, got {weights}"
+        )
+    if tensor.device.type != "cpu":
+        raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
+    if module.training:
+        raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
+    if any(0 in p.shape for p in module.parameters()):
+        raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Turns what `prepack` packed back into `LSTM` and `LSTMCell`, in place.
+
+    Weights that were packed in their own dtype come back as they were; those of bfloat16 and int8
+    come back rounded.
+
+    Args:
+        model: any module; it may be a packed one itself.
+
+    Returns:
+        The model, its layers in eval mode; if it is itself replaced, what replaces it.
+    """
+    packed = [m for m in model.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
+    return replace_modules(model, {module: _unpack_layer(module) for module in packed})
+
+
+def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
+    options = {name: getattr(packed, name) for name in packed._ATTRIBUTES if name != "mode"}
+    target = LSTM if isinstance(packed, PackedLSTM) else LSTMCell
+    layer = target(**options, dtype=packed.dtype)
+    tensors = packed._unpacked()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            scale = tensors.get(f"{name}_scale")
+            tensor = tensors[name]
+            parameter.copy_(tensor if scale is None else tensor * scale.unsqueeze(1))
+    return layer.eval()
