@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -11,9 +11,44 @@ from torch.nn.utils import parametrize
 
 from .modules import _OPTIONS, LSTM, LSTMCell
 
-_PAIRS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
-    (nn.LSTM, LSTM),
-    (nn.LSTMCell, LSTMCell),
+
+class _Adapter(nn.Module):
+    """Base of the classes that stand in for a subclass of nn.LSTM or nn.LSTMCell.
+
+    `class Own(nn.LSTM)` becomes a class with the bases Own and `_LSTMAdapter`. Python puts the
+    methods of fastlstm.LSTM between those of Own and those of nn.LSTM, so `super().forward` in Own
+    reaches fastlstm.
+    """
+
+    torch_class: ClassVar[type[nn.Module]]  # Own
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle and copy, which cannot find a class that was made at run time."""
+        return _empty_stand_in, (self.torch_class,), *super().__reduce_ex__(protocol)[2:]
+
+
+class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):  # type: ignore[misc]
+    __init__ = nn.LSTM.__init__
+
+
+class _LSTMCellAdapter(_Adapter, LSTMCell, nn.LSTMCell):
+    __init__ = nn.LSTMCell.__init__
+
+
+# (of torch, of fastlstm, for subclasses of the former)
+_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[_Adapter]], ...] = (
+    (nn.LSTM, LSTM, _LSTMAdapter),
+    (nn.LSTMCell, LSTMCell, _LSTMCellAdapter),
+)
+
+# What nn.LSTM.forward calls in every call, and fastlstm only where it needs it.
+_PARTS_OF_FORWARD = (
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
 )
 
 
@@ -23,6 +58,10 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     The new modules hold the same Parameter objects (an optimizer that has them stays valid), the
     training mode, hooks, parametrizations and other attributes of those that they replace. A module
     that is used in several places is replaced by one module. Convert before `torch.compile`.
+
+    A subclass of nn.LSTM or nn.LSTMCell keeps its name, methods and place in `isinstance`; its
+    `super().forward` then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such
+    as `permute_hidden`, it is left alone.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -34,67 +73,114 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
 
     Raises:
         ValueError: `to` is neither "fastlstm" nor "torch".
-        TypeError: the model holds an LSTM that cannot be replaced: an instance of your own
-            subclass, a scripted or a compiled one. Nothing is changed then.
+        TypeError: an LSTM of the model is scripted, compiled or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: once for each module that goes back to torch with options that nn.LSTM
-            lacks: input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout,
-            recompute.
+        UserWarning: for each module that is left alone, with the reason: a subclass as above, or,
+            on the way to torch, a subclass of fastlstm.LSTM or LSTMCell (LayerNormLSTM, for
+            instance). And for each module that goes back to torch with options that nn.LSTM lacks:
+            input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, recompute.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
-    pairs = _PAIRS if to == "fastlstm" else tuple((b, a) for a, b in _PAIRS)
     replacements: dict[nn.Module, nn.Module] = {}
+    notes: list[str] = []
     for path, module in model.named_modules():
-        for source, target in pairs:
-            if _is_replaceable(path, module, source):
-                if to == "torch":
-                    _warn_of_lost_options(path, module)
-                replacements[module] = _transplant(module, target)
+        _refuse_wrapped(path or "the model itself", module)
+        target, note = _to_fastlstm(module) if to == "fastlstm" else _to_torch(module)
+        if target is not None:
+            replacements[module] = _transplant(module, target)
+        if note:
+            notes.append(f"convert: {path or 'the model itself'} {note}")
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
     return replace_modules(model, replacements)
 
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """The model with modules replaced in place, wherever they stand; or what replaces it."""
-    for module in list(model.modules()):
+    for module in [*model.modules(), *replacements.values()]:
         for name, child in module._modules.items():
             if child in replacements:
                 module._modules[name] = replacements[child]
     return replacements.get(model, model)
 
 
-def _warn_of_lost_options(path: str, module: nn.Module) -> None:
-    values = ((name, getattr(module, name, None)) for name in _OPTIONS)
-    lost = ", ".join(f"{name}={value}" for name, value in values if value)
-    if lost:
-        warnings.warn(
-            f"convert: nn.LSTM has no {lost}: {path or 'the model itself'} goes on without",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _is_replaceable(path: str, module: nn.Module, source: type[nn.Module]) -> bool:
-    """Whether the module is to be replaced; an error where that would lose what it is."""
-    if type(module) is source:
-        return True
+def _refuse_wrapped(path: str, module: nn.Module) -> None:
+    """Raises for an LSTM that something else has already taken hold of."""
+    names = [cls.__name__ for cls, *_ in _CLASSES]
     why = None
     if isinstance(module, torch.jit.ScriptModule):
-        if getattr(module, "original_name", None) == source.__name__:
+        if getattr(module, "original_name", None) in names:
             why = "is scripted; convert before torch.jit.script"
     elif isinstance(module, torch._dynamo.OptimizedModule):
-        if any(isinstance(m, source) for m in module.modules()):
+        if any(_is_lstm(m) for m in module.modules()):
             why = "is compiled; convert before torch.compile"
-    elif isinstance(module, source):
-        if type(module).__bases__ == (source,) and parametrize.is_parametrized(module):
-            return True
-        why = "is a subclass, whose own behaviour would be lost"
-    if why is None:
-        return False
-    raise TypeError(
-        f"cannot convert {path or 'the model itself'}: {type(module).__qualname__} {why}"
-    )
+    elif _is_lstm(module) and any("torch.distributed." in str(c) for c in type(module).__mro__):
+        why = "is sharded; convert before fully_shard"
+    if why is not None:
+        raise TypeError(f"cannot convert {path}: {type(module).__qualname__} {why}")
+
+
+def _is_lstm(module: nn.Module) -> bool:
+    return isinstance(module, tuple(cls for of_kind in _CLASSES for cls in of_kind))
+
+
+_Target = tuple["type[nn.Module] | None", str]  # the new class, and what to warn of
+
+
+def _to_fastlstm(module: nn.Module) -> _Target:
+    cls = own_class(module)
+    for of_torch, ours, _ in _CLASSES:
+        if cls is of_torch:
+            return ours, ""
+        if issubclass(cls, of_torch) and not issubclass(cls, ours):
+            parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
+            changed = [name for name, part in parts if getattr(cls, name, None) is not part]
+            if not changed:
+                return _stand_in(cls), ""
+            why = f"{cls.__qualname__} overrides {', '.join(changed)}"
+            return None, f"stays as it is: its class {why}, which {of_torch.__name__}.forward calls"
+    return None, ""
+
+
+def _to_torch(module: nn.Module) -> _Target:
+    cls = own_class(module)
+    for of_torch, ours, adapter in _CLASSES:
+        if issubclass(cls, ours):
+            values = ((name, getattr(module, name, None)) for name in _OPTIONS)
+            lost = ", ".join(f"{name}={value}" for name, value in values if value)
+            note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
+            if issubclass(cls, adapter):
+                return cls.torch_class, note
+            if cls is ours:
+                return of_torch, note
+            why = f"{cls.__qualname__} derives from fastlstm.{ours.__name__}"
+            return None, f"stays as it is: its class {why}"
+    return None, ""
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without what parametrize puts before it."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+_stand_ins: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
+    """A class like `cls`, a subclass of torch's, that runs fastlstm; one for each."""
+    if cls not in _stand_ins:
+        adapter = next(adapter for of_torch, _, adapter in _CLASSES if issubclass(cls, of_torch))
+        members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        _stand_ins[cls] = type(cls.__name__, (cls, adapter), {**members, "torch_class": cls})
+    return _stand_ins[cls]
+
+
+def _empty_stand_in(cls: type[nn.Module]) -> nn.Module:
+    stand_in = _stand_in(cls)
+    return stand_in.__new__(stand_in)
 
 
 def _transplant(module: nn.Module, target: type[nn.Module]) -> nn.Module:

@@ -136,12 +136,13 @@ class SequenceModule(nn.Module):
                 )
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         batch_dim = 0 if self.batch_first else 1
-        output, (h_n, c_n), *cells = self.forward(
+        output, (h_n, c_n), *cells = self._run(  # not forward, which a subclass may override
             input.unsqueeze(batch_dim),
             hx,
-            lengths=lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
-            reset=None if reset is None else reset.unsqueeze(batch_dim),
-            return_cell_states=return_cell_states,
+            None,
+            lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
+            None if reset is None else reset.unsqueeze(batch_dim),
+            return_cell_states,
         )
         cells = [c.squeeze(batch_dim + 1) for c in cells]
         return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
@@ -417,7 +418,8 @@ class LSTMCell(nn.RNNCellBase):
                     f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead"
                 )
         if dim == 1:
-            h, c = self.forward(input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+            h, c = LSTMCell.forward(self, input.unsqueeze(0), hx)  # a subclass may override it
             return h.squeeze(0), c.squeeze(0)
         _check_pair(hx, "lstm_cell")
         shape = (input.size(0), self.hidden_size)

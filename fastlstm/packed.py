@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from . import _build
 from ._checks import as_lengths, steps_first
 from .convert import convert as convert_modules
-from .convert import replace_modules
+from .convert import own_class, replace_modules
 from .functional import cell_states
-from .layer_norm import LayerNormLSTM
 from .modules import LSTM, LSTMCell, SequenceModule
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -409,7 +408,7 @@ def prepack(
         RuntimeError: the extension is not there.
 
     Warns:
-        UserWarning: for each `LayerNormLSTM`, which stays as it is: no engine packs it.
+        UserWarning: for each `LayerNormLSTM` and each subclass of your own: they stay as they are.
     """
     if weights not in (None, torch.float32, *_SMALLER):
         raise ValueError(
@@ -420,17 +419,17 @@ def prepack(
     if convert:
         model = convert_modules(model)
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, (LSTM, LSTMCell))]
-    layers = {path: module for path, module in found if not isinstance(module, LayerNormLSTM)}
+    layers = {path: m for path, m in found if own_class(m) in (LSTM, LSTMCell)}
     if not layers:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
     for path, module in found:
-        if isinstance(module, LayerNormLSTM):
+        if path not in layers:
             warnings.warn(
-                f"prepack: {path or 'the model itself'} stays as it is: layer normalisation has no "
-                "packed weights",
+                f"prepack: {path or 'the model itself'} stays as it is: its class "
+                f"{type(module).__qualname__} is more than an LSTM or LSTMCell",
                 UserWarning,
                 stacklevel=2,
             )

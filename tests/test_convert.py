@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import warnings
+from abc import ABC
 from typing import Any
 
 import pytest
@@ -126,8 +129,8 @@ def test_options_that_torch_has_not_are_named_once_per_module() -> None:
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model, to="torch")
     assert [str(warning.message) for warning in caught] == [
-        "convert: nn.LSTM has no recurrent_dropout=0.5, zoneout_c=0.1: a goes on without",
-        "convert: nn.LSTM has no weight_dropout=0.2, recompute=True: last.0 goes on without",
+        "convert: a goes on without recurrent_dropout=0.5, zoneout_c=0.1, which nn.LSTM lacks",
+        "convert: last.0 goes on without weight_dropout=0.2, recompute=True, which nn.LSTM lacks",
     ]
     assert {warning.filename for warning in caught} == {__file__}
     with warnings.catch_warnings():
@@ -168,21 +171,174 @@ def test_deepcopy_of_a_converted_model() -> None:
     assert other.encoder.weight_ih_l0 is not model.encoder.weight_ih_l0
 
 
-class OwnLSTM(nn.LSTM):
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+class Doubled(nn.LSTM):
+    """A subclass as they are written: with options and methods of its own."""
+
+    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+        super().__init__(input_size, hidden_size, **options)
+        self.head = nn.LSTM(3, 2)
+
+    def forward(self, input: Tensor, hx: Any = None, times: int = 2) -> Any:
         output, state = super().forward(input, hx)
-        return output * 2, state
+        return output * times, state
+
+    def zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+        h = torch.zeros(self.num_layers, rows, self.hidden_size, dtype=self.weight_ih_l0.dtype)
+        return h, h
+
+    def extra_repr(self) -> str:
+        return "doubled"
 
 
-def test_a_subclass_is_refused_and_nothing_is_changed() -> None:
-    model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(OwnLSTM(3, 5))})
-    with pytest.raises(TypeError, match=r"own\.0: OwnLSTM is a subclass"):
-        convert(model)
-    assert type(model["first"]) is nn.LSTM
-    own = OwnLSTM(3, 5)
+class Plain(nn.LSTM, ABC):
+    """Only its class is its own, and a metaclass."""
+
+
+class DoubledCell(nn.LSTMCell):
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        h, c = super().forward(input, hx)
+        return h * 2, c
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that reach fastlstm."""
+    seen: list[str] = []
+    for name in ("lstm", "lstm_cell"):
+        function = getattr(fastlstm.functional, name)
+        monkeypatch.setattr(
+            fastlstm.functional,
+            name,
+            lambda *a, _name=name, _f=function, **k: (seen.append(_name), _f(*a, **k))[1],
+        )
+    return seen
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize(
+    "cls, ours", [(Doubled, "lstm"), (Plain, "lstm"), (DoubledCell, "lstm_cell")]
+)
+def test_a_subclass_keeps_its_methods_and_runs_fastlstm(
+    cls: type[nn.Module], ours: str, batched: bool, calls: list[str]
+) -> None:
+    own = cls(3, 5).double()
+    model, text = nn.ModuleDict({"own": own}), repr(own)
+    argument = x if cls is not DoubledCell else x[0]
+    argument = argument if batched else argument.select(-2, 0)
+    expected = own(argument)
+    assert calls == []
+
+    converted = convert(model)["own"]
+    assert isinstance(converted, cls) and isinstance(converted, (fastlstm.LSTM, fastlstm.LSTMCell))
+    assert type(own) is cls and repr(converted) == text
+    torch.testing.assert_close(converted(argument), expected, **CLOSE)
+    assert set(calls) == {ours}
+    assert type(convert(model)["own"]) is type(converted) is type(convert(cls(3, 5)))
+
+    calls.clear()
+    back = convert(model, to="torch")["own"]
+    assert type(back) is cls and calls == []
+    torch.testing.assert_close(back(argument), expected, **CLOSE)
+
+
+def test_what_a_converted_subclass_has() -> None:
+    converted = convert(Doubled(3, 5, num_layers=2).double())
+    torch.testing.assert_close(
+        converted(x, converted.zeros(2), times=3)[0], converted(x)[0] * 1.5, **CLOSE
+    )
+    assert type(converted.head) is fastlstm.LSTM
+    assert type(type(converted)(3, 5)) is type(converted)
+    with pytest.raises(RuntimeError, match="Expected hidden\\[0\\] size"):
+        converted(x, converted.zeros(7))
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy", "save"])
+def test_a_converted_subclass_is_copied_and_saved(way: str) -> None:
+    converted = convert(Doubled(3, 5).double())
+    if way == "save":
+        buffer = io.BytesIO()
+        torch.save(converted, buffer)
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    else:
+        other = (
+            copy.deepcopy(converted) if way == "deepcopy" else pickle.loads(pickle.dumps(converted))
+        )
+    assert type(other) is type(converted)
+    assert other.weight_ih_l0 is not converted.weight_ih_l0
+    torch.testing.assert_close(other(x), converted(x), rtol=0, atol=0)
+
+
+def test_a_parametrized_subclass() -> None:
+    own = Doubled(3, 5).double()
     parametrizations.weight_norm(own, "weight_hh_l0")
-    with pytest.raises(TypeError, match="the model itself.* is a subclass"):
-        convert(own)
+    expected = own(x)
+    converted = convert(own)
+    assert isinstance(converted, fastlstm.LSTM) and isinstance(converted, Doubled)
+    torch.testing.assert_close(converted(x), expected, **CLOSE)
+    torch.testing.assert_close(convert(converted, to="torch")(x), expected, **CLOSE)
+
+
+def test_a_subclass_in_a_compiled_model() -> None:
+    model = convert(nn.Sequential(Doubled(3, 5))).double()
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), expected, **CLOSE)
+
+
+class Reversed(nn.LSTM):
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        return hx[::-1]
+
+
+def test_a_subclass_that_changes_a_part_of_forward_is_left_alone() -> None:
+    model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(Reversed(3, 5))})
+    with pytest.warns(UserWarning, match="^convert: ") as caught:
+        convert(model)
+    assert [str(warning.message) for warning in caught] == [
+        "convert: own.0 stays as it is: its class Reversed overrides permute_hidden, which "
+        "LSTM.forward calls"
+    ]
+    assert caught[0].filename == __file__
+    assert type(model["first"]) is fastlstm.LSTM and type(model["own"][0]) is Reversed
+
+
+@pytest.mark.skipif(not fastlstm._build.has_kernels("cpu"), reason="no extension to pack for")
+def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
+    model = nn.ModuleDict({"own": Doubled(3, 5), "plain": nn.LSTM(3, 5)}).double().eval()
+    expected = model["own"](x)
+    with pytest.warns(UserWarning, match="^prepack: own stays as it is: its class Doubled is more"):
+        fastlstm.prepack(model, convert=True)
+    assert isinstance(model["own"], fastlstm.LSTM) and isinstance(model["own"], Doubled)
+    assert [type(m).__name__ for m in (model["plain"], model["own"].head)] == ["PackedLSTM"] * 2
+    torch.testing.assert_close(model["own"](x), expected, **CLOSE)
+
+
+class OwnFast(fastlstm.LSTM):
+    def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
+        output, *rest = super().forward(input, *args, **options)
+        return output * 2, *rest
+
+
+def test_a_subclass_of_fastlstm_stays_on_the_way_to_torch() -> None:
+    model = nn.ModuleDict({"own": OwnFast(3, 5), "plain": fastlstm.LSTM(3, 5)})
+    with pytest.warns(UserWarning, match="^convert: own stays as it is: its class OwnFast derives"):
+        convert(model, to="torch")
+    assert type(model["own"]) is OwnFast and type(model["plain"]) is nn.LSTM
+
+
+def test_an_overridden_forward_sees_an_unbatched_call_once() -> None:
+    own = OwnFast(3, 5).double()
+    expected = fastlstm.LSTM.forward(own, x[:, :1])[0].squeeze(1) * 2
+    torch.testing.assert_close(own(x[:, 0])[0], expected, **CLOSE)
+
+
+def test_a_sharded_module_is_refused() -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = nn.LSTM(3, 5)
+    sharded.__class__ = type("FSDPLSTM", (FSDPModule, nn.LSTM), {})
+    with pytest.raises(TypeError, match="net: FSDPLSTM is sharded; convert before fully_shard"):
+        convert(nn.ModuleDict({"first": nn.LSTM(3, 5), "net": sharded}))
 
 
 def test_scripted_and_compiled_modules_are_refused() -> None:
