@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,18 @@ def test_examples_run(example: Any) -> None:
     results = example.main(BRIEFLY[example.__name__])
     assert list(results) == ["fastlstm", "torch"]
     assert results["fastlstm"][0] == pytest.approx(results["torch"][0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("resemblyzer") is None, reason="resemblyzer is not installed")
+@pytest.mark.parametrize("example", ["published_model"], indirect=True)
+def test_a_published_model_converted(example: Any) -> None:
+    """Its vectors have length 1; 16-bit and 8-bit weights change them a little."""
+    limits = {"nn.LSTM": 0, "convert": 1e-6, "prepack": 1e-6}
+    limits |= {"prepack, bfloat16": 0.02, "prepack, int8": 0.1}
+    differences = example.main(["--windows", "2", "--seconds", "0.01"])
+    assert list(differences) == list(limits)
+    assert all(differences[way] <= limit for way, limit in limits.items()), differences
 
 
 @pytest.mark.slow
