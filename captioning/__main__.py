@@ -36,6 +36,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
+    """Reports a wrong option in one line, with the way to the help."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n({self.prog} --help says more)\n")
 
@@ -47,6 +49,7 @@ def module_of(command: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs a command, and reports what fails; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escapes what its encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -80,6 +83,7 @@ _OUT_OF_MEMORY = re.compile("can't allocate memory|[Oo]ut of memory|bad_alloc|St
 
 
 def fail(*lines: str) -> int:
+    """Prints an error to stderr, and returns the exit status."""
     for i, line in enumerate(lines):
         print(f"captioning: {printable(line)}" if i == 0 else printable(line), file=sys.stderr)
     return 1
@@ -95,6 +99,7 @@ def flush_output() -> None:
 
 
 def run(argv: list[str]) -> int:
+    """Parses the arguments and runs the command; returns the exit status."""
     parser = Parser(
         prog="captioning",
         description="Captions for pictures, by a frozen CNN and an LSTM.",

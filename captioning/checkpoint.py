@@ -43,6 +43,7 @@ class CNNIdentity:
 
     @classmethod
     def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
+        """The identity of a CNN that is at hand."""
         return cls(cnn.config, cnn.transform, cnn.fingerprint())
 
     def load(self) -> FrozenCNN:

@@ -118,10 +118,12 @@ class FrozenCNN(nn.Module):
         self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
 
     def train(self, mode: bool = True) -> "FrozenCNN":
+        """Stays in eval mode: the CNN is frozen."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        """Features of images [B,3,H,W]: [B,C], or [B,C,rows,columns] if the pool is a grid."""
         if images.is_cpu:
             few = max(1, CPU_PIXELS // (images.size(2) * images.size(3)))
             return torch.cat([self._features(part) for part in images.split(few)])

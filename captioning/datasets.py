@@ -27,6 +27,8 @@ PREPARE = "captioning prepare makes COCO captions files of other formats"
 
 @dataclass(frozen=True)
 class CaptionedImage:
+    """A picture with its captions."""
+
     id: int
     path: Path
     captions: list[str]
@@ -47,10 +49,12 @@ class CaptionDataset:
 
     @property
     def captions(self) -> list[str]:
+        """Of all pictures, in order."""
         return [caption for image in self.images for caption in image.captions]
 
     @property
     def references(self) -> dict[int, list[str]]:
+        """The captions of each picture, by its id."""
         return {image.id: image.captions for image in self.images}
 
     def report_skipped(self) -> list[str]:
@@ -231,6 +235,7 @@ class EncodedCaptions:
         return len(self.image)
 
     def batch(self, indices: Tensor) -> Batch:
+        """The captions with these indices, the longest first."""
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
         images, rows = self.image[indices].unique(return_inverse=True)
@@ -241,6 +246,7 @@ class EncodedCaptions:
         return shuffled(len(self), batch_size, seed, epoch)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        """The indices of all captions, batch by batch."""
         yield from torch.arange(len(self)).split(batch_size)
 
 

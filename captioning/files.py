@@ -117,10 +117,12 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
+    """Write data as JSON, atomically."""
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False))
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
     # Surrogates, as in a file name that is not UTF-8, become the escapes that JSON reads.
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 

@@ -78,6 +78,7 @@ class GradioPage:
         self.paths = re.compile(rf"(?!/gradio_api/).*|/gradio_api/({api})/?")
 
     def app(self) -> ASGIApp:
+        """The page and its uploads as an ASGI application."""
         return gradio.mount_gradio_app(
             FastAPI(
                 routes=[

@@ -48,6 +48,7 @@ class Source:
     bad_rows: list[str] = field(default_factory=list)
 
     def add(self, name: str, caption: str) -> None:
+        """Adds a caption of the picture with this name."""
         self.captions.setdefault(name, []).append(caption)
 
 
@@ -201,6 +202,7 @@ class Splits:
             )
 
     def draw(self, names: Iterable[str]) -> dict[str, str]:
+        """The split of each picture, drawn by `seed`."""
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
         least = int(len(names) >= 3)  # of ten pictures, 5 % are none

@@ -13,12 +13,15 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Process:
+    """This process among those that train together."""
+
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
 
     @property
     def is_first(self) -> bool:
+        """Whether it is the one that prints and writes files."""
         return self.rank == 0
 
 

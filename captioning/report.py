@@ -27,6 +27,8 @@ GOOD, BAD, INK, ACCENT = "#2e7d4f", "#b3402e", "#22303c", "#2a6f97"
 
 @dataclass(frozen=True)
 class Picture:
+    """A picture in a report, with the caption that was written for it."""
+
     id: int
     path: Path
     caption: str

@@ -168,6 +168,7 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
 
 
 def introduction(checkpoint: Checkpoint, config: TrainConfig, pictures: int) -> str:
+    """What is trained on what, in one line."""
     unit = "pictures" if config.self_critical else "captions"
     return (
         f"{pictures:,} pictures, {len(checkpoint.vocabulary):,} words; {config.epochs} epochs, "

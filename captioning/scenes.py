@@ -51,6 +51,8 @@ VERSION = 3  # of the pictures and files; data sets of other versions are drawn 
 
 
 class Facts(NamedTuple):
+    """What a drawn scene shows; its captions say it in words."""
+
     count: int  # type: ignore[assignment]  # hides tuple.count
     size: str
     color: str
@@ -83,6 +85,7 @@ def draw_shape(
 
 
 def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int, ...]:
+    """A color whose channels differ from those given by up to `amount`."""
     return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
 
 
@@ -95,6 +98,7 @@ def new_canvas(rng: random.Random, background: str) -> tuple[Image.Image, ImageD
 
 
 def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
+    """A picture of these facts; the rest of it is random."""
     canvas, draw = new_canvas(rng, facts.background)
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
     # The members stand on a circle around the group's middle, about a quarter of their width apart.

@@ -45,6 +45,7 @@ class SceneCNN(nn.Sequential):
 
 
 def load_scene_cnn() -> SceneCNN:
+    """The CNN with the weights that are in this package."""
     cnn = SceneCNN()
     cnn.load_state_dict(load_file(WEIGHTS))
     return cnn
@@ -126,6 +127,7 @@ class Heads(nn.Module):
 
 
 def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> SceneCNN:
+    """Trains the CNN to tell the facts of drawn scenes."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     cnn = SceneCNN()
@@ -148,6 +150,7 @@ def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> Sc
 
 
 def main() -> None:
+    """The command that pretrains the CNN and writes its weights."""
     parser = argparse.ArgumentParser(description="Pretrain the CNN of the drawn scenes.")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights file to write")
     parser.add_argument("--steps", type=int, default=2500)

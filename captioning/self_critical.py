@@ -48,6 +48,7 @@ class SelfCriticalTrainer(Trainer):
         return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
 
     def objective(self, indices: Tensor, progress: float) -> tuple[Tensor, int, Tensor]:
+        """Samples captions and weighs their likelihood by their reward; see `Trainer.objective`."""
         process, samples, decoder = self.process, self.config.self_critical, self.model.decoder
         # For the whole batch, so that the captions do not depend on the number of processes.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)

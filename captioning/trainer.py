@@ -28,6 +28,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The rate of a step: a linear start, then constant or half a cosine down to 2 %."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     if config.schedule == "constant":
         return config.learning_rate * warm
@@ -97,6 +98,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave; a CaptioningError if it does not fit."""
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -125,6 +127,7 @@ class Trainer:
             parameter.data, average.data = average.data, parameter.data
 
     def autocast(self) -> Any:
+        """The context of the forward pass, by `config.autocast`."""
         device = self.process.device.split(":")[0]
         dtype = autocast_dtype(self.config.autocast, device)
         return torch.autocast(device, dtype, enabled=dtype is not None)

@@ -45,6 +45,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
+        """Reads what `save` wrote."""
         data = read_json(path)
         if not isinstance(data, dict) or not isinstance(data.get("words"), list):
             raise CaptioningError(f'{path}: expected a vocabulary, {{"words": [...]}}')
@@ -52,6 +53,7 @@ class Vocabulary:
             return cls(data["words"])
 
     def save(self, path: str | Path) -> None:
+        """Writes the words to a JSON file."""
         write_json(path, {"words": self.words}, indent=0)
 
     def __len__(self) -> int:

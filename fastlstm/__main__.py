@@ -47,6 +47,7 @@ def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def print_row(name: str, *cells: str) -> None:
+    """Prints one row of a table."""
     print(f"  {name:<14} {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
 
 
@@ -81,6 +82,7 @@ def info() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs `info` or `plan`."""
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=__doc__)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="print the build record, devices and engines (default)")

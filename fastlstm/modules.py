@@ -158,9 +158,7 @@ class SequenceModule(nn.Module):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *cells = self._run(
-            data, hx, batch_sizes, lengths, reset, return_cell_states
-        )
+        output, state, *cells = self._run(data, hx, batch_sizes, lengths, reset, return_cell_states)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
