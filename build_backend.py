@@ -3,7 +3,7 @@
 pip builds in isolation: the packages of the environment that it installs into are hidden, and the
 extension fits one minor version of torch. So torch is taken from that environment, in spite of
 the isolation. Where there is none (a new environment; uv, which isolates with another
-interpreter), the newest is asked for, which is what the installation will choose for itself.
+interpreter), the newest is requested, which the installation will choose as well.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ if not importlib.util.find_spec("torch"):
 
 
 def with_torch(get_requires):
-    """The hook `get_requires`, asking for torch where there is none and it is needed."""
+    """The hook `get_requires`, which also requests torch if it is needed and not there."""
 
     def hook(config_settings=None):
         if importlib.util.find_spec("torch") or os.environ.get("FASTLSTM_BUILD") == "none":

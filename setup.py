@@ -3,13 +3,13 @@
 FASTLSTM_BUILD says what to build:
   auto  (default) what can be built here: CPU and CUDA kernels, CPU kernels only, or none
   cpu   CPU kernels only, or an error that says what is missing
-  cuda  CPU and CUDA kernels, or the same
+  cuda  CPU and CUDA kernels, or an error
   none  pure Python
 
 FASTLSTM_CHECKED=1 makes CUDA kernels that do not wait for ever, and that keep clocks of what they
 do (csrc/cuda/trace.h): for tests on a GPU, and slower.
 
-Nobody needs a GPU to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
+No GPU is needed to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
 to torch.utils.cpp_extension. What was built is recorded beside the library in _build_info.json.
 """
 
@@ -135,7 +135,7 @@ def cuda_arch_list(home):
 
 
 def checked_macros():
-    """Of a build for tests: how often a block looks for a value before it gives up, and traces."""
+    """Macros of a build for tests: how often a block polls before it gives up, and traces."""
     checked = os.environ.get("FASTLSTM_CHECKED", "0")
     if checked not in ("0", "1"):
         raise SystemExit(f"FASTLSTM_CHECKED must be 0 or 1, got {checked!r}")
@@ -154,11 +154,11 @@ def extension(kinds):
         macros = [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
         new_extension = cpp_extension.CUDAExtension
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-    # gcc 12 errs about a std::vector<bool> of torch that it inlines into our code.
+    # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code.
     gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]
     torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     warnings = ["-Wall", "-Wextra", *torch_headers, *gcc_errs]
-    # cpp_extension takes the operators of the 16-bit types away, bare nvcc has them.
+    # cpp_extension removes the operators of the 16-bit types; plain nvcc has them.
     taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
     # No -std: torch's headers decide it, and cpp_extension passes it. No -march: one binary serves
@@ -226,7 +226,7 @@ def commands(kinds, note):
         def finalize_options(self):
             super().finalize_options()
             self.force = True  # a library that is newer than its sources may be for another torch
-            if self.editable_mode:  # pip would give a temporary folder: nothing to build upon
+            if self.editable_mode:  # pip would give a temporary folder, so nothing could be reused
                 self.build_temp = os.path.join("build", f"editable-{sys.implementation.cache_tag}")
 
         def run(self):

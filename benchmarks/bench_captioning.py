@@ -71,9 +71,9 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
 
 
 def lstm_alone(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """What of a step of training is the LSTM's, forward and backward, and its products alone.
+    """The LSTM's part of a training step, forward and backward, and its matrix products alone.
 
-    The products are those of the floating-point operations that a step cannot do without, as one.
+    The latter is one product with as many floating-point operations as a step needs at least.
     """
     lengths = caption_lengths(args, torch.Generator().manual_seed(0))
     x = torch.randn(args.batch, 16, args.embed, requires_grad=True)
@@ -111,7 +111,7 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
             with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
                 value = loss()
             value.backward()
-            hidden.grad = linear.weight.grad = linear.bias.grad = None  # the peak is of each alone
+            hidden.grad = linear.weight.grad = linear.bias.grad = None  # each has its own peak
 
         return run
 

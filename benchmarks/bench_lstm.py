@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--limit",
         type=float,
         metavar="SECONDS",
-        help="start no further case after this long; what was measured is written all the same",
+        help="start no case after this long; what was measured is still written",
     )
     parser.add_argument(
         "--output",
@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record["complete"] = left_out == 0
     write_json(path, record)
     if left_out:
-        print(f"\n{left_out} cases were left out: the limit of {args.limit:g} s was over")
+        print(f"\n{left_out} cases were left out: the limit of {args.limit:g} s was reached")
     print(f"\nwritten: {path}")
     try:
         write_plot(path.with_suffix(".png"), record)

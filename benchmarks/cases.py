@@ -35,7 +35,7 @@ class Case:
         num_layers, bidirectional, proj_size: as in nn.LSTM.
         saturated: whether every input gate is shut, far beyond what a sigmoid can tell from 0.
         resets: whether the state is zeroed in the middle of the rows, where an episode ends:
-            `reset=` in fastlstm, a loop over single steps in torch.nn, as CleanRL has it.
+            `reset=` in fastlstm, a loop over single steps in torch.nn, as in CleanRL.
         name: the project that runs such a case, if it was found in one.
         gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
         over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
@@ -83,7 +83,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases with one threshold: the least geometric mean and the least single ratio.
+    """Cases with the same thresholds: minimum geometric mean and minimum single ratio.
 
     `detailed` is false where only the ratio is needed, because there are many cases.
     """
@@ -201,7 +201,7 @@ CPU_GROUPS: tuple[Group, ...] = (
         1.2,
         1.0,
     ),
-    Group(  # nothing is asked of these two; --engine stepwise shows what they gain
+    Group(  # no threshold for these two; --engine stepwise shows what they gain
         "float16",
         "float16, training and inference",
         tuple(

@@ -1,7 +1,7 @@
 """nn.LSTM under torch.compile beside eager nn.LSTM, in a process that can be stopped.
 
-Compilation unrolls the steps of a training pass, so it may take minutes: what is not done within
-the limit is reported as such. A graph break counts as a failure, since eager code would run.
+Compilation unrolls the steps of a training pass, so it may take minutes. What is not finished
+within the limit is reported as such. A graph break counts as a failure, since eager code would run.
 """
 
 from __future__ import annotations

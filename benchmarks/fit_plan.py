@@ -2,8 +2,8 @@
 
     python benchmarks/fit_plan.py gpu-check.json
 
-Prints each constant as csrc/cuda/plan.h has it and as fitted, with its standard error; one on which
-no time depends is kept.
+Prints each constant as in csrc/cuda/plan.h and as fitted, with its standard error. A constant on
+which no time depends is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sweep import Entry, plan
 
 from fastlstm import _build
 
-# What a time of a step can tell. The clock is in the record, the others are facts or do not show.
+# What the times of steps can show. The clock is in the record; the others are facts or do not show.
 FITTED = (
     "trip_us",
     "cell_us",

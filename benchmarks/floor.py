@@ -16,7 +16,7 @@ GIGA = 1e9
 
 
 def flops(case: Case, steps: int | None = None) -> int:
-    """Floating point operations of the matrix products: 2 * steps * 4H * (I + H) a direction.
+    """Floating point operations of the matrix products: 2 * steps * 4H * (I + H) per direction.
 
     With a projection to P numbers 2 * steps * (4H * (I + P) + P * H).
 
@@ -70,8 +70,8 @@ def peak_shapes(cases: Iterable[Case]) -> list[tuple[int, int, int]]:
     return [(1024, 1024, 1024), *sorted(own)]
 
 
-# An H100 SXM. Its constants are those of the planner (csrc/cuda/plan.h). Only the cell's is here:
-# what lies between the last product and the store in any kernel; the planner's is what ours need.
+# An H100 SXM. The constants are those of the planner (csrc/cuda/plan.h), but for the cell's, the
+# time between the last product and the store: here what any kernel needs, there what ours need.
 SMS, CAPABILITY = 132, 90
 CELL = 0.15e-6  # seconds
 SHARED_MEMORY = 227 * 1024  # bytes of weights that a block can hold
@@ -84,7 +84,7 @@ def h100() -> dict[str, float]:
 
 
 def multiply_adds(precision: str) -> float | None:
-    """Multiply-adds of an SM a clock, or None if the precision has no persistent kernel."""
+    """Multiply-adds of an SM per clock, or None if the precision has no persistent kernel."""
     mma = h100()["mma_per_clock"]
     rates = {"bfloat16": mma, "float16": mma, "tf32": mma / 2, "float32": 128.0}
     return rates.get(precision)

@@ -50,13 +50,13 @@ def plans(case: Case, engine: str, sm_count: int, capability: int) -> dict[str, 
 
 
 def count_kernels(events: Iterable[Any], steps: int) -> dict[str, float]:
-    """Launches a step of each kernel among a profile's events, the most frequent first."""
+    """Launches per step of each kernel among a profile's events, the most frequent first."""
     names = Counter(e.name[:LONGEST_NAME] for e in events if e.device_type == DeviceType.CUDA)
     return {name: count / steps for name, count in names.most_common(MOST_KERNELS)}
 
 
 def kernels(step: Step, steps: int) -> dict[str, float]:
-    """Launches a step of each kernel that one call runs, by name; copies and memsets too."""
+    """Launches per step of each kernel that one call runs, by name; copies and memsets too."""
     step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

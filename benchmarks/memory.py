@@ -4,7 +4,7 @@ On a CPU a fresh process measures it in two ways, since neither sees everything:
 highest sum of the tensors that torch's allocator has handed out (exact, and the same on every run),
 and `resident`, how far the process grew in pages really touched, whoever allocated them (Linux).
 malloc is told to map every block of 16 KiB or more and to give smaller ones back before the step,
-so that the second number does not depend on what ran before and repeats to within some pages.
+so that the second number does not depend on what ran before and repeats to within a few pages.
 """
 
 from __future__ import annotations

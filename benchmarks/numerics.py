@@ -45,7 +45,7 @@ def results(module: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> dic
 def errors(
     dtype: torch.dtype, device: str, shape: tuple[int, int, int, int], engines: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """The relative error of each tensor, by who computed it: nn.LSTM, then the engines."""
+    """The relative error of each tensor, for nn.LSTM and then for each engine."""
     batch, steps, input_size, hidden_size = shape
     torch.manual_seed(0)
     exact = nn.LSTM(input_size, hidden_size).to(device, dtype).double()

@@ -1,8 +1,8 @@
 """Other CUDA LSTMs, if they are installed: haste_pytorch and flashrnn.
 
 Each walks the steps of a layer. flashrnn leaves the input projection x W_ih^T + b to its caller;
-haste_pytorch makes it inside. So both are reported with it and without it: what one lacks is added
-or taken away as the time of that product alone.
+haste_pytorch computes it inside. So both are reported with and without it: the time of that product
+alone is added or subtracted.
 """
 
 from __future__ import annotations

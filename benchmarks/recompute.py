@@ -5,7 +5,7 @@
 
 One training step (forward, backward, gradients of input and weights) with and without it, called in
 alternation in one process. *Saved* is what the graph holds between forward and backward beyond
-input and weights; *peak* what torch's allocator hands out at most during the step; *time* is the
+input and weights; *peak* the most that torch's allocator hands out during the step; *time* is the
 median ratio with its quartiles. The exit status is 1 if it saves less than 2 times or costs 1.35
 times or more.
 """
@@ -70,7 +70,7 @@ def measure(case: tuple, device: str, effort: Effort) -> tuple[list[str], bool]:
     saving = saved_bytes(plain, x) / saved_bytes(sparing, x)
     both = training_step(sparing, x), training_step(plain, x)
     pairs = alternate(*both, CLOCKS[device], effort)
-    # The profiler slows what runs after it, so that memory comes last; on a GPU it sees nothing.
+    # The profiler slows what runs after it, so memory comes last; on a GPU it sees nothing.
     peak = "-" if device == "cuda" else f"{allocated(both[1]) / allocated(both[0]):.2f}"
     low, high = pairs.quartiles
     size = f"{str(dtype).removeprefix('torch.')}, T {steps}, B {batch}, I {input_size}, "

@@ -145,7 +145,7 @@ class Table:
 
 
 def peer_lines(result: Result) -> list[str]:
-    """How long each installed peer takes over fastlstm, with and without the input projection."""
+    """The time of each installed peer beside fastlstm's, with and without the input projection."""
     measured = dict(result.get("peers", {}))
     projection = measured.pop("projection", 0.0)
     ours = result.get("seconds", {}).get("fastlstm")
@@ -200,7 +200,7 @@ def write_plot(path: Path, record: Result) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(
         "time of torch.nn / time of fastlstm\n"
-        "dot: case, diamond: geometric mean; wanted: orange geometric mean, red worst"
+        "dot: case, diamond: geometric mean; thresholds: orange geometric mean, red worst"
     )
     machine = record["machine"]
     name = machine.get("gpu") or f"{machine['cpu']}, {record['threads']} threads"

@@ -2,8 +2,8 @@
 
     python benchmarks/smoke.py
 
-Each dtype, forward and backward, in processes of their own that run side by side: whoever hangs or
-crashes ends alone.
+Each dtype, forward and backward, runs in a process of its own, side by side, so one that hangs or
+crashes does not stop the others.
 """
 
 from __future__ import annotations

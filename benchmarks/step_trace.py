@@ -3,8 +3,9 @@
     FASTLSTM_CHECKED=1 python setup.py build --build-lib build/checked
     PYTHONPATH=build/checked python benchmarks/step_trace.py trace.json
 
-Clocks of an SM, medians over blocks and steps: of a step, and of its product (of its last pass),
-which begins with waiting for the neighbours; and how often a thread looked at 16 bytes in vain.
+Prints medians over blocks and steps, in clocks of an SM: of a step, and of its product (its last
+pass), which begins with waiting for the neighbours. Also how often a thread read 16 bytes that had
+not been written yet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FIRST_STEPS = 4  # left out: they find an idle GPU
 
 
 def summary(entries: Tensor, backward: bool) -> dict[str, float]:
-    """Medians of what blocks kept.
+    """Medians of what the blocks recorded.
 
     Args:
         entries: [blocks, steps, 3] of csrc/cuda/trace.h; zeros where there was no block or step.

@@ -26,7 +26,7 @@ def _found(verdict: dict[str, Any]) -> str:
 
 
 def row(group: dict[str, Any]) -> list[str]:
-    """The line of a group; behind a number stands what it has to reach."""
+    """The line of a group; each number is followed by its threshold."""
     found = {verdict["name"]: verdict for verdict in group["verdicts"]}
     ratios = [result["ratio"] for result in group["results"] if "ratio" in result]
     mean, worst, best = (

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = machine.describe("cuda") | {"complete": False, "sweep": []}
     sms, capability = (record["machine"][key] for key in ("sms", "gpu_capability"))
     todo = list(entries(sms, capability))
-    random.Random(0).shuffle(todo)  # so that a part of it tells of all shapes
+    random.Random(0).shuffle(todo)  # so that any part of it covers all shapes
     for entry in todo:
         if args.limit and time.monotonic() - start > args.limit:
             break

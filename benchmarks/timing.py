@@ -94,7 +94,7 @@ def warm_up(step: Step, clock: Clock, sample: float) -> int:
 
 
 def alternate(baseline: Step, candidate: Step, clock: Clock, effort: Effort) -> Pairs:
-    """Takes pairs of samples; who is first changes from pair to pair."""
+    """Takes pairs of samples; which is first changes from pair to pair."""
     calls = {step: warm_up(step, clock, effort.sample) for step in (baseline, candidate)}
     pairs = Pairs()
     samples = {baseline: pairs.baseline, candidate: pairs.candidate}

@@ -30,10 +30,12 @@ STYLE = """
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Args:
-    view: the square part of the picture that the CNN saw.
-    words: the words that were written.
-    weights: float32 [len(words),side,side]; the weights of the cells for each word sum to 1.
+    """Where a decoder looked in one picture, word by word.
+
+    Args:
+        view: the square part of the picture that the CNN saw.
+        words: the words that were written.
+        weights: float32 [len(words),side,side]; the weights of the cells for each word sum to 1.
     """
 
     view: Image.Image
@@ -70,9 +72,10 @@ def compute_maps(
 def file_maps(
     checkpoint: Checkpoint, cnn: FrozenCNN | None = None
 ) -> Callable[[Path, str], AttentionMaps | None] | None:
-    """A function from a picture's file and its caption to maps, or to None if it cannot be read.
+    """Returns a function that makes the maps of a picture, given its file and its caption.
 
-    None if the decoder has no attention. The CNN is loaded if it is not given.
+    It returns None for a picture that cannot be read. If the decoder has no attention, there is no
+    such function, and None is returned. The CNN is loaded if it is not given.
     """
     if not isinstance(checkpoint.model.decoder, Attentive):
         return None

@@ -17,7 +17,7 @@ from captioning.images import ImageError, image_files, load_image
 
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (everything below them) and globs to a list of pictures, each once."""
+    """Expands files, folders (with everything below them) and globs; lists each picture once."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
@@ -111,7 +111,7 @@ def caption_table(
     for image in dataset.images:
         if image.id not in readable:
             yield CaptionedFile(
-                image.path, [], f"{image.path}: a broken picture, by the feature cache"
+                image.path, [], f"{image.path}: broken, according to the feature cache"
             )
             continue
         if not written:

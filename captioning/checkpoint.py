@@ -43,7 +43,7 @@ class CNNIdentity:
 
     @classmethod
     def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
-        """The identity of a CNN that is at hand."""
+        """Describes a CNN that is loaded."""
         return cls(cnn.config, cnn.transform, cnn.fingerprint())
 
     def load(self) -> FrozenCNN:
@@ -147,7 +147,7 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
     try:
         model = Captioner(config, lstm)
     except RuntimeError as error:
-        raise CaptioningError(f"model: expected possible sizes, got {settings}") from error
+        raise CaptioningError(f"model: expected valid sizes, got {settings}") from error
     check_fit(model.state_dict(), weights, "weights")
     model.load_state_dict(dict(weights))
     return model
@@ -184,7 +184,8 @@ def _check_training(training: dict[str, Any]) -> None:
 def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:
     """Every epoch of the run that wrote `checkpoint` to `path`.
 
-    best.pt has no epoch after the best one; last.pt in its folder has, if it is of the same run.
+    The history in best.pt ends with the best epoch. If last.pt beside it is of the same run, its
+    history is returned instead.
     """
     history = list(checkpoint.training.get("history", ()))
     last = Path(path).with_name("last.pt")

@@ -1,7 +1,6 @@
-"""CIDEr-D (Vedantam et al., 2015) as a reward: on tokens, with the counting done once.
+"""CIDEr-D (Vedantam et al., 2015) as a reward: on tokens, with document frequencies counted once.
 
-Agrees with pycocoevalcap's scorer, which computes the document frequencies again for every set of
-captions.
+Agrees with pycocoevalcap's scorer, which recomputes them for every set of captions.
 """
 
 import math

@@ -30,7 +30,7 @@ from captioning.images import Transform
 
 POOLS = ("avg", "2x2", "grid")
 VIEWS = ("whole", "crop")
-CPU_PIXELS = 4 * 224 * 224  # in one pass on a CPU, whose blocks malloc can then keep
+CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
 
 
 def keep_freed_blocks() -> None:
@@ -63,7 +63,7 @@ class CNNConfig:
 
 @dataclass(frozen=True)
 class CNNChoice:
-    """A CNN as it is chosen; what is None follows from the other settings, or has its default."""
+    """The choice of a CNN; a setting that is None gets its default, or follows from the others."""
 
     cnn: str | None = setting(
         "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn (resnet152)", None

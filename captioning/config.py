@@ -119,17 +119,17 @@ class ModelConfig:
 
     feature_size: int
     vocab_size: int
-    embed_size: int = setting("size of the word and picture vectors", 256)
+    embed_size: int = setting("size of the vectors of words and pictures", 256)
     hidden_size: int = setting("size of the LSTM's state", 512)
     num_layers: int = setting("number of LSTM layers", 1)
-    max_seq_length: int = setting("the most tokens that decoding writes, <end> included", 20)
+    max_seq_length: int = setting("maximum number of tokens of a caption, <end> included", 20)
     dropout: float = setting(
         "probability of dropping an element of the embeddings, between LSTM layers and of what the "
         "output layer reads",
         0.0,
     )
     image_at: str = setting(
-        "the steps at which decoder lstm reads the image", "first", choices=IMAGE_STEPS
+        "the steps at which the lstm decoder reads the image", "first", choices=IMAGE_STEPS
     )
     decoder: str = "lstm"
     grid: int = 0
@@ -148,13 +148,13 @@ class TrainConfig:
     """How to train."""
 
     epochs: int = setting("passes over all captions; more for fewer than 6,000 pictures", 20)
-    batch_size: int = setting("captions per step, of all processes together", 128)
+    batch_size: int = setting("captions per step, in all processes together", 128)
     learning_rate: float = setting(
-        "the highest; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
+        "the peak; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
     )
-    warmup: int = setting("steps in which the learning rate rises", 50)
-    schedule: str = setting("cosine or constant, of the learning rate", "cosine")
-    clip_norm: float = setting("the largest norm of the gradient; 0 for no limit", 5.0)
+    warmup: int = setting("steps over which the learning rate rises", 50)
+    schedule: str = setting("of the learning rate: cosine or constant", "cosine")
+    clip_norm: float = setting("maximum norm of the gradient; 0 for no limit", 5.0)
     label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
     scheduled_sampling: float = setting(
         "probability, in the last epoch, of feeding the model's own words; it rises linearly from "
@@ -162,7 +162,7 @@ class TrainConfig:
         0.0,
     )
     ema: float = setting(
-        "validate and keep a running average of the weights of about 1 / (1 - ema) steps (Polyak "
+        "validate and save a running average of the weights over about 1 / (1 - ema) steps (Polyak "
         "and Juditsky, 1992); 0 for the weights themselves",
         0.0,
     )
@@ -174,13 +174,13 @@ class TrainConfig:
         "torch.compile the decoder; uses padded captions instead of packed ones", False
     )
     self_critical: int = setting(
-        "0 trains on cross-entropy; a number >= 2 on the CIDEr-D of that many captions sampled for "
-        "each picture, and a batch is then of pictures",
+        "0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions sampled for each picture, "
+        "and --batch-size counts pictures",
         0,
     )
     save_every: int = setting("steps between saves within an epoch; 0: after each epoch only", 0)
     max_words: int = setting("longer captions are cut", 50)
-    seed: int = setting("of initial weights, order, dropout", 0)
+    seed: int = setting("of initial weights, order and dropout", 0)
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)

@@ -10,7 +10,7 @@ from captioning.files import writing
 
 
 class Curves:
-    """A SummaryWriter whose errors, such as a full disk, are those of other writers here.
+    """A SummaryWriter that fails as the other writers here do, on a full disk for instance.
 
     Args:
         writer: a torch.utils.tensorboard.SummaryWriter.
@@ -55,7 +55,7 @@ def open_curves(folder: Path, progress: bool) -> Curves | None:
 
 @functools.cache  # once
 def _silence_writers() -> None:
-    """Its thread would print a traceback of an error that the next call raises anyway."""
+    """The writer's thread would print a traceback of an error that the next call raises anyway."""
     before = threading.excepthook
 
     def hook(call: threading.ExceptHookArgs) -> None:

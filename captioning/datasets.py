@@ -41,7 +41,7 @@ class CaptionDataset:
 
     Attributes:
         images: the pictures.
-        skipped: why something was left out, and which: {"empty caption": ["annotation 7"], ...}.
+        skipped: what was left out, by reason: {"empty caption": ["annotation 7"], ...}.
     """
 
     images: list[CaptionedImage]
@@ -49,7 +49,7 @@ class CaptionDataset:
 
     @property
     def captions(self) -> list[str]:
-        """Of all pictures, in order."""
+        """The captions of all pictures, in order."""
         return [caption for image in self.images for caption in image.captions]
 
     @property
@@ -123,7 +123,9 @@ def picture_folder(data: Any, annotations: str | Path, given: str | Path | None 
     if given is None:
         folder = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
         if folder is None:
-            raise CaptioningError(f"{annotations} does not say where its pictures are: --images")
+            raise CaptioningError(
+                f"{annotations} does not say where its pictures are: give --images"
+            )
         if not isinstance(folder, str):
             raise CaptioningError(
                 f"{annotations}: expected text as image_folder in 'info', got {short(folder)}"

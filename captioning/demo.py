@@ -1,7 +1,7 @@
 """`captioning demo`: draw, train, caption, score, report; minutes on two CPU cores.
 
-The very pipeline of real data in small: COCO files, a frozen pretrained CNN, a feature cache,
-the LSTM decoder, free-running validation.
+It is the pipeline of real data on a small scale: COCO files, a frozen pretrained CNN, a feature
+cache, the LSTM decoder, and validation on captions that the model writes by itself.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def demo(
 
     Args:
         output: where everything goes; what a former run left there is used again.
-        epochs: passes over the captions; what the decoder needs if None.
+        epochs: passes over the captions; if None, as many as the decoder needs.
         lstm: "fastlstm", "torch" or "reference".
         fresh: train again even if `output` holds a captioner of the same settings.
         seed: of pictures, initial weights and order.
@@ -115,7 +115,7 @@ _FILES += [f"results_{split}.json" for split in TEXT]
 def _train(
     checkpoint: Checkpoint, config: TrainConfig, tables: dict[str, FeatureTable], output: Path
 ) -> None:
-    # If this run is killed, what it leaves is not finished.
+    # If this run is killed, the files that it leaves do not count as finished.
     (output / "trained.json").unlink(missing_ok=True)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     train(checkpoint, config, tables["train"], tables["val"], output)
@@ -136,7 +136,7 @@ def _report(
     text = (
         f"Trained for {len(history)} epochs ({seconds:.0f} s) on "
         f"{len(tables['train'].images):,} drawn pictures. Captions are parsed back into facts; "
-        f"green ones state all six rightly. With shuffled pictures, {blind:.1%} of the captions "
+        f"green ones have all six right. With shuffled pictures, {blind:.1%} of the captions "
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"

@@ -224,7 +224,7 @@ def extract_features(
         cnn: the frozen CNN.
         images: the pictures.
         path: the cache file.
-        how: `Extraction()` if None. With on_error "refuse" it stops at a broken picture, also at
+        how: `Extraction()` if None. With on_error "refuse" it stops at a broken picture, even at
             one that was skipped before; with "skip" it names and marks broken pictures.
         batch_size: pictures per pass through the CNN.
 
@@ -254,7 +254,7 @@ def extract_features(
 
 
 def _dtype_of(path: Path, default: str) -> str:
-    """The dtype of the features in a cache, if it is there."""
+    """The dtype of the features in a cache; the default if there is none."""
     found = FeatureCache(path).features.dtype.name if path.exists() else default
     return found if found in _NAMES else default
 

@@ -19,7 +19,7 @@ from captioning.errors import CaptioningError
 
 @contextlib.contextmanager
 def writing(path: str | Path, note: str = "") -> Iterator[None]:
-    """Turns an OSError in writing into a message that names the file."""
+    """Turns an OSError while writing into a message that names the file."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ def check_output(path: Path) -> None:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove the temporary files that killed processes left of `path`; call it under its lock."""
+    """Remove what killed processes left of `path`; call it while holding the lock."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")):
             left.unlink(missing_ok=True)

@@ -29,14 +29,14 @@ class DecodeConfig:
     beam_size: int = setting("beam: number of beams", 5)
     length_penalty: float = setting("beam: 0 prefers short captions", 1.0)
     no_repeat_ngram: int = setting(
-        "beam: no sequence of this many words occurs twice; 0: any may", 0
+        "beam: no sequence of this many words may occur twice; 0: no such rule", 0
     )
     temperature: float = setting("sample: below 1 prefers probable words", 1.0)
     top_k: int = setting("sample: draw from the k most probable words; 0: from all", 0)
     top_p: float = setting("sample: draw from the fewest words that have this probability", 1.0)
-    seed: int = setting("sample: the same captions each time", 0)
+    seed: int = setting("sample: the same seed gives the same captions", 0)
     max_seq_length: int | None = setting(
-        "the most tokens, with <end>; as trained if not given", None
+        "maximum number of tokens, with <end>; as trained if not given", None
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def generate_captions(
     """Write captions for features [M,...].
 
     Args:
-        model: the captioner; it is put into eval mode for the time.
+        model: the captioner; it is in eval mode during the call.
         vocabulary: its words.
         features: as the frozen CNN or the cache gives them.
         config: how to search; greedy if None.

@@ -111,7 +111,7 @@ class GradioPage:
                     picture = gradio.Image(
                         sources=["upload", "clipboard"], label="Picture", height=340, buttons=[]
                     )
-                    width = gradio.Slider(1, MAX_BEAM, 5, step=1, label="Width of the beam")
+                    width = gradio.Slider(1, MAX_BEAM, 5, step=1, label="Beam width")
                 with gradio.Column(scale=3):
                     result = gradio.HTML(EMPTY)
             for component in (picture, width):  # a client may send a file for either

@@ -1,4 +1,4 @@
-"""ASGI middleware that refuses requests of strangers, and of their pages in a user's browser.
+"""ASGI middleware that refuses requests from strangers, and from their pages in a user's browser.
 
 Imports Starlette, which comes with Gradio.
 """
@@ -21,8 +21,8 @@ from captioning.uploads import Limits
 BODY_BYTES = 2**16  # of a request that is not an upload; the page's have a few hundred
 BODY_SECONDS = 120.0  # for all of a body to arrive
 
-# With every answer: the page may load from and talk to this server only, no other page may show
-# it, and browsers do not guess the types of files.
+# Sent with every answer: the page may load from and talk to this server only, no other page may
+# show it, and browsers do not guess the types of files.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
@@ -84,7 +84,7 @@ class Guard:
         hosts: the names of the server.
         paths: matches the paths that exist.
         upload_path: the path whose requests may be large.
-        limits: of the size of uploads, each and all that arrive at a time.
+        limits: of the size of one upload, and of all that are arriving.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def _too_large(limit: int) -> HTTPException:
 
 
 class _Body:
-    """Receives a body, and refuses it when it is too large, too slow, or too much with the others.
+    """Receives a body; refuses it if it is too large, too slow, or one too many at the time.
 
     Starlette and FastAPI answer an HTTPException wherever they read a body.
     """

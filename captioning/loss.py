@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary that never holds more than one block of scores.
+"""Cross-entropy over the vocabulary, with only one block of scores in memory at a time.
 
 The scores of all tokens, [tokens, vocabulary], would be by far the largest tensor of training, and
 it would exist three times (scores, log-softmax, gradient). Here each block of tokens is scored, and

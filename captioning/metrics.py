@@ -14,10 +14,12 @@ from captioning.tokenizer import ptb_tokenize
 
 @dataclass(frozen=True)
 class Scores:
-    """Attributes:
-    overall: score of the whole set by name; CIDEr-D is 0..10, the others 0..1.
-    per_image: the same for each picture.
-    notes: what a reader must know about the scores.
+    """The scores of a set of captions.
+
+    Attributes:
+        overall: score of the whole set by name; CIDEr-D is 0..10, the others 0..1.
+        per_image: the same for each picture.
+        notes: what a reader must know about the scores.
     """
 
     overall: dict[str, float]
@@ -37,7 +39,7 @@ def score_captions(
     Args:
         captions: picture id to caption.
         references: picture id to captions by people; ids without a caption are not scored.
-        meteor: also METEOR, if there is Java.
+        meteor: whether to add METEOR, if there is Java.
 
     Raises:
         CaptioningError: no captions, a picture without references, or pycocoevalcap is missing.
@@ -79,7 +81,7 @@ def score_captions(
         total, values = Meteor().compute_score(expected, written)
         add(["METEOR"], [total], [values])
     elif meteor:
-        notes.insert(0, "METEOR needs Java, and there is none")
+        notes.insert(0, "METEOR needs Java, which was not found")
     return Scores(overall, per_image, notes)
 
 
@@ -92,7 +94,7 @@ def _notes(written: Sequence[str]) -> list[str]:
             "them"
         )
     elif len(written) < 50:
-        notes.append(f"{len(written)} pictures are few: CIDEr-D and BLEU-4 of so few mean little")
+        notes.append(f"{len(written)} pictures are few: their CIDEr-D and BLEU-4 mean little")
     if len(set(written)) == 1 < len(written):
         notes.append("every picture got the same caption: the captioner does not look")
     return notes

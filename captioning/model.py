@@ -16,12 +16,14 @@ from captioning.vocabulary import PAD
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Args:
-    label_smoothing: share of the target spread over the vocabulary.
-    scheduled_sampling: probability of feeding a word that the model would have written in place
-        of the caption's. Both passes run over whole captions (Mihaylova and Martins, 2019), which
-        keeps the LSTM fused.
-    packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
+    """How the loss is computed.
+
+    Args:
+        label_smoothing: share of the target spread over the vocabulary.
+        scheduled_sampling: probability of feeding a word that the model would have written in
+            place of the caption's. Both passes run over whole captions (Mihaylova and Martins,
+            2019), so the LSTM is called once for all words.
+        packed: run on a PackedSequence; otherwise on padded captions with `lengths`.
     """
 
     label_smoothing: float = 0.0

@@ -167,12 +167,12 @@ def find_images(path: str | Path, source: Source) -> Path:
 
 
 def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
-    """Splits from files that list pictures one a line, as Flickr_8k.trainImages.txt does."""
+    """Splits from files that list one picture per line, as Flickr_8k.trainImages.txt does."""
     splits: dict[str, str] = {}
     for split, path in lists.items():
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not names:
-            raise CaptioningError(f"{path}: expected names of pictures, one a line, got none")
+            raise CaptioningError(f"{path}: expected names of pictures, one per line, got none")
         for name in names:
             if splits.setdefault(name, split) != split:
                 raise CaptioningError(f"{name} is in the lists of {splits[name]} and {split}")
@@ -183,12 +183,12 @@ def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:
 class Splits:
     """How pictures are split if the source does not say.
 
-    At random, with at least one of three pictures or more in each share that is not 0; or as
-    `listed`, by file name, with or without its extension, which leaves other pictures out.
+    Either at random: from three pictures on, each share that is not 0 gets at least one. Or as
+    `listed`, by file name with or without extension; pictures that are not listed are left out.
     """
 
     val: float = setting(
-        "share of pictures to validate on; ignored where the source or lists have splits", 0.05
+        "share of pictures to validate on; ignored if the source or lists have splits", 0.05
     )
     test: float = setting("share of pictures to test on; likewise", 0.05)
     seed: int = setting("of random splits", 0)
@@ -198,7 +198,7 @@ class Splits:
         val, test = self.val, self.test
         if not (0 <= val and 0 <= test and val + test < 1):  # NaN is no share either
             raise CaptioningError(
-                f"val, test: expected shares that leave some, got {val} and {test}"
+                f"val, test: expected shares that leave pictures to train on, got {val} and {test}"
             )
 
     def draw(self, names: Iterable[str]) -> dict[str, str]:
@@ -225,7 +225,8 @@ def prepare(
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Check every picture and write `output`/captions_{train,val,test}.json.
 
-    A file of an earlier run whose split is empty now is removed: its pictures may be in another.
+    If a split is empty now, its file of an earlier run is removed: the pictures in it may be in
+    another split.
 
     Args:
         source: the captions.
@@ -269,7 +270,7 @@ def prepare(
         elif path.exists():
             with writing(path):
                 path.unlink()
-            say(f"removed {path}, of an earlier run: no picture is in this split now")
+            say(f"removed {path} of an earlier run: no picture is in this split now")
     return {split: len(names) for split, names in parts.items()}, skipped
 
 

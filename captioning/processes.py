@@ -21,7 +21,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that prints and writes files."""
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
 
@@ -44,8 +44,8 @@ def distributed(device: str) -> Iterator[Process]:
         yield Process(dist.get_rank(), dist.get_world_size(), device)
         dist.barrier()  # gloo aborts if one leaves while others communicate
     finally:
-        # DistributedDataParallel is in reference cycles and holds the group, whose threads must end
-        # before Python does: one that then needs the GIL aborts the process.
+        # DistributedDataParallel is in reference cycles and keeps the group alive. The group's
+        # threads must end before Python does: one that needs the GIL later aborts the process.
         gc.collect()
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Results to look at: a self-contained HTML report and contact sheets."""
+"""Results to look at: an HTML report in one file, and contact sheets."""
 
 import html
 import io

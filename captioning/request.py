@@ -1,4 +1,4 @@
-"""A request for training, and the preparation of what it names: files, CNN, sizes and settings.
+"""A request for training, and how its files, CNN, sizes and settings are prepared.
 
 `captioning train` makes a `TrainingRequest` of its options; Python code can make one too.
 """
@@ -60,8 +60,8 @@ class TrainingRequest:
         cnn: the frozen CNN.
         extraction: how pictures are encoded, on which device everything runs, and what happens to
             broken pictures.
-        model: fields of `ModelConfig` among `MODEL_SETTINGS`; the others have their defaults, or
-            are those of the captioner that training goes on with.
+        model: those fields of `ModelConfig` that are in `MODEL_SETTINGS`; the others have their
+            defaults, or the values of the captioner that training continues with.
         settings: fields of `TrainConfig`; the others follow from the number of pictures
             (`captioning.config.recipe`), or are those of the run that is resumed.
     """
@@ -82,8 +82,8 @@ class TrainingRequest:
         "checkpoint whose weights to start from, with its words, model and CNN", None
     )
     resume: bool = setting(
-        "go on from OUTPUT/last.pt, if it is there; its words, model, CNN and settings need not be "
-        "given again",
+        "continue from OUTPUT/last.pt, if it exists; its words, model, CNN and settings need not "
+        "be given again",
         False,
     )
     lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
@@ -119,7 +119,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class Origin:
-    """The captioner that training goes on with.
+    """The captioner that training continues with.
 
     Args:
         path: its file.
@@ -141,7 +141,8 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
         What happened in each epoch: its loss or reward and, with `val`, the scores.
 
     Raises:
-        CaptioningError: the request contradicts itself, its files or the captioner to go on with.
+        CaptioningError: the request contradicts itself, its files, or the captioner that it
+            continues with.
     """
     output, lstm = request.output, request.lstm
     with distributed(request.extraction.device) as process, contextlib.ExitStack() as stack:
@@ -267,14 +268,14 @@ def check_settings(request: TrainingRequest, origin: Origin | None) -> None:
     config = request.config(0, origin)
     if config.self_critical and not origin:
         raise CaptioningError(
-            "--self-critical goes on with a trained captioner: --start CHECKPOINT"
+            "--self-critical continues with a trained captioner: give --start CHECKPOINT"
         )
     if config.patience and not request.val:
         raise CaptioningError(f"--patience: expected 0 without --val, got {config.patience}")
 
 
 def check_same(request: TrainingRequest, origin: Origin) -> None:
-    """Refuse what differs from the captioner that training goes on with."""
+    """Refuse what differs from the captioner that training continues with."""
     model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
     known = {name: getattr(model, name) for name in MODEL_SETTINGS}
     known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
@@ -294,7 +295,7 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
 
 def pool_of(request: TrainingRequest) -> str:
     """The pooling of a new captioner's CNN; also checks its decoder and sizes."""
-    # What the data decides is 1 here.
+    # Sizes that the data will decide are 1 here.
     config = ModelConfig(feature_size=1, vocab_size=1, grid=1, **request.model)
     pools = decoder_class(config).pools
     pool = request.cnn.pool or pools[0]
@@ -308,7 +309,7 @@ def pool_of(request: TrainingRequest) -> str:
 def vocabulary_of(
     request: TrainingRequest, captions: Iterable[str], origin: Origin | None
 ) -> Vocabulary:
-    """The words of the captioner to go on with, of a file, or of the captions."""
+    """The words of the captioner to continue with, of a file, or of the captions."""
     known = origin.checkpoint.vocabulary if origin else None
     if known and not request.vocab and request.min_count is None:
         return known

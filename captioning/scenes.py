@@ -76,7 +76,7 @@ def draw_shape(
         draw.rectangle([x - r, y - r, x + r, y + r], fill=color)
     elif shape == "triangle":
         draw.polygon([(x, y - 1.05 * r), (x - r, y + 0.85 * r), (x + r, y + 0.85 * r)], fill=color)
-    else:  # star: ten corners, every second one far out
+    else:  # star: ten corners, every other one far out
         corners = []
         for i in range(10):
             reach, angle = (1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5
@@ -85,7 +85,7 @@ def draw_shape(
 
 
 def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int, ...]:
-    """A color whose channels differ from those given by up to `amount`."""
+    """A random color whose channels differ from the given ones by at most `amount`."""
     return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
 
 

@@ -21,7 +21,7 @@ class Hypothesis(NamedTuple):
 
     tokens: list[int]
     log_probs: list[float]
-    score: float  # what it was ranked by
+    score: float  # by which it was ranked
 
 
 def check_options(
@@ -111,7 +111,7 @@ def write_tokens(
 
 
 def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """The words [B] at which the cumulated probabilities pass `uniform` [B]."""
+    """The words [B] at which the cumulative probabilities pass `uniform` [B]."""
     sums = log_probs.softmax(1).cumsum(1)
     top = sums[:, -1:]
     points = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
@@ -138,7 +138,7 @@ def greedy_search(
     Args:
         decoder: in eval mode.
         image: [B,...], from the encoder.
-        max_seq_length: the most tokens; the decoder's own limit if None.
+        max_seq_length: maximum number of tokens; the decoder's own limit if None.
 
     Returns:
         One hypothesis per picture.
@@ -162,7 +162,7 @@ def sample(
         decoder, image, max_seq_length: as in `greedy_search`.
         temperature: > 0; below 1 prefers probable words.
         top_k: draw from the k most probable words only; 0 from all.
-        top_p: draw from the fewest words whose probabilities sum up to it (Holtzman et al., 2020).
+        top_p: draw from the fewest words whose probabilities add up to it (Holtzman et al., 2020).
         generator: source of randomness, for reproducible captions.
     """
     check_options(temperature=temperature, top_k=top_k, top_p=top_p, max_seq_length=max_seq_length)
@@ -195,7 +195,7 @@ def beam_search(
         no_repeat_ngram: n > 0 forbids any n words in a row to occur twice in a caption.
 
     Returns:
-        K hypotheses per picture, best first; fewer if there are fewer.
+        K hypotheses per picture, best first; fewer if there are no more.
     """
     check_options(beam_size, length_penalty, no_repeat_ngram, max_seq_length=max_seq_length)
     batch, k, device = len(image), beam_size, image.device
@@ -236,7 +236,7 @@ def beam_search(
 
 
 class _Beams(NamedTuple):
-    """Beams of pictures: `ranks` [B,K], what each is ranked by, is -inf where there is none."""
+    """The beams of some pictures; `ranks` [B,K] orders them, and is -inf where there is none."""
 
     ranks: Tensor
     tokens: Tensor  # int64 [B,K,steps], <pad> where nothing is written
@@ -258,9 +258,9 @@ class _Beams(NamedTuple):
         )
 
     def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
-        """The best 2 K beams with one word more, ranked by their sums, and the beam of each before.
+        """The best 2 K beams with one more word, ranked by their sums, and the beam each came from.
 
-        At most K of them end, one of each beam: K are left to go on.
+        At most K of them end, one of each beam, so K are left to continue.
 
         Args:
             log_probs: [B,K,V] of the word at step t.

@@ -157,7 +157,7 @@ def serve(
         checkpoint: the captioner.
         cnn: its CNN, ``checkpoint.cnn.load()``.
         name: its name on the page.
-        host: address to listen on; the default is reached from this machine only.
+        host: address to listen on; the default can be reached from this machine only.
         port: if None, the first free one from 7860.
         allow_hosts: other names by which browsers may call the server, such as a reverse proxy's.
         limits: of uploads; `Limits()` if None.
@@ -225,7 +225,7 @@ def _run(app: Any, listener: socket.socket, title: str) -> None:
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
-    print(f"{title} (Ctrl-C ends it)", flush=True)
+    print(f"{title} (Ctrl-C to stop)", flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # by uvicorn, after it has ended

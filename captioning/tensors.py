@@ -1,4 +1,4 @@
-"""Untrusted files of torch.save: no code in them is run, and every flipped bit is noticed."""
+"""Reads untrusted files of torch.save: runs no code in them, and notices every flipped bit."""
 
 import warnings
 import zipfile
@@ -46,7 +46,7 @@ def _verify(file: BinaryIO) -> None:
         for record in archive.infolist():
             # PyTorch reads a record that is marked as a folder as empty.
             if record.compress_type != zipfile.ZIP_STORED or record.external_attr:
-                raise ValueError(f"{record.filename} is not as torch.save writes it")
+                raise ValueError(f"{record.filename} was not written by torch.save")
         if broken := archive.testzip():
             raise ValueError(f"the CRC of {broken} is wrong")
 

@@ -42,15 +42,15 @@ def ptb_tokenize(caption: str) -> tuple[str, ...]:
         if sentence_end and word[:-1] not in _ABBREVIATIONS:
             word = word[:-1]
         if word not in _PUNCTUATION:
-            words.append(sys.intern(word))  # each word is held once
+            words.append(sys.intern(word))  # each word is in memory once
     return tuple(words)
 
 
 def tokenize(caption: str) -> tuple[str, ...]:
     """The words that a captioner learns: those of `ptb_tokenize` that hold a letter or a digit.
 
-    Punctuation is left out because the metrics ignore it and it would cost decoding steps;
-    brackets, which they count, because -lrb- is not readable.
+    Punctuation is left out because the metrics ignore it and it would cost decoding steps.
+    Brackets, which the metrics count, are left out because -lrb- is not readable.
     """
     return tuple(
         word

@@ -103,7 +103,7 @@ class _Run:
 
     Attributes:
         history: the finished epochs.
-        done: number of steps of the epoch that is running.
+        done: number of finished steps of the current epoch.
         total: sum of their losses or rewards.
     """
 
@@ -143,7 +143,7 @@ class _Run:
             )
         validates = self.val_table is not None
         if history and validates and "CIDEr-D" not in history[-1] and not self.done:
-            self.finish(history[-1])  # killed, or failed, in its validation
+            self.finish(history[-1])  # it was killed, or failed, during validation
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
             if _should_stop(history, self.config.patience):
                 break
@@ -156,7 +156,7 @@ class _Run:
         return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """The steps of an epoch that are left; returns its entry of the history."""
+        """Runs the remaining steps of an epoch; returns its entry in the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen = time.perf_counter(), 0
         order = trainer.batches(epoch)[self.done :]

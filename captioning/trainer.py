@@ -89,7 +89,7 @@ class Trainer:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the model's weights; to be read and loaded inside `averaged`."""
+        """Everything but the model's weights; read and load it inside `averaged`."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -192,7 +192,7 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         if self.average:
-            # Smaller at first, or the initial weights would stay in the average for long.
+            # Smaller at first: otherwise the initial weights would stay in the average for long.
             decay = min(self.config.ema, self.step / (self.step + 9))
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)

@@ -24,8 +24,8 @@ class Limits:
     max_megabytes: float = setting("of an upload", 20.0)
     max_megapixels: float = setting("of a picture", 64.0)
     keep_megabytes: float = setting(
-        "of the uploads that are kept (the oldest are deleted first, and all after an hour), and "
-        "again of those that are arriving",
+        "of all uploads that are kept (the oldest are deleted first, and all after an hour); the "
+        "same again for uploads that are arriving",
         200.0,
     )
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
-_reason: str | None = "it was not asked for yet"
+_reason: str | None = "it has not been loaded yet"
 library: Any = None  # the module fastlstm._C once it is loaded
 
 
@@ -50,7 +50,7 @@ def has_kernels(device_type: str) -> bool:
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
-    """Say in what the recorded torch differs from the running one, or None if the ABI is one.
+    """How the recorded torch differs from the running one, or None if their ABI is the same.
 
     Args:
         record: what `build_record` returns.
@@ -90,7 +90,7 @@ def rebuild_command() -> str:
 
 
 def _hidden_copy() -> Path | None:
-    """The installed package, if the running one is another: a clone in the current folder."""
+    """The installed package, if Python runs another copy: a clone in the current folder."""
     for distribution in importlib.metadata.distributions(name="fastlstm"):
         package = Path(str(distribution.locate_file("fastlstm"))).resolve()
         if package != _PACKAGE and (package / "_build_info.json").is_file():
@@ -124,8 +124,8 @@ def _load() -> str | None:
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, that tensors on a GPU get the reference, and how to get the kernels."""
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {build_record()['note']}. The reference implementation "
-        f"serves tensors on a GPU, which is slower. To build: FASTLSTM_BUILD=cuda "
+        f"fastlstm has no CUDA kernels: {build_record()['note']}. Tensors on a GPU get "
+        f"the reference implementation, which is slower. To build: FASTLSTM_BUILD=cuda "
         f"{rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,
@@ -138,8 +138,8 @@ def load(stacklevel: int = 2) -> None:
     _reason = _load()
     if _reason is not None:
         warnings.warn(
-            f"fastlstm runs without its extension: {_reason}. The reference implementation serves, "
-            f"which is slower. To rebuild: {rebuild_command()}",
+            f"fastlstm runs without its extension: {_reason}. The reference implementation "
+            f"runs instead, which is slower. To rebuild: {rebuild_command()}",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )

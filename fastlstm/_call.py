@@ -50,7 +50,7 @@ class Direction(NamedTuple):
     bias_c: Tensor | None = None  # [H]
 
     def tensors(self) -> list[Tensor]:
-        """Those that there are."""
+        """Those that are not None."""
         return [weight for weight in self if weight is not None]
 
 
@@ -59,17 +59,17 @@ def _names(biases: bool, projects: bool, normalizes: bool) -> tuple[str, ...]:
     return names[:2] + names[2:4] * biases + names[4:5] * projects + names[5:] * normalizes
 
 
-# By how many weights there are for each direction.
+# By the number of weights of a direction.
 _LAYOUTS = {len(names := _names(*has)): names for has in product((False, True), repeat=3)}
 
 
 def weight_names(count: int, directions: int) -> tuple[str, ...] | None:
-    """What each direction holds in a list of `count` weights; None if no layer has so many."""
+    """The names of a direction's weights in a list of `count`; None if no layer has so many."""
     return None if count % directions else _LAYOUTS.get(count // directions)
 
 
 def by_direction(weights: Sequence[Tensor], directions: int) -> list[Direction]:
-    """A list of weights that is as long as `weight_names` wants it, by name."""
+    """Names the weights of a list, of a length that `weight_names` knows."""
     names = weight_names(len(weights), directions)
     assert names is not None
     parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))

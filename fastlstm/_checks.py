@@ -13,7 +13,7 @@ from .reference import state_dtype
 
 
 def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
-    """Raises a TypeError that names what is no tensor, or no pair of them in case of `hx`."""
+    """Raises a TypeError that names what is not a tensor, or, for `hx`, not a pair of tensors."""
     if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
         got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx: expected a pair (h_0, c_0), got {got}")

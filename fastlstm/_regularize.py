@@ -16,7 +16,7 @@ from ._call import LstmCall
 
 
 def check_probabilities(**probabilities: Any) -> None:
-    """Raises a ValueError that names the first argument that is no probability."""
+    """Raises a ValueError that names the first argument that is not a probability."""
     for name, p in probabilities.items():
         if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) <= 1:
             raise ValueError(f"{name}: expected a number in range [0, 1], got {p!r}")

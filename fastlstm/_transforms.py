@@ -45,7 +45,7 @@ def serves(call: LstmCall) -> bool:
 
 
 def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.lstm_layer` by an engine of the op; of calls that it `serves`."""
+    """`reference.lstm_layer` by an engine of the op, for calls that it `serves`."""
     apply: Any = _Layer.apply
     state = call.input, call.h_0, call.c_0
     output, h_n, c_n, cells, _ = apply(engine, call.lengths, call.reset, *state, *call.weights)
@@ -91,7 +91,7 @@ class _Layer(Function):
             steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
             input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
         grad_weights: list[Tensor] = []
-        rows = input.shape[0] * input.shape[1]  # the elder vmap has no rule for flatten
+        rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(directions), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
@@ -152,7 +152,7 @@ class _RowGrads(Function):
         found = iter(torch.func.vjp(function, *floating)[1](grads))
         by_given = [None if g is None else next(found) for g in given]
         by_layer = [next(found) for _ in layer]
-        # output, cells and gates are recomputed, so all there is has gone to the arguments
+        # output, cells and gates were recomputed, so all gradients have gone to the arguments
         return None, None, None, *by_given, *by_layer, None, None, None, *found
 
     @staticmethod

@@ -85,7 +85,7 @@ def orthogonal_(
 
 
 def _suffixes(lstm: nn.Module) -> list[str]:
-    """What stands behind the names of the parameters, for each layer and direction."""
+    """The suffixes of the names of the parameters, one for each layer and direction."""
     if isinstance(lstm, (LSTMCell, nn.LSTMCell)):
         return [""]
     if not isinstance(lstm, (LSTM, nn.LSTM)):

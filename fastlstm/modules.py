@@ -431,7 +431,7 @@ class LSTMCell(nn.RNNCellBase):
             raise
 
     def _blame_input(self, input: Tensor, weight: Tensor) -> None:
-        """The op takes input for right, and the user has the parameters for right."""
+        """Raises the error of nn.LSTMCell, which blames the input; the op blames the parameters."""
         _check_device(input, weight)
         if input.is_floating_point() and input.dtype != weight.dtype:
             raise RuntimeError(

@@ -90,6 +90,6 @@ def translations() -> dict[Any, Callable[..., Any]]:
             direction="bidirectional" if directions == 2 else "forward",
         )
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
-        return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates: nobody asks
+        return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates are not used
 
     return {torch.ops.fastlstm.lstm.default: lstm}

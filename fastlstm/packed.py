@@ -41,9 +41,9 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 class _Frozen(nn.Module):
     """A layer without parameters, its matrices packed for the processor at hand.
 
-    Whoever keeps it (`state_dict`, pickle, deepcopy) gets the weights as they were, by the names of
-    the layer that was packed, so that another processor can pack them again: of int8 each matrix
-    with its scales, `NAME_scale`.
+    `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer that was
+    packed, so that another processor can pack them again; a matrix in int8 comes with its scales,
+    `NAME_scale`.
     """
 
     dtype: torch.dtype
@@ -215,7 +215,7 @@ class _Frozen(nn.Module):
         self._pack(tensors)
 
     def extra_repr(self) -> str:
-        """As the layer that was packed, and in what its weights are."""
+        """That of the layer that was packed, and the dtype of the weights."""
         return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
 
 
@@ -302,7 +302,7 @@ class PackedLSTM(_Frozen, SequenceModule):
         return input.new_zeros(count, batch, self.proj_size) if self.proj_size else c_0, c_0
 
     def extra_repr(self) -> str:
-        """As nn.LSTM, and in what the weights are."""
+        """That of nn.LSTM, and the dtype of the weights."""
         return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
 
 
@@ -316,7 +316,7 @@ def _call(
     reset: Tensor | None,
     save_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer: through the dispatcher where something has to see the call, else straight."""
+    """One layer: by the dispatcher if a compiler or tensor subclass must see it, else directly."""
     if torch.compiler.is_compiling() or type(input) is not Tensor:
         layout = _build.library.packed_layout()
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
@@ -394,17 +394,17 @@ def prepack(
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
             float64). torch.bfloat16 halves the weights of float32, and rounds to bfloat16 what is
-            multiplied with them; torch.int8 makes a quarter of them, with a scale for each row of a
-            matrix, and quantises what is multiplied with them row by row on the way. Sums, states
-            and gate equations stay in float32.
+            multiplied with them; torch.int8 takes a quarter of the memory, with a scale for each
+            row of a matrix, and quantises what is multiplied with them row by row on the way. Sums,
+            states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
         The model; if it is itself replaced, what replaces it.
 
     Raises:
-        ValueError: `weights` is no such dtype or none for a layer's dtype; a layer is in training
-            mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
+        ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
+            training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
         RuntimeError: the extension is not there.
 
     Warns:

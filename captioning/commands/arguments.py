@@ -45,12 +45,12 @@ def add_settings(
 ) -> None:
     """Options for the fields of a dataclass that carry their help (`captioning.config.setting`).
 
-    What is not given is not in the namespace, see `given`.
+    An option that is not given is absent from the namespace; see `given`.
 
     Args:
         parser: a parser, or a group of one.
         kind: the dataclass.
-        defaults: what the help says of a field's default, if not the default.
+        defaults: what the help shows as the default of a field, if not its value.
         options: by field, more arguments of `add_argument`.
     """
     types = get_type_hints(kind)
@@ -72,7 +72,7 @@ def add_settings(
 
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The values of the options of `add_settings`, of those that were given."""
+    """The values of those options of `add_settings` that were given."""
     names = [entry.name for entry in fields(kind) if "help" in entry.metadata]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 

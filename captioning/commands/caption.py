@@ -33,10 +33,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         type=Path,
-        help="folder of feature caches, as of train: those pictures are encoded once",
+        help="folder of feature caches, as for train: those pictures are encoded once",
     )
     parser.add_argument(
-        "--json", type=Path, help="write COCO results; with files, also their names"
+        "--json", type=Path, help="write results in COCO's format; for files, with their names"
     )
     parser.add_argument("--all", action="store_true", help="beam: print every caption kept")
     parser.add_argument(
@@ -134,7 +134,7 @@ def write_results(args: argparse.Namespace, captioned: dict[int, CaptionedFile])
 def cached_features(
     args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset
 ) -> FeatureCache:
-    """The features of a data set, encoded unless they are there."""
+    """The features of a data set; pictures that the cache lacks are encoded."""
     cache = cache_path(args.features, args.annotations)
     extraction = Extraction(on_error="skip", device=args.device)
     return extract_features(cnn, dataset.images, cache, extraction, args.batch_size)

@@ -18,8 +18,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="train again even if OUTPUT was trained with these settings; with others, it always "
-        "is",
+        help="train again even if OUTPUT was trained with these settings (with other settings, it "
+        "is always trained again)",
     )
     add_decoder(parser, default="lstm")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and order")

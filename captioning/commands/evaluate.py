@@ -15,7 +15,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="COCO captions file")
     parser.add_argument("--images", type=Path, help="folder of the pictures, for --report")
     parser.add_argument("--meteor", action="store_true", help="also METEOR (needs Java)")
-    parser.add_argument("--json", type=Path, help="write scores, also of each picture")
+    parser.add_argument("--json", type=Path, help="write scores, those of each picture too")
     parser.add_argument("--report", type=Path, help="write an HTML report")
     parser.add_argument(
         "--checkpoint", type=Path, help="adds its curves and attention maps to the report"

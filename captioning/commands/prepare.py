@@ -16,7 +16,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = module.__doc__ or parser.description  # none with python -OO
     parser.add_argument("source", help="captions: a file or folder of one of these formats")
     parser.add_argument(
-        "--images", type=Path, help="folder of the pictures; the source's, or one in it, if absent"
+        "--images",
+        type=Path,
+        help="folder of the pictures; if absent, the source's or one inside it",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     add_settings(parser, Splits)
@@ -24,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{split}-list",
             type=Path,
-            help=f"file that lists {split} pictures, one a line, with or without extension",
+            help=f"file that lists {split} pictures, one per line, with or without extension",
         )
     parser.add_argument(
         "--on-error",

@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=at_least(0, 65535),
         metavar="N",
-        help="the first free one from 7860 if not given",
+        help="if not given, the first free one from 7860 on",
     )
     parser.add_argument(
         "--allow-host",

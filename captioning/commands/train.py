@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def request_of(args: argparse.Namespace) -> TrainingRequest:
-    """What `train_captioner` gets, from the options."""
+    """Makes the request for `train_captioner` from the options."""
     decoder = {"decoder": args.decoder} if args.decoder else {}
     return TrainingRequest(
         **given(args, TrainingRequest),

@@ -19,7 +19,7 @@ from captioning.dropout import Dropout
 from captioning.lstm import make_lstm_cell
 from captioning.vocabulary import PAD, START
 
-POSITION_STD = 0.1  # of the initial vectors of rows and columns; those of cells have about 1
+POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
 
 
 class AttentionState(NamedTuple):

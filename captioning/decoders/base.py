@@ -27,11 +27,11 @@ class Decoder(Protocol):
     Attributes:
         help: one line for ``--help``; of the class, as are the next three.
         pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
-        max_layers: the most LSTM layers that it takes.
+        max_layers: maximum number of LSTM layers.
         demo: its settings in `captioning demo`.
         lstm: the LSTM or its cell.
         linear: the output layer, from H to V.
-        max_seq_length: the most tokens that decoding writes, <end> included, <start> not.
+        max_seq_length: maximum number of tokens in a caption, <end> included, <start> not.
     """
 
     help: str
@@ -82,7 +82,7 @@ class Decoder(Protocol):
 
     @staticmethod
     def select(state: Any, rows: Tensor) -> Any:
-        """The state of some of the captions, in any order, also repeatedly."""
+        """The state of some of the captions, in any order; a row may occur more than once."""
 
 
 @runtime_checkable
@@ -90,7 +90,7 @@ class Attentive(Protocol):
     """A decoder that can show where it looked: it has maps in the page and in the report."""
 
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """Weights [B,T,cells] of the image's cells before each word of captions [B,T] it wrote."""
+        """Weights [B,T,cells] of the image's cells before each word of its captions [B,T]."""
 
 
 DECODERS: dict[str, type[Decoder]] = {}

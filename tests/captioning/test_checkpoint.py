@@ -168,7 +168,7 @@ def test_sizes_that_no_memory_holds_are_refused(new_checkpoint, tmp_path):
     data["model"]["hidden_size"] = size = 2**29
     data["weights"]["decoder.linear.weight"] = torch.zeros(1).expand(len(data["vocabulary"]), size)
     torch.save(data, path)
-    with pytest.raises(CaptioningError, match="c.pt: model: expected possible sizes, got {"):
+    with pytest.raises(CaptioningError, match="c.pt: model: expected valid sizes, got {"):
         load_checkpoint(path)
 
 

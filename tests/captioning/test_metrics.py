@@ -40,7 +40,7 @@ def test_meteor_is_missed_in_words_where_there_is_no_java(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     scores = score_captions(CAPTIONS, REFERENCES, meteor=True)
     assert "METEOR" not in scores.overall
-    assert "note: METEOR needs Java, and there is none" in str(scores)
+    assert "note: METEOR needs Java, which was not found" in str(scores)
     assert "METEOR" not in str(score_captions(CAPTIONS, REFERENCES))
 
 

@@ -119,7 +119,7 @@ def test_what_no_list_names_is_counted_and_not_checked(run, pictures, tmp_path, 
     ("content", "message"),
     [
         ("caf\xe9.jpg\n".encode("latin-1"), "list.txt: expected text in UTF-8"),
-        (b" \n", "list.txt: expected names of pictures, one a line, got none"),
+        (b" \n", "list.txt: expected names of pictures, one per line, got none"),
     ],
 )
 def test_bad_lists_are_refused(tmp_path, content, message):
@@ -138,7 +138,7 @@ def test_no_split_of_an_earlier_run_stays(run, tmp_path, capsys):
     assert run("--val", "0.2", "--test", "0.2") == 0
     capsys.readouterr()
     assert run("--val", "0", "--test", "0.2") == 0
-    assert "captions_val.json, of an earlier run" in capsys.readouterr().out
+    assert "captions_val.json of an earlier run" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "captions_test.json",
         "captions_train.json",
@@ -198,7 +198,7 @@ def test_shares_that_splits_overrule_are_told(run, tmp_path, capsys):
 @pytest.mark.parametrize("shares", [("nan", "0"), ("0", "nan"), ("-1", "0"), ("0.5", "0.5")])
 def test_shares_that_leave_nothing_are_refused(run, pictures, tmp_path, capsys, shares):
     assert run("--val", shares[0], "--test", shares[1], "--images", pictures) == 1
-    assert "val, test: expected shares that leave some, got" in capsys.readouterr().err
+    assert "val, test: expected shares that leave pictures to train on, got" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
