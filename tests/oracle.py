@@ -24,7 +24,7 @@ def oracle(
     zoneout_h: Tensor | None = None,
     zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero behind lengths).
+    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero after the end of each row).
 
     h_mask [D,B,P] multiplies h on its way into W_hh; of the new h and c the shares zoneout_h
     [D,T,B,P] and zoneout_c [D,T,B,H] are replaced by the old ones. Four more weights in a direction

@@ -26,7 +26,7 @@ class Route:
         return f"{self.engine}-{self.device}"
 
     def lstm_layer(self, **arguments: Any) -> tuple[Tensor, ...]:
-        """output, h_n, c_n, cells of one layer; cells behind lengths are unspecified."""
+        """output, h_n, c_n, cells of one layer; cells after the end of a row are unspecified."""
         if self.engine == "reference":
             return reference.lstm_layer(**arguments)
         return torch.ops.fastlstm.lstm(**arguments, save_cells=True, engine=self.engine)[:4]
@@ -154,7 +154,7 @@ class Sample:
         return torch.stack([pack_padded_sequence(each, lengths).data for each in directions])
 
     def mask_cells(self, results: tuple[Tensor, ...]) -> list[Tensor]:
-        """Cells behind lengths set to zero."""
+        """Cells after the end of each row set to zero."""
         output, h_n, c_n, cells = results
         if self.lengths is not None and not self.packed:
             lengths = torch.tensor(self.lengths, device=cells.device)

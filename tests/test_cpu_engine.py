@@ -94,7 +94,7 @@ def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
     lengths = arguments["lengths"].tolist() if "lengths" in arguments else None
     masks = [arguments[k].double() if k in arguments else None for k in MASKS]
     outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"), *masks)[:3]
-    graph = [y for y in outputs if y.requires_grad]  # not an output of zeros behind lengths
+    graph = [y for y in outputs if y.requires_grad]  # not an output that is all zeros
     gradients = torch.autograd.grad(graph, leaves, weighting(graph), materialize_grads=True)
     return [*outputs, *gradients]
 

@@ -275,7 +275,7 @@ def test_anomaly_mode_names_a_nan(route: Route) -> None:
 
 @every_route
 def test_padding_is_never_read(route: Route) -> None:
-    """Not even a NaN behind lengths reaches a result or a gradient."""
+    """Not even a NaN after the end of a row reaches a result or a gradient."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
     clean, dirty = leaves(sample, route), leaves(sample, route)
     with torch.no_grad():

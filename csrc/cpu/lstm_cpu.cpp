@@ -104,7 +104,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const Saved saved = check_saved(layer, arguments);
   const OutputGrads grads = check_grads(layer, arguments);
   check_values(layer, saved, grads);
-  // The gradient of W_hr starts from the gates of all steps, which tiles make chunk by chunk.
+  // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
   const bool tiled =
       planned(arguments.engine, layer) && (saved.gates.defined() || !layer.projects());
   return backward(layer, saved, grads, arguments.request, tiled);

@@ -13,7 +13,7 @@ ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int
                         int64_t element_size) {
   // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
   // cache (loads run ahead of the arithmetic, so the longer of the two counts) and the cost of a
-  // barrier, which is high because a busy machine makes everybody wait there. Only the time depends
+  // barrier, which is high because on a busy machine all threads wait there. Only the time depends
   // on the choice, never the result.
   constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
   constexpr double kBarrierMicroseconds = 2.0, kL2Bytes = 768 * 1024, kTileRows = 6;

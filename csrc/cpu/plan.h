@@ -11,8 +11,8 @@ enum class CpuEngine { kStepwise, kTiled };
 // if there is no such engine or it does not serve the call.
 bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen);
 
-// threads = unit_groups * row_groups. Rows never talk to each other: row groups walk alone, unit
-// groups meet at a barrier after every step.
+// threads = unit_groups * row_groups. Rows are independent: row groups walk alone, unit groups
+// meet at a barrier after every step.
 struct ThreadGrid {
   int64_t unit_groups, row_groups;
   int64_t threads() const { return unit_groups * row_groups; }

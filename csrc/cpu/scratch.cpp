@@ -11,7 +11,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kKeptBytes = 64 << 20;
-constexpr int64_t kSmallBytes = 128 << 10;  // malloc has these at hand
+constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps such blocks itself
 
 struct Kept {
   std::mutex mutex;
@@ -26,7 +26,7 @@ Kept& kept() {
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
-// Lets go of free blocks, the longest unused first, until only `bytes` are kept.
+// Frees unused blocks, the longest unused first, until only `bytes` are kept.
 void shrink(Kept& kept, int64_t bytes) {
   auto& blocks = kept.blocks;
   while (kept.bytes > bytes) {
@@ -45,11 +45,11 @@ at::Tensor scratch_bytes(int64_t bytes) {
   };
   if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
   Kept& kept = fastlstm::kept();
-  // Never waits: in a forked process the mutex may be locked for good.
+  // Never waits: in a forked process the mutex may stay locked for ever.
   const std::unique_lock lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh();
   auto& blocks = kept.blocks;
-  // Blocks of nearly this size: one that is large enough serves, a smaller one makes room.
+  // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
   const auto similar = [](int64_t smaller, int64_t larger) {
     return smaller <= larger && larger <= smaller + smaller / 8;
   };
@@ -60,7 +60,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
   };
   const auto found = find([&](int64_t size) { return similar(bytes, size); });
   if (found != blocks.end()) {
-    std::atomic_thread_fence(std::memory_order_acquire);  // after its last user let it go
+    std::atomic_thread_fence(std::memory_order_acquire);  // after its last user released it
     std::rotate(found, found + 1, blocks.end());
     return blocks.back();
   }

@@ -1,4 +1,4 @@
-// Working memory for one call of an engine. The next call gets the same again: memory fresh from
+// Working memory for one call of an engine. The next call gets it again: new memory from
 // the system costs a page fault every 4 KB, more than half of a short walk with large weights.
 #pragma once
 #include <ATen/ATen.h>

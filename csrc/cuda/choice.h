@@ -15,14 +15,14 @@
 
 namespace fastlstm {
 
-// The call's: its CUDAGuard made it so.
+// The device of the call, whose CUDAGuard made it the current one.
 inline int current_device() {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   return device;
 }
 
-// As the persistent engine may use it.
+// The device as the persistent engine may use it.
 inline CudaDevice cuda_device() {
   const int index = current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -73,8 +73,8 @@ class Refusals {
   static inline std::set<int> devices_;
 };
 
-// Whether the error says that this device will not run this launch, of which nothing ran. Others
-// are faults: of this program, or of kernels before.
+// Whether the error means that the device refused this launch, of which nothing ran. Other errors
+// are faults of this program, or of earlier kernels.
 inline bool is_refusal(cudaError_t error) {
   return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
          error == cudaErrorInvalidConfiguration || error == cudaErrorNotSupported ||
@@ -84,7 +84,7 @@ inline bool is_refusal(cudaError_t error) {
 struct PlannedCall {
   Task task;
   Plan plan;
-  bool by_name;  // the persistent engine was asked for by name: a refusal is an error
+  bool by_name;  // the persistent engine was requested by name: a refusal is an error
 };
 
 inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool backward) {

@@ -76,10 +76,10 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 
 // What differs between a GPU and the emulator.
 //
-// Data that blocks exchange inside a kernel says by itself that it is there: all bits of its memory
-// are set when the kernel starts, every value is written once and never has all bits set, and a
-// reader polls until it finds something else. No flag, no fence, one trip through L2. Stores and
-// loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
+// Data that blocks exchange inside a kernel shows by itself that it is there: all bits of its
+// memory are set when the kernel starts, every value is written once and never has all bits set,
+// and a reader polls until it finds something else. No flag, no fence, one trip through L2. Stores
+// and loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
 // memory model promises nothing to others. Such memory is never read through const __restrict__ or
 // __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
 // before_polling_again(address, count, polls, step) comes between two polls of `count` values, and
@@ -148,8 +148,8 @@ __device__ inline unsigned char* shared_memory() {
   return static_cast<unsigned char*>(pointer);
 }
 
-// volatile, here and below: in the order of the source. A store that sank below the look at others'
-// values would be a deadlock.
+// volatile, here and below: in the order of the source. A store that moved below the polling of
+// others' values would be a deadlock.
 template <typename Bits>
 __device__ inline void store_exchanged(Bits* address, Bits bits) {
   if constexpr (sizeof(Bits) == 4)

@@ -8,8 +8,8 @@ namespace fastlstm {
 
 // While it lives, float32 GEMMs use TF32 exactly if torch.backends.cudnn.allow_tf32 says so, as
 // those of nn.LSTM do. ATen has this switch for the whole process only, so overlapping calls share
-// one change of it: the first makes it, the last takes it back. (The older allowTF32CuBLAS refuses
-// to answer where the user speaks to torch.backends.cuda.matmul.fp32_precision.)
+// one change of it: the first makes it, the last undoes it. (The older allowTF32CuBLAS refuses
+// to answer if the user has set torch.backends.cuda.matmul.fp32_precision.)
 class GemmPrecision {
   using Precision = at::Float32Precision;
 

@@ -24,7 +24,7 @@ struct Block {
   template <typename F>
   FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
-    barrier();  // what f reads may be another thread's; and everybody has read the last total
+    barrier();  // what f reads may be another thread's; and all have read the last total
     for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
     partial[thread] = sum;
     barrier();

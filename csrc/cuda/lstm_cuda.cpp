@@ -1,6 +1,6 @@
 // CUDA key: checks the call, asks for an engine (choice.h), runs it. This file and the headers it
-// includes are the only ones that know both ATen and CUDA, of whose libraries they need the runtime
-// alone.
+// includes are the only ones that know both ATen and CUDA. Of CUDA's libraries they need only the
+// runtime.
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 

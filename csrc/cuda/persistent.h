@@ -1,4 +1,4 @@
-// The persistent engine's border: everything one launch reads and writes. R flat rows in time
+// The persistent engine's interface: everything one launch reads and writes. R flat rows in time
 // order: R = T * B, or the length of the packed data. T is float, bfloat16 or float16; the cell
 // state is float. Pointers are to contiguous rows; only `output`, `exchange` and `d_output` have a
 // row stride, since both directions share them. W is Tiling::exchange_width: H, or more where rows
@@ -102,7 +102,7 @@ template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream);
 
-// What trace.h keeps of a step: clocks of its last pass, polls in vain of all its passes.
+// What trace.h keeps of a step: clocks of its last pass, fruitless polls of all its passes.
 enum TraceEntry { kProductBegins, kProductDone, kPollsInVain, kTraceEntries };
 constexpr int kTraceBlocks = 160, kTraceSteps = 64;  // the first of each
 #if defined(FASTLSTM_TRACE)

@@ -1,5 +1,5 @@
 // How the blocks of a persistent kernel pass values to each other, through L2 and without a flag: a
-// block publishes h (forward) or d_gates (backward), and whoever needs a row loads it again until
+// block publishes h (forward) or d_gates (backward), and others that need a row load it again until
 // every value is there. device.h says how a value that is not there yet is recognised. What bounds
 // it is the trip of a value from one SM to another.
 //
@@ -135,7 +135,7 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, i
   return {row.values + skipped, count, end, row.exchanged};
 }
 
-// The 16 bytes at `address`, of which `count` values exist; zeros behind them. kAligned: all exist,
+// The 16 bytes at `address`, of which `count` values exist; zeros after them. kAligned: all exist,
 // and the address is a multiple of 16.
 template <bool kAligned, typename T>
 __device__ Bits128 load_16_bytes(const T* address, int count) {

@@ -13,14 +13,14 @@
 
 namespace fastlstm {
 
-// Memory through which blocks exchange values: all bits set, which means that there are none yet.
+// Memory through which blocks exchange values: all bits set, which means that none is there yet.
 inline void mark_unwritten(const Tensor& tensor) {
   check_cuda(
       cudaMemsetAsync(tensor.data_ptr(), 0xff, tensor.nbytes(), c10::cuda::getCurrentCUDAStream()),
       "cudaMemsetAsync");
 }
 
-// Rows as blocks load them: `width` values, with zeros behind those that are there, from a multiple
+// Rows as blocks load them: `width` values, with zeros after those that exist, from a multiple
 // of 16 bytes on.
 inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);

@@ -4,7 +4,7 @@
 // The persistent engine gives every block `units` hidden units and a group of batch rows. A block
 // keeps its slice of W_hh in shared memory for the whole sequence; in each step it multiplies the
 // slice with the state of all units, which its neighbours (same rows, other units) computed in the
-// step before. So fewer units a block mean less arithmetic per block and more blocks that read the
+// step before. So fewer units mean less arithmetic per block, and more blocks that read the
 // whole state.
 //
 // Times are predictions: nothing here was measured.
@@ -40,9 +40,9 @@ struct CudaDevice {
   double cell_us = 0.35;  // of a pass beside its product: some 300 to 600 instructions a warp, two
                           // warps a scheduler, half of it waiting
   double marking_share = 0.4;  // of L2's rate, at which memory is marked as unwritten
-  double repeated_polls = 1;   // in vain, from 64 rows on and in backward
+  double repeated_polls = 1;   // fruitless, from 64 rows on and in backward
   double prologue_us = 20;     // filling shared memory with W_hh before the first step
-  double stepwise_us = 6;      // a GEMM and a kernel that have next to nothing to do
+  double stepwise_us = 6;      // a GEMM and a kernel that have almost nothing to do
   double host_step_us = 12;    // launching both; without a CUDA graph a step takes no less
   double gemm_share = 0.6;     // of the peak, in a step's GEMM
 
@@ -93,7 +93,7 @@ struct Task {
   int64_t element_bytes() const {
     return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
   }
-  // Hidden units of a row as blocks exchange it: with zeros behind them, so that rows of h (of four
+  // Hidden units of a row as blocks exchange it: with zeros after them, so that rows of h (of four
   // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
   int64_t exchange_width() const {
     const int64_t piece =
@@ -120,7 +120,7 @@ struct Tiling {
   int units = 0;           // hidden units of a block
   int row_tile = 0;        // batch rows that a block treats at once
   int unit_blocks = 0;     // blocks that share the units; they need each other's results every step
-  int row_groups = 0;      // groups of batch rows, strangers to each other
+  int row_groups = 0;      // groups of batch rows, independent of each other
   int group_rows = 0;      // rows of the largest group
   int directions = 0;      // walked in the same launch
   int exchange_width = 0;  // Task::exchange_width
@@ -146,7 +146,7 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
 }
 
 // Chunks of a row that a warp has asked for and not yet seen, at most. Backward has rows four times
-// as long. FFMA and the widest tile take their time over a chunk, and the latter's sums leave few
+// as long. FFMA and the widest tile take long for a chunk, and the latter's sums leave few
 // registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int columns = row_tile / 8;
@@ -227,7 +227,7 @@ inline double predict_stepwise(const Task& task, const CudaDevice& device) {
          std::max(device.host_step_us, device.stepwise_us + std::max(gemm, weights));
 }
 
-// A division that tests and measurements ask for; 0 leaves the choice to the planner.
+// A division that tests and measurements request; 0 leaves the choice to the planner.
 struct Division {
   int units = 0, row_tile = 0, row_groups = 0;
 };

@@ -1,4 +1,4 @@
-// The planner for Python: which engine a layer would get on a CUDA device that need not be here,
+// The planner for Python: which engine a layer would get on a CUDA device that need not be present,
 // and the constants that predict its time.
 #pragma once
 #include <pybind11/pybind11.h>

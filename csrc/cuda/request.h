@@ -42,7 +42,7 @@ inline int parse_free_sms(const char* text) {
   return static_cast<int>(count);
 }
 
-// Multiprocessors that the persistent engine, asked for by name or not, leaves to other streams and
+// Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
 // processes: FASTLSTM_FREE_SMS, read once.
 inline int free_sms() {
   static const int count = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));

@@ -32,7 +32,7 @@ constexpr bool kTwoGroups = !FASTLSTM_NO_TWO_GROUPS;
 constexpr bool kHoisting = !FASTLSTM_NO_HOISTING;
 // Two lanes publish four 16-bit gates by one shuffle.
 constexpr bool kGatePairs = !FASTLSTM_NO_GATE_PAIRS;
-// The exchange buffer is in L2 before anybody polls it.
+// The exchange buffer is in L2 before it is polled.
 constexpr bool kPrefetchExchange = !FASTLSTM_NO_PREFETCH;
 // Exchanged rows are padded to whole pieces of 16 bytes. For both compilers: also in CXXFLAGS.
 constexpr bool kPadding = !FASTLSTM_NO_PADDING;

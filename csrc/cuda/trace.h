@@ -1,7 +1,7 @@
 // What blocks did when, in a checked build (FASTLSTM_CHECKED=1 of setup.py): their SM's clock when
-// one of their warps began its product, which begins with waiting, and when it had it, in each
-// step; and how often a thread of it polled 16 bytes that were not there. Other builds have
-// nothing of this.
+// one of their warps began its product, which begins with waiting, and when it was done, in each
+// step; and how often a thread of it polled 16 bytes that were not there. Other builds contain
+// none of this.
 #pragma once
 #include "device.h"
 #include "persistent.h"

@@ -1,8 +1,8 @@
 // What crosses from the walk through time into a kernel: sizes, pointers, strides. No torch, no
 // CUDA. H is hidden_size. Rows are batch rows; every last dimension is contiguous, and a *_stride
 // is the distance in elements between two rows. Only lengths, reset and zoneout may be null: an
-// output that nobody wants points to one that is written anyway, a gradient that nobody gave to a
-// row of zeros with stride 0, so that the loop over units has no branch. T is the dtype of the
+// output that was not requested points to one that is written anyway, a missing gradient to a row
+// of zeros with stride 0, so that the loop over units has no branch. T is the dtype of the
 // tensors, A that of the cell state and of the arithmetic (float for the 16-bit types, else T
 // itself).
 //

@@ -1,5 +1,5 @@
 // One unit of one row of one step: loads, the cell equations, stores. Both devices call these two
-// functions; only who calls them for which (row, unit) differs.
+// functions, each for its own (row, unit).
 #pragma once
 #include "cell_step.h"
 #include "lstm_params.h"

@@ -86,7 +86,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = *WeightLayout::of(saved.weights.size(), saved.h_0.sym_size(0).expect_int());
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // Without the weights' gradients the gates' do, which spares the products.
+    // Without gradients of weights those of the gates are enough, which saves the products.
     const bool weights_need_grad = ctx->needs_input_grad({{3, 3 + saved.weights.size()}});
     const bool recompute = ctx->saved_data["recompute"].toBool();
     const bool per_row = !weights_need_grad && !layout.normalizes && !recompute;

@@ -2,7 +2,7 @@
 // jacobian(vectorize=True), torch.func.vmap over torch.autograd.grad. N samples bring gradients of
 // their own to results that they share. They are N times the batch rows of one call, and the
 // gradients of the weights are products of its d_gates. Where d_gates are not enough for that (a
-// projection, layer normalisation, gates that backward makes again), or more than gradients is
+// projection, layer normalisation, gates that backward recomputes), or more than gradients is
 // batched, each sample has a call of its own.
 #include "batching.h"
 
@@ -15,7 +15,7 @@
 namespace fastlstm {
 namespace {
 
-// The tensors of a call by position; the weights stand at the end.
+// The tensors of a call by position; the weights come last.
 enum {
   kGradOutput,
   kGradHN,
@@ -70,7 +70,7 @@ bool is_batched(const SampledBackward& call, size_t position) {
 
 std::vector<Tensor> one_by_one(const SampledBackward& call) {
   const int64_t count = count_samples(call);
-  std::vector<std::vector<Tensor>> found;  // of each gradient the samples
+  std::vector<std::vector<Tensor>> found;  // the samples of each gradient
   for (int64_t n = 0; n < std::max<int64_t>(count, 1); ++n) {
     SampledBackward one = call;
     for (const size_t k : call.batched) {
@@ -86,7 +86,7 @@ std::vector<Tensor> one_by_one(const SampledBackward& call) {
   return stacked;
 }
 
-// A tensor with its N samples behind each batch row, as more rows.
+// A tensor in which N samples follow each batch row, as more rows.
 Tensor as_rows(const SampledBackward& call, size_t position) {
   const Tensor& tensor = *call.tensors[position];
   const int64_t count = count_samples(call);
@@ -150,7 +150,7 @@ std::vector<Tensor> backward_of_samples(const SampledBackward& call) {
 
 namespace {
 
-// autograd's own batched gradients come from torch._vmap_internals, the elder vmap: all its levels
+// autograd's own batched gradients come from torch._vmap_internals, the older vmap: all its levels
 // are one dimension here. (torch.func's has a rule in fastlstm/_transforms.py.)
 BackwardResult lstm_backward_batched(const LstmCall& c, const BackwardArguments& a) {
   SampledBackward call{

@@ -9,7 +9,7 @@ namespace fastlstm {
 
 // A call of lstm_backward in which some tensors hold N samples along their first dimension.
 struct SampledBackward {
-  std::vector<OptionalTensor> tensors;  // in the schema's order, but the weights stand at the end
+  std::vector<OptionalTensor> tensors;  // in the schema's order, but the weights come last
   std::vector<size_t> batched;          // positions in rising order, at least one
   GradientRequest request;
   std::string engine;

@@ -1,5 +1,5 @@
-// A call of an op as one value. The dispatcher wants every argument by itself, in the order of the
-// schema; here alone, and in autograd's own function, the arguments stand like that.
+// A call of an op as one value. The dispatcher takes every argument by itself, in the order of the
+// schema. Only this file and autograd's own function list the arguments like that.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -40,8 +40,8 @@ struct BackwardArguments {
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights: per direction those of the list of weights, but one
 // for b_ih and b_hh. Without request.state the second and third hold nothing of use. With
-// request.per_row, grad_weights are what those are products of: per direction d_gates, shaped as
-// gates.
+// request.per_row, grad_weights holds instead what those are products of: d_gates for each
+// direction, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // Through the dispatcher.

@@ -9,7 +9,7 @@
 namespace fastlstm {
 namespace {
 
-// meaning: what << takes; a message is put together only if it is needed.
+// meaning: whatever << takes, so that a message is built only if it is needed.
 template <typename Meaning>
 void check_shape(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
                  const Meaning& meaning, const Tensor& input) {
@@ -123,7 +123,7 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// The call, without its weights and the sizes that they tell.
+// The call without its weights and the sizes that follow from them.
 Layer unpack(const LstmCall& call) {
   Layer layer;
   layer.input = call.input, layer.h_0 = call.h_0, layer.c_0 = call.c_0;
@@ -272,7 +272,7 @@ OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
 
 namespace {
 
-// Memory may have been taken away: tensor.untyped_storage().resize_(0).
+// The memory may have been freed: tensor.untyped_storage().resize_(0).
 void check_memory(std::initializer_list<Named> tensors) {
   for (const auto& [tensor, name] : tensors) {
     if (!tensor.defined() || tensor.numel() == 0) continue;

@@ -40,7 +40,7 @@ struct Layer {
 };
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
-// came. These three serve CPU, CUDA and Meta alike, so they ask for symbolic sizes only.
+// came. These three serve CPU, CUDA and Meta alike, so they use symbolic sizes only.
 Layer check_layer(const LstmCall& call);
 
 // The same of a call whose weights are packed: those of `directions` are undefined.

@@ -1,5 +1,5 @@
-// The Python module fastlstm._C. Importing it registers the ops. Besides, it offers the forward op
-// as plain functions: the same calls through the dispatcher, some microseconds cheaper than
+// The Python module fastlstm._C. Importing it registers the ops. It also offers the forward op as
+// plain functions: the same calls through the dispatcher, a few microseconds cheaper than
 // torch.ops, which matters when a call makes a single step.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/utils/pybind.h>
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   const OptionalTensor none;
   const auto result = call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
                                 {/*save_cells=*/false, /*save_gates=*/false, false, engine});
-  // Backward needs the output again, so that the user may not write to it; h_n is theirs alone.
+  // Backward needs the output again, so the user must not write to it; h_n is a copy for them.
   return {std::get<1>(result).squeeze(0), std::get<2>(result).squeeze(0)};
 }
 
@@ -115,8 +115,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
         py::arg("constants") = py::dict(),
-        "The engine that a layer would get on a CUDA device, which need not be here; "
-        "\"stepwise\" too where the persistent engine was asked for and cannot serve it.");
+        "The engine that a layer would get on a CUDA device, which need not be present; "
+        "\"stepwise\" too if the persistent engine was requested and cannot serve it.");
   m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,

@@ -1,4 +1,4 @@
-// Weights that stand still: packed once, in the layer's dtype or in fewer bits, for inference on
+// Weights that do not change: packed once, in the layer's dtype or in fewer bits, for inference on
 // the CPU.
 //
 // fastlstm::lstm_packed takes them in place of `weights`, for each direction W_ih, W_hh, the bias
@@ -30,7 +30,7 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
 std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed, int64_t rows, int64_t K,
                                                  const std::string& role);
 
-// One step of one direction on plain float32 tensors, without what a call costs besides: input
+// One step of one direction on plain float32 tensors, without the overhead of a call: input
 // [B,I], h [B,P] and c [B,H], or the same with a 1 in front. Nothing for other tensors.
 struct StepCall {
   const Tensor &input, &h, &c;

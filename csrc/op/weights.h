@@ -9,7 +9,7 @@ namespace fastlstm {
 
 using at::Tensor;
 
-// Undefined: not there.
+// Undefined if absent.
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]

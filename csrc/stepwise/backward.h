@@ -1,4 +1,4 @@
-// The stepwise engine backward: the walk of a direction in reverse, one fused kernel and one GEMM a
+// The stepwise engine backward: the walk of a direction in reverse, one kernel and one GEMM per
 // step, and the gradients of the weights and of the input as GEMMs over all steps after it.
 #pragma once
 #include <optional>

@@ -1,7 +1,7 @@
 // The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
-// fused kernel for the cell equations. It takes every dtype, shape and option; a device brings only
+// fused kernel for the cell equations. It takes every dtype, shape and option; a device adds only
 // struct StepKernels: run(step) for StepForward, StepBackward and their twins with layer
-// normalisation, and previous_hidden, for which the function of rows.h will do.
+// normalisation, and previous_hidden, which may be the function in rows.h.
 //
 // No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
 #pragma once

@@ -23,7 +23,7 @@ inline void multiply_input(const Layer& layer, const Direction& w, const Tensor&
 
 // The activated gates of all flat rows, recomputed from the input and from what W_hh sees, h_prev
 // [R,P]. Since every h_{t-1} is known, there is no walk: the kernel takes many rows for
-// one step, and what it says of c and h is dropped.
+// one step, and its c and h are discarded.
 template <typename T, typename A, typename StepKernels>
 void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor& h_prev,
                 Tensor gates) {

@@ -38,8 +38,8 @@ inline Tensor live_mask(const Layer& layer) {
   return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
 }
 
-// The input with zeros behind `lengths`: whatever stands there (NaN, say) must not reach a weight's
-// gradient as 0 * NaN.
+// The input with zeros after the end of each row: whatever is there (NaN, say) must not reach a
+// weight's gradient as 0 * NaN.
 inline Tensor without_padding(const Layer& layer) {
   const Tensor live = live_mask(layer);
   return live.defined() ? layer.input.masked_fill(live.logical_not(), 0) : layer.input;
@@ -86,7 +86,7 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
   return h_prev;
 }
 
-// c before zoneout, of every flat row [R,H], from the saved cells, which are those behind it.
+// c before zoneout, of every flat row [R,H], from the saved cells, which are those after it.
 inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
                           const Tensor& c_0, const std::vector<WalkStep>& steps) {
   if (!layer.zoneout_c) return cells;

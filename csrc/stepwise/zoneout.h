@@ -5,7 +5,7 @@
 namespace fastlstm {
 namespace stepwise {
 
-// Zoneout as the kernels see it. After a projection h is zoned out by the walk itself.
+// After a projection h is zoned out by the walk itself.
 template <typename T>
 class ZoneoutRows {
  public:

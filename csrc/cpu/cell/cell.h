@@ -1,4 +1,4 @@
-// The cell equations for rows whose products are known: what the walks hand to it, as a table of
+// The cell equations for rows whose products are known: what the walks pass to them, and a table of
 // functions for one dtype and one target. Rows are pointers, so that dense, packed, ragged, reset
 // and batch-first input are all the same. A row is one batch row at one step.
 #pragma once
@@ -46,7 +46,7 @@ struct Units {
 template <typename T>
 struct Cell {
   using A = State_t<T>;
-  // What `forward` and `backward` will read comes into the L1 cache, meanwhile the product runs.
+  // Brings what `forward` and `backward` will read into the L1 cache, while the product runs.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   // sums[r]: [4][lanes] h_{t-1} W_hh^T of the units; rows lie `stride` apart.

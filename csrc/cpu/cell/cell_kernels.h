@@ -1,5 +1,5 @@
-// The cell equations on vectors of units: included once for each target. Reads the sums of a
-// product, whichever it was. Memory bounds it: a unit of a row reads some ten numbers.
+// The cell equations on vectors of units: included once for each target. Reads the sums of
+// any product. Memory bounds it: a unit of a row reads some ten numbers.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once

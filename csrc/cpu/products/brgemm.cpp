@@ -1,5 +1,5 @@
 // oneDNN's micro-kernel wants rows of A and of C at one stride. Rows that lie elsewhere (the first
-// step, rows after a reset) are copied; a few hundred bytes each, beside a product of their square.
+// step, rows after a reset) are copied: a few hundred bytes each, little beside the product.
 // Sums are in float32, in the order of the micro-kernel. What bounds it is loading tiles of A and
 // of the panel from the L1 and L2 caches.
 #include "cpu/products/brgemm.h"
@@ -55,7 +55,7 @@ class Factor {
   const bfloat16* first_;
 };
 
-// The same of int8, behind the headers of the rows.
+// The same of int8, after the headers of the rows.
 class Int8Rows {
  public:
   Int8Rows(const int8* const* a, int64_t rows, int64_t K)

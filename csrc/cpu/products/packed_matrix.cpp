@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 
-// body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they get done;
-// a whole number of blocks for each, for a single block more is a third of the time where few are.
+// body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they finish.
+// Their number is a multiple of the threads': where there are few, one more takes a third longer.
 template <typename T, typename Body>
 void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
   // Below this many multiply-adds, waking another thread costs more than it helps.
@@ -68,7 +68,7 @@ template <typename T>
 PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
     : PackedMatrix(matrix.K, matrix.N, pieces, product) {
   data_ = scratch<T>(size());
-  // Threads share the work by squares of kPackRows, for panels may be few.
+  // Threads share the work by squares of kPackRows, since panels may be few.
   constexpr int64_t kPackRows = 128;
   const int64_t blocks = divide_up(K_, kPackRows), panels = panels_.size();
   at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {

@@ -9,7 +9,7 @@ namespace FASTLSTM_ISA {
 
 // A square of lanes x lanes elements transposed in registers. Two kinds of stages, each one
 // instruction a vector on x86: first rows interleave within blocks of 16 bytes, which transposes
-// the blocks, then the even and the odd blocks of two rows part.
+// the blocks, then the even and the odd blocks of two rows are separated.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);

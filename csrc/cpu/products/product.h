@@ -10,8 +10,8 @@ namespace fastlstm {
 
 // A [K,N] matrix is cut into panels of a few vectors of columns, each contiguous: [K][width].
 // Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighbouring k of the same column
-// lie together, as dot product instructions want them, and an odd K is filled up with zeros. One of
-// int8 holds fours, behind the scales of its columns.
+// lie together, as dot product instructions take them, and an odd K is filled up with zeros. One of
+// int8 holds fours, after the scales of its columns.
 struct PanelShape {
   int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
 };
@@ -99,8 +99,8 @@ struct Product {
   // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
   // a kernel for every number of terms.
   int64_t terms = 1;
-  // How many bytes of the input's part of the gates a walk makes ahead. The faster the product, the
-  // more it counts that they are found in cache again.
+  // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
+  // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.
   int64_t together = 1, header = 0;

@@ -1,4 +1,4 @@
-// The products of a step and the cells behind them, for some rows and units, in one thread. A tile
+// The products of a step and the cells after them, for some rows and units, in one thread. A tile
 // of sums at a time goes through a buffer in the L1 cache.
 #pragma once
 #include <algorithm>

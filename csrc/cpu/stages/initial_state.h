@@ -1,5 +1,5 @@
 // The gradient of h_0: what comes back through each row's first step. (That of c_0 is what the
-// cells leave behind.)
+// cells leave.)
 #pragma once
 #include <algorithm>
 #include <vector>

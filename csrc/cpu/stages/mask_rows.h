@@ -1,4 +1,4 @@
-// The rows of a mask or of a share, and what stands in their place where there is none.
+// The rows of a mask or of a share, and what is used where there is none.
 #pragma once
 #include "cpu/dtypes.h"
 #include "op/layer.h"

@@ -116,7 +116,7 @@ class ProjectionBackward {
     const auto next = step.d_gates_next.begin();
     if (std::any_of(next, next + step.count, [&](const T* row) { return row != zeros; }))
       multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
-    else  // nor may an infinite W_hh make a NaN of them
+    else  // an infinite W_hh must not make a NaN of them either
       for (int64_t r = 0; r < step.count; ++r)
         std::fill(step.d_h[r] + begin, step.d_h[r] + end, T(A(0)));
     for (int64_t r = 0; r < step.count; ++r)

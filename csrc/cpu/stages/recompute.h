@@ -1,7 +1,7 @@
 // Gates that forward did not save, recomputed: the products and cells of a step on the rows of many
-// steps at once, since every h_{t-1} is known; what they say of c and h is dropped. The bits are
-// those of the walk, unless the walk ran in float32 on 16-bit input: then h is rounded here and was
-// not there.
+// steps at once, since every h_{t-1} is known; their c and h are discarded. The bits are those of
+// the walk, unless the walk ran in float32 on 16-bit input: there h was not rounded, here it
+// is.
 #pragma once
 #include <ATen/Parallel.h>
 

@@ -1,5 +1,5 @@
-// Zoneout: a share of the state before stays. Of h and c the cell equations take care, given the
-// shares; where h is projected, the share is of the projected h, and the projection takes care.
+// Zoneout: a share of the state before stays. The cell equations apply it to h and c, given the
+// shares; where h is projected, the projection applies it to the projected h.
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/stages/mask_rows.h"

@@ -25,7 +25,7 @@ struct OneStep {
   int64_t input_size, hidden_size, output_size, h_stride;
 };
 
-// From so many rows on, a panel is cheaper than turning the weights again for every tile of rows.
+// From so many rows on, a panel is cheaper than transposing the weights for every tile of rows.
 constexpr int64_t kRowsWorthPacking = 13;
 
 // Rows [begin, end) of a step, for some vectors of units.
@@ -135,7 +135,7 @@ class OneStepRows {
   const OneStep<T>& s_;
   const int64_t begin_, rows_, lanes_ = product_.lanes;
   int64_t unit_ = 0, vectors_ = 0;
-  at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], a bias behind them
+  at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], followed by a bias
   std::vector<const T*> columns_, a_;
   std::vector<A*> sums_;
   std::vector<A> zeros_;

@@ -52,8 +52,8 @@ class PreviousState {
     const T* h;
     const A* c;
   };
-  // h_0 that is zero, as it is unless somebody gives it, is `zeros`: then the first step has no
-  // product with W_hh.
+  // An h_0 of zeros, as it is if none was given, is `zeros`: then the first step has no product
+  // with W_hh.
   State at(int64_t t, int64_t row) const {
     const Rows& rows = rows_.all();
     if (rows.is_reset(t, row)) return {zeros_.values(), zeros_.states()};

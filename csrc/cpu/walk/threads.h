@@ -26,7 +26,7 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
 }
 
 // An exception may not leave an OpenMP region, which would end the process: the first one is kept,
-// and no work is begun after it.
+// and no work is started after it.
 class FirstException {
  public:
   template <typename Work>
@@ -48,8 +48,8 @@ class FirstException {
 };
 
 // work(k, phase, member) for every step k of a walk, each phase of a step and every member of the
-// grid; where units are divided, a barrier after each phase. Correct whatever number of threads
-// there really is.
+// grid; where units are divided, a barrier after each phase. Correct for any number of threads
+// that there really are.
 template <typename T, typename Work>
 void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, const Work& work) {
   const auto do_phase = [&](int64_t i, int64_t index) {
