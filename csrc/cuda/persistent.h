@@ -34,10 +34,10 @@ FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;       // [4H,H]
-  const T* h_0;        // [B,W]  as W_hh sees it: times h_mask, 0 behind the units
+  const T* h_0;        // [B,W]  as W_hh sees it: times h_mask, 0 after the units
   T* gates;            // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
   T* output;           // [R,H]  h_t, 0 at dead positions
-  T* exchange;         // [R,W]  h_t as W_hh sees it, 0 behind the units; on entry all bits are set.
+  T* exchange;         // [R,W]  h_t as W_hh sees it, 0 after the units; on entry all bits are set.
                        //        It is output where it need not be another
   float* cells;        // [R,H]  c_t, or nullptr
   T* h_n;              // [B,H]  holds h_0 on entry: rows of length 0 keep it
@@ -69,7 +69,7 @@ struct BackwardDirection {
   const float* cells;    // [R,H]
   const T* d_output;     // [R,H] or nullptr: 0
   const float* d_cells;  // [R,H] or nullptr: 0
-  T* d_gates;            // [R,4,W] out, 0 at dead positions and behind the units; on entry all bits
+  T* d_gates;            // [R,4,W] out, 0 at dead positions and after the units; on entry all bits
                          //        are set
   T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if state_needs_grad
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise

@@ -605,7 +605,7 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
         ("train", "--save-every -1", "save_every: expected >= 0, got -1"),
         ("train", "--workers -1", "workers: expected >= 0, got -1"),
         ("train", "--patience 2", "--patience: expected 0 without --val, got 2"),
-        ("train", "--self-critical", "--self-critical continues with a trained captioner: give --start"),
+        ("train", "--self-critical", "--self-critical continues with a trained captioner"),
         ("train", "--min-count 0", "min_count: expected >= 1, got 0"),
         ("demo", "--epochs 0", "argument --epochs: expected >= 1, got 0"),
         ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),

@@ -198,7 +198,7 @@ def test_shares_that_splits_overrule_are_told(run, tmp_path, capsys):
 @pytest.mark.parametrize("shares", [("nan", "0"), ("0", "nan"), ("-1", "0"), ("0.5", "0.5")])
 def test_shares_that_leave_nothing_are_refused(run, pictures, tmp_path, capsys, shares):
     assert run("--val", shares[0], "--test", shares[1], "--images", pictures) == 1
-    assert "val, test: expected shares that leave pictures to train on, got" in capsys.readouterr().err
+    assert "expected shares that leave pictures to train on, got" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
