@@ -87,6 +87,18 @@ Range PackedMatrix<T>::columns(const Range& panels) const {
 }
 
 template <typename T>
+typename PackedMatrix<T>::Group PackedMatrix<T>::group(const Range& panels) const {
+  PanelShape shape = panels_[panels.begin];
+  int64_t count = 1;
+  for (; count < std::min(product_.panels, panels.end - panels.begin); ++count) {
+    const PanelShape& next = panels_[panels.begin + count];
+    if (next.vectors != shape.vectors) break;
+    shape.columns += next.columns;
+  }
+  return {count, offsets_[panels.begin + 1] - offsets_[panels.begin], shape};
+}
+
+template <typename T>
 PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces) {
   const int64_t rows = w.size(0), columns = w.size(1);
   const auto pointers = row_pointers(const_data<T>(w), rows, columns);
@@ -121,11 +133,13 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
   const int64_t rows = a.size(), K = matrix.K();
   for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < K; k += product.piece)
-      for (size_t p = 0; p < matrix.panels().size(); ++p) {
-        const PanelShape& shape = matrix.panels()[p];
+      for (Range left{0, matrix.panel_count()}; left.begin < left.end;) {
+        const int64_t p = left.begin;
+        const auto group = matrix.group(left);
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
-                          matrix.panel(p) + k * shape.vectors * product.lanes, shape,
-                          c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias});
+                          matrix.panel(p) + k * matrix.width(p), group.shape, c.data() + begin,
+                          accumulate || k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
+        left.begin += group.count;
       }
   });
 }
@@ -211,19 +225,17 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   }
   const Product<T>& product = matrix.product();
   int64_t column = 0;
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
+  for (Range left = panels; left.begin < left.end;) {
+    const auto group = matrix.group(left);
+    const int64_t p = left.begin, width = group.count * matrix.width(p);
     // Whole vectors, so that the buffer never holds anything but sums.
-    const int64_t vectors = matrix.panels()[p].vectors, width = vectors * product.lanes;
+    const PanelShape shape{column, width, group.shape.vectors};
     for (int64_t k = 0; k < matrix.K(); k += piece)
-      product.multiply({a,
-                        rows,
-                        k,
-                        std::min(piece, matrix.K() - k),
-                        matrix.panel(p) + k * width,
-                        {column, width, vectors},
-                        rows_.data(),
-                        k > 0});
+      product.multiply({a, rows, k, std::min(piece, matrix.K() - k),
+                        matrix.panel(p) + k * matrix.width(p), shape, rows_.data(), k > 0, nullptr,
+                        group.count, group.stride});
     column += width;
+    left.begin += group.count;
   }
   return rows_[0];
 }

@@ -30,12 +30,19 @@ class PackedMatrix {
 
   const Product<T>& product() const { return product_; }
   const std::vector<PanelShape>& panels() const { return panels_; }
+  int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
   const T* panel(int64_t index) const { return const_data<T>(data_) + offsets_[index]; }
   int64_t width(int64_t index) const { return panels_[index].vectors * product_.lanes; }
   T* panel(int64_t index) { return data<T>(data_) + offsets_[index]; }
   int64_t size() const { return offsets_.back(); }  // elements of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
+  // Panels from `first` on that a product takes at a time, and their columns.
+  struct Group {
+    int64_t count, stride;
+    PanelShape shape;
+  };
+  Group group(const Range& panels) const;
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
     return part_of(panels_.size(), group, groups);

@@ -52,6 +52,8 @@ struct PanelProduct {
   C* const* c;
   bool accumulate;
   const State_t<T>* bias = nullptr;  // [N], not with accumulate
+  // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`.
+  int64_t panels = 1, panel_stride = 0;
 };
 
 // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the
@@ -102,6 +104,8 @@ struct Product {
   // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
+  // How many panels `multiply` takes at a time.
+  int64_t panels = 1;
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.
   int64_t together = 1, header = 0;
   // For weights in fewer bits than the layer has: what a row of the layer becomes before it is

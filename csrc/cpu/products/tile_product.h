@@ -10,18 +10,21 @@ namespace FASTLSTM_ISA {
 // By tiles of at most R x V.
 template <int R, int V, typename T, typename A>
 static constexpr Product<T> tile_product() {
-  return {Vec<A>::lanes,
-          R,
-          kPanelVectors,
-          pack,
-          multiply<R, V, T, A, A>,
-          multiply_and_fetch<R, V, T, A>,
-          multiply<R, V, T, A, T>,
-          put_rows<T, A, A>,
-          put_rows<T, A, T>,
-          multiply_unpacked<R, T, A>,
-          transpose,
-          sum_rows<T, A>};
+  static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
+  Product<T> product = {Vec<A>::lanes,
+                        R,
+                        V,
+                        pack,
+                        multiply<R, V, T, A, A>,
+                        multiply_and_fetch<R, V, T, A>,
+                        multiply<R, V, T, A, T>,
+                        put_rows<T, A, A>,
+                        put_rows<T, A, T>,
+                        multiply_unpacked<R, T, A>,
+                        transpose,
+                        sum_rows<T, A>};
+  product.panels = 4 / V;
+  return product;
 }
 
 // Of bfloat16, and of float32 rounded to it.

@@ -3,8 +3,8 @@
 // A tile is R rows x V vectors of columns. Its sums stay in registers; each step over k loads V
 // vectors of the packed panel and broadcasts R scalars, so a tile of 6 x 4 needs 10 loads for 24
 // multiply-adds, and arithmetic bounds it. The sum over k runs in the same order whatever R and V
-// are: a result depends neither on the shape of the tile nor on the rows beside it. A panel may be
-// wider than a tile; few rows take it whole, since the multipliers want many sums at a time.
+// are: a result depends neither on the shape of the tile nor on the rows beside it. Few rows
+// take two panels at a time, since the multipliers want many sums.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once
@@ -18,15 +18,14 @@ namespace FASTLSTM_ISA {
 // So many terms are summed from zero before they are added to the sum: the rounding errors of a
 // sum of K terms then grow with kTerms + K / kTerms instead of K.
 constexpr int64_t kTerms = 256;
+// So far ahead panels are fetched where they may come from beyond the L2 cache, page after page.
+constexpr int64_t kBytesAhead = 2048;
 
-// The widest panel, which holds the four gates of a vector of units; and how many sums fit into the
-// registers beside a whole panel.
-constexpr int kPanelVectors = 4, kSumsOfFewRows = 8;
-
-// Of a panel of W vectors.
+// From V / W panels of W vectors, `stride` elements apart.
 template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
+  int64_t stride;
   Vec<A> sum[R][V];
 
   // sum = the products of K terms. `fetch()` is called now and then.
@@ -35,12 +34,12 @@ struct Tile {
     clear();
     add(a, 0, K < kTerms ? K : kTerms, panel, fetch);
     for (int64_t k = kTerms; k < K; k += kTerms) {
-      Tile piece;
+      Tile piece{stride, {}};
       piece.clear();
       piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * W * L, fetch);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + piece.sum[r][v];
     }
   }
@@ -48,7 +47,7 @@ struct Tile {
   FASTLSTM_INLINE void clear() {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>(A(0));
   }
 
@@ -75,16 +74,20 @@ struct Tile {
   template <int count, typename T>
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
       __builtin_prefetch(reinterpret_cast<const char*>(panel + v * L * Terms<T>::at_once) + 2048);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      b[v] = keep_in_register(load_lanes<A>(panel + v * L * Terms<T>::at_once));
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
+      if constexpr (R <= Target::prefetch_rows)
+        __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
+      b[v] = keep_in_register(load_lanes<A>(at));
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec<A> x = Terms<T>::template broadcast<count>(a[r] + k);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v] = Terms<T>::multiply_add(x, b[v], sum[r][v]);
     }
   }
@@ -113,49 +116,49 @@ FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C
   store(before + sums, row + column, n);
 }
 
-// Rows [first, first + R) and vectors [begin, begin + V) of a product whose panel has W vectors.
+// Rows [first, first + R) of a product, and V / W of its panels of W vectors.
 template <int R, int V, int W, typename T, typename A, typename C, typename Fetch>
-static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t begin,
+static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t panel,
                           const Fetch& fetch) {
   constexpr int L = Vec<A>::lanes;
-  const int64_t column = p.shape.first_column + begin * L;
+  const int64_t column = p.shape.first_column + panel * W * L;
   C* const* const c = p.c + first;
-  Tile<R, V, W, A> tile;
+  Tile<R, V, W, A> tile{p.panel_stride, {}};
   const T* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     a[r] = p.a[first + r] + p.k_begin;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
   }
-  tile.multiply(a, p.K, p.panel + begin * L * Terms<T>::at_once, fetch);
+  tile.multiply(a, p.K, p.panel + panel * p.panel_stride, fetch);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], begin + v);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
-// tile(Int<r>, Int<v>, Int<W>, first row, first vector) for tiles of at most R x V, or of fewer
-// rows and the whole panel of W vectors.
+// tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and a panel of W <= V
+// vectors, or of few rows and two panels.
 template <int R, int V, typename P, typename Body>
 FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
-  with_count<kPanelVectors>(p.shape.vectors, [&](auto width) {
+  constexpr int kSumsOfFewRows = 8;
+  with_count<V>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
-      constexpr bool whole = W <= V || decltype(rows)::value * W <= kSumsOfFewRows;
-      constexpr int v = whole ? W : V;
-      int64_t begin = 0;
-      for (; begin + v <= W; begin += v) tile(rows, Int<v>(), width, first, begin);
-      if constexpr (W % v != 0) tile(rows, Int<W % v>(), width, first, begin);
+      int64_t panel = 0;
+      if constexpr (decltype(rows)::value * 2 * W <= kSumsOfFewRows)
+        for (; panel + 2 <= p.panels; panel += 2) tile(rows, Int<2 * W>(), width, first, panel);
+      for (; panel < p.panels; ++panel) tile(rows, width, width, first, panel);
     });
   });
 }
 
 template <int R, int V, typename T, typename A, typename C, typename Fetch>
 FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
-  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t begin) {
+  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
     multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A>(
-        p, first, begin, fetch);
+        p, first, panel, fetch);
   });
 }
 

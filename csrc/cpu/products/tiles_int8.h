@@ -71,65 +71,68 @@ struct Int8Panel {
 
 // The sums of vector v of row r to where the product wants them.
 template <int W>
-FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r,
-                              int64_t v) {
+FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r, int64_t v,
+                              int32_t excess) {
+  const Int8Panel<W> panel{p.panel + v / W * p.panel_stride};
   float scale;
   std::memcpy(&scale, p.a[r], sizeof scale);
+  if (excess) sums -= excess * panel.column_sum(v % W);
   const Vec<float> whole(__builtin_convertvector(sums, typename Vec<float>::Native));
-  put_sums(p, whole * (Int8Panel<W>{p.panel}.scale(v) * Vec<float>(scale)), p.c[r], v);
+  put_sums(p, whole * (panel.scale(v % W) * Vec<float>(scale)), p.c[r], v);
 }
 
 template <int R, int V, int W, typename Dot>
-static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first, int64_t begin) {
+static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first, int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  const Int8Panel<W> panel{p.panel};
   Fours sum[R][V];
   const int8* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     a[r] = p.a[first + r] + kInt8RowHeader;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = Fours{};
   }
-  const int8* b = panel.terms() + begin * L * kFours;
+  const int8* b = Int8Panel<W>{p.panel + panel * p.panel_stride}.terms();
   for (int64_t k = 0; k < p.K; k += kFours, b += W * L * kFours) {
     Fours terms[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) __builtin_prefetch(b + v * L * kFours + 2048);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) terms[v] = load_fours(b + v * L * kFours);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
+      if constexpr (R <= Target::prefetch_rows) __builtin_prefetch(at + kBytesAhead);
+      terms[v] = load_fours(at);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const typename Dot::Row row = Dot::row(four(a[r] + k));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v] = Dot::add(row, terms[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      put_int8<W>(p, sum[r][v] - Dot::excess * panel.column_sum(begin + v), first + r, begin + v);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) put_int8<W>(p, sum[r][v], first + r, panel * W + v, Dot::excess);
 }
 
 template <int R, int V, typename Dot>
 static void multiply_int8(const PanelProduct<int8, float>& p) {
-  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t begin) {
+  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
     multiply_int8_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, Dot>(
-        p, first, begin);
+        p, first, panel);
   });
 }
 
 // What a library left in a buffer.
+template <int most>
 static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sums, int64_t stride) {
-  with_count<kPanelVectors>(p.shape.vectors, [&](auto vectors) {
+  with_count<most>(p.shape.vectors, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (int64_t r = 0; r < p.rows; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         Fours sum;
         std::memcpy(&sum, sums + r * stride + v * Vec<float>::lanes, sizeof sum);
-        put_int8<V>(p, sum, r, v);
+        put_int8<V>(p, sum, r, v, 0);
       }
   });
 }
@@ -150,11 +153,12 @@ static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K
 template <int R, int V, typename Dot>
 static constexpr Product<int8> int8_product() {
   Product<int8> product{};
-  product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = kPanelVectors;
+  product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
-  product.put_rows = put_int8_rows;
+  product.put_rows = put_int8_rows<V>;
   product.together = kFours, product.header = kHeaderOfColumn;
   product.encode = encode_int8, product.encoded_size = encoded_size_int8;
+  product.panels = 4 / V;
   product.piece = int64_t(1) << 62;  // the scales are of a whole row
   return product;
 }

@@ -64,22 +64,26 @@ class CellsBackward {
 
  public:
   explicit CellsBackward(int64_t hidden_size)
-      : hidden_size_(hidden_size), sums_(product_, whole_tiles(kRows), product_.vectors) {}
+      : hidden_size_(hidden_size),
+        sums_(product_, whole_tiles(kRows), product_.vectors * product_.panels) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
   void run(const PackedMatrix<T>& to_cells, const Range& panels, const T* const* from,
            const BackwardRow<T>* rows, int64_t count, const T* zeros) {
-    for (int64_t p = panels.begin; p < panels.end; ++p)
+    for (Range left = panels; left.begin < left.end;) {
+      const auto group = to_cells.group(left);
+      const Range some_panels{left.begin, left.begin + group.count};
+      const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
-        const PanelShape& shape = to_cells.panels()[p];
-        const Units units{shape.first_column, shape.columns, hidden_size_};
         cell_.prefetch_backward(rows + r, some, units);
         const A* const sums =
-            sums_.multiply(to_cells, {p, p + 1}, from + r, some, kPieceOfPanel, zeros);
+            sums_.multiply(to_cells, some_panels, from + r, some, kPieceOfPanel, zeros);
         cell_.backward(rows + r, some, sums, sums_.stride(), units);
       }
+      left.begin = some_panels.end;
+    }
   }
 
  private:

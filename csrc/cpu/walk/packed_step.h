@@ -69,12 +69,15 @@ class PackedStep {
 
   void multiply_input(const Range& panels) const {
     const Product<W>& product = product_of<W>();
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-      const PanelShape& shape = w_.w_ih.panels()[p];
+    for (Range left = panels; left.begin < left.end;) {
+      const auto group = w_.w_ih.group(left);
+      const int64_t p = left.begin;
       for (int64_t k = 0; k < s_.input_size; k += product.piece)  // never 0
         product.multiply({x_.data(), s_.batch, k, std::min(product.piece, s_.input_size - k),
-                          w_.w_ih.panel(p) + k * shape.vectors * product.lanes, shape,
-                          gate_rows_.data(), k > 0, k > 0 ? nullptr : const_data<A>(w_.bias)});
+                          w_.w_ih.panel(p) + k * w_.w_ih.width(p), group.shape, gate_rows_.data(),
+                          k > 0, k > 0 ? nullptr : const_data<A>(w_.bias), group.count,
+                          group.stride});
+      left.begin += group.count;
     }
   }
 
