@@ -22,7 +22,7 @@ struct Terms<bfloat16> {
   }
   FASTLSTM_INLINE static Vec<float> load_first(const bfloat16* from, int64_t n) {
     bfloat16 pairs[2 * Vec<float>::lanes] = {};
-    for (int64_t k = 0; k < n; ++k) pairs[k] = from[k];
+    copy_few(from, n, pairs);
     return load_lanes<float>(pairs);
   }
 

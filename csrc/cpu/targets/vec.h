@@ -73,12 +73,23 @@ FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(floa
   std::memcpy(to, &half, sizeof half);
 }
 
+// Not by memcpy, which compilers make of a plain loop: for a call of it they put the sums of a tile
+// on the stack, and leave them there through the whole product.
+template <typename T>
+FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
+#pragma GCC unroll 1
+  for (int64_t l = 0; l < n; ++l) {
+    to[l] = from[l];
+    asm volatile("");
+  }
+}
+
 // The first n lanes only: at a ragged right edge. The other lanes of what is loaded are zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
   T lanes[Vec<A>::lanes] = {};
-  for (int64_t l = 0; l < n; ++l) lanes[l] = from[l];
+  copy_few(from, n, lanes);
   load(lanes, x);
 }
 template <typename T, typename A>
@@ -86,7 +97,7 @@ FASTLSTM_INLINE void store(const Vec<A>& x, T* to, int64_t n) {
   if (n == Vec<A>::lanes) return store(x, to);
   T lanes[Vec<A>::lanes];
   store(x, lanes);
-  for (int64_t l = 0; l < n; ++l) to[l] = lanes[l];
+  copy_few(lanes, n, to);
 }
 
 #define FASTLSTM_VEC_OPERATOR(op)                                        \
