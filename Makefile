@@ -27,7 +27,7 @@ export TORCH_TAG
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
 EXTRAS := captioning,serve,test,lint,docs
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
-SIMT := $(wildcard tests/simt/*.cpp tests/simt/*.h tests/simt/*/*.cpp tests/simt/*/*.h)
+TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 
 # The stamp of the installation. An extension is stale too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built
@@ -53,13 +53,13 @@ coverage: $(BUILT)  ## the tests, with the lines of Python that none of them rea
 lint: $(BUILT)  ## ruff, mypy, clang-format, and the schemas of .github and CITATION.cff
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	clang-format --dry-run --Werror $(NATIVE) $(SIMT)
+	clang-format --dry-run --Werror $(NATIVE) $(TESTS)
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	$(PYTHON) -m ruff check --fix .
-	clang-format -i $(NATIVE) $(SIMT)
+	clang-format -i $(NATIVE) $(TESTS)
 docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"

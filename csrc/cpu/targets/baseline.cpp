@@ -1,6 +1,8 @@
-// Whatever the compiler takes for the baseline of the target: 16-byte vectors on x86-64 and arm64.
+// Whatever the compiler takes for the baseline of the processor: on x86-64 vectors of 16 bytes.
+#if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16
 #include "cpu/targets/baseline.h"
 
 #include "cpu/targets/kernels_table.h"
+#endif

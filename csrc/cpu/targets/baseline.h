@@ -1,5 +1,4 @@
-// Whatever the compiler takes for the baseline of the processor: 16-byte vectors on x86-64 and
-// arm64, all by the text of vec.h.
+// Whatever the compiler takes for the baseline of the processor, all by the text of vec.h.
 #pragma once
 #include "cpu/targets/vec.h"
 

@@ -37,8 +37,12 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
-// For AVX-512, AVX2 or the compiler's baseline: what this machine has, or less if the environment
-// variable ATEN_CPU_CAPABILITY says so (the one that PyTorch's own kernels obey).
+// Our own kernels for what ATen calls `capability`, with the optional instructions that this
+// machine has. On arm64 these are all there is to choose.
+KernelTable own_kernels(const char* capability);
+
+// For what this machine has, or less if the environment variable ATEN_CPU_CAPABILITY says so (the
+// one that PyTorch's own kernels obey). A library's products in it where they are faster.
 const KernelTable& kernel_table();
 
 template <typename T>

@@ -1,0 +1,57 @@
+// NEON, which every arm64 processor has: 32 registers of 16 bytes.
+#pragma once
+#include <arm_neon.h>
+
+#include "cpu/targets/vec.h"
+
+namespace fastlstm {
+namespace FASTLSTM_ISA {
+
+struct Target {
+  // 5 x 4 sums, 4 vectors of the panel and 5 numbers of the rows, which GCC loads ahead: 29 of the
+  // 32 registers. Of 6 x 4 sums it would leave two on the stack.
+  static constexpr int tile_rows = 5, tile_vectors = 4;
+  static constexpr int int8_tile_rows = 4;
+  static constexpr int prefetch_rows = 2;  // of tiles that fetch their panel ahead
+};
+
+FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
+  return Vec<float>(vfmaq_f32(sum.v, x.v, y.v));
+}
+FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
+                                  const Vec<double>& sum) {
+  return Vec<double>(vfmaq_f64(sum.v, x.v, y.v));
+}
+
+FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
+  asm("" : "+w"(x.v));
+  return x;
+}
+FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
+  asm("" : "+w"(x.v));
+  return x;
+}
+
+// Where one of the two is a NaN, min and max return it.
+FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
+  return Vec<float>(vminq_f32(bound.v, vmaxq_f32(-bound.v, x.v)));
+}
+FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
+  return Vec<double>(vminq_f64(bound.v, vmaxq_f64(-bound.v, x.v)));
+}
+
+// A sum of two products of numbers up to 127 fits into 16 bits.
+struct DotProduct {
+  static constexpr int32_t excess = 0;
+  using Row = int8x16_t;
+  FASTLSTM_INLINE static Row row(int32_t fours) { return (Row)vdupq_n_s32(fours); }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    const int8x16_t terms = (int8x16_t)b;
+    const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(terms));
+    const int16x8_t high = vmull_high_s8(a, terms);
+    return (Fours)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+  }
+};
+
+}  // namespace FASTLSTM_ISA
+}  // namespace fastlstm

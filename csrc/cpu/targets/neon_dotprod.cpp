@@ -1,0 +1,35 @@
+// int8 by the dot product instructions of arm64 (FEAT_DotProd).
+#if defined(__aarch64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("+dotprod")
+#endif
+#define FASTLSTM_ISA neon_dotprod
+#define FASTLSTM_VECTOR_BYTES 16
+#include "cpu/targets/neon.h"
+//
+#include "cpu/products/tiles_int8.h"
+
+namespace fastlstm {
+namespace neon_dotprod {
+
+struct SignedDotProduct {
+  static constexpr int32_t excess = 0;
+  using Row = int8x16_t;
+  FASTLSTM_INLINE static Row row(int32_t fours) { return (Row)vdupq_n_s32(fours); }
+  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+    return (Fours)vdotq_s32((int32x4_t)sum, a, (int8x16_t)b);
+  }
+};
+
+extern const Product<int8> int8_weights;
+const Product<int8> int8_weights =
+    int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
+
+}  // namespace neon_dotprod
+}  // namespace fastlstm
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

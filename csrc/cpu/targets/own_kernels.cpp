@@ -1,0 +1,96 @@
+// Which of our kernels this processor gets. No torch, so that they can be tested without it.
+#include <cstring>
+
+#include "cpu/targets/kernels.h"
+
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace fastlstm {
+
+#if defined(__x86_64__)
+namespace baseline {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx_vnni {
+extern const Product<int8> int8_weights;
+}
+namespace avx512_vnni {
+extern const Product<int8> int8_weights;
+}
+namespace avx512_bf16 {
+extern const Product<bfloat16> product;
+extern const Cell<bfloat16> cell;
+}  // namespace avx512_bf16
+
+KernelTable own_kernels(const char* capability) {
+  if (std::strncmp(capability, "AVX512", 6) == 0) {
+    KernelTable table = avx512::table;
+    if (__builtin_cpu_supports("avx512vnni")) table.int8_weights = &avx512_vnni::int8_weights;
+    if (__builtin_cpu_supports("avx512bf16")) {
+      table.BFloat16.product = table.bfloat16_weights = &avx512_bf16::product;
+      table.BFloat16.cell = &avx512_bf16::cell;
+    }
+    return table;
+  }
+  if (std::strcmp(capability, "AVX2") == 0) {
+    KernelTable table = avx2::table;
+    if (__builtin_cpu_supports("avxvnni")) table.int8_weights = &avx_vnni::int8_weights;
+    return table;
+  }
+  return baseline::table;
+}
+
+#elif defined(__aarch64__)
+namespace neon {
+extern const KernelTable table;
+}
+namespace neon_dotprod {
+extern const Product<int8> int8_weights;
+}
+namespace neon_bf16 {
+extern const Product<bfloat16> product;
+extern const Cell<bfloat16> cell;
+}  // namespace neon_bf16
+
+#if defined(__APPLE__)
+static bool has(const char* feature) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+static bool has_dot_product() { return has("hw.optional.arm.FEAT_DotProd"); }
+static bool has_bfloat16() { return has("hw.optional.arm.FEAT_BF16"); }
+#else
+// HWCAP_ASIMDDP and HWCAP2_BF16 of Linux, whose older headers do not name them.
+static bool has_dot_product() { return getauxval(AT_HWCAP) >> 20 & 1; }
+static bool has_bfloat16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
+#endif
+
+KernelTable own_kernels(const char*) {
+  KernelTable table = neon::table;
+  if (has_dot_product()) table.int8_weights = &neon_dotprod::int8_weights;
+  if (has_bfloat16()) {
+    table.BFloat16.product = table.bfloat16_weights = &neon_bf16::product;
+    table.BFloat16.cell = &neon_bf16::cell;
+  }
+  return table;
+}
+
+#else
+namespace baseline {
+extern const KernelTable table;
+}
+KernelTable own_kernels(const char*) { return baseline::table; }
+#endif
+
+}  // namespace fastlstm

@@ -1,0 +1,278 @@
+// The cells of both engines against the oracle: a walk in plain loops stands in for the ones of
+// csrc/cpu/walk and csrc/stepwise.
+#include <cmath>
+
+#include "../simt/harness.h"
+#include "../simt/oracle.h"
+#include "targets.h"
+
+namespace {
+
+using namespace fastlstm;
+using testing::check;
+using testing::check_close;
+using testing::converted;
+using testing::from_double;
+using testing::roundoff;
+using testing::to_double;
+using testing::unwritten;
+
+struct Shape {
+  int64_t T, B, H;
+  bool masks, zoneout_h, zoneout_c;
+};
+
+template <typename T>
+oracle::Problem problem_of(const Shape& shape, unsigned seed) {
+  const int64_t values = shape.T * shape.B * shape.H;
+  auto problem = oracle::random_problem(shape.T, shape.B, shape.H, seed,
+                                        [](double x) { return to_double(from_double<T>(x)); });
+  std::mt19937 random(seed);
+  for (int64_t i = 0; i < shape.T * shape.B; ++i) problem.reset.push_back(random() % 4 == 0);
+  if (shape.masks) problem.h_mask = oracle::random_shares(shape.B * shape.H, seed);
+  if (shape.zoneout_h) problem.zoneout_h = oracle::random_shares(values, seed + 1);
+  if (shape.zoneout_c) problem.zoneout_c = oracle::random_shares(values, seed + 2);
+  return problem;
+}
+
+// The tiled engine: products of the table with W_hh, and its cells behind them.
+template <typename T>
+class Walk {
+  using A = State_t<T>;
+
+ public:
+  Walk(const Kernels<T>& kernels, const Shape& shape, unsigned seed)
+      : product_(*kernels.product),
+        cell_(*kernels.cell),
+        steps_(shape.T),
+        B_(shape.B),
+        H_(shape.H),
+        problem_(problem_of<T>(shape, seed)),
+        w_hh_(converted<T>(problem_.w_hh)),
+        h_mask_(converted<T>(problem_.h_mask)),
+        zoneout_h_(converted<T>(problem_.zoneout_h)),
+        zoneout_c_(converted<T>(problem_.zoneout_c)),
+        zeros_(4 * H_, T()),
+        state_zeros_(H_, A()),
+        output_(unwritten<T>(steps_ * B_ * H_)),
+        gates_(unwritten<T>(steps_ * B_ * 4 * H_)),
+        d_gates_(gates_),
+        cells_(unwritten<A>(steps_ * B_ * H_)) {}
+
+  void run() {
+    const oracle::Solution solution = oracle::solve(problem_);
+    forward();
+    check_close(output_, solution.output, roundoff<T>(), 16, "output");
+    check_close(gates_, solution.gates, roundoff<T>(), 16, "gates");
+    check_close(cells_, solution.cells, roundoff<T>(), 16, "cells");
+    const std::vector<A> d_c_0 = backward();
+    check_close(d_gates_, solution.d_gates, roundoff<T>(), 32, "d_gates");
+    check_close(d_c_0, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
+  }
+
+ private:
+  bool resets(int64_t t, int64_t b) const { return problem_.resets(t, b); }
+  const T* zoneout_at(const std::vector<T>& zoneout, int64_t row) const {
+    return zoneout.empty() ? nullptr : &zoneout[row * H_];
+  }
+
+  // sums[B][N in whole vectors] = rows times columns [first, first + N) of a matrix.
+  std::vector<A> multiply(const std::vector<const T*>& rows, const MatrixRows<T>& matrix, int64_t K,
+                          int64_t first, int64_t N) const {
+    const int64_t lanes = product_.lanes, vectors = (N + lanes - 1) / lanes;
+    std::vector<A> sums(B_ * vectors * lanes);
+    for (int64_t v = 0; v < vectors; v += product_.vectors) {
+      const int64_t some = std::min<int64_t>(product_.vectors, vectors - v), width = some * lanes;
+      std::vector<T> panel((K + K % product_.together) * width);
+      product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), some},
+                    panel.data());
+      std::vector<A*> to;
+      for (int64_t b = 0; b < B_; ++b) to.push_back(&sums[(b * vectors + v) * lanes]);
+      product_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, some}, to.data(), false});
+    }
+    return sums;
+  }
+
+  void forward() {
+    const auto x_gates = converted<A>(problem_.x_gates);
+    const auto h_0 = converted<T>(problem_.h_0);
+    const auto c_0 = converted<A>(problem_.c_0);
+    for (int64_t t = 0; t < steps_; ++t) {
+      std::vector<T> masked(B_ * H_);
+      std::vector<const T*> h_prev;
+      std::vector<ForwardRow<T>> rows;
+      for (int64_t b = 0; b < B_; ++b) {
+        const int64_t row = t * B_ + b;
+        const T* h = t ? &output_[(row - B_) * H_] : &h_0[b * H_];
+        const A* c = t ? &cells_[(row - B_) * H_] : &c_0[b * H_];
+        if (resets(t, b)) h = zeros_.data(), c = state_zeros_.data();
+        for (int64_t j = 0; j < H_; ++j)
+          masked[b * H_ + j] = from_double<T>(problem_.mask(b * H_ + j) * to_double(h[j]));
+        h_prev.push_back(&masked[b * H_]);
+        rows.push_back({&x_gates[row * 4 * H_], &gates_[row * 4 * H_], c, &cells_[row * H_],
+                        &output_[row * H_], zoneout_at(zoneout_h_, row),
+                        zoneout_at(zoneout_c_, row), h});
+      }
+      const int64_t lanes = product_.lanes;
+      for (int64_t unit = 0; unit < H_; unit += lanes) {
+        std::vector<const T*> columns;  // of a panel: the gates of a vector of units
+        for (int64_t gate = 0; gate < 4; ++gate)
+          for (int64_t u = unit; u < unit + lanes; ++u)
+            columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
+        const Units units{unit, std::min(lanes, H_ - unit), H_};
+        cell_.prefetch_forward(rows.data(), B_, units);
+        const auto sums = multiply(h_prev, {columns.data(), true}, H_, 0, 4 * lanes);
+        cell_.forward(rows.data(), B_, sums.data(), 4 * lanes, units);
+      }
+    }
+  }
+
+  std::vector<A> backward() {
+    const auto d_output = converted<T>(problem_.d_output), d_h_n = converted<T>(problem_.d_h_n);
+    const auto c_0 = converted<A>(problem_.c_0), d_cells = converted<A>(problem_.d_cells);
+    auto dc = converted<A>(problem_.d_c_n);
+    std::vector<A> kept_dh(B_ * H_, A());
+    std::vector<const T*> w_rows;
+    for (int64_t r = 0; r < 4 * H_; ++r) w_rows.push_back(&w_hh_[r * H_]);
+    for (int64_t t = steps_; t-- > 0;) {
+      const bool last = t == steps_ - 1;
+      std::vector<const T*> d_gates_next;
+      std::vector<BackwardRow<T>> rows;
+      for (int64_t b = 0; b < B_; ++b) {
+        const int64_t row = t * B_ + b, state = b * H_;
+        const A* c_prev = t ? &cells_[(row - B_) * H_] : &c_0[state];
+        const bool ends = last || resets(t + 1, b);
+        d_gates_next.push_back(ends ? zeros_.data() : &d_gates_[(row + B_) * 4 * H_]);
+        rows.push_back(
+            {&d_output[row * H_], last ? &d_h_n[state] : zeros_.data(), &d_cells[row * H_],
+             &gates_[row * 4 * H_], &cells_[row * H_], resets(t, b) ? state_zeros_.data() : c_prev,
+             &dc[state], &d_gates_[row * 4 * H_], resets(t, b),
+             h_mask_.empty() ? nullptr : &h_mask_[state], zoneout_at(zoneout_h_, row),
+             zoneout_at(zoneout_c_, row), zoneout_h_.empty() ? nullptr : &kept_dh[state]});
+      }
+      const int64_t widest = product_.vectors * product_.panels * product_.lanes;
+      for (int64_t unit = 0; unit < H_; unit += widest) {
+        const Units units{unit, std::min(widest, H_ - unit), H_};
+        cell_.prefetch_backward(rows.data(), B_, units);
+        const auto sums = multiply(d_gates_next, {w_rows.data(), false}, 4 * H_, unit, units.count);
+        cell_.backward(rows.data(), B_, sums.data(), sums.size() / B_, units);
+      }
+    }
+    return dc;
+  }
+
+  const Product<T>& product_;
+  const Cell<T>& cell_;
+  int64_t steps_, B_, H_;
+  oracle::Problem problem_;
+  std::vector<T> w_hh_, h_mask_, zoneout_h_, zoneout_c_, zeros_;
+  std::vector<A> state_zeros_;
+  std::vector<T> output_, gates_, d_gates_;
+  std::vector<A> cells_;
+};
+
+// A NaN stays one, and an infinity shuts or opens a gate.
+template <typename T>
+void check_special(const Kernels<T>& kernels) {
+  using A = State_t<T>;
+  const int64_t H = kernels.product->lanes;
+  for (const double x : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    const std::vector<A> x_gates(4 * H, from_double<A>(x)), c_prev(H, A(0.5)), sums(4 * H, A(1));
+    std::vector<A> c(H);
+    std::vector<T> gates(4 * H), h(H);
+    const ForwardRow<T> row{x_gates.data(), gates.data(), c_prev.data(), c.data(), h.data()};
+    kernels.cell->forward(&row, 1, sums.data(), 4 * H, {0, H, H});
+    for (int64_t u = 0; u < H; ++u)
+      if (std::isnan(x))
+        check(std::isnan(c[u]) && std::isnan(to_double(h[u])), "c and h of NaN: ", c[u], ", ",
+              to_double(h[u]));
+      else
+        check(c[u] == (x > 0 ? 1.5 : 0) && to_double(gates[2 * H + u]) == (x > 0 ? 1 : -1),
+              "c and g of ", x, ": ", c[u], ", ", to_double(gates[2 * H + u]));
+  }
+}
+
+// The stepwise engine: its products are ATen's, so that one step tells all.
+template <typename T, typename A>
+void check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned seed) {
+  const int64_t B = shape.B, H = shape.H;
+  auto problem = problem_of<T>(shape, seed);
+  const auto x_gates = converted<T>(problem.x_gates), h_0 = converted<T>(problem.h_0);
+  const auto c_0 = converted<A>(problem.c_0);
+  problem.w_hh.assign(4 * H * H, 0);  // products of zeros, whose gradient is left to ATen
+  const oracle::Solution solution = oracle::solve(problem);
+  const std::vector<T> h_gates(B * 4 * H, T());
+  const auto zoneout_h = converted<T>(problem.zoneout_h),
+             zoneout_c = converted<T>(problem.zoneout_c);
+  const Step common{0, B, H, 0, false, nullptr, reinterpret_cast<bool*>(problem.reset.data())};
+  Zoneout<T> zoneout;
+  if (shape.zoneout_h) zoneout = {zoneout_h.data(), zoneout_c.data(), H, H};
+
+  auto h = h_0, output = unwritten<T>(B * H), gates = unwritten<T>(B * 4 * H);
+  auto c = c_0, cells = unwritten<A>(B * H);
+  StepForward<T, A> to;
+  static_cast<Step&>(to) = common;
+  to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
+  to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
+  to.x_gates_stride = to.h_gates_stride = to.gates_stride = 4 * H, to.zoneout = zoneout;
+  to.c_state_stride = to.cells_stride = to.h_state_stride = to.output_stride = H;
+  for (int64_t b = 0; b < B; ++b) kernels.forward(to, b, 0, H);
+  check_close(output, solution.output, roundoff<T>(), 16, "output");
+  check_close(h, solution.h_n, roundoff<T>(), 16, "h");
+  check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
+  check_close(cells, solution.cells, roundoff<T>(), 16, "cells");
+
+  const auto d_output = converted<T>(problem.d_output);
+  const auto d_cells = converted<A>(problem.d_cells);
+  auto dh = converted<T>(problem.d_h_n), d_gates = unwritten<T>(B * 4 * H);
+  auto dc = converted<A>(problem.d_c_n);
+  StepBackward<T, A> back;
+  static_cast<Step&>(back) = common;
+  back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
+  back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
+  back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
+  back.gates_stride = back.d_gates_stride = 4 * H, back.zoneout = zoneout;
+  back.cells_stride = back.prev_cells_stride = back.c_0_stride = back.d_output_stride = H;
+  back.d_cells_stride = back.dh_state_stride = back.dc_state_stride = H;
+  for (int64_t b = 0; b < B; ++b) kernels.backward(back, b, 0, H);
+  check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
+  check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
+  check_close(dc, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
+}
+
+template <typename T>
+void add_cases(const char* target, const Kernels<T>& kernels) {
+  const std::string dtype = std::string("/") + testing::name_of<T>() + "/";
+  const auto row = kernels.row;
+  testing::Case(target + dtype + "a step of the stepwise engine", [row] {
+    unsigned seed = 0;
+    for (const int64_t H : {1, 3, 4, 16, 37})
+      for (const bool zoneout : {false, true})
+        check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
+  });
+  if (!kernels.cell) return;
+  const std::string tiled = testing::target_of(*kernels.product, target) + dtype;
+  testing::Case(tiled + "cells", [kernels] {
+    unsigned seed = 0;
+    for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
+      for (const int options : {0, 1, 2, 4, 7})
+        Walk<T>(
+            kernels,
+            {4, int64_t(1 + H % 7), H, options % 2 == 1, options / 2 % 2 == 1, options / 4 == 1},
+            ++seed)
+            .run();
+  });
+  testing::Case(tiled + "NaN and infinity", [kernels] { check_special(kernels); });
+}
+
+const bool added = [] {
+  for (const KernelTable& table : testing::tables()) {
+    add_cases<float>(table.target, table.Float);
+    add_cases<double>(table.target, table.Double);
+    add_cases<bfloat16>(table.target, table.BFloat16);
+    add_cases<float16>(table.target, table.Half);
+  }
+  return true;
+}();
+
+}  // namespace

@@ -1,0 +1,445 @@
+// Products, packing and what belongs to them, against plain loops in float64.
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "../simt/harness.h"
+#include "targets.h"
+
+namespace {
+
+using namespace fastlstm;
+using testing::check;
+using testing::from_double;
+using testing::roundoff;
+using testing::to_double;
+
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  int64_t between(int64_t first, int64_t last) {
+    return first + int64_t(engine_() % (last - first + 1));
+  }
+  bool coin() { return engine_() % 2; }
+  // A few terms, or around the lengths at which a sum or a loop is cut.
+  int64_t terms() {
+    const int64_t around[] = {1, 8, 32, 64, 256, 512};
+    const int64_t length = around[between(0, 5)];
+    return std::max<int64_t>(1, length + between(-5, 5));
+  }
+  template <typename T>
+  T number() {
+    return from_double<T>(normal_(engine_));
+  }
+
+ private:
+  std::mt19937 engine_;
+  std::normal_distribution<double> normal_;
+};
+
+template <typename T>
+struct Matrix {
+  Matrix(int64_t rows, int64_t columns, T value = T()) : of_row(rows) {
+    for (auto& row : of_row) row.assign(columns, value), pointers.push_back(row.data());
+  }
+  Matrix(int64_t rows, int64_t columns, Random& random) : Matrix(rows, columns) {
+    for (auto& row : of_row)
+      for (T& x : row) x = random.number<T>();
+  }
+  Matrix(const Matrix&) = delete;
+  const T* const* at() const { return pointers.data(); }
+  std::vector<std::vector<T>> of_row;
+  std::vector<T*> pointers;
+};
+
+template <typename T>
+bool same_bits(const T& x, const T& y) {
+  return std::memcmp(&x, &y, sizeof x) == 0;
+}
+template <typename T>
+void check_same(const Matrix<T>& actual, const Matrix<T>& expected, const std::string& what) {
+  for (size_t r = 0; r < expected.of_row.size(); ++r)
+    for (size_t n = 0; n < expected.of_row[r].size(); ++n)
+      check(same_bits(actual.of_row[r][n], expected.of_row[r][n]), what, ": row ", r, ", column ",
+            n, ": ", to_double(actual.of_row[r][n]), ", expected ",
+            to_double(expected.of_row[r][n]));
+}
+
+// A packed matrix of N columns.
+template <typename T>
+struct Panels {
+  struct Panel {
+    PanelShape shape;
+    int64_t offset;
+  };
+  std::vector<Panel> panels;
+  std::vector<T> data;
+
+  Panels(const Product<T>& product, const MatrixRows<T>& matrix, int64_t k_begin, int64_t K,
+         int64_t N) {
+    const int64_t of_column =
+        product.header + (K + product.together - 1) / product.together * product.together;
+    int64_t size = 0;
+    for (int64_t column = 0; column < N;) {
+      const int64_t left = (N - column + product.lanes - 1) / product.lanes;
+      const int64_t vectors = std::min<int64_t>(left, product.vectors);
+      const int64_t width = vectors * product.lanes;
+      panels.push_back({{column, std::min(N - column, width), vectors}, size});
+      column += width, size += width * of_column;
+    }
+    data = testing::unwritten<T>(size);
+    for (const auto& [shape, offset] : panels)
+      product.pack(matrix, k_begin, K, shape,
+                   &data[offset] + shape.vectors * product.lanes * product.header);
+  }
+
+  // Of `product` with the first panel of some: for the others too, as many as it takes together.
+  template <typename P>
+  size_t take(P& product, size_t first, int64_t most) const {
+    size_t end = first + 1;
+    while (end < panels.size() && int64_t(end - first) < most &&
+           panels[end].shape.vectors == product.shape.vectors) {
+      product.shape.columns += panels[end].shape.columns;
+      product.panels += 1, product.panel_stride = panels[first + 1].offset - panels[first].offset;
+      ++end;
+    }
+    return end;
+  }
+};
+
+enum class Before { kNothing, kBias, kSums };
+
+template <typename T>
+struct Problem {
+  using A = State_t<T>;
+  const Product<T>& product;
+  Random random;
+  int64_t rows, k_begin, K, N;
+  bool transposed;
+  Before before;
+  Matrix<T> a, b;
+  Matrix<A> bias, sums;  // one row; what is accumulated to
+  Panels<T> packed;
+
+  Problem(const Product<T>& product, unsigned seed)
+      : product(product),
+        random(seed),
+        rows(random.between(1, 2 * product.rows + 1)),
+        k_begin(random.between(0, 3)),
+        K(random.terms()),
+        N(random.between(1, 9 * product.lanes + 1)),
+        transposed(random.coin()),
+        before(Before(random.between(0, 2))),
+        a(rows, k_begin + K, random),
+        b(transposed ? N : k_begin + K, transposed ? k_begin + K : N, random),
+        bias(1, N, random),
+        sums(rows, N, random),
+        packed(product, {b.at(), transposed}, k_begin, K, N) {}
+
+  template <typename C>
+  PanelProduct<T, C> panel_product(size_t panel, int64_t first, int64_t count, C* const* c,
+                                   Before before) const {
+    const auto& [shape, offset] = packed.panels[panel];
+    return {a.at() + first,
+            count,
+            k_begin,
+            K,
+            &packed.data[offset],
+            shape,
+            c + first,
+            before == Before::kSums,
+            before == Before::kBias ? bias.at()[0] : nullptr};
+  }
+  // run(product) for `step` rows and for `together` panels at a time.
+  template <typename C, typename Run>
+  void multiply(Matrix<C>& c, int64_t step, int64_t together, const Run& run) const {
+    for (int64_t first = 0; first < rows; first += step)
+      for (size_t p = 0; p < packed.panels.size();) {
+        const int64_t count = std::min(step, rows - first);
+        auto some = panel_product<C>(p, first, count, c.pointers.data(), before);
+        p = packed.take(some, p, together);
+        run(some);
+      }
+  }
+  // To which products are added or written.
+  template <typename C>
+  void fill(Matrix<C>& c) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < N; ++n)
+        c.of_row[r][n] =
+            from_double<C>(before == Before::kSums ? to_double(sums.of_row[r][n]) : NAN);
+  }
+  std::string text() const {
+    return testing::text(rows, " rows, terms [", k_begin, ", ", k_begin + K, "), ", N,
+                         " columns, transposed ", transposed, ", before ", int(before));
+  }
+
+  void check_sums(const Matrix<A>& c) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < N; ++n) {
+        double sum = 0, size = 0;
+        if (before != Before::kNothing)
+          sum = to_double(before == Before::kBias ? bias.of_row[0][n] : sums.of_row[r][n]);
+        size = std::fabs(sum);
+        for (int64_t k = k_begin; k < k_begin + K; ++k) {
+          const double term =
+              to_double(a.of_row[r][k]) * to_double(transposed ? b.of_row[n][k] : b.of_row[k][n]);
+          sum += term, size += std::fabs(term);
+        }
+        const double error = std::fabs(to_double(c.of_row[r][n]) - sum);
+        check(error <= (2 + std::sqrt(double(K))) * roundoff<A>() * size, this->text(), ": row ", r,
+              ", column ", n, ": ", to_double(c.of_row[r][n]), ", expected ", sum);
+      }
+  }
+
+  // Whichever way and however many rows together: the same bits.
+  void run() const {
+    Matrix<A> c(rows, N), other(rows, N);
+    fill(c);
+    multiply(c, rows, 1, product.multiply);
+    check_sums(c);
+
+    fill(other);
+    multiply(other, 1, product.panels, product.multiply);
+    check_same(other, c, text() + ": row by row");
+
+    fill(other);
+    const void* const fetched[] = {a.at()[0]};
+    Prefetch prefetch{fetched, 1, 0, 4, 1};
+    multiply(other, rows, product.panels,
+             [&](const auto& p) { product.multiply_and_fetch(p, &prefetch); });
+    check_same(other, c, text() + ": and fetch");
+
+    fill(other);
+    put_rows(other, product.put_rows);
+    check_same(other, c, text() + ": put rows");
+
+    Matrix<T> rounded(rows, N), expected(rows, N);
+    fill(rounded);
+    multiply(rounded, rows, product.panels, product.multiply_rounded);
+    fill(expected);
+    put_rows(expected, product.put_rows_rounded);
+    check_same(rounded, expected, text() + ": rounded");
+    if (before != Before::kSums) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t n = 0; n < N; ++n)
+          expected.of_row[r][n] = from_double<T>(to_double(c.of_row[r][n]));
+      check_same(rounded, expected, text() + ": rounded once");
+    }
+    if (transposed) check_unpacked(c);
+  }
+
+  // The sums alone, in a buffer of whole vectors, then to where they belong.
+  template <typename C, typename Put>
+  void put_rows(Matrix<C>& c, const Put& put) const {
+    for (size_t p = 0; p < packed.panels.size(); ++p) {
+      const int64_t width = packed.panels[p].shape.vectors * product.lanes;
+      std::vector<A> buffer(rows * width);
+      auto alone = panel_product<A>(p, 0, rows, nullptr, Before::kNothing);
+      std::vector<A*> to;
+      for (int64_t r = 0; r < rows; ++r) to.push_back(buffer.data() + r * width);
+      alone.c = to.data(), alone.shape.first_column = 0, alone.shape.columns = width;
+      product.multiply(alone);
+      put(panel_product<C>(p, 0, rows, c.pointers.data(), before), buffer.data(), width);
+    }
+  }
+
+  void check_unpacked(const Matrix<A>& expected) const {
+    const int64_t lanes = product.lanes;
+    for (int64_t n = 0; n + lanes <= N; n += lanes) {
+      Matrix<A> c(rows, N);
+      fill(c);
+      std::vector<A*> to;
+      for (int64_t r = 0; r < rows; ++r) to.push_back(c.pointers[r] + n);
+      product.multiply_unpacked({a.at(), rows, k_begin, K, b.at() + n, b.at()[n], to.data(),
+                                 before == Before::kSums,
+                                 before == Before::kBias ? bias.at()[0] + n : nullptr});
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t l = n; l < n + lanes; ++l)
+          check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
+                ", column ", l);
+    }
+  }
+};
+
+template <typename T>
+void check_transpose(const Product<T>& product, unsigned seed) {
+  Random random(seed);
+  const int64_t rows = random.between(1, 70), columns = random.between(1, 150);
+  const int64_t begin = random.between(0, columns), end = random.between(begin, columns);
+  const Matrix<T> from(rows, columns, random);
+  std::vector<T> to(rows * (end - begin));
+  product.transpose(from.at(), rows, begin, end, to.data());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t m = begin; m < end; ++m)
+      check(same_bits(to[(m - begin) * rows + r], from.of_row[r][m]), "transposed [", rows, ", ",
+            columns, "]: row ", r, ", column ", m);
+}
+
+template <typename T>
+void check_sum_rows(const Product<T>& product, unsigned seed) {
+  using A = State_t<T>;
+  Random random(seed);
+  const int64_t rows = random.between(1, 5), K = random.terms();
+  const bool accumulate = random.coin();
+  const Matrix<T> matrix(rows, K, random);
+  std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
+  product.sum_rows(matrix.at(), rows, K, sums.data(), accumulate);
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = accumulate ? 0.5 : 0, size = sum;
+    for (T x : matrix.of_row[r]) sum += to_double(x), size += std::fabs(to_double(x));
+    check(std::fabs(sums[r] - sum) <= (2 + std::sqrt(double(K))) * roundoff<A>() * size,
+          "sum of row ", r, " of ", K, " terms: ", sums[r], ", expected ", sum);
+  }
+}
+
+void check_encoded(const Product<bfloat16>& product, unsigned seed) {
+  Random random(seed);
+  const int64_t K = random.terms();
+  const Matrix<float> row(1, K, random);
+  std::vector<bfloat16> encoded(product.encoded_size(K));
+  product.encode(row.at()[0], K, encoded.data());
+  for (size_t k = 0; k < encoded.size(); ++k)
+    check(encoded[k].bits == bfloat16(k < size_t(K) ? row.of_row[0][k] : 0.0f).bits, "encoded ", k,
+          " of ", K);
+}
+
+// int8: rows of a layer, encoded, with weights that are whole numbers times a scale of the column.
+struct Int8Problem {
+  const Product<int8>& product;
+  Random random;
+  int64_t rows, K, N;
+  Matrix<float> row, scales;  // [rows,K] and [1,N]
+  Matrix<int8> weights, encoded;
+
+  Int8Problem(const Product<int8>& product, unsigned seed)
+      : product(product),
+        random(seed),
+        rows(random.between(1, 2 * product.rows + 1)),
+        K(random.terms()),
+        N(random.between(1, 9 * product.lanes + 1)),
+        row(rows, K, random),
+        scales(1, N, random),
+        weights(N, K),
+        encoded(rows, product.encoded_size(K)) {
+    for (auto& column : weights.of_row)
+      for (int8& w : column) w.value = random.between(-127, 127);
+  }
+
+  float scale_of(int64_t r) const {
+    float scale;
+    std::memcpy(&scale, encoded.at()[r], sizeof scale);
+    return scale;
+  }
+  int term(int64_t r, int64_t k) const { return encoded.of_row[r][kInt8RowHeader + k].value; }
+
+  void encode() {
+    for (int64_t r = 0; r < rows; ++r) {
+      product.encode(row.at()[r], K, encoded.pointers[r]);
+      const float scale = scale_of(r);
+      int largest = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        largest = std::max(largest, std::abs(term(r, k)));
+        check(std::fabs(term(r, k) * scale - row.of_row[r][k]) <= 0.5001f * scale, "encoded ", k,
+              " of ", K, ": ", term(r, k), " times ", scale, ", expected ", row.of_row[r][k]);
+      }
+      check(largest == 127, "the largest element is ", largest, ", expected 127");
+    }
+  }
+
+  Panels<int8> pack() const {
+    Panels<int8> packed(product, {weights.at(), true}, 0, K, N);
+    for (const auto& [shape, offset] : packed.panels) {
+      const int64_t width = shape.vectors * product.lanes;
+      auto* const scale = reinterpret_cast<float*>(&packed.data[offset]);
+      auto* const sum = reinterpret_cast<int32_t*>(scale + width);
+      for (int64_t n = 0; n < width; ++n) {
+        const bool inside = n < shape.columns;
+        scale[n] = inside ? scales.of_row[0][shape.first_column + n] : 0;
+        sum[n] = 0;
+        for (int64_t k = 0; inside && k < K; ++k)
+          sum[n] += weights.of_row[shape.first_column + n][k].value;
+      }
+    }
+    return packed;
+  }
+
+  void multiply(const Panels<int8>& packed, int64_t step, int64_t together,
+                Matrix<float>& c) const {
+    for (int64_t first = 0; first < rows; first += step)
+      for (size_t p = 0; p < packed.panels.size();) {
+        PanelProduct<int8, float> some{};
+        some.a = encoded.at() + first, some.rows = std::min(step, rows - first), some.K = K;
+        some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
+        some.c = c.pointers.data() + first, some.accumulate = true;
+        p = packed.take(some, p, together);
+        product.multiply(some);
+      }
+  }
+
+  void run() {
+    encode();
+    const Panels<int8> packed = pack();
+    Matrix<float> c(rows, N, 0.25f), alone(rows, N, 0.25f);
+    multiply(packed, rows, 1, c);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < N; ++n) {
+        int64_t sum = 0;  // exact
+        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k].value;
+        const double product = double(sum) * scale_of(r) * scales.of_row[0][n];
+        check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
+                  4 * roundoff<float>() * (0.25 + std::fabs(product)),
+              rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
+              c.of_row[r][n], ", expected ", 0.25 + product);
+      }
+    multiply(packed, 1, product.panels, alone);
+    check_same(alone, c, "row by row");
+  }
+};
+
+void check_encoded_nan(const Product<int8>& product) {
+  for (const float x : {NAN, INFINITY, -INFINITY}) {
+    std::vector<float> row(37, 1.0f);
+    row[31] = x;
+    std::vector<int8> encoded(product.encoded_size(37));
+    product.encode(row.data(), 37, encoded.data());
+    float scale;
+    std::memcpy(&scale, encoded.data(), sizeof scale);
+    check(std::isnan(scale), "the scale of a row with ", x, " is ", scale, ", expected NaN");
+  }
+}
+
+constexpr unsigned kSeeds = 60;
+
+template <typename Body>
+void add(const std::string& name, const Body& body) {
+  testing::Case(name, [body] {
+    for (unsigned seed = 1; seed <= kSeeds; ++seed) body(seed);
+  });
+}
+
+template <typename T>
+void add_cases(const std::string& prefix, const Product<T>& product) {
+  add(prefix + "products", [&](unsigned seed) { Problem<T>(product, seed).run(); });
+  add(prefix + "transpose", [&](unsigned seed) { check_transpose(product, seed); });
+  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows(product, seed); });
+}
+
+const bool added = [] {
+  for (const KernelTable& table : testing::tables()) {
+    const std::string target = table.target;
+    add_cases(target + "/float32/", *table.Float.product);
+    add_cases(target + "/float64/", *table.Double.product);
+    const auto& pairs = *table.bfloat16_weights;
+    const std::string bf16 = testing::target_of(pairs, table.target) + "/bfloat16/";
+    add_cases(bf16, pairs);
+    add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
+    const auto& whole = *table.int8_weights;
+    const std::string int8 = testing::target_of(whole, table.target) + "/int8/";
+    add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
+    testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
+  }
+  return true;
+}();
+
+}  // namespace
