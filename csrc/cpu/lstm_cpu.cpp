@@ -1,4 +1,5 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
+#include <ATen/Context.h>
 #include <torch/library.h>
 
 #include "cpu/cell/step.h"
@@ -60,6 +61,16 @@ bool has_product(const Layer& layer) {
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
 
+// Whether a float32 layer multiplies in bfloat16: torch.backends.mkldnn.rnn.fp32_precision =
+// "bf16", where the processor has such products. "tf32" is float32: three products of bfloat16 were
+// slower.
+bool multiplies_in_bfloat16(const Layer& layer) {
+  return layer.input.scalar_type() == at::kFloat && !layer.projects() &&
+         kernels<bfloat16>().product &&
+         at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
+             at::Float32Precision::BF16;
+}
+
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
   if (tiled && !has_product(layer)) {
@@ -68,6 +79,8 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.to(dtype)};
   }
+  if (tiled && multiplies_in_bfloat16(layer))
+    return tiled_forward<float, bfloat16>(layer, save_cells, save_gates);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
@@ -86,6 +99,8 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
     return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
             grad_weights};
   }
+  if (tiled && multiplies_in_bfloat16(layer))
+    return tiled_backward<float, bfloat16>(layer, saved, grads, request);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     if (tiled) return tiled_backward<T>(layer, saved, grads, request);

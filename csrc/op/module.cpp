@@ -25,6 +25,7 @@ py::dict build_info() {
   info["cuda"] = false;
 #endif
   info["cpu_capability"] = kernel_table().target;
+  info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
   return info;
 }
 

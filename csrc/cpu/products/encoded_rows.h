@@ -1,4 +1,4 @@
-// Rows of a layer in the form in which a product takes them.
+// Rows of a layer in the form in which a product takes them: rounded to bfloat16, or made int8.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -10,7 +10,13 @@
 
 namespace fastlstm {
 
-// Rows of T, K elements each, for a product of W: encoded into a buffer of `count` places.
+// A weight of T for products of W, which is T or bfloat16.
+template <typename T, typename W>
+at::Tensor encoded_weight(const at::Tensor& w) {
+  return (std::is_same_v<T, W> ? w : w.to(at::kBFloat16)).contiguous();
+}
+
+// Rows of T, K elements each, in a buffer of `count` places.
 template <typename T, typename W>
 class EncodedRows {
  public:

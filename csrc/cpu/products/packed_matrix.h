@@ -84,6 +84,16 @@ template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate);
 
+// Rows of T from those of a product of W: sums where T is the dtype of sums, else rounded.
+template <typename T, typename W>
+void multiply_into(const std::vector<const W*>& a, const PackedMatrix<W>& matrix,
+                   const std::vector<T*>& c, bool accumulate) {
+  if constexpr (std::is_same_v<T, State_t<W>>)
+    multiply<W>(a, matrix, c, accumulate, nullptr);
+  else
+    multiply_rounded<W>(a, matrix, c, accumulate);
+}
+
 // The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side
 // by side (input and previous hidden state), and, if not nullptr, sums[m] (+)= sum over r of
 // a[r][m] (the bias), so that `a` is read once.

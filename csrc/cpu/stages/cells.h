@@ -49,16 +49,16 @@ class CellsForward {
 };
 
 // The rows of one step of the walk back that one thread has.
-template <typename T>
+template <typename T, typename W = T>
 struct StepRows {
   explicit StepRows(int64_t most) : d_gates_next(most), d_h(most), cells(most) {}
-  std::vector<const T*> d_gates_next;  // of the step after, or `zeros` where none comes back
+  std::vector<const W*> d_gates_next;  // of the step after, or `zeros` where none comes back
   std::vector<T*> d_h;                 // with a projection, dL/dh_t in full
   std::vector<BackwardRow<T>> cells;
   int64_t count = 0;
 };
 
-template <typename T>
+template <typename T, typename W = T>
 class CellsBackward {
   using A = State_t<T>;
 
@@ -69,8 +69,8 @@ class CellsBackward {
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
-  void run(const PackedMatrix<T>& to_cells, const Range& panels, const T* const* from,
-           const BackwardRow<T>* rows, int64_t count, const T* zeros) {
+  void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
+           const BackwardRow<T>* rows, int64_t count, const W* zeros) {
     for (Range left = panels; left.begin < left.end;) {
       const auto group = to_cells.group(left);
       const Range some_panels{left.begin, left.begin + group.count};
@@ -91,10 +91,10 @@ class CellsBackward {
   static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
   int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
-  const Product<T>& product_ = *kernels<T>().product;
+  const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  PanelSums<T> sums_;
+  PanelSums<W> sums_;
 };
 
 }  // namespace fastlstm

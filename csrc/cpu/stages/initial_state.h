@@ -2,8 +2,10 @@
 // cells leave.)
 #pragma once
 #include <algorithm>
+#include <utility>
 #include <vector>
 
+#include "cpu/products/encoded_rows.h"
 #include "cpu/products/packed_matrix.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/zoneout.h"
@@ -17,12 +19,12 @@ class InitialStateGradient {
 
  public:
   // grad_h_0 [B,P]: of one direction; holds dL/dh_n of rows without a step.
-  InitialStateGradient(const DirectedRows& rows, const Tensor& grad_h_0)
-      : rows_(rows), size_(grad_h_0.size(1)), grad_h_0_(grad_h_0) {}
+  InitialStateGradient(const DirectedRows& rows, int64_t hidden_size, const Tensor& grad_h_0)
+      : rows_(rows), hidden_size_(hidden_size), size_(grad_h_0.size(1)), grad_h_0_(grad_h_0) {}
 
   // The rows that start in a chunk of the walk back.
-  template <typename GateGradientOf>
-  void add(const Range& chunk, const PackedMatrix<T>& w_hh, const GateGradientOf& d_gates_of) {
+  template <typename W, typename GateGradientOf>
+  void add(const Range& chunk, const PackedMatrix<W>& w_hh, const GateGradientOf& d_gates_of) {
     std::vector<const T*> through;
     std::vector<T*> into;
     for (int64_t row = 0; row < rows_.all().live(0); ++row) {
@@ -35,7 +37,8 @@ class InitialStateGradient {
         into.push_back(gradient(row));
       }
     }
-    multiply_rounded<T>(through, w_hh, into, false);
+    const EncodedRows<T, W> encoded(through.size(), 4 * hidden_size_);
+    multiply_into<T, W>(encoded.encode(std::move(through)), w_hh, into, false);
   }
 
   // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
@@ -56,7 +59,7 @@ class InitialStateGradient {
   }
 
   const DirectedRows& rows_;
-  int64_t size_;
+  int64_t hidden_size_, size_;
   Tensor grad_h_0_;
 };
 

@@ -11,26 +11,28 @@
 
 #include "cpu/products/thread_series.h"
 #include "cpu/stages/cells.h"
-#include "op/layer.h"
+#include "cpu/walk/packed_direction.h"
 
 namespace fastlstm {
 
-template <typename T>
+template <typename T, typename W>
 class GateRecomputation {
   using A = State_t<T>;
 
  public:
-  explicit GateRecomputation(const Direction& w)
-      : hidden_size_(w.w_ih.size(0) / 4),
-        w_ih_(pack_transposed<T>(w.w_ih.contiguous(), 1)),
-        w_hh_(pack_gates<T>(w.w_hh.contiguous())) {
-    const auto state = state_dtype(w.w_ih.scalar_type());
-    if (w.b_ih.defined()) bias_ = w.b_ih.to(state) + w.b_hh.to(state);
-  }
+  GateRecomputation(const Layer& layer, int64_t d, int64_t chunk_rows)
+      : hidden_size_(layer.hidden_size.expect_int()),
+        weights_(pack_direction<T, W>(layer, d, 1)),
+        encoded_x_(chunk_rows, layer.input_size.expect_int()),
+        encoded_h_(chunk_rows, layer.output_size.expect_int()) {}
 
   // Rows x [I] and h_prev [P] into rows of activated gates [4H].
   void forward(const std::vector<const T*>& x, const std::vector<const T*>& h_prev,
                const std::vector<T*>& gates, const T* zeros) const {
+    auto h_rows = encoded_h_.encode(h_prev);
+    const W* const encoded_zeros = encoded_h_.zeros(zeros);
+    for (size_t r = 0; r < h_prev.size(); ++r)
+      if (h_prev[r] == zeros) h_rows[r] = encoded_zeros;
     const int64_t rows = gates.size();
     Tensor sums;
     std::vector<A*> x_gates;
@@ -40,26 +42,28 @@ class GateRecomputation {
       sums = scratch<A>(rows * 4 * hidden_size_);
       x_gates = row_pointers(data<A>(sums), rows, 4 * hidden_size_);
     }
-    multiply<T>(x, w_ih_, x_gates, false, bias_.defined() ? const_data<A>(bias_) : nullptr);
+    multiply<W>(encoded_x_.encode(x), weights_.w_ih, x_gates, false,
+                weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
     constexpr int64_t kWorthAThread = 1 << 17;  // multiply-adds
     const int64_t grain = 1 + kWorthAThread / (4 * hidden_size_ * hidden_size_);
     at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-      const ThreadSeries<T> series;
+      const ThreadSeries<W> series;
       const std::vector<A> c_prev(hidden_size_, A(0));
       std::vector<A> c(hidden_size_);
       std::vector<T> h(hidden_size_);
       std::vector<ForwardRow<T>> cell_rows;
       for (int64_t r = first; r < last; ++r)
         cell_rows.push_back({x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
-      CellsForward<T> cells(hidden_size_);
-      cells.run(w_hh_, cells.tiles(0, 1), &h_prev[first], cell_rows.data(), last - first, zeros);
+      CellsForward<T, W> cells(hidden_size_);
+      cells.run(weights_.w_hh, cells.tiles(0, 1), &h_rows[first], cell_rows.data(), last - first,
+                encoded_zeros);
     });
   }
 
  private:
   int64_t hidden_size_;
-  PackedMatrix<T> w_ih_, w_hh_;
-  Tensor bias_;
+  PackedDirection<W> weights_;
+  EncodedRows<T, W> encoded_x_, encoded_h_;
 };
 
 }  // namespace fastlstm

@@ -1,34 +1,51 @@
 // The gradients of W_ih, W_hh and the biases: products of the gates' gradients with the input and
 // with h_{t-1} as W_hh saw it, summed over chunks of steps. (W_hr's is the projection's.)
 #pragma once
+#include <ATen/Parallel.h>
+
 #include <utility>
 #include <vector>
 
+#include "cpu/products/encoded_rows.h"
 #include "cpu/products/packed_matrix.h"
 #include "op/layer.h"
 
 namespace fastlstm {
 
-template <typename T>
+template <typename T, typename W>
 class WeightGradients {
   using A = State_t<T>;
 
  public:
-  explicit WeightGradients(const Layer& layer)
+  WeightGradients(const Layer& layer, int64_t chunk_rows)
       : sizes_(layer.sizes()),
+        encoded_d_gates_(chunk_rows, 4 * sizes_.hidden_size),
+        encoded_x_(chunk_rows, sizes_.input_size),
+        encoded_h_(chunk_rows, sizes_.output_size),
         w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, layer.state_options())),
         w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, layer.state_options())) {
     if (layer.has_bias()) bias_ = at::empty({4 * sizes_.hidden_size}, layer.state_options());
   }
 
-  // Rows of some steps, the first of all steps if not `accumulate`; h_prev may be fewer, if those
-  // of the others are zero.
-  void add(const std::vector<const T*>& d_gates, std::vector<const T*> x,
-           std::vector<const T*> h_prev, bool accumulate) {
-    multiply_transposed<T>(d_gates, 4 * sizes_.hidden_size,
-                           {{std::move(x), sizes_.input_size, data<A>(w_ih_)},
-                            {std::move(h_prev), sizes_.output_size, data<A>(w_hh_)}},
-                           bias_.defined() ? data<A>(bias_) : nullptr, accumulate);
+  // Rows of gradients as the products take them.
+  std::vector<const W*> encode(const std::vector<const T*>& d_gates) const {
+    return encoded_d_gates_.encode(d_gates);
+  }
+
+  // Rows of some steps, and `encoded` of them, the first of all steps if not `accumulate`; h_prev
+  // may be fewer, if those of the others are zero.
+  void add(const std::vector<const T*>& d_gates, std::vector<const W*> encoded,
+           std::vector<const T*> x, std::vector<const T*> h_prev, bool accumulate) {
+    auto x_rows = encoded_x_.encode(std::move(x)), h_rows = encoded_h_.encode(std::move(h_prev));
+    A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
+    if (bias && !std::is_same_v<T, W>) {
+      add_rows(d_gates, accumulate);  // in full
+      bias = nullptr;
+    }
+    multiply_transposed<W>(std::move(encoded), 4 * sizes_.hidden_size,
+                           {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
+                            {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
+                           bias, accumulate);
   }
 
   // W_ih, W_hh, and the biases' if there are biases.
@@ -39,7 +56,20 @@ class WeightGradients {
   }
 
  private:
+  void add_rows(const std::vector<const T*>& rows, bool accumulate) {
+    constexpr int64_t kColumns = 64;
+    A* const bias = data<A>(bias_);
+    at::parallel_for(0, bias_.numel(), kColumns, [&](int64_t begin, int64_t end) {
+      std::vector<A> sums(end - begin, A(0));
+      for (const T* row : rows)
+        for (int64_t n = begin; n < end; ++n) sums[n - begin] += A(row[n]);
+      for (int64_t n = begin; n < end; ++n)
+        bias[n] = accumulate ? bias[n] + sums[n - begin] : sums[n - begin];
+    });
+  }
+
   Sizes sizes_;
+  EncodedRows<T, W> encoded_d_gates_, encoded_x_, encoded_h_;
   Tensor w_ih_, w_hh_, bias_;
 };
 

@@ -23,8 +23,8 @@ namespace {
 
 Tensor contiguous(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
 
-// What both directions of a call share.
-template <typename T>
+// What both directions of a call share. Products are of W.
+template <typename T, typename W>
 struct BackwardCall {
   using A = State_t<T>;
 
@@ -46,7 +46,7 @@ struct BackwardCall {
         request(request),
         sizes(layer.sizes()),
         rows(layer),
-        grid(thread_grid<T>(rows, sizes.hidden_size)),
+        grid(thread_grid<W>(rows, sizes.hidden_size)),
         saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
         grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
         x(layer.input, rows),
@@ -82,7 +82,8 @@ struct BackwardCall {
 template <typename T>
 class GateGradients {
  public:
-  GateGradients(const BackwardCall<T>& call, const DirectedRows& rows)
+  template <typename Call>
+  GateGradients(const Call& call, const DirectedRows& rows)
       : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.chunk_steps + 1) {
     if (!call.request.per_row) {
       ring_ = scratch<T>(ring_steps_ * call.rows.batch() * width_);
@@ -106,30 +107,30 @@ class GateGradients {
   Tensor ring_, all_;
 };
 
-template <typename T>
+template <typename T, typename W>
 class BackwardWalk {
   using A = State_t<T>;
 
  public:
-  BackwardWalk(const BackwardCall<T>& call, int64_t d)
+  BackwardWalk(const BackwardCall<T, W>& call, int64_t d)
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(pack<T>(direction().w_hh.contiguous(), call.grid.unit_groups)),
+        w_hh_(pack<W>(encoded(direction().w_hh), call.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(call, directed_),
-        weights_(call.layer),
-        initial_state_(directed_, call.grad_h_0[d]),
+        weights_(call.layer, chunk_rows()),
+        initial_state_(directed_, hidden(), call.grad_h_0[d]),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
         dc_(data<A>(call.grad_c_0[d])) {
     zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
     if (call.saved.gates.defined())
       gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
     else
-      recomputation_.emplace(direction());
+      recomputation_.emplace(call.layer, d, chunk_rows());
     if (call.layer.projects()) {
       const Tensor gates =
           call.saved.gates.view({call.sizes.directions, flat_rows(), 4 * hidden()})[d];
@@ -137,7 +138,7 @@ class BackwardWalk {
       projection_.emplace(call.layer, directed_, d, call.grid, call.chunk_steps, gates, cells);
     }
     if (call.request.input) {
-      w_ih_.emplace(pack<T>(direction().w_ih.contiguous(), 1));
+      w_ih_.emplace(pack<W>(encoded(direction().w_ih), 1));
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.grid.threads());
@@ -154,14 +155,15 @@ class BackwardWalk {
       if (recomputation_) recomputation_->forward(x, h_prev, d_gates, zeros());
       walk_back(chunk);
       const std::vector<const T*> from(d_gates.begin(), d_gates.end());
+      const auto encoded = weights_.encode(from);
       if (w_ih_)
-        multiply_rounded<T>(
-            from, *w_ih_,
+        multiply_into<T, W>(
+            encoded, *w_ih_,
             rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }), d_ > 0);
       if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
       if (call_.request.per_row) continue;
       drop_zeros(h_prev, from);
-      weights_.add(from, std::move(x), std::move(h_prev), begin > 0);
+      weights_.add(from, encoded, std::move(x), std::move(h_prev), begin > 0);
       if (projection_) projection_->add(chunk);
     }
     if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
@@ -177,13 +179,18 @@ class BackwardWalk {
  private:
   // What a thread needs, allocated before the walk, as in forward.cpp.
   struct Room {
-    Room(int64_t batch, int64_t hidden_size) : step(batch), cells(hidden_size) {}
-    StepRows<T> step;
-    CellsBackward<T> cells;
+    Room(int64_t batch, int64_t hidden_size)
+        : step(batch), encoded(batch, 4 * hidden_size), cells(hidden_size) {}
+    StepRows<T, W> step;
+    EncodedRows<T, W> encoded;
+    CellsBackward<T, W> cells;
   };
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
+  // A weight [K,N] for products of W.
+  Tensor encoded(const Tensor& w) const { return encoded_weight<T, W>(w); }
   int64_t hidden() const { return call_.sizes.hidden_size; }
+  int64_t chunk_rows() const { return call_.chunk_steps * call_.rows.batch(); }
   int64_t flat_rows() const { return call_.sizes.flat_rows; }
   const T* zeros() const { return call_.zeros.values(); }
   Tensor rounded(const Tensor& gradient) const {
@@ -219,30 +226,36 @@ class BackwardWalk {
 
   void walk_back(const Range& chunk) {
     const int64_t phases = projection_ ? 2 : 1;
-    walk_steps<T>(call_.grid, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
-      StepRows<T>& step = members_[member.index].step;
-      find_rows(directed_.step_back(k), member, step);
+    walk_steps<W>(call_.grid, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
+      StepRows<T, W>& step = members_[member.index].step;
+      find_rows(directed_.step_back(k), member);
       if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
-      if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
-      projection_->leave_to_cells(step, zeros());
-      through_cells(projection_->w_hr(), step.d_h.data(), member);
+      if constexpr (std::is_same_v<T, W>) {
+        if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
+        projection_->leave_to_cells(step, zeros());
+        through_cells(projection_->w_hr(), step.d_h.data(), member);
+      }
     });
   }
 
-  void through_cells(const PackedMatrix<T>& to_cells, const T* const* from, const Member& member) {
+  void through_cells(const PackedMatrix<W>& to_cells, const W* const* from, const Member& member) {
     Room& room = members_[member.index];
     room.cells.run(to_cells, to_cells.share(member.unit_group, call_.grid.unit_groups), from,
-                   room.step.cells.data(), room.step.count, zeros());
+                   room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 
   // A member's rows of a step.
-  void find_rows(int64_t t, const Member& member, StepRows<T>& step) const {
+  void find_rows(int64_t t, const Member& member) {
     const Rows& rows = call_.rows;
+    Room& room = members_[member.index];
+    StepRows<T, W>& step = room.step;
     step.count = 0;
     for (int64_t row = member.row_group; row < rows.live(t); row += call_.grid.row_groups) {
       const bool last = t == directed_.last_step(row);
       const int64_t after = directed_.step_after(t), r = step.count++;
-      step.d_gates_next[r] = last || rows.is_reset(after, row) ? zeros() : d_gates_.at(after, row);
+      step.d_gates_next[r] = last || rows.is_reset(after, row)
+                                 ? room.encoded.zeros(zeros())
+                                 : room.encoded.encode(d_gates_.at(after, row), r);
       if (projection_) step.d_h[r] = projection_->d_h(t, row);
       step.cells[r] = row_of_step(t, row, last);
     }
@@ -275,35 +288,35 @@ class BackwardWalk {
     return tensor.defined() ? const_data<T>(tensor) + offset : zeros();
   }
 
-  const BackwardCall<T>& call_;
+  const BackwardCall<T, W>& call_;
   const int64_t d_;
   const DirectedRows directed_;
-  const PackedMatrix<T> w_hh_;
+  const PackedMatrix<W> w_hh_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
   const GateGradients<T> d_gates_;
-  WeightGradients<T> weights_;
+  WeightGradients<T, W> weights_;
   InitialStateGradient<T> initial_state_;
   const A* const cells_;
   const T* gates_ = nullptr;
   A* const dc_;
-  std::optional<GateRecomputation<T>> recomputation_;
+  std::optional<GateRecomputation<T, W>> recomputation_;
   std::optional<ProjectionBackward<T>> projection_;
-  std::optional<PackedMatrix<T>> w_ih_;
+  std::optional<PackedMatrix<W>> w_ih_;
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
 };
 
 }  // namespace
 
-template <typename T>
+template <typename T, typename W>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                               const GradientRequest& request) {
-  const BackwardCall<T> call(layer, saved, grads, request);
+  const BackwardCall<T, W> call(layer, saved, grads, request);
   std::vector<Tensor> grad_weights;
   for (int64_t d = 0; d < layer.num_directions(); ++d) {
-    BackwardWalk<T> walk(call, d);
+    BackwardWalk<T, W> walk(call, d);
     walk.run();
     walk.append_gradients(grad_weights);
   }
@@ -314,5 +327,7 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   template BackwardResult tiled_backward<T>(const Layer&, const Saved&, const OutputGrads&, \
                                             const GradientRequest&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+template BackwardResult tiled_backward<float, bfloat16>(const Layer&, const Saved&,
+                                                        const OutputGrads&, const GradientRequest&);
 
 }  // namespace fastlstm

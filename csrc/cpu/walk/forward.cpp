@@ -9,20 +9,22 @@ bool is_plain_step(const Layer& layer) {
          !layer.h_mask && !layer.zones_out();
 }
 
-template <typename T>
+template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
   if (is_plain_step(layer) && !save_cells && !save_gates) return one_step_forward<T>(layer);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<T>(rows, layer.hidden_size.expect_int());
+  const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
-  for (int64_t d = 0; d < layer.num_directions(); ++d)
-    ForwardWalk<T, T>(layer, rows, grid, to, d, pack_direction<T>(layer, d, grid.unit_groups))
-        .run();
+  for (int64_t d = 0; d < layer.num_directions(); ++d) {
+    const auto weights = pack_direction<T, W>(layer, d, grid.unit_groups);
+    ForwardWalk<T, W>(layer, rows, grid, to, d, weights).run();
+  }
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \
   template ForwardResult tiled_forward<T>(const Layer&, bool, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+template ForwardResult tiled_forward<float, bfloat16>(const Layer&, bool, bool);
 
 }  // namespace fastlstm

@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 
+#include "cpu/products/encoded_rows.h"
 #include "cpu/products/packed_matrix.h"
 #include "op/layer.h"
 
@@ -16,12 +17,13 @@ struct PackedDirection {
 };
 
 // For one call. W_hr is cut for so many groups of threads.
-template <typename T>
-PackedDirection<T> pack_direction(const Layer& layer, int64_t d, int64_t unit_groups) {
+template <typename T, typename W>
+PackedDirection<W> pack_direction(const Layer& layer, int64_t d, int64_t unit_groups) {
   const Direction& w = layer.directions[d];
-  PackedDirection<T> packed{
-      pack_transposed<T>(w.w_ih.contiguous(), 1), pack_gates<T>(w.w_hh.contiguous()), {}, {}};
-  if (w.w_hr.defined()) packed.w_hr.emplace(pack_transposed<T>(w.w_hr.contiguous(), unit_groups));
+  const auto encoded = [&](const Tensor& weight) { return encoded_weight<T, W>(weight); };
+  PackedDirection<W> packed{
+      pack_transposed<W>(encoded(w.w_ih), 1), pack_gates<W>(encoded(w.w_hh)), {}, {}};
+  if (w.w_hr.defined()) packed.w_hr.emplace(pack_transposed<W>(encoded(w.w_hr), unit_groups));
   if (w.b_ih.defined())
     packed.bias = w.b_ih.to(layer.state_options()) + w.b_hh.to(layer.state_options());
   return packed;

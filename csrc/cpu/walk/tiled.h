@@ -10,9 +10,10 @@ namespace fastlstm {
 bool is_plain_step(const Layer& layer);
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer);
-template <typename T>
+// W: what products multiply, T or less.
+template <typename T, typename W = T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
-template <typename T>
+template <typename T, typename W = T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                               const GradientRequest& request);
 

@@ -1,0 +1,254 @@
+"""Frozen inference on the CPU: `fastlstm.prepack` beside nn.LSTM, onnxruntime and torch.ao.
+
+    python benchmarks/frozen.py
+    python benchmarks/frozen.py --write benchmarks/README.md --output benchmarks/results/frozen.json
+
+Ratios of times, peer / fastlstm (above 1 fastlstm is faster), of one layer without gradients. Each
+pair is called in alternation; onnxruntime has a process of its own, and so has fastlstm beside it,
+since both keep threads that wait for work. Peers that are not installed are left out by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from cases import DENSE, ONE_STEP
+from markdown import replace_section, table
+from timing import Effort, alternate, cpu_clock, settle_malloc
+from torch import Tensor, nn
+
+import fastlstm
+
+Shape = tuple[int, int, int, int]  # B, T, I, H
+Step = Callable[[], object]
+
+#: The shapes at which onnxruntime was found ahead.
+NINE: tuple[Shape, ...] = (
+    (1, 32, 64, 64),
+    (16, 32, 64, 128),
+    (1, 100, 256, 256),
+    (32, 35, 200, 200),
+    (128, 20, 256, 512),
+    (64, 100, 128, 256),
+    (16, 200, 512, 512),
+    (1, 1, 256, 512),
+    (32, 1, 256, 512),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours and a peer on some shapes, and the least mean and single ratio."""
+
+    title: str
+    ours: str
+    peer: str
+    shapes: tuple[Shape, ...]
+    mean: float
+    worst: float | None = None
+
+
+COMPARISONS = (
+    Comparison("float32", "float32", "onnxruntime", NINE, 1.1, 0.95),
+    Comparison("float32", "float32", "nn.LSTM", DENSE, 1.5, 1.1),
+    Comparison("one step, float32", "float32", "nn.LSTM", ONE_STEP, 5, 2),
+    Comparison("one step, float32", "float32 cell", "nn.LSTMCell", ONE_STEP, 2, 1.2),
+    Comparison("one step, bfloat16", "bfloat16 cell", "nn.LSTMCell", ONE_STEP, 2.5),
+    Comparison("one step, int8", "int8 cell", "nn.LSTMCell", ONE_STEP, 4),
+    Comparison("one step, int8", "int8 cell", "torch.ao cell", ONE_STEP, 1.3),
+    Comparison("int8", "int8", "torch.ao", DENSE, 1.5),
+    Comparison("int8", "int8", "onnxruntime int8", DENSE, 1.1),
+)
+
+
+def layer(shape: Shape, cell: bool = False) -> tuple[Any, tuple[Tensor, ...]]:
+    """A layer of torch.nn and its arguments, the same in every process."""
+    batch, steps, *sizes = shape
+    torch.manual_seed(0)
+    module: nn.Module = nn.LSTMCell(*sizes) if cell else nn.LSTM(*sizes)
+    dims = (batch,) if cell else (1, batch)
+    state = tuple(torch.randn(*dims, sizes[1]).tanh() for _ in range(2))
+    x = torch.randn(batch, sizes[0]) if cell else torch.randn(steps, batch, sizes[0])
+    return module.eval(), (x, state)
+
+
+def torch_step(name: str, shape: Shape) -> Step:
+    """nn, torch.ao and fastlstm, by name."""
+    module, arguments = layer(shape, "cell" in name.lower())
+    if name.startswith("torch.ao"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated
+            wrapped = torch.ao.quantization.quantize_dynamic(
+                nn.Sequential(module), {type(module)}, dtype=torch.qint8
+            )
+        module = wrapped[0]
+    elif not name.startswith("nn."):
+        weights = getattr(torch, name.split()[0])
+        module = fastlstm.prepack(
+            module, None if weights is torch.float32 else weights, convert=True
+        )
+    return lambda: module(*arguments)
+
+
+def onnxruntime_step(name: str, shape: Shape) -> Step:
+    """An ONNX LSTM of opset 17; in int8 by onnxruntime's own dynamic quantisation."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    module, (x, (h, c)) = layer(shape)
+    hidden = module.hidden_size
+
+    def in_order(weight: Tensor) -> Any:  # ONNX has i, o, f, g
+        i, f, g, o = weight.detach().numpy().reshape(4, hidden, -1)
+        return np.concatenate([i, o, f, g])[None]
+
+    biases = (in_order(module.bias_ih_l0), in_order(module.bias_hh_l0))
+    initializers = {
+        "W": in_order(module.weight_ih_l0),
+        "R": in_order(module.weight_hh_l0),
+        "B": np.concatenate(biases, axis=1)[:, :, 0],
+    }
+    inputs = {"X": x.numpy(), "h": h.numpy(), "c": c.numpy()}
+    node = helper.make_node(
+        "LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y", "Y_h", "Y_c"], hidden_size=hidden
+    )
+    floats = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [node],
+        "lstm",
+        [helper.make_tensor_value_info(n, floats, v.shape) for n, v in inputs.items()],
+        [helper.make_tensor_value_info(n, floats, None) for n in ("Y", "Y_h", "Y_c")],
+        [numpy_helper.from_array(v, n) for n, v in initializers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "lstm.onnx")
+        onnx.save(model, path)
+        if name.endswith("int8"):
+            from onnxruntime.quantization import quantize_dynamic
+
+            quantize_dynamic(path, path, op_types_to_quantize=["LSTM"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, inputs)
+
+
+def make_step(name: str, shape: Shape) -> Step:
+    return (onnxruntime_step if name.startswith("onnxruntime") else torch_step)(name, shape)
+
+
+def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
+    """A process that runs a step as often as it is told, and says how long a call took."""
+    torch.set_num_threads(threads)
+    settle_malloc()
+    with torch.inference_mode():
+        step = make_step(name, shape)
+        while calls := pipe.recv():
+            pipe.send(cpu_clock(step, calls))
+
+
+class ProcessStep:
+    """A step in a process of its own."""
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        threads = torch.get_num_threads()
+        self.process = context.Process(target=_serve, args=(name, shape, threads, theirs))
+        self.process.start()
+
+    def run(self, calls: int) -> float:
+        self.pipe.send(calls)
+        seconds: float = self.pipe.recv()
+        return seconds
+
+    def __call__(self) -> object:
+        return self.run(1)
+
+    def close(self) -> None:
+        self.pipe.send(0)
+        self.process.join()
+
+
+def process_clock(step: Any, calls: int) -> float:
+    seconds: float = step.run(calls)
+    time.sleep(0.002)  # threads that wait for work give up the processor
+    return seconds
+
+
+def measure(comparison: Comparison, shape: Shape, effort: Effort) -> float:
+    """The median of peer / ours."""
+    names = (comparison.peer, comparison.ours)
+    if not comparison.peer.startswith("onnxruntime"):
+        return alternate(*(make_step(name, shape) for name in names), cpu_clock, effort).ratio
+    steps = [ProcessStep(name, shape) for name in names]
+    try:
+        return alternate(*steps, process_clock, effort).ratio
+    finally:
+        for step in steps:
+            step.close()
+
+
+def report(comparison: Comparison, ratios: list[float]) -> list[str]:
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    asked = f"{comparison.mean:g}" + (f", {comparison.worst:g}" if comparison.worst else "")
+    worst = min(ratios)
+    at = comparison.shapes[ratios.index(worst)]
+    return [comparison.title, comparison.peer, f"{mean:.2f}", f"{worst:.2f}", f"{at}", asked]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--seconds", type=float, default=0.6, help="per pair; default: 0.6")
+    parser.add_argument("--only", metavar="PEER", help="only comparisons with this peer")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the table there")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="every ratio")
+    args = parser.parse_args()
+    settle_malloc()
+    effort = Effort(args.seconds)
+    rows, results = [], []
+    for comparison in COMPARISONS:
+        package = comparison.peer.split()[0].split(".")[0]
+        if args.only and args.only != comparison.peer:
+            continue
+        if package == "onnxruntime" and not importlib.util.find_spec(package):
+            print(f"{comparison.peer}: not installed")
+            continue
+        ratios = []
+        for shape in comparison.shapes:
+            with torch.inference_mode():
+                ratios.append(measure(comparison, shape, effort))
+            print(f"{comparison.title} / {comparison.peer} {shape}: {ratios[-1]:.2f}", flush=True)
+        rows.append(report(comparison, ratios))
+        results.append({"title": comparison.title, "peer": comparison.peer, "ratios": ratios})
+        print(" | ".join(rows[-1]), flush=True)
+    header = ["fastlstm.prepack", "beside", "mean", "worst", "at (B, T, I, H)", "aim: mean, worst"]
+    text = machine.title("cpu")
+    text += "\n\n" + table(header, rows)
+    print(text)
+    if args.write:
+        replace_section(args.write, "frozen", text)
+    if args.output:
+        args.output.write_text(json.dumps({"machine": machine.cpu_model(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
