@@ -17,6 +17,7 @@ DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
     "tf32": torch.float32,  # float32 with torch.backends.cudnn.allow_tf32
+    "products in bfloat16": torch.float32,  # by torch.backends.mkldnn.rnn.fp32_precision
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -27,7 +28,8 @@ class Case:
     """One workload.
 
     Attributes:
-        batch, steps, input_size, hidden_size: B, T, I and H; T is the longest length if ragged.
+        batch, steps, input_size, hidden_size: B, T, I and H; T is the longest length if ragged, and
+            the calls of an LSTMCell.
         mode: "training" or "inference".
         precision: a key of `DTYPES`.
         module: "LSTM" or "LSTMCell".
@@ -201,6 +203,18 @@ CPU_GROUPS: tuple[Group, ...] = (
         1.2,
         1.0,
     ),
+    Group(
+        "products-in-bfloat16",
+        "training, float32 with products in bfloat16 where the CPU has them",
+        _cases(
+            (*NEAR_PEAK, (16, 200, 512, 512), (32, 35, 200, 200)),
+            "training",
+            precision="products in bfloat16",
+        ),
+        3.0,
+        2.0,
+        detailed=False,
+    ),
     Group(  # no threshold for these two; --engine stepwise shows what they gain
         "float16",
         "float16, training and inference",
@@ -248,6 +262,17 @@ CPU_GROUPS: tuple[Group, ...] = (
         _cases(ONE_STEP, "inference", module="LSTMCell"),
         1.7,
         1.2,
+    ),
+    Group(  # the first is that of the captioner's attention decoder
+        "cell-training",
+        "LSTMCell, training over 8 steps",
+        _cases(
+            ((128, 8, 1536, 512), (32, 8, 256, 512), (8, 8, 64, 128)),
+            "training",
+            module="LSTMCell",
+        ),
+        1.1,
+        1.0,
     ),
 )
 

@@ -98,7 +98,7 @@ def torch_step(name: str, shape: Shape) -> Step:
             )
         module = wrapped[0]
     elif not name.startswith("nn."):
-        weights = getattr(torch, name.split()[0])
+        weights = getattr(torch, name.split(maxsplit=1)[0])
         module = fastlstm.prepack(
             module, None if weights is torch.float32 else weights, convert=True
         )
@@ -226,7 +226,7 @@ def main() -> None:
     effort = Effort(args.seconds)
     rows, results = [], []
     for comparison in COMPARISONS:
-        package = comparison.peer.split()[0].split(".")[0]
+        package = comparison.peer.split(maxsplit=1)[0].split(".")[0]
         if args.only and args.only != comparison.peer:
             continue
         if package == "onnxruntime" and not importlib.util.find_spec(package):

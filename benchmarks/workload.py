@@ -24,6 +24,7 @@ AGREEMENT = {
     "float64": 1e-9,
     "float32": 1e-3,
     "tf32": 5e-2,
+    "products in bfloat16": 5e-2,
     "bfloat16": 1e-1,
     "float16": 2e-2,
 }
@@ -71,6 +72,19 @@ def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., A
     return forward
 
 
+def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
+    """An LSTMCell called for one step of x [T,B,I] after the other."""
+
+    def forward(x: Tensor) -> tuple[Tensor, None]:
+        state, outputs = None, []
+        for x_t in x.unbind():
+            state = cell(x_t, state)
+            outputs.append(state[0])
+        return torch.stack(outputs), None
+
+    return forward
+
+
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
     """Builds the module of a case: "torch" is that of torch.nn, else a fastlstm engine."""
     layers: dict[str, Any] = {}
@@ -114,7 +128,9 @@ def build(
 
     B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size
     cell = case.module == "LSTMCell"
-    x = draw(B, I) if cell else draw(T, B, I)
+    x = draw(B, I) if cell and T == 1 else draw(T, B, I)
+    if cell and T > 1:
+        call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
     if T == 1:  # one step of decoding continues from a state
         count = () if cell else (case.num_layers * (1 + case.bidirectional),)
@@ -166,11 +182,13 @@ def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
 
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
-    """Gradients on or off, and cuDNN's TF32, which fastlstm follows too, as the case says."""
-    before = torch.backends.cudnn.allow_tf32
+    """Gradients on or off, and how float32 is multiplied on a GPU and a CPU, as the case says."""
+    rnn = torch.backends.mkldnn.rnn
+    before = torch.backends.cudnn.allow_tf32, rnn.fp32_precision
     torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+    rnn.fp32_precision = "bf16" if case.precision == "products in bfloat16" else "none"
     try:
         with torch.set_grad_enabled(case.mode == "training"):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32, rnn.fp32_precision = before

@@ -71,7 +71,7 @@ def test_the_error_is_that_of_rounding_the_factors(case: dict[str, Any], given: 
     wide = [t if random else t.double() for t in (x, *hx)]
     truth = results(exact, wide[0], (wide[1], wide[2]), "ieee", **extra)
     rounded = results(lstm, x, (hx[0], hx[1]), "bf16", **extra)
-    # A factor of bfloat16 is off by 2^-9 at most; a tenth of that would say that nothing was rounded.
+    # A factor is off by 2^-9 at most; with a tenth of that, nothing would have been rounded.
     errors = [error(r, t) for r, t in zip(rounded, truth, strict=True)]
     assert max(errors) < 2**-6
     assert max(errors) > 2**-9 / 10
