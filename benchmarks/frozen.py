@@ -162,6 +162,7 @@ def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
     with torch.inference_mode():
         step = make_step(name, shape)
         while calls := pipe.recv():
+            step()  # the other process had the caches
             pipe.send(cpu_clock(step, calls))
 
 
@@ -190,7 +191,7 @@ class ProcessStep:
 
 def process_clock(step: Any, calls: int) -> float:
     seconds: float = step.run(calls)
-    time.sleep(0.002)  # threads that wait for work give up the processor
+    time.sleep(0.05)  # threads that wait for work give up the processor
     return seconds
 
 

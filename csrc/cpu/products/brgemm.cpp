@@ -143,7 +143,8 @@ void multiply_int8(const PanelProduct<int8, float>& product) {
     return int8_tiles->multiply(product);
   PanelProduct<int8, float> p = product;
   alignas(64) int32_t sums[kRows * 64];
-  const int64_t width = p.shape.vectors * 16, K = divide_up(p.K, 4) * 4;
+  const int64_t width = p.shape.vectors * 16,
+                K = divide_up(p.K, int8_tiles->padding) * int8_tiles->padding;
   const int8* const panel = p.panel + width * int8_tiles->header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);

@@ -51,7 +51,7 @@ PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Produc
       K_(K),
       panels_(cut_into_panels(N, product.lanes, product.vectors, pieces)),
       offsets_{0} {
-  const int64_t of_column = product.header + divide_up(K, product.together) * product.together;
+  const int64_t of_column = product.header + divide_up(K, product.padding) * product.padding;
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
 }

@@ -108,6 +108,7 @@ struct Product {
   int64_t panels = 1;
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.
   int64_t together = 1, header = 0;
+  int64_t padding = 1;  // K of a panel and of an encoded row is filled up with zeros
   // For weights in fewer bits than the layer has: what a row of the layer becomes before it is
   // multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
   void (*encode)(const A* row, int64_t K, T* to) = nullptr;

@@ -31,7 +31,8 @@ static constexpr Product<T> tile_product() {
 template <int R, int V>
 static constexpr Product<bfloat16> bfloat16_product() {
   Product<bfloat16> product = tile_product<R, V, bfloat16, float>();
-  product.together = 2, product.encode = encode_bfloat16, product.encoded_size = whole_pairs;
+  product.together = product.padding = 2, product.encode = encode_bfloat16,
+  product.encoded_size = whole_pairs;
   return product;
 }
 

@@ -23,7 +23,13 @@ FASTLSTM_INLINE int32_t four(const int8* from) {
 
 constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
-static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + (K + 63) / 64 * 64; }
+// A tile of AMX takes 64 terms, and a shorter one costs as much.
+constexpr int64_t kInt8Padding = 64;
+FASTLSTM_INLINE int64_t padded(int64_t K) {
+  return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
+}
+
+static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
 static void encode_int8(const float* row, int64_t K, int8* to) {
   constexpr int64_t L = Vec<float>::lanes;
@@ -53,6 +59,8 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
     const Bytes bytes = __builtin_convertvector(bits, Bytes);
     std::memcpy(to + kInt8RowHeader + k, &bytes, sizeof bytes);
   }
+  const int64_t written = (K + L - 1) / L * L;
+  std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
 }
 
 // What is in a panel of W vectors.
@@ -142,7 +150,7 @@ static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K
                       const PanelShape& shape, int8* panel) {
   const int64_t width = shape.vectors * Vec<float>::lanes;
   for (int64_t n = 0; n < width; ++n)
-    for (int64_t k = 0; k < K + (-K & 3); ++k) {
+    for (int64_t k = 0; k < padded(K); ++k) {
       const bool inside = n < shape.columns && k < K;
       panel[(k / kFours * width + n) * kFours + k % kFours].value =
           inside ? matrix.rows[shape.first_column + n][k_begin + k].value : 0;
@@ -156,7 +164,7 @@ static constexpr Product<int8> int8_product() {
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V>;
-  product.together = kFours, product.header = kHeaderOfColumn;
+  product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.encode = encode_int8, product.encoded_size = encoded_size_int8;
   product.panels = 4 / V;
   product.piece = int64_t(1) << 62;  // the scales are of a whole row
