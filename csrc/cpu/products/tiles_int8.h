@@ -92,34 +92,39 @@ FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, in
 template <int R, int V, int W, typename Dot>
 static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first, int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  Fours sum[R][V];
+  // A dot product waits for the one before it in its chain; the sums are exact in any order.
+  constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
+  Fours sum[chains][R][V] = {};
   const int8* a[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    a[r] = p.a[first + r] + kInt8RowHeader;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[r][v] = Fours{};
-  }
+  for (int r = 0; r < R; ++r) a[r] = p.a[first + r] + kInt8RowHeader;
   const int8* b = Int8Panel<W>{p.panel + panel * p.panel_stride}.terms();
-  for (int64_t k = 0; k < p.K; k += kFours, b += W * L * kFours) {
-    Fours terms[V];
+  for (int64_t k = 0; k < p.K; k += chains * kFours) {  // the padding is whole chains
+#pragma GCC unroll 4
+    for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
+      Fours terms[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
-      if constexpr (R <= Target::prefetch_rows) __builtin_prefetch(at + kBytesAhead);
-      terms[v] = load_fours(at);
-    }
+      for (int v = 0; v < V; ++v) {
+        const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
+        if constexpr (R <= Target::prefetch_rows) __builtin_prefetch(at + kBytesAhead);
+        terms[v] = load_fours(at);
+      }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Dot::Row row = Dot::row(four(a[r] + k));
+      for (int r = 0; r < R; ++r) {
+        const typename Dot::Row row = Dot::row(four(a[r] + k + chain * kFours));
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = Dot::add(row, terms[v], sum[r][v]);
+        for (int v = 0; v < V; ++v) sum[chain][r][v] = Dot::add(row, terms[v], sum[chain][r][v]);
+      }
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) put_int8<W>(p, sum[r][v], first + r, panel * W + v, Dot::excess);
+    for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 4
+      for (int chain = 1; chain < chains; ++chain) sum[0][r][v] += sum[chain][r][v];
+      put_int8<W>(p, sum[0][r][v], first + r, panel * W + v, Dot::excess);
+    }
 }
 
 template <int R, int V, typename Dot>
