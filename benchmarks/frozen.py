@@ -4,8 +4,9 @@
     python benchmarks/frozen.py --write benchmarks/README.md --output benchmarks/results/frozen.json
 
 Ratios of times, peer / fastlstm (above 1 fastlstm is faster), of one layer without gradients. Each
-pair is called in alternation; onnxruntime has a process of its own, and so has fastlstm beside it,
-since both keep threads that wait for work. Peers that are not installed are left out by name.
+pair is called in alternation; onnxruntime has a process of its own, and so has fastlstm beside it.
+Each of the two is stopped while the other works, since both keep threads that wait for work. Peers
+that are not installed are left out by name.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
     with torch.inference_mode():
         step = make_step(name, shape)
         while calls := pipe.recv():
-            step()  # the other process had the caches
+            cpu_clock(step, calls)  # after its rest
             pipe.send(cpu_clock(step, calls))
 
 
@@ -176,22 +177,28 @@ class ProcessStep:
         self.process = context.Process(target=_serve, args=(name, shape, threads, theirs))
         self.process.start()
 
+    def _signal(self, what: int) -> None:
+        if self.process.pid:
+            os.kill(self.process.pid, what)
+
     def run(self, calls: int) -> float:
+        self._signal(signal.SIGCONT)
         self.pipe.send(calls)
         seconds: float = self.pipe.recv()
+        self._signal(signal.SIGSTOP)
         return seconds
 
     def __call__(self) -> object:
         return self.run(1)
 
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         self.pipe.send(0)
         self.process.join()
 
 
 def process_clock(step: Any, calls: int) -> float:
     seconds: float = step.run(calls)
-    time.sleep(0.05)  # threads that wait for work give up the processor
     return seconds
 
 
