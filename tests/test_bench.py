@@ -60,6 +60,12 @@ CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] 
         {"mode": "training", "num_layers": 2, "bidirectional": True},
     ),
     "bfloat16": (f"{BFLOAT16} {BFLOAT16}", 1.2, 1.0, {"precision": "bfloat16"}),
+    "products-in-bfloat16": (
+        "(128,20,256,512) (64,100,128,256) (128,20,512,1024) (16,200,512,512) (32,35,200,200)",
+        3,
+        2,
+        {"mode": "training", "precision": "products in bfloat16"},
+    ),
     "float16": ("(32,35,200,200) (32,35,200,200)", None, None, {"precision": "float16"}),
     "projection": ("(32,35,200,400) (32,35,200,400)", None, None, {"proj_size": 200}),
     "saturated": ("(16,64,64,256) (16,64,64,256)", None, None, {"saturated": True}),
@@ -71,6 +77,12 @@ CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] 
     ),
     "step": (STEPS, 5, 2, {"mode": "inference", "module": "LSTM"}),
     "cell": (STEPS, 1.7, 1.2, {"mode": "inference", "module": "LSTMCell"}),
+    "cell-training": (
+        "(128,8,1536,512) (32,8,256,512) (8,8,64,128)",
+        1.1,
+        1,
+        {"mode": "training", "module": "LSTMCell"},
+    ),
 }
 
 
