@@ -174,6 +174,9 @@ class SequenceModule(nn.Module):
         """Runs the layers over a batch of three dimensions, or over packed data."""
         raise NotImplementedError
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: no engine needs the weights in one chunk of memory."""
+
     def permute_hidden(
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -337,9 +340,6 @@ class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
         h_shape = (num_states, batch, self.proj_size or self.hidden_size)
         if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
             self.check_forward_args(input, hx, batch_sizes)
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: no engine needs the weights in one chunk of memory."""
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None

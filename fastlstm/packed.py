@@ -6,21 +6,26 @@ The modules that it puts in place have no parameters, so that no packed copy can
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
+from torch.overrides import has_torch_function_variadic
 
 from . import _build
 from ._checks import as_lengths, steps_first
 from .convert import convert as convert_modules
 from .convert import own_class, replace_modules
-from .functional import cell_states
-from .modules import LSTM, LSTMCell, SequenceModule
+from .functional import _transforms_active, cell_states
+from .modules import LSTM, LSTMCell, SequenceModule, _check_pair, _refuse_to_be_scripted
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SMALLER = (torch.bfloat16, torch.int8)
+# Asked once: Dynamo cannot trace the question.
+_LAYOUT = _build.library.packed_layout() if _build.extension_available() else ""
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +43,26 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.round().clamp(-127, 127).to(torch.int8), scale
 
 
+def _problem(
+    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
+) -> str | None:
+    """Why a weight, of int8 with its scale, cannot be packed."""
+    for of, given, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
+        if given is not None and tuple(given.shape) != expected:
+            return (
+                f"size mismatch for {of}: copying a param with shape {given.shape} from checkpoint,"
+                f" the shape in current model is {torch.Size(expected)}."
+            )
+    if scale is not None and not scale.isfinite().all():
+        return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
+    if tensor.dtype == torch.int8 and (tensor == -128).any():
+        return f"{name}: expected int8 weights from -127 to 127, got -128"
+    if weights == torch.int8 and name.startswith("weight_") and not tensor.isfinite().all():
+        got = tensor[~tensor.isfinite()][0]
+        return f"{name}: expected finite weights to make int8 of them, got {got}"
+    return None
+
+
 class _Frozen(nn.Module):
     """A layer without parameters, its matrices packed for the processor at hand.
 
@@ -48,21 +73,18 @@ class _Frozen(nn.Module):
 
     dtype: torch.dtype
     weights: torch.dtype
+    input_size: int
+    hidden_size: int
+    proj_size: int = 0
+    __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
     _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
 
-    def _adopt(
-        self,
-        layer: nn.Module,
-        attributes: Sequence[str],
-        names: Sequence[Sequence[str]],
-        weights: torch.dtype | None,
-    ) -> None:
+    def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
-        for name, value in vars(layer).items():
-            if name in attributes or name.startswith(("_forward_hooks", "_forward_pre_hooks")):
-                self.__dict__[name] = value
+        _copy_attributes(layer, self)
+        names = _names_of(layer)
         tensors = {name: getattr(layer, name).detach() for own in names for name in own}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = tensors[names[0][0]].dtype
@@ -79,40 +101,39 @@ class _Frozen(nn.Module):
         """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
         kept = torch.float32 if self.weights == torch.float16 else self.weights
         for name, shape in self._shapes.items():
-            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+            tensor: Tensor = tensors[name]
+            scale = tensors.get(f"{name}_scale")
+            if problem := _problem(name, tensor, scale, shape, self.weights):
+                raise ValueError(problem)
             if name.startswith("bias_"):
-                self.register_buffer(name, tensor.to(self.dtype, copy=True), persistent=False)
+                bias = tensor.to(self.dtype, copy=True)
+                self.register_buffer(f"packed_{name}", bias, persistent=False)
                 continue
-            if scale is not None and self.weights != torch.int8:
+            if scale is not None and not self.weights == tensor.dtype == torch.int8:
                 tensor, scale = tensor * scale.unsqueeze(1), None
-            elif scale is None and self.weights == torch.int8:
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{name}: expected finite weights to make int8 of them")
+            if scale is None and self.weights == torch.int8:
                 tensor, scale = quantize(tensor)
-            packed = _build.library.pack_weight(
-                tensor.to(kept if scale is None else torch.int8).contiguous(), scale, _role(name)
-            )
+            tensor = tensor.to(kept).contiguous()
+            packed = _build.library.pack_weight(tensor, scale, _role(name))
             self.register_buffer(f"packed_{name}", packed, persistent=False)
         state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         for of_op in self._op_names:
             suffix = of_op[2].removeprefix("total_bias")
             total = torch.zeros(self._shapes[f"weight_ih{suffix}"][0], dtype=state_dtype)
             for of in ("ih", "hh"):
-                bias = self._buffers.get(f"bias_{of}{suffix}")
-                if bias is not None:
-                    total += bias
+                added = self._buffers.get(f"packed_bias_{of}{suffix}")
+                if added is not None:
+                    total += added
             self.register_buffer(of_op[2], total, persistent=False)
 
     def _unpacked(self) -> dict[str, Tensor]:
         """Every weight by its name, and the scales."""
         tensors: dict[str, Tensor] = {}
         for name, shape in self._shapes.items():
-            if name.startswith("bias_"):
-                tensors[name] = self.get_buffer(name)
-                continue
             packed = self.get_buffer(f"packed_{name}")
+            if name.startswith("bias_"):
+                tensors[name] = packed.clone()
+                continue
             weight, scale = _build.library.unpack_weight(packed, *shape, _role(name))
             if scale is None:
                 tensors[name] = weight.to(self.weights)
@@ -127,16 +148,42 @@ class _Frozen(nn.Module):
         return [buffers[name] for of_one in names for name in of_one]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+        """What the op cannot see: it knows no sizes but those of input and state."""
         if input.dtype != self.dtype or input.size(-1) != self.input_size:
+            autocast = torch.is_autocast_enabled(input.device.type)
+            hint = "; autocast leaves packed layers alone" if autocast else ""
             raise ValueError(
                 f"{type(self).__name__}: expected input of dtype {self.dtype} and "
-                f"{self.input_size} features, got {input.dtype} and {input.size(-1)}"
+                f"{self.input_size} features, got {input.dtype} and {input.size(-1)}{hint}"
             )
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(hx or ()))):
-            raise RuntimeError(
-                f"{type(self).__name__}: packed weights give no gradients, and the input or the "
-                "state requires one; call within torch.inference_mode() or torch.no_grad()"
-            )
+        given: tuple[Tensor, ...] = (input,)
+        if hx is not None:
+            _check_pair(hx, type(self).__name__)
+            h, c = hx
+            output_size = self.proj_size or self.hidden_size
+            if h.size(-1) != output_size or c.size(-1) != self.hidden_size:
+                raise ValueError(
+                    f"{type(self).__name__}: expected h and c of {output_size} and "
+                    f"{self.hidden_size} features, got {h.size(-1)} and {c.size(-1)}"
+                )
+            given = (input, h, c)
+        if torch.is_grad_enabled():
+            for tensor in given:
+                if tensor.requires_grad:
+                    self._refuse("and the input or the state requires one")
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, given)):
+            self._refuse("and the input or the state has a tangent")
+        if _transforms_active() and any(
+            map(torch._C._functorch.is_functorch_wrapped_tensor, given)
+        ):
+            self._refuse("nor do they take part in torch.func transforms")
+
+    def _refuse(self, why: str) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__}: packed weights give no gradients, {why}; call within "
+            "torch.inference_mode() or torch.no_grad() and outside torch.func, or turn the model "
+            "back: fastlstm.unpack(model)"
+        )
 
     def train(self, mode: bool = True) -> _Frozen:
         """Stays in eval mode: there is nothing to train.
@@ -190,20 +237,22 @@ class _Frozen(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Takes weights of any dtype: those of the model before packing, or of a packed one."""
-        expected = [*self._shapes, *(f"{name}_scale" for name in self._shapes)]
-        given = {n: state_dict[prefix + n] for n in expected if prefix + n in state_dict}
-        missing = [prefix + name for name in self._shapes if name not in given]
-        missing_keys.extend(missing)
+        tensors, used = self._unpacked(), set()
+        for name, shape in self._shapes.items():
+            given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
+            used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
+            if given is None or (given.dtype == torch.int8 and scale is None):
+                missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
+            elif problem := _problem(prefix + name, given, scale, shape, self.weights):
+                error_msgs.append(problem)
+            else:
+                tensors[name] = given.detach().cpu()
+                tensors.pop(f"{name}_scale", None)
+                if scale is not None:
+                    tensors[f"{name}_scale"] = scale.detach().cpu()
         if strict:
-            own = (key for key in state_dict if key.startswith(prefix))
-            unexpected_keys.extend(key for key in own if key.removeprefix(prefix) not in given)
-        if missing:
-            given = {**self._unpacked(), **given} if given else {}
-        try:
-            if given:
-                self._pack(given)
-        except ValueError as error:
-            error_msgs.append(f"{prefix}{error}")
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in used]
+        self._pack(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
@@ -211,12 +260,32 @@ class _Frozen(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _require_extension()
         self._non_persistent_buffers_set = set()
         self._pack(tensors)
 
     def extra_repr(self) -> str:
         """That of the layer that was packed, and the dtype of the weights."""
         return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _names_of(layer: nn.Module) -> list[list[str]]:
+    """The weights of each layer and direction."""
+    if isinstance(layer, nn.RNNBase):
+        return layer._all_weights
+    return [["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)]
+
+
+def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
+    """Sizes, options, hooks and whatever the user has set."""
+    kept = ("_forward_hooks", "_forward_pre_hooks")
+    left = ("dtype", "weights")  # of _Frozen
+    own = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
+    to.__dict__.update({k: v for k, v in own.items() if k not in left})
 
 
 def _role(name: str) -> str:
@@ -233,17 +302,14 @@ class PackedLSTM(_Frozen, SequenceModule):
             as in `LSTM`.
     """
 
-    input_size: int
-    hidden_size: int
     num_layers: int
     bidirectional: bool
-    proj_size: int
-    _ATTRIBUTES = (
-        "mode input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
+    _SIZES = (
+        "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
 
     def __init__(self, lstm: LSTM, weights: torch.dtype | None = None) -> None:
-        self._adopt(lstm, self._ATTRIBUTES, lstm._all_weights, weights)
+        self._adopt(lstm, weights)
 
     def _run(
         self,
@@ -316,17 +382,25 @@ def _call(
     reset: Tensor | None,
     save_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer: by the dispatcher if a compiler or tensor subclass must see it, else directly."""
-    if torch.compiler.is_compiling() or type(input) is not Tensor:
-        layout = _build.library.packed_layout()
+    """One layer: by the dispatcher if something must see the op, else directly."""
+    if _is_observed(input, h_0, c_0):
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, save_cells
+            input, h_0, c_0, weights, _LAYOUT, batch_sizes, lengths, reset, save_cells
         )
     else:
         results = _build.library.lstm_packed(
             input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells
         )
     return results
+
+
+def _is_observed(*tensors: Tensor) -> bool:
+    """Whether a compiler, a tracer or a tensor subclass has to see the op."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or has_torch_function_variadic(*tensors)
+    )
 
 
 class PackedLSTMCell(_Frozen):
@@ -338,13 +412,10 @@ class PackedLSTMCell(_Frozen):
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
-    input_size: int
-    hidden_size: int
-    _ATTRIBUTES = ("input_size", "hidden_size", "bias")
+    _SIZES = ("input_size", "hidden_size", "bias")
 
     def __init__(self, cell: LSTMCell, weights: torch.dtype | None = None) -> None:
-        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * cell.bias
-        self._adopt(cell, self._ATTRIBUTES, [names], weights)
+        self._adopt(cell, weights)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -369,7 +440,7 @@ class PackedLSTMCell(_Frozen):
         if dim == 1:
             h, c = self.forward(input.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
             return h.squeeze(0), c.squeeze(0)
-        if torch.compiler.is_compiling() or type(input) is not Tensor:
+        if _is_observed(input, h, c):
             states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
             _, h_n, c_n, _ = _call(*states, self._op_weights(), None, None, None, False)
             return h_n.squeeze(0), c_n.squeeze(0)
@@ -414,37 +485,44 @@ def prepack(
         raise ValueError(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
-    if not _build.has_kernels("cpu"):
-        raise RuntimeError(f"prepack: no extension to pack for: {_build.unavailable_reason()}")
-    if convert:
-        model = convert_modules(model)
-    found = [(path, m) for path, m in model.named_modules() if isinstance(m, (LSTM, LSTMCell))]
-    layers = {path: m for path, m in found if own_class(m) in (LSTM, LSTMCell)}
+    _require_extension()
+    kinds = (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell) if convert else (LSTM, LSTMCell)
+    layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
     if not layers:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
-    for path, module in found:
-        if path not in layers:
+    if convert:
+        model = convert_modules(model)
+    for path, module in model.named_modules():
+        if isinstance(module, (LSTM, LSTMCell)) and path not in layers:
             warnings.warn(
                 f"prepack: {path or 'the model itself'} stays as it is: its class "
                 f"{type(module).__qualname__} is more than an LSTM or LSTMCell",
                 UserWarning,
                 stacklevel=2,
             )
-    return replace_modules(model, {m: _packed(m, weights) for m in layers.values()})
+    found = dict(model.named_modules())
+    return replace_modules(model, {found[path]: _packed(found[path], weights) for path in layers})
 
 
-def _packed(module: LSTM | LSTMCell, weights: torch.dtype | None) -> nn.Module:
+def _require_extension() -> None:
+    if not _build.has_kernels("cpu"):
+        raise RuntimeError(f"prepack: no extension to pack for: {_build.unavailable_reason()}")
+
+
+def _packed(module: nn.Module, weights: torch.dtype | None) -> nn.Module:
     if isinstance(module, LSTM):
         return PackedLSTM(module, weights)
+    assert isinstance(module, LSTMCell)
     return PackedLSTMCell(module, weights)
 
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
-    allowed = (None, tensor.dtype, *(_SMALLER if tensor.dtype != torch.float64 else ()))
+    smaller = () if tensor.dtype == torch.float64 else _SMALLER
+    allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
     if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
         raise ValueError(
             f"prepack: {path} is {tensor.dtype}: expected weights to be one of "
@@ -456,6 +534,15 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
+    for name in (name for own in _names_of(module) for name in own):
+        if name not in module._parameters and not parametrize.is_parametrized(module, name):
+            raise ValueError(
+                f"prepack: {name} of {path} is made anew by a hook in every call; make it "
+                "permanent first (prune.remove, remove_weight_norm)"
+            )
+        weight = getattr(module, name)
+        if problem := _problem(name, weight, None, tuple(weight.shape), weights or weight.dtype):
+            raise ValueError(f"prepack: {path}: {problem}")
 
 
 def unpack(model: nn.Module) -> nn.Module:
@@ -475,13 +562,14 @@ def unpack(model: nn.Module) -> nn.Module:
 
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
-    options = {name: getattr(packed, name) for name in packed._ATTRIBUTES if name != "mode"}
+    sizes = {name: getattr(packed, name) for name in packed._SIZES}
     target = LSTM if isinstance(packed, PackedLSTM) else LSTMCell
-    layer = target(**options, dtype=packed.dtype)
+    layer = target(**sizes, dtype=packed.dtype)
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             scale = tensors.get(f"{name}_scale")
             tensor = tensors[name]
             parameter.copy_(tensor if scale is None else tensor * scale.unsqueeze(1))
+    _copy_attributes(packed, layer)
     return layer.eval()

@@ -152,6 +152,11 @@ ON_EVERY_INSTRUCTION_SET = [
         "a_missing_gradient_is_zero", "a_gradient_for_one_argument_only", "padding_is_never_read",
         "arguments_are_left_as_they_were",
     )),
+    *(f"test_packed.py::test_{name}" for name in (
+        "the_bits_of_the_unpacked_path", "the_bits_of_an_unpacked_cell",
+        "every_step_against_plain_equations", "every_form_of_a_call_gives_the_same",
+        "rows_of_zeros_and_numbers_out_of_range",
+    )),
     "test_sequences.py", "test_numerics.py",
     "test_regularizers.py::test_every_dtype",
     "test_regularizers.py::test_every_engine_draws_the_same",

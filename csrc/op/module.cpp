@@ -2,6 +2,7 @@
 // plain functions: the same calls through the dispatcher, a few microseconds cheaper than
 // torch.ops, which matters when a call makes a single step.
 #include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/scratch.h"
@@ -26,6 +27,11 @@ py::dict build_info() {
 #endif
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
+  py::dict products;  // of packed weights
+  products["float32"] = product_of<float>().instructions;
+  products["bfloat16"] = product_of<bfloat16>().instructions;
+  products["int8"] = product_of<int8>().instructions;
+  info["products"] = products;
   return info;
 }
 
@@ -64,7 +70,8 @@ PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c
                          const OptionalTensor& lengths, const OptionalTensor& reset,
                          bool save_cells) {
   py::gil_scoped_release no_gil;
-  const at::AutoDispatchBelowADInplaceOrView guard;
+  RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const bool is_step = input.dim() == 3 && h_0.dim() == 3 && c_0.dim() == 3 && input.size(0) == 1 &&
                        !batch_sizes && !lengths && !reset && !save_cells;
   if (is_step)
@@ -82,7 +89,8 @@ PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c
 std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h, const Tensor& c,
                                             const std::vector<Tensor>& weights) {
   py::gil_scoped_release no_gil;
-  const at::AutoDispatchBelowADInplaceOrView guard;
+  RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   if (input.dim() == 2 && h.dim() == 2 && c.dim() == 2)
     if (const auto step = lstm_packed_step({input, h, c, weights})) return *step;
   const OptionalTensor none;

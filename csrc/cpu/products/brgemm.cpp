@@ -164,6 +164,7 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
     product.rows = kRows;
     product.terms = 32;
     product.bytes_ahead = 256 << 10;
+    product.instructions = "amx";
     product.multiply = multiply_or_tiles;
     product.multiply_and_fetch = multiply_and_fetch;
     product.multiply_rounded = multiply_rounded;
@@ -179,6 +180,7 @@ const Product<int8>* brgemm_product(const Product<int8>& base) {
     Product<int8> product = base;
     product.rows = kRows;
     product.multiply = multiply_int8;
+    product.instructions = "amx, avx512_vnni for few rows";
     product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
     return product;
   }();

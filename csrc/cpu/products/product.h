@@ -114,6 +114,7 @@ struct Product {
   void (*encode)(const A* row, int64_t K, T* to) = nullptr;
   int64_t (*encoded_size)(int64_t K) = nullptr;
   int64_t piece = kPiece;
+  const char* instructions = nullptr;  // the instruction set of the product, for people
   // Called in a thread before and after a series of products, or nullptr.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

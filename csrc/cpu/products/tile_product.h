@@ -24,6 +24,7 @@ static constexpr Product<T> tile_product() {
                         transpose,
                         sum_rows<T, A>};
   product.panels = 4 / V;
+  product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   return product;
 }
 

@@ -12,6 +12,9 @@
 #include "cpu/products/terms.h"
 #include "cpu/products/tile_shapes.h"
 
+#define FASTLSTM_STRING_(x) #x
+#define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
+
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 

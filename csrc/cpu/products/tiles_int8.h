@@ -53,7 +53,8 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
   typedef int8_t Bytes __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 4)));
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    const Vec<float> whole = fused(x, Vec<float>(inverse), to_whole);
+    // Not fused, so that every processor finds the same whole numbers.
+    const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
     Fours bits;
     std::memcpy(&bits, &whole.v, sizeof bits);
     const Bytes bytes = __builtin_convertvector(bits, Bytes);
@@ -172,6 +173,7 @@ static constexpr Product<int8> int8_product() {
   product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.encode = encode_int8, product.encoded_size = encoded_size_int8;
   product.panels = 4 / V;
+  product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   product.piece = int64_t(1) << 62;  // the scales are of a whole row
   return product;
 }

@@ -8,9 +8,6 @@
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
-#define FASTLSTM_STRING_(x) #x
-#define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
-
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 

@@ -12,6 +12,18 @@
 namespace fastlstm {
 namespace {
 
+// The view of a matrix checks its size.
+template <typename W>
+void check_weights(const Tensor* w, int64_t count, int64_t gates) {
+  constexpr auto state = c10::CppTypeToScalarType<State_t<W>>::value;
+  for (int64_t k = 0; k < count; ++k)
+    TORCH_CHECK(w[k].scalar_type() == (k == 2 ? state : w[0].scalar_type()),
+                "lstm_packed: expected matrices of ", w[0].scalar_type(), " and a bias of ", state,
+                ", got ", w[k].scalar_type());
+  TORCH_CHECK(w[2].is_contiguous() && w[2].numel() == gates, "lstm_packed: expected a bias of ",
+              gates, " elements, got ", w[2].sizes());
+}
+
 template <typename W>
 std::vector<PackedDirection<W>> view(at::TensorList weights, const Sizes& s) {
   const int64_t each = static_cast<int64_t>(weights.size()) / s.directions;
@@ -19,6 +31,7 @@ std::vector<PackedDirection<W>> view(at::TensorList weights, const Sizes& s) {
   std::vector<PackedDirection<W>> directions;
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor* const w = weights.data() + d * each;
+    check_weights<W>(w, each, gates);
     directions.push_back({view_packed<W>(w[0], gates, s.input_size, WeightRole::kInputToGates),
                           view_packed<W>(w[1], gates, s.output_size, WeightRole::kHiddenToGates),
                           {},

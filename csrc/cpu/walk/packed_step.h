@@ -37,6 +37,7 @@ class PackedStep {
   }
 
   void run() {
+    if (s_.batch == 0) return;  // no library multiplies nothing
     walk_steps<W>(grid_, {0, 1}, w_.w_hr ? 3 : 2,
                   [&](int64_t, int64_t phase, const Member& member) {
                     if (phase == 0)
