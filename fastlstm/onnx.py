@@ -92,4 +92,14 @@ def translations() -> dict[Any, Callable[..., Any]]:
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
         return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates are not used
 
-    return {torch.ops.fastlstm.lstm.default: lstm}
+    def lstm_packed(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(
+            "onnx: packed weights are of this processor; export the model before fastlstm.prepack, "
+            "or what fastlstm.unpack(model) returns. For int8 quantise the exported file: "
+            "onnxruntime.quantization.quantize_dynamic makes DynamicQuantizeLSTM of its LSTM nodes"
+        )
+
+    return {
+        torch.ops.fastlstm.lstm.default: lstm,
+        torch.ops.fastlstm.lstm_packed.default: lstm_packed,
+    }

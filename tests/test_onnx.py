@@ -121,11 +121,26 @@ def test_what_onnx_does_not_have_is_named(what: str) -> None:
             custom_translation_table=fastlstm.onnx.translations(),
             verbose=False,
         )
-    messages, cause = [], error.value.__cause__
-    while cause is not None:
-        messages.append(str(cause))
-        cause = cause.__cause__
-    assert any(f"operator of ONNX has no {what}" in message for message in messages), messages
+    assert f"operator of ONNX has no {what}" in causes(error.value)
+
+
+def causes(error: BaseException) -> str:
+    """The messages of an error and of what led to it."""
+    cause = error.__cause__
+    return f"{error}\n" + ("" if cause is None else causes(cause))
+
+
+@needs_op
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("weights", [torch.float32, torch.int8], ids=str)
+def test_packed_weights_say_what_to_do(weights: torch.dtype) -> None:
+    model = fastlstm.prepack(Model().eval(), weights)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
+        export(model, "")
+    assert "export the model before fastlstm.prepack" in causes(error.value)
+    assert "quantize_dynamic" in causes(error.value)
+    fastlstm.unpack(model)
+    assert any(node.op_type == "LSTM" for node in export(model, "").graph.node)
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
