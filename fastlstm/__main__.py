@@ -77,6 +77,10 @@ def info() -> None:
     print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
     for device, _ in found:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
+    if _build.has_kernels("cpu"):
+        print("\nPacked weights on the CPU (fastlstm.prepack)")
+        for dtype, instructions in _build.library.build_info()["products"].items():
+            print_row(dtype, instructions)
     if len(found) > 1 and not _build.has_kernels("cuda"):
         print("  The GPU is served by the reference: the extension has no CUDA kernels.")
 
