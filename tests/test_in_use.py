@@ -237,6 +237,21 @@ def test_examples_run(example: Any) -> None:
     assert results["fastlstm"][0] == pytest.approx(results["torch"][0], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("example", ["stream"], indirect=True)
+def test_a_stream_runs(example: Any) -> None:
+    """With onnxruntime too where it is installed; fewer bits change the scores a little."""
+    threads = torch.get_num_threads()
+    errors = example.main(["--hidden", "48", "--seconds", "1"])
+    torch.set_num_threads(threads)
+    limits = {"nn.LSTM": 0, "onnxruntime": 1e-5, "prepack, float32": 1e-5}
+    limits |= {"prepack, bfloat16": 0.01, "prepack, int8": 0.05}
+    if any(find_spec(name) is None for name in ("onnxruntime", "onnxscript")):
+        del limits["onnxruntime"]
+    assert list(errors) == list(limits)
+    assert all(errors[name] <= limit for name, limit in limits.items()), errors
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("resemblyzer") is None, reason="resemblyzer is not installed")
 @pytest.mark.parametrize("example", ["published_model"], indirect=True)
