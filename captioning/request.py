@@ -33,7 +33,7 @@ from captioning.errors import CaptioningError
 from captioning.features import Extraction, FeatureTable, cache_path, extract_features
 from captioning.generate import DecodeConfig, best_captions
 from captioning.locks import lock_folder
-from captioning.lstm import HELP, LSTMS
+from captioning.lstm import HELP, LSTMS, freeze
 from captioning.metrics import score_captions
 from captioning.model import Captioner
 from captioning.processes import distributed, first_process_first
@@ -163,7 +163,9 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
             best = output / "best.pt"
             say(summary(history, best))
             if "test" in tables:
-                say(test(load_checkpoint(best, lstm, process.device), tables["test"]))
+                found = load_checkpoint(best, lstm, process.device)
+                freeze(found.model.decoder)
+                say(test(found, tables["test"]))
             say(f"next: python -m captioning caption {best} PICTURE --method beam")
     return history
 

@@ -28,7 +28,7 @@ from captioning.generate import Caption, DecodeConfig, generate_captions
 from captioning.images import MAX_PIXELS, ImageError, load_image
 from captioning.tokenizer import tokenize
 from captioning.uploads import Limits, Uploads
-from fastlstm import LSTM, LSTMCell, functional
+from fastlstm import LSTM, LSTMCell, PackedLSTM, PackedLSTMCell, functional
 
 MIN_SIDE = 8  # pixels
 
@@ -50,6 +50,9 @@ def describe(checkpoint: Checkpoint) -> str:
 
 def describe_lstm(lstm: nn.Module) -> str:
     """Which LSTM runs, by which engine, on which device."""
+    if isinstance(lstm, (PackedLSTM, PackedLSTMCell)):
+        weights = str(lstm.weights).removeprefix("torch.")
+        return f"fastlstm.{type(lstm).__name__} (compiled, weights in {weights}) on cpu"
     weight = next(lstm.parameters())
     where = f"on {weight.device}, {str(weight.dtype).removeprefix('torch.')}"
     if not isinstance(lstm, (LSTM, LSTMCell)):

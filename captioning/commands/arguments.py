@@ -13,7 +13,7 @@ from captioning.cnn import CNNChoice
 from captioning.config import option
 from captioning.decoders import DECODERS
 from captioning.features import Extraction
-from captioning.lstm import HELP, LSTMS
+from captioning.lstm import HELP, LSTMS, WEIGHTS
 
 
 def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -85,6 +85,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_lstm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=HELP)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float32",
+        help="of the LSTM; fewer bits are read faster and may change a word (float32)",
+    )
 
 
 def add_decoder(parser: Any, default: str | None = None) -> None:

@@ -8,7 +8,14 @@ from captioning.attention_maps import file_maps, write_panels
 from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
-from captioning.commands.arguments import add_device, add_lstm, add_settings, at_least, given
+from captioning.commands.arguments import (
+    add_device,
+    add_lstm,
+    add_settings,
+    add_weights,
+    at_least,
+    given,
+)
 from captioning.config import option
 from captioning.console import say
 from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
@@ -17,6 +24,7 @@ from captioning.features import Extraction, FeatureCache, FeatureTable, cache_pa
 from captioning.files import write_json
 from captioning.generate import DecodeConfig
 from captioning.locks import lock_files
+from captioning.lstm import freeze
 from captioning.report import MAX_SHEET, write_sheet
 
 OPTIONS = {  # by the method that they belong to
@@ -48,6 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_lstm(parser)
+    add_weights(parser)
     add_settings(parser.add_argument_group("decoding"), DecodeConfig)
 
 
@@ -68,6 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.sheet and count > MAX_SHEET:
         raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
+    freeze(checkpoint.model.decoder, args.weights)
     cnn = checkpoint.cnn.load().to(args.device)
     maps_for = file_maps(checkpoint, cnn) if args.attention else None
     if args.attention and (maps_for is None or count != 1):

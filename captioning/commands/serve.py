@@ -5,7 +5,15 @@ from pathlib import Path
 
 from captioning.checkpoint import load_checkpoint
 from captioning.cnn import keep_freed_blocks
-from captioning.commands.arguments import add_device, add_lstm, add_settings, at_least, given
+from captioning.commands.arguments import (
+    add_device,
+    add_lstm,
+    add_settings,
+    add_weights,
+    at_least,
+    given,
+)
+from captioning.lstm import freeze
 from captioning.serve import serve
 from captioning.uploads import Limits
 
@@ -28,12 +36,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, Limits)
     add_device(parser)
     add_lstm(parser)
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     keep_freed_blocks()
     limits = Limits(**given(args, Limits))
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
+    freeze(checkpoint.model.decoder, args.weights)
     cnn = checkpoint.cnn.load().to(args.device)
     name = str(args.checkpoint)
     serve(checkpoint, cnn, name, args.host, args.port, args.allow_host or (), limits)

@@ -340,6 +340,14 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
         assert image.height > 2 * image.width  # eight rows of three
 
 
+def test_captions_with_weights_of_fewer_bits(trained, scenes_root, capsys):
+    command = ["caption", str(trained / "best.pt"), str(next((scenes_root / "unseen").iterdir()))]
+    assert main([*command, "--weights", "int8"]) == 0
+    assert "captions/s" in capsys.readouterr().err
+    assert main([*command, "--weights", "int8", "--lstm", "torch"]) == 1
+    assert "--weights int8: expected --lstm fastlstm" in capsys.readouterr().err
+
+
 STRANGE = {
     b"new\nline.png": r"new\nline.png",
     b"\x1b[31mred.png": r"\x1b[31mred.png",

@@ -1,5 +1,6 @@
 """What every registered decoder must do, whatever is in it."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ from captioning.cnn import POOLS
 from captioning.config import ModelConfig
 from captioning.decoders import DECODERS, Attentive, decoder_class
 from captioning.errors import CaptioningError
+from captioning.lstm import WEIGHTS, freeze
+from captioning.search import beam_search, greedy_search
 from captioning.serve import describe_lstm
 from captioning.vocabulary import END, PAD, START
 
@@ -68,6 +71,31 @@ def test_it_says_what_it_is(config, decoder):
     assert describe_lstm(decoder.lstm).endswith("on cpu, float32")  # on the page
     if isinstance(decoder, Attentive):
         assert "grid" in decoder.pools
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_packed_weights(config, decoder, image, weights):
+    """In float32 every search writes the same captions, to the bit."""
+    frozen = copy.deepcopy(decoder)
+    freeze(frozen, weights)
+    assert describe_lstm(frozen.lstm).endswith(f"(compiled, weights in {weights}) on cpu")
+    if weights == "float32":
+        assert greedy_search(frozen, image) == greedy_search(decoder, image)
+        assert beam_search(frozen, image, 3) == beam_search(decoder, image, 3)
+    with torch.no_grad():
+        found, _ = frozen.step(CAPTIONS[:, 0], frozen.start(image))
+        expected, _ = decoder.step(CAPTIONS[:, 0], decoder.start(image))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if weights == "float32" else 0.02)
+
+
+@pytest.mark.parametrize("kind", ["torch", "reference"])
+def test_what_cannot_be_packed_stays_in_float32(config, kind):
+    other = decoder_class(config)(config, kind).eval()
+    before = type(other.lstm)
+    freeze(other)
+    assert type(other.lstm) is before
+    with pytest.raises(CaptioningError, match="--weights int8: expected --lstm fastlstm"):
+        freeze(other, "int8")
 
 
 def test_help_and_errors_name_every_decoder(capsys):

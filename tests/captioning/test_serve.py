@@ -547,7 +547,7 @@ def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, pic
     for config in (DecodeConfig("greedy"), DecodeConfig("beam")):
         (item,) = caption_files(attentive, grid_cnn, [picture], config)
         assert item.captions[0].text in said(browser)
-    assert "fastlstm.LSTMCell" in browser.page_source
+    assert "fastlstm.PackedLSTMCell" in browser.page_source
     masks = browser.find_elements("css selector", ".attention img")
     assert masks and all(mask.get_property("naturalWidth") == 64 for mask in masks)
 
