@@ -232,6 +232,7 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
         ("README.md", "speed"),
         ("benchmarks/README.md", "benchmark"),
         ("docs/numerics.md", "numerics"),
+        ("docs/numerics.md", "packed"),
         ("docs/howto/memory.md", "recompute"),
         ("docs/howto/memory.md", "growth"),
         ("docs/howto/regularizers.md", "regularizers"),

@@ -1,0 +1,105 @@
+"""Print what weights of fewer bits cost in accuracy (`fastlstm.prepack`), as Markdown.
+
+    python benchmarks/packed_accuracy.py
+    python -m captioning demo --output runs/demo
+    python benchmarks/packed_accuracy.py --demo runs/demo --write docs/numerics.md
+
+The error of an output is the root mean square of its deviation from the layer in float32, over the
+root mean square of the latter. Of the demo's captioner: how many captions state all six facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import machine
+import torch
+from markdown import replace_section, table
+from torch import Tensor
+
+import fastlstm
+
+SIZES = (32, 64, 128, 256, 512, 1024)
+STEPS, BATCH = 1000, 8
+WEIGHTS = (torch.bfloat16, torch.int8)
+
+
+def random_layer(size: int) -> list[str]:
+    """The errors of each dtype after 1 and after `STEPS` steps, of a layer as nn.LSTM begins it."""
+    torch.manual_seed(size)
+    lstm, x = fastlstm.LSTM(size, size).eval(), torch.randn(STEPS, BATCH, size)
+    with torch.inference_mode():
+        exact = lstm(x)[0]
+        cells = []
+        for weights in WEIGHTS:
+            found = fastlstm.prepack(copy.deepcopy(lstm), weights)(x)[0]
+            cells += [error(found[t], exact[t]) for t in (0, STEPS - 1)]
+    return cells
+
+
+def error(found: Tensor, exact: Tensor) -> str:
+    return f"{((found - exact).norm() / exact.norm()).item():.1e}"
+
+
+def facts_right(demo: Path) -> list[str]:
+    """The share of right captions in float32 and in each dtype, of both splits."""
+    from captioning import scenes
+    from captioning.checkpoint import load_checkpoint
+    from captioning.datasets import load_coco
+    from captioning.features import Extraction, FeatureTable, cache_path, extract_features
+    from captioning.generate import best_captions
+    from captioning.lstm import freeze
+
+    shares = []
+    for weights in (torch.float32, *WEIGHTS):
+        checkpoint = load_checkpoint(demo / "best.pt")
+        freeze(checkpoint.model.decoder, str(weights).removeprefix("torch."))
+        cnn, right, count = checkpoint.cnn.load(), 0.0, 0
+        for split in ("val", "unseen"):
+            annotations = demo / "scenes" / "annotations" / f"captions_{split}.json"
+            dataset = load_coco(annotations, demo / "scenes" / split)
+            cache = cache_path(demo / "features", annotations)
+            features = FeatureTable(
+                dataset, extract_features(cnn, dataset.images, cache, Extraction())
+            )
+            written = best_captions(
+                checkpoint.model, checkpoint.vocabulary, features.read(), features.ids
+            )
+            truth = {image.id: scenes.Facts(**(image.facts or {})) for image in dataset.images}
+            right += scenes.fact_scores(written, truth)["all"] * len(truth)
+            count += len(truth)
+        shares.append(f"{right / count:.2%}")
+    return [f"{count:,}", *shares]
+
+
+def report(demo: Path | None) -> str:
+    names, steps = (str(w).removeprefix("torch.") for w in WEIGHTS), ("1 step", f"{STEPS} steps")
+    header = ["hidden and input size", *(f"{name}, {after}" for name in names for after in steps)]
+    parts = [
+        f"{machine.title('cpu')}; {BATCH} rows.",
+        table(header, [[str(size), *random_layer(size)] for size in SIZES]),
+    ]
+    if demo:
+        header = ["captioner of the demo", "pictures", "float32", "bfloat16", "int8"]
+        parts.append(table(header, [["all facts right", *facts_right(demo)]]))
+    else:
+        parts.append("Without --demo: the captioner was left out.")
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--demo", type=Path, help="folder that `captioning demo` wrote")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
+    args = parser.parse_args(arguments)
+    text = report(args.demo)
+    print(text)
+    if args.write:
+        replace_section(args.write, "packed", text)
+
+
+if __name__ == "__main__":
+    main()
