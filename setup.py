@@ -142,6 +142,16 @@ def checked_macros():
     return [("FASTLSTM_SPIN_LIMIT", "2000000"), ("FASTLSTM_TRACE", None)] if checked == "1" else []
 
 
+def openmp_flags(platform, torch_headers):
+    """What the compiler and what the linker gets."""
+    if platform != "darwin":
+        return ["-fopenmp"], ["-fopenmp"]
+    # torch brings omp.h and, loaded when the extension is, the library: its name within is not
+    # where it lies, so that it must not be linked.
+    has_header = any(os.path.exists(os.path.join(path, "omp.h")) for path in torch_headers)
+    return (["-Xpreprocessor", "-fopenmp"] if has_header else []), []
+
+
 def extension(kinds):
     from torch.utils import cpp_extension
 
@@ -153,11 +163,11 @@ def extension(kinds):
         sources += glob("csrc/cuda/*.cu")
         macros = [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
         new_extension = cpp_extension.CUDAExtension
-    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code.
     gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]
-    torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    warnings = ["-Wall", "-Wextra", *torch_headers, *gcc_errs]
+    torch_headers = cpp_extension.include_paths()
+    warnings = ["-Wall", "-Wextra", *(f"-isystem{path}" for path in torch_headers), *gcc_errs]
+    compile_openmp, link_openmp = openmp_flags(sys.platform, torch_headers)
     # cpp_extension removes the operators of the 16-bit types; plain nvcc has them.
     taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
@@ -171,10 +181,10 @@ def extension(kinds):
         include_dirs=[os.path.join(ROOT, "csrc")],
         define_macros=macros,
         extra_compile_args={
-            "cxx": ["-O3", "-fno-trapping-math", "-g0", *warnings, *openmp],
+            "cxx": ["-O3", "-fno-trapping-math", "-g0", *warnings, *compile_openmp],
             "nvcc": ["-O3", "--threads=2", *bare_nvcc],
         },
-        extra_link_args=openmp,
+        extra_link_args=link_openmp,
     )
 
 

@@ -362,6 +362,14 @@ def test_default_cuda_arches(tmp_path: Path, monkeypatch, nvcc: str, expected: s
     assert load_setup().cuda_arch_list(str(tmp_path)) == "9.0a"
 
 
+def test_openmp_flags(tmp_path: Path) -> None:
+    flags = load_setup().openmp_flags
+    assert flags("linux", [str(tmp_path)]) == (["-fopenmp"], ["-fopenmp"])
+    assert flags("darwin", [str(tmp_path)]) == ([], [])
+    (tmp_path / "omp.h").touch()
+    assert flags("darwin", [str(tmp_path)]) == (["-Xpreprocessor", "-fopenmp"], [])
+
+
 def test_checked_build(monkeypatch) -> None:
     macros = load_setup().checked_macros
     assert macros() == []
