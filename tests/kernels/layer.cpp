@@ -83,7 +83,7 @@ class Walk {
     std::vector<A> sums(B_ * vectors * lanes);
     for (int64_t v = 0; v < vectors; v += product_.vectors) {
       const int64_t some = std::min<int64_t>(product_.vectors, vectors - v), width = some * lanes;
-      std::vector<T> panel((K + K % product_.together) * width);
+      std::vector<T> panel((divide_up(K, product_.padding) * product_.padding) * width);
       product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), some},
                     panel.data());
       std::vector<A*> to;

@@ -78,7 +78,7 @@ struct Panels {
   Panels(const Product<T>& product, const MatrixRows<T>& matrix, int64_t k_begin, int64_t K,
          int64_t N) {
     const int64_t of_column =
-        product.header + (K + product.together - 1) / product.together * product.together;
+        product.header + (K + product.padding - 1) / product.padding * product.padding;
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
       const int64_t left = (N - column + product.lanes - 1) / product.lanes;
