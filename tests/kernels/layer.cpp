@@ -4,6 +4,7 @@
 
 #include "../simt/harness.h"
 #include "../simt/oracle.h"
+#include "parts.h"
 #include "targets.h"
 
 namespace {
