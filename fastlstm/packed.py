@@ -24,8 +24,6 @@ from .modules import LSTM, LSTMCell, SequenceModule, _check_pair, _refuse_to_be_
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SMALLER = (torch.bfloat16, torch.int8)
-# Asked once: Dynamo cannot trace the question.
-_LAYOUT = _build.library.packed_layout() if _build.extension_available() else ""
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +77,7 @@ class _Frozen(nn.Module):
     __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
     _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
+    _layout: str  # of the panels; kept here, because Dynamo cannot trace the question
 
     def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
         """Takes attributes, hooks and weights of a layer."""
@@ -99,6 +98,7 @@ class _Frozen(nn.Module):
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
+        self._layout = _build.library.packed_layout()
         kept = torch.float32 if self.weights == torch.float16 else self.weights
         for name, shape in self._shapes.items():
             tensor: Tensor = tensors[name]
@@ -336,7 +336,9 @@ class PackedLSTM(_Frozen, SequenceModule):
             )
         options = (batch_sizes, lengths, reset, return_cell_states)
         if self.num_layers == 1:
-            output, h_n, c_n, of_layer = _call(input, h_0, c_0, self._op_weights(), *options)
+            output, h_n, c_n, of_layer = _call(
+                self._layout, input, h_0, c_0, self._op_weights(), *options
+            )
             state, cells = (h_n, c_n), [of_layer]
         else:
             output, state, cells = self._run_layers(input, h_0, c_0, *options)
@@ -354,7 +356,7 @@ class PackedLSTM(_Frozen, SequenceModule):
         for first in range(0, len(self._op_names), directions):
             own = slice(first, first + directions)
             output, h, c, of_layer = _call(
-                output, h_0[own], c_0[own], self._op_weights(own), *options
+                self._layout, output, h_0[own], c_0[own], self._op_weights(own), *options
             )
             h_n.append(h)
             c_n.append(c)
@@ -373,6 +375,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
 
 def _call(
+    layout: str,
     input: Tensor,
     h_0: Tensor,
     c_0: Tensor,
@@ -385,7 +388,7 @@ def _call(
     """One layer: by the dispatcher if something must see the op, else directly."""
     if _is_observed(input, h_0, c_0):
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            input, h_0, c_0, weights, _LAYOUT, batch_sizes, lengths, reset, save_cells
+            input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, save_cells
         )
     else:
         results = _build.library.lstm_packed(
@@ -442,7 +445,8 @@ class PackedLSTMCell(_Frozen):
             return h.squeeze(0), c.squeeze(0)
         if _is_observed(input, h, c):
             states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
-            _, h_n, c_n, _ = _call(*states, self._op_weights(), None, None, None, False)
+            weights = self._op_weights()
+            _, h_n, c_n, _ = _call(self._layout, *states, weights, None, None, None, False)
             return h_n.squeeze(0), c_n.squeeze(0)
         step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
             input, h, c, self._op_weights()
