@@ -55,7 +55,7 @@ def _problem(
         return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
     if tensor.dtype == torch.int8 and (tensor == -128).any():
         return f"{name}: expected int8 weights from -127 to 127, got -128"
-    if weights == torch.int8 and name.startswith("weight_") and not tensor.isfinite().all():
+    if weights == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
         got = tensor[~tensor.isfinite()][0]
         return f"{name}: expected finite weights to make int8 of them, got {got}"
     return None

@@ -443,6 +443,9 @@ def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -
     change(given)
     assert re.search(message.replace("(s)", r"\(s\)"), load_errors(frozen, given))
     assert same(frozen(X[..., :6]), before)
+    inside = {f"lstm.{name}": tensor for name, tensor in given.items()}  # in a model
+    message = re.sub("((weight|bias)_)", r"lstm.\1", message.replace("(s)", r"\(s\)"))
+    assert re.search(message, load_errors(in_a_model(lstm=frozen), inside))
 
 
 def test_int8_takes_a_quarter() -> None:
