@@ -5,8 +5,10 @@ The modules that it puts in place have no parameters, so that no packed copy can
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -452,6 +454,15 @@ class PackedLSTMCell(_Frozen):
             input, h, c, self._op_weights()
         )
         return step
+
+
+def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
+    """For another process, which cannot share what is unpacked for this call only."""
+    return pickle.loads, (pickle.dumps(module),)
+
+
+for _kind in (PackedLSTM, PackedLSTMCell):
+    ForkingPickler.register(_kind, _as_bytes)
 
 
 def prepack(

@@ -510,7 +510,7 @@ def _put(model: nn.Module, results: Any) -> None:
     results.put(model(X).tolist())
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_share_a_model(method: str) -> None:
     model = tagger(weights=torch.int8).share_memory()
     assert all(buffer.is_shared() for buffer in model.lstm.buffers())
