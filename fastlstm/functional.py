@@ -259,8 +259,14 @@ def _states(
                 f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
             )
         return h_0, c_0
+    return zero_states(input, count, weights[1].size(-1), weights[0].size(0) // 4, batch_sizes)
+
+
+def zero_states(
+    input: Tensor, count: int, output_size: int, hidden_size: int, batch_sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """h_0 and c_0 where none are given, of `count` layers and directions."""
     batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-    hidden_size, output_size = weights[0].size(0) // 4, weights[1].size(-1)
     c_0 = input.new_zeros(count, batch, hidden_size)
     if output_size == hidden_size:
         return c_0, c_0

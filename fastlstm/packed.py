@@ -21,8 +21,9 @@ from . import _build
 from ._checks import as_lengths, steps_first
 from .convert import convert as convert_modules
 from .convert import own_class, replace_modules
-from .functional import _transforms_active, cell_states
+from .functional import _transforms_active, cell_states, zero_states
 from .modules import LSTM, LSTMCell, SequenceModule, _check_pair, _refuse_to_be_scripted
+from .reference import state_dtype
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SMALLER = (torch.bfloat16, torch.int8)
@@ -118,10 +119,9 @@ class _Frozen(nn.Module):
             tensor = tensor.to(kept).contiguous()
             packed = _build.library.pack_weight(tensor, scale, _role(name))
             self.register_buffer(f"packed_{name}", packed, persistent=False)
-        state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         for of_op in self._op_names:
             suffix = of_op[2].removeprefix("total_bias")
-            total = torch.zeros(self._shapes[f"weight_ih{suffix}"][0], dtype=state_dtype)
+            total = torch.zeros(self._shapes[f"weight_ih{suffix}"][0], dtype=state_dtype(self.dtype))
             for of in ("ih", "hh"):
                 added = self._buffers.get(f"packed_bias_{of}{suffix}")
                 if added is not None:
@@ -329,8 +329,8 @@ class PackedLSTM(_Frozen, SequenceModule):
             reset = None if reset is None else steps_first(reset)
         if lengths is not None:
             lengths = as_lengths(lengths, input)
-        h_0, c_0 = hx if hx is not None else self._zeros(input, batch_sizes)
-        count = len(self._op_names)
+        count, output_size = len(self._op_names), self.proj_size or self.hidden_size
+        h_0, c_0 = hx or zero_states(input, count, output_size, self.hidden_size, batch_sizes)
         if h_0.size(0) != count or c_0.size(0) != count:
             raise RuntimeError(
                 f"PackedLSTM: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
@@ -364,12 +364,6 @@ class PackedLSTM(_Frozen, SequenceModule):
             c_n.append(c)
             cells.append(of_layer)
         return output, (torch.cat(h_n), torch.cat(c_n)), cells
-
-    def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        c_0 = input.new_zeros(count, batch, self.hidden_size)
-        return input.new_zeros(count, batch, self.proj_size) if self.proj_size else c_0, c_0
 
     def extra_repr(self) -> str:
         """That of nn.LSTM, and the dtype of the weights."""
