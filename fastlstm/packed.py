@@ -121,7 +121,8 @@ class _Frozen(nn.Module):
             self.register_buffer(f"packed_{name}", packed, persistent=False)
         for of_op in self._op_names:
             suffix = of_op[2].removeprefix("total_bias")
-            total = torch.zeros(self._shapes[f"weight_ih{suffix}"][0], dtype=state_dtype(self.dtype))
+            gates, _ = self._shapes[f"weight_ih{suffix}"]
+            total = torch.zeros(gates, dtype=state_dtype(self.dtype))
             for of in ("ih", "hh"):
                 added = self._buffers.get(f"packed_bias_{of}{suffix}")
                 if added is not None:
