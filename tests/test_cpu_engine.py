@@ -237,12 +237,31 @@ def test_a_single_step_gives_the_bits_of_a_walk(
     B: int, P: int, masks: bool, dtype: torch.dtype
 ) -> None:
     arguments = layer(3, B, 533, 300, dtype, 1, P, masks)
-    output, _, _, cells, _ = torch.ops.fastlstm.lstm(**arguments, save_cells=True)
+    saved = {"save_cells": True, "save_gates": True}
+    output, _, _, cells, gates = torch.ops.fastlstm.lstm(**arguments, **saved)
     arguments["input"] = arguments["input"][:1]
     for name in set(MASKS[1:]) & set(arguments):
         arguments[name] = arguments[name][:, :1]
     first, h_n, c_n, *_ = torch.ops.fastlstm.lstm(**arguments)
     assert same([first, h_n, c_n], [output[:1], output[:1], cells[:, 0].to(dtype)])
+    assert same(torch.ops.fastlstm.lstm(**arguments, **saved)[3:], [cells[:, :1], gates[:, :1]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backward_of_a_single_step_gives_the_same_bits_for_few_rows(dtype: torch.dtype) -> None:
+    """Many rows are multiplied with weights that are packed first, few with panels in use."""
+    arguments = layer(1, 530, 170, 150, dtype, 1)
+    rows = slice(100, 129)
+
+    def gradients(arguments: dict[str, object]) -> list[Tensor]:
+        states = ("input", "h_0", "c_0")
+        leaves = [arguments[name].clone().requires_grad_() for name in states]
+        outputs = torch.ops.fastlstm.lstm(*leaves, arguments["weights"])[:3]
+        return torch.autograd.grad(outputs, leaves, [torch.full_like(y, 0.5) for y in outputs])
+
+    some = {name: arguments[name][:, rows].contiguous() for name in ("input", "h_0", "c_0")}
+    many = [gradient[:, rows] for gradient in gradients(arguments)]
+    assert same(gradients(arguments | some), many)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -81,6 +81,14 @@ PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Pro
 }
 
 template <typename T>
+PackedMatrix<T> PackedMatrix<T>::packed_in_use(const at::Tensor& w) {
+  PackedMatrix matrix(w.size(0), w.size(1), at::get_num_threads(), product_of<T>());
+  matrix.data_ = w;
+  matrix.rows_ = row_pointers(const_data<T>(w), w.size(0), w.size(1));
+  return matrix;
+}
+
+template <typename T>
 Range PackedMatrix<T>::columns(const Range& panels) const {
   const auto column = [&](size_t p) { return p < panels_.size() ? panels_[p].first_column : N(); };
   return {column(panels.begin), column(panels.end)};
@@ -126,11 +134,56 @@ PackedMatrix<T> pack_gates(const at::Tensor& w_hh) {
   return {{{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
 }
 
+namespace {
+
+// body(k, terms, panel, shape, prefetch) for each panel of a matrix that is packed in use, `piece`
+// of its rows at a time. The next piece comes into the cache meanwhile.
+template <typename T, typename Body>
+void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piece,
+                       const Body& body) {
+  // Below this many multiply-adds, waking another thread costs more than it helps.
+  constexpr int64_t kWorthAThread = 1 << 19;
+  const Product<T>& product = matrix.product();
+  const int64_t K = matrix.K(), width = product.vectors * product.lanes;
+  piece = divide_up(std::min(piece, K), product.padding) * product.padding;
+  const int64_t pieces = divide_up(K, piece);
+  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
+  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
+  const int64_t grain = divide_up(kWorthAThread, std::max<int64_t>(rows * K * width, 1));
+  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
+    const at::Tensor packed = scratch<T>(piece * width);
+    T* const panel = data<T>(packed);
+    const ThreadSeries<T> series;
+    for (int64_t i = first * pieces; i < last * pieces; ++i) {
+      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
+      const PanelShape &shape = matrix.panels()[i / pieces],
+                       &after = matrix.panels()[next / pieces];
+      product.pack({matrix.unpacked(), false}, k, terms, shape, panel);
+      const int64_t begin = after.first_column * sizeof(T), bytes = after.columns * sizeof(T);
+      const int64_t times = std::max<int64_t>(rows / product.rows * (terms / kTermsPerFetch), 1);
+      const int64_t lines = terms_of(next) * divide_up(bytes, 64);
+      Prefetch prefetch{reinterpret_cast<const void* const*>(matrix.unpacked() + begin_of(next)),
+                        terms_of(next), begin, begin + bytes, divide_up(lines, times)};
+      body(k, terms, panel, shape, prefetch);
+    }
+  });
+}
+
+}  // namespace
+
 template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
   const auto& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K();
+  if (matrix.unpacked())
+    return for_pieces_in_use(
+        matrix, rows, product.piece,
+        [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch& next) {
+          product.multiply_and_fetch({a.data(), rows, k, terms, panel, shape, c.data(),
+                                      accumulate || k > 0, k > 0 ? nullptr : bias},
+                                     &next);
+        });
   for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < K; k += product.piece)
       for (Range left{0, matrix.panel_count()}; left.begin < left.end;) {
@@ -164,6 +217,13 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
   if constexpr (std::is_same_v<T, State_t<T>>)
     return multiply<T>(a, matrix, c, accumulate, nullptr);
   const int64_t rows = a.size();
+  if (matrix.unpacked())
+    return for_pieces_in_use(
+        matrix, rows, matrix.K(),
+        [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch&) {
+          matrix.product().multiply_rounded(
+              {a.data(), rows, k, terms, panel, shape, c.data(), accumulate});
+        });
   for_blocks<T>(rows, matrix.K() * matrix.N(), [&](int64_t begin, int64_t end) {
     for (size_t p = 0; p < matrix.panels().size(); ++p)
       matrix.product().multiply_rounded({a.data() + begin, end - begin, 0, matrix.K(),

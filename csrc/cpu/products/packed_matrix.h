@@ -25,6 +25,9 @@ class PackedMatrix {
   // threads if there are so many vectors.
   PackedMatrix(const Matrix<T>& matrix, int64_t pieces,
                const Product<T>& product = product_of<T>());
+  // One that `multiply` and `multiply_rounded` pack panel by panel into the cache: for a single
+  // product of few rows, where packed panels would cross memory twice more.
+  static PackedMatrix packed_in_use(const at::Tensor& w);
   // Panels that were packed before into `data`.
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data);
 
@@ -48,6 +51,8 @@ class PackedMatrix {
     return part_of(panels_.size(), group, groups);
   }
   Range columns(const Range& panels) const;
+  // The rows [k] of one that is packed in use, else nullptr.
+  const T* const* unpacked() const { return rows_.empty() ? nullptr : rows_.data(); }
 
  private:
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product);
@@ -56,6 +61,7 @@ class PackedMatrix {
   std::vector<PanelShape> panels_;
   std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
   at::Tensor data_;
+  std::vector<const T*> rows_;  // of data_, if it is packed in use
 };
 
 // W [rows,K], contiguous, as the matrix W^T [K,rows] or as itself [rows,K].

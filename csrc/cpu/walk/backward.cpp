@@ -116,7 +116,7 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(pack<W>(encoded(direction().w_hh), call.grid.unit_groups)),
+        w_hh_(packed(direction().w_hh, call.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.chunk_steps * call.rows.batch()),
@@ -138,7 +138,7 @@ class BackwardWalk {
       projection_.emplace(call.layer, directed_, d, call.grid, call.chunk_steps, gates, cells);
     }
     if (call.request.input) {
-      w_ih_.emplace(pack<W>(encoded(direction().w_ih), 1));
+      w_ih_.emplace(packed(direction().w_ih, 1));
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.grid.threads());
@@ -187,8 +187,14 @@ class BackwardWalk {
   };
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
-  // A weight [K,N] for products of W.
-  Tensor encoded(const Tensor& w) const { return encoded_weight<T, W>(w); }
+  // A weight [K,N] for products of W. A step alone multiplies once with each, no rows after it.
+  PackedMatrix<W> packed(const Tensor& w, int64_t pieces) const {
+    constexpr int64_t kFewRows = 512;
+    const Tensor encoded = encoded_weight<T, W>(w);
+    if (call_.rows.steps() == 1 && call_.rows.batch() <= kFewRows && !call_.layer.projects())
+      return PackedMatrix<W>::packed_in_use(encoded);
+    return pack<W>(encoded, pieces);
+  }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.chunk_steps * call_.rows.batch(); }
   int64_t flat_rows() const { return call_.sizes.flat_rows; }

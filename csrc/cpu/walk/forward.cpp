@@ -11,7 +11,7 @@ bool is_plain_step(const Layer& layer) {
 
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
-  if (is_plain_step(layer) && !save_cells && !save_gates) return one_step_forward<T>(layer);
+  if (is_plain_step(layer)) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);

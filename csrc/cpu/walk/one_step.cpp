@@ -22,6 +22,7 @@ struct OneStep {
   const A* c_prev;
   T* h;
   A* c;
+  T* gates;  // [B,4H] activated, or nullptr
   int64_t input_size, hidden_size, output_size, h_stride;
 };
 
@@ -41,11 +42,16 @@ class OneStepRows {
         columns_(4 * vectors * lanes_),
         a_(rows_),
         sums_(rows_),
-        zeros_(4 * lanes_, A(0)),
+        zeros_(4 * s_.hidden_size, A(0)),
         row_(rows_) {
     const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
     if (packs()) panel_ = scratch<T>(4 * lanes_ * (terms + terms % 2));
     gates_ = scratch<A>((rows_ + 1) * 4 * vectors * lanes_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t row = begin + r, of_row = row * s_.hidden_size;
+      row_[r] = {zeros_.data(), s_.gates ? s_.gates + 4 * of_row : nullptr, s_.c_prev + of_row,
+                 s_.c + of_row, s_.h + row * s_.h_stride};
+    }
   }
 
   // The vectors of units from `unit` on.
@@ -55,14 +61,9 @@ class OneStepRows {
     multiply(s_.h_prev, s_.w_hh, s_.output_size, s_.output_size, false);
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t first = unit_ + v * lanes_;
-      for (int64_t r = 0; r < rows_; ++r) {
-        const int64_t at = (begin_ + r) * s_.hidden_size + first;
-        row_[r] = {zeros_.data(), nullptr, s_.c_prev + at, s_.c + at,
-                   s_.h + (begin_ + r) * s_.h_stride + first};
-      }
       // The input's part is in the sums already.
       cell_.forward(row_.data(), rows_, gates(0, v, 0), column(vectors_, 0),
-                    {0, std::min(lanes_, s_.hidden_size - first), lanes_});
+                    {first, std::min(lanes_, s_.hidden_size - first), s_.hidden_size});
     }
   }
 
@@ -156,18 +157,18 @@ class OneStepDirection {
       if (tensor->defined()) *tensor = tensor->contiguous();
   }
 
-  // h [B,P] with rows h_stride apart, and c [B,H].
-  void run(T* h, int64_t h_stride, A* c) const {
-    if (!w_.w_hr.defined()) return cells(h, h_stride, c);
+  // h [B,P] with rows h_stride apart, c [B,H], and gates [B,4H] or nullptr.
+  void run(T* h, int64_t h_stride, A* c, T* gates) const {
+    if (!w_.w_hr.defined()) return cells(h, h_stride, c, gates);
     const int64_t batch = sizes_.batch, hidden = sizes_.hidden_size;
     const Tensor unprojected = scratch<T>(batch * hidden);
-    cells(data<T>(unprojected), hidden, c);
+    cells(data<T>(unprojected), hidden, c, gates);
     multiply_rounded<T>(row_pointers(const_data<T>(unprojected), batch, hidden),
                         pack_transposed<T>(w_.w_hr, 1), row_pointers(h, batch, h_stride), false);
   }
 
  private:
-  void cells(T* h, int64_t h_stride, A* c) const {
+  void cells(T* h, int64_t h_stride, A* c, T* gates) const {
     const int64_t batch = sizes_.batch;
     const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
     const OneStep<T> step{const_data<T>(w_.w_ih),
@@ -179,6 +180,7 @@ class OneStepDirection {
                           c_0_,
                           h,
                           c,
+                          gates,
                           sizes_.input_size,
                           sizes_.hidden_size,
                           sizes_.output_size,
@@ -227,30 +229,31 @@ class OneStepDirection {
 }  // namespace
 
 template <typename T>
-ForwardResult one_step_forward(const Layer& layer) {
+ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
-  const auto options = layer.input.options();
   using A = State_t<T>;
+  const auto options = layer.input.options(), state = layer.state_options();
   const Tensor x = layer.input.contiguous(), h_0 = layer.h_0.contiguous();
-  const Tensor c_0 = layer.c_0.to(layer.state_options()).contiguous();
-  Tensor output = at::empty({1, s.batch, s.directions * s.output_size}, options);
-  Tensor c_n = at::empty({s.directions, s.batch, s.hidden_size}, layer.state_options());
-  for (int64_t d = 0; d < s.directions; ++d)
-    OneStepDirection<T>(s, layer.directions[d], const_data<T>(x),
-                        const_data<T>(h_0) + d * s.batch * s.output_size,
-                        const_data<A>(c_0) + d * s.batch * s.hidden_size)
-        .run(data<T>(output) + d * s.output_size, s.directions * s.output_size,
-             data<A>(c_n) + d * s.batch * s.hidden_size);
-  Tensor h_n = at::empty({s.directions, s.batch, s.output_size}, options);
-  for (int64_t d = 0; d < s.directions; ++d)
-    for (int64_t b = 0; b < s.batch; ++b)
-      std::copy_n(const_data<T>(output) + (b * s.directions + d) * s.output_size, s.output_size,
-                  data<T>(h_n) + (d * s.batch + b) * s.output_size);
-  return {output, h_n, c_n.to(layer.c_0.scalar_type()), at::empty({0}, layer.state_options()),
-          at::empty({0}, options)};
+  const Tensor c_0 = layer.c_0.to(state).contiguous();
+  const int64_t D = s.directions, B = s.batch, H = s.hidden_size, P = s.output_size;
+  const Tensor output = at::empty({1, B, D * P}, options), h_n = at::empty({D, B, P}, options);
+  const Tensor c_n = at::empty({D, B, H}, state);
+  const Tensor gates = save_gates ? at::empty({D, 1, B, 4 * H}, options) : at::empty({0}, options);
+  for (int64_t d = 0; d < D; ++d)
+    OneStepDirection<T>(s, layer.directions[d], const_data<T>(x), const_data<T>(h_0) + d * B * P,
+                        const_data<A>(c_0) + d * B * H)
+        .run(data<T>(output) + d * P, D * P, data<A>(c_n) + d * B * H,
+             save_gates ? data<T>(gates) + d * B * 4 * H : nullptr);
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t b = 0; b < B; ++b)
+      std::copy_n(const_data<T>(output) + (b * D + d) * P, P, data<T>(h_n) + (d * B + b) * P);
+  // The user may write to c_n.
+  const Tensor cells = save_cells ? c_n.clone().view({D, 1, B, H}) : at::empty({0}, state);
+  return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name) template ForwardResult one_step_forward<T>(const Layer&);
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template ForwardResult one_step_forward<T>(const Layer&, bool, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

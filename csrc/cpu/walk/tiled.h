@@ -6,10 +6,10 @@
 
 namespace fastlstm {
 
-// A dense batch of one step without anything to save: decoding, reinforcement learning.
+// A dense batch of one step: decoding, reinforcement learning.
 bool is_plain_step(const Layer& layer);
 template <typename T>
-ForwardResult one_step_forward(const Layer& layer);
+ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates);
 // W: what products multiply, T or less.
 template <typename T, typename W = T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
