@@ -78,9 +78,11 @@ def info() -> None:
     for device, _ in found:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
     if _build.has_kernels("cpu"):
-        print("\nPacked weights on the CPU (fastlstm.prepack)")
-        for dtype, instructions in _build.library.build_info()["products"].items():
-            print_row(dtype, instructions)
+        built = _build.library.build_info()
+        print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")
+        print_row("", "tile", "instructions")
+        for dtype, (instructions, rows, columns) in built["products"].items():
+            print_row(dtype, f"{rows} x {columns}", instructions)
     if len(found) > 1 and not _build.has_kernels("cuda"):
         print("  The GPU is served by the reference: the extension has no CUDA kernels.")
 

@@ -1,8 +1,20 @@
 #include "plan.h"
 
 #include <algorithm>
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 namespace fastlstm {
+
+int64_t l2_cache_bytes() {
+#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  constexpr int64_t known = 0;
+#endif
+  return known > 0 ? known : 1 << 20;
+}
 
 bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen) {
   chosen = normalizes || engine == "stepwise" ? CpuEngine::kStepwise : CpuEngine::kTiled;
@@ -16,7 +28,8 @@ ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int
   // barrier, which is high because on a busy machine all threads wait there. Only the time depends
   // on the choice, never the result.
   constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
-  constexpr double kBarrierMicroseconds = 2.0, kL2Bytes = 768 * 1024, kTileRows = 6;
+  constexpr double kBarrierMicroseconds = 2.0, kTileRows = 6;
+  const double cache_bytes = 0.75 * l2_cache_bytes();  // the rest is for rows and sums
   const int64_t tiles = (hidden_size + lanes - 1) / lanes;
   ThreadGrid best{1, 1};
   double best_time = 1e300;
@@ -32,7 +45,7 @@ ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int
           4 * units * hidden_size * std::max(rows, std::min(2.0, kTileRows));
       const double weight_bytes = 4 * units * hidden_size * element_size;
       const double arithmetic = multiply_adds * element_size / 4 / kMultiplyAddsPerMicrosecond;
-      const double loading = weight_bytes > kL2Bytes ? weight_bytes / kBytesPerMicrosecond : 0;
+      const double loading = weight_bytes > cache_bytes ? weight_bytes / kBytesPerMicrosecond : 0;
       const double time =
           std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0);
       if (time < best_time) best_time = time, best = {unit_groups, row_groups};

@@ -5,6 +5,7 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "cpu/targets/kernels.h"
 #include "cuda/plan_module.h"
@@ -18,6 +19,12 @@ namespace py = pybind11;
 namespace fastlstm {
 namespace {
 
+// The instructions of a product, and the rows and columns of a register tile.
+template <typename T>
+std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
+  return {product.instructions, product.rows, product.vectors * product.lanes};
+}
+
 py::dict build_info() {
   py::dict info;
 #ifdef FASTLSTM_WITH_CUDA
@@ -27,10 +34,12 @@ py::dict build_info() {
 #endif
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
-  py::dict products;  // of packed weights
-  products["float32"] = product_of<float>().instructions;
-  products["bfloat16"] = product_of<bfloat16>().instructions;
-  products["int8"] = product_of<int8>().instructions;
+  info["l2_cache_bytes"] = l2_cache_bytes();
+  py::dict products;
+  products["float32"] = describe(product_of<float>());
+  products["float64"] = describe(product_of<double>());
+  products["bfloat16"] = describe(product_of<bfloat16>());
+  products["int8"] = describe(product_of<int8>());
   info["products"] = products;
   return info;
 }
