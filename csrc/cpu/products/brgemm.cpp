@@ -1,7 +1,7 @@
-// oneDNN's micro-kernel wants rows of A and of C at one stride. Rows that lie elsewhere (the first
-// step, rows after a reset) are copied: a few hundred bytes each, little beside the product.
-// Sums are in float32, in the order of the micro-kernel. What bounds it is loading tiles of A and
-// of the panel from the L1 and L2 caches.
+// Products by oneDNN's micro-kernel. It needs the rows of A, and those of C, at one stride. Rows
+// that lie elsewhere (the first step, rows after a reset) are copied: a few hundred bytes each,
+// little beside the product. Sums are in float32, in the order of the micro-kernel. Loading tiles
+// of A and of the panel from the L1 and L2 caches bounds it.
 #include "cpu/products/brgemm.h"
 
 #include <ATen/Context.h>
@@ -20,19 +20,19 @@ namespace {
 
 using at::native::cpublas::brgemm;
 
-// The distance between neighbouring rows, or 0 if they have no common one, or one so large that the
-// rows may be of different tensors.
+// The distance between neighbouring rows; 0 if it is not the same for all, or so large that the
+// rows may belong to different tensors.
 template <typename T>
 int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
   if (count == 1) return otherwise;
   const int64_t stride = rows[1] - rows[0];
   for (int64_t r = 2; r < count; ++r)
     if (rows[r] - rows[r - 1] != stride) return 0;
-  constexpr int64_t kLargest = 1 << 20;  // oneDNN counts the bytes of all rows in 32 bits
+  constexpr int64_t kLargest = 1 << 20;  // oneDNN counts bytes in 32 bits
   return stride > 0 && stride <= kLargest ? stride : 0;
 }
 
-// Rows of A at one stride, K rounded up to whole pairs.
+// The rows of A at one stride, K rounded up to whole pairs.
 class Factor {
  public:
   Factor(const bfloat16* const* a, int64_t rows, int64_t k_begin, int64_t K)
@@ -55,7 +55,7 @@ class Factor {
   const bfloat16* first_;
 };
 
-// The same of int8, after the headers of the rows.
+// The same for int8, without the headers of the rows.
 class Int8Rows {
  public:
   Int8Rows(const int8* const* a, int64_t rows, int64_t K)
@@ -74,10 +74,10 @@ class Int8Rows {
   const int8* first_;
 };
 
-constexpr int64_t kRows = 64;  // four tiles of AMX: a panel is loaded once for them
+constexpr int64_t kRows = 64;  // four AMX tiles, for which a panel is loaded once
 
-// [rows][columns] of a product, rows `stride` apart. The sums start from zero, so that their bits
-// do not depend on what they are added to.
+// The sums [rows][columns], rows `stride` apart. They start from zero, so their bits do not depend
+// on what they are added to.
 void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
          int64_t stride) {
   const int64_t width = shape.vectors * 16;
@@ -85,7 +85,7 @@ void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape&
          reinterpret_cast<const at::BFloat16*>(panel), sums);
 }
 
-const Product<bfloat16>* tiles = nullptr;  // ours, which take the same panels
+const Product<bfloat16>* tiles = nullptr;  // our own, which read the same panels
 
 void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
   tiles->put_rows(p, sums, stride);
@@ -94,7 +94,7 @@ void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int6
   tiles->put_rows_rounded(p, sums, stride);
 }
 
-// Through a buffer of sums, kRows rows at a time: C rounded or not.
+// Multiplies into a buffer of sums, kRows rows at a time, then writes C, rounded or not.
 template <typename C>
 void multiply_buffered(PanelProduct<bfloat16, C> p) {
   alignas(64) float sums[kRows * 64];
@@ -113,7 +113,7 @@ void multiply(const PanelProduct<bfloat16, float>& p) {
       stride);
 }
 
-// Where oneDNN refuses: a sum of no terms, or torch.backends.mkldnn.flags(enabled=False).
+// Cases that oneDNN refuses: a sum without terms, or torch.backends.mkldnn.flags(enabled=False).
 template <typename C>
 bool is_refused(const PanelProduct<bfloat16, C>& p) {
   return p.K == 0 || !at::globalContext().userEnabledMkldnn();
@@ -133,8 +133,8 @@ void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
   is_refused(p) ? tiles->multiply_rounded(p) : multiply_buffered(p);
 }
 
-// int8, with AMX: the exact sums become numbers in the target's own code. A tile of AMX is 16 rows
-// high, so that few rows are left to the tiles. Both read the same panels, with the same bits.
+// int8 with AMX. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so
+// few rows are left to our own tiles, which read the same panels and give the same bits.
 const Product<int8>* int8_tiles = nullptr;
 
 void multiply_int8(const PanelProduct<int8, float>& product) {

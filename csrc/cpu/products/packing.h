@@ -1,4 +1,4 @@
-// Matrices into panels and transposed blocks for the register tiles, and sums of rows: included
+// Packs matrices into panels, transposes blocks for the register tiles, and sums rows. Included
 // once for each target.
 #pragma once
 #include "cpu/products/product.h"
@@ -7,9 +7,9 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-// A square of lanes x lanes elements transposed in registers. Two kinds of stages, each one
-// instruction a vector on x86: first rows interleave within blocks of 16 bytes, which transposes
-// the blocks, then the even and the odd blocks of two rows are separated.
+// Transposes a square of lanes x lanes elements in registers. There are two kinds of stages, each
+// one instruction a vector on x86: first rows interleave within blocks of 16 bytes, which
+// transposes the blocks; then the even and the odd blocks of two rows are separated.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -73,7 +73,7 @@ static void pack(const MatrixRows<A>& matrix, int64_t k_begin, int64_t K, const 
   for (int64_t n = 0; n < width; n += L) {
     const A* columns[L];
     for (int l = 0; l < L; ++l) {
-      const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+      const int64_t column = n + l < shape.columns ? n + l : 0;  // any column, where there is none
       columns[l] = matrix.rows[shape.first_column + column] + k_begin;
     }
     transpose_vector(columns, K, panel + n, width);
@@ -95,7 +95,7 @@ static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
 }
 
-// sums[r] (+)= the sum of row r, lane by lane.
+// sums[r] (+)= the sum of row r.
 template <typename T, typename A>
 static void sum_rows(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate) {
   constexpr int L = Vec<A>::lanes;

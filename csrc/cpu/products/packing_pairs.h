@@ -1,18 +1,18 @@
-// Panels and transposed blocks of bfloat16 pairs: included by the targets whose dot products take
-// pairs.
+// Packs pairs of bfloat16 into panels and transposed blocks. Included by the targets whose dot
+// products take pairs.
 #pragma once
 #include "cpu/products/packing.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-// A pair of bfloat16 moves as one float: only moves, so the bits stay what they are.
+// A pair of bfloat16 is moved as one float; moves do not change bits.
 FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
   return reinterpret_cast<const float*>(from);
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
-// Rows of float32 for a product of bfloat16, an odd K filled up.
+// Rounds a row of float32 for a product of bfloat16; an odd K gets a zero.
 static int64_t whole_pairs(int64_t K) { return K + K % 2; }
 static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
   constexpr int64_t L = Vec<float>::lanes;
@@ -33,7 +33,8 @@ static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
     for (int64_t n = 0; n < width; n += L) {
       const float* columns[L];
       for (int l = 0; l < L; ++l) {
-        const int64_t column = n + l < shape.columns ? n + l : 0;  // any, where there is none
+        const int64_t column =
+            n + l < shape.columns ? n + l : 0;  // any column, where there is none
         columns[l] = as_pairs(matrix.rows[shape.first_column + column] + k_begin);
       }
       transpose_vector(columns, pairs, as_pairs(panel) + n, width);

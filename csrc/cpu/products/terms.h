@@ -5,8 +5,9 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-// So many neighbouring k lie in one lane of a panel (`at_once`), are broadcast from a row together
-// and multiplied by one instruction. Here one; a target with dot products of pairs says otherwise.
+// How many neighbouring k lie in one lane of a panel (`at_once`): they are broadcast from a row
+// together and multiplied by one instruction. One here; targets with dot products of pairs have
+// two.
 template <typename T>
 struct Terms {
   static constexpr int at_once = 1;
@@ -18,7 +19,7 @@ struct Terms {
   FASTLSTM_INLINE static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
     return fused(a, b, sum);
   }
-  // The first n elements from `from` on; the others are zero.
+  // The first n elements of `from`; the others are zero.
   FASTLSTM_INLINE static Vec<T> load_first(const T* from, int64_t n) {
     Vec<T> x;
     load(from, x, n);
@@ -26,7 +27,7 @@ struct Terms {
   }
 };
 
-// A vector of a panel or of a row, whatever T its lanes hold.
+// A vector of a panel or of a row.
 template <typename A, typename T>
 FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   Vec<A> x;

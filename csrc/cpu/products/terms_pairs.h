@@ -1,5 +1,5 @@
-// Pairs of bfloat16 by multiply-adds of float32, for targets without dot products of them: included
-// once for each such target.
+// Multiplies pairs of bfloat16 by multiply-adds of float32, for targets without dot products of
+// pairs. Included once for each such target.
 #pragma once
 #include "cpu/products/terms.h"
 

@@ -2,9 +2,9 @@
 //
 // A tile is R rows x V vectors of columns. Its sums stay in registers; each step over k loads V
 // vectors of the packed panel and broadcasts R scalars, so a tile of 6 x 4 needs 10 loads for 24
-// multiply-adds, and arithmetic bounds it. The sum over k runs in the same order whatever R and V
-// are: a result depends neither on the shape of the tile nor on the rows beside it. Few rows
-// take two panels at a time, since the multipliers want many sums.
+// multiply-adds, and arithmetic bounds it. The order of the sum over k does not
+// depend on R and V, so a result depends neither on the shape of the tile nor on the rows beside
+// it. Few rows take two panels at a time, because the multipliers need many independent sums.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once
@@ -18,13 +18,13 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
-// So many terms are summed from zero before they are added to the sum: the rounding errors of a
-// sum of K terms then grow with kTerms + K / kTerms instead of K.
+// Blocks of this many terms are summed from zero, then added to the sum: the rounding error of a
+// sum of K terms grows with kTerms + K / kTerms instead of K.
 constexpr int64_t kTerms = 256;
-// So far ahead panels are fetched where they may come from beyond the L2 cache, page after page.
+// How far ahead a panel is prefetched where it may come from beyond the L2 cache, page after page.
 constexpr int64_t kBytesAhead = 2048;
 
-// From V / W panels of W vectors, `stride` elements apart.
+// Reads V / W panels of W vectors each, `stride` elements apart.
 template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
@@ -105,7 +105,7 @@ struct FetchAhead {
   FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };
 
-// Vector v of a row of sums to where the product wants it; only the last vector may be cut off.
+// Writes vector v of a row of sums to its place in C; only the last vector may be cut off.
 template <typename T, typename A, typename C>
 FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
@@ -119,7 +119,7 @@ FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C
   store(before + sums, row + column, n);
 }
 
-// Rows [first, first + R) of a product, and V / W of its panels of W vectors.
+// Multiplies rows [first, first + R) with V / W panels of W vectors.
 template <int R, int V, int W, typename T, typename A, typename C, typename Fetch>
 static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t panel,
                           const Fetch& fetch) {
@@ -141,8 +141,8 @@ static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t pa
     for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
-// tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and a panel of W <= V
-// vectors, or of few rows and two panels.
+// Calls tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and one panel of
+// W <= V vectors, or for tiles of few rows and two panels.
 template <int R, int V, typename P, typename Body>
 FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;

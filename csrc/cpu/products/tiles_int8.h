@@ -2,8 +2,8 @@
 //
 // A row of a layer is encoded for them: one scale, then its elements as whole multiples of it, from
 // -127 to 127. A panel is [scale of each column][sum of each column][K / 4][columns][4]. The sums
-// run in int32, exactly, so that a result depends on no tile and no thread. Loading the panel
-// bounds few rows, the dot products bound many.
+// are exact in int32, so a result depends neither on the tile nor on the thread. With few rows
+// loading the panel bounds it, with many the dot products.
 #pragma once
 #include "cpu/products/tiles.h"
 
@@ -23,7 +23,7 @@ FASTLSTM_INLINE int32_t four(const int8* from) {
 
 constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
-// A tile of AMX takes 64 terms, and a shorter one costs as much.
+// An AMX tile takes 64 terms, and fewer cost as much.
 constexpr int64_t kInt8Padding = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
@@ -38,14 +38,14 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
     load(row + k, x, K - k < L ? K - k : L);
     const auto magnitude = x.v < 0 ? -x.v : x.v;
     magnitudes.v = magnitude > magnitudes.v ? magnitude : magnitudes.v;
-    unfit = unfit + x * Vec<float>(0.0f);  // a NaN or an infinity makes a NaN of the scale
+    unfit = unfit + x * Vec<float>(0.0f);  // a NaN or an infinity makes the scale a NaN
   }
   float largest = 0, scale = 0;
   for (int l = 0; l < L; ++l) {
     largest = magnitudes.v[l] > largest ? magnitudes.v[l] : largest;
     scale += unfit.v[l];
   }
-  constexpr float kSmallest = 0x1p-100f;  // its inverse is a number; what is smaller counts as 0
+  constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
   const float inverse = largest > kSmallest ? 127 / largest : 0;
   if (inverse > 0) scale += largest / 127;
   std::memcpy(to, &scale, sizeof scale);
@@ -53,7 +53,7 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
   typedef int8_t Bytes __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 4)));
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    // Not fused, so that every processor finds the same whole numbers.
+    // Not fused, so that every processor gets the same whole numbers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
     Fours bits;
     std::memcpy(&bits, &whole.v, sizeof bits);
@@ -64,7 +64,7 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
 }
 
-// What is in a panel of W vectors.
+// The layout of a panel of W vectors.
 template <int W>
 struct Int8Panel {
   static constexpr int L = Vec<float>::lanes;
@@ -78,7 +78,7 @@ struct Int8Panel {
   FASTLSTM_INLINE const int8* terms() const { return at + W * L * kHeaderOfColumn; }
 };
 
-// The sums of vector v of row r to where the product wants them.
+// Writes the sums of vector v of row r to their place in C.
 template <int W>
 FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r, int64_t v,
                               int32_t excess) {
@@ -136,7 +136,7 @@ static void multiply_int8(const PanelProduct<int8, float>& p) {
   });
 }
 
-// What a library left in a buffer.
+// Writes the sums that a library left in a buffer.
 template <int most>
 static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
@@ -151,7 +151,7 @@ static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sum
   });
 }
 
-// The rows lie transposed, as weights do.
+// The rows are those of the transposed matrix, as weights are stored.
 static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K,
                       const PanelShape& shape, int8* panel) {
   const int64_t width = shape.vectors * Vec<float>::lanes;
@@ -163,7 +163,7 @@ static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K
     }
 }
 
-// Dot: a dot product of fours (vec.h has a plain one).
+// Dot: a dot product of four int8 (vec.h has a plain one).
 template <int R, int V, typename Dot>
 static constexpr Product<int8> int8_product() {
   Product<int8> product{};

@@ -11,7 +11,7 @@ struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
   static constexpr int int8_tile_rows = 4;  // a row takes two registers
-  static constexpr int prefetch_rows = 2;   // of tiles that fetch their panel ahead
+  static constexpr int prefetch_rows = 2;   // rows of a tile that prefetches its panel
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
@@ -31,8 +31,8 @@ FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   return x;
 }
 
-// Of magnitudes, which are unsigned, with terms that have the row's sign: a sum of two products of
-// numbers up to 127 fits into 16 bits.
+// The instruction wants unsigned numbers on one side. It gets the row's magnitudes, and the row's
+// signs move to the weights. The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t excess = 0;
   struct Row {

@@ -11,7 +11,7 @@ struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
   static constexpr int tile_rows = 6, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr int prefetch_rows = 6;  // of tiles that fetch their panel ahead
+  static constexpr int prefetch_rows = 6;  // rows of a tile that prefetches its panel
 };
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
@@ -50,7 +50,7 @@ FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   return x;
 }
 
-// Where one of the two is a NaN, min and max return the second.
+// If one of the two is a NaN, min and max return the second.
 FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
   return Vec<float>(_mm512_min_ps(bound.v, _mm512_max_ps(-bound.v, x.v)));
 }

@@ -14,7 +14,7 @@
 namespace fastlstm {
 namespace avx_vnni {
 
-// Of unsigned with signed terms: the row is moved up by 128.
+// The instruction multiplies unsigned by signed numbers, so the row is shifted up by 128.
 struct UnsignedDotProduct {
   static constexpr int32_t excess = 128;
   using Row = __m256i;

@@ -1,4 +1,4 @@
-// Whatever the compiler takes for the baseline of the processor: on x86-64 vectors of 16 bytes.
+// The instruction set that the compiler uses without flags: on x86-64, vectors of 16 bytes.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16

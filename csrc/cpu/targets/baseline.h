@@ -1,4 +1,4 @@
-// Whatever the compiler takes for the baseline of the processor, all by the text of vec.h.
+// The instruction set that the compiler uses without flags; vec.h has all of it.
 #pragma once
 #include "cpu/targets/vec.h"
 
@@ -8,7 +8,7 @@ namespace FASTLSTM_ISA {
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
   static constexpr int int8_tile_rows = 2;
-  static constexpr int prefetch_rows = 2;  // of tiles that fetch their panel ahead
+  static constexpr int prefetch_rows = 2;  // rows of a tile that prefetches its panel
 };
 using DotProduct = PlainDotProduct;
 

@@ -22,7 +22,7 @@ struct RowKernels {
 template <typename T>
 struct Kernels {
   RowKernels<T, State_t<T>> row;
-  // Of the tiled engine, or nullptr where the target has no tiles for T.
+  // For the tiled engine; nullptr where the target has no tiles for T.
   const Product<T>* product = nullptr;
   const Cell<T>* cell = nullptr;
 };
@@ -31,18 +31,18 @@ struct Kernels {
 struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
-  // Of weights in fewer bits than the layer has.
+  // For weights with fewer bits than the layer.
   const Product<bfloat16>* bfloat16_weights;
   const Product<int8>* int8_weights;
 };
 #undef FASTLSTM_MEMBER
 
-// Our own kernels for what ATen calls `capability`, with the optional instructions that this
-// machine has. On arm64 these are all there is to choose.
+// Our own kernels for one of ATen's capabilities, with the optional instructions of this machine.
+// On arm64 only these optional ones are chosen.
 KernelTable own_kernels(const char* capability);
 
-// For what this machine has, or less if the environment variable ATEN_CPU_CAPABILITY says so (the
-// one that PyTorch's own kernels obey). A library's products in it where they are faster.
+// The kernels for this machine, or for less if the environment variable ATEN_CPU_CAPABILITY says
+// so, as with PyTorch's own kernels. Products of a library where they are faster.
 const KernelTable& kernel_table();
 
 template <typename T>
@@ -55,7 +55,7 @@ const Kernels<T>& kernels();
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
 #undef FASTLSTM_KERNELS
 
-// The product of weights of W. Layers of bfloat16 take it too where their dtype has a product.
+// The product for weights of dtype W. bfloat16 layers use it too where there is one.
 template <typename W>
 const Product<W>& product_of() {
   if constexpr (std::is_same_v<W, bfloat16>)

@@ -9,10 +9,10 @@ namespace FASTLSTM_ISA {
 
 struct Target {
   // 5 x 4 sums, 4 vectors of the panel and 5 numbers of the rows, which GCC loads ahead: 29 of the
-  // 32 registers. Of 6 x 4 sums it would leave two on the stack.
+  // 32 registers. With 6 x 4 sums GCC keeps two of them on the stack.
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr int prefetch_rows = 2;  // of tiles that fetch their panel ahead
+  static constexpr int prefetch_rows = 2;  // rows of a tile that prefetches its panel
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
@@ -32,7 +32,7 @@ FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   return x;
 }
 
-// Where one of the two is a NaN, min and max return it.
+// If one of the two is a NaN, min and max return it.
 FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
   return Vec<float>(vminq_f32(bound.v, vmaxq_f32(-bound.v, x.v)));
 }
@@ -40,7 +40,7 @@ FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound
   return Vec<double>(vminq_f64(bound.v, vmaxq_f64(-bound.v, x.v)));
 }
 
-// A sum of two products of numbers up to 127 fits into 16 bits.
+// The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t excess = 0;
   using Row = int8x16_t;

@@ -1,5 +1,5 @@
 // bfloat16 by the dot products of pairs of arm64 (FEAT_BF16), summed in float32. Unless the system
-// says otherwise they round to odd numbers and take subnormal ones for zero.
+// sets it otherwise, they round to odd and flush subnormal numbers to zero.
 #if defined(__aarch64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("bf16"))), apply_to = function)

@@ -71,7 +71,7 @@ static bool has(const char* feature) {
 static bool has_dot_product() { return has("hw.optional.arm.FEAT_DotProd"); }
 static bool has_bfloat16() { return has("hw.optional.arm.FEAT_BF16"); }
 #else
-// HWCAP_ASIMDDP and HWCAP2_BF16 of Linux, whose older headers do not name them.
+// Linux's HWCAP_ASIMDDP and HWCAP2_BF16, which older headers do not name.
 static bool has_dot_product() { return getauxval(AT_HWCAP) >> 20 & 1; }
 static bool has_bfloat16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
 #endif

@@ -1,8 +1,8 @@
 // Vec<A>: a vector register of float or double as a value type for the gate equations
 // (lstm_math.h), in GCC's and Clang's vector extensions. Included once for each target, which sets
-// FASTLSTM_ISA, a namespace of its own, and FASTLSTM_VECTOR_BYTES first. What an instruction set
-// says better than the extensions stands in the header of that target, as overloads of the
-// functions below.
+// FASTLSTM_ISA, a namespace of its own, and FASTLSTM_VECTOR_BYTES first. Where an instruction set
+// has something better than the extensions, the header of that target overloads the functions
+// below.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -44,7 +44,7 @@ struct Vec {
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Vectors of the state's dtype from and to tensors of the storage dtype.
+// Load and store vectors of the state's dtype from and to memory of the storage dtype.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
@@ -73,8 +73,8 @@ FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(floa
   std::memcpy(to, &half, sizeof half);
 }
 
-// Not by memcpy, which compilers make of a plain loop: for a call of it they put the sums of a tile
-// on the stack, and leave them there through the whole product.
+// Compilers turn a plain loop into a call of memcpy. For that call they put the sums of a tile on
+// the stack, and leave them there through the whole product.
 template <typename T>
 FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
 #pragma GCC unroll 1
@@ -84,7 +84,7 @@ FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
   }
 }
 
-// The first n lanes only: at a ragged right edge. The other lanes of what is loaded are zero.
+// Only the first n lanes, for a ragged right edge. The other lanes are loaded as zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
@@ -111,12 +111,12 @@ FASTLSTM_VEC_OPERATOR(*)
 FASTLSTM_VEC_OPERATOR(/)
 #undef FASTLSTM_VEC_OPERATOR
 
-// Fours of int8, neighbouring in k, in each lane; their sums are int32.
+// Each lane holds four int8 that are neighbours in k; sums are int32.
 typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 
-// sum += the dot product of four int8 of a row, the same in every lane, with those of each lane.
+// sum += the dot product of four int8 of a row, the same in every lane, with the four of the lane.
 struct PlainDotProduct {
-  static constexpr int32_t excess = 0;  // what `add` multiplies with too much
+  static constexpr int32_t excess = 0;  // by how much `add` shifts the row's numbers up
   using Row = int32_t;
   FASTLSTM_INLINE static Row row(int32_t fours) { return fours; }
   FASTLSTM_INLINE static Fours add(Row a, Fours b, Fours sum) {
@@ -126,8 +126,8 @@ struct PlainDotProduct {
   }
 };
 
-// x * y + sum. A target with an instruction for it says so: left to the compiler, GCC does not fuse
-// the chain of a tile with a single sum, and a result would depend on the shape of its tile.
+// x * y + sum. A target that has an instruction for it overloads this: GCC does not fuse the chain
+// of a tile with a single sum, and then a result would depend on the shape of its tile.
 template <typename A>
 FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) {
   return x * y + sum;

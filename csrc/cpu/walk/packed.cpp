@@ -1,4 +1,4 @@
-// Calls with packed weights: the forward walk, or a single step.
+// Calls with packed weights: the forward walk or a single step.
 #include "op/packed.h"
 
 #include <ATen/EmptyTensor.h>
@@ -12,7 +12,7 @@
 namespace fastlstm {
 namespace {
 
-// The view of a matrix checks its size.
+// Viewing the packed data as a matrix checks its size.
 template <typename W>
 void check_weights(const Tensor* w, int64_t count, int64_t gates) {
   constexpr auto state = c10::CppTypeToScalarType<State_t<W>>::value;
@@ -78,7 +78,7 @@ PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) 
   return {to.output, to.h_n, to.c_n, to.cells};
 }
 
-// Of a layer whose dtype is that of its weights, or in float32.
+// For a layer in the dtype of its weights, or in float32.
 template <typename T, typename W>
 PackedResult forward_as(const LstmCall& call, const Layer& layer, bool save_cells) {
   const auto dtype = layer.input.scalar_type();

@@ -16,7 +16,7 @@ struct PackedDirection {
   Tensor bias;                          // b_ih + b_hh [4H] in the state's dtype, or undefined
 };
 
-// For one call. W_hr is cut for so many groups of threads.
+// Packs the weights for one call. W_hr is cut for `unit_groups` groups of threads.
 template <typename T, typename W>
 PackedDirection<W> pack_direction(const Layer& layer, int64_t d, int64_t unit_groups) {
   const Direction& w = layer.directions[d];
@@ -31,10 +31,10 @@ PackedDirection<W> pack_direction(const Layer& layer, int64_t d, int64_t unit_gr
 
 enum class WeightRole { kInputToGates, kHiddenToGates, kProjection };
 
-// Panels of weights that stand still are cut for up to four threads where a step shares them.
+// Weights that are packed once are cut for up to four threads where threads share a step.
 inline int64_t pieces_of(WeightRole role) { return role == WeightRole::kProjection ? 4 : 1; }
 
-// W [rows,K] that pack_weight packed.
+// The matrix of a weight W [rows,K] that pack_weight packed.
 template <typename W>
 PackedMatrix<W> view_packed(const Tensor& packed, int64_t rows, int64_t K, WeightRole role) {
   const int64_t lanes = product_of<W>().lanes;

@@ -1,5 +1,5 @@
-// A single step with packed weights. Reading the weights once bounds it, and a small one what a
-// call costs besides.
+// A single step with packed weights. Reading the weights once bounds it; with small weights the
+// overhead of the call does.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -11,7 +11,7 @@
 
 namespace fastlstm {
 
-// A dense batch of one step, of one direction.
+// A dense batch of one step, for one direction.
 template <typename T, typename W>
 class PackedStep {
   using A = State_t<T>;
@@ -37,7 +37,7 @@ class PackedStep {
   }
 
   void run() {
-    if (s_.batch == 0) return;  // no library multiplies nothing
+    if (s_.batch == 0) return;  // libraries refuse empty products
     walk_steps<W>(grid_, {0, 1}, w_.w_hr ? 3 : 2,
                   [&](int64_t, int64_t phase, const Member& member) {
                     if (phase == 0)
@@ -52,7 +52,7 @@ class PackedStep {
   }
 
  private:
-  // Below so many bytes of weights, waking another thread costs more than it helps.
+  // Below this many bytes of weights, waking another thread costs more than it helps.
   int64_t threads() const {
     constexpr int64_t kBytesWorthAThread = 128 << 10;
     const int64_t bytes = (w_.w_ih.size() + w_.w_hh.size()) * sizeof(W);

@@ -1,4 +1,4 @@
-// Weights into the panels of this processor, and back, for those who keep them: state_dict, pickle.
+// Packs weights into the panels of this processor, and unpacks them for state_dict and pickle.
 #include <algorithm>
 #include <limits>
 
@@ -8,10 +8,10 @@
 namespace fastlstm {
 namespace {
 
-// So that sums of int8 products fit into int32.
+// Sums of int8 products must fit into int32.
 constexpr int64_t kMostInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
-// In front of a panel of int8: of each column the scale and the sum of its elements.
+// In front of a panel of int8 stand the scale of each column and the sum of its elements.
 struct Int8Header {
   float* scales;
   int32_t* sums;
@@ -28,8 +28,8 @@ W& element(W* panel, int64_t width, int64_t k, int64_t n) {
   return panel[product.header * width + (k / together * width + n) * together + k % together];
 }
 
-// visit(row of the weight, panel, width of the panel, column of the panel), only where there is
-// one.
+// Calls visit(row of the weight, panel, width of the panel, column of the panel) for every column
+// that has a row.
 template <typename W, typename Visit>
 void for_each_column(PackedMatrix<W>& matrix, WeightRole role, int64_t rows, const Visit& visit) {
   const int64_t lanes = product_of<W>().lanes, hidden = rows / 4;
