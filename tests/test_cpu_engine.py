@@ -30,7 +30,7 @@ SHAPES = [
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MASKS = ("h_mask", "zoneout_h", "zoneout_c")
-OPTIONS = ("lengths", "reset", "batch_sizes", *MASKS)
+OPTIONS = ("lengths", "reset", "batch_sizes", "recompute", *MASKS)
 every_option = pytest.mark.parametrize(
     ("P", "masks"), [(0, False), (23, False), (0, True), (23, True)]
 )
@@ -262,6 +262,12 @@ def test_backward_of_a_single_step_gives_the_same_bits_for_few_rows(dtype: torch
     some = {name: arguments[name][:, rows].contiguous() for name in ("input", "h_0", "c_0")}
     many = [gradient[:, rows] for gradient in gradients(arguments)]
     assert same(gradients(arguments | some), many)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_recomputed_gates_give_the_same_gradients(dtype: torch.dtype) -> None:
+    arguments = layer(12, 9, 17, 50, dtype, 2)
+    assert same(run(arguments | {"recompute": True}), run(arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

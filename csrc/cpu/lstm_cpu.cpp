@@ -50,13 +50,18 @@ auto dispatch(at::ScalarType dtype, const Function& function) {
   }
 }
 
-// Where there is no product for a dtype, the tiled engine computes in float32: everything is
-// converted once on the way in and rounded once on the way out.
+// Whether the processor multiplies the layer's dtype; else the tiled engine multiplies in float32.
 bool has_product(const Layer& layer) {
-  const auto dtype = layer.input.scalar_type();
-  const bool half = dtype == at::kBFloat16 || dtype == at::kHalf;
-  return !(half && layer.projects()) &&
-         dispatch(dtype, [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
+  return dispatch(layer.input.scalar_type(),
+                  [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
+}
+
+bool has_16_bits(const Layer& layer) { return layer.input.element_size() == 2; }
+
+// Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
+// with a projection, and for a single step, where there is little to convert.
+bool is_converted(const Layer& layer) {
+  return has_16_bits(layer) && (layer.projects() || (is_plain_step(layer) && !has_product(layer)));
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
@@ -73,7 +78,7 @@ bool multiplies_in_bfloat16(const Layer& layer) {
 
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && !has_product(layer)) {
+  if (tiled && is_converted(layer)) {
     auto [output, h_n, c_n, cells, gates] =
         tiled_forward<float>(as_float(layer), save_cells, save_gates);
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
@@ -83,15 +88,17 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
     return tiled_forward<float, bfloat16>(layer, save_cells, save_gates);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
+    using A = decltype(a);
+    if (tiled && !has_product(layer)) return tiled_forward<T, A>(layer, save_cells, save_gates);
     if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
-    return stepwise_forward<T, decltype(a), CpuStepKernels>(layer, save_cells, save_gates);
+    return stepwise_forward<T, A, CpuStepKernels>(layer, save_cells, save_gates);
   });
 }
 
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                         const GradientRequest& request, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && !has_product(layer)) {
+  if (tiled && is_converted(layer)) {
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = tiled_backward<float>(
         as_float(layer), {as_float(saved.output), saved.cells, as_float(saved.gates)},
         {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells}, request);
@@ -103,8 +110,10 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
     return tiled_backward<float, bfloat16>(layer, saved, grads, request);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
+    using A = decltype(a);
+    if (tiled && !has_product(layer)) return tiled_backward<T, A>(layer, saved, grads, request);
     if (tiled) return tiled_backward<T>(layer, saved, grads, request);
-    return stepwise_backward<T, decltype(a), CpuStepKernels>(layer, saved, grads, request);
+    return stepwise_backward<T, A, CpuStepKernels>(layer, saved, grads, request);
   });
 }
 

@@ -251,7 +251,7 @@ void add_cases(const char* target, const Kernels<T>& kernels) {
       for (const bool zoneout : {false, true})
         check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
   });
-  if (!kernels.cell) return;
+  if (!kernels.product) return;
   const std::string tiled = testing::target_of(*kernels.product, target) + dtype;
   testing::Case(tiled + "cells", [kernels] {
     unsigned seed = 0;

@@ -1,4 +1,5 @@
-// Rows of a layer in the form in which a product takes them: rounded to bfloat16, or made int8.
+// Rows of a layer in the form in which a product takes them: rounded to bfloat16 or int8, or 16
+// bits widened to float32.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -10,10 +11,11 @@
 
 namespace fastlstm {
 
-// A weight of T for products of W, which is T or bfloat16.
+// A weight of T for products of W, which is T, bfloat16 or float.
 template <typename T, typename W>
 at::Tensor encoded_weight(const at::Tensor& w) {
-  return (std::is_same_v<T, W> ? w : w.to(at::kBFloat16)).contiguous();
+  if constexpr (std::is_same_v<T, W>) return w.contiguous();
+  return w.to(std::is_same_v<W, bfloat16> ? at::kBFloat16 : at::kFloat).contiguous();
 }
 
 // Rows of T, K elements each, in a buffer of `count` places.
@@ -22,7 +24,7 @@ class EncodedRows {
  public:
   EncodedRows(int64_t count, int64_t K)
       : K_(K),
-        size_(product_of<W>().encoded_size(K)),
+        size_(kWidens ? K : product_of<W>().encoded_size(K)),
         rows_(scratch<W>(count * size_)),
         zeros_(size_) {}
 
@@ -30,7 +32,10 @@ class EncodedRows {
   const W* zeros(const T*) const { return zeros_.data(); }
   const W* encode(const T* row, int64_t place) const {
     W* const to = data<W>(rows_) + place * size_;
-    product_of<W>().encode(row, K_, to);
+    if constexpr (kWidens)
+      for (int64_t k = 0; k < K_; ++k) to[k] = W(row[k]);
+    else
+      product_of<W>().encode(row, K_, to);
     return to;
   }
   std::vector<const W*> encode(const std::vector<const T*>& rows) const {
@@ -42,6 +47,8 @@ class EncodedRows {
   }
 
  private:
+  static constexpr bool kWidens = std::is_same_v<W, State_t<T>>;
+
   int64_t K_, size_;
   at::Tensor rows_;
   std::vector<W> zeros_;

@@ -206,8 +206,10 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
         a.data(), rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c.data(), false};
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
-    else
+    else if constexpr (std::is_same_v<C, T>)
       matrix.product().multiply_rounded(product);
+    else
+      TORCH_INTERNAL_ASSERT(false, "a layer of 16 bits with a projection is converted first");
   }
 }
 
@@ -229,6 +231,22 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
       matrix.product().multiply_rounded({a.data() + begin, end - begin, 0, matrix.K(),
                                          matrix.panel(p), matrix.panels()[p], c.data() + begin,
                                          accumulate});
+  });
+}
+
+template <typename T>
+void multiply_narrowed(const std::vector<const State_t<T>*>& a,
+                       const PackedMatrix<State_t<T>>& matrix, const std::vector<T*>& c,
+                       bool accumulate) {
+  using A = State_t<T>;
+  const int64_t rows = a.size(), N = matrix.N();
+  const at::Tensor buffer = scratch<A>(rows * N);
+  const std::vector<A*> sums = row_pointers(data<A>(buffer), rows, N);
+  multiply<A>(a, matrix, sums, false, nullptr);
+  at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
+    for (; r < last; ++r)
+      for (int64_t n = 0; n < N; ++n)
+        c[r][n] = T(accumulate ? A(c[r][n]) + sums[r][n] : sums[r][n]);
   });
 }
 
@@ -321,6 +339,15 @@ template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
 template void multiply_panels(const std::vector<const float16*>&, int64_t,
                               const PackedMatrix<float16>&, const Range&,
                               const std::vector<float16*>&);
+
+// Of layers of 16 bits that are multiplied in float32.
+#define FASTLSTM_INSTANTIATE_NARROWED(T)                                                        \
+  template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&, \
+                                  const std::vector<T*>&, bool);                                \
+  template void multiply_panels(const std::vector<const float*>&, int64_t,                      \
+                                const PackedMatrix<float>&, const Range&, const std::vector<T*>&);
+FASTLSTM_INSTANTIATE_NARROWED(bfloat16)
+FASTLSTM_INSTANTIATE_NARROWED(float16)
 
 // Of those that layers are trained with.
 #define FASTLSTM_INSTANTIATE(T, A, name)                                                          \

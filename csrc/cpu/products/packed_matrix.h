@@ -90,14 +90,22 @@ template <typename T>
 void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                       const std::vector<T*>& c, bool accumulate);
 
+// The same into rows of T, of 16 bits, from products in float32.
+template <typename T>
+void multiply_narrowed(const std::vector<const State_t<T>*>& a,
+                       const PackedMatrix<State_t<T>>& matrix, const std::vector<T*>& c,
+                       bool accumulate);
+
 // Rows of T from those of a product of W: sums where T is the dtype of sums, else rounded.
 template <typename T, typename W>
 void multiply_into(const std::vector<const W*>& a, const PackedMatrix<W>& matrix,
                    const std::vector<T*>& c, bool accumulate) {
   if constexpr (std::is_same_v<T, State_t<W>>)
     multiply<W>(a, matrix, c, accumulate, nullptr);
-  else
+  else if constexpr (std::is_same_v<T, W>)
     multiply_rounded<W>(a, matrix, c, accumulate);
+  else
+    multiply_narrowed<T>(a, matrix, c, accumulate);
 }
 
 // The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side

@@ -1,7 +1,6 @@
 // Gates that forward did not save, recomputed: the products and cells of a step on the rows of many
 // steps at once, since every h_{t-1} is known; their c and h are discarded. The bits are those of
-// the walk, unless the walk ran in float32 on 16-bit input: there h was not rounded, here it
-// is.
+// the walk.
 #pragma once
 #include <ATen/Parallel.h>
 

@@ -22,7 +22,8 @@ struct RowKernels {
 template <typename T>
 struct Kernels {
   RowKernels<T, State_t<T>> row;
-  // For the tiled engine; nullptr where the target has no tiles for T.
+  // For the tiled engine. Where the target has no tiles for T, a 16-bit type, `product` is nullptr
+  // and rows are multiplied in float32.
   const Product<T>* product = nullptr;
   const Cell<T>* cell = nullptr;
 };

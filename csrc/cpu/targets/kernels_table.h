@@ -19,8 +19,8 @@ static constexpr RowKernels<T, A> row_kernels() {
 template <typename T>
 constexpr Product<T> product = tile_product<Target::tile_rows, Target::tile_vectors, T, T>();
 template <typename T>
-constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, T>,
-                          backward_cells<T, T>};
+constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, State_t<T>>,
+                          backward_cells<T, State_t<T>>};
 
 constexpr Product<bfloat16> bfloat16_weights =
     bfloat16_product<Target::tile_rows, Target::tile_vectors>();
@@ -31,8 +31,8 @@ extern const KernelTable table;
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &product<float>, &cell<float>},
                            {row_kernels<double, double>(), &product<double>, &cell<double>},
-                           {row_kernels<bfloat16, float>()},
-                           {row_kernels<float16, float>()},
+                           {row_kernels<bfloat16, float>(), nullptr, &cell<bfloat16>},
+                           {row_kernels<float16, float>(), nullptr, &cell<float16>},
                            &bfloat16_weights,
                            &int8_weights};
 

@@ -73,6 +73,44 @@ FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(floa
   std::memcpy(to, &half, sizeof half);
 }
 
+// As float(float16) and float16(float) in half.h.
+template <typename A>
+FASTLSTM_INLINE void load(const float16* from, Vec<A>& x) {
+  static_assert(sizeof(A) == sizeof(float), "the state of float16 is float");
+  HalfRegister half;
+  std::memcpy(&half, from, sizeof half);
+  using Bits = Registers<float>::Bits;
+  const Bits bits = __builtin_convertvector(half, Bits), a = bits & 0x7fff;
+  const Bits magnitude = a << 13, special = a >= 0x7c00 ? Bits{} + 0x7f800000 : Bits{};
+  typename Vec<float>::Native scaled;
+  std::memcpy(&scaled, &magnitude, sizeof magnitude);
+  scaled *= 0x1p112f;
+  Bits result;
+  std::memcpy(&result, &scaled, sizeof result);
+  result |= (bits & 0x8000) << 16 | special;
+  std::memcpy(&x.v, &result, sizeof result);
+}
+template <typename A>
+FASTLSTM_INLINE void store(const Vec<A>& x, float16* to) {
+  static_assert(sizeof(A) == sizeof(float), "the state of float16 is float");
+  using Bits = Registers<float>::Bits;
+  Bits bits, with_half;
+  std::memcpy(&bits, &x.v, sizeof bits);
+  const Bits a = bits & 0x7fffffff;
+  typename Vec<float>::Native magnitude;
+  std::memcpy(&magnitude, &a, sizeof a);
+  magnitude += 0.5f;
+  std::memcpy(&with_half, &magnitude, sizeof with_half);
+  const Bits subnormal = with_half - float_bits(0.5f);
+  const Bits normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
+  Bits rounded = a < 0x38800000 ? subnormal : normal;
+  rounded = a >= 0x477ff000 ? Bits{} + 0x7c00 : rounded;
+  rounded = a > 0x7f800000 ? Bits{} + 0x7e00 : rounded;
+  const HalfRegister half =
+      __builtin_convertvector(rounded | ((bits >> 16) & 0x8000), HalfRegister);
+  std::memcpy(to, &half, sizeof half);
+}
+
 // Compilers turn a plain loop into a call of memcpy. For that call they put the sums of a tile on
 // the stack, and leave them there through the whole product.
 template <typename T>

@@ -335,5 +335,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 template BackwardResult tiled_backward<float, bfloat16>(const Layer&, const Saved&,
                                                         const OutputGrads&, const GradientRequest&);
+template BackwardResult tiled_backward<bfloat16, float>(const Layer&, const Saved&,
+                                                        const OutputGrads&, const GradientRequest&);
+template BackwardResult tiled_backward<float16, float>(const Layer&, const Saved&,
+                                                       const OutputGrads&, const GradientRequest&);
 
 }  // namespace fastlstm

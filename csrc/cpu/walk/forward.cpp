@@ -11,7 +11,8 @@ bool is_plain_step(const Layer& layer) {
 
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
-  if (is_plain_step(layer)) return one_step_forward<T>(layer, save_cells, save_gates);
+  if constexpr (std::is_same_v<T, W> || std::is_same_v<T, float>)
+    if (is_plain_step(layer)) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
@@ -26,5 +27,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   template ForwardResult tiled_forward<T>(const Layer&, bool, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 template ForwardResult tiled_forward<float, bfloat16>(const Layer&, bool, bool);
+template ForwardResult tiled_forward<bfloat16, float>(const Layer&, bool, bool);
+template ForwardResult tiled_forward<float16, float>(const Layer&, bool, bool);
 
 }  // namespace fastlstm

@@ -69,7 +69,8 @@ PackedResult one_step(const Layer& layer, const std::vector<PackedDirection<W>>&
 template <typename T, typename W>
 PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) {
   const auto weights = view<W>(call.weights, layer.sizes());
-  if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
+  if constexpr (!std::is_same_v<T, float16>)
+    if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
@@ -95,6 +96,8 @@ PackedResult by_dtype(const LstmCall& call, const Layer& layer, bool save_cells)
     case at::kDouble:
       return forward_as<double, double>(call, layer, save_cells);
     case at::kFloat:
+      if (layer.input.scalar_type() == at::kHalf && !projects(call) && !is_plain_step(layer))
+        return forward<float16, float>(call, layer, save_cells);
       return forward_as<float, float>(call, layer, save_cells);
     case at::kBFloat16:
       if (layer.input.scalar_type() == weights && kernels<bfloat16>().product && !projects(call))

@@ -10,7 +10,7 @@ namespace fastlstm {
 bool is_plain_step(const Layer& layer);
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates);
-// W: what products multiply, T or less.
+// W: what products multiply: T, bfloat16 for float32 layers, float32 for layers of 16 bits.
 template <typename T, typename W = T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
 template <typename T, typename W = T>
