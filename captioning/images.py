@@ -205,7 +205,11 @@ class Transform:
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture to float32 [3, crop_size, crop_size]."""
         pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return self.normalize(pixels)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels [...,3,H,W] from 0 to 1, normalised."""
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std
 
     def to_dict(self) -> dict[str, Any]:

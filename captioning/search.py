@@ -177,7 +177,7 @@ def beam_search(
     decoder: Decoder,
     image: Tensor,
     beam_size: int = 5,
-    length_penalty: float = 1.0,
+    length_penalty: float = 0.7,
     no_repeat_ngram: int = 0,
     max_seq_length: int | None = None,
 ) -> list[list[Hypothesis]]:
@@ -191,7 +191,8 @@ def beam_search(
     Args:
         decoder, image, max_seq_length: as in `greedy_search`.
         beam_size: K >= 1; 1 is greedy search.
-        length_penalty: >= 0; 0 prefers short captions, 1 ranks by the mean.
+        length_penalty: >= 0; 0 prefers short captions, 1 ranks by the mean. 0.7 was the best for
+            photographs.
         no_repeat_ngram: n > 0 forbids any n words in a row to occur twice in a caption.
 
     Returns:

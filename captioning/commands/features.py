@@ -32,4 +32,5 @@ def run(args: argparse.Namespace) -> None:
     cnn = CNNChoice(**given(args, CNNChoice)).load()
     cache = cache_path(args.features, args.annotations)
     extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
-    say(f"{cache}: features of shape {cnn.feature_shape} by {cnn.config}")
+    shape = " x ".join(map(str, cnn.feature_shape))
+    say(f"{cache}: {len(dataset.images):,} pictures, {shape} features each, by {cnn.config.name}")

@@ -129,6 +129,25 @@ def test_a_captioner_sees_what_it_saw_in_training():
     assert again.transform == trained.transform and not again.transform.squash
 
 
+def test_several_cnns_stand_side_by_side():
+    torch.manual_seed(0)
+    both = load_cnn(CNNConfig("scenes_cnn+resnet18", "none"))
+    torch.manual_seed(0)
+    alone = [load_cnn(CNNConfig(name, "none")) for name in ("scenes_cnn", "resnet18")]
+    red = Image.new("RGB", (500, 375), "red")  # the same in every size
+    expected = torch.cat([cnn.encode(red) for cnn in alone], 1)
+    torch.testing.assert_close(both.encode(red), expected)
+    assert both.feature_shape == tuple(expected.shape[1:])
+    assert both.transform.crop_size == 224 and both.fingerprint() != alone[1].fingerprint()
+
+
+def test_a_captioner_with_several_cnns_finds_them_again():
+    trained = load_cnn(CNNConfig("scenes_cnn+scenes_cnn"))
+    image = Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    again = CNNIdentity.of(trained).load()
+    assert torch.equal(again.encode(image), trained.encode(image))
+
+
 def test_views_go_by_name():
     with pytest.raises(CaptioningError, match="view: expected one of .*'whole'.*, got 'half'"):
         load_cnn(CNNConfig("scenes_cnn"), view="half")
@@ -142,6 +161,8 @@ def test_views_go_by_name():
         (CNNConfig("resnet18", "IMAGENET"), "expected one of .*IMAGENET1K_V1"),
         (CNNConfig("resnet18", "none", "3x3"), "pool: expected one of"),
         (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
+        (CNNConfig("scenes_cnn+"), "CNN '': expected a torchvision classification model"),
+        (CNNConfig("scenes_cnn+scenes_cnn", pool="grid"), "has no feature map to pool by 'grid'"),
     ],
 )
 def test_wrong_names_are_refused(config, message):

@@ -171,7 +171,7 @@ def test_the_command_writes_where_training_looks(scenes_root, tmp_path, capsys):
     words = ["features", annotations, "--features", tmp_path / "caches", "--cnn", "scenes_cnn"]
     assert main([str(word) for word in words]) == 0
     path = cache_path(tmp_path / "caches", annotations)
-    assert f"{path}: features of shape (48,)" in capsys.readouterr().out
+    assert "48 features each, by scenes_cnn" in capsys.readouterr().out
     assert list((tmp_path / "caches").iterdir()) == [path]
     assert (FeatureCache(path).state == DONE).all()
 
