@@ -147,7 +147,11 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    epochs: int = setting("passes over all captions; more for fewer than 6,000 pictures", 20)
+    epochs: int = setting(
+        "passes over all captions; more for fewer than 6,000 pictures, 4 in self-critical training "
+        "on a small set",
+        20,
+    )
     batch_size: int = setting("captions per step, in all processes together", 128)
     learning_rate: float = setting(
         "the peak; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
@@ -208,7 +212,7 @@ IMAGE_AT = {"small": "every", "large": "first"}
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
     """The settings for training on this number of pictures."""
     if self_critical:
-        return SELF_CRITICAL
+        return SELF_CRITICAL if pictures >= SMALL_SET else replace(SELF_CRITICAL, epochs=4)
     if pictures >= SMALL_SET:
         return LARGE
     # A few hundred pictures make a few steps an epoch.

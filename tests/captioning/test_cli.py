@@ -519,6 +519,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
     assert found.model.config.image_at == IMAGE_AT["small"] == "every"
     assert recipe(SMALL_SET) == LARGE and recipe(SMALL_SET - 1) == recipe(6000) == SMALL
     assert [recipe(n).epochs for n in (1, 1000, 2000)] == [60, 36, 18]
+    assert recipe(SMALL_SET, True) == SELF_CRITICAL and recipe(6000, True).epochs == 4
 
 
 @pytest.mark.parametrize(
