@@ -125,7 +125,7 @@ def test_a_caption_that_ended_is_not_pushed_out_by_one_that_ends_worse():
     """After three words "baa" and "bab" look better, word by word, than "a." did."""
     table = {"": {"a": 0.6, "b": 0.4}, "a": {".": 0.52, "a": 0.48}, "b": {"a": 0.99, "b": 0.01}}
     decoder = Table(table | {"ba": {"a": 0.5, "b": 0.5}})
-    best = beam_search(decoder, torch.zeros(1, 1), 2)[0][0]
+    best = beam_search(decoder, torch.zeros(1, 1), 2, length_penalty=1.0)[0][0]
     assert best.tokens == [4, END]
     assert best.score == pytest.approx(math.log(0.6 * 0.52) / 2, rel=1e-5)
     assert decoder.steps == 4
@@ -136,7 +136,7 @@ def test_a_beam_of_one_ends_where_greedy_search_does():
     table = {"": {"a": 1.0}, "a": {".": 0.51, "a": 0.49}, "aa": {"a": 1.0}, "aaa": {".": 1.0}}
     assert beam_search(Table(table), torch.zeros(1, 1), 1)[0][0].tokens == [4, END]
     assert greedy_search(Table(table), torch.zeros(1, 1))[0].tokens == [4, END]
-    assert beam_search(Table(table), torch.zeros(1, 1), 2)[0][0].tokens == [4, 4, 4, END]
+    assert beam_search(Table(table), torch.zeros(1, 1), 2, 1.0)[0][0].tokens == [4, 4, 4, END]
 
 
 def test_stops_when_nothing_better_can_come():
