@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import subprocess
@@ -214,6 +215,10 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         parallel(x)[0].sin().sum().backward()
         torch.testing.assert_close(gradients(lstm), expected, rtol=0, atol=0)
     finally:
+        # Before the group: if the model's reducer were its last owner, its destructor would wait,
+        # with the GIL, for a thread that may want the GIL.
+        parallel = None
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
