@@ -29,7 +29,7 @@ from typing import Any
 import machine
 import torch
 from cases import DENSE, ONE_STEP
-from markdown import replace_section, table
+from markdown import publish, table
 from timing import Effort, alternate, cpu_clock, settle_malloc
 from torch import Tensor, nn
 
@@ -251,9 +251,7 @@ def main() -> None:
     header = ["fastlstm.prepack", "beside", "mean", "worst", "at (B, T, I, H)", "aim: mean, worst"]
     text = machine.title("cpu")
     text += "\n\n" + table(header, rows)
-    print(text)
-    if args.write:
-        replace_section(args.write, "frozen", text)
+    publish(text, args.write, "frozen")
     if args.output:
         args.output.write_text(json.dumps({"machine": machine.cpu_model(), "results": results}))
 

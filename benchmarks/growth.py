@@ -19,7 +19,7 @@ from pathlib import Path
 
 import machine
 import torch
-from markdown import replace_section, table
+from markdown import publish, table
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -85,9 +85,7 @@ def main() -> None:
         print(*row, flush=True)
     text = f"{machine.title('cpu')}; {args.calls} calls.\n\n"
     text += table(["MiB", "nn.LSTM", "fastlstm.LSTM"], rows)
-    print(text)
-    if args.write:
-        replace_section(args.write, "growth", text)
+    publish(text, args.write, "growth")
 
 
 if __name__ == "__main__":

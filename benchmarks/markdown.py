@@ -14,6 +14,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def publish(text: str, path: Path | None, section: str) -> None:
+    """Prints what a command found, and puts it into the section of a file if one is given."""
+    print(text)
+    if path:
+        replace_section(path, section, text)
+
+
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replaces what stands between <!-- name --> and <!-- /name --> in a file.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import machine
 import torch
-from markdown import replace_section, table
+from markdown import publish, table
 from torch import Tensor, nn
 
 import fastlstm
@@ -103,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False
     text = report(args.device)
-    print(text)
-    if args.write:
-        replace_section(args.write, "numerics", text)
+    publish(text, args.write, "numerics")
 
 
 if __name__ == "__main__":

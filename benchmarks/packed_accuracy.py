@@ -17,7 +17,7 @@ from pathlib import Path
 
 import machine
 import torch
-from markdown import replace_section, table
+from markdown import publish, table
 from torch import Tensor
 
 import fastlstm
@@ -96,9 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
     args = parser.parse_args(arguments)
     text = report(args.demo)
-    print(text)
-    if args.write:
-        replace_section(args.write, "packed", text)
+    publish(text, args.write, "packed")
 
 
 if __name__ == "__main__":

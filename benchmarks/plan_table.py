@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from markdown import replace_section, table
+from markdown import publish, table
 
 from fastlstm import _build
 
@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
     args = parser.parse_args(arguments)
-    print(predictions())
-    if args.write:
-        replace_section(args.write, "plan", predictions())
+    publish(predictions(), args.write, "plan")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import machine
 import torch
-from markdown import replace_section, table
+from markdown import publish, table
 from memory import allocated
 from timing import CLOCKS, Effort, alternate, settle_malloc
 
@@ -89,9 +89,7 @@ def main() -> None:
     rows = [measure(case, args.device, Effort(args.seconds)) for case in CASES]
     head = ["", "saved, without / with", "peak, without / with", "time, with / without"]
     text = f"{machine.title(args.device)}.\n\n{table(head, [row for row, _ in rows])}"
-    print(text)
-    if args.write:
-        replace_section(args.write, "recompute", text)
+    publish(text, args.write, "recompute")
     sys.exit(not all(met for _, met in rows))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import machine
 import torch
 import torch.nn.functional as F
-from markdown import replace_section, table
+from markdown import publish, table
 from timing import CLOCKS, Effort, alternate, settle_malloc
 from torch import Tensor, nn
 
@@ -89,9 +89,7 @@ def main() -> None:
     rows = [measure(shape, what, args.device, effort) for what in RATES for shape in SHAPES]
     head = ["", "nn.LSTMCell / fastlstm", "stepwise / fastlstm", "with / without"]
     text = f"{machine.title(args.device)}.\n\n{table(head, rows)}"
-    print(text)
-    if args.write:
-        replace_section(args.write, "regularizers", text)
+    publish(text, args.write, "regularizers")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markdown import replace_section, table
+from markdown import publish, table
 
 SHORT_HEADER = ["nn.LSTM = 1", "cases", "mean", "range"]
 HEADER = ["torch.nn / fastlstm", "cases", "geometric mean", "worst", "best", "also measured"]
@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--short", action="store_true", help="the section speed: ratios alone")
     args = parser.parse_args(arguments)
     text = summary(json.loads(args.result.read_text()), args.short)
-    print(text)
-    if args.write:
-        replace_section(args.write, "speed" if args.short else "benchmark", text)
+    publish(text, args.write, "speed" if args.short else "benchmark")
 
 
 if __name__ == "__main__":

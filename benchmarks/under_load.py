@@ -22,7 +22,7 @@ from pathlib import Path
 
 import machine
 from cases import Case
-from markdown import replace_section, table
+from markdown import publish, table
 from timing import CLOCKS, Effort, alternate, settle_malloc
 from workload import build
 
@@ -76,7 +76,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.seconds)))
         return
-    header = ["(B, T, I, H)", "busy processes"]
+    header = ["(B,T,I,H)", "busy processes"]
     columns = []
     for spin_count in SPIN_COUNTS:
         results = measure_in_process(args.seconds, spin_count)
@@ -87,16 +87,11 @@ def main() -> None:
         ]
         suffix = f", GOMP_SPINCOUNT={spin_count}" if spin_count else ""
         header += [f"nn.LSTM / fastlstm{suffix}", "slower"]
-    names = [
-        (f"({case.batch}, {case.steps}, {case.input_size}, {case.hidden_size})", str(load))
-        for load in (per_core * machine.cores() for per_core in BUSY_PER_CORE)
-        for case in CASES
-    ]
+    loads = [str(per_core * machine.cores()) for per_core in BUSY_PER_CORE]
+    names = [(str(case), load) for load in loads for case in CASES]
     rows = [[*name, *cells] for name, *cells in zip(names, *columns, strict=True)]
     text = f"{machine.title('cpu')}:\n\n{table(header, rows)}"
-    print(text)
-    if args.write:
-        replace_section(args.write, "under-load", text)
+    publish(text, args.write, "under-load")
 
 
 if __name__ == "__main__":

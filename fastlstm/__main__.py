@@ -77,14 +77,14 @@ def info() -> None:
     print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
     for device, _ in found:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
+    if len(found) > 1 and not _build.has_kernels("cuda"):
+        print("  The GPU is served by the reference: the extension has no CUDA kernels.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")
         print_row("", "tile", "instructions")
         for dtype, (instructions, rows, columns) in built["products"].items():
             print_row(dtype, f"{rows} x {columns}", instructions)
-    if len(found) > 1 and not _build.has_kernels("cuda"):
-        print("  The GPU is served by the reference: the extension has no CUDA kernels.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,11 +9,12 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from captioning.checkpoint import Checkpoint, load_checkpoint
 from captioning.cnn import CNNChoice
 from captioning.config import option
 from captioning.decoders import DECODERS
 from captioning.features import Extraction
-from captioning.lstm import HELP, LSTMS, WEIGHTS
+from captioning.lstm import HELP, LSTMS, WEIGHTS, freeze
 
 
 def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -77,23 +78,29 @@ def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", type=device, default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ..."
-    )
-
-
 def add_lstm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=HELP)
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """Where and how a captioner writes; see `load_captioner`."""
+    parser.add_argument(
+        "--device", type=device, default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ..."
+    )
+    add_lstm(parser)
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
         default="float32",
-        help="of the LSTM; fewer bits are read faster and may change a word (float32)",
+        help="of the LSTM; fewer bits are read faster and may change a word",
     )
+
+
+def load_captioner(args: argparse.Namespace) -> Checkpoint:
+    """The captioner `args.checkpoint`, ready to write as `add_inference` lets one choose."""
+    checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
+    freeze(checkpoint.model.decoder, args.weights)
+    return checkpoint
 
 
 def add_decoder(parser: Any, default: str | None = None) -> None:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from captioning.attention_maps import file_maps, write_panels
 from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
-from captioning.checkpoint import load_checkpoint
 from captioning.cnn import FrozenCNN, keep_freed_blocks
 from captioning.commands.arguments import (
-    add_device,
-    add_lstm,
+    add_inference,
     add_settings,
-    add_weights,
     at_least,
     given,
+    load_captioner,
 )
 from captioning.config import option
 from captioning.console import say
@@ -24,7 +22,6 @@ from captioning.features import Extraction, FeatureCache, FeatureTable, cache_pa
 from captioning.files import write_json
 from captioning.generate import DecodeConfig
 from captioning.locks import lock_files
-from captioning.lstm import freeze
 from captioning.report import MAX_SHEET, write_sheet
 
 OPTIONS = {  # by the method that they belong to
@@ -54,9 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=at_least(1), metavar="N", default=32, help="pictures at a time"
     )
-    add_device(parser)
-    add_lstm(parser)
-    add_weights(parser)
+    add_inference(parser)
     add_settings(parser.add_argument_group("decoding"), DecodeConfig)
 
 
@@ -76,8 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     count = len(dataset.images)
     if args.sheet and count > MAX_SHEET:
         raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
-    checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
-    freeze(checkpoint.model.decoder, args.weights)
+    checkpoint = load_captioner(args)
     cnn = checkpoint.cnn.load().to(args.device)
     maps_for = file_maps(checkpoint, cnn) if args.attention else None
     if args.attention and (maps_for is None or count != 1):

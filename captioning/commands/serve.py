@@ -3,17 +3,14 @@
 import argparse
 from pathlib import Path
 
-from captioning.checkpoint import load_checkpoint
 from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import (
-    add_device,
-    add_lstm,
+    add_inference,
     add_settings,
-    add_weights,
     at_least,
     given,
+    load_captioner,
 )
-from captioning.lstm import freeze
 from captioning.serve import serve
 from captioning.uploads import Limits
 
@@ -34,16 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="another name by which browsers may call the server, such as a reverse proxy's",
     )
     add_settings(parser, Limits)
-    add_device(parser)
-    add_lstm(parser)
-    add_weights(parser)
+    add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     keep_freed_blocks()
     limits = Limits(**given(args, Limits))
-    checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
-    freeze(checkpoint.model.decoder, args.weights)
+    checkpoint = load_captioner(args)
     cnn = checkpoint.cnn.load().to(args.device)
     name = str(args.checkpoint)
     serve(checkpoint, cnn, name, args.host, args.port, args.allow_host or (), limits)

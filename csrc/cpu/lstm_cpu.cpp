@@ -56,12 +56,11 @@ bool has_product(const Layer& layer) {
                   [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
 }
 
-bool has_16_bits(const Layer& layer) { return layer.input.element_size() == 2; }
-
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
 // with a projection, and for a single step, where there is little to convert.
 bool is_converted(const Layer& layer) {
-  return has_16_bits(layer) && (layer.projects() || (is_plain_step(layer) && !has_product(layer)));
+  return layer.input.element_size() == 2 &&
+         (layer.projects() || (is_plain_step(layer) && !has_product(layer)));
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }

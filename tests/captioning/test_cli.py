@@ -423,7 +423,7 @@ def test_broken_pictures_of_strange_names_are_told_on_one_line(trained, strange,
 def test_where_results_cannot_go_is_known_before_the_work(
     option, kind, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("captioning.commands.caption.load_checkpoint", lambda *_: pytest.fail("go"))
+    monkeypatch.setattr("captioning.commands.caption.load_captioner", lambda *_: pytest.fail("go"))
     path = tmp_path / "x"
     if kind == "folder":
         path.mkdir()

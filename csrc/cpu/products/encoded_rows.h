@@ -11,6 +11,10 @@
 
 namespace fastlstm {
 
+// Whether rows of T, of 16 bits, are multiplied in the dtype of their sums.
+template <typename T, typename W>
+constexpr bool kWidens = !std::is_same_v<T, W> && std::is_same_v<W, State_t<T>>;
+
 // A weight of T for products of W, which is T, bfloat16 or float.
 template <typename T, typename W>
 at::Tensor encoded_weight(const at::Tensor& w) {
@@ -24,7 +28,7 @@ class EncodedRows {
  public:
   EncodedRows(int64_t count, int64_t K)
       : K_(K),
-        size_(kWidens ? K : product_of<W>().encoded_size(K)),
+        size_(kWidens<T, W> ? K : product_of<W>().encoded_size(K)),
         rows_(scratch<W>(count * size_)),
         zeros_(size_) {}
 
@@ -32,7 +36,7 @@ class EncodedRows {
   const W* zeros(const T*) const { return zeros_.data(); }
   const W* encode(const T* row, int64_t place) const {
     W* const to = data<W>(rows_) + place * size_;
-    if constexpr (kWidens)
+    if constexpr (kWidens<T, W>)
       for (int64_t k = 0; k < K_; ++k) to[k] = W(row[k]);
     else
       product_of<W>().encode(row, K_, to);
@@ -47,8 +51,6 @@ class EncodedRows {
   }
 
  private:
-  static constexpr bool kWidens = std::is_same_v<W, State_t<T>>;
-
   int64_t K_, size_;
   at::Tensor rows_;
   std::vector<W> zeros_;

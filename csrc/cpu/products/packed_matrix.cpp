@@ -13,13 +13,13 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
+// Below this many multiply-adds, waking another thread costs more than it helps.
+constexpr int64_t kWorthAThread = 1 << 19;
 
 // body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they finish.
 // Their number is a multiple of the threads': where there are few, one more takes a third longer.
 template <typename T, typename Body>
 void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
-  // Below this many multiply-adds, waking another thread costs more than it helps.
-  constexpr int64_t kWorthAThread = 1 << 19;
   constexpr int64_t kRowsOfAThread = 24;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds_of_a_row / kWorthAThread});
@@ -29,6 +29,35 @@ void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) 
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const ThreadSeries<T> series;
     for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+  });
+}
+
+// body(k, terms, panel, shape, prefetch) for each panel of a matrix that is packed in use, `piece`
+// of its rows at a time. The next piece comes into the cache meanwhile.
+template <typename T, typename Body>
+void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piece,
+                       const Body& body) {
+  const Product<T>& product = matrix.product();
+  const int64_t K = matrix.K(), width = product.vectors * product.lanes;
+  piece = divide_up(std::min(piece, K), product.padding) * product.padding;
+  const int64_t pieces = divide_up(K, piece);
+  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
+  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
+  const int64_t grain = divide_up(kWorthAThread, std::max<int64_t>(rows * K * width, 1));
+  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
+    const at::Tensor packed = scratch<T>(piece * width);
+    T* const panel = data<T>(packed);
+    const ThreadSeries<T> series;
+    for (int64_t i = first * pieces; i < last * pieces; ++i) {
+      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
+      const PanelShape &shape = matrix.panels()[i / pieces],
+                       &after = matrix.panels()[next / pieces];
+      product.pack({matrix.unpacked(), false}, k, terms, shape, panel);
+      Prefetch prefetch =
+          prefetch_during(product, rows, terms, matrix.unpacked() + begin_of(next), terms_of(next),
+                          after.first_column, after.first_column + after.columns);
+      body(k, terms, panel, shape, prefetch);
+    }
   });
 }
 
@@ -133,43 +162,6 @@ PackedMatrix<T> pack_gates(const at::Tensor& w_hh) {
                                         : zeros.data());
   return {{{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
 }
-
-namespace {
-
-// body(k, terms, panel, shape, prefetch) for each panel of a matrix that is packed in use, `piece`
-// of its rows at a time. The next piece comes into the cache meanwhile.
-template <typename T, typename Body>
-void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piece,
-                       const Body& body) {
-  // Below this many multiply-adds, waking another thread costs more than it helps.
-  constexpr int64_t kWorthAThread = 1 << 19;
-  const Product<T>& product = matrix.product();
-  const int64_t K = matrix.K(), width = product.vectors * product.lanes;
-  piece = divide_up(std::min(piece, K), product.padding) * product.padding;
-  const int64_t pieces = divide_up(K, piece);
-  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
-  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
-  const int64_t grain = divide_up(kWorthAThread, std::max<int64_t>(rows * K * width, 1));
-  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
-    const at::Tensor packed = scratch<T>(piece * width);
-    T* const panel = data<T>(packed);
-    const ThreadSeries<T> series;
-    for (int64_t i = first * pieces; i < last * pieces; ++i) {
-      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
-      const PanelShape &shape = matrix.panels()[i / pieces],
-                       &after = matrix.panels()[next / pieces];
-      product.pack({matrix.unpacked(), false}, k, terms, shape, panel);
-      const int64_t begin = after.first_column * sizeof(T), bytes = after.columns * sizeof(T);
-      const int64_t times = std::max<int64_t>(rows / product.rows * (terms / kTermsPerFetch), 1);
-      const int64_t lines = terms_of(next) * divide_up(bytes, 64);
-      Prefetch prefetch{reinterpret_cast<const void* const*>(matrix.unpacked() + begin_of(next)),
-                        terms_of(next), begin, begin + bytes, divide_up(lines, times)};
-      body(k, terms, panel, shape, prefetch);
-    }
-  });
-}
-
-}  // namespace
 
 template <typename T>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,

@@ -2,14 +2,26 @@
 #pragma once
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/products/product.h"
 #include "cpu/scratch.h"
 #include "cpu/targets/kernels.h"
+#include "parts.h"
 #include "pointers.h"
 
 namespace fastlstm {
+
+// Elements [begin, end) of `count` rows, spread over a product of `rows` rows and `terms` terms.
+template <typename T>
+Prefetch prefetch_during(const Product<T>& product, int64_t rows, int64_t terms,
+                         const T* const* next, int64_t count, int64_t begin, int64_t end) {
+  const int64_t first = begin * sizeof(T), last = end * sizeof(T);
+  const int64_t lines = count * divide_up(last - first, 64);
+  const int64_t times = std::max<int64_t>(rows / product.rows * (terms / kTermsPerFetch), 1);
+  return {reinterpret_cast<const void* const*>(next), count, first, last, divide_up(lines, times)};
+}
 
 // Rows [k_begin, k_begin + K) of a matrix with N columns.
 template <typename T>

@@ -11,7 +11,7 @@ bool is_plain_step(const Layer& layer) {
 
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
-  if constexpr (std::is_same_v<T, W> || std::is_same_v<T, float>)
+  if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer)) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());

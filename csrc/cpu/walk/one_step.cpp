@@ -115,14 +115,11 @@ class OneStepRows {
   void multiply_packed(const T* const* columns, int64_t k, int64_t terms, bool accumulate,
                        const A* bias, const T* const* next) {
     const int64_t width = product_.vectors * lanes_;
-    const int64_t begin = k * sizeof(T), end = (k + terms) * sizeof(T);
-    const int64_t lines = width * ((end - begin + 63) / 64);
-    const int64_t times = std::max<int64_t>(rows_ / product_.rows * (terms / kTermsPerFetch), 1);
     for (int64_t first = 0; first < 4 * lanes_; first += width) {
       const PanelShape shape{0, width, product_.vectors};
       product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
-      Prefetch prefetch{reinterpret_cast<const void* const*>(next + first), width, begin, end,
-                        (lines + times - 1) / times};
+      Prefetch prefetch =
+          prefetch_during(product_, rows_, terms, next + first, width, k, k + terms);
       product_.multiply_and_fetch({a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
                                    accumulate, bias + first},
                                   &prefetch);

@@ -69,7 +69,7 @@ PackedResult one_step(const Layer& layer, const std::vector<PackedDirection<W>>&
 template <typename T, typename W>
 PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) {
   const auto weights = view<W>(call.weights, layer.sizes());
-  if constexpr (!std::is_same_v<T, float16>)
+  if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
