@@ -88,6 +88,19 @@ def test_other_precisions_are_float32(precision: str) -> None:
     assert all(map(torch.equal, results(lstm, x, hx, precision), usual))
 
 
+def test_a_single_step_obeys_where_it_trains() -> None:
+    """Forward and backward; without gradients it is bound by reading the weights."""
+    torch.manual_seed(0)
+    lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
+    hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))
+    usual, rounded = (results(lstm, x, hx, precision) for precision in ("none", "bf16"))
+    errors = [error(r, t.double()) for r, t in zip(rounded, usual, strict=True)]
+    assert 2**-9 / 10 < errors[0] < 2**-6 and max(errors) < 2**-6
+    with torch.no_grad():
+        SWITCH.fp32_precision = "bf16"
+        assert torch.equal(lstm(x, hx)[0], usual[0])
+
+
 def test_the_switch_is_read_in_every_call() -> None:
     lstm, x = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24)
     usual, rounded, again = [], [], []

@@ -11,8 +11,10 @@ bool is_plain_step(const Layer& layer) {
 
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
+  // A step that trains multiplies in W, if that has fewer bits.
+  const bool in_full = std::is_same_v<T, W> || (!save_cells && !save_gates);
   if constexpr (!kWidens<T, W>)
-    if (is_plain_step(layer)) return one_step_forward<T>(layer, save_cells, save_gates);
+    if (is_plain_step(layer) && in_full) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
