@@ -21,31 +21,29 @@ bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chos
   return engine == "stepwise" || engine == "auto" || (engine == "tiled" && !normalizes);
 }
 
-ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,
-                        int64_t element_size) {
+ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
   // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
-  // cache (loads run ahead of the arithmetic, so the longer of the two counts) and the cost of a
-  // barrier, which is high because on a busy machine all threads wait there. Only the time depends
-  // on the choice, never the result.
+  // cache (loads run ahead of the arithmetic of our tiles, so the longer of the two counts) and the
+  // cost of a barrier, which is high because on a busy machine all threads wait there. Only the
+  // time depends on the choice, never the result.
   constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
-  constexpr double kBarrierMicroseconds = 2.0, kTileRows = 6;
+  constexpr double kBarrierMicroseconds = 2.0;
   const double cache_bytes = 0.75 * l2_cache_bytes();  // the rest is for rows and sums
-  const int64_t tiles = (hidden_size + lanes - 1) / lanes;
+  const int64_t tiles = (step.hidden_size + step.lanes - 1) / step.lanes;
   ThreadGrid best{1, 1};
   double best_time = 1e300;
   for (int64_t used = 1; used <= threads; ++used)
     for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
       if (used % row_groups != 0) continue;
       const int64_t unit_groups = used / row_groups;
-      if (row_groups > batch || unit_groups > tiles) continue;
-      const double rows = (batch + row_groups - 1) / row_groups;
-      const double units = lanes * double((tiles + unit_groups - 1) / unit_groups);
-      // A tile of few rows is bound by loading the panel, not by arithmetic.
-      const double multiply_adds =
-          4 * units * hidden_size * std::max(rows, std::min(2.0, kTileRows));
-      const double weight_bytes = 4 * units * hidden_size * element_size;
-      const double arithmetic = multiply_adds * element_size / 4 / kMultiplyAddsPerMicrosecond;
-      const double loading = weight_bytes > cache_bytes ? weight_bytes / kBytesPerMicrosecond : 0;
+      if (row_groups > step.batch || unit_groups > tiles) continue;
+      const int64_t rows = (step.batch + row_groups - 1) / row_groups;
+      const double units = step.lanes * double((tiles + unit_groups - 1) / unit_groups);
+      const double weights = 4 * units * step.hidden_size;
+      const double arithmetic = weights * std::max(rows, step.panel_rows) * step.element_size / 4 /
+                                kMultiplyAddsPerMicrosecond;
+      const double bytes = weights * step.element_size;
+      const double loading = bytes > cache_bytes ? bytes / kBytesPerMicrosecond : 0;
       const double time =
           std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0);
       if (time < best_time) best_time = time, best = {unit_groups, row_groups};

@@ -21,9 +21,14 @@ struct ThreadGrid {
 // Of a core, as the system has it; 1 MB where it does not say.
 int64_t l2_cache_bytes();
 
+// What is multiplied in a step, and how: a product of fewer than `panel_rows` rows is bound by
+// loading the weights from the L2 cache.
+struct StepProduct {
+  int64_t batch, hidden_size, lanes, element_size, panel_rows;
+};
+
 // The faster division of a step by a model of its time: row groups where the weights of all units
-// fit into the L2 cache of a core.
-ThreadGrid plan_threads(int64_t threads, int64_t batch, int64_t hidden_size, int64_t lanes,
-                        int64_t element_size);
+// fit into the L2 cache of a core, and there are rows enough.
+ThreadGrid plan_threads(int64_t threads, const StepProduct& step);
 
 }  // namespace fastlstm

@@ -11,7 +11,7 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // [4H] x_t W_ih^T + b; may be `gates`
+  const A* x_gates;  // x_t W_ih^T + b, in the order of pack_gates
   T* gates;          // [4H] activated i, f, g, o out, or nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] may be c_prev
@@ -43,16 +43,23 @@ struct Units {
   int64_t first, count, hidden_size;
 };
 
+// What a step's products gave some units of its rows, [4][lanes] each, rows `stride` apart.
+template <typename A>
+struct StepSums {
+  const A* h;  // h_{t-1} W_hh^T
+  int64_t stride;
+  const A* x = nullptr;  // what the rows' x_gates are, or nullptr: they are read
+};
+
 template <typename T>
 struct Cell {
   using A = State_t<T>;
   // Brings what `forward` and `backward` will read into the L1 cache, while the product runs.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
-  // sums[r]: [4][lanes] h_{t-1} W_hh^T of the units; rows lie `stride` apart.
-  void (*forward)(const ForwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+  void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums[r]: [units] d_gates_{t+1} W_hh, dL/dh_t from the step after.
+  // sums[r]: [units] d_gates_{t+1} W_hh, dL/dh_t from the step after; rows lie `stride` apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

@@ -43,12 +43,10 @@ struct Lanes {
 
 template <typename T, typename A>
 FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at,
-                                    int64_t hidden_size, const A* sums) {
+                                    int64_t hidden_size, const A* x, const A* h) {
   constexpr int L = Vec<A>::lanes;
-  const Gates<Vec<A>> x = at.gates(row.x_gates, hidden_size);
-  const Gates<Vec<A>> gates =
-      activate(Gates<Vec<A>>{x.i + Vec<A>::load(sums), x.f + Vec<A>::load(sums + L),
-                             x.g + Vec<A>::load(sums + 2 * L), x.o + Vec<A>::load(sums + 3 * L)});
+  const auto of_gate = [&](int k) { return Vec<A>::load(x + k * L) + Vec<A>::load(h + k * L); };
+  const auto gates = activate(Gates<Vec<A>>{of_gate(0), of_gate(1), of_gate(2), of_gate(3)});
   CellState<Vec<A>> state, before;
   before.c = at(row.c_prev);
   state.c = next_cell(gates, before.c);
@@ -97,7 +95,8 @@ template <typename T>
 static void prefetch_forward(const ForwardRow<T>* rows, int64_t count, const Units& units) {
   for (int64_t r = 0; r < count; ++r) {
     prefetch_units(rows[r].c_prev, units);
-    prefetch_gates(rows[r].x_gates, units);
+    if (rows[r].x_gates)
+      prefetch_units(rows[r].x_gates, {4 * units.first, 4 * Vec<State_t<T>>::lanes, 0});
   }
 }
 
@@ -112,15 +111,17 @@ static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const U
 }
 
 template <typename T, typename A>
-static void forward_cells(const ForwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
+static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                           const Units& units) {
   constexpr int L = Vec<A>::lanes;
-  for (int64_t r = 0; r < count; ++r)
+  for (int64_t r = 0; r < count; ++r) {
+    const A* const h = sums.h + r * sums.stride;
+    const A* const x = sums.x ? sums.x + r * sums.stride : rows[r].x_gates + 4 * units.first;
     if (units.count == L)  // a constant: no masks
-      forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, sums + r * stride);
+      forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, x, h);
     else
-      forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size,
-                           sums + r * stride);
+      forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size, x, h);
+  }
 }
 
 template <typename T, typename A>

@@ -162,6 +162,7 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
     tiles = &base;
     Product<bfloat16> product = base;
     product.rows = kRows;
+    product.panel_rows = 2 * kRows;
     product.terms = 32;
     product.bytes_ahead = 256 << 10;
     product.instructions = "amx";

@@ -150,17 +150,32 @@ PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces) {
 }
 
 template <typename T>
-PackedMatrix<T> pack_gates(const at::Tensor& w_hh) {
-  const int64_t lanes = product_of<T>().lanes, hidden = w_hh.size(0) / 4, K = w_hh.size(1);
+PackedMatrix<T> pack_gates(const at::Tensor& w) {
+  const int64_t lanes = product_of<T>().lanes, hidden = w.size(0) / 4, K = w.size(1);
   const int64_t tiles = divide_up(hidden, lanes);
   const std::vector<T> zeros(K, T{});  // where there is no unit
   std::vector<const T*> columns;
   for (int64_t tile = 0; tile < tiles; ++tile)
     for (int64_t gate = 0; gate < 4; ++gate)
       for (int64_t unit = tile * lanes; unit < (tile + 1) * lanes; ++unit)
-        columns.push_back(unit < hidden ? const_data<T>(w_hh) + (gate * hidden + unit) * K
+        columns.push_back(unit < hidden ? const_data<T>(w) + (gate * hidden + unit) * K
                                         : zeros.data());
   return {{{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
+}
+
+template <typename T>
+at::Tensor order_gates(const at::Tensor& bias) {
+  using A = State_t<T>;
+  const int64_t lanes = product_of<T>().lanes, hidden = bias.numel() / 4;
+  const at::Tensor ordered = scratch<A>(gate_columns(hidden, lanes));
+  A* to = data<A>(ordered);
+  for (int64_t unit = 0; unit < hidden; unit += lanes)
+    for (int64_t gate = 0; gate < 4; ++gate, to += lanes) {
+      const int64_t units = std::min(lanes, hidden - unit);
+      std::copy_n(const_data<A>(bias) + gate * hidden + unit, units, to);
+      std::fill(to + units, to + lanes, A(0));
+    }
+  return ordered;
 }
 
 template <typename T>
@@ -288,7 +303,7 @@ void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<Gradien
 template <typename T>
 const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Range& panels,
                                          const T* const* a, int64_t rows, int64_t piece,
-                                         const T* zeros) {
+                                         const T* zeros, const A* bias) {
   if (std::all_of(a, a + rows, [zeros](const T* row) { return row == zeros; })) {
     std::fill_n(rows_[0], rows * stride_, A(0));
     return rows_[0];
@@ -302,8 +317,8 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
     const PanelShape shape{column, width, group.shape.vectors};
     for (int64_t k = 0; k < matrix.K(); k += piece)
       product.multiply({a, rows, k, std::min(piece, matrix.K() - k),
-                        matrix.panel(p) + k * matrix.width(p), shape, rows_.data(), k > 0, nullptr,
-                        group.count, group.stride});
+                        matrix.panel(p) + k * matrix.width(p), shape, rows_.data(), k > 0,
+                        k > 0 ? nullptr : bias, group.count, group.stride});
     column += width;
     left.begin += group.count;
   }
@@ -316,6 +331,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   template class PanelSums<T>;                                                                 \
   template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
   template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
+  template at::Tensor order_gates<T>(const at::Tensor&);                                       \
   template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
                          const std::vector<A*>&, bool, const A*);                              \
   template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \

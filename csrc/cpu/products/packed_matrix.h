@@ -82,10 +82,17 @@ PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces);
 template <typename T>
 PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces);
 
-// W_hh^T [K,4H], its columns in the order vector of units, gate, unit: panels [K][4][lanes], or
-// several narrower ones, hold the four gates of the same units.
+// W [4H,K] as the matrix W^T, its columns in the order vector of units, gate, unit: panels
+// [K][4][lanes], or several narrower ones, hold the four gates of the same units. The last vector
+// is filled up with zeros.
 template <typename T>
-PackedMatrix<T> pack_gates(const at::Tensor& w_hh);
+PackedMatrix<T> pack_gates(const at::Tensor& w);
+inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
+  return 4 * lanes * divide_up(hidden_size, lanes);
+}
+// A bias [4H] in that order, for a product of T.
+template <typename T>
+at::Tensor order_gates(const at::Tensor& bias);
 
 // c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
 template <typename T>
@@ -148,11 +155,11 @@ class PanelSums {
 
   int64_t rows() const { return rows_.size(); }
   int64_t stride() const { return stride_; }
-  // Rows of a times the panels [first, last) side by side, `piece` terms of the sums at a time.
-  // Rows that are `zeros` are not multiplied where there are no others, so that they may meet an
-  // infinite weight or not.
+  // Rows of a times the panels [first, last) side by side, `piece` terms of the sums at a time, and
+  // the bias of their columns, or nullptr. Rows that are `zeros` are not multiplied where there are
+  // no others, so that they may meet an infinite weight or not.
   const A* multiply(const PackedMatrix<T>& matrix, const Range& panels, const T* const* a,
-                    int64_t rows, int64_t piece, const T* zeros);
+                    int64_t rows, int64_t piece, const T* zeros, const A* bias = nullptr);
 
  private:
   int64_t stride_;

@@ -104,6 +104,8 @@ struct Product {
   // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
+  // A product of fewer rows is bound by loading its panel from the L2 cache.
+  int64_t panel_rows = 2;
   // How many panels `multiply` takes at a time.
   int64_t panels = 1;
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.

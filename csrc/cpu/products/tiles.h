@@ -78,9 +78,6 @@ struct Tile {
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      __builtin_prefetch(reinterpret_cast<const char*>(panel + v * L * Terms<T>::at_once) + 2048);
-#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
       if constexpr (R <= Target::prefetch_rows)

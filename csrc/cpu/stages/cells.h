@@ -15,26 +15,37 @@ class CellsForward {
   using A = State_t<T>;
 
  public:
+  // Rows of input that are multiplied beside those of h; the bias as order_gates puts it.
+  struct Input {
+    const PackedMatrix<W>& w_ih;
+    const at::Tensor& bias;  // may be undefined
+    const W* const* x;
+  };
+
   explicit CellsForward(int64_t hidden_size)
-      : hidden_size_(hidden_size), sums_(product_, whole_tiles(kRows), 4) {}
+      : hidden_size_(hidden_size),
+        x_sums_(product_, whole_tiles(kRows), 4),
+        sums_(product_, whole_tiles(kRows), 4) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
     return part_of(divide_up(hidden_size_, product_.lanes), group, groups);
   }
 
-  // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply.
+  // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply. With an input, the
+  // x_gates of the rows are computed, else read.
   void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
-           const ForwardRow<T>* rows, int64_t count, const W* zeros) {
-    const int64_t lanes = product_.lanes, panels = 4 / product_.vectors;
+           const ForwardRow<T>* rows, int64_t count, const W* zeros, const Input* input = nullptr) {
+    const int64_t lanes = product_.lanes, in_tile = 4 / product_.vectors;
     for (int64_t tile = tiles.begin; tile < tiles.end; ++tile)
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r), unit = tile * lanes;
+        const Range panels{tile * in_tile, (tile + 1) * in_tile};
         const Units units{unit, std::min(lanes, hidden_size_ - unit), hidden_size_};
+        const A* const x = input ? multiply_input(*input, panels, r, some) : nullptr;
         cell_.prefetch_forward(rows + r, some, units);
-        const A* const sums = sums_.multiply(w_hh, {tile * panels, (tile + 1) * panels}, h_prev + r,
-                                             some, w_hh.K(), zeros);
-        cell_.forward(rows + r, some, sums, sums_.stride(), units);
+        const A* const h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros);
+        cell_.forward(rows + r, some, {h, sums_.stride(), x}, units);
       }
   }
 
@@ -42,10 +53,17 @@ class CellsForward {
   static constexpr int64_t kRows = 12;  // at a time
   int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
+  const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count) {
+    const int64_t column = input.w_ih.panels()[panels.begin].first_column;
+    const A* const bias = input.bias.defined() ? const_data<A>(input.bias) + column : nullptr;
+    return x_sums_.multiply(input.w_ih, panels, input.x + row, count, product_.piece, nullptr,
+                            bias);
+  }
+
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  PanelSums<W> sums_;
+  PanelSums<W> x_sums_, sums_;
 };
 
 // The rows of one step of the walk back that one thread has.

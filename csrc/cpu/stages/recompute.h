@@ -33,16 +33,7 @@ class GateRecomputation {
     for (size_t r = 0; r < h_prev.size(); ++r)
       if (h_prev[r] == zeros) h_rows[r] = encoded_zeros;
     const int64_t rows = gates.size();
-    Tensor sums;
-    std::vector<A*> x_gates;
-    if constexpr (std::is_same_v<T, A>) {
-      x_gates = gates;
-    } else {
-      sums = scratch<A>(rows * 4 * hidden_size_);
-      x_gates = row_pointers(data<A>(sums), rows, 4 * hidden_size_);
-    }
-    multiply<W>(encoded_x_.encode(x), weights_.w_ih, x_gates, false,
-                weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
+    const auto x_rows = encoded_x_.encode(x);
     constexpr int64_t kWorthAThread = 1 << 17;  // multiply-adds
     const int64_t grain = 1 + kWorthAThread / (4 * hidden_size_ * hidden_size_);
     at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
@@ -52,10 +43,11 @@ class GateRecomputation {
       std::vector<T> h(hidden_size_);
       std::vector<ForwardRow<T>> cell_rows;
       for (int64_t r = first; r < last; ++r)
-        cell_rows.push_back({x_gates[r], gates[r], c_prev.data(), c.data(), h.data()});
+        cell_rows.push_back({nullptr, gates[r], c_prev.data(), c.data(), h.data()});
       CellsForward<T, W> cells(hidden_size_);
+      const typename CellsForward<T, W>::Input input{weights_.w_ih, weights_.bias, &x_rows[first]};
       cells.run(weights_.w_hh, cells.tiles(0, 1), &h_rows[first], cell_rows.data(), last - first,
-                encoded_zeros);
+                encoded_zeros, &input);
     });
   }
 

@@ -46,7 +46,7 @@ struct BackwardCall {
         request(request),
         sizes(layer.sizes()),
         rows(layer),
-        grid(thread_grid<W>(rows, sizes.hidden_size)),
+        grid(thread_grid<T, W>(rows, sizes.hidden_size)),
         saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
         grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
         x(layer.input, rows),

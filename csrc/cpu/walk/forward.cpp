@@ -16,7 +16,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer) && in_full) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
+  const ThreadGrid grid = thread_grid<T, W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
   for (int64_t d = 0; d < layer.num_directions(); ++d) {
     const auto weights = pack_direction<T, W>(layer, d, grid.unit_groups);

@@ -53,6 +53,7 @@ class ForwardWalk {
         grid_(grid),
         x_(layer.input, rows),
         weights_(weights),
+        ahead_(steps_ahead()),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
         dropout_(layer, rows, d, grid.threads() * rows.batch()),
@@ -63,17 +64,18 @@ class ForwardWalk {
         h_n_(data<T>(to.h_n[d])),
         c_n_(data<A>(to.c_n[d])) {
     if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid, *weights.w_hr);
-    const int64_t chunk_rows = chunk_steps() * rows.batch();
-    if (!gates_in_place()) x_gates_ = scratch<A>(chunk_rows * 4 * hidden());
-    encoded_x_.emplace(chunk_rows, sizes_.input_size);
-    for (int64_t k = 0; k < grid.threads(); ++k) members_.emplace_back(rows.batch(), sizes_);
+    const int64_t rows_ahead = ahead_ * rows.batch();
+    x_gates_ = scratch<A>(rows_ahead * weights_.w_ih.N());
+    encoded_x_.emplace(rows_ahead, sizes_.input_size);
+    for (int64_t k = 0; k < grid.threads(); ++k)
+      members_.emplace_back(rows.batch(), sizes_, !ahead_);
   }
 
   void run() {
-    const int64_t phases = projection_ ? 2 : 1;
-    for (int64_t begin = 0; begin < rows_.steps(); begin += chunk_steps()) {
-      const Range chunk{begin, std::min(begin + chunk_steps(), rows_.steps())};
-      multiply_input(chunk);
+    const int64_t phases = projection_ ? 2 : 1, chunk_steps = ahead_ ? ahead_ : rows_.steps();
+    for (int64_t begin = 0; begin < rows_.steps(); begin += chunk_steps) {
+      const Range chunk{begin, std::min(begin + chunk_steps, rows_.steps())};
+      if (ahead_) multiply_input(chunk);
       walk_steps<W>(grid_, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
         const int64_t t = directed_.step(k);
         if (phase == 0)
@@ -90,35 +92,38 @@ class ForwardWalk {
   // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
   struct Room {
-    Room(int64_t batch, const Sizes& sizes)
-        : h_prev(batch), encoded(batch, sizes.output_size), rows(batch), cells(sizes.hidden_size) {}
-    std::vector<const W*> h_prev;
-    EncodedRows<T, W> encoded;
+    Room(int64_t batch, const Sizes& sizes, bool multiplies_input)
+        : x(batch),
+          h_prev(batch),
+          encoded_x(multiplies_input ? batch : 0, sizes.input_size),
+          encoded_h(batch, sizes.output_size),
+          rows(batch),
+          cells(sizes.hidden_size) {}
+    std::vector<const W*> x, h_prev;
+    EncodedRows<T, W> encoded_x, encoded_h;
     std::vector<ForwardRow<T>> rows;
     CellsForward<T, W> cells;
   };
 
   int64_t hidden() const { return sizes_.hidden_size; }
 
-  // Steps whose gates are computed from the input at once, then walked while they are in cache.
-  int64_t chunk_steps() const {
+  // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
+  // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
+  int64_t steps_ahead() const {
     const Product<W>& product = product_of<W>();
-    const int64_t chunk_rows =
+    const int64_t rows_ahead =
         std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
-    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows_.batch(), 1), 1, rows_.steps());
+    const int64_t steps = rows_ahead / std::max<int64_t>(rows_.batch(), 1);
+    return steps > 1 ? std::min(steps, rows_.steps()) : 0;
   }
-
-  // Where activated gates are kept, in the dtype of the sums, the pre-activations take their place.
-  bool gates_in_place() const { return gates_ && std::is_same_v<T, A>; }
 
   T* output(int64_t t, int64_t row) const {
     return output_ + rows_.flat(t, row) * sizes_.directions * sizes_.output_size;
   }
 
   A* x_gates(int64_t t, int64_t row, const Range& chunk) const {
-    if (gates_in_place()) return reinterpret_cast<A*>(gates_) + rows_.flat(t, row) * 4 * hidden();
     const int64_t k = directed_.step(t) - chunk.begin;  // step is its own inverse
-    return data<A>(x_gates_) + (k * rows_.batch() + row) * 4 * hidden();
+    return data<A>(x_gates_) + (k * rows_.batch() + row) * weights_.w_ih.N();
   }
 
   // x W_ih^T + b of a chunk of steps.
@@ -135,26 +140,28 @@ class ForwardWalk {
   // One step of a member's rows and units.
   void step(int64_t t, const Member& member, const Range& chunk) {
     Room& room = members_[member.index];
-    const W* const zeros = room.encoded.zeros(zeros_.values());
+    const W* const zeros = room.encoded_h.zeros(zeros_.values());
     int64_t count = 0;
     for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
       const auto before = previous_.at(t, row);
       room.rows[count] = row_of_step(t, row, before, chunk);
+      if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
       room.h_prev[count] =
           before.h == zeros_.values()  // they stay recognisable
               ? zeros
-              : room.encoded.encode(
+              : room.encoded_h.encode(
                     dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
     }
+    const typename CellsForward<T, W>::Input input{weights_.w_ih, weights_.bias, room.x.data()};
     room.cells.run(weights_.w_hh, room.cells.tiles(member.unit_group, grid_.unit_groups),
-                   room.h_prev.data(), room.rows.data(), count, zeros);
+                   room.h_prev.data(), room.rows.data(), count, zeros, ahead_ ? nullptr : &input);
   }
 
   ForwardRow<T> row_of_step(int64_t t, int64_t row, const typename PreviousState<T>::State& before,
                             const Range& chunk) const {
     const int64_t flat = rows_.flat(t, row);
     ForwardRow<T> cell;
-    cell.x_gates = x_gates(t, row, chunk);
+    cell.x_gates = ahead_ ? x_gates(t, row, chunk) : nullptr;
     cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
     cell.c_prev = before.c;
     cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
@@ -184,6 +191,7 @@ class ForwardWalk {
   const ThreadGrid grid_;
   const SequenceRows<const T> x_;
   const PackedDirection<W>& weights_;
+  const int64_t ahead_;
   Tensor x_gates_;
   std::optional<EncodedRows<T, W>> encoded_x_;
   const Zeros<T> zeros_;

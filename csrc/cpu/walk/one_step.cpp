@@ -42,7 +42,7 @@ class OneStepRows {
         columns_(4 * vectors * lanes_),
         a_(rows_),
         sums_(rows_),
-        zeros_(4 * s_.hidden_size, A(0)),
+        zeros_(gate_columns(s_.hidden_size, lanes_), A(0)),
         row_(rows_) {
     const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
     if (packs()) panel_ = scratch<T>(4 * lanes_ * (terms + terms % 2));
@@ -62,7 +62,7 @@ class OneStepRows {
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t first = unit_ + v * lanes_;
       // The input's part is in the sums already.
-      cell_.forward(row_.data(), rows_, gates(0, v, 0), column(vectors_, 0),
+      cell_.forward(row_.data(), rows_, {gates(0, v, 0), column(vectors_, 0)},
                     {first, std::min(lanes_, s_.hidden_size - first), s_.hidden_size});
     }
   }

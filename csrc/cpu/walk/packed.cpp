@@ -32,10 +32,10 @@ std::vector<PackedDirection<W>> view(at::TensorList weights, const Sizes& s) {
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor* const w = weights.data() + d * each;
     check_weights<W>(w, each, gates);
-    directions.push_back({view_packed<W>(w[0], gates, s.input_size, WeightRole::kInputToGates),
-                          view_packed<W>(w[1], gates, s.output_size, WeightRole::kHiddenToGates),
+    directions.push_back({view_packed<W>(w[0], gates, s.input_size, WeightRole::kToGates),
+                          view_packed<W>(w[1], gates, s.output_size, WeightRole::kToGates),
                           {},
-                          w[2]});
+                          order_gates<W>(w[2])});
     if (each == 4)
       directions.back().w_hr.emplace(
           view_packed<W>(w[3], s.output_size, s.hidden_size, WeightRole::kProjection));
@@ -72,7 +72,7 @@ PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) 
   if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<W>(rows, layer.hidden_size.expect_int());
+  const ThreadGrid grid = thread_grid<T, W>(rows, layer.hidden_size.expect_int());
   const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
   for (int64_t d = 0; d < layer.num_directions(); ++d)
     ForwardWalk<T, W>(layer, rows, grid, to, d, weights[d]).run();

@@ -22,8 +22,6 @@ class PackedStep {
       : s_(sizes),
         w_(w),
         grid_{threads(), 1},
-        x_gates_(scratch<A>(s_.batch * 4 * s_.hidden_size)),
-        gate_rows_(row_pointers(data<A>(x_gates_), s_.batch, 4 * s_.hidden_size)),
         h_rows_(row_pointers(h, s_.batch, h_stride)),
         encoded_x_(s_.batch, s_.input_size),
         encoded_h_(s_.batch, s_.output_size),
@@ -32,20 +30,16 @@ class PackedStep {
     for (int64_t k = 0; k < grid_.threads(); ++k) cells_.emplace_back(s_.hidden_size);
     if (w_.w_hr) unprojected_ = scratch<T>(s_.batch * s_.hidden_size);
     for (int64_t b = 0; b < s_.batch; ++b)
-      rows_.push_back({gate_rows_[b], nullptr, c_prev + b * s_.hidden_size, c + b * s_.hidden_size,
+      rows_.push_back({nullptr, nullptr, c_prev + b * s_.hidden_size, c + b * s_.hidden_size,
                        w_.w_hr ? data<T>(unprojected_) + b * s_.hidden_size : h_rows_[b]});
   }
 
   void run() {
     if (s_.batch == 0) return;  // libraries refuse empty products
-    walk_steps<W>(grid_, {0, 1}, w_.w_hr ? 3 : 2,
+    walk_steps<W>(grid_, {0, 1}, w_.w_hr ? 2 : 1,
                   [&](int64_t, int64_t phase, const Member& member) {
                     if (phase == 0)
-                      multiply_input(w_.w_ih.share(member.unit_group, grid_.unit_groups));
-                    else if (phase == 1)
-                      cells_[member.index].run(
-                          w_.w_hh, cells_[member.index].tiles(member.unit_group, grid_.unit_groups),
-                          h_prev_.data(), rows_.data(), s_.batch, nullptr);
+                      multiply(cells_[member.index], member.unit_group);
                     else
                       project(w_.w_hr->share(member.unit_group, grid_.unit_groups));
                   });
@@ -68,18 +62,10 @@ class PackedStep {
     return places;
   }
 
-  void multiply_input(const Range& panels) const {
-    const Product<W>& product = product_of<W>();
-    for (Range left = panels; left.begin < left.end;) {
-      const auto group = w_.w_ih.group(left);
-      const int64_t p = left.begin;
-      for (int64_t k = 0; k < s_.input_size; k += product.piece)  // never 0
-        product.multiply({x_.data(), s_.batch, k, std::min(product.piece, s_.input_size - k),
-                          w_.w_ih.panel(p) + k * w_.w_ih.width(p), group.shape, gate_rows_.data(),
-                          k > 0, k > 0 ? nullptr : const_data<A>(w_.bias), group.count,
-                          group.stride});
-      left.begin += group.count;
-    }
+  void multiply(CellsForward<T, W>& cells, int64_t unit_group) {
+    const typename CellsForward<T, W>::Input input{w_.w_ih, w_.bias, x_.data()};
+    cells.run(w_.w_hh, cells.tiles(unit_group, grid_.unit_groups), h_prev_.data(), rows_.data(),
+              s_.batch, nullptr, &input);
   }
 
   void project(const Range& panels) const {
@@ -91,8 +77,6 @@ class PackedStep {
   const Sizes& s_;
   const PackedDirection<W>& w_;
   const ThreadGrid grid_;
-  const Tensor x_gates_;
-  const std::vector<A*> gate_rows_;
   const std::vector<T*> h_rows_;
   const EncodedRows<T, W> encoded_x_, encoded_h_;
   const std::vector<const W*> x_, h_prev_;

@@ -38,7 +38,7 @@ void for_each_column(PackedMatrix<W>& matrix, WeightRole role, int64_t rows, con
     const int64_t width = shape.vectors * lanes;
     for (int64_t n = 0; n < shape.columns; ++n) {
       const int64_t column = shape.first_column + n;
-      if (role != WeightRole::kHiddenToGates) {
+      if (role == WeightRole::kProjection) {
         visit(column, matrix.panel(p), width, n);
         continue;
       }
@@ -62,9 +62,8 @@ void write_headers(PackedMatrix<int8>& matrix, WeightRole role, int64_t rows, co
 template <typename W>
 Tensor pack_as(const Tensor& weight, const OptionalTensor& scale, WeightRole role) {
   const int64_t rows = weight.size(0), K = weight.size(1);
-  const auto matrix = role == WeightRole::kHiddenToGates
-                          ? pack_gates<W>(weight)
-                          : pack_transposed<W>(weight, pieces_of(role));
+  const auto matrix = role == WeightRole::kToGates ? pack_gates<W>(weight)
+                                                   : pack_transposed<W>(weight, pieces_of(role));
   Tensor packed = at::empty({matrix.size()}, weight.options());
   std::copy_n(matrix.panel(0), matrix.size(), data<W>(packed));
   if constexpr (std::is_same_v<W, int8>) {
@@ -108,8 +107,7 @@ auto by_weight_dtype(at::ScalarType dtype, const Function& function) {
 }
 
 WeightRole role_of(std::string_view name) {
-  if (name == "W_ih") return WeightRole::kInputToGates;
-  if (name == "W_hh") return WeightRole::kHiddenToGates;
+  if (name == "W_ih" || name == "W_hh") return WeightRole::kToGates;
   TORCH_CHECK(name == "W_hr", "expected W_ih, W_hh or W_hr, got ", name);
   return WeightRole::kProjection;
 }
@@ -120,7 +118,7 @@ std::string packed_layout() {
   const auto name = [](const auto& product) {
     return std::to_string(product.lanes) + "x" + std::to_string(product.vectors);
   };
-  return name(product_of<float>());
+  return name(product_of<float>()) + " by gates";
 }
 
 Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std::string& role) {

@@ -81,14 +81,18 @@ void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, cons
     for (int64_t v = 0; v < grid.threads(); ++v) do_phase(i, v);
 }
 
-template <typename T>
+// T: of the layer; W: of the product. Every thread of a unit group encodes all of its rows, which
+// costs more than that they are loaded once for the more units.
+template <typename T, typename W>
 ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
   // Below this many multiply-adds, waking other threads costs more than they help.
   constexpr int64_t kWorthAThread = 1 << 21;
   const int64_t work = rows.total() * 4 * hidden_size * hidden_size;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
-  return plan_threads(at::in_parallel_region() ? 1 : threads, rows.batch(), hidden_size,
-                      product_of<T>().lanes, sizeof(T));
+  const Product<W>& product = product_of<W>();
+  const int64_t panel_rows = std::is_same_v<T, W> ? product.panel_rows : 2;
+  return plan_threads(at::in_parallel_region() ? 1 : threads,
+                      {rows.batch(), hidden_size, product.lanes, sizeof(W), panel_rows});
 }
 
 }  // namespace fastlstm
