@@ -76,41 +76,58 @@ class Int8Rows {
 
 constexpr int64_t kRows = 64;  // four AMX tiles, for which a panel is loaded once
 
-// The sums [rows][columns], rows `stride` apart. They start from zero, so their bits do not depend
-// on what they are added to.
+// The sums [rows][columns], rows `stride` apart, from zero or from what is there.
 void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
-         int64_t stride) {
+         int64_t stride, bool accumulate) {
   const int64_t width = shape.vectors * 16;
-  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, /*add_C=*/false, a.data(),
+  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, accumulate, a.data(),
          reinterpret_cast<const at::BFloat16*>(panel), sums);
 }
 
 const Product<bfloat16>* tiles = nullptr;  // our own, which read the same panels
 
-void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
-  tiles->put_rows(p, sums, stride);
+// The terms that a sum starts from, whether C is written through a buffer or not: those of C or the
+// bias. Returns whether there are any.
+bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_t stride) {
+  const bool any = p.accumulate || p.bias;
+  for (int64_t r = 0; any && r < p.rows; ++r)
+    std::copy_n((p.accumulate ? p.c[r] : p.bias) + p.shape.first_column, p.shape.columns,
+                sums + r * stride);
+  return any;
 }
+void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
+  for (int64_t r = 0; r < p.rows; ++r)
+    std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
+}
+
+// C in 16 bits is added to last, and rounded once.
+bool put_first_terms(const PanelProduct<bfloat16, bfloat16>&, float*, int64_t) { return false; }
 void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int64_t stride) {
   tiles->put_rows_rounded(p, sums, stride);
 }
 
-// Multiplies into a buffer of sums, kRows rows at a time, then writes C, rounded or not.
+// Multiplies into a buffer of sums, kRows rows at a time, then writes C.
 template <typename C>
 void multiply_buffered(PanelProduct<bfloat16, C> p) {
   alignas(64) float sums[kRows * 64];
   const int64_t stride = p.shape.vectors * 16;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, sums, stride);
+    const bool accumulate = put_first_terms(p, sums, stride);
+    sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, sums, stride, accumulate);
     put_rows(p, sums, stride);
   }
 }
 
 void multiply(const PanelProduct<bfloat16, float>& p) {
+  constexpr int64_t kNear = 64;  // of rows so far apart, writing the bias costs more than a buffer
   const int64_t stride = common_stride(p.c, p.rows, p.shape.columns);
-  if (p.accumulate || p.bias || stride < p.shape.columns) return multiply_buffered(p);
-  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, p.c[0] + p.shape.first_column,
-      stride);
+  const bool adds_bias = p.bias && !p.accumulate;
+  if (stride < p.shape.columns || (adds_bias && stride > kNear)) return multiply_buffered(p);
+  float* const c = p.c[0] + p.shape.first_column;
+  if (adds_bias) put_first_terms(p, c, stride);
+  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, c, stride,
+      p.accumulate || p.bias);
 }
 
 // Cases that oneDNN refuses: a sum without terms, or torch.backends.mkldnn.flags(enabled=False).

@@ -183,6 +183,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
   const auto& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K();
+  if (rows == 0) return;  // libraries refuse empty products
   if (matrix.unpacked())
     return for_pieces_in_use(
         matrix, rows, product.piece,
@@ -191,9 +192,10 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                                       accumulate || k > 0, k > 0 ? nullptr : bias},
                                      &next);
         });
-  for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < K; k += product.piece)
-      for (Range left{0, matrix.panel_count()}; left.begin < left.end;) {
+  const auto multiply_block = [&](int64_t begin, int64_t end, Range left) {
+    const Range all = left;
+    for (int64_t k = 0; k < K; k += product.piece, left = all)
+      while (left.begin < left.end) {
         const int64_t p = left.begin;
         const auto group = matrix.group(left);
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
@@ -201,6 +203,16 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                           accumulate || k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
         left.begin += group.count;
       }
+  };
+  if (rows > product.panel_rows)
+    return for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
+      multiply_block(begin, end, {0, matrix.panel_count()});
+    });
+  // Few rows are bound by loading the panels, so threads share these.
+  const int64_t grain = divide_up(kWorthAThread, 1 + rows * K * matrix.width(0));
+  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
+    const ThreadSeries<T> series;
+    multiply_block(0, rows, {first, last});
   });
 }
 
