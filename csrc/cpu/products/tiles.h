@@ -80,8 +80,7 @@ struct Tile {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
-      if constexpr (R <= Target::prefetch_rows)
-        __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
+      __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
       b[v] = keep_in_register(load_lanes<A>(at));
     }
 #pragma GCC unroll 16

@@ -107,7 +107,7 @@ static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
-        if constexpr (R <= Target::prefetch_rows) __builtin_prefetch(at + kBytesAhead);
+        __builtin_prefetch(at + kBytesAhead);
         terms[v] = load_fours(at);
       }
 #pragma GCC unroll 16

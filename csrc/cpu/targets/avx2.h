@@ -11,7 +11,6 @@ struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
   static constexpr int int8_tile_rows = 4;  // a row takes two registers
-  static constexpr int prefetch_rows = 2;   // rows of a tile that prefetches its panel
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {

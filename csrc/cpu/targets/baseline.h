@@ -8,7 +8,6 @@ namespace FASTLSTM_ISA {
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
   static constexpr int int8_tile_rows = 2;
-  static constexpr int prefetch_rows = 2;  // rows of a tile that prefetches its panel
 };
 using DotProduct = PlainDotProduct;
 
