@@ -159,8 +159,8 @@ def main() -> None:
         for method in ("greedy", "beam")
     ]
     for name, runs in cases:
-        seconds = alternate(runs, args.repeats)
-        rate = {lstm: args.batch / value for lstm, value in seconds.items()}
+        times = alternate(runs, args.repeats)
+        rate = {lstm: args.batch / value for lstm, value in times.items()}
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})

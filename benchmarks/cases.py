@@ -152,7 +152,7 @@ REAL = (
 REAL_GROUP = Group("real", "real workloads", REAL, 1.7, 1.05, detailed=False)
 
 
-def _cases(shapes: tuple[Shape, ...], mode: str, **traits: object) -> tuple[Case, ...]:
+def _cases(shapes: tuple[Shape, ...], mode: str, **traits: Any) -> tuple[Case, ...]:
     return tuple(Case(*shape, mode=mode, **traits) for shape in shapes)
 
 

@@ -77,14 +77,14 @@ COMPARISONS = (
 )
 
 
-def layer(shape: Shape, cell: bool = False) -> tuple[Any, tuple[Tensor, ...]]:
+def layer(shape: Shape, cell: bool = False) -> tuple[Any, tuple[Tensor, tuple[Tensor, ...]]]:
     """A layer of torch.nn and its arguments, the same in every process."""
-    batch, steps, *sizes = shape
+    batch, steps, input_size, hidden_size = shape
     torch.manual_seed(0)
-    module: nn.Module = nn.LSTMCell(*sizes) if cell else nn.LSTM(*sizes)
+    module: nn.Module = (nn.LSTMCell if cell else nn.LSTM)(input_size, hidden_size)
     dims = (batch,) if cell else (1, batch)
-    state = tuple(torch.randn(*dims, sizes[1]).tanh() for _ in range(2))
-    x = torch.randn(batch, sizes[0]) if cell else torch.randn(steps, batch, sizes[0])
+    state = tuple(torch.randn(*dims, hidden_size).tanh() for _ in range(2))
+    x = torch.randn(batch, input_size) if cell else torch.randn(steps, batch, input_size)
     return module.eval(), (x, state)
 
 
@@ -206,10 +206,11 @@ def measure(comparison: Comparison, shape: Shape, effort: Effort) -> float:
     """The median of peer / ours."""
     names = (comparison.peer, comparison.ours)
     if not comparison.peer.startswith("onnxruntime"):
-        return alternate(*(make_step(name, shape) for name in names), cpu_clock, effort).ratio
+        peer, ours = (make_step(name, shape) for name in names)
+        return alternate(peer, ours, cpu_clock, effort).ratio
     steps = [ProcessStep(name, shape) for name in names]
     try:
-        return alternate(*steps, process_clock, effort).ratio
+        return alternate(steps[0], steps[1], process_clock, effort).ratio
     finally:
         for step in steps:
             step.close()
@@ -224,7 +225,7 @@ def report(comparison: Comparison, ratios: list[float]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=0.6, help="per pair; default: 0.6")
     parser.add_argument("--only", metavar="PEER", help="only comparisons with this peer")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the table there")

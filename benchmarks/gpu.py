@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from cases import Case
 from timing import Step
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastlstm import _build
@@ -51,7 +50,7 @@ def plans(case: Case, engine: str, sm_count: int, capability: int) -> dict[str, 
 
 def count_kernels(events: Iterable[Any], steps: int) -> dict[str, float]:
     """Launches per step of each kernel among a profile's events, the most frequent first."""
-    names = Counter(e.name[:LONGEST_NAME] for e in events if e.device_type == DeviceType.CUDA)
+    names = Counter(e.name[:LONGEST_NAME] for e in events if e.device_type.name == "CUDA")
     return {name: count / steps for name, count in names.most_common(MOST_KERNELS)}
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
@@ -39,7 +40,7 @@ def packed(call: Callable[..., object], steps: int, batch: int) -> None:
     call(pack_padded_sequence(torch.randn(steps, batch, 64), lengths, enforce_sorted=False))
 
 
-def training(call: Callable[..., object], steps: int, batch: int) -> None:
+def training(call: Callable[..., Any], steps: int, batch: int) -> None:
     call(torch.randn(steps, batch, 64))[0].sum().backward()
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # in the process of a row
     args = parser.parse_args()
     if args.measure:
-        print(growth(*args.measure, args.calls))
+        kind, implementation = args.measure
+        print(growth(kind, implementation, args.calls))
         return
     rows = []
     for kind in KINDS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ def _step(case: Case, forward: Callable[[], Tensor], leaves: list[Tensor]) -> Ca
 
 def projection(case: Case, device: str) -> Callable[[], Tensor]:
     """The input projection of all steps, as every LSTM needs it; gradients too in training."""
-    options = {"device": device, "dtype": case.dtype}
+    options: dict[str, Any] = {"device": device, "dtype": case.dtype}
     x = torch.randn(case.steps, case.batch, case.input_size, **options)
     weight = torch.randn(4 * case.hidden_size, case.input_size, **options)
     bias = torch.randn(4 * case.hidden_size, **options)
@@ -56,7 +57,7 @@ def flashrnn(case: Case, device: str) -> Callable[[], Tensor]:
     from flashrnn import flashrnn
 
     B, T, H = case.batch, case.steps, case.hidden_size
-    options = {"device": device, "dtype": case.dtype}
+    options: dict[str, Any] = {"device": device, "dtype": case.dtype}
     Wx = torch.randn(B, T, 4, 1, H, **options)
     R = torch.randn(4, 1, H, H, **options) / H**0.5
     b = torch.randn(4, 1, H, **options)

@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
@@ -57,7 +58,7 @@ def saved_bytes(lstm: fastlstm.LSTM, x: torch.Tensor) -> int:
     return sum(saved.values())
 
 
-def measure(case: tuple, device: str, effort: Effort) -> tuple[list[str], bool]:
+def measure(case: tuple[Any, ...], device: str, effort: Effort) -> tuple[list[str], bool]:
     """A row of the table, and whether both limits are met."""
     steps, batch, input_size, hidden_size, layers, dtype = case
     torch.manual_seed(0)

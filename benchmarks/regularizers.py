@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import fastlstm
 
 SHAPES = [(20, 128, 256, 512), (100, 64, 128, 256), (35, 32, 200, 200)]  # T, B, I, H
-RATES = {
+RATES: dict[str, dict[str, Any]] = {
     "recurrent dropout": {"recurrent_dropout": 0.3},
     "zoneout": {"zoneout_h": 0.1, "zoneout_c": 0.3},
 }
@@ -61,12 +62,14 @@ def training_step(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def measure(shape: tuple[int, ...], what: str, device: str, effort: Effort) -> list[str]:
-    steps, batch, *sizes = shape
+    steps, batch, input_size, hidden_size = shape
     torch.manual_seed(0)
-    lstm, plain = (fastlstm.LSTM(*sizes, **rates, device=device) for rates in (RATES[what], {}))
-    stepwise = fastlstm.LSTM(*sizes, **RATES[what], device=device)
+    rates = RATES[what]
+    lstm = fastlstm.LSTM(input_size, hidden_size, **rates, device=device)
+    plain = fastlstm.LSTM(input_size, hidden_size, device=device)
+    stepwise = fastlstm.LSTM(input_size, hidden_size, **rates, device=device)
     stepwise.engine = "stepwise"
-    x = torch.randn(steps, batch, sizes[0], device=device, requires_grad=True)
+    x = torch.randn(steps, batch, input_size, device=device, requires_grad=True)
     ours = training_step(lstm, x)
     pairs = [
         (training_step(CellLoop(lstm), x), ours),
@@ -74,7 +77,7 @@ def measure(shape: tuple[int, ...], what: str, device: str, effort: Effort) -> l
         (ours, training_step(plain, x)),
     ]
     ratios = [alternate(*pair, CLOCKS[device], effort).ratio for pair in pairs]
-    case = f"{what}, T {steps}, B {batch}, I {sizes[0]}, H {sizes[1]}"
+    case = f"{what}, T {steps}, B {batch}, I {input_size}, H {hidden_size}"
     return [case, *(f"{ratio:.2f}" for ratio in ratios)]
 
 

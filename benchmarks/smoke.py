@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sweep import Entry, build
@@ -47,7 +48,7 @@ def difference(
 
 def _results(entry: Entry, device: str) -> Sequence[torch.Tensor]:
     """output, h_n and c_n, or the gradients of the gates."""
-    found = build(entry, STEPS, device)()
+    found: Any = build(entry, STEPS, device)()
     results: Sequence[torch.Tensor] = found[3] if entry["backward"] else found[:3]
     return results
 

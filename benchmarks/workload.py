@@ -93,7 +93,7 @@ def build_module(case: Case, implementation: str, device: str) -> nn.Module:
         layers = {name: getattr(case, name) for name in names}
     kind = getattr(nn if implementation == "torch" else fastlstm, case.module)
     torch.manual_seed(SEED)
-    module: nn.Module = kind(
+    module: Any = kind(
         case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype
     )
     if case.saturated:
@@ -171,7 +171,7 @@ def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
     Raises:
         RuntimeError: their outputs or gradients differ by more than rounding.
     """
-    pairs = [(expected.step().detach(), actual.step().detach())]
+    pairs: list[tuple[Any, Any]] = [(expected.step().detach(), actual.step().detach())]
     if case.mode == "training":
         pairs += [(a.grad, b.grad) for a, b in zip(expected.leaves, actual.leaves, strict=True)]
     for a, b in pairs:
@@ -183,7 +183,8 @@ def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
     """Gradients on or off, and how float32 is multiplied on a GPU and a CPU, as the case says."""
-    rnn = torch.backends.mkldnn.rnn
+    mkldnn: Any = torch.backends.mkldnn  # whose stubs lack rnn
+    rnn = mkldnn.rnn
     before = torch.backends.cudnn.allow_tf32, rnn.fp32_precision
     torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
     rnn.fp32_precision = "bf16" if case.precision == "products in bfloat16" else "none"
