@@ -80,7 +80,7 @@ for name, p in alone.named_parameters():
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     """The page's snippets in two processes with gloo: DDP, then FSDP2 from the start again."""
     setup, ddp, fsdp, end = code(SEVERAL_PROCESSES, "python")
-    parts = [setup, ddp, "assert dist.get_world_size() == 2 and parallel.module is model", COMPARE]
+    parts = [setup, ddp, "assert dist.get_world_size() == 2", COMPARE]
     parts += ["torch.manual_seed(0)\nmodel = Tagger()", fsdp]
     parts += ["assert model.lstm.weight_hh_l0.to_local().shape == (32, 16)", COMPARE, end]
     script = tmp_path / "train.py"
