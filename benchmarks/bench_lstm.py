@@ -67,19 +67,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"{', '.join(ENGINES)}, on cuda persistent:UNITSxROW_TILExROW_GROUPS; default: auto",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="the two smallest cases a group, briefly"
+        "--quick", action="store_true", help="the two smallest cases of each group, briefly"
     )
-    parser.add_argument("--seconds", type=float, help="per case; default: 2.5 on cpu, 0.4 on cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
+    parser.add_argument(
+        "--seconds", type=float, help="time for each case; default: 2.5 on cpu, 0.4 on cuda"
+    )
+    parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
     parser.add_argument(
         "--compile-limit",
         type=float,
         metavar="SECONDS",
-        help="for torch.compile of nn.LSTM, all cases together; default: 150 on cpu, 60 on cuda",
+        help="time for torch.compile of nn.LSTM in all cases; default: 150 on cpu, 60 on cuda",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
-        "--graphs", action="store_true", help="replay CUDA graphs of both in place of calls"
+        "--graphs", action="store_true", help="replay CUDA graphs of both instead of calling them"
     )
     parser.add_argument(
         "--limit",

@@ -157,7 +157,7 @@ class TrainConfig:
         "the peak; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
     )
     warmup: int = setting("steps over which the learning rate rises", 50)
-    schedule: str = setting("of the learning rate: cosine or constant", "cosine")
+    schedule: str = setting("course of the learning rate: cosine or constant", "cosine")
     clip_norm: float = setting("maximum norm of the gradient; 0 for no limit", 5.0)
     label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
     scheduled_sampling: float = setting(
@@ -184,7 +184,7 @@ class TrainConfig:
     )
     save_every: int = setting("steps between saves within an epoch; 0: after each epoch only", 0)
     max_words: int = setting("longer captions are cut", 50)
-    seed: int = setting("of initial weights, order and dropout", 0)
+    seed: int = setting("seed of the initial weights, the order and dropout", 0)
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)

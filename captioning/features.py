@@ -195,7 +195,7 @@ class Extraction:
     )
     device: str = setting("cpu, cuda, cuda:1, ...", "cpu", metavar="DEVICE")
     dtype: str | None = setting(
-        "of the features in a new cache (float16 with --pool grid, else float32)",
+        "dtype of the features in a new cache (float16 with --pool grid, else float32)",
         None,
         choices=tuple(_NAMES),
     )

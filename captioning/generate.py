@@ -27,7 +27,9 @@ class DecodeConfig:
         choices=METHODS,
     )
     beam_size: int = setting("beam: number of beams", 5)
-    length_penalty: float = setting("beam: 0 prefers short captions", 0.7)
+    length_penalty: float = setting(
+        "beam: captions are ranked by log probability / length^X; 0 prefers short ones", 0.7
+    )
     no_repeat_ngram: int = setting(
         "beam: no sequence of this many words may occur twice; 0: no such rule", 0
     )

@@ -1,4 +1,4 @@
-"""Captioned pictures of other formats to COCO caption files with train, val and test splits.
+"""Convert captioned pictures in other formats to COCO caption files: train, val and test.
 
 =========  ====================================================================================
 format     what it is
@@ -7,8 +7,8 @@ karpathy   dataset_{coco,flickr8k,flickr30k}.json of Karpathy and Fei-Fei, with 
 flickr     Flickr8k.token.txt, results_20130124.token: ``name.jpg#0<TAB>caption``
 csv        a header with ``image`` (or ``image_name``) and ``caption`` (or ``comment``), separated
            by comma, tab, semicolon or bar: captions.txt of Flickr8k as it is commonly shared
-folder     one with a captions.txt (or .csv, .tsv) as above; or one of pictures, each with its
-           captions in a .txt of the same name, one per line
+folder     with a captions.txt (or .csv, .tsv) as above, or with pictures, each with its captions
+           in a .txt of the same name, one per line
 =========  ====================================================================================
 """
 
@@ -190,8 +190,8 @@ class Splits:
     val: float = setting(
         "share of pictures to validate on; ignored if the source or lists have splits", 0.05
     )
-    test: float = setting("share of pictures to test on; likewise", 0.05)
-    seed: int = setting("of random splits", 0)
+    test: float = setting("share of pictures to test on; the same", 0.05)
+    seed: int = setting("seed of the random splits", 0)
     listed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ MAX_SECONDS = 3600.0
 class Limits:
     """Limits of uploads."""
 
-    max_megabytes: float = setting("of an upload", 20.0)
-    max_megapixels: float = setting("of a picture", 64.0)
+    max_megabytes: float = setting("largest upload", 20.0)
+    max_megapixels: float = setting("largest picture", 64.0)
     keep_megabytes: float = setting(
         "of all uploads that are kept (the oldest are deleted first, and all after an hour); the "
         "same again for uploads that are arriving",

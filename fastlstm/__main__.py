@@ -1,4 +1,4 @@
-"""`python -m fastlstm`: what was built, for which torch, and which engine serves what."""
+"""`python -m fastlstm`: show what was built, for which torch, and which engine runs when."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def info() -> None:
     if reason is None:
         print("  loaded")
     else:
-        print(f"  not used: {reason}\n  to rebuild: {_build.rebuild_command()}")
+        print(f"  not used: {reason}\n  to build it: {_build.rebuild_command()}")
     for key, value in _build.build_record().items():
         print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
@@ -89,10 +89,12 @@ def info() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs `info` or `plan`."""
-    parser = argparse.ArgumentParser(prog="python -m fastlstm", description=__doc__)
+    about = "show what was built, for which torch, and which engine runs for which dtype"
+    parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
     commands = parser.add_subparsers(title="commands", dest="command")
-    commands.add_parser("info", help="print the build record, devices and engines (default)")
-    plan = commands.add_parser("plan", help=_plan.__doc__, description=_plan.__doc__)
+    commands.add_parser("info", help="show the build record, the devices and the engines (default)")
+    about = "show what the planner of the persistent CUDA engine would choose, for any device"
+    plan = commands.add_parser("plan", help=about, description=about)
     _plan.add_arguments(plan)
     args = parser.parse_args(argv)
     if args.command == "plan":

@@ -125,7 +125,7 @@ def warn_of_no_cuda_kernels() -> None:
     """Say, once, that tensors on a GPU get the reference, and how to get the kernels."""
     warnings.warn(
         f"fastlstm has no CUDA kernels: {build_record()['note']}. Tensors on a GPU get "
-        f"the reference implementation, which is slower. To build: FASTLSTM_BUILD=cuda "
+        f"the reference implementation, which is slower. To build them: FASTLSTM_BUILD=cuda "
         f"{rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,
@@ -139,7 +139,7 @@ def load(stacklevel: int = 2) -> None:
     if _reason is not None:
         warnings.warn(
             f"fastlstm runs without its extension: {_reason}. The reference implementation "
-            f"runs instead, which is slower. To rebuild: {rebuild_command()}",
+            f"runs instead, which is slower. To build it: {rebuild_command()}",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )

@@ -32,10 +32,10 @@ def _dtype(text: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sizes of a layer and of a device. The device defaults to an H100."""
     parser.add_argument("--hidden", type=_positive, required=True, help="hidden_size")
-    parser.add_argument("--batch", type=_positive, required=True, help="batch rows")
+    parser.add_argument("--batch", type=_positive, required=True, help="batch size")
     parser.add_argument("--steps", type=_positive, default=512, help="time steps; default: 512")
     parser.add_argument("--dtype", type=_dtype, default="float32", help="default: fp32")
-    parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--bidirectional", action="store_true", help="a layer of two directions")
     parser.add_argument(
         "--no-tf32", action="store_true", help="as torch.backends.cudnn.allow_tf32 = False"
     )

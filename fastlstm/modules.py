@@ -216,9 +216,9 @@ class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
             Merity et al., 2018).
         recompute: whether backward recomputes the gates instead of keeping them in memory.
 
-    The five regularisers act in training mode; in eval mode the module is an nn.LSTM with the same
-    weights. They draw from torch's generator, in the same way on every engine; for the equations
-    see `functional.lstm`.
+    The five regularisers act in training mode; in eval mode the module computes what an nn.LSTM
+    with the same weights computes. They draw from torch's generator, in the same way on every
+    engine; for the equations see `functional.lstm`.
 
     Attributes:
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
@@ -281,7 +281,7 @@ class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
         self.recompute = recompute
 
     def extra_repr(self) -> str:
-        """That of nn.LSTM, and the options that it lacks where they are on."""
+        """The text of nn.LSTM, and the options that nn.LSTM lacks, if they are on."""
         options = ((name, getattr(self, name)) for name in _OPTIONS)
         return super().extra_repr() + "".join(f", {n}={value}" for n, value in options if value)
 

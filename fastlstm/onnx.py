@@ -94,9 +94,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     def lstm_packed(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError(
-            "onnx: packed weights are of this processor; export the model before fastlstm.prepack, "
-            "or what fastlstm.unpack(model) returns. For int8 quantise the exported file: "
-            "onnxruntime.quantization.quantize_dynamic makes DynamicQuantizeLSTM of its LSTM nodes"
+            "onnx: packed weights cannot be exported. Export the model before fastlstm.prepack, or "
+            "what fastlstm.unpack(model) returns. To get int8, quantise the exported file with "
+            "onnxruntime.quantization.quantize_dynamic, which knows LSTM nodes"
         )
 
     return {

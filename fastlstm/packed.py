@@ -205,9 +205,9 @@ class _Frozen(nn.Module):
         probe = fn(torch.empty(0, dtype=self.dtype))
         if probe.device.type != "cpu" or probe.dtype != self.dtype:
             raise RuntimeError(
-                f"{type(self).__name__} stays in {self.dtype} on the CPU, whose panels its weights "
-                f"are in: it cannot go to {probe.dtype} on {probe.device}. Move the model first "
-                "and pack it then, or turn it back: fastlstm.unpack(model)"
+                f"{type(self).__name__} cannot be moved to {probe.dtype} on {probe.device}: its "
+                f"weights are packed for {self.dtype} on the CPU. Move the model before packing "
+                "it, or turn it back first: fastlstm.unpack(model)"
             )
         for name, buffer in self._buffers.items():
             if buffer is not None:
@@ -296,7 +296,7 @@ def _role(name: str) -> str:
 
 
 class PackedLSTM(_Frozen, SequenceModule):
-    """What `prepack` makes of an `LSTM`: the same call, without parameters and gradients.
+    """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
         dtype: of the input, the output and the state.
@@ -404,7 +404,7 @@ def _is_observed(*tensors: Tensor) -> bool:
 
 
 class PackedLSTMCell(_Frozen):
-    """What `prepack` makes of an `LSTMCell`: the same call, without parameters and gradients.
+    """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
         dtype: of the input and the state.
@@ -465,11 +465,11 @@ def prepack(
 ) -> nn.Module:
     """Freezes every LSTM and LSTMCell of a model for inference on the CPU, in place.
 
-    Each becomes a `PackedLSTM` or `PackedLSTMCell`, which has no parameters: its weights lie packed
-    as the processor reads them, once instead of in every call, and in fewer bits if asked. It is
-    called as before. `state_dict` still has the weights by their names and `load_state_dict` takes
-    those of the model before packing; `train()`, `.to()` another dtype or device, and gradients are
-    refused with an error.
+    Each becomes a `PackedLSTM` or `PackedLSTMCell`, which has no parameters: its weights are stored
+    in the order in which the processor reads them, and in fewer bits if requested. It is called as
+    before. `state_dict` still has the weights by their names and `load_state_dict` takes those of
+    the model before packing; `train()`, `.to()` another dtype or device, and gradients are refused
+    with an error.
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
@@ -486,7 +486,7 @@ def prepack(
     Raises:
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
-        RuntimeError: the extension is not there.
+        RuntimeError: the extension is not available.
 
     Warns:
         UserWarning: for each `LayerNormLSTM` and each subclass of your own: they stay as they are.
@@ -519,7 +519,7 @@ def prepack(
 
 def _require_extension() -> None:
     if not _build.has_kernels("cpu"):
-        raise RuntimeError(f"prepack: no extension to pack for: {_build.unavailable_reason()}")
+        raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
 
 
 def _packed(module: nn.Module, weights: torch.dtype | None) -> nn.Module:
@@ -547,7 +547,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
     for name in (name for own in _names_of(module) for name in own):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             raise ValueError(
-                f"prepack: {name} of {path} is made anew by a hook in every call; make it "
+                f"prepack: {name} of {path} is computed by a hook in every call; make it "
                 "permanent first (prune.remove, remove_weight_norm)"
             )
         weight = getattr(module, name)

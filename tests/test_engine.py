@@ -142,7 +142,7 @@ def test_a_gpu_without_kernels_is_warned_of_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(functional.choose_engine, "__defaults__", (False, CPU))
     monkeypatch.setattr(_build, "build_record", lambda: {"note": "no CUDA toolkit"})
     _build.warn_of_no_cuda_kernels.cache_clear()
-    message = "no CUDA kernels: no CUDA toolkit.*To build: FASTLSTM_BUILD=cuda .*pip install"
+    message = "no CUDA kernels: no CUDA toolkit.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 1, 3, device="cuda")
     with pytest.warns(RuntimeWarning, match=message) as caught:

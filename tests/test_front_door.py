@@ -48,7 +48,7 @@ def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     front_door.main([])
     out = capsys.readouterr().out
     assert "  not used: it was built for another torch\n" in out
-    assert f"  to rebuild: {_build.rebuild_command()}\n" in out
+    assert f"  to build it: {_build.rebuild_command()}\n" in out
 
 
 def test_engine_that_refuses_is_not_named_as_serving(monkeypatch) -> None:

@@ -531,7 +531,7 @@ def test_processes_share_a_model(method: str) -> None:
     [
         (lambda m: m.train(), RuntimeError, "PackedLSTM has no training mode: its weights"),
         (lambda m: m.half(), RuntimeError, "cannot go to torch.float16 on cpu"),
-        (lambda m: m.to(torch.float64), RuntimeError, "stays in torch.float32 on the CPU"),
+        (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
         (lambda m: m.weight_ih_l0, AttributeError, r"weight_ih_l0 is packed; state_dict\(\)"),
         (lambda m: m.bias_hh_l0, AttributeError, "bias_hh_l0 is packed"),
@@ -674,7 +674,7 @@ def not_a_number() -> LSTM:
         ),
         (
             prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5), (), ValueError,
-            "weight_hh_l0 of bad is made anew by a hook in every call; make it permanent",
+            "weight_hh_l0 of bad is computed by a hook in every call; make it permanent",
         ),
     ],
 )  # fmt: skip
@@ -712,7 +712,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = pickle.dumps(packed(small()))
     monkeypatch.setattr(_build, "_reason", "it was not built")
     for call in (lambda: prepack(small()), lambda: pickle.loads(saved)):
-        with pytest.raises(RuntimeError, match="no extension to pack for: it was not built"):
+        with pytest.raises(RuntimeError, match="prepack needs the extension: it was not built"):
             call()
 
 

@@ -92,7 +92,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=WEIGHTS,
         default="float32",
-        help="of the LSTM; fewer bits are read faster and may change a word",
+        help="dtype of the LSTM's weights; fewer bits are read faster and may change a word",
     )
 
 

@@ -38,12 +38,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         type=Path,
-        help="folder of feature caches, as for train: those pictures are encoded once",
+        help="folder of feature caches, as for train, so that pictures are encoded only once",
     )
     parser.add_argument(
-        "--json", type=Path, help="write results in COCO's format; for files, with their names"
+        "--json",
+        type=Path,
+        help="JSON to write: the captions in COCO's format; for files, with their names",
     )
-    parser.add_argument("--all", action="store_true", help="beam: print every caption kept")
+    parser.add_argument("--all", action="store_true", help="beam: print all captions kept")
     parser.add_argument(
         "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
     )

@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "is always trained again)",
     )
     add_decoder(parser, default="lstm")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and order")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pictures, weights and order")
     add_lstm(parser)
 
 

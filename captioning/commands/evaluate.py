@@ -14,11 +14,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, help='[{"image_id": 1, "caption": "..."}, ...]')
     parser.add_argument("--references", type=Path, required=True, help="COCO captions file")
     parser.add_argument("--images", type=Path, help="folder of the pictures, for --report")
-    parser.add_argument("--meteor", action="store_true", help="also METEOR (needs Java)")
-    parser.add_argument("--json", type=Path, help="write scores, those of each picture too")
-    parser.add_argument("--report", type=Path, help="write an HTML report")
+    parser.add_argument("--meteor", action="store_true", help="score METEOR too (needs Java)")
+    parser.add_argument("--json", type=Path, help="JSON to write: scores, of each picture too")
+    parser.add_argument("--report", type=Path, help="HTML page to write: scores and pictures")
     parser.add_argument(
-        "--checkpoint", type=Path, help="adds its curves and attention maps to the report"
+        "--checkpoint", type=Path, help="captioner whose curves and attention maps the report shows"
     )
 
 

@@ -17,9 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--features",
         type=Path,
         required=True,
-        help="folder of feature caches to write to, as train's --features",
+        help="folder for the feature cache, which train --features reads",
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at a time")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), metavar="N", default=32, help="pictures at a time"
+    )
     add_encoding(parser)
 
 

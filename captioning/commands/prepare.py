@@ -13,7 +13,8 @@ from captioning.prepare import SPLITS, Splits, find_images, prepare, read_source
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.description = module.__doc__ or parser.description  # none with python -OO
+    text = module.__doc__ or parser.description or ""  # no docstrings with python -OO
+    parser.description = text.replace("``", "")
     parser.add_argument("source", help="captions: a file or folder of one of these formats")
     parser.add_argument(
         "--images",

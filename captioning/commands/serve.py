@@ -17,12 +17,14 @@ from captioning.uploads import Limits
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: let other machines in")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+    )
     parser.add_argument(
         "--port",
         type=at_least(0, 65535),
         metavar="N",
-        help="if not given, the first free one from 7860 on",
+        help="port to listen on; if not given, the first free one from 7860 on",
     )
     parser.add_argument(
         "--allow-host",
