@@ -209,7 +209,8 @@ class _MapOnly(nn.Module):
 class _SideBySide(nn.Module):
     """Several CNNs as one trunk: each sees the picture in its own size and normalisation.
 
-    What it takes are pixels from 0 to 1; what it gives are their vectors in one, and no map.
+    What it takes are pixels from 0 to 1; what it gives are their vectors in one, and their feature
+    maps in one, each averaged down to the sides of the smallest (None if one has no map).
     """
 
     def __init__(self, members: list[FrozenCNN]) -> None:
@@ -217,8 +218,8 @@ class _SideBySide(nn.Module):
         self.trunks = nn.ModuleList(member.trunk for member in members)
         self.transforms = [member.transform for member in members]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, None]:
-        vectors = []
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        vectors, maps = [], []
         for trunk, transform in zip(self.trunks, self.transforms, strict=True):
             side = (transform.crop_size, transform.crop_size)
             pixels = images
@@ -226,7 +227,12 @@ class _SideBySide(nn.Module):
                 pixels = F.interpolate(images, side, mode="bicubic", antialias=True)
             vector, grid = trunk(transform.normalize(pixels))
             vectors.append(grid.mean((2, 3)) if vector is None else vector)
-        return torch.cat(vectors, 1), None
+            maps.append(grid)
+        if any(grid is None for grid in maps):
+            return torch.cat(vectors, 1), None
+        smallest = min(grid.shape[2:] for grid in maps)
+        maps = [F.adaptive_avg_pool2d(grid, smallest) for grid in maps]
+        return torch.cat(vectors, 1), torch.cat(maps, 1)
 
 
 def _joint_transform(members: list[FrozenCNN]) -> Transform:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -141,6 +142,18 @@ def test_several_cnns_stand_side_by_side():
     assert both.transform.crop_size == 224 and both.fingerprint() != alone[1].fingerprint()
 
 
+def test_maps_stand_side_by_side_with_the_cells_of_the_smallest():
+    torch.manual_seed(0)
+    both = load_cnn(CNNConfig("scenes_cnn+resnet18", "none", "grid"))
+    torch.manual_seed(0)
+    fine, coarse = (load_cnn(CNNConfig(n, "none", "grid")) for n in ("scenes_cnn", "resnet18"))
+    red = Image.new("RGB", (500, 375), "red")  # the same in every size
+    cells = fine.encode(red).unflatten(1, (fine.grid, fine.grid)).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(cells, coarse.grid).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(both.encode(red), torch.cat([pooled, coarse.encode(red)], 2))
+    assert fine.grid > coarse.grid == both.grid == 7
+
+
 def test_a_captioner_with_several_cnns_finds_them_again():
     trained = load_cnn(CNNConfig("scenes_cnn+scenes_cnn"))
     image = Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
@@ -162,7 +175,7 @@ def test_views_go_by_name():
         (CNNConfig("resnet18", "none", "3x3"), "pool: expected one of"),
         (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
         (CNNConfig("scenes_cnn+"), "CNN '': expected a torchvision classification model"),
-        (CNNConfig("scenes_cnn+scenes_cnn", pool="grid"), "has no feature map to pool by 'grid'"),
+        (CNNConfig("scenes_cnn+vit_b_16", "none", "grid"), "has no feature map to pool by 'grid'"),
     ],
 )
 def test_wrong_names_are_refused(config, message):
