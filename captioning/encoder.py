@@ -1,5 +1,6 @@
 """The encoder: a frozen CNN, then a new Linear and BatchNorm1d into the decoder's space."""
 
+import torch
 from torch import Tensor, nn
 
 from captioning.cnn import FrozenCNN
@@ -28,4 +29,6 @@ class EncoderCNN(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Features [B,C] or [B,cells,C] of the frozen CNN to [B,E] or [B,cells,E]."""
+        if not torch.is_autocast_enabled(features.device.type):  # which casts float16 by itself
+            features = features.to(self.linear.weight.dtype)
         return self.bn(self.linear(features).flatten(0, -2)).unflatten(0, features.shape[:-1])

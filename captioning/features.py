@@ -128,8 +128,8 @@ class FeatureCache:
         return torch.tensor([where.get(i, -1) for i in ids])
 
     def read(self, rows: Tensor) -> Tensor:
-        """float32 features of the given rows."""
-        return torch.from_numpy(self.features[rows.numpy()].astype(np.float32))
+        """Features of the given rows, as they are stored: float16 or float32."""
+        return torch.from_numpy(np.asarray(self.features[rows.numpy()]))
 
 
 def cache_path(folder: str | Path, annotations: str | Path) -> Path:
@@ -311,5 +311,5 @@ class FeatureTable:
         self.cache = cache
 
     def read(self, images: Tensor | None = None) -> Tensor:
-        """float32 features of pictures by position; of all if None."""
+        """Features of pictures by position, as the cache stores them; of all if None."""
         return self.cache.read(self.rows if images is None else self.rows[images])

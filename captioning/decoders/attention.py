@@ -65,20 +65,25 @@ class AttentionDecoder(nn.Module):
     def start(self, image: Tensor) -> AttentionState:
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
-        cells = self.dropout(image + places)
-        return AttentionState(h, c, cells, self.key(cells), image.new_zeros(image.shape[:2]))
+        cells = self.dropout(image + places).to(image.dtype)  # what autocast would do in each step
+        keys = self.key(cells).to(places.dtype)  # tanh of bfloat16 takes a CPU six times as long
+        return AttentionState(h, c, cells, keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
-        """Look, and read one word each [B]."""
+        """Look, and read one word each, of `read` [B,E]."""
         h, c, cells, keys, _ = state
         energies = self.energy((keys + self.query(h).unsqueeze(1)).tanh()).squeeze(2)
         weights = energies.softmax(1)
         seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
-        h, c = self.lstm(torch.cat([self.dropout(self.embed(words)), seen], 1), (h, c))
+        h, c = self.lstm(torch.cat([words, seen], 1), (h, c))
         return AttentionState(h, c, cells, keys, weights)
 
+    def read(self, words: Tensor) -> Tensor:
+        """The vectors of words; those of all steps at once in training: one gradient, one mask."""
+        return self.dropout(self.embed(words))
+
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-        state = self.advance(words, state)
+        state = self.advance(self.read(words), state)
         return self.linear(self.dropout(state.h)), state
 
     @staticmethod
@@ -106,10 +111,10 @@ class AttentionDecoder(nn.Module):
     def _states(self, image: Tensor, words: Tensor, rows: list[int]) -> list[Tensor]:
         """The state h after each word, of the first `rows` captions at each step."""
         state, hidden = self.start(image), []
-        for t, alive in enumerate(rows):
+        for vectors, alive in zip(self.read(words).unbind(1), rows, strict=False):
             if alive < len(state.h):
                 state = AttentionState(*(tensor[:alive] for tensor in state))
-            state = self.advance(words[:alive, t], state)
+            state = self.advance(vectors[:alive], state)
             hidden.append(state.h)
         return hidden
 
@@ -117,7 +122,7 @@ class AttentionDecoder(nn.Module):
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
         state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
         for t in range(tokens.size(1)):
-            state = self.advance(words, state)
+            state = self.advance(self.read(words), state)
             weights.append(state.weights)
             words = tokens[:, t]
         return torch.stack(weights, 1)
