@@ -24,8 +24,8 @@ class Limits:
     max_megabytes: float = setting("largest upload", 20.0)
     max_megapixels: float = setting("largest picture", 64.0)
     keep_megabytes: float = setting(
-        "of all uploads that are kept (the oldest are deleted first, and all after an hour); the "
-        "same again for uploads that are arriving",
+        "size of all uploads that are kept (the oldest are deleted first, and all after an hour); "
+        "the same again for uploads that are arriving",
         200.0,
     )
 

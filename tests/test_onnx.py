@@ -137,7 +137,7 @@ def test_packed_weights_say_what_to_do(weights: torch.dtype) -> None:
     model = fastlstm.prepack(Model().eval(), weights)
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
         export(model, "")
-    assert "export the model before fastlstm.prepack" in causes(error.value)
+    assert "Export the model before fastlstm.prepack" in causes(error.value)
     assert "quantize_dynamic" in causes(error.value)
     fastlstm.unpack(model)
     assert any(node.op_type == "LSTM" for node in export(model, "").graph.node)

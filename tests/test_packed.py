@@ -530,7 +530,7 @@ def test_processes_share_a_model(method: str) -> None:
     ("call", "error", "message"),
     [
         (lambda m: m.train(), RuntimeError, "PackedLSTM has no training mode: its weights"),
-        (lambda m: m.half(), RuntimeError, "cannot go to torch.float16 on cpu"),
+        (lambda m: m.half(), RuntimeError, "cannot be moved to torch.float16 on cpu"),
         (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
         (lambda m: m.weight_ih_l0, AttributeError, r"weight_ih_l0 is packed; state_dict\(\)"),
