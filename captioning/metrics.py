@@ -96,5 +96,5 @@ def _notes(written: Sequence[str]) -> list[str]:
     elif len(written) < 50:
         notes.append(f"{len(written)} pictures are few: their CIDEr-D and BLEU-4 mean little")
     if len(set(written)) == 1 < len(written):
-        notes.append("every picture got the same caption: the captioner does not look")
+        notes.append("every picture got the same caption, so it does not depend on the picture")
     return notes

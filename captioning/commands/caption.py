@@ -102,13 +102,12 @@ def _run(args: argparse.Namespace) -> int:
     write_results(args, captioned)
     failed = missing + count - len(captioned)
     seconds = sum(item.seconds for item in captioned.values())
-    line = (
-        f"{len(captioned)} pictures, {len(captioned) / max(seconds, 1e-9):,.0f} captions/s decoding"
-    )
+    pictures = "1 picture" if len(captioned) == 1 else f"{len(captioned)} pictures"
+    line = f"{pictures}, {len(captioned) / max(seconds, 1e-9):,.0f} captions/s decoding"
     if not args.features:
         rate = len(captioned) / (time.perf_counter() - start)
         line += f", {rate:,.1f} captions/s CNN included"
-    say(line + (f"; {failed} pictures failed" if failed else ""), error=True)
+    say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
 
 

@@ -300,7 +300,7 @@ def complaints(status: int, out: str, err: str) -> list[str]:
         found.append("it hung" if hung else f"status {status}")
     if "Traceback" in err or "Error:" in err:
         found.append("a traceback")
-    if status and not re.search(r"^captioning|pictures failed$", err, re.M):
+    if status and not re.search(r"^captioning|; \d+ failed$", err, re.M):
         found.append("no message")
     if re.search("[\0-\x08\x0b-\x1f\x7f-\x9f]", out):
         found.append("control characters")

@@ -231,7 +231,7 @@ def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tm
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
     assert (
-        "10 pictures, " in err and " captions/s decoding, " in err and "; 2 pictures failed" in err
+        "10 pictures, " in err and " captions/s decoding, " in err and "; 2 failed" in err
     )
     assert len(json.loads(results.read_text())) == 10
 
@@ -272,7 +272,7 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
         assert main([*command, "--batch-size", "5", "--json", str(results), *extra]) == 1
         written.append(json.loads(results.read_text()))
         err = capsys.readouterr().err
-        assert broken.name in err and "11 pictures, " in err and "; 1 pictures failed" in err
+        assert broken.name in err and "11 pictures, " in err and "; 1 failed" in err
         assert ("CNN included" in err) == (not extra)
     assert written[0] == written[1] == written[2] and len(written[0]) == 11
     assert main([*command[:2], str(folder), "--features", str(tmp_path / "f")]) == 1
