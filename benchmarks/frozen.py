@@ -74,14 +74,19 @@ COMPARISONS = (
     Comparison("one step, int8", "int8 cell", "torch.ao cell", ONE_STEP, 1.3),
     Comparison("int8", "int8", "torch.ao", DENSE, 1.5),
     Comparison("int8", "int8", "onnxruntime int8", DENSE, 1.1),
+    Comparison("layer norm, float32", "float32 norm", "LayerNormLSTM", NINE, 1.1, 1),
+    Comparison("layer norm, bfloat16", "bfloat16 norm", "LayerNormLSTM", NINE, 1.1, 1),
+    Comparison("layer norm, int8", "int8 norm", "LayerNormLSTM", NINE, 1.1, 1),
 )
 
 
-def layer(shape: Shape, cell: bool = False) -> tuple[Any, tuple[Tensor, tuple[Tensor, ...]]]:
-    """A layer of torch.nn and its arguments, the same in every process."""
+def layer(shape: Shape, name: str = "") -> tuple[Any, tuple[Tensor, tuple[Tensor, ...]]]:
+    """A layer of torch.nn, or a LayerNormLSTM, and its arguments, the same in every process."""
     batch, steps, input_size, hidden_size = shape
     torch.manual_seed(0)
-    module: nn.Module = (nn.LSTMCell if cell else nn.LSTM)(input_size, hidden_size)
+    cell = "cell" in name.lower()
+    kind: Any = fastlstm.LayerNormLSTM if "norm" in name.lower() else nn.LSTM
+    module: nn.Module = (nn.LSTMCell if cell else kind)(input_size, hidden_size)
     dims = (batch,) if cell else (1, batch)
     state = tuple(torch.randn(*dims, hidden_size).tanh() for _ in range(2))
     x = torch.randn(batch, input_size) if cell else torch.randn(steps, batch, input_size)
@@ -89,8 +94,8 @@ def layer(shape: Shape, cell: bool = False) -> tuple[Any, tuple[Tensor, tuple[Te
 
 
 def torch_step(name: str, shape: Shape) -> Step:
-    """nn, torch.ao and fastlstm, by name."""
-    module, arguments = layer(shape, "cell" in name.lower())
+    """nn, torch.ao and fastlstm, packed or a LayerNormLSTM that is not, by name."""
+    module, arguments = layer(shape, name)
     if name.startswith("torch.ao"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is deprecated
@@ -98,7 +103,7 @@ def torch_step(name: str, shape: Shape) -> Step:
                 nn.Sequential(module), {type(module)}, dtype=torch.qint8
             )
         module = wrapped[0]
-    elif not name.startswith("nn."):
+    elif not name.startswith(("nn.", "LayerNorm")):
         weights = getattr(torch, name.split(maxsplit=1)[0])
         module = fastlstm.prepack(
             module, None if weights is torch.float32 else weights, convert=True

@@ -8,7 +8,13 @@ from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
-from fastlstm.packed import PackedLSTM, PackedLSTMCell, prepack, unpack  # noqa: E402
+from fastlstm.packed import (  # noqa: E402
+    PackedLayerNormLSTM,
+    PackedLSTM,
+    PackedLSTMCell,
+    prepack,
+    unpack,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "LayerNormLSTM",
     "PackedLSTM",
     "PackedLSTMCell",
+    "PackedLayerNormLSTM",
     "convert",
     "functional",
     "init",

@@ -22,6 +22,7 @@ from ._checks import as_lengths, steps_first
 from .convert import convert as convert_modules
 from .convert import own_class, replace_modules
 from .functional import _transforms_active, cell_states, zero_states
+from .layer_norm import LayerNormLSTM
 from .modules import LSTM, LSTMCell, SequenceModule, _check_pair, _refuse_to_be_scripted
 from .reference import state_dtype
 
@@ -81,6 +82,7 @@ class _Frozen(nn.Module):
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
     _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
     _layout: str  # of the panels; kept here, because Dynamo cannot trace the question
+    _ROLES = {"weight_ih": "W_ih", "weight_hh": "W_hh", "weight_hr": "W_hr"}
 
     def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
         """Takes attributes, hooks and weights of a layer."""
@@ -92,7 +94,8 @@ class _Frozen(nn.Module):
         self.dtype = tensors[names[0][0]].dtype
         self.weights = weights or self.dtype
         self._op_names = [
-            [f"packed_{name}" for name in own if name.startswith("weight_")] for own in names
+            [f"packed_{name}" for name in own if not name.startswith(("bias_ih", "bias_hh"))]
+            for own in names
         ]
         for of_op, own in zip(self._op_names, names, strict=True):
             of_op.insert(2, "total_bias" + own[0].removeprefix("weight_ih"))
@@ -108,16 +111,16 @@ class _Frozen(nn.Module):
             scale = tensors.get(f"{name}_scale")
             if problem := _problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
-            if name.startswith("bias_"):
-                bias = tensor.to(self.dtype, copy=True)
-                self.register_buffer(f"packed_{name}", bias, persistent=False)
+            if len(shape) == 1:
+                vector = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+                self.register_buffer(f"packed_{name}", vector, persistent=False)
                 continue
             if scale is not None and not self.weights == tensor.dtype == torch.int8:
                 tensor, scale = tensor * scale.unsqueeze(1), None
             if scale is None and self.weights == torch.int8:
                 tensor, scale = quantize(tensor)
             tensor = tensor.to(kept).contiguous()
-            packed = _build.library.pack_weight(tensor, scale, _role(name))
+            packed = _build.library.pack_weight(tensor, scale, self._role(name))
             self.register_buffer(f"packed_{name}", packed, persistent=False)
         for of_op in self._op_names:
             suffix = of_op[2].removeprefix("total_bias")
@@ -134,15 +137,18 @@ class _Frozen(nn.Module):
         tensors: dict[str, Tensor] = {}
         for name, shape in self._shapes.items():
             packed = self.get_buffer(f"packed_{name}")
-            if name.startswith("bias_"):
-                tensors[name] = packed.clone()
+            if len(shape) == 1:
+                tensors[name] = packed.to(self.dtype, copy=True)
                 continue
-            weight, scale = _build.library.unpack_weight(packed, *shape, _role(name))
+            weight, scale = _build.library.unpack_weight(packed, *shape, self._role(name))
             if scale is None:
                 tensors[name] = weight.to(self.weights)
             else:
                 tensors[name], tensors[f"{name}_scale"] = weight, scale
         return tensors
+
+    def _role(self, name: str) -> str:
+        return self._ROLES[name[:9]]
 
     def _op_weights(self, own: slice = slice(None)) -> list[Tensor]:
         """What the op takes of some layers and directions."""
@@ -291,10 +297,6 @@ def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
     to.__dict__.update({k: v for k, v in own.items() if k not in left})
 
 
-def _role(name: str) -> str:
-    return {"weight_ih": "W_ih", "weight_hh": "W_hh", "weight_hr": "W_hr"}[name[:9]]
-
-
 class PackedLSTM(_Frozen, SequenceModule):
     """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
 
@@ -307,6 +309,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
     num_layers: int
     bidirectional: bool
+    _UNPACKED: type[nn.Module] = LSTM
     _SIZES = (
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
@@ -371,6 +374,13 @@ class PackedLSTM(_Frozen, SequenceModule):
         return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
 
 
+class PackedLayerNormLSTM(PackedLSTM):
+    """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
+
+    _UNPACKED = LayerNormLSTM
+    _ROLES = dict.fromkeys(PackedLSTM._ROLES, "W_hr")  # no panel holds the gates of a unit together
+
+
 def _call(
     layout: str,
     input: Tensor,
@@ -412,6 +422,7 @@ class PackedLSTMCell(_Frozen):
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
+    _UNPACKED = LSTMCell
     _SIZES = ("input_size", "hidden_size", "bias")
 
     def __init__(self, cell: LSTMCell, weights: torch.dtype | None = None) -> None:
@@ -456,28 +467,31 @@ def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
     return pickle.loads, (pickle.dumps(module),)
 
 
-for _kind in (PackedLSTM, PackedLSTMCell):
+_KINDS: dict[type[nn.Module], Any] = {
+    kind._UNPACKED: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
+}
+for _kind in _KINDS.values():
     ForkingPickler.register(_kind, _as_bytes)
 
 
 def prepack(
     model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> nn.Module:
-    """Freezes every LSTM and LSTMCell of a model for inference on the CPU, in place.
+    """Freezes every LSTM, LSTMCell and LayerNormLSTM of a model for inference on the CPU, in place.
 
-    Each becomes a `PackedLSTM` or `PackedLSTMCell`, which has no parameters: its weights are stored
-    in the order in which the processor reads them, and in fewer bits if requested. It is called as
-    before. `state_dict` still has the weights by their names and `load_state_dict` takes those of
-    the model before packing; training mode, another dtype or device, and gradients are refused with
-    an error.
+    Each becomes a `PackedLSTM`, `PackedLSTMCell` or `PackedLayerNormLSTM`, which has no parameters:
+    its weights are stored in the order in which the processor reads them, and in fewer bits if
+    requested. It is called as before. `state_dict` still has the weights by their names and
+    `load_state_dict` takes those of the model before packing; training mode, another dtype or
+    device, and gradients are refused with an error.
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
-            float64). torch.bfloat16 halves the weights of float32, and rounds to bfloat16 what is
-            multiplied with them; torch.int8 takes a quarter of the memory, with a scale for each
-            row of a matrix, and quantises what is multiplied with them row by row on the way. Sums,
-            states and gate equations stay in float32.
+            float64, but for the last bits of a LayerNormLSTM). torch.bfloat16 halves the weights of
+            float32, and rounds to bfloat16 what is multiplied with them; torch.int8 takes a quarter
+            of the memory, with a scale for each row of a matrix, and quantises what is multiplied
+            with them row by row on the way. Sums, states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
@@ -489,14 +503,14 @@ def prepack(
         RuntimeError: the extension is not available.
 
     Warns:
-        UserWarning: for each `LayerNormLSTM` and each subclass of your own: they stay as they are.
+        UserWarning: for each subclass of your own: it stays as it is.
     """
     if weights not in (None, torch.float32, *_SMALLER):
         raise ValueError(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
     _require_extension()
-    kinds = (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell) if convert else (LSTM, LSTMCell)
+    kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
     if not layers:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
@@ -514,19 +528,15 @@ def prepack(
                 stacklevel=2,
             )
     found = dict(model.named_modules())
-    return replace_modules(model, {found[path]: _packed(found[path], weights) for path in layers})
+    modules = [found[path] for path in layers]
+    return replace_modules(
+        model, {module: _KINDS[own_class(module)](module, weights) for module in modules}
+    )
 
 
 def _require_extension() -> None:
     if not _build.has_kernels("cpu"):
         raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
-
-
-def _packed(module: nn.Module, weights: torch.dtype | None) -> nn.Module:
-    if isinstance(module, LSTM):
-        return PackedLSTM(module, weights)
-    assert isinstance(module, LSTMCell)
-    return PackedLSTMCell(module, weights)
 
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
@@ -556,7 +566,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """Turns what `prepack` packed back into `LSTM` and `LSTMCell`, in place.
+    """Turns what `prepack` packed back into what it was, in place.
 
     Weights that were packed in their own dtype come back as they were; those of bfloat16 and int8
     come back rounded.
@@ -573,8 +583,7 @@ def unpack(model: nn.Module) -> nn.Module:
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
     sizes = {name: getattr(packed, name) for name in packed._SIZES}
-    target = LSTM if isinstance(packed, PackedLSTM) else LSTMCell
-    layer = target(**sizes, dtype=packed.dtype)
+    layer = packed._UNPACKED(**sizes, dtype=packed.dtype)
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():

@@ -11,7 +11,7 @@
 namespace fastlstm {
 namespace {
 
-struct CpuStepKernels {
+struct CpuStepKernels : stepwise::AtenProducts {
   template <class AnyStep>
   static void run(const AnyStep& step) {
     run_step(step);

@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "../op/layer.h"
+#include "../stepwise/rows.h"
 #include "device_sequence.h"
 #include "launch.h"
 
 namespace fastlstm {
 
-struct CudaStepKernels {
+struct CudaStepKernels : stepwise::AtenProducts {
   template <class AnyStep>
   static void run(const AnyStep& step) {
     check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");

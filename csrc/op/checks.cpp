@@ -214,8 +214,10 @@ Layer check_packed_layer(const LstmCall& call) {
   const int64_t count = static_cast<int64_t>(call.weights.size()),
                 each = count / layer.num_directions();
   TORCH_CHECK(
-      each * layer.num_directions() == count && (each == 3 || each == 4),
-      "lstm_packed: expected W_ih, W_hh, bias and W_hr if there is a projection for each of ",
+      each * layer.num_directions() == count && (each == 3 || each == 4 || each == 7 || each == 8),
+      "lstm_packed: expected W_ih, W_hh, bias, W_hr if there is a projection, and gain_ih, "
+      "gain_hh, "
+      "gain_c, bias_c if there is layer normalisation, for each of ",
       layer.num_directions(), " direction(s), got ", count, " tensors");
   for (const Tensor& weight : call.weights)
     TORCH_CHECK(

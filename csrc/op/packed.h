@@ -2,9 +2,10 @@
 // the CPU.
 //
 // fastlstm::lstm_packed takes them in place of `weights`, for each direction W_ih, W_hh, the bias
-// b_ih + b_hh [4H] in the state's dtype, and W_hr if there is a projection. A packed matrix is a
-// tensor without a shape of its own, whose panels this processor reads: `layout` names them, so
-// that no other reads it.
+// b_ih + b_hh [4H] in the state's dtype, W_hr if there is a projection, and with layer
+// normalisation gain_ih, gain_hh, gain_c and bias_c in the state's dtype; every matrix is then
+// packed as "W_hr" is. A packed matrix is a tensor without a shape of its own, whose panels this
+// processor reads: `layout` names them, so that no other reads it.
 #pragma once
 #include <string>
 
@@ -38,6 +39,10 @@ struct StepCall {
 };
 using StepResult = std::optional<std::tuple<Tensor, Tensor>>;
 StepResult lstm_packed_step(const StepCall& call);
+
+// The same for a layer with layer normalisation, which check_packed_layer has checked.
+struct Layer;
+PackedResult packed_layer_norm(const LstmCall& call, const Layer& checked, bool save_cells);
 
 PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options);
 }  // namespace fastlstm

@@ -1,7 +1,8 @@
 // The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
 // fused kernel for the cell equations. It takes every dtype, shape and option; a device adds only
 // struct StepKernels: run(step) for StepForward, StepBackward and their twins with layer
-// normalisation, and previous_hidden, which may be the function in rows.h.
+// normalisation, previous_hidden, which may be the function in rows.h, and the products of a walk,
+// for which AtenProducts will do.
 //
 // No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
 #pragma once
@@ -76,15 +77,15 @@ class ForwardWalk {
     for (const WalkStep& at : walk(layer_, d_ == 1)) {
       Tensor from_h = h_gates_.narrow(0, 0, at.rows);
       const Tensor h_t = h_.narrow(0, 0, at.rows);
-      at::mm_out(from_h, masked(h_t), layer_.directions[d_].w_hh.t());
+      StepKernels::multiply(masked(h_t), layer_.directions[d_].w_hh, from_h);
       const StepForward<T, A> step = cells(at, from_h);
       if (norms_)
         StepKernels::run(norms_->forward(step));
       else
         StepKernels::run(step);
       if (projection_)
-        projection_->forward(at, hidden_state_.narrow(0, 0, at.rows),
-                             y_.narrow(0, at.offset, at.rows), h_t);
+        projection_->template forward<StepKernels>(at, hidden_state_.narrow(0, 0, at.rows),
+                                                   y_.narrow(0, at.offset, at.rows), h_t);
     }
   }
 
@@ -137,7 +138,8 @@ ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_ga
     Tensor x_gates = to.gates.defined()
                          ? to.gates[d]
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
-    if (d >= multiplied) stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
+    if (d >= multiplied)
+      stepwise::multiply_input<StepKernels>(layer, layer.directions[d], input, x_gates);
     stepwise::ForwardWalk<T, A, StepKernels>(layer, d, to, x_gates).run();
   }
   return to.result(layer, save_cells, save_gates);

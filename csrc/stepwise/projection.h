@@ -11,9 +11,11 @@ class Projection {
       : layer_(layer), d_(d), w_hr_(layer.directions[d].w_hr), live_(live_mask(layer)) {}
 
   // From unprojected [rows,H] into the step's outputs y_t and the state h_t [rows,P].
+  template <typename Products>
   void forward(const WalkStep& at, const Tensor& unprojected, const Tensor& y_t,
                const Tensor& h_t) const {
-    Tensor projected = at::mm(unprojected, w_hr_.t());
+    Tensor projected = at::empty_like(h_t);
+    Products::multiply(unprojected, w_hr_, projected);
     if (layer_.zoneout_h)
       projected = zoneout(rows_of_step(*layer_.zoneout_h, d_, at),
                           layer_.reset ? h_t.masked_fill(reset(at), 0) : h_t, projected);

@@ -11,6 +11,13 @@
 namespace fastlstm {
 namespace stepwise {
 
+// The products of a walk as ATen makes them: to = rows W^T.
+struct AtenProducts {
+  static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
+    at::mm_out(to, rows, w.t());
+  }
+};
+
 // [R,...] row-major in time order, however the caller's strides run.
 inline Tensor flat(const Tensor& sequence, int64_t rows) {
   return sequence.contiguous().view({rows, sequence.size(-1)});

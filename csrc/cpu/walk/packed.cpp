@@ -88,7 +88,8 @@ PackedResult forward_as(const LstmCall& call, const Layer& layer, bool save_cell
   return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
-bool projects(const LstmCall& call) { return call.weights.size() / call.h_0.size(0) == 4; }
+size_t weights_of_one(const LstmCall& call) { return call.weights.size() / call.h_0.size(0); }
+bool projects(const LstmCall& call) { return weights_of_one(call) == 4; }
 
 PackedResult by_dtype(const LstmCall& call, const Layer& layer, bool save_cells) {
   const auto weights = call.weights[0].scalar_type();
@@ -158,7 +159,9 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
               packed_layout(), "), got some for ", options.layout, ": pack the model here");
   const Layer layer = check_packed_layer(call);
   check_values(layer);
-  auto [output, h_n, c_n, cells] = by_dtype(call, layer, options.save_cells);
+  auto [output, h_n, c_n, cells] = weights_of_one(call) > 4
+                                       ? packed_layer_norm(call, layer, options.save_cells)
+                                       : by_dtype(call, layer, options.save_cells);
   return {output, h_n, c_n.to(call.c_0.scalar_type()), cells};
 }
 
