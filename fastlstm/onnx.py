@@ -5,28 +5,34 @@
         custom_translation_table=fastlstm.onnx.translations(),
     )
 
-Operator: https://onnx.ai/onnx/operators/onnx__LSTM.html. Needs the extra `onnx`.
+Operators: https://onnx.ai/onnx/operators/onnx__LSTM.html and, for layers packed in int8,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import _build
 from ._call import by_direction
 
 __all__ = ["translations"]
 
+_GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
+
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What `torch.onnx.export(dynamo=True)` needs as its `custom_translation_table`.
 
-    Batch size and number of steps may be dynamic; `lengths` becomes sequence_lens. The node has
-    neither a projection nor resets nor the cell states of every step, and takes no packed data:
-    exporting a model that uses one of those raises an error that names it.
+    Batch size and number of steps may be dynamic; `lengths` becomes sequence_lens. A layer that
+    `prepack` made int8 becomes DynamicQuantizeLSTM, an operator of onnxruntime. Neither node has a
+    projection, resets or the cell states of every step, or takes packed data: exporting a model
+    that uses one of those raises an error that names it.
 
     Raises:
         RuntimeError: the extension is not available; then `convert(model, to="torch")` and export.
@@ -37,15 +43,28 @@ def translations() -> dict[Any, Callable[..., Any]]:
             f"onnx: the extension is not available ({_build.unavailable_reason()}); export "
             'fastlstm.convert(model, to="torch") instead'
         )
+    import onnx_ir
     from onnxscript import opset18
 
     op: Any = opset18
 
-    def stack(parameters: Sequence[Any], shape: list[int]) -> Any:
-        """[4H,...] each, joined to `shape`, the gates in ONNX's order i, o, f, c."""
-        hidden_size = parameters[0].shape[0] // 4
+    def stack(parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
+        """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
         gates = op.Reshape(op.Concat(*parameters, axis=0), [len(parameters), 4, hidden_size, -1])
-        return op.Reshape(op.Gather(gates, [0, 3, 1, 2], axis=1), shape)
+        return op.Reshape(op.Gather(gates, _GATES, axis=1), shape)
+
+    def node(operator: Any, input: Any, weights: Any, lengths: Any, *others: Any) -> Any:
+        """output, h_n, c_n; weights: W, R and B; others: h_0, c_0 and what else there is."""
+        y, h_n, c_n = operator(
+            input,
+            *weights,
+            None if lengths is None else op.Cast(lengths, to=6),  # int32
+            *others,
+            hidden_size=others[1].shape[2],
+            direction="bidirectional" if others[0].shape[0] == 2 else "forward",
+        )
+        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
+        return y, h_n, c_n
 
     def lstm(
         input: Any,
@@ -65,41 +84,132 @@ def translations() -> dict[Any, Callable[..., Any]]:
     ) -> Any:
         directions, hidden_size = h_0.shape[0], c_0.shape[2]
         named = by_direction(weights, directions)
-        for name, given in {
-            "layer normalisation": named[0].gain_ih is not None,
-            "proj_size": named[0].W_hr is not None,
-            "PackedSequence": batch_sizes is not None,
-            "reset": reset is not None,
-            "recurrent dropout": h_mask is not None,
-            "zoneout": zoneout_h is not None or zoneout_c is not None,
-            "return_cell_states": save_cells,
-        }.items():
-            if given:
-                raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
+        _refuse(
+            {
+                "layer normalisation": named[0].gain_ih is not None,
+                "proj_size": named[0].W_hr is not None,
+                "PackedSequence": batch_sizes is not None,
+                "reset": reset is not None,
+                "recurrent dropout": h_mask is not None,
+                "zoneout": zoneout_h is not None or zoneout_c is not None,
+                "return_cell_states": save_cells,
+            }
+        )
         biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
         matrices = [directions, 4 * hidden_size, -1]
-        y, h_n, c_n = op.LSTM(
-            input,
-            stack([w.W_ih for w in named], matrices),
-            stack([w.W_hh for w in named], matrices),
-            stack(biases, [directions, 8 * hidden_size]) if biases else None,
-            None if lengths is None else op.Cast(lengths, to=6),  # int32
-            h_0,
-            c_0,
-            hidden_size=hidden_size,
-            direction="bidirectional" if directions == 2 else "forward",
+        of_node = (
+            stack([w.W_ih for w in named], hidden_size, matrices),
+            stack([w.W_hh for w in named], hidden_size, matrices),
+            stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
         )
-        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
+        y, h_n, c_n = node(op.LSTM, input, of_node, lengths, h_0, c_0)
         return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates are not used
 
-    def lstm_packed(*arguments: Any, **options: Any) -> Any:
-        raise RuntimeError(
-            "onnx: packed weights cannot be exported. Export the model before fastlstm.prepack, or "
-            "what fastlstm.unpack(model) returns. To get int8, quantise the exported file with "
-            "onnxruntime.quantization.quantize_dynamic, which knows LSTM nodes"
+    def lstm_packed(
+        input: Any,
+        h_0: Any,
+        c_0: Any,
+        weights: Sequence[Any],
+        layout: str,
+        batch_sizes: Any = None,
+        lengths: Any = None,
+        reset: Any = None,
+        save_cells: bool = False,
+    ) -> Any:
+        directions, hidden_size = h_0.shape[0], c_0.shape[2]
+        each, gates = len(weights) // directions, 4 * hidden_size
+        _refuse(
+            {
+                "layer normalisation": each > 4,
+                "proj_size": each == 4,
+                "PackedSequence": batch_sizes is not None,
+                "reset": reset is not None,
+                "return_cell_states": save_cells,
+            }
         )
+        if input.dtype.name not in ("FLOAT", "DOUBLE"):
+            raise RuntimeError(
+                f"onnx: expected packed layers of float32 or float64, got {input.dtype}"
+            )
+        if layout != _build.library.packed_layout():
+            raise RuntimeError(f"onnx: expected weights packed on this processor, got {layout}")
+
+        def constant(shape: list[int], dtype: Any, make: Callable[[], Tensor]) -> Any:
+            """Made when the file is: only then do packed weights have values."""
+            late = onnx_ir.LazyTensor(
+                lambda: onnx_ir.tensor(make()), onnx_ir.DataType[dtype], onnx_ir.Shape(shape)
+            )
+            return op.Constant(value=late)
+
+        def unpacked(k: int, of_scales: bool = False) -> Any:
+            """W (k = 0) or R (k = 1) [D,4H,columns], or the scales of its rows [D,4H]."""
+            role, columns = (("W_ih", input.shape[-1]), ("W_hh", hidden_size))[k]
+
+            def make(weight: Any) -> Tensor:
+                packed = weight.const_value.raw
+                parts = _build.library.unpack_weight(packed, gates, columns, role)
+                found: Tensor = parts[of_scales]
+                return found.float() if found.dtype == torch.bfloat16 else found
+
+            shape = [gates] if of_scales else [gates, columns]
+            dtype = "INT8" if quantized and not of_scales else input.dtype.name
+            found = [constant(shape, dtype, partial(make, w)) for w in weights[k::each]]
+            return stack(found, hidden_size, [directions, *shape])
+
+        quantized = weights[0].dtype.name == "INT8"
+        zeros = constant(
+            [gates], input.dtype.name, lambda: torch.zeros_like(weights[2].const_value.raw)
+        )
+        biases = [b for bias in weights[2::each] for b in (bias, zeros)]  # the sum, and of R none
+        W, R, B = unpacked(0), unpacked(1), stack(biases, hidden_size, [directions, 2 * gates])
+        if quantized:
+            W, R = (op.Transpose(matrix, perm=[0, 2, 1]) for matrix in (W, R))
+            zero_points = constant(
+                [directions, gates], "INT8", lambda: torch.zeros(directions, gates).to(torch.int8)
+            )
+            scales = (unpacked(0, True), zero_points, unpacked(1, True), zero_points)
+            others = (h_0, c_0, None, *scales)  # without peepholes
+            y, h_n, c_n = node(_dynamic_quantize_lstm(), input, (W, R, B), lengths, *others)
+        else:
+            y, h_n, c_n = node(op.LSTM, input, (W, R, B), lengths, h_0, c_0)
+        return y, h_n, c_n, op.Identity(c_n)
 
     return {
         torch.ops.fastlstm.lstm.default: lstm,
         torch.ops.fastlstm.lstm_packed.default: lstm_packed,
     }
+
+
+def _refuse(given: dict[str, bool]) -> None:
+    for name, is_given in given.items():
+        if is_given:
+            raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
+
+
+def _dynamic_quantize_lstm() -> Any:
+    """onnxruntime's operator, which onnx does not know."""
+    from onnx.defs import OpSchema
+    from onnxscript.values import Op, Opset
+
+    inputs = {
+        "X": "float", "W": "int8", "R": "int8", "B": "float", "sequence_lens": "int32",
+        "initial_h": "float", "initial_c": "float", "P": "float",
+        "W_scale": "float", "W_zero_point": "int8", "R_scale": "float", "R_zero_point": "int8",
+    }  # fmt: skip
+
+    def parameter(name: str, dtype: str) -> Any:
+        optional = OpSchema.FormalParameterOption.Optional
+        return OpSchema.FormalParameter(name, f"tensor({dtype})", param_option=optional)
+
+    schema = OpSchema(
+        "DynamicQuantizeLSTM",
+        "com.microsoft",
+        1,
+        inputs=[parameter(*named) for named in inputs.items()],
+        outputs=[parameter(name, "float") for name in ("Y", "Y_h", "Y_c")],
+        attributes=[
+            OpSchema.Attribute("hidden_size", OpSchema.AttrType.INT),
+            OpSchema.Attribute("direction", OpSchema.AttrType.STRING),
+        ],
+    )
+    return Op(Opset("com.microsoft", 1), "DynamicQuantizeLSTM", schema)
