@@ -574,7 +574,8 @@ def test_the_page_asks_nobody_else(browser, server):
         if message["method"] == "Network.requestWillBeSent"
     }
     assert len(asked) > 5
-    local = (server.address, "data:", "blob:", "chrome:")  # chrome: are pages of the browser itself
+    # The browser shows pages of its own, such as that of a new tab.
+    local = (server.address, "data:", "blob:", "chrome:", "chrome-untrusted:")
     assert not [url for url in asked if not url.startswith(local)]
 
 
