@@ -216,8 +216,7 @@ Layer check_packed_layer(const LstmCall& call) {
   TORCH_CHECK(
       each * layer.num_directions() == count && (each == 3 || each == 4 || each == 7 || each == 8),
       "lstm_packed: expected W_ih, W_hh, bias, W_hr if there is a projection, and gain_ih, "
-      "gain_hh, "
-      "gain_c, bias_c if there is layer normalisation, for each of ",
+      "gain_hh, gain_c, bias_c if there is layer normalisation, for each of ",
       layer.num_directions(), " direction(s), got ", count, " tensors");
   for (const Tensor& weight : call.weights)
     TORCH_CHECK(

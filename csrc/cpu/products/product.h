@@ -51,7 +51,7 @@ struct PanelProduct {
   PanelShape shape;
   C* const* c;
   bool accumulate;
-  const State_t<T>* bias = nullptr;  // [N], not with accumulate
+  const State_t<T>* bias = nullptr;  // [N], not read with accumulate
   // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`.
   int64_t panels = 1, panel_stride = 0;
 };
@@ -73,6 +73,7 @@ struct UnpackedProduct {
 constexpr int64_t kInt8RowHeader = 64;
 // Terms of a sum over k for which a panel stays in the L2 cache.
 constexpr int64_t kPiece = 512;
+constexpr int64_t kPanelRows = 2;  // `panel_rows` of our own tiles
 
 template <typename T>
 struct Product {
@@ -105,7 +106,7 @@ struct Product {
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
   // A product of fewer rows is bound by loading its panel from the L2 cache.
-  int64_t panel_rows = 2;
+  int64_t panel_rows = kPanelRows;
   // How many panels `multiply` takes at a time.
   int64_t panels = 1;
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.

@@ -81,8 +81,8 @@ void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, cons
     for (int64_t v = 0; v < grid.threads(); ++v) do_phase(i, v);
 }
 
-// T: of the layer; W: of the product. Every thread of a unit group encodes all of its rows, which
-// costs more than that they are loaded once for the more units.
+// T: of the layer; W: of the product. Where they differ, threads that share the units encode every
+// row once each, which costs more than loading fewer weights saves.
 template <typename T, typename W>
 ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
   // Below this many multiply-adds, waking other threads costs more than they help.
@@ -90,7 +90,7 @@ ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
   const int64_t work = rows.total() * 4 * hidden_size * hidden_size;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
   const Product<W>& product = product_of<W>();
-  const int64_t panel_rows = std::is_same_v<T, W> ? product.panel_rows : 2;
+  const int64_t panel_rows = std::is_same_v<T, W> ? product.panel_rows : kPanelRows;
   return plan_threads(at::in_parallel_region() ? 1 : threads,
                       {rows.batch(), hidden_size, product.lanes, sizeof(W), panel_rows});
 }
