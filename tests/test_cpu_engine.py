@@ -220,7 +220,19 @@ def test_the_same_bits_for_any_number_of_threads(
 def test_a_row_does_not_depend_on_the_others(
     T: int, P: int, masks: bool, dtype: torch.dtype
 ) -> None:
-    arguments = layer(T, 29, 170, 50, dtype, 1, P, masks)
+    rows_are_independent(layer(T, 29, 170, 50, dtype, 1, P, masks))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_option
+def test_a_row_of_a_large_batch_does_not_either(P: int, masks: bool, dtype: torch.dtype) -> None:
+    """It multiplies x beside h in each step, a small batch x of many steps ahead."""
+    arguments = layer(3, 400, 600, 200, dtype, 1, P, masks)
+    arguments["input"] = torch.rand(3, 400, 600).to(dtype)  # sums of the others are exact
+    rows_are_independent(arguments)
+
+
+def rows_are_independent(arguments: dict[str, object]) -> None:
     output = torch.ops.fastlstm.lstm(**arguments)[0]
     for rows in (slice(0, 1), slice(3, 8), slice(11, 29)):
         some = dict(arguments)
