@@ -45,14 +45,14 @@ template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) forward_kernel(NormForward<T, A> step) {
   const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
   for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
-    forward_normed_row(step, row, block);
+    forward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
 }
 
 template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) backward_kernel(NormBackward<T, A> step) {
   const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
   for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
-    backward_normed_row(step, row, block);
+    backward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
 }
 
 template <typename A, typename S>

@@ -14,13 +14,17 @@
 #include <cstdint>
 #include <cstring>
 
-// Always inlined, and with nvcc for both host and device.
+// Always inlined, and with nvcc for both host and device. A lambda has the second behind its
+// arguments: one that is not inlined keeps the loop that calls it from being vectorised.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
+#define FASTLSTM_INLINE_LAMBDA
 #elif defined(__GNUC__)
 #define FASTLSTM_INLINE inline __attribute__((always_inline))
+#define FASTLSTM_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define FASTLSTM_INLINE inline
+#define FASTLSTM_INLINE_LAMBDA
 #endif
 
 namespace fastlstm {

@@ -4,9 +4,10 @@
 //   h = o tanh(LN(c) gain_c + bias_c)
 //
 // where LN takes the mean of a row and divides by its standard deviation. Both devices call these
-// two functions. A Team is what shares a row, one thread or a block: each(n, f) calls f(k) for its
-// part of [0, n), always the same part for the same n; total(n, f) is the sum of f(k) over all of
-// [0, n), given to every member, and a barrier.
+// two functions; with `reset` and `zoned` constants no loop has a branch. A
+// Team is what shares a row, one thread or a block: each(n, f) calls f(k) for its part of [0, n),
+// always the same part for the same n; total(n, f) is the sum of f(k) over all of [0, n), given to
+// every member, and a barrier.
 #pragma once
 #include "lstm_step.h"
 
@@ -67,19 +68,19 @@ FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int6
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row, const Team& team) {
+FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row, bool reset,
+                                        bool zoned, const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   if (!is_live(s, row)) {
-    team.each(hidden_size, [&](int64_t u) { forward_dead_unit(s, row, u); });
+    team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA { forward_dead_unit(s, row, u); });
     return;
   }
-  const bool reset = is_reset(s, row), zoned = s.zoneout.h;
   const T* const from_h = s.h_gates + row * s.h_gates_stride;
   T* const gates_row = s.gates + row * s.gates_stride;
   A* const cells = s.fresh_cells + row * hidden_size;
   const auto normal_h = normalizer<A>(team, 4 * hidden_size, s.inverse_size / 4,
                                       [&](int64_t k) { return A(from_h[k]); });
-  team.each(hidden_size, [&](int64_t u) {
+  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, u, hidden_size);
     if (!reset) {
       const auto h = load_gates<T, A>(from_h, u, hidden_size);
@@ -93,7 +94,7 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
   });
   const auto normal_c =
       normalizer<A>(team, hidden_size, s.inverse_size, [&](int64_t u) { return cells[u]; });
-  team.each(hidden_size, [&](int64_t u) {
+  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A normed = A(s.gain_c[u]) * normal_c(cells[u]) + A(s.bias_c[u]);
     const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
     store_state(s, row, u, reset, zoned, CellState<A>{h, cells[u]});
@@ -101,33 +102,30 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t row,
-                                         const Team& team) {
+FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t row, bool reset,
+                                         bool zoned, const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   T* const d_gates = s.d_gates + row * s.d_gates_stride;
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
   A* const d_normed = s.d_normed_cells + row * hidden_size;
   if (!is_live(s, row)) {
-    team.each(hidden_size, [&](int64_t u) {
+    team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
       backward_dead_unit(s, row, u);
       store_gates(d_h_gates, u, hidden_size, Gates<A>{A(0), A(0), A(0), A(0)});
       d_normed[u] = A(0);
     });
     return;
   }
-  const bool reset = is_reset(s, row), starts = starts_here(s, row), zoned = s.zoneout.h;
   const T* const gates_row = s.gates + row * s.gates_stride;
   const auto gates_at = [&](int64_t u) { return load_gates<T, A>(gates_row, u, hidden_size); };
-  const auto c_prev = [&](int64_t u) {
-    return reset    ? A(0)
-           : starts ? s.c_0[row * s.c_0_stride + u]
-                    : s.prev_cells[row * s.prev_cells_stride + u];
-  };
+  const A* const before = cells_before(s, row);
+  const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) {
     return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * s.cells_stride + u];
   };
   const auto normal_c = normalizer<A>(team, hidden_size, s.inverse_size, c);
-  team.each(hidden_size, [&](int64_t u) {  // h = o tanh(normed), before zoneout
+  // h = o tanh(normed), before zoneout
+  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     T* const dh_state = s.dh_state + row * s.dh_state_stride + u;
     A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
     const A kept =
@@ -140,7 +138,7 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
   });
   const auto d_c = normalizer_gradient<A>(team, hidden_size, s.inverse_size, normal_c, c,
                                           [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
-  team.each(hidden_size, [&](int64_t u) {
+  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * s.dc_state_stride + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
     const A kept =
@@ -157,7 +155,9 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
   const auto normal_h = normalizer<A>(team, 4 * hidden_size, s.inverse_size / 4, x);
   const auto d_h =
       normalizer_gradient<A>(team, 4 * hidden_size, s.inverse_size / 4, normal_h, x, d);
-  team.each(4 * hidden_size, [&](int64_t k) { d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k))); });
+  team.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
+    d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k)));
+  });
 }
 
 }  // namespace fastlstm

@@ -1,5 +1,6 @@
 // One unit of one row of one step: loads, the cell equations, stores. Both devices call these two
-// functions, each for its own (row, unit).
+// functions, each for its own (row, unit). No load is behind a condition, but those of zoneout:
+// then a compiler turns a loop over units into vector code.
 #pragma once
 #include "cell_step.h"
 #include "lstm_params.h"
@@ -79,14 +80,18 @@ FASTLSTM_INLINE void forward_dead_unit(const StepForward<T, A>& s, int64_t row, 
               Gates<A>{A(0), A(0), A(0), A(0)});
 }
 
+// The row of c_{t-1}, if the row is not reset.
+template <typename T, typename A>
+FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) {
+  return starts_here(s, row) ? s.c_0 + row * s.c_0_stride
+                             : s.prev_cells + row * s.prev_cells_stride;
+}
+
 template <typename T, typename A>
 FASTLSTM_INLINE void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit,
-                                   bool reset, bool starts, bool zoned) {
+                                   bool reset, bool zoned) {
   const auto gates = load_gates<T, A>(s.gates + row * s.gates_stride, unit, s.hidden_size);
-  A c_prev = A(0);
-  if (!reset)
-    c_prev =
-        starts ? s.c_0[row * s.c_0_stride + unit] : s.prev_cells[row * s.prev_cells_stride + unit];
+  const A c_prev = reset ? A(0) : cells_before(s, row)[unit];
   T* dh_state = s.dh_state + row * s.dh_state_stride + unit;
   A* dc_state = s.dc_state + row * s.dc_state_stride + unit;
   StepGradient<A> into;

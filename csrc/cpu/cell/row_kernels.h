@@ -10,43 +10,42 @@
 namespace fastlstm {
 namespace FASTLSTM_ISA {
 
+// Calls body(reset, zoned) with constants: a loop without branches is vectorised. Zoneout is rare
+// here and has one slow body.
+template <typename Body>
+FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const Body& body) {
+  if (zoned)
+    body(reset, true);
+  else if (reset)
+    body(true, false);
+  else
+    body(false, false);
+}
+
 template <typename T, typename A>
 static void forward(const StepForward<T, A>& step, int64_t row, int64_t begin, int64_t end) {
   const StepForward<T, A> s = step;
   if (!is_live(s, row)) {
     for (int64_t u = begin; u < end; ++u) forward_dead_unit(s, row, u);
-  } else if (s.zoneout.h) {
-    const bool reset = is_reset(s, row);
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) forward_unit(s, row, u, reset, true);
-  } else if (is_reset(s, row)) {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) forward_unit(s, row, u, true, false);
-  } else {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) forward_unit(s, row, u, false, false);
+    return;
   }
+  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
+#pragma omp simd
+    for (int64_t u = begin; u < end; ++u) forward_unit(s, row, u, reset, zoned);
+  });
 }
 
 template <typename T, typename A>
 static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin, int64_t end) {
   const StepBackward<T, A> s = step;
-  const bool reset = is_reset(s, row), starts = starts_here(s, row);
   if (!is_live(s, row)) {
     for (int64_t u = begin; u < end; ++u) backward_dead_unit(s, row, u);
-  } else if (s.zoneout.h) {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, reset, starts, true);
-  } else if (reset) {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, true, false, false);
-  } else if (starts) {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, false, true, false);
-  } else {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, false, false, false);
+    return;
   }
+  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
+#pragma omp simd
+    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, reset, zoned);
+  });
 }
 
 // One thread has the whole row.
@@ -67,12 +66,18 @@ struct OneThread {
 
 template <typename T, typename A>
 static void forward_normed(const NormForward<T, A>& step, int64_t row) {
-  forward_normed_row(step, row, OneThread());
+  const NormForward<T, A> s = step;
+  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
+    forward_normed_row(s, row, reset, zoned, OneThread());
+  });
 }
 
 template <typename T, typename A>
 static void backward_normed(const NormBackward<T, A>& step, int64_t row) {
-  backward_normed_row(step, row, OneThread());
+  const NormBackward<T, A> s = step;
+  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
+    backward_normed_row(s, row, reset, zoned, OneThread());
+  });
 }
 
 }  // namespace FASTLSTM_ISA
