@@ -57,7 +57,7 @@ struct PanelProduct {
 };
 
 // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the
-// next vector of columns begins, comes into the cache.
+// next vector of columns begins, comes into the cache, if it is not nullptr.
 template <typename T>
 struct UnpackedProduct {
   const T* const* a;

@@ -49,9 +49,12 @@ static void multiply_unpacked_tile(const UnpackedProduct<T>& p, int64_t first_ro
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) piece[r] = Vec<A>(A(0));
     int64_t k = first;
-    for (; k + square <= last; k += square, next += L * square) {
+    for (; k + square <= last; k += square) {
+      if (next) {
 #pragma GCC unroll 16
-      for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
+        for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
+        next += L * square;
+      }
       add_square(a, k, square, p.columns, piece);
     }
     if (k < last) add_square(a, k, last - k, p.columns, piece);

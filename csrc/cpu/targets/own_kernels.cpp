@@ -32,7 +32,7 @@ extern const Product<bfloat16> product;
 extern const Cell<bfloat16> cell;
 }  // namespace avx512_bf16
 
-KernelTable own_kernels(const char* capability) {
+static KernelTable kernels_of(const char* capability) {
   if (std::strncmp(capability, "AVX512", 6) == 0) {
     KernelTable table = avx512::table;
     if (__builtin_cpu_supports("avx512vnni")) table.int8_weights = &avx512_vnni::int8_weights;
@@ -48,6 +48,12 @@ KernelTable own_kernels(const char* capability) {
     return table;
   }
   return baseline::table;
+}
+
+KernelTable own_kernels(const char* capability) {
+  KernelTable table = kernels_of(capability);
+  if (__builtin_cpu_is("intel")) table.rows_worth_prefetching = 4;
+  return table;
 }
 
 #elif defined(__aarch64__)

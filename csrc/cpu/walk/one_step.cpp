@@ -69,6 +69,7 @@ class OneStepRows {
 
  private:
   bool packs() const { return rows_ >= kRowsWorthPacking; }
+  bool prefetches() const { return rows_ >= kernel_table().rows_worth_prefetching; }
 
   int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
   A* gates(int64_t r, int64_t v, int64_t gate) const {
@@ -105,8 +106,9 @@ class OneStepRows {
           if (packs())
             multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
           else
-            product_.multiply_unpacked({a_.data(), rows_, k, terms, columns, *next + k * lanes_,
-                                        sums_.data(), accumulate, bias + column(v, gate)});
+            product_.multiply_unpacked({a_.data(), rows_, k, terms, columns,
+                                        prefetches() ? *next + k * lanes_ : nullptr, sums_.data(),
+                                        accumulate, bias + column(v, gate)});
           k += terms;
         } while (k < K);
       }
