@@ -107,8 +107,10 @@ struct Product {
   int64_t bytes_ahead = 2 << 20;
   // A product of fewer rows is bound by loading its panel from the L2 cache.
   int64_t panel_rows = kPanelRows;
-  // How many panels `multiply` takes at a time.
-  int64_t panels = 1;
+  // How many panels `multiply` takes at a time. With one row the sums of a single panel are too
+  // few.
+  int64_t panels = 1, panels_of_one_row = 1;
+  int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.
   int64_t together = 1, header = 0;
   int64_t padding = 1;  // K of a panel and of an encoded row is filled up with zeros

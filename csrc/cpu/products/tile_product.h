@@ -24,6 +24,7 @@ static constexpr Product<T> tile_product() {
                         transpose,
                         sum_rows<T, A>};
   product.panels = 4 / V;
+  product.panels_of_one_row = V == 4 ? 2 : 4 / V;
   if (sizeof(T) == 8) product.bytes_ahead = 3 << 17;  // for the sake of its peak memory
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   return product;

@@ -172,7 +172,7 @@ static constexpr Product<int8> int8_product() {
   product.put_rows = put_int8_rows<V>;
   product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.encode = encode_int8, product.encoded_size = encoded_size_int8;
-  product.panels = 4 / V;
+  product.panels = product.panels_of_one_row = 4 / V;
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   product.piece = int64_t(1) << 62;  // the scales are of a whole row
   return product;

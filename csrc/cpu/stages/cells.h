@@ -24,8 +24,8 @@ class CellsForward {
 
   explicit CellsForward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        x_sums_(product_, whole_tiles(kRows), 4),
-        sums_(product_, whole_tiles(kRows), 4) {}
+        x_sums_(product_, whole_tiles(kRows), 4 * tiles_for(1)),
+        sums_(product_, whole_tiles(kRows), 4 * tiles_for(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -37,20 +37,32 @@ class CellsForward {
   void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
            const ForwardRow<T>* rows, int64_t count, const W* zeros, const Input* input = nullptr) {
     const int64_t lanes = product_.lanes, in_tile = 4 / product_.vectors;
-    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile)
+    const int64_t at_once = tiles_for(count);
+    for (int64_t tile = tiles.begin, next; tile < tiles.end; tile = next) {
+      next = std::min(tile + at_once, tiles.end);
+      const Range panels{tile * in_tile, next * in_tile};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
-        const int64_t some = std::min(sums_.rows(), count - r), unit = tile * lanes;
-        const Range panels{tile * in_tile, (tile + 1) * in_tile};
-        const Units units{unit, std::min(lanes, hidden_size_ - unit), hidden_size_};
-        const A* const x = input ? multiply_input(*input, panels, r, some) : nullptr;
-        cell_.prefetch_forward(rows + r, some, units);
-        const A* const h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros);
-        cell_.forward(rows + r, some, {h, sums_.stride(), x}, units);
+        const int64_t some = std::min(sums_.rows(), count - r);
+        const A* x = input ? multiply_input(*input, panels, r, some) : nullptr;
+        for (int64_t t = tile; t < next; ++t) cell_.prefetch_forward(rows + r, some, units(t));
+        const A* h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros);
+        for (int64_t t = tile; t < next; ++t) {
+          cell_.forward(rows + r, some, {h, sums_.stride(), x}, units(t));
+          h += 4 * lanes, x += input ? 4 * lanes : 0;
+        }
       }
+    }
   }
 
  private:
   static constexpr int64_t kRows = 12;  // at a time
+  int64_t tiles_for(int64_t rows) const {
+    return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
+  }
+  Units units(int64_t tile) const {
+    const int64_t unit = tile * product_.lanes;
+    return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
+  }
   int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
   const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count) {
@@ -90,7 +102,7 @@ class CellsBackward {
   void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
            const BackwardRow<T>* rows, int64_t count, const W* zeros) {
     for (Range left = panels; left.begin < left.end;) {
-      const auto group = to_cells.group(left);
+      const auto group = to_cells.group(left, product_.panels);
       const Range some_panels{left.begin, left.begin + group.count};
       const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
