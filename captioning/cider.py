@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al., 2015) as a reward: on tokens, with document frequencies counted once.
+"""CIDEr-D (Vedantam et al., 2015) in training: on tokens, with document frequencies counted once.
 
 Agrees with pycocoevalcap's scorer, which recomputes them for every set of captions.
 """
@@ -6,6 +6,7 @@ Agrees with pycocoevalcap's scorer, which recomputes them for every set of capti
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 N, SIGMA = 4, 6.0
 Ngram = tuple[int, ...]
@@ -15,6 +16,14 @@ def _ngrams(tokens: Sequence[int]) -> Counter[Ngram]:
     return Counter(
         tuple(tokens[i : i + n]) for n in range(1, N + 1) for i in range(len(tokens) - n + 1)
     )
+
+
+class _Weighed(NamedTuple):
+    """A caption: its length, tf-idf of each n-gram, and the norm over those of each n."""
+
+    length: int
+    vector: dict[Ngram, float]
+    norms: list[float]
 
 
 class CiderD:
@@ -32,32 +41,36 @@ class CiderD:
         self.unseen = math.log(len(references))  # also the weight of an n-gram of one picture
         self.weights = {g: self.unseen - math.log(n) for g, n in pictures.items() if n > 1}
 
-    def _vector(self, tokens: Sequence[int]) -> tuple[dict[Ngram, float], list[float]]:
-        """tf-idf of each n-gram, and the norm over those of each n."""
+    def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
+        """CIDEr-D, 0 to 10, of each of several captions of one picture."""
+        references = [self._weigh(reference) for reference in self.references[picture]]
+        return [_score(self._weigh(caption), references) for caption in captions]
+
+    def consensus(self, picture: int) -> list[float]:
+        """CIDEr-D of each reference of a picture against its other references; 0 without any."""
+        found = [self._weigh(reference) for reference in self.references[picture]]
+        return [_score(one, found[:k] + found[k + 1 :]) for k, one in enumerate(found)]
+
+    def _weigh(self, tokens: Sequence[int]) -> _Weighed:
         counts = _ngrams(tokens)
         vector = {g: count * self.weights.get(g, self.unseen) for g, count in counts.items()}
         squares = [0.0] * N
         for ngram, value in vector.items():
             squares[len(ngram) - 1] += value * value
-        return vector, [math.sqrt(square) for square in squares]
+        return _Weighed(len(tokens), vector, [math.sqrt(square) for square in squares])
 
-    def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
-        """CIDEr-D, 0 to 10, of each of several captions of one picture."""
-        references = [(len(r), *self._vector(r)) for r in self.references[picture]]
-        totals = []
-        for caption in captions:
-            vector, norms = self._vector(caption)
-            total = 0.0
-            for length, reference, reference_norms in references:
-                products = [0.0] * N
-                for ngram in vector.keys() & reference.keys():
-                    weight = reference[ngram]
-                    products[len(ngram) - 1] += min(vector[ngram], weight) * weight
-                cosines = sum(
-                    product / (a * b)
-                    for product, a, b in zip(products, norms, reference_norms, strict=True)
-                    if product
-                )
-                total += cosines * math.exp(-((len(caption) - length) ** 2) / (2 * SIGMA**2))
-            totals.append(10 * total / (N * len(references)))
-        return totals
+
+def _score(caption: _Weighed, references: Sequence[_Weighed]) -> float:
+    total = 0.0
+    for reference in references:
+        products = [0.0] * N
+        for ngram in caption.vector.keys() & reference.vector.keys():
+            weight = reference.vector[ngram]
+            products[len(ngram) - 1] += min(caption.vector[ngram], weight) * weight
+        cosines = sum(
+            product / (a * b)
+            for product, a, b in zip(products, caption.norms, reference.norms, strict=True)
+            if product
+        )
+        total += cosines * math.exp(-((caption.length - reference.length) ** 2) / (2 * SIGMA**2))
+    return 10 * total / (N * max(1, len(references)))

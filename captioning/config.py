@@ -160,6 +160,11 @@ class TrainConfig:
     schedule: str = setting("course of the learning rate: cosine or constant", "cosine")
     clip_norm: float = setting("maximum norm of the gradient; 0 for no limit", 5.0)
     label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
+    consensus: float = setting(
+        "share of a caption's weight that follows how well the picture's other captions agree with "
+        "it (by CIDEr-D); 0: all weigh the same",
+        0.0,
+    )
     scheduled_sampling: float = setting(
         "probability, in the last epoch, of feeding the model's own words; it rises linearly from "
         "0 in the first",
@@ -190,7 +195,7 @@ class TrainConfig:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)
         check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
         check_at_least(self, seed=-LIMIT)
-        check_share(self, "label_smoothing", "scheduled_sampling", "ema")
+        check_share(self, "label_smoothing", "consensus", "scheduled_sampling", "ema")
         if not 0 < self.learning_rate < math.inf:
             raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.self_critical == 1:
@@ -202,7 +207,7 @@ class TrainConfig:
 
 
 LARGE = TrainConfig(autocast="auto")
-SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, ema=0.99)
+SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, consensus=0.5, ema=0.99)
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 SMALL_SET = 20_000  # pictures; fewer are a small set
 DROPOUT = {"small": 0.4, "large": 0.3}

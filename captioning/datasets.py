@@ -189,12 +189,14 @@ class Batch:
     """Captions to train on, longest first.
 
     Attributes:
+        indices: int64 [B], which captions of the set they are.
         images: int64 [M], rows of the feature table, each picture once.
         rows: int64 [B], which of `images` each caption describes.
         captions: int64 [B,T], <start>, the words, <end>, <pad>.
         lengths: int64 [B], tokens of each caption with <start> and <end>, decreasing.
     """
 
+    indices: Tensor
     images: Tensor
     rows: Tensor
     captions: Tensor
@@ -241,7 +243,8 @@ class EncodedCaptions:
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
         images, rows = self.image[indices].unique(return_inverse=True)
-        return Batch(images, rows, self.tokens[indices, : int(lengths[0])].long(), lengths)
+        captions = self.tokens[indices, : int(lengths[0])].long()
+        return Batch(indices, images, rows, captions, lengths)
 
     def epoch(self, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
         """The caption indices of each batch, see `shuffled`."""

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from captioning.checkpoint import Checkpoint
+from captioning.cider import CiderD
 from captioning.config import TrainConfig, autocast_dtype
 from captioning.datasets import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.features import FeatureTable
 from captioning.model import LossOptions
 from captioning.processes import SINGLE, Process
+from captioning.vocabulary import Vocabulary
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
@@ -33,6 +35,22 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return config.learning_rate * warm
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
+    """The factor of each caption's loss, 1 in the mean of a picture's captions.
+
+    The part `share` of it is in proportion to the caption's CIDEr-D against the picture's other
+    captions and a fifth of the mean of all, without which a few words in common would count too
+    much where people do not agree.
+    """
+    captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
+    cider = CiderD(captions)
+    agreement = [torch.tensor(cider.consensus(picture)) for picture in range(len(captions))]
+    floor = torch.cat(agreement).mean() / 5
+    if floor == 0:
+        return torch.ones(sum(map(len, captions)))
+    return torch.cat([1 - share + share * (a + floor) / (a + floor).mean() for a in agreement])
 
 
 class Trainer:
@@ -64,6 +82,9 @@ class Trainer:
         self.captions = EncodedCaptions(
             [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
         )
+        self.weights = torch.ones(len(self.captions))
+        if config.consensus and not config.self_critical:
+            self.weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
         self.parameters = [
             *self.model.decoder.parameters(),
             *self.model.encoder.linear.parameters(),
@@ -178,6 +199,7 @@ class Trainer:
                 batch.rows[share].to(process.device),
                 batch.captions[share, : int(lengths[0])].to(process.device),
                 lengths,
+                self.weights[batch.indices[share]].to(process.device),
                 options=options,
             )
         # Reported without label smoothing, as validation is, so that the two compare.

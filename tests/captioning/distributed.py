@@ -26,7 +26,7 @@ torch.manual_seed(0)
 model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
 identity = CNNIdentity.of(load_cnn(CNNConfig("scenes_cnn", pool="2x2")))
 checkpoint = Checkpoint(model, vocabulary, identity, {})
-config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0)
+config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0, consensus=0.5)
 if stage == "reward":
     config = replace(config, self_critical=3)
 with distributed("cpu") as process:

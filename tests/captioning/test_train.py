@@ -13,6 +13,7 @@ import torch
 
 from captioning.__main__ import main
 from captioning.checkpoint import Checkpoint, load_checkpoint
+from captioning.cider import CiderD
 from captioning.config import TrainConfig
 from captioning.curves import open_curves
 from captioning.datasets import EncodedCaptions
@@ -130,6 +131,48 @@ def test_the_loss_that_is_reported_has_no_label_smoothing(new_checkpoint, data):
     assert second[0] != second[1]  # the step itself was smoothed
 
 
+def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
+    trainer = Trainer(new_checkpoint(), replace(FAST, consensus=0.4), data.train)
+    weights = trainer.weights.unflatten(0, (-1, 5))
+    torch.testing.assert_close(weights.mean(1), torch.ones(len(weights)))
+    captions = [[data.vocabulary.encode(c)[1:] for c in i.captions] for i in data.train.images]
+    expected = []
+    for picture, own in enumerate(captions):
+        for k in range(5):
+            others = [own[:k] + own[k + 1 :] if p == picture else c for p, c in enumerate(captions)]
+            cider = CiderD(others)
+            cider.weights = CiderD(captions).weights
+            expected += cider.scores(picture, [own[k]])
+        if picture == 2:
+            break
+    agreement = torch.tensor(expected).view(3, 5)
+    assert (weights[:3].argsort(1) == agreement.argsort(1)).all()
+    floor = torch.tensor([CiderD(captions).consensus(p) for p in range(len(captions))]).mean() / 5
+    share = (agreement + floor) / (agreement + floor).mean(1, keepdim=True)
+    torch.testing.assert_close(weights[:3], 0.6 + 0.4 * share)
+
+
+def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
+    trainer = Trainer(new_checkpoint(), FAST, data.train)
+    batch = trainer.captions.batch(torch.arange(10))
+    assert batch.indices[3] != 3  # they are sorted by length
+    trainer.weights[:] = 0
+    trainer.weights[3] = 2.0
+    loss, _, _ = trainer.objective(torch.arange(10), 0.0)
+    expected, _ = trainer.model(
+        data.train.read(batch.images), batch.rows, batch.captions, batch.lengths,
+        2.0 * (batch.indices == 3),
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected)
+
+
+def test_captions_without_a_word_in_common_weigh_the_same(new_checkpoint, data):
+    table = copy.copy(data.train)
+    table.images = [replace(image, captions=image.captions[:1]) for image in table.images]
+    trainer = Trainer(new_checkpoint(), replace(FAST, consensus=0.5), table)
+    assert (trainer.weights == 1).all()
+
+
 def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     config = replace(FAST, learning_rate=1e-2, schedule="constant")
     trainer = Trainer(new_checkpoint(hidden_size=48), config, data.train)
@@ -149,7 +192,15 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     [
         replace(FAST, epochs=3),
         replace(FAST, epochs=3, autocast="float16"),  # the scale of the loss resumes too
-        replace(FAST, epochs=3, label_smoothing=0.1, scheduled_sampling=0.5, save_every=2, ema=0.9),
+        replace(
+            FAST,
+            epochs=3,
+            label_smoothing=0.1,
+            consensus=0.5,
+            scheduled_sampling=0.5,
+            save_every=2,
+            ema=0.9,
+        ),
     ],
 )
 def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monkeypatch, config):
