@@ -38,7 +38,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 
 def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
-    """The factor of each caption's loss, 1 in the mean of a picture's captions.
+    """The factor of each caption's loss (Phan et al., 2017), 1 in the mean of a picture's captions.
 
     The part `share` of it is in proportion to the caption's CIDEr-D against the picture's other
     captions and a fifth of the mean of all, without which a few words in common would count too
