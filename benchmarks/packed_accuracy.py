@@ -46,7 +46,7 @@ def error(found: Tensor, exact: Tensor) -> str:
 
 
 def facts_right(demo: Path) -> list[str]:
-    """The share of right captions in float32 and in each dtype, of both splits."""
+    """The share of right captions in each dtype, of both splits."""
     from captioning import scenes
     from captioning.checkpoint import load_checkpoint
     from captioning.datasets import load_coco
@@ -77,8 +77,9 @@ def facts_right(demo: Path) -> list[str]:
 
 
 def report(demo: Path | None) -> str:
-    names, steps = (str(w).removeprefix("torch.") for w in WEIGHTS), ("1 step", f"{STEPS} steps")
-    header = ["layer", "sizes", *(f"{name}, {after}" for name in names for after in steps)]
+    names = [str(weights).removeprefix("torch.") for weights in WEIGHTS]
+    columns = [f"{name}, {after}" for name in names for after in ("1 step", f"{STEPS} steps")]
+    header = ["layer", "input and hidden size", *columns]
     parts = [
         f"{machine.title('cpu')}; {BATCH} rows.",
         table(
@@ -87,7 +88,7 @@ def report(demo: Path | None) -> str:
         ),
     ]
     if demo:
-        header = ["captioner of the demo", "pictures", "float32", "bfloat16", "int8"]
+        header = ["captioner of the demo", "pictures", *names]
         parts.append(table(header, [["all facts right", *facts_right(demo)]]))
     else:
         parts.append("Without --demo: the captioner was left out.")

@@ -162,7 +162,7 @@ class TrainConfig:
     label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
     consensus: float = setting(
         "share of a caption's weight that follows how well the picture's other captions agree with "
-        "it (by CIDEr-D); 0: all weigh the same",
+        "it (by CIDEr-D); 0: all weigh the same. --self-critical has no use for it",
         0.0,
     )
     scheduled_sampling: float = setting(

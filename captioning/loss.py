@@ -35,6 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: Tensor,
         label_smoothing: float,
         block: int,
+        nll_weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         need_grad = any(ctx.needs_input_grad[:3])
         if torch.is_autocast_enabled(hidden.device.type):
@@ -55,6 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(begin, begin + size)
             h, target = hidden[rows].to(dtype), targets[rows].unsqueeze(1)
             share = token_weights[rows].to(score_dtype).unsqueeze(1)
+            counts = nll_weights[rows].to(score_dtype).unsqueeze(1)
             scores = _product(h, w, b).to(score_dtype)
             log_sum = scores.amax(1, keepdim=True)
             right = scores.gather(1, target)
@@ -64,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             probs = torch.softmax(scores, 1, out=scores)
             log_sum -= probs.amax(1, keepdim=True).log_()  # of exp(max - log_sum)
             loss += (share * (log_sum - expected)).sum()
-            nll += (share * (log_sum - right)).sum()
+            nll += (counts * (log_sum - right)).sum()
             if need_grad:
                 grad = probs
                 if label_smoothing:
@@ -91,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mul(saved, grad, out=saved.new_empty(saved.shape, dtype=dtype))
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -102,6 +104,7 @@ def linear_cross_entropy(
     token_weights: Tensor,
     label_smoothing: float = 0.0,
     block: int = BLOCK,
+    nll_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
@@ -112,12 +115,20 @@ def linear_cross_entropy(
         token_weights: [N], the factor of each token's loss, without a gradient.
         label_smoothing: share of the target spread evenly over the vocabulary.
         block: number of tokens scored at once.
+        nll_weights: [N], the factors in the second result; `token_weights` if None.
 
     Returns:
         The sum, a scalar in float32, or float64 for float64 input, differentiable once; and the sum
         without label smoothing, the one to compare, which has no gradient.
     """
     result: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(
-        hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing, block
+        hidden,
+        linear.weight,
+        linear.bias,
+        targets,
+        token_weights,
+        label_smoothing,
+        block,
+        token_weights if nll_weights is None else nll_weights,
     )
     return result

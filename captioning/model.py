@@ -79,7 +79,7 @@ class Captioner(nn.Module):
             options: how the loss is computed.
 
         Returns:
-            The loss, and the same without label smoothing and without a gradient.
+            The loss, and the same without weights, label smoothing and a gradient.
         """
         image = self.encoder.embed(features)[rows]
         unroll = self.decoder.unroll if options.packed else self.decoder.unroll_padded
@@ -87,14 +87,19 @@ class Captioner(nn.Module):
         if options.scheduled_sampling:
             inputs = self._mixed_inputs(image, captions, lengths, options.scheduled_sampling)
         hidden, targets = unroll(image, captions, lengths, inputs)
-        weights = (targets != PAD).to(hidden.dtype)
+        words = weights = (targets != PAD).to(hidden.dtype)
         if caption_weights is not None:
             tokens = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
             if options.packed:
                 tokens = pack_padded_sequence(tokens, lengths - 1, batch_first=True).data
             weights = weights * tokens.flatten()
         return linear_cross_entropy(
-            hidden, self.decoder.linear, targets, weights, options.label_smoothing
+            hidden,
+            self.decoder.linear,
+            targets,
+            weights,
+            options.label_smoothing,
+            nll_weights=words,
         )
 
     @torch.no_grad()

@@ -38,11 +38,11 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 
 def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
-    """The factor of each caption's loss (Phan et al., 2017), 1 in the mean of a picture's captions.
+    """The factor of each caption's loss, an idea of Phan et al. (2017).
 
-    The part `share` of it is in proportion to the caption's CIDEr-D against the picture's other
-    captions and a fifth of the mean of all, without which a few words in common would count too
-    much where people do not agree.
+    A picture's captions have a mean factor of 1. The part `share` of a factor is proportional to
+    the caption's CIDEr-D against the picture's other captions plus a constant, a fifth of the mean
+    over all captions. Without it a word or two would decide where people agree on little.
     """
     captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
     cider = CiderD(captions)
@@ -65,6 +65,7 @@ class Trainer:
     Attributes:
         metric: what `train_step` returns: "loss", without label smoothing, or "reward".
         captions_per_index: how many captions an index of `batches` stands for.
+        caption_weights: [captions], the factor of each caption's loss.
         step: number of finished steps.
     """
 
@@ -82,9 +83,9 @@ class Trainer:
         self.captions = EncodedCaptions(
             [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
         )
-        self.weights = torch.ones(len(self.captions))
+        self.caption_weights = torch.ones(len(self.captions))
         if config.consensus and not config.self_critical:
-            self.weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
+            self.caption_weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
         self.parameters = [
             *self.model.decoder.parameters(),
             *self.model.encoder.linear.parameters(),
@@ -199,10 +200,10 @@ class Trainer:
                 batch.rows[share].to(process.device),
                 batch.captions[share, : int(lengths[0])].to(process.device),
                 lengths,
-                self.weights[batch.indices[share]].to(process.device),
+                self.caption_weights[batch.indices[share]].to(process.device),
                 options=options,
             )
-        # Reported without label smoothing, as validation is, so that the two compare.
+        # Reported without weights and label smoothing, as validation is, so that the two compare.
         return loss, tokens, nll / tokens
 
     def update(self) -> None:

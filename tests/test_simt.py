@@ -115,8 +115,8 @@ MUTANTS = {
     "gradients cross a reset": (
         "stepwise.cu",
         "stepwise.cu",
-        "backward_unit(step, row, unit, is_reset(step, row), zoned)",
-        "backward_unit(step, row, unit, false, zoned)",
+        "cells_before(step, row), is_reset(step, row), zoned)",
+        "cells_before(step, row), false, zoned)",
         [STEPWISE + "reset"],
     ),
     "a row that starts late forgets c_0": (
@@ -143,8 +143,8 @@ MUTANTS = {
     "zoneout is ignored by gradients": (
         "stepwise.cu",
         "stepwise.cu",
-        "backward_unit(step, row, unit, is_reset(step, row), zoned)",
-        "backward_unit(step, row, unit, is_reset(step, row), false)",
+        "cells_before(step, row), is_reset(step, row), zoned)",
+        "cells_before(step, row), is_reset(step, row), false)",
         [STEPWISE + "zoneout"],
     ),
     "layer norm: no barrier before the partial sums": (
@@ -376,8 +376,8 @@ MUTANTS = {
     "persistent backward: what zoneout kept of dh crosses a reset": (
         BACKWARD,
         CELL_STEP,
-        "{d_pre, A(0), A(0)}",
-        "{d_pre, kept_dh, A(0)}",
+        "before.dh = A(0), before.dc = A(0)",
+        "before.dc = A(0)",
         [FFMA + "zoneout"],
     ),
     "persistent backward: what zoneout kept of dc is lost": (

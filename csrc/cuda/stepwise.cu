@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> s
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid) {
     if (is_live(step, row))
-      backward_unit(step, row, unit, is_reset(step, row), zoned);
+      backward_unit(step, row, unit, cells_before(step, row), is_reset(step, row), zoned);
     else
       backward_dead_unit(step, row, unit);
   }

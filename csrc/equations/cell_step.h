@@ -54,9 +54,10 @@ FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A
     cell = next_cell(gates, c_prev);  // before zoneout
     kept_dc = zoneout_backward(into.keep.c, dc);
   }
-  const Gates<A> d_pre = cell_backward(gates, c_prev, cell, dh, dc);
-  if (into.reset) return {d_pre, A(0), A(0)};
-  return {d_pre, kept_dh, into.zoned.c ? dc + kept_dc : dc};
+  PreviousGradient<A> before{cell_backward(gates, c_prev, cell, dh, dc), kept_dh, kept_dc};
+  before.dc = into.zoned.c ? dc + kept_dc : dc;
+  if (into.reset) before.dh = A(0), before.dc = A(0);
+  return before;
 }
 
 }  // namespace fastlstm

@@ -4,10 +4,10 @@
 //   h = o tanh(LN(c) gain_c + bias_c)
 //
 // where LN takes the mean of a row and divides by its standard deviation. Both devices call these
-// two functions; with `reset` and `zoned` constants no loop has a branch. A
-// Team is what shares a row, one thread or a block: each(n, f) calls f(k) for its part of [0, n),
-// always the same part for the same n; total(n, f) is the sum of f(k) over all of [0, n), given to
-// every member, and a barrier.
+// two functions; with `reset` and `zoned` constants no loop has a branch. A Team is what shares a
+// row, one thread or a block: each(n, f) calls f(k) for its part of [0, n), always the same part
+// for the same n; total(n, f) is the sum of f(k) over all of [0, n), given to every member, and a
+// barrier.
 #pragma once
 #include "lstm_step.h"
 

@@ -1,6 +1,5 @@
 // One unit of one row of one step: loads, the cell equations, stores. Both devices call these two
-// functions, each for its own (row, unit). No load is behind a condition, but those of zoneout:
-// then a compiler turns a loop over units into vector code.
+// functions, each for its own (row, unit).
 #pragma once
 #include "cell_step.h"
 #include "lstm_params.h"
@@ -87,11 +86,12 @@ FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) 
                              : s.prev_cells + row * s.prev_cells_stride;
 }
 
+// `before`: cells_before.
 template <typename T, typename A>
 FASTLSTM_INLINE void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit,
-                                   bool reset, bool zoned) {
+                                   const A* before, bool reset, bool zoned) {
   const auto gates = load_gates<T, A>(s.gates + row * s.gates_stride, unit, s.hidden_size);
-  const A c_prev = reset ? A(0) : cells_before(s, row)[unit];
+  const A c_prev = reset ? A(0) : before[unit];
   T* dh_state = s.dh_state + row * s.dh_state_stride + unit;
   A* dc_state = s.dc_state + row * s.dc_state_stride + unit;
   StepGradient<A> into;
@@ -99,10 +99,10 @@ FASTLSTM_INLINE void backward_unit(const StepBackward<T, A>& s, int64_t row, int
   into.dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
   into.reset = reset, into.zoned = {zoned, zoned};
   if (zoned) into.keep = zoneout_of<T, A>(s.zoneout, row, unit);
-  const auto before = step_backward(gates, c_prev, s.cells[row * s.cells_stride + unit], into);
-  *dh_state = T(before.dh);
-  *dc_state = before.dc;
-  store_gates(s.d_gates + row * s.d_gates_stride, unit, s.hidden_size, before.d_pre);
+  const auto d = step_backward(gates, c_prev, s.cells[row * s.cells_stride + unit], into);
+  *dh_state = T(d.dh);
+  *dc_state = d.dc;
+  store_gates(s.d_gates + row * s.d_gates_stride, unit, s.hidden_size, d.d_pre);
 }
 
 template <typename T, typename A>

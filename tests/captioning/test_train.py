@@ -131,9 +131,17 @@ def test_the_loss_that_is_reported_has_no_label_smoothing(new_checkpoint, data):
     assert second[0] != second[1]  # the step itself was smoothed
 
 
+def test_the_loss_that_is_reported_has_no_weights(new_checkpoint, data):
+    reported = []
+    for consensus in (0.0, 0.9):
+        trainer = Trainer(new_checkpoint(), replace(FAST, consensus=consensus), data.train)
+        reported.append(trainer.train_step(torch.arange(0, 40, 3), 10))
+    assert reported[0] == pytest.approx(reported[1], rel=1e-6)
+
+
 def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
     trainer = Trainer(new_checkpoint(), replace(FAST, consensus=0.4), data.train)
-    weights = trainer.weights.unflatten(0, (-1, 5))
+    weights = trainer.caption_weights.unflatten(0, (-1, 5))
     torch.testing.assert_close(weights.mean(1), torch.ones(len(weights)))
     captions = [[data.vocabulary.encode(c)[1:] for c in i.captions] for i in data.train.images]
     expected = []
@@ -156,8 +164,8 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     trainer = Trainer(new_checkpoint(), FAST, data.train)
     batch = trainer.captions.batch(torch.arange(10))
     assert batch.indices[3] != 3  # they are sorted by length
-    trainer.weights[:] = 0
-    trainer.weights[3] = 2.0
+    trainer.caption_weights[:] = 0
+    trainer.caption_weights[3] = 2.0
     loss, _, _ = trainer.objective(torch.arange(10), 0.0)
     expected, _ = trainer.model(
         data.train.read(batch.images), batch.rows, batch.captions, batch.lengths,
@@ -166,11 +174,17 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     torch.testing.assert_close(loss, expected)
 
 
-def test_captions_without_a_word_in_common_weigh_the_same(new_checkpoint, data):
+def test_captions_that_nobody_else_agrees_with_weigh_the_same(new_checkpoint, data):
     table = copy.copy(data.train)
     table.images = [replace(image, captions=image.captions[:1]) for image in table.images]
-    trainer = Trainer(new_checkpoint(), replace(FAST, consensus=0.5), table)
-    assert (trainer.weights == 1).all()
+    config = replace(FAST, consensus=0.5)
+    assert (Trainer(new_checkpoint(), config, table).caption_weights == 1).all()
+    several = replace(table.images[1], captions=["a red circle", "a blue square", "a red circle"])
+    strangers = replace(table.images[2], captions=["circle", "square"])
+    table.images[1:3] = [several, strangers]
+    weights = Trainer(new_checkpoint(), config, table).caption_weights
+    assert (weights[[0, *range(4, len(weights))]] == 1).all()
+    assert weights[1] == weights[3] > 1 > weights[2]
 
 
 def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):

@@ -200,7 +200,7 @@ struct Problem {
     check_sums(c);
 
     fill(other);
-    multiply(other, 1, product.panels, product.multiply);
+    multiply(other, 1, product.panels_for(1), product.multiply);
     check_same(other, c, text() + ": row by row");
 
     fill(other);
@@ -251,9 +251,9 @@ struct Problem {
       fill(c);
       std::vector<A*> to;
       for (int64_t r = 0; r < rows; ++r) to.push_back(c.pointers[r] + n);
-      product.multiply_unpacked({a.at(), rows, k_begin, K, b.at() + n, b.at()[n], to.data(),
-                                 before == Before::kSums,
-                                 before == Before::kBias ? bias.at()[0] + n : nullptr});
+      product.multiply_unpacked(
+          {a.at(), rows, k_begin, K, b.at() + n, n % (2 * lanes) ? nullptr : b.at()[n], to.data(),
+           before == Before::kSums, before == Before::kBias ? bias.at()[0] + n : nullptr});
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + lanes; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
@@ -392,7 +392,7 @@ struct Int8Problem {
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
               c.of_row[r][n], ", expected ", 0.25 + product);
       }
-    multiply(packed, 1, product.panels, alone);
+    multiply(packed, 1, product.panels_for(1), alone);
     check_same(alone, c, "row by row");
   }
 };

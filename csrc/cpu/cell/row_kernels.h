@@ -42,9 +42,10 @@ static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin,
     for (int64_t u = begin; u < end; ++u) backward_dead_unit(s, row, u);
     return;
   }
+  const A* const before = cells_before(s, row);
   with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
 #pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, reset, zoned);
+    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, before, reset, zoned);
   });
 }
 

@@ -181,7 +181,7 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
     product.rows = kRows;
     product.panel_rows = 2 * kRows;
     product.terms = 32;
-    product.panels_of_one_row = 1;
+    product.panels = product.panels_of_one_row = 1;  // what the micro-kernel takes
     product.bytes_ahead = 256 << 10;
     product.instructions = "amx";
     product.multiply = multiply_or_tiles;

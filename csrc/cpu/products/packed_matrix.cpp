@@ -124,10 +124,10 @@ Range PackedMatrix<T>::columns(const Range& panels) const {
 }
 
 template <typename T>
-typename PackedMatrix<T>::Group PackedMatrix<T>::group(const Range& panels, int64_t most) const {
+typename PackedMatrix<T>::Group PackedMatrix<T>::group(const Range& panels, int64_t rows) const {
   PanelShape shape = panels_[panels.begin];
   int64_t count = 1;
-  for (; count < std::min(most, panels.end - panels.begin); ++count) {
+  for (; count < std::min(product_.panels_for(rows), panels.end - panels.begin); ++count) {
     const PanelShape& next = panels_[panels.begin + count];
     if (next.vectors != shape.vectors) break;
     shape.columns += next.columns;
@@ -197,7 +197,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
     for (int64_t k = 0; k < K; k += product.piece, left = all)
       while (left.begin < left.end) {
         const int64_t p = left.begin;
-        const auto group = matrix.group(left, product.panels);
+        const auto group = matrix.group(left, end - begin);
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
                           matrix.panel(p) + k * matrix.width(p), group.shape, c.data() + begin,
                           accumulate || k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
@@ -220,9 +220,13 @@ template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
                      const Range& panels, const std::vector<C*>& c) {
   if (rows == 0) return;
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
+  for (Range left = panels; left.begin < left.end;) {
+    const auto group = matrix.group(left, rows);
     const PanelProduct<T, C> product{
-        a.data(), rows, 0, matrix.K(), matrix.panel(p), matrix.panels()[p], c.data(), false};
+        a.data(),    rows,     0,     matrix.K(), matrix.panel(left.begin),
+        group.shape, c.data(), false, nullptr,    group.count,
+        group.stride};
+    left.begin += group.count;
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
     else if constexpr (std::is_same_v<C, T>)
@@ -323,7 +327,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   const Product<T>& product = matrix.product();
   int64_t column = 0;
   for (Range left = panels; left.begin < left.end;) {
-    const auto group = matrix.group(left, product.panels_for(rows));
+    const auto group = matrix.group(left, rows);
     const int64_t p = left.begin, width = group.count * matrix.width(p);
     // Whole vectors, so that the buffer never holds anything but sums.
     const PanelShape shape{column, width, group.shape.vectors};

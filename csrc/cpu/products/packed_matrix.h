@@ -52,12 +52,12 @@ class PackedMatrix {
   int64_t size() const { return offsets_.back(); }  // elements of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
-  // The first panels, at most so many, that a product takes at a time, and their columns.
+  // The first panels, as many as a product of `rows` rows takes at a time, and their columns.
   struct Group {
     int64_t count, stride;
     PanelShape shape;
   };
-  Group group(const Range& panels, int64_t most) const;
+  Group group(const Range& panels, int64_t rows) const;
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
     return part_of(panels_.size(), group, groups);

@@ -107,8 +107,8 @@ struct Product {
   int64_t bytes_ahead = 2 << 20;
   // A product of fewer rows is bound by loading its panel from the L2 cache.
   int64_t panel_rows = kPanelRows;
-  // How many panels `multiply` takes at a time. With one row the sums of a single panel are too
-  // few.
+  // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few
+  // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.

@@ -80,7 +80,7 @@ struct Tile {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
-      // One row reads a panel once, in order, as the processor itself expects.
+      // A hardware prefetcher is faster where one row reads a panel once, in order (Intel Xeon).
       if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
       b[v] = keep_in_register(load_lanes<A>(at));
     }

@@ -95,14 +95,14 @@ class CellsBackward {
  public:
   explicit CellsBackward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(product_, whole_tiles(kRows), product_.vectors * product_.panels) {}
+        sums_(product_, whole_tiles(kRows), product_.vectors * product_.panels_for(1)) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
   void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
            const BackwardRow<T>* rows, int64_t count, const W* zeros) {
     for (Range left = panels; left.begin < left.end;) {
-      const auto group = to_cells.group(left, product_.panels);
+      const auto group = to_cells.group(left, count);
       const Range some_panels{left.begin, left.begin + group.count};
       const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {

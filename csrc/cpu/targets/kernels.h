@@ -35,8 +35,7 @@ struct KernelTable {
   // For weights with fewer bits than the layer.
   const Product<bfloat16>* bfloat16_weights;
   const Product<int8>* int8_weights;
-  // For how many rows weights are prefetched that are multiplied as they lie. Where memory bounds
-  // the product, Intel's processors prefetch by themselves, and faster.
+  // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
 };
 #undef FASTLSTM_MEMBER

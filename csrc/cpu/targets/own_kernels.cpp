@@ -52,6 +52,7 @@ static KernelTable kernels_of(const char* capability) {
 
 KernelTable own_kernels(const char* capability) {
   KernelTable table = kernels_of(capability);
+  // Below, memory bounds the product, and Intel's hardware prefetcher is faster (lscpu model 207).
   if (__builtin_cpu_is("intel")) table.rows_worth_prefetching = 4;
   return table;
 }
