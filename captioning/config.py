@@ -148,7 +148,7 @@ class TrainConfig:
     """How to train."""
 
     epochs: int = setting(
-        "passes over all captions; more for fewer than 6,000 pictures, 4 in self-critical training "
+        "passes over all captions; more for fewer than 6,000 pictures, 6 in self-critical training "
         "on a small set",
         20,
     )
@@ -217,7 +217,8 @@ IMAGE_AT = {"small": "every", "large": "first"}
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
     """The settings for training on this number of pictures."""
     if self_critical:
-        return SELF_CRITICAL if pictures >= SMALL_SET else replace(SELF_CRITICAL, epochs=4)
+        small = replace(SELF_CRITICAL, epochs=6, learning_rate=2e-4)
+        return SELF_CRITICAL if pictures >= SMALL_SET else small
     if pictures >= SMALL_SET:
         return LARGE
     # A few hundred pictures make a few steps an epoch.
