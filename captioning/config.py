@@ -154,7 +154,9 @@ class TrainConfig:
     )
     batch_size: int = setting("captions per step, in all processes together", 128)
     learning_rate: float = setting(
-        "the peak; it rises for --warmup steps, then falls along a cosine to 2 %", 1e-3
+        "the peak, 2e-4 in self-critical training on a small set; it rises for --warmup steps, "
+        "then falls along a cosine to 2 %",
+        1e-3,
     )
     warmup: int = setting("steps over which the learning rate rises", 50)
     schedule: str = setting("course of the learning rate: cosine or constant", "cosine")
@@ -217,8 +219,9 @@ IMAGE_AT = {"small": "every", "large": "first"}
 def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
     """The settings for training on this number of pictures."""
     if self_critical:
-        small = replace(SELF_CRITICAL, epochs=6, learning_rate=2e-4)
-        return SELF_CRITICAL if pictures >= SMALL_SET else small
+        if pictures >= SMALL_SET:
+            return SELF_CRITICAL
+        return replace(SELF_CRITICAL, epochs=6, learning_rate=2e-4)
     if pictures >= SMALL_SET:
         return LARGE
     # A few hundred pictures make a few steps an epoch.

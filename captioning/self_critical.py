@@ -10,14 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from captioning.checkpoint import Checkpoint
-from captioning.cider import CiderD
 from captioning.config import TrainConfig
 from captioning.datasets import shuffled
 from captioning.features import FeatureTable
 from captioning.model import LossOptions
 from captioning.processes import SINGLE, Process
 from captioning.search import random_words, write_tokens
-from captioning.trainer import Trainer
+from captioning.trainer import Trainer, cider_of
 from captioning.vocabulary import PAD, START
 
 
@@ -38,9 +37,7 @@ class SelfCriticalTrainer(Trainer):
     ) -> None:
         super().__init__(checkpoint, config, table, process)
         self.captions_per_index = config.self_critical
-        encode = checkpoint.vocabulary.encode
-        # <end> counts as a word, or captions would learn to stop anywhere.
-        self.cider = CiderD([[encode(c)[1:] for c in image.captions] for image in table.images])
+        self.cider = cider_of(table, checkpoint.vocabulary)
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The pictures of every batch of an epoch."""

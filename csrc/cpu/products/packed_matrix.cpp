@@ -192,17 +192,13 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                                       accumulate || k > 0, k > 0 ? nullptr : bias},
                                      &next);
         });
-  const auto multiply_block = [&](int64_t begin, int64_t end, Range left) {
-    const Range all = left;
-    for (int64_t k = 0; k < K; k += product.piece, left = all)
-      while (left.begin < left.end) {
-        const int64_t p = left.begin;
-        const auto group = matrix.group(left, end - begin);
+  const auto multiply_block = [&](int64_t begin, int64_t end, const Range& panels) {
+    for (int64_t k = 0; k < K; k += product.piece)
+      matrix.for_groups(panels, end - begin, [&](int64_t p, const auto& group) {
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
                           matrix.panel(p) + k * matrix.width(p), group.shape, c.data() + begin,
                           accumulate || k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
-        left.begin += group.count;
-      }
+      });
   };
   if (rows > product.panel_rows)
     return for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
@@ -220,20 +216,17 @@ template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
                      const Range& panels, const std::vector<C*>& c) {
   if (rows == 0) return;
-  for (Range left = panels; left.begin < left.end;) {
-    const auto group = matrix.group(left, rows);
-    const PanelProduct<T, C> product{
-        a.data(),    rows,     0,     matrix.K(), matrix.panel(left.begin),
-        group.shape, c.data(), false, nullptr,    group.count,
-        group.stride};
-    left.begin += group.count;
+  matrix.for_groups(panels, rows, [&](int64_t p, const auto& group) {
+    PanelProduct<T, C> product{a.data(),        rows,        0,        matrix.K(),
+                               matrix.panel(p), group.shape, c.data(), false};
+    product.panels = group.count, product.panel_stride = group.stride;
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
     else if constexpr (std::is_same_v<C, T>)
       matrix.product().multiply_rounded(product);
     else
       TORCH_INTERNAL_ASSERT(false, "a layer of 16 bits with a projection is converted first");
-  }
+  });
 }
 
 template <typename T>
@@ -326,9 +319,8 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   }
   const Product<T>& product = matrix.product();
   int64_t column = 0;
-  for (Range left = panels; left.begin < left.end;) {
-    const auto group = matrix.group(left, rows);
-    const int64_t p = left.begin, width = group.count * matrix.width(p);
+  matrix.for_groups(panels, rows, [&](int64_t p, const auto& group) {
+    const int64_t width = group.count * matrix.width(p);
     // Whole vectors, so that the buffer never holds anything but sums.
     const PanelShape shape{column, width, group.shape.vectors};
     for (int64_t k = 0; k < matrix.K(); k += piece)
@@ -336,8 +328,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
                         matrix.panel(p) + k * matrix.width(p), shape, rows_.data(), k > 0,
                         k > 0 ? nullptr : bias, group.count, group.stride});
     column += width;
-    left.begin += group.count;
-  }
+  });
   return rows_[0];
 }
 

@@ -52,12 +52,21 @@ class PackedMatrix {
   int64_t size() const { return offsets_.back(); }  // elements of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
-  // The first panels, as many as a product of `rows` rows takes at a time, and their columns.
+  // Panels that a product takes at a time, and their columns.
   struct Group {
     int64_t count, stride;
     PanelShape shape;
   };
-  Group group(const Range& panels, int64_t rows) const;
+  // Calls body(first panel, group) for the panels, as many at a time as a product of `rows` rows
+  // takes.
+  template <typename Body>
+  void for_groups(Range panels, int64_t rows, const Body& body) const {
+    while (panels.begin < panels.end) {
+      const Group found = group(panels, rows);
+      body(panels.begin, found);
+      panels.begin += found.count;
+    }
+  }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
     return part_of(panels_.size(), group, groups);
@@ -68,6 +77,7 @@ class PackedMatrix {
 
  private:
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product);
+  Group group(const Range& panels, int64_t rows) const;  // the first one
   const Product<T>& product_;
   int64_t K_;
   std::vector<PanelShape> panels_;

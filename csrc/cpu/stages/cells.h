@@ -101,9 +101,8 @@ class CellsBackward {
   // and dL/dh_t.
   void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
            const BackwardRow<T>* rows, int64_t count, const W* zeros) {
-    for (Range left = panels; left.begin < left.end;) {
-      const auto group = to_cells.group(left, count);
-      const Range some_panels{left.begin, left.begin + group.count};
+    to_cells.for_groups(panels, count, [&](int64_t first, const auto& group) {
+      const Range some_panels{first, first + group.count};
       const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
@@ -112,8 +111,7 @@ class CellsBackward {
             sums_.multiply(to_cells, some_panels, from + r, some, kPieceOfPanel, zeros);
         cell_.backward(rows + r, some, sums, sums_.stride(), units);
       }
-      left.begin = some_panels.end;
-    }
+    });
   }
 
  private:
