@@ -313,8 +313,8 @@ def test_gradients_per_row(route: Route, sample: Sample) -> None:
     assert all(d.shape == gates.shape[1:] for d in d_gates)
     each, W = len(weights) // sample.directions, len(arguments["weights"]) // sample.directions
     d_rows = [d.flatten(0, -2) for d in d_gates]
-    for a, b in zip(state_again, state, strict=True):
-        assert torch.equal(a, b)
+    # A step without gradients of weights may have other products.
+    torch.testing.assert_close(state_again, state, rtol=1e-12, atol=1e-14)
     products = sum(d @ arguments["weights"][k * W] for k, d in enumerate(d_rows))
     torch.testing.assert_close(products, state[0].flatten(0, -2), rtol=1e-9, atol=1e-11)
     if sample.bias:

@@ -51,16 +51,15 @@ auto dispatch(at::ScalarType dtype, const Function& function) {
 }
 
 // Whether the processor multiplies the layer's dtype; else the tiled engine multiplies in float32.
-bool has_product(const Layer& layer) {
-  return dispatch(layer.input.scalar_type(),
-                  [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
+bool has_product(at::ScalarType dtype) {
+  return dispatch(dtype, [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
 // with a projection, and for a single step, where there is little to convert.
 bool is_converted(const Layer& layer) {
   return layer.input.element_size() == 2 &&
-         (layer.projects() || (is_plain_step(layer) && !has_product(layer)));
+         (layer.projects() || (is_plain_step(layer) && !has_product(layer.input.scalar_type())));
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
@@ -68,9 +67,8 @@ Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::
 // Whether a float32 layer multiplies in bfloat16: torch.backends.mkldnn.rnn.fp32_precision =
 // "bf16", where the processor has such products. "tf32" is float32: three products of bfloat16 were
 // slower.
-bool multiplies_in_bfloat16(const Layer& layer) {
-  return layer.input.scalar_type() == at::kFloat && !layer.projects() &&
-         kernels<bfloat16>().product &&
+bool multiplies_in_bfloat16(at::ScalarType dtype) {
+  return dtype == at::kFloat && kernels<bfloat16>().product &&
          at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
              at::Float32Precision::BF16;
 }
@@ -83,12 +81,12 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.to(dtype)};
   }
-  if (tiled && multiplies_in_bfloat16(layer))
+  if (tiled && !layer.projects() && multiplies_in_bfloat16(dtype))
     return tiled_forward<float, bfloat16>(layer, save_cells, save_gates);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    if (tiled && !has_product(layer)) return tiled_forward<T, A>(layer, save_cells, save_gates);
+    if (tiled && !has_product(dtype)) return tiled_forward<T, A>(layer, save_cells, save_gates);
     if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
     return stepwise_forward<T, A, CpuStepKernels>(layer, save_cells, save_gates);
   });
@@ -105,15 +103,24 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
     return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
             grad_weights};
   }
-  if (tiled && multiplies_in_bfloat16(layer))
+  if (tiled && !layer.projects() && multiplies_in_bfloat16(dtype))
     return tiled_backward<float, bfloat16>(layer, saved, grads, request);
   return dispatch(dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    if (tiled && !has_product(layer)) return tiled_backward<T, A>(layer, saved, grads, request);
+    if (tiled && !has_product(dtype)) return tiled_backward<T, A>(layer, saved, grads, request);
     if (tiled) return tiled_backward<T>(layer, saved, grads, request);
     return stepwise_backward<T, A, CpuStepKernels>(layer, saved, grads, request);
   });
+}
+
+// Whether the two products of a single step backward are ATen's: each weight is read once, and
+// packing it into panels costs more than tiles gain.
+bool left_to_aten(const Layer& layer, const BackwardArguments& arguments) {
+  const auto dtype = layer.input.scalar_type();
+  return kernel_table().leaves_steps_to_aten && arguments.engine == "auto" &&
+         arguments.request.per_row && is_plain_step(layer) && has_product(dtype) &&
+         !multiplies_in_bfloat16(dtype);
 }
 
 ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
@@ -128,12 +135,23 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const OutputGrads grads = check_grads(layer, arguments);
   check_values(layer, saved, grads);
   // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
-  const bool tiled =
-      planned(arguments.engine, layer) && (saved.gates.defined() || !layer.projects());
+  const bool tiled = planned(arguments.engine, layer) &&
+                     (saved.gates.defined() || !layer.projects()) &&
+                     !left_to_aten(layer, arguments);
   return backward(layer, saved, grads, arguments.request, tiled);
 }
 
 }  // namespace
+
+std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
+  const auto dtype = steps[0].d_gates.scalar_type();
+  if (multiplies_in_bfloat16(dtype)) return step_gradients<float, bfloat16>(steps);
+  return dispatch(dtype, [&](auto t, auto a) {
+    using T = decltype(t);
+    return has_product(dtype) ? step_gradients<T>(steps) : step_gradients<T, decltype(a)>(steps);
+  });
+}
+
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {

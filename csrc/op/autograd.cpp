@@ -7,6 +7,7 @@
 #include "call.h"
 #include "differentiable.h"
 #include "layer.h"
+#include "step_weights.h"
 
 namespace fastlstm {
 namespace {
@@ -89,7 +90,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     // Without gradients of weights those of the gates are enough, which saves the products.
     const bool weights_need_grad = ctx->needs_input_grad({{3, 3 + saved.weights.size()}});
     const bool recompute = ctx->saved_data["recompute"].toBool();
-    const bool per_row = !weights_need_grad && !layout.normalizes && !recompute;
+    const bool shares = ctx->needs_input_grad(3) && ctx->needs_input_grad(4) && !recompute &&
+                        StepWeights::serves(saved.call()) && StepWeights::has_values(grads);
+    const bool per_row = shares || (!weights_need_grad && !layout.normalizes && !recompute);
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor grad_output = if_defined(grads[0]), grad_h_n = if_defined(grads[1]),
@@ -100,7 +103,10 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                        ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
-    if (weights_need_grad) place(grad_weights, layout, result.begin() + 3);
+    if (shares)
+      StepWeights::add(saved.weights, {saved.input[0], saved.h_0[0], grad_weights[0][0]});
+    else if (weights_need_grad)
+      place(grad_weights, layout, result.begin() + 3);
     return result;
   }
 
@@ -123,6 +129,8 @@ ForwardResult lstm_autograd(const LstmCall& c, const ForwardOptions& options) {
     auto r = LstmFunction::apply(c.input, c.h_0, c.c_0, c.weights, c.batch_sizes, c.lengths,
                                  c.reset, c.h_mask, c.zoneout_h, c.zoneout_c, options.recompute,
                                  std::string(options.engine));
+    if (!options.recompute && StepWeights::serves(c))
+      StepWeights::insert_behind(*r[0].grad_fn(), 3, c.weights);
     return {r[0], r[1], r[2], r[3], r[4]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;

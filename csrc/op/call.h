@@ -44,6 +44,13 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // direction, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
+// What the gradients of the weights at a single step are products of: [B,I], [B,H] and [B,4H].
+struct StepFactors {
+  Tensor input, h_0, d_gates;
+};
+// W_ih's, W_hh's and the biases' of many such steps, in the dtype of the state; on the CPU.
+std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps);
+
 // Through the dispatcher.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);

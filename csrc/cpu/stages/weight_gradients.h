@@ -17,14 +17,15 @@ class WeightGradients {
   using A = State_t<T>;
 
  public:
-  WeightGradients(const Layer& layer, int64_t chunk_rows)
-      : sizes_(layer.sizes()),
-        encoded_d_gates_(chunk_rows, 4 * sizes_.hidden_size),
-        encoded_x_(chunk_rows, sizes_.input_size),
-        encoded_h_(chunk_rows, sizes_.output_size),
-        w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, layer.state_options())),
-        w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, layer.state_options())) {
-    if (layer.has_bias()) bias_ = at::empty({4 * sizes_.hidden_size}, layer.state_options());
+  // Of at most `rows` rows at a time, in the dtype of the state.
+  WeightGradients(const Sizes& sizes, bool has_bias, const at::TensorOptions& state, int64_t rows)
+      : sizes_(sizes),
+        encoded_d_gates_(rows, 4 * sizes_.hidden_size),
+        encoded_x_(rows, sizes_.input_size),
+        encoded_h_(rows, sizes_.output_size),
+        w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, state)),
+        w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
+    if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
   // Rows of gradients as the products take them.

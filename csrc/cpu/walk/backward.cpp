@@ -122,7 +122,7 @@ class BackwardWalk {
         dropout_(call.layer, call.rows, d, call.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(call, directed_),
-        weights_(call.layer, chunk_rows()),
+        weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
         initial_state_(directed_, hidden(), call.grad_h_0[d]),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
         dc_(data<A>(call.grad_c_0[d])) {

@@ -16,5 +16,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
 template <typename T, typename W = T>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                               const GradientRequest& request);
+template <typename T, typename W = T>
+std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps);
 
 }  // namespace fastlstm

@@ -1,0 +1,35 @@
+// The gradients of the weights of many single steps: one product of the rows of them all.
+#include "cpu/products/packed_matrix.h"
+#include "cpu/stages/weight_gradients.h"
+#include "cpu/walk/tiled.h"
+
+namespace fastlstm {
+
+template <typename T, typename W>
+std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
+  std::vector<const T*> x, h_prev, d_gates;
+  const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
+    for (int64_t r = 0; r < of_step.size(0); ++r)
+      rows.push_back(const_data<T>(of_step) + r * of_step.size(1));
+  };
+  for (const StepFactors& step : steps) {
+    append(x, step.input);
+    append(h_prev, step.h_0);
+    append(d_gates, step.d_gates);
+  }
+  const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(1);
+  const Sizes sizes{1, 1, rows, rows, steps[0].input.size(1), hidden, hidden};
+  const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
+  WeightGradients<T, W> gradients(sizes, /*has_bias=*/true, state, rows);
+  gradients.add(d_gates, gradients.encode(d_gates), std::move(x), std::move(h_prev), false);
+  return gradients.all();
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template std::vector<Tensor> step_gradients<T>(const std::vector<StepFactors>&);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+template std::vector<Tensor> step_gradients<float, bfloat16>(const std::vector<StepFactors>&);
+template std::vector<Tensor> step_gradients<bfloat16, float>(const std::vector<StepFactors>&);
+template std::vector<Tensor> step_gradients<float16, float>(const std::vector<StepFactors>&);
+
+}  // namespace fastlstm

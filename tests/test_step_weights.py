@@ -1,0 +1,289 @@
+"""The gradients of weights that the steps of a loop share: csrc/op/step_weights.h."""
+
+import copy
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm
+from fastlstm import _build
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+
+STEPS, BATCH, INPUT, HIDDEN = 5, 4, 3, 6
+Cell = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+
+
+def pair(bias: bool = True, hidden: int = HIDDEN) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    ours = fastlstm.LSTMCell(INPUT, hidden, bias, dtype=torch.float64)
+    theirs = nn.LSTMCell(INPUT, hidden, bias, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def inputs(steps: int = STEPS, batch: int = BATCH) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(steps, batch, INPUT, dtype=torch.float64, generator=generator)
+    return x.requires_grad_()
+
+
+def loop(cell: Cell, x: Tensor, hidden: int = HIDDEN, shrinking: bool = False) -> Tensor:
+    """A scalar of every h; rows may end, and what goes from step to step may be changed."""
+    h = c = x.new_zeros(x.size(1), hidden)
+    total = x.new_zeros(())
+    for t, x_t in enumerate(x):
+        rows = len(x_t) - t % len(x_t) if shrinking else len(x_t)
+        h, c = cell(x_t[:rows], (h[:rows], c[:rows]))
+        total = total + (h * (t + 1)).sin().sum()
+        h = torch.cat([h * 0.9, h.new_zeros(len(x_t) - rows, hidden)])
+        c = torch.cat([c, c.new_zeros(len(x_t) - rows, hidden)])
+    return total
+
+
+def gradients(cell: nn.Module, x: Tensor) -> list[Tensor]:
+    return [x.grad, *(p.grad for p in cell.parameters())]
+
+
+def assert_same(ours: nn.Module, x: Tensor, theirs: nn.Module, x_: Tensor) -> None:
+    torch.testing.assert_close(gradients(ours, x), gradients(theirs, x_), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shrinking", [False, True])
+def test_a_loop_against_torch(bias: bool, shrinking: bool) -> None:
+    cells, both = pair(bias), (inputs(), inputs())
+    for cell, x in zip(cells, both, strict=True):
+        loop(cell, x, shrinking=shrinking).backward()
+    assert_same(cells[0], both[0], cells[1], both[1])
+
+
+def test_the_graph_has_one_node_before_the_weights() -> None:
+    cell, x = pair()[0], inputs()
+    found, nodes = set(), [loop(cell, x).grad_fn]
+    while nodes:
+        for node, _ in nodes.pop().next_functions:
+            if node is not None and node not in found:
+                found.add(node)
+                nodes.append(node)
+    assert sum("StepWeights" in node.name() for node in found) == 1
+
+
+def test_more_rows_than_are_multiplied_at_once() -> None:
+    cells, both = pair(), (inputs(9, 300), inputs(9, 300))
+    for cell, x in zip(cells, both, strict=True):
+        loop(cell, x).backward()
+    assert_same(cells[0], both[0], cells[1], both[1])
+
+
+def test_an_lstm_of_one_step() -> None:
+    torch.manual_seed(0)
+    ours = fastlstm.LSTM(INPUT, HIDDEN, dtype=torch.float64)
+    theirs = nn.LSTM(INPUT, HIDDEN, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    both = inputs(), inputs()
+
+    def step(lstm: nn.Module) -> Cell:
+        def cell(x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            _, (h, c) = lstm(x[None], (hx[0][None], hx[1][None]))
+            return h[0], c[0]
+
+        return cell
+
+    for lstm, x in zip((ours, theirs), both, strict=True):
+        loop(step(lstm), x).backward()
+    assert_same(ours, both[0], theirs, both[1])
+
+
+def test_backward_twice() -> None:
+    cell, x = pair()[0], inputs()
+    loss = loop(cell, x)
+    loss.backward(retain_graph=True)
+    once = [g.clone() for g in gradients(cell, x)]
+    loss.backward()
+    for twice, one in zip(gradients(cell, x), once, strict=True):
+        assert torch.equal(twice, 2 * one)
+
+
+def test_gradients_of_something_else_leave_nothing_behind() -> None:
+    ours, theirs = pair()
+    both = inputs(), inputs()
+    for cell, x in zip((ours, theirs), both, strict=True):
+        loss = loop(cell, x)
+        torch.autograd.grad(loss, x, retain_graph=True)
+        torch.autograd.grad(loss, cell.weight_hh, retain_graph=True)
+        loss.backward()
+    assert_same(ours, both[0], theirs, both[1])
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_hh"])
+def test_the_gradient_of_one_weight(name: str) -> None:
+    found = []
+    for cell in pair():
+        (g,) = torch.autograd.grad(loop(cell, inputs()), getattr(cell, name))
+        found.append(g)
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih"])
+def test_a_frozen_weight(name: str) -> None:
+    cells, both = pair(), (inputs(), inputs())
+    for cell, x in zip(cells, both, strict=True):
+        getattr(cell, name).requires_grad_(False)
+        loop(cell, x).backward()
+        assert getattr(cell, name).grad is None
+        getattr(cell, name).grad = torch.zeros_like(getattr(cell, name))
+    assert_same(cells[0], both[0], cells[1], both[1])
+
+
+def test_a_weight_that_is_no_longer_frozen_in_backward() -> None:
+    cells, both = pair(), (inputs(), inputs())
+    for cell, x in zip(cells, both, strict=True):
+        cell.weight_hh.requires_grad_(False)
+        loss = loop(cell, x)
+        cell.weight_hh.requires_grad_(True)
+        loss.backward()
+        assert cell.weight_hh.grad is None
+        cell.weight_hh.grad = torch.zeros_like(cell.weight_hh)
+    assert_same(cells[0], both[0], cells[1], both[1])
+
+
+def test_cells_that_share_some_weights() -> None:
+    both = []
+    for first in pair():
+        second = copy.deepcopy(first)
+        second.weight_ih = first.weight_ih
+        x = inputs()
+        (loop(first, x) + loop(second, x * 2)).backward()
+        both.append([*gradients(first, x), *gradients(second, x)])
+    torch.testing.assert_close(*both, rtol=1e-11, atol=1e-13)
+
+
+def test_weights_that_are_computed() -> None:
+    found = []
+    for cell in pair():
+        torch.nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+        x = inputs()
+        loop(cell, x).backward()
+        found.append([p.grad for p in cell.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+def test_a_pass_that_failed_leaves_nothing_behind() -> None:
+    ours, theirs = pair()
+    both = inputs(), inputs()
+    losses = [loop(cell, x) for cell, x in zip((ours, theirs), both, strict=True)]
+
+    def fail(_: Tensor) -> None:
+        raise ValueError("stop")
+
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    handle = both[0].register_hook(fail)
+    with pytest.raises(ValueError, match="stop"):
+        (losses[0] * scale).backward(retain_graph=True)
+    handle.remove()
+    ours.zero_grad()
+    for loss in losses:
+        loss.backward()
+    assert_same(ours, both[0], theirs, both[1])
+
+
+def test_weights_changed_before_backward() -> None:
+    cell = pair()[0]
+    loss = loop(cell, inputs())
+    with torch.no_grad():
+        cell.weight_hh.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_hooks_of_a_weight_run_once_with_the_sum() -> None:
+    ours, theirs = pair()
+    seen: list[Tensor] = []
+    ours.weight_hh.register_hook(seen.append)
+    both = inputs(), inputs()
+    for cell, x in zip((ours, theirs), both, strict=True):
+        loop(cell, x).backward()
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], theirs.weight_hh.grad, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints(reentrant: bool) -> None:
+    ours, theirs = pair()
+
+    def with_checkpoints(x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return checkpoint(lambda x, h, c: ours(x, (h, c)), x, *hx, use_reentrant=reentrant)
+
+    both = inputs(), inputs()
+    loop(with_checkpoints, both[0]).backward()
+    loop(theirs, both[1]).backward()
+    assert_same(ours, both[0], theirs, both[1])
+
+
+def test_second_derivatives() -> None:
+    found = []
+    for cell in pair():
+        x = inputs()
+        first = torch.autograd.grad(loop(cell, x), cell.weight_hh, create_graph=True)[0]
+        first.square().sum().backward()
+        found.append(gradients(cell, x))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_batched_gradients_and_compiled_autograd() -> None:
+    found = []
+    for cell in pair():
+        x = inputs()
+        loss = loop(cell, x)
+        many = torch.autograd.grad(
+            loss, cell.weight_ih, torch.tensor([1.0, 2.0]).double(), True, is_grads_batched=True
+        )
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            loss.backward()
+        found.append([*many, *gradients(cell, x)])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+def test_threads_that_train_the_same_weights() -> None:
+    """Each has a graph of its own; gradients of the sum of them all."""
+    ours, theirs = pair()
+    total = 8 * 20
+
+    def train() -> None:
+        for _ in range(20):
+            grads = torch.autograd.grad(loop(ours, inputs()), list(ours.parameters()))
+            with lock:
+                for s, g in zip(sums, grads, strict=True):
+                    s.add_(g)
+
+    lock, sums = threading.Lock(), [torch.zeros_like(p) for p in ours.parameters()]
+    threads = [threading.Thread(target=train) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loop(theirs, inputs()).backward()
+    expected = [p.grad * total for p in theirs.parameters()]
+    torch.testing.assert_close(sums, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_more_error_than_torch(dtype: torch.dtype) -> None:
+    """Against float64, after steps enough for the sum over them to matter."""
+    ours, theirs = pair(hidden=32)
+    x = inputs(40, 8)
+    truth = copy.deepcopy(theirs)
+    loop(truth, x, 32).backward()
+
+    def error(cell: nn.Module) -> float:
+        cell = cell.to(dtype)
+        loop(cell, x.detach().to(dtype), 32).backward()
+        pairs = zip(cell.parameters(), truth.parameters(), strict=True)
+        return max(((p.grad.double() - t.grad).norm() / t.grad.norm()).item() for p, t in pairs)
+
+    assert error(ours) <= 2 * error(theirs)
