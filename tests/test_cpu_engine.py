@@ -3,6 +3,7 @@ bit-equal results, no stale weights."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import oracle
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
@@ -191,6 +193,24 @@ def test_every_instruction_set(capability: str) -> None:
         assert chosen == capability or chosen == "default"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_two_directions_in_several_chunks(ragged: bool, number: int, threads) -> None:
+    """More rows than are walked before the products of their gradients: against nn.LSTM."""
+    threads(number)
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(60, 7, 3, dtype=torch.float64)
+    lengths = torch.tensor([60, 55, 41, 41, 20, 3, 1]) if ragged else torch.full((7,), 60)
+    results = []
+    for lstm in (fastlstm.convert(copy.deepcopy(theirs)), theirs):
+        leaf = x.clone().requires_grad_()
+        output, state = lstm(pack_padded_sequence(leaf, lengths))
+        (output.data.sin().sum() + state[0].sum() + state[1].cos().sum()).backward()
+        results.append([output.data, leaf.grad, *(p.grad for p in lstm.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
   const int64_t tiles = (step.hidden_size + step.lanes - 1) / step.lanes;
   ThreadGrid best{1, 1};
   double best_time = 1e300;
-  for (int64_t used = 1; used <= threads; ++used)
+  const auto consider = [&](int64_t directions, int64_t used) {
     for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
       if (used % row_groups != 0) continue;
       const int64_t unit_groups = used / row_groups;
@@ -44,10 +44,15 @@ ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
                                 kMultiplyAddsPerMicrosecond;
       const double bytes = weights * step.element_size;
       const double loading = bytes > cache_bytes ? bytes / kBytesPerMicrosecond : 0;
+      const double walks = double(step.directions) / directions;
       const double time =
-          std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0);
-      if (time < best_time) best_time = time, best = {unit_groups, row_groups};
+          walks * (std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0));
+      if (time < best_time) best_time = time, best = {unit_groups, row_groups, directions};
     }
+  };
+  for (int64_t used = 1; used <= threads / step.directions; ++used) consider(step.directions, used);
+  if (step.directions > 1)
+    for (int64_t used = 1; used <= threads; ++used) consider(1, used);
   return best;
 }
 

@@ -11,11 +11,13 @@ enum class CpuEngine { kStepwise, kTiled };
 // if there is no such engine or it does not serve the call.
 bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen);
 
-// threads = unit_groups * row_groups. Rows are independent: row groups walk alone, unit groups
-// meet at a barrier after every step.
+// members = unit_groups * row_groups divide a direction, and so many directions are walked at the
+// same time. Rows are independent: row groups walk alone, unit groups meet at a barrier after every
+// step.
 struct ThreadGrid {
-  int64_t unit_groups, row_groups;
-  int64_t threads() const { return unit_groups * row_groups; }
+  int64_t unit_groups, row_groups, directions = 1;
+  int64_t members() const { return unit_groups * row_groups; }
+  int64_t threads() const { return members() * directions; }
 };
 
 // Of a core, as the system has it; 1 MB where it does not say.
@@ -24,11 +26,12 @@ int64_t l2_cache_bytes();
 // What is multiplied in a step, and how: a product of fewer than `panel_rows` rows is bound by
 // loading the weights from the L2 cache.
 struct StepProduct {
-  int64_t batch, hidden_size, lanes, element_size, panel_rows;
+  int64_t directions, batch, hidden_size, lanes, element_size, panel_rows;
 };
 
-// The faster division of a step by a model of its time: row groups where the weights of all units
-// fit into the L2 cache of a core, and there are rows enough.
+// The fastest division of a step by a model of its time: directions at the same time where there
+// are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
+// rows enough.
 ThreadGrid plan_threads(int64_t threads, const StepProduct& step);
 
 }  // namespace fastlstm

@@ -230,9 +230,7 @@ def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tm
     assert main([*command, "--json", str(results)]) == 1
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
-    assert (
-        "10 pictures, " in err and " captions/s decoding, " in err and "; 2 failed" in err
-    )
+    assert "10 pictures, " in err and " captions/s decoding, " in err and "; 2 failed" in err
     assert len(json.loads(results.read_text())) == 10
 
 

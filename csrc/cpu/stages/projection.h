@@ -31,9 +31,9 @@ class ProjectionForward {
         hidden_size_(hidden_size),
         w_hr_(w_hr),
         unprojected_(scratch<T>(rows.all().batch() * hidden_size_)),
-        encoded_(grid.threads() * rows.all().batch(), hidden_size_),
-        from_(grid.threads(), std::vector<const W*>(rows.all().batch())),
-        to_(grid.threads(), std::vector<T*>(rows.all().batch())) {}
+        encoded_(grid.members() * rows.all().batch(), hidden_size_),
+        from_(grid.members(), std::vector<const W*>(rows.all().batch())),
+        to_(grid.members(), std::vector<T*>(rows.all().batch())) {}
 
   // Where the cells of a row write o tanh(c).
   T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }

@@ -1,8 +1,9 @@
-// The backward walk. For each direction, in chunks of steps from the last to the first: recompute
-// the gates if they were not saved, walk back through the cells, then take the chunk's gradients of
-// the gates to those of the weights, of the input and of h_0 while they are in cache.
+// The backward walk, of one direction or of two. In chunks of steps from the last to the first:
+// recompute the gates if they were not saved, walk back through the cells, then take the chunk's
+// gradients of the gates to those of the weights, of the input and of h_0 while they are in cache.
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <optional>
 #include <utility>
 
@@ -46,15 +47,16 @@ struct BackwardCall {
         request(request),
         sizes(layer.sizes()),
         rows(layer),
-        grid(thread_grid<T, W>(rows, sizes.hidden_size)),
+        grid(thread_grid<T, W>(rows, sizes)),
         saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
         grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
         x(layer.input, rows),
         zeros(std::max(4 * sizes.hidden_size, sizes.output_size)),
         chunk_steps(steps_of_chunk()) {
     grad_input = !request.input ? at::empty({0}, layer.input.options())
-                 : padded()     ? at::zeros(layer.input.sizes(), layer.input.options())
-                                : at::empty(layer.input.sizes(), layer.input.options());
+                 : padded() || adds_to_input()
+                     ? at::zeros(layer.input.sizes(), layer.input.options())
+                     : at::empty(layer.input.sizes(), layer.input.options());
     grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
                                    : at::zeros(layer.h_0.sizes(), layer.input.options());
     grad_c_0 = grads.c_n.defined()
@@ -64,6 +66,8 @@ struct BackwardCall {
 
   // Whether there are positions that no step reaches.
   bool padded() const { return rows.total() < sizes.flat_rows; }
+  // Whether the second direction comes to some steps before the first one does.
+  bool adds_to_input() const { return sizes.directions > 1 && chunk_steps < rows.steps(); }
 
  private:
   // Steps whose gradients are walked, then multiplied while they are in cache: more of them with
@@ -141,36 +145,48 @@ class BackwardWalk {
       w_ih_.emplace(packed(direction().w_ih, 1));
       dx_.emplace(call.grad_input, call.rows);
     }
-    members_.reserve(call.grid.threads());
-    for (int64_t k = 0; k < call.grid.threads(); ++k)
+    members_.reserve(call.grid.members());
+    for (int64_t k = 0; k < call.grid.members(); ++k)
       members_.emplace_back(call.rows.batch(), hidden());
   }
 
-  void run() {
-    for (int64_t begin = 0; begin < call_.rows.steps(); begin += call_.chunk_steps) {
-      const Range chunk{begin, std::min(begin + call_.chunk_steps, call_.rows.steps())};
-      auto x = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
-      auto h_prev = previous_hidden(chunk);
-      const auto d_gates = rows_of<T*>(chunk, d_gates_of());
-      if (recomputation_) recomputation_->forward(x, h_prev, d_gates, zeros());
-      walk_back(chunk);
-      const std::vector<const T*> from(d_gates.begin(), d_gates.end());
-      const auto encoded = weights_.encode(from);
-      if (w_ih_)
-        multiply_into<T, W>(
-            encoded, *w_ih_,
-            rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }), d_ > 0);
-      if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
-      if (call_.request.per_row) continue;
-      drop_zeros(h_prev, from);
-      weights_.add(from, encoded, std::move(x), std::move(h_prev), begin > 0);
-      if (projection_) projection_->add(chunk);
-    }
-    if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
-  }
+  int64_t phases() const { return projection_ ? 2 : 1; }
 
-  // As BackwardResult has them.
-  void append_gradients(std::vector<Tensor>& gradients) const {
+  // In this order: before the steps of a chunk, a member's part of step k of the walk back, after
+  // the steps of the chunk, and at the end of the walk.
+  void begin(const Range& chunk) {
+    x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
+    h_prev_ = previous_hidden(chunk);
+    if (recomputation_)
+      recomputation_->forward(x_, h_prev_, rows_of<T*>(chunk, d_gates_of()), zeros());
+  }
+  void step(int64_t k, int64_t phase, const Member& member) {
+    StepRows<T, W>& step = members_[member.index].step;
+    find_rows(directed_.step_back(k), member);
+    if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
+    if constexpr (std::is_same_v<T, W>) {
+      if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
+      projection_->leave_to_cells(step, zeros());
+      through_cells(projection_->w_hr(), step.d_h.data(), member);
+    }
+  }
+  void end(const Range& chunk) {
+    const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
+    const auto encoded = weights_.encode(d_gates);
+    if (w_ih_)
+      multiply_into<T, W>(
+          encoded, *w_ih_,
+          rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
+          d_ > 0 || call_.adds_to_input());
+    if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
+    if (call_.request.per_row) return;
+    drop_zeros(h_prev_, d_gates);
+    weights_.add(d_gates, encoded, std::move(x_), std::move(h_prev_), chunk.begin > 0);
+    if (projection_) projection_->add(chunk);
+  }
+  // Appends the gradients of the weights, as BackwardResult has them.
+  void finish(std::vector<Tensor>& gradients) {
+    if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
     if (call_.request.per_row) return gradients.push_back(d_gates_.all());
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
@@ -228,20 +244,6 @@ class BackwardWalk {
         !h_prev.empty() && h_prev.back() == zeros() &&
         std::all_of(d_gates[h_prev.size() - 1], d_gates[h_prev.size() - 1] + 4 * hidden(), finite))
       h_prev.pop_back();
-  }
-
-  void walk_back(const Range& chunk) {
-    const int64_t phases = projection_ ? 2 : 1;
-    walk_steps<W>(call_.grid, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
-      StepRows<T, W>& step = members_[member.index].step;
-      find_rows(directed_.step_back(k), member);
-      if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
-      if constexpr (std::is_same_v<T, W>) {
-        if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
-        projection_->leave_to_cells(step, zeros());
-        through_cells(projection_->w_hr(), step.d_h.data(), member);
-      }
-    });
   }
 
   void through_cells(const PackedMatrix<W>& to_cells, const W* const* from, const Member& member) {
@@ -312,6 +314,7 @@ class BackwardWalk {
   std::optional<PackedMatrix<W>> w_ih_;
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
+  std::vector<const T*> x_, h_prev_;  // rows of the chunk
 };
 
 }  // namespace
@@ -320,12 +323,19 @@ template <typename T, typename W>
 BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                               const GradientRequest& request) {
   const BackwardCall<T, W> call(layer, saved, grads, request);
-  std::vector<Tensor> grad_weights;
-  for (int64_t d = 0; d < layer.num_directions(); ++d) {
-    BackwardWalk<T, W> walk(call, d);
-    walk.run();
-    walk.append_gradients(grad_weights);
+  std::deque<BackwardWalk<T, W>> walks;
+  for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
+  for (int64_t begin = 0; begin < call.rows.steps(); begin += call.chunk_steps) {
+    const Range chunk{begin, std::min(begin + call.chunk_steps, call.rows.steps())};
+    for (auto& walk : walks) walk.begin(chunk);
+    walk_steps<W>(call.grid, walks.size(), chunk, walks[0].phases(),
+                  [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
+                    walks[d].step(k, phase, member);
+                  });
+    for (auto& walk : walks) walk.end(chunk);
   }
+  std::vector<Tensor> grad_weights;
+  for (auto& walk : walks) walk.finish(grad_weights);
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 

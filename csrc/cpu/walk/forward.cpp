@@ -1,4 +1,4 @@
-// A call of the tiled engine: its weights are packed for it, a direction at a time.
+// A call of the tiled engine: its weights are packed for it.
 #include "cpu/walk/forward_walk.h"
 #include "cpu/walk/tiled.h"
 
@@ -16,12 +16,12 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer) && in_full) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<T, W>(rows, layer.hidden_size.expect_int());
+  const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
-  for (int64_t d = 0; d < layer.num_directions(); ++d) {
-    const auto weights = pack_direction<T, W>(layer, d, grid.unit_groups);
-    ForwardWalk<T, W>(layer, rows, grid, to, d, weights).run();
-  }
+  std::deque<PackedDirection<W>> weights;
+  walk_forward<T, W>(layer, rows, grid, to, [&](int64_t d) -> const PackedDirection<W>& {
+    return weights.emplace_back(pack_direction<T, W>(layer, d, grid.unit_groups));
+  });
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 

@@ -1,7 +1,9 @@
-// The forward walk of a direction. In chunks of steps: the input's part of the gates of the whole
-// chunk, then step by step the product with W_hh and the cells, while the chunk is in cache.
+// The forward walk, of one direction or of two. In chunks of steps: the input's part of the gates
+// of the whole chunk, then step by step the product with W_hh and the cells, while the chunk is in
+// cache.
 #pragma once
 #include <algorithm>
+#include <deque>
 #include <optional>
 #include <type_traits>
 
@@ -56,7 +58,7 @@ class ForwardWalk {
         ahead_(steps_ahead()),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
-        dropout_(layer, rows, d, grid.threads() * rows.batch()),
+        dropout_(layer, rows, d, grid.members() * rows.batch()),
         zoneout_(layer, d),
         output_(data<T>(to.output) + d * sizes_.output_size),
         cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
@@ -67,25 +69,34 @@ class ForwardWalk {
     const int64_t rows_ahead = ahead_ * rows.batch();
     x_gates_ = scratch<A>(rows_ahead * weights_.w_ih.N());
     encoded_x_.emplace(rows_ahead, sizes_.input_size);
-    for (int64_t k = 0; k < grid.threads(); ++k)
+    for (int64_t k = 0; k < grid.members(); ++k)
       members_.emplace_back(rows.batch(), sizes_, !ahead_);
   }
 
-  void run() {
-    const int64_t phases = projection_ ? 2 : 1, chunk_steps = ahead_ ? ahead_ : rows_.steps();
-    for (int64_t begin = 0; begin < rows_.steps(); begin += chunk_steps) {
-      const Range chunk{begin, std::min(begin + chunk_steps, rows_.steps())};
-      if (ahead_) multiply_input(chunk);
-      walk_steps<W>(grid_, chunk, phases, [&](int64_t k, int64_t phase, const Member& member) {
-        const int64_t t = directed_.step(k);
-        if (phase == 0)
-          step(t, member, chunk);
-        else
-          projection_->forward(t, member, zoneout_, previous_,
-                               [&](int64_t t, int64_t row) { return output(t, row); });
-      });
+  int64_t chunk_steps() const { return ahead_ ? ahead_ : rows_.steps(); }
+  int64_t phases() const { return projection_ ? 2 : 1; }
+
+  // In this order: before the steps of a chunk, a member's part of step k of the walk, and at the
+  // end of the walk.
+  void begin(const Range& chunk) {
+    chunk_ = chunk;
+    if (ahead_) multiply_input(chunk);
+  }
+  void step(int64_t k, int64_t phase, const Member& member) {
+    const int64_t t = directed_.step(k);
+    if (phase == 0)
+      step(t, member);
+    else
+      projection_->forward(t, member, zoneout_, previous_,
+                           [&](int64_t t, int64_t row) { return output(t, row); });
+  }
+  void keep_last_states() {
+    for (int64_t row = 0; row < rows_.live(0); ++row) {
+      const int64_t t = directed_.last_step(row), b = rows_.batch_index(row);
+      std::copy_n(output(t, row), sizes_.output_size, h_n_ + b * sizes_.output_size);
+      if (cells_)
+        std::copy_n(cells_ + rows_.flat(t, row) * hidden(), hidden(), c_n_ + b * hidden());
     }
-    keep_last_states();
   }
 
  private:
@@ -114,15 +125,16 @@ class ForwardWalk {
     const int64_t rows_ahead =
         std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
     const int64_t steps = rows_ahead / std::max<int64_t>(rows_.batch(), 1);
-    return steps > 1 ? std::min(steps, rows_.steps()) : 0;
+    // Two directions at the same time share the cache.
+    return steps > 1 ? std::clamp<int64_t>(steps / grid_.directions, 1, rows_.steps()) : 0;
   }
 
   T* output(int64_t t, int64_t row) const {
     return output_ + rows_.flat(t, row) * sizes_.directions * sizes_.output_size;
   }
 
-  A* x_gates(int64_t t, int64_t row, const Range& chunk) const {
-    const int64_t k = directed_.step(t) - chunk.begin;  // step is its own inverse
+  A* x_gates(int64_t t, int64_t row) const {
+    const int64_t k = directed_.step(t) - chunk_.begin;  // step is its own inverse
     return data<A>(x_gates_) + (k * rows_.batch() + row) * weights_.w_ih.N();
   }
 
@@ -133,18 +145,18 @@ class ForwardWalk {
                     rows_, chunk, step_of, [&](int64_t t, int64_t row) { return x_.at(t, row); })),
                 weights_.w_ih,
                 live_rows<A*>(rows_, chunk, step_of,
-                              [&](int64_t t, int64_t row) { return x_gates(t, row, chunk); }),
+                              [&](int64_t t, int64_t row) { return x_gates(t, row); }),
                 false, weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
   }
 
   // One step of a member's rows and units.
-  void step(int64_t t, const Member& member, const Range& chunk) {
+  void step(int64_t t, const Member& member) {
     Room& room = members_[member.index];
     const W* const zeros = room.encoded_h.zeros(zeros_.values());
     int64_t count = 0;
     for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
       const auto before = previous_.at(t, row);
-      room.rows[count] = row_of_step(t, row, before, chunk);
+      room.rows[count] = row_of_step(t, row, before);
       if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
       room.h_prev[count] =
           before.h == zeros_.values()  // they stay recognisable
@@ -157,11 +169,11 @@ class ForwardWalk {
                    room.h_prev.data(), room.rows.data(), count, zeros, ahead_ ? nullptr : &input);
   }
 
-  ForwardRow<T> row_of_step(int64_t t, int64_t row, const typename PreviousState<T>::State& before,
-                            const Range& chunk) const {
+  ForwardRow<T> row_of_step(int64_t t, int64_t row,
+                            const typename PreviousState<T>::State& before) const {
     const int64_t flat = rows_.flat(t, row);
     ForwardRow<T> cell;
-    cell.x_gates = ahead_ ? x_gates(t, row, chunk) : nullptr;
+    cell.x_gates = ahead_ ? x_gates(t, row) : nullptr;
     cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
     cell.c_prev = before.c;
     cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
@@ -176,15 +188,6 @@ class ForwardWalk {
     return cell;
   }
 
-  void keep_last_states() {
-    for (int64_t row = 0; row < rows_.live(0); ++row) {
-      const int64_t t = directed_.last_step(row), b = rows_.batch_index(row);
-      std::copy_n(output(t, row), sizes_.output_size, h_n_ + b * sizes_.output_size);
-      if (cells_)
-        std::copy_n(cells_ + rows_.flat(t, row) * hidden(), hidden(), c_n_ + b * hidden());
-    }
-  }
-
   const Sizes sizes_;
   const Rows& rows_;
   const DirectedRows directed_;
@@ -192,6 +195,7 @@ class ForwardWalk {
   const SequenceRows<const T> x_;
   const PackedDirection<W>& weights_;
   const int64_t ahead_;
+  Range chunk_{0, 0};
   Tensor x_gates_;
   std::optional<EncodedRows<T, W>> encoded_x_;
   const Zeros<T> zeros_;
@@ -206,5 +210,23 @@ class ForwardWalk {
   A* const c_n_;
   std::vector<Room> members_;
 };
+
+// weights(d): those of a direction, which last as long as the walk.
+template <typename T, typename W, typename Weights>
+void walk_forward(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
+                  const ForwardTensors<T>& to, const Weights& weights) {
+  std::deque<ForwardWalk<T, W>> walks;
+  for (int64_t d = 0; d < layer.num_directions(); ++d)
+    walks.emplace_back(layer, rows, grid, to, d, weights(d));
+  for (int64_t begin = 0; begin < rows.steps(); begin += walks[0].chunk_steps()) {
+    const Range chunk{begin, std::min(begin + walks[0].chunk_steps(), rows.steps())};
+    for (auto& walk : walks) walk.begin(chunk);
+    walk_steps<W>(grid, walks.size(), chunk, walks[0].phases(),
+                  [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
+                    walks[d].step(k, phase, member);
+                  });
+  }
+  for (auto& walk : walks) walk.keep_last_states();
+}
 
 }  // namespace fastlstm

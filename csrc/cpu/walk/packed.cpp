@@ -72,10 +72,10 @@ PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) 
   if constexpr (!kWidens<T, W>)
     if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<T, W>(rows, layer.hidden_size.expect_int());
+  const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
-  for (int64_t d = 0; d < layer.num_directions(); ++d)
-    ForwardWalk<T, W>(layer, rows, grid, to, d, weights[d]).run();
+  walk_forward<T, W>(layer, rows, grid, to,
+                     [&](int64_t d) -> const PackedDirection<W>& { return weights[d]; });
   return {to.output, to.h_n, to.c_n, to.cells};
 }
 

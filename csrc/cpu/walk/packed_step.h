@@ -36,8 +36,8 @@ class PackedStep {
 
   void run() {
     if (s_.batch == 0) return;  // libraries refuse empty products
-    walk_steps<W>(grid_, {0, 1}, w_.w_hr ? 2 : 1,
-                  [&](int64_t, int64_t phase, const Member& member) {
+    walk_steps<W>(grid_, 1, {0, 1}, w_.w_hr ? 2 : 1,
+                  [&](int64_t, int64_t, int64_t phase, const Member& member) {
                     if (phase == 0)
                       multiply(cells_[member.index], member.unit_group);
                     else

@@ -47,28 +47,23 @@ class FirstException {
   std::exception_ptr first_;
 };
 
-// work(k, phase, member) for every step k of a walk, each phase of a step and every member of the
-// grid; where units are divided, a barrier after each phase. Correct for any number of threads
-// that there really are.
+// work(i, v) for i in `range` and every thread v < `threads`, and if they `meet` a barrier after
+// each i. Correct for any number of threads that there really are.
 template <typename T, typename Work>
-void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, const Work& work) {
-  const auto do_phase = [&](int64_t i, int64_t index) {
-    work(i / phases, i % phases, member_of(grid, index));
-  };
-  const int64_t begin = steps.begin * phases, end = steps.end * phases;
+void with_threads(int64_t threads, bool meet, const Range& range, const Work& work) {
 #ifdef _OPENMP
-  if (grid.threads() > 1 && !at::in_parallel_region()) {
+  if (threads > 1 && !at::in_parallel_region()) {
     FirstException thrown;
-#pragma omp parallel num_threads(static_cast<int>(grid.threads()))
+#pragma omp parallel num_threads(static_cast<int>(threads))
     {
       const ThreadSeries<T> series;
       const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
       const auto do_all = [&](int64_t i) {
-        for (int64_t v = id; v < grid.threads(); v += team) thrown.guard([&] { do_phase(i, v); });
+        for (int64_t v = id; v < threads; v += team) thrown.guard([&] { work(i, v); });
       };
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = range.begin; i < range.end; ++i) {
         do_all(i);
-        if (grid.unit_groups == 1) continue;
+        if (!meet) continue;
 #pragma omp barrier
       }
     }
@@ -77,22 +72,35 @@ void walk_steps(const ThreadGrid& grid, const Range& steps, int64_t phases, cons
   }
 #endif
   const ThreadSeries<T> series;
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t v = 0; v < grid.threads(); ++v) do_phase(i, v);
+  for (int64_t i = range.begin; i < range.end; ++i)
+    for (int64_t v = 0; v < threads; ++v) work(i, v);
+}
+
+// work(d, k, phase, member) for `directions` directions, every step k of a walk, each phase of a
+// step and every member of the grid.
+template <typename T, typename Work>
+void walk_steps(const ThreadGrid& grid, int64_t directions, const Range& steps, int64_t phases,
+                const Work& work) {
+  const Range range{steps.begin * phases, steps.end * phases};
+  for (int64_t d = 0; d < directions; d += grid.directions)
+    with_threads<T>(grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
+      work(d + v / grid.members(), i / phases, i % phases, member_of(grid, v % grid.members()));
+    });
 }
 
 // T: of the layer; W: of the product. Where they differ, threads that share the units encode every
 // row once each, which costs more than loading fewer weights saves.
 template <typename T, typename W>
-ThreadGrid thread_grid(const Rows& rows, int64_t hidden_size) {
+ThreadGrid thread_grid(const Rows& rows, const Sizes& sizes) {
   // Below this many multiply-adds, waking other threads costs more than they help.
   constexpr int64_t kWorthAThread = 1 << 21;
-  const int64_t work = rows.total() * 4 * hidden_size * hidden_size;
+  const int64_t work = rows.total() * 4 * sizes.hidden_size * sizes.hidden_size;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
   const Product<W>& product = product_of<W>();
   const int64_t panel_rows = std::is_same_v<T, W> ? product.panel_rows : kPanelRows;
-  return plan_threads(at::in_parallel_region() ? 1 : threads,
-                      {rows.batch(), hidden_size, product.lanes, sizeof(W), panel_rows});
+  return plan_threads(
+      at::in_parallel_region() ? 1 : threads,
+      {sizes.directions, rows.batch(), sizes.hidden_size, product.lanes, sizeof(W), panel_rows});
 }
 
 }  // namespace fastlstm
