@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
@@ -140,16 +141,77 @@ def test_a_frozen_weight(name: str) -> None:
     assert_same(cells[0], both[0], cells[1], both[1])
 
 
-def test_a_weight_that_is_no_longer_frozen_in_backward() -> None:
+@pytest.mark.parametrize("name", ["weight_hh", "bias_ih"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_weight_frozen_or_not_between_forward_and_backward(name: str, before: bool) -> None:
     cells, both = pair(), (inputs(), inputs())
     for cell, x in zip(cells, both, strict=True):
-        cell.weight_hh.requires_grad_(False)
+        getattr(cell, name).requires_grad_(before)
         loss = loop(cell, x)
-        cell.weight_hh.requires_grad_(True)
+        getattr(cell, name).requires_grad_(not before)
         loss.backward()
-        assert cell.weight_hh.grad is None
-        cell.weight_hh.grad = torch.zeros_like(cell.weight_hh)
+        if getattr(cell, name).grad is None:
+            getattr(cell, name).grad = torch.zeros_like(getattr(cell, name))
     assert_same(cells[0], both[0], cells[1], both[1])
+
+
+def test_a_graph_that_is_still_alive() -> None:
+    """Of the iteration before, which shared its node with no other."""
+    ours, theirs = pair()
+    for _ in range(2):
+        both = inputs(), inputs()
+        losses = [loop(cell, x) for cell, x in zip((ours, theirs), both, strict=True)]
+        later = [loop(cell, x * 2) for cell, x in zip((ours, theirs), both, strict=True)]
+        for loss in losses + later:
+            loss.backward()
+        assert_same(ours, both[0], theirs, both[1])
+
+
+def test_what_waits_for_the_weights_runs_after_them() -> None:
+    """A node of this iteration, as FSDP's, behind weights of a node that is older."""
+    cell = pair()[0]
+    alive = loop(cell, inputs())
+    seen: list[bool] = []
+
+    class After(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            seen.append(cell.weight_ih.grad is not None)
+            return grad
+
+    loop(cell, After.apply(inputs())).backward()
+    assert seen == [True]
+    del alive
+
+
+def test_an_input_written_before_the_product() -> None:
+    cell, x = pair()[0], inputs()
+    copies = [x_t.clone() for x_t in x.detach()]
+    h = c = x.new_zeros(BATCH, HIDDEN)
+    states = []
+    for x_t in copies:
+        h, c = cell(x_t, (h, c))
+        states.append(h)
+
+    def write(_: Tensor) -> None:
+        copies[-1].zero_()
+
+    states[0].register_hook(write)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.sum().backward()
+
+
+def test_traced_by_make_fx() -> None:
+    found = []
+    for cell in pair():
+        weights = list(cell.parameters())
+        graph = make_fx(lambda x: torch.autograd.grad(loop(cell, x), weights))(inputs())  # noqa: B023
+        found.append(graph(inputs()))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
 
 
 def test_cells_that_share_some_weights() -> None:
@@ -176,17 +238,24 @@ def test_weights_that_are_computed() -> None:
 def test_a_pass_that_failed_leaves_nothing_behind() -> None:
     ours, theirs = pair()
     both = inputs(), inputs()
-    losses = [loop(cell, x) for cell, x in zip((ours, theirs), both, strict=True)]
+    states: list[tuple[Tensor, Tensor]] = []
+
+    def kept(x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        states.append(ours(x, hx))
+        return states[-1]
+
+    losses = [loop(kept, both[0]), loop(theirs, both[1])]
+    middle = states[STEPS // 2][0]
 
     def fail(_: Tensor) -> None:
         raise ValueError("stop")
 
-    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    handle = both[0].register_hook(fail)
+    handle = middle.register_hook(fail)
     with pytest.raises(ValueError, match="stop"):
-        (losses[0] * scale).backward(retain_graph=True)
+        losses[0].backward(retain_graph=True)
     handle.remove()
-    ours.zero_grad()
+    assert ours.weight_hh.grad is None
+    both[0].grad = None
     for loss in losses:
         loss.backward()
     assert_same(ours, both[0], theirs, both[1])
@@ -235,15 +304,17 @@ def test_second_derivatives() -> None:
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
-def test_batched_gradients_and_compiled_autograd() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_batched_gradients_and_compiled_autograd(backend: str, steps: int) -> None:
     found = []
     for cell in pair():
-        x = inputs()
+        x = inputs(steps)
         loss = loop(cell, x)
         many = torch.autograd.grad(
             loss, cell.weight_ih, torch.tensor([1.0, 2.0]).double(), True, is_grads_batched=True
         )
-        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend)):
             loss.backward()
         found.append([*many, *gradients(cell, x)])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)

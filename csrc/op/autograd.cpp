@@ -90,9 +90,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     // Without gradients of weights those of the gates are enough, which saves the products.
     const bool weights_need_grad = ctx->needs_input_grad({{3, 3 + saved.weights.size()}});
     const bool recompute = ctx->saved_data["recompute"].toBool();
-    const bool shares = ctx->needs_input_grad(3) && ctx->needs_input_grad(4) && !recompute &&
-                        StepWeights::serves(saved.call()) && StepWeights::has_values(grads);
-    const bool per_row = shares || (!weights_need_grad && !layout.normalizes && !recompute);
+    StepWeights* const shared = StepWeights::behind_current(3, grads);
+    const bool leaves_weights = weights_need_grad && shared;
+    const bool per_row = leaves_weights || (!weights_need_grad && !layout.normalizes && !recompute);
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor grad_output = if_defined(grads[0]), grad_h_n = if_defined(grads[1]),
@@ -103,8 +103,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                        ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
-    if (shares)
-      StepWeights::add(saved.weights, {saved.input[0], saved.h_0[0], grad_weights[0][0]});
+    if (leaves_weights)
+      shared->add({saved.input, saved.h_0, grad_weights[0]});
     else if (weights_need_grad)
       place(grad_weights, layout, result.begin() + 3);
     return result;

@@ -44,7 +44,7 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // direction, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// What the gradients of the weights at a single step are products of: [B,I], [B,H] and [B,4H].
+// What the gradients of the weights at a step are products of: [1,B,I], [1,B,H] and [1,B,4H].
 struct StepFactors {
   Tensor input, h_0, d_gates;
 };

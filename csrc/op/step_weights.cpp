@@ -1,5 +1,6 @@
 #include "step_weights.h"
 
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -24,7 +25,7 @@ Pointer make() {
 
 // The node's pointer; nullptr if its last owner has let go of it.
 template <typename N>
-auto owned(N* node) {
+auto lock(N* node) {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, N>) {
     auto weak = c10::weak_intrusive_ptr<N>::reclaim(node);
     auto strong = weak.lock();
@@ -35,14 +36,14 @@ auto owned(N* node) {
   }
 }
 
-// A tensor with values, on no level of a transform.
+// A tensor on the CPU itself, not a wrapper of one.
 bool is_plain(const Tensor& tensor) {
   using c10::DispatchKey;
-  static const c10::DispatchKeySet others(
+  static const c10::DispatchKeySet wrappers(
       {DispatchKey::Python, DispatchKey::Batched, DispatchKey::FuncTorchBatched,
        DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize,
        DispatchKey::BatchedNestedTensor});
-  return tensor.is_cpu() && tensor.layout() == at::kStrided && !tensor.key_set().has_any(others);
+  return tensor.is_cpu() && tensor.layout() == at::kStrided && !tensor.key_set().has_any(wrappers);
 }
 
 }  // namespace
@@ -50,6 +51,11 @@ bool is_plain(const Tensor& tensor) {
 StepWeights::Registry& StepWeights::registry() {
   static auto* const registry = new Registry;  // graphs may outlive static objects
   return *registry;
+}
+
+StepWeights::Pointer StepWeights::Registry::find(const Key& key) {
+  const auto found = nodes.find(key);
+  return found == nodes.end() ? Pointer() : lock<Node>(found->second);
 }
 
 bool StepWeights::serves(const LstmCall& call) {
@@ -61,38 +67,37 @@ bool StepWeights::serves(const LstmCall& call) {
          weights[1].requires_grad() && std::all_of(weights.begin(), weights.end(), is_plain) &&
          is_plain(call.input) && is_plain(call.h_0) && is_plain(call.c_0) &&
          call.input.dim() == 3 && call.input.size(0) == 1 && call.input.numel() > 0 &&
-         call.h_0.size(0) == 1 && call.h_0.numel() > 0;
-}
-
-bool StepWeights::has_values(const variable_list& tensors) {
-  return std::all_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& tensor) { return !tensor.defined() || is_plain(tensor); });
+         call.h_0.size(0) == 1 && call.h_0.numel() > 0 &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
 StepWeights::Pointer StepWeights::of(at::TensorList weights) {
   torch::autograd::edge_list edges;
-  Destinations destinations;
+  Key key{std::this_thread::get_id(), {}};
   for (const Tensor& weight : weights) {
     edges.push_back(torch::autograd::impl::gradient_edge(weight));
-    destinations.emplace_back(edges.back().function.get(), edges.back().input_nr);
+    key.second.emplace_back(edges.back().function.get(), edges.back().input_nr);
   }
   Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  StepWeights*& known = all.nodes[destinations];
-  if (known)
-    if (Pointer node = owned<Node>(known)) return node;
-  Pointer node = make<Pointer, StepWeights>();
-  known = static_cast<StepWeights*>(node.get());
-  known->destinations_ = std::move(destinations);
-  known->set_next_edges(std::move(edges));
-  for (const Tensor& weight : weights) known->add_input_metadata(weight);
-  return node;
+  {
+    const std::lock_guard guard(all.mutex);
+    if (Pointer node = all.find(key)) return node;
+  }
+  // Outside of the lock: in anomaly mode a new node calls Python, which may free others.
+  Pointer pointer = make<Pointer, StepWeights>();
+  auto* const node = static_cast<StepWeights*>(pointer.get());
+  node->set_next_edges(std::move(edges));
+  for (const Tensor& weight : weights) node->add_input_metadata(weight);
+  node->key_ = std::move(key);
+  const std::lock_guard guard(all.mutex);
+  all.nodes[node->key_] = node;
+  return pointer;
 }
 
-StepWeights::~StepWeights() {
+void StepWeights::forget() {
   Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  const auto found = all.nodes.find(destinations_);
+  const std::lock_guard guard(all.mutex);
+  const auto found = all.nodes.find(key_);
   if (found != all.nodes.end() && found->second == this) all.nodes.erase(found);
 }
 
@@ -102,17 +107,32 @@ void StepWeights::insert_behind(Node& step, size_t first, at::TensorList weights
     if (weights[k].requires_grad()) step.set_next_edge(first + k, {node, k});
 }
 
-void StepWeights::add(at::TensorList weights, StepFactors step) {
-  const Pointer pointer = of(weights);  // the graph holds it
-  auto& node = static_cast<StepWeights&>(*pointer);
-  const std::lock_guard lock(node.mutex_);
-  node.sums_[torch::autograd::get_current_graph_task_id()].add(std::move(step));
+StepWeights* StepWeights::behind_current(size_t first, const variable_list& grads) {
+  const auto step = torch::autograd::get_current_node();
+  const auto usual = [](const Tensor& grad) { return grad.defined() && !is_plain(grad); };
+  if (!step || step->num_outputs() <= first || std::any_of(grads.begin(), grads.end(), usual) ||
+      c10::impl::TorchDispatchModeTLS::any_modes_set())
+    return nullptr;
+  return dynamic_cast<StepWeights*>(step->next_edge(first).function.get());
+}
+
+void StepWeights::add(StepFactors step) {
+  Sum* sum = nullptr;
+  {
+    const std::lock_guard guard(mutex_);
+    sum = &sums_[torch::autograd::get_current_graph_task_id()];
+  }
+  sum->add(std::move(step));  // a pass has one thread here
 }
 
 variable_list StepWeights::apply(variable_list&& gradients) {
+  forget();
+  TORCH_CHECK(std::any_of(next_edges().begin(), next_edges().end(),
+                          [](const auto& edge) { return edge.is_valid(); }),
+              "lstm: another thread freed the graph of these steps");
   Sum sum;
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard guard(mutex_);
     const auto found = sums_.find(torch::autograd::get_current_graph_task_id());
     if (found == sums_.end()) return std::move(gradients);
     sum = std::move(found->second);
@@ -129,14 +149,21 @@ void StepWeights::Sum::add(StepFactors step) {
   // A product of so many rows takes little longer a row than one of more, and what it reads is in
   // the cache. Without a limit a long loop would keep all its gradients of gates.
   constexpr int64_t kRows = 1024;
-  rows_ += step.d_gates.size(0);
-  steps_.push_back({step.input.contiguous(), step.h_0.contiguous(), step.d_gates.contiguous()});
+  rows_ += step.d_gates.size(1);
+  versions_.emplace_back(step.input._version(), step.h_0._version());
+  steps_.push_back(std::move(step));
   if (rows_ >= kRows) multiply();
 }
 
 void StepWeights::Sum::multiply() {
+  for (size_t k = 0; k < steps_.size(); ++k)
+    TORCH_CHECK(steps_[k].input._version() == versions_[k].first &&
+                    steps_[k].h_0._version() == versions_[k].second,
+                "lstm: the input or the state of a step has been modified by an inplace operation "
+                "before the gradient of the weights was computed");
   const std::vector<Tensor> more = step_gradients_cpu(steps_);
   steps_.clear();
+  versions_.clear();
   rows_ = 0;
   if (sums_.empty())
     sums_ = more;

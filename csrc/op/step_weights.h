@@ -7,6 +7,7 @@
 
 #include <map>
 #include <mutex>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -19,17 +20,24 @@ class StepWeights : public torch::autograd::Node {
  public:
   using Pointer = decltype(torch::autograd::Edge::function);  // not the same in every torch
 
-  // Whether a call is such a step; and whether tensors, where defined, hold values.
+  // Whether a call is such a step: plain, both matrices with a gradient, and nothing traces it.
   static bool serves(const LstmCall& call);
-  static bool has_values(const torch::autograd::variable_list& tensors);
 
-  // Puts it behind the node of a step, whose inputs from `first` on are the weights.
+  // Puts a node behind that of a step, whose inputs from `first` on are the weights.
   static void insert_behind(torch::autograd::Node& step, size_t first, at::TensorList weights);
 
-  // What a step's backward calls in place of returning gradients.
-  static void add(at::TensorList weights, StepFactors step);
+  // The node that was put behind the step whose backward runs now; nullptr if there is none, or if
+  // the step has to return gradients as usual.
+  static StepWeights* behind_current(size_t first, const torch::autograd::variable_list& grads);
 
-  // Compiled autograd gives tensors without values, whose gradients a step returns as usual.
+  // What that step's backward calls in place of returning gradients of the weights.
+  void add(StepFactors step);
+
+  // Its priority is that of AccumulateGrad: nothing that waits for the weights may run before it.
+  StepWeights() : Node(UINT64_MAX) {}
+  ~StepWeights() override { forget(); }
+
+  // Under compiled autograd the steps return gradients as usual.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
   torch::autograd::variable_list apply_with_saved(
       const torch::autograd::variable_list& gradients,
@@ -37,18 +45,19 @@ class StepWeights : public torch::autograd::Node {
     return gradients;
   }
 
-  ~StepWeights() override;
-
  private:
-  // Where the gradients of the weights go: weights that agree in this are the same to autograd.
-  using Destinations = std::vector<std::pair<torch::autograd::Node*, uint32_t>>;
+  // A thread, and where the gradients of the weights go. Steps that agree in this share a node,
+  // from the first of them to the first backward.
+  using Key = std::pair<std::thread::id, std::vector<std::pair<Node*, uint32_t>>>;
   struct Registry {
     std::mutex mutex;
-    std::map<Destinations, StepWeights*> nodes;
+    std::map<Key, StepWeights*> nodes;
+
+    Pointer find(const Key& key);  // call it with the mutex held
   };
   static Registry& registry();
-  // The node of these weights, the same for all steps as long as a graph holds it.
   static Pointer of(at::TensorList weights);
+  void forget();
 
   // The sum of one backward pass.
   class Sum {
@@ -59,13 +68,14 @@ class StepWeights : public torch::autograd::Node {
    private:
     void multiply();
     std::vector<StepFactors> steps_;
+    std::vector<std::pair<uint32_t, uint32_t>> versions_;  // of input and h_0
     int64_t rows_ = 0;
     std::vector<Tensor> sums_;
   };
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
 
-  Destinations destinations_;
+  Key key_;
   std::mutex mutex_;
   std::unordered_map<int, Sum> sums_;  // by the backward pass, of which there may be several
 };

@@ -37,7 +37,8 @@ struct KernelTable {
   const Product<int8>* int8_weights;
   // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
-  // Whether ATen multiplies a single step backward, where that is faster than tiles.
+  // Whether ATen multiplies a single step backward, if no gradients of weights are requested, since
+  // that is faster than tiles.
   bool leaves_steps_to_aten = false;
 };
 #undef FASTLSTM_MEMBER

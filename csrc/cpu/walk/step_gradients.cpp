@@ -9,16 +9,17 @@ template <typename T, typename W>
 std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
   std::vector<const T*> x, h_prev, d_gates;
   const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
-    for (int64_t r = 0; r < of_step.size(0); ++r)
-      rows.push_back(const_data<T>(of_step) + r * of_step.size(1));
+    for (int64_t r = 0; r < of_step.size(1); ++r)
+      rows.push_back(const_data<T>(of_step) + r * of_step.size(2));
   };
+  std::vector<Tensor> contiguous;  // lives as long as the rows
   for (const StepFactors& step : steps) {
-    append(x, step.input);
-    append(h_prev, step.h_0);
-    append(d_gates, step.d_gates);
+    append(x, contiguous.emplace_back(step.input.contiguous()));
+    append(h_prev, contiguous.emplace_back(step.h_0.contiguous()));
+    append(d_gates, contiguous.emplace_back(step.d_gates.contiguous()));
   }
-  const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(1);
-  const Sizes sizes{1, 1, rows, rows, steps[0].input.size(1), hidden, hidden};
+  const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(2);
+  const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
   const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
   WeightGradients<T, W> gradients(sizes, /*has_bias=*/true, state, rows);
   gradients.add(d_gates, gradients.encode(d_gates), std::move(x), std::move(h_prev), false);
