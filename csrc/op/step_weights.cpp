@@ -5,8 +5,6 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <memory>
-#include <type_traits>
 
 namespace fastlstm {
 
@@ -21,19 +19,6 @@ Pointer make() {
     return std::make_shared<Made>();
   else
     return c10::make_intrusive<Made>();
-}
-
-// The node's pointer; nullptr if its last owner has let go of it.
-template <typename N>
-auto lock(N* node) {
-  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, N>) {
-    auto weak = c10::weak_intrusive_ptr<N>::reclaim(node);
-    auto strong = weak.lock();
-    weak.release();
-    return strong;
-  } else {
-    return node->weak_from_this().lock();
-  }
 }
 
 // A tensor on the CPU itself, not a wrapper of one.
@@ -55,7 +40,7 @@ StepWeights::Registry& StepWeights::registry() {
 
 StepWeights::Pointer StepWeights::Registry::find(const Key& key) {
   const auto found = nodes.find(key);
-  return found == nodes.end() ? Pointer() : lock<Node>(found->second);
+  return found == nodes.end() ? Pointer() : found->second.lock();
 }
 
 bool StepWeights::serves(const LstmCall& call) {
@@ -90,15 +75,16 @@ StepWeights::Pointer StepWeights::of(at::TensorList weights) {
   for (const Tensor& weight : weights) node->add_input_metadata(weight);
   node->key_ = std::move(key);
   const std::lock_guard guard(all.mutex);
-  all.nodes[node->key_] = node;
+  all.nodes.insert_or_assign(node->key_, Weak(pointer));
   return pointer;
 }
 
 void StepWeights::forget() {
   Registry& all = registry();
+  Pointer found;  // freed after the lock
   const std::lock_guard guard(all.mutex);
-  const auto found = all.nodes.find(key_);
-  if (found != all.nodes.end() && found->second == this) all.nodes.erase(found);
+  found = all.find(key_);
+  if (!found || found.get() == this) all.nodes.erase(key_);
 }
 
 void StepWeights::insert_behind(Node& step, size_t first, at::TensorList weights) {

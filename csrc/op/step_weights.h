@@ -6,8 +6,10 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -16,9 +18,32 @@
 
 namespace fastlstm {
 
-class StepWeights : public torch::autograd::Node {
+// A node and the type of weak pointers to it. In newer versions of torch nodes count their
+// references themselves, and a weak pointer keeps one from being destroyed: it has to be forgotten
+// before.
+template <typename N, bool counts_itself = std::is_base_of_v<c10::intrusive_ptr_target, N>>
+class WeaklyHeld : public N {
  public:
-  using Pointer = decltype(torch::autograd::Edge::function);  // not the same in every torch
+  using N::N;
+  using Weak = c10::weak_intrusive_ptr<N>;
+  void release_resources() override {
+    forget();
+    N::release_resources();
+  }
+
+ private:
+  virtual void forget() = 0;
+};
+template <typename N>
+class WeaklyHeld<N, false> : public N {
+ public:
+  using N::N;
+  using Weak = std::weak_ptr<N>;
+};
+
+class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
+ public:
+  using Pointer = decltype(torch::autograd::Edge::function);
 
   // Whether a call is such a step: plain, both matrices with a gradient, and nothing traces it.
   static bool serves(const LstmCall& call);
@@ -34,7 +59,7 @@ class StepWeights : public torch::autograd::Node {
   void add(StepFactors step);
 
   // Its priority is that of AccumulateGrad: nothing that waits for the weights may run before it.
-  StepWeights() : Node(UINT64_MAX) {}
+  StepWeights() : WeaklyHeld(UINT64_MAX) {}
   ~StepWeights() override { forget(); }
 
   // Under compiled autograd the steps return gradients as usual.
@@ -51,13 +76,13 @@ class StepWeights : public torch::autograd::Node {
   using Key = std::pair<std::thread::id, std::vector<std::pair<Node*, uint32_t>>>;
   struct Registry {
     std::mutex mutex;
-    std::map<Key, StepWeights*> nodes;
+    std::map<Key, Weak> nodes;
 
     Pointer find(const Key& key);  // call it with the mutex held
   };
   static Registry& registry();
   static Pointer of(at::TensorList weights);
-  void forget();
+  virtual void forget();
 
   // The sum of one backward pass.
   class Sum {
