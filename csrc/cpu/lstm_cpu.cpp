@@ -73,6 +73,14 @@ bool multiplies_in_bfloat16(at::ScalarType dtype) {
              at::Float32Precision::BF16;
 }
 
+// function(T, W) for the dtype T of a tensor and the dtype W of its products with weights.
+template <typename Function>
+auto dispatch_product(at::ScalarType dtype, bool projects, const Function& function) {
+  if (!projects && multiplies_in_bfloat16(dtype)) return function(float(), bfloat16());
+  return dispatch(
+      dtype, [&](auto t, auto a) { return has_product(dtype) ? function(t, t) : function(t, a); });
+}
+
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
   if (tiled && is_converted(layer)) {
@@ -81,14 +89,13 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.to(dtype)};
   }
-  if (tiled && !layer.projects() && multiplies_in_bfloat16(dtype))
-    return tiled_forward<float, bfloat16>(layer, save_cells, save_gates);
+  if (tiled)
+    return dispatch_product(dtype, layer.projects(), [&](auto t, auto w) {
+      return tiled_forward<decltype(t), decltype(w)>(layer, save_cells, save_gates);
+    });
   return dispatch(dtype, [&](auto t, auto a) {
-    using T = decltype(t);
-    using A = decltype(a);
-    if (tiled && !has_product(dtype)) return tiled_forward<T, A>(layer, save_cells, save_gates);
-    if (tiled) return tiled_forward<T>(layer, save_cells, save_gates);
-    return stepwise_forward<T, A, CpuStepKernels>(layer, save_cells, save_gates);
+    return stepwise_forward<decltype(t), decltype(a), CpuStepKernels>(layer, save_cells,
+                                                                      save_gates);
   });
 }
 
@@ -103,14 +110,13 @@ BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrad
     return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
             grad_weights};
   }
-  if (tiled && !layer.projects() && multiplies_in_bfloat16(dtype))
-    return tiled_backward<float, bfloat16>(layer, saved, grads, request);
+  if (tiled)
+    return dispatch_product(dtype, layer.projects(), [&](auto t, auto w) {
+      return tiled_backward<decltype(t), decltype(w)>(layer, saved, grads, request);
+    });
   return dispatch(dtype, [&](auto t, auto a) {
-    using T = decltype(t);
-    using A = decltype(a);
-    if (tiled && !has_product(dtype)) return tiled_backward<T, A>(layer, saved, grads, request);
-    if (tiled) return tiled_backward<T>(layer, saved, grads, request);
-    return stepwise_backward<T, A, CpuStepKernels>(layer, saved, grads, request);
+    return stepwise_backward<decltype(t), decltype(a), CpuStepKernels>(layer, saved, grads,
+                                                                       request);
   });
 }
 
@@ -145,10 +151,8 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
   const auto dtype = steps[0].d_gates.scalar_type();
-  if (multiplies_in_bfloat16(dtype)) return step_gradients<float, bfloat16>(steps);
-  return dispatch(dtype, [&](auto t, auto a) {
-    using T = decltype(t);
-    return has_product(dtype) ? step_gradients<T>(steps) : step_gradients<T, decltype(a)>(steps);
+  return dispatch_product(dtype, /*projects=*/false, [&](auto t, auto w) {
+    return step_gradients<decltype(t), decltype(w)>(steps);
   });
 }
 

@@ -95,8 +95,9 @@ void StepWeights::insert_behind(Node& step, size_t first, at::TensorList weights
 
 StepWeights* StepWeights::behind_current(size_t first, const variable_list& grads) {
   const auto step = torch::autograd::get_current_node();
-  const auto usual = [](const Tensor& grad) { return grad.defined() && !is_plain(grad); };
-  if (!step || step->num_outputs() <= first || std::any_of(grads.begin(), grads.end(), usual) ||
+  const auto is_wrapper = [](const Tensor& grad) { return grad.defined() && !is_plain(grad); };
+  if (!step || step->num_outputs() <= first ||
+      std::any_of(grads.begin(), grads.end(), is_wrapper) ||
       c10::impl::TorchDispatchModeTLS::any_modes_set())
     return nullptr;
   return dynamic_cast<StepWeights*>(step->next_edge(first).function.get());
