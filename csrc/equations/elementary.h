@@ -3,9 +3,9 @@
 // without branches and library calls, so that a compiler turns a loop over them into vector code,
 // and as templates, so that cpu/vec.h can use the same text for explicit vectors.
 //
-// Both rest on exp(x) = 2^k (1 + p), k = round(x / ln 2), p = expm1(x - k ln 2) by its Taylor
-// series; the remainder is below ln(2)/2, where degree 7 (float) and 13 (double) reach the last
-// bit.
+// Both rest on exp(x) = 2^k exp(r), k the integer next to x / ln(2), r = x - k ln(2). A polynomial
+// with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm) gives exp(r) - 1: 1.3e-8
+// in float, 1.8e-17 in double, a fifth of a rounding.
 //
 // A gate that is shut is exactly 0, not a number so small that all that follows runs on subnormals,
 // which processors compute up to a hundred times slower.
@@ -48,21 +48,35 @@ template <>
 struct Constants<float> {
   using Bits = uint32_t;
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  // ln 2 in two parts: k * ln2_high is exact for every k that occurs.
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
   static constexpr Bits one = 127, mantissa_bits = 23;
-  static constexpr int degree = 7;
+  // Of (exp(r) - 1) / r, beginning with that of r^0.
+  static constexpr int terms = 6;
+  static constexpr double coefficients[terms] = {1.0,
+                                                 0.49999998154059619,
+                                                 0.16666543621031182,
+                                                 0.041667199855066106,
+                                                 0.0083665205757436044,
+                                                 0.0013882521767132332};
 };
 template <>
 struct Constants<double> {
   using Bits = uint64_t;
-  static constexpr double round_shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double ln2_high = 6.93147180369123816490e-01;
-  static constexpr double ln2_low = 1.90821492927058770002e-10;
+  static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
   static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // k = 1022 at most
   static constexpr Bits one = 1023, mantissa_bits = 52;
-  static constexpr int degree = 13;
+  static constexpr int terms = 11;
+  static constexpr double coefficients[terms] = {1.0,
+                                                 0.50000000000000052,
+                                                 0.16666666666666589,
+                                                 0.041666666666576755,
+                                                 0.0083333333333895521,
+                                                 0.0013888888931564846,
+                                                 0.00019841269719005343,
+                                                 2.4801505273827253e-5,
+                                                 2.7557407545020756e-6,
+                                                 2.7626037876158938e-7,
+                                                 2.5053773975691708e-8};
 };
 
 template <typename A>
@@ -71,9 +85,10 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
   return x > bound ? bound : x;
 }
 
-// 2^(k + more) from k + round_shift, whose low bits hold k: they move into the exponent field.
+// 2^(k + more). The low bits of `shifted`, k + round_shift, hold k: they move into the exponent
+// field.
 template <int more, typename A>
-FASTLSTM_INLINE A power_of_two(A shifted) {
+FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
   typename C::Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);
@@ -82,43 +97,43 @@ FASTLSTM_INLINE A power_of_two(A shifted) {
   return shifted;
 }
 
-constexpr double factorial(int n) { return n == 0 ? 1.0 : n * factorial(n - 1); }
+constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// expm1(r) / r up to r^(degree - 1), by Horner's rule: 1/1! + r (1/2! + r (1/3! + ...)).
-template <int degree, int n = 1, typename A>
+// (exp(times r) - 1) / r by Horner's rule.
+template <typename C, int times, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
-  constexpr double coefficient = 1.0 / factorial(n);
-  if constexpr (n == degree)
+  constexpr double coefficient = C::coefficients[n] * power(times, n + 1);
+  if constexpr (n + 1 == C::terms)
     return A(coefficient);
   else
-    return A(coefficient) + r * expm1_over_r<degree, n + 1>(r);
+    return A(coefficient) + r * expm1_over_r<C, times, n + 1>(r);
 }
 
 template <typename A>
-struct Reduced {
-  A scale, p;  // 2^more exp(x) = scale * (1 + p)
+struct Exponential {
+  A scale, p;  // 2^more exp(times x) = scale * (1 + p)
 };
 
-template <typename C, int more, typename A>
-FASTLSTM_INLINE Reduced<A> reduce(const A& x) {
-  const A shifted = x * A(1.4426950408889634) + A(C::round_shift);
-  const A k = shifted - A(C::round_shift);
-  const A r = (x - k * A(C::ln2_high)) - k * A(C::ln2_low);
-  return {power_of_two<more>(shifted), r * expm1_over_r<C::degree>(r)};
+template <typename C, int times, int more, typename A>
+FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
+  constexpr double kLn2 = 0.6931471805599453;
+  const A shifted = x * A(times / kLn2) + A(C::round_shift), k = shifted - A(C::round_shift);
+  const A r = x - k * A(kLn2 / times);
+  return {power_of_two<more>(shifted, k), r * expm1_over_r<C, times>(r)};
 }
 
 // 1 / (1 + exp(-x)) as 4 / (4 + 4 exp(-x)): the same bits, but where the quotient would go below
 // the normal numbers, from k = 126 (double: 1022) on, the scale is infinity and the quotient 0.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
-  const Reduced<A> e = reduce<C, 2>(clamp(A(0) - x, A(C::max_exponent)));
+  const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));
   return A(4) / (A(4) + e.scale * (A(1) + e.p));
 }
 
-// tanh(x) = m / (m + 2) with m = expm1(2x): accurate to the last bits near zero too.
+// tanh(x) = m / (m + 2) with m = exp(2x) - 1: accurate to the last bits near zero too.
 template <typename C, typename A>
 FASTLSTM_INLINE A tanh(const A& x) {
-  const Reduced<A> e = reduce<C, 0>(A(2) * clamp(x, A(C::tanh_saturates)));
+  const Exponential<A> e = exponential<C, 2, 0>(clamp(x, A(C::tanh_saturates)));
   const A m = e.scale * e.p + (e.scale - A(1));
   return m / (m + A(2));
 }

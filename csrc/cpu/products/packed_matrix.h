@@ -58,14 +58,16 @@ class PackedMatrix {
     PanelShape shape;
   };
   // Calls body(first panel, group) for the panels, as many at a time as a product of `rows` rows
-  // takes.
+  // takes, from the last to the first if `backwards`.
   template <typename Body>
-  void for_groups(Range panels, int64_t rows, const Body& body) const {
-    while (panels.begin < panels.end) {
-      const Group found = group(panels, rows);
-      body(panels.begin, found);
-      panels.begin += found.count;
-    }
+  void for_groups(const Range& panels, int64_t rows, const Body& body,
+                  bool backwards = false) const {
+    if (panels.begin == panels.end) return;
+    const Group found = group(panels, rows);
+    const Range others{panels.begin + found.count, panels.end};
+    if (backwards) for_groups(others, rows, body, true);
+    body(panels.begin, found);
+    if (!backwards) for_groups(others, rows, body);
   }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {

@@ -37,9 +37,11 @@ class CellsForward {
   void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
            const ForwardRow<T>* rows, int64_t count, const W* zeros, const Input* input = nullptr) {
     const int64_t lanes = product_.lanes, in_tile = 4 / product_.vectors;
-    const int64_t at_once = tiles_for(count);
-    for (int64_t tile = tiles.begin, next; tile < tiles.end; tile = next) {
-      next = std::min(tile + at_once, tiles.end);
+    const int64_t at_once = tiles_for(count), turns = divide_up(tiles.end - tiles.begin, at_once);
+    backwards_ = !backwards_;
+    for (int64_t i = 0; i < turns; ++i) {
+      const int64_t tile = tiles.begin + (backwards_ ? turns - 1 - i : i) * at_once;
+      const int64_t next = std::min(tile + at_once, tiles.end);
       const Range panels{tile * in_tile, next * in_tile};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
@@ -75,6 +77,7 @@ class CellsForward {
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
+  bool backwards_ = false;  // every other step: what was read last is still in the L2 cache
   PanelSums<W> x_sums_, sums_;
 };
 
@@ -101,7 +104,8 @@ class CellsBackward {
   // and dL/dh_t.
   void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
            const BackwardRow<T>* rows, int64_t count, const W* zeros) {
-    to_cells.for_groups(panels, count, [&](int64_t first, const auto& group) {
+    backwards_ = !backwards_;
+    const auto through = [&](int64_t first, const auto& group) {
       const Range some_panels{first, first + group.count};
       const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
@@ -111,7 +115,8 @@ class CellsBackward {
             sums_.multiply(to_cells, some_panels, from + r, some, kPieceOfPanel, zeros);
         cell_.backward(rows + r, some, sums, sums_.stride(), units);
       }
-    });
+    };
+    to_cells.for_groups(panels, count, through, backwards_);
   }
 
  private:
@@ -122,6 +127,7 @@ class CellsBackward {
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
+  bool backwards_ = false;  // as in CellsForward
   PanelSums<W> sums_;
 };
 

@@ -57,6 +57,16 @@ FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound
   return Vec<double>(_mm512_min_pd(bound.v, _mm512_max_pd(-bound.v, x.v)));
 }
 
+// One instruction in place of a shift and an addition.
+template <int more>
+FASTLSTM_INLINE Vec<float> power_of_two(const Vec<float>&, const Vec<float>& k) {
+  return Vec<float>(_mm512_scalef_ps(Vec<float>(1 << more).v, k.v));
+}
+template <int more>
+FASTLSTM_INLINE Vec<double> power_of_two(const Vec<double>&, const Vec<double>& k) {
+  return Vec<double>(_mm512_scalef_pd(Vec<double>(1 << more).v, k.v));
+}
+
 // As in avx2.h, the sign as a mask.
 struct DotProduct {
   static constexpr int32_t excess = 0;

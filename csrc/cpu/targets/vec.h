@@ -199,7 +199,7 @@ FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN s
 }
 
 template <int more, typename A>
-FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted) {
+FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted, const Vec<A>&) {
   using C = elementary::Constants<A>;
   typename Registers<A>::Bits bits;
   std::memcpy(&bits, &shifted.v, sizeof bits);
