@@ -1,5 +1,6 @@
 // The cell equations on vectors of units: included once for each target. Reads the sums of
-// any product. Memory bounds it: a unit of a row reads some ten numbers.
+// any product. Arithmetic bounds forward, five exponentials and divisions a unit; memory bounds
+// backward, some ten numbers a unit.
 //
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once
