@@ -373,6 +373,23 @@ def test_sizes_of_zero(input_size: int, hidden_size: int, with_grad: bool) -> No
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="`ulimit -s` as Linux has it")
+def test_many_panels_in_a_small_stack() -> None:
+    """The gradient of a wide input has thousands of panels."""
+    code = (
+        "import torch, fastlstm; x = torch.ones(2, 1, 300_000, requires_grad=True);"
+        "fastlstm.LSTM(300_000, 1)(x)[0].sum().backward(); print(x.grad.shape)"
+    )
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -s 1024 && exec "$0" "$@"', sys.executable, "-c", code],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},  # the narrowest panels
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "300000" in done.stdout
+
+
 _PAGE_FAULTS = """
 import resource, torch, fastlstm
 lstm, x = fastlstm.LSTM(512, 512), torch.randn(3, 1, 512)

@@ -124,15 +124,19 @@ Range PackedMatrix<T>::columns(const Range& panels) const {
 }
 
 template <typename T>
-typename PackedMatrix<T>::Group PackedMatrix<T>::group(const Range& panels, int64_t rows) const {
-  PanelShape shape = panels_[panels.begin];
-  int64_t count = 1;
-  for (; count < std::min(product_.panels_for(rows), panels.end - panels.begin); ++count) {
-    const PanelShape& next = panels_[panels.begin + count];
-    if (next.vectors != shape.vectors) break;
-    shape.columns += next.columns;
+typename PackedMatrix<T>::Group PackedMatrix<T>::next_group(const Range& panels, int64_t rows,
+                                                            bool backwards) const {
+  const int64_t most = std::min(product_.panels_for(rows), panels.end - panels.begin);
+  const int64_t step = backwards ? -1 : 1;
+  int64_t p = backwards ? panels.end - 1 : panels.begin, count = 1;
+  PanelShape shape = panels_[p];
+  for (; count < most && panels_[p + step].vectors == shape.vectors; ++count) {
+    p += step;
+    shape.columns += panels_[p].columns;
   }
-  return {count, offsets_[panels.begin + 1] - offsets_[panels.begin], shape};
+  const int64_t first = backwards ? p : panels.begin;
+  shape.first_column = panels_[first].first_column;
+  return {first, count, offsets_[first + 1] - offsets_[first], shape};
 }
 
 template <typename T>
@@ -194,10 +198,11 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
         });
   const auto multiply_block = [&](int64_t begin, int64_t end, const Range& panels) {
     for (int64_t k = 0; k < K; k += product.piece)
-      matrix.for_groups(panels, end - begin, [&](int64_t p, const auto& group) {
+      matrix.for_groups(panels, end - begin, [&](const auto& group) {
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
-                          matrix.panel(p) + k * matrix.width(p), group.shape, c.data() + begin,
-                          accumulate || k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
+                          matrix.panel(group.first) + k * matrix.width(group.first), group.shape,
+                          c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias,
+                          group.count, group.stride});
       });
   };
   if (rows > product.panel_rows)
@@ -216,9 +221,9 @@ template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
                      const Range& panels, const std::vector<C*>& c) {
   if (rows == 0) return;
-  matrix.for_groups(panels, rows, [&](int64_t p, const auto& group) {
-    PanelProduct<T, C> product{a.data(),        rows,        0,        matrix.K(),
-                               matrix.panel(p), group.shape, c.data(), false};
+  matrix.for_groups(panels, rows, [&](const auto& group) {
+    PanelProduct<T, C> product{a.data(),    rows,     0,    matrix.K(), matrix.panel(group.first),
+                               group.shape, c.data(), false};
     product.panels = group.count, product.panel_stride = group.stride;
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
@@ -319,14 +324,14 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   }
   const Product<T>& product = matrix.product();
   int64_t column = 0;
-  matrix.for_groups(panels, rows, [&](int64_t p, const auto& group) {
-    const int64_t width = group.count * matrix.width(p);
+  matrix.for_groups(panels, rows, [&](const auto& group) {
+    const int64_t width = group.count * matrix.width(group.first);
     // Whole vectors, so that the buffer never holds anything but sums.
     const PanelShape shape{column, width, group.shape.vectors};
     for (int64_t k = 0; k < matrix.K(); k += piece)
       product.multiply({a, rows, k, std::min(piece, matrix.K() - k),
-                        matrix.panel(p) + k * matrix.width(p), shape, rows_.data(), k > 0,
-                        k > 0 ? nullptr : bias, group.count, group.stride});
+                        matrix.panel(group.first) + k * matrix.width(group.first), shape,
+                        rows_.data(), k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
     column += width;
   });
   return rows_[0];

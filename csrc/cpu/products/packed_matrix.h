@@ -54,20 +54,21 @@ class PackedMatrix {
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
   // Panels that a product takes at a time, and their columns.
   struct Group {
-    int64_t count, stride;
+    int64_t first, count, stride;
     PanelShape shape;
   };
-  // Calls body(first panel, group) for the panels, as many at a time as a product of `rows` rows
-  // takes, from the last to the first if `backwards`.
+  // Calls body(group) for the panels, as many at a time as a product of `rows` rows takes, from the
+  // last to the first if `backwards`.
   template <typename Body>
-  void for_groups(const Range& panels, int64_t rows, const Body& body,
-                  bool backwards = false) const {
-    if (panels.begin == panels.end) return;
-    const Group found = group(panels, rows);
-    const Range others{panels.begin + found.count, panels.end};
-    if (backwards) for_groups(others, rows, body, true);
-    body(panels.begin, found);
-    if (!backwards) for_groups(others, rows, body);
+  void for_groups(Range panels, int64_t rows, const Body& body, bool backwards = false) const {
+    while (panels.begin < panels.end) {
+      const Group group = next_group(panels, rows, backwards);
+      body(group);
+      if (backwards)
+        panels.end = group.first;
+      else
+        panels.begin = group.first + group.count;
+    }
   }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
@@ -79,7 +80,7 @@ class PackedMatrix {
 
  private:
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product);
-  Group group(const Range& panels, int64_t rows) const;  // the first one
+  Group next_group(const Range& panels, int64_t rows, bool backwards) const;
   const Product<T>& product_;
   int64_t K_;
   std::vector<PanelShape> panels_;

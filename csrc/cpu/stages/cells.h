@@ -77,7 +77,7 @@ class CellsForward {
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  bool backwards_ = false;  // every other step: what was read last is still in the L2 cache
+  bool backwards_ = true;  // every other step: what was read last is still in the L2 cache
   PanelSums<W> x_sums_, sums_;
 };
 
@@ -105,8 +105,8 @@ class CellsBackward {
   void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
            const BackwardRow<T>* rows, int64_t count, const W* zeros) {
     backwards_ = !backwards_;
-    const auto through = [&](int64_t first, const auto& group) {
-      const Range some_panels{first, first + group.count};
+    const auto through = [&](const auto& group) {
+      const Range some_panels{group.first, group.first + group.count};
       const Units units{group.shape.first_column, group.shape.columns, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
@@ -127,7 +127,7 @@ class CellsBackward {
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  bool backwards_ = false;  // as in CellsForward
+  bool backwards_ = true;  // as in CellsForward
   PanelSums<W> sums_;
 };
 
