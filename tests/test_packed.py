@@ -153,13 +153,14 @@ def test_the_bits_of_an_unpacked_cell(
     torch.manual_seed(0)
     cell = LSTMCell(*sizes, bias=bias, dtype=dtype).eval()
     frozen = packed(cell)
-    exact = {"rtol": 2.0**-7 if dtype == torch.bfloat16 else 0, "atol": 0}
     with torch.no_grad():
         for batch in ((), (0,), (1,), (5,), (40,)):
             x = torch.randn(*batch, sizes[0], dtype=dtype)
             state = tuple(torch.randn(2, *batch, sizes[1], dtype=dtype))
-            torch.testing.assert_close(frozen(x, state), cell(x, state), **exact)
-            torch.testing.assert_close(frozen(x), cell(x), **exact)
+            many = dtype == torch.bfloat16 and batch == (40,)
+            tolerance = {"rtol": 2.0**-7 if many else 0, "atol": 0}
+            torch.testing.assert_close(frozen(x, state), cell(x, state), **tolerance)
+            torch.testing.assert_close(frozen(x), cell(x), **tolerance)
 
 
 # The reference of weights in fewer bits.
