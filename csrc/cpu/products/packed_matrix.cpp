@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
+constexpr int64_t kRowsOfAThread = 24;
 // Below this many multiply-adds, waking another thread costs more than it helps.
 constexpr int64_t kWorthAThread = 1 << 19;
 
@@ -20,7 +21,6 @@ constexpr int64_t kWorthAThread = 1 << 19;
 // Their number is a multiple of the threads': where there are few, one more takes a third longer.
 template <typename T, typename Body>
 void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
-  constexpr int64_t kRowsOfAThread = 24;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds_of_a_row / kWorthAThread});
   const int64_t blocks =
@@ -29,6 +29,21 @@ void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) 
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const ThreadSeries<T> series;
     for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+  });
+}
+
+// body(begin, end, panels): blocks of rows with all panels, or all rows with some panels, which
+// threads load once each, where rows are too few to be shared.
+template <typename T, typename Body>
+void share_product(int64_t rows, const PackedMatrix<T>& matrix, const Body& body) {
+  const int64_t panels = matrix.panel_count(), K = matrix.K();
+  if (rows > matrix.product().panel_rows && rows >= kRowsOfAThread * at::get_num_threads())
+    return for_blocks<T>(rows, K * matrix.N(),
+                         [&](int64_t begin, int64_t end) { body(begin, end, Range{0, panels}); });
+  const int64_t grain = divide_up(kWorthAThread, 1 + rows * K * matrix.width(0));
+  at::parallel_for(0, panels, grain, [&](int64_t first, int64_t last) {
+    const ThreadSeries<T> series;
+    body(0, rows, Range{first, last});
   });
 }
 
@@ -196,7 +211,7 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                                       accumulate || k > 0, k > 0 ? nullptr : bias},
                                      &next);
         });
-  const auto multiply_block = [&](int64_t begin, int64_t end, const Range& panels) {
+  share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
     for (int64_t k = 0; k < K; k += product.piece)
       matrix.for_groups(panels, end - begin, [&](const auto& group) {
         product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
@@ -204,16 +219,6 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                           c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias,
                           group.count, group.stride});
       });
-  };
-  if (rows > product.panel_rows)
-    return for_blocks<T>(rows, K * matrix.N(), [&](int64_t begin, int64_t end) {
-      multiply_block(begin, end, {0, matrix.panel_count()});
-    });
-  // Few rows are bound by loading the panels, so threads share these.
-  const int64_t grain = divide_up(kWorthAThread, 1 + rows * K * matrix.width(0));
-  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
-    const ThreadSeries<T> series;
-    multiply_block(0, rows, {first, last});
   });
 }
 
@@ -247,8 +252,8 @@ void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& mat
           matrix.product().multiply_rounded(
               {a.data(), rows, k, terms, panel, shape, c.data(), accumulate});
         });
-  for_blocks<T>(rows, matrix.K() * matrix.N(), [&](int64_t begin, int64_t end) {
-    for (size_t p = 0; p < matrix.panels().size(); ++p)
+  share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
+    for (int64_t p = panels.begin; p < panels.end; ++p)
       matrix.product().multiply_rounded({a.data() + begin, end - begin, 0, matrix.K(),
                                          matrix.panel(p), matrix.panels()[p], c.data() + begin,
                                          accumulate});

@@ -37,6 +37,8 @@ struct KernelTable {
   const Product<int8>* int8_weights;
   // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
+  // From so many rows of a step on, their input is multiplied beside h, not ahead of the walk.
+  int64_t rows_beside_h = INT64_MAX;
   // Whether ATen multiplies a single step backward, if no gradients of weights are requested, since
   // that is faster than tiles.
   bool leaves_steps_to_aten = false;

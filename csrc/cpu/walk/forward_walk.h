@@ -121,6 +121,7 @@ class ForwardWalk {
   // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
   // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
   int64_t steps_ahead() const {
+    if (rows_.batch() >= kernel_table().rows_beside_h) return 0;
     const Product<W>& product = product_of<W>();
     const int64_t rows_ahead =
         std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
