@@ -77,7 +77,10 @@ struct BackwardCall {
     const int64_t hidden = sizes.hidden_size;
     const int64_t chunk_rows =
         std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (sizes.input_size + hidden) / 2);
-    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
+    const int64_t most =
+        std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
+    const int64_t chunks = divide_up(rows.steps(), most);  // all of about the same size
+    return divide_up(rows.steps(), chunks);
   }
 };
 
