@@ -322,7 +322,7 @@ void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<Gradien
 template <typename T>
 const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Range& panels,
                                          const T* const* a, int64_t rows, int64_t piece,
-                                         const T* zeros, const A* bias) {
+                                         const T* zeros, const A* bias, NextPanels* next) {
   if (std::all_of(a, a + rows, [zeros](const T* row) { return row == zeros; })) {
     std::fill_n(rows_[0], rows * stride_, A(0));
     return rows_[0];
@@ -336,7 +336,8 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
     for (int64_t k = 0; k < matrix.K(); k += piece)
       product.multiply({a, rows, k, std::min(piece, matrix.K() - k),
                         matrix.panel(group.first) + k * matrix.width(group.first), shape,
-                        rows_.data(), k > 0, k > 0 ? nullptr : bias, group.count, group.stride});
+                        rows_.data(), k > 0, k > 0 ? nullptr : bias, group.count, group.stride,
+                        next});
     column += width;
   });
   return rows_[0];

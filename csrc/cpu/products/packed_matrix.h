@@ -70,6 +70,12 @@ class PackedMatrix {
         panels.begin = group.first + group.count;
     }
   }
+  // Panels [begin, end) as memory to fetch.
+  NextPanels memory(const Range& panels) const {
+    const char* const first = reinterpret_cast<const char*>(panel(0));
+    const auto offset = [&](int64_t p) { return offsets_[p] * int64_t(sizeof(T)); };
+    return {first + offset(panels.begin), first + offset(panels.end)};
+  }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
     return part_of(panels_.size(), group, groups);
@@ -170,9 +176,11 @@ class PanelSums {
   int64_t stride() const { return stride_; }
   // Rows of a times the panels [first, last) side by side, `piece` terms of the sums at a time, and
   // the bias of their columns, or nullptr. Rows that are `zeros` are not multiplied where there are
-  // no others, so that they may meet an infinite weight or not.
+  // no others, so that they may meet an infinite weight or not. Meanwhile `next` comes into the
+  // cache.
   const A* multiply(const PackedMatrix<T>& matrix, const Range& panels, const T* const* a,
-                    int64_t rows, int64_t piece, const T* zeros, const A* bias = nullptr);
+                    int64_t rows, int64_t piece, const T* zeros, const A* bias = nullptr,
+                    NextPanels* next = nullptr);
 
  private:
   int64_t stride_;

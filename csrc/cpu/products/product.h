@@ -42,6 +42,17 @@ struct Prefetch {
 // Terms of a sum between two calls of `fetch`.
 constexpr int64_t kTermsPerFetch = 32;
 
+// Panels that come into the cache while others are multiplied: a line for each term of a tile's
+// sums.
+struct NextPanels {
+  const char *at, *end;
+
+  inline __attribute__((always_inline)) void fetch() {
+    __builtin_prefetch(at);
+    at += at < end ? 64 : 0;
+  }
+};
+
 // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k] + bias, r < rows, k < K.
 template <typename T, typename C>
 struct PanelProduct {
@@ -54,6 +65,7 @@ struct PanelProduct {
   const State_t<T>* bias = nullptr;  // [N], not read with accumulate
   // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`.
   int64_t panels = 1, panel_stride = 0;
+  NextPanels* next = nullptr;  // our own tiles read it
 };
 
 // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the

@@ -24,6 +24,21 @@ constexpr int64_t kTerms = 256;
 // How far ahead a panel is prefetched where it may come from beyond the L2 cache, page after page.
 constexpr int64_t kBytesAhead = 2048;
 
+// What a tile fetches meanwhile: always, before every term, or now and then.
+struct NoFetch {
+  static constexpr bool always = false, now_and_then = false;
+};
+struct FetchAhead {
+  static constexpr bool always = false, now_and_then = true;
+  Prefetch* prefetch;
+  FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
+};
+struct FetchNext {
+  static constexpr bool always = true, now_and_then = false;
+  NextPanels* next;
+  FASTLSTM_INLINE void operator()() const { next->fetch(); }
+};
+
 // Reads V / W panels of W vectors each, `stride` elements apart.
 template <int R, int V, int W, typename A>
 struct Tile {
@@ -31,7 +46,7 @@ struct Tile {
   int64_t stride;
   Vec<A> sum[R][V];
 
-  // sum = the products of K terms. `fetch()` is called now and then.
+  // sum = the products of K terms.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
     clear();
@@ -58,19 +73,17 @@ struct Tile {
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
                            const Fetch& fetch) {
-    if constexpr (Fetch::enabled)
+    if constexpr (Fetch::now_and_then)
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
         fetch();
-        add(a, k, k + kTermsPerFetch, panel);
+        add(a, k, k + kTermsPerFetch, panel, NoFetch());
         panel += kTermsPerFetch * W * L;
       }
-    add(a, k, end, panel);
-  }
-
-  template <typename T>
-  FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel) {
     constexpr int P = Terms<T>::at_once;
-    for (; k + P <= end; k += P, panel += P * W * L) add_terms<P>(a, k, panel);
+    for (; k + P <= end; k += P, panel += P * W * L) {
+      if constexpr (Fetch::always) fetch();
+      add_terms<P>(a, k, panel);
+    }
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
@@ -91,15 +104,6 @@ struct Tile {
       for (int v = 0; v < V; ++v) sum[r][v] = Terms<T>::multiply_add(x, b[v], sum[r][v]);
     }
   }
-};
-
-struct NoFetch {
-  static constexpr bool enabled = false;
-};
-struct FetchAhead {
-  static constexpr bool enabled = true;
-  Prefetch* prefetch;
-  FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };
 
 // Writes vector v of a row of sums to its place in C; only the last vector may be cut off.
@@ -164,7 +168,10 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fe
 
 template <int R, int V, typename T, typename A, typename C>
 static void multiply(const PanelProduct<T, C>& product) {
-  multiply_tiles<R, V, T, A>(product, NoFetch());
+  if (product.next)
+    multiply_tiles<R, V, T, A>(product, FetchNext{product.next});
+  else
+    multiply_tiles<R, V, T, A>(product, NoFetch());
 }
 
 template <int R, int V, typename T, typename A>

@@ -36,21 +36,29 @@ class CellsForward {
   // x_gates of the rows are computed, else read.
   void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
            const ForwardRow<T>* rows, int64_t count, const W* zeros, const Input* input = nullptr) {
-    const int64_t lanes = product_.lanes, in_tile = 4 / product_.vectors;
     const int64_t at_once = tiles_for(count), turns = divide_up(tiles.end - tiles.begin, at_once);
     backwards_ = !backwards_;
+    const auto tiles_of = [&](int64_t turn) {
+      const int64_t first = tiles.begin + (backwards_ ? turns - 1 - turn : turn) * at_once;
+      return Range{first, std::min(first + at_once, tiles.end)};
+    };
+    // With several tiles of rows there is time to load the panels of the next turn.
+    const bool fetches = count > product_.rows && kernel_table().fetches_next_panels;
     for (int64_t i = 0; i < turns; ++i) {
-      const int64_t tile = tiles.begin + (backwards_ ? turns - 1 - i : i) * at_once;
-      const int64_t next = std::min(tile + at_once, tiles.end);
-      const Range panels{tile * in_tile, next * in_tile};
+      const auto [begin, end] = tiles_of(i);
+      const Range panels = panels_of({begin, end});
+      const Range after = panels_of(tiles_of(std::min(i + 1, turns - 1)));
+      NextPanels next_h = w_hh.memory(after), next_x = input ? input->w_ih.memory(after) : next_h;
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
-        const A* x = input ? multiply_input(*input, panels, r, some) : nullptr;
-        for (int64_t t = tile; t < next; ++t) cell_.prefetch_forward(rows + r, some, units(t));
-        const A* h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros);
-        for (int64_t t = tile; t < next; ++t) {
+        const A* x =
+            input ? multiply_input(*input, panels, r, some, fetches ? &next_x : nullptr) : nullptr;
+        for (int64_t t = begin; t < end; ++t) cell_.prefetch_forward(rows + r, some, units(t));
+        const A* h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr,
+                                    fetches ? &next_h : nullptr);
+        for (int64_t t = begin; t < end; ++t) {
           cell_.forward(rows + r, some, {h, sums_.stride(), x}, units(t));
-          h += 4 * lanes, x += input ? 4 * lanes : 0;
+          h += 4 * product_.lanes, x += input ? 4 * product_.lanes : 0;
         }
       }
     }
@@ -61,17 +69,22 @@ class CellsForward {
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
   }
+  Range panels_of(const Range& tiles) const {
+    const int64_t in_tile = 4 / product_.vectors;
+    return {tiles.begin * in_tile, tiles.end * in_tile};
+  }
   Units units(int64_t tile) const {
     const int64_t unit = tile * product_.lanes;
     return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
   }
   int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
-  const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count) {
+  const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count,
+                          NextPanels* next) {
     const int64_t column = input.w_ih.panels()[panels.begin].first_column;
     const A* const bias = input.bias.defined() ? const_data<A>(input.bias) + column : nullptr;
-    return x_sums_.multiply(input.w_ih, panels, input.x + row, count, product_.piece, nullptr,
-                            bias);
+    return x_sums_.multiply(input.w_ih, panels, input.x + row, count, product_.piece, nullptr, bias,
+                            next);
   }
 
   const Product<W>& product_ = product_of<W>();

@@ -39,6 +39,8 @@ struct KernelTable {
   int64_t rows_worth_prefetching = 1;
   // From so many rows of a step on, their input is multiplied beside h, not ahead of the walk.
   int64_t rows_beside_h = INT64_MAX;
+  // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
+  bool fetches_next_panels = false;
   // Whether ATen multiplies a single step backward, if no gradients of weights are requested, since
   // that is faster than tiles.
   bool leaves_steps_to_aten = false;
