@@ -1,7 +1,7 @@
 """Frozen inference on the CPU: `fastlstm.prepack` beside nn.LSTM, onnxruntime and torch.ao.
 
-    python benchmarks/frozen.py
-    python benchmarks/frozen.py --write benchmarks/README.md --output benchmarks/results/frozen.json
+    python benchmarks/frozen.py --output FILE.json
+    python benchmarks/frozen.py --read FILE.json FILE.json --write benchmarks/README.md
 
 Ratios of times, peer / fastlstm (above 1 fastlstm is faster), of one layer without gradients. Each
 pair is called in alternation; onnxruntime has a process of its own, and so has fastlstm beside it.
@@ -221,27 +221,12 @@ def measure(comparison: Comparison, shape: Shape, effort: Effort) -> float:
             step.close()
 
 
-def report(comparison: Comparison, ratios: list[float]) -> list[str]:
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    asked = f"{comparison.mean:g}" + (f", {comparison.worst:g}" if comparison.worst else "")
-    worst = min(ratios)
-    at = comparison.shapes[ratios.index(worst)]
-    return [comparison.title, comparison.peer, f"{mean:.2f}", f"{worst:.2f}", f"{at}", asked]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=0.6, help="per pair; default: 0.6")
-    parser.add_argument("--only", metavar="PEER", help="only comparisons with this peer")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the table there")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="every ratio")
-    args = parser.parse_args()
-    settle_malloc()
-    effort = Effort(args.seconds)
-    rows, results = [], []
+def compare(only: str | None, effort: Effort) -> dict[str, Any]:
+    """Measures the comparisons, or those with the peer `only`."""
+    results = []
     for comparison in COMPARISONS:
         package = comparison.peer.split(maxsplit=1)[0].split(".")[0]
-        if args.only and args.only != comparison.peer:
+        if only and only != comparison.peer:
             continue
         if package == "onnxruntime" and not importlib.util.find_spec(package):
             print(f"{comparison.peer}: not installed")
@@ -251,15 +236,43 @@ def main() -> None:
             with torch.inference_mode():
                 ratios.append(measure(comparison, shape, effort))
             print(f"{comparison.title} / {comparison.peer} {shape}: {ratios[-1]:.2f}", flush=True)
-        rows.append(report(comparison, ratios))
         results.append({"title": comparison.title, "peer": comparison.peer, "ratios": ratios})
-        print(" | ".join(rows[-1]), flush=True)
+    return {"machine": machine.title("cpu"), "results": results}
+
+
+def report(comparison: Comparison, ratios: list[float]) -> list[str]:
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    asked = f"{comparison.mean:g}" + (f", {comparison.worst:g}" if comparison.worst else "")
+    worst = min(ratios)
+    at = comparison.shapes[ratios.index(worst)]
+    return [comparison.title, comparison.peer, f"{mean:.2f}", f"{worst:.2f}", f"{at}", asked]
+
+
+def as_table(record: dict[str, Any]) -> str:
+    comparisons = {(c.title, c.peer): c for c in COMPARISONS}
+    rows = [report(comparisons[r["title"], r["peer"]], r["ratios"]) for r in record["results"]]
     header = ["fastlstm.prepack", "beside", "mean", "worst", "at (B, T, I, H)", "aim: mean, worst"]
-    text = machine.title("cpu")
-    text += "\n\n" + table(header, rows)
-    publish(text, args.write, "frozen")
-    if args.output:
-        args.output.write_text(json.dumps({"machine": machine.cpu_model(), "results": results}))
+    return f"{record['machine']}\n\n{table(header, rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=0.6, help="per pair; default: 0.6")
+    parser.add_argument("--only", metavar="PEER", help="only comparisons with this peer")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the tables there")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="every ratio")
+    parser.add_argument(
+        "--read", type=Path, nargs="+", metavar="FILE.json", help="measure nothing, show these"
+    )
+    args = parser.parse_args()
+    if args.read:
+        records = [json.loads(path.read_text()) for path in args.read]
+    else:
+        settle_malloc()
+        records = [compare(args.only, Effort(args.seconds))]
+        if args.output:
+            args.output.write_text(json.dumps(records[0]))
+    publish("\n\n".join(map(as_table, records)), args.write, "frozen")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Print a result of bench_lstm.py as Markdown: one line for each group of cases.
+"""Print results of bench_lstm.py as Markdown: one line for each group of cases.
 
-python benchmarks/summary.py benchmarks/results/FILE.json --write benchmarks/README.md
-python benchmarks/summary.py benchmarks/results/FILE.json --short --write README.md
+python benchmarks/summary.py benchmarks/results/FILE.json ... --write benchmarks/README.md
+python benchmarks/summary.py benchmarks/results/FILE.json ... --short --write README.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 from markdown import publish, table
 
-SHORT_HEADER = ["nn.LSTM = 1", "cases", "mean", "range"]
 HEADER = ["torch.nn / fastlstm", "cases", "geometric mean", "worst", "best", "also measured"]
 
 
@@ -41,39 +40,54 @@ def row(group: dict[str, Any]) -> list[str]:
     return [group["title"], str(len(group["results"])), mean, worst, best, others]
 
 
-def short_row(group: dict[str, Any]) -> list[str]:
-    """The line of a group without targets, memory and the like."""
-    title, cases, mean, worst, best, _ = row(group | {"verdicts": []})
-    return [title, cases, mean, f"{worst} to {best}"]
-
-
-def summary(record: dict[str, Any], short: bool = False) -> str:
-    """One line about the machine, and the table."""
+def machine_line(record: dict[str, Any], with_peaks: bool) -> str:
+    """What was measured, where, and by which command."""
     machine, git = record["machine"], record["git"]
-    name = machine.get("gpu") or machine["cpu"]
     peaks = ", ".join(f"{key} {peak / 1e9:.0f}" for key, peak in record["gemm_peak"].items())
     words = [
-        f"{name}, {record['threads']} threads, {machine['capability']}",
+        f"{machine_name(record)}, {record['threads']} threads, {machine['capability']}",
         f"torch {record['versions']['torch']}",
         f"commit {(git['commit'] or 'unknown')[:7]}{' with changes' if git['dirty'] else ''}",
         record["date"][:10],
     ]
-    if peaks and not short:
+    if peaks and with_peaks:
         words.append(f"GEMM peak in GFLOP/s: {peaks}")
     if record["quick"] or not record["complete"]:
         words.append("quick run" if record["quick"] else "stopped before the end")
-    header, line = (SHORT_HEADER, short_row) if short else (HEADER, row)
-    groups = [group for group in record["groups"] if group["results"] or not short]
-    return f"{'; '.join(words)}. `{record['command']}`\n\n" + table(header, map(line, groups))
+    return f"{'; '.join(words)}. `{record['command']}`"
+
+
+def machine_name(record: dict[str, Any]) -> str:
+    return record["machine"].get("gpu") or record["machine"]["cpu"]
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line about the machine, and the table."""
+    return f"{machine_line(record, True)}\n\n" + table(HEADER, map(row, record["groups"]))
+
+
+def short_summary(records: Sequence[dict[str, Any]]) -> str:
+    """Machines beside each other, without targets, memory and the like."""
+    header, lines = ["nn.LSTM = 1", "cases"], dict[str, list[str]]()
+    for number, record in enumerate(records):
+        header += [f"{machine_name(record)}: mean", "range"]
+        for group in record["groups"]:
+            title, cases, mean, worst, best, _ = row(group | {"verdicts": []})
+            if group["results"]:
+                line = lines.setdefault(title, [title, cases] + ["-", "-"] * len(records))
+                line[2 + 2 * number : 4 + 2 * number] = [mean, f"{worst} to {best}"]
+    machines = "\n".join(f"- {machine_line(record, False)}" for record in records)
+    return f"{machines}\n\n" + table(header, lines.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("result", type=Path, metavar="RESULT.json")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
     parser.add_argument("--short", action="store_true", help="the section speed: ratios alone")
     args = parser.parse_args(arguments)
-    text = summary(json.loads(args.result.read_text()), args.short)
+    records = [json.loads(path.read_text()) for path in args.results]
+    text = short_summary(records) if args.short else "\n\n".join(map(summary, records))
     publish(text, args.write, "speed" if args.short else "benchmark")
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from markdown import replace_section  # noqa: E402
-from summary import summary  # noqa: E402
+from summary import short_summary, summary  # noqa: E402
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
@@ -297,11 +297,20 @@ def test_summary_says_what_was_missed_and_what_failed() -> None:
         "failed cases 1.00 (<= 0, missed) |",
         "| nothing | 0 | - | - | - |  |",
     ]
-    assert summary(record, short=True).splitlines() == [
-        "a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
+    dense["results"].pop()
+    other = record | {
+        "machine": {"cpu": "other", "gpu": "a GPU", "capability": "AVX2"},
+        "complete": True,
+        "groups": [dense | {"results": [{"ratio": 3.0}]}, dense | {"title": "more"}],
+    }
+    assert short_summary([record, other]).splitlines() == [
+        "- a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
         "stopped before the end. `python bench`",
+        "- a GPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02. "
+        "`python bench`",
         "",
-        "| nn.LSTM = 1 | cases | mean | range |",
-        "| --- | ---: | ---: | ---: |",
-        "| dense | 3 | 2.00 | 1.00 to 4.00 |",
+        "| nn.LSTM = 1 | cases | a CPU: mean | range | a GPU: mean | range |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| dense | 2 | 2.00 | 1.00 to 4.00 | 3.00 | 3.00 to 3.00 |",
+        "| more | 2 | - | - | 2.00 | 1.00 to 4.00 |",
     ]

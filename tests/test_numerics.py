@@ -155,7 +155,7 @@ def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
 @every_op_route
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gates_before_saturation(route: Route, dtype: torch.dtype) -> None:
-    """Normal numbers down to the last before zero, as accurate as those of a rounded pre-activation.
+    """Normal numbers down to the last before zero, as accurate as of a rounded pre-activation.
 
     A relative error of eps / 2 in x is one of |x| eps / 2 in a gate that is nearly shut.
     """
