@@ -4,8 +4,8 @@
 // and as templates, so that cpu/vec.h can use the same text for explicit vectors.
 //
 // Both rest on exp(x) = 2^k exp(r), k the integer next to x / ln(2), r = x - k ln(2). A polynomial
-// with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm) gives exp(r) - 1: with its
-// coefficients rounded, 1.7e-8 in float, 3.4e-17 in double, three tenths of a rounding.
+// with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm) gives exp(r) - 1: with
+// its coefficients rounded, 1.7e-8 in float, 3.4e-17 in double, three tenths of a rounding.
 //
 // A gate that is shut is exactly 0, not a number so small that all that follows runs on subnormals,
 // which processors compute up to a hundred times slower.

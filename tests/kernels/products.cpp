@@ -211,6 +211,13 @@ struct Problem {
     check_same(other, c, text() + ": and fetch");
 
     fill(other);
+    const char lines[100] = {};
+    NextPanels next{lines, lines + sizeof lines};
+    multiply(other, rows, product.panels, [&](auto p) { p.next = &next, product.multiply(p); });
+    check_same(other, c, text() + ": and fetch the next panels");
+    check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
+
+    fill(other);
     put_rows(other, product.put_rows);
     check_same(other, c, text() + ": put rows");
 

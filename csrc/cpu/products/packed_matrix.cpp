@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
-constexpr int64_t kRowsOfAThread = 24;
+constexpr int64_t kRowsOfAThread = 24;   // a thread with fewer would load the panels for too few
 // Below this many multiply-adds, waking another thread costs more than it helps.
 constexpr int64_t kWorthAThread = 1 << 19;
 
@@ -32,12 +32,13 @@ void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) 
   });
 }
 
-// body(begin, end, panels): blocks of rows with all panels, or all rows with some panels, which
-// threads load once each, where rows are too few to be shared.
+// body(begin, end, panels): blocks of rows with all panels, or, if rows are few for the threads and
+// panels are not, all rows with some panels, so that each panel is loaded once.
 template <typename T, typename Body>
 void share_product(int64_t rows, const PackedMatrix<T>& matrix, const Body& body) {
-  const int64_t panels = matrix.panel_count(), K = matrix.K();
-  if (rows > matrix.product().panel_rows && rows >= kRowsOfAThread * at::get_num_threads())
+  const int64_t panels = matrix.panel_count(), K = matrix.K(), threads = at::get_num_threads();
+  const int64_t blocks = std::min(threads, divide_up(rows, kRowsOfAThread));
+  if (rows > matrix.product().panel_rows && (rows >= kRowsOfAThread * threads || panels < blocks))
     return for_blocks<T>(rows, K * matrix.N(),
                          [&](int64_t begin, int64_t end) { body(begin, end, Range{0, panels}); });
   const int64_t grain = divide_up(kWorthAThread, 1 + rows * K * matrix.width(0));

@@ -42,8 +42,8 @@ struct Prefetch {
 // Terms of a sum between two calls of `fetch`.
 constexpr int64_t kTermsPerFetch = 32;
 
-// Panels that come into the cache while others are multiplied: a line for each term of a tile's
-// sums.
+// Panels that come into the cache while others are multiplied: a line for each term, or pair of
+// terms, of a tile's sums.
 struct NextPanels {
   const char *at, *end;
 
@@ -65,7 +65,7 @@ struct PanelProduct {
   const State_t<T>* bias = nullptr;  // [N], not read with accumulate
   // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`.
   int64_t panels = 1, panel_stride = 0;
-  NextPanels* next = nullptr;  // our own tiles read it
+  NextPanels* next = nullptr;  // read where Target::fetches_next_panels
 };
 
 // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the

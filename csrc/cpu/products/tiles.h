@@ -168,10 +168,9 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fe
 
 template <int R, int V, typename T, typename A, typename C>
 static void multiply(const PanelProduct<T, C>& product) {
-  if (product.next)
-    multiply_tiles<R, V, T, A>(product, FetchNext{product.next});
-  else
-    multiply_tiles<R, V, T, A>(product, NoFetch());
+  if constexpr (Target::fetches_next_panels && sizeof(C) == sizeof(A))
+    if (product.next) return multiply_tiles<R, V, T, A>(product, FetchNext{product.next});
+  multiply_tiles<R, V, T, A>(product, NoFetch());
 }
 
 template <int R, int V, typename T, typename A>

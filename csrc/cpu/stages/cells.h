@@ -47,15 +47,18 @@ class CellsForward {
     for (int64_t i = 0; i < turns; ++i) {
       const auto [begin, end] = tiles_of(i);
       const Range panels = panels_of({begin, end});
-      const Range after = panels_of(tiles_of(std::min(i + 1, turns - 1)));
-      NextPanels next_h = w_hh.memory(after), next_x = input ? input->w_ih.memory(after) : next_h;
+      const bool fetches_next = fetches && i + 1 < turns;
+      const Range after = panels_of(tiles_of(i + fetches_next));
+      NextPanels next_h = w_hh.memory(after), next_x{};
+      if (input) next_x = input->w_ih.memory(after);
+      NextPanels* const fetch_h = fetches_next ? &next_h : nullptr;
+      NextPanels* const fetch_x = fetches_next ? &next_x : nullptr;
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
-        const A* x =
-            input ? multiply_input(*input, panels, r, some, fetches ? &next_x : nullptr) : nullptr;
+        const A* x = input ? multiply_input(*input, panels, r, some, fetch_x) : nullptr;
         for (int64_t t = begin; t < end; ++t) cell_.prefetch_forward(rows + r, some, units(t));
-        const A* h = sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr,
-                                    fetches ? &next_h : nullptr);
+        const A* h =
+            sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr, fetch_h);
         for (int64_t t = begin; t < end; ++t) {
           cell_.forward(rows + r, some, {h, sums_.stride(), x}, units(t));
           h += 4 * product_.lanes, x += input ? 4 * product_.lanes : 0;

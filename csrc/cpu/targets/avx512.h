@@ -11,6 +11,7 @@ struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
   static constexpr int tile_rows = 6, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
+  static constexpr bool fetches_next_panels = true;
 };
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }

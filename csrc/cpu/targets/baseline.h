@@ -8,6 +8,7 @@ namespace FASTLSTM_ISA {
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
   static constexpr int int8_tile_rows = 2;
+  static constexpr bool fetches_next_panels = false;
 };
 using DotProduct = PlainDotProduct;
 

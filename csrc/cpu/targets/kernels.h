@@ -37,7 +37,8 @@ struct KernelTable {
   const Product<int8>* int8_weights;
   // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
-  // From so many rows of a step on, their input is multiplied beside h, not ahead of the walk.
+  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
+  // each group of rows has a whole tile of them.
   int64_t rows_beside_h = INT64_MAX;
   // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
   bool fetches_next_panels = false;

@@ -77,10 +77,7 @@ struct BackwardCall {
     const int64_t hidden = sizes.hidden_size;
     const int64_t chunk_rows =
         std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (sizes.input_size + hidden) / 2);
-    const int64_t most =
-        std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
-    const int64_t chunks = divide_up(rows.steps(), most);  // all of about the same size
-    return divide_up(rows.steps(), chunks);
+    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
   }
 };
 
@@ -328,8 +325,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   const BackwardCall<T, W> call(layer, saved, grads, request);
   std::deque<BackwardWalk<T, W>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
-  for (int64_t begin = 0; begin < call.rows.steps(); begin += call.chunk_steps) {
-    const Range chunk{begin, std::min(begin + call.chunk_steps, call.rows.steps())};
+  const int64_t chunks = divide_up(call.rows.steps(), call.chunk_steps);
+  for (int64_t i = 0; i < chunks; ++i) {
+    const Range chunk = part_of(call.rows.steps(), i, chunks);
     for (auto& walk : walks) walk.begin(chunk);
     walk_steps<W>(call.grid, walks.size(), chunk, walks[0].phases(),
                   [&](int64_t d, int64_t k, int64_t phase, const Member& member) {

@@ -1,6 +1,6 @@
 // The forward walk, of one direction or of two. In chunks of steps: the input's part of the gates
 // of the whole chunk, then step by step the product with W_hh and the cells, while the chunk is in
-// cache.
+// cache. With many rows in a step its input is multiplied beside h instead.
 #pragma once
 #include <algorithm>
 #include <deque>
@@ -121,8 +121,11 @@ class ForwardWalk {
   // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
   // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
   int64_t steps_ahead() const {
-    if (rows_.batch() >= kernel_table().rows_beside_h) return 0;
     const Product<W>& product = product_of<W>();
+    const int64_t rows_of_step = rows_.total() / std::max<int64_t>(rows_.steps(), 1);
+    if (rows_of_step >=
+        std::max<int64_t>(kernel_table().rows_beside_h, product.rows * grid_.row_groups))
+      return 0;
     const int64_t rows_ahead =
         std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
     const int64_t steps = rows_ahead / std::max<int64_t>(rows_.batch(), 1);
