@@ -1,8 +1,4 @@
-"""The CPU kernels without torch, against plain loops: those of arm64 in an emulator.
-
-On x86-64 most of the other tests run these kernels too, so that here they are left to the slow
-ones. Of arm64 nothing else is tested.
-"""
+"""The CPU kernels without torch, against plain loops: those of arm64 in an emulator."""
 
 import fcntl
 import os
@@ -45,7 +41,6 @@ def check(*command):
 
 
 @pytest.mark.skipif(not shutil.which("make") or not shutil.which(CXX[0]), reason="no make or C++")
-@pytest.mark.slow
 def test_on_this_machine():
     checked = check(program(*CXX))
     assert ("neon" if ARM64 else "baseline") in checked

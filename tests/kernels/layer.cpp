@@ -94,8 +94,22 @@ class Walk {
     return sums;
   }
 
-  void forward() {
+  // x_gates in the order vector of units, gate, unit, the last vector filled up with zeros.
+  std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
+    const int64_t lanes = product_.lanes, width = divide_up(H_, lanes) * lanes;
+    std::vector<A> ordered(steps_ * B_ * 4 * width);
+    for (int64_t row = 0; row < steps_ * B_; ++row)
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t u = 0; u < H_; ++u)
+          ordered[row * 4 * width + u / lanes * 4 * lanes + gate * lanes + u % lanes] =
+              x_gates[(row * 4 + gate) * H_ + u];
+    return ordered;
+  }
+
+  void forward() {
+    const auto x_gates = ordered_x_gates();
+    const int64_t x_width = x_gates.size() / (steps_ * B_);
     const auto h_0 = converted<T>(problem_.h_0);
     const auto c_0 = converted<A>(problem_.c_0);
     for (int64_t t = 0; t < steps_; ++t) {
@@ -110,7 +124,7 @@ class Walk {
         for (int64_t j = 0; j < H_; ++j)
           masked[b * H_ + j] = from_double<T>(problem_.mask(b * H_ + j) * to_double(h[j]));
         h_prev.push_back(&masked[b * H_]);
-        rows.push_back({&x_gates[row * 4 * H_], &gates_[row * 4 * H_], c, &cells_[row * H_],
+        rows.push_back({&x_gates[row * x_width], &gates_[row * 4 * H_], c, &cells_[row * H_],
                         &output_[row * H_], zoneout_at(zoneout_h_, row),
                         zoneout_at(zoneout_c_, row), h});
       }
@@ -123,7 +137,7 @@ class Walk {
         const Units units{unit, std::min(lanes, H_ - unit), H_};
         cell_.prefetch_forward(rows.data(), B_, units);
         const auto sums = multiply(h_prev, {columns.data(), true}, H_, 0, 4 * lanes);
-        cell_.forward(rows.data(), B_, sums.data(), 4 * lanes, units);
+        cell_.forward(rows.data(), B_, {sums.data(), 4 * lanes}, units);
       }
     }
   }
@@ -182,7 +196,7 @@ void check_special(const Kernels<T>& kernels) {
     std::vector<A> c(H);
     std::vector<T> gates(4 * H), h(H);
     const ForwardRow<T> row{x_gates.data(), gates.data(), c_prev.data(), c.data(), h.data()};
-    kernels.cell->forward(&row, 1, sums.data(), 4 * H, {0, H, H});
+    kernels.cell->forward(&row, 1, {sums.data(), 4 * H}, {0, H, H});
     for (int64_t u = 0; u < H; ++u)
       if (std::isnan(x))
         check(std::isnan(c[u]) && std::isnan(to_double(h[u])), "c and h of NaN: ", c[u], ", ",
