@@ -10,7 +10,6 @@ tables::
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from memory import allocated
+from report import write_json
 from timing import settle_malloc
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -176,7 +176,7 @@ def main() -> None:
             print(f"{f'{vocab:,} words, {name}':40}{seconds * 1e3:8.1f}{peak / 1e6:10.1f}")
             rows.append({"case": f"{vocab} words, {name}", "seconds": seconds, "peak": peak})
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+        write_json(args.json, {"torch": torch.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import machine
 import torch
 from cases import DENSE, ONE_STEP
 from markdown import publish, table
+from report import write_json
 from timing import Effort, alternate, cpu_clock, settle_malloc
 from torch import Tensor, nn
 
@@ -271,7 +272,7 @@ def main() -> None:
         settle_malloc()
         records = [compare(args.only, Effort(args.seconds))]
         if args.output:
-            args.output.write_text(json.dumps(records[0]))
+            write_json(args.output, records[0])
     publish("\n\n".join(map(as_table, records)), args.write, "frozen")
 
 

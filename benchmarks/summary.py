@@ -68,7 +68,8 @@ def summary(record: dict[str, Any]) -> str:
 
 def short_summary(records: Sequence[dict[str, Any]]) -> str:
     """Machines beside each other, without targets, memory and the like."""
-    header, lines = ["nn.LSTM = 1", "cases"], dict[str, list[str]]()
+    header = ["nn.LSTM = 1", "cases"]
+    lines: dict[str, list[str]] = {}  # by the title of a group
     for number, record in enumerate(records):
         header += [f"{machine_name(record)}: mean", "range"]
         for group in record["groups"]:

@@ -47,12 +47,12 @@ class CellsForward {
     for (int64_t i = 0; i < turns; ++i) {
       const auto [begin, end] = tiles_of(i);
       const Range panels = panels_of({begin, end});
-      const bool fetches_next = fetches && i + 1 < turns;
-      const Range after = panels_of(tiles_of(i + fetches_next));
-      NextPanels next_h = w_hh.memory(after), next_x{};
-      if (input) next_x = input->w_ih.memory(after);
-      NextPanels* const fetch_h = fetches_next ? &next_h : nullptr;
-      NextPanels* const fetch_x = fetches_next ? &next_x : nullptr;
+      NextPanels next_h{}, next_x{}, *fetch_h = nullptr, *fetch_x = nullptr;
+      if (fetches && i + 1 < turns) {
+        const Range after = panels_of(tiles_of(i + 1));
+        next_h = w_hh.memory(after), fetch_h = &next_h;
+        if (input) next_x = input->w_ih.memory(after), fetch_x = &next_x;
+      }
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
         const A* x = input ? multiply_input(*input, panels, r, some, fetch_x) : nullptr;
