@@ -17,6 +17,7 @@ from captioning.errors import CaptioningError, naming
 from captioning.files import write_atomically
 from captioning.images import Transform
 from captioning.model import Captioner
+from captioning.neighbors import Neighbors
 from captioning.tensors import check_fit, load_tensors
 from captioning.vocabulary import Vocabulary
 
@@ -89,6 +90,8 @@ class Checkpoint:
             },
             "training": self.training,
         }
+        if self.model.neighbors:
+            data["neighbors"] = self.model.neighbors.state_dict()
         write_atomically(path, lambda file: torch.save(data, file))
 
 
@@ -117,6 +120,9 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
         vocabulary = Vocabulary(parts["vocabulary"])
         model = _model(parts["model"], parts["weights"], vocabulary, lstm)
+        if "neighbors" in data:
+            size = model.config.feature_size
+            model.neighbors = Neighbors.from_state_dict(data["neighbors"], size)
         cnn = CNNIdentity(
             from_dict(CNNConfig, _part(parts["cnn"], "config", dict), "cnn"),
             from_dict(Transform, _part(parts["cnn"], "transform", dict), "cnn"),

@@ -5,7 +5,7 @@ Agrees with pycocoevalcap's scorer, which recomputes them for every set of capti
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 N, SIGMA = 4, 6.0
@@ -43,8 +43,19 @@ class CiderD:
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
         """CIDEr-D, 0 to 10, of each of several captions of one picture."""
-        references = [self._weigh(reference) for reference in self.references[picture]]
-        return [_score(self._weigh(caption), references) for caption in captions]
+        return self.agreement(captions, {picture: 1.0})
+
+    def agreement(
+        self, captions: Sequence[Sequence[int]], pictures: Mapping[int, float]
+    ) -> list[float]:
+        """The sum over pictures of a factor times the CIDEr-D of each caption against them."""
+        weighed = [self._weigh(caption) for caption in captions]
+        totals = [0.0] * len(weighed)
+        for picture, factor in pictures.items():
+            references = [self._weigh(reference) for reference in self.references[picture]]
+            for i, caption in enumerate(weighed):
+                totals[i] += factor * _score(caption, references)
+        return totals
 
     def consensus(self, picture: int) -> list[float]:
         """CIDEr-D of each reference of a picture against its other references; 0 without any."""

@@ -30,6 +30,11 @@ class DecodeConfig:
     length_penalty: float = setting(
         "beam: captions are ranked by log probability / length^X; 0 prefers short ones", 0.7
     )
+    neighbors: float | None = setting(
+        "beam: weight of the agreement with the captions of similar training pictures, if the "
+        "captioner keeps these; 0: none (what was best for its --val)",
+        None,
+    )
     no_repeat_ngram: int = setting(
         "beam: no sequence of this many words may occur twice; 0: no such rule", 0
     )
@@ -43,8 +48,9 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        check_at_least(self, seed=-LIMIT)
-        check_options(**{k: v for k, v in asdict(self).items() if k not in ("method", "seed")})
+        check_at_least(self, seed=-LIMIT, neighbors=0)
+        others = ("method", "neighbors", "seed")
+        check_options(**{k: v for k, v in asdict(self).items() if k not in others})
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,10 @@ class Caption:
 
 
 def decode_batch(
-    model: Captioner, features: Tensor, config: DecodeConfig, generator: torch.Generator | None
+    model: Captioner,
+    features: Tensor,
+    config: DecodeConfig,
+    generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
     """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
     with torch.no_grad():
@@ -73,7 +82,10 @@ def decode_batch(
         return [[h] for h in greedy_search(model.decoder, image, limit)]
     if config.method == "beam":
         beam = (config.beam_size, config.length_penalty, config.no_repeat_ngram)
-        return beam_search(model.decoder, image, *beam, limit)
+        found = beam_search(model.decoder, image, *beam, limit)
+        if model.neighbors is None:
+            return found
+        return model.neighbors.rank(features, found, config.neighbors)
     filters = (config.temperature, config.top_k, config.top_p)
     return [[h] for h in sample(model.decoder, image, *filters, limit, generator)]
 

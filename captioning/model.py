@@ -11,6 +11,7 @@ from captioning.config import ModelConfig
 from captioning.decoders import Decoder, decoder_class
 from captioning.encoder import EncoderCNN
 from captioning.loss import BLOCK, linear_cross_entropy
+from captioning.neighbors import Neighbors
 from captioning.vocabulary import PAD
 
 
@@ -37,6 +38,9 @@ class Captioner(nn.Module):
     Args:
         config: the sizes.
         lstm: "fastlstm", "torch" or "reference"; the parameters are the same for all.
+
+    Attributes:
+        neighbors: training pictures whose captions help to rank those that beam search finds.
     """
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
@@ -44,6 +48,7 @@ class Captioner(nn.Module):
         self.config = config
         self.encoder = EncoderCNN(config.feature_size, config.embed_size)
         self.decoder: Decoder = decoder_class(config)(config, lstm)
+        self.neighbors: Neighbors | None = None
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:

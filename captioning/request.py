@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from captioning.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.cnn import CNNChoice
@@ -31,16 +32,18 @@ from captioning.datasets import CaptionDataset, load_coco
 from captioning.decoders import decoder_class
 from captioning.errors import CaptioningError
 from captioning.features import Extraction, FeatureTable, cache_path, extract_features
-from captioning.generate import DecodeConfig, best_captions
+from captioning.generate import DecodeConfig, best_captions, decode_batch
 from captioning.locks import lock_folder
 from captioning.lstm import HELP, LSTMS, freeze
 from captioning.metrics import score_captions
 from captioning.model import Captioner
+from captioning.neighbors import Neighbors, rank
 from captioning.processes import distributed, first_process_first
 from captioning.train import MAY_CHANGE, train
 from captioning.vocabulary import Vocabulary
 
 MIN_COUNT = 4
+NEIGHBOR_WEIGHTS = (0, 1, 2, 3, 4, 6, 8)  # the first of the best is taken
 LEGEND = {
     "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
@@ -84,6 +87,10 @@ class TrainingRequest:
     resume: bool = setting(
         "continue from OUTPUT/last.pt, if it exists; its words, model, CNN and settings need not "
         "be given again",
+        False,
+    )
+    no_neighbors: bool = setting(
+        "leave the training pictures' features and captions out of best.pt; they help beam search",
         False,
     )
     lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
@@ -162,8 +169,11 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
         if process.is_first:
             best = output / "best.pt"
             say(summary(history, best))
+            found = load_checkpoint(best, lstm, process.device)
+            if val and len(table.images) < SMALL_SET and not request.no_neighbors:
+                say(add_neighbors(found, table, val))
+                found.save(best)
             if "test" in tables:
-                found = load_checkpoint(best, lstm, process.device)
                 freeze(found.model.decoder)
                 say(test(found, tables["test"]))
             say(f"next: python -m captioning caption {best} PICTURE --method beam")
@@ -189,6 +199,36 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
         f"best of {len(history)} epochs: {entry['epoch']:.0f}, CIDEr-D {entry['CIDEr-D']:.3f}, "
         f"BLEU-4 {entry['BLEU-4']:.3f} on --val: {best}"
     )
+
+
+def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable) -> str:
+    """Gives a captioner its training pictures, if their captions help its beam search on `val`.
+
+    They weigh what is best for CIDEr-D there.
+
+    Returns:
+        One line on what they are worth.
+    """
+    model, vocabulary = checkpoint.model, checkpoint.vocabulary
+    neighbors = Neighbors.of(table, vocabulary)
+    model.neighbors = None
+    beams, agreement = [], []
+    parts = torch.arange(len(val.images)).split(128)
+    for rows in tqdm(parts, "compare with similar training pictures", unit="batch"):
+        features = val.read(rows).to(next(model.parameters()).device)
+        beams += decode_batch(model, features, DecodeConfig("beam"))
+        agreement += neighbors.agreement(features, beams[-len(rows) :])
+    found = {}
+    for weight in NEIGHBOR_WEIGHTS:
+        best = [vocabulary.decode(group[0].tokens) for group in rank(beams, agreement, weight)]
+        scores = score_captions(dict(zip(val.ids, best, strict=True)), val.references)
+        found[weight] = scores.overall["CIDEr-D"]
+    weight = max(found, key=found.__getitem__)
+    line = f"beam search on --val: CIDEr-D {found[0]:.3f}"
+    if not weight:
+        return f"{line}, not higher with the captions of similar training pictures"
+    neighbors.weight, model.neighbors = weight, neighbors
+    return f"{line}, {found[weight]:.3f} with the captions of similar training pictures"
 
 
 def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
@@ -240,6 +280,8 @@ def prepare_training(
         training["features"] = os.path.relpath(folder, request.output)  # for --resume
     if origin:
         checkpoint = origin.checkpoint
+        if request.no_neighbors:
+            checkpoint.model.neighbors = None
         checkpoint.training = checkpoint.training | training if origin.config else training
         return checkpoint, config, tables
     if is_first:

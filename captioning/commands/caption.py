@@ -25,7 +25,7 @@ from captioning.locks import lock_files
 from captioning.report import MAX_SHEET, write_sheet
 
 OPTIONS = {  # by the method that they belong to
-    "beam": ("beam_size", "length_penalty", "no_repeat_ngram", "all"),
+    "beam": ("neighbors", "beam_size", "length_penalty", "no_repeat_ngram", "all"),
     "sample": ("temperature", "top_k", "top_p", "seed"),
 }
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from captioning.__main__ import Help, Parser, main, module_of
@@ -31,6 +32,7 @@ from captioning.config import (
     recipe,
 )
 from captioning.features import Extraction
+from captioning.neighbors import Neighbors
 from captioning.prepare import read_source
 from captioning.request import TrainingRequest
 from captioning.vocabulary import SPECIAL
@@ -477,13 +479,15 @@ def test_ends_with_the_best_epoch_the_test_scores_and_what_to_do_next(
     train += ["--val", str(annotations / "captions_val.json"), "--start", str(trained / "best.pt")]
     train += ["--test", str(annotations / "captions_unseen.json"), "--output", str(tmp_path)]
     assert main(train) == 0
-    *_, best, test, following = capsys.readouterr().out.splitlines()
+    *_, best, beams, test, following = capsys.readouterr().out.splitlines()
     path = tmp_path / "best.pt"
     entry = max(
         load_checkpoint(tmp_path / "last.pt").training["history"], key=lambda e: e["CIDEr-D"]
     )
     assert best.startswith(f"best of 2 epochs: {entry['epoch']}, CIDEr-D {entry['CIDEr-D']:.3f}, ")
     assert best.endswith(f"on --val: {path}")
+    assert beams.startswith("beam search on --val: CIDEr-D ")
+    assert beams.endswith(" with the captions of similar training pictures")
     assert test.startswith("test, 12 pictures: greedy CIDEr-D ") and "; beam of 5 CIDEr-D " in test
     assert following == f"next: python -m captioning caption {path} PICTURE --method beam"
 
@@ -507,6 +511,22 @@ def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, ca
     assert second.training["config"]["self_critical"] == 2
     assert second.training["config"]["learning_rate"] == recipe(1, True).learning_rate
     assert "reward" in second.training["history"][0]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-neighbors"]])
+def test_a_second_stage_keeps_the_training_pictures_of_the_first(
+    trained, scenes_root, tmp_path, options
+):
+    """It has no validation set to choose another weight on."""
+    first = load_checkpoint(trained / "best.pt")
+    size = first.model.config.feature_size
+    first.model.neighbors = Neighbors(torch.zeros(size), torch.ones(1, size), [[[5, 2]]], 3.0)
+    first.save(tmp_path / "first.pt")
+    annotations = str(scenes_root / "annotations" / "captions_train.json")
+    train = ["train", "--train", annotations, "--start", str(tmp_path / "first.pt")]
+    assert main([*train, "--output", str(tmp_path / "run"), "--epochs", "1", *options]) == 0
+    found = load_checkpoint(tmp_path / "run" / "best.pt").model.neighbors
+    assert found is None if options else (found.weight, found.captions) == (3.0, [[[5, 2]]])
 
 
 def test_the_size_of_the_set_decides_what_is_not_given(trained):
@@ -621,6 +641,8 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
         ("caption", "--max-seq-length -3", "max_seq_length: expected >= 1, got -3"),
         ("caption", "--beam-size 3", "--beam-size: expected --method beam as well, got greedy"),
         ("caption", "--length-penalty 1", "--length-penalty: expected --method beam as well"),
+        ("caption", "--neighbors 1", "--neighbors: expected --method beam as well, got greedy"),
+        ("caption", "--method beam --neighbors -1", "neighbors: expected >= 0, got -1"),
         ("caption", "--all", "--all: expected --method beam as well, got greedy"),
         ("caption", "--temperature 5", "--temperature: expected --method sample as well"),
         ("caption", "--top-k 0 --method beam", "--top-k: expected --method sample as well"),

@@ -1,0 +1,150 @@
+"""The training pictures most like a new one, whose captions help to rank what beam search finds.
+
+People describe similar pictures in similar words. So of the captions that beam search finds for a
+picture, those that agree with the captions of similar training pictures are better ("consensus
+reranking": Mao et al., 2015, "Deep Captioning with Multimodal Recurrent Neural Networks";
+Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captioning.cider import CiderD
+from captioning.errors import CaptioningError
+from captioning.features import FeatureTable
+from captioning.search import Hypothesis
+from captioning.vocabulary import Vocabulary
+
+NEAREST = 40  # training pictures that a new one is compared with
+TEMPERATURE = 0.1  # of the softmax of their cosines, which weighs them
+
+
+class Neighbors:
+    """Training pictures with their features and captions.
+
+    Args:
+        mean: [C], of the features of all of them.
+        directions: [N,C], the features of each minus the mean, scaled to length 1.
+        captions: the tokens of each picture's captions, without <start>.
+        weight: what a CIDEr-D of 1 against the captions of similar pictures adds to the score of a
+            hypothesis, which is a log-probability.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        directions: Tensor,
+        captions: Sequence[Sequence[Sequence[int]]],
+        weight: float,
+    ) -> None:
+        self.mean, self.directions = mean, directions
+        self.captions, self.weight = captions, weight
+
+    @classmethod
+    def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
+        """Those of a table of training pictures."""
+        parts = torch.arange(len(table.images)).split(256)
+        features = torch.cat([_vectors(table.read(rows)) for rows in parts])
+        mean = features.mean(0)
+        captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
+        return cls(mean, F.normalize(features - mean, dim=1), captions, weight)
+
+    @cached_property
+    def cider(self) -> CiderD:
+        """Counts the document frequencies, two seconds for 30,000 captions."""
+        return CiderD(self.captions)
+
+    def agreement(
+        self, features: Tensor, hypotheses: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[float]]:
+        """CIDEr-D of the hypotheses of each picture against the captions of similar pictures.
+
+        Args:
+            features: [M,C] or [M,cells,C], of the pictures.
+            hypotheses: those of each picture.
+
+        Returns:
+            For each hypothesis the mean over the `NEAREST` most similar training pictures, weighed
+            by their similarity.
+        """
+        directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
+        nearest = min(NEAREST, len(self.directions))
+        cosines, pictures = (directions @ self.directions.t()).topk(nearest)
+        shares = (cosines / TEMPERATURE).softmax(1)
+        return [
+            self.cider.agreement([h.tokens for h in group], dict(zip(near, share, strict=True)))
+            for group, near, share in zip(
+                hypotheses, pictures.tolist(), shares.tolist(), strict=True
+            )
+        ]
+
+    def rank(
+        self, features: Tensor, hypotheses: list[list[Hypothesis]], weight: float | None = None
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of each picture, ranked anew; see `agreement`. `weight` replaces ours."""
+        weight = self.weight if weight is None else weight
+        if not weight:
+            return hypotheses
+        return rank(hypotheses, self.agreement(features, hypotheses), weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers for a checkpoint."""
+        every = [caption for captions in self.captions for caption in captions]
+        return {
+            "weight": self.weight,
+            "mean": self.mean,
+            "directions": self.directions.half(),
+            "captions": torch.tensor([len(captions) for captions in self.captions]),
+            "lengths": torch.tensor([len(caption) for caption in every]),
+            "tokens": torch.tensor([t for caption in every for t in caption], dtype=torch.int32),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Any, feature_size: int) -> "Neighbors":
+        """From what `state_dict` gave.
+
+        Raises:
+            CaptioningError: it is something else.
+        """
+        try:
+            directions = state["directions"].float()
+            counts, lengths = state["captions"].tolist(), state["lengths"].tolist()
+            tokens = [part.tolist() for part in state["tokens"].split(lengths)]
+            mean, weight = state["mean"].float(), float(state["weight"])
+            if mean.shape != (feature_size,) or directions.shape != (len(counts), feature_size):
+                raise ValueError(f"{len(counts)} pictures of {tuple(directions.shape)} features")
+            if sum(counts) != len(tokens) or min(counts, default=0) < 0:
+                raise ValueError(f"{len(tokens)} captions of {sum(counts)}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"a weight of {weight}")
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CaptioningError(
+                f"neighbors: expected pictures and captions of {feature_size} features, got: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        parts = zip(counts, accumulate(counts), strict=True)
+        return cls(mean, directions, [tokens[end - n : end] for n, end in parts], weight)
+
+
+def rank(
+    hypotheses: list[list[Hypothesis]], agreement: list[list[float]], weight: float
+) -> list[list[Hypothesis]]:
+    """Adds the weighed agreement of each hypothesis to its score; the best come first."""
+    scored = (
+        [h._replace(score=h.score + weight * a) for h, a in zip(group, row, strict=True)]
+        for group, row in zip(hypotheses, agreement, strict=True)
+    )
+    return [sorted(group, key=lambda h: h.score, reverse=True) for group in scored]
+
+
+def _vectors(features: Tensor) -> Tensor:
+    """One vector for each picture: the mean of its cells, if it has cells."""
+    features = features.float()
+    return features.mean(1) if features.dim() == 3 else features

@@ -1,0 +1,145 @@
+"""Captions of similar training pictures rank what beam search finds; a checkpoint keeps them."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from captioning import neighbors, request
+from captioning.checkpoint import load_checkpoint
+from captioning.cider import CiderD
+from captioning.errors import CaptioningError
+from captioning.generate import DecodeConfig, decode_batch
+from captioning.neighbors import Neighbors
+from captioning.search import Hypothesis
+
+A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
+
+
+def hypothesis(tokens: list[int], score: float) -> Hypothesis:
+    return Hypothesis(tokens, [score / len(tokens)] * len(tokens), score)
+
+
+@pytest.fixture
+def three() -> Neighbors:
+    """Three training pictures in three directions, each with captions of its own."""
+    directions = torch.eye(3) - 1 / 3
+    directions /= directions.norm(dim=1, keepdim=True)
+    return Neighbors(torch.full((3,), 1 / 3), directions, [[A, A], [B, B], [C]], 2.0)
+
+
+def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch):
+    monkeypatch.setattr(neighbors, "NEAREST", 2)
+    features = torch.tensor([0.9, 0.4, 0.0])
+    found = three.agreement(features[None], [[hypothesis(A, 0.0), hypothesis(B, 0.0)]])[0]
+    offset = features - 1 / 3
+    cosines = (three.directions @ (offset / offset.norm())).tolist()
+    assert cosines[0] > cosines[1] > cosines[2]
+    parts = [math.exp(cosine / neighbors.TEMPERATURE) for cosine in cosines[:2]]
+    cider = CiderD([[A, A], [B, B], [C]])
+    scores = [cider.scores(picture, [A, B]) for picture in (0, 1)]
+    expected = [sum(p * s[i] for p, s in zip(parts, scores, strict=True)) for i in range(2)]
+    assert found == pytest.approx([value / sum(parts) for value in expected], rel=1e-5)
+    assert found[0] > found[1] > 0
+
+
+def test_the_caption_that_agrees_comes_first(three):
+    beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
+    first = torch.eye(3)[:1]
+    assert [h.tokens for h in three.rank(first, [beams])[0]] == [A, B]
+    assert three.rank(first, [beams], weight=0.0) == [beams]
+    ranked = three.rank(first, [beams], weight=1e-3)[0]
+    assert [h.tokens for h in ranked] == [B, A]
+    agreement = three.agreement(first, [beams])[0]
+    assert [h.score for h in ranked] == [-1 + 1e-3 * agreement[0], -2 + 1e-3 * agreement[1]]
+
+
+def test_cells_count_by_their_mean(three):
+    cells = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    beams = [[hypothesis(A, 0.0), hypothesis(B, 0.0)]]
+    assert three.agreement(cells, beams) == three.agreement(cells.mean(1), beams)
+
+
+def test_only_beam_search_reads_them(new_checkpoint, data):
+    model, features = new_checkpoint().model, data.val.read()
+    plain = {m: decode_batch(model, features, DecodeConfig(m)) for m in ("greedy", "beam")}
+    model.neighbors = Neighbors.of(data.train, data.vocabulary, 5.0)
+    assert decode_batch(model, features, DecodeConfig("greedy")) == plain["greedy"]
+    assert decode_batch(model, features, DecodeConfig("beam", neighbors=0.0)) == plain["beam"]
+    found = decode_batch(model, features, DecodeConfig("beam"))
+    assert found == model.neighbors.rank(features, plain["beam"]) != plain["beam"]
+    assert found == decode_batch(model, features, DecodeConfig("beam", neighbors=5.0))
+
+
+def test_they_are_all_training_pictures(data):
+    found = Neighbors.of(data.train, data.vocabulary)
+    features = data.train.read()
+    torch.testing.assert_close(found.mean, features.mean(0))
+    offsets = features - features.mean(0)
+    torch.testing.assert_close(found.directions, offsets / offsets.norm(dim=1, keepdim=True))
+    assert len(found.captions) == len(features)
+    for tokens, caption in zip(found.captions[3], data.train.images[3].captions, strict=True):
+        assert tokens == data.vocabulary.encode(caption)[1:]
+
+
+def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
+    checkpoint = new_checkpoint()
+    checkpoint.save(tmp_path / "without.pt")
+    assert load_checkpoint(tmp_path / "without.pt").model.neighbors is None
+    before = checkpoint.model.neighbors = Neighbors.of(data.train, data.vocabulary, 3.0)
+    checkpoint.save(tmp_path / "c.pt")
+    after = load_checkpoint(tmp_path / "c.pt").model.neighbors
+    assert after.weight == 3.0 and after.captions == before.captions
+    assert torch.equal(after.mean, before.mean)
+    torch.testing.assert_close(after.directions, before.directions, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("weight"),
+        lambda state: state.update(weight=-1.0),
+        lambda state: state.update(weight=math.nan),
+        lambda state: state.update(mean=state["mean"][1:]),
+        lambda state: state.update(directions=state["directions"][1:]),
+        lambda state: state.update(directions=state["directions"].tolist()),
+        lambda state: state.update(captions=state["captions"] + 1),
+        lambda state: state["captions"][:2].copy_(torch.tensor([-1, 11])),
+        lambda state: state.update(lengths=state["lengths"] + 1),
+        lambda state: state["lengths"][:2].copy_(torch.tensor([-1, 99])),
+        lambda state: state.update(tokens=None),
+    ],
+)
+def test_damaged_ones_are_refused(new_checkpoint, data, tmp_path, change):
+    checkpoint, path = new_checkpoint(), tmp_path / "c.pt"
+    checkpoint.model.neighbors = Neighbors.of(data.train, data.vocabulary, 3.0)
+    checkpoint.save(path)
+    content = torch.load(path, weights_only=True)
+    change(content["neighbors"])
+    torch.save(content, path)
+    with pytest.raises(CaptioningError, match="c.pt: neighbors: expected pictures and captions"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypatch, helps):
+    """The right caption is the second of two beams, or the first already."""
+    model, val = new_checkpoint().model, data.val
+    right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]
+    pairs = iter(zip(right, right[1:] + right[:1], strict=True))
+
+    def beams(model, features, config):
+        assert model.neighbors is None
+        found = [next(pairs) for _ in features]
+        if helps:
+            found = [pair[::-1] for pair in found]
+        return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
+
+    monkeypatch.setattr(request, "decode_batch", beams)
+    # The training pictures are those of val.
+    checkpoint = SimpleNamespace(model=model, vocabulary=data.vocabulary)
+    line = request.add_neighbors(checkpoint, val, val)
+    assert (model.neighbors is not None) == helps
+    assert line.endswith("not higher with the captions of similar training pictures") != helps
+    assert not helps or model.neighbors.weight in request.NEIGHBOR_WEIGHTS[1:]
