@@ -15,6 +15,7 @@ Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
 MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
 IMAGE_STEPS = ("first", "every")
+BATCHES_OF = ("captions", "pictures")
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -153,6 +154,12 @@ class TrainConfig:
         20,
     )
     batch_size: int = setting("captions per step, in all processes together", 128)
+    batches_of: str = setting(
+        "captions: any captions are drawn; pictures: all captions of a few pictures, each of which "
+        "is then encoded once (pictures with --decoder attention)",
+        "captions",
+        choices=BATCHES_OF,
+    )
     learning_rate: float = setting(
         "the peak, 2e-4 in self-critical training on a small set; it rises for --warmup steps, "
         "then falls along a cosine to 2 %",
@@ -205,6 +212,7 @@ class TrainConfig:
                 f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"
             )
         check_choice("autocast", self.autocast, ("auto", *AUTOCAST))
+        check_choice("batches_of", self.batches_of, BATCHES_OF)
         check_choice("schedule", self.schedule, ("cosine", "constant"))
 
 

@@ -246,16 +246,27 @@ class EncodedCaptions:
         captions = self.tokens[indices, : int(lengths[0])].long()
         return Batch(indices, images, rows, captions, lengths)
 
-    def epoch(self, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-        """The caption indices of each batch, see `shuffled`."""
-        return shuffled(len(self), batch_size, seed, epoch)
+    def epoch(
+        self, batch_size: int, seed: int, epoch: int, by_picture: bool = False
+    ) -> list[Tensor]:
+        """The caption indices of each batch, see `shuffled`.
+
+        With `by_picture` all captions of a picture are in one batch, and the number of batches is
+        the same.
+        """
+        if not by_picture:
+            return shuffled(len(self), batch_size, seed, epoch)
+        counts = self.image.unique_consecutive(return_counts=True)[1]
+        of_picture = torch.arange(len(self)).split(counts.tolist())
+        pictures = shuffled(len(counts), batch_size * len(counts) / len(self), seed, epoch)
+        return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """The indices of all captions, batch by batch."""
         yield from torch.arange(len(self)).split(batch_size)
 
 
-def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+def shuffled(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:
     """The indices below `count` in random batches, the same for the same arguments.
 
     The batches are of about equal size, so that none is too small for BatchNorm.

@@ -113,7 +113,10 @@ class TrainingRequest:
     def config(self, pictures: int, origin: "Origin | None") -> TrainConfig:
         """The given settings; the others are the resumed run's, or suit the number of pictures."""
         known = origin.config if origin else None
-        known = known or recipe(pictures, bool(self.settings.get("self_critical")))
+        if known is None:
+            model = origin.checkpoint.model.config if origin else unsized(self.model)
+            known = recipe(pictures, bool(self.settings.get("self_critical")))
+            known = replace(known, batches_of=decoder_class(model).batches_of)
         return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
 
     def load(self, split: str) -> CaptionDataset:
@@ -337,10 +340,14 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
             )
 
 
+def unsized(model: Mapping[str, Any]) -> ModelConfig:
+    """The given sizes; those that the data will decide are 1."""
+    return ModelConfig(feature_size=1, vocab_size=1, grid=1, **model)
+
+
 def pool_of(request: TrainingRequest) -> str:
     """The pooling of a new captioner's CNN; also checks its decoder and sizes."""
-    # Sizes that the data will decide are 1 here.
-    config = ModelConfig(feature_size=1, vocab_size=1, grid=1, **request.model)
+    config = unsized(request.model)
     pools = decoder_class(config).pools
     pool = request.cnn.pool or pools[0]
     if pool not in pools:

@@ -112,7 +112,11 @@ class Trainer:
         self.parallel: nn.Module = self.model
         if process.world_size > 1:
             self.parallel = DistributedDataParallel(self.model)
-        if min(map(len, self.batches(0))) < max(2, process.world_size):
+        batches = self.batches(0)
+        fewest = min(map(len, batches))
+        if config.batches_of == "pictures" and not self.model.config.grid:
+            fewest = len(table.images) // len(batches)  # vectors in BatchNorm
+        if fewest < max(2, process.world_size):
             raise CaptioningError(
                 f"batches of {config.batch_size}, of {len(self.captions)} captions, are too small "
                 f"for BatchNorm and {process.world_size} processes"
@@ -164,7 +168,9 @@ class Trainer:
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The caption indices of every batch of an epoch."""
-        return self.captions.epoch(self.config.batch_size, self.config.seed, epoch)
+        config = self.config
+        by_picture = config.batches_of == "pictures"
+        return self.captions.epoch(config.batch_size, config.seed, epoch, by_picture)
 
     def train_step(self, indices: Tensor, steps: int) -> float:
         """One of `steps` steps, on the batch `indices`; returns its metric before the step."""

@@ -25,9 +25,10 @@ class Decoder(Protocol):
     [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
 
     Attributes:
-        help: one line for ``--help``; of the class, as are the next three.
+        help: one line for ``--help``; of the class, as are the next four.
         pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
         max_layers: maximum number of LSTM layers.
+        batches_of: how it is trained unless told otherwise (`captioning.config.BATCHES_OF`).
         demo: its settings in `captioning demo`.
         lstm: the LSTM or its cell.
         linear: the output layer, from H to V.
@@ -37,6 +38,7 @@ class Decoder(Protocol):
     help: str
     pools: tuple[str, ...]
     max_layers: int
+    batches_of: str
     demo: DemoSettings
     lstm: nn.Module
     linear: nn.Linear

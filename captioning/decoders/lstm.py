@@ -41,6 +41,7 @@ class DecoderRNN(nn.Module):
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
     max_layers = LIMIT
+    batches_of = "captions"
     demo = DemoSettings(pool="2x2", epochs=16, embed_size=128, hidden_size=256)
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:

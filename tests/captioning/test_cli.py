@@ -458,7 +458,9 @@ def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
     train += ["--dropout", "0", "--label-smoothing", "0", "--ema", "0"]
     assert main([*train, "--epochs", "2"]) == 0
     assert main([*train, "--epochs", "6", "--resume"]) == 0
-    history = load_checkpoint(run / "last.pt").training["history"]
+    training = load_checkpoint(run / "last.pt").training
+    assert training["config"]["batches_of"] == "pictures"
+    history = training["history"]
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     best = max(history, key=lambda entry: entry["CIDEr-D"])

@@ -196,3 +196,15 @@ def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
     same, other = encoded.epoch(10, 0, 0), encoded.epoch(10, 0, 1)
     assert torch.equal(torch.cat(first), torch.cat(same))
     assert not torch.equal(torch.cat(first), torch.cat(other))
+
+
+def test_batches_of_pictures_take_all_their_captions():
+    images = [["a"] * count for count in (3, 0, 5, 1, 2, 4, 5, 4)]
+    encoded = EncodedCaptions(images, Vocabulary.build(["a"]))
+    batches = encoded.epoch(8, seed=0, epoch=0, by_picture=True)
+    assert len(batches) == len(encoded.epoch(8, 0, 0)) == 3
+    assert sorted(torch.cat(batches).tolist()) == list(range(24))
+    pictures = [set(encoded.image[batch].tolist()) for batch in batches]
+    assert sorted(map(len, pictures)) == [2, 2, 3] and len(set.union(*pictures)) == 7
+    other = encoded.epoch(8, 0, 1, by_picture=True)
+    assert not torch.equal(torch.cat(batches), torch.cat(other))

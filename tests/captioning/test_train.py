@@ -530,3 +530,10 @@ def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
     cache = FeatureCache(cache_path(tmp_path / "features", captions))
     assert (cache.state == DONE).all()
     assert len(load_checkpoint(tmp_path / "last.pt").training["history"]) == 1
+
+
+def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data):
+    config = TrainConfig(batch_size=5, batches_of="pictures")
+    with pytest.raises(CaptioningError, match="batches of 5, of 480 captions, are too small"):
+        Trainer(new_checkpoint(), config, data.train)
+    assert len(Trainer(new_checkpoint(), replace(config, batch_size=10), data.train).batches(0))
