@@ -1,9 +1,9 @@
 """Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
 
 Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
-cached features; only the LSTM differs. Then the time of the LSTM alone, and time and peak memory of
-the vocabulary projection with its cross-entropy and gradients, in blocks and in one piece. Prints
-tables::
+cached features; only the LSTM differs. Then the time of a training step with either decoder, of the
+LSTM alone, and time and peak memory of the vocabulary projection with its cross-entropy and
+gradients, in blocks and in one piece. Prints tables::
 
     python benchmarks/bench_captioning.py
     python benchmarks/bench_captioning.py --autocast bfloat16
@@ -13,7 +13,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from report import write_json
 from timing import settle_malloc
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import AUTOCAST, ModelConfig
+from captioning.config import AUTOCAST, DROPOUT, IMAGE_AT, ModelConfig
 from captioning.generate import DecodeConfig, decode_batch
 from captioning.loss import BLOCK, _product, linear_cross_entropy
 from captioning.lstm import make_lstm
@@ -46,28 +48,47 @@ def caption_lengths(args: argparse.Namespace, generator: torch.Generator) -> tor
     return lengths.sort(descending=True).values
 
 
-def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def training_step(
+    config: ModelConfig, features: torch.Tensor, args: argparse.Namespace, lstm: str = "fastlstm"
+) -> Callable[[], object]:
+    """A step on a batch of random captions; the features are those of its pictures."""
     generator = torch.Generator().manual_seed(0)
     lengths = caption_lengths(args, generator)
-    captions = torch.randint(4, vocab, (args.batch, 16), generator=generator)
+    captions = torch.randint(4, config.vocab_size, (args.batch, 16), generator=generator)
     captions[torch.arange(16) >= lengths.unsqueeze(1)] = 0
-    features = torch.randn(args.batch, args.features, generator=generator)
+    rows = torch.arange(args.batch) % len(features)
+    torch.manual_seed(0)
+    model = Captioner(config, lstm)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
-    def make(lstm: str) -> Callable[[], object]:
-        torch.manual_seed(0)
-        model = Captioner(ModelConfig(args.features, vocab, args.embed, args.hidden), lstm)
-        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
+            loss, _ = model(features, rows, captions, lengths)
+        (loss / int((lengths - 1).sum())).backward()
+        optimizer.step()
 
-        def step() -> None:
-            optimizer.zero_grad()
-            with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
-                loss, _ = model(features, torch.arange(args.batch), captions, lengths)
-            (loss / int((lengths - 1).sum())).backward()
-            optimizer.step()
+    return step
 
-        return step
 
-    return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
+def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    features = torch.randn(args.batch, args.features)
+    config = ModelConfig(args.features, vocab, args.embed, args.hidden)
+    return {lstm: training_step(config, features, args, lstm) for lstm in ("fastlstm", "torch")}
+
+
+def decoders(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """A training step of each decoder with the defaults of a small set, 49 cells for attention."""
+    small: dict[str, Any] = {"dropout": DROPOUT["small"], "image_at": IMAGE_AT["small"]}
+    plain = ModelConfig(args.features, vocab, args.embed, args.hidden, **small)
+    attention = replace(plain, decoder="attention", grid=7)
+    pictures = max(2, args.batch // 5)
+    cells = torch.randn(args.batch, 49, args.features).half()
+    return {
+        "plain": training_step(plain, torch.randn(args.batch, args.features), args),
+        "attention, batches of captions": training_step(attention, cells, args),
+        "attention, batches of pictures": training_step(attention, cells[:pictures], args),
+    }
 
 
 def lstm_alone(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -164,6 +185,11 @@ def main() -> None:
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})
+    print(f"\n{'training step':40}{'ms':>8}{'of plain':>10}")
+    times = alternate(decoders(args.vocab[0], args), args.repeats)
+    for name, seconds in times.items():
+        print(f"{name:40}{seconds * 1e3:8.1f}{seconds / times['plain']:10.2f}", flush=True)
+        rows.append({"case": f"{name} decoder", "seconds": seconds})
     print(f"\n{'of a training step':40}{'ms':>8}")
     for name, seconds in alternate(lstm_alone(args), args.repeats).items():
         print(f"{f'LSTM, {name}':40}{seconds * 1e3:8.1f}", flush=True)
