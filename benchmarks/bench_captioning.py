@@ -82,7 +82,7 @@ def decoders(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
     small: dict[str, Any] = {"dropout": DROPOUT["small"], "image_at": IMAGE_AT["small"]}
     plain = ModelConfig(args.features, vocab, args.embed, args.hidden, **small)
     attention = replace(plain, decoder="attention", grid=7)
-    pictures = max(2, args.batch // 5)
+    pictures = max(2, round(args.batch / 5))
     cells = torch.randn(args.batch, 49, args.features).half()
     return {
         "plain": training_step(plain, torch.randn(args.batch, args.features), args),
@@ -189,7 +189,7 @@ def main() -> None:
     times = alternate(decoders(args.vocab[0], args), args.repeats)
     for name, seconds in times.items():
         print(f"{name:40}{seconds * 1e3:8.1f}{seconds / times['plain']:10.2f}", flush=True)
-        rows.append({"case": f"{name} decoder", "seconds": seconds})
+        rows.append({"case": f"training step, {name}", "seconds": seconds})
     print(f"\n{'of a training step':40}{'ms':>8}")
     for name, seconds in alternate(lstm_alone(args), args.repeats).items():
         print(f"{f'LSTM, {name}':40}{seconds * 1e3:8.1f}", flush=True)

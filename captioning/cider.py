@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al., 2015) in training: on tokens, with document frequencies counted once.
+"""CIDEr-D (Vedantam et al., 2015) on tokens, with document frequencies counted once.
 
 Agrees with pycocoevalcap's scorer, which recomputes them for every set of captions.
 """

@@ -155,8 +155,8 @@ class TrainConfig:
     )
     batch_size: int = setting("captions per step, in all processes together", 128)
     batches_of: str = setting(
-        "captions: any captions are drawn; pictures: all captions of a few pictures, each of which "
-        "is then encoded once (pictures with --decoder attention)",
+        "captions: any captions are drawn; pictures: all captions of some pictures, so that each "
+        "is encoded once",
         "captions",
         choices=BATCHES_OF,
     )
@@ -195,6 +195,11 @@ class TrainConfig:
         "0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions sampled for each picture, "
         "and --batch-size counts pictures",
         0,
+    )
+    no_neighbors: bool = setting(
+        "leave the features and captions of the training pictures, which help beam search, out of "
+        "best.pt",
+        False,
     )
     save_every: int = setting("steps between saves within an epoch; 0: after each epoch only", 0)
     max_words: int = setting("longer captions are cut", 50)

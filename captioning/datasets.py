@@ -251,14 +251,15 @@ class EncodedCaptions:
     ) -> list[Tensor]:
         """The caption indices of each batch, see `shuffled`.
 
-        With `by_picture` all captions of a picture are in one batch, and the number of batches is
-        the same.
+        With `by_picture` all captions of a picture are in one batch. Then there are as many batches
+        as without, but no more than pictures, and they differ in size if the pictures do.
         """
         if not by_picture:
             return shuffled(len(self), batch_size, seed, epoch)
         counts = self.image.unique_consecutive(return_counts=True)[1]
         of_picture = torch.arange(len(self)).split(counts.tolist())
-        pictures = shuffled(len(counts), batch_size * len(counts) / len(self), seed, epoch)
+        per_batch = max(1.0, batch_size * len(counts) / len(self))
+        pictures = shuffled(len(counts), per_batch, seed, epoch)
         return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:

@@ -31,8 +31,8 @@ class DecodeConfig:
         "beam: captions are ranked by log probability / length^X; 0 prefers short ones", 0.7
     )
     neighbors: float | None = setting(
-        "beam: weight of the agreement with the captions of similar training pictures, if the "
-        "captioner keeps these; 0: none (what was best for its --val)",
+        "beam: weight of a caption's agreement with those of similar training pictures, beside its "
+        "log probability / length^X; 0: none (what was best on --val)",
         None,
     )
     no_repeat_ngram: int = setting(

@@ -9,21 +9,26 @@ Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captioning.cider import CiderD
+from captioning.console import short
 from captioning.errors import CaptioningError
-from captioning.features import FeatureTable
 from captioning.search import Hypothesis
 from captioning.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from captioning.features import FeatureTable
+
 NEAREST = 40  # training pictures that a new one is compared with
-TEMPERATURE = 0.1  # of the softmax of their cosines, which weighs them
+TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
+# What damaged tensors raise.
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
 class Neighbors:
@@ -34,7 +39,7 @@ class Neighbors:
         directions: [N,C], the features of each minus the mean, scaled to length 1.
         captions: the tokens of each picture's captions, without <start>.
         weight: what a CIDEr-D of 1 against the captions of similar pictures adds to the score of a
-            hypothesis, which is a log-probability.
+            hypothesis, see `captioning.search.beam_search`.
     """
 
     def __init__(
@@ -48,13 +53,14 @@ class Neighbors:
         self.captions, self.weight = captions, weight
 
     @classmethod
-    def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
+    def of(cls, table: "FeatureTable", vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
         """Those of a table of training pictures."""
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
         captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
-        return cls(mean, F.normalize(features - mean, dim=1), captions, weight)
+        directions = F.normalize(features - mean, dim=1)
+        return cls(mean, directions.half().float(), captions, weight)  # as `state_dict` keeps them
 
     @cached_property
     def cider(self) -> CiderD:
@@ -71,7 +77,7 @@ class Neighbors:
             hypotheses: those of each picture.
 
         Returns:
-            For each hypothesis the mean over the `NEAREST` most similar training pictures, weighed
+            For each hypothesis the mean over the `NEAREST` most similar training pictures, weighted
             by their similarity.
         """
         directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
@@ -114,29 +120,37 @@ class Neighbors:
             CaptioningError: it is something else.
         """
         try:
-            directions = state["directions"].float()
-            counts, lengths = state["captions"].tolist(), state["lengths"].tolist()
-            tokens = [part.tolist() for part in state["tokens"].split(lengths)]
-            mean, weight = state["mean"].float(), float(state["weight"])
-            if mean.shape != (feature_size,) or directions.shape != (len(counts), feature_size):
-                raise ValueError(f"{len(counts)} pictures of {tuple(directions.shape)} features")
-            if sum(counts) != len(tokens) or min(counts, default=0) < 0:
-                raise ValueError(f"{len(tokens)} captions of {sum(counts)}")
+            mean, directions, counts, lengths, tokens = (
+                state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
+            )
+            for tensor, shape, floating in (
+                (mean, (feature_size,), True),
+                (directions, (len(counts), feature_size), True),
+                (counts, (max(1, len(counts)),), False),
+                (lengths, (int(counts.sum()),), False),
+                (tokens, (int(lengths.sum()),), False),
+            ):
+                if tensor.shape != shape or tensor.is_floating_point() != floating:
+                    raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}")
+                if tensor.is_complex() or not tensor.isfinite().all():
+                    raise ValueError("numbers that are not finite")
+            captions = iter(part.tolist() for part in tokens.split(lengths.tolist()))
+            groups = [list(islice(captions, n)) for n in counts.tolist()]
+            weight = float(state["weight"])
             if not 0 <= weight < math.inf:
                 raise ValueError(f"a weight of {weight}")
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise CaptioningError(
                 f"neighbors: expected pictures and captions of {feature_size} features, got: "
-                f"{str(error).splitlines()[0]}"
+                f"{short(str(error))}"
             ) from error
-        parts = zip(counts, accumulate(counts), strict=True)
-        return cls(mean, directions, [tokens[end - n : end] for n, end in parts], weight)
+        return cls(mean.float(), directions.float(), groups, weight)
 
 
 def rank(
     hypotheses: list[list[Hypothesis]], agreement: list[list[float]], weight: float
 ) -> list[list[Hypothesis]]:
-    """Adds the weighed agreement of each hypothesis to its score; the best come first."""
+    """Adds the weighted agreement of each hypothesis to its score; the best come first."""
     scored = (
         [h._replace(score=h.score + weight * a) for h, a in zip(group, row, strict=True)]
         for group, row in zip(hypotheses, agreement, strict=True)

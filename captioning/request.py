@@ -89,10 +89,6 @@ class TrainingRequest:
         "be given again",
         False,
     )
-    no_neighbors: bool = setting(
-        "leave the training pictures' features and captions out of best.pt; they help beam search",
-        False,
-    )
     lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
     cnn: CNNChoice = CNNChoice()
     extraction: Extraction = Extraction()
@@ -172,10 +168,14 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
         if process.is_first:
             best = output / "best.pt"
             say(summary(history, best))
-            found = load_checkpoint(best, lstm, process.device)
-            if val and len(table.images) < SMALL_SET and not request.no_neighbors:
-                say(add_neighbors(found, table, val))
-                found.save(best)
+            if best.exists() or "test" in tables:
+                found = load_checkpoint(best, lstm, process.device)
+                if val and len(table.images) < SMALL_SET and not config.no_neighbors:
+                    say(add_neighbors(found, table, val))
+                    found.save(best)
+                elif found.model.neighbors:  # of the run that is resumed
+                    found.model.neighbors = None
+                    found.save(best)
             if "test" in tables:
                 freeze(found.model.decoder)
                 say(test(found, tables["test"]))
@@ -283,8 +283,7 @@ def prepare_training(
         training["features"] = os.path.relpath(folder, request.output)  # for --resume
     if origin:
         checkpoint = origin.checkpoint
-        if request.no_neighbors:
-            checkpoint.model.neighbors = None
+        checkpoint.model.neighbors = None  # they may be those of another training set
         checkpoint.training = checkpoint.training | training if origin.config else training
         return checkpoint, config, tables
     if is_first:

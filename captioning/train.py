@@ -25,7 +25,8 @@ from captioning.processes import SINGLE, Process
 from captioning.self_critical import SelfCriticalTrainer
 from captioning.trainer import Trainer, learning_rate
 
-MAY_CHANGE = {"epochs", "patience", "save_every", "compile"}  # settings, with resume
+# Settings that another run may have, with resume.
+MAY_CHANGE = {"epochs", "patience", "save_every", "compile", "no_neighbors"}
 
 
 @torch.no_grad()

@@ -113,10 +113,10 @@ class Trainer:
         if process.world_size > 1:
             self.parallel = DistributedDataParallel(self.model)
         batches = self.batches(0)
-        fewest = min(map(len, batches))
+        vectors = min(map(len, batches))  # that BatchNorm sees, at least
         if config.batches_of == "pictures" and not self.model.config.grid:
-            fewest = len(table.images) // len(batches)  # vectors in BatchNorm
-        if fewest < max(2, process.world_size):
+            vectors = len(table.images) // len(batches)
+        if vectors < 2 or min(map(len, batches)) < process.world_size:
             raise CaptioningError(
                 f"batches of {config.batch_size}, of {len(self.captions)} captions, are too small "
                 f"for BatchNorm and {process.world_size} processes"

@@ -74,6 +74,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.sheet and count > MAX_SHEET:
         raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
     checkpoint = load_captioner(args)
+    if config.neighbors and not checkpoint.model.neighbors:
+        raise CaptioningError(
+            f"--neighbors: expected a captioner that keeps its training pictures, got "
+            f"{args.checkpoint}"
+        )
     cnn = checkpoint.cnn.load().to(args.device)
     maps_for = file_maps(checkpoint, cnn) if args.attention else None
     if args.attention and (maps_for is None or count != 1):

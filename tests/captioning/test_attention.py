@@ -96,3 +96,19 @@ def test_learns_which_cell_decides():
     assert [h.tokens for h in greedy_search(model.decoder.eval(), image)] == captions[
         :, 1:
     ].tolist()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_energies_are_those_of_the_paper(autocast):
+    """Energy of tanh(key + query), which the decoder computes by a sigmoid, in float32."""
+    torch.manual_seed(0)
+    decoder = Captioner(ModelConfig(4, V, 16, 24, decoder="attention", grid=GRID)).decoder.eval()
+    decoder.energy.weight.data *= 8  # so that the weights differ
+    image, words = torch.randn(5, GRID * GRID, 16), torch.randn(5, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        start = decoder.start(image)
+        found = decoder.advance(words, start).weights
+        keys, query = decoder.key(start.cells).float(), decoder.query(start.h).float()
+    energies = (keys + query.unsqueeze(1)).tanh() @ decoder.energy.weight.squeeze(0)
+    assert found.dtype == torch.float32 and found.std() > 0.01
+    torch.testing.assert_close(found, energies.softmax(1), rtol=1e-5, atol=1e-6)

@@ -515,20 +515,39 @@ def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, ca
     assert "reward" in second.training["history"][0]
 
 
-@pytest.mark.parametrize("options", [[], ["--no-neighbors"]])
-def test_a_second_stage_keeps_the_training_pictures_of_the_first(
-    trained, scenes_root, tmp_path, options
+def test_training_pictures_are_kept_unless_told_otherwise(
+    trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    """It has no validation set to choose another weight on."""
-    first = load_checkpoint(trained / "best.pt")
-    size = first.model.config.feature_size
-    first.model.neighbors = Neighbors(torch.zeros(size), torch.ones(1, size), [[[5, 2]]], 3.0)
-    first.save(tmp_path / "first.pt")
-    annotations = str(scenes_root / "annotations" / "captions_train.json")
-    train = ["train", "--train", annotations, "--start", str(tmp_path / "first.pt")]
-    assert main([*train, "--output", str(tmp_path / "run"), "--epochs", "1", *options]) == 0
-    found = load_checkpoint(tmp_path / "run" / "best.pt").model.neighbors
-    assert found is None if options else (found.weight, found.captions) == (3.0, [[[5, 2]]])
+    """Whatever the second stage starts with, and when it resumes too."""
+    annotations, first, run = scenes_root / "annotations", tmp_path / "first.pt", tmp_path / "run"
+    train = ["train", "--train", str(annotations / "captions_train.json"), "--output", str(run)]
+    val = ["--val", str(annotations / "captions_val.json")]
+    # The first of the best is taken, and all score 0 after so few steps.
+    monkeypatch.setattr("captioning.request.NEIGHBOR_WEIGHTS", (5, 0))
+
+    def kept() -> Neighbors | None:
+        return load_checkpoint(run / "best.pt").model.neighbors
+
+    start = load_checkpoint(trained / "best.pt")
+    size = start.model.config.feature_size
+    start.model.neighbors = Neighbors(torch.zeros(size), torch.ones(1, size), [[[5, 2]]], 3.0)
+    start.save(first)
+    # Nothing chooses a weight, and those of `first` may be of other pictures.
+    assert main([*train, "--start", str(first), "--epochs", "1"]) == 0
+    assert kept() is None
+    assert main([*train, *val, "--resume", "--epochs", "2"]) == 0
+    assert kept().weight == 5 and len(kept().captions) == 96
+    assert main([*train, *val, "--resume", "--no-neighbors"]) == 0
+    assert kept() is None
+    (run / "best.pt").unlink()
+    assert main([*train, *val, "--resume"]) == 0
+    capsys.readouterr()
+    caption = ["caption", str(run / "last.pt"), str(scenes_root / "val"), "--method", "beam"]
+    assert main([*caption, "--neighbors", "0"]) == 0
+    assert main([*caption, "--neighbors", "1"]) == 1
+    assert "--neighbors: expected a captioner that keeps its training pictures" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_size_of_the_set_decides_what_is_not_given(trained):

@@ -206,5 +206,6 @@ def test_batches_of_pictures_take_all_their_captions():
     assert sorted(torch.cat(batches).tolist()) == list(range(24))
     pictures = [set(encoded.image[batch].tolist()) for batch in batches]
     assert sorted(map(len, pictures)) == [2, 2, 3] and len(set.union(*pictures)) == 7
+    assert len(encoded.epoch(2, 0, 0, by_picture=True)) == 7
     other = encoded.epoch(8, 0, 1, by_picture=True)
     assert not torch.equal(torch.cat(batches), torch.cat(other))

@@ -536,4 +536,6 @@ def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data
     config = TrainConfig(batch_size=5, batches_of="pictures")
     with pytest.raises(CaptioningError, match="batches of 5, of 480 captions, are too small"):
         Trainer(new_checkpoint(), config, data.train)
+    with pytest.raises(CaptioningError, match="batches of 1, of 480 captions, are too small"):
+        Trainer(new_checkpoint(), replace(config, batch_size=1), data.train)
     assert len(Trainer(new_checkpoint(), replace(config, batch_size=10), data.train).batches(0))
