@@ -10,6 +10,7 @@ only be guessed.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -67,7 +68,7 @@ class AttentionDecoder(nn.Module):
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
         cells = self.dropout(image + places).to(image.dtype)  # what autocast would do in each step
-        keys = 2 * self.key(cells).to(places.dtype)  # `advance` reads them in float32
+        keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
         return AttentionState(h, c, cells, keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
@@ -77,7 +78,8 @@ class AttentionDecoder(nn.Module):
         # tanh(x) is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as fast, and softmax
         # ignores what the 1 adds to each energy.
         with torch.autocast(h.device.type, enabled=False):
-            weights = (2 * self.energy((keys + query).sigmoid_()).squeeze(2)).softmax(1)
+            energies = (keys + query).sigmoid_() @ self.energy.weight.squeeze(0)
+            weights = (2 * energies).softmax(1)
         seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
         h, c = self.lstm(torch.cat([words, seen], 1), (h, c))
         return AttentionState(h, c, cells, keys, weights)
