@@ -156,7 +156,7 @@ class TrainConfig:
     batch_size: int = setting("captions per step, in all processes together", 128)
     batches_of: str = setting(
         "captions: any captions are drawn; pictures: all captions of some pictures, so that each "
-        "is encoded once",
+        "is encoded once; --self-critical has no use for it",
         "captions",
         choices=BATCHES_OF,
     )

@@ -35,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_settings(group, ModelConfig, defaults)
     group = parser.add_argument_group("training")
     texts = {name: default_of(name) for name in TrainConfig.__dataclass_fields__}
+    texts["batches_of"] = "captions, or pictures with --decoder attention"
     texts["self_critical"] = f"{SELF_CRITICAL.self_critical} without a number"
     number = {"nargs": "?", "const": SELF_CRITICAL.self_critical, "metavar": "N"}
     add_settings(group, TrainConfig, texts, self_critical=number)
