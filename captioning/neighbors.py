@@ -64,7 +64,7 @@ class Neighbors:
 
     @cached_property
     def cider(self) -> CiderD:
-        """Counts the document frequencies, two seconds for 30,000 captions."""
+        """Counts the document frequencies, in a second for 30,000 captions."""
         return CiderD(self.captions)
 
     def agreement(
