@@ -170,11 +170,11 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
             say(summary(history, best))
             if best.exists() or "test" in tables:
                 found = load_checkpoint(best, lstm, process.device)
+                before = found.model.neighbors  # of the run that is resumed
+                found.model.neighbors = None
                 if val and len(table.images) < SMALL_SET and not config.no_neighbors:
                     say(add_neighbors(found, table, val))
-                    found.save(best)
-                elif found.model.neighbors:  # of the run that is resumed
-                    found.model.neighbors = None
+                if before or found.model.neighbors:
                     found.save(best)
             if "test" in tables:
                 freeze(found.model.decoder)
@@ -214,24 +214,25 @@ def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable
     """
     model, vocabulary = checkpoint.model, checkpoint.vocabulary
     neighbors = Neighbors.of(table, vocabulary)
-    model.neighbors = None
+    device = next(model.parameters()).device
     beams, agreement = [], []
     parts = torch.arange(len(val.images)).split(128)
     for rows in tqdm(parts, "compare with similar training pictures", unit="batch"):
-        features = val.read(rows).to(next(model.parameters()).device)
-        beams += decode_batch(model, features, DecodeConfig("beam"))
-        agreement += neighbors.agreement(features, beams[-len(rows) :])
-    found = {}
+        features = val.read(rows)
+        found = decode_batch(model, features.to(device), DecodeConfig("beam", neighbors=0.0))
+        beams += found
+        agreement += neighbors.agreement(features, found)
+    cider = {}
     for weight in NEIGHBOR_WEIGHTS:
         best = [vocabulary.decode(group[0].tokens) for group in rank(beams, agreement, weight)]
         scores = score_captions(dict(zip(val.ids, best, strict=True)), val.references)
-        found[weight] = scores.overall["CIDEr-D"]
-    weight = max(found, key=found.__getitem__)
-    line = f"beam search on --val: CIDEr-D {found[0]:.3f}"
+        cider[weight] = scores.overall["CIDEr-D"]
+    weight = max(cider, key=cider.__getitem__)
+    line = f"beam search on --val: CIDEr-D {cider[0]:.3f}"
     if not weight:
         return f"{line}, not higher with the captions of similar training pictures"
     neighbors.weight, model.neighbors = weight, neighbors
-    return f"{line}, {found[weight]:.3f} with the captions of similar training pictures"
+    return f"{line}, {cider[weight]:.3f} with the captions of similar training pictures"
 
 
 def test(checkpoint: Checkpoint, table: FeatureTable) -> str:

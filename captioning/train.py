@@ -25,7 +25,7 @@ from captioning.processes import SINGLE, Process
 from captioning.self_critical import SelfCriticalTrainer
 from captioning.trainer import Trainer, learning_rate
 
-# Settings that another run may have, with resume.
+# Settings that may differ from those of the run that is resumed.
 MAY_CHANGE = {"epochs", "patience", "save_every", "compile", "no_neighbors"}
 
 

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     checkpoint = load_captioner(args)
     if config.neighbors and not checkpoint.model.neighbors:
         raise CaptioningError(
-            f"--neighbors: expected a captioner that keeps its training pictures, got "
+            "--neighbors: expected a captioner that keeps its training pictures, got "
             f"{args.checkpoint}"
         )
     cnn = checkpoint.cnn.load().to(args.device)
