@@ -24,10 +24,9 @@ bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chos
 ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
   // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
   // cache (loads run ahead of the arithmetic of our tiles, so the longer of the two counts) and the
-  // cost of a barrier, which is high because on a busy machine all threads wait there. Only the
-  // time depends on the choice, never the result.
+  // cost of a barrier on an idle machine. Only the time depends on the choice, never the result.
   constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
-  constexpr double kBarrierMicroseconds = 2.0;
+  constexpr double kBarrierMicroseconds = 0.5;
   const double cache_bytes = 0.75 * l2_cache_bytes();  // the rest is for rows and sums
   const int64_t tiles = (step.hidden_size + step.lanes - 1) / step.lanes;
   ThreadGrid best{1, 1};

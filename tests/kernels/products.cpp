@@ -338,7 +338,16 @@ struct Int8Problem {
     std::memcpy(&scale, encoded.at()[r], sizeof scale);
     return scale;
   }
-  int term(int64_t r, int64_t k) const { return encoded.of_row[r][kInt8RowHeader + k].value; }
+  // What the product shifts numbers up by, which a zero shows.
+  int8_t shift() const {
+    const float zero = 0;
+    std::vector<int8> row(product.encoded_size(1));
+    product.encode(&zero, 1, row.data());
+    return row[kInt8RowHeader].value;
+  }
+  int term(int64_t r, int64_t k) const {
+    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k].value - shift());
+  }
 
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {

@@ -67,7 +67,7 @@ class Int8Rows {
     first_ = copy.data(), stride_ = K;
   }
   int64_t stride() const { return stride_; }
-  const signed char* data() const { return reinterpret_cast<const signed char*>(first_); }
+  const unsigned char* data() const { return reinterpret_cast<const unsigned char*>(first_); }
 
  private:
   int64_t stride_;

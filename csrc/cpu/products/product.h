@@ -85,7 +85,7 @@ struct UnpackedProduct {
 constexpr int64_t kInt8RowHeader = 64;
 // Terms of a sum over k for which a panel stays in the L2 cache.
 constexpr int64_t kPiece = 512;
-constexpr int64_t kPanelRows = 2;  // `panel_rows` of our own tiles
+constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
 
 template <typename T>
 struct Product {

@@ -31,34 +31,52 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 
 static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
+// Of whole numbers, by halves.
+FASTLSTM_INLINE int32_t largest(const Fours& x) {
+  constexpr int L = Vec<float>::lanes;
+  int32_t of[L];
+  std::memcpy(of, &x, sizeof x);
+#pragma GCC unroll 4
+  for (int half = L / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) of[l] = of[l] > of[l + half] ? of[l] : of[l + half];
+  return of[0];
+}
+
+template <int32_t excess>
 static void encode_int8(const float* row, int64_t K, int8* to) {
   constexpr int64_t L = Vec<float>::lanes;
-  Vec<float> magnitudes(0.0f), unfit(0.0f), x;
+  // Magnitudes have the order of their bits, in which a NaN or an infinity is beyond any number.
+  constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+  Fours magnitudes = {};
+  Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    const auto magnitude = x.v < 0 ? -x.v : x.v;
-    magnitudes.v = magnitude > magnitudes.v ? magnitude : magnitudes.v;
-    unfit = unfit + x * Vec<float>(0.0f);  // a NaN or an infinity makes the scale a NaN
+    Fours bits;
+    std::memcpy(&bits, &x.v, sizeof bits);
+    bits &= kMagnitude;
+    magnitudes = bits > magnitudes ? bits : magnitudes;
   }
-  float largest = 0, scale = 0;
-  for (int l = 0; l < L; ++l) {
-    largest = magnitudes.v[l] > largest ? magnitudes.v[l] : largest;
-    scale += unfit.v[l];
-  }
+  const int32_t bits_of_most = largest(magnitudes);
+  float most, scale, inverse = 0;
+  std::memcpy(&most, &bits_of_most, sizeof most);
   constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
-  const float inverse = largest > kSmallest ? 127 / largest : 0;
-  if (inverse > 0) scale += largest / 127;
+  if (bits_of_most >= kInfinity)
+    scale = most - most;  // NaN
+  else if (most > kSmallest)
+    inverse = 127 / most, scale = most / 127;
+  else
+    scale = 0;
   std::memcpy(to, &scale, sizeof scale);
-  const Vec<float> to_whole(0x1.8p23f);  // added, it leaves a whole number in the lowest bits
-  typedef int8_t Bytes __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 4)));
+  // Added, it leaves whole numbers in the lowest bits.
+  const Vec<float> to_whole(0x1.8p23f + excess);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
     // Not fused, so that every processor gets the same whole numbers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
     Fours bits;
     std::memcpy(&bits, &whole.v, sizeof bits);
-    const Bytes bytes = __builtin_convertvector(bits, Bytes);
-    std::memcpy(to + kInt8RowHeader + k, &bytes, sizeof bytes);
+    store_lowest_bytes(bits, to + kInt8RowHeader + k);
   }
   const int64_t written = (K + L - 1) / L * L;
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
@@ -137,7 +155,7 @@ static void multiply_int8(const PanelProduct<int8, float>& p) {
 }
 
 // Writes the sums that a library left in a buffer.
-template <int most>
+template <int most, int32_t excess>
 static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
@@ -146,7 +164,7 @@ static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sum
       for (int v = 0; v < V; ++v) {
         Fours sum;
         std::memcpy(&sum, sums + r * stride + v * Vec<float>::lanes, sizeof sum);
-        put_int8<V>(p, sum, r, v, 0);
+        put_int8<V>(p, sum, r, v, excess);
       }
   });
 }
@@ -169,9 +187,9 @@ static constexpr Product<int8> int8_product() {
   Product<int8> product{};
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
-  product.put_rows = put_int8_rows<V>;
+  product.put_rows = put_int8_rows<V, Dot::excess>;
   product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
-  product.encode = encode_int8, product.encoded_size = encoded_size_int8;
+  product.encode = encode_int8<Dot::excess>, product.encoded_size = encoded_size_int8;
   product.panels = product.panels_of_one_row = 4 / V;
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   product.piece = int64_t(1) << 62;  // the scales are of a whole row

@@ -31,6 +31,14 @@ FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
   return x;
 }
 
+FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+  const __m256i to_front = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x0c080400, -1, -1, -1));
+  const __m256i fours = _mm256_shuffle_epi8((__m256i)x, to_front);
+  const __m128i bytes =
+      _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  std::memcpy(to, &bytes, 8);
+}
+
 // The instruction wants unsigned numbers on one side. It gets the row's magnitudes, and the row's
 // signs move to the weights. The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {

@@ -68,6 +68,11 @@ FASTLSTM_INLINE Vec<double> power_of_two(const Vec<double>&, const Vec<double>& 
   return Vec<double>(_mm512_scalef_pd(Vec<double>(1 << more).v, k.v));
 }
 
+FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
 // As in avx2.h, the sign as a mask.
 struct DotProduct {
   static constexpr int32_t excess = 0;

@@ -14,13 +14,11 @@
 namespace fastlstm {
 namespace avx_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so the row is shifted up by 128.
+// The instruction multiplies unsigned by signed numbers, so rows are shifted up by 128.
 struct UnsignedDotProduct {
   static constexpr int32_t excess = 128;
   using Row = __m256i;
-  FASTLSTM_INLINE static Row row(int32_t fours) {
-    return _mm256_set1_epi32(fours ^ static_cast<int32_t>(0x80808080));
-  }
+  FASTLSTM_INLINE static Row row(int32_t fours) { return _mm256_set1_epi32(fours); }
   FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
     return (Fours)_mm256_dpbusd_avx_epi32((__m256i)sum, a, (__m256i)b);
   }

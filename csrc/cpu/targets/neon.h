@@ -40,6 +40,12 @@ FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound
   return Vec<double>(vminq_f64(bound.v, vmaxq_f64(-bound.v, x.v)));
 }
 
+FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+  const int16x4_t pairs = vmovn_s32((int32x4_t)x);
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(pairs, pairs));
+  std::memcpy(to, &bytes, 4);
+}
+
 // The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t excess = 0;
