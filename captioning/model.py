@@ -86,12 +86,12 @@ class Captioner(nn.Module):
         Returns:
             The loss, and the same without weights, label smoothing and a gradient.
         """
-        image = self.encoder.embed(features)[rows]
+        image = self.encoder.embed(features)
         unroll = self.decoder.unroll if options.packed else self.decoder.unroll_padded
         inputs = None
         if options.scheduled_sampling:
-            inputs = self._mixed_inputs(image, captions, lengths, options.scheduled_sampling)
-        hidden, targets = unroll(image, captions, lengths, inputs)
+            inputs = self._mixed_inputs(image, rows, captions, lengths, options.scheduled_sampling)
+        hidden, targets = unroll(image, captions, lengths, inputs, rows)
         words = weights = (targets != PAD).to(hidden.dtype)
         if caption_weights is not None:
             tokens = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
@@ -109,17 +109,17 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def _mixed_inputs(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, probability: float
+        self, image: Tensor, rows: Tensor, captions: Tensor, lengths: Tensor, probability: float
     ) -> Tensor:
         """The captions without their last column, some words replaced by the model's own."""
-        written = self._own_words(image, captions, lengths)
+        written = self._own_words(image, rows, captions, lengths)
         use = torch.rand(written.shape, device=written.device) < probability
         inputs = captions[:, :-1].clone()
         inputs[:, 1:] = torch.where(use, written, inputs[:, 1:])
         return inputs
 
-    def _own_words(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
+    def _own_words(self, image: Tensor, rows: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         """The word that the model would write in place of each word but the last: [B,T-2]."""
-        hidden, _ = self.decoder.unroll_padded(image, captions, lengths)
+        hidden, _ = self.decoder.unroll_padded(image, captions, lengths, rows=rows)
         words = [self.decoder.linear(block).argmax(1) for block in hidden.split(BLOCK)]
         return torch.cat(words).view(len(captions), -1)[:, :-1]

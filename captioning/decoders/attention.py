@@ -94,30 +94,44 @@ class AttentionDecoder(nn.Module):
 
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
-        return AttentionState(*(tensor[rows] for tensor in state))
+        return AttentionState(*(tensor.index_select(0, rows) for tensor in state))
 
     def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
         return self.linear(self.unroll(image, captions, lengths)[0])
 
     def unroll(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
         words = captions[:, :-1] if inputs is None else inputs
-        hidden = self._states(image, words, packed.batch_sizes.tolist())
+        hidden = self._states(image, rows, words, packed.batch_sizes.tolist())
         return self.dropout(torch.cat(hidden)), packed.data
 
     def unroll_padded(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         words = captions[:, :-1] if inputs is None else inputs
-        hidden = self._states(image, words, [len(words)] * words.size(1))
+        hidden = self._states(image, rows, words, [len(words)] * words.size(1))
         return self.dropout(torch.stack(hidden, 1).flatten(0, 1)), captions[:, 1:].flatten()
 
-    def _states(self, image: Tensor, words: Tensor, rows: list[int]) -> list[Tensor]:
-        """The state h after each word, of the first `rows` captions at each step."""
+    def _states(
+        self, image: Tensor, rows: Tensor | None, words: Tensor, going: list[int]
+    ) -> list[Tensor]:
+        """The state h after each word, of the first `going` captions at each step."""
         state, hidden = self.start(image), []
-        for vectors, alive in zip(self.read(words).unbind(1), rows, strict=False):
+        if rows is not None:  # the captions of a picture share its keys and its dropout
+            state = self.select(state, rows)
+        for vectors, alive in zip(self.read(words).unbind(1), going, strict=False):
             if alive < len(state.h):
                 state = AttentionState(*(tensor[:alive] for tensor in state))
             state = self.advance(vectors[:alive], state)

@@ -51,16 +51,22 @@ class Decoder(Protocol):
         """As of any module."""
 
     def unroll(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: run over whole captions at once.
 
         Args:
-            image: from the encoder.
+            image: from the encoder, of each caption, or of pictures.
             captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
             lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
                 in decreasing order.
             inputs: int64 [B,T-1], fed instead of the captions without their last column.
+            rows: int64 [B], which row of `image` each caption describes; one each if None.
 
         Returns:
             What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);
@@ -68,7 +74,12 @@ class Decoder(Protocol):
         """
 
     def unroll_padded(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`unroll` without packing: shapes that do not depend on the lengths, for torch.compile.
 

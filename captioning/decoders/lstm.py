@@ -60,19 +60,28 @@ class DecoderRNN(nn.Module):
         return self.linear(self.unroll(image, captions, lengths)[0])
 
     def unroll(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        packed = pack_padded_sequence(
-            self._inputs(image, captions, inputs), lengths, batch_first=True
-        )
+        embedded = self._inputs(image if rows is None else image[rows], captions, inputs)
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True)
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
         return self.dropout(hidden), targets
 
     def unroll_padded(
-        self, image: Tensor, captions: Tensor, lengths: Tensor, inputs: Tensor | None = None
+        self,
+        image: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        inputs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        embedded = self._inputs(image, captions, inputs)
+        embedded = self._inputs(image if rows is None else image[rows], captions, inputs)
         if isinstance(self.lstm, nn.LSTM):
             hidden = self.lstm(embedded)[0]  # what follows the end does not matter
         else:

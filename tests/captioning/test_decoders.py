@@ -62,6 +62,19 @@ def test_select_moves_the_state_of_captions(decoder, image):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("unroll", ["unroll", "unroll_padded"])
+def test_captions_may_share_pictures(decoder, image, unroll):
+    rows = torch.tensor([1, 1, 0])
+    parameters = list(decoder.parameters())
+    outcomes = []
+    for of, options in ((image, {"rows": rows}), (image[rows], {})):
+        hidden, _ = getattr(decoder, unroll)(of, CAPTIONS, LENGTHS, **options)
+        outcomes.append((hidden, torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)))
+    (hidden, grads), (expected, expected_grads) = outcomes
+    torch.testing.assert_close(hidden, expected)
+    torch.testing.assert_close(grads, expected_grads)
+
+
 def test_it_says_what_it_is(config, decoder):
     assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
     assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
