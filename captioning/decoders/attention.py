@@ -131,10 +131,10 @@ class AttentionDecoder(nn.Module):
         state, hidden = self.start(image), []
         if rows is not None:  # the captions of a picture share its keys and its dropout
             state = self.select(state, rows)
-        for vectors, alive in zip(self.read(words).unbind(1), going, strict=False):
-            if alive < len(state.h):
-                state = AttentionState(*(tensor[:alive] for tensor in state))
-            state = self.advance(vectors[:alive], state)
+        for vectors, count in zip(self.read(words).unbind(1), going, strict=False):
+            if count < len(state.h):
+                state = AttentionState(*(tensor[:count] for tensor in state))
+            state = self.advance(vectors[:count], state)
             hidden.append(state.h)
         return hidden
 

@@ -61,12 +61,13 @@ class Decoder(Protocol):
         """Teacher forcing: run over whole captions at once.
 
         Args:
-            image: from the encoder, of each caption, or of pictures.
+            image: from the encoder: one row for each caption or, with `rows`, for each picture.
             captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
             lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
                 in decreasing order.
             inputs: int64 [B,T-1], fed instead of the captions without their last column.
-            rows: int64 [B], which row of `image` each caption describes; one each if None.
+            rows: int64 [B], which picture each caption describes. Captions of a picture may share
+                its dropout.
 
         Returns:
             What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);

@@ -15,7 +15,7 @@ struct StateOf;
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
 #undef FASTLSTM_STATE
 
-// Weights of 8 bits: no tensor of a layer holds them, a product does (products/int8.h).
+// Weights of 8 bits: no tensor of a layer holds them, a product does (products/tiles_int8.h).
 struct int8 {
   int8_t value;
 };

@@ -24,9 +24,10 @@ bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chos
 ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
   // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
   // cache (loads run ahead of the arithmetic of our tiles, so the longer of the two counts) and the
-  // cost of a barrier on an idle machine. Only the time depends on the choice, never the result.
+  // cost of a barrier on an idle machine, for each thread that meets there. Only the time depends
+  // on the choice, never the result.
   constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
-  constexpr double kBarrierMicroseconds = 0.5;
+  constexpr double kBarrierMicroseconds = 0.25;
   const double cache_bytes = 0.75 * l2_cache_bytes();  // the rest is for rows and sums
   const int64_t tiles = (step.hidden_size + step.lanes - 1) / step.lanes;
   ThreadGrid best{1, 1};
@@ -44,8 +45,8 @@ ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
       const double bytes = weights * step.element_size;
       const double loading = bytes > cache_bytes ? bytes / kBytesPerMicrosecond : 0;
       const double walks = double(step.directions) / directions;
-      const double time =
-          walks * (std::max(arithmetic, loading) + (unit_groups > 1 ? kBarrierMicroseconds : 0));
+      const double barrier = unit_groups > 1 ? unit_groups * kBarrierMicroseconds : 0;
+      const double time = walks * (std::max(arithmetic, loading) + barrier);
       if (time < best_time) best_time = time, best = {unit_groups, row_groups, directions};
     }
   };

@@ -64,12 +64,12 @@ def test_select_moves_the_state_of_captions(decoder, image):
 
 @pytest.mark.parametrize("unroll", ["unroll", "unroll_padded"])
 def test_captions_may_share_pictures(decoder, image, unroll):
-    rows = torch.tensor([1, 1, 0])
-    parameters = list(decoder.parameters())
+    image, rows = image[:2].requires_grad_(), torch.tensor([1, 1, 0])
+    inputs = [image, *decoder.parameters()]
     outcomes = []
     for of, options in ((image, {"rows": rows}), (image[rows], {})):
         hidden, _ = getattr(decoder, unroll)(of, CAPTIONS, LENGTHS, **options)
-        outcomes.append((hidden, torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)))
+        outcomes.append((hidden, torch.autograd.grad(hidden.sum(), inputs, allow_unused=True)))
     (hidden, grads), (expected, expected_grads) = outcomes
     torch.testing.assert_close(hidden, expected)
     torch.testing.assert_close(grads, expected_grads)

@@ -1,4 +1,5 @@
 // Products, packing and what belongs to them, against plain loops in float64.
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -338,15 +339,8 @@ struct Int8Problem {
     std::memcpy(&scale, encoded.at()[r], sizeof scale);
     return scale;
   }
-  // What the product shifts numbers up by, which a zero shows.
-  int8_t shift() const {
-    const float zero = 0;
-    std::vector<int8> row(product.encoded_size(1));
-    product.encode(&zero, 1, row.data());
-    return row[kInt8RowHeader].value;
-  }
   int term(int64_t r, int64_t k) const {
-    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k].value - shift());
+    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k].value - product.excess);
   }
 
   void encode() {
@@ -410,18 +404,70 @@ struct Int8Problem {
       }
     multiply(packed, 1, product.panels_for(1), alone);
     check_same(alone, c, "row by row");
+    check_put_rows(packed, c);
+    check_zeros(packed);
+  }
+
+  // From the sums of what is stored, as a library leaves them.
+  void check_put_rows(const Panels<int8>& packed, const Matrix<float>& expected) const {
+    Matrix<float> c(rows, N, 0.25f);
+    for (const auto& [shape, offset] : packed.panels) {
+      const int64_t width = shape.vectors * product.lanes;
+      std::vector<int32_t> sums(rows * width);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t n = 0; n < shape.columns; ++n)
+          for (int64_t k = 0; k < K; ++k)
+            sums[r * width + n] +=
+                (term(r, k) + product.excess) * weights.of_row[shape.first_column + n][k].value;
+      PanelProduct<int8, float> p{};
+      p.a = encoded.at(), p.rows = rows, p.K = K, p.panel = &packed.data[offset], p.shape = shape;
+      p.c = c.pointers.data(), p.accumulate = true;
+      product.put_rows(p, sums.data(), width);
+    }
+    check_same(c, expected, "put rows");
+  }
+
+  // A row of zero bytes stands for one that has nothing to multiply.
+  void check_zeros(const Panels<int8>& packed) const {
+    const Matrix<int8> zeros(1, product.encoded_size(K));
+    Matrix<float> c(1, N, 0.25f);
+    for (size_t p = 0; p < packed.panels.size();) {
+      PanelProduct<int8, float> some{};
+      some.a = zeros.at(), some.rows = 1, some.K = K, some.c = c.pointers.data();
+      some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
+      some.accumulate = true;
+      p = packed.take(some, p, 1);
+      product.multiply(some);
+    }
+    check_same(c, Matrix<float>(1, N, 0.25f), "zeros");
   }
 };
 
 void check_encoded_nan(const Product<int8>& product) {
-  for (const float x : {NAN, INFINITY, -INFINITY}) {
+  for (const float x : {NAN, -NAN, INFINITY, -INFINITY}) {
     std::vector<float> row(37, 1.0f);
-    row[31] = x;
+    row[36] = x;
     std::vector<int8> encoded(product.encoded_size(37));
     product.encode(row.data(), 37, encoded.data());
     float scale;
     std::memcpy(&scale, encoded.data(), sizeof scale);
     check(std::isnan(scale), "the scale of a row with ", x, " is ", scale, ", expected NaN");
+  }
+}
+
+void check_encoded_extremes(const Product<int8>& product) {
+  for (const float x : {0.0f, -0.0f, 1e-45f, 0x1p-100f, 0x1p-99f, FLT_MAX, -FLT_MAX}) {
+    const std::vector<float> row(37, x);
+    std::vector<int8> encoded(product.encoded_size(37));
+    product.encode(row.data(), 37, encoded.data());
+    float scale;
+    std::memcpy(&scale, encoded.data(), sizeof scale);
+    const int sign = x > 0x1p-100f ? 1 : x < -0x1p-100f ? -1 : 0;
+    const int8_t byte = static_cast<int8_t>(127 * sign + product.excess);
+    check(scale == (sign ? std::fabs(x) / 127 : 0), "the scale of ", x, " is ", scale);
+    for (int k = 0; k < 37; ++k)
+      check(encoded[kInt8RowHeader + k].value == byte, x, " became ",
+            int(encoded[kInt8RowHeader + k].value), ", expected ", int(byte));
   }
 }
 
@@ -454,6 +500,7 @@ const bool added = [] {
     const std::string int8 = testing::target_of(whole, table.target) + "/int8/";
     add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
+    testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });
   }
   return true;
 }();

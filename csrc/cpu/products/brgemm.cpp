@@ -15,7 +15,7 @@
 
 namespace fastlstm {
 
-#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_I8I8I32) && defined(__x86_64__)
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
 namespace {
 
 using at::native::cpublas::brgemm;

@@ -83,6 +83,7 @@ struct UnpackedProduct {
 
 // Bytes in front of a row that was encoded as int8: its scale.
 constexpr int64_t kInt8RowHeader = 64;
+constexpr int32_t kUnsigned = 128;  // added to its elements, it makes them unsigned
 // Terms of a sum over k for which a panel stays in the L2 cache.
 constexpr int64_t kPiece = 512;
 constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
@@ -125,11 +126,13 @@ struct Product {
   int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
   // Neighbouring k that lie together in a panel, and elements in front of it for each column.
   int64_t together = 1, header = 0;
-  int64_t padding = 1;  // K of a panel and of an encoded row is filled up with zeros
+  int64_t padding =
+      1;  // K of a panel is filled up with zeros; what is there in a row has no effect
   // For weights in fewer bits than the layer has: what a row of the layer becomes before it is
   // multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
   void (*encode)(const A* row, int64_t K, T* to) = nullptr;
   int64_t (*encoded_size)(int64_t K) = nullptr;
+  int32_t excess = 0;  // by how much the elements of a row encoded as int8 are shifted up
   int64_t piece = kPiece;
   const char* instructions = nullptr;  // the instruction set of the product, for people
   // Called in a thread before and after a series of products, or nullptr.

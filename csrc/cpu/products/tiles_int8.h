@@ -31,7 +31,7 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 
 static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
-// Of whole numbers, by halves.
+// The largest lane. Halves are compared, so the chain is short.
 FASTLSTM_INLINE int32_t largest(const Fours& x) {
   constexpr int L = Vec<float>::lanes;
   int32_t of[L];
@@ -57,14 +57,14 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
     bits &= kMagnitude;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
-  const int32_t bits_of_most = largest(magnitudes);
-  float most, scale, inverse = 0;
-  std::memcpy(&most, &bits_of_most, sizeof most);
+  const int32_t largest_bits = largest(magnitudes);
+  float magnitude, scale, inverse = 0;
+  std::memcpy(&magnitude, &largest_bits, sizeof magnitude);
   constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
-  if (bits_of_most >= kInfinity)
-    scale = most - most;  // NaN
-  else if (most > kSmallest)
-    inverse = 127 / most, scale = most / 127;
+  if (largest_bits >= kInfinity)
+    scale = magnitude - magnitude;  // NaN
+  else if (magnitude > kSmallest)
+    inverse = 127 / magnitude, scale = magnitude / 127;
   else
     scale = 0;
   std::memcpy(to, &scale, sizeof scale);
@@ -189,6 +189,7 @@ static constexpr Product<int8> int8_product() {
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V, Dot::excess>;
   product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
+  product.excess = Dot::excess;
   product.encode = encode_int8<Dot::excess>, product.encoded_size = encoded_size_int8;
   product.panels = product.panels_of_one_row = 4 / V;
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);

@@ -16,9 +16,9 @@
 namespace fastlstm {
 namespace avx512_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so rows are shifted up by 128.
+// The instruction multiplies unsigned by signed numbers, so rows are shifted up.
 struct UnsignedDotProduct {
-  static constexpr int32_t excess = 128;
+  static constexpr int32_t excess = kUnsigned;
   using Row = __m512i;
   FASTLSTM_INLINE static Row row(int32_t fours) { return _mm512_set1_epi32(fours); }
   FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {

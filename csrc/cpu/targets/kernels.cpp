@@ -10,7 +10,8 @@ static KernelTable choose() {
   KernelTable table = own_kernels(at::get_cpu_capability().c_str());
   if (table.BFloat16.product && has_amx()) {
     table.BFloat16.product = table.bfloat16_weights = brgemm_product(*table.bfloat16_weights);
-    table.int8_weights = brgemm_product(*table.int8_weights);
+    if (table.int8_weights->excess == kUnsigned)  // AMX implies VNNI, unless a machine hides it
+      table.int8_weights = brgemm_product(*table.int8_weights);
   }
   return table;
 }

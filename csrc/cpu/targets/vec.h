@@ -152,7 +152,7 @@ FASTLSTM_VEC_OPERATOR(/)
 // Each lane holds four int8 that are neighbours in k; sums are int32.
 typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 
-// The lowest byte of each lane. A target overloads this: GCC moves the bytes one by one.
+// The lowest byte of each lane. A target may overload this: GCC moves the bytes one by one.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));
@@ -162,7 +162,7 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
 
 // sum += the dot product of four int8 of a row, the same in every lane, with the four of the lane.
 struct PlainDotProduct {
-  static constexpr int32_t excess = 0;  // by how much `add` shifts the row's numbers up
+  static constexpr int32_t excess = 0;  // by how much the row's numbers are shifted up
   using Row = int32_t;
   FASTLSTM_INLINE static Row row(int32_t fours) { return fours; }
   FASTLSTM_INLINE static Fours add(Row a, Fours b, Fours sum) {

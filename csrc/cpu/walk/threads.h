@@ -89,7 +89,7 @@ void walk_steps(const ThreadGrid& grid, int64_t directions, const Range& steps, 
 }
 
 // T: of the layer; W: of the product. Where they differ, threads that share the units encode every
-// row once each, which costs more than loading fewer weights saves.
+// row once each, which with many rows costs more than loading fewer weights saves.
 template <typename T, typename W>
 ThreadGrid thread_grid(const Rows& rows, const Sizes& sizes) {
   // Below this many multiply-adds, waking other threads costs more than they help.
