@@ -149,8 +149,8 @@ class TrainConfig:
     """How to train."""
 
     epochs: int = setting(
-        "passes over all captions; more for fewer than 6,000 pictures, 6 in self-critical training "
-        "on a small set",
+        "passes over all captions; for fewer than 20,000 pictures 10 in batches of pictures, more "
+        "for fewer than 6,000, 6 in self-critical training",
         20,
     )
     batch_size: int = setting("captions per step, in all processes together", 128)
@@ -224,18 +224,24 @@ class TrainConfig:
 LARGE = TrainConfig(autocast="auto")
 SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, consensus=0.5, ema=0.99)
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
+EPOCHS_OF_PICTURES = 10  # of a small set, in batches of pictures
 SMALL_SET = 20_000  # pictures; fewer are a small set
 DROPOUT = {"small": 0.4, "large": 0.3}
 IMAGE_AT = {"small": "every", "large": "first"}
 
 
-def recipe(pictures: int, self_critical: bool = False) -> TrainConfig:
-    """The settings for training on this number of pictures."""
+def recipe(
+    pictures: int, self_critical: bool = False, batches_of: str = SMALL.batches_of
+) -> TrainConfig:
+    """The settings for training on this number of pictures, in such batches."""
     if self_critical:
-        if pictures >= SMALL_SET:
-            return SELF_CRITICAL
-        return replace(SELF_CRITICAL, epochs=6, learning_rate=2e-4)
-    if pictures >= SMALL_SET:
-        return LARGE
-    # A few hundred pictures make a few steps an epoch.
-    return replace(SMALL, epochs=min(60, max(SMALL.epochs, 36_000 // max(1, pictures))))
+        config = SELF_CRITICAL
+        if pictures < SMALL_SET:
+            config = replace(config, epochs=6, learning_rate=2e-4)
+    elif pictures >= SMALL_SET:
+        config = LARGE
+    else:
+        epochs = SMALL.epochs if batches_of == "captions" else EPOCHS_OF_PICTURES
+        # A few hundred pictures make a few steps an epoch.
+        config = replace(SMALL, epochs=min(60, max(epochs, 6000 * epochs // max(1, pictures))))
+    return replace(config, batches_of=batches_of)

@@ -111,8 +111,8 @@ class TrainingRequest:
         known = origin.config if origin else None
         if known is None:
             model = origin.checkpoint.model.config if origin else unsized(self.model)
-            known = recipe(pictures, bool(self.settings.get("self_critical")))
-            known = replace(known, batches_of=decoder_class(model).batches_of)
+            batches_of = self.settings.get("batches_of", decoder_class(model).batches_of)
+            known = recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
         return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
 
     def load(self, split: str) -> CaptionDataset:

@@ -558,6 +558,9 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
     assert found.model.config.image_at == IMAGE_AT["small"] == "every"
     assert recipe(SMALL_SET) == LARGE and recipe(SMALL_SET - 1) == recipe(6000) == SMALL
     assert [recipe(n).epochs for n in (1, 1000, 2000)] == [60, 36, 18]
+    of_pictures = recipe(6000, batches_of="pictures")
+    assert of_pictures == replace(SMALL, epochs=10, batches_of="pictures")
+    assert recipe(6000, True, "pictures").epochs == 6
     assert recipe(SMALL_SET, True) == SELF_CRITICAL and recipe(6000, True).epochs == 6
 
 
