@@ -53,6 +53,8 @@ def ops():
             "-w",
             "-fPIC",
             "-shared",
+            # Not the kernels of an extension that was built for a GPU.
+            *(["-Wl,-Bsymbolic"] if sys.platform == "linux" else []),
             "-U_FORTIFY_SOURCE",
             "-DFASTLSTM_EMULATOR",
             "-DFASTLSTM_TRACE",
