@@ -67,7 +67,7 @@ class DecoderRNN(nn.Module):
         inputs: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        embedded = self._inputs(image if rows is None else image[rows], captions, inputs)
+        embedded = self._inputs(image, captions, inputs, rows)
         packed = pack_padded_sequence(embedded, lengths, batch_first=True)
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
@@ -81,14 +81,17 @@ class DecoderRNN(nn.Module):
         inputs: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        embedded = self._inputs(image if rows is None else image[rows], captions, inputs)
+        embedded = self._inputs(image, captions, inputs, rows)
         if isinstance(self.lstm, nn.LSTM):
             hidden = self.lstm(embedded)[0]  # what follows the end does not matter
         else:
             hidden = self.lstm(embedded, lengths=lengths)[0]
         return self.dropout(hidden[:, 1:].flatten(0, 1)), captions[:, 1:].flatten()
 
-    def _inputs(self, image: Tensor, captions: Tensor, inputs: Tensor | None) -> Tensor:
+    def _inputs(
+        self, image: Tensor, captions: Tensor, inputs: Tensor | None, rows: Tensor | None
+    ) -> Tensor:
+        image = image if rows is None else image[rows]
         words = self.embed(captions[:, :-1] if inputs is None else inputs)
         return self._read(torch.cat([image.unsqueeze(1), words], 1), self._beside(image))
 

@@ -102,7 +102,7 @@ def test_without_arguments_it_introduces_itself(capsys):
         (["train"], "captioning train: the following arguments are required: --train, --output"),
         (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
         (["demo", "again"], "captioning demo: unrecognized arguments: again"),
-        (["caption", "c.pt", "--nothing", "x.png"], "unrecognized arguments: --nothing"),
+        (["caption", "c.pt", "x.png", "--nothing"], "caption: unrecognized arguments: --nothing\n"),
         (["vocab", "c", "--output", "o", "--nothing"], "(captioning vocab --help says more)"),
         (["--nothing"], "captioning: unrecognized arguments: --nothing"),
         (["serve", "c.pt", "--device", "abacus"], "no device 'abacus' here: "),

@@ -374,12 +374,13 @@ struct Int8Problem {
     return packed;
   }
 
-  void multiply(const Panels<int8>& packed, int64_t step, int64_t together,
+  void multiply(const Matrix<int8>& a, const Panels<int8>& packed, int64_t step, int64_t together,
                 Matrix<float>& c) const {
-    for (int64_t first = 0; first < rows; first += step)
+    const int64_t count = a.of_row.size();
+    for (int64_t first = 0; first < count; first += step)
       for (size_t p = 0; p < packed.panels.size();) {
         PanelProduct<int8, float> some{};
-        some.a = encoded.at() + first, some.rows = std::min(step, rows - first), some.K = K;
+        some.a = a.at() + first, some.rows = std::min(step, count - first), some.K = K;
         some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
         some.c = c.pointers.data() + first, some.accumulate = true;
         p = packed.take(some, p, together);
@@ -391,7 +392,7 @@ struct Int8Problem {
     encode();
     const Panels<int8> packed = pack();
     Matrix<float> c(rows, N, 0.25f), alone(rows, N, 0.25f);
-    multiply(packed, rows, 1, c);
+    multiply(encoded, packed, rows, 1, c);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
@@ -402,7 +403,7 @@ struct Int8Problem {
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
               c.of_row[r][n], ", expected ", 0.25 + product);
       }
-    multiply(packed, 1, product.panels_for(1), alone);
+    multiply(encoded, packed, 1, product.panels_for(1), alone);
     check_same(alone, c, "row by row");
     check_put_rows(packed, c);
     check_zeros(packed);
@@ -429,16 +430,8 @@ struct Int8Problem {
 
   // A row of zero bytes stands for one that has nothing to multiply.
   void check_zeros(const Panels<int8>& packed) const {
-    const Matrix<int8> zeros(1, product.encoded_size(K));
     Matrix<float> c(1, N, 0.25f);
-    for (size_t p = 0; p < packed.panels.size();) {
-      PanelProduct<int8, float> some{};
-      some.a = zeros.at(), some.rows = 1, some.K = K, some.c = c.pointers.data();
-      some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
-      some.accumulate = true;
-      p = packed.take(some, p, 1);
-      product.multiply(some);
-    }
+    multiply(Matrix<int8>(1, product.encoded_size(K)), packed, 1, 1, c);
     check_same(c, Matrix<float>(1, N, 0.25f), "zeros");
   }
 };
