@@ -24,8 +24,8 @@ class CellsForward {
 
   explicit CellsForward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        x_sums_(product_, whole_tiles(kRows), 4 * tiles_for(1)),
-        sums_(product_, whole_tiles(kRows), 4 * tiles_for(1)) {}
+        x_sums_(product_, rows_at_a_time(), 4 * tiles_for(1)),
+        sums_(product_, rows_at_a_time(), 4 * tiles_for(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -68,7 +68,12 @@ class CellsForward {
   }
 
  private:
-  static constexpr int64_t kRows = 12;  // at a time
+  // The product of a few short rows takes little longer than the calls around it.
+  int64_t rows_at_a_time() const {
+    constexpr int64_t kShort = 1024;  // bytes
+    const int64_t rows = hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12;
+    return divide_up(rows, product_.rows) * product_.rows;
+  }
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
   }
@@ -80,7 +85,6 @@ class CellsForward {
     const int64_t unit = tile * product_.lanes;
     return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
   }
-  int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
   const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count,
                           NextPanels* next) {
