@@ -166,6 +166,25 @@ ON_EVERY_INSTRUCTION_SET = [
 ]  # fmt: skip
 
 
+def run_foundation(printed: str, select: str, variables: dict[str, str]) -> str:
+    """Runs these tests in a process with other kernels. Returns build_info()[printed] there."""
+    tests = [f"{Path(__file__).parent / test}" for test in ON_EVERY_INSTRUCTION_SET]
+    code = (
+        f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
+        f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+    return done.stdout.splitlines()[0]
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability: str) -> None:
     """The foundation on each of the kernels."""
@@ -173,26 +192,33 @@ def test_every_instruction_set(capability: str) -> None:
     best = _build.library.build_info()["cpu_capability"]
     if capability == lowest.get(best, best):
         pytest.skip("the rest of the tests run on it")
-    tests = [f"{Path(__file__).parent / test}" for test in ON_EVERY_INSTRUCTION_SET]
-    code = (
-        "import sys, pytest; from fastlstm import _C; print(_C.build_info()['cpu_capability']);"
-        f"sys.exit(pytest.main(['-q', '-k', 'not reference and not cuda', *{tests!r}]))"
-    )
+    variables = {"ATEN_CPU_CAPABILITY": capability}
+    chosen = run_foundation("cpu_capability", "not reference and not cuda", variables)
+    chosen = lowest.get(chosen, chosen)
+    if chosen != capability and capability.upper() not in torch.__config__.show().upper():
+        pytest.skip(f"this machine or build of torch has no {capability}")
+    assert chosen == capability or chosen == "default"
+
+
+def test_with_and_without_products_of_onednn() -> None:
+    """bfloat16 and int8 by its micro-kernel where our own tiles are the default, and the reverse."""
+    default = _build.library.build_info()["products"]["bfloat16"][0]
+    if default not in ("amx", "avx512_bf16"):
+        pytest.skip("no products of bfloat16 here")
+    select = "(bfloat16 or every_step or rows_of_zeros) and not reference and not cuda"
+    other = {"FASTLSTM_BRGEMM": "0" if default == "amx" else "1"}
+    chosen = run_foundation("products", select, other)
+    assert ("oneDNN" in chosen) == (default != "amx")
+
+
+def test_an_unknown_value_of_the_switch() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        [sys.executable, "-m", "fastlstm"],
+        env={**os.environ, "FASTLSTM_BRGEMM": "yes"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
-    if done.returncode == 0:
-        chosen = done.stdout.splitlines()[0]
-        chosen = lowest.get(chosen, chosen)
-        if chosen != capability and capability.upper() not in torch.__config__.show().upper():
-            pytest.skip(f"this machine or build of torch has no {capability}")
-        assert chosen == capability or chosen == "default"
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
+    assert "FASTLSTM_BRGEMM: expected 0 or 1, got yes" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("ragged", [False, True])

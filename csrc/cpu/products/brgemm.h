@@ -1,4 +1,4 @@
-// The product of bfloat16 by oneDNN's micro-kernel, which uses AMX where there is AMX.
+// The products of bfloat16 and int8 by oneDNN's micro-kernel, which uses AMX where there is AMX.
 #pragma once
 #include "cpu/products/product.h"
 
@@ -9,7 +9,8 @@ namespace fastlstm {
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base);
 const Product<int8>* brgemm_product(const Product<int8>& base);
 
-// Whether the processor multiplies bfloat16 by AMX, and the system lets this process do so.
-bool has_amx();
+// Whether they are used: where the processor has AMX and the system lets this process use it. The
+// environment variable FASTLSTM_BRGEMM=1 asks for them wherever oneDNN has them, 0 for our own.
+bool uses_brgemm();
 
 }  // namespace fastlstm
