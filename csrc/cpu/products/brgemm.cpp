@@ -9,8 +9,6 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <string>
 #include <vector>
 
 #include "pointers.h"
@@ -21,11 +19,6 @@ namespace fastlstm {
 namespace {
 
 using at::native::cpublas::brgemm;
-
-bool has_amx() {
-  static const bool has = at::cpu::init_amx() && at::native::cpublas::could_pack(at::kBFloat16);
-  return has;
-}
 
 // The distance between neighbouring rows; 0 if it is not the same for all, or so large that the
 // rows may belong to different tensors.
@@ -157,13 +150,13 @@ void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
   is_refused(p) ? tiles->multiply_rounded(p) : multiply_buffered(p);
 }
 
-// int8. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so
-// few rows are left to our own tiles, which read the same panels and give the same bits.
+// int8. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so few rows
+// are left to our own tiles, which read the same panels and give the same bits.
 const Product<int8>* int8_tiles = nullptr;
 
 void multiply_int8(const PanelProduct<int8, float>& product) {
-  constexpr int64_t kRowsWorthAmx = 8;
-  if (product.rows < kRowsWorthAmx || !at::globalContext().userEnabledMkldnn())
+  constexpr int64_t kRowsWorthACall = 8;
+  if (product.rows < kRowsWorthACall || !at::globalContext().userEnabledMkldnn())
     return int8_tiles->multiply(product);
   PanelProduct<int8, float> p = product;
   alignas(64) int32_t sums[kRows * 64];
@@ -190,7 +183,7 @@ const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
     product.terms = 32;
     product.panels = product.panels_of_one_row = 1;  // what the micro-kernel takes
     product.bytes_ahead = 256 << 10;
-    product.instructions = has_amx() ? "amx" : "avx512_bf16 (oneDNN)";
+    product.instructions = has_amx() ? "amx (oneDNN)" : "avx512_bf16 (oneDNN)";
     product.multiply = multiply_or_tiles;
     product.multiply_and_fetch = multiply_and_fetch;
     product.multiply_rounded = multiply_rounded;
@@ -206,24 +199,21 @@ const Product<int8>* brgemm_product(const Product<int8>& base) {
     Product<int8> product = base;
     product.rows = kRows;
     product.multiply = multiply_int8;
-    product.instructions = has_amx() ? "amx, avx512_vnni for few rows" : "avx512_vnni (oneDNN)";
+    product.instructions = has_amx() ? "amx (oneDNN)" : "avx512_vnni (oneDNN)";
     product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
     return product;
   }();
   return &product;
 }
 
-bool uses_brgemm() {
-  const char* const variable = std::getenv("FASTLSTM_BRGEMM");
-  const std::string wish = variable ? variable : "";
-  TORCH_CHECK(wish.empty() || wish == "0" || wish == "1", "FASTLSTM_BRGEMM: expected 0 or 1, got ",
-              wish);
-  return wish.empty() ? has_amx() : wish == "1";
+bool has_amx() {
+  static const bool has = at::cpu::init_amx() && at::native::cpublas::could_pack(at::kBFloat16);
+  return has;
 }
 #else
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>&) { return nullptr; }
 const Product<int8>* brgemm_product(const Product<int8>&) { return nullptr; }
-bool uses_brgemm() { return false; }
+bool has_amx() { return false; }
 #endif
 
 }  // namespace fastlstm

@@ -9,8 +9,7 @@ namespace fastlstm {
 const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base);
 const Product<int8>* brgemm_product(const Product<int8>& base);
 
-// Whether they are used: where the processor has AMX and the system lets this process use it. The
-// environment variable FASTLSTM_BRGEMM=1 asks for them wherever oneDNN has them, 0 for our own.
-bool uses_brgemm();
+// Whether they use AMX: whether the processor has it, and the system lets this process use it.
+bool has_amx();
 
 }  // namespace fastlstm

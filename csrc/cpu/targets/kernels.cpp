@@ -2,17 +2,30 @@
 
 #include <ATen/Version.h>
 
+#include <cstdlib>
+#include <string>
+
 #include "cpu/products/brgemm.h"
 
 namespace fastlstm {
 
+// Whether oneDNN multiplies bfloat16 and int8 where it can: by default if that uses AMX. The
+// environment variable lets tests run either code on any processor with AVX512_BF16.
+static bool wants_onednn() {
+  const char* const variable = std::getenv("FASTLSTM_ONEDNN");
+  const std::string value = variable ? variable : "";
+  TORCH_CHECK(value.empty() || value == "0" || value == "1",
+              "FASTLSTM_ONEDNN: expected 0 or 1, got ", value);
+  return value.empty() ? has_amx() : value == "1";
+}
+
 static KernelTable choose() {
   KernelTable table = own_kernels(at::get_cpu_capability().c_str());
-  if (table.BFloat16.product && uses_brgemm()) {
-    table.BFloat16.product = table.bfloat16_weights = brgemm_product(*table.bfloat16_weights);
-    if (table.int8_weights->excess == kUnsigned)  // AMX implies VNNI, unless a machine hides it
-      table.int8_weights = brgemm_product(*table.int8_weights);
-  }
+  if (!wants_onednn() || !table.BFloat16.product) return table;
+  if (const auto* product = brgemm_product(*table.bfloat16_weights))
+    table.BFloat16.product = table.bfloat16_weights = product;
+  if (table.int8_weights->excess != kUnsigned) return table;  // a machine that hides VNNI
+  if (const auto* product = brgemm_product(*table.int8_weights)) table.int8_weights = product;
   return table;
 }
 
