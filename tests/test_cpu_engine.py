@@ -201,11 +201,11 @@ def test_every_instruction_set(capability: str) -> None:
 
 
 def test_with_and_without_products_of_onednn() -> None:
-    """bfloat16 and int8 by its micro-kernel where our own tiles are the default, and the reverse."""
+    """bfloat16 and int8 by its micro-kernel where our tiles are the default, and the reverse."""
     default = _build.library.build_info()["products"]["bfloat16"][0]
     if "oneDNN" not in default and default != "avx512_bf16":
         pytest.skip("no products of bfloat16 that oneDNN has too")
-    select = "(bfloat16 or int8 or rows_of_zeros) and not reference and not cuda"
+    select = "(bfloat16 or int8 or rows_of_zeros or random_shapes) and not reference and not cuda"
     other = {"FASTLSTM_ONEDNN": "0" if "oneDNN" in default else "1"}
     chosen = run_foundation("products", select, other)
     assert ("oneDNN" in chosen) != ("oneDNN" in default)
