@@ -9,6 +9,12 @@
 
 namespace fastlstm {
 
+// At least so many rows, in whole tiles.
+template <typename W>
+int64_t whole_tiles(const Product<W>& product, int64_t rows) {
+  return divide_up(rows, product.rows) * product.rows;
+}
+
 // T: of the layer; W: of the product.
 template <typename T, typename W = T>
 class CellsForward {
@@ -72,8 +78,7 @@ class CellsForward {
   // are better.
   int64_t rows_at_a_time() const {
     constexpr int64_t kShort = 1024;  // bytes
-    const int64_t rows = hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12;
-    return divide_up(rows, product_.rows) * product_.rows;
+    return whole_tiles(product_, hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12);
   }
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
@@ -119,7 +124,7 @@ class CellsBackward {
  public:
   explicit CellsBackward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(product_, whole_tiles(kRows), product_.vectors * product_.panels_for(1)) {}
+        sums_(product_, whole_tiles(product_, kRows), product_.vectors * product_.panels_for(1)) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
@@ -143,7 +148,6 @@ class CellsBackward {
  private:
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
   static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
-  int64_t whole_tiles(int64_t rows) const { return divide_up(rows, product_.rows) * product_.rows; }
 
   const Product<W>& product_ = product_of<W>();
   const Cell<T>& cell_ = *kernels<T>().cell;
