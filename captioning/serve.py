@@ -58,7 +58,7 @@ def describe_lstm(lstm: nn.Module) -> str:
     if not isinstance(lstm, (LSTM, LSTMCell)):
         package = type(lstm).__module__.removesuffix(".modules.rnn")
         return f"{package}.{type(lstm).__name__} {where}"
-    engine = lstm.engine if lstm.engine != "auto" else os.environ.get("FASTLSTM_ENGINE", "auto")
+    engine = lstm.engine if lstm.engine != "auto" else os.environ.get("FASTLSTM_ENGINE") or "auto"
     engine = functional.choose_engine(engine, weight.device.type, weight.dtype)
     how = "in plain PyTorch" if engine == "reference" else "compiled"
     return f"fastlstm.{type(lstm).__name__} ({how}, engine {engine}) {where}"

@@ -117,6 +117,7 @@ def _load() -> str | None:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
+    library.free_sms()  # a wrong FASTLSTM_FREE_SMS is an error everywhere
     return None
 
 

@@ -97,7 +97,8 @@ class _Layer(Function):
             h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
             grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
             if directions[d].b_ih is not None:
-                grad_weights += [d_rows.sum(0)] * 2
+                grad_bias = d_rows.sum(0)
+                grad_weights += [grad_bias, grad_bias.clone()]  # users scale them in place
         return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
 
     @staticmethod

@@ -33,7 +33,7 @@ if _OP_DEVICES:
     _OP_DEVICES += ("meta",)
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
-_DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE", "auto")
+_DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
 # Asked once: torch 2.11 cannot trace the question.
 _AUTOCAST_DEVICES = frozenset(

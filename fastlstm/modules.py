@@ -61,6 +61,30 @@ def _refuse_to_be_scripted(module: nn.Module) -> None:
     )
 
 
+class _FloatingWeights(nn.Module):
+    """Refuses the int8 weights of a packed layer, which copy_() would take for values to +-127."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        error_msgs += [
+            f"{prefix}{name}: expected floating-point weights, got int8, as "
+            "fastlstm.prepack(model, torch.int8) stores them: load them into such a model, and "
+            "turn it back with fastlstm.unpack"
+            for name in self._parameters
+            if getattr(state_dict.get(prefix + name), "dtype", None) == torch.int8
+        ]
+        rest = (strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
 # Options that nn.LSTM lacks; false or 0 by default.
 _OPTIONS = (
     "input_dropout",
@@ -186,7 +210,7 @@ class SequenceModule(nn.Module):
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
 
-class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
+class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
@@ -362,7 +386,7 @@ class LSTM(SequenceModule, nn.RNNBase):  # type: ignore[misc]
             self.check_hidden_size(hidden[k], expected, f"Expected hidden[{k}] size {{}}, got {{}}")
 
 
-class LSTMCell(nn.RNNCellBase):
+class LSTMCell(_FloatingWeights, nn.RNNCellBase):
     """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
 
     Weights: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],

@@ -250,7 +250,13 @@ class _Frozen(nn.Module):
         for name, shape in self._shapes.items():
             given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
             used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
-            if given is None or (given.dtype == torch.int8 and scale is None):
+            wrong = [each for each in (given, scale) if not isinstance(each, Tensor | None)]
+            if wrong:
+                error_msgs.append(
+                    f"{prefix}{name}: expected a tensor, and for int8 its scale, got "
+                    f"{type(wrong[0]).__name__}"
+                )
+            elif given is None or (given.dtype == torch.int8 and scale is None):
                 missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
             elif problem := _problem(prefix + name, given, scale, shape, self.weights):
                 error_msgs.append(problem)

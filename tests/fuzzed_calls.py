@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional
+from fastlstm import _build, functional
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ENGINES = ("auto", "tiled", "stepwise", "reference")
@@ -429,7 +429,63 @@ def expect_error(function: Callable[[], Any], names: str) -> None:
         raise AssertionError(f"a bad {names} was taken")
 
 
-KINDS = (against_torch, against_torch, against_the_oracle, damaged_backward, damaged_forward)
+# --- packed weights, by the raw op and directly ---
+
+
+def damaged_packed(draw: Draw) -> None:
+    """The op of packed weights takes them only as `pack_weight` made them, in their memory."""
+    dtype = draw.pick(torch.float32, torch.float64, torch.bfloat16)
+    sizes = {**sizes_of(draw), "num_layers": 1, "dtype": dtype}
+    lstm = fastlstm.LSTM(**sizes).eval()
+    smaller = () if dtype == torch.float64 else (torch.bfloat16, torch.int8)
+    packed = fastlstm.prepack(lstm, draw.pick(None, *smaller))
+    batch, directions = draw.size(1, 4), 1 + packed.bidirectional
+    H, P = packed.hidden_size, packed.proj_size or packed.hidden_size
+    call: dict[str, Any] = {
+        "input": draw.values(draw.pick(1, 3), batch, packed.input_size).to(dtype),
+        "h_0": draw.values(directions, batch, P).to(dtype),
+        "c_0": draw.values(directions, batch, H).to(dtype),
+    }
+    weights = packed._op_weights()
+
+    def run_direct(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
+        return _build.library.lstm_packed(input, h_0, c_0, weights, None, None, None, False)
+
+    def run_op(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
+        layout = _build.library.packed_layout()
+        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, layout)
+
+    run = draw.pick(run_direct, run_op)
+    expected = run(**call, weights=weights)
+    negated = {name: torch._neg_view(-tensor) for name, tensor in call.items()}
+    for a, b in zip(run(**negated, weights=weights), expected, strict=True):
+        assert a is b or torch.equal(a, b), "negated views, other results"
+    name = draw.pick("input", "h_0", "c_0", "weight")
+    zero = torch._efficientzerotensor(weights[0].shape, dtype=weights[0].dtype)
+    if name == "weight":
+        k = draw.size(0, len(weights) - 1)
+        damaged = [*weights]
+        damaged[k] = draw.pick(damage(draw, weights[k], "packed"), zero)
+        if damaged[k] is zero and run is run_op:
+            return  # which the dispatcher fills with zeros
+        if damaged[k].shape == (1, weights[k].numel()):
+            return  # a packed matrix is a row of panels
+        expect_error(lambda: run(**call, weights=damaged), "lstm|packed|weight|bias|memory|Meta")
+    else:
+        call[name] = damage(draw, call[name], "packed")
+        if name == "input" and call[name].shape[1:] == (batch, packed.input_size):
+            return  # more steps, or fewer
+        expect_error(lambda: run(**call, weights=weights), "lstm|packed|memory|sequence|Meta|h_0")
+
+
+KINDS = (
+    against_torch,
+    against_torch,
+    against_the_oracle,
+    damaged_backward,
+    damaged_forward,
+    damaged_packed,
+)
 
 
 def run(seed: int) -> str | None:
@@ -443,7 +499,7 @@ def run(seed: int) -> str | None:
     return None
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], run: Callable[[int], str | None] = run) -> int:
     first, count = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 1
     warnings.simplefilter("ignore")
     failures = 0

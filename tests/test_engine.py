@@ -167,3 +167,41 @@ def test_the_environment_chooses() -> None:
     bad = in_a_process("cudnn", code)
     assert bad.returncode != 0 and "engine: expected one of auto, reference" in bad.stderr
     assert "FASTLSTM_ENGINE" in bad.stderr
+    assert in_a_process("", code).stdout.strip() == "auto"
+
+
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+def test_a_wrong_number_of_free_multiprocessors_is_an_error_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FASTLSTM_FREE_SMS", "garbage")
+    done = in_a_process("auto", "pass")
+    assert done.returncode and "FASTLSTM_FREE_SMS: expected a number of multi" in done.stderr
+
+
+@pytest.mark.parametrize("engine", [e for e in functional.ENGINES if e != "persistent"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_each_bias_has_a_gradient_of_its_own(engine: str, create_graph: bool) -> None:
+    """Users scale gradients in place, and all-reduce them."""
+    lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
+    for layer, x in ((lstm, torch.randn(4, 2, 3)), (cell, torch.randn(2, 3))):
+        layer.engine = engine
+        biases = [p for name, p in layer.named_parameters() if "bias" in name]
+        grads = torch.autograd.grad(layer(x)[0].sum(), biases, create_graph=create_graph)
+        torch.testing.assert_close(*grads)
+        assert grads[0].data_ptr() != grads[1].data_ptr()
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+def test_subnormal_numbers_are_zero_within_a_call_alone() -> None:
+    """Gates shut so far that c is subnormal; PyTorch computes with such numbers as before."""
+    lstm = fastlstm.LSTM(64, 128)
+    with torch.no_grad():
+        lstm.bias_ih_l0[:256] = -40  # i and f
+    c_0 = torch.full((1, 16, 128), 1e-3)
+    tiny = torch.full((1 << 20,), 1e-40)  # enough for every thread
+    for x in (torch.randn(40, 16, 64), torch.randn(40, 16, 64, requires_grad=True)):
+        output, (_, c_n) = lstm(x, (torch.zeros_like(c_0), c_0))
+        output[-1].sum().backward()
+        assert c_n.abs().max() < 1e-16
+        assert (tiny * 0.5 > 0).all()

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -255,6 +256,36 @@ def test_every_step_against_plain_equations(
             h, c = h_of[t], c_of[t]
 
 
+@pytest.mark.parametrize("weights", [torch.float32, *SMALLER], ids=str)
+@pytest.mark.parametrize("seed", range(20))
+def test_random_draws_of_layer_norm_keep_the_bound_of_a_step(
+    seed: int, weights: torch.dtype
+) -> None:
+    """docs/numerics.md states it. Of 150 seeds c has half of it at most, h a sixth."""
+    draw = random.Random(seed)
+    input_size, H, batch = draw.randint(1, 60), draw.randint(1, 60), draw.randint(1, 12)
+    frozen = packed(make((input_size, H, {}), kind=LayerNormLSTM), weights)
+    torch.manual_seed(seed)
+    x = torch.randn(20, batch, input_size) * 2 ** draw.uniform(-6, 6)
+    h, c = torch.randn(batch, H) / 2, torch.randn(batch, H)
+    output, _, cells = frozen(x, (h[None], c[None]), return_cell_states=True)
+    w = dequantised(frozen.state_dict())
+
+    def growth(rows: Tensor, of: str) -> Tensor:
+        """By how much a norm enlarges the rounding of the sums before it."""
+        a, weight = encoded(rows, weights), w[f"weight_{of}_l0"].T
+        terms = (a.abs() @ weight.abs()).amax(-1)
+        return terms * w[f"gain_{of}_l0"].abs().max() / ((a @ weight).var(-1, False) + 1e-5).sqrt()
+
+    for x_t, h_t, c_t in zip(x, output, cells[0], strict=True):
+        h_true, c_true = step(w, "_l0", weights, x_t, h, c)
+        of_gates = torch.finfo(torch.float32).eps * (1 + growth(x_t, "ih") + growth(h, "hh"))
+        of_c = w["gain_c_l0"].abs().max() / (c_true.var(-1, False) + 1e-5).sqrt()
+        assert ((c_t - c_true).abs().amax(-1) <= of_gates).all()
+        assert ((h_t - h_true).abs().amax(-1) <= of_gates * (1 + of_c)).all()
+        h, c = h_t, c_t
+
+
 def doubled(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
@@ -378,6 +409,33 @@ def test_rows_of_zeros_and_numbers_out_of_range(weights: torch.dtype) -> None:
     assert output[2, 3].isnan().all() and not output[:2].isnan().any()
     lstm.weight_ih_l0.data[3] = 0  # a row without a scale
     assert packed(lstm, weights)(x[:, :3])[0].isfinite().all()
+
+
+def test_a_row_with_an_infinity_saturates_in_int8_as_in_float32() -> None:
+    lstm = small()
+    x = torch.randn(2, 4, 6)
+    x[0, 0, 0], x[0, 1, 2], x[1, 2, 3] = torch.inf, -torch.inf, torch.inf
+    found, expected = packed(lstm, torch.int8)(x)[0], lstm(x)[0]
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@every_weights
+def test_negated_views_and_zero_tensors(weights: torch.dtype) -> None:
+    """Tensors that do not hold their values, given to calls past the dispatcher."""
+    lstm, cell = small(), LSTMCell(6, 10).eval()
+    x, h, c = torch.randn(3, 4, 6), torch.randn(1, 4, 10), torch.randn(1, 4, 10)
+    calls = ((lstm, (x, (h, c))), (cell, (x[0], (h[0], c[0]))))
+    for layer, args in ((packed(layer, weights), args) for layer, args in calls):
+        x_, (h_, c_) = args
+        negated = (torch._neg_view(-x_), (torch._neg_view(-h_), torch._neg_view(-c_)))
+        assert same(layer(*negated), layer(*args))
+        zero = torch._efficientzerotensor(x_.shape)
+        assert same(layer(zero, (h_, c_)), layer(torch.zeros_like(x_), (h_, c_)))
+    given = {name: torch._neg_view(-tensor) for name, tensor in lstm.state_dict().items()}
+    layer = packed(LSTM(6, 10).eval(), weights)
+    layer.load_state_dict(given)
+    assert same(layer(x), packed(lstm, weights)(x))
 
 
 # What is saved and loaded.
@@ -511,6 +569,7 @@ def test_what_does_not_fit_is_reported_as_by_a_module() -> None:
             "weight_hh_l0: expected finite weights to make int8 of them, got inf",
         ),
         (lambda d: d.update(weight_hh_l1=torch.ones(1)), 'Unexpected key(s) .*: "weight_hh_l1"'),
+        (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
     ],
 )  # fmt: skip
 def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -> None:
@@ -523,6 +582,22 @@ def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -
     inside = {f"lstm.{name}": tensor for name, tensor in given.items()}  # in a model
     message = re.sub("((weight|bias)_)", r"lstm.\1", message.replace("(s)", r"\(s\)"))
     assert re.search(message, load_errors(in_a_model(lstm=frozen), inside))
+
+
+@pytest.mark.parametrize("kind", [LSTM, LSTMCell, LayerNormLSTM])
+def test_an_ordinary_layer_refuses_int8(kind: type[nn.Module]) -> None:
+    model = in_a_model(lstm=kind(6, 10).eval())
+    given = prepack(copy.deepcopy(model), torch.int8).state_dict()
+    with pytest.raises(RuntimeError, match=r"lstm\.weight_ih.*: expected floating-point .* int8"):
+        model.load_state_dict(given, strict=False)
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.ones(3), torch.ones(40, dtype=torch.int64), torch.ones(40, 1)], ids=str
+)
+def test_a_scale_that_does_not_fit(scale: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="expected a scale of float32 for each of 40 rows"):
+        _build.library.pack_weight(torch.ones(40, 10, dtype=torch.int8), scale, "W_hh")
 
 
 def test_int8_takes_a_quarter() -> None:

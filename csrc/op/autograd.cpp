@@ -2,7 +2,12 @@
 // graph holds one forward and one backward node whatever the number of steps. Under create_graph
 // the gradient is recomputed from differentiable operations instead (differentiable.h).
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
 
 #include "call.h"
 #include "differentiable.h"
@@ -19,6 +24,46 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// The memory that a tensor has now, without its graph; the count of writes in place is shared. So
+// `weight.data = other` does not change what backward reads. And a node that keeps its outputs in
+// this way is not part of a cycle while autograd saves them, which a hook may end by an exception.
+Tensor present_memory(const Tensor& tensor) {
+  if (is_wrapper(tensor)) return tensor;
+  return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
+}
+
+// Whether backward reads the values of the k-th weight; else they may be written to before it, but
+// for second derivatives.
+bool is_read(size_t k, const WeightLayout& layout, const LstmCall& call) {
+  const auto place = static_cast<int64_t>(k) % layout.each();
+  const Tensor& steps = call.batch_sizes ? *call.batch_sizes : call.input;
+  if (place == 0) return call.input.requires_grad();
+  if (place == 1) return steps.size(0) > 1 || call.h_0.requires_grad();
+  return !layout.bias || place > 3;
+}
+
+// Where ctx has the k-th weight if backward does not read it. (In an entry of its own: compiled
+// autograd does not look into lists.)
+std::string unread(size_t k) { return "weight" + std::to_string(k); }
+
+// What autograd is to keep of the weights: those that backward reads, without the others, which go
+// to ctx.
+variable_list kept_weights(AutogradContext* ctx, const LstmCall& call, bool recompute) {
+  variable_list kept(call.weights.begin(), call.weights.end());
+  if (std::any_of(kept.begin(), kept.end(), is_wrapper)) return kept;
+  const auto layout = *WeightLayout::of(call.weights.size(), call.h_0.size(0));
+  int64_t writes = 0;
+  for (size_t k = 0; k < kept.size(); ++k) {
+    kept[k] = present_memory(kept[k]);
+    if (recompute || layout.normalizes || is_read(k, layout, call)) continue;
+    writes += kept[k]._version();
+    ctx->saved_data[unread(k)] = std::exchange(kept[k], Tensor());
+  }
+  ctx->saved_data["writes"] = writes;
+  return kept;
+}
+
 // What backward gets of forward's arguments and results, from the list of saved tensors.
 struct SavedCall {
   Tensor input, h_0, c_0;
@@ -26,22 +71,26 @@ struct SavedCall {
   Tensor output, cells, gates;
   std::vector<Tensor> weights;
 
-  explicit SavedCall(const variable_list& saved) {
+  explicit SavedCall(AutogradContext* ctx) {
+    const variable_list saved = ctx->get_saved_variables();
     auto next = saved.begin();
     for (Tensor* tensor : {&input, &h_0, &c_0}) *tensor = *next++;
     for (OptionalTensor* tensor : {&batch_sizes, &lengths, &reset, &h_mask, &zoneout_h, &zoneout_c})
       *tensor = if_defined(*next++);
     for (Tensor* tensor : {&output, &cells, &gates}) *tensor = *next++;
     weights.assign(next, saved.end());
+    for (size_t k = 0; k < weights.size(); ++k)
+      if (!weights[k].defined()) weights[k] = ctx->saved_data.at(unread(k)).toTensor();
   }
-  static variable_list list(const LstmCall& c, const ForwardResult& result) {
+  static variable_list list(const LstmCall& c, const ForwardResult& result,
+                            const variable_list& weights) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{c.input, c.h_0, c.c_0};
     for (const OptionalTensor* tensor :
          {&c.batch_sizes, &c.lengths, &c.reset, &c.h_mask, &c.zoneout_h, &c.zoneout_c})
       saved.push_back(tensor->value_or(Tensor()));
-    saved.insert(saved.end(), {output, cells, gates});
-    saved.insert(saved.end(), c.weights.begin(), c.weights.end());
+    for (const Tensor* tensor : {&output, &cells, &gates}) saved.push_back(present_memory(*tensor));
+    saved.insert(saved.end(), weights.begin(), weights.end());
     return saved;
   }
   LstmCall call() const {
@@ -64,7 +113,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                         lengths, reset, h_mask, zoneout_h, zoneout_c};
     const ForwardResult result =
         call_lstm(call, {/*save_cells=*/true, /*save_gates=*/!recompute, recompute, engine});
-    ctx->save_for_backward(SavedCall::list(call, result));
+    ctx->save_for_backward(SavedCall::list(call, result, kept_weights(ctx, call, recompute)));
     ctx->saved_data["engine"] = engine;
     ctx->saved_data["recompute"] = recompute;
     ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
@@ -74,17 +123,21 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     TORCH_CHECK(!grads[4].defined(), "lstm: the gates output is reserve space without a gradient");
-    const SavedCall saved(ctx->get_saved_variables());
+    SavedCall saved(ctx);
     variable_list result(3 + saved.weights.size() + 8);  // the last 8 have no gradient
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
+    const auto layout = *WeightLayout::of(saved.weights.size(), saved.h_0.sym_size(0).expect_int());
     if (at::GradMode::is_enabled()) {
+      connect_weights(ctx, saved.weights);
       auto found = differentiable_backward(check_layer(saved.call()),
                                            {grads[0], grads[1], grads[2], grads[3]});
       std::move(found.begin(), found.end(), result.begin());
+      if (layout.bias)
+        for (size_t b_hh = 6; b_hh < 3 + saved.weights.size(); b_hh += layout.each())
+          if (result[b_hh].defined()) result[b_hh] = result[b_hh].clone();
       return result;
     }
-    const auto layout = *WeightLayout::of(saved.weights.size(), saved.h_0.sym_size(0).expect_int());
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // Without gradients of weights those of the gates are enough, which saves the products.
@@ -111,12 +164,29 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
  private:
+  // Gives the weights their graph back, for second derivatives.
+  static void connect_weights(AutogradContext* ctx, std::vector<Tensor>& weights) {
+    const auto& saved = ctx->saved_data;
+    if (saved.find("writes") == saved.end()) return;
+    int64_t writes = 0;
+    for (size_t k = 0; k < weights.size(); ++k)
+      if (saved.find(unread(k)) != saved.end()) writes += weights[k]._version();
+    TORCH_CHECK(writes == saved.at("writes").toInt(),
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: a weight of an LSTM, which second derivatives need");
+    const auto node = torch::autograd::get_current_node();
+    for (size_t k = 0; k < weights.size(); ++k)
+      if (const auto& edge = node->next_edge(3 + k); edge.is_valid())
+        weights[k] = torch::autograd::make_variable(weights[k], edge);
+  }
+
   // The gradients of the weights in the order of the weights.
   static void place(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                     variable_list::iterator to) {
     for (size_t k = 0; k < gradients.size(); ++k) {
       *to++ = gradients[k];
-      if (layout.bias && k % layout.gradients() == 2) *to++ = gradients[k];  // b_hh has b_ih's
+      // b_hh has b_ih's values, in memory of its own: users scale gradients in place.
+      if (layout.bias && k % layout.gradients() == 2) *to++ = gradients[k].clone();
     }
   }
 };

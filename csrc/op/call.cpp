@@ -4,6 +4,16 @@
 
 namespace fastlstm {
 
+bool is_wrapper(const Tensor& tensor) {
+  using c10::DispatchKey;
+  static const c10::DispatchKeySet wrappers(
+      {DispatchKey::Python, DispatchKey::Batched, DispatchKey::FuncTorchBatched,
+       DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize,
+       DispatchKey::BatchedNestedTensor, DispatchKey::Conjugate, DispatchKey::Negative,
+       DispatchKey::ZeroTensor});
+  return tensor.key_set().has_any(wrappers);
+}
+
 ForwardResult call_lstm(const LstmCall& c, const ForwardOptions& options) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastlstm::lstm", "")

@@ -51,6 +51,15 @@ struct StepFactors {
 // W_ih's, W_hh's and the biases' of many such steps, in the dtype of the state; on the CPU.
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps);
 
+// Whether a tensor stands for another, or for values that it does not hold: only the dispatcher may
+// look at its memory.
+bool is_wrapper(const Tensor& tensor);
+
+// The same values in memory of its own, if the dispatcher is not there to find them.
+inline Tensor in_memory(const Tensor& tensor) {
+  return is_wrapper(tensor) ? tensor.clone() : tensor;
+}
+
 // Through the dispatcher.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);

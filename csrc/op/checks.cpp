@@ -273,18 +273,6 @@ OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
 
 namespace {
 
-// The memory may have been freed: tensor.untyped_storage().resize_(0).
-void check_memory(std::initializer_list<Named> tensors) {
-  for (const auto& [tensor, name] : tensors) {
-    if (!tensor.defined() || tensor.numel() == 0) continue;
-    const size_t needed = at::detail::computeStorageNbytes(
-        tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
-    TORCH_CHECK(tensor.storage().nbytes() >= needed, "lstm: expected ", name, " of shape ",
-                tensor.sizes(), " to have ", needed, " bytes of memory, got ",
-                tensor.storage().nbytes());
-  }
-}
-
 void check_batch_sizes(const Layer& layer) {
   const Tensor sizes = layer.batch_sizes->contiguous();
   const int64_t* size = sizes.const_data_ptr<int64_t>();
@@ -302,26 +290,37 @@ void check_batch_sizes(const Layer& layer) {
 
 }  // namespace
 
+void check_memory(const Tensor& tensor, const char* name) {
+  if (!tensor.defined() || tensor.numel() == 0) return;
+  const size_t needed = at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
+  const auto& storage = tensor.storage();
+  TORCH_CHECK(storage.nbytes() >= needed && storage.data(), "lstm: expected ", name, " of shape ",
+              tensor.sizes(), " to have ", needed, " bytes of memory, got ",
+              storage.data() ? storage.nbytes() : 0);
+}
+
 void check_values(const Layer& layer, const Saved& saved, const OutputGrads& grads) {
   const auto given = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
-  check_memory({{layer.input, "input"},
-                {layer.h_0, "h_0"},
-                {layer.c_0, "c_0"},
-                {given(layer.batch_sizes), "batch_sizes"},
-                {given(layer.lengths), "lengths"},
-                {given(layer.reset), "reset"},
-                {given(layer.h_mask), "h_mask"},
-                {given(layer.zoneout_h), "zoneout_h"},
-                {given(layer.zoneout_c), "zoneout_c"},
-                {saved.output, "the saved output"},
-                {saved.cells, "the saved cells"},
-                {saved.gates, "the saved gates"},
-                {grads.output, "grad_output"},
-                {grads.h_n, "grad_h_n"},
-                {grads.c_n, "grad_c_n"},
-                {grads.cells, "grad_cells"}});
-  for (const Direction& w : layer.directions)
-    w.for_each([](const Tensor& tensor, const char* name) { check_memory({{tensor, name}}); });
+  for (const auto& [tensor, name] :
+       std::initializer_list<Named>{{layer.input, "input"},
+                                    {layer.h_0, "h_0"},
+                                    {layer.c_0, "c_0"},
+                                    {given(layer.batch_sizes), "batch_sizes"},
+                                    {given(layer.lengths), "lengths"},
+                                    {given(layer.reset), "reset"},
+                                    {given(layer.h_mask), "h_mask"},
+                                    {given(layer.zoneout_h), "zoneout_h"},
+                                    {given(layer.zoneout_c), "zoneout_c"},
+                                    {saved.output, "the saved output"},
+                                    {saved.cells, "the saved cells"},
+                                    {saved.gates, "the saved gates"},
+                                    {grads.output, "grad_output"},
+                                    {grads.h_n, "grad_h_n"},
+                                    {grads.c_n, "grad_c_n"},
+                                    {grads.cells, "grad_cells"}})
+    check_memory(tensor, name);
+  for (const Direction& w : layer.directions) w.for_each(check_memory);
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();

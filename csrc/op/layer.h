@@ -63,6 +63,10 @@ OutputGrads check_grads(const Layer& layer, const BackwardArguments& arguments);
 // them needs no device synchronisation, and memory for every element.
 void check_values(const Layer& layer, const Saved& saved = {}, const OutputGrads& grads = {});
 
+// Whether there is memory for every element: it may have been freed
+// (tensor.untyped_storage().resize_(0)). May be undefined.
+void check_memory(const Tensor& tensor, const char* name);
+
 // Where one step of a walk finds its rows among the flat rows.
 struct WalkStep {
   int64_t t;            // position in time

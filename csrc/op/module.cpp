@@ -67,20 +67,23 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   if (!at::GradMode::is_enabled()) guard.emplace();
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
   const OptionalTensor none;
-  const auto result = call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
-                                {/*save_cells=*/false, /*save_gates=*/false, false, engine});
-  // Backward needs the output again, so the user must not write to it; h_n is a copy for them.
-  return {std::get<1>(result).squeeze(0), std::get<2>(result).squeeze(0)};
+  const auto [output, h_n, c_n, cells, gates] =
+      call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
+                {/*save_cells=*/false, /*save_gates=*/false, false, engine});
+  // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
+  // autograd what they get is no view: hooks of a view are lost when it is written to.
+  return {at::_unsafe_view(h_n, h_n.sizes().slice(1)), at::_unsafe_view(c_n, c_n.sizes().slice(1))};
 }
 
 // Without the dispatcher: there is no gradient and one device.
-PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+PackedResult lstm_packed(const Tensor& x, const Tensor& h, const Tensor& c,
                          const std::vector<Tensor>& weights, const OptionalTensor& batch_sizes,
                          const OptionalTensor& lengths, const OptionalTensor& reset,
                          bool save_cells) {
   py::gil_scoped_release no_gil;
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Tensor input = in_memory(x), h_0 = in_memory(h), c_0 = in_memory(c);
   const bool is_step = input.dim() == 3 && h_0.dim() == 3 && c_0.dim() == 3 && input.size(0) == 1 &&
                        !batch_sizes && !lengths && !reset && !save_cells;
   if (is_step)
@@ -95,11 +98,12 @@ PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c
                          {packed_layout(), save_cells});
 }
 
-std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h, const Tensor& c,
+std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& x, const Tensor& h_0, const Tensor& c_0,
                                             const std::vector<Tensor>& weights) {
   py::gil_scoped_release no_gil;
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Tensor input = in_memory(x), h = in_memory(h_0), c = in_memory(c_0);
   if (input.dim() == 2 && h.dim() == 2 && c.dim() == 2)
     if (const auto step = lstm_packed_step({input, h, c, weights})) return *step;
   const OptionalTensor none;

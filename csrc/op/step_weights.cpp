@@ -1,6 +1,7 @@
 #include "step_weights.h"
 
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -21,14 +22,8 @@ Pointer make() {
     return c10::make_intrusive<Made>();
 }
 
-// A tensor on the CPU itself, not a wrapper of one.
 bool is_plain(const Tensor& tensor) {
-  using c10::DispatchKey;
-  static const c10::DispatchKeySet wrappers(
-      {DispatchKey::Python, DispatchKey::Batched, DispatchKey::FuncTorchBatched,
-       DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize,
-       DispatchKey::BatchedNestedTensor});
-  return tensor.is_cpu() && tensor.layout() == at::kStrided && !tensor.key_set().has_any(wrappers);
+  return tensor.is_cpu() && tensor.layout() == at::kStrided && !is_wrapper(tensor);
 }
 
 }  // namespace
@@ -95,62 +90,55 @@ void StepWeights::insert_behind(Node& step, size_t first, at::TensorList weights
 
 StepWeights* StepWeights::behind_current(size_t first, const variable_list& grads) {
   const auto step = torch::autograd::get_current_node();
-  const auto is_wrapper = [](const Tensor& grad) { return grad.defined() && !is_plain(grad); };
-  if (!step || step->num_outputs() <= first ||
-      std::any_of(grads.begin(), grads.end(), is_wrapper) ||
+  const auto is_traced = [](const Tensor& grad) { return grad.defined() && !is_plain(grad); };
+  if (!step || step->num_outputs() <= first || std::any_of(grads.begin(), grads.end(), is_traced) ||
       c10::impl::TorchDispatchModeTLS::any_modes_set())
     return nullptr;
   return dynamic_cast<StepWeights*>(step->next_edge(first).function.get());
 }
 
-void StepWeights::add(StepFactors step) {
-  Sum* sum = nullptr;
-  {
-    const std::lock_guard guard(mutex_);
-    sum = &sums_[torch::autograd::get_current_graph_task_id()];
-  }
-  sum->add(std::move(step));  // a pass has one thread here
+std::shared_ptr<StepWeights::Sum> StepWeights::sum_of_this_pass(bool create) {
+  const std::lock_guard guard(mutex_);
+  const int pass = torch::autograd::get_current_graph_task_id();
+  if (const auto found = sums_.find(pass); found != sums_.end()) return found->second.lock();
+  if (!create) return nullptr;
+  const auto sum = std::make_shared<Sum>();
+  torch::autograd::Engine::get_default_engine().queue_callback([sum] {});
+  for (auto other = sums_.begin(); other != sums_.end();)
+    other = other->second.expired() ? sums_.erase(other) : std::next(other);
+  sums_.emplace(pass, sum);
+  return sum;
 }
+
+void StepWeights::add(const StepFactors& step) { sum_of_this_pass(true)->add(step); }
 
 variable_list StepWeights::apply(variable_list&& gradients) {
   forget();
   TORCH_CHECK(std::any_of(next_edges().begin(), next_edges().end(),
                           [](const auto& edge) { return edge.is_valid(); }),
               "lstm: another thread freed the graph of these steps");
-  Sum sum;
-  {
-    const std::lock_guard guard(mutex_);
-    const auto found = sums_.find(torch::autograd::get_current_graph_task_id());
-    if (found == sums_.end()) return std::move(gradients);
-    sum = std::move(found->second);
-    sums_.erase(found);
-  }
-  std::vector<Tensor> of_steps = sum.result(input_metadata(0).dtype().toScalarType());
-  of_steps.push_back(of_steps.back());  // b_hh has b_ih's
+  const auto sum = sum_of_this_pass(false);
+  if (!sum) return std::move(gradients);
+  std::vector<Tensor> of_steps = sum->result(input_metadata(0).dtype().toScalarType());
+  of_steps.push_back(of_steps.back().clone());  // b_hh has b_ih's
   for (size_t k = 0; k < gradients.size(); ++k)
     gradients[k] = gradients[k].defined() ? gradients[k] + of_steps[k] : of_steps[k];
   return std::move(gradients);
 }
 
-void StepWeights::Sum::add(StepFactors step) {
+void StepWeights::Sum::add(const StepFactors& step) {
   // A product of so many rows takes little longer a row than one of more, and what it reads is in
   // the cache. Without a limit a long loop would keep all its gradients of gates.
   constexpr int64_t kRows = 1024;
   rows_ += step.d_gates.size(1);
-  versions_.emplace_back(step.input._version(), step.h_0._version());
-  steps_.push_back(std::move(step));
+  // Copies: after this step anybody may write to its input and state, or free them.
+  steps_.push_back({step.input.clone(), step.h_0.clone(), step.d_gates});
   if (rows_ >= kRows) multiply();
 }
 
 void StepWeights::Sum::multiply() {
-  for (size_t k = 0; k < steps_.size(); ++k)
-    TORCH_CHECK(steps_[k].input._version() == versions_[k].first &&
-                    steps_[k].h_0._version() == versions_[k].second,
-                "lstm: the input or the state of a step has been modified by an inplace operation "
-                "before the gradient of the weights was computed");
   const std::vector<Tensor> more = step_gradients_cpu(steps_);
   steps_.clear();
-  versions_.clear();
   rows_ = 0;
   if (sums_.empty())
     sums_ = more;

@@ -10,7 +10,6 @@
 #include <mutex>
 #include <thread>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -56,7 +55,7 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   static StepWeights* behind_current(size_t first, const torch::autograd::variable_list& grads);
 
   // What that step's backward calls in place of returning gradients of the weights.
-  void add(StepFactors step);
+  void add(const StepFactors& step);
 
   // Its priority is that of AccumulateGrad: nothing that waits for the weights may run before it.
   StepWeights() : WeaklyHeld(UINT64_MAX) {}
@@ -87,22 +86,23 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   // The sum of one backward pass.
   class Sum {
    public:
-    void add(StepFactors step);
+    void add(const StepFactors& step);
     std::vector<Tensor> result(at::ScalarType dtype);
 
    private:
     void multiply();
     std::vector<StepFactors> steps_;
-    std::vector<std::pair<uint32_t, uint32_t>> versions_;  // of input and h_0
     int64_t rows_ = 0;
     std::vector<Tensor> sums_;
   };
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
+  std::shared_ptr<Sum> sum_of_this_pass(bool create);
 
   Key key_;
   std::mutex mutex_;
-  std::unordered_map<int, Sum> sums_;  // by the backward pass, of which there may be several
+  // By the backward pass, of which there may be several. A pass owns its sum, also if it fails.
+  std::map<int, std::weak_ptr<Sum>> sums_;
 };
 
 }  // namespace fastlstm

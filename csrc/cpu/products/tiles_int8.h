@@ -43,6 +43,18 @@ FASTLSTM_INLINE int32_t largest(const Fours& x) {
   return of[0];
 }
 
+// A row with infinities: beside them all else counts as 0. Their number is large enough to shut or
+// open every gate that it reaches, and its products are finite.
+template <int32_t excess>
+static void encode_infinities(const float* row, int64_t K, int8* to) {
+  const float scale = 0x1p100f, infinity = __builtin_inff();
+  std::memcpy(to, &scale, sizeof scale);
+  for (int64_t k = 0; k < padded(K); ++k) {
+    const int sign = k < K ? (row[k] == infinity) - (row[k] == -infinity) : 0;
+    to[kInt8RowHeader + k].value = static_cast<int8_t>(k < K ? sign + excess : 0);
+  }
+}
+
 template <int32_t excess>
 static void encode_int8(const float* row, int64_t K, int8* to) {
   constexpr int64_t L = Vec<float>::lanes;
@@ -61,8 +73,9 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
   float magnitude, scale, inverse = 0;
   std::memcpy(&magnitude, &largest_bits, sizeof magnitude);
   constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
-  if (largest_bits >= kInfinity)
-    scale = magnitude - magnitude;  // NaN
+  if (largest_bits == kInfinity) return encode_infinities<excess>(row, K, to);
+  if (largest_bits > kInfinity)
+    scale = magnitude;  // NaN
   else if (magnitude > kSmallest)
     inverse = 127 / magnitude, scale = magnitude / 127;
   else

@@ -57,6 +57,7 @@ KernelTable own_kernels(const char* capability) {
     table.rows_worth_prefetching = 4;
     // MKL is fast here, which on other processors leaves out the widest instructions.
     table.leaves_steps_to_aten = true;
+    table.rows_beside_h = 48;
   } else if (std::strncmp(capability, "AVX512", 6) == 0) {
     table.rows_beside_h = 12, table.fetches_next_panels = true;  // measured on an EPYC (Zen 4)
   }

@@ -22,6 +22,7 @@ void check_weights(const Tensor* w, int64_t count, int64_t gates) {
                 ", got ", w[k].scalar_type());
   TORCH_CHECK(w[2].is_contiguous() && w[2].numel() == gates, "lstm_packed: expected a bias of ",
               gates, " elements, got ", w[2].sizes());
+  check_memory(w[2], "a bias");
 }
 
 template <typename W>

@@ -38,6 +38,7 @@ inline int64_t pieces_of(WeightRole role) { return role == WeightRole::kProjecti
 // The matrix of a weight W [rows,K] that pack_weight packed.
 template <typename W>
 PackedMatrix<W> view_packed(const Tensor& packed, int64_t rows, int64_t K, WeightRole role) {
+  check_memory(packed, "a packed weight");
   const int64_t lanes = product_of<W>().lanes;
   const bool by_gates = role == WeightRole::kToGates;
   const int64_t columns = by_gates ? gate_columns(rows / 4, lanes) : rows;

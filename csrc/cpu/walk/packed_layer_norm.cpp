@@ -61,6 +61,7 @@ Direction direction(const Tensor* next, bool projects, const Layer& layer) {
     TORCH_CHECK(tensor.scalar_type() == state && tensor.dim() == 1 && tensor.numel() == size,
                 "lstm_packed: expected a bias or gain of ", state, " and ", size, " elements, got ",
                 tensor.scalar_type(), " ", tensor.sizes());
+    check_memory(tensor, "a bias or gain");
   };
   for (Tensor* tensor : {&w.gain_ih, &w.gain_hh, &w.gain_c, &w.bias_c}) *tensor = *next++;
   for (const Tensor* tensor : {&w.b_ih, &w.gain_ih, &w.gain_hh}) check(*tensor, 4 * hidden);

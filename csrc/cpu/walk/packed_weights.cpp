@@ -51,7 +51,7 @@ void for_each_column(PackedMatrix<W>& matrix, WeightRole role, int64_t rows, con
 void write_headers(PackedMatrix<int8>& matrix, WeightRole role, int64_t rows, const Tensor& scale) {
   for (size_t p = 0; p < matrix.panels().size(); ++p)
     std::fill_n(matrix.panel(p), product_of<int8>().header * matrix.width(p), int8{0});
-  const Tensor scales = scale.to(at::kFloat).contiguous();
+  const Tensor scales = in_memory(scale).contiguous();
   for_each_column(matrix, role, rows, [&](int64_t row, int8* panel, int64_t width, int64_t n) {
     const Int8Header to = header(panel, width);
     to.scales[n] = const_data<float>(scales)[row];
@@ -122,14 +122,20 @@ std::string packed_layout() {
 }
 
 Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std::string& role) {
+  const bool is_int8 = weight.scalar_type() == at::kChar;
   TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.device().is_cpu() &&
-                  scale.has_value() == (weight.scalar_type() == at::kChar),
+                  weight.layout() == at::kStrided && scale.has_value() == is_int8,
               "expected a weight of two dimensions on the CPU, and a scale if it is int8, got ",
               weight.sizes(), " ", weight.scalar_type(), " on ", weight.device());
-  TORCH_CHECK(weight.scalar_type() != at::kChar || weight.size(1) <= kMostInt8Terms,
-              "expected at most ", kMostInt8Terms, " columns of int8, got ", weight.size(1));
+  TORCH_CHECK(!is_int8 || (scale->scalar_type() == at::kFloat && scale->device().is_cpu() &&
+                           scale->dim() == 1 && scale->size(0) == weight.size(0)),
+              "expected a scale of float32 for each of ", weight.size(0), " rows, got ",
+              is_int8 ? scale->sizes() : at::IntArrayRef(), " ",
+              is_int8 ? scale->scalar_type() : at::kFloat);
+  TORCH_CHECK(!is_int8 || weight.size(1) <= kMostInt8Terms, "expected at most ", kMostInt8Terms,
+              " columns of int8, got ", weight.size(1));
   return by_weight_dtype(weight.scalar_type(), [&](auto w) {
-    return pack_as<decltype(w)>(weight.contiguous(), scale, role_of(role));
+    return pack_as<decltype(w)>(in_memory(weight).contiguous(), scale, role_of(role));
   });
 }
 
