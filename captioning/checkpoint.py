@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
 from captioning.config import ModelConfig, from_dict
@@ -18,7 +19,7 @@ from captioning.files import write_atomically
 from captioning.images import Transform
 from captioning.model import Captioner
 from captioning.neighbors import Neighbors
-from captioning.tensors import check_fit, load_tensors
+from captioning.tensors import check_fit, check_numbers, load_tensors
 from captioning.vocabulary import Vocabulary
 
 FORMAT = "fastlstm.captioning/1"
@@ -55,7 +56,9 @@ class CNNIdentity:
         """
         cnn = load_cnn(self.config)
         if self.weights is not None:
-            check_fit(cnn.state_dict(), self.weights, f"{self.origin}: weights of its CNN")
+            what = f"{self.origin}: weights of its CNN"
+            check_fit(cnn.state_dict(), self.weights, what)
+            check_numbers(self.weights, what)
             cnn.load_state_dict(dict(self.weights))
         cnn.transform = self.transform
         if cnn.fingerprint() != self.fingerprint:
@@ -149,6 +152,7 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
         raise CaptioningError(
             f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
         )
+    check_numbers(weights, "weights")
     _check_sizes(config, weights)
     try:
         model = Captioner(config, lstm)
@@ -162,7 +166,8 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
 def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
     """Refuse sizes that the weights do not have, before memory is allocated for them.
 
-    (A model on the device "meta" would show all shapes, but it imports PyTorch's compiler.)
+    The model then takes a few times the memory of the weights. (On the device "meta" it would show
+    all shapes, but that imports PyTorch's compiler.)
     """
     shapes = {
         "encoder.linear.weight": (config.embed_size, config.feature_size),
@@ -172,8 +177,13 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
         found = tuple(getattr(weights.get(name), "shape", ()))
         if found != shape:
             raise CaptioningError(f"weights: expected {name} {shape}, got {found or 'none'}")
-    if config.num_layers > len(weights):
-        raise CaptioningError(f"weights: expected {config.num_layers} layers, got fewer")
+    embed_size, hidden_size = config.embed_size, config.hidden_size
+    least = embed_size * (config.vocab_size + config.grid + hidden_size)
+    least += config.num_layers * hidden_size**2
+    numbers = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
+    if least > numbers:
+        sizes = f"embed_size {embed_size}, hidden_size {hidden_size}, {config.num_layers} layers"
+        raise CaptioningError(f"weights: expected {sizes}, got {numbers:,} numbers, too few")
 
 
 def _check_training(training: dict[str, Any]) -> None:

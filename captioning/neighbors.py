@@ -20,6 +20,7 @@ from captioning.cider import CiderD
 from captioning.console import short
 from captioning.errors import CaptioningError
 from captioning.search import Hypothesis
+from captioning.tensors import check_numbers
 from captioning.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Neighbors:
             CaptioningError: it is something else.
         """
         try:
+            check_numbers(state, "neighbors")
             mean, directions, counts, lengths, tokens = (
                 state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
             )
@@ -130,10 +132,9 @@ class Neighbors:
                 (lengths, (int(counts.sum()),), False),
                 (tokens, (int(lengths.sum()),), False),
             ):
-                if tensor.shape != shape or tensor.is_floating_point() != floating:
+                kind = tensor.is_floating_point()
+                if tensor.shape != shape or kind != floating or tensor.is_complex():
                     raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}")
-                if tensor.is_complex() or not tensor.isfinite().all():
-                    raise ValueError("numbers that are not finite")
             captions = iter(part.tolist() for part in tokens.split(lengths.tolist()))
             groups = [list(islice(captions, n)) for n in counts.tolist()]
             weight = float(state["weight"])

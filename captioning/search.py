@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captioning.config import check_range
+from captioning.config import MAX_TOKENS, check_range
 from captioning.decoders import Decoder
 from captioning.errors import CaptioningError
 from captioning.vocabulary import END, PAD, START, UNK
@@ -39,9 +39,9 @@ def check_options(
         ("length_penalty", length_penalty, 0),
         ("no_repeat_ngram", no_repeat_ngram, 0),
         ("top_k", top_k, 0),
-        ("max_seq_length", max_seq_length, 1),
     ):
         check_range(name, value, low)
+    check_range("max_seq_length", max_seq_length, 1, MAX_TOKENS)
     if not 0 < temperature < math.inf:
         raise CaptioningError(f"temperature: expected > 0, got {temperature}")
     if not 0 < top_p <= 1:

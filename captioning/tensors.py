@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from captioning.console import short
 from captioning.errors import CaptioningError
 from captioning.files import open_regular
 
@@ -49,6 +50,28 @@ def _verify(file: BinaryIO) -> None:
                 raise ValueError(f"{record.filename} was not written by torch.save")
         if broken := archive.testzip():
             raise ValueError(f"the CRC of {broken} is wrong")
+
+
+def check_numbers(given: Mapping[Any, Any], what: str) -> None:
+    """Refuse tensors that are not finite numbers, each stored in the file.
+
+    Args:
+        given: by name; what is not a tensor is left to others.
+        what: their name in the message.
+    """
+    for name, tensor in given.items():
+        if isinstance(tensor, Tensor) and (problem := _problem(tensor)):
+            raise CaptioningError(f"{what}: expected numbers as {short(name)}, got {problem}")
+
+
+def _problem(tensor: Tensor) -> str | None:
+    if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+        return f"a {str(kind).removeprefix('torch.')} tensor"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return "more of them than the file has"
+    finite = not tensor.is_floating_point() or tensor.float().isfinite().all()
+    return None if finite else "some that are not finite"
 
 
 def check_fit(expected: Mapping[str, Tensor], given: Any, what: str) -> None:

@@ -18,7 +18,7 @@ from captioning.errors import CaptioningError, naming
 from captioning.files import open_regular
 from captioning.images import Transform
 from captioning.model import Captioner
-from captioning.tensors import check_fit, load_tensors
+from captioning.tensors import check_fit, check_numbers, load_tensors
 from captioning.vocabulary import Vocabulary
 
 # The tutorial keeps the ResNet as a Sequential of its children without fc.
@@ -65,6 +65,7 @@ def _read_weights(path: str | Path) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CaptioningError(f"{path}: expected tensors by name, got {short({name: tensor})}")
+    check_numbers(weights, str(path))
     return weights
 
 

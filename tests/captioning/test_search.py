@@ -239,7 +239,7 @@ def test_top_p_keeps_the_fewest_words_that_reach_it():
         (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
         (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected >= 0"),
         (lambda m, x: beam_search(m, x, no_repeat_ngram=-1), "no_repeat_ngram: expected >= 0"),
-        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected >= 1, got 0"),
+        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected 1 to 1000, got 0"),
         (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
         (lambda m, x: sample(m, x, top_p=0.0), "top_p: expected 0 < top_p"),
         (lambda m, x: sample(m, x, top_k=-1), "top_k: expected >= 0"),
