@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import html
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gradio
@@ -18,8 +20,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from captioning import attention_maps
+from captioning.guard import LOG, in_a_line
 from captioning.uploads import Uploads
 
+# Gradio prints tracebacks of what clients send wrong.
+gradio.queueing.traceback = SimpleNamespace(  # type: ignore[assignment]
+    print_exc=lambda: LOG.warning("a request failed: %s", in_a_line(sys.exc_info()[1]))
+)
 MAX_BEAM = 10
 MAX_WAITING = 50  # pictures
 
@@ -131,7 +138,12 @@ class GradioPage:
         if not picture:
             return EMPTY
         path = await self._uploaded(picture["path"])
-        return await run_in_threadpool(self.caption, path, min(max(int(width), 1), MAX_BEAM))
+        beam_size = min(max(int(width), 1), MAX_BEAM)
+        try:
+            return await run_in_threadpool(self.caption, path, beam_size)
+        except Exception as error:
+            LOG.exception("a picture could not be captioned")
+            raise gradio.Error("the server failed", print_exception=False) from error
 
     async def _uploaded(self, path: str) -> str:
         if path not in self.uploads:

@@ -1,9 +1,12 @@
-"""ASGI middleware that refuses requests from strangers, and from their pages in a user's browser.
+"""What lets requests in: connections that end when nothing is asked on them, and ASGI middleware
+that refuses requests from strangers, and from their pages in a user's browser.
 
-Imports Starlette, which comes with Gradio.
+Imports Starlette and uvicorn, which come with Gradio.
 """
 
+import asyncio
 import ipaddress
+import logging
 import math
 import re
 import socket
@@ -15,11 +18,16 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from captioning.console import printable
 from captioning.uploads import Limits
 
 BODY_BYTES = 2**16  # of a request that is not an upload; the page's have a few hundred
 BODY_SECONDS = 120.0  # for all of a body to arrive
+IDLE_SECONDS = 10.0  # for a request to begin
+
+LOG = logging.getLogger("uvicorn.error")
 
 # Sent with every answer: the page may load from and talk to this server only, no other page may
 # show it, and browsers do not guess the types of files.
@@ -32,6 +40,34 @@ HEADERS = {
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
+
+
+def in_a_line(error: object) -> str:
+    """An error that a client caused, for the log."""
+    return printable(f"{type(error).__name__}: {error}")[:300]
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if nothing is asked on it for `IDLE_SECONDS`, or twice as long.
+
+    uvicorn would wait without end for the first request, and for the rest of one that has begun.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._check_again(None)
+
+    def _check_again(self, cycle: RequestResponseCycle | None) -> None:
+        self.loop.call_later(IDLE_SECONDS, self._check, cycle)
+
+    def _check(self, before: RequestResponseCycle | None) -> None:
+        """Close it if no request is being answered, and none was at the last check."""
+        if self.cycle and not self.cycle.response_complete:
+            self._check_again(None)
+        elif self.cycle is before:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._check_again(self.cycle)
 
 
 class Hosts:
@@ -65,6 +101,11 @@ class Hosts:
         """Whether a page of `origin` is one of the server that it calls by the name `host`."""
         netloc = origin.rpartition("://")[2].lower()
         return netloc == host.lower() or _name(netloc) in self.allowed
+
+    def proxied(self, headers: Headers) -> bool:
+        """Whether a request is for the name of a reverse proxy, whose headers are believed."""
+        names = headers.get("x-forwarded-host") or headers.get("host", "")
+        return _name(names.split(",")[0].strip()) in self.allowed
 
 
 def _name(netloc: str) -> str:
@@ -106,12 +147,19 @@ class Guard:
             await send(message)
 
         body = _Body(self, receive, self._limit(scope["path"]))
+        headers = Headers(scope=scope)
+        if not self.hosts.proxied(headers):  # Gradio would believe anybody
+            claims = (b"x-forwarded-", b"x-gradio-server")
+            kept = [header for header in scope["headers"] if not header[0].startswith(claims)]
+            scope = {**scope, "headers": kept}
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            self._check(scope["path"], headers)
             await self.app(scope, body, answer)
         except HTTPException as refusal:
             response = PlainTextResponse(refusal.detail, refusal.status_code)
             await response(scope, receive, answer)
+        except Exception as error:  # by Gradio, whose checks of what clients send have gaps
+            LOG.warning("%s %s: %s", scope["method"], printable(scope["path"]), in_a_line(error))
         finally:
             self.arriving -= body.length
 

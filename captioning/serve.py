@@ -183,7 +183,7 @@ def serve(
     ):
         try:
             from captioning.gradio_page import GradioPage
-            from captioning.guard import Guard, Hosts
+            from captioning.guard import Connection, Guard, Hosts
         except ImportError as error:
             raise CaptioningError(
                 f"serve needs Gradio: pip install 'fastlstm[serve]' ({error})"
@@ -192,7 +192,7 @@ def serve(
         page = GradioPage(caption, name, describe(checkpoint), uploads, limits.upload_bytes)
         hosts = Hosts(host, allow_hosts)
         guard = Guard(page.app(), hosts, page.paths, page.UPLOAD, limits)
-        _run(guard, listener, f"{name}: {_address(host, listener)}")
+        _run(guard, Connection, listener, f"{name}: {_address(host, listener)}")
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
@@ -214,12 +214,13 @@ def _address(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
 
 
-def _run(app: Any, listener: socket.socket, title: str) -> None:
+def _run(app: Any, protocol: Any, listener: socket.socket, title: str) -> None:
     import uvicorn
 
     config = uvicorn.Config(
         app,
-        http="h11",  # bounds headers
+        http=protocol,
+        proxy_headers=False,
         ws="none",
         log_level="warning",
         limit_concurrency=MAX_CONNECTIONS,
