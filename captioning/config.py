@@ -176,11 +176,6 @@ class TrainConfig:
         "it (by CIDEr-D); 0: all weigh the same. --self-critical has no use for it",
         0.0,
     )
-    scheduled_sampling: float = setting(
-        "probability, in the last epoch, of feeding the model's own words; it rises linearly from "
-        "0 in the first",
-        0.0,
-    )
     ema: float = setting(
         "validate and save a running average of the weights over about 1 / (1 - ema) steps (Polyak "
         "and Juditsky, 1992); 0 for the weights themselves",
@@ -189,9 +184,6 @@ class TrainConfig:
     patience: int = setting("stop after this many epochs without a better CIDEr-D; 0: never", 0)
     autocast: str = setting(
         "none, bfloat16, float16, or auto: bfloat16 on a CPU with AVX512_BF16 or AMX", "none"
-    )
-    compile: bool = setting(
-        "torch.compile the decoder; uses padded captions instead of packed ones", False
     )
     self_critical: int = setting(
         "0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions sampled for each picture, "
@@ -211,7 +203,7 @@ class TrainConfig:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)
         check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
         check_at_least(self, seed=-LIMIT)
-        check_share(self, "label_smoothing", "consensus", "scheduled_sampling", "ema")
+        check_share(self, "label_smoothing", "consensus", "ema")
         if not 0 < self.learning_rate < math.inf:
             raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.self_critical == 1:

@@ -4,9 +4,15 @@ import argparse
 import time
 from pathlib import Path
 
-from captioning.attention_maps import file_maps, write_panels
-from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
-from captioning.cnn import FrozenCNN, keep_freed_blocks
+from captioning.cnn import (
+    Extraction,
+    FeatureCache,
+    FeatureTable,
+    FrozenCNN,
+    cache_path,
+    extract_features,
+    keep_freed_blocks,
+)
 from captioning.commands.arguments import (
     add_inference,
     add_settings,
@@ -16,13 +22,17 @@ from captioning.commands.arguments import (
 )
 from captioning.config import option
 from captioning.console import say
-from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
+from captioning.data import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import Extraction, FeatureCache, FeatureTable, cache_path, extract_features
-from captioning.files import write_json
-from captioning.generate import DecodeConfig
-from captioning.locks import lock_files
-from captioning.report import MAX_SHEET, write_sheet
+from captioning.files import lock_files, write_json
+from captioning.results import MAX_SHEET, file_maps, write_panels, write_sheet
+from captioning.search import (
+    CaptionedFile,
+    DecodeConfig,
+    caption_files,
+    caption_table,
+    find_pictures,
+)
 
 OPTIONS = {  # by the method that they belong to
     "beam": ("neighbors", "beam_size", "length_penalty", "no_repeat_ngram", "all"),

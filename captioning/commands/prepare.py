@@ -3,13 +3,20 @@
 import argparse
 from pathlib import Path
 
-from captioning import prepare as module
 from captioning.commands.arguments import add_settings, given
 from captioning.console import say
-from captioning.datasets import ON_ERROR
+from captioning.data import (
+    ON_ERROR,
+    SPLITS,
+    Splits,
+    find_images,
+    prepare,
+    read_source,
+    read_split_lists,
+)
+from captioning.data import formats as module
 from captioning.errors import list_reasons
-from captioning.locks import lock_folder
-from captioning.prepare import SPLITS, Splits, find_images, prepare, read_source, read_split_lists
+from captioning.files import lock_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint, training_history
+from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.errors import CaptioningError
-from captioning.files import write_text
-from captioning.tensors import load_tensors
-from captioning.vocabulary import SPECIAL, Vocabulary
+from captioning.files.atomic import write_text
+from captioning.model.checkpoint import load_checkpoint, training_history
+from captioning.model.tensors import load_tensors
 
 
 def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
@@ -214,7 +214,7 @@ def test_a_checkpoint_asks_for_no_more_than_it_holds(new_checkpoint, tmp_path, s
 def test_reading_imports_no_compiler(new_checkpoint, tmp_path):
     """It takes seconds, which captioning a photograph need not wait for."""
     new_checkpoint().save(tmp_path / "c.pt")
-    code = "import sys; from captioning.checkpoint import load_checkpoint; "
+    code = "import sys; from captioning.model.checkpoint import load_checkpoint; "
     code += "load_checkpoint(sys.argv[1]); print('torch._dynamo' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path / "c.pt")]
@@ -345,7 +345,7 @@ def test_other_threads_write_too(tmp_path):
 
 
 def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, monkeypatch):
-    import captioning.checkpoint as module
+    import captioning.model.checkpoint as module
 
     real = module.load_cnn
 

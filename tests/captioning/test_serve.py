@@ -21,13 +21,13 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.caption import caption_files
-from captioning.datasets import CaptionDataset
+from captioning.data.datasets import CaptionDataset
 from captioning.errors import CaptioningError
-from captioning.evaluate import evaluate, write_evaluation
-from captioning.generate import DecodeConfig
-from captioning.serve import answer, describe_lstm, serve
-from captioning.uploads import Limits, Uploads
+from captioning.results.evaluation import evaluate, write_evaluation
+from captioning.search.caption import caption_files
+from captioning.search.generate import DecodeConfig
+from captioning.serving.server import answer, describe_lstm, serve
+from captioning.serving.uploads import Limits, Uploads
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES, KEPT = 2.5, 8.0  # so that an upload does not stay in memory while it arrives
@@ -118,14 +118,14 @@ def test_words_are_escaped(attentive, grid_cnn, picture, monkeypatch):
     ],
 )
 def test_names_the_lstm_that_runs(new_checkpoint, lstm, words):
-    assert describe_lstm(new_checkpoint(lstm).model.decoder.lstm).startswith(words)
+    assert describe_lstm(new_checkpoint(lstm).model).startswith(words)
 
 
 def test_without_gradio_the_command_says_how_to_install_it(
     attentive, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "captioning.gradio_page", raising=False)
+    monkeypatch.delitem(sys.modules, "captioning.serving.gradio_page", raising=False)
     attentive.save(tmp_path / "c.pt")
     assert main(["serve", str(tmp_path / "c.pt")]) == 1
     assert "pip install 'fastlstm[serve]'" in capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_limits_that_let_nothing_through_are_refused(limits, message, capsys):
 
 def test_the_oldest_uploads_leave_first(tmp_path, monkeypatch):
     uploads = Uploads(tmp_path / "uploads", max_bytes=100)
-    monkeypatch.setattr("captioning.uploads.MAX_FILES", 4)
+    monkeypatch.setattr("captioning.serving.uploads.MAX_FILES", 4)
 
     def keep(size: int) -> Path:
         keep.time += 1

@@ -1,0 +1,3 @@
+"""The embedded data set of drawn scenes, and a demonstration on it."""
+
+from captioning.demo.run import demo
