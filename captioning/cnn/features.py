@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from captioning.cnn.frozen import FrozenCNN
 from captioning.config import check_at_least, check_choice, setting
-from captioning.console import printable, say, short
+from captioning.console import printable, progress, say, short
 from captioning.data import ON_ERROR, CaptionDataset, CaptionedImage, ImageError, load_image
 from captioning.errors import CaptioningError
 from captioning.files import lock_files, open_regular, write_atomically
@@ -274,7 +273,7 @@ def _encode(
     broken = []
     stem = cache.path.stem
     title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
-    with tqdm(total=len(rows), desc=title, unit="img", disable=not how.progress) as bar:
+    with progress(None, title, how.progress, total=len(rows), unit="img") as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
             for row, item in items:

@@ -12,6 +12,7 @@ from captioning.data.datasets import (
     shuffled,
 )
 from captioning.data.formats import (
+    FORMATS,
     SPLITS,
     Splits,
     find_images,

@@ -1,16 +1,4 @@
-"""Convert captioned pictures in other formats to COCO caption files: train, val and test.
-
-=========  ====================================================================================
-format     what it is
-=========  ====================================================================================
-karpathy   dataset_{coco,flickr8k,flickr30k}.json of Karpathy and Fei-Fei, with its own splits
-flickr     Flickr8k.token.txt, results_20130124.token: ``name.jpg#0<TAB>caption``
-csv        a header with ``image`` (or ``image_name``) and ``caption`` (or ``comment``), separated
-           by comma, tab, semicolon or bar: captions.txt of Flickr8k as it is commonly shared
-folder     with a captions.txt (or .csv, .tsv) as above, or with pictures, each with its captions
-           in a .txt of the same name, one per line
-=========  ====================================================================================
-"""
+"""Convert captioned pictures in other formats to COCO caption files: train, val and test."""
 
 import csv
 import os
@@ -21,8 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
+from captioning import console
 from captioning.config import setting
 from captioning.console import say, short
 from captioning.data.datasets import is_picture_id
@@ -32,6 +19,15 @@ from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json, writing
 
 SPLITS = ("train", "val", "test")
+FORMATS = {
+    "karpathy": "dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json of Karpathy "
+    "and Fei-Fei, with their own splits",
+    "flickr": "Flickr8k.token.txt or results_20130124.token: name.jpg#0<TAB>caption",
+    "csv": "a header with image (or image_name) and caption (or comment), separated by comma, tab, "
+    "semicolon or bar: captions.txt of Flickr8k as it is commonly shared",
+    "folder": "with a captions.txt (or .csv, .tsv) as above, or with pictures, each with its "
+    "captions in a .txt of the same name, one per line",
+}
 
 
 @dataclass
@@ -53,7 +49,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read captions of any of the formats above, recognised by the content."""
+    """Read captions of any of `FORMATS`, recognised by the content."""
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -279,7 +275,7 @@ def _check_pictures(
 ) -> dict[str, list[str]]:
     """The captions of good pictures; reasons against others are added to `skipped`."""
     kept: dict[str, list[str]] = {}
-    for name in tqdm(names, "check pictures", disable=not progress):
+    for name in console.progress(names, "check pictures", progress):
         captions = source.captions[name]
         try:
             load_image(images / name, 64)

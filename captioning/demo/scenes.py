@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from captioning import console
 from captioning.cnn import IMAGE_SIZE
 from captioning.files import read_json, write_json, writing
 
@@ -215,7 +215,7 @@ def generate(
     seen, unseen = split_combinations(seed)
     first = 1
     for split, count in splits.items():
-        numbers = tqdm(range(first, first + count), f"draw {split}", disable=not progress)
+        numbers = console.progress(range(first, first + count), f"draw {split}", progress)
         rng = random.Random(f"{seed} {split}")
         _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
         first += count

@@ -1,27 +1,23 @@
 """Locks, so that only one run at a time writes a folder or a file.
 
 A second run is refused, with the name of the process that holds the lock, or it waits. The lock is
-a file next to what it guards. The kernel releases it when its process ends, however that happens.
-Unlike a lock of `flock`, it is not inherited by forked processes.
+a file next to what it guards. The kernel releases it when its process ends, however that happens,
+and processes that it forked do not hold it.
 """
 
 import contextlib
 import errno
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.files.atomic import check_output, remove_stale, writing
-
-if sys.platform != "win32":  # there nothing is locked
-    import fcntl
-
-_held: set[Path] = set()  # by this process; closing another descriptor would release it
 
 
 @contextlib.contextmanager
@@ -64,63 +60,46 @@ def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
-    path = path.absolute()
-    if path in _held:
-        yield
-        return
     created = not path.parent.exists()
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path, what, wait)
-    _held.add(path)
+        lock = FileLock(path.absolute(), is_singleton=True)
+        _acquire(lock, what, wait)
     try:
         yield
     finally:
-        _held.discard(path)
-        with contextlib.suppress(OSError):  # the folder may be gone
-            path.unlink()  # while this process holds it
+        if lock.lock_counter <= 1:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                path.unlink()  # while this process holds it
+        lock.release()
         if created:
             with contextlib.suppress(OSError):  # unless it has files now
                 path.parent.rmdir()
-        os.close(descriptor)
 
 
-def _acquire(path: Path, what: Path, wait: bool) -> int:
-    """Lock a file and write into it who holds it; returns its descriptor."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _acquire(lock: BaseFileLock, what: Path, wait: bool) -> None:
+    """Lock a file, and write into it who holds it."""
+    path = Path(lock.lock_file)
+    try:
         try:
-            _take(descriptor, what, wait)
-            if _is_at(path, descriptor):
-                since = time.strftime("%Y-%m-%d %H:%M:%S")
-                holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-                os.truncate(descriptor, 0)
-                os.write(descriptor, holder.encode())
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # its holder has removed the file
-
-
-def _take(descriptor: int, what: Path, wait: bool) -> None:
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            holder = _read(path) or "another process"
+            if not wait:
+                raise CaptioningError(f"{what} is being written by {holder}") from error
+            say(f"waiting for {holder}, which writes {what}", error=True)
+            lock.acquire()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # some network disks have no locks
-            say(f"{what} cannot be locked ({error.strerror}): start no second run", error=True)
-            return
-        holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-        if not wait:
-            raise CaptioningError(f"{what} is being written by {holder}") from error
-        say(f"waiting for {holder}, which writes {what}", error=True)
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # as some network disks
+            raise
+        say(f"{what} cannot be locked ({error.strerror}): start no second run", error=True)
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _read(path: Path) -> str:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        return path.read_text(errors="replace")
+    except OSError:  # it is gone, or Windows lets nobody read it
+        return ""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from captioning import console
 from captioning.config import LIMIT, check_at_least, check_choice, setting
 from captioning.data import Vocabulary
 from captioning.model import Captioner, Neighbors
@@ -141,7 +141,8 @@ def generate_captions(
     model.eval()
     captions = []
     start = time.perf_counter()
-    for chunk in tqdm(features.split(batch_size), progress, disable=progress is None, unit="batch"):
+    chunks = features.split(batch_size)
+    for chunk in console.progress(chunks, progress, progress is not None, unit="batch"):
         decoded = decode_batch(model, chunk.to(device), config, generator)
         captions += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
     model.train(was_training)

@@ -4,11 +4,10 @@ import contextlib
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from captioning.cnn import FeatureTable
 from captioning.config import SMALL_SET, TrainConfig
-from captioning.console import say
+from captioning.console import progress, say
 from captioning.errors import CaptioningError
 from captioning.files import lock_folder
 from captioning.model import Checkpoint, Neighbors, freeze, load_checkpoint
@@ -106,7 +105,7 @@ def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable
     device = next(model.parameters()).device
     beams, agreed = [], []
     parts = torch.arange(len(val.images)).split(128)
-    for rows in tqdm(parts, "compare with similar training pictures", unit="batch"):
+    for rows in progress(parts, "compare with similar training pictures", unit="batch"):
         features = val.read(rows)
         found = decode_batch(model, features.to(device), DecodeConfig("beam", neighbors=0.0))
         beams += found

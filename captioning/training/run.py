@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from tqdm import tqdm
 
 from captioning.cnn import FeatureTable
 from captioning.config import TrainConfig, from_dict
-from captioning.console import say
+from captioning.console import progress, say
 from captioning.data import EncodedCaptions
 from captioning.errors import CaptioningError, naming
 from captioning.files import lock_folder
@@ -161,7 +160,7 @@ class _Run:
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen = time.perf_counter(), 0
         order = trainer.batches(epoch)[self.done :]
-        bar = tqdm(order, f"epoch {epoch + 1}/{config.epochs}", disable=not self.progress)
+        bar = progress(order, f"epoch {epoch + 1}/{config.epochs}", self.progress)
         for indices in bar:
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):

@@ -10,11 +10,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import captioning.files.locks
 from captioning.errors import CaptioningError
 from captioning.files.atomic import write_text
 from captioning.files.locks import lock_files, lock_folder
@@ -177,11 +175,8 @@ def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", none)
-    with lock_folder(tmp_path):
-        write_text(tmp_path / "file", "text")
-    assert "cannot be locked (No locks available)" in capsys.readouterr().err
-    monkeypatch.setattr(captioning.files.locks, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(fcntl, "flock", none)
     with lock_folder(tmp_path), lock_files(tmp_path / "file", wait=True):
         write_text(tmp_path / "file", "text")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
