@@ -30,4 +30,4 @@ from captioning.data.images import (
     load_image,
 )
 from captioning.data.tokenizer import ptb_tokenize, tokenize
-from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary

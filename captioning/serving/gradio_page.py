@@ -5,7 +5,8 @@ import contextlib
 import html
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,11 +43,18 @@ STYLE = (
   no-repeat, var(--background-fill-secondary); }
 .answer .words small { display: block; color: var(--neutral-500); font-size: .75rem; }
 .answer details { color: var(--neutral-500); margin: .4rem 0 .8rem; }
+.answer.empty { border: 2px dashed var(--border-color-primary); border-radius: 8px;
+  padding: 1.6rem; color: var(--neutral-500); }
+.about { color: var(--neutral-500); font-size: .8rem; }
 .answer .message { font-size: 1.1rem; color: var(--error-text-color); }
 footer { display: none !important; }
 """
 )
-EMPTY = '<div class="answer"><p>The captions appear here.</p></div>'
+EMPTY = (
+    '<div class="answer empty"><h3>The captions appear here:</h3>'
+    '<p class="caption">a sentence about the picture</p><p>by greedy search and by beam search, '
+    "and below each word how probable it was</p></div>"
+)
 
 
 class GradioPage:
@@ -58,10 +66,10 @@ class GradioPage:
 
     Args:
         caption: from a picture's file and the width of the beam to HTML.
-        name: of the captioner.
-        about: one line about it.
+        about: one line about the captioner.
         uploads: the kept pictures, below GRADIO_TEMP_DIR.
         max_bytes: of an upload.
+        examples: pictures to click on, below GRADIO_TEMP_DIR too.
     """
 
     UPLOAD = "/gradio_api/upload"
@@ -69,15 +77,18 @@ class GradioPage:
     def __init__(
         self,
         caption: Callable[[str, int], str],
-        name: str,
         about: str,
         uploads: Uploads,
         max_bytes: int,
+        examples: Sequence[Path] = (),
     ) -> None:
-        self.caption, self.name, self.about = caption, name, about
+        self.caption, self.about = caption, about
         self.uploads, self.max_bytes = uploads, max_bytes
-        # What the page and Gradio's clients use; other paths write, fetch or read files.
-        upload = re.escape(str(uploads.folder)) + r"[/\\]\w+(\.\w+)?"
+        self.examples = [str(path) for path in examples]
+        # What the page and Gradio's clients use; other paths write, fetch or read files. Gradio
+        # copies the examples into folders named by hashes.
+        folder = re.escape(str(uploads.folder.parent))
+        upload = rf"{folder}[/\\](uploads|examples|[0-9a-f]{{64}})[/\\]\w+(\.\w+)?"
         api = (
             r"upload(_progress)?|cancel|reset|info|startup-events|queue/(join|data|status)|heartbeat/[\w-]+"
             rf"|call/(v2/)?caption(/[\w-]+)?|file={upload}"
@@ -110,17 +121,32 @@ class GradioPage:
         )
 
     def _blocks(self) -> gradio.Blocks:
-        with gradio.Blocks(title=f"Captions by {self.name}", analytics_enabled=False) as page:
-            title, about = html.escape(self.name), html.escape(self.about)
-            gradio.HTML(f"<h1>Captions by {title}</h1><p>{about}</p>")
+        with gradio.Blocks(title="Caption a picture", analytics_enabled=False) as page:
+            hint = "click on an example" if self.examples else "paste one"
+            gradio.HTML(f"<h1>Caption a picture</h1><p>Drop a picture, or {hint}.</p>")
             with gradio.Row():
                 with gradio.Column(scale=2):
                     picture = gradio.Image(
                         sources=["upload", "clipboard"], label="Picture", height=340, buttons=[]
                     )
+                    if self.examples:
+                        examples = gradio.Dataset(
+                            components=[gradio.Image(render=False)],
+                            samples=[[path] for path in self.examples],
+                            type="index",
+                            label="Examples",
+                        )
+                        examples.click(
+                            self._example,
+                            examples,
+                            picture,
+                            postprocess=False,
+                            api_visibility="private",
+                        )
                     width = gradio.Slider(1, MAX_BEAM, 5, step=1, label="Beam width")
                 with gradio.Column(scale=3):
                     result = gradio.HTML(EMPTY)
+            gradio.HTML(f'<p class="about">{html.escape(self.about)}</p>')
             for component in (picture, width):  # a client may send a file for either
                 component.async_move_resource_to_block_cache = self._uploaded  # type: ignore
             gradio.on(
@@ -134,6 +160,12 @@ class GradioPage:
             )
         return page.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=1)
 
+    def _example(self, index: int) -> dict[str, Any]:
+        """What Gradio's page knows an example by."""
+        path = self.examples[index]
+        url = f"/gradio_api/file={path}"
+        return {"path": path, "url": url, "meta": {"_type": "gradio.FileData"}}
+
     async def _caption(self, picture: dict[str, Any] | None, width: float) -> str:
         if not picture:
             return EMPTY
@@ -146,7 +178,7 @@ class GradioPage:
             raise gradio.Error("the server failed", print_exception=False) from error
 
     async def _uploaded(self, path: str) -> str:
-        if path not in self.uploads:
+        if path not in self.examples and path not in self.uploads:
             raise gradio.Error(
                 "expected an uploaded picture (they are kept for an hour at most), got the path or "
                 "the address of something else",

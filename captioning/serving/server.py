@@ -8,6 +8,7 @@ import contextlib
 import errno
 import html
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -20,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 from captioning.cnn import FrozenCNN
-from captioning.data import MAX_PIXELS, ImageError, load_image, tokenize
+from captioning.data import END, MAX_PIXELS, SPECIAL, ImageError, load_image, tokenize
+from captioning.demo import PLACES, Facts, draw_scene, split_combinations
 from captioning.errors import CaptioningError
 from captioning.model import Checkpoint
 from captioning.results import compute_maps, panels_html
@@ -69,6 +71,7 @@ def _words(caption: Caption) -> str:
     words = [
         f'<span style="--p: {p:.1%}">{html.escape(word)}<small>{p:.0%}</small></span>'
         for word, p in caption.words
+        if word != SPECIAL[END]
     ]
     return f'<div class="words">{"".join(words)}</div>'
 
@@ -120,6 +123,18 @@ def answer(
     return f'<div class="answer">{"".join(sections)}</div>'
 
 
+def draw_examples(folder: Path, checkpoint: Checkpoint) -> list[Path]:
+    """Drawn scenes, for a captioner that knows no other pictures."""
+    if checkpoint.cnn.config.name != "scenes_cnn":
+        return []
+    folder.mkdir()
+    seen, rng = split_combinations()[0], random.Random(4)
+    paths = [folder / f"scene{number}.png" for number in range(1, 5)]
+    for path in paths:
+        draw_scene(rng, Facts(*rng.choice(seen), place=rng.choice(list(PLACES)))).save(path)
+    return paths
+
+
 # The page and its server ------------------------------------------------------------------------
 
 
@@ -128,7 +143,7 @@ def _environment(folder: Path) -> Iterator[None]:
     """Sets environment variables that Gradio and matplotlib, which it imports, read."""
     variables = {
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "cached"),
         "GRADIO_TEMP_DIR": str(folder),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
@@ -160,7 +175,7 @@ def serve(
     Args:
         checkpoint: the captioner.
         cnn: its CNN, ``checkpoint.cnn.load()``.
-        name: its name on the page.
+        name: its name, in small print on the page.
         host: address to listen on; the default can be reached from this machine only.
         port: if None, the first free one from 7860.
         allow_hosts: other names by which browsers may call the server, such as a reverse proxy's.
@@ -190,7 +205,9 @@ def serve(
                 f"serve needs Gradio: pip install 'fastlstm[serve]' ({error})"
             ) from error
         uploads = Uploads(folder / "uploads", limits.kept_bytes)
-        page = GradioPage(caption, name, describe(checkpoint), uploads, limits.upload_bytes)
+        about = f"{name}. {describe(checkpoint)}"
+        examples = draw_examples(folder / "examples", checkpoint)
+        page = GradioPage(caption, about, uploads, limits.upload_bytes, examples)
         hosts = Hosts(host, allow_hosts)
         guard = Guard(page.app(), hosts, page.paths, page.UPLOAD, limits)
         _run(guard, Connection, listener, f"{name}: {_address(host, listener)}")

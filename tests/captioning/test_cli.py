@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastlstm
 from captioning.__main__ import Help, Parser, main, module_of
 from captioning.cnn.features import Extraction
 from captioning.cnn.frozen import CNNChoice
@@ -31,7 +32,7 @@ from captioning.config import (
     option,
     recipe,
 )
-from captioning.data.formats import read_source
+from captioning.data.formats import FORMATS, read_source
 from captioning.data.vocabulary import SPECIAL
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.neighbors import Neighbors
@@ -46,6 +47,23 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"captioning {fastlstm.__version__}\n"
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_the_formats_of_prepare_fit_the_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[lines.index("formats, recognised by the content:") + 1 :]
+    assert max(map(len, lines)) <= columns and max(map(len, table)) > columns - 20
+    assert [line.split()[0] for line in table if line[2] != " "] == list(FORMATS)
+    assert "`" not in "".join(lines) and "==" not in "".join(lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -124,7 +142,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     ("name", "command"),
     [
         ("PIL", "demo --help"),
-        ("tqdm", "train --help"),
+        ("safetensors", "train --help"),
         ("pycocotools", "caption c.pt p.jpg"),
         ("nltk", "vocab {val} --output v.json"),  # read when it is used
     ],
