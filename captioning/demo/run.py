@@ -65,7 +65,7 @@ def demo(
         lstm: "fastlstm", "torch" or "reference".
         fresh: train again even if `output` holds a captioner of the same settings.
         seed: of pictures, initial weights and order.
-        decoder: a name in `captioning.decoders.DECODERS`.
+        decoder: a name in `captioning.model.DECODERS`.
         splits: number of pictures per split.
 
     Returns:
@@ -80,13 +80,7 @@ def demo(
 
         say("2/5  encoding each picture once with the frozen, pretrained CNN")
         cnn = load_cnn(CNNConfig("scenes_cnn", pool=settings.pool))
-        tables = {}
-        for split in splits:
-            dataset = load_coco(root / "annotations" / f"captions_{split}.json", root / split)
-            path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
-            cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
-            tables[split] = FeatureTable(dataset, cache)
-
+        tables = {split: _encode(cnn, root, split, output, seed) for split in splits}
         captions = [caption for image in tables["train"].images for caption in image.captions]
         vocabulary = Vocabulary.build(captions)
         vocabulary.save(output / "vocabulary.json")
@@ -118,6 +112,13 @@ def demo(
 
 _FILES = ["vocabulary.json", "trained.json", "report.html", "contact_sheet.png"]
 _FILES += [f"results_{split}.json" for split in TEXT]
+
+
+def _encode(cnn: FrozenCNN, root: Path, split: str, output: Path, seed: int) -> FeatureTable:
+    dataset = load_coco(root / "annotations" / f"captions_{split}.json", root / split)
+    path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
+    cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
+    return FeatureTable(dataset, cache)
 
 
 def _train(

@@ -184,9 +184,8 @@ def beam_search(
     """Keep the `beam_size` best unfinished captions at every step, for all pictures at once.
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
-    kept separately, so that no unfinished one displaces them and then ends worse. A picture is done
-    when no unfinished caption can end better than the finished ones. At the last step, unfinished
-    captions count too, so something is always returned.
+    kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
+    no unfinished one can end better. At the last step they count too: something is returned.
 
     Args:
         decoder, image, max_seq_length: as in `greedy_search`.

@@ -83,14 +83,10 @@ def decode_batch(
     if config.method == "beam":
         beam = (config.beam_size, config.length_penalty, config.no_repeat_ngram)
         found = beam_search(model.decoder, image, *beam, limit)
-        weight = (
-            model.neighbors.weight
-            if model.neighbors and config.neighbors is None
-            else config.neighbors
-        )
-        if not model.neighbors or not weight:
-            return found
-        return rank(found, agreement(model.neighbors, features, found), weight)
+        near, weight = model.neighbors, config.neighbors
+        if near and weight is None:
+            weight = near.weight
+        return rank(found, agreement(near, features, found), weight) if near and weight else found
     filters = (config.temperature, config.top_k, config.top_p)
     return [[h] for h in sample(model.decoder, image, *filters, limit, generator)]
 

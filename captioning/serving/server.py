@@ -4,7 +4,6 @@ The page and its server contact no other server, and uploads are kept in a tempo
 removed at the end. `captioning.guard` decides which requests reach Gradio.
 """
 
-import contextlib
 import errno
 import html
 import os
@@ -13,9 +12,10 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from PIL import Image
 from torch import nn
@@ -138,10 +138,9 @@ def draw_examples(folder: Path, checkpoint: Checkpoint) -> list[Path]:
 # The page and its server ------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    """Sets environment variables that Gradio and matplotlib, which it imports, read."""
-    variables = {
+def _environment(folder: Path) -> dict[str, str]:
+    """Variables that Gradio and matplotlib, which it imports, read."""
+    return {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_EXAMPLES_CACHE": str(folder / "cached"),
         "GRADIO_TEMP_DIR": str(folder),
@@ -149,16 +148,6 @@ def _environment(folder: Path) -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "MPLCONFIGDIR": str(folder / "matplotlib"),
     }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def serve(
@@ -195,7 +184,7 @@ def serve(
     with (
         _listen(host, port) as listener,
         tempfile.TemporaryDirectory(prefix="captioning-") as temporary,
-        _environment(folder := Path(temporary).resolve()),
+        mock.patch.dict(os.environ, _environment(folder := Path(temporary).resolve())),
     ):
         try:
             from captioning.serving.gradio_page import GradioPage

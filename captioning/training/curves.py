@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,12 @@ class Curves:
     def __init__(self, writer: Any, folder: Path) -> None:
         self.writer, self.folder = writer, folder
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        with writing(self.folder):
-            self.writer.add_scalar(name, value, step)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            with writing(self.folder):
+                getattr(self.writer, name)(*arguments)
 
-    def flush(self) -> None:
-        with writing(self.folder):
-            self.writer.flush()
-
-    def close(self) -> None:
-        with writing(self.folder):
-            self.writer.close()
+        return call
 
 
 def open_curves(folder: Path, progress: bool) -> Curves | None:

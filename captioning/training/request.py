@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn import CNNChoice, Extraction
-from captioning.config import (
-    ModelConfig,
-    TrainConfig,
-    check_at_least,
-    from_dict,
-    recipe,
-    setting,
-)
+from captioning.config import ModelConfig, TrainConfig, check_at_least, from_dict, recipe, setting
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
