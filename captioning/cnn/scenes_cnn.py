@@ -1,4 +1,4 @@
-"""The tiny pretrained CNN of the embedded data set, made by `captioning.demo.pretrain`."""
+"""The tiny pretrained CNN of the embedded data set, made by benchmarks/pretrain_scenes_cnn.py."""
 
 from pathlib import Path
 

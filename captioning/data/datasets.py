@@ -1,9 +1,7 @@
-"""Captioned pictures: COCO caption files through pycocotools, and batches of their captions."""
+"""Captioned pictures: COCO caption files, and batches of their captions."""
 
-import contextlib
-import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
 from torch import Tensor
 
 from captioning.config import check_choice
@@ -84,10 +81,9 @@ def load_coco(
     """
     check_choice("on_error", on_error, ON_ERROR)
     data = _read_coco(annotations)
-    coco = COCO()
-    coco.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        coco.createIndex()
+    annotations_of = defaultdict(list)
+    for annotation in data["annotations"]:
+        annotations_of[annotation["image_id"]].append(annotation)
     folder = picture_folder(data, annotations, image_folder)
     images: list[CaptionedImage] = []
     skipped: dict[str, list[str]] = {}
@@ -97,7 +93,7 @@ def load_coco(
             skipped.setdefault("missing picture", []).append(str(path))
             continue
         captions = []
-        for annotation in coco.imgToAnns[image["id"]]:
+        for annotation in annotations_of[image["id"]]:
             caption = " ".join(annotation["caption"].split())
             if tokenize(caption):
                 captions.append(caption)

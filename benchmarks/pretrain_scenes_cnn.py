@@ -4,7 +4,7 @@ It is pretrained on attribute grids: pictures of scattered shapes, each with its
 and size, labelled cell by cell. It never sees a group, a place in words or a caption. The weights
 in the package were made by::
 
-    python -m captioning.demo.pretrain
+    python benchmarks/pretrain_scenes_cnn.py
 """
 
 import argparse
