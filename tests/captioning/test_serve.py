@@ -79,9 +79,11 @@ def test_answers_with_the_captions_of_both_searches_and_all_probabilities(
         (item,) = caption_files(attentive, grid_cnn, [picture], config)
         assert f'<p class="caption">{item.captions[0].text}</p>' in said
         words = re.findall(r'<span style="--p: [\d.]+%">(.*?)<small>(\d+%)', said)
-        expected = [(word, f"{p:.0%}") for word, p in item.captions[0].words]
+        words_of = item.captions[0].words
+        expected = [(word, f"{p:.0%}") for word, p in words_of if word != "<end>"]
         found = [(unescape(word), p) for word, p in words]
         assert any(found[i : i + len(expected)] == expected for i in range(len(found)))
+    assert "&lt;end&gt;" not in said
     assert said.count('<div class="attention"') == 2
     assert said.count("<li>") == 2  # the rest of the beam
 
@@ -601,6 +603,20 @@ def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, pic
     assert "fastlstm.PackedLSTMCell" in browser.page_source
     masks = browser.find_elements("css selector", ".attention img")
     assert masks and all(mask.get_property("naturalWidth") == 64 for mask in masks)
+
+
+def test_a_visitor_is_told_what_to_do_and_may_click_on_an_example(browser, server):
+    browser.refresh()
+    wait_for(browser, lambda: "appear here" in said(browser))
+    assert browser.title == "Caption a picture"
+    assert browser.find_element("css selector", "h1").text == "Caption a picture"
+    assert "scenes_cnn" in browser.find_element("css selector", ".about").text
+    examples = browser.find_elements("css selector", ".gallery-item")
+    assert len(examples) == 4
+    examples[2].click()
+    wait_for(browser, lambda: "Beam search" in said(browser))
+    shown = browser.find_element("css selector", "[data-testid=image] img, .image-frame img")
+    assert "examples/scene3.png" in shown.get_attribute("src")
 
 
 def test_a_bad_picture_gets_a_message_in_the_browser(browser, bad):
