@@ -12,8 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import Any
 
 from captioning.console import say
 from captioning.errors import CaptioningError
@@ -60,6 +59,8 @@ def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
+    from filelock import FileLock  # not at the top: `captioning --help` locks nothing
+
     created = not path.parent.exists()
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,10 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
                 path.parent.rmdir()
 
 
-def _acquire(lock: BaseFileLock, what: Path, wait: bool) -> None:
+def _acquire(lock: Any, what: Path, wait: bool) -> None:
     """Lock a file, and write into it who holds it."""
+    from filelock import Timeout
+
     path = Path(lock.lock_file)
     try:
         try:

@@ -242,6 +242,20 @@ def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monk
         assert a["loss"] == b["loss"] and a["CIDEr-D"] == b["CIDEr-D"]
 
 
+@pytest.mark.parametrize(("share", "resumes"), [(0.0, True), (0.5, False)])
+def test_a_run_of_an_older_version_is_resumed(new_checkpoint, data, tmp_path, share, resumes):
+    """Its settings have two that are gone; what one of them did cannot go on."""
+    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
+    stored = torch.load(tmp_path / "last.pt")
+    stored["training"]["config"] |= {"scheduled_sampling": share, "compile": True}
+    torch.save(stored, tmp_path / "last.pt")
+    if resumes:
+        assert len(run(new_checkpoint(), data, tmp_path, resume=True)) == 2
+    else:
+        with pytest.raises(CaptioningError, match="last.pt: settings: .*'scheduled_sampling'"):
+            run(new_checkpoint(), data, tmp_path, resume=True)
+
+
 def test_resume_refuses_other_words_sizes_and_settings(new_checkpoint, data, tmp_path):
     run(new_checkpoint(), data, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
