@@ -25,10 +25,10 @@ from timing import settle_malloc
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.config import AUTOCAST, DROPOUT, IMAGE_AT, ModelConfig
-from captioning.generate import DecodeConfig, decode_batch
-from captioning.loss import BLOCK, _product, linear_cross_entropy
-from captioning.lstm import make_lstm
-from captioning.model import Captioner
+from captioning.model.captioner import Captioner
+from captioning.model.layers import make_lstm
+from captioning.model.loss import BLOCK, _product, linear_cross_entropy
+from captioning.search.generate import DecodeConfig, decode_batch
 
 
 def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -47,17 +47,17 @@ def error(found: Tensor, exact: Tensor) -> str:
 
 def facts_right(demo: Path) -> list[str]:
     """The share of right captions in each dtype, of both splits."""
-    from captioning import scenes
-    from captioning.checkpoint import load_checkpoint
-    from captioning.datasets import load_coco
-    from captioning.features import Extraction, FeatureTable, cache_path, extract_features
-    from captioning.generate import best_captions
-    from captioning.lstm import freeze
+    from captioning.cnn.features import Extraction, FeatureTable, cache_path, extract_features
+    from captioning.data.datasets import load_coco
+    from captioning.demo import scenes
+    from captioning.model.checkpoint import load_checkpoint
+    from captioning.model.layers import freeze
+    from captioning.search.generate import best_captions
 
     shares = []
     for weights in WEIGHTS:
         checkpoint = load_checkpoint(demo / "best.pt")
-        freeze(checkpoint.model.decoder, str(weights).removeprefix("torch."))
+        freeze(checkpoint.model, str(weights).removeprefix("torch."))
         cnn, right, count = checkpoint.cnn.load(), 0.0, 0
         for split in ("val", "unseen"):
             annotations = demo / "scenes" / "annotations" / f"captions_{split}.json"

@@ -93,9 +93,7 @@ def build_module(case: Case, implementation: str, device: str) -> nn.Module:
         layers = {name: getattr(case, name) for name in names}
     kind = getattr(nn if implementation == "torch" else fastlstm, case.module)
     torch.manual_seed(SEED)
-    module: Any = kind(
-        case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype
-    )
+    module: Any = kind(case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype)
     if case.saturated:
         with torch.no_grad():
             module.bias_ih_l0[: case.hidden_size] -= 100

@@ -106,6 +106,7 @@ def run(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=Help,
     )
+    parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         close = difflib.get_close_matches(argv[0], COMMANDS, 1)
@@ -122,6 +123,11 @@ def run(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args, left = parser.parse_known_args(argv)
+    if args.version:
+        from fastlstm import __version__
+
+        print(f"captioning {__version__}")
+        return 0
     # argparse allows no option between the checkpoint and the pictures.
     if left and hasattr(args, "pictures") and not any(word.startswith("-") for word in left):
         args.pictures += left

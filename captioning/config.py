@@ -14,6 +14,7 @@ from captioning.errors import CaptioningError
 Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
 MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
+MAX_TOKENS = 1000  # of a caption: a search reserves as many for each
 IMAGE_STEPS = ("first", "every")
 BATCHES_OF = ("captions", "pictures")
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,11 +67,12 @@ def _is_of(value: Any, kind: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def check_range(name: str, value: float | None, low: float) -> None:
-    """Refuse a value that is below its bound or absurdly large; None stands for no value."""
-    high = LIMIT if isinstance(value, int) else math.inf
-    if value is not None and not low <= value < high:
-        expected = f"< {high:,}" if value >= high else f">= {low}"
+def check_range(name: str, value: float | None, low: float, high: int | None = None) -> None:
+    """Refuse a value out of its bounds; without `high` an absurdly large one. None is no value."""
+    limit = high + 1 if high else LIMIT if isinstance(value, int) else math.inf
+    if value is not None and not low <= value < limit:
+        expected = f"< {limit:,}" if value >= limit else f">= {low}"
+        expected = f"{low} to {high}" if high else expected
         raise CaptioningError(f"{name}: expected {expected}, got {short(value)}")
 
 
@@ -137,9 +139,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
-        check_at_least(self, num_layers=1, max_seq_length=1)
-        if not 0 <= self.grid <= MAX_SIDE:
-            raise CaptioningError(f"grid: expected 0 to {MAX_SIDE}, got {short(self.grid)}")
+        check_at_least(self, num_layers=1)
+        check_range("max_seq_length", self.max_seq_length, 1, MAX_TOKENS)
+        check_range("grid", self.grid, 0, MAX_SIDE)
         check_share(self, "dropout")
         check_choice("image_at", self.image_at, IMAGE_STEPS)
 
@@ -174,11 +176,6 @@ class TrainConfig:
         "it (by CIDEr-D); 0: all weigh the same. --self-critical has no use for it",
         0.0,
     )
-    scheduled_sampling: float = setting(
-        "probability, in the last epoch, of feeding the model's own words; it rises linearly from "
-        "0 in the first",
-        0.0,
-    )
     ema: float = setting(
         "validate and save a running average of the weights over about 1 / (1 - ema) steps (Polyak "
         "and Juditsky, 1992); 0 for the weights themselves",
@@ -187,9 +184,6 @@ class TrainConfig:
     patience: int = setting("stop after this many epochs without a better CIDEr-D; 0: never", 0)
     autocast: str = setting(
         "none, bfloat16, float16, or auto: bfloat16 on a CPU with AVX512_BF16 or AMX", "none"
-    )
-    compile: bool = setting(
-        "torch.compile the decoder; uses padded captions instead of packed ones", False
     )
     self_critical: int = setting(
         "0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions sampled for each picture, "
@@ -209,7 +203,7 @@ class TrainConfig:
         check_at_least(self, epochs=1, batch_size=1, max_words=1)
         check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
         check_at_least(self, seed=-LIMIT)
-        check_share(self, "label_smoothing", "consensus", "scheduled_sampling", "ema")
+        check_share(self, "label_smoothing", "consensus", "ema")
         if not 0 < self.learning_rate < math.inf:
             raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.self_critical == 1:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 # Control characters, ends of lines and paragraphs, marks that change the direction of writing, and
@@ -36,3 +37,26 @@ def say(*lines: object, error: bool = False) -> None:
 
     for line in lines:
         tqdm.write(printable(line), file=sys.stderr if error else sys.stdout)
+
+
+def progress(work: Iterable[Any] | None, title: str | None, shown: bool = True, **more: Any) -> Any:
+    """`tqdm(work)` on stderr; where that is no terminal, a line for each tenth of the work."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):  # type: ignore[misc]
+        tenths = 0
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            done = 10 * self.n // max(1, self.total or 1)
+            if done > self.tenths and msg is None:
+                self.tenths = done
+                print(self, file=self.fp, flush=True)
+
+        def clear(self, *_: Any, **__: Any) -> None:
+            """There is no bar to remove."""
+
+    if sys.stderr.isatty():
+        return tqdm(work, title, disable=not shown, **more)
+    line = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}{postfix}"
+    options = {"bar_format": line, "leave": False, "mininterval": 0, "miniters": 1}
+    return Lines(work, title, disable=not shown, **options, **more)

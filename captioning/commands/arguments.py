@@ -9,12 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from captioning.checkpoint import Checkpoint, load_checkpoint
-from captioning.cnn import CNNChoice
+from captioning.cnn import CNNChoice, Extraction
 from captioning.config import option
-from captioning.decoders import DECODERS
-from captioning.features import Extraction
-from captioning.lstm import HELP, LSTMS, WEIGHTS, freeze
+from captioning.model import DECODERS, HELP, LSTMS, WEIGHTS, Checkpoint, freeze, load_checkpoint
 
 
 def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -99,7 +96,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
 def load_captioner(args: argparse.Namespace) -> Checkpoint:
     """The captioner `args.checkpoint`, ready to write as `add_inference` lets one choose."""
     checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
-    freeze(checkpoint.model.decoder, args.weights)
+    freeze(checkpoint.model, args.weights)
     return checkpoint
 
 

@@ -1,12 +1,19 @@
-"""`captioning caption`: see `captioning.caption`."""
+"""`captioning caption`: see `captioning.search`."""
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from captioning.attention_maps import file_maps, write_panels
-from captioning.caption import CaptionedFile, caption_files, caption_table, find_pictures
-from captioning.cnn import FrozenCNN, keep_freed_blocks
+from captioning.cnn import (
+    Extraction,
+    FeatureCache,
+    FeatureTable,
+    FrozenCNN,
+    cache_path,
+    extract_features,
+    keep_freed_blocks,
+)
 from captioning.commands.arguments import (
     add_inference,
     add_settings,
@@ -16,13 +23,18 @@ from captioning.commands.arguments import (
 )
 from captioning.config import option
 from captioning.console import say
-from captioning.datasets import CaptionDataset, CaptionedImage, load_coco
+from captioning.data import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.features import Extraction, FeatureCache, FeatureTable, cache_path, extract_features
-from captioning.files import write_json
-from captioning.generate import DecodeConfig
-from captioning.locks import lock_files
-from captioning.report import MAX_SHEET, write_sheet
+from captioning.files import lock_files, write_json
+from captioning.model import Attentive, Checkpoint
+from captioning.results import MAX_SHEET, file_maps, write_panels, write_sheet
+from captioning.search import (
+    CaptionedFile,
+    DecodeConfig,
+    caption_files,
+    caption_table,
+    find_pictures,
+)
 
 OPTIONS = {  # by the method that they belong to
     "beam": ("neighbors", "beam_size", "length_penalty", "no_repeat_ngram", "all"),
@@ -59,72 +71,96 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     keep_freed_blocks()
-    with lock_files(args.json, args.attention, args.sheet):
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
     config = config_of(args)
-    if bool(args.pictures) == bool(args.annotations):
-        raise CaptioningError("give either pictures or --annotations")
-    if args.features and not args.annotations:
-        raise CaptioningError("--features: expected --annotations as well, got pictures")
-    dataset, missing = pictures_of(args)
-    count = len(dataset.images)
-    if args.sheet and count > MAX_SHEET:
-        raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
-    checkpoint = load_captioner(args)
-    if config.neighbors and not checkpoint.model.neighbors:
+    with lock_files(args.json, args.attention, args.sheet):
+        dataset, missing = pictures_of(args)
+        checkpoint = load_captioner(args)
+        check_captioner(args, config, checkpoint, len(dataset.images))
+        cnn = checkpoint.cnn.load().to(args.device)
+        start, captioned = time.perf_counter(), {}
+        found = captions_of(args, config, checkpoint, cnn, dataset)
+        for image, item in zip(dataset.images, found, strict=True):
+            if item.error:
+                say(item.error, error=True)
+                continue
+            captioned[image.id] = item
+            if not args.json or args.all:
+                for caption in item.captions if args.all else item.captions[:1]:
+                    say(f"{item.path}: {caption.text}")
+        write_results(args, captioned)
+        if args.attention:
+            write_maps(args.attention, checkpoint, cnn, captioned)
+    failed = missing + len(dataset.images) - len(captioned)
+    seconds = None if args.features else time.perf_counter() - start
+    say(speed(captioned, seconds) + (f"; {failed} failed" if failed else ""), error=True)
+    return 1 if failed else 0
+
+
+def check_captioner(
+    args: argparse.Namespace, config: DecodeConfig, checkpoint: Checkpoint, count: int
+) -> None:
+    """Refuse options that need another captioner, or another number of pictures."""
+    model = checkpoint.model
+    if config.neighbors and not model.neighbors:
         raise CaptioningError(
             "--neighbors: expected a captioner that keeps its training pictures, got "
             f"{args.checkpoint}"
         )
-    cnn = checkpoint.cnn.load().to(args.device)
-    maps_for = file_maps(checkpoint, cnn) if args.attention else None
-    if args.attention and (maps_for is None or count != 1):
+    if args.attention and not (count == 1 and isinstance(model.decoder, Attentive)):
         raise CaptioningError(
             "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
-            f"attention); got {count}, --decoder {checkpoint.model.config.decoder}"
+            f"attention); got {count}, --decoder {model.config.decoder}"
         )
+
+
+def captions_of(
+    args: argparse.Namespace,
+    config: DecodeConfig,
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    dataset: CaptionDataset,
+) -> Iterator[CaptionedFile]:
+    """The captions of each picture, from its file or from the cache of --features."""
     if args.features:
         table = FeatureTable(dataset, cached_features(args, cnn, dataset))
-        found = caption_table(checkpoint, dataset, table, config, args.batch_size)
-    else:
-        paths = [image.path for image in dataset.images]
-        found = caption_files(checkpoint, cnn, paths, config, args.batch_size)
-    start = time.perf_counter()
-    captioned = {}
-    for image, item in zip(dataset.images, found, strict=True):
-        if item.error:
-            say(item.error, error=True)
-            continue
-        captioned[image.id] = item
-        if not args.json or args.all:
-            for caption in item.captions if args.all else item.captions[:1]:
-                say(f"{item.path}: {caption.text}")
+        return caption_table(checkpoint, dataset, table, config, args.batch_size)
+    paths = [image.path for image in dataset.images]
+    return caption_files(checkpoint, cnn, paths, config, args.batch_size)
+
+
+def write_maps(
+    path: Path, checkpoint: Checkpoint, cnn: FrozenCNN, captioned: dict[int, CaptionedFile]
+) -> None:
+    """Write where the captioner looked in each picture; `check_captioner` lets one through."""
+    maps_for = file_maps(checkpoint, cnn)
+    for item in captioned.values():
         if maps_for and (maps := maps_for(item.path, item.captions[0].text)):
-            write_panels(args.attention, maps)
-    write_results(args, captioned)
-    failed = missing + count - len(captioned)
-    seconds = sum(item.seconds for item in captioned.values())
-    pictures = "1 picture" if len(captioned) == 1 else f"{len(captioned)} pictures"
-    line = f"{pictures}, {len(captioned) / max(seconds, 1e-9):,.0f} captions/s decoding"
-    if not args.features:
-        rate = len(captioned) / (time.perf_counter() - start)
-        line += f", {rate:,.1f} captions/s CNN included"
-    say(line + (f"; {failed} failed" if failed else ""), error=True)
-    return 1 if failed else 0
+            write_panels(path, maps)
+
+
+def speed(captioned: dict[int, CaptionedFile], seconds: float | None) -> str:
+    """One line: how many pictures, and how fast; `seconds` with the CNN, None without one."""
+    count, decoding = len(captioned), sum(item.seconds for item in captioned.values())
+    line = f"{count} picture{'s' * (count != 1)}, {count / max(decoding, 1e-9):,.0f} captions/s"
+    return f"{line} decoding" + (f", {count / seconds:,.1f} CNN included" if seconds else "")
 
 
 def pictures_of(args: argparse.Namespace) -> tuple[CaptionDataset, int]:
     """The pictures to caption, and how many of the captions file are missing."""
-    if not args.annotations:
+    if bool(args.pictures) == bool(args.annotations):
+        raise CaptioningError("give either pictures or --annotations")
+    if args.features and not args.annotations:
+        raise CaptioningError("--features: expected --annotations as well, got pictures")
+    if args.annotations:
+        dataset = load_coco(args.annotations, args.images, "skip")
+    else:
         paths = find_pictures(args.pictures)
-        return CaptionDataset([CaptionedImage(i, p, []) for i, p in enumerate(paths, 1)]), 0
-    dataset = load_coco(args.annotations, args.images, "skip")
+        dataset = CaptionDataset([CaptionedImage(i, p, []) for i, p in enumerate(paths, 1)])
     missing = dataset.skipped.get("missing picture", ())
     for path in missing:
         say(f"{path}: no such file", error=True)
+    if args.sheet and (count := len(dataset.images)) > MAX_SHEET:
+        raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
     return dataset, len(missing)
 
 

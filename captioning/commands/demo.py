@@ -5,8 +5,8 @@ from pathlib import Path
 
 from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_lstm, at_least
-from captioning.decoders import DECODERS
 from captioning.demo import demo
+from captioning.model import DECODERS
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 from captioning.console import say
-from captioning.datasets import load_references
-from captioning.evaluate import evaluate, read_results, with_pictures, write_evaluation
-from captioning.files import write_json
-from captioning.locks import lock_files
+from captioning.data import load_references
+from captioning.files import lock_files, write_json
+from captioning.results import evaluate, read_results, with_pictures, write_evaluation
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def _run(args: argparse.Namespace) -> None:
         data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
         write_json(args.json, data, indent=1)
     if args.report:
-        from captioning.checkpoint import load_checkpoint, training_history
+        from captioning.model import load_checkpoint, training_history
 
         checkpoint, history = None, []
         if args.checkpoint:

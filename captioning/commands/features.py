@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import CNNChoice, keep_freed_blocks
+from captioning.cnn import CNNChoice, Extraction, cache_path, extract_features, keep_freed_blocks
 from captioning.commands.arguments import add_encoding, at_least, given
 from captioning.console import say
-from captioning.datasets import load_coco
-from captioning.features import Extraction, cache_path, extract_features
+from captioning.data import load_coco
 
 
 def add(parser: argparse.ArgumentParser) -> None:

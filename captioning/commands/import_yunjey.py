@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from captioning.console import say
-from captioning.locks import lock_files
-from captioning.yunjey import import_yunjey
+from captioning.files import lock_files
+from captioning.model import import_yunjey
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,21 +1,34 @@
-"""`captioning prepare`: see `captioning.prepare`."""
+"""`captioning prepare`: see `captioning.data`."""
 
 import argparse
+import shutil
+import textwrap
 from pathlib import Path
 
-from captioning import prepare as module
 from captioning.commands.arguments import add_settings, given
 from captioning.console import say
-from captioning.datasets import ON_ERROR
+from captioning.data import (
+    FORMATS,
+    ON_ERROR,
+    SPLITS,
+    Splits,
+    find_images,
+    prepare,
+    read_source,
+    read_split_lists,
+)
 from captioning.errors import list_reasons
-from captioning.locks import lock_folder
-from captioning.prepare import SPLITS, Splits, find_images, prepare, read_source, read_split_lists
+from captioning.files import lock_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    text = module.__doc__ or parser.description or ""  # no docstrings with python -OO
-    parser.description = text.replace("``", "")
-    parser.add_argument("source", help="captions: a file or folder of one of these formats")
+    width = shutil.get_terminal_size().columns - 2  # as argparse has it
+    formats = [
+        textwrap.fill(text, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
+        for name, text in FORMATS.items()
+    ]
+    parser.epilog = "\n".join(["formats, recognised by the content:", *formats])
+    parser.add_argument("source", help="captions: a file or folder of one of the formats below")
     parser.add_argument(
         "--images",
         type=Path,

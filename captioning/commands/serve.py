@@ -11,8 +11,7 @@ from captioning.commands.arguments import (
     given,
     load_captioner,
 )
-from captioning.serve import serve
-from captioning.uploads import Limits
+from captioning.serving import Limits, serve
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from captioning.cnn import CNNChoice, keep_freed_blocks
+from captioning.cnn import CNNChoice, Extraction, keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
 from captioning.config import (
     DROPOUT,
@@ -14,8 +14,7 @@ from captioning.config import (
     ModelConfig,
     TrainConfig,
 )
-from captioning.features import Extraction
-from captioning.request import TrainingRequest, train_captioner
+from captioning.training import TrainingRequest, train_captioner
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from captioning.console import say
-from captioning.datasets import load_references
-from captioning.locks import lock_files
-from captioning.vocabulary import Vocabulary
+from captioning.data import Vocabulary, load_references
+from captioning.files import lock_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning import scenes
-from captioning.checkpoint import Checkpoint, CNNIdentity
-from captioning.cnn import CNNConfig, load_cnn
+from captioning.cnn.features import Extraction, FeatureTable, extract_features
+from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.config import ModelConfig
-from captioning.datasets import load_coco
-from captioning.features import Extraction, FeatureTable, extract_features
-from captioning.model import Captioner
-from captioning.vocabulary import Vocabulary
+from captioning.data.datasets import load_coco
+from captioning.data.vocabulary import Vocabulary
+from captioning.demo import scenes
+from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import Checkpoint, CNNIdentity
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from captioning.checkpoint import Checkpoint, CNNIdentity
-from captioning.cnn import CNNConfig, load_cnn
+from captioning.cnn.features import FeatureCache, FeatureTable
+from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.config import ModelConfig, TrainConfig
-from captioning.datasets import load_coco
-from captioning.features import FeatureCache, FeatureTable
-from captioning.model import Captioner
-from captioning.processes import distributed
-from captioning.train import train
-from captioning.vocabulary import Vocabulary
+from captioning.data.datasets import load_coco
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import Checkpoint, CNNIdentity
+from captioning.training.processes import distributed
+from captioning.training.run import train
 
 out, root, cache = map(Path, sys.argv[1:4])
 stage = sys.argv[4]

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from captioning import scenes
 from captioning.__main__ import Parser, main, module_of
+from captioning.demo import scenes
 
 SECONDS, CPU_SECONDS, BYTES = 300, 60, 8 * 2**30  # that a case may take; BYTES of address space
 SIZES = "--hidden-size 8 --embed-size 8 --min-count 1 --epochs 1 --batch-size 10"

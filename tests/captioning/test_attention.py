@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from captioning.config import ModelConfig
-from captioning.decoders.attention import AttentionDecoder
-from captioning.model import Captioner
-from captioning.search import beam_search, greedy_search
-from captioning.vocabulary import END, PAD, START
+from captioning.data.vocabulary import END, PAD, START
+from captioning.model.captioner import Captioner
+from captioning.model.decoders.attention import AttentionDecoder
+from captioning.search.decoding import beam_search, greedy_search
 
 E, H, V, GRID = 6, 8, 12, 3
 CELLS = GRID**2

@@ -9,10 +9,16 @@ import torch
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.attention_maps import AttentionMaps, compute_maps, file_maps, panels_html, shade
-from captioning.datasets import CaptionDataset
-from captioning.evaluate import evaluate, write_evaluation
-from captioning.images import load_image
+from captioning.data.datasets import CaptionDataset
+from captioning.data.images import load_image
+from captioning.results.attention_maps import (
+    AttentionMaps,
+    compute_maps,
+    file_maps,
+    panels_html,
+    shade,
+)
+from captioning.results.evaluation import evaluate, write_evaluation
 
 
 @pytest.fixture(scope="module")

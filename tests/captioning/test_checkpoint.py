@@ -4,6 +4,7 @@ import collections
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint, training_history
+from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.errors import CaptioningError
-from captioning.files import write_text
-from captioning.tensors import load_tensors
-from captioning.vocabulary import SPECIAL, Vocabulary
+from captioning.files.atomic import write_text
+from captioning.model.checkpoint import load_checkpoint, training_history
+from captioning.model.tensors import load_tensors
 
 
 def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
@@ -122,7 +123,6 @@ def test_no_bit_of_a_directory_changes_what_is_loaded(tmp_path):
         (lambda d: d["model"].update(num_layers=2), r"weight_ih_l1 \(96, 24\), got none"),
         (lambda d: d["model"].update(hidden_size=2**30), r"linear.weight \(\d+, 1073741824\), got"),
         (lambda d: d["model"].update(hidden_size=2**70), "hidden_size: expected < 2,147,483,648"),
-        (lambda d: d["model"].update(num_layers=10**6), "weights: expected 1000000 layers"),
         (lambda d: d["model"].update(grid=2**30), "grid: expected 0 to 4096, got 1073741824"),
         (lambda d: d["model"].update(dropout=2), "model: dropout: expected 0 <= dropout < 1"),
         (
@@ -160,22 +160,61 @@ def test_what_does_not_fit_is_named(new_checkpoint, tmp_path, change, message):
         load_checkpoint(path)
 
 
-def test_sizes_that_no_memory_holds_are_refused(new_checkpoint, tmp_path):
-    """Of expanded weights, which take none in the file."""
+def with_nan(tensor):
+    return tensor.clone().flatten().index_fill(0, torch.tensor(0), float("nan")).view_as(tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("decoder.lstm.weight_hh_l0", with_nan, "some that are not finite"),
+        ("decoder.linear.bias", lambda t: t.double() + 1e300, "some that are not finite"),
+        ("encoder.bn.running_var", lambda t: t / 0, "some that are not finite"),
+        ("encoder.linear.weight", lambda t: t.to("meta"), "a meta tensor"),
+        ("decoder.embed.weight", lambda t: t.to_sparse(), "a sparse_coo tensor"),
+        (
+            "decoder.embed.weight",
+            lambda t: t[:1].clone().expand_as(t),
+            "more of them than the file has",
+        ),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(new_checkpoint, tmp_path, name, change, problem):
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)
     data = torch.load(path)
-    data["model"]["hidden_size"] = size = 2**29
-    data["weights"]["decoder.linear.weight"] = torch.zeros(1).expand(len(data["vocabulary"]), size)
+    data["weights"][name] = change(data["weights"][name])
     torch.save(data, path)
-    with pytest.raises(CaptioningError, match="c.pt: model: expected valid sizes, got {"):
+    told = f"{path}: weights: expected numbers as '{name}', got {problem}"
+    with pytest.raises(CaptioningError, match=f"^{re.escape(told)}$"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"max_seq_length": 10**9}, "max_seq_length: expected 1 to 1000, got 1000000000"),
+        ({"num_layers": 10**6}, "weights: expected embed_size 16, hidden_size 24, 1000000 layers"),
+        ({"hidden_size": 10**5}, "expected embed_size 16, hidden_size 100000, 1 layers, got"),
+    ],
+)
+def test_a_checkpoint_asks_for_no_more_than_it_holds(new_checkpoint, tmp_path, sizes, message):
+    """Its words and the layers around the LSTM may fit while the LSTM would take terabytes."""
+    path = tmp_path / "c.pt"
+    new_checkpoint().save(path)
+    data = torch.load(path)
+    data["model"] |= sizes
+    if size := sizes.get("hidden_size"):
+        data["weights"]["decoder.linear.weight"] = torch.zeros(len(data["vocabulary"]), size)
+    torch.save(data, path)
+    with pytest.raises(CaptioningError, match=f"{path}: .*{message}"):
         load_checkpoint(path)
 
 
 def test_reading_imports_no_compiler(new_checkpoint, tmp_path):
     """It takes seconds, which captioning a photograph need not wait for."""
     new_checkpoint().save(tmp_path / "c.pt")
-    code = "import sys; from captioning.checkpoint import load_checkpoint; "
+    code = "import sys; from captioning.model.checkpoint import load_checkpoint; "
     code += "load_checkpoint(sys.argv[1]); print('torch._dynamo' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path / "c.pt")]
@@ -306,7 +345,7 @@ def test_other_threads_write_too(tmp_path):
 
 
 def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint, monkeypatch):
-    import captioning.checkpoint as module
+    import captioning.model.checkpoint as module
 
     real = module.load_cnn
 

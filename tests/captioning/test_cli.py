@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import fastlstm
 from captioning.__main__ import Help, Parser, main, module_of
-from captioning.checkpoint import load_checkpoint
-from captioning.cnn import CNNChoice
+from captioning.cnn.features import Extraction
+from captioning.cnn.frozen import CNNChoice
 from captioning.commands import COMMANDS
 from captioning.commands.train import request_of
 from captioning.config import (
@@ -31,11 +32,11 @@ from captioning.config import (
     option,
     recipe,
 )
-from captioning.features import Extraction
-from captioning.neighbors import Neighbors
-from captioning.prepare import read_source
-from captioning.request import TrainingRequest
-from captioning.vocabulary import SPECIAL
+from captioning.data.formats import FORMATS, read_source
+from captioning.data.vocabulary import SPECIAL
+from captioning.model.checkpoint import load_checkpoint
+from captioning.model.neighbors import Neighbors
+from captioning.training.request import TrainingRequest
 
 TRAIN_ATTENTION = ["train", "--train", "x", "--output", "o", "--decoder", "attention"]
 
@@ -46,6 +47,23 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"captioning {fastlstm.__version__}\n"
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_the_formats_of_prepare_fit_the_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[lines.index("formats, recognised by the content:") + 1 :]
+    assert max(map(len, lines)) <= columns and max(map(len, table)) > columns - 20
+    assert [line.split()[0] for line in table if line[2] != " "] == list(FORMATS)
+    assert "`" not in "".join(lines) and "==" not in "".join(lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -124,8 +142,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     ("name", "command"),
     [
         ("PIL", "demo --help"),
-        ("tqdm", "train --help"),
-        ("pycocotools", "caption c.pt p.jpg"),
+        ("safetensors", "train --help"),
         ("nltk", "vocab {val} --output v.json"),  # read when it is used
     ],
 )
@@ -267,7 +284,9 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
     written = []
     for extra in ([], ["--features", str(tmp_path / "f")], ["--features", str(tmp_path / "f")]):
         if written[1:]:  # the second time nothing is encoded
-            monkeypatch.setattr("captioning.features.load_image", lambda *_: pytest.fail("read"))
+            monkeypatch.setattr(
+                "captioning.cnn.features.load_image", lambda *_: pytest.fail("read")
+            )
         results = tmp_path / "r.json"
         assert main([*command, "--batch-size", "5", "--json", str(results), *extra]) == 1
         written.append(json.loads(results.read_text()))
@@ -523,7 +542,7 @@ def test_training_pictures_are_kept_unless_told_otherwise(
     train = ["train", "--train", str(annotations / "captions_train.json"), "--output", str(run)]
     val = ["--val", str(annotations / "captions_val.json")]
     # The first of the best is taken, and all score 0 after so few steps.
-    monkeypatch.setattr("captioning.request.NEIGHBOR_WEIGHTS", (5, 0))
+    monkeypatch.setattr("captioning.training.pipeline.NEIGHBOR_WEIGHTS", (5, 0))
 
     def kept() -> Neighbors | None:
         return load_checkpoint(run / "best.pt").model.neighbors
@@ -624,7 +643,7 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
     wrong, scenes_root, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "cut.json").write_text('{"images": [')
-    monkeypatch.setattr("captioning.cnn.load_cnn", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.cnn.frozen.load_cnn", lambda *_: pytest.fail("loaded"))
     good = scenes_root / "annotations" / "captions_train.json"
     given = {"--train": good, "--val": good, wrong: tmp_path / "cut.json"}
     words = [str(word) for pair in given.items() for word in pair]
@@ -648,7 +667,7 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
         ("train", "--hidden-size 0", "hidden_size: expected >= 1, got 0"),
         ("train", "--embed-size -3", "embed_size: expected >= 1, got -3"),
         ("train", "--num-layers 0", "num_layers: expected >= 1, got 0"),
-        ("train", "--max-seq-length 0", "max_seq_length: expected >= 1, got 0"),
+        ("train", "--max-seq-length 0", "max_seq_length: expected 1 to 1000, got 0"),
         ("train", "--learning-rate -1", "learning_rate: expected > 0, got -1.0"),
         ("train", "--learning-rate inf", "learning_rate: expected > 0, got inf"),
         ("train", "--clip-norm -1", "clip_norm: expected >= 0, got -1.0"),
@@ -662,7 +681,7 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
         ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),
         ("caption", "--batch-size -1", "argument --batch-size: expected >= 1, got -1"),
         ("caption", "--batch-size x", "argument --batch-size: invalid int value: 'x'"),
-        ("caption", "--max-seq-length -3", "max_seq_length: expected >= 1, got -3"),
+        ("caption", "--max-seq-length -3", "max_seq_length: expected 1 to 1000, got -3"),
         ("caption", "--beam-size 3", "--beam-size: expected --method beam as well, got greedy"),
         ("caption", "--length-penalty 1", "--length-penalty: expected --method beam as well"),
         ("caption", "--neighbors 1", "--neighbors: expected --method beam as well, got greedy"),
@@ -682,8 +701,8 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
 def test_wrong_numbers_are_refused_before_anything_is_computed(
     command, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("captioning.cnn.load_cnn", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr("captioning.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.cnn.frozen.load_cnn", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.model.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
     annotations = str(scenes_root / "annotations" / "captions_val.json")
     given = {
         "train": ["--train", annotations, "--output", str(tmp_path / "run")],
@@ -718,7 +737,7 @@ def test_wrong_numbers_are_refused_before_anything_is_computed(
 def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
     which, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("captioning.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("captioning.model.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
     (tmp_path / "v.json").write_text(json.dumps({"words": [*SPECIAL, "a"]}))
     path = trained / ("best.pt" if which == "start" else "last.pt")
     words = len(load_checkpoint(path).vocabulary)
@@ -854,7 +873,7 @@ def test_prepare_names_what_it_refuses_or_skips(pictures, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
     assert main([*arguments, "--on-error", "skip"]) == 0
     assert "7 train, 2 val, 0 test" in capsys.readouterr().out
-    from captioning.datasets import load_coco
+    from captioning.data.datasets import load_coco
 
     assert len(load_coco(tmp_path / "o" / "captions_train.json").images) == 7
 

@@ -10,7 +10,7 @@ import pytest
 
 import captioning
 from captioning.__main__ import main
-from captioning.console import printable, say, short
+from captioning.console import printable, progress, say, short
 from captioning.errors import CaptioningError
 
 
@@ -49,7 +49,7 @@ def test_everything_is_said_by_say():
     folder = Path(captioning.__file__).parent
     for path in folder.rglob("*.py"):
         found = re.findall(r"\bprint\(|tqdm\.write", path.read_text())
-        free = ("__main__.py", "console.py", "serve.py")  # serve's names are escaped as HTML is
+        free = ("__main__.py", "console.py", "server.py")  # serve's names are escaped as HTML is
         assert not found or path.name in free, path
 
 
@@ -57,6 +57,26 @@ def run(*command: str, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("PYTHONUNBUFFERED", None)  # with it, argparse hides what goes wrong
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("count", [3, 25, 1000])
+def test_progress_in_a_log_is_ten_lines(count, capsys):
+    for i in progress(range(count), "work"):
+        if i == count // 2:
+            say("a message", error=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert all(len(line) < 100 and "\r" not in line for line in lines)
+    lines.remove("a message")
+    assert len(lines) == min(count, 10)
+    assert re.fullmatch(rf"work: {count}/{count} in 00:\d\d, .*it/s", lines[-1])
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    list(progress(range(5), "work"))
+    list(progress(range(5), "hidden", False))
+    err = capsys.readouterr().err
+    assert "\rwork: 100%|" in err and "hidden" not in err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

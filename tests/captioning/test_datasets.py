@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.datasets import EncodedCaptions, load_coco
+from captioning.data.datasets import EncodedCaptions, load_coco
+from captioning.data.vocabulary import END, PAD, START, Vocabulary
 from captioning.errors import CaptioningError
-from captioning.files import read_json, read_text
-from captioning.vocabulary import END, PAD, START, Vocabulary
+from captioning.files.atomic import read_json, read_text
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 

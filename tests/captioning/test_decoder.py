@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from captioning.__main__ import main
-from captioning.checkpoint import load_checkpoint
 from captioning.config import ModelConfig
-from captioning.datasets import load_references
-from captioning.decoders.lstm import DecoderRNN
-from captioning.dropout import Dropout
+from captioning.data.datasets import load_references
+from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
-from captioning.model import Captioner
-from captioning.vocabulary import END, PAD, START
+from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import load_checkpoint
+from captioning.model.decoders.lstm import DecoderRNN
+from captioning.model.layers import Dropout
 
 E, H, V = 6, 8, 12
 CAPTIONS = torch.tensor(
@@ -92,20 +92,6 @@ def test_all_lstms_compute_the_same(lstm, num_layers):
     )
 
 
-@pytest.mark.parametrize("lstm", ["fastlstm", "torch", "reference"])
-@every_way
-def test_padded_equals_packed(lstm, image_at):
-    model, image = decoder(lstm, image_at=image_at), torch.randn(3, E)
-    packed, targets = model.unroll(image, CAPTIONS, LENGTHS)
-    padded, padded_targets = model.unroll_padded(image, CAPTIONS, LENGTHS)
-    padded, padded_targets = padded.view(3, 5, H), padded_targets.view(3, 5)
-    assert padded_targets.tolist() == CAPTIONS[:, 1:].tolist()
-    alive = [(b, t) for t in range(5) for b in range(3) if t < LENGTHS[b] - 1]
-    for row, (b, t) in enumerate(alive):
-        torch.testing.assert_close(packed[row], padded[b, t], atol=1e-6, rtol=1e-5)
-        assert targets[row] == padded_targets[b, t]
-
-
 @every_way
 def test_steps_equal_the_unrolled_caption(image_at):
     model, image = decoder(num_layers=2, image_at=image_at), torch.randn(1, E)
@@ -128,13 +114,6 @@ def test_parameters_are_named_as_in_the_lecture():
         "linear.bias",
         *(f"lstm.{kind}_{which}_l0" for kind in ("weight", "bias") for which in ("ih", "hh")),
     }
-
-
-def test_unroll_padded_compiles_to_one_graph():
-    model, image = decoder().eval(), torch.randn(3, E)
-    compiled = torch.compile(model.unroll_padded, fullgraph=True, backend="aot_eager")
-    expected = model.unroll_padded(image, CAPTIONS, LENGTHS)
-    torch.testing.assert_close(compiled(image, CAPTIONS, LENGTHS), expected)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])

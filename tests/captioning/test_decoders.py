@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from captioning.__main__ import main
-from captioning.cnn import POOLS
+from captioning.cnn.frozen import POOLS
 from captioning.config import ModelConfig
-from captioning.decoders import DECODERS, Attentive, decoder_class
+from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
-from captioning.lstm import WEIGHTS, freeze
-from captioning.search import beam_search, greedy_search
-from captioning.serve import describe_lstm
-from captioning.vocabulary import END, PAD, START
+from captioning.model.decoders import DECODERS, Attentive, decoder_class
+from captioning.model.layers import WEIGHTS, freeze
+from captioning.search.decoding import beam_search, greedy_search
+from captioning.serving.server import describe_lstm
 
 E, H, V, GRID = 6, 8, 12, 3
 CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START, 4, END, PAD, PAD]])
@@ -39,19 +39,15 @@ def image(decoder):
     return torch.randn(3, *([GRID**2] if "grid" in decoder.pools else []), E)
 
 
-def test_steps_packed_and_padded_agree(decoder, image):
+def test_steps_and_unrolled_captions_agree(decoder, image):
     hidden, targets = decoder.unroll(image, CAPTIONS, LENGTHS)
-    padded, padded_targets = decoder.unroll_padded(image, CAPTIONS, LENGTHS)
     assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, END]
-    assert padded_targets.tolist() == CAPTIONS[:, 1:].flatten().tolist()
-    padded = padded.view(3, 4, -1)
-    rows = [padded[b, t] for t in range(4) for b in range(3) if t < LENGTHS[b] - 1]
-    torch.testing.assert_close(hidden, torch.stack(rows))
+    expected = iter(decoder.linear(hidden))
     state = decoder.start(image)
     for t in range(4):
         scores, state = decoder.step(CAPTIONS[:, t], state)
-        inside = LENGTHS - 1 > t
-        torch.testing.assert_close(scores[inside], decoder.linear(padded[inside, t]))
+        for row in scores[LENGTHS - 1 > t]:
+            torch.testing.assert_close(row, next(expected))
 
 
 def test_select_moves_the_state_of_captions(decoder, image):
@@ -62,13 +58,12 @@ def test_select_moves_the_state_of_captions(decoder, image):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("unroll", ["unroll", "unroll_padded"])
-def test_captions_may_share_pictures(decoder, image, unroll):
+def test_captions_may_share_pictures(decoder, image):
     image, rows = image[:2].requires_grad_(), torch.tensor([1, 1, 0])
     inputs = [image, *decoder.parameters()]
     outcomes = []
     for of, options in ((image, {"rows": rows}), (image[rows], {})):
-        hidden, _ = getattr(decoder, unroll)(of, CAPTIONS, LENGTHS, **options)
+        hidden, _ = decoder.unroll(of, CAPTIONS, LENGTHS, **options)
         outcomes.append((hidden, torch.autograd.grad(hidden.sum(), inputs, allow_unused=True)))
     (hidden, grads), (expected, expected_grads) = outcomes
     torch.testing.assert_close(hidden, expected)
@@ -81,7 +76,7 @@ def test_it_says_what_it_is(config, decoder):
     assert decoder.linear.weight.shape == (V, H)
     with pytest.raises(CaptioningError, match="num_layers: expected "):
         decoder_class(replace(config, num_layers=decoder.max_layers + 1))
-    assert describe_lstm(decoder.lstm).endswith("on cpu, float32")  # on the page
+    assert describe_lstm(decoder).endswith("on cpu, float32")  # on the page
     if isinstance(decoder, Attentive):
         assert "grid" in decoder.pools
 
@@ -91,7 +86,7 @@ def test_packed_weights(config, decoder, image, weights):
     """In float32 every search writes the same captions, to the bit."""
     frozen = copy.deepcopy(decoder)
     freeze(frozen, weights)
-    assert describe_lstm(frozen.lstm).endswith(f"(compiled, weights in {weights}) on cpu")
+    assert describe_lstm(frozen).endswith(f"(compiled, weights in {weights}) on cpu")
     if weights == "float32":
         assert greedy_search(frozen, image) == greedy_search(decoder, image)
         assert beam_search(frozen, image, 3) == beam_search(decoder, image, 3)
@@ -104,9 +99,9 @@ def test_packed_weights(config, decoder, image, weights):
 @pytest.mark.parametrize("kind", ["torch", "reference"])
 def test_what_cannot_be_packed_stays_in_float32(config, kind):
     other = decoder_class(config)(config, kind).eval()
-    before = type(other.lstm)
+    before = [type(module) for module in other.modules()]
     freeze(other)
-    assert type(other.lstm) is before
+    assert [type(module) for module in other.modules()] == before
     with pytest.raises(CaptioningError, match="--weights int8: expected --lstm fastlstm"):
         freeze(other, "int8")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.demo import demo
+from captioning.demo.run import demo
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_other_settings_train_again_and_say_so(output, tmp_path, monkeypatch, ca
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captioning.demo.train", killed)
+    monkeypatch.setattr("captioning.demo.run.train", killed)
     splits = {"train": 64, "val": 12, "unseen": 12}
     told = f"training again: {folder / 'best.pt'} was trained with other settings"
     for epochs in (2, 1):  # the second time the first settings, whose captioner may be gone

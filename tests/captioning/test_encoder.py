@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from captioning.checkpoint import CNNIdentity
-from captioning.cnn import CNNConfig, load_cnn
-from captioning.encoder import EncoderCNN
+from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.errors import CaptioningError
+from captioning.model.checkpoint import CNNIdentity
+from captioning.model.encoder import EncoderCNN
 
 
 def frozen(name: str = "resnet18", pool: str = "avg"):
@@ -91,7 +91,7 @@ def test_other_classifiers_of_torchvision(name, channels):
 def test_a_vision_transformer_has_a_vector_but_no_map():
     from torchvision.models import VisionTransformer
 
-    from captioning.cnn import _without_fc
+    from captioning.cnn.frozen import _without_fc
 
     net = VisionTransformer(32, 16, 1, 2, 8, 16).eval()
     vector, grid = _without_fc(net, 32)(torch.zeros(2, 3, 32, 32))

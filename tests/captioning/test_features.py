@@ -12,12 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-import captioning.features
+import captioning.cnn.features
 from captioning.__main__ import main
-from captioning.cnn import CNNConfig, load_cnn
-from captioning.datasets import CaptionedImage, load_coco
-from captioning.errors import CaptioningError
-from captioning.features import (
+from captioning.cnn.features import (
     BROKEN,
     DONE,
     Extraction,
@@ -25,8 +22,11 @@ from captioning.features import (
     cache_path,
     extract_features,
 )
-from captioning.files import read_json, write_json
-from captioning.images import ImageError, load_image
+from captioning.cnn.frozen import CNNConfig, load_cnn
+from captioning.data.datasets import CaptionedImage, load_coco
+from captioning.data.images import ImageError, load_image
+from captioning.errors import CaptioningError
+from captioning.files.atomic import read_json, write_json
 
 
 @pytest.fixture
@@ -87,13 +87,13 @@ def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
         seen.append(path)
         return load_image(path, *args)
 
-    monkeypatch.setattr(captioning.features, "load_image", watched)
+    monkeypatch.setattr(captioning.cnn.features, "load_image", watched)
     with pytest.raises(KeyboardInterrupt):
         extract(cnn, images, tmp_path / "f.st")
     assert int((FeatureCache(tmp_path / "f.st").state == DONE).sum()) == 5
     seen.clear()
     monkeypatch.setattr(
-        captioning.features, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
+        captioning.cnn.features, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
     )
     cache = extract(cnn, images, tmp_path / "f.st")
     assert seen == [image.path for image in images[5:]]
@@ -207,9 +207,9 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
     script = """if True:
         import sys, time
         from pathlib import Path
-        import captioning.features as features
-        from captioning.cnn import CNNConfig, load_cnn
-        from captioning.datasets import load_coco
+        import captioning.cnn.features as features
+        from captioning.cnn.frozen import CNNConfig, load_cnn
+        from captioning.data.datasets import load_coco
         folder, me, other, annotations = Path(sys.argv[1]), *sys.argv[2:]
         images, cnn = load_coco(annotations).images[:3], load_cnn(CNNConfig("scenes_cnn"))
         read = []
@@ -241,7 +241,7 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
 
 def test_a_finished_cache_is_read_where_nothing_can_be_written(cnn, images, tmp_path, monkeypatch):
     extract(cnn, images, tmp_path / "f.st")
-    monkeypatch.setattr(captioning.features, "lock_files", lambda *_: pytest.fail("locked"))
+    monkeypatch.setattr(captioning.cnn.features, "lock_files", lambda *_: pytest.fail("locked"))
     real = np.memmap
 
     def read_only(path, dtype, mode, *args):

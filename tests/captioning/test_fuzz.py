@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint
+from captioning.model.checkpoint import load_checkpoint
 
 pytest.importorskip("resource")  # of Unix
 

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-import captioning.guard
-from captioning.guard import Guard, Hosts
-from captioning.uploads import Limits
+import captioning.serving.guard
+from captioning.serving.guard import Guard, Hosts
+from captioning.serving.uploads import Limits
 
 
 async def length(request: Request) -> PlainTextResponse:
@@ -56,7 +56,7 @@ def test_a_body_is_bounded_by_its_path(guard):
 
 
 def test_a_slow_body_is_given_up(guard, monkeypatch):
-    monkeypatch.setattr(captioning.guard, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(captioning.serving.guard, "BODY_SECONDS", 0.05)
     assert post(guard, b"x", None, b"x")[0] == 408
     assert guard.arriving == 0
 

@@ -17,10 +17,10 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
 import captioning
-from captioning.caption import caption_files
 from captioning.config import from_dict
-from captioning.generate import DecodeConfig
-from captioning.images import MAX_PIXELS, ImageError, Transform, load_image
+from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
+from captioning.search.caption import caption_files
+from captioning.search.generate import DecodeConfig
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -163,7 +163,7 @@ def growth(tmp_path_factory):
     script = """if True:
         import json, sys
         from pathlib import Path
-        from captioning.images import ImageError, Transform, load_image
+        from captioning.data.images import ImageError, Transform, load_image
         transform = Transform(256, 224, (0.5,) * 3, (0.5,) * 3)
         def grows(path):
             Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now

@@ -10,18 +10,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import captioning.locks
 from captioning.errors import CaptioningError
-from captioning.files import write_text
-from captioning.locks import lock_files, lock_folder
+from captioning.files.atomic import write_text
+from captioning.files.locks import lock_files, lock_folder
 
 HOLD = """if True:
     import sys, time
-    from captioning.locks import lock_files, lock_folder
+    from captioning.files.locks import lock_files, lock_folder
     with lock_folder(sys.argv[1]) if sys.argv[2] == "folder" else lock_files(sys.argv[1]):
         print("locked", flush=True)
         {then}
@@ -103,7 +101,7 @@ def test_every_one_that_waits_gets_it_alone(tmp_path):
     code = """if True:
         import sys
         from pathlib import Path
-        from captioning.locks import lock_files
+        from captioning.files.locks import lock_files
         path = Path(sys.argv[1])
         for _ in range(50):
             with lock_files(path, wait=True):
@@ -124,7 +122,7 @@ def test_every_one_that_waits_gets_it_alone(tmp_path):
 def test_what_a_killed_save_left_is_removed(hold, tmp_path):
     code = """if True:
         import os, signal, sys
-        from captioning.files import write_text
+        from captioning.files.atomic import write_text
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         write_text(sys.argv[1], "new")
         """
@@ -177,11 +175,8 @@ def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", none)
-    with lock_folder(tmp_path):
-        write_text(tmp_path / "file", "text")
-    assert "cannot be locked (No locks available)" in capsys.readouterr().err
-    monkeypatch.setattr(captioning.locks, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(fcntl, "flock", none)
     with lock_folder(tmp_path), lock_files(tmp_path / "file", wait=True):
         write_text(tmp_path / "file", "text")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

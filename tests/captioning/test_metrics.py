@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import CaptioningError
-from captioning.metrics import score_captions
+from captioning.results.metrics import score_captions
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 REFERENCES = {int(i): r for i, r in GOLDEN["references"].items()}

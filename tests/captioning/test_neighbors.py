@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning import neighbors, request
-from captioning.checkpoint import load_checkpoint
-from captioning.cider import CiderD
 from captioning.errors import CaptioningError
-from captioning.generate import DecodeConfig, decode_batch
-from captioning.neighbors import Neighbors
-from captioning.search import Hypothesis
+from captioning.model import neighbors
+from captioning.model.checkpoint import load_checkpoint
+from captioning.model.cider import CiderD
+from captioning.model.neighbors import Neighbors
+from captioning.search.decoding import Hypothesis
+from captioning.search.generate import DecodeConfig, agreement, decode_batch, rank
+from captioning.training import pipeline
 
 A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
 
@@ -32,7 +33,7 @@ def three() -> Neighbors:
 def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch):
     monkeypatch.setattr(neighbors, "NEAREST", 2)
     features = torch.tensor([0.9, 0.4, 0.0])
-    found = three.agreement(features[None], [[hypothesis(A, 0.0), hypothesis(B, 0.0)]])[0]
+    found = three.agreement(features[None], [[A, B]])[0]
     offset = features - 1 / 3
     cosines = (three.directions @ (offset / offset.norm())).tolist()
     assert cosines[0] > cosines[1] > cosines[2]
@@ -47,18 +48,17 @@ def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch)
 def test_the_caption_that_agrees_comes_first(three):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]
-    assert [h.tokens for h in three.rank(first, [beams])[0]] == [A, B]
-    assert three.rank(first, [beams], weight=0.0) == [beams]
-    ranked = three.rank(first, [beams], weight=1e-3)[0]
+    found = agreement(three, first, [beams])
+    assert found == three.agreement(first, [[B, A]])
+    assert [h.tokens for h in rank([beams], found, three.weight)[0]] == [A, B]
+    ranked = rank([beams], found, 1e-3)[0]
     assert [h.tokens for h in ranked] == [B, A]
-    agreement = three.agreement(first, [beams])[0]
-    assert [h.score for h in ranked] == [-1 + 1e-3 * agreement[0], -2 + 1e-3 * agreement[1]]
+    assert [h.score for h in ranked] == [-1 + 1e-3 * found[0][0], -2 + 1e-3 * found[0][1]]
 
 
 def test_cells_count_by_their_mean(three):
     cells = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    beams = [[hypothesis(A, 0.0), hypothesis(B, 0.0)]]
-    assert three.agreement(cells, beams) == three.agreement(cells.mean(1), beams)
+    assert three.agreement(cells, [[A, B]]) == three.agreement(cells.mean(1), [[A, B]])
 
 
 def test_only_beam_search_reads_them(new_checkpoint, data):
@@ -68,7 +68,8 @@ def test_only_beam_search_reads_them(new_checkpoint, data):
     assert decode_batch(model, features, DecodeConfig("greedy")) == plain["greedy"]
     assert decode_batch(model, features, DecodeConfig("beam", neighbors=0.0)) == plain["beam"]
     found = decode_batch(model, features, DecodeConfig("beam"))
-    assert found == model.neighbors.rank(features, plain["beam"]) != plain["beam"]
+    agreed = agreement(model.neighbors, features, plain["beam"])
+    assert found == rank(plain["beam"], agreed, 5.0) != plain["beam"]
     assert found == decode_batch(model, features, DecodeConfig("beam", neighbors=5.0))
 
 
@@ -126,7 +127,7 @@ def test_damaged_ones_are_refused(new_checkpoint, data, tmp_path, change):
     content = torch.load(path, weights_only=True)
     change(content["neighbors"])
     torch.save(content, path)
-    with pytest.raises(CaptioningError, match="c.pt: neighbors: expected pictures and captions"):
+    with pytest.raises(CaptioningError, match="c.pt: neighbors: expected (pictures|numbers)"):
         load_checkpoint(path)
 
 
@@ -144,10 +145,10 @@ def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypat
             found = [pair[::-1] for pair in found]
         return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
 
-    monkeypatch.setattr(request, "decode_batch", beams)
+    monkeypatch.setattr(pipeline, "decode_batch", beams)
     # The training pictures are those of val.
     checkpoint = SimpleNamespace(model=model, vocabulary=data.vocabulary)
-    line = request.add_neighbors(checkpoint, val, val)
+    line = pipeline.add_neighbors(checkpoint, val, val)
     assert (model.neighbors is not None) == helps
     assert line.endswith("not higher with the captions of similar training pictures") != helps
-    assert not helps or model.neighbors.weight in request.NEIGHBOR_WEIGHTS[1:]
+    assert not helps or model.neighbors.weight in pipeline.NEIGHBOR_WEIGHTS[1:]

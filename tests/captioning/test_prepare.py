@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
+from captioning.data.formats import Splits, prepare, read_source, read_split_lists
 from captioning.errors import CaptioningError
-from captioning.prepare import Splits, prepare, read_source, read_split_lists
 
 NAMES = [f"{i}.jpg" for i in range(10)]
 

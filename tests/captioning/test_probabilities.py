@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from captioning.config import ModelConfig
-from captioning.generate import DecodeConfig, decode_batch, generate_captions
-from captioning.model import Captioner
-from captioning.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.search.generate import DecodeConfig, decode_batch, generate_captions
 
 C, GRID, V = 6, 2, 12
 

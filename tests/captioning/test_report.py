@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from captioning.errors import CaptioningError
-from captioning.metrics import Scores
-from captioning.report import Picture, Section, choose, write_contact_sheet, write_report
+from captioning.results.metrics import Scores
+from captioning.results.report import Picture, Section, choose, write_contact_sheet, write_report
 
 COUNT = 5000
 HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
@@ -82,7 +82,7 @@ def test_stays_small(report):
 @pytest.fixture
 def drawn(section, tmp_path, monkeypatch):
     """The lines of the curves, as a report draws them of a history: [(label of y, x, y)]."""
-    from captioning import report as module
+    from captioning.results import report as module
 
     def draw(history) -> list[tuple[str, list, list]]:
         lines, real = [], module._svg

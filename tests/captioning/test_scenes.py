@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from PIL import Image, ImageChops
 
-from captioning import scenes
-from captioning.datasets import load_coco
+from captioning.data.datasets import load_coco
+from captioning.demo import scenes
 
 EVERY_SCENE = [
     scenes.Facts(*facts)

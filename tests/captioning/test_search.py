@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from captioning.config import ModelConfig
-from captioning.decoders.lstm import DecoderRNN
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
-from captioning.search import beam_search, greedy_search, random_words, sample, write_tokens
-from captioning.vocabulary import END, PAD, START, UNK
+from captioning.model.decoders.lstm import DecoderRNN
+from captioning.search.decoding import (
+    beam_search,
+    greedy_search,
+    random_words,
+    sample,
+    write_tokens,
+)
 
 E, V, STEPS = 5, 7, 3  # words 4, 5, 6
 
@@ -226,7 +232,7 @@ def test_sampling_options(model, image):
 
 
 def test_top_p_keeps_the_fewest_words_that_reach_it():
-    from captioning.search import _filter
+    from captioning.search.decoding import _filter
 
     log_probs = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
     kept = _filter(log_probs, 0, 0.75).isfinite()
@@ -239,7 +245,7 @@ def test_top_p_keeps_the_fewest_words_that_reach_it():
         (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
         (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected >= 0"),
         (lambda m, x: beam_search(m, x, no_repeat_ngram=-1), "no_repeat_ngram: expected >= 0"),
-        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected >= 1, got 0"),
+        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected 1 to 1000, got 0"),
         (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
         (lambda m, x: sample(m, x, top_p=0.0), "top_p: expected 0 < top_p"),
         (lambda m, x: sample(m, x, top_k=-1), "top_k: expected >= 0"),

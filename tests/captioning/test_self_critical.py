@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from captioning.checkpoint import load_checkpoint
-from captioning.cider import CiderD
 from captioning.config import TrainConfig
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
-from captioning.self_critical import SelfCriticalTrainer, advantage
-from captioning.train import train
-from captioning.vocabulary import END, PAD, START, UNK
+from captioning.model.checkpoint import load_checkpoint
+from captioning.model.cider import CiderD
+from captioning.training.run import train
+from captioning.training.self_critical import SelfCriticalTrainer, advantage
 
 FIRST = TrainConfig(epochs=6, batch_size=48, warmup=2, learning_rate=1e-2)
 STAGE = TrainConfig(epochs=2, batch_size=24, warmup=2, self_critical=4)
@@ -66,7 +66,7 @@ def test_its_gradient_is_that_of_the_expected_reward(start):
     trainer = SelfCriticalTrainer(make(max_seq_length=1), config, table)
     model, bias = trainer.model, trainer.model.decoder.linear.bias
     torch.manual_seed(0)
-    loss, count, reward = trainer.objective(torch.tensor([0]), 0.0)
+    loss, count, reward = trainer.objective(torch.tensor([0]))
     found = torch.autograd.grad(loss / count, bias)[0]
     image = model.encoder.embed(table.read(torch.tensor([0])))
     scores, _ = model.decoder.step(torch.tensor([START]), model.decoder.start(image))

@@ -21,13 +21,13 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.caption import caption_files
-from captioning.datasets import CaptionDataset
+from captioning.data.datasets import CaptionDataset
 from captioning.errors import CaptioningError
-from captioning.evaluate import evaluate, write_evaluation
-from captioning.generate import DecodeConfig
-from captioning.serve import answer, describe_lstm, serve
-from captioning.uploads import Limits, Uploads
+from captioning.results.evaluation import evaluate, write_evaluation
+from captioning.search.caption import caption_files
+from captioning.search.generate import DecodeConfig
+from captioning.serving.server import answer, describe_lstm, serve
+from captioning.serving.uploads import Limits, Uploads
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES, KEPT = 2.5, 8.0  # so that an upload does not stay in memory while it arrives
@@ -79,9 +79,11 @@ def test_answers_with_the_captions_of_both_searches_and_all_probabilities(
         (item,) = caption_files(attentive, grid_cnn, [picture], config)
         assert f'<p class="caption">{item.captions[0].text}</p>' in said
         words = re.findall(r'<span style="--p: [\d.]+%">(.*?)<small>(\d+%)', said)
-        expected = [(word, f"{p:.0%}") for word, p in item.captions[0].words]
+        words_of = item.captions[0].words
+        expected = [(word, f"{p:.0%}") for word, p in words_of if word != "<end>"]
         found = [(unescape(word), p) for word, p in words]
         assert any(found[i : i + len(expected)] == expected for i in range(len(found)))
+    assert "&lt;end&gt;" not in said
     assert said.count('<div class="attention"') == 2
     assert said.count("<li>") == 2  # the rest of the beam
 
@@ -118,14 +120,14 @@ def test_words_are_escaped(attentive, grid_cnn, picture, monkeypatch):
     ],
 )
 def test_names_the_lstm_that_runs(new_checkpoint, lstm, words):
-    assert describe_lstm(new_checkpoint(lstm).model.decoder.lstm).startswith(words)
+    assert describe_lstm(new_checkpoint(lstm).model).startswith(words)
 
 
 def test_without_gradio_the_command_says_how_to_install_it(
     attentive, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "captioning.gradio_page", raising=False)
+    monkeypatch.delitem(sys.modules, "captioning.serving.gradio_page", raising=False)
     attentive.save(tmp_path / "c.pt")
     assert main(["serve", str(tmp_path / "c.pt")]) == 1
     assert "pip install 'fastlstm[serve]'" in capsys.readouterr().err
@@ -154,7 +156,7 @@ def test_limits_that_let_nothing_through_are_refused(limits, message, capsys):
 
 def test_the_oldest_uploads_leave_first(tmp_path, monkeypatch):
     uploads = Uploads(tmp_path / "uploads", max_bytes=100)
-    monkeypatch.setattr("captioning.uploads.MAX_FILES", 4)
+    monkeypatch.setattr("captioning.serving.uploads.MAX_FILES", 4)
 
     def keep(size: int) -> Path:
         keep.time += 1
@@ -274,7 +276,7 @@ def server(attentive, tmp_path_factory):
         left = [p for name in ("home", "tmp", "cwd") for p in (folder / name).rglob("*")]
         assert not left, left
         errors = (folder / "errors").read_text()
-        assert "Exception in ASGI application" not in errors, errors
+        assert "Traceback" not in errors, errors
     finally:
         process.kill()
         process.wait()
@@ -339,6 +341,51 @@ def test_nothing_else_is_taken_for_a_picture(server, http, picture):
             assert "expected an uploaded picture" in caption(*data), data
         for data in (({"path": path}, 3), ({"url": path}, 3), (path, 3), (None, streamed)):
             assert re.search("event: error|appear here", caption(*data)), data
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/caption", '{"data": []}'),
+        ("call/caption", '{"data": [3, [[]], {}]}'),
+        ("call/caption", '{"data": [{"path": ["a"], "meta": {"_type": "gradio.FileData"}}, 3]}'),
+        ("call/caption", '{"data": [{}, "many"]}'),
+        ("call/v2/caption", '{"data": 5}'),
+        ("queue/join", '{"data": [NaN], "fn_index": Infinity, "session_hash": [1]}'),
+        ("reset", '{"event_id": 5}'),
+        ("cancel", "{"),
+    ],
+)
+def test_what_a_client_sends_wrong_is_a_line_in_the_log(server, http, path, body):
+    """At its end, `server` asserts that the log has no traceback."""
+    api = f"{server.address}gradio_api/"
+    answer = http.post(api + path, content=body, headers={"Content-Type": "application/json"})
+    if path == "call/caption":
+        assert "error" in http.get(f"{api}{path}/{answer.json()['event_id']}").text
+    else:
+        assert answer.status_code >= 400
+    assert upload(server, 10)[0] == 200
+
+
+def test_only_a_named_proxy_says_what_the_server_is_called(server, http):
+    for name, believed in (("captions.example", True), ("evil.example", False)):
+        headers = {"X-Forwarded-Host": name, "X-Forwarded-Proto": "https"}
+        assert (f"https://{name}" in http.get(server.address, headers=headers).text) == believed
+    headers = {"X-Gradio-Server": "http://evil.example"}
+    assert "evil.example" not in http.get(server.address, headers=headers).text
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: local"], ids=["none", "a part"])
+def test_connections_that_ask_nothing_end(server, sent):
+    """Beyond 500 connections the server answers 503: those of nobody must not stay."""
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(600)]
+    for connection in idle:
+        connection.sendall(sent)
+    assert upload(server, 10)[0] == 503
+    wait_until(lambda: upload(server, 10)[0] == 200)
+    assert not any(connection.recv(1) for connection in idle)
+    for connection in idle:
+        connection.close()
 
 
 def test_large_uploads_are_refused(server, picture):
@@ -556,6 +603,20 @@ def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, pic
     assert "fastlstm.PackedLSTMCell" in browser.page_source
     masks = browser.find_elements("css selector", ".attention img")
     assert masks and all(mask.get_property("naturalWidth") == 64 for mask in masks)
+
+
+def test_a_visitor_is_told_what_to_do_and_may_click_on_an_example(browser, server):
+    browser.refresh()
+    wait_for(browser, lambda: "appear here" in said(browser))
+    assert browser.title == "Caption a picture"
+    assert browser.find_element("css selector", "h1").text == "Caption a picture"
+    assert "scenes_cnn" in browser.find_element("css selector", ".about").text
+    examples = browser.find_elements("css selector", ".gallery-item")
+    assert len(examples) == 4
+    examples[2].click()
+    wait_for(browser, lambda: "Beam search" in said(browser))
+    shown = browser.find_element("css selector", "[data-testid=image] img, .image-frame img")
+    assert "examples/scene3.png" in shown.get_attribute("src")
 
 
 def test_a_bad_picture_gets_a_message_in_the_browser(browser, bad):

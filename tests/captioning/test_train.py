@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from captioning.__main__ import main
-from captioning.checkpoint import Checkpoint, load_checkpoint
-from captioning.cider import CiderD
+from captioning.cnn.features import DONE, FeatureCache, cache_path
 from captioning.config import TrainConfig
-from captioning.curves import open_curves
-from captioning.datasets import EncodedCaptions
+from captioning.data.datasets import EncodedCaptions
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
-from captioning.features import DONE, FeatureCache, cache_path
-from captioning.train import train, validate
-from captioning.trainer import Trainer, learning_rate
-from captioning.vocabulary import END, PAD, START, UNK
+from captioning.model.checkpoint import Checkpoint, load_checkpoint
+from captioning.model.cider import CiderD
+from captioning.training.curves import open_curves
+from captioning.training.run import train, validate
+from captioning.training.trainer import Trainer, learning_rate
 
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2)
 
@@ -166,7 +166,7 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     assert batch.indices[3] != 3  # they are sorted by length
     trainer.caption_weights[:] = 0
     trainer.caption_weights[3] = 2.0
-    loss, _, _ = trainer.objective(torch.arange(10), 0.0)
+    loss, _, _ = trainer.objective(torch.arange(10))
     expected, _ = trainer.model(
         data.train.read(batch.images), batch.rows, batch.captions, batch.lengths,
         2.0 * (batch.indices == 3),
@@ -193,7 +193,7 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     features = data.train.read(torch.arange(8))
     for _ in range(150):
         trainer.train_step(torch.arange(0, 40, 5), 150)  # the first caption of each
-    from captioning.generate import best_captions
+    from captioning.search.generate import best_captions
 
     ids = data.train.ids[:8]
     written = best_captions(trainer.model, data.vocabulary, features, ids)
@@ -211,7 +211,6 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
             epochs=3,
             label_smoothing=0.1,
             consensus=0.5,
-            scheduled_sampling=0.5,
             save_every=2,
             ema=0.9,
         ),
@@ -243,6 +242,20 @@ def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monk
         assert a["loss"] == b["loss"] and a["CIDEr-D"] == b["CIDEr-D"]
 
 
+@pytest.mark.parametrize(("share", "resumes"), [(0.0, True), (0.5, False)])
+def test_a_run_of_an_older_version_is_resumed(new_checkpoint, data, tmp_path, share, resumes):
+    """Its settings have two that are gone; what one of them did cannot go on."""
+    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
+    stored = torch.load(tmp_path / "last.pt")
+    stored["training"]["config"] |= {"scheduled_sampling": share, "compile": True}
+    torch.save(stored, tmp_path / "last.pt")
+    if resumes:
+        assert len(run(new_checkpoint(), data, tmp_path, resume=True)) == 2
+    else:
+        with pytest.raises(CaptioningError, match="last.pt: settings: .*'scheduled_sampling'"):
+            run(new_checkpoint(), data, tmp_path, resume=True)
+
+
 def test_resume_refuses_other_words_sizes_and_settings(new_checkpoint, data, tmp_path):
     run(new_checkpoint(), data, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
@@ -261,7 +274,7 @@ def test_resume_refuses_other_words_sizes_and_settings(new_checkpoint, data, tmp
 def test_best_is_the_epoch_of_the_highest_cider_and_patience_stops(
     new_checkpoint, data, tmp_path, monkeypatch
 ):
-    import captioning.train as module
+    import captioning.training.run as module
 
     values = iter([1.0, 3.0, 2.0, 2.5, 9.0])
 
@@ -280,7 +293,7 @@ def test_best_is_the_epoch_of_the_highest_cider_and_patience_stops(
 def test_what_fails_behind_an_epoch_costs_neither_it_nor_its_best(
     new_checkpoint, data, tmp_path, monkeypatch, where
 ):
-    import captioning.train as module
+    import captioning.training.run as module
 
     def validate(checkpoint, *args):  # each epoch is better than the one before
         epoch = float(len(checkpoint.training["history"]))
@@ -336,19 +349,15 @@ def test_patience_needs_validation(new_checkpoint, data, tmp_path):
         train(new_checkpoint(), replace(FAST, patience=2), data.train, None, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "option", [{"autocast": "bfloat16"}, {"autocast": "float16"}, {"compile": True}]
-)
-def test_autocast_and_compile_train_alike(new_checkpoint, data, option, monkeypatch):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_autocast_trains_alike(new_checkpoint, data, dtype):
     losses = []
-    for config in (FAST, replace(FAST, **option)):
+    for config in (FAST, replace(FAST, autocast=dtype)):
         trainer = Trainer(new_checkpoint(), config, data.train)
         losses.append([trainer.train_step(torch.arange(40), 10) for _ in range(4)])
     # bfloat16 has 8 bits, float16 11
-    tolerance = {"bfloat16": 2**-7, "float16": 2**-10}.get(option.get("autocast"), 1e-5)
-    if option.get("autocast") == "float16":
+    tolerance = {"bfloat16": 2**-7, "float16": 2**-10}[dtype]
+    if dtype == "float16":
         assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
@@ -467,7 +476,7 @@ def test_settings_that_an_older_version_lacked_have_their_default(new_checkpoint
 
 def test_a_second_run_in_a_folder_is_refused(new_checkpoint, data, tmp_path, capsys):
     """Both ended well and left a mixture."""
-    code = "import sys; from captioning.locks import lock_folder; lock = lock_folder(sys.argv[1]); "
+    code = "import sys; from captioning.files import lock_folder; lock = lock_folder(sys.argv[1]); "
     code += "lock.__enter__(); print(flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from captioning.data.tokenizer import detokenize, ptb_tokenize, tokenize
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
-from captioning.tokenizer import detokenize, ptb_tokenize, tokenize
-from captioning.vocabulary import END, PAD, START, UNK, Vocabulary
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from captioning.checkpoint import load_checkpoint
 from captioning.errors import CaptioningError
-from captioning.search import greedy_search
-from captioning.yunjey import import_yunjey, read_vocabulary
+from captioning.model.checkpoint import load_checkpoint
+from captioning.model.yunjey import import_yunjey, read_vocabulary
+from captioning.search.decoding import greedy_search
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "."]
 

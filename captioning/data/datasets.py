@@ -1,0 +1,273 @@
+"""Captioned pictures: COCO caption files, and batches of their captions."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioning.config import check_choice
+from captioning.console import short
+from captioning.data.tokenizer import tokenize
+from captioning.data.vocabulary import PAD, Vocabulary
+from captioning.errors import CaptioningError, list_reasons
+from captioning.files import read_json
+
+ON_ERROR = ("refuse", "skip")
+PREPARE = "captioning prepare makes COCO captions files of other formats"
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """A picture with its captions."""
+
+    id: int
+    path: Path
+    captions: list[str]
+    facts: dict[str, Any] | None = None  # of the embedded data set
+
+
+@dataclass(frozen=True)
+class CaptionDataset:
+    """Captioned pictures of one split, in the order of their file.
+
+    Attributes:
+        images: the pictures.
+        skipped: what was left out, by reason: {"empty caption": ["annotation 7"], ...}.
+    """
+
+    images: list[CaptionedImage]
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of all pictures, in order."""
+        return [caption for image in self.images for caption in image.captions]
+
+    @property
+    def references(self) -> dict[int, list[str]]:
+        """The captions of each picture, by its id."""
+        return {image.id: image.captions for image in self.images}
+
+    def report_skipped(self) -> list[str]:
+        """One line per reason; none if nothing was skipped."""
+        return [f"skipped {line}" for line in list_reasons(self.skipped)]
+
+
+def load_coco(
+    annotations: str | Path,
+    image_folder: str | Path | None = None,
+    on_error: str = "refuse",
+    need_captions: bool = False,
+) -> CaptionDataset:
+    """Read a COCO captions file.
+
+    Args:
+        annotations: the JSON file, {"images": [...], "annotations": [...]}.
+        image_folder: folder of the pictures' file names; if None, the file's info.image_folder
+            (written by `captioning prepare`, relative to the file).
+        on_error: what to do about captions without words and pictures without a file: "refuse"
+            the data set, or "skip" and count them in the result.
+        need_captions: also skip pictures without a caption, for training and validation.
+
+    Raises:
+        CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
+            something would have to be skipped and `on_error` is "refuse".
+    """
+    check_choice("on_error", on_error, ON_ERROR)
+    data = _read_coco(annotations)
+    annotations_of = defaultdict(list)
+    for annotation in data["annotations"]:
+        annotations_of[annotation["image_id"]].append(annotation)
+    folder = picture_folder(data, annotations, image_folder)
+    images: list[CaptionedImage] = []
+    skipped: dict[str, list[str]] = {}
+    for image in data["images"]:
+        path = folder / image["file_name"]
+        if not os.path.isfile(path):  # also for a name that is too long
+            skipped.setdefault("missing picture", []).append(str(path))
+            continue
+        captions = []
+        for annotation in annotations_of[image["id"]]:
+            caption = " ".join(annotation["caption"].split())
+            if tokenize(caption):
+                captions.append(caption)
+            else:
+                skipped.setdefault("caption without words", []).append(
+                    f"annotation {annotation['id']}"
+                )
+        if need_captions and not captions:
+            skipped.setdefault("no caption", []).append(str(path))
+            continue
+        images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
+    dataset = CaptionDataset(images, skipped)
+    if skipped and on_error == "refuse":
+        lines = list_reasons(skipped)
+        raise CaptioningError(f"{annotations}:", *lines, "(--on-error skip leaves them out)")
+    if not images:
+        raise CaptioningError(f"{annotations}: no picture is left")
+    return dataset
+
+
+def picture_folder(data: Any, annotations: str | Path, given: str | Path | None = None) -> Path:
+    """The folder of the pictures of a COCO file: as given, or as the file says."""
+    if given is None:
+        folder = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
+        if folder is None:
+            raise CaptioningError(
+                f"{annotations} does not say where its pictures are: give --images"
+            )
+        if not isinstance(folder, str):
+            raise CaptioningError(
+                f"{annotations}: expected text as image_folder in 'info', got {short(folder)}"
+            )
+        return Path(annotations).parent / folder
+    if not Path(given).is_dir():
+        raise CaptioningError(f"images: {given} is not a folder")
+    return Path(given)
+
+
+def load_references(annotations: str | Path) -> CaptionDataset:
+    """Read the captions of a COCO file, unchanged, for scoring; pictures may be missing."""
+    data = _read_coco(annotations)
+    captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
+    for annotation in data["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    names = {image["id"]: Path(image["file_name"]) for image in data["images"]}
+    return CaptionDataset([CaptionedImage(i, names[i], texts) for i, texts in captions.items()])
+
+
+def _read_coco(path: str | Path) -> Any:
+    data = read_json(path, PREPARE)
+    _check_coco(data, path)
+    return data
+
+
+def _check_coco(data: Any, path: str | Path) -> None:
+    required = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
+    for table, keys in required.items():
+        if not isinstance(data, dict) or not isinstance(data.get(table), list):
+            raise CaptioningError(
+                f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
+            )
+        for row in data[table]:
+            if not isinstance(row, dict) or any(key not in row for key in keys):
+                raise CaptioningError(
+                    f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {short(row)}"
+                )
+            for key in keys:
+                is_id = key.endswith("id")
+                if not (is_picture_id(row[key]) if is_id else isinstance(row[key], str)):
+                    kind = "an integer of 64 bits" if is_id else "text"
+                    raise CaptioningError(
+                        f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
+                    )
+        counts = Counter(row["id"] for row in data[table])
+        if twice := [i for i, n in counts.items() if n > 1]:
+            raise CaptioningError(f"{path}: ids occur more than once in {table!r}: {twice[:5]}")
+    known = {image["id"] for image in data["images"]}
+    if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in known]:
+        raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
+
+
+def is_picture_id(value: Any) -> bool:
+    """Whether it is an integer that the feature cache can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Captions to train on, longest first.
+
+    Attributes:
+        indices: int64 [B], which captions of the set they are.
+        images: int64 [M], rows of the feature table, each picture once.
+        rows: int64 [B], which of `images` each caption describes.
+        captions: int64 [B,T], <start>, the words, <end>, <pad>.
+        lengths: int64 [B], tokens of each caption with <start> and <end>, decreasing.
+    """
+
+    indices: Tensor
+    images: Tensor
+    rows: Tensor
+    captions: Tensor
+    lengths: Tensor
+
+
+class EncodedCaptions:
+    """All captions of a data set as one table of token indices.
+
+    Args:
+        images: the captions of each picture.
+        vocabulary: the words.
+        max_words: longer captions are cut; `cut` is their number.
+    """
+
+    def __init__(
+        self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
+    ) -> None:
+        encoded = [
+            (row, vocabulary.encode(caption))
+            for row, captions in enumerate(images)
+            for caption in captions
+        ]
+        if not encoded:
+            raise CaptioningError("there is no caption to train on")
+        limit = max_words + 2
+        self.cut = sum(len(tokens) > limit for _, tokens in encoded)
+        encoded = [
+            (row, tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]])
+            for row, tokens in encoded
+        ]
+        self.image = torch.tensor([row for row, _ in encoded])
+        self.lengths = torch.tensor([len(tokens) for _, tokens in encoded])
+        table = np.full((len(encoded), int(self.lengths.max())), PAD, dtype=np.int32)
+        for i, (_, tokens) in enumerate(encoded):
+            table[i, : len(tokens)] = tokens
+        self.tokens = torch.from_numpy(table)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The captions with these indices, the longest first."""
+        indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
+        lengths = self.lengths[indices]
+        images, rows = self.image[indices].unique(return_inverse=True)
+        captions = self.tokens[indices, : int(lengths[0])].long()
+        return Batch(indices, images, rows, captions, lengths)
+
+    def epoch(
+        self, batch_size: int, seed: int, epoch: int, by_picture: bool = False
+    ) -> list[Tensor]:
+        """The caption indices of each batch, see `shuffled`.
+
+        With `by_picture` all captions of a picture are in one batch. Then there are as many batches
+        as without, but no more than pictures, and they differ in size if the pictures do.
+        """
+        if not by_picture:
+            return shuffled(len(self), batch_size, seed, epoch)
+        counts = self.image.unique_consecutive(return_counts=True)[1]
+        of_picture = torch.arange(len(self)).split(counts.tolist())
+        per_batch = max(1.0, batch_size * len(counts) / len(self))
+        pictures = shuffled(len(counts), per_batch, seed, epoch)
+        return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
+
+    def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        """The indices of all captions, batch by batch."""
+        yield from torch.arange(len(self)).split(batch_size)
+
+
+def shuffled(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:
+    """The indices below `count` in random batches, the same for the same arguments.
+
+    The batches are of about equal size, so that none is too small for BatchNorm.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order = torch.randperm(count, generator=generator)
+    return list(order.tensor_split(max(1, round(count / batch_size))))

@@ -1,0 +1,249 @@
+"""The embedded data set: drawn scenes with captions that cannot be guessed.
+
+A scene is a group of one to three equal shapes on a plain background. Six facts describe it
+(432 combinations of the first five, each at one of five places). Five captions state all six facts,
+each in another order, so a caption can be parsed back into facts and scored exactly.
+
+The data set is written as pictures and COCO caption files, with the facts of each picture::
+
+    root/train/000001.png ...             2,000 scenes
+    root/val/...                            300 new scenes of the same combinations
+    root/unseen/...                         300 scenes of combinations that train never shows
+    root/annotations/captions_{train,val,unseen}.json
+"""
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from captioning import console
+from captioning.cnn import IMAGE_SIZE
+from captioning.files import read_json, write_json, writing
+
+COLORS = {
+    "red": (220, 50, 47),
+    "green": (60, 160, 60),
+    "blue": (50, 90, 210),
+    "yellow": (240, 200, 40),
+    "purple": (140, 70, 180),
+    "orange": (240, 130, 30),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+COUNTS = {1: "a", 2: "two", 3: "three"}
+SIZES = {"small": 6.5, "large": 10.4}  # radius in pixels
+BACKGROUNDS = {"white": (247, 247, 247), "gray": (150, 150, 150), "black": (25, 25, 25)}
+PLACES = {  # where the middle of the group is, as a fraction of the picture
+    "in the top left": (0.25, 0.25),
+    "in the top right": (0.75, 0.25),
+    "in the bottom left": (0.25, 0.75),
+    "in the bottom right": (0.75, 0.75),
+    "in the middle": (0.5, 0.5),
+}
+SPLITS = {"train": 2000, "val": 300, "unseen": 300}
+HELD_OUT = 72  # of the 432 combinations
+VERSION = 3  # of the pictures and files; data sets of other versions are drawn again
+
+
+class Facts(NamedTuple):
+    """What a drawn scene shows; its captions say it in words."""
+
+    count: int  # type: ignore[assignment]  # hides tuple.count
+    size: str
+    color: str
+    shape: str
+    background: str
+    place: str
+
+
+# Drawing ----------------------------------------------------------------------------------------
+
+
+def draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: tuple[int, ...]
+) -> None:
+    """Draw one shape around (x, y); all four cover about the same area for one radius."""
+    r = radius
+    if shape == "circle":
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=color)
+    elif shape == "square":
+        r *= 0.88
+        draw.rectangle([x - r, y - r, x + r, y + r], fill=color)
+    elif shape == "triangle":
+        draw.polygon([(x, y - 1.05 * r), (x - r, y + 0.85 * r), (x + r, y + 0.85 * r)], fill=color)
+    else:  # star: ten corners, every other one far out
+        corners = []
+        for i in range(10):
+            reach, angle = (1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5
+            corners.append((x + reach * math.sin(angle), y - reach * math.cos(angle)))
+        draw.polygon(corners, fill=color)
+
+
+def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int, ...]:
+    """A random color whose channels differ from the given ones by at most `amount`."""
+    return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
+
+
+def new_canvas(rng: random.Random, background: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A canvas of twice the picture's size; `Image.reduce(2)` then smooths the edges."""
+    canvas = Image.new(
+        "RGB", (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), jitter(rng, BACKGROUNDS[background], 8)
+    )
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
+    """A picture of these facts; the rest of it is random."""
+    canvas, draw = new_canvas(rng, facts.background)
+    radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
+    # The members stand on a circle around the group's middle, about a quarter of their width apart.
+    circle = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
+    free = IMAGE_SIZE / 4 - 1 - circle - 1.15 * radius
+    reach = min(7.0 if facts.place == "in the middle" else 14.0, free)
+    x, y = (IMAGE_SIZE * p + rng.uniform(-reach, reach) for p in PLACES[facts.place])
+    turn = rng.uniform(0, 2 * math.pi)
+    for i in range(facts.count):
+        angle = turn + 2 * math.pi * i / facts.count
+        draw_shape(
+            draw,
+            facts.shape,
+            2 * (x + circle * math.sin(angle)),
+            2 * (y - circle * math.cos(angle)),
+            2 * radius,
+            jitter(rng, COLORS[facts.color], 12),
+        )
+    return canvas.reduce(2)
+
+
+# Captions ---------------------------------------------------------------------------------------
+
+
+def captions(facts: Facts) -> list[str]:
+    """Five captions, each with the group, the place and the background in another order."""
+    plural, verb = ("", "is") if facts.count == 1 else ("s", "are")
+    group = f"{COUNTS[facts.count]} {facts.size} {facts.color} {facts.shape}{plural}"
+    background, place = facts.background, facts.place
+    return [
+        f"{group} {place} of a {background} picture",
+        f"{group} on a {background} background {place}",
+        f"{place} there {verb} {group} on {background}",
+        f"a {background} picture with {group} {place}",
+        f"on a {background} background {place} there {verb} {group}",
+    ]
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return f"({'|'.join(words)})"
+
+
+_GROUP = re.compile(
+    " ".join(
+        [r"\b" + _one_of(COUNTS.values()), *(_one_of(words) for words in (SIZES, COLORS, SHAPES))]
+    )
+    + r"s?\b"
+)
+_BACKGROUND = re.compile(rf"\b{_one_of(BACKGROUNDS)}\b")
+_PLACE = re.compile(_one_of(PLACES))
+_NUMBER = {word: number for number, word in COUNTS.items()}
+
+
+def parse(caption: str) -> Facts | None:
+    """The facts that a caption states; None unless it states each exactly once."""
+    found = [pattern.findall(caption) for pattern in (_GROUP, _BACKGROUND, _PLACE)]
+    if any(len(f) != 1 for f in found):
+        return None
+    (count, size, color, shape), background, place = (f[0] for f in found)
+    return Facts(_NUMBER[count], size, color, shape, background, place)
+
+
+def fact_scores(written: dict[int, str], truth: dict[int, Facts]) -> dict[str, float]:
+    """The share of pictures for which each fact, and all six, are right in the caption."""
+    right = dict.fromkeys((*Facts._fields, "all"), 0)
+    for image_id, facts in truth.items():
+        stated = parse(written[image_id])
+        if stated is not None:
+            for name in Facts._fields:
+                right[name] += getattr(stated, name) == getattr(facts, name)
+            right["all"] += stated == facts
+    return {name: count / len(truth) for name, count in right.items()}
+
+
+# The data set -----------------------------------------------------------------------------------
+
+Combination = tuple[int, str, str, str, str]
+
+
+def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
+    """All combinations of the first five facts as (seen, unseen); every colour-shape pair is seen.
+
+    Full combinations are held out, not pairs: a captioner that never saw a green star cannot name
+    one, but one that saw small green stars and pairs of red stars should name two green stars.
+    """
+    combinations: list[Combination] = list(
+        itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS)
+    )
+    unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
+    seen = [c for c in combinations if c not in unseen]
+    assert {c[2:4] for c in seen} == set(itertools.product(COLORS, SHAPES))
+    return seen, sorted(unseen)
+
+
+def generate(
+    root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0, progress: bool = True
+) -> Path:
+    """Write the data set to `root`; the same arguments always give the same pictures.
+
+    Args:
+        root: folder to write to, created if it is missing.
+        splits: number of pictures per split; only "unseen" is drawn from unseen combinations.
+        seed: seed of the split and of the pictures.
+        progress: show progress bars.
+
+    Returns:
+        `root` as a path. A complete data set of the same recipe is left as it is.
+    """
+    root = Path(root)
+    recipe = {"splits": splits, "seed": seed, "version": VERSION}
+    stamp = root / "scenes.json"
+    if stamp.exists() and read_json(stamp) == recipe:
+        return root
+    seen, unseen = split_combinations(seed)
+    first = 1
+    for split, count in splits.items():
+        numbers = console.progress(range(first, first + count), f"draw {split}", progress)
+        rng = random.Random(f"{seed} {split}")
+        _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
+        first += count
+    write_json(stamp, recipe)  # last: it marks the data set as complete
+    return root
+
+
+def _write_split(
+    root: Path,
+    split: str,
+    numbers: Iterable[int],
+    combinations: list[Combination],
+    rng: random.Random,
+) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    folder = root / split
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
+        name = f"{number:06d}.png"
+        with writing(folder / name):
+            draw_scene(rng, facts).save(folder / name, compress_level=1)
+        size = {"width": IMAGE_SIZE, "height": IMAGE_SIZE}
+        images.append({"id": number, "file_name": name, **size, "facts": facts._asdict()})
+        for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
+            annotations.append({"id": k, "image_id": number, "caption": caption})
+    info = {"description": f"captioning scenes, {split}", "image_folder": f"../{split}"}
+    data = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+    write_json(root / "annotations" / f"captions_{split}.json", data)

@@ -1,0 +1,108 @@
+"""Locks, so that only one run at a time writes a folder or a file.
+
+A second run is refused, with the name of the process that holds the lock, or it waits. The lock is
+a file next to what it guards. The kernel releases it when its process ends, however that happens,
+and processes that it forked do not hold it.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from captioning.console import say
+from captioning.errors import CaptioningError
+from captioning.files.atomic import check_output, remove_stale, writing
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
+    """Lock `folder`, and remove the temporary files that killed runs left of its files `names`.
+
+    The same process may lock it again inside.
+
+    Raises:
+        CaptioningError: another process holds the lock.
+    """
+    folder = Path(folder)
+    with _locked(folder / ".lock", folder, wait=False):
+        for name in names:
+            remove_stale(folder / name)
+        yield
+
+
+@contextlib.contextmanager
+def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
+    """Lock files, and check that they can be written before there is work to lose.
+
+    Args:
+        paths: the files; None is ignored.
+        wait: wait for another process that holds a lock.
+
+    Raises:
+        CaptioningError: one cannot be written, or another process holds its lock and `wait` is
+            False.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in filter(None, paths):
+            with writing(path):
+                check_output(path)
+            path = Path(os.path.realpath(path))
+            stack.enter_context(_locked(path.with_name(f".{path.name}.lock"), path, wait))
+            remove_stale(path)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
+    from filelock import FileLock  # not at the top: `captioning --help` locks nothing
+
+    created = not path.parent.exists()
+    with writing(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.absolute(), is_singleton=True)
+        _acquire(lock, what, wait)
+    try:
+        yield
+    finally:
+        if lock.lock_counter <= 1:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                path.unlink()  # while this process holds it
+        lock.release()
+        if created:
+            with contextlib.suppress(OSError):  # unless it has files now
+                path.parent.rmdir()
+
+
+def _acquire(lock: Any, what: Path, wait: bool) -> None:
+    """Lock a file, and write into it who holds it."""
+    from filelock import Timeout
+
+    path = Path(lock.lock_file)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            holder = _read(path) or "another process"
+            if not wait:
+                raise CaptioningError(f"{what} is being written by {holder}") from error
+            say(f"waiting for {holder}, which writes {what}", error=True)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # as some network disks
+            raise
+        say(f"{what} cannot be locked ({error.strerror}): start no second run", error=True)
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # it is gone, or Windows lets nobody read it
+        return ""

@@ -1,0 +1,77 @@
+"""The captioner: encoder and decoder, and the loss that trains them."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from captioning.config import ModelConfig
+from captioning.model.decoders import Decoder, decoder_class
+from captioning.model.encoder import EncoderCNN
+from captioning.model.loss import linear_cross_entropy
+from captioning.model.neighbors import Neighbors
+
+
+class Captioner(nn.Module):
+    """Features of pictures in, captions out.
+
+    Args:
+        config: the sizes.
+        lstm: "fastlstm", "torch" or "reference"; the parameters are the same for all.
+
+    Attributes:
+        neighbors: training pictures whose captions help to rank those that beam search finds.
+    """
+
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = EncoderCNN(config.feature_size, config.embed_size)
+        self.decoder: Decoder = decoder_class(config)(config, lstm)
+        self.neighbors: Neighbors | None = None
+
+    @torch.no_grad()
+    def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:
+        """Set the output layer's bias to the log frequency of each word.
+
+        The loss then begins near the entropy of single words instead of log(vocab_size), and the
+        first steps need not learn which words are rare.
+
+        Args:
+            captions: token indices of each caption, <start> and <end> included.
+        """
+        predicted = torch.tensor([token for caption in captions for token in caption[1:]])
+        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # no word is impossible
+        self.decoder.linear.bias.copy_((counts / counts.sum()).log())
+
+    def forward(
+        self,
+        features: Tensor,
+        rows: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        caption_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """The summed cross-entropy of captions, teacher-forced, in nats.
+
+        Args:
+            features: [M,C] or [M,cells,C], each picture once. BatchNorm sees exactly these, so
+                several processes that share a batch pass all of its pictures.
+            rows: int64 [B], which of the M pictures each caption describes.
+            captions, lengths: see `Decoder.unroll`.
+            caption_weights: [B], factor of each caption's loss; 1 if None.
+            label_smoothing: share of the target spread over the vocabulary.
+
+        Returns:
+            The loss, and the same without weights, label smoothing and a gradient.
+        """
+        image = self.encoder.embed(features)
+        hidden, targets = self.decoder.unroll(image, captions, lengths, rows)
+        weights = torch.ones_like(targets, dtype=hidden.dtype)
+        if caption_weights is not None:
+            tokens = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
+            weights = pack_padded_sequence(tokens, lengths - 1, batch_first=True).data
+        linear = self.decoder.linear
+        return linear_cross_entropy(hidden, linear, targets, weights, label_smoothing)

@@ -1,0 +1,211 @@
+"""One file that holds a captioner: weights, words, configuration, CNN identity, training state.
+
+It holds tensors and plain containers only and is read with ``weights_only=True``: opening an
+untrusted checkpoint runs no code.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
+from captioning.config import ModelConfig, from_dict
+from captioning.console import short
+from captioning.data import Transform, Vocabulary
+from captioning.errors import CaptioningError, naming
+from captioning.files import write_atomically
+from captioning.model.captioner import Captioner
+from captioning.model.neighbors import Neighbors
+from captioning.model.tensors import check_fit, check_numbers, load_tensors
+
+FORMAT = "fastlstm.captioning/1"
+
+
+@dataclass(frozen=True)
+class CNNIdentity:
+    """Which frozen CNN the features come from, so that captioning uses the same one.
+
+    Args:
+        config: its name, weights and pooling.
+        transform: the preparation of its pictures.
+        fingerprint: `FrozenCNN.fingerprint`.
+        weights: the CNN's weights if they have no name (imported captioners).
+        origin: the checkpoint's name in messages.
+    """
+
+    config: CNNConfig
+    transform: Transform
+    fingerprint: str
+    weights: dict[str, torch.Tensor] | None = field(default=None, compare=False)
+    origin: str = field(default="this captioner", compare=False)
+
+    @classmethod
+    def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
+        """Describes a CNN that is loaded."""
+        return cls(cnn.config, cnn.transform, cnn.fingerprint())
+
+    def load(self) -> FrozenCNN:
+        """The CNN, with the transform of the checkpoint.
+
+        Raises:
+            CaptioningError: this machine's weights differ from those that trained the captioner.
+        """
+        cnn = load_cnn(self.config)
+        if self.weights is not None:
+            what = f"{self.origin}: weights of its CNN"
+            check_fit(cnn.state_dict(), self.weights, what)
+            check_numbers(self.weights, what)
+            cnn.load_state_dict(dict(self.weights))
+        cnn.transform = self.transform
+        if cnn.fingerprint() != self.fingerprint:
+            raise CaptioningError(
+                f"{self.origin}: the weights of {self.config.name} here are not those that it was "
+                "trained on; its captions would be nonsense"
+            )
+        return cnn
+
+
+@dataclass
+class Checkpoint:
+    """A captioner as it is saved; `training` is what the trainer needs to resume."""
+
+    model: Captioner
+    vocabulary: Vocabulary
+    cnn: CNNIdentity
+    training: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the file atomically: a full disk or a killed process leaves the old file."""
+        data = {
+            "format": FORMAT,
+            "vocabulary": self.vocabulary.words,
+            "model": asdict(self.model.config),
+            "weights": self.model.state_dict(),
+            "cnn": {
+                "config": asdict(self.cnn.config),
+                "transform": self.cnn.transform.to_dict(),
+                "fingerprint": self.cnn.fingerprint,
+                "weights": self.cnn.weights,
+            },
+            "training": self.training,
+        }
+        if self.model.neighbors:
+            data["neighbors"] = self.model.neighbors.state_dict()
+        write_atomically(path, lambda file: torch.save(data, file))
+
+
+def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu") -> Checkpoint:
+    """Read a checkpoint; the model is in eval mode.
+
+    Args:
+        path: the file.
+        lstm: "fastlstm", "torch" or "reference".
+        device: of the model.
+
+    Raises:
+        CaptioningError: the file is missing, damaged or of another kind.
+    """
+    hint = ". (Checkpoints of yunjey's tutorial: python -m captioning import-yunjey)"
+    try:
+        data = load_tensors(path, hint)
+    except OSError as error:
+        best = Path(path) / "best.pt"  # the folder of a run was given
+        hint = f"; expected a file, such as {best}" if best.is_file() else ""
+        raise CaptioningError(f"cannot read {path}: {error.strerror or error}{hint}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise CaptioningError(f"{path}: expected a checkpoint of {FORMAT}, got {short(found)}")
+    with naming(path):
+        parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
+        vocabulary = Vocabulary(parts["vocabulary"])
+        model = _model(parts["model"], parts["weights"], vocabulary, lstm)
+        if "neighbors" in data:
+            size = model.config.feature_size
+            model.neighbors = Neighbors.from_state_dict(data["neighbors"], size)
+        cnn = CNNIdentity(
+            from_dict(CNNConfig, _part(parts["cnn"], "config", dict), "cnn"),
+            from_dict(Transform, _part(parts["cnn"], "transform", dict), "cnn"),
+            _part(parts["cnn"], "fingerprint", str),
+            parts["cnn"].get("weights"),
+            str(path),
+        )
+        _check_training(parts["training"])
+    return Checkpoint(model.to(device).eval(), vocabulary, cnn, parts["training"])
+
+
+_PARTS = {"vocabulary": list, "model": dict, "weights": dict, "cnn": dict, "training": dict}
+
+
+def _part(data: dict[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(data.get(name), kind):
+        raise CaptioningError(f"expected {name}, a {kind.__name__}, got {short(data.get(name))}")
+    return data[name]
+
+
+def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
+    config = from_dict(ModelConfig, settings, "model")
+    if len(vocabulary) != config.vocab_size:
+        raise CaptioningError(
+            f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
+        )
+    check_numbers(weights, "weights")
+    _check_sizes(config, weights)
+    try:
+        model = Captioner(config, lstm)
+    except RuntimeError as error:
+        raise CaptioningError(f"model: expected valid sizes, got {settings}") from error
+    check_fit(model.state_dict(), weights, "weights")
+    model.load_state_dict(dict(weights))
+    return model
+
+
+def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
+    """Refuse sizes that the weights do not have, before memory is allocated for them.
+
+    The model then takes a few times the memory of the weights. (On the device "meta" it would show
+    all shapes, but that imports PyTorch's compiler.)
+    """
+    shapes = {
+        "encoder.linear.weight": (config.embed_size, config.feature_size),
+        "decoder.linear.weight": (config.vocab_size, config.hidden_size),
+    }
+    for name, shape in shapes.items():
+        found = tuple(getattr(weights.get(name), "shape", ()))
+        if found != shape:
+            raise CaptioningError(f"weights: expected {name} {shape}, got {found or 'none'}")
+    embed_size, hidden_size = config.embed_size, config.hidden_size
+    least = embed_size * (config.vocab_size + config.grid + hidden_size)
+    least += config.num_layers * hidden_size**2
+    numbers = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
+    if least > numbers:
+        sizes = f"embed_size {embed_size}, hidden_size {hidden_size}, {config.num_layers} layers"
+        raise CaptioningError(f"weights: expected {sizes}, got {numbers:,} numbers, too few")
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    """Check what trainer and reports read; an imported captioner has none of it."""
+    kinds = {"config": dict, "trainer": dict, "history": list, "running": float, "features": str}
+    for name in kinds.keys() & training.keys():
+        _part(training, name, kinds[name])
+    for entry in training.get("history", ()):
+        fits = isinstance(entry, dict) and {type(v) for v in entry.values()} <= {int, float}
+        if not fits or "epoch" not in entry or not {"loss", "reward"} & entry.keys():
+            raise CaptioningError(f"history: expected numbers by name, got {short(entry)}")
+
+
+def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:
+    """Every epoch of the run that wrote `checkpoint` to `path`.
+
+    The history in best.pt ends with the best epoch. If last.pt beside it is of the same run, its
+    history is returned instead.
+    """
+    history = list(checkpoint.training.get("history", ()))
+    last = Path(path).with_name("last.pt")
+    if history and last.exists():
+        longer = load_checkpoint(last).training.get("history", ())
+        if longer[: len(history)] == history:
+            return list(longer)
+    return history

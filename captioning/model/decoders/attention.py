@@ -1,0 +1,123 @@
+"""Show, Attend and Tell (Xu et al., 2015): a decoder that looks at a place for every word.
+
+Before each word it weighs the cells of the CNN's feature map by what it has written so far,
+and reads their mean with the word. Inputs and targets are as in `captioning.decoders.lstm`, but
+there is no step 0: the image is the cells, and the first state comes from their mean. Each cell is
+given learned vectors of its row and its column. The paper leaves these out; without them "left" can
+only be guessed.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from captioning.config import ModelConfig
+from captioning.data import PAD, START
+from captioning.model.decoders.base import DemoSettings, register
+from captioning.model.layers import Dropout, make_lstm_cell
+
+POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
+
+
+class AttentionState(NamedTuple):
+    """h, c [B,H], the cells and twice their keys [B,cells,E], the last weights [B,cells]."""
+
+    h: Tensor
+    c: Tensor
+    cells: Tensor
+    keys: Tensor
+    weights: Tensor
+
+
+@register("attention")
+class AttentionDecoder(nn.Module):
+    """An LSTM cell with soft attention over the cells; a `captioning.decoders.Decoder`.
+
+    The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
+    compared in the size of the embedding, E.
+    """
+
+    help = "slower; looks at the cells of the feature map before each word, and shows where"
+    pools: tuple[str, ...] = ("grid",)
+    max_layers = 1
+    batches_of = "pictures"
+    # It compares 256 cells with its state before every word, so it is smaller.
+    demo = DemoSettings(pool="grid", epochs=8, embed_size=64, hidden_size=128)
+
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
+        super().__init__()
+        embed_size, hidden_size = config.embed_size, config.hidden_size
+        self.max_seq_length = config.max_seq_length
+        self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
+        self.row = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.column = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.key = nn.Linear(embed_size, embed_size)
+        self.query = nn.Linear(hidden_size, embed_size, bias=False)
+        self.energy = nn.Linear(embed_size, 1, bias=False)  # softmax ignores a bias
+        self.gate = nn.Linear(hidden_size, embed_size)
+        self.init = nn.Linear(embed_size, 2 * hidden_size)
+        self.lstm = make_lstm_cell(lstm, 2 * embed_size, hidden_size)
+        self.linear = nn.Linear(hidden_size, config.vocab_size)
+        self.dropout = Dropout(config.dropout)
+
+    def start(self, image: Tensor) -> AttentionState:
+        h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
+        places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
+        cells = self.dropout(image + places).to(image.dtype)  # what autocast would do in each step
+        keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
+        return AttentionState(h, c, cells, keys, image.new_zeros(image.shape[:2]))
+
+    def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
+        """Look, and read one word each, of `read` [B,E]."""
+        h, c, cells, keys, _ = state
+        query = 2 * self.query(h).unsqueeze(1)
+        # tanh(x) is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as fast, and softmax
+        # ignores what the 1 adds to each energy.
+        with torch.autocast(h.device.type, enabled=False):
+            energies = (keys + query).sigmoid_() @ self.energy.weight.squeeze(0)
+            weights = (2 * energies).softmax(1)
+        seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
+        h, c = self.lstm(torch.cat([words, seen], 1), (h, c))
+        return AttentionState(h, c, cells, keys, weights)
+
+    def read(self, words: Tensor) -> Tensor:
+        """The vectors of words; those of all steps at once in training: one gradient, one mask."""
+        return self.dropout(self.embed(words))
+
+    def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        state = self.advance(self.read(words), state)
+        return self.linear(self.dropout(state.h)), state
+
+    @staticmethod
+    def select(state: AttentionState, rows: Tensor) -> AttentionState:
+        return AttentionState(*(tensor.index_select(0, rows) for tensor in state))
+
+    def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
+        return self.linear(self.unroll(image, captions, lengths)[0])
+
+    def unroll(
+        self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
+        state, hidden = self.start(image), []
+        if rows is not None:  # the captions of a picture share its keys and its dropout
+            state = self.select(state, rows)
+        words = self.read(captions[:, :-1]).unbind(1)
+        for vectors, count in zip(words, packed.batch_sizes.tolist(), strict=False):
+            if count < len(state.h):  # some captions have ended
+                state = AttentionState(*(tensor[:count] for tensor in state))
+            state = self.advance(vectors[:count], state)
+            hidden.append(state.h)
+        return self.dropout(torch.cat(hidden)), packed.data
+
+    @torch.no_grad()
+    def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
+        state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
+        for t in range(tokens.size(1)):
+            state = self.advance(self.read(words), state)
+            weights.append(state.weights)
+            words = tokens[:, t]
+        return torch.stack(weights, 1)

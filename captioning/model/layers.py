@@ -1,0 +1,72 @@
+"""What decoders are made of: the LSTM by name, to compare results with nn.LSTM's, and dropout."""
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+from captioning.config import check_choice
+from captioning.errors import CaptioningError
+
+LSTMS = ("fastlstm", "torch", "reference")
+WEIGHTS = ("float32", "bfloat16", "int8")
+HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
+
+
+def make_lstm(
+    kind: str, input_size: int, hidden_size: int, num_layers: int = 1, dropout: float = 0.0
+) -> nn.Module:
+    """A batch_first LSTM: fastlstm.LSTM, torch.nn.LSTM, or fastlstm.LSTM in plain PyTorch."""
+    check_choice("lstm", kind, LSTMS)
+    dropout = dropout if num_layers > 1 else 0.0  # nn.LSTM warns otherwise
+    layers = nn.LSTM if kind == "torch" else fastlstm.LSTM
+    lstm = layers(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
+    if kind == "reference":
+        lstm.engine = "reference"
+    return lstm
+
+
+def make_lstm_cell(kind: str, input_size: int, hidden_size: int) -> nn.Module:
+    """One step of it: fastlstm.LSTMCell, torch.nn.LSTMCell, or the first in plain PyTorch."""
+    check_choice("lstm", kind, LSTMS)
+    cell = (nn.LSTMCell if kind == "torch" else fastlstm.LSTMCell)(input_size, hidden_size)
+    if kind == "reference":
+        cell.engine = "reference"
+    return cell
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, whose mask a CPU draws four times as fast, from uniform numbers.
+
+    torch draws one Bernoulli number after the other in double precision, 11 ns each, which was a
+    seventh of a training step. fastlstm.LSTM does so too, so that a seed gives what nn.LSTM gives.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not 0 < self.p < 1 or not input.is_cpu:
+            return super().forward(input)
+        mask = torch.rand(input.shape).ge_(self.p).mul_(1 / (1 - self.p))
+        return input * mask.to(input.dtype)
+
+
+def freeze(model: nn.Module, weights: str = "float32") -> None:
+    """Packs the weights of a model's LSTMs once, to write captions on the CPU, in place.
+
+    In float32 the captions stay the same, and a model without LSTMs that can be packed (of nn.LSTM,
+    of the reference, on a GPU) stays as it is.
+
+    Args:
+        model: in eval mode.
+        weights: one of `WEIGHTS`, which the products of the LSTMs read.
+
+    Raises:
+        CaptioningError: there is no LSTM that can be packed, for other weights than float32.
+    """
+    check_choice("weights", weights, WEIGHTS)
+    own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
+    on_cpu = next(model.parameters()).device.type == "cpu" and fastlstm._build.has_kernels("cpu")
+    if on_cpu and any(lstm.engine != "reference" for lstm in own):
+        fastlstm.prepack(model, getattr(torch, weights))
+    elif weights != "float32":
+        raise CaptioningError(
+            f"--weights {weights}: expected --lstm fastlstm with its extension, and --device cpu"
+        )

@@ -1,0 +1,140 @@
+"""The training pictures most like a new one, whose captions help to rank what beam search finds.
+
+People describe similar pictures in similar words. So of the captions that beam search finds for a
+picture, those that agree with the captions of similar training pictures are better ("consensus
+reranking": Mao et al., 2015, "Deep Captioning with Multimodal Recurrent Neural Networks";
+Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captioning.cnn import FeatureTable
+from captioning.console import short
+from captioning.data import Vocabulary
+from captioning.errors import CaptioningError
+from captioning.model.cider import CiderD
+from captioning.model.tensors import check_numbers
+
+NEAREST = 40  # training pictures that a new one is compared with
+TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
+# What damaged tensors raise.
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+
+
+class Neighbors:
+    """Training pictures with their features and captions.
+
+    Args:
+        mean: [C], of the features of all of them.
+        directions: [N,C], the features of each minus the mean, scaled to length 1.
+        captions: the tokens of each picture's captions, without <start>.
+        weight: what a CIDEr-D of 1 against the captions of similar pictures adds to the score of a
+            hypothesis of beam search.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        directions: Tensor,
+        captions: Sequence[Sequence[Sequence[int]]],
+        weight: float,
+    ) -> None:
+        self.mean, self.directions = mean, directions
+        self.captions, self.weight = captions, weight
+
+    @classmethod
+    def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
+        """Those of a table of training pictures."""
+        parts = torch.arange(len(table.images)).split(256)
+        features = torch.cat([_vectors(table.read(rows)) for rows in parts])
+        mean = features.mean(0)
+        captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
+        directions = F.normalize(features - mean, dim=1)
+        return cls(mean, directions.half().float(), captions, weight)  # as `state_dict` keeps them
+
+    @cached_property
+    def cider(self) -> CiderD:
+        """Counts the document frequencies, in a second for 30,000 captions."""
+        return CiderD(self.captions)
+
+    def agreement(
+        self, features: Tensor, captions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """CIDEr-D of new captions of each picture against the captions of similar pictures.
+
+        Args:
+            features: [M,C] or [M,cells,C], of the pictures.
+            captions: the tokens of each picture's new captions.
+
+        Returns:
+            For each new caption the mean over the `NEAREST` most similar training pictures,
+            weighted by their similarity.
+        """
+        directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
+        nearest = min(NEAREST, len(self.directions))
+        cosines, pictures = (directions @ self.directions.t()).topk(nearest)
+        shares = (cosines / TEMPERATURE).softmax(1)
+        return [
+            self.cider.agreement(group, dict(zip(near, share, strict=True)))
+            for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers for a checkpoint."""
+        every = [caption for captions in self.captions for caption in captions]
+        return {
+            "weight": self.weight,
+            "mean": self.mean,
+            "directions": self.directions.half(),
+            "captions": torch.tensor([len(captions) for captions in self.captions]),
+            "lengths": torch.tensor([len(caption) for caption in every]),
+            "tokens": torch.tensor([t for caption in every for t in caption], dtype=torch.int32),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Any, feature_size: int) -> "Neighbors":
+        """From what `state_dict` gave.
+
+        Raises:
+            CaptioningError: it is something else.
+        """
+        try:
+            check_numbers(state, "neighbors")
+            mean, directions, counts, lengths, tokens = (
+                state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
+            )
+            for tensor, shape, floating in (
+                (mean, (feature_size,), True),
+                (directions, (len(counts), feature_size), True),
+                (counts, (max(1, len(counts)),), False),
+                (lengths, (int(counts.sum()),), False),
+                (tokens, (int(lengths.sum()),), False),
+            ):
+                kind = tensor.is_floating_point()
+                if tensor.shape != shape or kind != floating or tensor.is_complex():
+                    raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}")
+            captions = iter(part.tolist() for part in tokens.split(lengths.tolist()))
+            groups = [list(islice(captions, n)) for n in counts.tolist()]
+            weight = float(state["weight"])
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"a weight of {weight}")
+        except _DAMAGE as error:
+            raise CaptioningError(
+                f"neighbors: expected pictures and captions of {feature_size} features, got: "
+                f"{short(str(error))}"
+            ) from error
+        return cls(mean.float(), directions.float(), groups, weight)
+
+
+def _vectors(features: Tensor) -> Tensor:
+    """One vector for each picture: the mean of its cells, if it has cells."""
+    features = features.float()
+    return features.mean(1) if features.dim() == 3 else features

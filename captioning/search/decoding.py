@@ -1,0 +1,303 @@
+"""Decoding: greedy, beam search, sampling. It uses `start`, `step` and `select` of a decoder.
+
+All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioning.config import MAX_TOKENS, check_range
+from captioning.data import END, PAD, START, UNK
+from captioning.errors import CaptioningError
+from captioning.model import Decoder
+
+
+class Hypothesis(NamedTuple):
+    """One caption: `tokens` (with <end> if it ended) and the log-probability of each."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    score: float  # by which it was ranked
+
+
+def check_options(
+    beam_size: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_seq_length: int | None = None,
+) -> None:
+    """Check the options of the searches."""
+    for name, value, low in (
+        ("beam_size", beam_size, 1),
+        ("length_penalty", length_penalty, 0),
+        ("no_repeat_ngram", no_repeat_ngram, 0),
+        ("top_k", top_k, 0),
+    ):
+        check_range(name, value, low)
+    check_range("max_seq_length", max_seq_length, 1, MAX_TOKENS)
+    if not 0 < temperature < math.inf:
+        raise CaptioningError(f"temperature: expected > 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise CaptioningError(f"top_p: expected 0 < top_p <= 1, got {top_p}")
+
+
+def _log_probs(scores: Tensor) -> Tensor:
+    """Log-probabilities in float32, -inf for what must not be written."""
+    scores = scores.float()
+    scores[:, [PAD, START, UNK]] = -torch.inf
+    return scores.log_softmax(1)
+
+
+def _hypotheses(tokens: Tensor, log_probs: Tensor) -> list[Hypothesis]:
+    hypotheses = []
+    for row, values in zip(tokens.tolist(), log_probs.tolist(), strict=True):
+        length = row.index(END) + 1 if END in row else len(row)
+        hypotheses.append(Hypothesis(row[:length], values[:length], sum(values[:length])))
+    return hypotheses
+
+
+# From log-probabilities [B,V] of the captions `going` [B] at step t: the words [B].
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def best_words(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+    """The most probable words."""
+    return log_probs.argmax(1)
+
+
+def random_words(
+    uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Choose:
+    """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
+
+    def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+        return _draw(_filter(log_probs / temperature, top_k, top_p), uniform[going, t])
+
+    return choose
+
+
+@torch.no_grad()
+def write_tokens(
+    decoder: Decoder, image: Tensor, choose: Choose, max_seq_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Write captions word by word: int64 tokens [B,T], <pad> after <end>, and log-probabilities.
+
+    Log-probabilities are the model's own (temperature 1, nothing filtered), 0 after <end>.
+    """
+    steps = max_seq_length or decoder.max_seq_length
+    tokens = torch.full((len(image), steps), PAD, device=image.device)
+    values = torch.zeros(tokens.shape, device=image.device)
+    going = torch.arange(len(image), device=image.device)  # the captions that have not ended
+    state, words = decoder.start(image), torch.full_like(going, START)
+    for t in range(steps):
+        scores, state = decoder.step(words, state)
+        log_probs = _log_probs(scores)
+        words = choose(log_probs, going, t)
+        tokens[going, t] = words
+        values[going, t] = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
+        rows = (words != END).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        if len(rows) < len(going):
+            going, words, state = going[rows], words[rows], decoder.select(state, rows)
+    return tokens[:, : t + 1], values[:, : t + 1]
+
+
+def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """The words [B] at which the cumulative probabilities pass `uniform` [B]."""
+    sums = log_probs.softmax(1).cumsum(1)
+    top = sums[:, -1:]
+    points = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
+    return torch.searchsorted(sums, points, right=True).squeeze(1)
+
+
+def _filter(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
+    if top_k:
+        least = log_probs.topk(min(top_k, log_probs.size(1))).values[:, -1:]
+        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = log_probs.sort(descending=True)
+        before = ordered.softmax(1).cumsum(1) - ordered.softmax(1)
+        drop = torch.empty_like(before, dtype=torch.bool).scatter_(1, order, before >= top_p)
+        log_probs = log_probs.masked_fill(drop, -torch.inf)
+    return log_probs
+
+
+def greedy_search(
+    decoder: Decoder, image: Tensor, max_seq_length: int | None = None
+) -> list[Hypothesis]:
+    """The most probable word at every step.
+
+    Args:
+        decoder: in eval mode.
+        image: [B,...], from the encoder.
+        max_seq_length: maximum number of tokens; the decoder's own limit if None.
+
+    Returns:
+        One hypothesis per picture.
+    """
+    check_options(max_seq_length=max_seq_length)
+    return _hypotheses(*write_tokens(decoder, image, best_words, max_seq_length))
+
+
+def sample(
+    decoder: Decoder,
+    image: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_seq_length: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Hypothesis]:
+    """Draw each word at random.
+
+    Args:
+        decoder, image, max_seq_length: as in `greedy_search`.
+        temperature: > 0; below 1 prefers probable words.
+        top_k: draw from the k most probable words only; 0 from all.
+        top_p: draw from the fewest words whose probabilities add up to it (Holtzman et al., 2020).
+        generator: source of randomness, for reproducible captions.
+    """
+    check_options(temperature=temperature, top_k=top_k, top_p=top_p, max_seq_length=max_seq_length)
+    steps = max_seq_length or decoder.max_seq_length
+    uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
+    choose = random_words(uniform, temperature, top_k, top_p)
+    return _hypotheses(*write_tokens(decoder, image, choose, max_seq_length))
+
+
+@torch.no_grad()
+def beam_search(
+    decoder: Decoder,
+    image: Tensor,
+    beam_size: int = 5,
+    length_penalty: float = 0.7,
+    no_repeat_ngram: int = 0,
+    max_seq_length: int | None = None,
+) -> list[list[Hypothesis]]:
+    """Keep the `beam_size` best unfinished captions at every step, for all pictures at once.
+
+    Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
+    kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
+    no unfinished one can end better. At the last step they count too: something is returned.
+
+    Args:
+        decoder, image, max_seq_length: as in `greedy_search`.
+        beam_size: K >= 1; 1 is greedy search.
+        length_penalty: >= 0; 0 prefers short captions, 1 ranks by the mean. 0.7 was the best for
+            photographs.
+        no_repeat_ngram: n > 0 forbids any n words in a row to occur twice in a caption.
+
+    Returns:
+        K hypotheses per picture, best first; fewer if there are no more.
+    """
+    check_options(beam_size, length_penalty, no_repeat_ngram, max_seq_length=max_seq_length)
+    batch, k, device = len(image), beam_size, image.device
+    steps = max_seq_length or decoder.max_seq_length
+    pictures = torch.arange(batch, device=device)  # those that are not done
+    live = _Beams.empty(batch, k, steps, device)
+    live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows
+    ended = _Beams.empty(batch, k, steps, device)
+    words = torch.full((batch * k,), START, device=device)
+    state = decoder.select(decoder.start(image), pictures.repeat_interleave(k))
+    for t in range(steps):
+        scores, state = decoder.step(words, state)
+        log_probs = _log_probs(scores)
+        if no_repeat_ngram:
+            _forbid_repeats(log_probs, live.tokens[:, :, :t].flatten(0, 1), no_repeat_ngram)
+        grown, parents = live.grow(log_probs.view(len(pictures), k, -1), t)
+        words = grown.tokens[:, :, t]
+        ends = words == END
+        stops = ends.clone() if t + 1 < steps else torch.ones_like(ends)
+        stops[:, k:] = False  # only the best K
+        ranks = (grown.ranks / (t + 1) ** length_penalty).masked_fill(~stops, -torch.inf)
+        best = ended.rows(pictures).join(grown._replace(ranks=ranks))
+        best = best.pick(best.ranks.topk(k).indices)
+        ended.put(pictures, best)
+        order = ends.byte().argsort(stable=True)[:, :k]
+        live, parents, words = grown.pick(order), parents.gather(1, order), words.gather(1, order)
+        # Words to come can only lower the sum, and length can at most become `steps`.
+        done = live.ranks[:, 0] / steps**length_penalty <= best.ranks[:, -1]
+        if k == 1:
+            done |= ends[:, 0]  # greedy search ends with the first <end>
+        going = (~done).nonzero().squeeze(1)
+        if t + 1 == steps or not len(going):
+            break
+        parents = parents + torch.arange(len(pictures), device=device).unsqueeze(1) * k
+        state = decoder.select(state, parents[going].flatten())
+        live, words, pictures = live.rows(going), words[going].flatten(), pictures[going]
+    return ended.hypotheses()
+
+
+class _Beams(NamedTuple):
+    """The beams of some pictures; `ranks` [B,K] orders them, and is -inf where there is none."""
+
+    ranks: Tensor
+    tokens: Tensor  # int64 [B,K,steps], <pad> where nothing is written
+    values: Tensor  # [B,K,steps], the log-probability of each token
+
+    @classmethod
+    def empty(cls, batch: int, k: int, steps: int, device: torch.device) -> "_Beams":
+        values = torch.zeros(batch, k, steps, device=device)
+        tokens = torch.full_like(values, PAD, dtype=torch.long)
+        return cls(torch.full((batch, k), -torch.inf, device=device), tokens, values)
+
+    def pick(self, indices: Tensor) -> "_Beams":
+        """Some beams [B,M] of each picture."""
+        every = indices.unsqueeze(2).expand(-1, -1, self.tokens.size(2))
+        return _Beams(
+            self.ranks.gather(1, indices),
+            self.tokens.gather(1, every),
+            self.values.gather(1, every),
+        )
+
+    def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
+        """The best 2 K beams with one more word, ranked by their sums, and the beam each came from.
+
+        At most K of them end, one of each beam, so K are left to continue.
+
+        Args:
+            log_probs: [B,K,V] of the word at step t.
+        """
+        sums = self.ranks.unsqueeze(2) + log_probs
+        total, best = sums.flatten(1).topk(2 * sums.size(1))
+        parents = best // sums.size(2)
+        grown = self.pick(parents)._replace(ranks=total)
+        grown.tokens[:, :, t] = best % sums.size(2)
+        grown.values[:, :, t] = log_probs.flatten(1).gather(1, best)
+        return grown, parents
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """Those of each picture, best first."""
+        found = iter(_hypotheses(self.tokens.flatten(0, 1), self.values.flatten(0, 1)))
+        groups = []
+        for row in self.ranks.tolist():
+            group = [next(found)._replace(score=rank) for rank in row]
+            # A tiny vocabulary may not have K captions.
+            groups.append([h for h in group if h.score > -torch.inf] or group[:1])
+        return groups
+
+    def rows(self, pictures: Tensor) -> "_Beams":
+        return _Beams(*(tensor[pictures] for tensor in self))
+
+    def put(self, pictures: Tensor, beams: "_Beams") -> None:
+        for mine, new in zip(self, beams, strict=True):
+            mine[pictures] = new
+
+    def join(self, other: "_Beams") -> "_Beams":
+        return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+
+def _forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int) -> None:
+    """Forbid each word that would complete n words in a row that are there already."""
+    for row, written in enumerate(tokens.tolist()):
+        tail = written[len(written) - n + 1 :]
+        for i in range(len(written) - n + 1):
+            if written[i : i + n - 1] == tail:
+                log_probs[row, written[i + n - 1]] = -torch.inf

@@ -1,0 +1,146 @@
+"""Prepares a training as requested: its files, CNN, words, sizes and settings."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning.cnn import FeatureTable, cache_path, extract_features
+from captioning.config import DROPOUT, IMAGE_AT, SMALL_SET, ModelConfig, TrainConfig, option
+from captioning.data import Vocabulary
+from captioning.errors import CaptioningError
+from captioning.model import Captioner, Checkpoint, CNNIdentity, decoder_class, load_checkpoint
+from captioning.training.request import MIN_COUNT, MODEL_SETTINGS, Origin, TrainingRequest, unsized
+from captioning.training.run import MAY_CHANGE, saved_config
+
+
+def prepare_training(
+    request: TrainingRequest, is_first: bool = True
+) -> tuple[Checkpoint, TrainConfig, dict[str, FeatureTable]]:
+    """The captioner before training, the settings, and the feature tables by split.
+
+    Args:
+        request: what to train.
+        is_first: whether this process writes the vocabulary.
+    """
+    # Errors are found before weights are downloaded and pictures encoded.
+    origin = origin_of(request)
+    check_settings(request, origin)
+    if origin:
+        check_same(request, origin)
+    choice = replace(request.cnn, pool=None if origin else pool_of(request))
+    data = {split: request.load(split) for split in request.splits}
+    pictures, captions = len(data["train"].images), data["train"].captions
+    config = request.config(pictures, origin)
+    vocabulary = vocabulary_of(request, captions, origin)
+
+    cnn = origin.checkpoint.cnn.load() if origin else choice.load()
+    folder = features_folder(request, origin)
+    tables = {}
+    for split, dataset in data.items():
+        path = cache_path(folder, request.splits[split])
+        cache = extract_features(cnn, dataset.images, path, request.extraction)
+        tables[split] = FeatureTable(dataset, cache)
+    training = {}
+    with contextlib.suppress(ValueError):  # they are on another drive
+        training["features"] = os.path.relpath(folder, request.output)  # for --resume
+    if origin:
+        checkpoint = origin.checkpoint
+        checkpoint.model.neighbors = None  # they may be those of another training set
+        checkpoint.training = checkpoint.training | training if origin.config else training
+        return checkpoint, config, tables
+    if is_first:
+        vocabulary.save(request.output / "vocabulary.json")
+    size = "small" if pictures < SMALL_SET else "large"
+    sizes: dict[str, Any] = {"dropout": DROPOUT[size], "image_at": IMAGE_AT[size]}
+    sizes |= {**request.model, "grid": cnn.grid}
+    torch.manual_seed(config.seed)
+    model = Captioner(ModelConfig(cnn.feature_shape[-1], len(vocabulary), **sizes), request.lstm)
+    model.set_word_frequencies(map(vocabulary.encode, captions))
+    return Checkpoint(model, vocabulary, CNNIdentity.of(cnn), training), config, tables
+
+
+def origin_of(request: TrainingRequest) -> Origin | None:
+    """The run to resume, or the captioner to start from, if any."""
+    last = request.output / "last.pt"
+    if request.resume and last.exists():
+        checkpoint = load_checkpoint(last, request.lstm)
+        return Origin(last, checkpoint, saved_config(checkpoint, last))
+    if request.start:
+        return Origin(request.start, load_checkpoint(request.start, request.lstm))
+    return None
+
+
+def check_settings(request: TrainingRequest, origin: Origin | None) -> None:
+    """Refuse settings that need a captioner or a validation set when there is none."""
+    config = request.config(0, origin)
+    if config.self_critical and not origin:
+        raise CaptioningError(
+            "--self-critical continues with a trained captioner: give --start CHECKPOINT"
+        )
+    if config.patience and not request.val:
+        raise CaptioningError(f"--patience: expected 0 without --val, got {config.patience}")
+
+
+def check_same(request: TrainingRequest, origin: Origin) -> None:
+    """Refuse what differs from the captioner that training continues with."""
+    model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
+    known = {name: getattr(model, name) for name in MODEL_SETTINGS}
+    known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
+    known["view"] = "whole" if cnn.transform.squash else "crop"
+    if request.cnn.weights == "DEFAULT":  # which stands for a name
+        del known["weights"]
+    if origin.config:
+        known |= {n: v for n, v in asdict(origin.config).items() if n not in MAY_CHANGE}
+    given = asdict(request.cnn) | dict(request.model) | dict(request.settings)
+    for name, value in known.items():
+        if given.get(name, None) not in (None, value):
+            raise CaptioningError(
+                f"{option(name)}: expected {value}, as in {origin.path}, got {given[name]}; "
+                "leave it out"
+            )
+
+
+def pool_of(request: TrainingRequest) -> str:
+    """The pooling of a new captioner's CNN; also checks its decoder and sizes."""
+    config = unsized(request.model)
+    pools = decoder_class(config).pools
+    pool = request.cnn.pool or pools[0]
+    if pool not in pools:
+        raise CaptioningError(
+            f"--pool: expected {' or '.join(pools)} with --decoder {config.decoder}, got {pool}"
+        )
+    return pool
+
+
+def vocabulary_of(
+    request: TrainingRequest, captions: Iterable[str], origin: Origin | None
+) -> Vocabulary:
+    """The words of the captioner to continue with, of a file, or of the captions."""
+    known = origin.checkpoint.vocabulary if origin else None
+    if known and not request.vocab and request.min_count is None:
+        return known
+    if request.vocab:
+        source, vocabulary = "--vocab", Vocabulary.load(request.vocab)
+    else:
+        count = MIN_COUNT if request.min_count is None else request.min_count
+        source, vocabulary = f"--min-count {count}", Vocabulary.build(captions, count)
+    if origin and known and vocabulary.words != known.words:
+        raise CaptioningError(
+            f"{source}: expected the {len(known)} words of {origin.path}, got {len(vocabulary)} "
+            "words that are not the same; leave it out"
+        )
+    return vocabulary
+
+
+def features_folder(request: TrainingRequest, origin: Origin | None) -> Path:
+    """Where features are kept: as given, as in the resumed run, or beside the captioner."""
+    if request.features:
+        return request.features
+    if origin and origin.config and "features" in origin.checkpoint.training:
+        return request.output / origin.checkpoint.training["features"]
+    return (request.start.parent if request.start else request.output) / "features"

@@ -1,0 +1,107 @@
+"""A request for training: `captioning train` makes one of its options, Python code can too."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captioning.cnn import CNNChoice, Extraction
+from captioning.config import ModelConfig, TrainConfig, check_at_least, from_dict, recipe, setting
+from captioning.console import say
+from captioning.data import CaptionDataset, load_coco
+from captioning.errors import CaptioningError
+from captioning.model import HELP, LSTMS, Checkpoint, decoder_class
+
+MIN_COUNT = 4
+MODEL_SETTINGS = (
+    *("decoder", "embed_size", "hidden_size", "num_layers"),
+    *("max_seq_length", "dropout", "image_at"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """What to train, on what, and where to write it.
+
+    Args:
+        cnn: the frozen CNN.
+        extraction: how pictures are encoded, on which device everything runs, and what happens to
+            broken pictures.
+        model: those fields of `ModelConfig` that are in `MODEL_SETTINGS`; the others have their
+            defaults, or the values of the captioner that training continues with.
+        settings: fields of `TrainConfig`; the others follow from the number of pictures
+            (`captioning.config.recipe`), or are those of the run that is resumed.
+    """
+
+    train: Path = setting("COCO captions file")
+    train_images: Path | None = setting("folder of its pictures", None)
+    val: Path | None = setting("COCO captions file to validate on", None)
+    val_images: Path | None = setting("folder of its pictures", None)
+    test: Path | None = setting("COCO captions file to score the best epoch on", None)
+    test_images: Path | None = setting("folder of its pictures", None)
+    output: Path = setting("folder for checkpoints")
+    features: Path | None = setting("folder of feature caches (OUTPUT/features, or START's)", None)
+    vocab: Path | None = setting("vocabulary file; built if not given", None)
+    min_count: int | None = setting(
+        f"a built vocabulary has the words that occur at least this often ({MIN_COUNT})", None
+    )
+    start: Path | None = setting(
+        "checkpoint whose weights to start from, with its words, model and CNN", None
+    )
+    resume: bool = setting(
+        "continue from OUTPUT/last.pt, if it exists; its words, model, CNN and settings need not "
+        "be given again",
+        False,
+    )
+    lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
+    cnn: CNNChoice = CNNChoice()
+    extraction: Extraction = Extraction()
+    model: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, min_count=1)
+        if unknown := [name for name in self.model if name not in MODEL_SETTINGS]:
+            raise CaptioningError(f"model: expected {', '.join(MODEL_SETTINGS)}, got {unknown[0]}")
+
+    @property
+    def splits(self) -> dict[str, Path]:
+        """The captions files by split."""
+        files = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: path for split, path in files.items() if path}
+
+    def config(self, pictures: int, origin: "Origin | None") -> TrainConfig:
+        """The given settings; the others are the resumed run's, or suit the number of pictures."""
+        known = origin.config if origin else None
+        if known is None:
+            model = origin.checkpoint.model.config if origin else unsized(self.model)
+            batches_of = self.settings.get("batches_of", decoder_class(model).batches_of)
+            known = recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
+        return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
+
+    def load(self, split: str) -> CaptionDataset:
+        """The captions and pictures of a split; says which were skipped."""
+        images = getattr(self, f"{split}_images")
+        dataset = load_coco(self.splits[split], images, self.extraction.on_error, True)
+        say(*dataset.report_skipped())
+        return dataset
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The captioner that training continues with.
+
+    Args:
+        path: its file.
+        checkpoint: what is in it.
+        config: the settings of the run that is resumed; None if only its captioner is taken.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    config: TrainConfig | None = None
+
+
+def unsized(model: Mapping[str, Any]) -> ModelConfig:
+    """The given sizes; those that the data will decide are 1."""
+    return ModelConfig(feature_size=1, vocab_size=1, grid=1, **model)
