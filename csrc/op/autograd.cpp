@@ -4,10 +4,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "call.h"
-#include "differentiable.h"
-#include "layer.h"
-#include "step_weights.h"
+#include "core/call.h"
+#include "core/layer.h"
+#include "op/differentiable.h"
+#include "op/step_weights.h"
 
 namespace fastlstm {
 namespace {

@@ -1,10 +1,12 @@
-#include "step_weights.h"
+#include "op/step_weights.h"
 
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+
+#include "core/operators.h"
 
 namespace fastlstm {
 

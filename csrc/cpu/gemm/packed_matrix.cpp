@@ -1,4 +1,4 @@
-#include "cpu/products/packed_matrix.h"
+#include "cpu/gemm/packed_matrix.h"
 
 #include <ATen/Parallel.h>
 
@@ -6,7 +6,7 @@
 #include <atomic>
 #include <type_traits>
 
-#include "cpu/products/thread_series.h"
+#include "cpu/gemm/thread_series.h"
 
 namespace fastlstm {
 namespace {
@@ -358,31 +358,26 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
 FASTLSTM_INSTANTIATE_PRODUCT(float, float)
 FASTLSTM_INSTANTIATE_PRODUCT(double, double)
 FASTLSTM_INSTANTIATE_PRODUCT(bfloat16, float)
-FASTLSTM_INSTANTIATE_PRODUCT(float16, float)
 FASTLSTM_INSTANTIATE_PRODUCT(int8, float)
 template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const PackedMatrix<bfloat16>&, const Range&,
                               const std::vector<bfloat16*>&);
-template void multiply_panels(const std::vector<const float16*>&, int64_t,
-                              const PackedMatrix<float16>&, const Range&,
-                              const std::vector<float16*>&);
 
 // Of layers of 16 bits that are multiplied in float32.
-#define FASTLSTM_INSTANTIATE_NARROWED(T)                                                        \
-  template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&, \
-                                  const std::vector<T*>&, bool);                                \
-  template void multiply_panels(const std::vector<const float*>&, int64_t,                      \
-                                const PackedMatrix<float>&, const Range&, const std::vector<T*>&);
-FASTLSTM_INSTANTIATE_NARROWED(bfloat16)
-FASTLSTM_INSTANTIATE_NARROWED(float16)
+template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+                                const std::vector<bfloat16*>&, bool);
+template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+                                const std::vector<float16*>&, bool);
 
 // Of those that layers are trained with.
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
+#define FASTLSTM_INSTANTIATE_TRAINED(T, A)                                                        \
   template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                   \
   template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,            \
                                  const std::vector<T*>&, bool);                                   \
   template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \
                                     A*, bool);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+FASTLSTM_INSTANTIATE_TRAINED(float, float)
+FASTLSTM_INSTANTIATE_TRAINED(double, double)
+FASTLSTM_INSTANTIATE_TRAINED(bfloat16, float)
 
 }  // namespace fastlstm
