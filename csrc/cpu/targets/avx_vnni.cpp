@@ -1,10 +1,7 @@
 // int8 by the dot product instructions of AVX_VNNI: laptops since 2021.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avxvnni")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("avx2,fma,avxvnni")
 #define FASTLSTM_ISA avx_vnni
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"
@@ -30,7 +27,5 @@ const Product<int8> int8_weights =
 
 }  // namespace avx_vnni
 }  // namespace fastlstm
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+FASTLSTM_TARGET_END
 #endif

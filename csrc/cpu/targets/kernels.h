@@ -21,6 +21,7 @@ struct RowKernels {
 
 template <typename T>
 struct Kernels {
+  // Of nullptr where the target converts 16 bits to float32 for the stepwise engine.
   RowKernels<T, State_t<T>> row;
   // For the tiled engine. Where the target has no tiles for T, a 16-bit type, `product` is nullptr
   // and rows are multiplied in float32.
