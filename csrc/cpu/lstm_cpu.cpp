@@ -55,17 +55,13 @@ bool has_product(at::ScalarType dtype) {
   return dispatch(dtype, [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
 }
 
-// Whether the target has the stepwise engine's kernels for the layer's dtype.
-bool has_rows(at::ScalarType dtype) {
-  return dispatch(dtype,
-                  [](auto t, auto) { return kernels<decltype(t)>().row.forward != nullptr; });
-}
-
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
-// with a projection, and for a single step, where there is little to convert.
+// with a projection, for a single step, where there is little to convert, and stepwise where the
+// target has no kernels for it.
 bool is_converted(const Layer& layer, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (!tiled) return !has_rows(dtype);
+  if (!tiled)
+    return dispatch(dtype, [](auto t, auto) { return !kernels<decltype(t)>().row.forward; });
   return layer.input.element_size() == 2 &&
          (layer.projects() || (is_plain_step(layer) && !has_product(dtype)));
 }

@@ -268,7 +268,7 @@ void add_cases(const char* target, const Kernels<T>& kernels) {
           check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
     });
   if (!kernels.product) return;
-  const std::string tiled = testing::target_of(*kernels.product, target) + dtype;
+  const std::string tiled = kernels.product->instructions + dtype;
   testing::Case(tiled + "cells", [kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})

@@ -484,11 +484,11 @@ const bool added = [] {
     add_cases(target + "/float32/", *table.Float.product);
     add_cases(target + "/float64/", *table.Double.product);
     const auto& pairs = *table.bfloat16_weights;
-    const std::string bf16 = testing::target_of(pairs, table.target) + "/bfloat16/";
+    const std::string bf16 = pairs.instructions + std::string("/bfloat16/");
     add_cases(bf16, pairs);
     add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
     const auto& whole = *table.int8_weights;
-    const std::string int8 = testing::target_of(whole, table.target) + "/int8/";
+    const std::string int8 = whole.instructions + std::string("/int8/");
     add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
     testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });

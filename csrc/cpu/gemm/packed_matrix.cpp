@@ -6,8 +6,6 @@
 #include <atomic>
 #include <type_traits>
 
-#include "cpu/gemm/thread_series.h"
-
 namespace fastlstm {
 namespace {
 
@@ -233,10 +231,8 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
     product.panels = group.count, product.panel_stride = group.stride;
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
-    else if constexpr (std::is_same_v<C, T>)
-      matrix.product().multiply_rounded(product);
     else
-      TORCH_INTERNAL_ASSERT(false, "a layer of 16 bits with a projection is converted first");
+      matrix.product().multiply_rounded(product);
   });
 }
 

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/gemm/thread_series.h"
 #include "cpu/layer/packed_direction.h"
 #include "cpu/stages/cells.h"
 

@@ -8,14 +8,13 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 //
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/tile_product.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace avx512_bf16 {
 
-extern const Product<bfloat16> product;
 const Product<bfloat16> product =
     with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
-extern const Cell<bfloat16> cell;
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
 

@@ -7,6 +7,7 @@ FASTLSTM_TARGET("avx2,fma,avxvnni")
 #include "cpu/targets/avx2.h"
 //
 #include "cpu/products/tiles_int8.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace avx_vnni {
@@ -21,7 +22,6 @@ struct UnsignedDotProduct {
   }
 };
 
-extern const Product<int8> int8_weights;
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
 

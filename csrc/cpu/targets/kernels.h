@@ -49,6 +49,24 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
+// What the targets have: their tables, and optional instructions.
+#define FASTLSTM_DECLARE(target, type, name) \
+  namespace target {                         \
+  extern const type name;                    \
+  }
+FASTLSTM_DECLARE(baseline, KernelTable, table)
+FASTLSTM_DECLARE(avx2, KernelTable, table)
+FASTLSTM_DECLARE(avx512, KernelTable, table)
+FASTLSTM_DECLARE(neon, KernelTable, table)
+FASTLSTM_DECLARE(avx_vnni, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(avx512_vnni, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(avx512_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
+FASTLSTM_DECLARE(neon_dotprod, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(neon_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
+#undef FASTLSTM_DECLARE
+
 // Our own kernels for one of ATen's capabilities, with the optional instructions of this machine.
 // On arm64 only these optional ones are chosen.
 KernelTable own_kernels(const char* capability);
@@ -77,5 +95,15 @@ const Product<W>& product_of() {
   else
     return *kernels<W>().product;
 }
+
+// Around a thread's products of W, of which a library may keep a context. Nothing within may throw.
+template <typename W>
+struct ThreadSeries {
+  ThreadSeries() = default;
+  ThreadSeries(const ThreadSeries&) = delete;
+  ~ThreadSeries() {
+    if (product_of<W>().end_thread) product_of<W>().end_thread();
+  }
+};
 
 }  // namespace fastlstm

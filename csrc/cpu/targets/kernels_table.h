@@ -30,7 +30,6 @@ constexpr Product<bfloat16> bfloat16_weights =
 constexpr Product<int8> int8_weights =
     int8_product<Target::int8_tile_rows, Target::tile_vectors, DotProduct>();
 
-extern const KernelTable table;
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &product<float>, &cell<float>},
                            {row_kernels<double, double>(), &product<double>, &cell<double>},

@@ -9,7 +9,6 @@
 #include "core/operators.h"
 #include "cpu/cell/cell.h"
 #include "cpu/gemm/packed_matrix.h"
-#include "cpu/gemm/thread_series.h"
 #include "cpu/walk/tiled.h"
 
 namespace fastlstm {

@@ -4,7 +4,6 @@
 
 #include "core/packed.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/thread_series.h"
 #include "cpu/layer/packed_direction.h"
 #include "cpu/step.h"
 #include "stepwise/forward.h"

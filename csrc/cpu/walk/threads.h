@@ -9,7 +9,6 @@
 #include <atomic>
 #include <exception>
 
-#include "cpu/gemm/thread_series.h"
 #include "cpu/layer/rows.h"
 #include "cpu/plan.h"
 
