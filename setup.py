@@ -156,12 +156,14 @@ def extension(kinds):
     from torch.utils import cpp_extension
 
     sources = glob("csrc/**/*.cpp", recursive=True)
-    macros, new_extension = [], cpp_extension.CppExtension
+    # torch's headers then include no operator that is not named: half the time of a compilation.
+    macros = [("AT_PER_OPERATOR_HEADERS", None)]
+    new_extension = cpp_extension.CppExtension
     if "cuda" not in kinds:
         sources = [source for source in sources if not source.startswith("csrc/cuda/")]
     else:
         sources += glob("csrc/cuda/*.cu")
-        macros = [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
+        macros += [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
         new_extension = cpp_extension.CUDAExtension
     # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code.
     gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]
@@ -186,6 +188,18 @@ def extension(kinds):
         },
         extra_link_args=link_openmp,
     )
+
+
+def in_one_file(sources, folder):
+    """Sources with those around torch's dispatcher as one: torch's headers are most of their time."""
+    few = [s for s in sources if s.startswith(("csrc/op/", "csrc/core/"))]
+    if not few:
+        return sources
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "op_and_core.cpp")
+    with open(path, "w") as file:
+        file.writelines(f'#include "{os.path.relpath(s, "csrc")}"\n' for s in few)
+    return [s for s in sources if s not in few] + [path]
 
 
 def build_record(kinds, note):
@@ -238,6 +252,9 @@ def commands(kinds, note):
             self.force = True  # a library that is newer than its sources may be for another torch
             if self.editable_mode:  # pip would give a temporary folder, so nothing could be reused
                 self.build_temp = os.path.join("build", f"editable-{sys.implementation.cache_tag}")
+            elif not self.inplace:  # which will hardly be compiled again, file by file
+                for each in self.extensions:
+                    each.sources = in_one_file(each.sources, self.build_temp)
 
         def run(self):
             super().run()

@@ -1,6 +1,6 @@
 // Tensors as typed pointers.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <vector>
 

@@ -1,7 +1,7 @@
 """A call of one layer as one value, and the list of its weights by name.
 
 The only place in Python that knows the order of the op's arguments and of its list of weights;
-in C++ those are csrc/op/call.h and csrc/op/weights.h.
+in C++ those are csrc/core/call.h and csrc/core/weights.h.
 """
 
 from __future__ import annotations

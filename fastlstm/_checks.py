@@ -1,4 +1,4 @@
-"""Argument checks of the reference, with the messages that csrc/op/checks.cpp has for the op."""
+"""Argument checks of the reference, with the messages that csrc/core/checks.cpp has for the op."""
 
 from __future__ import annotations
 

@@ -62,6 +62,7 @@ def ops():
             f"-I{SIMT}",
             f"-I{SIMT / 'op'}",
             f"-I{ROOT / 'csrc/cuda'}",
+            f"-I{ROOT / 'csrc'}",
             *(f"-isystem{path}" for path in cpp_extension.include_paths()),
             str(SIMT / "op/emulated_op.cpp"),
             "-x",

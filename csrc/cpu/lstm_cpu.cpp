@@ -2,8 +2,8 @@
 #include <ATen/Context.h>
 #include <torch/library.h>
 
-#include "cpu/cell/step.h"
 #include "cpu/plan.h"
+#include "cpu/step.h"
 #include "cpu/targets/kernels.h"
 #include "cpu/walk/tiled.h"
 #include "stepwise/backward.h"
@@ -19,7 +19,7 @@ struct CpuStepKernels : stepwise::AtenProducts {
   template <typename T>
   static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
                                 const std::vector<WalkStep>& steps) {
-    return stepwise::previous_hidden(layer, d, output, steps);
+    return fastlstm::previous_hidden(layer, d, output, steps);
   }
 };
 
@@ -56,10 +56,14 @@ bool has_product(at::ScalarType dtype) {
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
-// with a projection, and for a single step, where there is little to convert.
-bool is_converted(const Layer& layer) {
+// with a projection, for a single step, where there is little to convert, and stepwise where the
+// target has no kernels for it.
+bool is_converted(const Layer& layer, bool tiled) {
+  const auto dtype = layer.input.scalar_type();
+  if (!tiled)
+    return dispatch(dtype, [](auto t, auto) { return !kernels<decltype(t)>().row.forward; });
   return layer.input.element_size() == 2 &&
-         (layer.projects() || (is_plain_step(layer) && !has_product(layer.input.scalar_type())));
+         (layer.projects() || (is_plain_step(layer) && !has_product(dtype)));
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
@@ -77,15 +81,20 @@ bool multiplies_in_bfloat16(at::ScalarType dtype) {
 template <typename Function>
 auto dispatch_product(at::ScalarType dtype, bool projects, const Function& function) {
   if (!projects && multiplies_in_bfloat16(dtype)) return function(float(), bfloat16());
-  return dispatch(
-      dtype, [&](auto t, auto a) { return has_product(dtype) ? function(t, t) : function(t, a); });
+  return dispatch(dtype, [&](auto t, auto a) {
+    if constexpr (!std::is_same_v<decltype(t), float16>)  // which no processor multiplies
+      if (has_product(dtype)) return function(t, t);
+    return function(t, a);
+  });
 }
 
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && is_converted(layer)) {
+  if (is_converted(layer, tiled)) {
+    const Layer in_float = as_float(layer);
     auto [output, h_n, c_n, cells, gates] =
-        tiled_forward<float>(as_float(layer), save_cells, save_gates);
+        tiled ? tiled_forward<float>(in_float, save_cells, save_gates)
+              : stepwise_forward<float, float, CpuStepKernels>(in_float, save_cells, save_gates);
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.to(dtype)};
   }
@@ -102,10 +111,15 @@ ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool
 BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
                         const GradientRequest& request, bool tiled) {
   const auto dtype = layer.input.scalar_type();
-  if (tiled && is_converted(layer)) {
-    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = tiled_backward<float>(
-        as_float(layer), {as_float(saved.output), saved.cells, as_float(saved.gates)},
-        {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells}, request);
+  if (is_converted(layer, tiled)) {
+    const Layer in_float = as_float(layer);
+    const Saved saved_float{as_float(saved.output), saved.cells, as_float(saved.gates)};
+    const OutputGrads grads_float{as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n),
+                                  grads.cells};
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
+        tiled ? tiled_backward<float>(in_float, saved_float, grads_float, request)
+              : stepwise_backward<float, float, CpuStepKernels>(in_float, saved_float, grads_float,
+                                                                request);
     for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
     return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
             grad_weights};

@@ -20,6 +20,16 @@ struct ThreadGrid {
   int64_t threads() const { return members() * directions; }
 };
 
+// One of the threads of a grid: its share of the units, and of the rows: row_group,
+// row_group + row_groups, ... With rows sorted by length, every group gets its share.
+struct Member {
+  int64_t index, unit_group, row_group;
+};
+
+inline Member member_of(const ThreadGrid& grid, int64_t index) {
+  return {index, index % grid.unit_groups, index / grid.unit_groups};
+}
+
 // Of a core, as the system has it; 1 MB where it does not say.
 int64_t l2_cache_bytes();
 

@@ -1,7 +1,7 @@
 // Working memory for one call of an engine. The next call gets it again: new memory from
 // the system costs a page fault every 4 KB, more than half of a short walk with large weights.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 namespace fastlstm {
 

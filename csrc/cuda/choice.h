@@ -8,7 +8,7 @@
 #include <set>
 #include <string>
 
-#include "../op/layer.h"
+#include "../core/layer.h"
 #include "device_sequence.h"
 #include "plan.h"
 #include "request.h"

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "../op/layer.h"
+#include "../core/layer.h"
 #include "../pointers.h"
 #include "persistent.h"
 
@@ -60,7 +60,7 @@ struct DeviceSequence {
   }
 };
 
-// stepwise::previous_hidden in one launch.
+// previous_hidden in one launch.
 template <typename T>
 Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
                        const Tensor& output) {

@@ -70,10 +70,10 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const Sizes s = layer.sizes();
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
   const auto options = layer.input.options();
-  const Tensor input = stepwise::flat(layer.input, s.flat_rows);
+  const Tensor input = flat(layer.input, s.flat_rows);
   gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
   const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
-  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const Tensor h_0 = exchangeable(h_mask.defined() ? to.h_n * h_mask : layer.h_0, width);
   const bool separate = h_mask.defined() || width != hidden;
   const Tensor exchange =
@@ -129,7 +129,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   }
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   mark_unwritten(d_gates);
-  const Tensor h_mask = stepwise::contiguous_or_undefined(layer.h_mask);
+  const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const stepwise::ZoneoutRows<T> zoneout(layer);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 

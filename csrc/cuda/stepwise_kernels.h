@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "../op/layer.h"
-#include "../stepwise/rows.h"
+#include "../core/layer.h"
+#include "../stepwise/input.h"
 #include "device_sequence.h"
 #include "launch.h"
 

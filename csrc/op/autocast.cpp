@@ -4,8 +4,8 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
-#include "call.h"
-#include "weights.h"
+#include "core/call.h"
+#include "core/weights.h"
 
 namespace fastlstm {
 namespace {

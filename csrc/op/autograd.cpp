@@ -9,10 +9,10 @@
 #include <string>
 #include <utility>
 
-#include "call.h"
-#include "differentiable.h"
-#include "layer.h"
-#include "step_weights.h"
+#include "core/call.h"
+#include "core/layer.h"
+#include "op/differentiable.h"
+#include "op/step_weights.h"
 
 namespace fastlstm {
 namespace {

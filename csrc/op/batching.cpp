@@ -4,13 +4,14 @@
 // gradients of the weights are products of its d_gates. Where d_gates are not enough for that (a
 // projection, layer normalisation, gates that backward recomputes), or more than gradients is
 // batched, each sample has a call of its own.
-#include "batching.h"
+#include "op/batching.h"
 
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
-#include "layer.h"
-#include "stepwise/rows.h"
+#include "core/flat_rows.h"
+#include "core/layer.h"
+#include "core/operators.h"
 
 namespace fastlstm {
 namespace {
@@ -108,9 +109,9 @@ void add_products(std::vector<Tensor>& found, const SampledBackward& call, const
   const auto product = [&](const Tensor& factor) {
     return at::mm(by_row.t(), factor).view({count, gates, factor.size(1)});
   };
-  const Tensor output = stepwise::flat(*call.tensors[kOutput], rows).narrow(1, d * out, out);
-  found.push_back(product(stepwise::flat(stepwise::without_padding(layer), rows)));
-  found.push_back(product(stepwise::previous_hidden(layer, d, output, walk(layer, d == 1))));
+  const Tensor output = flat(*call.tensors[kOutput], rows).narrow(1, d * out, out);
+  found.push_back(product(flat(without_padding(layer), rows)));
+  found.push_back(product(previous_hidden(layer, d, output, walk(layer, d == 1))));
   if (layer.has_bias()) found.push_back(by_row.sum(0).view({count, gates}));
 }
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "call.h"
+#include "core/call.h"
 
 namespace fastlstm {
 

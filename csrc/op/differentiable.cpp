@@ -1,9 +1,11 @@
-#include "differentiable.h"
+#include "op/differentiable.h"
 
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "../equations/layer_norm_step.h"
+#include "core/flat_rows.h"
+#include "core/operators.h"
+#include "equations/layer_norm_step.h"
 
 namespace fastlstm {
 namespace {
@@ -22,12 +24,6 @@ Gates<Tensor> split(const Tensor& pre) {
 Tensor replace_head(const Tensor& state, const Tensor& fresh) {
   const int64_t rows = fresh.size(0), all = state.size(0);
   return rows == all ? fresh : at::cat({fresh, state.narrow(0, rows, all - rows)});
-}
-
-// The rows of one step of [D,T,B,size] or [D,R,size].
-Tensor zone(const Tensor& zoneout, int64_t d, const WalkStep& at) {
-  const Tensor all = zoneout.select(0, d);
-  return all.dim() == 3 ? all.select(0, at.t) : all.narrow(0, at.offset, at.rows);
 }
 
 Walked walk_direction(const Layer& layer, int64_t d) {
@@ -60,8 +56,9 @@ Walked walk_direction(const Layer& layer, int64_t d) {
     const Tensor shown = layer.normalizes() ? norm(c_next, w.gain_c, w.bias_c) : c_next;
     Tensor h_next = hidden(gates.o, shown).to(dtype);
     if (layer.projects()) h_next = at::linear(h_next, w.w_hr);
-    if (layer.zoneout_h) h_next = zoneout(zone(*layer.zoneout_h, d, at), h_t, h_next);
-    if (layer.zoneout_c) c_next = zoneout(zone(*layer.zoneout_c, d, at).to(state), c_t, c_next);
+    if (layer.zoneout_h) h_next = zoneout(rows_of_step(*layer.zoneout_h, d, at), h_t, h_next);
+    if (layer.zoneout_c)
+      c_next = zoneout(rows_of_step(*layer.zoneout_c, d, at).to(state), c_t, c_next);
     outputs[at.t] = h_next;
     if (layer.lengths) {
       const Tensor live = layer.lengths->gt(at.t).unsqueeze(1);
@@ -76,8 +73,6 @@ Walked walk_direction(const Layer& layer, int64_t d) {
 }
 
 }  // namespace
-
-Tensor cell_output(const Tensor& o, const Tensor& c) { return hidden(o, c); }
 
 std::vector<Tensor> differentiable_backward(const Layer& original, const OutputGrads& grads) {
   at::AutoGradMode enable(true);

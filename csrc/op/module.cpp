@@ -5,14 +5,15 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "core/call.h"
+#include "core/operators.h"
+#include "core/packed.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "cpu/targets/kernels.h"
 #include "cuda/plan_module.h"
 #include "cuda/request.h"
 #include "op/batching.h"
-#include "op/call.h"
-#include "op/packed.h"
 
 namespace py = pybind11;
 

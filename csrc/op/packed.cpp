@@ -1,11 +1,12 @@
 // The op of packed weights: its schema, its shapes on symbolic sizes (Meta), and that it has no
 // gradient.
-#include "op/packed.h"
+#include "core/packed.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "op/layer.h"
+#include "core/layer.h"
+#include "core/operators.h"
 
 namespace fastlstm {
 namespace {

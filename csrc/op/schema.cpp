@@ -3,7 +3,8 @@
 
 #include <string_view>
 
-#include "layer.h"
+#include "core/layer.h"
+#include "core/operators.h"
 
 namespace fastlstm {
 namespace {

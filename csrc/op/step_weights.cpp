@@ -1,4 +1,4 @@
-#include "step_weights.h"
+#include "op/step_weights.h"
 
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/engine.h>
@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+
+#include "core/operators.h"
 
 namespace fastlstm {
 

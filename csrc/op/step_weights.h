@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "call.h"
+#include "core/call.h"
 
 namespace fastlstm {
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "forward.h"
+#include "stepwise/forward.h"
 
 namespace fastlstm {
 namespace stepwise {

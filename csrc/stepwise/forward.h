@@ -8,14 +8,25 @@
 #pragma once
 #include <optional>
 
-#include "input.h"
-#include "layer_norm.h"
-#include "projection.h"
-#include "rows.h"
-#include "zoneout.h"
+#include "core/flat_rows.h"
+#include "stepwise/input.h"
+#include "stepwise/layer_norm.h"
+#include "stepwise/projection.h"
+#include "stepwise/zoneout.h"
 
 namespace fastlstm {
 namespace stepwise {
+
+inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const Tensor& lengths,
+                    const Tensor& reset) {
+  return {at.t,
+          at.rows,
+          layer.hidden_size.expect_int(),
+          at.prev_rows,
+          reverse,
+          lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
+          reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
+}
 
 // What the op returns, flat over rows.
 struct ForwardTensors {
@@ -131,7 +142,7 @@ template <typename T, typename A, typename StepKernels>
 ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
                                const Tensor& gates = {}, int64_t multiplied = 0) {
   const Sizes s = layer.sizes();
-  const Tensor input = stepwise::flat(layer.input, s.flat_rows);
+  const Tensor input = flat(layer.input, s.flat_rows);
   const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
   for (int64_t d = 0; d < s.directions; ++d) {
     // Activated gates overwrite the pre-activations, saved or not.

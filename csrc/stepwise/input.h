@@ -1,10 +1,17 @@
 // Products outside the walk: the input's part of the gates, and gates that were not saved.
 #pragma once
-#include "layer_norm.h"
-#include "rows.h"
+#include "core/flat_rows.h"
+#include "stepwise/layer_norm.h"
 
 namespace fastlstm {
 namespace stepwise {
+
+// The products of a walk as ATen makes them: to = rows W^T.
+struct AtenProducts {
+  static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
+    at::mm_out(to, rows, w.t());
+  }
+};
 
 inline OptionalTensor bias_of(const Direction& w) {
   if (!w.b_ih.defined()) return std::nullopt;

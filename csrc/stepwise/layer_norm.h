@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "../equations/layer_norm_step.h"
-#include "../op/layer.h"
-#include "../pointers.h"
+#include "core/layer.h"
+#include "equations/layer_norm_step.h"
+#include "pointers.h"
 
 namespace fastlstm {
 

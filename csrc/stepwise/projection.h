@@ -1,6 +1,6 @@
 // The projection of a step in ATen: h_t = W_hr (o tanh(c)), then zoneout of the projected h.
 #pragma once
-#include "rows.h"
+#include "core/flat_rows.h"
 
 namespace fastlstm {
 namespace stepwise {

@@ -1,6 +1,8 @@
 // Zoneout as the kernels of a step see it.
 #pragma once
-#include "rows.h"
+#include "core/flat_rows.h"
+#include "equations/lstm_params.h"
+#include "pointers.h"
 
 namespace fastlstm {
 namespace stepwise {

@@ -259,14 +259,16 @@ template <typename T>
 void add_cases(const char* target, const Kernels<T>& kernels) {
   const std::string dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
-  testing::Case(target + dtype + "a step of the stepwise engine", [row] {
-    unsigned seed = 0;
-    for (const int64_t H : {1, 3, 4, 16, 37})
-      for (const bool zoneout : {false, true})
-        check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
-  });
+  // A target without rows of 16 bits converts to float32.
+  if (row.forward)
+    testing::Case(target + dtype + "a step of the stepwise engine", [row] {
+      unsigned seed = 0;
+      for (const int64_t H : {1, 3, 4, 16, 37})
+        for (const bool zoneout : {false, true})
+          check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
+    });
   if (!kernels.product) return;
-  const std::string tiled = testing::target_of(*kernels.product, target) + dtype;
+  const std::string tiled = kernels.product->instructions + dtype;
   testing::Case(tiled + "cells", [kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})

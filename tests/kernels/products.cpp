@@ -204,6 +204,7 @@ struct Problem {
     multiply(other, 1, product.panels_for(1), product.multiply);
     check_same(other, c, text() + ": row by row");
 
+    if (!product.multiply_and_fetch) return;  // of packed weights alone
     fill(other);
     const void* const fetched[] = {a.at()[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
@@ -217,10 +218,6 @@ struct Problem {
     multiply(other, rows, product.panels, [&](auto p) { p.next = &next, product.multiply(p); });
     check_same(other, c, text() + ": and fetch the next panels");
     check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
-
-    fill(other);
-    put_rows(other, product.put_rows);
-    check_same(other, c, text() + ": put rows");
 
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
@@ -476,6 +473,7 @@ void add(const std::string& name, const Body& body) {
 template <typename T>
 void add_cases(const std::string& prefix, const Product<T>& product) {
   add(prefix + "products", [&](unsigned seed) { Problem<T>(product, seed).run(); });
+  if (!product.transpose) return;
   add(prefix + "transpose", [&](unsigned seed) { check_transpose(product, seed); });
   add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows(product, seed); });
 }
@@ -486,11 +484,11 @@ const bool added = [] {
     add_cases(target + "/float32/", *table.Float.product);
     add_cases(target + "/float64/", *table.Double.product);
     const auto& pairs = *table.bfloat16_weights;
-    const std::string bf16 = testing::target_of(pairs, table.target) + "/bfloat16/";
+    const std::string bf16 = pairs.instructions + std::string("/bfloat16/");
     add_cases(bf16, pairs);
     add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
     const auto& whole = *table.int8_weights;
-    const std::string int8 = testing::target_of(whole, table.target) + "/int8/";
+    const std::string int8 = whole.instructions + std::string("/int8/");
     add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
     testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });

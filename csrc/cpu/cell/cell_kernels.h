@@ -5,7 +5,7 @@
 // Only plain loops and always-inline functions here, as in row_kernels.h.
 #pragma once
 #include "cpu/cell/cell.h"
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 #include "equations/cell_step.h"
 
 namespace fastlstm {

@@ -2,7 +2,7 @@
 // once for each target.
 #pragma once
 #include "cpu/products/product.h"
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {

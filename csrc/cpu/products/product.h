@@ -99,11 +99,12 @@ struct Product {
   void (*pack)(const MatrixRows<T>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                T* panel);
   void (*multiply)(const PanelProduct<T, A>& product);
+  // From here to sum_rows: nullptr where only weights that are packed once are multiplied.
   void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
   // c rounded to T once, over the whole of K.
   void (*multiply_rounded)(const PanelProduct<T, T>& product);
-  // The end of the two above, for a library that left the sums in a buffer: whole vectors of a row,
-  // rows `stride` apart.
+  // The end of a product, for a library that left the sums in a buffer: whole vectors of a row,
+  // rows `stride` apart. The first is of int8 alone.
   void (*put_rows)(const PanelProduct<T, A>& product, const typename SumOf<T>::type* sums,
                    int64_t stride);
   void (*put_rows_rounded)(const PanelProduct<T, T>& product, const A* sums, int64_t stride);
@@ -135,8 +136,7 @@ struct Product {
   int32_t excess = 0;  // by how much the elements of a row encoded as int8 are shifted up
   int64_t piece = kPiece;
   const char* instructions = nullptr;  // the instruction set of the product, for people
-  // Called in a thread before and after a series of products, or nullptr.
-  void (*begin_thread)() = nullptr;
+  // Called in a thread after a series of products, or nullptr.
   void (*end_thread)() = nullptr;
 };
 

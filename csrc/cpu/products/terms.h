@@ -1,6 +1,6 @@
 // How a tile takes the terms of a sum over k from rows of T: included once for each target.
 #pragma once
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {

@@ -12,13 +12,13 @@ struct Int {
   static constexpr int value = N;
 };
 
-// body(Int<count>) for 1 <= count <= most.
-template <int most, typename Body>
+// body(Int<count>) for least <= count <= most.
+template <int most, int least = 1, typename Body>
 FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
   if (count == most)
     body(Int<most>());
-  else if constexpr (most > 1)
-    with_count<most - 1>(count, body);
+  else if constexpr (most > least)
+    with_count<most - 1, least>(count, body);
 }
 
 // body(Int<R>, first row) for tiles of at most `most` rows, as even as they can be.

@@ -143,11 +143,11 @@ static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t pa
 }
 
 // Calls tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and one panel of
-// W <= V vectors, or for tiles of few rows and two panels.
-template <int R, int V, typename P, typename Body>
+// W <= V vectors, narrowest <= W, or for tiles of few rows and two panels.
+template <int R, int V, int narrowest = 1, typename P, typename Body>
 FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;
-  with_count<V>(p.shape.vectors, [&](auto width) {
+  with_count<V, narrowest>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
       int64_t panel = 0;
@@ -158,24 +158,28 @@ FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
   });
 }
 
-template <int R, int V, typename T, typename A, typename C, typename Fetch>
+template <int R, int V, typename T, typename A, int narrowest = 1, typename C, typename Fetch>
 FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
-  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
+  for_tiles<R, V, narrowest>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
     multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A>(
         p, first, panel, fetch);
   });
 }
 
-template <int R, int V, typename T, typename A, typename C>
-static void multiply(const PanelProduct<T, C>& product) {
-  if constexpr (Target::fetches_next_panels && sizeof(C) == sizeof(A))
-    if (product.next) return multiply_tiles<R, V, T, A>(product, FetchNext{product.next});
-  multiply_tiles<R, V, T, A>(product, NoFetch());
+// The panels of gates, which fetch those after them, are all of V vectors.
+template <int R, int V, typename T, typename A, typename C, bool fetches_next>
+static void multiply(const PanelProduct<T, C>& p) {
+  if constexpr (fetches_next)
+    if (p.next && p.shape.vectors == V) return multiply_tiles<R, V, T, A, V>(p, FetchNext{p.next});
+  multiply_tiles<R, V, T, A>(p, NoFetch());
 }
 
+// Narrow panels of double, rare, do not pay for code of their own.
 template <int R, int V, typename T, typename A>
-static void multiply_and_fetch(const PanelProduct<T, A>& product, Prefetch* prefetch) {
-  multiply_tiles<R, V, T, A>(product, FetchAhead{prefetch});
+static void multiply_and_fetch(const PanelProduct<T, A>& p, Prefetch* prefetch) {
+  constexpr int narrowest = sizeof(T) == 8 ? V : 1;
+  if (p.shape.vectors < narrowest) return multiply_tiles<R, V, T, A>(p, NoFetch());
+  multiply_tiles<R, V, T, A, narrowest>(p, FetchAhead{prefetch});
 }
 
 template <typename T, typename A, typename C>

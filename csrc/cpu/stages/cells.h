@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/cell/cell.h"
-#include "cpu/products/packed_matrix.h"
+#include "cpu/gemm/packed_matrix.h"
 
 namespace fastlstm {
 

@@ -5,11 +5,11 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/products/encoded_rows.h"
-#include "cpu/products/packed_matrix.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/gemm/packed_matrix.h"
+#include "cpu/layer/rows.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/zoneout.h"
-#include "cpu/walk/rows.h"
 
 namespace fastlstm {
 

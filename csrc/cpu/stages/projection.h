@@ -5,16 +5,16 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/products/encoded_rows.h"
-#include "cpu/products/packed_matrix.h"
+#include "core/flat_rows.h"
+#include "core/operators.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/gemm/packed_matrix.h"
+#include "cpu/layer/previous_state.h"
+#include "cpu/plan.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/zoneout.h"
-#include "cpu/walk/previous_state.h"
-#include "cpu/walk/threads.h"
 #include "equations/lstm_math.h"
-#include "op/differentiable.h"
-#include "stepwise/rows.h"
 
 namespace fastlstm {
 
@@ -91,11 +91,9 @@ class ProjectionBackward {
         d_h_(scratch<T>(chunk_steps * rows.all().batch() * output_size_)),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
-    const Tensor c =
-        stepwise::fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
-    unprojected_ =
-        cell_output(gates.narrow(1, 3 * hidden_size_, hidden_size_).to(c.scalar_type()), c)
-            .to(layer.input.scalar_type());
+    const Tensor c = fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
+    unprojected_ = hidden(gates.narrow(1, 3 * hidden_size_, hidden_size_).to(c.scalar_type()), c)
+                       .to(layer.input.scalar_type());
   }
 
   const PackedMatrix<T>& w_hr() const { return w_hr_; }

@@ -7,9 +7,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/products/thread_series.h"
+#include "cpu/layer/packed_direction.h"
 #include "cpu/stages/cells.h"
-#include "cpu/walk/packed_direction.h"
 
 namespace fastlstm {
 

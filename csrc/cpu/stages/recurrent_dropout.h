@@ -4,9 +4,9 @@
 
 #include <vector>
 
+#include "cpu/layer/mask_rows.h"
+#include "cpu/layer/rows.h"
 #include "cpu/scratch.h"
-#include "cpu/stages/mask_rows.h"
-#include "cpu/walk/rows.h"
 
 namespace fastlstm {
 

@@ -6,9 +6,10 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/products/encoded_rows.h"
-#include "cpu/products/packed_matrix.h"
-#include "op/layer.h"
+#include "core/layer.h"
+#include "core/operators.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/gemm/packed_matrix.h"
 
 namespace fastlstm {
 

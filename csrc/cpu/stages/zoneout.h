@@ -1,8 +1,9 @@
 // Zoneout: a share of the state before stays. The cell equations apply it to h and c, given the
 // shares; where h is projected, the projection applies it to the projected h.
 #pragma once
+#include "core/operators.h"
 #include "cpu/cell/cell.h"
-#include "cpu/stages/mask_rows.h"
+#include "cpu/layer/mask_rows.h"
 
 namespace fastlstm {
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
@@ -12,6 +12,7 @@ struct Target {
   static constexpr int tile_rows = 6, tile_vectors = 2;
   static constexpr int int8_tile_rows = 4;  // a row takes two registers
   static constexpr bool fetches_next_panels = false;
+  static constexpr bool rows_of_16_bits = false;
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {

@@ -1,16 +1,9 @@
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA avx512
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
-
 #include "cpu/targets/kernels_table.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+FASTLSTM_TARGET_END
 #endif

@@ -2,7 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
@@ -12,6 +12,7 @@ struct Target {
   static constexpr int tile_rows = 6, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
   static constexpr bool fetches_next_panels = true;
+  static constexpr bool rows_of_16_bits = true;
 };
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }

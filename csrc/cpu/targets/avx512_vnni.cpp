@@ -1,17 +1,13 @@
 // int8 by the dot product instructions of AVX512_VNNI.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(                                                          \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 #define FASTLSTM_ISA avx512_vnni
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
 //
 #include "cpu/products/tiles_int8.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace avx512_vnni {
@@ -26,13 +22,10 @@ struct UnsignedDotProduct {
   }
 };
 
-extern const Product<int8> int8_weights;
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
 
 }  // namespace avx512_vnni
 }  // namespace fastlstm
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+FASTLSTM_TARGET_END
 #endif

@@ -1,15 +1,13 @@
 // int8 by the dot product instructions of AVX_VNNI: laptops since 2021.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avxvnni")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("avx2,fma,avxvnni")
 #define FASTLSTM_ISA avx_vnni
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"
 //
 #include "cpu/products/tiles_int8.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace avx_vnni {
@@ -24,13 +22,10 @@ struct UnsignedDotProduct {
   }
 };
 
-extern const Product<int8> int8_weights;
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
 
 }  // namespace avx_vnni
 }  // namespace fastlstm
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+FASTLSTM_TARGET_END
 #endif

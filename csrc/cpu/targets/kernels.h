@@ -21,6 +21,7 @@ struct RowKernels {
 
 template <typename T>
 struct Kernels {
+  // Of nullptr where the target converts 16 bits to float32 for the stepwise engine.
   RowKernels<T, State_t<T>> row;
   // For the tiled engine. Where the target has no tiles for T, a 16-bit type, `product` is nullptr
   // and rows are multiplied in float32.
@@ -47,6 +48,24 @@ struct KernelTable {
   bool leaves_steps_to_aten = false;
 };
 #undef FASTLSTM_MEMBER
+
+// What the targets have: their tables, and optional instructions.
+#define FASTLSTM_DECLARE(target, type, name) \
+  namespace target {                         \
+  extern const type name;                    \
+  }
+FASTLSTM_DECLARE(baseline, KernelTable, table)
+FASTLSTM_DECLARE(avx2, KernelTable, table)
+FASTLSTM_DECLARE(avx512, KernelTable, table)
+FASTLSTM_DECLARE(neon, KernelTable, table)
+FASTLSTM_DECLARE(avx_vnni, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(avx512_vnni, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(avx512_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
+FASTLSTM_DECLARE(neon_dotprod, Product<int8>, int8_weights)
+FASTLSTM_DECLARE(neon_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
+#undef FASTLSTM_DECLARE
 
 // Our own kernels for one of ATen's capabilities, with the optional instructions of this machine.
 // On arm64 only these optional ones are chosen.
@@ -76,5 +95,33 @@ const Product<W>& product_of() {
   else
     return *kernels<W>().product;
 }
+
+// Processors compute with subnormal numbers up to a hundred times more slowly, and the states
+// behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal
+// result is zero; operands may be subnormal, since a product with a large number is not.
+class FlushSubnormals {
+#if defined(__x86_64__)
+ public:
+  FlushSubnormals() { __builtin_ia32_ldmxcsr(mode_ | 0x8000); }
+  ~FlushSubnormals() { __builtin_ia32_ldmxcsr(mode_); }
+
+ private:
+  const unsigned mode_ = __builtin_ia32_stmxcsr();
+#endif
+};
+
+// Around a thread's products of W, of which a library may keep a context. Nothing within may throw.
+template <typename W>
+class ThreadSeries {
+ public:
+  ThreadSeries() = default;
+  ThreadSeries(const ThreadSeries&) = delete;
+  ~ThreadSeries() {
+    if (product_of<W>().end_thread) product_of<W>().end_thread();
+  }
+
+ private:
+  FlushSubnormals flush_subnormals_;
+};
 
 }  // namespace fastlstm

@@ -13,7 +13,10 @@ namespace FASTLSTM_ISA {
 
 template <typename T, typename A>
 static constexpr RowKernels<T, A> row_kernels() {
-  return {forward<T, A>, backward<T, A>, forward_normed<T, A>, backward_normed<T, A>};
+  if constexpr (sizeof(T) == 2 && !Target::rows_of_16_bits)
+    return {};
+  else
+    return {forward<T, A>, backward<T, A>, forward_normed<T, A>, backward_normed<T, A>};
 }
 
 template <typename T>
@@ -23,11 +26,10 @@ constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cel
                           backward_cells<T, State_t<T>>};
 
 constexpr Product<bfloat16> bfloat16_weights =
-    bfloat16_product<Target::tile_rows, Target::tile_vectors>();
+    with_rounding(forward_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
 constexpr Product<int8> int8_weights =
     int8_product<Target::int8_tile_rows, Target::tile_vectors, DotProduct>();
 
-extern const KernelTable table;
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &product<float>, &cell<float>},
                            {row_kernels<double, double>(), &product<double>, &cell<double>},

@@ -2,7 +2,7 @@
 #pragma once
 #include <arm_neon.h>
 
-#include "cpu/targets/vec.h"
+#include "cpu/vec.h"
 
 namespace fastlstm {
 namespace FASTLSTM_ISA {
@@ -13,6 +13,7 @@ struct Target {
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
   static constexpr bool fetches_next_panels = false;
+  static constexpr bool rows_of_16_bits = true;
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {

@@ -45,13 +45,13 @@ struct Terms<bfloat16> {
 //
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/tile_product.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace neon_bf16 {
 
-extern const Product<bfloat16> product;
-const Product<bfloat16> product = bfloat16_product<Target::tile_rows, Target::tile_vectors>();
-extern const Cell<bfloat16> cell;
+const Product<bfloat16> product =
+    with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
 

@@ -10,6 +10,7 @@
 #include "cpu/targets/neon.h"
 //
 #include "cpu/products/tiles_int8.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 namespace neon_dotprod {
@@ -23,7 +24,6 @@ struct SignedDotProduct {
   }
 };
 
-extern const Product<int8> int8_weights;
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
 

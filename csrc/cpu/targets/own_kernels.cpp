@@ -12,26 +12,6 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-namespace baseline {
-extern const KernelTable table;
-}
-namespace avx2 {
-extern const KernelTable table;
-}
-namespace avx512 {
-extern const KernelTable table;
-}
-namespace avx_vnni {
-extern const Product<int8> int8_weights;
-}
-namespace avx512_vnni {
-extern const Product<int8> int8_weights;
-}
-namespace avx512_bf16 {
-extern const Product<bfloat16> product;
-extern const Cell<bfloat16> cell;
-}  // namespace avx512_bf16
-
 static KernelTable kernels_of(const char* capability) {
   if (std::strncmp(capability, "AVX512", 6) == 0) {
     KernelTable table = avx512::table;
@@ -65,17 +45,6 @@ KernelTable own_kernels(const char* capability) {
 }
 
 #elif defined(__aarch64__)
-namespace neon {
-extern const KernelTable table;
-}
-namespace neon_dotprod {
-extern const Product<int8> int8_weights;
-}
-namespace neon_bf16 {
-extern const Product<bfloat16> product;
-extern const Cell<bfloat16> cell;
-}  // namespace neon_bf16
-
 #if defined(__APPLE__)
 static bool has(const char* feature) {
   int value = 0;
@@ -101,9 +70,6 @@ KernelTable own_kernels(const char*) {
 }
 
 #else
-namespace baseline {
-extern const KernelTable table;
-}
 KernelTable own_kernels(const char*) { return baseline::table; }
 #endif
 

@@ -1,12 +1,16 @@
 // The backward walk, of one direction or of two. In chunks of steps from the last to the first:
 // recompute the gates if they were not saved, walk back through the cells, then take the chunk's
 // gradients of the gates to those of the weights, of the input and of h_0 while they are in cache.
+
 #include <algorithm>
 #include <cmath>
 #include <deque>
 #include <optional>
 #include <utility>
 
+#include "core/operators.h"
+#include "cpu/layer/previous_state.h"
+#include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/initial_state.h"
 #include "cpu/stages/projection.h"
@@ -14,8 +18,6 @@
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/weight_gradients.h"
 #include "cpu/stages/zoneout.h"
-#include "cpu/walk/previous_state.h"
-#include "cpu/walk/rows.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
@@ -135,12 +137,7 @@ class BackwardWalk {
       gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
     else
       recomputation_.emplace(call.layer, d, chunk_rows());
-    if (call.layer.projects()) {
-      const Tensor gates =
-          call.saved.gates.view({call.sizes.directions, flat_rows(), 4 * hidden()})[d];
-      const Tensor cells = call.saved.cells.view({call.sizes.directions, flat_rows(), hidden()})[d];
-      projection_.emplace(call.layer, directed_, d, call.grid, call.chunk_steps, gates, cells);
-    }
+    if constexpr (kProjects) make_projection();
     if (call.request.input) {
       w_ih_.emplace(packed(direction().w_ih, 1));
       dx_.emplace(call.grad_input, call.rows);
@@ -164,7 +161,7 @@ class BackwardWalk {
     StepRows<T, W>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
     if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
-    if constexpr (std::is_same_v<T, W>) {
+    if constexpr (kProjects) {
       if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
       projection_->leave_to_cells(step, zeros());
       through_cells(projection_->w_hr(), step.d_h.data(), member);
@@ -182,7 +179,8 @@ class BackwardWalk {
     if (call_.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
     weights_.add(d_gates, encoded, std::move(x_), std::move(h_prev_), chunk.begin > 0);
-    if (projection_) projection_->add(chunk);
+    if constexpr (kProjects)
+      if (projection_) projection_->add(chunk);
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
@@ -193,6 +191,9 @@ class BackwardWalk {
   }
 
  private:
+  // Layers of 16 bits with a projection are converted first.
+  static constexpr bool kProjects = std::is_same_v<T, W> && std::is_same_v<T, A>;
+
   // What a thread needs, allocated before the walk, as in forward.cpp.
   struct Room {
     Room(int64_t batch, int64_t hidden_size)
@@ -210,6 +211,15 @@ class BackwardWalk {
     if (call_.rows.steps() == 1 && call_.rows.batch() <= kFewRows && !call_.layer.projects())
       return PackedMatrix<W>::packed_in_use(encoded);
     return pack<W>(encoded, pieces);
+  }
+  void make_projection() {
+    if (!call_.layer.projects()) return;
+    const auto of_direction = [&](const Tensor& saved, int64_t size) {
+      return saved.view({call_.sizes.directions, flat_rows(), size})[d_];
+    };
+    projection_.emplace(call_.layer, directed_, d_, call_.grid, call_.chunk_steps,
+                        of_direction(call_.saved.gates, 4 * hidden()),
+                        of_direction(call_.saved.cells, hidden()));
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.chunk_steps * call_.rows.batch(); }
@@ -340,15 +350,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                    \
-  template BackwardResult tiled_backward<T>(const Layer&, const Saved&, const OutputGrads&, \
-                                            const GradientRequest&);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-template BackwardResult tiled_backward<float, bfloat16>(const Layer&, const Saved&,
-                                                        const OutputGrads&, const GradientRequest&);
-template BackwardResult tiled_backward<bfloat16, float>(const Layer&, const Saved&,
-                                                        const OutputGrads&, const GradientRequest&);
-template BackwardResult tiled_backward<float16, float>(const Layer&, const Saved&,
-                                                       const OutputGrads&, const GradientRequest&);
+#define FASTLSTM_INSTANTIATE(T, W)                                                             \
+  template BackwardResult tiled_backward<T, W>(const Layer&, const Saved&, const OutputGrads&, \
+                                               const GradientRequest&);
+FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -18,18 +18,17 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
-  std::deque<PackedDirection<W>> weights;
-  walk_forward<T, W>(layer, rows, grid, to, [&](int64_t d) -> const PackedDirection<W>& {
-    return weights.emplace_back(pack_direction<T, W>(layer, d, grid.unit_groups));
-  });
+  std::vector<PackedDirection<W>> weights;
+  for (int64_t d = 0; d < layer.num_directions(); ++d)
+    weights.push_back(pack_direction<T, W>(layer, d, grid.unit_groups));
+  walk_forward<T, W>(layer, rows, grid, to, weights);
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name) \
-  template ForwardResult tiled_forward<T>(const Layer&, bool, bool);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-template ForwardResult tiled_forward<float, bfloat16>(const Layer&, bool, bool);
-template ForwardResult tiled_forward<bfloat16, float>(const Layer&, bool, bool);
-template ForwardResult tiled_forward<float16, float>(const Layer&, bool, bool);
+#define FASTLSTM_INSTANTIATE(T, W)                                      \
+  template ForwardResult tiled_forward<T, W>(const Layer&, bool, bool); \
+  template FASTLSTM_WALK_FORWARD(T, W);
+FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
+template FASTLSTM_WALK_FORWARD(float, int8);
 
 }  // namespace fastlstm

@@ -7,15 +7,17 @@
 #include <optional>
 #include <type_traits>
 
-#include "cpu/products/encoded_rows.h"
+#include "core/operators.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/layer/packed_direction.h"
+#include "cpu/layer/previous_state.h"
+#include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/zoneout.h"
-#include "cpu/walk/packed_direction.h"
-#include "cpu/walk/previous_state.h"
-#include "cpu/walk/rows.h"
 #include "cpu/walk/threads.h"
+#include "cpu/walk/tiled.h"
 
 namespace fastlstm {
 
@@ -65,7 +67,8 @@ class ForwardWalk {
         gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
         h_n_(data<T>(to.h_n[d])),
         c_n_(data<A>(to.c_n[d])) {
-    if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid, *weights.w_hr);
+    if constexpr (kProjects)
+      if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid, *weights.w_hr);
     const int64_t rows_ahead = ahead_ * rows.batch();
     x_gates_ = scratch<A>(rows_ahead * weights_.w_ih.N());
     encoded_x_.emplace(rows_ahead, sizes_.input_size);
@@ -84,9 +87,8 @@ class ForwardWalk {
   }
   void step(int64_t k, int64_t phase, const Member& member) {
     const int64_t t = directed_.step(k);
-    if (phase == 0)
-      step(t, member);
-    else
+    if (phase == 0) return step(t, member);
+    if constexpr (kProjects)
       projection_->forward(t, member, zoneout_, previous_,
                            [&](int64_t t, int64_t row) { return output(t, row); });
   }
@@ -100,6 +102,9 @@ class ForwardWalk {
   }
 
  private:
+  // Layers of 16 bits with a projection are converted first.
+  static constexpr bool kProjects = std::is_same_v<T, A>;
+
   // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
   struct Room {
@@ -215,13 +220,12 @@ class ForwardWalk {
   std::vector<Room> members_;
 };
 
-// weights(d): those of a direction, which last as long as the walk.
-template <typename T, typename W, typename Weights>
+template <typename T, typename W>
 void walk_forward(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
-                  const ForwardTensors<T>& to, const Weights& weights) {
+                  const ForwardTensors<T>& to, const std::vector<PackedDirection<W>>& weights) {
   std::deque<ForwardWalk<T, W>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d)
-    walks.emplace_back(layer, rows, grid, to, d, weights(d));
+    walks.emplace_back(layer, rows, grid, to, d, weights[d]);
   for (int64_t begin = 0; begin < rows.steps(); begin += walks[0].chunk_steps()) {
     const Range chunk{begin, std::min(begin + walks[0].chunk_steps(), rows.steps())};
     for (auto& walk : walks) walk.begin(chunk);
@@ -232,5 +236,13 @@ void walk_forward(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
   }
   for (auto& walk : walks) walk.keep_last_states();
 }
+
+// Compiled in forward.cpp alone.
+#define FASTLSTM_WALK_FORWARD(T, W)                                                               \
+  void walk_forward<T, W>(const Layer&, const Rows&, const ThreadGrid&, const ForwardTensors<T>&, \
+                          const std::vector<PackedDirection<W>>&)
+#define FASTLSTM_EXTERN(T, W) extern template FASTLSTM_WALK_FORWARD(T, W);
+FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_EXTERN)
+extern template FASTLSTM_WALK_FORWARD(float, int8);
 
 }  // namespace fastlstm

@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
+#include "core/operators.h"
 #include "cpu/cell/cell.h"
-#include "cpu/products/packed_matrix.h"
-#include "cpu/products/thread_series.h"
+#include "cpu/gemm/packed_matrix.h"
 #include "cpu/walk/tiled.h"
 
 namespace fastlstm {
@@ -251,8 +251,8 @@ ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_ga
   return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name) \
-  template ForwardResult one_step_forward<T>(const Layer&, bool, bool);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+template ForwardResult one_step_forward<float>(const Layer&, bool, bool);
+template ForwardResult one_step_forward<double>(const Layer&, bool, bool);
+template ForwardResult one_step_forward<bfloat16>(const Layer&, bool, bool);
 
 }  // namespace fastlstm

@@ -1,10 +1,11 @@
 // Calls with packed weights: the forward walk or a single step.
-#include "op/packed.h"
+#include "core/packed.h"
 
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
 
+#include "core/operators.h"
 #include "cpu/walk/forward_walk.h"
 #include "cpu/walk/packed_step.h"
 #include "cpu/walk/tiled.h"
@@ -75,8 +76,7 @@ PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) 
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
-  walk_forward<T, W>(layer, rows, grid, to,
-                     [&](int64_t d) -> const PackedDirection<W>& { return weights[d]; });
+  walk_forward<T, W>(layer, rows, grid, to, weights);
   return {to.output, to.h_n, to.c_n, to.cells};
 }
 

@@ -2,11 +2,10 @@
 // with panels.
 #include <ATen/Parallel.h>
 
-#include "cpu/cell/step.h"
-#include "cpu/products/encoded_rows.h"
-#include "cpu/products/thread_series.h"
-#include "cpu/walk/packed_direction.h"
-#include "op/packed.h"
+#include "core/packed.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/layer/packed_direction.h"
+#include "cpu/step.h"
 #include "stepwise/forward.h"
 
 namespace fastlstm {

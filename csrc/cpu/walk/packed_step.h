@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/products/encoded_rows.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/layer/packed_direction.h"
 #include "cpu/stages/cells.h"
-#include "cpu/walk/packed_direction.h"
 #include "cpu/walk/threads.h"
 
 namespace fastlstm {

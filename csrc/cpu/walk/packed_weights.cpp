@@ -1,9 +1,11 @@
 // Packs weights into the panels of this processor, and unpacks them for state_dict and pickle.
+
 #include <algorithm>
 #include <limits>
 
-#include "cpu/walk/packed_direction.h"
-#include "op/packed.h"
+#include "core/operators.h"
+#include "core/packed.h"
+#include "cpu/layer/packed_direction.h"
 
 namespace fastlstm {
 namespace {

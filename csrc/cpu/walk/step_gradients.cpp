@@ -1,5 +1,5 @@
 // The gradients of the weights of many single steps: one product of the rows of them all.
-#include "cpu/products/packed_matrix.h"
+#include "cpu/gemm/packed_matrix.h"
 #include "cpu/stages/weight_gradients.h"
 #include "cpu/walk/tiled.h"
 
@@ -26,11 +26,8 @@ std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
   return gradients.all();
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name) \
-  template std::vector<Tensor> step_gradients<T>(const std::vector<StepFactors>&);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-template std::vector<Tensor> step_gradients<float, bfloat16>(const std::vector<StepFactors>&);
-template std::vector<Tensor> step_gradients<bfloat16, float>(const std::vector<StepFactors>&);
-template std::vector<Tensor> step_gradients<float16, float>(const std::vector<StepFactors>&);
+#define FASTLSTM_INSTANTIATE(T, W) \
+  template std::vector<Tensor> step_gradients<T, W>(const std::vector<StepFactors>&);
+FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -9,21 +9,10 @@
 #include <atomic>
 #include <exception>
 
+#include "cpu/layer/rows.h"
 #include "cpu/plan.h"
-#include "cpu/products/thread_series.h"
-#include "cpu/walk/rows.h"
 
 namespace fastlstm {
-
-// One of the threads of a grid: its share of the units, and of the rows: row_group,
-// row_group + row_groups, ... With rows sorted by length, every group gets its share.
-struct Member {
-  int64_t index, unit_group, row_group;
-};
-
-inline Member member_of(const ThreadGrid& grid, int64_t index) {
-  return {index, index % grid.unit_groups, index / grid.unit_groups};
-}
 
 // An exception may not leave an OpenMP region, which would end the process: the first one is kept,
 // and no work is started after it.

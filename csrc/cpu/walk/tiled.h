@@ -2,15 +2,20 @@
 // equations applied while a tile's sums are in the L1 cache. Every shape and option; dtypes that
 // have a product (targets/kernels.h).
 #pragma once
-#include "op/layer.h"
+#include "core/layer.h"
 
 namespace fastlstm {
+
+// macro(T, W) for the dtypes of layers and what their products multiply: T, bfloat16 for float32
+// layers, float32 for layers of 16 bits.
+#define FASTLSTM_FOR_EACH_PRODUCT(macro)                                                     \
+  macro(float, float) macro(double, double) macro(bfloat16, bfloat16) macro(float, bfloat16) \
+      macro(bfloat16, float) macro(float16, float)
 
 // A dense batch of one step: decoding, reinforcement learning.
 bool is_plain_step(const Layer& layer);
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates);
-// W: what products multiply: T, bfloat16 for float32 layers, float32 for layers of 16 bits.
 template <typename T, typename W = T>
 ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
 template <typename T, typename W = T>

@@ -9,7 +9,7 @@
 #pragma once
 #include <string>
 
-#include "op/call.h"
+#include "core/call.h"
 
 namespace fastlstm {
 

@@ -2,9 +2,10 @@
 #pragma once
 #include <optional>
 
-#include "cpu/products/encoded_rows.h"
-#include "cpu/products/packed_matrix.h"
-#include "op/layer.h"
+#include "core/layer.h"
+#include "core/operators.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/gemm/packed_matrix.h"
 
 namespace fastlstm {
 

@@ -1,6 +1,6 @@
 // A matrix packed into the panels of a product, and products of many rows with it over all threads.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <vector>

@@ -1,4 +1,4 @@
-#include "cpu/cell/step.h"
+#include "cpu/step.h"
 
 #include <ATen/Parallel.h>
 

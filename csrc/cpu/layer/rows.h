@@ -4,7 +4,7 @@
 #include <numeric>
 #include <vector>
 
-#include "op/layer.h"
+#include "core/layer.h"
 #include "pointers.h"
 
 namespace fastlstm {

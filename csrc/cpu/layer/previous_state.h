@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/dtypes.h"
-#include "cpu/walk/rows.h"
+#include "cpu/layer/rows.h"
 
 namespace fastlstm {
 

@@ -1,4 +1,4 @@
-#include "call.h"
+#include "core/call.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 

@@ -1,7 +1,7 @@
 // The rows of a mask or of a share, and what is used where there is none.
 #pragma once
+#include "core/layer.h"
 #include "cpu/dtypes.h"
-#include "op/layer.h"
 #include "pointers.h"
 
 namespace fastlstm {

@@ -1,12 +1,10 @@
-#include "cpu/products/packed_matrix.h"
+#include "cpu/gemm/packed_matrix.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
 #include <type_traits>
-
-#include "cpu/products/thread_series.h"
 
 namespace fastlstm {
 namespace {
@@ -233,10 +231,8 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
     product.panels = group.count, product.panel_stride = group.stride;
     if constexpr (std::is_same_v<C, State_t<T>>)
       matrix.product().multiply(product);
-    else if constexpr (std::is_same_v<C, T>)
-      matrix.product().multiply_rounded(product);
     else
-      TORCH_INTERNAL_ASSERT(false, "a layer of 16 bits with a projection is converted first");
+      matrix.product().multiply_rounded(product);
   });
 }
 
@@ -358,31 +354,26 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
 FASTLSTM_INSTANTIATE_PRODUCT(float, float)
 FASTLSTM_INSTANTIATE_PRODUCT(double, double)
 FASTLSTM_INSTANTIATE_PRODUCT(bfloat16, float)
-FASTLSTM_INSTANTIATE_PRODUCT(float16, float)
 FASTLSTM_INSTANTIATE_PRODUCT(int8, float)
 template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const PackedMatrix<bfloat16>&, const Range&,
                               const std::vector<bfloat16*>&);
-template void multiply_panels(const std::vector<const float16*>&, int64_t,
-                              const PackedMatrix<float16>&, const Range&,
-                              const std::vector<float16*>&);
 
 // Of layers of 16 bits that are multiplied in float32.
-#define FASTLSTM_INSTANTIATE_NARROWED(T)                                                        \
-  template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&, \
-                                  const std::vector<T*>&, bool);                                \
-  template void multiply_panels(const std::vector<const float*>&, int64_t,                      \
-                                const PackedMatrix<float>&, const Range&, const std::vector<T*>&);
-FASTLSTM_INSTANTIATE_NARROWED(bfloat16)
-FASTLSTM_INSTANTIATE_NARROWED(float16)
+template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+                                const std::vector<bfloat16*>&, bool);
+template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+                                const std::vector<float16*>&, bool);
 
 // Of those that layers are trained with.
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
+#define FASTLSTM_INSTANTIATE_TRAINED(T, A)                                                        \
   template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                   \
   template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,            \
                                  const std::vector<T*>&, bool);                                   \
   template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \
                                     A*, bool);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+FASTLSTM_INSTANTIATE_TRAINED(float, float)
+FASTLSTM_INSTANTIATE_TRAINED(double, double)
+FASTLSTM_INSTANTIATE_TRAINED(bfloat16, float)
 
 }  // namespace fastlstm

@@ -1,7 +1,7 @@
 // A call of an op as one value. The dispatcher takes every argument by itself, in the order of the
 // schema. Only this file and autograd's own function list the arguments like that.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "call.h"
-#include "weights.h"
+#include "core/call.h"
+#include "core/weights.h"
 
 namespace fastlstm {
 

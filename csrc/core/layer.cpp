@@ -1,4 +1,4 @@
-#include "layer.h"
+#include "core/layer.h"
 
 namespace fastlstm {
 

@@ -3,8 +3,8 @@
 
 #include <initializer_list>
 
+#include "core/layer.h"
 #include "dtype_list.h"
-#include "layer.h"
 
 namespace fastlstm {
 namespace {

@@ -3,35 +3,15 @@
 #pragma once
 #include <algorithm>
 
-#include "../equations/lstm_math.h"
-#include "../equations/lstm_params.h"
-#include "../op/layer.h"
-#include "../pointers.h"
+#include "core/layer.h"
+#include "core/operators.h"
+#include "equations/lstm_math.h"
 
 namespace fastlstm {
-namespace stepwise {
-
-// The products of a walk as ATen makes them: to = rows W^T.
-struct AtenProducts {
-  static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
-    at::mm_out(to, rows, w.t());
-  }
-};
 
 // [R,...] row-major in time order, however the caller's strides run.
 inline Tensor flat(const Tensor& sequence, int64_t rows) {
   return sequence.contiguous().view({rows, sequence.size(-1)});
-}
-
-inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const Tensor& lengths,
-                    const Tensor& reset) {
-  return {at.t,
-          at.rows,
-          layer.hidden_size.expect_int(),
-          at.prev_rows,
-          reverse,
-          lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
-          reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
 }
 
 inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
@@ -102,5 +82,4 @@ inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, co
                    previous(layer, d, cells, c_0, steps));
 }
 
-}  // namespace stepwise
 }  // namespace fastlstm

@@ -1,7 +1,7 @@
 // The weights of one direction by name, and the list in which the op takes them: the only place in
 // C++ that knows the order of that list.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 
