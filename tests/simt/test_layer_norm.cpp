@@ -1,5 +1,7 @@
 // One step of the stepwise engine with layer normalisation, against the equations as plain loops
 // and their gradients by central differences, both in float64.
+#include <runtime.h>
+
 #include <algorithm>
 
 #include "../../csrc/cuda/launch.h"
