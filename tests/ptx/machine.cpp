@@ -232,20 +232,22 @@ void for_bits(uint32_t bits, const F& f) {
 void begin_in_time(Warp& warp, const Instruction& in) {
   int64_t start = warp.now;
   for_bits(in.registers, [&](int i) { start = std::max(start, warp.ready[in.op[i] / 64]); });
-  auto& looks = warp.looks;
-  size_t& most = warp.machine->launch.kernel->most_looks;
   if (start > warp.now) {
+    auto& looks = warp.looks;
+    looks.erase(
+        std::remove_if(looks.begin(), looks.end(), [&](int64_t back) { return back <= warp.now; }),
+        looks.end());
+    size_t& most = warp.machine->launch.kernel->most_looks;
     most = std::max(most, looks.size());
-    looks.erase(std::remove_if(looks.begin(), looks.end(), [&](int64_t t) { return t <= start; }),
-                looks.end());
   }
   warp.now = start;
   if (in.access.strong) warp.machine->deliver_until(start + kTripClocks / 2);
 }
 
-void end_in_time(Warp& warp, const Instruction& in) {
+void end_in_time(Warp& warp, const Instruction& in, uint32_t active) {
   for_bits(in.slow_results, [&](int i) { warp.ready[in.op[i] / 64] = warp.now + in.latency; });
-  if (in.access.strong && in.latency) warp.looks.push_back(warp.now + in.latency);
+  if (in.access.strong && in.latency && active == kAllLanes)
+    warp.looks.push_back(warp.now + in.latency);
   warp.now += 2;
 }
 
@@ -272,7 +274,7 @@ int run_group(Warp& warp, Group& g, int budget) {
     if (in_time) begin_in_time(warp, in);
     if (in.control == Control::kPlain) {
       if (active) in.run(warp, in, active);
-      if (in_time) end_in_time(warp, in);
+      if (in_time) end_in_time(warp, in, active);
       ++pc;
       continue;
     }
@@ -304,7 +306,7 @@ int run_group(Warp& warp, Group& g, int budget) {
       stopped = true;
     } else {
       in.run(warp, in, lanes);
-      if (in_time) end_in_time(warp, in);
+      if (in_time) end_in_time(warp, in, active);
       ++pc;
     }
   }

@@ -59,7 +59,8 @@ struct Warp {
   uint32_t alive = 0;  // lanes that have not exited
   uint32_t epoch = 0;  // warp barriers passed
   bool at_block_barrier = false, slow = false;
-  // With `clocked`: its time, when each register has its value, and relaxed loads under way.
+  // With `clocked`: its time, when each register has its value, and relaxed loads of
+  // all lanes under way.
   int64_t now = 0;
   std::vector<int64_t> ready, looks;
   std::vector<Group> groups;
