@@ -111,7 +111,7 @@ def test_before_sm_80():
 
 
 SWITCHES = re.findall(r"= !(FASTLSTM_NO_\w+);", (ROOT / "csrc/cuda/switches.h").read_text())
-CHECKED = "-DFASTLSTM_SPIN_LIMIT=2000000 -DFASTLSTM_TRACE"
+CHECKED = "-DFASTLSTM_SPIN_LIMIT=20000 -DFASTLSTM_TRACE"
 
 
 @pytest.mark.slow
@@ -129,6 +129,7 @@ def test_switches(switches):
 BF16 = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 NOTHING = "mov.u32 %r1, %r1;"
+PUBLICATION = r"st\.relaxed\.gpu\.global\.u32 [^;]*;"
 
 
 def swapped(opcode, a, b):
@@ -188,8 +189,7 @@ def mutants():
         for i in range(4):
             names = persistent("float32", "two parts", "very deep")
             yield "bar.warp.sync", kernel, r"bar\.warp\.sync\s+-1;", NOTHING, i, names
-    publication = r"st\.relaxed\.gpu\.global\.u32 [^;]*;"
-    yield "no publication", forward("Ffma"), publication, NOTHING, 0, ffma
+    yield "no publication", forward("Ffma"), PUBLICATION, NOTHING, 0, ffma
     yield "weak publications", forward("Ffma"), r"st\.relaxed\.gpu\.", "st.", -1, ffma
     yield "weak polls", forward("Ffma"), r"ld\.relaxed\.gpu\.", "ld.", -1, ffma
     kernel = forward("BFloat16Mma")
@@ -198,11 +198,9 @@ def mutants():
     poll = r"(v4\.u32 \{%r\d+, )(%r\d+), (%r\d+)", "$1$3, $2"
     yield "words of a poll", kernel, *poll, 0, bf16
     yield "partner of a shuffle", "BFloat16Mma", r"shfl\.sync\.bfly", "shfl.sync.up", -1, bf16
-    apart = "--random-lanes", "--delays"
     polls = r"(setp\.(?:eq|ne)\.s32\s+%p\d+, %r\d+), -1;", "$1, -2;"
-    for i in range(16):
-        names = [*apart, *persistent("tf32", "very deep")]
-        yield "word of a poll", "forward_kernel<Tf32Mma, 32, 8", *polls, i, names
+    late = ["--delays", *persistent("tf32", "two parts", "several passes")]
+    yield "polls for another value", forward("Tf32Mma"), *polls, -1, late
     fragment = r"(ld\.shared\.v4\.[bu]32\s+\{[^}]*\}, \[%r\d+)\+512\]"
     yield "a fragment further on", kernel, fragment, "$1+528]", 0, bf16
     yield "a misaligned fragment", kernel, fragment, "$1+516]", 0, bf16
@@ -216,6 +214,14 @@ HARMLESS = {
     ("bar.warp.sync", 0): "multiply: it holds loads above the wait, which only time depends on",
     ("bar.warp.sync", 1): "wait: it brings lanes together for an mma, and FFMA has none",
 }
+
+
+@pytest.mark.slow
+def test_a_checked_build_says_who_waits():
+    change = "--mutate", "forward_kernel<Ffma, 8, 8", PUBLICATION, NOTHING, "0"
+    program = build("90", "checked", f"SWITCHES={CHECKED}")
+    done = run(program, "--patience", "2000000000", *change, *persistent("float32", "two parts"))
+    assert "waits for the values of step" in done.stdout and "a trap" in done.stdout, done.stdout
 
 
 @pytest.mark.slow
