@@ -43,7 +43,7 @@ info: $(BUILT)  ## print what was built, and which engine serves which device an
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test coverage lint format docs wheel wheel-check sanitize gpu-check
+.PHONY: build test coverage lint format docs wheel wheel-check ptx sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
@@ -78,6 +78,9 @@ wheel-check:  ## install the newest wheel in dist/ into an environment of its ow
 	  build/wheel-env/bin/python -m pip install "torch==$$torch" $$(ls -t dist/*.whl | head -n 1)
 	cd build && wheel-env/bin/python -m fastlstm && wheel-env/bin/python -c \
 	  'from fastlstm import _build; assert _build.has_kernels("cpu"), _build.unavailable_reason()'
+ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is needed
+	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
+	  else echo "skipped: no nvcc on PATH"; fi
 sanitize:  ## run the CUDA kernels on the CPU, in the emulator, under ASan and UBSan
 	$(MAKE) -C tests/simt sanitize
 gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark

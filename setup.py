@@ -175,7 +175,9 @@ def extension(kinds):
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
     # No -std: torch's headers decide it, and cpp_extension passes it. No -march: one binary serves
     # every machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
-    # math, gcc does not vectorise the clamps in the gate functions.
+    # math, gcc does not vectorise the clamps in the gate functions. Which sums are fused is written
+    # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
+    # others, and clang from those of two expressions; --fmad=false keeps nvcc.
     return new_extension(
         "fastlstm._C",
         sorted(sources),
@@ -183,8 +185,8 @@ def extension(kinds):
         include_dirs=[os.path.join(ROOT, "csrc")],
         define_macros=macros,
         extra_compile_args={
-            "cxx": ["-O3", "-fno-trapping-math", "-g0", *warnings, *compile_openmp],
-            "nvcc": ["-O3", "--threads=2", *bare_nvcc],
+            "cxx": ["-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0", *warnings, *compile_openmp],
+            "nvcc": ["-O3", "--fmad=false", "--threads=2", *bare_nvcc],
         },
         extra_link_args=link_openmp,
     )

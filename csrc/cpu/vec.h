@@ -148,6 +148,10 @@ FASTLSTM_VEC_OPERATOR(-)
 FASTLSTM_VEC_OPERATOR(*)
 FASTLSTM_VEC_OPERATOR(/)
 #undef FASTLSTM_VEC_OPERATOR
+template <typename A>
+FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
+  return Vec<A>(-a.v);
+}
 
 // Each lane holds four int8 that are neighbours in k; sums are int32.
 typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
@@ -171,13 +175,6 @@ struct PlainDotProduct {
     return sum;
   }
 };
-
-// x * y + sum. A target that has an instruction for it overloads this: GCC does not fuse the chain
-// of a tile with a single sum, and then a result would depend on the shape of its tile.
-template <typename A>
-FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) {
-  return x * y + sum;
-}
 
 // Keeps the compiler from loading a vector again for every row of a tile, which makes small tiles
 // wait for the cache instead of the multipliers.

@@ -82,8 +82,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // and loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
 // memory model promises nothing to others. Such memory is never read through const __restrict__ or
 // __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
-// before_polling_again(address, count, polls, step) comes between two polls of `count` values, and
-// arrived(address), for the emulator's clock, when they are there.
+// before_polling_again(address, count, polls, step) comes between two polls of `count` values.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from
@@ -109,13 +108,12 @@ void store_exchanged(Bits* address, Bits bits) {
 }
 template <typename T>
 T load_exchanged(const T* address) {
-  return simt::exchange_load(address);
+  return *address;
 }
 template <typename T>
 void before_polling_again(const T* address, int count, long long&, int /*step*/) {
   simt::await_store(address, count);
 }
-using simt::arrived;
 using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::mma_bfloat16;
@@ -189,8 +187,6 @@ __device__ inline void before_polling_again(const T*, int, [[maybe_unused]] long
   }
 #endif
 }
-
-__device__ inline void arrived(const void*) {}
 
 __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));

@@ -141,9 +141,9 @@ struct BackwardWalk {
   __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
     const bool zoned = d.zoneout.h;
     StepGradient<float> into{};  // keep is read only where zoned says so
-    into.dh = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
-    if (d.h_mask) into.dh *= float(in.h_mask);
-    into.dh += float(in.d_output) + float(in.d_h), into.dc = dc + in.d_cells;
+    const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
+    into.dh = float(in.d_output) + float(in.d_h), into.dc = dc + in.d_cells;
+    into.dh = fused(d.h_mask ? float(in.h_mask) : 1.0f, from_next, into.dh);
     into.reset = in.reset, into.zoned = {zoned, zoned};
     if (zoned) into.keep = {float(in.zoneout_h), float(in.zoneout_c)};
     const float c_prev = in.reset ? 0.0f : in.c_prev;
@@ -188,9 +188,9 @@ struct BackwardWalk {
       const ThreadUnit at = block.unit(0, pass, j);
       if (!at.live) continue;
       const int64_t index = block.index(at);
-      float dh = block.template sums<1>(at.pass_row, at.unit).value[0];
-      if (d.h_mask) dh *= float(d.h_mask[index]);
-      d.d_h[index] = T(d.zoneout.h ? dh + float(d.d_h[index]) : dh);
+      const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
+      d.d_h[index] = T(fused(d.h_mask ? float(d.h_mask[index]) : 1.0f, from_next,
+                             d.zoneout.h ? float(d.d_h[index]) : 0.0f));
       d.d_c[index] = block.state_of(at);
     }
     __syncthreads();

@@ -172,12 +172,6 @@ struct LoadedChunks {
   __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int step) {
     long long polls = 0;
     while (is_missing(parts)) reload_missing(parts, begin, step, polls);
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int a = 0; a < kChunks; ++a)
-        if (parts[j].exchanged && begin + a < parts[j].end) arrived(parts[j].at(begin + a));
-    }
     __syncwarp();
   }
 

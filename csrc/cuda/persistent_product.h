@@ -202,7 +202,7 @@ struct WarpProduct<Ffma, kRows, kTile> {
       for (int r = 0; r < kPerLane; ++r) {
         const float weight = w[r * kAcross];
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) sum[r][b] += weight * v.value[b];
+        for (int b = 0; b < kBatch; ++b) sum[r][b] = fused(weight, v.value[b], sum[r][b]);
       }
     }
     __syncwarp();

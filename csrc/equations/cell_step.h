@@ -54,8 +54,9 @@ FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A
     cell = next_cell(gates, c_prev);  // before zoneout
     kept_dc = zoneout_backward(into.keep.c, dc);
   }
-  PreviousGradient<A> before{cell_backward(gates, c_prev, cell, dh, dc), kept_dh, kept_dc};
-  before.dc = into.zoned.c ? dc + kept_dc : dc;
+  PreviousGradient<A> before;
+  before.d_pre = cell_backward(gates, c_prev, cell, dh, dc, kept_dc);
+  before.dh = kept_dh, before.dc = dc;
   if (into.reset) before.dh = A(0), before.dc = A(0);
   return before;
 }

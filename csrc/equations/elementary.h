@@ -29,6 +29,19 @@
 
 namespace fastlstm {
 
+// x y + sum, rounded once where there is an instruction for it, which a vector type brings. A
+// compiler that may fuse by itself takes now one, now the other product of f c + i g, and fuses a
+// chain of sums but not a single one: bits would depend on what stands around them. So builds tell
+// it not to.
+template <typename A>
+FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
+  return x * y + sum;
+}
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__FP_FAST_FMAF)
+FASTLSTM_INLINE float fused(float x, float y, float sum) { return __builtin_fmaf(x, y, sum); }
+FASTLSTM_INLINE double fused(double x, double y, double sum) { return __builtin_fma(x, y, sum); }
+#endif
+
 #if defined(__CUDA_ARCH__)
 
 FASTLSTM_INLINE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
@@ -106,7 +119,7 @@ FASTLSTM_INLINE A expm1_over_r(const A& r) {
   if constexpr (n + 1 == C::terms)
     return A(coefficient);
   else
-    return A(coefficient) + r * expm1_over_r<C, times, n + 1>(r);
+    return fused(r, expm1_over_r<C, times, n + 1>(r), A(coefficient));
 }
 
 template <typename A>
@@ -117,8 +130,8 @@ struct Exponential {
 template <typename C, int times, int more, typename A>
 FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   constexpr double kLn2 = 0.6931471805599453;
-  const A shifted = x * A(times / kLn2) + A(C::round_shift), k = shifted - A(C::round_shift);
-  const A r = x - k * A(kLn2 / times);
+  const A shifted = fused(x, A(times / kLn2), A(C::round_shift)), k = shifted - A(C::round_shift);
+  const A r = fused(k, A(-kLn2 / times), x);
   return {power_of_two<more>(shifted, k), r * expm1_over_r<C, times>(r)};
 }
 
@@ -127,14 +140,14 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));
-  return A(4) / (A(4) + e.scale * (A(1) + e.p));
+  return A(4) / fused(e.scale, A(1) + e.p, A(4));
 }
 
 // tanh(x) = m / (m + 2) with m = exp(2x) - 1: accurate to the last bits near zero too.
 template <typename C, typename A>
 FASTLSTM_INLINE A tanh(const A& x) {
   const Exponential<A> e = exponential<C, 2, 0>(clamp(x, A(C::tanh_saturates)));
-  const A m = e.scale * e.p + (e.scale - A(1));
+  const A m = fused(e.scale, e.p, e.scale - A(1));
   return m / (m + A(2));
 }
 

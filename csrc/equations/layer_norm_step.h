@@ -54,7 +54,7 @@ struct NormalizerGradient {
   Normalizer<A> normal;
   A mean_d, mean_dx;
   FASTLSTM_INLINE A operator()(A x, A d) const {
-    return normal.scale * (d - mean_d - normal(x) * mean_dx);
+    return normal.scale * fused(-normal(x), mean_dx, d - mean_d);
   }
 };
 
@@ -85,8 +85,8 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
     if (!reset) {
       const auto h = load_gates<T, A>(from_h, u, hidden_size);
       const auto gain = load_gates<T, A>(s.gain_hh, u, hidden_size);
-      pre = {pre.i + gain.i * normal_h(h.i), pre.f + gain.f * normal_h(h.f),
-             pre.g + gain.g * normal_h(h.g), pre.o + gain.o * normal_h(h.o)};
+      pre = {fused(gain.i, normal_h(h.i), pre.i), fused(gain.f, normal_h(h.f), pre.f),
+             fused(gain.g, normal_h(h.g), pre.g), fused(gain.o, normal_h(h.o), pre.o)};
     }
     const Gates<A> gates = activate(pre);
     store_gates(gates_row, u, hidden_size, gates);
@@ -95,7 +95,7 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
   const auto normal_c =
       normalizer<A>(team, hidden_size, s.inverse_size, [&](int64_t u) { return cells[u]; });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    const A normed = A(s.gain_c[u]) * normal_c(cells[u]) + A(s.bias_c[u]);
+    const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
     const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
     store_state(s, row, u, reset, zoned, CellState<A>{h, cells[u]});
   });
@@ -131,7 +131,7 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
     const A kept =
         zoned ? zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + u]), dh) : A(0);
     *dh_state = T(reset ? A(0) : kept);
-    const A normed = A(s.gain_c[u]) * normal_c(c(u)) + A(s.bias_c[u]);
+    const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
     const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;
     d_gates[3 * hidden_size + u] = T(d.o_pre);  // where the gates lie here too, o has served
@@ -144,10 +144,10 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
     const A kept =
         zoned ? zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + u]), dc) : A(0);
     dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
-    Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
+    Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc, kept);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);
-    *dc_state = reset ? A(0) : dc + kept;
+    *dc_state = reset ? A(0) : dc;
   });
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   const auto x = [&](int64_t k) { return A(from_h[k]); };

@@ -25,7 +25,7 @@ FASTLSTM_INLINE Gates<A> activate(const Gates<A>& pre) {
 // c_t = f * c_{t-1} + i * g
 template <typename A>
 FASTLSTM_INLINE A next_cell(const Gates<A>& gates, const A& c_prev) {
-  return gates.f * c_prev + gates.i * gates.g;
+  return fused(gates.f, c_prev, gates.i * gates.g);
 }
 
 // h_t = o * tanh(c_t)
@@ -37,14 +37,14 @@ FASTLSTM_INLINE A hidden(const A& o, const A& c) {
 // The share `keep` of the previous state stays (zoneout, Krueger et al., 2017).
 template <typename A>
 FASTLSTM_INLINE A zoneout(const A& keep, const A& prev, const A& next) {
-  return keep * prev + (next - keep * next);
+  return fused(keep, prev, fused(-keep, next, next));
 }
 
 // d enters as dL/d(what zoneout returns) and leaves as dL/dnext; returns dL/dprev.
 template <typename A>
 FASTLSTM_INLINE A zoneout_backward(const A& keep, A& d) {
   const A kept = keep * d;
-  d = d - kept;
+  d = fused(-keep, d, d);
   return kept;
 }
 
@@ -57,28 +57,29 @@ template <typename A>
 FASTLSTM_INLINE HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& dh) {
   const A one(1);
   const A tanh_c = tanh(c);
-  return {dh * tanh_c * o * (one - o), dh * o * (one - tanh_c * tanh_c)};
+  return {dh * tanh_c * o * (one - o), dh * o * fused(-tanh_c, tanh_c, one)};
 }
 
 // The gradients of `next_cell` with respect to the pre-activations of i, f and g (o has none). dc
-// enters as dL/dc_t and leaves as dL/dc_{t-1}.
+// enters as dL/dc_t and leaves as dL/dc_{t-1}, to which zoneout adds `kept`.
 template <typename A>
-FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
+FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc,
+                                            const A& kept) {
   const A one(1);
   const A dc_t = dc;
-  dc = dc_t * gates.f;
+  dc = fused(dc_t, gates.f, kept);
   return {dc_t * gates.g * gates.i * (one - gates.i), dc_t * c_prev * gates.f * (one - gates.f),
-          dc_t * gates.i * (one - gates.g * gates.g), A(0)};
+          dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
 }
 
 // dL/d(pre-activations) of a whole step. dc enters as dL/dc_t (from the future and from outside)
-// and leaves as dL/dc_{t-1}; dh is dL/dh_t.
+// and leaves as dL/dc_{t-1}, `kept` included; dh is dL/dh_t.
 template <typename A>
 FASTLSTM_INLINE Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const A& c,
-                                       const A& dh, A& dc) {
+                                       const A& dh, A& dc, const A& kept) {
   const HiddenGradient<A> through_h = hidden_backward(gates.o, c, dh);
   dc = dc + through_h.c;
-  Gates<A> d_pre = next_cell_backward(gates, c_prev, dc);
+  Gates<A> d_pre = next_cell_backward(gates, c_prev, dc, kept);
   d_pre.o = through_h.o_pre;
   return d_pre;
 }

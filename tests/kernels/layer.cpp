@@ -1,5 +1,6 @@
 // The cells of both engines against the oracle: a walk in plain loops stands in for the ones of
 // csrc/cpu/walk and csrc/stepwise.
+#include <algorithm>
 #include <cmath>
 
 #include "../simt/harness.h"
@@ -22,6 +23,18 @@ struct Shape {
   int64_t T, B, H;
   bool masks, zoneout_h, zoneout_c;
 };
+
+using Bytes = std::vector<unsigned char>;
+template <typename... Values>
+Bytes bytes_of(const Values&... values) {
+  Bytes bytes;
+  const auto append = [&](const auto& v) {
+    const auto* const from = reinterpret_cast<const unsigned char*>(v.data());
+    bytes.insert(bytes.end(), from, from + v.size() * sizeof v[0]);
+  };
+  (append(values), ...);
+  return bytes;
+}
 
 template <typename T>
 oracle::Problem problem_of(const Shape& shape, unsigned seed) {
@@ -60,7 +73,8 @@ class Walk {
         d_gates_(gates_),
         cells_(unwritten<A>(steps_ * B_ * H_)) {}
 
-  void run() {
+  // The bits of everything that it computes.
+  Bytes run() {
     const oracle::Solution solution = oracle::solve(problem_);
     forward();
     check_close(output_, solution.output, roundoff<T>(), 16, "output");
@@ -69,6 +83,7 @@ class Walk {
     const std::vector<A> d_c_0 = backward();
     check_close(d_gates_, solution.d_gates, roundoff<T>(), 32, "d_gates");
     check_close(d_c_0, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
+    return bytes_of(output_, gates_, cells_, d_gates_, d_c_0);
   }
 
  private:
@@ -207,9 +222,11 @@ void check_special(const Kernels<T>& kernels) {
   }
 }
 
-// The stepwise engine: its products are ATen's, so that one step tells all.
+// The stepwise engine: its products are ATen's, so that one step tells all. It takes `together`
+// units at a time; the bits of everything that it computes.
 template <typename T, typename A>
-void check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned seed) {
+Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned seed,
+                 int64_t together) {
   const int64_t B = shape.B, H = shape.H;
   auto problem = problem_of<T>(shape, seed);
   const auto x_gates = converted<T>(problem.x_gates), h_0 = converted<T>(problem.h_0);
@@ -231,7 +248,11 @@ void check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned se
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
   to.x_gates_stride = to.h_gates_stride = to.gates_stride = 4 * H, to.zoneout = zoneout;
   to.c_state_stride = to.cells_stride = to.h_state_stride = to.output_stride = H;
-  for (int64_t b = 0; b < B; ++b) kernels.forward(to, b, 0, H);
+  const auto for_pieces = [&](const auto& f) {
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
+  };
+  for_pieces([&](int64_t b, int64_t u, int64_t end) { kernels.forward(to, b, u, end); });
   check_close(output, solution.output, roundoff<T>(), 16, "output");
   check_close(h, solution.h_n, roundoff<T>(), 16, "h");
   check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
@@ -249,10 +270,31 @@ void check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned se
   back.gates_stride = back.d_gates_stride = 4 * H, back.zoneout = zoneout;
   back.cells_stride = back.prev_cells_stride = back.c_0_stride = back.d_output_stride = H;
   back.d_cells_stride = back.dh_state_stride = back.dc_state_stride = H;
-  for (int64_t b = 0; b < B; ++b) kernels.backward(back, b, 0, H);
+  for_pieces([&](int64_t b, int64_t u, int64_t end) { kernels.backward(back, b, u, end); });
   check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
   check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
   check_close(dc, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
+  return bytes_of(output, h, gates, cells, d_gates, dh, dc);
+}
+
+// Whatever fuses x y + z gives the same bits: the equations say what is fused, and no compiler.
+template <typename T>
+void add_comparison(Kernels<T> KernelTable::* kernels) {
+  testing::Case(testing::text("bits/", testing::name_of<T>()), [=] {
+    std::vector<KernelTable> tables = testing::tables();
+    const auto cannot = [](const KernelTable& t) { return t.target == std::string("baseline"); };
+    tables.erase(std::remove_if(tables.begin(), tables.end(), cannot), tables.end());
+    for (const int64_t H : {3, 37})
+      for (const bool zoneout : {false, true})
+        for (size_t i = 1; i < tables.size(); ++i) {
+          const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
+          const std::string where = testing::text(tables[i].target, ", H ", H);
+          const Shape step{1, 3, H, false, zoneout, zoneout},
+              steps{4, 3, H, true, zoneout, zoneout};
+          check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where, ": a step");
+          if (a.product) check(Walk<T>(a, steps, 1).run() == Walk<T>(b, steps, 1).run(), where);
+        }
+  });
 }
 
 template <typename T>
@@ -264,8 +306,12 @@ void add_cases(const char* target, const Kernels<T>& kernels) {
     testing::Case(target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37})
-        for (const bool zoneout : {false, true})
-          check_step(row, {1, 3, H, false, zoneout, zoneout}, ++seed);
+        for (const bool zoneout : {false, true}) {
+          const Shape shape{1, 3, H, false, zoneout, zoneout};
+          const Bytes whole = check_step(row, shape, ++seed, H);
+          check(whole == check_step(row, shape, seed, 1), "H ", H,
+                ": a unit's bits depend on the units beside it");
+        }
     });
   if (!kernels.product) return;
   const std::string tiled = kernels.product->instructions + dtype;
@@ -289,6 +335,8 @@ const bool added = [] {
     add_cases<bfloat16>(table.target, table.BFloat16);
     add_cases<float16>(table.target, table.Half);
   }
+  add_comparison<float>(&KernelTable::Float), add_comparison<double>(&KernelTable::Double);
+  add_comparison<bfloat16>(&KernelTable::BFloat16), add_comparison<float16>(&KernelTable::Half);
   return true;
 }();
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -27,6 +28,31 @@ struct Case {
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// Prints the names, or runs those given: 0 if all pass, 1 if one fails, 2 if there is none of that
+// name.
+inline int run_cases(const std::vector<std::string>& names) {
+  int failures = 0;
+  if (names == std::vector<std::string>{"--list"})
+    for (const auto& [name, body] : cases()) std::puts(name.c_str());
+  else
+    for (const std::string& name : names) {
+      const auto found = cases().find(name);
+      if (found == cases().end()) {
+        std::printf("no case named %s\n", name.c_str());
+        return 2;
+      }
+      try {
+        found->second();
+        std::printf("ok %s\n", name.c_str());
+      } catch (const std::exception& error) {
+        std::printf("FAILED %s: %s\n", name.c_str(), error.what());
+        ++failures;
+      }
+      std::fflush(stdout);
+    }
+  return failures != 0;
+}
 
 template <typename... Parts>
 std::string text(const Parts&... parts) {

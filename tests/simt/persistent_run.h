@@ -1,7 +1,10 @@
 // A launch of the persistent engine on random data, forward and backward, and its comparison with
 // the oracle.
 #pragma once
+#include <runtime.h>  // of the emulator, or of tests/ptx
+
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -9,7 +12,6 @@
 #include "../../csrc/cuda/persistent.h"
 #include "harness.h"
 #include "oracle.h"
-#include "runtime.h"
 
 namespace persistent {
 
@@ -38,6 +40,17 @@ Dtype dtype_of() {
   return std::is_same_v<T, float>      ? Dtype::kFloat32
          : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                        : Dtype::kFloat16;
+}
+
+// Units and rows of every tile that is compiled for this arithmetic.
+template <typename T>
+std::vector<std::array<int, 2>> compiled_tiles(bool allow_tf32) {
+  std::vector<std::array<int, 2>> tiles;
+  for (int units : {8, 16, 32})
+    for (int rows : {8, 16})
+      if (is_compiled(std::is_same_v<T, float> && !allow_tf32, units, rows))
+        tiles.push_back({units, rows});
+  return tiles;
 }
 
 // Everything that a launch reads and writes, in the layout of the op.
@@ -246,6 +259,21 @@ struct Run {
     call.state_needs_grad = state_needs_grad;
     call.d_output_stride = shape.directions * shape.H;
     check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  // What both passes have written.
+  std::map<std::string, std::vector<unsigned char>> bits() const {
+    std::map<std::string, std::vector<unsigned char>> all;
+    const auto add = [&](const char* name, const auto& values) {
+      const auto* const from = reinterpret_cast<const unsigned char*>(values.data());
+      all[name].insert(all[name].end(), from, from + values.size() * sizeof values[0]);
+    };
+    add("output", buffers.output);
+    for (const auto& d : buffers.direction) {
+      add("gates", d.gates), add("cells", d.cells), add("h_n", d.h_n), add("c_n", d.c_n);
+      add("d_gates", unpadded(d.d_gates, width(true))), add("d_h_0", d.d_h), add("d_c_0", d.d_c);
+    }
+    return all;
   }
 
   // Exactly the rows that the walk has used.

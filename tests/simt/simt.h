@@ -7,7 +7,6 @@
 //   - a barrier that some of its threads never reach, or a value that nobody stores (deadlock);
 //   - shared memory read before it was written (it starts as NaN) or beyond its end (ASan);
 //   - a value exchanged between blocks that is stored twice, or looks like none (exchange_store).
-// With a Clock the order is that of modelled time instead, and the exchange takes its clocks.
 // Only what the kernels use is here; masks of warp functions are taken to be full.
 #pragma once
 #include <setjmp.h>
@@ -27,7 +26,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(FASTLSTM_ASAN_FIBERS)
+#if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -36,9 +35,6 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-
-// A function of the emulator whose accesses are not the kernel's (counters/).
-#define SIMT_OWN __attribute__((no_sanitize("thread")))
 
 struct dim3 {
   unsigned x, y, z;
@@ -142,20 +138,6 @@ struct Fiber {
   Warp* warp = nullptr;
   dim3 index;
   unsigned lane = 0;
-  unsigned barriers = 0;                                // that it has met
-  int64_t now = 0;                                      // with a Clock only
-  std::vector<std::pair<const char*, int64_t>> coming;  // polls under way: at what, until when
-};
-
-// Modelled time, in clocks of an SM: what a value needs from one SM to another, and for all else
-// one price. A poll sees what L2 has when half of its time is over.
-struct Clock {
-  int64_t store = 250, load = 280;  // until L2 shows a value; until a poll is back
-  int64_t request = 16;             // a request to memory, a barrier or an mma: some 8 instructions
-  int64_t limit = 10'000'000;       // nobody waits longer
-  // What was seen: pieces of 16 bytes that arrived, polls that this took, clocks that pieces had
-  // lain in L2 before the poll that found them, and when the last thread was done.
-  int64_t pieces = 0, polls = 0, unnoticed = 0, end = 0;
 };
 
 struct Machine {
@@ -169,8 +151,6 @@ struct Machine {
   size_t running = 0;
   std::exception_ptr fault;
   std::minstd_rand random;
-  Clock* clock = nullptr;
-  std::unordered_map<const void*, int64_t> seen_from;  // by address of 16 bits
   ucontext_t scheduler;
   jmp_buf scheduler_resume;
   const void* scheduler_stack = nullptr;
@@ -189,10 +169,6 @@ inline unsigned& seed() {
   static unsigned s = 1;
   return s;
 }
-inline Clock*& clock() {  // nullptr: a random order, and no time
-  static Clock* c = nullptr;
-  return c;
-}
 inline unsigned& resident_blocks() {
   static unsigned n = 1024;
   return n;
@@ -206,7 +182,7 @@ inline cudaError_t& refusal() {
 // The first entry of a fiber needs ucontext; after that setjmp and longjmp do, without a system
 // call per switch. ASan follows only swapcontext.
 
-#if defined(__SANITIZE_ADDRESS__) || defined(FASTLSTM_ASAN_FIBERS)
+#if defined(__SANITIZE_ADDRESS__)
 inline void enter(Machine& m, Fiber& f) {
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, f.stack, kStackBytes);
@@ -220,13 +196,13 @@ inline void leave(Machine& m, Fiber& f, bool for_good = false) {
   __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
 }
 #else
-SIMT_OWN __attribute__((noinline)) inline void enter(Machine& m, Fiber& f) {
+__attribute__((noinline)) inline void enter(Machine& m, Fiber& f) {
   if (_setjmp(m.scheduler_resume)) return;
   if (f.started) _longjmp(f.resume, 1);
   f.started = true;
   setcontext(&f.context);
 }
-SIMT_OWN __attribute__((noinline)) inline void leave(Machine& m, Fiber& f, bool = false) {
+__attribute__((noinline)) inline void leave(Machine& m, Fiber& f, bool = false) {
   if (!_setjmp(f.resume)) _longjmp(m.scheduler_resume, 1);
 }
 #endif
@@ -235,38 +211,21 @@ inline void suspend() { leave(*machine(), self()); }
 
 // --- who runs next ---
 
-SIMT_OWN inline bool runs_later(const Fiber* a, const Fiber* b) {
-  return a->now != b->now ? a->now > b->now : a > b;
-}
+inline void make_ready(Machine& m, Fiber* f) { m.ready.push_back(f); }
 
-SIMT_OWN inline void make_ready(Machine& m, Fiber* f) {
-  m.ready.push_back(f);
-  if (m.clock) std::push_heap(m.ready.begin(), m.ready.end(), runs_later);
-}
-
-SIMT_OWN inline Fiber* take_ready(Machine& m) {
-  if (m.clock) {
-    std::pop_heap(m.ready.begin(), m.ready.end(), runs_later);
-  } else {
-    size_t pick = m.random() % m.ready.size();
-    for (int tries = 0; tries < 8 && m.ready[pick]->warp->slow; ++tries)
-      pick = m.random() % m.ready.size();
-    std::swap(m.ready[pick], m.ready.back());
-  }
+inline Fiber* take_ready(Machine& m) {
+  size_t pick = m.random() % m.ready.size();
+  for (int tries = 0; tries < 8 && m.ready[pick]->warp->slow; ++tries)
+    pick = m.random() % m.ready.size();
+  std::swap(m.ready[pick], m.ready.back());
   Fiber* const f = m.ready.back();
   m.ready.pop_back();
   return f;
 }
 
-// Lets everybody else go first who is earlier in time.
-inline void take_turn() {
-  make_ready(*machine(), &self());
-  suspend();
-}
-
 inline void fiber_main() {
   Machine& m = *machine();
-#if defined(__SANITIZE_ADDRESS__) || defined(FASTLSTM_ASAN_FIBERS)
+#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
 #endif
   try {
@@ -275,23 +234,16 @@ inline void fiber_main() {
     m.fault = std::current_exception();
   }
   --m.running;
-  if (m.clock) m.clock->end = std::max(m.clock->end, m.current->now);
   leave(m, *m.current, true);
 }
 
 // --- barriers ---
 
-SIMT_OWN inline void arrive(Barrier& barrier) {
+inline void arrive(Barrier& barrier) {
   Machine& m = *machine();
-  ++m.current->barriers;
   barrier.waiting.push_back(m.current);
   if (barrier.waiting.size() == barrier.expected) {
-    int64_t last = 0;
-    for (const Fiber* f : barrier.waiting) last = std::max(last, f->now);
-    for (Fiber* f : barrier.waiting) {
-      if (m.clock) f->now = last + m.clock->request;
-      make_ready(m, f);
-    }
+    for (Fiber* f : barrier.waiting) make_ready(m, f);
     barrier.waiting.clear();
   }
   suspend();
@@ -302,12 +254,14 @@ SIMT_OWN inline void arrive(Barrier& barrier) {
 // Now and then another fiber goes first, so that a neighbour's write may come late.
 inline void hesitate() {
   Machine& m = *machine();
-  if (m.clock || m.random() % 8 == 0) take_turn();
+  if (m.random() % 8 != 0) return;
+  make_ready(m, m.current);
+  suspend();
 }
 
 // No value has all bits set: that means that there is none yet. Each is stored once, over that.
 template <typename T>
-SIMT_OWN bool is_unwritten(const T* address) {
+bool is_unwritten(const T* address) {
   const auto bytes = reinterpret_cast<const unsigned char*>(address);
   for (size_t i = 0; i < sizeof(T); ++i)
     if (bytes[i] != 0xff) return false;
@@ -323,7 +277,6 @@ void exchange_store(Bits* address, Bits bits) {
   Machine& m = *machine();
   for (size_t byte = 0; byte < sizeof bits; byte += 2) {
     const char* const half = reinterpret_cast<char*>(address) + byte;
-    if (m.clock) m.seen_from[half] = self().now + m.clock->store;
     const auto found = m.awaiting.find(half);
     if (found == m.awaiting.end()) continue;
     for (Fiber* f : found->second) make_ready(m, f);
@@ -331,65 +284,9 @@ void exchange_store(Bits* address, Bits bits) {
   }
 }
 
-// With a Clock: when L2 shows the last value of these bytes.
-SIMT_OWN inline int64_t seen_from(const void* from, size_t bytes) {
-  int64_t last = 0;
-  for (const char *p = static_cast<const char*>(from), *end = p + bytes; p < end; p += 2) {
-    const auto stored = machine()->seen_from.find(p);
-    if (stored != machine()->seen_from.end()) last = std::max(last, stored->second);
-  }
-  return last;
-}
-
-// With a Clock: what L2 shows when the poll comes by.
-template <typename T>
-T exchange_load(const T* address) {
-  Machine& m = *machine();
-  if (m.clock) take_turn();
-  T value = *address;
-  if (!m.clock) return value;
-  const int64_t now = self().now;
-  self().coming.emplace_back(reinterpret_cast<const char*>(address), now + m.clock->load);
-  for (size_t byte = 0; byte < sizeof value; byte += 2)
-    if (seen_from(reinterpret_cast<const char*>(address) + byte, 2) > now + m.clock->load / 2)
-      std::memset(reinterpret_cast<char*>(&value) + byte, 0xff, 2);
-  return value;
-}
-
-// With a Clock: until this thread's polls at 16 bytes are back; when that was, 0 without polls.
-inline int64_t await_polls(const void* piece) {
-  Fiber& f = self();
-  int64_t back = 0;
-  const auto first = static_cast<const char*>(piece);
-  const auto end = std::remove_if(f.coming.begin(), f.coming.end(), [&](const auto& poll) {
-    if (poll.first < first || poll.first >= first + 16) return false;
-    back = std::max(back, poll.second);
-    return true;
-  });
-  f.coming.erase(end, f.coming.end());
-  f.now = std::max(f.now, back);
-  return back;
-}
-
-// 16 bytes of an exchanged vector are here, if they are part of it.
-inline void arrived(const void* piece) {
-  Clock* const clock = machine()->clock;
-  if (!clock) return;
-  const int64_t back = await_polls(piece);
-  if (!back) return;
-  ++clock->polls, ++clock->pieces;
-  clock->unnoticed += back - clock->load / 2 - seen_from(piece, 16);
-}
-
-// Until the first of `count` values that is missing has been stored; with a Clock, until the poll
-// that did not see it is back.
+// Until the first of `count` values that is missing has been stored.
 template <typename T>
 void await_store(const T* address, int count) {
-  if (Clock* const clock = machine()->clock) {
-    clock->polls += await_polls(address) > 0;
-    if (self().now > clock->limit) throw Fault("deadlock: a value that nobody stores");
-    return;
-  }
   for (int i = 0; i < count; ++i) {
     if (!is_unwritten(address + i)) continue;
     machine()->awaiting[address + i].push_back(machine()->current);
@@ -401,7 +298,7 @@ void await_store(const T* address, int count) {
 
 // Hands `count` words to the other lanes and returns everybody's. Two buffers take turns: a lane
 // can be one exchange ahead of the slowest, never two.
-SIMT_OWN inline const uint32_t (*post(const uint32_t* words, int count))[8] {
+inline const uint32_t (*post(const uint32_t* words, int count))[8] {
   Fiber& f = self();
   auto& mail = f.warp->mail[f.warp->turn[f.lane]++ % 2];
   std::memcpy(mail[f.lane], words, 4 * count);
@@ -491,7 +388,6 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
   m.grid_size = grid;
   m.block_size = block;
   m.body = &body;
-  m.clock = clock();
   m.random.seed(seed());
   if (residency == kAllBlocks) {
     run_blocks(m, 0, blocks, shared_bytes);

@@ -1,5 +1,5 @@
-// Scalar twins of the tensor core instructions. test_mma.cpp holds their register layouts against
-// the tables of the PTX manual.
+// Scalar twins of the tensor core instructions, in the register layouts of the PTX manual, "Matrix
+// Fragments for mma".
 #pragma once
 #include "simt.h"
 
@@ -11,7 +11,7 @@ inline uint32_t to_tf32(float x) {
   return std::isfinite(x) ? (u + 0x1000) & ~0x1fffu : u;
 }
 
-SIMT_OWN inline float half_of_word(uint32_t word, int half, bool bfloat) {
+inline float half_of_word(uint32_t word, int half, bool bfloat) {
   const auto bits = static_cast<uint16_t>(word >> 16 * half);
   return bfloat ? bits_of<float>(uint32_t(bits) << 16) : from_float16(bits);
 }
@@ -19,7 +19,7 @@ SIMT_OWN inline float half_of_word(uint32_t word, int half, bool bfloat) {
 // Lane 4 g + q holds of A (16 x 16) rows g, g + 8 and columns 2q, 2q + 1, 2q + 8, 2q + 9; of B
 // (16 x 8) the same columns as rows, in column g; of D (16 x 8) rows g, g + 8, columns 2q, 2q + 1.
 template <typename W>
-SIMT_OWN void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1, bool bfloat) {
+void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1, bool bfloat) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
   const auto all = post(mine, 6);
   const unsigned g = self().lane / 4, q = self().lane % 4;
@@ -34,17 +34,17 @@ SIMT_OWN void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1, boo
 }
 
 template <typename W>
-SIMT_OWN void mma_bfloat16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
+void mma_bfloat16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   mma_16bit(d, a, b0, b1, true);
 }
 template <typename W>
-SIMT_OWN void mma_float16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
+void mma_float16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   mma_16bit(d, a, b0, b1, false);
 }
 
 // The same with A 16 x 8 (columns q, q + 4) and B 8 x 8. The low 13 bits are not looked at.
 template <typename W>
-SIMT_OWN void mma_tf32(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
+void mma_tf32(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
   const auto all = post(mine, 6);
   const unsigned g = self().lane / 4, q = self().lane % 4;

@@ -1,5 +1,4 @@
 // The emulator itself: what it must compute, and the faults that it must notice.
-#include <array>
 #include <numeric>
 
 #include "device.h"
@@ -97,48 +96,6 @@ const Case polls("emulator/finds a value that looks unwritten",
                  [] { check(faults([] { hands_over<kLooksUnwritten>(); }), "not noticed"); });
 const Case early("emulator/finds a read that does not wait",
                  [] { check(!hands_over<kNotAwaited>(), "not noticed"); });
-
-// Block 1 looks for a value of block 0 from `wait` clocks on.
-__global__ void look_kernel(uint32_t* value, int64_t wait) {
-  if (blockIdx.x == 0) return simt::exchange_store(value, 7u);
-  simt::self().now += wait;
-  while (simt::exchange_load(value) != 7) simt::await_store(value, 1);
-  simt::arrived(value);
-}
-
-const Case modelled_time("emulator/clock", [] {
-  // L2 shows the value from clock 250 on. A poll takes 280 and sees L2 after 140.
-  const std::vector<std::array<int64_t, 4>> expected = {
-      // wait, polls, clocks that the value lay there, end
-      {0, 2, 170, 560},
-      {109, 2, 279, 669},
-      {110, 1, 0, 390},
-      {200, 1, 90, 480}};
-  for (const auto& [wait, polls, unnoticed, end] : expected) {
-    simt::Clock clock;
-    simt::clock() = &clock;
-    std::vector<uint32_t> value(1, ~0u);
-    simt::launch(dim3(2), dim3(1), 0, simt::kAllBlocks, [&] { look_kernel(value.data(), wait); });
-    simt::clock() = nullptr;
-    check(clock.pieces == 1 && clock.polls == polls && clock.unnoticed == unnoticed &&
-              clock.end == end,
-          "polls from clock ", wait, " on: ", clock.polls, " polls, ", clock.unnoticed,
-          " clocks unnoticed, end at ", clock.end);
-  }
-});
-const Case never_in_time("emulator/finds a value that nobody stores, with a clock", [] {
-  simt::Clock clock;
-  clock.limit = 10'000;
-  simt::clock() = &clock;
-  std::vector<uint32_t> values(2, ~0u);
-  const bool found = faults([&] {
-    simt::launch(dim3(1), dim3(1), 0, simt::kAllBlocks, [&] {
-      while (simt::exchange_load(&values[0]) == ~0u) simt::await_store(&values[0], 1);
-    });
-  });
-  simt::clock() = nullptr;
-  check(found, "not noticed");
-});
 
 const Case too_large("emulator/refuses a cooperative launch that does not fit", [] {
   simt::resident_blocks() = 3;

@@ -1,5 +1,7 @@
 // One step of the stepwise engine with layer normalisation, against the equations as plain loops
 // and their gradients by central differences, both in float64.
+#include <runtime.h>
+
 #include <algorithm>
 
 #include "../../csrc/cuda/launch.h"
@@ -103,8 +105,9 @@ void run(int64_t H, bool zoneout) {
   const Values keep_h = shares(B * H), keep_c = shares(B * H);
   const Values d_output = draw(B * H, 0.5), d_cells = draw(B * H, 0.5);
   const Values dh = draw(B * H, 0.5), dc = draw(B * H, 0.5);
-  const bool reset[B] = {false, true, false, false};
-  const int64_t lengths[B] = {2, 2, 1, 2};
+  // Device memory is the heap's.
+  const std::vector<char> reset = {false, true, false, false};
+  const std::vector<int64_t> lengths = {2, 2, 1, 2};
 
   Values gates, h_new, c_new, d_gates, d_h_gates, d_normed, dh_prev, dc_prev;
   const auto append = [](Values& to, const Values& from) {
@@ -124,7 +127,7 @@ void run(int64_t H, bool zoneout) {
                   part(c, b, H),
                   part(keep_h, b, H),
                   part(keep_c, b, H),
-                  reset[b]};
+                  reset[b] != 0};
     if (b == kDead) {
       for (Values* dead : {&gates, &d_gates, &d_h_gates}) append(*dead, Values(4 * H, 0));
       append(d_normed, Values(H, 0));
@@ -145,7 +148,8 @@ void run(int64_t H, bool zoneout) {
 
   Step common{};
   common.t = 1, common.rows = B, common.hidden_size = H, common.prev_rows = kStarts;
-  common.lengths = lengths, common.reset = reset;
+  common.lengths = lengths.data();
+  common.reset = reinterpret_cast<const bool*>(reset.data());
   const auto zoneout_h = converted<T>(keep_h), zoneout_c = converted<T>(keep_c);
   Zoneout<T> zoneout_rows;
   if (zoneout) zoneout_rows = {zoneout_h.data(), zoneout_c.data(), H, H};

@@ -1,9 +1,7 @@
 // The persistent engine against the oracle: all kinds of arithmetic, forms of input and divisions
 // of the work, with several orders of the fibers.
 #include <array>
-#include <set>
 
-#include "../../csrc/cuda/persistent_product.h"
 #include "persistent_run.h"
 
 namespace {
@@ -90,27 +88,22 @@ void add(const char* kind, bool allow_tf32, double unit) {
   // A row's result depends neither on how the work is divided nor on the rows beside it.
   Case(prefix + "same bits for every division", [=] {
     simt::seed() = 1;
-    Run<T> whole({3, 9, 40, kPacked, 1, false, false, 8, 8, 1}, 7, allow_tf32);
-    whole.forward();
-    whole.backward();
-    for (const auto& [units, tile, groups] : {std::array{16, 8, 2}, {32, 8, 1}, {32, 16, 1}}) {
-      if (tile == 16 && whole.task.ffma()) continue;
-      Run<T> divided({3, 9, 40, kPacked, 1, false, false, units, tile, groups}, 7, allow_tf32);
-      divided.forward();
-      divided.backward();
-      const auto& a = whole.buffers.direction[0];
-      const auto& b = divided.buffers.direction[0];
-      const auto same = [&](const auto& x, const auto& y, const char* what) {
-        check(!std::memcmp(x.data(), y.data(), x.size() * sizeof x[0]), what, " differs with ",
-              units, " units, tile ", tile, ", ", groups, " row groups");
-      };
-      same(whole.buffers.output, divided.buffers.output, "output");
-      same(a.cells, b.cells, "cells");
-      same(a.gates, b.gates, "gates");
-      same(a.d_gates, b.d_gates, "d_gates");
-      same(a.d_h, b.d_h, "d_h_0");
-      same(a.d_c, b.d_c, "d_c_0");
-    }
+    const auto bits_of = [&](int units, int tile, int groups) {
+      Shape shape{3, 17, 40, kPacked, 1, false, false, units, tile, groups};
+      shape.masks = shape.zoneout = true;
+      Run<T> run(shape, 7, allow_tf32);
+      run.forward();
+      run.backward();
+      return run.bits();
+    };
+    const auto expected = bits_of(8, 8, 1);
+    for (const auto& [units, tile] : compiled_tiles<T>(allow_tf32))
+      for (int groups : {1, 2}) {
+        const auto bits = bits_of(units, tile, groups);
+        for (const auto& [name, bytes] : expected)
+          check(bits.at(name) == bytes, name, " differs with ", units, " units, tile ", tile, ", ",
+                groups, " row groups");
+      }
   });
 
   Case(prefix + "nothing saved", [=] {
@@ -144,6 +137,44 @@ const bool added =
     (add<float>("float32", false, 0x1p-24), add<float>("tf32", true, 0x1p-11),
      add<bfloat16>("bfloat16", false, 0x1p-9), add<float16>("float16", false, 0x1p-11), true);
 
+// After one step an output is the exact one, rounded to nearest: sums are float32.
+template <typename T>
+void check_rounding(int mantissa_bits) {
+  Run<T> run({1, 3, 64}, 1, false);
+  run.forward();
+  const auto exact = oracle::solve(run.problems[0]).output;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double last_place = std::ldexp(1, std::ilogb(exact[i]) - mantissa_bits);
+    check(std::fabs(to_double(run.buffers.output[i]) - exact[i]) < 0.51 * last_place,
+          to_double(run.buffers.output[i]), " is not ", exact[i], " rounded");
+  }
+}
+const Case nearest("persistent/16 bits round to nearest", [] {
+  check_rounding<bfloat16>(7);
+  check_rounding<float16>(10);
+});
+
+// f c + i g is rounded after the first product, whatever the tile: no compiler's choice.
+const Case fused_sum("persistent/the cell is fused in one way", [] {
+#if defined(FASTLSTM_EMULATOR)  // the compiler's baseline may have no such instruction
+  const auto multiply_add = [](float x, float y, float sum) { return fused(x, y, sum); };
+#else
+  const auto multiply_add = [](float x, float y, float sum) { return std::fma(x, y, sum); };
+#endif
+  for (const bool allow_tf32 : {false, true})
+    for (const auto& [units, rows] : compiled_tiles<float>(allow_tf32)) {
+      Run<float> run({1, 9, 40, kDense, 1, false, false, units, rows, 1}, 1, allow_tf32);
+      run.forward();
+      const auto& b = run.buffers.direction[0];
+      for (size_t i = 0; i < b.cells.size(); ++i) {
+        const float* const gate = &b.gates[i / 40 * 160 + i % 40];
+        const float c_0 = static_cast<float>(run.problems[0].c_0[i]);
+        check(b.cells[i] == multiply_add(gate[40], c_0, gate[0] * gate[80]), "c of tile ", units,
+              "x", rows);
+      }
+    }
+});
+
 // Both factors go to the nearest TF32 value, and what is beyond its bits does not survive.
 const Case rounds("persistent/tf32 rounds its factors", [] {
   const double eps = 0x1p-11;  // half a last place of TF32 at 1
@@ -162,7 +193,7 @@ template <typename T>
 void check_nan_travels() {
   Run<T> run({3, 3, 16}, 1, false);
   auto& b = run.buffers.direction[0];
-  b.gates = unwritten<T>(b.gates.size());
+  std::fill(b.gates.begin(), b.gates.end(), T(std::nanf("")));
   b.h_0 = unwritten<T>(b.h_0.size());
   run.forward();
   run.backward();
@@ -174,16 +205,6 @@ const Case nan_travels("persistent/NaN travels", [] {
   check_nan_travels<float>();
   check_nan_travels<bfloat16>();
   check_nan_travels<float16>();
-});
-
-const Case stage("persistent/FFMA fills its stage without bank conflicts", [] {
-  for (int j = 0; j < 4; ++j) {
-    std::set<int> banks;
-    for (int lane = 0; lane < 32; ++lane)
-      banks.insert((stage_row(4 * (lane % 4) + j) + lane / 4) % 32);
-    check(banks.size() == 32, "word ", j, " of the lanes meets ", banks.size(), " banks of 32");
-  }
-  for (int k = 0; k < 16; ++k) check(stage_row(k) % 4 == 0, "word ", k, " is not aligned");
 });
 
 const Case upload("persistent/upload of host values", [] {

@@ -1,5 +1,7 @@
 // The kernels of the stepwise engine against the oracle: a walk in plain loops around the launches
 // stands in for the one that csrc/stepwise.cpp makes with ATen.
+#include <runtime.h>
+
 #include <algorithm>
 
 #include "../../csrc/cuda/launch.h"

@@ -1,0 +1,252 @@
+// The CUDA runtime that the project's objects call, in place of NVIDIA's: it finds the PTX that
+// nvcc put into them, and a launch runs in the interpreter, to its end. Device memory is host
+// memory.
+#include "cudart.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <regex>
+#include <vector>
+
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+// --- the container in which nvcc embeds code ---
+
+struct Wrapper {  // what __cudaRegisterFatBinary gets
+  uint32_t magic, version;
+  const unsigned char* data;
+  void* unused;
+};
+constexpr uint32_t kWrapperMagic = 0x466243b1, kContainerMagic = 0xba55ed50;
+constexpr uint16_t kPtxEntry = 1;
+
+template <typename T>
+T value_at(const unsigned char* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Container: magic, version (16), header size (16), size of what follows (64). Entry: kind (16),
+// version (16), header size (32), size (64), size if compressed (32), ...
+std::vector<std::string> embedded_ptx(const Wrapper& wrapper) {
+  std::vector<std::string> texts;
+  const unsigned char* at = wrapper.data;
+  if (wrapper.magic != kWrapperMagic || value_at<uint32_t>(at) != kContainerMagic)
+    throw Fault("an unknown container of device code");
+  const unsigned char* const end = at + value_at<uint16_t>(at + 6) + value_at<uint64_t>(at + 8);
+  for (at += value_at<uint16_t>(at + 6); at < end;) {
+    const auto kind = value_at<uint16_t>(at);
+    const auto header = value_at<uint32_t>(at + 4);
+    const auto size = value_at<uint64_t>(at + 8);
+    if (kind == kPtxEntry) {
+      if (value_at<uint32_t>(at + 16) != 0) throw Fault("compressed PTX: give nvcc --no-compress");
+      texts.emplace_back(reinterpret_cast<const char*>(at + header));
+    }
+    at += header + size;
+  }
+  return texts;
+}
+
+struct Function {
+  std::string text;                // of the kernel
+  std::unique_ptr<Kernel> kernel;  // once it was launched
+  size_t shared_limit = 48 * 1024;
+};
+
+struct Runtime {
+  std::map<std::string, std::string> texts;  // of all kernels, by name
+  Variables variables;
+  std::map<const void*, void*> symbols;       // memory of a variable by the host's address for it
+  std::map<const void*, Function> functions;  // by host address
+  cudaError_t last_error = cudaSuccess;
+};
+Runtime& runtime() {
+  static Runtime* const r = new Runtime;  // registered before main, and never destroyed
+  return *r;
+}
+
+cudaError_t result(cudaError_t error) {
+  if (error != cudaSuccess) runtime().last_error = error;
+  return error;
+}
+
+// The text with the mutation in it; `change` counts the places.
+std::string mutated(const std::string& text, const Mutation& m, int& places) {
+  std::string out, rest = text;
+  const std::regex from(m.from);
+  int seen = 0;
+  for (std::smatch found; std::regex_search(rest, found, from);) {
+    const bool chosen = m.occurrence < 0 || seen == m.occurrence;
+    out += found.prefix();
+    out += chosen ? found.format(m.to) : found.str();
+    places += chosen;
+    ++seen;
+    rest = found.suffix();
+  }
+  return out + rest;
+}
+
+Kernel& kernel_of(Function& f) {
+  if (f.kernel) return *f.kernel;
+  const OwnMemory own;
+  const Variables& variables = runtime().variables;
+  auto kernel = parse_kernel(f.text, variables);
+  Mutation& m = mutation();
+  if (!m.from.empty() && kernel->short_name().find(m.kernel) != std::string::npos) {
+    int places = 0;
+    const auto original = std::move(kernel);
+    kernel = parse_kernel(mutated(f.text, m, places), variables);
+    m.places += places;
+    for (size_t i = 0; i < kernel->code.size() && i < original->code.size(); ++i)
+      kernel->code[i].mutated = kernel->code[i].text != original->code[i].text;
+  }
+  f.kernel = std::move(kernel);
+  return *f.kernel;
+}
+
+cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
+                   bool cooperative) {
+  const auto found = runtime().functions.find(host);
+  if (found == runtime().functions.end()) return result(cudaErrorInvalidDeviceFunction);
+  Function& f = found->second;
+  const unsigned threads = block.x * block.y * block.z;
+  if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.y > 65535 || grid.z > 65535)
+    return result(cudaErrorInvalidConfiguration);
+  if (shared_bytes > f.shared_limit) return result(cudaErrorInvalidValue);
+  if (cooperative && grid.x * grid.y * grid.z > options().resident_blocks)
+    return result(cudaErrorCooperativeLaunchTooLarge);
+  const Kernel& kernel = kernel_of(f);
+  Launch launch{&kernel,    {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, {}, shared_bytes,
+                cooperative};
+  launch.parameters.resize(kernel.parameter_bytes);
+  for (size_t i = 0; i < kernel.parameters.size(); ++i)
+    std::memcpy(&launch.parameters[kernel.parameters[i].offset], arguments[i],
+                kernel.parameters[i].bytes);
+  run(launch);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+Mutation& mutation() {
+  static Mutation m;
+  return m;
+}
+int mutated_places_that_ran() {
+  int ran = 0;
+  for (const Kernel* const kernel : launched_kernels())
+    for (const Instruction& in : kernel->code) ran += in.mutated && in.executed > 0;
+  return ran;
+}
+
+std::vector<const Kernel*> launched_kernels() {
+  std::vector<const Kernel*> all;
+  for (const auto& [host, f] : runtime().functions)
+    if (f.kernel) all.push_back(f.kernel.get());
+  return all;
+}
+size_t registered_kernels() { return runtime().functions.size(); }
+
+std::set<std::string> faults_of_all_kernels() {
+  std::set<std::string> faults;
+  for (const auto& [name, text] : runtime().texts) {
+    try {
+      parse_kernel(text, runtime().variables);
+    } catch (const Fault& fault) {
+      faults.insert(fault.what());
+    }
+  }
+  return faults;
+}
+
+}  // namespace ptx
+
+// --- what objects of nvcc register ---
+
+extern "C" {
+
+void** __cudaRegisterFatBinary(void* data) {
+  for (const std::string& text : ptx::embedded_ptx(*static_cast<const ptx::Wrapper*>(data)))
+    for (auto& [name, kernel] : ptx::split_module(text, ptx::runtime().variables))
+      ptx::runtime().texts[name] = kernel;
+  static void* handle = nullptr;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+char __cudaInitModule(void**) { return 0; }
+
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*,
+                            void*, void*, int*) {
+  ptx::runtime().functions[host].text = ptx::runtime().texts.at(name);
+}
+
+void __cudaRegisterVar(void**, char* host, char*, const char* name, int, size_t, int, int) {
+  ptx::runtime().symbols[host] = ptx::runtime().variables.at(name).memory.get();
+}
+
+// For <<<>>>, which nvcc's stubs are written with and the project does not use.
+unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 1; }
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
+  return cudaErrorNotSupported;
+}
+cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorNotSupported; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) {
+  return cudaErrorNotSupported;
+}
+
+// --- the runtime's interface, as far as the kernels' host code calls it ---
+
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t) {
+  return ptx::launch(function, grid, block, arguments, shared_bytes, false);
+}
+cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block,
+                                        void** arguments, size_t shared_bytes, cudaStream_t) {
+  return ptx::launch(function, grid, block, arguments, shared_bytes, true);
+}
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  const auto found = ptx::runtime().functions.find(function);
+  if (found == ptx::runtime().functions.end()) return ptx::result(cudaErrorInvalidDeviceFunction);
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+      value > ptx::options().shared_bytes)
+    return ptx::result(cudaErrorInvalidValue);
+  found->second.shared_limit = value;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    return ptx::result(cudaErrorInvalidValue);
+  *value = ptx::options().shared_bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
+  *address = ptx::runtime().symbols.at(symbol);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* to, int byte, size_t bytes) {
+  std::memset(to, byte, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = ptx::runtime().last_error;
+  ptx::runtime().last_error = cudaSuccess;
+  return error;
+}
+}

@@ -1,0 +1,745 @@
+// What the instructions do, from the PTX ISA's description of each. Only those that nvcc makes of
+// the project's kernels are here; another one is an error that names it.
+#include <algorithm>
+#include <cfenv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+using u16 = uint16_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using s16 = int16_t;
+using s32 = int32_t;
+using s64 = int64_t;
+using f32 = float;
+using f64 = double;
+
+template <typename To, typename From>
+To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <typename T>
+T value_at(const unsigned char* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+constexpr Kind kind_of() {
+  return sizeof(T) == 2 ? Kind::k16 : sizeof(T) == 4 ? Kind::k32 : Kind::k64;
+}
+
+// --- functions of a lane's values ---
+
+// Keeps a lambda without captures where a handler, which is a plain function, finds it.
+template <typename F>
+struct Kept {
+  static inline const F* f = nullptr;
+};
+
+template <typename F, typename D, typename... S, size_t... k>
+void run_lanewise(Warp& w, const Instruction& in, uint32_t lanes, std::index_sequence<k...>) {
+  D* const d = w.lanes<D>(in.op[0]);
+  const std::tuple<const S*...> s{w.lanes<S>(in.op[1 + k])...};
+  for_lanes(lanes, [&](int lane) { d[lane] = (*Kept<F>::f)(std::get<k>(s)[lane]...); });
+}
+template <typename F, typename D, typename... S>
+void lanewise_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  run_lanewise<F, D, S...>(w, in, lanes, std::index_sequence_for<S...>());
+}
+template <typename F, typename D, typename... S>
+Operation lanewise_as(const F& f, D (F::*)(S...) const) {
+  static const F kept = f;
+  Kept<F>::f = &kept;
+  return {lanewise_handler<F, D, S...>, {kind_of<D>(), kind_of<S>()...}};
+}
+// d = f(a, b, ...), whose types are those of the lambda.
+template <typename F>
+Operation lanewise(const F& f) {
+  return lanewise_as(f, &F::operator());
+}
+
+template <typename F, typename T>
+void compare_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
+  uint32_t result = 0;
+  for (int lane = 0; lane < kLanes; ++lane)
+    result |= uint32_t((*Kept<F>::f)(a[lane], b[lane])) << lane;
+  uint32_t& p = w.predicates[in.op[0]];
+  p = (p & ~lanes) | (result & lanes);
+}
+template <typename T, typename F>
+Operation compare(const F& f) {
+  static const F kept = f;
+  Kept<F>::f = &kept;
+  return {compare_handler<F, T>, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
+}
+
+template <typename T>
+void select_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  T* const d = w.lanes<T>(in.op[0]);
+  const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
+  const uint32_t p = w.predicates[in.op[3]];
+  for_lanes(lanes, [&](int lane) { d[lane] = p >> lane & 1 ? a[lane] : b[lane]; });
+}
+template <typename T>
+Operation select() {
+  return {select_handler<T>, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
+}
+
+// Predicates, a bit per lane.
+template <typename F>
+void predicate_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  const uint32_t result = (*Kept<F>::f)(w.predicates[in.op[1]], w.predicates[in.op[2]]);
+  uint32_t& p = w.predicates[in.op[0]];
+  p = (p & ~lanes) | (result & lanes);
+}
+template <typename F>
+Operation predicates(int sources, const F& f) {
+  static const F kept = f;
+  Kept<F>::f = &kept;
+  return {predicate_handler<F>, std::vector<Kind>(1 + sources, Kind::kPredicate)};
+}
+
+// --- arithmetic ---
+
+// The one NaN that arithmetic in f32 gives.
+f32 canonical(f32 x) { return std::isnan(x) ? bits_as<f32>(0x7fffffffu) : x; }
+
+// The rounded result, or a neighbour of it, always the same for the same arguments. What is exact
+// stays: exp of libdevice takes ex2.approx of whole numbers for a power of two.
+template <typename T>
+T approximate(f64 exact, uint64_t arguments, int most) {
+  const T rounded = static_cast<T>(exact);
+  const int noise = std::min(options().noise, most);
+  if (noise == 0 || !std::isfinite(rounded) || rounded == exact) return rounded;
+  uint64_t hash = (arguments + options().seed) * 0x9e3779b97f4a7c15u;
+  hash ^= hash >> 29;
+  const int steps = static_cast<int>(hash % (2 * noise + 1)) - noise;
+  T value = rounded;
+  for (int i = 0; i < std::abs(steps); ++i)
+    value = std::nextafter(value, steps < 0 ? T(0) : std::numeric_limits<T>::infinity() * value);
+  return value;
+}
+
+f32 flushed(f32 x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+f32 ex2_approx_ftz(f32 a) {
+  return flushed(approximate<f32>(std::exp2(f64(flushed(a))), bits_as<u32>(a), 2));
+}
+f32 rcp_approx_ftz(f32 a) {
+  return flushed(approximate<f32>(1.0 / f64(flushed(a)), bits_as<u32>(a), 1));
+}
+f32 rsqrt_approx(f32 a) { return approximate<f32>(1.0 / std::sqrt(f64(a)), bits_as<u32>(a), 1); }
+// Two ulp for divisors from 2^-126 to 2^126; beyond, the quotient is 0.
+f32 div_approx(f32 a, f32 b) {
+  const f32 size = std::fabs(b);
+  if (size > 0x1p126f && std::isfinite(size))
+    return std::isinf(a) ? std::numeric_limits<f32>::quiet_NaN() : a * std::copysign(0.0f, b);
+  return approximate<f32>(f64(a) / f64(b), uint64_t(bits_as<u32>(a)) << 32 | bits_as<u32>(b), 2);
+}
+// From the upper halves to an upper half.
+f64 rcp_approx_ftz(f64 a) {
+  const auto upper = [](f64 x) { return bits_as<f64>(bits_as<u64>(x) & 0xffffffff00000000u); };
+  if (std::fabs(a) < 0x1p-1022) a = std::copysign(0.0, a);
+  const f64 r = upper(1.0 / upper(a));
+  return std::fabs(r) < 0x1p-1022 ? std::copysign(0.0, r) : r;
+}
+
+// a b + c towards minus infinity.
+__attribute__((noinline, optimize("rounding-math"))) f32 fma_rm(f32 a, f32 b, f32 c) {
+  const int before = std::fegetround();
+  std::fesetround(FE_DOWNWARD);
+  volatile f32 x = a, y = b, z = c;
+  volatile f32 d = std::fma(x, y, z);
+  std::fesetround(before);
+  return d;
+}
+
+s32 divide(s32 a, s32 b) {
+  if (b == 0) throw Fault("div.s32 by zero");
+  return b == -1 ? static_cast<s32>(0u - static_cast<u32>(a)) : a / b;
+}
+u32 divide(u32 a, u32 b) {
+  if (b == 0) throw Fault("div.u32 by zero");
+  return a / b;
+}
+
+// Shifts by more than the width count as shifts by the width.
+template <typename T>
+T shift_left(T a, u32 n) {
+  return n >= 8 * sizeof(T) ? 0 : static_cast<T>(a << n);
+}
+template <typename T>
+T shift_right(T a, u32 n) {
+  const u32 most = 8 * sizeof(T) - 1;
+  if (n > most) return std::is_signed<T>::value ? static_cast<T>(a >> most) : 0;
+  return static_cast<T>(a >> n);
+}
+
+// --- conversions ---
+
+// Round to nearest even; NaN becomes 0x7fff.
+u16 to_bf16(f32 a) {
+  if (std::isnan(a)) return 0x7fff;
+  const u32 u = bits_as<u32>(a), kept = u >> 16, rest = u & 0xffff;
+  return static_cast<u16>(kept + (rest > 0x8000 || (rest == 0x8000 && (kept & 1))));
+}
+f32 from_bf16(u16 a) { return bits_as<f32>(u32(a) << 16); }
+u16 to_f16(f32 a) {
+  if (std::isnan(a)) return 0x7fff;
+  const auto half = static_cast<_Float16>(a);
+  return bits_as<u16>(half);
+}
+f32 from_f16(u16 a) { return static_cast<f32>(bits_as<_Float16>(a)); }
+// To 10 bits of mantissa: nearest, ties away from zero.
+u32 to_tf32(f32 a) {
+  if (std::isnan(a)) return 0x7fffffff;
+  const u32 u = bits_as<u32>(a);
+  if (std::isinf(a)) return u;
+  const u32 rest = u & 0x1fff, kept = u - rest;
+  return rest >= 0x1000 ? kept + 0x2000 : kept;  // a carry into the exponent is right
+}
+
+u32 permute_bytes(u32 a, u32 b, u32 selector) {
+  const u64 bytes = u64(b) << 32 | a;
+  u32 d = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 s = selector >> 4 * i & 15;
+    u32 byte = static_cast<u32>(bytes >> 8 * (s & 7)) & 0xff;
+    if (s & 8) byte = byte & 0x80 ? 0xff : 0;
+    d |= byte << 8 * i;
+  }
+  return d;
+}
+
+// --- packing ---
+
+template <typename Whole, typename Part>
+void pack_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  Whole* const d = w.lanes<Whole>(in.op[0]);
+  const Part *low = w.lanes<Part>(in.op[1]), *high = w.lanes<Part>(in.op[2]);
+  for_lanes(lanes,
+            [&](int lane) { d[lane] = Whole(low[lane]) | Whole(high[lane]) << 8 * sizeof(Part); });
+}
+template <typename Whole, typename Part>
+void unpack_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  Part *low = w.lanes<Part>(in.op[0]), *high = w.lanes<Part>(in.op[1]);
+  const Whole* const a = w.lanes<Whole>(in.op[2]);
+  for_lanes(lanes, [&](int lane) {
+    const Whole whole = a[lane];
+    low[lane] = static_cast<Part>(whole);
+    high[lane] = static_cast<Part>(whole >> 8 * sizeof(Part));
+  });
+}
+
+// --- collectives of a warp ---
+
+enum class Shuffle { kIdx, kBfly, kUp, kDown };
+
+template <Shuffle mode>
+void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  u32* const d = w.lanes<u32>(in.op[0]);
+  u32 a[kLanes], result[kLanes], valid = 0;
+  std::memcpy(a, w.lanes<u32>(in.op[2]), sizeof a);
+  const u32 *b = w.lanes<u32>(in.op[3]), *c = w.lanes<u32>(in.op[4]);
+  for_lanes(lanes, [&](int lane) {
+    const int bval = b[lane] & 31, cval = c[lane] & 31, segmask = c[lane] >> 8 & 31;
+    const int max_lane = (lane & segmask) | (cval & ~segmask), min_lane = lane & segmask;
+    int j = lane;
+    bool p = false;
+    switch (mode) {
+      case Shuffle::kUp:
+        j = lane - bval, p = j >= max_lane;
+        break;
+      case Shuffle::kDown:
+        j = lane + bval, p = j <= max_lane;
+        break;
+      case Shuffle::kBfly:
+        j = lane ^ bval, p = j <= max_lane;
+        break;
+      case Shuffle::kIdx:
+        j = min_lane | (bval & ~segmask), p = j <= max_lane;
+        break;
+    }
+    if (!p) j = lane;
+    if (!(lanes >> j & 1)) fault(w, in, lane, "a shuffle from a lane that takes no part");
+    result[lane] = a[j];
+    valid |= uint32_t(p) << lane;
+  });
+  for_lanes(lanes, [&](int lane) { d[lane] = result[lane]; });
+  uint32_t& p = w.predicates[in.op[1]];
+  p = (p & ~lanes) | (valid & lanes);
+}
+template <Shuffle mode>
+Operation shuffle() {
+  return {shuffle_handler<mode>,
+          {Kind::k32, Kind::kPredicate, Kind::k32, Kind::k32, Kind::k32, Kind::k32},
+          Control::kWarpCollective,
+          5};
+}
+
+// d (16 x 8) = a (16 x k) b (k x 8) + c; products are exact, the sum is rounded once.
+template <int k>
+struct Tile {
+  f64 a[16][k], b[k][8];
+
+  void finish(Warp& w, const Instruction& in) const {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int group = lane >> 2, in_group = lane & 3;
+      for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? group : group + 8, column = in_group * 2 + (i & 1);
+        f64 sum = w.lanes<f32>(in.op[10 + i])[lane];
+        for (int n = 0; n < k; ++n) sum += a[row][n] * b[n][column];
+        w.lanes<f32>(in.op[i])[lane] = canonical(static_cast<f32>(sum));
+      }
+    }
+  }
+};
+
+// "Matrix Fragments for mma.m16n8k16 with floating point type": a register holds elements 2 r
+// (lower half) and 2 r + 1.
+template <f32 (*value)(u16)>
+void mma_m16n8k16_handler(Warp& w, const Instruction& in, uint32_t) {
+  Tile<16> tile;
+  const auto element = [&](int operand, int i, int lane) {
+    return value(static_cast<u16>(w.lanes<u32>(in.op[operand + i / 2])[lane] >> 16 * (i & 1)));
+  };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane >> 2, in_group = lane & 3;
+    for (int i = 0; i < 8; ++i) {
+      const int row = i < 2 || (4 <= i && i < 6) ? group : group + 8;
+      const int column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+      tile.a[row][column] = element(4, i, lane);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const int row = in_group * 2 + (i & 1) + (i < 2 ? 0 : 8);
+      tile.b[row][group] = element(8, i, lane);
+    }
+  }
+  tile.finish(w, in);
+}
+
+// "Matrix Fragments for mma.m16n8k8", .tf32: the lower 13 bits are ignored. Who leaves something in
+// them has not rounded.
+void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
+  Tile<8> tile;
+  const auto element = [&](int operand, int lane) -> f64 {
+    const u32 word = w.lanes<u32>(in.op[operand])[lane];
+    if ((word & 0x1fff) && std::isfinite(bits_as<f32>(word)))
+      fault(w, in, lane, "a factor that was not rounded to TF32");
+    return bits_as<f32>(word & ~0x1fffu);
+  };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane >> 2, in_group = lane & 3;
+    for (int i = 0; i < 4; ++i)
+      tile.a[i == 0 || i == 2 ? group : group + 8][i < 2 ? in_group : in_group + 4] =
+          element(4 + i, lane);
+    for (int i = 0; i < 2; ++i)
+      tile.b[i == 0 ? in_group : in_group + 4][group] = element(8 + i, lane);
+  }
+  tile.finish(w, in);
+}
+
+Operation mma(Handler run) {
+  return {run, std::vector<Kind>(14, Kind::k32), Control::kWarpCollective, -1};
+}
+
+// --- memory ---
+
+uint64_t address_of(Warp& w, const Instruction& in, int lane) {
+  const uint64_t base =
+      in.access.base_bytes == 8 ? w.lanes<u64>(in.op[0])[lane] : w.lanes<u32>(in.op[0])[lane];
+  return base + in.access.displacement;
+}
+
+Visit visit_of(const Warp& w, const Instruction& in, int lane) {
+  Visit v;
+  v.launch = w.machine->number;
+  v.block = w.block->index;
+  v.thread = w.index * kLanes + lane;
+  v.block_epoch = w.block->epoch;
+  v.warp_epoch = w.epoch;
+  v.bytes = in.access.bytes;
+  v.strong = in.access.strong;
+  return v;
+}
+
+void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow, const Visit& now,
+                bool is_store) {
+  if (const char* const race = visit(shadow, now, is_store))
+    fault(w, in, lane, std::string("a data race with ") + race);
+}
+
+// Where the bytes of an access of `bytes` are on the host, after all checks.
+unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
+                            unsigned bytes, bool is_store) {
+  if (in.recent.launch != w.machine->number || address < in.recent.begin ||
+      address + bytes > in.recent.end) {
+    const Allocation* const a = find_allocation(address, !options().ignore_races);
+    if (!a || address + bytes > a->end)
+      fault(w, in, lane,
+            a ? "an access beyond the end of an allocation of " +
+                    std::to_string(a->end - a->begin) + " bytes, at " +
+                    std::to_string(address - a->begin)
+              : "an access to memory that is not allocated");
+    in.recent = {w.machine->number, a->begin, a->end, a->shadow};
+  }
+  auto* const shadow = static_cast<Shadow*>(in.recent.shadow);
+  if (shadow && !options().ignore_races) {
+    const Visit now = visit_of(w, in, lane);
+    const uint64_t begin = address - in.recent.begin;
+    for (uint64_t at = begin / kGranule; at <= (begin + bytes - 1) / kGranule; ++at)
+      check_race(w, in, lane, shadow[at], now, is_store);
+  }
+  return reinterpret_cast<unsigned char*>(address);
+}
+
+unsigned char* shared_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
+                            unsigned bytes, bool is_store) {
+  Block& block = *w.block;
+  const uint64_t at = address - kSharedBase;
+  if (address < kSharedBase || at + bytes > block.shared.size())
+    fault(w, in, lane, "an access beyond the block's shared memory, at " + std::to_string(at));
+  if (is_store)
+    std::memset(&block.written[at], 1, bytes);
+  else if (std::memchr(&block.written[at], 0, bytes))
+    fault(w, in, lane, "shared memory is read before it was written, at " + std::to_string(at));
+  if (!options().ignore_races) {
+    const Visit now = visit_of(w, in, lane);
+    for (uint64_t word = at / 4; word <= (at + bytes - 1) / 4; ++word)
+      check_race(w, in, lane, block.shadow[word], now, is_store);
+  }
+  return &block.shared[at];
+}
+
+unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store) {
+  const Access& a = in.access;
+  const unsigned bytes = a.bytes * a.elements;
+  const uint64_t address = address_of(w, in, lane);
+  if (address % bytes != 0) fault(w, in, lane, "a misaligned address");
+  if (a.space == Space::kGlobal) return global_bytes(w, in, lane, address, bytes, is_store);
+  if (a.space == Space::kShared) return shared_bytes(w, in, lane, address, bytes, is_store);
+  if (a.space == Space::kLocal || address >= kLocalBase) {  // a call's parameters are local
+    const uint32_t all = w.machine->launch.kernel->local_bytes;
+    const uint64_t at = address - kLocalBase;
+    if (address < kLocalBase || at + bytes > all)
+      fault(w, in, lane, "an access beyond the thread's local memory");
+    return &w.local[size_t(lane) * all + at];
+  }
+  const auto& parameters = w.machine->launch.parameters;
+  const uint64_t at = address - kParamBase;
+  if (address < kParamBase || at + bytes > parameters.size())
+    fault(w, in, lane, "an access beyond the parameters");
+  return const_cast<unsigned char*>(&parameters[at]);
+}
+
+// A thread sees its own stores at once.
+void deliver_own(Warp& w, int lane, uint64_t address, uint32_t bytes) {
+  Machine& m = *w.machine;
+  for (size_t i = m.delayed.size(); i-- > 0;) {
+    const Delayed& d = m.delayed[i];
+    if (d.block == w.block->index && d.thread == w.index * kLanes + lane &&
+        d.address < address + bytes && address < d.address + d.bytes)
+      m.deliver(i);
+  }
+}
+
+// Different values.
+template <typename T>
+size_t count_different(std::vector<T>& values) {
+  std::sort(values.begin(), values.end());
+  return std::unique(values.begin(), values.end()) - values.begin();
+}
+
+void count_access(Warp& w, const Instruction& in, uint32_t lanes) {
+  const unsigned bytes = in.access.bytes * in.access.elements;
+  Counted& counted = in.counted;
+  ++counted.requests, counted.lanes += __builtin_popcount(lanes);
+  std::vector<u64> touched;
+  if (in.access.space == Space::kGlobal) {
+    for_lanes(lanes, [&](int lane) {
+      touched.push_back(address_of(w, in, lane) / 32);
+      touched.push_back((address_of(w, in, lane) + bytes - 1) / 32);
+    });
+    counted.sectors += count_different(touched);
+  } else if (in.access.space == Space::kShared) {
+    const int phase = bytes <= 4 ? 32 : 128 / bytes;
+    for (int first = 0; first < kLanes; first += phase) {
+      touched.clear();
+      for (int lane = first; lane < first + phase; ++lane)
+        for (unsigned at = 0; at < bytes && (lanes >> lane & 1); at += 4)
+          touched.push_back((address_of(w, in, lane) + at) / 4);
+      touched.resize(count_different(touched));
+      int of_bank[32] = {}, most = 1;
+      for (u64 word : touched) most = std::max(most, ++of_bank[word % 32]);
+      counted.conflicts += most - 1;
+    }
+  }
+}
+
+// Fresh memory is junk; what kernels are to fill has all bits set.
+bool is_unwritten(u64 value, unsigned bytes) {
+  const u64 all = ~u64{0} >> (64 - 8 * bytes);
+  return (bytes > 1 && value == all) || value == (kJunk * 0x0101010101010101u & all);
+}
+
+void load_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  const Access& a = in.access;
+  if (options().clocked) count_access(w, in, lanes);
+  for_lanes(lanes, [&](int lane) {
+    const unsigned char* const from = bytes_at(w, in, lane, false);
+    if (options().delays && a.space == Space::kGlobal)
+      deliver_own(w, lane, reinterpret_cast<uint64_t>(from), a.bytes * a.elements);
+    for (int i = 0; i < a.elements; ++i) {
+      u64 value = 0;
+      std::memcpy(&value, from + i * a.bytes, a.bytes);
+      if (a.space == Space::kGlobal && !a.strong && is_unwritten(value, a.bytes))
+        fault(w, in, lane, "global memory is read before it was written");
+      const int unused = 64 - 8 * a.bytes;
+      if (a.is_signed) value = static_cast<u64>(static_cast<s64>(value << unused) >> unused);
+      std::memcpy(w.lanes<unsigned char>(in.op[1 + i]) + lane * a.register_bytes[i], &value,
+                  a.register_bytes[i]);
+    }
+  });
+}
+
+void store_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  const Access& a = in.access;
+  if (options().clocked) count_access(w, in, lanes);
+  w.machine->without_progress = 0;
+  for_lanes(lanes, [&](int lane) {
+    unsigned char* to = bytes_at(w, in, lane, true);
+    if ((options().delays || options().clocked) && a.space == Space::kGlobal) {
+      const auto address = reinterpret_cast<uint64_t>(to);
+      const uint32_t bytes = a.bytes * a.elements;
+      if (options().delays) w.machine->deliver_to(address, bytes);  // stores to one place in order
+      if (a.strong) {
+        w.machine->delayed.push_back(
+            {w.now + kStoreClocks, address, bytes, w.block->index, w.index * kLanes + lane, {}});
+        to = w.machine->delayed.back().value;
+      }
+    }
+    for (int i = 0; i < a.elements; ++i)
+      std::memcpy(to + i * a.bytes,
+                  w.lanes<unsigned char>(in.op[1 + i]) + lane * a.register_bytes[i], a.bytes);
+  });
+}
+
+// Has no effect, but nobody wants it of an address that is nowhere.
+void prefetch_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  for_lanes(lanes, [&](int lane) {
+    if (!find_allocation(address_of(w, in, lane), false))
+      fault(w, in, lane, "a prefetch of memory that is not allocated");
+  });
+}
+
+void nothing(Warp&, const Instruction&, uint32_t) {}
+
+void trap_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  fault(w, in, __builtin_ctz(lanes), "a trap");
+}
+
+void clock_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  for_lanes(lanes, [&](int lane) { w.lanes<u64>(in.op[0])[lane] = w.machine->instructions; });
+}
+
+// vprintf(format, values), with values of 32 bits.
+void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
+  for_lanes(lanes, [&](int lane) {
+    const auto argument = [&](int i) {
+      const u64 at = w.lanes<u64>(in.op[i])[lane] - kLocalBase;
+      return value_at<u64>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
+    };
+    const auto* format = reinterpret_cast<const char*>(argument(0));
+    u64 at = argument(1) - kLocalBase;
+    for (; *format; ++format) {
+      if (*format != '%') {
+        std::putchar(*format);
+        continue;
+      }
+      ++format;
+      if (*format != 'u' && *format != 'd') fault(w, in, lane, "not implemented: this format");
+      const auto value =
+          value_at<u32>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
+      std::printf(*format == 'u' ? "%u" : "%d", value);
+      at += sizeof value;
+    }
+  });
+}
+
+// --- the table ---
+
+template <typename T>
+void add_compares(std::map<std::string, Operation>& all, const std::string& type) {
+  all["setp.eq." + type] = compare<T>([](T a, T b) { return a == b; });
+  // For floats: true only if both are numbers.
+  all["setp.ne." + type] = compare<T>([](T a, T b) { return a < b || a > b; });
+  all["setp.lt." + type] = compare<T>([](T a, T b) { return a < b; });
+  all["setp.le." + type] = compare<T>([](T a, T b) { return a <= b; });
+  all["setp.gt." + type] = compare<T>([](T a, T b) { return a > b; });
+  all["setp.ge." + type] = compare<T>([](T a, T b) { return a >= b; });
+  if (!std::is_floating_point<T>::value) return;
+  all["setp.equ." + type] = compare<T>([](T a, T b) { return !(a < b || a > b); });
+  all["setp.neu." + type] = compare<T>([](T a, T b) { return !(a == b); });
+  all["setp.ltu." + type] = compare<T>([](T a, T b) { return !(a >= b); });
+  all["setp.leu." + type] = compare<T>([](T a, T b) { return !(a > b); });
+  all["setp.gtu." + type] = compare<T>([](T a, T b) { return !(a <= b); });
+  all["setp.geu." + type] = compare<T>([](T a, T b) { return !(a < b); });
+}
+
+template <typename T>
+void add_moves(std::map<std::string, Operation>& all, std::initializer_list<const char*> types) {
+  for (const char* const type : types) {
+    all[std::string("mov.") + type] = lanewise([](T a) -> T { return a; });
+    all[std::string("selp.") + type] = select<T>();
+  }
+}
+
+std::map<std::string, Operation> make_operations() {
+  std::map<std::string, Operation> all;
+  add_compares<s16>(all, "s16"), add_compares<u16>(all, "u16");
+  add_compares<s32>(all, "s32"), add_compares<u32>(all, "u32");
+  add_compares<s64>(all, "s64"), add_compares<u64>(all, "u64");
+  add_compares<f32>(all, "f32"), add_compares<f64>(all, "f64");
+  all["setp.eq.b16"] = all["setp.eq.u16"], all["setp.ne.b16"] = all["setp.ne.u16"];
+  all["setp.eq.b32"] = all["setp.eq.u32"], all["setp.ne.b32"] = all["setp.ne.u32"];
+  add_moves<u16>(all, {"b16", "u16", "s16"});
+  add_moves<u32>(all, {"b32", "u32", "s32", "f32"});
+  add_moves<u64>(all, {"b64", "u64", "s64", "f64"});
+  const auto k16 = Kind::k16, k32 = Kind::k32, k64 = Kind::k64;
+  all["mov.b32 pack"] = {pack_handler<u32, u16>, {k32, k16, k16}};
+  all["mov.b64 pack"] = {pack_handler<u64, u32>, {k64, k32, k32}};
+  all["mov.b32 unpack"] = {unpack_handler<u32, u16>, {k16, k16, k32}};
+  all["mov.b64 unpack"] = {unpack_handler<u64, u32>, {k32, k32, k64}};
+
+  all["mov.pred"] = predicates(1, [](u32 a, u32) { return a; });
+  all["not.pred"] = predicates(1, [](u32 a, u32) { return ~a; });
+  all["and.pred"] = predicates(2, [](u32 a, u32 b) { return a & b; });
+  all["or.pred"] = predicates(2, [](u32 a, u32 b) { return a | b; });
+  all["xor.pred"] = predicates(2, [](u32 a, u32 b) { return a ^ b; });
+
+  all["add.s16"] = lanewise([](u16 a, u16 b) -> u16 { return a + b; });
+  all["add.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a + b; });
+  all["add.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a + b; });
+  all["sub.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a - b; });
+  all["sub.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a - b; });
+  all["mul.lo.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a * b; });
+  all["mul.lo.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a * b; });
+  all["mul.wide.s32"] = lanewise([](s32 a, s32 b) -> s64 { return s64(a) * b; });
+  all["mul.wide.u32"] = lanewise([](u32 a, u32 b) -> u64 { return u64(a) * b; });
+  all["mul.wide.u16"] = lanewise([](u16 a, u16 b) -> u32 { return u32(a) * b; });
+  all["mad.lo.s32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return a * b + c; });
+  all["div.s32"] = lanewise([](s32 a, s32 b) -> s32 { return divide(a, b); });
+  all["div.u32"] = lanewise([](u32 a, u32 b) -> u32 { return divide(a, b); });
+  all["min.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::min(a, b); });
+  all["min.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::min(a, b); });
+  all["min.u16"] = lanewise([](u16 a, u16 b) -> u16 { return std::min(a, b); });
+  all["neg.s32"] = lanewise([](u32 a) -> u32 { return 0u - a; });
+  all["max.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::max(a, b); });
+  all["max.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::max(a, b); });
+  all["and.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a & b; });
+  all["and.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a & b; });
+  all["and.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a & b; });
+  all["or.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a | b; });
+  all["or.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a | b; });
+  all["xor.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a ^ b; });
+  all["not.b32"] = lanewise([](u32 a) -> u32 { return ~a; });
+  all["not.b64"] = lanewise([](u64 a) -> u64 { return ~a; });
+  all["shl.b32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_left(a, n); });
+  all["shl.b64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_left(a, n); });
+  all["shr.u32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_right(a, n); });
+  all["shr.s32"] = lanewise([](s32 a, u32 n) -> s32 { return shift_right(a, n); });
+  all["shr.u64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_right(a, n); });
+  all["prmt.b32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return permute_bytes(a, b, c); });
+
+  all["add.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a + b); });
+  all["sub.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a - b); });
+  all["mul.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a * b); });
+  all["fma.rn.f32"] =
+      lanewise([](f32 a, f32 b, f32 c) -> f32 { return canonical(std::fma(a, b, c)); });
+  all["fma.rm.f32"] = lanewise([](f32 a, f32 b, f32 c) -> f32 { return fma_rm(a, b, c); });
+  all["neg.f32"] = lanewise([](f32 a) -> f32 { return -a; });
+  all["abs.f32"] = lanewise([](f32 a) -> f32 { return std::fabs(a); });
+  // The sign is the first operand's.
+  all["copysign.f32"] = lanewise([](f32 a, f32 b) -> f32 { return std::copysign(b, a); });
+  all["div.approx.f32"] = lanewise([](f32 a, f32 b) -> f32 { return div_approx(a, b); });
+  all["ex2.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return ex2_approx_ftz(a); });
+  all["rcp.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return rcp_approx_ftz(a); });
+  all["rsqrt.approx.f32"] = lanewise([](f32 a) -> f32 { return rsqrt_approx(a); });
+  all["add.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a + b; });
+  all["sub.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a - b; });
+  all["mul.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a * b; });
+  all["fma.rn.f64"] = lanewise([](f64 a, f64 b, f64 c) -> f64 { return std::fma(a, b, c); });
+  all["neg.f64"] = lanewise([](f64 a) -> f64 { return -a; });
+  all["abs.f64"] = lanewise([](f64 a) -> f64 { return std::fabs(a); });
+  all["copysign.f64"] = lanewise([](f64 a, f64 b) -> f64 { return std::copysign(b, a); });
+  all["rcp.rn.f64"] = lanewise([](f64 a) -> f64 { return 1 / a; });
+  all["rcp.approx.ftz.f64"] = lanewise([](f64 a) -> f64 { return rcp_approx_ftz(a); });
+  all["rsqrt.approx.f64"] = lanewise([](f64 a) -> f64 { return 1 / std::sqrt(a); });
+  for (const char* const name : {"add", "sub", "mul"})  // with .rn they must not be fused
+    for (const char* const type : {".f32", ".f64"})
+      all[std::string(name) + ".rn" + type] = all[std::string(name) + type];
+
+  all["cvt.s64.s32"] = lanewise([](s32 a) -> s64 { return a; });
+  all["cvt.u64.u32"] = lanewise([](u32 a) -> u64 { return a; });
+  all["cvt.u32.u64"] = lanewise([](u64 a) -> u32 { return static_cast<u32>(a); });
+  all["cvt.u16.u32"] = lanewise([](u32 a) -> u16 { return static_cast<u16>(a); });
+  all["cvt.u32.u16"] = lanewise([](u16 a) -> u32 { return a; });
+  all["cvt.f64.f32"] = lanewise([](f32 a) -> f64 { return a; });
+  all["cvt.rn.f32.f64"] = lanewise([](f64 a) -> f32 { return static_cast<f32>(a); });
+  all["cvt.rni.f32.f32"] = lanewise([](f32 a) -> f32 { return std::nearbyint(a); });
+  // To [0, 1]; NaN becomes 0.
+  all["cvt.sat.f32.f32"] = lanewise([](f32 a) -> f32 { return a > 0 ? std::min(a, 1.0f) : 0; });
+  all["cvt.rn.bf16.f32"] = lanewise([](f32 a) -> u16 { return to_bf16(a); });
+  all["cvt.rn.f16.f32"] = lanewise([](f32 a) -> u16 { return to_f16(a); });
+  // Towards zero: for mutations alone.
+  all["cvt.rz.bf16.f32"] = lanewise([](f32 a) -> u16 { return bits_as<u32>(a) >> 16; });
+  all["cvt.rz.tf32.f32"] = lanewise([](f32 a) -> u32 { return bits_as<u32>(a) & ~0x1fffu; });
+  all["cvt.f32.bf16"] = lanewise([](u16 a) -> f32 { return from_bf16(a); });
+  all["cvt.f32.f16"] = lanewise([](u16 a) -> f32 { return from_f16(a); });
+  all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
+  // Global addresses are generic ones.
+  all["add.u64"] = all["add.s64"];
+  // So far nobody reads local memory through a generic address.
+  all["cvta.local.u64"] = all["mov.u64"];
+  all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
+
+  all["trap"] = {trap_handler, {}};
+  all["mov.u64 clock"] = {clock_handler, {k64}};
+  all["call.uni vprintf"] = {print_handler, {k64, k64}};
+  all["bar.sync"] = {nothing, {k32}, Control::kBlockBarrier, -1};
+  all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};
+  all["shfl.sync.idx.b32"] = shuffle<Shuffle::kIdx>();
+  all["shfl.sync.bfly.b32"] = shuffle<Shuffle::kBfly>();
+  all["shfl.sync.up.b32"] = shuffle<Shuffle::kUp>();
+  all["shfl.sync.down.b32"] = shuffle<Shuffle::kDown>();
+  all["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = mma(mma_m16n8k16_handler<from_bf16>);
+  all["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = mma(mma_m16n8k16_handler<from_f16>);
+  all["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"] = mma(mma_m16n8k8_tf32_handler);
+  return all;
+}
+
+}  // namespace
+
+const std::map<std::string, Operation>& operations() {
+  static const std::map<std::string, Operation> all = make_operations();
+  return all;
+}
+
+MemoryHandlers memory_handlers() { return {load_handler, store_handler, prefetch_handler}; }
+
+}  // namespace ptx

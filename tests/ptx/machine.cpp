@@ -1,0 +1,408 @@
+#include "machine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
+namespace ptx {
+
+Options& options() {
+  static Options o;
+  return o;
+}
+
+void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what) {
+  std::ostringstream out;
+  out << warp.machine->launch.kernel->short_name() << ", block " << warp.block->index << ", thread "
+      << warp.index * kLanes + lane << ": " << what << " at \"" << in.text << '"';
+  throw Fault(out.str());
+}
+
+void Machine::deliver(size_t index) {
+  const Delayed store = delayed[index];
+  delayed[index] = delayed.back();
+  delayed.pop_back();
+  std::memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
+  without_progress = 0;
+}
+
+void Machine::deliver_to(uint64_t address, uint32_t bytes) {
+  for (size_t i = delayed.size(); i-- > 0;)
+    if (delayed[i].address < address + bytes && address < delayed[i].address + delayed[i].bytes)
+      deliver(i);
+}
+
+void Machine::deliver_until(int64_t time) {
+  for (size_t i = delayed.size(); i-- > 0;)
+    if (delayed[i].due <= time) deliver(i);
+}
+
+namespace {
+
+Dim3 unravel(uint32_t i, const Dim3& size) {
+  return {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+}
+
+uint32_t special_value(int which, const Launch& launch, const Block& block, uint32_t thread) {
+  if (which == kLaneid) return thread % kLanes;
+  const Dim3 of[] = {unravel(thread, launch.block), unravel(block.index, launch.grid), launch.block,
+                     launch.grid};
+  const Dim3& d = of[which / 3];
+  return which % 3 == 0 ? d.x : which % 3 == 1 ? d.y : d.z;
+}
+
+// Registers start with junk that differs from lane to lane.
+void fill_registers(Warp& warp, const Launch& launch) {
+  const Kernel& kernel = *launch.kernel;
+  std::minstd_rand& random = warp.machine->random;
+  warp.registers.resize(kernel.register_bytes);
+  warp.ready.assign(kernel.register_bytes / (2 * kLanes), 0);
+  for (size_t i = 0; i + 4 <= warp.registers.size(); i += 4) {
+    const uint32_t junk = 0xc0000000u ^ static_cast<uint32_t>(random());
+    std::memcpy(&warp.registers[i], &junk, 4);
+  }
+  warp.local.assign(size_t{kLanes} * kernel.local_bytes, 0xcb);
+  warp.predicates.resize(kernel.predicates);
+  for (uint32_t& p : warp.predicates) p = static_cast<uint32_t>(random());
+  for (const Constant& c : kernel.constants) {
+    if (c.bytes == 0) warp.predicates[c.at] = static_cast<uint32_t>(c.bits);
+    for (int lane = 0; lane < kLanes; ++lane)
+      std::memcpy(&warp.registers[c.at + lane * c.bytes], &c.bits, c.bytes);
+  }
+  for (const SpecialRegister& s : kernel.specials)
+    for (uint32_t lane = 0; lane < kLanes; ++lane)
+      warp.lanes<uint32_t>(s.at)[lane] =
+          special_value(s.which, launch, *warp.block, warp.index * kLanes + lane);
+}
+
+void start(Block& block, Machine& m, uint32_t index) {
+  const Launch& launch = m.launch;
+  const auto threads = static_cast<uint32_t>(launch.block.count());
+  block.index = index;
+  block.shared.assign(launch.shared_bytes, 0xff);
+  block.written.assign(launch.shared_bytes, 0);
+  block.shadow.assign(launch.shared_bytes / 4 + 1, {});
+  block.warps.resize((threads + kLanes - 1) / kLanes);
+  block.warps_alive = static_cast<uint32_t>(block.warps.size());
+  for (uint32_t w = 0; w < block.warps.size(); ++w) {
+    Warp& warp = block.warps[w];
+    warp.machine = &m, warp.block = &block, warp.index = w;
+    const uint32_t lanes = std::min<uint32_t>(threads - w * kLanes, kLanes);
+    warp.alive = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
+    warp.slow = m.random() % 2;
+    warp.groups = {{0, warp.alive, 0, Group::kReady}};
+    fill_registers(warp, launch);
+  }
+}
+
+// --- barriers ---
+
+void release_block(Block& block) {
+  ++block.epoch;
+  block.warps_waiting = 0;
+  int64_t last = 0;
+  for (const Warp& warp : block.warps) last = std::max(last, warp.now);
+  for (Warp& warp : block.warps) {
+    warp.now = last;
+    if (!warp.at_block_barrier) continue;
+    warp.at_block_barrier = false;
+    for (Group& g : warp.groups) ++g.pc, g.state = Group::kReady;
+  }
+}
+
+void release_block_if_complete(Block& block) {
+  if (block.warps_waiting > 0 && block.warps_waiting == block.warps_alive) release_block(block);
+}
+
+// All threads of a warp must execute the same bar.sync. True when the whole block is there.
+bool enter_block_barrier(Warp& warp, Group& g, const Instruction& in) {
+  if (g.lanes != warp.alive) {
+    g.state = Group::kAtBlockBarrier;
+    return false;
+  }
+  if (*warp.lanes<uint32_t>(in.op[0]) != 0) fault(warp, in, 0, "only barrier 0 is implemented");
+  warp.at_block_barrier = true;
+  g.state = Group::kAtBlockBarrier;
+  ++warp.block->warps_waiting;
+  warp.machine->without_progress = 0;
+  return true;
+}
+
+uint32_t members_of(Warp& warp, const Group& g, const Instruction& in) {
+  if (in.members < 0) return kAllLanes;
+  const uint32_t* const mask = warp.lanes<uint32_t>(in.op[in.members]);
+  const int first = __builtin_ctz(g.lanes);
+  for_lanes(g.lanes, [&](int lane) {
+    if (mask[lane] != mask[first]) fault(warp, in, lane, "lanes that differ about the members");
+    if (!(mask[lane] >> lane & 1)) fault(warp, in, lane, "a lane that is no member");
+  });
+  return mask[first];
+}
+
+// True when the lanes of `g` may go on.
+bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
+  const uint32_t members = members_of(warp, g, in);
+  uint32_t here = g.lanes;
+  for (const Group& other : warp.groups)
+    if (other.state == Group::kAtWarpBarrier && other.members == members) here |= other.lanes;
+  g.members = members;
+  g.state = Group::kAtWarpBarrier;
+  if (here != (members & warp.alive)) return false;
+  for (Group& other : warp.groups)
+    if (other.state == Group::kAtWarpBarrier && other.members == members)
+      ++other.pc, other.state = Group::kReady;
+  ++warp.epoch;
+  warp.machine->without_progress = 0;
+  return true;
+}
+
+// --- groups ---
+
+void drop_empty(Warp& warp) {
+  auto& groups = warp.groups;
+  groups.erase(
+      std::remove_if(groups.begin(), groups.end(), [](const Group& g) { return !g.lanes; }),
+      groups.end());
+}
+
+// Groups that stand at the same instruction go on together, and look anew at what they waited for.
+void merge(Warp& warp) {
+  auto& groups = warp.groups;
+  for (size_t i = 0; i < groups.size(); ++i)
+    for (size_t k = i + 1; k < groups.size(); ++k)
+      if (groups[k].lanes && groups[i].pc == groups[k].pc) {
+        groups[i].lanes |= groups[k].lanes;
+        groups[i].state = Group::kReady;
+        groups[k].lanes = 0;
+      }
+  drop_empty(warp);
+}
+
+// The group that runs next: the one farthest behind, so that lanes meet again; or any.
+Group* choose(Warp& warp) {
+  Machine& m = *warp.machine;
+  const bool any = options().random_lanes;
+  if (any && m.random() % 8 == 0) {  // some lanes run ahead
+    Group& g = warp.groups[m.random() % warp.groups.size()];
+    const uint32_t some = g.lanes & static_cast<uint32_t>(m.random() * 2654435761u);
+    if (g.state == Group::kReady && some && some != g.lanes) {
+      Group ahead = g;
+      ahead.lanes = some;
+      g.lanes &= ~some;
+      warp.groups.push_back(ahead);
+    }
+  }
+  std::vector<Group*> ready;
+  for (Group& g : warp.groups)
+    if (g.state == Group::kReady) ready.push_back(&g);
+  if (any) return ready[m.random() % ready.size()];
+  // Once in a while another one, so that a spinning group does not keep the lane it waits for.
+  if (ready.size() > 1 && m.random() % 64 == 0) return ready[m.random() % ready.size()];
+  return *std::min_element(ready.begin(), ready.end(),
+                           [](const Group* a, const Group* b) { return a->pc < b->pc; });
+}
+
+// The next instruction at which another group stands.
+uint32_t meeting_point(const Warp& warp, const Group& mine) {
+  uint32_t at = ~0u;
+  for (const Group& g : warp.groups)
+    if (&g != &mine && g.pc > mine.pc) at = std::min(at, g.pc);
+  return at;
+}
+
+void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
+  warp.alive &= ~lanes;
+  g.lanes &= ~lanes;
+  warp.machine->without_progress = 0;
+  for (Group& other : warp.groups) other.state = Group::kReady;  // perhaps they waited for these
+  drop_empty(warp);
+  if (warp.alive) return;
+  --warp.block->warps_alive;
+  release_block_if_complete(*warp.block);
+}
+
+// --- modelled time ---
+
+template <typename F>
+void for_bits(uint32_t bits, const F& f) {
+  for (; bits; bits &= bits - 1) f(__builtin_ctz(bits));
+}
+
+// Waits until all operands are there.
+void begin_in_time(Warp& warp, const Instruction& in) {
+  int64_t start = warp.now;
+  for_bits(in.registers, [&](int i) { start = std::max(start, warp.ready[in.op[i] / 64]); });
+  if (start > warp.now) {
+    auto& looks = warp.looks;
+    looks.erase(
+        std::remove_if(looks.begin(), looks.end(), [&](int64_t back) { return back <= warp.now; }),
+        looks.end());
+    size_t& most = warp.machine->launch.kernel->most_looks;
+    most = std::max(most, looks.size());
+  }
+  warp.now = start;
+  if (in.access.strong) warp.machine->deliver_until(start + kTripClocks / 2);
+}
+
+void end_in_time(Warp& warp, const Instruction& in, uint32_t active) {
+  for_bits(in.slow_results, [&](int i) { warp.ready[in.op[i] / 64] = warp.now + in.latency; });
+  if (in.access.strong && in.latency && active == kAllLanes)
+    warp.looks.push_back(warp.now + in.latency);
+  warp.now += 2;
+}
+
+// Executes up to `budget` instructions of one group; returns how many.
+int run_group(Warp& warp, Group& g, int budget) {
+  const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
+  const bool alone = warp.groups.size() == 1, together = !options().random_lanes;
+  const uint32_t meeting = alone || !together ? ~0u : meeting_point(warp, g);
+  const uint32_t lanes = g.lanes;
+  uint32_t pc = g.pc;
+  int done = 0;
+  bool stopped = false;  // g is up to date, or no more
+  while (!stopped && done < budget && pc < meeting) {
+    const Instruction& in = code[pc];
+    if (options().clocked && in.access.strong && done) break;  // in the order of time
+    uint32_t active = lanes;
+    if (in.guard >= 0) {
+      const uint32_t p = warp.predicates[in.guard];
+      active &= in.guard_negated ? ~p : p;
+    }
+    ++done;
+    in.executed += active != 0;
+    const bool in_time = options().clocked && active;
+    if (in_time) begin_in_time(warp, in);
+    if (in.control == Control::kPlain) {
+      if (active) in.run(warp, in, active);
+      if (in_time) end_in_time(warp, in, active);
+      ++pc;
+      continue;
+    }
+    g.pc = pc;
+    if (in.control == Control::kBranch) {
+      if (active && active != lanes) {
+        g.pc = pc + 1;
+        g.lanes = lanes & ~active;
+        warp.groups.push_back({in.target, active, 0, Group::kReady});
+        stopped = true;
+      } else {
+        g.pc = pc = active ? in.target : pc + 1;
+        stopped = active && !alone;  // others may stand here
+      }
+    } else if (in.control == Control::kExit) {
+      g.pc = ++pc;
+      stopped = active;
+      if (active) exit_lanes(warp, g, active);
+    } else if (active != lanes) {
+      fault(warp, in, 0, "a guard that lets only some lanes pass");
+    } else if (in.control == Control::kBlockBarrier) {
+      if (enter_block_barrier(warp, g, in)) release_block_if_complete(*warp.block);
+      stopped = true;
+    } else if (in.control == Control::kWarpBarrier) {
+      stopped = !pass_warp_barrier(warp, g, in) || !alone;
+      pc = g.pc;
+    } else if (lanes != (members_of(warp, g, in) & warp.alive)) {
+      g.state = Group::kAtCollective;
+      stopped = true;
+    } else {
+      in.run(warp, in, lanes);
+      if (in_time) end_in_time(warp, in, active);
+      ++pc;
+    }
+  }
+  if (!stopped) g.pc = pc;
+  warp.machine->instructions += done;
+  return done;
+}
+
+bool is_blocked(Warp& warp) {
+  if (!warp.at_block_barrier && warp.groups.size() > 1) merge(warp);
+  return warp.at_block_barrier ||
+         std::none_of(warp.groups.begin(), warp.groups.end(),
+                      [](const Group& g) { return g.state == Group::kReady; });
+}
+
+[[noreturn]] void report_standstill(const Machine& m, const char* what) {
+  std::ostringstream out;
+  out << m.launch.kernel->short_name() << ": " << what;
+  int told = 0;
+  for (const Block& block : m.blocks)
+    for (const Warp& warp : block.warps)
+      for (const Group& g : warp.groups)
+        if (told++ < 6)
+          out << "\n    block " << block.index << ", warp " << warp.index << ", lanes " << std::hex
+              << g.lanes << std::dec << " at \"" << m.launch.kernel->code[g.pc].text << '"';
+  throw Fault(out.str());
+}
+
+// The warp that runs next: any, the slow ones less often; or the earliest in modelled time.
+size_t any(Machine& m, const std::vector<Warp*>& running) {
+  size_t pick = m.random() % running.size();
+  for (int tries = 0; tries < 4 && running[pick]->slow; ++tries) pick = m.random() % running.size();
+  return pick;
+}
+size_t earliest(const std::vector<Warp*>& running) {
+  size_t pick = 0;
+  for (size_t i = 1; i < running.size(); ++i) {
+    const bool waits = running[i]->at_block_barrier, waited = running[pick]->at_block_barrier;
+    if (waited != waits ? waited : running[i]->now < running[pick]->now) pick = i;
+  }
+  return pick;
+}
+
+// Runs the blocks first .. first + count - 1 together, to the end.
+void run_blocks(Machine& m, uint32_t first, uint32_t count) {
+  m.blocks.clear();
+  m.blocks.resize(count);
+  std::vector<Warp*> running;
+  for (uint32_t b = 0; b < count; ++b) {
+    start(m.blocks[b], m, first + b);
+    for (Warp& warp : m.blocks[b].warps) running.push_back(&warp);
+  }
+  m.without_progress = 0;
+  uint64_t in_vain = 0;  // picks of blocked warps in a row
+  while (!running.empty()) {
+    const size_t pick = options().clocked ? earliest(running) : any(m, running);
+    while (!options().clocked && !m.delayed.empty() && m.random() % 4 != 0)
+      m.deliver(m.random() % m.delayed.size());
+    Warp& warp = *running[pick];
+    if (is_blocked(warp)) {
+      if (++in_vain > 4 * running.size() &&
+          std::all_of(running.begin(), running.end(), [](Warp* w) { return is_blocked(*w); }))
+        report_standstill(m, "deadlock, all threads wait at barriers");
+      continue;
+    }
+    in_vain = 0;
+    for (int budget = 1 + static_cast<int>(m.random() % 400); budget > 0 && warp.alive;) {
+      if (is_blocked(warp)) break;
+      Group* const g = choose(warp);
+      const int most = options().random_lanes ? 1 + static_cast<int>(m.random() % 32) : budget;
+      const int done = run_group(warp, *g, std::min(most, budget));
+      budget -= std::max(done, 1);
+      m.without_progress += done;
+      if (options().clocked) break;  // another one may be earlier now
+    }
+    if (m.without_progress > options().patience)
+      report_standstill(m, "no progress, threads wait for values that nobody stores");
+    if (!warp.alive) {
+      running[pick] = running.back();
+      running.pop_back();
+    }
+  }
+  while (!m.delayed.empty()) m.deliver(0);
+}
+
+}  // namespace
+
+void run(const Launch& launch) {
+  const OwnMemory own;
+  static uint32_t number = 0;
+  Machine m{launch, ++number, 0, 0, {}, {}, {}};
+  m.random.seed((options().seed + options().seed_offset) * 7919 + 1);
+  const auto blocks = static_cast<uint32_t>(launch.grid.count());
+  const uint32_t together = launch.cooperative ? blocks : 4;
+  for (uint32_t first = 0; first < blocks; first += together)
+    run_blocks(m, first, std::min(together, blocks - first));
+}
+
+}  // namespace ptx

@@ -1,0 +1,126 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+
+namespace ptx {
+namespace {
+
+// operator new is replaced below, so the table must not call it.
+template <typename T>
+struct Plain {
+  using value_type = T;
+  Plain() = default;
+  template <typename U>
+  Plain(const Plain<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(std::malloc(n * sizeof(T))); }
+  void deallocate(T* p, size_t) { std::free(p); }
+  template <typename U>
+  bool operator==(const Plain<U>&) const {
+    return true;
+  }
+  template <typename U>
+  bool operator!=(const Plain<U>&) const {
+    return false;
+  }
+};
+
+constexpr size_t kAlignment = 256;  // as cudaMalloc has it
+
+struct Table {
+  std::mutex mutex;
+  std::map<uintptr_t, Allocation, std::less<uintptr_t>,
+           Plain<std::pair<const uintptr_t, Allocation>>>
+      by_end;
+  int own = 0;
+};
+Table& table() {
+  alignas(Table) static unsigned char memory[sizeof(Table)];  // outlives all destructors
+  static Table* const t = new (memory) Table;
+  return *t;
+}
+
+void* allocate(size_t bytes, size_t align) {
+  Table& t = table();
+  const std::lock_guard<std::mutex> lock(t.mutex);
+  if (t.own == 0) align = std::max(align, kAlignment);
+  void* const p = align <= alignof(std::max_align_t)
+                      ? std::malloc(bytes ? bytes : 1)
+                      : std::aligned_alloc(align, (bytes + align) / align * align);
+  if (!p) throw std::bad_alloc();
+  if (t.own > 0) return p;
+  std::memset(p, kJunk, bytes);
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  t.by_end[begin + bytes] = {begin, begin + bytes, nullptr};
+  return p;
+}
+
+void release(void* p) {
+  if (!p) return;
+  {
+    Table& t = table();
+    const std::lock_guard<std::mutex> lock(t.mutex);
+    const auto found = t.by_end.upper_bound(reinterpret_cast<uintptr_t>(p));
+    if (found != t.by_end.end() && found->second.begin == reinterpret_cast<uintptr_t>(p)) {
+      std::free(found->second.shadow);
+      t.by_end.erase(found);
+    }
+  }
+  std::free(p);
+}
+
+}  // namespace
+
+const Allocation* find_allocation(uintptr_t address, bool with_shadow) {
+  Table& t = table();
+  const std::lock_guard<std::mutex> lock(t.mutex);
+  const auto found = t.by_end.upper_bound(address);
+  if (found == t.by_end.end() || found->second.begin > address) return nullptr;
+  Allocation& a = found->second;
+  if (with_shadow && !a.shadow)
+    a.shadow = static_cast<Shadow*>(
+        std::calloc((a.end - a.begin + kGranule - 1) / kGranule + 1, sizeof(Shadow)));
+  return &a;
+}
+
+OwnMemory::OwnMemory() { ++table().own; }
+OwnMemory::~OwnMemory() { --table().own; }
+
+namespace {
+const char* judge(const Visit& before, const Visit& now, const char* race) {
+  if (!unordered(before, now)) return nullptr;
+  if (!before.strong || !now.strong) return race;
+  return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
+}
+}  // namespace
+
+const char* visit(Shadow& shadow, const Visit& now, bool is_store) {
+  const char* race = judge(shadow.store, now, "another thread's store");
+  if (is_store) {
+    for (const Visit& load : {shadow.load, shadow.other_load})
+      if (!race) race = judge(load, now, "another thread's load");
+    shadow.store = now;
+  } else {
+    if (unordered(shadow.load, now)) shadow.other_load = shadow.load;
+    shadow.load = now;
+  }
+  return race;
+}
+
+}  // namespace ptx
+
+void* operator new(size_t bytes) { return ptx::allocate(bytes, 1); }
+void* operator new[](size_t bytes) { return ptx::allocate(bytes, 1); }
+void* operator new(size_t bytes, std::align_val_t align) {
+  return ptx::allocate(bytes, static_cast<size_t>(align));
+}
+void operator delete(void* p) noexcept { ptx::release(p); }
+void operator delete[](void* p) noexcept { ptx::release(p); }
+void operator delete(void* p, size_t) noexcept { ptx::release(p); }
+void operator delete[](void* p, size_t) noexcept { ptx::release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { ptx::release(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { ptx::release(p); }

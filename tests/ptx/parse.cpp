@@ -1,0 +1,462 @@
+#include <cxxabi.h>
+
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <regex>
+#include <sstream>
+
+#include "kernel.h"
+
+namespace ptx {
+namespace {
+
+std::string trimmed(const std::string& s) {
+  const size_t begin = s.find_first_not_of(" \t\r\n");
+  if (begin == std::string::npos) return "";
+  return s.substr(begin, s.find_last_not_of(" \t\r\n") - begin + 1);
+}
+
+std::string without_comments(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text.compare(i, 2, "//") == 0)
+      i = std::min(text.find('\n', i), text.size()) - 1;
+    else if (text.compare(i, 2, "/*") == 0)
+      i = text.find("*/", i) + 1;
+    else
+      out += text[i];
+  }
+  return out;
+}
+
+std::vector<std::string> split(const std::string& s, char separator) {
+  std::vector<std::string> parts;
+  std::stringstream in(s);
+  for (std::string part; std::getline(in, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+const std::map<std::string, int>& type_bytes() {
+  static const std::map<std::string, int> bytes = {{"pred", 0}, {"b8", 1},  {"u8", 1},  {"s8", 1},
+                                                   {"b16", 2},  {"u16", 2}, {"s16", 2}, {"b32", 4},
+                                                   {"u32", 4},  {"s32", 4}, {"f32", 4}, {"b64", 8},
+                                                   {"u64", 8},  {"s64", 8}, {"f64", 8}};
+  return bytes;
+}
+
+// As SpecialRegister counts them, or -1.
+int special_register(const std::string& text) {
+  static const char* const names[] = {"%tid.", "%ctaid.", "%ntid.", "%nctaid."};
+  for (int i = 0; i < kLaneid; ++i)
+    if (text == std::string(names[i / 3]) + "xyz"[i % 3]) return i;
+  return text == "%laneid" ? kLaneid : -1;
+}
+
+class Parser {
+ public:
+  Parser(const std::string& source, const Variables& variables) : text_(without_comments(source)) {
+    for (const auto& [name, variable] : variables) symbols_[name] = variable.address();
+  }
+
+  std::unique_ptr<Kernel> run() {
+    kernel_ = std::make_unique<Kernel>();
+    read_header();
+    read_body();
+    for (auto& [instruction, label] : branches_) {
+      const auto found = labels_.find(label);
+      if (found == labels_.end()) throw Fault("no label " + label);
+      kernel_->code[instruction].target = found->second;
+    }
+    kernel_->register_bytes = (kernel_->register_bytes + 63) / 64 * 64;
+    return std::move(kernel_);
+  }
+
+ private:
+  struct Register {
+    int bytes;  // 0: a predicate
+    int64_t place = -1;
+  };
+
+  void read_header() {
+    const size_t name = text_.find(".entry") + 6, open = text_.find('(', name);
+    kernel_->name = trimmed(text_.substr(name, open - name));
+    const size_t close = text_.find(')', open);
+    for (const std::string& one : split(text_.substr(open + 1, close - open - 1), ','))
+      read_parameter(one);
+    at_ = text_.find('{', close) + 1;
+  }
+
+  void read_parameter(const std::string& declaration) {
+    std::stringstream in(declaration);
+    uint32_t align = 1, bytes = 0;
+    std::string name;
+    for (std::string word; in >> word;) {
+      if (word == ".param") continue;
+      if (word == ".align") {
+        in >> align;
+      } else if (word[0] == '.') {
+        const auto found = type_bytes().find(word.substr(1));
+        if (found == type_bytes().end()) throw Fault("parameter of type " + word);
+        bytes = found->second;
+      } else {
+        name = word;
+      }
+    }
+    if (name.empty()) return;
+    const size_t bracket = name.find('[');
+    if (bracket == std::string::npos) {
+      align = bytes;
+    } else {
+      bytes *= std::atoi(name.c_str() + bracket + 1);
+      name = name.substr(0, bracket);
+    }
+    const uint32_t offset = (kernel_->parameter_bytes + align - 1) / align * align;
+    kernel_->parameters.push_back({offset, bytes});
+    kernel_->parameter_bytes = offset + bytes;
+    symbols_[name] = kParamBase + offset;
+  }
+
+  void skip_blanks() {
+    while (at_ < text_.size() && std::isspace(static_cast<unsigned char>(text_[at_]))) ++at_;
+  }
+
+  void read_body() {
+    for (int depth = 1; depth > 0;) {
+      skip_blanks();
+      if (at_ >= text_.size()) throw Fault("the text ends inside a kernel");
+      if (text_[at_] == '{') {
+        ++depth, ++at_;
+      } else if (text_[at_] == '}') {
+        --depth, ++at_;
+      } else {
+        const size_t end = text_.find_first_of(";:", at_);
+        const std::string statement = trimmed(text_.substr(at_, end - at_));
+        at_ = end + 1;
+        if (text_[end] == ':')
+          labels_[statement] = static_cast<uint32_t>(kernel_->code.size());
+        else
+          read_statement(statement);
+      }
+    }
+  }
+
+  void read_statement(const std::string& statement) {
+    if (statement.rfind(".reg", 0) == 0) return declare(statement);
+    if (statement.rfind(".local", 0) == 0) return declare_local(statement);
+    if (statement.rfind(".param", 0) == 0) return declare_argument(statement);
+    if (statement.rfind(".pragma", 0) == 0 || statement.rfind(".loc", 0) == 0) return;
+    if (statement[0] == '.') throw Fault("not implemented: " + statement);
+    decode(statement);
+  }
+
+  // .local .align n .b8 name[bytes]
+  void declare_local(const std::string& statement) {
+    std::stringstream in(statement);
+    uint32_t align = 1;
+    std::string word, type, name;
+    in >> word >> word >> align >> type >> name;
+    const size_t bracket = name.find('[');
+    if (word != ".align" || type != ".b8" || bracket == std::string::npos)
+      throw Fault("not implemented: " + statement);
+    const uint32_t offset = (kernel_->local_bytes + align - 1) / align * align;
+    kernel_->local_bytes = offset + std::atoi(name.c_str() + bracket + 1);
+    symbols_[name.substr(0, bracket)] = kLocalBase + offset;
+  }
+
+  // .param type name, of a call: local memory of the thread.
+  void declare_argument(const std::string& statement) {
+    std::stringstream in(statement);
+    std::string word, type, name;
+    in >> word >> type >> name;
+    kernel_->local_bytes = (kernel_->local_bytes + 7) / 8 * 8;
+    symbols_[name] = kLocalBase + kernel_->local_bytes;
+    kernel_->local_bytes += type_bytes().at(type.substr(1));
+  }
+
+  void declare(const std::string& statement) {
+    std::stringstream in(statement.substr(4));
+    std::string type, names;
+    in >> type;
+    std::getline(in, names);
+    const int bytes = type_bytes().at(type.substr(1));
+    for (std::string name : split(names, ',')) {
+      name = trimmed(name);
+      const size_t angle = name.find('<');
+      if (angle == std::string::npos) {
+        registers_[name] = {bytes};
+        continue;
+      }
+      const int count = std::atoi(name.c_str() + angle + 1);
+      for (int i = 0; i < count; ++i)
+        registers_[name.substr(0, angle) + std::to_string(i)] = {bytes};
+    }
+  }
+
+  uint32_t new_place(int bytes) {
+    const uint32_t place = kernel_->register_bytes;
+    kernel_->register_bytes += kLanes * bytes;
+    return place;
+  }
+
+  uint32_t constant(uint64_t bits, int bytes) {
+    if (bytes < 8) bits &= (uint64_t{1} << 8 * bytes) - 1;
+    const auto [at, is_new] = constants_.try_emplace({bits, bytes}, 0);
+    if (is_new) {
+      at->second = new_place(bytes);
+      kernel_->constants.push_back({at->second, static_cast<uint8_t>(bytes), bits});
+    }
+    return at->second;
+  }
+
+  Register& find_register(const std::string& name) {
+    const auto found = registers_.find(name);
+    if (found == registers_.end()) throw Fault("no register " + name);
+    Register& r = found->second;
+    if (r.place < 0) r.place = r.bytes ? int64_t{new_place(r.bytes)} : kernel_->predicates++;
+    return r;
+  }
+
+  // A register, an immediate or the address of a symbol, which must have `bytes` (0: a predicate).
+  uint32_t operand(const std::string& text, int bytes, bool result) {
+    if (text == "_" && result) return bytes ? new_place(bytes) : kernel_->predicates++;
+    if (const int special = special_register(text); special >= 0) {
+      if (result || bytes != 4) throw Fault("misuse of " + text);
+      const uint32_t place = new_place(4);
+      kernel_->specials.push_back({place, special});
+      return place;
+    }
+    if (text[0] == '%') {
+      const Register& r = find_register(text);
+      if (r.bytes != bytes)
+        throw Fault(text + " has " + std::to_string(r.bytes) + " bytes, expected " +
+                    std::to_string(bytes));
+      return static_cast<uint32_t>(r.place);
+    }
+    if (result) throw Fault("result " + text + " is no register");
+    if (const auto symbol = symbols_.find(text); symbol != symbols_.end())
+      return constant(symbol->second, bytes);
+    if (text[0] == '0' && std::strchr("fFdD", text[1]) && text[1]) {
+      const bool wide = std::tolower(text[1]) == 'd';
+      if (bytes != (wide ? 8 : 4)) throw Fault("immediate " + text + " of another size");
+      return constant(std::strtoull(text.c_str() + 2, nullptr, 16), bytes);
+    }
+    if (text[0] == '-' || std::isdigit(static_cast<unsigned char>(text[0]))) {
+      char* end = nullptr;
+      const uint64_t value = text[0] == '-'
+                                 ? static_cast<uint64_t>(std::strtoll(text.c_str(), &end, 0))
+                                 : std::strtoull(text.c_str(), &end, 0);
+      if (*end && std::string(end) != "U") throw Fault("immediate " + text);
+      if (bytes == 0) return constant_predicate(value != 0);
+      return constant(value, bytes);
+    }
+    // What is left is the one extern array of dynamic shared memory.
+    return constant(kSharedBase, bytes);
+  }
+
+  uint32_t constant_predicate(bool value) {
+    const auto [at, is_new] = constant_predicates_.try_emplace(value, 0);
+    if (is_new) {
+      at->second = kernel_->predicates++;
+      kernel_->constants.push_back({at->second, 0, value ? kAllLanes : 0});
+    }
+    return at->second;
+  }
+
+  // Operands without the braces of vectors, the bar of pairs and the brackets of calls.
+  static std::vector<std::string> operands_of(const std::string& text) {
+    std::vector<std::string> parts;
+    std::string part;
+    const auto finish = [&] {
+      part = trimmed(part);
+      if (!part.empty()) parts.push_back(part);
+      part.clear();
+    };
+    for (char c : text) {
+      if (std::strchr(",{}|()", c))
+        finish();
+      else
+        part += c;
+    }
+    finish();
+    return parts;
+  }
+
+  void decode(const std::string& statement) {
+    Instruction in;
+    in.text = statement;
+    std::string rest = statement;
+    if (rest[0] == '@') {
+      in.guard_negated = rest[1] == '!';
+      const size_t begin = in.guard_negated ? 2 : 1, end = rest.find_first_of(" \t");
+      in.guard = static_cast<int>(operand(rest.substr(begin, end - begin), 0, false));
+      rest = trimmed(rest.substr(end));
+    }
+    const size_t end = rest.find_first_of(" \t");
+    std::string opcode = rest.substr(0, end);
+    rest = end == std::string::npos ? "" : trimmed(rest.substr(end));
+    try {
+      if (opcode == "bra" || opcode == "bra.uni") {
+        in.control = Control::kBranch;
+        branches_.emplace_back(kernel_->code.size(), rest);
+      } else if (opcode == "ret" || opcode == "exit") {
+        in.control = Control::kExit;
+      } else if (opcode.rfind("ld.", 0) == 0 || opcode.rfind("st.", 0) == 0 ||
+                 opcode.rfind("prefetch.", 0) == 0) {
+        decode_access(in, opcode, rest);
+      } else {
+        decode_operation(in, opcode, rest);
+      }
+    } catch (const Fault& fault) {
+      throw Fault(std::string(fault.what()) + " in \"" + statement + "\"");
+    }
+    kernel_->code.push_back(in);
+  }
+
+  void decode_operation(Instruction& in, std::string& opcode, const std::string& rest) {
+    if (opcode.rfind("mov.b", 0) == 0 && rest.find('{') != std::string::npos)
+      opcode += rest[0] == '{' ? " unpack" : " pack";
+    auto parts = operands_of(rest);
+    const bool is_call = opcode == "call.uni";
+    if (is_call && parts.size() > 1) {  // result, function, arguments
+      opcode += " " + parts[1];
+      parts.erase(parts.begin(), parts.begin() + 2);
+    } else if (parts.size() == 2 && parts[1] == "%clock64") {
+      opcode += " clock";
+      parts.pop_back();
+    }
+    const auto found = operations().find(opcode);
+    if (found == operations().end()) throw Fault("not implemented: " + opcode);
+    const Operation& operation = found->second;
+    if (parts.size() != operation.operands.size())
+      throw Fault(opcode + " with " + std::to_string(parts.size()) + " operands");
+    in.run = operation.run;
+    in.control = operation.control;
+    in.members = operation.members;
+    static constexpr int kBytes[] = {0, 2, 4, 8};
+    const bool has_result = operation.control != Control::kBlockBarrier &&
+                            operation.control != Control::kWarpBarrier && !is_call;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const int bytes = kBytes[static_cast<int>(operation.operands[i])];
+      in.op[i] = operand(parts[i], bytes, has_result && i == 0);
+      if (bytes) in.registers |= 1 << i;
+    }
+    if (in.control == Control::kWarpCollective) in.latency = 30, in.slow_results = 15;
+  }
+
+  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows.
+  void decode_access(Instruction& in, const std::string& opcode, const std::string& rest) {
+    Access& a = in.access;
+    const auto words = split(opcode, '.');
+    bool has_space = false, has_scope = false;
+    for (size_t i = 1; i < words.size(); ++i) {
+      const std::string word = words[i].substr(0, words[i].find("::"));
+      if (word == "global" || word == "shared" || word == "param" || word == "local") {
+        a.space = word == "global"   ? Space::kGlobal
+                  : word == "shared" ? Space::kShared
+                  : word == "local"  ? Space::kLocal
+                                     : Space::kParam;
+        has_space = true;
+      } else if (word == "v2" || word == "v4") {
+        a.elements = static_cast<uint8_t>(word[1] - '0');
+      } else if (word == "relaxed") {
+        a.strong = true;
+      } else if (word == "gpu" || word == "sys") {
+        has_scope = true;
+      } else if (type_bytes().count(word)) {
+        a.bytes = static_cast<uint8_t>(type_bytes().at(word));
+        a.is_signed = word[0] == 's';
+      } else if (!(words[0] == "prefetch" && word == "L2")) {
+        throw Fault("not implemented: ." + words[i]);
+      }
+    }
+    if (!has_space) throw Fault("not implemented: generic addresses");
+    if (a.strong != has_scope) throw Fault("not implemented: a scope without .relaxed, or none");
+    const size_t open = rest.find('['), close = rest.find(']');
+    read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));
+    if (words[0] == "prefetch") {
+      in.run = memory_handlers().prefetch;
+      return;
+    }
+    const bool load = words[0] == "ld";
+    const auto values = operands_of(load ? rest.substr(0, open) : rest.substr(close + 1));
+    if (values.size() != a.elements || a.bytes == 0) throw Fault("operands");
+    for (int i = 0; i < a.elements; ++i) {
+      int bytes = std::max<int>(a.bytes, 2);  // the register may be wider than the type
+      if (values[i][0] == '%') bytes = find_register(values[i]).bytes;
+      if (bytes < a.bytes) throw Fault("the register is narrower than the type");
+      a.register_bytes[i] = static_cast<uint8_t>(bytes);
+      in.op[1 + i] = operand(values[i], bytes, load);
+      in.registers |= 1 << (1 + i);
+    }
+    if (load && a.space == Space::kGlobal) in.latency = kTripClocks;
+    if (load && a.space == Space::kShared) in.latency = 30;
+    if (load) in.slow_results = in.registers & ~1;
+    in.run = load ? memory_handlers().load : memory_handlers().store;
+  }
+
+  // [register], [register+n], [symbol], [symbol+n]
+  void read_address(Instruction& in, const std::string& text) {
+    const size_t plus = text.find('+');
+    const std::string base = trimmed(text.substr(0, plus));
+    if (plus != std::string::npos)
+      in.access.displacement = std::strtoll(text.c_str() + plus + 1, nullptr, 0);
+    in.access.base_bytes = 8;
+    if (base[0] == '%') in.access.base_bytes = static_cast<uint8_t>(find_register(base).bytes);
+    in.op[0] = operand(base, in.access.base_bytes, false);
+    in.registers |= 1;
+  }
+
+  std::string text_;
+  size_t at_ = 0;
+  std::unique_ptr<Kernel> kernel_;
+  std::map<std::string, Register> registers_;
+  std::map<std::string, uint64_t> symbols_;
+  std::map<std::string, uint32_t> labels_;
+  std::map<std::pair<uint64_t, int>, uint32_t> constants_;
+  std::map<bool, uint32_t> constant_predicates_;
+  std::vector<std::pair<size_t, std::string>> branches_;
+};
+
+}  // namespace
+
+std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& variables) {
+  return Parser(text, variables).run();
+}
+
+std::map<std::string, std::string> split_module(const std::string& text, Variables& variables) {
+  static const std::regex variable(
+      R"(\n\.global \.align \d+ \.b8 ([\w$]+)\[(\d+)\](?: = \{([^}]*)\})?;)");
+  for (std::sregex_iterator at(text.begin(), text.end(), variable), end; at != end; ++at) {
+    auto memory = std::make_unique<unsigned char[]>(std::stoul((*at)[2]));
+    size_t i = 0;
+    for (const std::string& byte : split((*at)[3], ',')) memory[i++] = std::stoi(byte);
+    variables[(*at)[1]] = {std::move(memory)};
+  }
+  std::map<std::string, std::string> kernels;
+  const auto next_entry = [&](size_t from) { return text.find(".entry ", from); };
+  for (size_t at = next_entry(0); at != std::string::npos;) {
+    const size_t next = next_entry(at + 1), name = at + 7;
+    const size_t close = text.rfind('}', next == std::string::npos ? next : next - 1);
+    kernels[trimmed(text.substr(name, text.find('(', name) - name))] =
+        text.substr(at, close + 1 - at);
+    at = next;
+  }
+  return kernels;
+}
+
+// forward_kernel<Tf32Mma, 8, 8>
+std::string Kernel::short_name() const {
+  int status = 0;
+  char* const demangled = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  std::string text = status == 0 ? demangled : name;
+  std::free(demangled);
+  text = text.substr(0, text.rfind(">(") + 1);
+  for (const char* const noise : {"fastlstm::", "(int)", "(bool)", "void "})
+    for (size_t at; (at = text.find(noise)) != std::string::npos;)
+      text.erase(at, std::string(noise).size());
+  const size_t open = text.find('<'), scope = text.rfind("::", open);
+  return scope == std::string::npos ? text : text.substr(scope + 2);
+}
+
+}  // namespace ptx

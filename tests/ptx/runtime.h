@@ -1,0 +1,19 @@
+// The names by which the drivers of tests/simt talk to their emulator, for the interpreter.
+#pragma once
+#include "cudart.h"
+#include "machine.h"
+
+namespace simt {
+inline unsigned& seed() { return ptx::options().seed; }
+inline unsigned& resident_blocks() { return ptx::options().resident_blocks; }
+}  // namespace simt
+
+namespace runtime {
+struct Runtime {
+  int& shared_bytes = ptx::options().shared_bytes;
+};
+inline Runtime& shared() {
+  static Runtime r;
+  return r;
+}
+}  // namespace runtime

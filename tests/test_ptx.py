@@ -1,0 +1,239 @@
+"""The PTX that nvcc makes of the CUDA kernels, run by the interpreter of tests/ptx: the drivers of
+tests/simt, on every kind of GPU, in other orders, and with faults that must be noticed.
+
+No GPU is needed, but nvcc. What is checked on the way is in docs/cuda.md.
+"""
+
+import fcntl
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CXX = shlex.split(os.environ.get("CXX", "g++"))
+MISSING = [tool for tool in ("nvcc", "make", CXX[0]) if not shutil.which(tool)]
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
+    pytest.mark.timeout(3600),
+]
+
+
+def run(*command):
+    return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@functools.cache
+def build(architecture="80", name="", *variables):
+    """Builds what is out of date, in one process at a time; the path of the program."""
+    folder = ROOT / "build/ptx" / (name or f"sm_{architecture}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(
+            *("make", "-C", str(ROOT / "tests/ptx"), "-j2", f"CXX={shlex.join(CXX)}"),
+            *(f"ARCH={architecture}", f"BUILD={folder}", *variables),
+        )
+    assert done.returncode == 0, done.stdout
+    return str(folder / "ptx_tests")
+
+
+@functools.cache
+def cases():
+    """Names of the cases, or none where they cannot be built: then test_builds says why."""
+    try:
+        return [] if MISSING else run(build(), "--list").stdout.splitlines()
+    except AssertionError:
+        return []
+
+
+def check(program, *arguments):
+    done = run(program, *arguments)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_builds():
+    assert check(build(), "--decode") == ""
+    assert len(cases()) > 150
+
+
+SLOW = ("deep/", "counted/")
+FAST = [name for name in cases() if not name.startswith(SLOW) and "random" not in name]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_case(name):
+    check(build(), name)
+
+
+DIVISIONS = [name for name in cases() if "every division" in name or "fused" in name]
+ORDERS = {
+    "another order": ["--seed-offset", "7"],
+    "lanes run apart": ["--random-lanes"],
+    "stores arrive late": ["--delays"],
+    "lanes apart, stores late": ["--random-lanes", "--delays", "--seed-offset", "3"],
+    "approximations are off": ["--noise", "2"],
+    "in modelled time": ["--clocked"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_order(order):
+    """What PTX leaves open: no result depends on the order of warps, lanes and stores, and none on
+    how the work is divided, however approximations are rounded."""
+    names = DIVISIONS if "off" in order else [name for name in FAST if "persistent/" in name]
+    check(build(), *ORDERS[order], *names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["80", "90", "100", "120"])
+def test_architecture(architecture):
+    """All cases; and that they run the kernels' instructions, but for a few."""
+    report = check(build(architecture), "--coverage", *cases())
+    for ran, of in re.findall(r"_kernel<\w+Mma?, .* (\d+) of +(\d+) instructions ran", report):
+        assert int(ran) > 0.95 * int(of), report
+
+
+@pytest.mark.slow
+def test_before_sm_80():
+    """Older GPUs lack the mma of 16 rows; the planner sends them the rest."""
+    names = [
+        n for n in cases() if n.startswith(("stepwise/", "layer norm/", "persistent/float32/"))
+    ]
+    check(build("75"), *names)
+
+
+SWITCHES = re.findall(r"= !(FASTLSTM_NO_\w+);", (ROOT / "csrc/cuda/switches.h").read_text())
+CHECKED = "-DFASTLSTM_SPIN_LIMIT=20000 -DFASTLSTM_TRACE"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "switches", [CHECKED, " ".join(f"-D{switch}=1" for switch in SWITCHES)], ids=["checked", "off"]
+)
+def test_switches(switches):
+    """A checked build, and one in which everything is left out that only speed depends on."""
+    name = "checked" if switches == CHECKED else "off"
+    check(build("90", name, f"SWITCHES={switches}"), *(n for n in FAST if "persistent/" in n))
+
+
+# --- faults that must be noticed ---
+
+BF16 = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+NOTHING = "mov.u32 %r1, %r1;"
+PUBLICATION = r"st\.relaxed\.gpu\.global\.u32 [^;]*;"
+
+
+def swapped(opcode, a, b):
+    """An mma with two of its operands swapped: 0-3 are D, 4-7 A, 8-9 B, 10-13 C."""
+    groups = [range(4), range(4, 8), range(8, 10), range(10, 14)]
+    text = ", ".join("{" + ", ".join(r"(%\w+)" for _ in g) + "}" for g in groups)
+    pattern = re.escape(opcode) + " " + text.replace("{", r"\{").replace("}", r"\}")
+    order = {a: b, b: a}
+    to = ", ".join("{" + ", ".join(f"${order.get(i, i) + 1:02d}" for i in g) + "}" for g in groups)
+    return pattern, f"{opcode} {to}"
+
+
+def persistent(kind, *names):
+    return [f"persistent/{kind}/{name}" for name in names or ("two parts", "odd sizes")]
+
+
+def mutants():
+    """Name, part of the kernel's name, regular expression, what becomes of it, which of the matches
+    (-1: all), and options and cases."""
+    forward, backward = "forward_kernel<{}, 8, 8".format, "backward_kernel<{}, 8, 8".format
+    bf16, ffma = persistent("bfloat16"), persistent("float32")
+    for a, b in [(4, 5), (4, 6), (5, 6), (8, 9), (0, 1), (0, 2)]:
+        for kind, opcode in [("BFloat16Mma", BF16), ("Tf32Mma", TF32)]:
+            names = persistent("bfloat16" if kind == "BFloat16Mma" else "tf32")
+            yield (
+                f"operands {a}, {b} of {kind}",
+                f"kernel<{kind}",
+                *swapped(opcode, a, b),
+                -1,
+                names,
+            )
+    rounds = ["persistent/tf32 rounds its factors"]
+    yield "no rounding to TF32", "Tf32Mma", r"cvt\.rna\.tf32\.f32 ", "mov.b32 ", -1, rounds
+    yield "TF32 to zero", "Tf32Mma", r"cvt\.rna\.", "cvt.rz.", -1, rounds
+    nearest = ["persistent/16 bits round to nearest"]
+    yield "bfloat16 to zero", "BFloat16Mma", r"cvt\.rn\.bf16", "cvt.rz.bf16", -1, nearest
+    once = ["persistent/the cell is fused in one way"]
+    fma = r"fma\.rn\.f32 (%f\d+|%r\d+), (%\w+), (%\w+), (%\w+);"
+    yield (
+        "no fma",
+        forward("Tf32Mma"),
+        fma,
+        "mul.rn.f32 $1, $2, $3; add.rn.f32 $1, $1, $4;",
+        -1,
+        once,
+    )
+    passes = ("two parts", "several passes", "very deep", "zoneout, lengths")
+    for kernel, kind in [
+        (forward("BFloat16Mma"), "bfloat16"),
+        (forward("Ffma"), "float32"),
+        (backward("Tf32Mma"), "tf32"),
+    ]:
+        for i in range(6 if kind == "tf32" else 4):
+            barrier = r"bar\.sync\s+0;"
+            yield "bar.sync", kernel, barrier, NOTHING, i, persistent(kind, *passes)
+    for kernel in ("forward_kernel<Ffma, 32", "backward_kernel<Ffma, 32"):
+        for i in range(4):
+            names = persistent("float32", "two parts", "very deep")
+            yield "bar.warp.sync", kernel, r"bar\.warp\.sync\s+-1;", NOTHING, i, names
+    yield "no publication", forward("Ffma"), PUBLICATION, NOTHING, 0, ffma
+    yield "weak publications", forward("Ffma"), r"st\.relaxed\.gpu\.", "st.", -1, ffma
+    yield "weak polls", forward("Ffma"), r"ld\.relaxed\.gpu\.", "ld.", -1, ffma
+    kernel = forward("BFloat16Mma")
+    halves = r"st\.relaxed\.gpu\.global\.u32 ", "st.relaxed.gpu.global.u16 "
+    yield "publications of 16 bits", kernel, *halves, -1, bf16
+    poll = r"(v4\.u32 \{%r\d+, )(%r\d+), (%r\d+)", "$1$3, $2"
+    yield "words of a poll", kernel, *poll, 0, bf16
+    yield "partner of a shuffle", "BFloat16Mma", r"shfl\.sync\.bfly", "shfl.sync.up", -1, bf16
+    polls = r"(setp\.(?:eq|ne)\.s32\s+%p\d+, %r\d+), -1;", "$1, -2;"
+    late = ["--delays", *persistent("tf32", "two parts", "several passes")]
+    yield "polls for another value", forward("Tf32Mma"), *polls, -1, late
+    fragment = r"(ld\.shared\.v4\.[bu]32\s+\{[^}]*\}, \[%r\d+)\+512\]"
+    yield "a fragment further on", kernel, fragment, "$1+528]", 0, bf16
+    yield "a misaligned fragment", kernel, fragment, "$1+516]", 0, bf16
+    sums = r"(st\.shared\.f32\s+\[%r\d+)\+", "$1+4096000+"
+    yield "sums beyond the memory", kernel, *sums, 0, bf16
+
+
+# Changes without effect on results, and why.
+HARMLESS = {
+    ("bar.sync", 1): "Block::load: the state, which it orders, is read after the next barrier",
+    ("bar.warp.sync", 0): "multiply: it holds loads above the wait, which only time depends on",
+    ("bar.warp.sync", 1): "wait: it brings lanes together for an mma, and FFMA has none",
+}
+
+
+@pytest.mark.slow
+def test_a_checked_build_says_who_waits():
+    change = "--mutate", "forward_kernel<Ffma, 8, 8", PUBLICATION, NOTHING, "0"
+    program = build("90", "checked", f"SWITCHES={CHECKED}")
+    done = run(program, "--patience", "2000000000", *change, *persistent("float32", "two parts"))
+    assert "waits for the values of step" in done.stdout and "a trap" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, id=f"{m[0]}, {m[1]}, {m[4]}") for m in mutants()]
+)
+def test_mutant_is_noticed(mutant):
+    name, kernel, pattern, to, which, names = mutant
+    change = "--mutate", kernel, pattern, to, str(which)
+    done = run(build(), "--patience", "3000000", *change, *names)
+    places, ran = map(
+        int, re.search(r"mutated (\d+) places, of which (\d+) ran", done.stdout).groups()
+    )
+    assert places > 0 and ran > 0, "nothing was changed"
+    assert done.returncode == (0 if (name, which) in HARMLESS else 1), done.stdout
