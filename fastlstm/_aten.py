@@ -29,7 +29,7 @@ def lstm(
             dropout = 0.0
     biases = len(weights) // (num_layers * directions) >= 4
     options = biases, num_layers, dropout, training, directions == 2
-    run: Any = torch._VF.lstm  # type: ignore[attr-defined]
+    run: Any = torch._VF.lstm
     if batch_sizes is None:
         output, h_n, c_n = run(input, (h_0, c_0), weights, *options, False)  # steps first
     else:
@@ -41,7 +41,7 @@ def lstm(
 
 def lstm_cell(call: LstmCall) -> tuple[Tensor, Tensor]:
     """The next h and c [B,H] of one step; input [B,I]."""
-    run: Any = torch._VF.lstm_cell  # type: ignore[attr-defined]
+    run: Any = torch._VF.lstm_cell
     h, c = run(call.input, (call.h_0, call.c_0), *call.weights)
     return h, c
 

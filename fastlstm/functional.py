@@ -1,7 +1,8 @@
 """The functional interface: `lstm` walks the layers, `lstm_cell` makes one step.
 
 Each layer is one call of the compiled op `torch.ops.fastlstm.lstm`, or of `reference.lstm_layer`
-where the op cannot go; or all layers are one call of PyTorch's own LSTM. `choose_engine` says which.
+where the op cannot go; or all layers are one call of PyTorch's own LSTM. `choose_engine` says
+which.
 """
 
 from __future__ import annotations
@@ -231,9 +232,11 @@ def lstm(
                 lacking += [name for name, p in regularizers._asdict().items() if p]
             if _is_torch(call, engine, num_layers, directions, lacking):
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
-        output, state, cells = found or _by_layers(
-            call, num_layers, directions, dropout, regularizers, engine, return_cell_states, recompute
-        )
+        if found is None:
+            found = _by_layers(
+                call, num_layers, dropout, regularizers, engine, return_cell_states, recompute
+            )
+        output, state, cells = found
         if batch_first:
             output = output.transpose(0, 1)
         if not return_cell_states:
@@ -249,7 +252,6 @@ def lstm(
 def _by_layers(
     whole: LstmCall,
     num_layers: int,
-    directions: int,
     dropout: float,
     regularizers: Regularizers | None,
     engine: str,
@@ -257,7 +259,7 @@ def _by_layers(
     recompute: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
     """output, (h_n, c_n) and the cell states of each layer, by a call for each layer."""
-    each = len(whole.weights) // num_layers
+    each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
         call = whole
@@ -436,9 +438,7 @@ def _as_state(step: tuple[Tensor, Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
     return step[0].to(c.dtype), step[1].to(c.dtype)
 
 
-def _engine_for(
-    input: Tensor, engine: str, transformed: bool = False, plain: bool = False
-) -> str:
+def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bool = False) -> str:
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE

@@ -47,7 +47,7 @@ class LayerNormLSTM(LSTM):
         self._reset_norms()
 
     def flatten_parameters(self) -> None:
-        """Does nothing: cuDNN, which needs the weights in one chunk of memory, has no such layer."""
+        """Does nothing: cuDNN, which wants the weights in one chunk, has no such layer."""
 
     def _reset_norms(self) -> None:
         for name, parameter in self.named_parameters():

@@ -511,11 +511,11 @@ def prepack(
 
     Of a model that is itself an LSTM only the result is packed: `frozen = prepack(lstm)`.
 
-    Every LSTM, LSTMCell and LayerNormLSTM becomes a `PackedLSTM`, `PackedLSTMCell` or `PackedLayerNormLSTM`, which has no parameters:
-    its weights are stored in the order in which the processor reads them, and in fewer bits if
-    requested. It is called as before. `state_dict` still has the weights by their names and
-    `load_state_dict` takes those of the model before packing; training mode, another dtype or
-    device, and gradients are refused with an error.
+    Every LSTM, LSTMCell and LayerNormLSTM becomes a `PackedLSTM`, `PackedLSTMCell` or
+    `PackedLayerNormLSTM`, which has no parameters: its weights are stored in the order in which the
+    processor reads them, and in fewer bits if requested. It is called as before. `state_dict` still
+    has the weights by their names and `load_state_dict` takes those of the model before packing;
+    training mode, another dtype or device, and gradients are refused with an error.
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.

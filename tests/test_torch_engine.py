@@ -6,7 +6,6 @@ import copy
 import shutil
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +206,6 @@ def by_name(kind: str, tensors: Any) -> tuple[Tensor, Tensor, Tensor, list[Tenso
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_aten, "_ONCE_DIFFERENTIABLE", ("FakeRnnBackward",))
-    # A node in Python has its two arguments that are no tensors among its gradients.
-    saved_tensors = _aten._saved_tensors
-
-    def shifted(node: Any) -> Any:
-        tensors, weights = saved_tensors(node)
-        return tensors, weights
-
-    monkeypatch.setattr(_aten, "_saved_tensors", shifted)
 
 
 @pytest.mark.usefixtures("fake")
@@ -256,8 +247,113 @@ def test_second_derivatives_of_a_node_without(kind: str, packed: bool, hooked: b
         return output, h_n, c_n
 
     if not hooked:
-        with pytest.raises(RuntimeError, match="once_differentiable"):
+        with pytest.raises(RuntimeError, match="once_differentiable|not have been used"):
             gradients(faked)
         return
     for a, b in zip(gradients(faked), gradients(known), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+# flatten_parameters, with a stand-in for cuDNN's function, which copies all weights into one chunk.
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """The lists of weights that were flattened, on what passes for a GPU."""
+    seen: list[list[Tensor]] = []
+
+    def flatten(self: nn.RNNBase) -> None:
+        if len(self._flat_weights) == len(self._flat_weights_names):  # else under construction
+            seen.append(list(self._flat_weights))
+
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return seen
+
+
+def is_flat(lstm: Any, seen: list[list[Tensor]]) -> bool:
+    weights = list(lstm.parameters())
+    return any(len(s) == len(weights) and all(map(lambda a, b: a is b, s, weights)) for s in seen)
+
+
+def test_weights_are_flat_whatever_made_them(flat: list[list[Tensor]]) -> None:
+    lstm = fastlstm.LSTM(3, 5, num_layers=2)
+    assert is_flat(lstm, flat)
+    flat.clear()
+    assert is_flat(lstm.double(), flat)
+    assert is_flat(copy.deepcopy(lstm), flat)
+    flat.clear()
+    assert is_flat(fastlstm.convert(nn.Sequential(nn.LSTM(3, 5)))[0], flat)
+    flat.clear()
+    lstm.load_state_dict(lstm.state_dict(), assign=True)
+    lstm._keep_flat(list(lstm.parameters()))  # as a call on a GPU does
+    assert is_flat(lstm, flat)
+    flat.clear()
+    lstm._keep_flat(list(lstm.parameters()))
+    assert not flat
+
+
+def test_weights_that_must_not_be_flattened(
+    flat: list[list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
+    fastlstm.LayerNormLSTM(3, 5)
+    flat.clear()
+    lstm._keep_flat([getattr(lstm, name) for name in lstm._flat_weights_names])
+    assert not flat
+    lstm = fastlstm.LSTM(3, 5)
+    lstm.load_state_dict(lstm.state_dict(), assign=True)
+    flat.clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    lstm._keep_flat(list(lstm.parameters()))
+    assert not flat
+    fastlstm.LayerNormLSTM(3, 5).double()
+    assert not flat
+
+
+WITHOUT_EXTENSION = """
+import torch, warnings
+from torch import nn
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fastlstm
+assert len(caught) == 1, [str(w.message) for w in caught]
+message = str(caught[0].message)
+for part in ("plain calls run PyTorch's own LSTM", "reset=", "prepack", "To build it: "):
+    assert part in message, message
+calls = []
+layer = fastlstm.reference.lstm_layer
+fastlstm.reference.lstm_layer = lambda *args: (calls.append(1), layer(*args))[1]
+theirs = nn.LSTM(3, 5, num_layers=2)
+ours = fastlstm.LSTM(3, 5, num_layers=2)
+ours.load_state_dict(theirs.state_dict())
+x = torch.randn(6, 4, 3)
+assert torch.equal(ours(x)[0], theirs(x)[0])
+data, weights = nn.utils.rnn.pack_sequence([x[:, 0], x[:4, 1]]), ours._flat_weights
+assert torch.equal(ours(data)[0].data, theirs(data)[0].data)
+assert torch.equal(fastlstm.functional.lstm(x, None, weights, num_layers=2)[0], theirs(x)[0])
+cell = fastlstm.LSTMCell(3, 5)
+known = nn.LSTMCell(3, 5)
+known.load_state_dict(cell.state_dict())
+assert torch.equal(cell(x[0])[1], known(x[0])[1])
+assert not calls
+ours(x, lengths=torch.tensor([6, 2, 0, 1]))
+ours(x, reset=torch.zeros(6, 4))
+assert len(calls) == 4
+"""
+
+
+def test_without_the_extension(tmp_path: Path) -> None:
+    """Plain calls are PyTorch's own, others the reference's, and one warning says so."""
+    package = Path(fastlstm.__file__).parent
+    leave = shutil.ignore_patterns("_C*", "_build_info.json", "__pycache__")
+    shutil.copytree(package, tmp_path / "fastlstm", ignore=leave)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTENSION],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
