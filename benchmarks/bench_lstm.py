@@ -32,6 +32,7 @@ from report import Result, Table, peer_lines, verdicts, write_json, write_plot
 from timing import CLOCKS, Effort, Pairs, alternate, median_time, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
+from fastlstm import _choice
 from fastlstm.functional import ENGINES
 
 GROUPS = {"cpu": CPU_GROUPS, "cuda": CUDA_GROUPS}
@@ -228,7 +229,8 @@ class Bench:
 
     def on_gpu(self, case: Case, detailed: bool, start: float) -> dict[str, Any]:
         """What the case did: cuDNN's class, the plan, the clock since `start`, the kernels."""
-        found: dict[str, Any] = {"cudnn": cudnn_class(case)}
+        gpu_here = _choice.Gpu(self.sms, self.capability)
+        found: dict[str, Any] = {"cudnn": cudnn_class(case, gpu_here)}
         if self.engine != "reference":
             found["plan"] = gpu.plans(case, self.engine, self.sms, self.capability)
         if (mhz := self.sm_clock.median(start)) is not None:

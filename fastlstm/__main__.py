@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")
-    about = "show what the planner of the persistent CUDA engine would choose, for any device"
+    about = "show which engine a plain call would get, for any device"
     plan = commands.add_parser("plan", help=about, description=about)
     _plan.add_arguments(plan)
     args = parser.parse_args(argv)

@@ -39,11 +39,19 @@ def lstm(
     return output, (h_n, c_n), []
 
 
-def lstm_cell(call: LstmCall) -> tuple[Tensor, Tensor]:
-    """The next h and c [B,H] of one step; input [B,I]."""
+def lstm_cell(
+    input: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """The next h and c [B,H]; None if there is an error that aten would not see."""
+    gates = weights[0].shape[:1]
+    for bias in weights[2:]:
+        if bias.shape != gates:
+            return None
+    if h.dtype != c.dtype:
+        return None
     run: Any = torch._VF.lstm_cell
-    h, c = run(call.input, (call.h_0, call.c_0), *call.weights)
-    return h, c
+    step: tuple[Tensor, Tensor] = run(input, (h, c), *weights)
+    return step
 
 
 def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ...]) -> bool:

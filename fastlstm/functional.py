@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
-from . import _aten, _build, _transforms, reference
+from . import _aten, _build, _choice, _measured, _transforms, reference
 from ._call import LstmCall, weight_names
 from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
@@ -33,7 +33,7 @@ _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(d
 if _OP_DEVICES:
     _OP_DEVICES += ("meta",)
 
-# Where "auto" does not consider PyTorch's own LSTM.
+# Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
@@ -230,7 +230,8 @@ def lstm(
             lacking = _lacking_in_torch(call, return_cell_states, recompute, normalizes)
             if regularizers:
                 lacking += [name for name, p in regularizers._asdict().items() if p]
-            if _is_torch(call, engine, num_layers, directions, lacking):
+            engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
+            if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
         if found is None:
             found = _by_layers(
@@ -284,7 +285,9 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
     """Whether PyTorch's own LSTM may be chosen: where it never is, no time is spent on a choice."""
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-    return engine == "torch" or (engine == "auto" and input.device.type not in _ALWAYS_OURS)
+    if engine != "auto":
+        return engine == "torch"
+    return input.device.type not in _ALWAYS_OURS or _measured.active
 
 
 def _lacking_in_torch(
@@ -301,10 +304,10 @@ def _lacking_in_torch(
     return [name for name, is_used in used.items() if is_used]
 
 
-def _is_torch(
+def _engine_of_stack(
     call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str]
-) -> bool:
-    """Whether PyTorch's own LSTM serves a stack of layers.
+) -> str:
+    """The engine of a stack of layers: "torch", or that of each layer.
 
     Args:
         call: the stack.
@@ -322,12 +325,13 @@ def _is_torch(
             f"{', '.join(lacking)}; use 'auto'"
         )
     if lacking or torch.compiler.is_compiling() or _transforms_active():
-        return False
-    if _engine_for(call.input, engine, plain=True) != "torch":
-        return False
+        return "auto" if engine == "torch" else engine
+    chosen = _engine_for(call.input, engine, plain=True)
     packed = call.batch_sizes is not None
     states = num_layers * directions, call.h_0.size(1) if packed else call.input.size(1)
-    return _aten.fits(call, num_layers, directions, states)
+    if chosen not in ("auto", "torch") or not _aten.fits(call, num_layers, directions, states):
+        return "auto" if chosen == "torch" else chosen
+    return chosen if chosen == "torch" else _choice.of(call, num_layers, directions).engine
 
 
 def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) -> None:
@@ -416,12 +420,15 @@ def lstm_cell(
             or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
         ):
             chosen = _engine_for(input, engine, plain=True)
+            if chosen == "auto" and input.is_cuda:
+                chosen = "torch"  # a step of ours has twice as many kernels
             if chosen not in ("torch", "reference"):
                 step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, chosen)
                 return _as_state(step, c)
-            call = LstmCall(input, h, c, weights)
-            if chosen == "torch" and _aten.fits(call, 1, 1, (input.size(0),)):
-                return _aten.lstm_cell(call)
+            if chosen == "torch":
+                by_torch = _aten.lstm_cell(input, h, c, weights)
+                if by_torch is not None:
+                    return by_torch
         call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
         _, h_n, c_n, _ = _layer(call, engine)
         return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
