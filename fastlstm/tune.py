@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _build, _choice, _measured
+from . import _build, _choice, _measured, functional
 from ._choice import Choice, Stack
 from .convert import check_model
 from .modules import _OPTIONS, LSTM
@@ -128,10 +128,12 @@ def _note_calls(model: nn.Module, example: Sequence[Any]) -> list[_Call]:
     calls: dict[tuple[str, str], _Call] = {}
 
     def note(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        input = args[0] if args else options.pop("input")
-        hx = args[1] if len(args) > 1 else options.pop("hx", None)
-        trains = module.training and any(getattr(module, name) for name in _OPTIONS)
-        if any(options.values()) or module.recompute or trains or module.engine != "auto":
+        given = dict(zip(("input", "hx"), args, strict=False)) | options
+        input, hx = given.pop("input"), given.pop("hx", None)
+        others = any(value is not None and value is not False for value in given.values())
+        acts = module.training and any(getattr(module, name) for name in _OPTIONS)
+        by_name = (module.engine, functional._DEFAULT_ENGINE) != ("auto", "auto")
+        if others or acts or module.recompute or by_name:
             return
         data = input.data if isinstance(input, PackedSequence) else input
         stack = _stack(module, input, hx)
