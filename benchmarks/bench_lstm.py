@@ -167,7 +167,7 @@ class Bench:
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
         if not cases:
             return {}
-        ours, theirs = (memory.measure(cases, name, self.device) for name in (self.engine, "torch"))
+        ours, theirs = (memory.measure(cases, name, self.device) for name in (self.engine, "torch.nn"))
         return {
             case: {"torch": b, "fastlstm": a}
             for case, a, b in zip(cases, ours, theirs, strict=True)
@@ -184,7 +184,7 @@ class Bench:
         return peaks
 
     def _pairs(self, case: Case) -> Pairs:
-        theirs, ours = (build(case, name, self.device) for name in ("torch", self.engine))
+        theirs, ours = (build(case, name, self.device) for name in ("torch.nn", self.engine))
         check_agreement(case, theirs, ours)
         wrap = capture if self.graphs else lambda step: step
         return alternate(wrap(theirs.step), wrap(ours.step), self.clock, self.effort)
@@ -240,7 +240,7 @@ class Bench:
             try:
                 found["kernels_a_step"] = {
                     who: gpu.kernels(build(short, name, self.device).step, SHORT_STEPS)
-                    for who, name in (("torch", "torch"), ("fastlstm", self.engine))
+                    for who, name in (("torch", "torch.nn"), ("fastlstm", self.engine))
                 }
             except RuntimeError as error:  # of the profiler; what was measured stays
                 found["kernels_a_step"] = f"{type(error).__name__}: {error}"

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ X = torch.zeros(5, 3, 4)
 
 
 @pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     monkeypatch.setattr(_measured, "machines", {})
     monkeypatch.setattr(_measured, "active", False)
-    yield path
+    return path
 
 
 @pytest.fixture
@@ -182,7 +181,7 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
 
 def test_entries_of_other_machines_stay_and_change_nothing(file: Path, by_torch: list[int]) -> None:
     lstm = fastlstm.LSTM(4, 6)
-    (found,) = quick(lstm, Clock([2.0], [1.0]))
+    quick(lstm, Clock([2.0], [1.0]))
     record = json.loads(file.read_text())
     (entries,) = record["machines"].values()
     record["machines"] = {"another": entries}
