@@ -59,18 +59,20 @@ def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ..
 
     `states` is the expected shape of h_0 and c_0 without the last dimension.
     """
-    input, h_0, c_0, weights, batch_sizes, *_ = call
+    input, h_0, c_0, weights, batch_sizes = call[:5]
     gates, output_size = weights[0].size(0), weights[1].size(-1)
-    if h_0.shape != (*states, output_size) or c_0.shape != (*states, gates // 4):
+    sizes = len(weights), num_layers, directions, input.size(-1), gates, output_size
+    if (
+        h_0.shape != (*states, output_size)
+        or c_0.shape != (*states, gates // 4)
+        or tuple([weight.shape for weight in weights]) != _weight_shapes(*sizes)
+    ):
         return False
-    shapes = _weight_shapes(
-        len(weights), num_layers, directions, input.size(-1), gates, output_size
-    )
     device, dtype = input.device, input.dtype
-    for tensor, shape in zip((h_0, c_0, *weights), (h_0.shape, c_0.shape, *shapes), strict=True):
-        if tensor.shape != shape or tensor.device != device:
+    for tensor in (h_0, c_0, *weights):
+        if tensor.device != device:
             return False
-        if tensor.dtype != dtype and not torch.is_autocast_enabled(device.type):
+        if tensor.dtype is not dtype and not torch.is_autocast_enabled(device.type):
             return False
     return batch_sizes is None or are_batch_sizes(batch_sizes, states[-1], input.size(0))
 

@@ -227,9 +227,10 @@ def lstm(
         found = None
         if _considers_torch(input, engine):
             normalizes = len(weights) // (num_layers * directions) > 5
-            lacking = _lacking_in_torch(call, return_cell_states, recompute, normalizes)
-            if regularizers:
-                lacking += [name for name, p in regularizers._asdict().items() if p]
+            options = return_cell_states, recompute, normalizes
+            lacking = None
+            if regularizers or lengths is not None or reset is not None or any(options):
+                lacking = _lacking_in_torch(call, *options, regularizers or Regularizers())
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
@@ -291,7 +292,11 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
 
 
 def _lacking_in_torch(
-    call: LstmCall, return_cell_states: bool, recompute: bool, normalizes: bool
+    call: LstmCall,
+    return_cell_states: bool,
+    recompute: bool,
+    normalizes: bool,
+    regularizers: Regularizers,
 ) -> list[str]:
     """The options of a call that nn.LSTM lacks."""
     used = {
@@ -300,12 +305,13 @@ def _lacking_in_torch(
         "return_cell_states": return_cell_states,
         "recompute": recompute,
         "layer normalisation": normalizes,
+        **regularizers._asdict(),
     }
     return [name for name, is_used in used.items() if is_used]
 
 
 def _engine_of_stack(
-    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str]
+    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str] | None
 ) -> str:
     """The engine of a stack of layers: "torch", or that of each layer.
 
@@ -314,7 +320,7 @@ def _engine_of_stack(
         engine: as in `lstm`.
         num_layers: of the stack.
         directions: of each layer.
-        lacking: its options that nn.LSTM lacks.
+        lacking: its options that nn.LSTM lacks, if any.
 
     Raises:
         RuntimeError: the engine "torch" was requested for a call with such options.
