@@ -167,7 +167,8 @@ class Bench:
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
         if not cases:
             return {}
-        ours, theirs = (memory.measure(cases, name, self.device) for name in (self.engine, "torch.nn"))
+        names = self.engine, "torch.nn"
+        ours, theirs = (memory.measure(cases, name, self.device) for name in names)
         return {
             case: {"torch": b, "fastlstm": a}
             for case, a, b in zip(cases, ours, theirs, strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
-from . import _aten, _build, _choice, _measured, _transforms, reference
+from . import _aten, _build, _choice, _measured, _transforms, onnx, reference
 from ._call import LstmCall, weight_names
 from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
@@ -288,7 +288,12 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         engine = _DEFAULT_ENGINE
     if engine != "auto":
         return engine == "torch"
-    return input.device.type not in _ALWAYS_OURS or _measured.active
+    return input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx()
+
+
+def _traces_for_onnx() -> bool:
+    """Whether torch.onnx.export(dynamo=False) runs, which knows nn.LSTM's op and not ours."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
 def _lacking_in_torch(
@@ -330,6 +335,10 @@ def _engine_of_stack(
             f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
             f"{', '.join(lacking)}; use 'auto'"
         )
+    if _traces_for_onnx():
+        if lacking:
+            onnx.refuse_old_exporter(lacking)
+        return "torch"
     if lacking or torch.compiler.is_compiling() or _transforms_active():
         return "auto" if engine == "torch" else engine
     chosen = _engine_for(call.input, engine, plain=True)
@@ -485,6 +494,9 @@ def _layer(
     if folds:
         return _transforms.lstm_layer(call, engine)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
+    exports = compiles and not torch.compiler.is_dynamo_compiling()
+    if exports and torch.onnx.is_in_onnx_export():
+        onnx.recommend_translations()
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
         results = torch.ops.fastlstm.lstm(*call, save_cells, False, recompute, engine)
         output, h_n, c_n, cells, _ = results

@@ -112,7 +112,6 @@ class SequenceModule(nn.Module):
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_cell_states: bool = False,
@@ -223,6 +222,10 @@ class SequenceModule(nn.Module):
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
+
+    >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
+    >>> output, (h_n, c_n) = lstm(torch.randn(20, 8, 64))
+    >>> output, _ = lstm(torch.randn(20, 3, 64), lengths=torch.tensor([20, 0, 7]))
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
     weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
