@@ -215,8 +215,12 @@ def test_the_exporter_that_traces(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
 
     class Options(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = lstm
+
         def forward(self, x: Tensor) -> Tensor:
-            return lstm(x, lengths=torch.tensor([6, 3]))[0]  # type: ignore[no-any-return]
+            return self.lstm(x, lengths=torch.tensor([6, 3]))[0]  # type: ignore[no-any-return]
 
     with pytest.raises(RuntimeError, match=r"got lengths; use .*fastlstm.onnx.translations\(\)"):
         torch.onnx.export(Options(), (x,), path, dynamo=False)
