@@ -13,6 +13,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from cases import Case
@@ -30,7 +31,10 @@ def draw(count: int, seed: int) -> Iterator[Case]:
     """Plain cases of every kind; the same for the same seed."""
     random_ = random.Random(seed)
     while count:
-        size = lambda low, high: round(low * (high / low) ** random_.random())
+
+        def size(low: int, high: int) -> int:
+            return round(low * (high / low) ** random_.random())
+
         case = Case(
             batch=size(1, 128),
             steps=size(1, 256),
@@ -52,13 +56,13 @@ def draw(count: int, seed: int) -> Iterator[Case]:
 def ratio(case: Case, device: str, seconds: float) -> float:
     """Time of nn.LSTM / time of fastlstm.LSTM."""
     with settings(case):
-        steps = [build(case, name, device).step for name in ("torch.nn", "auto")]
-        return alternate(*steps, CLOCKS[device], Effort(seconds, min_pairs=5)).ratio
+        theirs, ours = (build(case, name, device).step for name in ("torch.nn", "auto"))
+        return alternate(theirs, ours, CLOCKS[device], Effort(seconds, min_pairs=5)).ratio
 
 
 def tune(case: Case, device: str, seconds: float) -> None:
     x = torch.randn(case.steps, case.batch, case.input_size, device=device).to(case.dtype)
-    input = x.requires_grad_(case.mode == "training")
+    input: Any = x.requires_grad_(case.mode == "training")
     if case.ragged:
         lengths = ragged_lengths(case.batch, case.steps)
         input = torch.nn.utils.rnn.pack_padded_sequence(input, lengths, enforce_sorted=False)
@@ -94,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tune(case, args.device, args.seconds)
         report("after tune", cases, [ratio(c, args.device, args.seconds) for c in cases])
     chosen = sum(map(len, _measured.machines.values()))
-    print(f'tune chose another engine than "auto" for {chosen} kinds of calls')
+    print(f"tune chose another engine for {chosen} kinds of calls")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._call import LstmCall
-from ._checks import are_batch_sizes
+from ._checks import are_batch_sizes, check_layer
 
 
 def lstm(
@@ -50,7 +50,11 @@ def lstm_cell(
     if h.dtype != c.dtype:
         return None
     run: Any = torch._VF.lstm_cell
-    step: tuple[Tensor, Tensor] = run(input, (h, c), *weights)
+    try:
+        step: tuple[Tensor, Tensor] = run(input, (h, c), *weights)
+    except RuntimeError:
+        check_layer(LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights))
+        raise
     return step
 
 
