@@ -286,7 +286,7 @@ def main():
         bar = "*" * 80
         print(
             f"{bar}\nfastlstm is installed as pure Python, without its fast kernels: {note}.\n"
-            "fastlstm.LSTM works, at the speed of its reference implementation.\n"
+            "fastlstm.LSTM works, at the speed of nn.LSTM.\n"
             f"To build the kernels: pip install --no-build-isolation <this source>\n{bar}",
             file=sys.stderr,
         )

@@ -32,6 +32,7 @@ from report import Result, Table, peer_lines, verdicts, write_json, write_plot
 from timing import CLOCKS, Effort, Pairs, alternate, median_time, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
+from fastlstm import _choice
 from fastlstm.functional import ENGINES
 
 GROUPS = {"cpu": CPU_GROUPS, "cuda": CUDA_GROUPS}
@@ -166,7 +167,8 @@ class Bench:
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
         if not cases:
             return {}
-        ours, theirs = (memory.measure(cases, name, self.device) for name in (self.engine, "torch"))
+        names = self.engine, "torch.nn"
+        ours, theirs = (memory.measure(cases, name, self.device) for name in names)
         return {
             case: {"torch": b, "fastlstm": a}
             for case, a, b in zip(cases, ours, theirs, strict=True)
@@ -183,7 +185,7 @@ class Bench:
         return peaks
 
     def _pairs(self, case: Case) -> Pairs:
-        theirs, ours = (build(case, name, self.device) for name in ("torch", self.engine))
+        theirs, ours = (build(case, name, self.device) for name in ("torch.nn", self.engine))
         check_agreement(case, theirs, ours)
         wrap = capture if self.graphs else lambda step: step
         return alternate(wrap(theirs.step), wrap(ours.step), self.clock, self.effort)
@@ -228,7 +230,8 @@ class Bench:
 
     def on_gpu(self, case: Case, detailed: bool, start: float) -> dict[str, Any]:
         """What the case did: cuDNN's class, the plan, the clock since `start`, the kernels."""
-        found: dict[str, Any] = {"cudnn": cudnn_class(case)}
+        gpu_here = _choice.Gpu(self.sms, self.capability)
+        found: dict[str, Any] = {"cudnn": cudnn_class(case, gpu_here)}
         if self.engine != "reference":
             found["plan"] = gpu.plans(case, self.engine, self.sms, self.capability)
         if (mhz := self.sm_clock.median(start)) is not None:
@@ -238,7 +241,7 @@ class Bench:
             try:
                 found["kernels_a_step"] = {
                     who: gpu.kernels(build(short, name, self.device).step, SHORT_STEPS)
-                    for who, name in (("torch", "torch"), ("fastlstm", self.engine))
+                    for who, name in (("torch", "torch.nn"), ("fastlstm", self.engine))
                 }
             except RuntimeError as error:  # of the profiler; what was measured stays
                 found["kernels_a_step"] = f"{type(error).__name__}: {error}"

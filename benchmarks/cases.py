@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from fastlstm import _choice
+
+H100 = _choice.Gpu(sm_count=132, capability=90)
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -283,20 +286,21 @@ GRID_LIMITS = {"standard": 0.95, "small H": 0.95, "persist static": 0.9}  # leas
 OVER_FLOOR = {"inference": 1.5, "training": 2.0}
 
 
-def cudnn_class(case: Case) -> str:
-    """Which kernels cuDNN has for nn.LSTM: "standard", "small H" or "persist static".
-
-    The last two walk all steps in one launch, as ours do. Follows ATen's choice
-    (aten/src/ATen/native/cudnn/RNN.cpp).
-    """
-    if case.ragged or case.proj_size or case.precision == "float64":
-        return "standard"
-    H, B = case.hidden_size, case.batch
-    if H <= (128 if case.mode == "training" else 192):
-        return "small H"
-    one_walk = case.num_layers == 1 and not case.bidirectional
-    sizes = H % 128 == 0 and H <= 1024 and case.input_size % 128 == 0 and B % 8 == 0 and B <= 128
-    return "persist static" if case.precision == "float16" and one_walk and sizes else "standard"
+def cudnn_class(case: Case, gpu: _choice.Gpu = H100) -> str:
+    """Which kernels cuDNN has for nn.LSTM: see `fastlstm._choice.cudnn_class`."""
+    stack = _choice.Stack(
+        str(case.dtype).removeprefix("torch."),
+        case.input_size,
+        case.hidden_size,
+        case.batch,
+        case.steps,
+        case.proj_size,
+        case.num_layers,
+        1 + case.bidirectional,
+        packed=case.ragged,
+        training=case.mode == "training",
+    )
+    return _choice.cudnn_class(stack, gpu)
 
 
 def _has_floor(precision: str, hidden_size: int, batch: int) -> bool:

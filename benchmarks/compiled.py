@@ -57,10 +57,10 @@ def _measure(case: Case, device: str) -> float | str:
     torch._dynamo.config.allow_rnn = True
     torch._dynamo.reset()
     with settings(case):
-        eager = build(case, "torch", device)
+        eager = build(case, "torch.nn", device)
         try:
             compiled = build(
-                case, "torch", device, lambda module: torch.compile(module, fullgraph=True)
+                case, "torch.nn", device, lambda module: torch.compile(module, fullgraph=True)
             )
             check_agreement(case, eager, compiled)
         except Exception as error:  # whatever the compiler raises is the result

@@ -47,7 +47,7 @@ def measure(seconds: float) -> list[tuple[float, float]]:
     """For every load and case: the ratio, and the seconds of a step of fastlstm."""
     settle_malloc()
     effort = Effort(seconds, min_pairs=5, sample=0.05)
-    workloads = [[build(case, name, "cpu") for name in ("torch", "auto")] for case in CASES]
+    workloads = [[build(case, name, "cpu") for name in ("torch.nn", "auto")] for case in CASES]
     results = []
     for per_core in BUSY_PER_CORE:
         with busy(per_core * machine.cores()):

@@ -86,18 +86,18 @@ def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
-    """Builds the module of a case: "torch" is that of torch.nn, else a fastlstm engine."""
+    """Builds the module of a case: "torch.nn" is that of torch.nn, else a fastlstm engine."""
     layers: dict[str, Any] = {}
     if case.module == "LSTM":
         names = ("num_layers", "bidirectional", "proj_size")
         layers = {name: getattr(case, name) for name in names}
-    kind = getattr(nn if implementation == "torch" else fastlstm, case.module)
+    kind = getattr(nn if implementation == "torch.nn" else fastlstm, case.module)
     torch.manual_seed(SEED)
     module: Any = kind(case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype)
     if case.saturated:
         with torch.no_grad():
             module.bias_ih_l0[: case.hidden_size] -= 100
-    if implementation != "torch":
+    if implementation != "torch.nn":
         module.engine = implementation
     return module.train(case.mode == "training")
 
@@ -112,7 +112,7 @@ def build(
 
     Args:
         case: what to build.
-        implementation: "torch" for torch.nn, or one of `fastlstm.functional.ENGINES`.
+        implementation: "torch.nn", or one of `fastlstm.functional.ENGINES`.
         device: "cpu" or "cuda".
         wrap: what to do to the module before it is called, such as torch.compile.
     """
@@ -138,7 +138,7 @@ def build(
         x = packed.data
     if case.resets:
         reset = torch.rand((T, B), generator=generator, device=device) < 2 / T
-        if implementation == "torch":
+        if implementation == "torch.nn":
             call = loop_with_resets(call, reset)
         else:
             call = partial(call, reset=reset)

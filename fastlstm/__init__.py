@@ -1,8 +1,9 @@
 """A fused LSTM for PyTorch: `fastlstm.LSTM` is a drop-in for `torch.nn.LSTM`."""
 
-from fastlstm import _build
+from fastlstm import _build, _measured
 
 _build.load()
+_measured.load()
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
@@ -15,12 +16,14 @@ from fastlstm.packed import (  # noqa: E402
     prepack,
     unpack,
 )
+from fastlstm.tune import Measurement, tune  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
     "LSTM",
     "LSTMCell",
     "LayerNormLSTM",
+    "Measurement",
     "PackedLSTM",
     "PackedLSTMCell",
     "PackedLayerNormLSTM",
@@ -30,6 +33,7 @@ __all__ = [
     "onnx",
     "prepack",
     "reference",
+    "tune",
     "unpack",
     "__version__",
 ]

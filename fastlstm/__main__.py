@@ -31,12 +31,12 @@ def devices() -> list[tuple[torch.device, str]]:
 def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
     """Names the engines that serve a device and dtype, by making one step with each of them."""
     if functional.choose_engine("auto", device.type, dtype) == "reference":
-        return "reference"
+        return "torch, reference"
     x = torch.ones(1, 8, 32, device=device, dtype=dtype)
     weights = [torch.ones(128, 32, device=device, dtype=dtype)] * 2
     serving, refusals = [], []
     for engine in functional.ENGINES:
-        if engine in ("auto", "reference"):
+        if engine in ("auto", "torch", "reference"):
             continue
         try:
             torch.ops.fastlstm.lstm(x, x, x, weights, engine=engine)
@@ -73,12 +73,15 @@ def info() -> None:
     if len(found) == 1:
         print_row("cuda", "none visible")
 
+    forced = os.environ.get("FASTLSTM_ENGINE") or "auto"
     print("\nEngines (where there are several, the shape decides)")
+    if forced != "auto":
+        print(f"  FASTLSTM_ENGINE={forced} decides where the code does not")
     print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
     for device, _ in found:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
     if len(found) > 1 and not _build.has_kernels("cuda"):
-        print("  The GPU is served by the reference: the extension has no CUDA kernels.")
+        print("  There are no CUDA kernels: on a GPU, calls with options take the reference.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")
-    about = "show what the planner of the persistent CUDA engine would choose, for any device"
+    about = "show which engine a plain call would get, for any device"
     plan = commands.add_parser("plan", help=about, description=about)
     _plan.add_arguments(plan)
     args = parser.parse_args(argv)

@@ -121,13 +121,19 @@ def _load() -> str | None:
     return None
 
 
+# What is lost: the rest of a sentence of both warnings.
+_WITHOUT_KERNELS = (
+    "plain calls run PyTorch's own LSTM, as fast as nn.LSTM; calls with an option that it lacks "
+    "(lengths=, reset= and others) run in Python, which is slower."
+)
+
+
 @functools.cache
 def warn_of_no_cuda_kernels() -> None:
-    """Say, once, that tensors on a GPU get the reference, and how to get the kernels."""
+    """Say, once, what serves tensors on a GPU, and how to get the kernels."""
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {build_record()['note']}. Tensors on a GPU get "
-        f"the reference implementation, which is slower. To build them: FASTLSTM_BUILD=cuda "
-        f"{rebuild_command()}",
+        f"fastlstm has no CUDA kernels: {build_record()['note']}. On a GPU {_WITHOUT_KERNELS} "
+        f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -139,8 +145,8 @@ def load(stacklevel: int = 2) -> None:
     _reason = _load()
     if _reason is not None:
         warnings.warn(
-            f"fastlstm runs without its extension: {_reason}. The reference implementation "
-            f"runs instead, which is slower. To build it: {rebuild_command()}",
+            f"fastlstm runs without its extension: {_reason}. Now {_WITHOUT_KERNELS} prepack is "
+            f"not available. To build it: {rebuild_command()}",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )

@@ -41,20 +41,37 @@ def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
     return lengths.to(device=input.device, dtype=torch.int64)
 
 
-def steps_first(reset: Tensor) -> Tensor:
-    """[B,T] as [T,B]."""
-    if not isinstance(reset, Tensor) or reset.dim() != 2:
-        got = tuple(reset.shape) if isinstance(reset, Tensor) else type(reset).__name__
-        raise RuntimeError(f"lstm: expected reset of shape (batch, steps), dtype bool, got {got}")
-    return reset.transpose(0, 1)
+def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
+    """[T,B] bool of a mask in the order of the input, where any value but 0 is a reset."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
+    names = "(batch, steps)" if batch_first else "(steps, batch)"
+    if reset.shape != input.shape[:2] or reset.is_complex():
+        raise RuntimeError(
+            f"lstm: expected reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers, "
+            f"got {_describe(reset)}"
+        )
+    if reset.dtype != torch.bool:
+        reset = reset != 0
+    return reset.transpose(0, 1) if batch_first else reset
 
 
-def check_dims(input: Tensor, batch_sizes: Tensor | None) -> None:
+def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
     """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
     if input.dim() != (3 if batch_sizes is None else 2):
-        packed = "(packed rows, input_size), since batch_sizes is given"
-        expected = "(steps, batch, input_size)" if batch_sizes is None else packed
+        expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
+        if batch_sizes is not None:
+            expected = "(packed rows, input_size), since batch_sizes is given"
         raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
+
+
+def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
+    """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
+        return False
+    sizes = batch_sizes.tolist()
+    falls = sizes == sorted(sizes, reverse=True)
+    return bool(sizes) and sizes[0] == batch and sizes[-1] > 0 and falls and sum(sizes) == rows
 
 
 def check_layer(call: LstmCall) -> None:

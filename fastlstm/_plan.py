@@ -1,10 +1,13 @@
-"""`python -m fastlstm plan`: what the CUDA planner would choose, for any device."""
+"""`python -m fastlstm plan`: which engine a plain call would get, on any device."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from fastlstm import _build
+import torch
+
+from fastlstm import _build, _choice, _measured
 
 DTYPES = {
     "fp32": "float32",
@@ -30,7 +33,12 @@ def _dtype(text: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sizes of a layer and of a device. The device defaults to an H100."""
+    """Adds the sizes of a call and of a device. The device defaults to an H100."""
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--input", type=_positive, help="input_size; default: that of --hidden")
+    parser.add_argument("--layers", type=_positive, default=1, help="num_layers; default: 1")
+    parser.add_argument("--packed", action="store_true", help="a PackedSequence")
+    parser.add_argument("--inference", action="store_true", help="without gradients")
     parser.add_argument("--hidden", type=_positive, required=True, help="hidden_size")
     parser.add_argument("--batch", type=_positive, required=True, help="batch size")
     parser.add_argument("--steps", type=_positive, default=512, help="time steps; default: 512")
@@ -59,39 +67,56 @@ def free_sms_note(free: int) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints engine, division of the work and predicted time per step, forward and backward."""
+    """Prints which engine "auto" chooses, why, and what the planner says of each walk."""
+    stack = _choice.Stack(
+        args.dtype,
+        args.input or args.hidden,
+        args.hidden,
+        args.batch,
+        args.steps,
+        num_layers=args.layers,
+        directions=2 if args.bidirectional else 1,
+        packed=args.packed,
+        training=not args.inference,
+    )
+    print(f"{stack.key()}\n")
+    if args.device == "cpu":
+        device = torch.device("cpu")
+        engine = _measured.engine(device, stack.key())
+        choice = _choice.on_cpu(_build.has_kernels("cpu"))
+        if engine is not None:
+            choice = _choice.Choice(engine, "measured by fastlstm.tune")
+        _print_choice(choice, "tiled")
+        return
     if reason := _build.unavailable_reason():
         raise SystemExit(f"the planner is in the extension, which is not used: {reason}")
     free = free_sms()
     if free >= args.sms:
         raise SystemExit(f"FASTLSTM_FREE_SMS={free} leaves none of {args.sms} SMs")
-    print(
-        f"hidden_size {args.hidden}, batch {args.batch}, {args.steps} steps, {args.dtype}, "
-        f"sm_{args.capability} with {args.sms} SMs{free_sms_note(free)}"
-    )
-    for backward in (False, True):
-        plan = _build.library.plan_cuda(
-            args.hidden,
-            args.batch,
-            args.steps,
-            2 if args.bidirectional else 1,
-            args.dtype,
-            not args.no_tf32,
-            backward,
-            args.sms - free,
-            args.capability,
-        )
-        print(f"\n{'backward' if backward else 'forward'}: {plan['engine']}")
-        if plan["engine"] == "persistent":
-            print(
-                f"  {plan['blocks']} blocks: {plan['directions']} direction(s) x "
-                f"{plan['row_groups']} row groups x {plan['unit_blocks']} parts of "
-                f"{plan['units']} units\n"
-                f"  {plan['group_rows']} rows a group, {plan['row_tile']} at a time\n"
-                f"  {plan['shared_bytes']:,} of {plan['shared_bytes_available']:,} bytes of shared "
-                f"memory a block\n"
-                f"  {plan['step_us']:.2f} us a step, stepwise {plan['stepwise_step_us']:.2f} us"
-            )
-        else:
-            print(f"  {plan['stepwise_step_us']:.2f} us a step")
+    gpu = _choice.Gpu(args.sms, args.capability, not args.no_tf32, free)
+    print(f"sm_{args.capability} with {args.sms} SMs{free_sms_note(free)}")
+    _print_choice(_choice.on_gpu(stack, gpu), "persistent")
+    print("\nfastlstm's own engine, by its planner:")
+    for name, plan in zip(("forward", "backward"), _choice.plans(stack, gpu), strict=False):
+        _print_walk(name, plan)
     print("\nTimes are predictions from data sheets; none was measured.")
+
+
+def _print_choice(choice: _choice.Choice, ours: str) -> None:
+    print(f"auto: {ours if choice.engine == 'auto' else choice.engine} ({choice.why})")
+
+
+def _print_walk(name: str, plan: dict[str, Any]) -> None:
+    print(f"\n{name}: {plan['engine']}")
+    if plan["engine"] != "persistent":
+        print(f"  {plan['stepwise_step_us']:.2f} us a step")
+        return
+    print(
+        f"  {plan['blocks']} blocks: {plan['directions']} direction(s) x "
+        f"{plan['row_groups']} row groups x {plan['unit_blocks']} parts of "
+        f"{plan['units']} units\n"
+        f"  {plan['group_rows']} rows a group, {plan['row_tile']} at a time\n"
+        f"  {plan['shared_bytes']:,} of {plan['shared_bytes_available']:,} bytes of shared "
+        f"memory a block\n"
+        f"  {plan['step_us']:.2f} us a step, stepwise {plan['stepwise_step_us']:.2f} us"
+    )

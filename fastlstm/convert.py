@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import nn
@@ -52,8 +52,23 @@ _PARTS_OF_FORWARD = (
 )
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@overload
+def convert(model: nn.LSTM, to: Literal["fastlstm"] = "fastlstm") -> LSTM: ...
+@overload
+def convert(model: nn.LSTMCell, to: Literal["fastlstm"] = "fastlstm") -> LSTMCell: ...
+@overload
+def convert(model: LSTM, to: Literal["torch"]) -> nn.LSTM: ...
+@overload
+def convert(model: LSTMCell, to: Literal["torch"]) -> nn.LSTMCell: ...
+@overload
+def convert(model: Model, to: Literal["fastlstm", "torch"] = "fastlstm") -> Model: ...
 def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> nn.Module:
-    """Replaces every LSTM and LSTMCell of a model, in place.
+    """Replaces every LSTM and LSTMCell of a model, in place, and returns the model.
+
+    Of a model that is itself an LSTM only the result is new: `lstm = convert(lstm)`.
 
     The new modules hold the same Parameter objects (an optimizer that has them stays valid), the
     training mode, hooks, parametrizations and other attributes of those that they replace. A module
@@ -72,8 +87,10 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
         The model; if it is itself replaced, what replaces it.
 
     Raises:
-        ValueError: `to` is neither "fastlstm" nor "torch".
-        TypeError: an LSTM of the model is scripted, compiled or sharded. Nothing is changed then.
+        ValueError: `to` is neither "fastlstm" nor "torch", or the model has no LSTM or LSTMCell, of
+            either.
+        TypeError: `model` is no module (a class, for instance), or an LSTM of it is scripted,
+            compiled or sharded. Nothing is changed then.
 
     Warns:
         UserWarning: for each module that is left alone, with the reason: a subclass as above, or,
@@ -83,6 +100,7 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
+    check_model(model)
     replacements: dict[nn.Module, nn.Module] = {}
     notes: list[str] = []
     for path, module in model.named_modules():
@@ -92,9 +110,18 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
             replacements[module] = _transplant(module, target)
         if note:
             notes.append(f"convert: {path or 'the model itself'} {note}")
+    if not any(map(_is_lstm, model.modules())):
+        raise ValueError("convert: expected a model with an LSTM or LSTMCell, got one without")
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return replace_modules(model, replacements)
+
+
+def check_model(model: Any) -> None:
+    """Raises a TypeError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model: expected a module, got {got}")
 
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -199,4 +226,6 @@ def _transplant(module: nn.Module, target: type[nn.Module]) -> nn.Module:
         if name in ("_parameters", "_buffers", "_modules") or isinstance(value, list):
             new.__dict__[name] = value.copy()
     new.__dict__.pop("engine", None)
+    if isinstance(new, nn.RNNBase):
+        new.flatten_parameters()
     return new

@@ -1,7 +1,8 @@
 """The functional interface: `lstm` walks the layers, `lstm_cell` makes one step.
 
 Each layer is one call of the compiled op `torch.ops.fastlstm.lstm`, or of `reference.lstm_layer`
-where the op cannot go; `choose_engine` says which.
+where the op cannot go; or all layers are one call of PyTorch's own LSTM. `choose_engine` says
+which.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _transforms, reference
+from . import _aten, _build, _choice, _measured, _transforms, onnx, reference
 from ._call import LstmCall, weight_names
-from ._checks import as_lengths, check_dims, check_kinds, check_layer, check_num_layers, steps_first
+from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
-#: "auto" leaves the choice to the planner of the device, "reference" is plain PyTorch, the others
-#: are engines of the op (csrc/<device>/).
-ENGINES = ("auto", "reference", "stepwise", "tiled", "persistent")
+#: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
+#: the equations in Python, the others are engines of the op (csrc/<device>/).
+ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent")
 
 _OP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
 if _OP_DEVICES:
     _OP_DEVICES += ("meta",)
+
+# Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
+_ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -45,14 +49,24 @@ _AUTOCAST_DEVICES = frozenset(
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+def check_engine(engine: Any) -> None:
+    """Raises a ValueError unless there is such an engine."""
+    if engine not in ENGINES and not str(engine).startswith("persistent:"):
+        raise ValueError(
+            f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
+            "variable FASTLSTM_ENGINE decides where the code does not)"
+        )
+
+
 def choose_engine(
     engine: str,
     device: str,
     dtype: torch.dtype,
     transformed: bool = False,
     op_devices: Sequence[str] = _OP_DEVICES,
+    plain: bool = False,
 ) -> str:
-    """Decides what computes a layer: "reference", or the engine name that the op is called with.
+    """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
 
     Args:
         engine: one of `ENGINES`, or "persistent:..." as in `lstm`.
@@ -61,22 +75,25 @@ def choose_engine(
         transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
             a call that the op cannot serve under transforms.
         op_devices: device types that the compiled op serves; empty if it is not built.
+        plain: whether the call has no option that nn.LSTM lacks. "torch" serves no other call, and
+            none that is transformed; "auto" decides there.
 
     Raises:
         ValueError: there is no such engine.
         RuntimeError: an engine of the op was requested, and it cannot serve this call.
     """
+    check_engine(engine)
     if engine == "reference":
         return engine
-    if engine not in ENGINES and not engine.startswith("persistent:"):
-        raise ValueError(
-            f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
-            "variable FASTLSTM_ENGINE decides where the code does not)"
-        )
-    if device in op_devices and dtype in _OP_DTYPES and not transformed:
+    served = dtype in _OP_DTYPES and not transformed
+    if engine == "torch":
+        if plain and served:
+            return engine
+        engine = "auto"
+    if device in op_devices and served:
         return engine
     if engine == "auto":
-        return "reference"
+        return "torch" if plain and served else "reference"
     if not op_devices:
         why = f"the extension is not available ({_build.unavailable_reason()})"
     elif device not in op_devices:
@@ -142,8 +159,9 @@ def lstm(
             those of the last real step (h_0, c_0 for length 0). The second direction starts at
             that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
             CPU only. Not with `batch_sizes`.
-        reset: [T,B] bool ([B,T] if `batch_first`). Where true, h and c are zeroed before that step,
-            in walking order in each direction, and no gradient passes. Not with `batch_sizes`.
+        reset: [T,B] bool or numbers ([B,T] if `batch_first`). Where true, or not 0, h and c are
+            zeroed before that step, in walking order in each direction, and no gradient passes. Not
+            with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
         input_dropout: probability p of dropping a feature of each layer's input, the same features
             at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
@@ -182,11 +200,12 @@ def lstm(
     try:
         directions = 2 if bidirectional else 1
         _check_count(weights, num_layers, directions)
-        check_dims(input, batch_sizes)
+        check_dims(input, batch_sizes, batch_first)
         batch_first = batch_first and batch_sizes is None
+        if reset is not None and batch_sizes is None:
+            reset = as_reset(reset, input, batch_first)
         if batch_first:
             input = input.transpose(0, 1)
-            reset = None if reset is None else steps_first(reset)
         h_0, c_0 = _states(input, hx, weights, num_layers * directions, batch_sizes)
         if lengths is not None:
             lengths = as_lengths(lengths, input)
@@ -204,23 +223,22 @@ def lstm(
             )
             check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        each = len(weights) // num_layers
-        output, h_n, c_n, cells = input, [], [], []
-        for layer in range(num_layers):
-            call = LstmCall(output, h_0, c_0, weights, batch_sizes, lengths, reset)
-            if num_layers > 1:
-                states = slice(layer * directions, (layer + 1) * directions)
-                own = weights[layer * each : (layer + 1) * each]
-                call = call._replace(h_0=h_0[states], c_0=c_0[states], weights=own)
-            if regularizers:
-                if layer > 0:
-                    call = call._replace(input=F.dropout(output, dropout))
-                call = regularize(call, regularizers)
-            output, h, c, of_layer = _layer(call, engine, return_cell_states, recompute)
-            h_n.append(h)
-            c_n.append(c)
-            cells.append(of_layer)
-        state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
+        call = LstmCall(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        found = None
+        if _considers_torch(input, engine):
+            normalizes = len(weights) // (num_layers * directions) > 5
+            options = return_cell_states, recompute, normalizes
+            lacking = None
+            if regularizers or lengths is not None or reset is not None or any(options):
+                lacking = _lacking_in_torch(call, *options, regularizers or Regularizers())
+            engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
+            if engine == "torch":
+                found = _aten.lstm(call, num_layers, directions, dropout, training)
+        if found is None:
+            found = _by_layers(
+                call, num_layers, dropout, regularizers, engine, return_cell_states, recompute
+            )
+        output, state, cells = found
         if batch_first:
             output = output.transpose(0, 1)
         if not return_cell_states:
@@ -231,6 +249,104 @@ def lstm(
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
         check_num_layers(num_layers)
         raise
+
+
+def _by_layers(
+    whole: LstmCall,
+    num_layers: int,
+    dropout: float,
+    regularizers: Regularizers | None,
+    engine: str,
+    save_cells: bool,
+    recompute: bool,
+) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+    """output, (h_n, c_n) and the cell states of each layer, by a call for each layer."""
+    each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
+    output, h_n, c_n, cells = whole.input, [], [], []
+    for layer in range(num_layers):
+        call = whole
+        if num_layers > 1:
+            states = slice(layer * directions, (layer + 1) * directions)
+            own = whole.weights[layer * each : (layer + 1) * each]
+            h_0, c_0 = whole.h_0[states], whole.c_0[states]
+            call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
+        if regularizers:
+            if layer > 0:
+                call = call._replace(input=F.dropout(output, dropout))
+            call = regularize(call, regularizers)
+        output, h, c, of_layer = _layer(call, engine, save_cells, recompute)
+        h_n.append(h)
+        c_n.append(c)
+        cells.append(of_layer)
+    state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
+    return output, state, cells
+
+
+def _considers_torch(input: Tensor, engine: str) -> bool:
+    """Whether PyTorch's own LSTM may be chosen: where it never is, no time is spent on a choice."""
+    if engine == "auto":
+        engine = _DEFAULT_ENGINE
+    if engine != "auto":
+        return engine == "torch"
+    return input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx()
+
+
+def _traces_for_onnx() -> bool:
+    """Whether torch.onnx.export(dynamo=False) runs, which knows nn.LSTM's op and not ours."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
+
+
+def _lacking_in_torch(
+    call: LstmCall,
+    return_cell_states: bool,
+    recompute: bool,
+    normalizes: bool,
+    regularizers: Regularizers,
+) -> list[str]:
+    """The options of a call that nn.LSTM lacks."""
+    used = {
+        "lengths": call.lengths is not None,
+        "reset": call.reset is not None,
+        "return_cell_states": return_cell_states,
+        "recompute": recompute,
+        "layer normalisation": normalizes,
+        **regularizers._asdict(),
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _engine_of_stack(
+    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str] | None
+) -> str:
+    """The engine of a stack of layers: "torch", or that of each layer.
+
+    Args:
+        call: the stack.
+        engine: as in `lstm`.
+        num_layers: of the stack.
+        directions: of each layer.
+        lacking: its options that nn.LSTM lacks, if any.
+
+    Raises:
+        RuntimeError: the engine "torch" was requested for a call with such options.
+    """
+    if lacking and "torch" in (engine, _DEFAULT_ENGINE if engine == "auto" else ""):
+        raise RuntimeError(
+            f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
+            f"{', '.join(lacking)}; use 'auto'"
+        )
+    if _traces_for_onnx():
+        if lacking:
+            onnx.refuse_old_exporter(lacking)
+        return "torch"
+    if lacking or torch.compiler.is_compiling() or _transforms_active():
+        return "auto" if engine == "torch" else engine
+    chosen = _engine_for(call.input, engine, plain=True)
+    packed = call.batch_sizes is not None
+    states = num_layers * directions, call.h_0.size(1) if packed else call.input.size(1)
+    if chosen not in ("auto", "torch") or not _aten.fits(call, num_layers, directions, states):
+        return "auto" if chosen == "torch" else chosen
+    return chosen if chosen == "torch" else _choice.of(call, num_layers, directions).engine
 
 
 def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) -> None:
@@ -318,25 +434,38 @@ def lstm_cell(
             or torch.compiler.is_compiling()
             or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
         ):
-            engine = _engine_for(input, engine)
-            if engine != "reference":
-                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, engine)
-                return step
+            chosen = _engine_for(input, engine, plain=True)
+            if chosen == "auto" and input.is_cuda:
+                chosen = "torch"  # a step of ours has twice as many kernels
+            if chosen not in ("torch", "reference"):
+                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, chosen)
+                return _as_state(step, c)
+            if chosen == "torch":
+                by_torch = _aten.lstm_cell(input, h, c, weights)
+                if by_torch is not None:
+                    return by_torch
         call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
         _, h_n, c_n, _ = _layer(call, engine)
-        return h_n.squeeze(0), c_n.squeeze(0)
+        return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
     except (AttributeError, TypeError, ValueError):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
         check_kinds(input, hx, dict(zip(names, weights, strict=False)))
         raise
 
 
-def _engine_for(input: Tensor, engine: str, transformed: bool = False) -> str:
+def _as_state(step: tuple[Tensor, Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
+    """The dtype of torch.lstm_cell under CPU autocast, which leaves the state in its own."""
+    if step[1].dtype == c.dtype or not c.is_cpu:
+        return step
+    return step[0].to(c.dtype), step[1].to(c.dtype)
+
+
+def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bool = False) -> str:
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
     device = input.device.type
-    chosen = choose_engine(engine, device, input.dtype, transformed)
+    chosen = choose_engine(engine, device, input.dtype, transformed, plain=plain)
     no_kernels = device == "cuda" and _OP_DEVICES and device not in _OP_DEVICES
     if no_kernels and chosen != engine and not torch.compiler.is_compiling():
         _build.warn_of_no_cuda_kernels()
@@ -365,6 +494,9 @@ def _layer(
     if folds:
         return _transforms.lstm_layer(call, engine)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
+    exports = compiles and not torch.compiler.is_dynamo_compiling()
+    if exports and torch.onnx.is_in_onnx_export():
+        onnx.recommend_translations()
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
         results = torch.ops.fastlstm.lstm(*call, save_cells, False, recompute, engine)
         output, h_n, c_n, cells, _ = results

@@ -46,6 +46,9 @@ class LayerNormLSTM(LSTM):
         super().reset_parameters()
         self._reset_norms()
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: cuDNN, which wants the weights in one chunk, has no such layer."""
+
     def _reset_norms(self) -> None:
         for name, parameter in self.named_parameters():
             if name.startswith("gain_"):

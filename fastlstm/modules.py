@@ -45,12 +45,17 @@ def _batch_size(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) ->
     return input.size(0) if batch_first else input.size(1)
 
 
-def _check_device(input: Tensor, weight: Tensor) -> None:
-    if input.device != weight.device:
+def _check_device(input: Tensor, other: Tensor, kind: str = "parameter") -> None:
+    if input.device != other.device:
         raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{input.device} and parameter tensor at {weight.device}"
+            f"Input and {kind} tensors are not at the same device, found input tensor at "
+            f"{input.device} and {kind} tensor at {other.device}"
         )
+
+
+def _check_state_device(input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+    for state in hx or ():
+        _check_device(input, state, "hidden")
 
 
 def _refuse_to_be_scripted(module: nn.Module) -> None:
@@ -61,8 +66,30 @@ def _refuse_to_be_scripted(module: nn.Module) -> None:
     )
 
 
-class _FloatingWeights(nn.Module):
-    """Refuses the int8 weights of a packed layer, which copy_() would take for values to +-127."""
+def qualified_name(module: nn.Module) -> str:
+    """With the package, so that a printed model shows whose LSTM it has."""
+    cls = type(module)
+    package, _, _ = cls.__module__.partition(".")
+    return f"fastlstm.{cls.__name__}" if package == "fastlstm" else cls.__name__
+
+
+class EngineModule(nn.Module):
+    """What modules that run an engine share: its name, and theirs."""
+
+    engine: str = "auto"
+    __prepare_scriptable__ = _refuse_to_be_scripted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "engine":
+            functional.check_engine(value)
+        super().__setattr__(name, value)
+
+    def _get_name(self) -> str:
+        return qualified_name(self)
+
+    def _forced_engine(self) -> str:
+        """For the repr."""
+        return "" if self.engine == "auto" else f", engine={self.engine!r}"
 
     def _load_from_state_dict(
         self,
@@ -74,6 +101,7 @@ class _FloatingWeights(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        """Refuses the int8 weights of a packed layer, which copy_() would take for numbers."""
         error_msgs += [
             f"{prefix}{name}: expected floating-point weights, got int8, as "
             "fastlstm.prepack(model, torch.int8) stores them: load them into such a model, and "
@@ -105,7 +133,6 @@ class SequenceModule(nn.Module):
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_cell_states: bool = False,
@@ -119,10 +146,11 @@ class SequenceModule(nn.Module):
             input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
                 a PackedSequence, sorted or not.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
-            lengths: [B] integers, the number of real steps of each row: an alternative to packing
-                that takes rows in any order and of length 0, on any device, and compiles.
-            reset: [T,B] bool ([B,T] if batch_first, [T] unbatched): h and c are zeroed before such
-                a step.
+            lengths: [B] integers ([] unbatched), the number of real steps of each row: an
+                alternative to packing that takes rows in any order and of length 0, on any device,
+                and compiles.
+            reset: [T,B] bool or numbers ([B,T] if batch_first, [T] unbatched): h and c are zeroed
+                before a step where it is true, or not 0.
             return_cell_states: whether to return every cell state as well.
 
         Returns:
@@ -159,13 +187,19 @@ class SequenceModule(nn.Module):
                     f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
                 )
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        for name, given, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
+            if isinstance(given, Tensor) and given.shape != shape:
+                raise RuntimeError(
+                    f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
+                    f"{tuple(given.shape)}"
+                )
         batch_dim = 0 if self.batch_first else 1
         output, (h_n, c_n), *cells = self._run(  # not forward, which a subclass may override
             input.unsqueeze(batch_dim),
             hx,
             None,
             lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
-            None if reset is None else reset.unsqueeze(batch_dim),
+            reset.unsqueeze(batch_dim) if isinstance(reset, Tensor) else reset,
             return_cell_states,
         )
         cells = [c.squeeze(batch_dim + 1) for c in cells]
@@ -198,9 +232,6 @@ class SequenceModule(nn.Module):
         """Runs the layers over a batch of three dimensions, or over packed data."""
         raise NotImplementedError
 
-    def flatten_parameters(self) -> None:
-        """Does nothing: no engine needs the weights in one chunk of memory."""
-
     def permute_hidden(
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -210,8 +241,12 @@ class SequenceModule(nn.Module):
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
 
-class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
+class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
+
+    >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
+    >>> output, (h_n, c_n) = lstm(torch.randn(20, 8, 64))
+    >>> output, _ = lstm(torch.randn(20, 3, 64), lengths=torch.tensor([20, 0, 7]))
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
     weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
@@ -248,14 +283,12 @@ class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
-    engine: str = "auto"
     input_dropout: float = 0.0  # here too for pickles and conversions of an nn.LSTM
     recurrent_dropout: float = 0.0
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
     recompute: bool = False
-    __prepare_scriptable__ = _refuse_to_be_scripted
 
     def __init__(
         self,
@@ -305,9 +338,10 @@ class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
         self.recompute = recompute
 
     def extra_repr(self) -> str:
-        """The text of nn.LSTM, and the options that nn.LSTM lacks, if they are on."""
+        """The text of nn.LSTM, the options that nn.LSTM lacks, if they are on, and the engine."""
         options = ((name, getattr(self, name)) for name in _OPTIONS)
-        return super().extra_repr() + "".join(f", {n}={value}" for n, value in options if value)
+        given = "".join(f", {name}={value}" for name, value in options if value)
+        return super().extra_repr() + given + self._forced_engine()
 
     def _options(self) -> dict[str, Any]:
         """What every call of `functional.lstm` gets from the module."""
@@ -332,17 +366,40 @@ class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
         self._check(input, hx, weights, batch_sizes)
-        return functional.lstm(
-            input,
-            hx,
-            weights,
-            batch_first=self.batch_first and batch_sizes is None,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            reset=reset,
-            return_cell_states=return_cell_states,
-            **self._options(),
-        )
+        if input.is_cuda:
+            self._keep_flat(weights)
+        try:
+            return functional.lstm(
+                input,
+                hx,
+                weights,
+                batch_first=self.batch_first and batch_sizes is None,
+                batch_sizes=batch_sizes,
+                lengths=lengths,
+                reset=reset,
+                return_cell_states=return_cell_states,
+                **self._options(),
+            )
+        except RuntimeError:  # only now: looking before costs time
+            _check_state_device(input, hx)
+            raise
+
+    def _keep_flat(self, weights: list[Tensor]) -> None:
+        """Puts parameters that are new since they were flattened into one chunk again, for cuDNN.
+
+        Not while a graph is captured, and not weights that a parametrization computes.
+        """
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return
+        known = (None if ref is None else ref() for ref in self._flat_weight_refs)
+        if any(a is not b for a, b in zip(known, weights, strict=True)) and all(
+            isinstance(weight, nn.Parameter) for weight in weights
+        ):
+            self._init_flat_weights()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.flatten_parameters()  # deepcopy and pickle copy weight by weight
 
     def _check(
         self,
@@ -386,7 +443,7 @@ class LSTM(SequenceModule, _FloatingWeights, nn.RNNBase):  # type: ignore[misc]
             self.check_hidden_size(hidden[k], expected, f"Expected hidden[{k}] size {{}}, got {{}}")
 
 
-class LSTMCell(_FloatingWeights, nn.RNNCellBase):
+class LSTMCell(EngineModule, nn.RNNCellBase):
     """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
 
     Weights: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
@@ -402,9 +459,6 @@ class LSTMCell(_FloatingWeights, nn.RNNCellBase):
     Attributes:
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
-
-    engine: str = "auto"
-    __prepare_scriptable__ = _refuse_to_be_scripted
 
     def __init__(
         self,
@@ -452,7 +506,12 @@ class LSTMCell(_FloatingWeights, nn.RNNCellBase):
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
         except RuntimeError:  # only now: looking before costs 2 % of a small step
             self._blame_input(input, weights[0])
+            _check_state_device(input, hx)
             raise
+
+    def extra_repr(self) -> str:
+        """The text of nn.LSTMCell, and the engine if it is forced."""
+        return super().extra_repr() + self._forced_engine()
 
     def _blame_input(self, input: Tensor, weight: Tensor) -> None:
         """Raises the error of nn.LSTMCell, which blames the input; the op blames the parameters."""

@@ -11,6 +11,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Nee
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,29 @@ from ._call import by_direction
 __all__ = ["translations"]
 
 _GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
+_REMEDY = (
+    "torch.onnx.export(model, ..., dynamo=True, "
+    "custom_translation_table=fastlstm.onnx.translations())"
+)
+_were_made = False  # the translations: only then can the exporter have got them
+
+
+def recommend_translations() -> None:
+    """Warns if nobody has asked for the translations: the exporter's own errors hide ours."""
+    if not _were_made:
+        warnings.warn(
+            f"the ONNX exporter does not know fastlstm's op: use {_REMEDY}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def refuse_old_exporter(options: Sequence[str]) -> None:
+    """Raises a RuntimeError for what the exporter that traces cannot express."""
+    raise RuntimeError(
+        f"onnx: with dynamo=False only plain calls can be exported, got {', '.join(options)}; "
+        f"use {_REMEDY}"
+    )
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -45,6 +69,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         )
     import onnx_ir
     from onnxscript import opset18
+
+    global _were_made
+    _were_made = True
 
     op: Any = opset18
 

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,19 @@ from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
 from . import _build
-from ._checks import as_lengths, steps_first
+from ._checks import as_lengths, as_reset
+from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
-from .convert import own_class, replace_modules
 from .functional import _transforms_active, cell_states, zero_states
 from .layer_norm import LayerNormLSTM
-from .modules import LSTM, LSTMCell, SequenceModule, _check_pair, _refuse_to_be_scripted
+from .modules import (
+    LSTM,
+    LSTMCell,
+    SequenceModule,
+    _check_pair,
+    _refuse_to_be_scripted,
+    qualified_name,
+)
 from .reference import state_dtype
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -279,6 +286,9 @@ class _Frozen(nn.Module):
         self._non_persistent_buffers_set = set()
         self._pack(tensors)
 
+    def _get_name(self) -> str:
+        return qualified_name(self)
+
     def extra_repr(self) -> str:
         """That of the layer that was packed, and the dtype of the weights."""
         return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
@@ -334,9 +344,10 @@ class PackedLSTM(_Frozen, SequenceModule):
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
         batch_first = self.batch_first and batch_sizes is None
+        if reset is not None and batch_sizes is None:
+            reset = as_reset(reset, input, batch_first)
         if batch_first:
             input = input.transpose(0, 1)
-            reset = None if reset is None else steps_first(reset)
         if lengths is not None:
             lengths = as_lengths(lengths, input)
         count, output_size = len(self._op_names), self.proj_size or self.hidden_size
@@ -374,6 +385,9 @@ class PackedLSTM(_Frozen, SequenceModule):
             c_n.append(c)
             cells.append(of_layer)
         return output, (torch.cat(h_n), torch.cat(c_n)), cells
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there are no parameters."""
 
     def extra_repr(self) -> str:
         """That of nn.LSTM, and the dtype of the weights."""
@@ -480,16 +494,34 @@ for _kind in _KINDS.values():
     ForkingPickler.register(_kind, _as_bytes)
 
 
+@overload
+def prepack(
+    model: LayerNormLSTM, weights: torch.dtype | None = None, *, convert: bool = False
+) -> PackedLayerNormLSTM: ...
+@overload
+def prepack(
+    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
+) -> PackedLSTM: ...
+@overload
+def prepack(
+    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
+) -> PackedLSTMCell: ...
+@overload
+def prepack(
+    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
+) -> Model: ...
 def prepack(
     model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> nn.Module:
-    """Freezes every LSTM, LSTMCell and LayerNormLSTM of a model for inference on the CPU, in place.
+    """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
-    Each becomes a `PackedLSTM`, `PackedLSTMCell` or `PackedLayerNormLSTM`, which has no parameters:
-    its weights are stored in the order in which the processor reads them, and in fewer bits if
-    requested. It is called as before. `state_dict` still has the weights by their names and
-    `load_state_dict` takes those of the model before packing; training mode, another dtype or
-    device, and gradients are refused with an error.
+    Of a model that is itself an LSTM only the result is packed: `frozen = prepack(lstm)`.
+
+    Every LSTM, LSTMCell and LayerNormLSTM becomes a `PackedLSTM`, `PackedLSTMCell` or
+    `PackedLayerNormLSTM`, which has no parameters: its weights are stored in the order in which the
+    processor reads them, and in fewer bits if requested. It is called as before. `state_dict` still
+    has the weights by their names and `load_state_dict` takes those of the model before packing;
+    training mode, another dtype or device, and gradients are refused with an error.
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
@@ -507,6 +539,7 @@ def prepack(
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
         RuntimeError: the extension is not available.
+        TypeError: `model` is no module (a class, for instance).
 
     Warns:
         UserWarning: for each subclass of your own: it stays as it is.
@@ -515,6 +548,7 @@ def prepack(
         raise ValueError(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
+    check_model(model)
     _require_extension()
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
@@ -571,6 +605,14 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
             raise ValueError(f"prepack: {path}: {problem}")
 
 
+@overload
+def unpack(model: PackedLayerNormLSTM) -> LayerNormLSTM: ...
+@overload
+def unpack(model: PackedLSTM) -> LSTM: ...
+@overload
+def unpack(model: PackedLSTMCell) -> LSTMCell: ...
+@overload
+def unpack(model: Model) -> Model: ...
 def unpack(model: nn.Module) -> nn.Module:
     """Turns what `prepack` packed back into what it was, in place.
 
@@ -583,6 +625,7 @@ def unpack(model: nn.Module) -> nn.Module:
     Returns:
         The model, its layers in eval mode; if it is itself replaced, what replaces it.
     """
+    check_model(model)
     packed = [m for m in model.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
     return replace_modules(model, {module: _unpack_layer(module) for module in packed})
 

@@ -55,6 +55,9 @@ OP_ROUTES_IN_BRIEF = [route for route in OP_ROUTES if route.values[0].engine == 
 ROUTES_IN_BRIEF = [ROUTES[0], *OP_ROUTES_IN_BRIEF]
 
 every_route = pytest.mark.parametrize("route", ROUTES)
+# PyTorch's own LSTM serves whole stacks without options, so it is no route of a layer.
+TORCH = pytest.param(Route("torch"), id="torch")
+every_module_route = pytest.mark.parametrize("route", [*ROUTES, TORCH])
 every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
 
 

@@ -298,7 +298,7 @@ def test_ragged_lengths(batch: int, steps: int) -> None:
 )
 def test_workloads_of_all_implementations_agree(case: Case) -> None:
     with settings(case):
-        expected = build(case, "torch", "cpu")
+        expected = build(case, "torch.nn", "cpu")
         for implementation in ("auto", "reference"):
             actual = build(case, implementation, "cpu")
             check_agreement(case, expected, actual)
@@ -641,3 +641,18 @@ def test_the_picture_of_real_workloads(tmp_path: Path) -> None:
     assert written[0]["real-light.svg"] != written[0]["real-dark.svg"]
     with pytest.raises(ValueError, match='group "real", got none'):
         real_plot.workloads(record | {"groups": record["groups"][:1]})
+
+
+def test_never_slower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import never_slower
+
+    monkeypatch.setenv("FASTLSTM_TUNE", "off")  # put back afterwards
+    monkeypatch.setattr(never_slower._measured, "machines", {})
+    monkeypatch.setattr(never_slower, "LARGEST", 1e6)
+    ratios = iter([0.5, 1.0, 1.2, 1.0])
+    monkeypatch.setattr(never_slower, "ratio", lambda *args: next(ratios))
+    never_slower.main(["--cases", "2", "--seconds", "0.01", "--device", "cpu"])
+    told = capsys.readouterr().out
+    first, _ = never_slower.draw(2, seed=0)
+    assert f"before tune: 1 of 2 below 0.97; least 0.50\n  0.50  {first}\n" in told
+    assert "after tune: 0 of 2 below 0.97; least 1.00\n" in told

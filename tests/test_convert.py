@@ -52,7 +52,7 @@ def test_a_model_both_ways() -> None:
     found = dict(model.named_parameters())
     assert list(found) == list(parameters) and list(model.state_dict()) == keys
     assert all(found[name] is parameter for name, parameter in parameters.items())
-    assert repr(model) == text
+    assert repr(model) == text.replace("LSTM", "fastlstm.LSTM")
     torch.testing.assert_close(model(x), expected, **CLOSE)
 
     model(x).sum().backward()
@@ -114,6 +114,22 @@ def test_hooks_stay_and_their_handles_work() -> None:
     handle.remove()
     model(x)
     assert seen == ["pre", "forward", "pre"]
+
+
+@pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
+def test_what_is_no_module(change: Any) -> None:
+    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
+        change(nn.LSTM)
+    with pytest.raises(TypeError, match="model: expected a module, got list"):
+        change([nn.LSTM(3, 4)])
+
+
+@pytest.mark.parametrize("to", ["fastlstm", "torch"])
+def test_a_model_without_lstms_is_an_error(to: Any) -> None:
+    with pytest.raises(ValueError, match="convert: expected a model with an LSTM or LSTMCell"):
+        convert(nn.Sequential(nn.GRU(3, 4)), to)
+    already = nn.Sequential(nn.LSTM(3, 4) if to == "torch" else fastlstm.LSTM(3, 4))
+    assert convert(already, to) is already
 
 
 def test_the_forced_engine_is_no_attribute_of_torch() -> None:
@@ -230,7 +246,8 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(
 
     converted = convert(model)["own"]
     assert isinstance(converted, cls) and isinstance(converted, (fastlstm.LSTM, fastlstm.LSTMCell))
-    assert type(own) is cls and repr(converted) == text
+    assert type(own) is cls
+    assert repr(converted) == text.replace("(head): LSTM", "(head): fastlstm.LSTM")
     torch.testing.assert_close(converted(argument), expected, **CLOSE)
     assert set(calls) == {ours}
     assert type(convert(model)["own"]) is type(converted) is type(convert(cls(3, 5)))

@@ -33,6 +33,8 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
     ("engine", "device", "dtype", "transformed", "op_devices", "expected"),
     [
         ("auto", "cpu", torch.float32, False, CPU, "auto"),
+        ("torch", "cpu", torch.float32, False, CPU, "auto"),
+        ("torch", "cpu", torch.float32, False, (), "reference"),
         ("auto", "cpu", torch.float64, False, CPU, "auto"),
         ("auto", "cpu", torch.bfloat16, False, CPU, "auto"),
         ("auto", "cpu", torch.float16, False, CPU, "auto"),
@@ -64,6 +66,33 @@ def test_choice(
 
 
 @pytest.mark.parametrize(
+    ("engine", "device", "dtype", "transformed", "op_devices", "expected"),
+    [
+        ("auto", "cpu", torch.float32, False, CPU, "auto"),
+        ("auto", "cpu", torch.float32, False, (), "torch"),
+        ("auto", "cuda", torch.bfloat16, False, CPU, "torch"),
+        ("auto", "mps", torch.float32, False, BOTH, "torch"),
+        ("auto", "cpu", torch.complex64, False, (), "reference"),
+        ("auto", "cpu", torch.float32, True, (), "reference"),
+        ("torch", "cpu", torch.float32, False, CPU, "torch"),
+        ("torch", "cpu", torch.float32, True, CPU, "reference"),
+        ("torch", "cpu", torch.int64, False, CPU, "reference"),
+        ("stepwise", "cpu", torch.float32, False, CPU, "stepwise"),
+        ("reference", "mps", torch.float32, False, (), "reference"),
+    ],
+)
+def test_choice_for_a_plain_call(
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    transformed: bool,
+    op_devices: tuple[str, ...],
+    expected: str,
+) -> None:
+    assert choose_engine(engine, device, dtype, transformed, op_devices, plain=True) == expected
+
+
+@pytest.mark.parametrize(
     ("device", "dtype", "transformed", "op_devices", "why"),
     [
         ("cuda", torch.float32, False, CPU, "built for cpu, meta, and the input is on cuda"),
@@ -81,12 +110,12 @@ def test_a_forced_engine_that_cannot_serve(
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_an_unknown_engine_lists_the_known(device: str) -> None:
-    with pytest.raises(ValueError, match="auto, reference, stepwise.*got 'cudnn'"):
+    with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):
         choose_engine("cudnn", device, torch.float32, False, CPU)
-    lstm = fastlstm.LSTM(3, 5)
-    lstm.engine = "cudnn"
-    with pytest.raises(ValueError, match="engine: expected one of"):
-        lstm(torch.zeros(2, 1, 3))
+    for module in (fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)):
+        with pytest.raises(ValueError, match="engine: expected one of"):
+            module.engine = "cudnn"
+        assert module.engine == "auto"
 
 
 class Calls(TorchDispatchMode):
@@ -139,14 +168,15 @@ def test_an_engine_that_does_not_serve_the_call_says_so(
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 def test_a_gpu_without_kernels_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "_OP_DEVICES", CPU)
-    monkeypatch.setattr(functional.choose_engine, "__defaults__", (False, CPU))
+    monkeypatch.setattr(functional.choose_engine, "__defaults__", (False, CPU, False))
     monkeypatch.setattr(_build, "build_record", lambda: {"note": "no CUDA toolkit"})
     _build.warn_of_no_cuda_kernels.cache_clear()
     message = "no CUDA kernels: no CUDA toolkit.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 1, 3, device="cuda")
     with pytest.warns(RuntimeWarning, match=message) as caught:
-        assert [functional._engine_for(x, "auto") for _ in range(2)] == ["reference"] * 2
+        chosen = [functional._engine_for(x, "auto", plain=plain) for plain in (False, True)]
+    assert chosen == ["reference", "torch"]
     assert len(caught) == 1
 
 
@@ -165,7 +195,7 @@ def test_the_environment_chooses() -> None:
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)
-    assert bad.returncode != 0 and "engine: expected one of auto, reference" in bad.stderr
+    assert bad.returncode != 0 and "engine: expected one of auto, torch" in bad.stderr
     assert "FASTLSTM_ENGINE" in bad.stderr
     assert in_a_process("", code).stdout.strip() == "auto"
 

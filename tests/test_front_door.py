@@ -38,9 +38,15 @@ def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
         text = re.escape(value) if isinstance(value, str) else ""
         assert re.search(rf"^  {key} +{text}", out, re.M)
     assert re.search(r"^  cpu +\d+ threads", out, re.M)
-    engine = "stepwise" if _build.extension_available() else "reference"
+    engine = "stepwise" if _build.extension_available() else "torch, reference"
     (served,) = re.findall(r"^  cpu .*$", out.split("Engines")[1], re.M)
     assert served.count(engine) == len(front_door.DTYPES)
+
+
+def test_info_shows_a_forced_engine(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("FASTLSTM_ENGINE", "torch")
+    front_door.main([])
+    assert "FASTLSTM_ENGINE=torch decides where the code does not" in capsys.readouterr().out
 
 
 def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Route, every_op_route, every_route
+from samples import Route, every_module_route, every_op_route
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -94,7 +94,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, *arguments: Any) -> None:
 LSTMS = (fastlstm.LSTM, nn.LSTM)
 
 
-@every_route
+@every_module_route
 @every_option
 @pytest.mark.parametrize("with_state", [False, True])
 def test_every_option(route: Route, options: dict[str, Any], with_state: bool) -> None:
@@ -105,7 +105,7 @@ def test_every_option(route: Route, options: dict[str, Any], with_state: bool) -
     assert_same(ours, theirs, unbatched, state(route, theirs) if with_state else None)
 
 
-@every_route
+@every_module_route
 @every_option
 @pytest.mark.parametrize("enforce_sorted", [False, True])
 def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted: bool) -> None:
@@ -123,14 +123,14 @@ def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted:
         torch.testing.assert_close(found_state, expected_state, **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_packed_sequence_of_one_row(route: Route) -> None:
     ours, theirs = pair(route)
     packed = pack_sequence([draw(route, 3, 3)])
     torch.testing.assert_close(tensors(ours(packed)), tensors(theirs(packed)), **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_inputs_of_any_strides(route: Route) -> None:
     ours, theirs = pair(route, bidirectional=True, num_layers=2)
     x = draw(route, 3, 2, 8)[..., ::2][..., :3].transpose(0, 1)
@@ -142,7 +142,7 @@ def test_inputs_of_any_strides(route: Route) -> None:
     torch.testing.assert_close(tensors(ours(expanded)), tensors(theirs(expanded)), **CLOSE)
 
 
-@every_route
+@every_module_route
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_empty_batch(route: Route, bidirectional: bool) -> None:
     ours, theirs = pair(route, bidirectional=bidirectional, num_layers=2)
@@ -154,7 +154,7 @@ def test_empty_batch(route: Route, bidirectional: bool) -> None:
     assert all(p.grad.count_nonzero() == 0 for p in ours.parameters())
 
 
-@every_route
+@every_module_route
 def test_dropout(route: Route) -> None:
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 64, num_layers=2, dropout=0.5, dtype=torch.float64, device=route.device)
@@ -175,7 +175,7 @@ def test_dropout(route: Route) -> None:
     torch.testing.assert_close(lstm(zeros)[0], bottom[0], **CLOSE)
 
 
-@every_route
+@every_module_route
 @pytest.mark.parametrize("p", [0.3, 1.0])
 def test_dropout_draws_the_mask_of_torch(route: Route, p: float) -> None:
     """On the CPU the layers of nn.LSTM draw dropout as here, so that a seed means the same."""
@@ -196,8 +196,8 @@ def test_parameters_are_those_of_torch(options: dict[str, Any]) -> None:
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b) and a.requires_grad
-    assert repr(ours) == repr(theirs)
-    assert str(nn.Sequential(ours)) == str(nn.Sequential(theirs))
+    assert repr(ours) == f"fastlstm.{theirs}"
+    assert str(nn.Sequential(ours)) == str(nn.Sequential(theirs)).replace("LSTM", "fastlstm.LSTM")
     assert [[p.shape for p in w] for w in ours.all_weights] == [
         [p.shape for p in w] for w in theirs.all_weights
     ]
@@ -237,7 +237,7 @@ def test_constructor_errors_and_warnings() -> None:
     assert len(warned) == 1
 
 
-@every_route
+@every_module_route
 @pytest.mark.parametrize("copies", ["pickle", "deepcopy", "torch.save"])
 def test_copies(route: Route, copies: str) -> None:
     ours, _ = pair(route, num_layers=2, dropout=0.1, bidirectional=True)
@@ -284,7 +284,7 @@ def test_pickles_that_list_parameters() -> None:
     torch.testing.assert_close(tensors(revived(x)), tensors(theirs(x)), **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_conversions_of_a_module(route: Route) -> None:
     ours, theirs = pair(route)
     x = draw(route, 3, 2, 3)
@@ -298,7 +298,7 @@ def test_conversions_of_a_module(route: Route) -> None:
     ours.to_empty(device="cpu")
 
 
-@every_route
+@every_module_route
 def test_a_replaced_parameter_is_used(route: Route) -> None:
     ours, theirs = pair(route)
     x = draw(route, 3, 2, 3)
@@ -309,7 +309,7 @@ def test_a_replaced_parameter_is_used(route: Route) -> None:
     assert ours._flat_weights[0] is ours.weight_ih_l0
 
 
-@every_route
+@every_module_route
 def test_functional_call(route: Route) -> None:
     ours, theirs = pair(route, num_layers=2)
     x = draw(route, 3, 2, 3)
@@ -322,7 +322,7 @@ def test_functional_call(route: Route) -> None:
     assert torch.func.functional_call(ours, half, (x.float(),))[0].dtype == torch.float32
 
 
-@every_route
+@every_module_route
 def test_parametrizations(route: Route) -> None:
     ours, theirs = pair(route)
     x = draw(route, 3, 2, 3)
@@ -336,7 +336,7 @@ def test_parametrizations(route: Route) -> None:
     torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_weight_drop_by_a_hook(route: Route) -> None:
     """The usual recipe: the raw weight is a parameter, a hook sets the weight as an attribute."""
     ours, theirs = pair(route)
@@ -354,7 +354,7 @@ def test_weight_drop_by_a_hook(route: Route) -> None:
     assert_same(ours, theirs, x)
 
 
-@every_route
+@every_module_route
 def test_weight_tying(route: Route) -> None:
     """One W_hh for two layers: its gradient is the sum of both."""
     ours, theirs = pair(route, num_layers=2)
@@ -387,7 +387,7 @@ def test_data_parallel_wrapper() -> None:
     torch.testing.assert_close(tensors(found), tensors(ours(x)), rtol=0, atol=0)
 
 
-@every_route
+@every_module_route
 def test_hooks_run(route: Route) -> None:
     ours, _ = pair(route)
     seen: list[str] = []
@@ -398,7 +398,7 @@ def test_hooks_run(route: Route) -> None:
     assert seen == ["pre", "forward", "backward"]
 
 
-@every_route
+@every_module_route
 def test_state_carried_over_steps(route: Route) -> None:
     ours, _ = pair(route, num_layers=2)
     x = draw(route, 5, 2, 3)
@@ -411,7 +411,7 @@ def test_state_carried_over_steps(route: Route) -> None:
     torch.testing.assert_close(hx, expected_state, **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_inference_mode_and_no_grad(route: Route) -> None:
     ours, _ = pair(route)
     x = draw(route, 3, 2, 3)
@@ -423,7 +423,7 @@ def test_inference_mode_and_no_grad(route: Route) -> None:
         torch.testing.assert_close(found, [t.detach() for t in expected], rtol=0, atol=0)
 
 
-@every_route
+@every_module_route
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes_of_results(route: Route, dtype: torch.dtype) -> None:
     ours, _ = pair(route, dtype=dtype, bidirectional=True, proj_size=2, num_layers=2)
@@ -434,7 +434,7 @@ def test_dtypes_of_results(route: Route, dtype: torch.dtype) -> None:
     assert all(p.grad.dtype == dtype for p in [x, *ours.parameters()])
 
 
-@every_route
+@every_module_route
 @pytest.mark.parametrize("bias", [False, True])
 def test_cell(route: Route, bias: bool) -> None:
     ours, theirs = cells(route, bias=bias)
@@ -447,7 +447,9 @@ def test_cell(route: Route, bias: bool) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_cell_parameters_are_those_of_torch(bias: bool) -> None:
     ours, theirs = cells(bias=bias)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlstm.{theirs}"
+    ours.engine = "torch"
+    assert repr(ours) == f"fastlstm.{theirs}".replace(")", ", engine='torch')")
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -458,7 +460,7 @@ def test_cell_parameters_are_those_of_torch(bias: bool) -> None:
     torch.testing.assert_close(other(x), theirs(x), **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_cell_over_time_is_the_module(route: Route) -> None:
     lstm, _ = pair(route)
     cell, _ = cells(route)
@@ -472,7 +474,7 @@ def test_cell_over_time_is_the_module(route: Route) -> None:
     torch.testing.assert_close(hx, (h_n[0], c_n[0]), **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
     """Rows of an episode that begins are often zeroed in place."""
     ours, theirs = cells(route)
@@ -490,7 +492,7 @@ def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
     torch.testing.assert_close(*found, **CLOSE)
 
 
-@every_route
+@every_module_route
 def test_cell_functional_call_and_parametrization(route: Route) -> None:
     ours, theirs = cells(route)
     x = draw(route, 4, 3)
@@ -510,7 +512,7 @@ def kinds(result: Any) -> list[type]:
     return [type(t) for t in _pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
-@every_route
+@every_module_route
 def test_tensor_subclasses_come_out(route: Route) -> None:
     """Of input, state or weights; a Parameter is none of them."""
     lstm, cell = pair(route, num_layers=2), cells(route)
@@ -534,7 +536,7 @@ def test_tensor_subclasses_come_out(route: Route) -> None:
         assert set(kinds(ours(x))) == set(kinds(theirs(x))) == {Tagged}
 
 
-@every_route
+@every_module_route
 def test_a_packed_tensor_subclass_comes_out(route: Route) -> None:
     ours, theirs = pair(route)
     x = draw(route, 4, 3, 3).as_subclass(Tagged)
@@ -577,7 +579,7 @@ def test_modes_see_the_op(route: Route) -> None:
         assert seen.names.count(name) == 3
 
 
-@every_route
+@every_module_route
 def test_functional_is_the_module(route: Route) -> None:
     ours, _ = pair(route, num_layers=2, bidirectional=True, proj_size=2)
     x = draw(route, 3, 4, 3)
@@ -594,7 +596,7 @@ def test_functional_is_the_module(route: Route) -> None:
     torch.testing.assert_close(tensors(found), tensors(ours(packed)), **assert_equal)
 
 
-@every_route
+@every_module_route
 def test_functional_cell_is_torch_lstm_cell(route: Route) -> None:
     x, h, c = (draw(route, 4, size) for size in (3, 5, 5))
     weights = [draw(route, *s) for s in ((20, 3), (20, 5), (20,), (20,))]

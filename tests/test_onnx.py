@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,3 +202,35 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"onnx: the extension is not available .* to=\"torch\""):
         fastlstm.onnx.translations()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_exporter_that_traces(tmp_path: Path) -> None:
+    x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
+    lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
+    torch.onnx.export(lstm, (x,), path, dynamo=False)
+    session = onnxruntime.InferenceSession(path)
+    (name,) = (given.name for given in session.get_inputs())
+    expected = lstm(x)[0].detach()
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
+
+    class Options(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x, lengths=torch.tensor([6, 3]))[0]  # type: ignore[no-any-return]
+
+    with pytest.raises(RuntimeError, match=r"got lengths; use .*fastlstm.onnx.translations\(\)"):
+        torch.onnx.export(Options(), (x,), path, dynamo=False)
+
+
+def test_the_translations_are_named_if_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastlstm.onnx, "_were_made", False)
+    lstm, x = fastlstm.LSTM(3, 5).eval(), torch.randn(6, 2, 3)
+    with (
+        pytest.warns(RuntimeWarning, match=r"custom_translation_table=fastlstm.onnx.translations"),
+        pytest.raises(Exception, match="fastlstm.lstm"),
+    ):
+        torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)

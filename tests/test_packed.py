@@ -742,7 +742,7 @@ def test_refusals(
     assert same(list(frozen.state_dict().values()), list(before.values()))
     assert frozen.eval() is frozen.float() is frozen.cpu() is frozen.requires_grad_()
     assert not list(frozen.parameters()) and not frozen.training
-    frozen.flatten_parameters()
+    frozen.flatten_parameters()  # as code for nn.LSTM calls it
 
 
 @pytest.mark.parametrize(
@@ -910,10 +910,11 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_repr() -> None:
     lstm = packed(small(num_layers=2), torch.int8)
-    assert repr(lstm) == "PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
+    assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
     norm = packed(LayerNormLSTM(3, 4).eval(), torch.bfloat16)
-    assert repr(norm) == "PackedLayerNormLSTM(3, 4, weights=torch.bfloat16)"
-    assert repr(packed(LSTMCell(3, 4).eval())) == "PackedLSTMCell(3, 4, weights=torch.float32)"
+    assert repr(norm) == "fastlstm.PackedLayerNormLSTM(3, 4, weights=torch.bfloat16)"
+    cell = "fastlstm.PackedLSTMCell(3, 4, weights=torch.float32)"
+    assert repr(packed(LSTMCell(3, 4).eval())) == cell
 
 
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)

@@ -16,8 +16,14 @@ SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bf16"]
 def test_plan(capsys):
     main(SHAPE)
     told = capsys.readouterr().out
-    assert "hidden_size 512, batch 64, 512 steps, bfloat16, sm_90 with 132 SMs\n" in told
-    assert told.count(" us a step") == 2 and "none was measured" in told
+    assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in told
+    assert "sm_90 with 132 SMs\nauto: " in told
+    assert told.count(" us a step") == 3 and "none was measured" in told
+
+
+def test_plan_of_a_cpu(capsys):
+    main([*SHAPE, "--device", "cpu"])
+    assert "auto: tiled (measured ahead" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

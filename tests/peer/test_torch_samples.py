@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Route, every_route
+from samples import Route, every_module_route
 from torch import nn
 from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, module_db
 from torch.utils import _pytree
@@ -43,7 +43,7 @@ def test_torch_still_brings_the_samples() -> None:
     assert counts[nn.LSTM] >= 32 and counts[nn.LSTMCell] >= 2
 
 
-@every_route
+@every_module_route
 @every_info
 @every_dtype
 @pytest.mark.parametrize("training", [False, True])
@@ -69,7 +69,7 @@ def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: b
             torch.testing.assert_close(results[0][0], expected)
 
 
-@every_route
+@every_module_route
 @every_info
 def test_samples_gradcheck(route: Route, info: ModuleInfo) -> None:
     for sample in samples(info, route, torch.float64)[::5]:
@@ -92,7 +92,7 @@ def test_samples_gradcheck(route: Route, info: ModuleInfo) -> None:
         assert torch.autograd.gradgradcheck(function, leaves, **options)
 
 
-@every_route
+@every_module_route
 @every_info
 @every_dtype
 def test_error_cases(route: Route, info: ModuleInfo, dtype: torch.dtype) -> None:

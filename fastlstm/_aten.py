@@ -1,0 +1,162 @@
+"""PyTorch's own LSTM as an engine: all layers in one call of `aten::lstm`, as nn.LSTM makes it.
+
+Autograd is aten's too, so results and gradients have the bits of nn.LSTM. What aten lacks on a GPU
+is added: gradients in eval mode, and second derivatives.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._call import LstmCall
+from ._checks import are_batch_sizes, check_layer
+
+
+def lstm(
+    call: LstmCall, num_layers: int, directions: int, dropout: float, training: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+    """output, (h_n, c_n) and no cell states of a stack of layers, given together as `call`."""
+    input, h_0, c_0, weights, batch_sizes, *_ = call
+    if not input.is_cpu:
+        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
+        if not training and torch.is_grad_enabled():
+            # cuDNN keeps what backward needs only if it is told that this is training.
+            training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
+            dropout = 0.0
+    biases = len(weights) // (num_layers * directions) >= 4
+    options = biases, num_layers, dropout, training, directions == 2
+    run: Any = torch._VF.lstm
+    if batch_sizes is None:
+        output, h_n, c_n = run(input, (h_0, c_0), weights, *options, False)  # steps first
+    else:
+        output, h_n, c_n = run(input, batch_sizes, (h_0, c_0), weights, *options)
+    if not input.is_cpu and output.grad_fn is not None:
+        differentiate_twice(output.grad_fn)
+    return output, (h_n, c_n), []
+
+
+def lstm_cell(
+    input: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """The next h and c [B,H]; None if there is an error that aten would not see."""
+    gates = weights[0].shape[:1]
+    for bias in weights[2:]:
+        if bias.shape != gates:
+            return None
+    if h.dtype != c.dtype:
+        return None
+    run: Any = torch._VF.lstm_cell
+    try:
+        step: tuple[Tensor, Tensor] = run(input, (h, c), *weights)
+    except RuntimeError:
+        check_layer(LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights))
+        raise
+    return step
+
+
+def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ...]) -> bool:
+    """Whether the tensors agree in shape, device and dtype, which aten does not always check.
+
+    `states` is the expected shape of h_0 and c_0 without the last dimension.
+    """
+    input, h_0, c_0, weights, batch_sizes = call[:5]
+    gates, output_size = weights[0].size(0), weights[1].size(-1)
+    sizes = len(weights), num_layers, directions, input.size(-1), gates, output_size
+    if (
+        h_0.shape != (*states, output_size)
+        or c_0.shape != (*states, gates // 4)
+        or tuple([weight.shape for weight in weights]) != _weight_shapes(*sizes)
+    ):
+        return False
+    device, dtype = input.device, input.dtype
+    for tensor in (h_0, c_0, *weights):
+        if tensor.device != device:
+            return False
+        if tensor.dtype is not dtype and not torch.is_autocast_enabled(device.type):
+            return False
+    return batch_sizes is None or are_batch_sizes(batch_sizes, states[-1], input.size(0))
+
+
+@functools.lru_cache(maxsize=256)
+def _weight_shapes(
+    count: int, num_layers: int, directions: int, input_size: int, gates: int, output_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all weights, in their order."""
+    each = count // (num_layers * directions)
+    has_biases, projects = each >= 4, each in (3, 5)
+    if not projects:
+        output_size = gates // 4
+
+    def of_layer(input_size: int) -> tuple[tuple[int, ...], ...]:
+        matrices = ((gates, input_size), (gates, output_size))
+        biases = ((gates,), (gates,)) * has_biases
+        projection = ((output_size, gates // 4),) * projects
+        return (*matrices, *biases, *projection) * directions
+
+    return of_layer(input_size) + of_layer(directions * output_size) * (num_layers - 1)
+
+
+# The nodes of the graph whose backward has no derivative, as of torch 2.13.
+_ONCE_DIFFERENTIABLE = ("CudnnRnnBackward0", "MiopenRnnBackward0", "LstmMpsBackward0")
+
+
+def differentiate_twice(node: Any) -> None:
+    """Gives a node of the graph second derivatives if it has none.
+
+    The hook costs nothing but its call: under create_graph it computes the layers again, from what
+    the node saved, by an engine that can be differentiated twice.
+    """
+    if node.name() in _ONCE_DIFFERENTIABLE:
+        node.register_hook(_differentiable_gradients)
+
+
+def _differentiable_gradients(
+    grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """The gradients of the node at work, under create_graph; None leaves them as they are."""
+    node: Any = torch._C._current_autograd_node()
+    if not torch.is_grad_enabled() or node._saved_dropout > 0:  # whose mask nobody can draw again
+        return None
+    from . import functional
+
+    tensors, weights = _saved_tensors(node)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        # Views, so that a state that was computed from the input is a variable of its own.
+        own = [tensor.view_as(tensor) for tensor in tensors]
+        others = own.copy()
+        del others[weights]
+        input, h_0, c_0 = others
+        sizes = getattr(node, "_saved_batch_sizes", ())
+        output, state = functional.lstm(
+            input,
+            (h_0, c_0),
+            own[weights],
+            num_layers=node._saved_num_layers,
+            bidirectional=node._saved_bidirectional,
+            batch_first=node._saved_batch_first,
+            batch_sizes=torch.tensor(sizes) if sizes else None,
+            recompute=True,  # which aten has not, so that this call does not come back here
+        )
+    pairs = [(r, g) for r, g in zip((output, *state), grad_outputs, strict=False) if g is not None]
+    needed = [k for k, gradient in enumerate(grad_inputs) if gradient is not None]
+    found = torch.autograd.grad(
+        [result for result, _ in pairs],
+        [own[k] for k in needed],
+        [gradient for _, gradient in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    by_place = dict(zip(needed, found, strict=True))
+    return tuple(by_place.get(k) for k in range(len(grad_inputs)))
+
+
+def _saved_tensors(node: Any) -> tuple[list[Tensor], slice]:
+    """What a node was computed from, in the order of its gradients, and where the weights stand."""
+    if hasattr(node, "_saved_params"):  # Apple's
+        return [node._saved_input, *node._saved_hx, *node._saved_params], slice(3, None)
+    weights = node._saved_weight
+    return [node._saved_input, *weights, node._saved_hx, node._saved_cx], slice(1, -2)

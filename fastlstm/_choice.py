@@ -1,0 +1,169 @@
+"""Who computes a plain call under engine="auto": pure functions of the call and the device.
+
+In this order: what `fastlstm.tune` measured; PyTorch's own LSTM where ours would go step by step;
+PyTorch's where cuDNN has a persistent kernel too, until somebody measures; ours where it is
+predicted well ahead of cuDNN. On a CPU ours was measured ahead at every shape.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _build, _measured
+from ._call import LstmCall
+
+CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
+AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
+
+
+class Stack(NamedTuple):
+    """A plain call of a stack of layers, as far as its time depends on it."""
+
+    dtype: str
+    input_size: int
+    hidden_size: int
+    batch: int
+    steps: int
+    proj_size: int = 0
+    num_layers: int = 1
+    directions: int = 1
+    bias: bool = True
+    packed: bool = False
+    training: bool = False
+
+    @classmethod
+    def of(cls, call: LstmCall, num_layers: int, directions: int) -> Stack:
+        """Of a stack that is given together as `call`."""
+        input, h_0, c_0, weights, batch_sizes, *_ = call
+        each = len(weights) // (num_layers * directions)
+        return cls(
+            dtype=str(input.dtype).removeprefix("torch."),
+            input_size=input.size(-1),
+            hidden_size=c_0.size(-1),
+            batch=h_0.size(1),
+            steps=input.size(0) if batch_sizes is None else batch_sizes.size(0),
+            proj_size=h_0.size(-1) if each in (3, 5) else 0,
+            num_layers=num_layers,
+            directions=directions,
+            bias=each >= 4,
+            packed=batch_sizes is not None,
+            training=torch.is_grad_enabled()
+            and any(t.requires_grad for t in (input, h_0, c_0, *weights)),
+        )
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
+    def key(self) -> str:
+        """The name of all calls that count as alike: batch and steps up to a power of two."""
+        words = [self.dtype]
+        for name, value in self._asdict().items():
+            if name in ("batch", "steps"):
+                words.append(f"{name} up to {1 << (value - 1).bit_length()}")
+            elif type(value) is int:
+                words.append(f"{name} {value}")
+            elif value is True:
+                words.append(name)
+        return ", ".join(words)
+
+
+class Gpu(NamedTuple):
+    """What a choice knows of a GPU; `capability` is 10 * major + minor."""
+
+    sm_count: int
+    capability: int
+    allow_tf32: bool = True
+    free_sms: int = 0  # of sm_count, for others
+
+
+class Choice(NamedTuple):
+    """An engine, and the reason."""
+
+    engine: str
+    why: str
+
+
+def cudnn_class(stack: Stack, gpu: Gpu) -> str:
+    """Which kernels cuDNN has for a call: "standard", "small H" or "persist static".
+
+    The last two walk all steps in one launch, as ours do. Follows ATen's rule
+    (aten/src/ATen/native/cudnn/RNN.cpp).
+    """
+    if stack.packed or stack.proj_size or stack.dtype == "float64":
+        return "standard"
+    H, B, T = stack.hidden_size, stack.batch, stack.steps
+    if H <= (128 if stack.training else 192):
+        return "small H"
+    one_walk = stack.num_layers == stack.directions == 1
+    sizes = H % 128 == 0 and H <= 1024 and stack.input_size % 128 == 0
+    major, minor = divmod(gpu.capability, 10)
+    if major == 7 and minor != 5:
+        rows = (B % 16 == 0 and B not in (80, 112)) or B == 8
+        most = 128 if T >= 40 else 96 if T >= 20 else 32 if T >= 10 else 0
+        device = rows and most >= B
+    else:
+        device = major >= 8 and minor != 6 and gpu.sm_count >= 98 and B % 8 == 0 and B <= 128
+    is_persistent = stack.dtype == "float16" and one_walk and sizes and device
+    return "persist static" if is_persistent else "standard"
+
+
+def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
+    """What the planner says of a layer's walks, forward and in training backward."""
+    return [
+        _build.library.plan_cuda(
+            stack.hidden_size,
+            max(stack.batch, 1),
+            stack.steps,
+            stack.directions,
+            stack.dtype,
+            gpu.allow_tf32,
+            backward,
+            max(gpu.sm_count - gpu.free_sms, 1),
+            gpu.capability,
+        )
+        for backward in (False, True)[: 1 + stack.training]
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
+    """The choice where nothing was measured; "auto" is the persistent engine."""
+    walks = plans(stack, gpu)
+    if stack.proj_size or stack.batch == 0 or any(w["engine"] == "stepwise" for w in walks):
+        return Choice("torch", "ours would go step by step")
+    kind = cudnn_class(stack, gpu)
+    if kind != "standard":
+        return Choice("torch", f"cuDNN has a persistent kernel too ({kind}); nobody measured which")
+    ours, theirs = sum(w["step_us"] for w in walks), CUDNN_STEP_US * len(walks)
+    times = f"{ours:.1f} us a step are predicted, of cuDNN {theirs:.1f} or more"
+    return Choice("auto" if ours < AHEAD * theirs else "torch", times)
+
+
+def on_cpu(has_kernels: bool) -> Choice:
+    """The choice where nothing was measured; "auto" is the tiled engine."""
+    if has_kernels:
+        return Choice("auto", "measured ahead at every shape on two processors")
+    return Choice("torch", "there are no kernels")
+
+
+@functools.cache
+def _gpu(index: int) -> tuple[int, int]:
+    found = torch.cuda.get_device_properties(index)
+    return found.multi_processor_count, 10 * found.major + found.minor
+
+
+def this_gpu(index: int) -> Gpu:
+    """A GPU of this machine."""
+    precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return Gpu(*_gpu(index), precision == "tf32", _build.library.free_sms())
+
+
+def of(call: LstmCall, num_layers: int, directions: int) -> Choice:
+    """The choice for a plain call that the op and PyTorch's own LSTM can serve."""
+    stack, device = Stack.of(call, num_layers, directions), call.input.device
+    if _measured.active and device.type != "meta":
+        engine = _measured.engine(device, stack.key())
+        if engine is not None:
+            return Choice(engine, "measured by fastlstm.tune")
+    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(True)

@@ -1,0 +1,176 @@
+"""What `fastlstm.tune` measured: one JSON file, read once and replaced as a whole.
+
+Its machines, by name, have entries by call; there is an entry where another engine than the one
+that would run anyway was faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _build
+
+ENGINES = ("auto", "torch")  # "auto" is the op, whose planner decides within it
+Entries = dict[str, dict[str, Any]]  # by call
+
+# By machine. `active` says whether there is any entry, or an engine that tune is about to measure.
+machines: dict[str, Entries] = {}
+forced: str | None = None
+active = False
+
+
+def path() -> Path | None:
+    """The file; None if FASTLSTM_TUNE is "off"."""
+    if os.environ.get("FASTLSTM_TUNE", "") == "off":
+        return None
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FASTLSTM_TUNE") or Path(cache, "fastlstm", "tuned.json"))
+
+
+def read(file: Path) -> dict[str, Entries] | None:
+    """The content of a file, {} if there is none; None with a warning if it is no such file."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["format"] != 1:
+            raise ValueError(f"expected format 1, got {record['format']!r}")
+        found: dict[str, Entries] = record["machines"]
+        for entries in found.values():
+            for call, entry in entries.items():
+                if entry["engine"] not in ENGINES:
+                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"fastlstm ignores {file}, which is not what fastlstm.tune writes ({error!r}); "
+            "delete it, or set FASTLSTM_TUNE=off",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    return found
+
+
+def load() -> None:
+    """Reads the file; at import, once."""
+    file = path()
+    update((read(file) if file else None) or {})
+
+
+def update(found: Mapping[str, Mapping[str, dict[str, Any] | None]]) -> None:
+    """Takes entries, and drops those that are None."""
+    global active
+    for name, entries in found.items():
+        _merge(machines.setdefault(name, {}), entries)
+    active = any(machines.values())
+
+
+def _merge(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> None:
+    for call, entry in found.items():
+        if entry is None:
+            entries.pop(call, None)
+        else:
+            entries[call] = entry
+
+
+def engine(device: torch.device, call: str) -> str | None:
+    """The engine for a call on a device of this machine, if it was measured."""
+    if forced is not None:
+        return forced
+    entry = machines.get(machine(device), {}).get(call)
+    return None if entry is None else str(entry["engine"])
+
+
+@contextlib.contextmanager
+def force(engine: str) -> Iterator[None]:
+    """Within it every plain call takes an engine, "auto" or "torch", as if it had been measured."""
+    global forced, active
+    before = forced, active
+    forced, active = engine, True
+    try:
+        yield
+    finally:
+        forced, active = before
+
+
+def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
+    """Puts entries of a machine into the file, and removes those that are None.
+
+    Raises:
+        OSError: it cannot be written; the file is then as it was.
+    """
+    file = path()
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file):
+        record = read(file)
+        if record is None:  # somebody may want it
+            os.replace(file, f"{file}.damaged")
+        everything = record or {}
+        _merge(everything.setdefault(name, {}), found)
+        _replace(file, json.dumps({"format": 1, "machines": everything}, indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as new:
+            new.write(text)
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Alone among processes, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: of two at the same time one may miss the other's entries
+        yield
+        return
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def machine(device: torch.device) -> str:
+    """What measured times depend on besides the call."""
+    backends: Any = torch.backends
+    if device.type == "cuda":
+        return _machine(device.index, 0, backends.cudnn.rnn.fp32_precision)
+    return _machine(None, torch.get_num_threads(), backends.mkldnn.rnn.fp32_precision)
+
+
+@functools.lru_cache(maxsize=64)
+def _machine(gpu: int | None, threads: int, precision: str) -> str:
+    if gpu is None:
+        name = f"{_cpu_name()}, {threads} threads"
+    else:
+        found = torch.cuda.get_device_properties(gpu)
+        cudnn: Any = torch.backends.cudnn
+        name = f"{found.name}, {found.multi_processor_count} SMs, cuDNN {cudnn.version()}"
+    commit = _build.build_record().get("commit") or "unknown"
+    versions = f"torch {torch.__version__}, fastlstm {commit}"
+    return f"{name}, {versions}, float32 as {precision}"
+
+
+def _cpu_name() -> str:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux alone has the file
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(":", 1)[1].strip() for x in lines if x[:10] == "model name"), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"

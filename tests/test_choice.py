@@ -1,0 +1,105 @@
+"""Who computes a plain call on a GPU: properties over every GPU of a table. None is needed."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from fastlstm import _build, _choice
+from fastlstm._choice import Gpu, Stack, cudnn_class, on_gpu
+
+pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+
+GPUS = {
+    "V100": Gpu(80, 70),
+    "T4": Gpu(40, 75),
+    "A100": Gpu(108, 80),
+    "A30": Gpu(56, 80),
+    "A10": Gpu(72, 86),
+    "A40": Gpu(84, 86),
+    "RTX 3090": Gpu(82, 86),
+    "L4": Gpu(58, 89),
+    "RTX 4090": Gpu(128, 89),
+    "H100": Gpu(132, 90),
+    "H100, 16 left free": Gpu(132, 90, True, 16),
+    "B200": Gpu(148, 100),
+    "RTX 5090": Gpu(170, 120),
+}
+every_gpu = pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+
+
+def stacks() -> list[Stack]:
+    shapes = product((1, 100, 128, 200, 512, 1024, 2048), (0, 1, 8, 33, 64, 256), (1, 20, 200))
+    kinds = product(("float32", "bfloat16", "float16", "float64"), (False, True), (1, 2))
+    grid = [
+        Stack(dtype, H, H, B, T, num_layers=directions, directions=directions, training=training)
+        for (H, B, T), (dtype, training, directions) in product(shapes, kinds)
+    ]
+    grid += [stack._replace(packed=True) for stack in grid[::7]]
+    return grid + [stack._replace(proj_size=1) for stack in grid[::11] if stack.hidden_size > 1]
+
+
+@every_gpu
+@pytest.mark.parametrize("tf32", [True, False])
+def test_no_plain_call_goes_step_by_step(gpu: Gpu, tf32: bool) -> None:
+    gpu = gpu._replace(allow_tf32=tf32)
+    chosen = {"auto": 0, "torch": 0}
+    for stack in stacks():
+        engine, why = on_gpu(stack, gpu)
+        chosen[engine] += 1
+        if engine == "auto":
+            walks = _choice.plans(stack, gpu)
+            assert [w["engine"] for w in walks] == ["persistent"] * (1 + stack.training), stack
+            us = sum(w["step_us"] for w in walks)
+            assert us < _choice.AHEAD * _choice.CUDNN_STEP_US * len(walks), (stack, why)
+            assert cudnn_class(stack, gpu) == "standard" and not stack.proj_size
+    assert chosen["torch"] and (chosen["auto"] > 0) == (gpu.capability >= 80), chosen
+
+
+PERSISTENT = Stack("float16", 256, 256, 64, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [("V100", True), ("T4", False), ("A100", True), ("A30", False), ("A10", False), ("L4", False),
+     ("RTX 4090", True), ("H100", True), ("B200", True), ("RTX 5090", True)],
+)  # fmt: skip
+def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
+    """ATen's rule: no sm_75, no sm_x6, 98 multiprocessors from sm_80 on."""
+    gpu = GPUS[name]
+    assert cudnn_class(PERSISTENT, gpu) == ("persist static" if has else "standard")
+    if has:
+        assert on_gpu(PERSISTENT, gpu).engine == "torch"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, "persist static"),
+        ({"dtype": "bfloat16"}, "standard"),
+        ({"num_layers": 2}, "standard"),
+        ({"directions": 2}, "standard"),
+        ({"packed": True}, "standard"),
+        ({"proj_size": 8}, "standard"),
+        ({"input_size": 100}, "standard"),
+        ({"batch": 60}, "standard"),
+        ({"batch": 136}, "standard"),
+        ({"hidden_size": 192}, "small H"),
+        ({"hidden_size": 128, "training": True}, "small H"),
+        ({"hidden_size": 192, "training": True}, "standard"),
+        ({"hidden_size": 64, "dtype": "float64"}, "standard"),
+    ],
+)
+def test_which_calls(change: dict[str, object], kind: str) -> None:
+    assert cudnn_class(PERSISTENT._replace(**change), GPUS["H100"]) == kind  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "has"),
+    [(64, 40, True), (128, 40, True), (80, 40, False), (128, 20, False), (96, 20, True),
+     (32, 10, True), (48, 10, False), (8, 9, False), (24, 40, False)],
+)  # fmt: skip
+def test_the_rule_for_volta(batch: int, steps: int, has: bool) -> None:
+    stack = PERSISTENT._replace(batch=batch, steps=steps)
+    assert (cudnn_class(stack, GPUS["V100"]) == "persist static") == has

@@ -1,0 +1,241 @@
+"""fastlstm.tune with a clock of its own, and the file that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import fastlstm
+from fastlstm import _aten, _build, _measured, tune
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+X = torch.zeros(5, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache" / "tuned.json"
+    monkeypatch.setenv("FASTLSTM_TUNE", str(path))
+    monkeypatch.setattr(_measured, "machines", {})
+    monkeypatch.setattr(_measured, "active", False)
+    return path
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every call of PyTorch's own LSTM."""
+    calls: list[int] = []
+    real = _aten.lstm
+    monkeypatch.setattr(_aten, "lstm", lambda *args: (calls.append(1), real(*args))[1])
+    return calls
+
+
+class Clock:
+    """Seconds of a call: those of its engine in turn, the last for ever."""
+
+    def __init__(self, auto: list[float], torch: list[float]) -> None:
+        self.seconds = {"auto": auto, "torch": torch}
+        self.taken = {"auto": 0, "torch": 0}
+
+    def __call__(self, run: Any, device: torch.device) -> float:
+        run()
+        engine = str(_measured.forced)
+        seconds, k = self.seconds[engine], self.taken[engine]
+        self.taken[engine] += 1
+        return seconds[min(k, len(seconds) - 1)]
+
+
+def quick(model: nn.Module, clock: Any, x: Any = X) -> list[fastlstm.Measurement]:
+    return tune(model, x, seconds=0, quiet=True, clock=clock)
+
+
+def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[int]) -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    (found,) = quick(lstm, Clock([2.0], [1.0]))
+    assert found.chosen == "torch" and found.microseconds == {"auto": 2e6, "torch": 1e6}
+    ((machine, entries),) = json.loads(file.read_text())["machines"].items()
+    assert (
+        machine == _measured.machine(X.device) and f"{torch.get_num_threads()} threads" in machine
+    )
+    assert entries == {found.call: {"engine": "torch", "microseconds": found.microseconds}}
+
+    def runs_torch(*args: Any, **words: Any) -> bool:
+        before = len(by_torch)
+        lstm(*args, **words)
+        return len(by_torch) > before
+
+    assert runs_torch(X) and runs_torch(torch.zeros(8, 4, 4))  # up to the same powers of two
+    assert not runs_torch(torch.zeros(9, 3, 4))
+    assert not runs_torch(X, lengths=torch.tensor([1, 2, 3]))
+    with torch.no_grad():
+        assert not runs_torch(X)
+    lstm.engine = "tiled"
+    assert not runs_torch(X)
+    lstm.engine = "auto"
+    _measured.machines.clear()
+    _measured.load()
+    assert runs_torch(X)  # as a later process reads it
+
+    (found,) = quick(lstm, Clock([1.0], [2.0]))
+    assert found.chosen == "auto" and not runs_torch(X)
+    assert json.loads(file.read_text())["machines"] == {machine: {}}
+
+
+@pytest.mark.parametrize(
+    ("auto", "torch_seconds", "chosen"),
+    [
+        ([1.0], [1.0], "auto"),  # a tie
+        ([1.02], [1.0], "auto"),  # less than 3 %
+        ([1.04], [1.0], "torch"),
+        ([9.0, 1.0], [1.0], "auto"),  # the first calls, which fill caches, do not count
+        ([1.0, 50.0, 1.0, 1.0], [1.0], "auto"),  # something else ran once
+    ],
+)
+def test_ties_and_noise(auto: list[float], torch_seconds: list[float], chosen: str) -> None:
+    (found,) = quick(fastlstm.LSTM(4, 6), Clock(auto, torch_seconds))
+    assert found.chosen == chosen
+
+
+def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = fastlstm.LSTM(4, 6, batch_first=True)
+            self.second = fastlstm.LSTM(6, 4, 2, bidirectional=True)
+            self.forced, self.zoned = fastlstm.LSTM(4, 6), fastlstm.LSTM(4, 6, zoneout_h=0.5)
+            self.forced.engine = "tiled"
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.forced(x), self.zoned(x), self.first(x, reset=torch.zeros(5, 3))
+            self.second(self.first(x[0], None)[0])
+            self.first(input=pack_sequence([x[0], x[1, :2]]), hx=None)
+            return self.second(self.first(x)[0])
+
+    found = tune(Model(), X, seconds=0, clock=Clock([1.0], [2.0]))
+    sizes = [m.call for m in found]
+    assert len(sizes) == len(set(sizes)) == 5 and all("training" in call for call in sizes)
+    assert "batch up to 1, steps up to 4" in sizes[0] and "packed" in sizes[2]
+    assert "batch up to 8, steps up to 4" in sizes[3]
+    assert "num_layers 2, directions 2" in sizes[4] and "batch up to 4, steps up to 8" in sizes[4]
+    told = capsys.readouterr()
+    assert told.err == "tune: measured 5 kinds of calls\n"
+    assert told.out.count("fastlstm  ") == 5 and all(call in told.out for call in sizes)
+
+
+def test_a_model_without_a_call_to_measure() -> None:
+    with pytest.raises(ValueError, match="expected a model that makes a plain call"):
+        quick(nn.LSTM(4, 6), Clock([1.0], [1.0]))
+    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
+        quick(fastlstm.LSTM, Clock([1.0], [1.0]))  # type: ignore[arg-type]
+
+
+def test_no_run_depends_on_its_own_measurement_if_it_is_deterministic(
+    file: Path, by_torch: list[int]
+) -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    torch.use_deterministic_algorithms(True)
+    try:
+        quick(lstm, Clock([2.0], [1.0]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    by_torch.clear()
+    lstm(X)
+    assert not by_torch
+    _measured.load()
+    lstm(X)
+    assert by_torch
+
+
+def test_it_is_not_for_processes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="before torch.distributed is initialised"):
+        quick(fastlstm.LSTM(4, 6), Clock([1.0], [1.0]))
+
+
+BAD = ["", "{", "[]", '{"format": 2, "machines": {}}', '{"format": 1}',
+       '{"format": 1, "machines": {"m": {"c": {"engine": "cudnn"}}}}',
+       '{"format": 1, "machines": {"m": ["c"]}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str) -> None:
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json.*FASTLSTM_TUNE=off"):
+        _measured.load()
+    assert not _measured.active
+    with pytest.warns(RuntimeWarning, match="fastlstm ignores"):
+        quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    assert len(json.loads(file.read_text())["machines"]) == 1
+    assert Path(f"{file}.damaged").read_text() == content
+
+
+def test_entries_of_other_machines_stay_and_change_nothing(file: Path, by_torch: list[int]) -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    quick(lstm, Clock([2.0], [1.0]))
+    record = json.loads(file.read_text())
+    (entries,) = record["machines"].values()
+    record["machines"] = {"another": entries}
+    file.write_text(json.dumps(record))
+    _measured.machines.clear()
+    _measured.load()
+    by_torch.clear()
+    lstm(X)
+    assert not by_torch
+    quick(lstm, Clock([2.0], [1.0]))
+    assert set(json.loads(file.read_text())["machines"]) == {"another", _measured.machine(X.device)}
+
+
+def test_a_full_disk(file: Path, monkeypatch: pytest.MonkeyPatch, by_torch: list[int]) -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    quick(lstm, Clock([2.0], [1.0]))
+    before = file.read_text()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(RuntimeWarning, match="cannot be written .*No space left"):
+        quick(fastlstm.LSTM(4, 7), Clock([2.0], [1.0]))
+    assert file.read_text() == before
+    assert sorted(p.name for p in file.parent.iterdir()) == ["tuned.json", "tuned.json.lock"]
+    by_torch.clear()
+    fastlstm.LSTM(4, 7)(X)
+    assert by_torch  # this process follows it all the same
+
+
+def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    monkeypatch.setenv("FASTLSTM_TUNE", "off")
+    _measured.machines.clear()
+    _measured.load()
+    assert not _measured.active
+    before = file.read_text()
+    quick(fastlstm.LSTM(4, 8), Clock([2.0], [1.0]))
+    assert file.read_text() == before
+
+
+WRITER = """
+import sys
+from fastlstm import _measured
+for k in range(40):
+    entry = {"engine": "torch", "microseconds": {}}
+    _measured.store("m", {f"{sys.argv[1]} {k}": entry})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+def test_two_processes_lose_nothing(file: Path) -> None:
+    command = [sys.executable, "-c", WRITER]
+    writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
+    assert len(json.loads(file.read_text())["machines"]["m"]) == 80
