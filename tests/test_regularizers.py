@@ -283,4 +283,4 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
 def test_repr() -> None:
     text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1, recompute=True))
     assert text == "fastlstm.LSTM(3, 4, zoneout_c=0.1, recompute=True)"
-    assert repr(fastlstm.LSTM(3, 4)) == "LSTM(3, 4)"
+    assert repr(fastlstm.LSTM(3, 4)) == "fastlstm.LSTM(3, 4)"

@@ -195,7 +195,7 @@ def test_weights_that_are_no_numbers_are_named(new_checkpoint, tmp_path, name, c
     [
         ({"max_seq_length": 10**9}, "max_seq_length: expected 1 to 1000, got 1000000000"),
         ({"num_layers": 10**6}, "weights: expected embed_size 16, hidden_size 24, 1000000 layers"),
-        ({"hidden_size": 10**5}, "expected embed_size 16, hidden_size 100000, 1 layers, got"),
+        ({"hidden_size": 10**4}, "expected embed_size 16, hidden_size 10000, 1 layers, got"),
     ],
 )
 def test_a_checkpoint_asks_for_no_more_than_it_holds(new_checkpoint, tmp_path, sizes, message):
