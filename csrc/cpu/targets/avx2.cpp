@@ -5,6 +5,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define FASTLSTM_ISA avx2
+#define FASTLSTM_FMA  // which a pragma does not tell the preprocessor
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"
 

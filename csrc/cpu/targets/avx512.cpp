@@ -6,6 +6,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 #define FASTLSTM_ISA avx512
+#define FASTLSTM_FMA  // which a pragma does not tell the preprocessor
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
 
