@@ -37,7 +37,7 @@ template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;
 }
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__FP_FAST_FMAF)
+#if defined(__CUDA_ARCH__) || defined(FASTLSTM_FMA) || defined(__FP_FAST_FMAF)
 FASTLSTM_INLINE float fused(float x, float y, float sum) { return __builtin_fmaf(x, y, sum); }
 FASTLSTM_INLINE double fused(double x, double y, double sum) { return __builtin_fma(x, y, sum); }
 #endif
