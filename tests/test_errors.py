@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import Route, every_module_route, every_op_route
+from samples import Route, every_module_route, every_op_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -226,6 +226,18 @@ def test_dropout_is_a_probability(route: Route, p: Any) -> None:
     lstm.dropout = p
     with pytest.raises(ValueError, match=message):
         lstm(torch.zeros(T, B, I, device=route.device))
+
+
+@every_route
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_reset_of_numbers_is_what_is_not_zero(route: Route, batch_first: bool) -> None:
+    lstm = module(route, batch_first=batch_first)
+    x = torch.randn(T, T, I, device=route.device)
+    done = (torch.rand(T, T, device=route.device) < 0.4).index_fill(0, torch.tensor(1), True)
+    expected = lstm(x, reset=done)[0]
+    for numbers in (done.float(), -0.5 * done, done.long(), done.to(torch.uint8)):
+        assert torch.equal(lstm(x, reset=numbers)[0], expected)
+    assert not torch.equal(lstm(x)[0], expected)
 
 
 def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:
