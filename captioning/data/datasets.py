@@ -1,7 +1,9 @@
-"""Captioned pictures: COCO caption files, and batches of their captions."""
+"""Captioned pictures: COCO caption files through pycocotools, and batches of their captions."""
 
+import contextlib
+import io
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from torch import Tensor
 
 from captioning.config import check_choice
@@ -81,9 +84,10 @@ def load_coco(
     """
     check_choice("on_error", on_error, ON_ERROR)
     data = _read_coco(annotations)
-    annotations_of = defaultdict(list)
-    for annotation in data["annotations"]:
-        annotations_of[annotation["image_id"]].append(annotation)
+    coco = COCO()
+    coco.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        coco.createIndex()
     folder = picture_folder(data, annotations, image_folder)
     images: list[CaptionedImage] = []
     skipped: dict[str, list[str]] = {}
@@ -93,7 +97,7 @@ def load_coco(
             skipped.setdefault("missing picture", []).append(str(path))
             continue
         captions = []
-        for annotation in annotations_of[image["id"]]:
+        for annotation in coco.imgToAnns[image["id"]]:
             caption = " ".join(annotation["caption"].split())
             if tokenize(caption):
                 captions.append(caption)

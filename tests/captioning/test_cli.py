@@ -143,6 +143,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     [
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
+        ("pycocotools", "caption c.pt p.jpg"),
         ("nltk", "vocab {val} --output v.json"),  # read when it is used
     ],
 )
