@@ -178,6 +178,7 @@ def extension(kinds):
     # math, gcc does not vectorise the clamps in the gate functions. Which sums are fused is written
     # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
     # others, and clang from those of two expressions; --fmad=false keeps nvcc.
+    optimize = ["-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]
     return new_extension(
         "fastlstm._C",
         sorted(sources),
@@ -185,7 +186,7 @@ def extension(kinds):
         include_dirs=[os.path.join(ROOT, "csrc")],
         define_macros=macros,
         extra_compile_args={
-            "cxx": ["-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0", *warnings, *compile_openmp],
+            "cxx": [*optimize, *warnings, *compile_openmp],
             "nvcc": ["-O3", "--fmad=false", "--threads=2", *bare_nvcc],
         },
         extra_link_args=link_openmp,
@@ -193,7 +194,7 @@ def extension(kinds):
 
 
 def in_one_file(sources, folder):
-    """Sources with those around torch's dispatcher as one: torch's headers are most of their time."""
+    """Sources, those around torch's dispatcher as one: torch's headers are most of their time."""
     few = [s for s in sources if s.startswith(("csrc/op/", "csrc/core/"))]
     if not few:
         return sources
