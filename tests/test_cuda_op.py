@@ -529,10 +529,6 @@ if "auto" in results:
                 "with 0 SMs beside those",
             ],
         ),
-        (
-            "-1",
-            ['auto FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "-1"'],
-        ),
     ],
 )
 def test_free_multiprocessors(free, told):

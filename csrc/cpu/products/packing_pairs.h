@@ -61,8 +61,9 @@ static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-static void transpose(const bfloat16* const* from, int64_t rows, int64_t begin, int64_t end,
-                      bfloat16* to) {
+// Of targets that multiply whole layers in bfloat16.
+[[maybe_unused]] static void transpose(const bfloat16* const* from, int64_t rows, int64_t begin,
+                                       int64_t end, bfloat16* to) {
   constexpr int L = Vec<float>::lanes;
   int64_t r = 0;
   if (rows % 2 == 0) {  // so that the pairs of every row of `to` are aligned to each other
