@@ -396,6 +396,7 @@ def damaged_forward(draw: Draw) -> None:
         arguments["hx"] = (bad, layer["c_0"]) if name == "h_0" else (layer["h_0"], bad)
         if name == "c_0" and isinstance(bad, Tensor) and bad.dtype == torch.float32:
             return  # which 16-bit layers take
+        name = "h_0|c_0"
     elif name == "weights":
         k = draw.size(0, len(layer["weights"]) - 1)
         weights = list(layer["weights"])
@@ -410,6 +411,8 @@ def damaged_forward(draw: Draw) -> None:
         like = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
         if name == "lengths" and like and bad.dtype.is_signed:
             return  # any integers
+        if name == "reset" and like:
+            return  # any numbers
         arguments[name] = bad
         if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
             return  # more steps, or fewer
@@ -472,9 +475,12 @@ def damaged_packed(draw: Draw) -> None:
             return  # a packed matrix is a row of panels
         expect_error(lambda: run(**call, weights=damaged), "lstm|packed|weight|bias|memory|Meta")
     else:
-        call[name] = damage(draw, call[name], "packed")
+        before = call[name]
+        call[name] = damage(draw, before, "packed")
         if name == "input" and call[name].shape[1:] == (batch, packed.input_size):
             return  # more steps, or fewer
+        if call[name].shape[:-1] == before.shape[:-1] and (name == "input" or P != H):
+            return  # the module knows its sizes, a packed matrix only those of its panels
         expect_error(lambda: run(**call, weights=weights), "lstm|packed|memory|sequence|Meta|h_0")
 
 

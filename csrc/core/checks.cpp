@@ -218,6 +218,10 @@ Layer check_packed_layer(const LstmCall& call) {
       "lstm_packed: expected W_ih, W_hh, bias, W_hr if there is a projection, and gain_ih, "
       "gain_hh, gain_c, bias_c if there is layer normalisation, for each of ",
       layer.num_directions(), " direction(s), got ", count, " tensors");
+  const bool projects = each % 4 == 0;
+  TORCH_CHECK(projects || layer.output_size == layer.hidden_size,
+              "lstm_packed: expected h_0 and c_0 of the same size without W_hr, got ",
+              layer.output_size, " and ", layer.hidden_size);
   for (const Tensor& weight : call.weights)
     TORCH_CHECK(
         (weight.scalar_type() == at::kDouble) == doubles && weight.device() == call.input.device(),
