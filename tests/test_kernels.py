@@ -37,7 +37,7 @@ def check(*command):
     cases = run(*command, "--list").splitlines()
     assert len(cases) > 15
     run(*command, *cases)
-    return {case.split("/")[0] for case in cases}
+    return {case.split("/")[0] for case in cases} - {"bits"}  # which compares them
 
 
 @pytest.mark.skipif(not shutil.which("make") or not shutil.which(CXX[0]), reason="no make or C++")

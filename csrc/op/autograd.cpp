@@ -51,8 +51,12 @@ std::string unread(size_t k) { return "weight" + std::to_string(k); }
 // to ctx.
 variable_list kept_weights(AutogradContext* ctx, const LstmCall& call, bool recompute) {
   variable_list kept(call.weights.begin(), call.weights.end());
-  const bool is_traced = is_wrapper(call.input) || is_wrapper(call.h_0);  // maybe without sizes
-  if (is_traced || std::any_of(kept.begin(), kept.end(), is_wrapper)) return kept;
+  const auto has_values = [](const Tensor& t) {  // and so sizes, which a traced tensor may not have
+    return !is_wrapper(t) || t.is_neg() || t.is_conj() || t._is_zerotensor();
+  };
+  if (!has_values(call.input) || !has_values(call.h_0) ||
+      std::any_of(kept.begin(), kept.end(), is_wrapper))
+    return kept;
   const auto layout = *WeightLayout::of(call.weights.size(), call.h_0.size(0));
   int64_t writes = 0;
   for (size_t k = 0; k < kept.size(); ++k) {
