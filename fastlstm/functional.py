@@ -8,7 +8,7 @@ which.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -201,14 +201,12 @@ def lstm(
         directions = 2 if bidirectional else 1
         _check_count(weights, num_layers, directions)
         check_dims(input, batch_sizes, batch_first)
-        batch_first = batch_first and batch_sizes is None
-        if reset is not None and batch_sizes is None:
-            reset = as_reset(reset, input, batch_first)
-        if batch_first:
-            input = input.transpose(0, 1)
-        h_0, c_0 = _states(input, hx, weights, num_layers * directions, batch_sizes)
-        if lengths is not None:
-            lengths = as_lengths(lengths, input)
+        input, lengths, reset, batch_first = steps_first(
+            input, batch_sizes, lengths, reset, batch_first
+        )
+        output_size, hidden_size = weights[1].size(-1), weights[0].size(0) // 4
+        count = num_layers * directions
+        h_0, c_0 = states(input, hx, count, output_size, hidden_size, batch_sizes)
         regularizers = None
         if training and (
             dropout
@@ -235,15 +233,16 @@ def lstm(
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
         if found is None:
-            found = _by_layers(
-                call, num_layers, dropout, regularizers, engine, return_cell_states, recompute
-            )
-        output, state, cells = found
-        if batch_first:
-            output = output.transpose(0, 1)
-        if not return_cell_states:
-            return output, state
-        return output, state, cell_states(cells, state[1].dtype, lengths, batch_first)
+
+            def run(call: LstmCall, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                if regularizers:
+                    if layer > 0:
+                        call = call._replace(input=F.dropout(call.input, dropout))
+                    call = regularize(call, regularizers)
+                return _layer(call, engine, return_cell_states, recompute)
+
+            found = by_layers(call, num_layers, run)
+        return results(found, lengths, batch_first, return_cell_states)
     except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
@@ -251,16 +250,30 @@ def lstm(
         raise
 
 
-def _by_layers(
-    whole: LstmCall,
-    num_layers: int,
-    dropout: float,
-    regularizers: Regularizers | None,
-    engine: str,
-    save_cells: bool,
-    recompute: bool,
-) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """output, (h_n, c_n) and the cell states of each layer, by a call for each layer."""
+def steps_first(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, bool]:
+    """input, lengths and reset as the op takes them, and whether the batch was first."""
+    batch_first = batch_first and batch_sizes is None
+    if reset is not None and batch_sizes is None:
+        reset = as_reset(reset, input, batch_first)
+    if batch_first:
+        input = input.transpose(0, 1)
+    return input, lengths if lengths is None else as_lengths(lengths, input), reset, batch_first
+
+
+# output, (h_n, c_n) and the cell states of each layer.
+_Stack = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
+
+
+def by_layers(
+    whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
+) -> _Stack:
+    """The layers of a stack that is given together, by a call of `run` for each."""
     each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
@@ -270,16 +283,28 @@ def _by_layers(
             own = whole.weights[layer * each : (layer + 1) * each]
             h_0, c_0 = whole.h_0[states], whole.c_0[states]
             call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
-        if regularizers:
-            if layer > 0:
-                call = call._replace(input=F.dropout(output, dropout))
-            call = regularize(call, regularizers)
-        output, h, c, of_layer = _layer(call, engine, save_cells, recompute)
+        output, h, c, of_layer = run(call, layer)
         h_n.append(h)
         c_n.append(c)
         cells.append(of_layer)
     state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
     return output, state, cells
+
+
+def results(
+    stack: _Stack, lengths: Tensor | None, batch_first: bool, return_cell_states: bool
+) -> tuple[Any, ...]:
+    """What `lstm` returns."""
+    output, state, layers = stack
+    if batch_first:
+        output = output.transpose(0, 1)
+    if not return_cell_states:
+        return output, state
+    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
+    if lengths is not None:
+        steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
+        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
+    return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
 def _considers_torch(input: Tensor, engine: str) -> bool:
@@ -359,45 +384,27 @@ def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) ->
         )
 
 
-def _states(
+def states(
     input: Tensor,
     hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
     count: int,
+    output_size: int,
+    hidden_size: int,
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """h_0 and c_0, of `count` layers and directions."""
-    if hx is not None:
-        h_0, c_0 = hx
-        if h_0.size(0) != count or c_0.size(0) != count:
-            raise RuntimeError(
-                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
-        return h_0, c_0
-    return zero_states(input, count, weights[1].size(-1), weights[0].size(0) // 4, batch_sizes)
-
-
-def zero_states(
-    input: Tensor, count: int, output_size: int, hidden_size: int, batch_sizes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """h_0 and c_0 where none are given, of `count` layers and directions."""
-    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-    c_0 = input.new_zeros(count, batch, hidden_size)
-    if output_size == hidden_size:
-        return c_0, c_0
-    return input.new_zeros(count, batch, output_size), c_0
-
-
-def cell_states(
-    layers: Sequence[Tensor], dtype: torch.dtype, lengths: Tensor | None, batch_first: bool
-) -> Tensor:
-    """Every cell state as `lstm` returns it, from those [D,T,B,H] of each layer."""
-    states = torch.stack([cells.movedim(0, -2).flatten(-2) for cells in layers]).to(dtype)
-    if lengths is not None:
-        steps = torch.arange(states.size(1), device=states.device).unsqueeze(1)
-        states = torch.where((steps < lengths).unsqueeze(-1), states, 0.0)
-    return states.transpose(1, 2) if batch_first else states
+    """h_0 and c_0 of `count` layers and directions, zeros where none are given."""
+    if hx is None:
+        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+        zeros = input.new_zeros(count, batch, hidden_size)
+        same = output_size == hidden_size
+        return zeros if same else input.new_zeros(count, batch, output_size), zeros
+    h_0, c_0 = hx
+    if h_0.size(0) != count or c_0.size(0) != count:
+        raise RuntimeError(
+            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+            f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+        )
+    return h_0, c_0
 
 
 def lstm_cell(

@@ -17,11 +17,10 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
-from . import _build
-from ._checks import as_lengths, as_reset
+from . import _build, functional
+from ._call import LstmCall
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
-from .functional import _transforms_active, cell_states, zero_states
 from .layer_norm import LayerNormLSTM
 from .modules import (
     LSTM,
@@ -157,11 +156,10 @@ class _Frozen(nn.Module):
     def _role(self, name: str) -> str:
         return self._ROLES[name[:9]]
 
-    def _op_weights(self, own: slice = slice(None)) -> list[Tensor]:
-        """What the op takes of some layers and directions."""
+    def _op_weights(self) -> list[Tensor]:
+        """What the op takes of all layers and directions."""
         buffers = self._buffers
-        names = self._op_names[own]
-        return [buffers[name] for of_one in names for name in of_one]  # type: ignore[misc]
+        return [buffers[n] for of_one in self._op_names for n in of_one]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
@@ -189,7 +187,7 @@ class _Frozen(nn.Module):
                     self._refuse("and the input or the state requires one")
         if forward_ad._current_level >= 0 and any(map(_has_tangent, given)):
             self._refuse("and the input or the state has a tangent")
-        if _transforms_active() and any(
+        if functional._transforms_active() and any(
             map(torch._C._functorch.is_functorch_wrapped_tensor, given)
         ):
             self._refuse("nor do they take part in torch.func transforms")
@@ -343,48 +341,15 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-        batch_first = self.batch_first and batch_sizes is None
-        if reset is not None and batch_sizes is None:
-            reset = as_reset(reset, input, batch_first)
-        if batch_first:
-            input = input.transpose(0, 1)
-        if lengths is not None:
-            lengths = as_lengths(lengths, input)
-        count, output_size = len(self._op_names), self.proj_size or self.hidden_size
-        h_0, c_0 = hx or zero_states(input, count, output_size, self.hidden_size, batch_sizes)
-        if h_0.size(0) != count or c_0.size(0) != count:
-            raise RuntimeError(
-                f"PackedLSTM: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
-        options = (batch_sizes, lengths, reset, return_cell_states)
-        if self.num_layers == 1:
-            output, h_n, c_n, of_layer = _call(
-                self._layout, input, h_0, c_0, self._op_weights(), *options
-            )
-            state, cells = (h_n, c_n), [of_layer]
-        else:
-            output, state, cells = self._run_layers(input, h_0, c_0, *options)
-        if batch_first:
-            output = output.transpose(0, 1)
-        if not return_cell_states:
-            return output, state
-        return output, state, cell_states(cells, self.dtype, lengths, batch_first)
-
-    def _run_layers(
-        self, input: Tensor, h_0: Tensor, c_0: Tensor, *options: Any
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-        directions = 2 if self.bidirectional else 1
-        output, h_n, c_n, cells = input, [], [], []
-        for first in range(0, len(self._op_names), directions):
-            own = slice(first, first + directions)
-            output, h, c, of_layer = _call(
-                self._layout, output, h_0[own], c_0[own], self._op_weights(own), *options
-            )
-            h_n.append(h)
-            c_n.append(c)
-            cells.append(of_layer)
-        return output, (torch.cat(h_n), torch.cat(c_n)), cells
+        steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
+        input, lengths, reset, batch_first = steps_first
+        sizes = len(self._op_names), self.proj_size or self.hidden_size, self.hidden_size
+        h_0, c_0 = functional.states(input, hx, *sizes, batch_sizes)
+        call = LstmCall(input, h_0, c_0, self._op_weights(), batch_sizes, lengths, reset)
+        found = functional.by_layers(
+            call, self.num_layers, lambda call, _: _call(self._layout, call, return_cell_states)
+        )
+        return functional.results(found, lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -402,25 +367,16 @@ class PackedLayerNormLSTM(PackedLSTM):
 
 
 def _call(
-    layout: str,
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    save_cells: bool,
+    layout: str, call: LstmCall, save_cells: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer: by the dispatcher if something must see the op, else directly."""
+    input, h_0, c_0, weights, *sequence = call[:7]
     if _is_observed(input, h_0, c_0):
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, save_cells
+            input, h_0, c_0, weights, layout, *sequence, save_cells
         )
     else:
-        results = _build.library.lstm_packed(
-            input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells
-        )
+        results = _build.library.lstm_packed(*call[:7], save_cells)
     return results
 
 
@@ -473,8 +429,7 @@ class PackedLSTMCell(_Frozen):
             return h.squeeze(0), c.squeeze(0)
         if _is_observed(input, h, c):
             states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
-            weights = self._op_weights()
-            _, h_n, c_n, _ = _call(self._layout, *states, weights, None, None, None, False)
+            _, h_n, c_n, _ = _call(self._layout, LstmCall(*states, self._op_weights()))
             return h_n.squeeze(0), c_n.squeeze(0)
         step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
             input, h, c, self._op_weights()
