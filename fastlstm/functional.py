@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from . import _aten, _build, _choice, _measured, _transforms, onnx, reference
-from ._call import LstmCall, weight_names
+from ._call import LstmCall, layout_of, weight_names
 from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
 
@@ -114,6 +114,7 @@ def lstm(
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
     *,
+    layout: str | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
@@ -147,6 +148,9 @@ def lstm(
             projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
             gain_c, bias_c [H] if there is layer normalisation (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
+        layout: which of these there are beside W_ih and W_hh: of the words "bias", "projection" and
+            "layer_norm" those that apply, in this order, separated by spaces. None stands for an
+            LSTM of torch.nn, where 2 to 5 weights tell.
         num_layers: number of stacked layers.
         bidirectional: whether each layer also walks from the last step to the first.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
@@ -199,7 +203,7 @@ def lstm(
     """
     try:
         directions = 2 if bidirectional else 1
-        _check_count(weights, num_layers, directions)
+        layout = _layout(layout, weights, num_layers, directions)
         check_dims(input, batch_sizes, batch_first)
         input, lengths, reset, batch_first = steps_first(
             input, batch_sizes, lengths, reset, batch_first
@@ -221,11 +225,10 @@ def lstm(
             )
             check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        call = LstmCall(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
         found = None
         if _considers_torch(input, engine):
-            normalizes = len(weights) // (num_layers * directions) > 5
-            options = return_cell_states, recompute, normalizes
+            options = return_cell_states, recompute, "layer_norm" in layout
             lacking = None
             if regularizers or lengths is not None or reset is not None or any(options):
                 lacking = _lacking_in_torch(call, *options, regularizers or Regularizers())
@@ -374,14 +377,19 @@ def _engine_of_stack(
     return chosen if chosen == "torch" else _choice.of(call, num_layers, directions).engine
 
 
-def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) -> None:
+def _layout(layout: str | None, weights: Sequence[Tensor], num_layers: int, directions: int) -> str:
+    """The layout of a list of weights, which has to be as long as it says."""
     count = num_layers * directions
-    if not num_layers >= 1 or weight_names(len(weights), count) is None:
+    if layout is None and num_layers >= 1:  # by the length of the list, as of nn.LSTM's
+        each = len(weights) // count
+        layout = layout_of(each >= 4, each in (3, 5))
+    if not num_layers >= 1 or layout is None or len(weights) != count * len(weight_names(layout)):
         check_num_layers(num_layers)
         raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) and "
-            f"{directions} direction(s), got {len(weights)} tensors"
+            f"lstm: expected weights to hold 2 to 5 tensors, or what layout says, for each of "
+            f"{num_layers} layer(s) and {directions} direction(s), got {len(weights)} tensors"
         )
+    return layout
 
 
 def states(
@@ -433,7 +441,10 @@ def lstm_cell(
     """
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
-    weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    weights: tuple[Tensor, ...] = (w_ih, w_hh)
+    layout = ""
+    if b_ih is not None and b_hh is not None:
+        weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
     try:
         h, c = hx
         if not (
@@ -445,13 +456,15 @@ def lstm_cell(
             if chosen == "auto" and input.is_cuda:
                 chosen = "torch"  # a step of ours has twice as many kernels
             if chosen not in ("torch", "reference"):
-                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, chosen)
+                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(
+                    input, h, c, weights, layout, chosen
+                )
                 return _as_state(step, c)
             if chosen == "torch":
                 by_torch = _aten.lstm_cell(input, h, c, weights)
                 if by_torch is not None:
                     return by_torch
-        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
+        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
         _, h_n, c_n, _ = _layer(call, engine)
         return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
     except (AttributeError, TypeError, ValueError):

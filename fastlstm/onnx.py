@@ -98,6 +98,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         h_0: Any,
         c_0: Any,
         weights: Sequence[Any],
+        layout: str = "bias",
         batch_sizes: Any = None,
         lengths: Any = None,
         reset: Any = None,
@@ -110,18 +111,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         engine: str = "auto",
     ) -> Any:
         directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        named = by_direction(weights, directions)
-        _refuse(
-            {
-                "layer normalisation": named[0].gain_ih is not None,
-                "proj_size": named[0].W_hr is not None,
-                "PackedSequence": batch_sizes is not None,
-                "reset": reset is not None,
-                "recurrent dropout": h_mask is not None,
-                "zoneout": zoneout_h is not None or zoneout_c is not None,
-                "return_cell_states": save_cells,
-            }
-        )
+        named = by_direction(weights, layout)
+        masks = h_mask, zoneout_h, zoneout_c
+        _refuse(layout, batch_sizes, reset, masks, save_cells)
         biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
         matrices = [directions, 4 * hidden_size, -1]
         of_node = (
@@ -141,25 +133,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
         batch_sizes: Any = None,
         lengths: Any = None,
         reset: Any = None,
+        h_mask: Any = None,
+        zoneout_h: Any = None,
+        zoneout_c: Any = None,
         save_cells: bool = False,
     ) -> Any:
-        directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        each, gates = len(weights) // directions, 4 * hidden_size
-        _refuse(
-            {
-                "layer normalisation": each > 4,
-                "proj_size": each == 4,
-                "PackedSequence": batch_sizes is not None,
-                "reset": reset is not None,
-                "return_cell_states": save_cells,
-            }
-        )
+        directions, gates = h_0.shape[0], 4 * c_0.shape[2]
+        layout, _, format = layout.rpartition(" ")
+        named = by_direction(weights, layout)
+        masks = h_mask, zoneout_h, zoneout_c
+        _refuse(layout, batch_sizes, reset, masks, save_cells)
         if input.dtype.name not in ("FLOAT", "DOUBLE"):
             raise RuntimeError(
                 f"onnx: expected packed layers of float32 or float64, got {input.dtype}"
             )
-        if layout != _build.library.packed_layout():
-            raise RuntimeError(f"onnx: expected weights packed on this processor, got {layout}")
 
         def constant(shape: list[int], dtype: Any, make: Callable[[], Tensor]) -> Any:
             """Made when the file is: only then do packed weights have values."""
@@ -168,33 +155,29 @@ def translations() -> dict[Any, Callable[..., Any]]:
             )
             return op.Constant(value=late)
 
-        def unpacked(k: int, of_scales: bool = False) -> Any:
-            """W (k = 0) or R (k = 1) [D,4H,columns], or the scales of its rows [D,4H]."""
-            role, columns = (("W_ih", input.shape[-1]), ("W_hh", hidden_size))[k]
+        def unpacked(matrices: Sequence[Any], columns: int, of_scales: bool = False) -> Any:
+            """[D,4H,columns], or the scales of the rows [D,4H]."""
 
             def make(weight: Any) -> Tensor:
-                packed = weight.const_value.raw
-                parts = _build.library.unpack_weight(packed, gates, columns, role)
-                found: Tensor = parts[of_scales]
+                found: Tensor = _build.library.unpack_weight(weight.const_value.raw)[of_scales]
                 return found.float() if found.dtype == torch.bfloat16 else found
 
             shape = [gates] if of_scales else [gates, columns]
             dtype = "INT8" if quantized and not of_scales else input.dtype.name
-            found = [constant(shape, dtype, partial(make, w)) for w in weights[k::each]]
+            found = [constant(shape, dtype, partial(make, w)) for w in matrices]
             return stack(found, hidden_size, [directions, *shape])
 
-        quantized = weights[0].dtype.name == "INT8"
-        zeros = constant(
-            [gates], input.dtype.name, lambda: torch.zeros_like(weights[2].const_value.raw)
-        )
-        biases = [b for bias in weights[2::each] for b in (bias, zeros)]  # the sum, and of R none
-        W, R, B = unpacked(0), unpacked(1), stack(biases, hidden_size, [directions, 2 * gates])
+        quantized, hidden_size, input_size = format == "int8", c_0.shape[2], input.shape[-1]
+        W_ih, W_hh = [w.W_ih for w in named], [w.W_hh for w in named]
+        biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
+        W, R = unpacked(W_ih, input_size), unpacked(W_hh, hidden_size)
+        B = stack(biases, hidden_size, [directions, 2 * gates]) if biases else None
         if quantized:
             W, R = (op.Transpose(matrix, perm=[0, 2, 1]) for matrix in (W, R))
             zero_points = constant(
                 [directions, gates], "INT8", lambda: torch.zeros(directions, gates).to(torch.int8)
             )
-            scales = (unpacked(0, True), zero_points, unpacked(1, True), zero_points)
+            scales = [s for m in (W_ih, W_hh) for s in (unpacked(m, 0, True), zero_points)]
             others = (h_0, c_0, None, *scales)  # without peepholes
             y, h_n, c_n = node(_dynamic_quantize_lstm(), input, (W, R, B), lengths, *others)
         else:
@@ -207,8 +190,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _refuse(given: dict[str, bool]) -> None:
-    for name, is_given in given.items():
+def _refuse(
+    layout: str, batch_sizes: Any, reset: Any, masks: tuple[Any, ...], save_cells: bool
+) -> None:
+    """Raises a RuntimeError that names what the operators of ONNX lack."""
+    h_mask, zoneout_h, zoneout_c = masks
+    for name, is_given in {
+        "layer normalisation": "layer_norm" in layout,
+        "proj_size": "projection" in layout,
+        "PackedSequence": batch_sizes is not None,
+        "reset": reset is not None,
+        "recurrent dropout": h_mask is not None,
+        "zoneout": zoneout_h is not None or zoneout_c is not None,
+        "return_cell_states": save_cells,
+    }.items():
         if is_given:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
 

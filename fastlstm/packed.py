@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, functional
-from ._call import LstmCall
+from . import _build, _formats, functional
+from ._call import LstmCall, layout_of
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
@@ -36,41 +36,6 @@ _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SMALLER = (torch.bfloat16, torch.int8)
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8, symmetric, with a scale for each row: weight is about q * scale[:, None].
-
-    Args:
-        weight: [rows,columns], floating point.
-
-    Returns:
-        q [rows,columns] int8 from -127 to 127, and scale [rows] float32.
-    """
-    weight = weight.float()
-    scale = weight.abs().amax(1) / 127
-    q = weight / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
-    return q.round().clamp(-127, 127).to(torch.int8), scale
-
-
-def _problem(
-    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
-) -> str | None:
-    """Why a weight, of int8 with its scale, cannot be packed."""
-    for of, given, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
-        if given is not None and tuple(given.shape) != expected:
-            return (
-                f"size mismatch for {of}: copying a param with shape {given.shape} from checkpoint,"
-                f" the shape in current model is {torch.Size(expected)}."
-            )
-    if scale is not None and not scale.isfinite().all():
-        return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
-    if tensor.dtype == torch.int8 and (tensor == -128).any():
-        return f"{name}: expected int8 weights from -127 to 127, got -128"
-    if weights == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
-        got = tensor[~tensor.isfinite()][0]
-        return f"{name}: expected finite weights to make int8 of them, got {got}"
-    return None
-
-
 class _Frozen(nn.Module):
     """A layer without parameters, its matrices packed for the processor at hand.
 
@@ -84,82 +49,55 @@ class _Frozen(nn.Module):
     input_size: int
     hidden_size: int
     proj_size: int = 0
+    bias: bool
     __prepare_scriptable__ = _refuse_to_be_scripted
-    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
-    _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
-    _layout: str  # of the panels; kept here, because Dynamo cannot trace the question
-    _ROLES = {"weight_ih": "W_ih", "weight_hh": "W_hh", "weight_hr": "W_hr"}
+    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
+    _layout: str  # which weights a direction has, and their format
+    _NORMALIZES = False
 
     def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
-        names = _names_of(layer)
-        tensors = {name: getattr(layer, name).detach() for own in names for name in own}
+        tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
-        self.dtype = tensors[names[0][0]].dtype
+        self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
-        self._op_names = [
-            [f"packed_{name}" for name in own if not name.startswith(("bias_ih", "bias_hh"))]
-            for own in names
-        ]
-        for of_op, own in zip(self._op_names, names, strict=True):
-            of_op.insert(2, "total_bias" + own[0].removeprefix("weight_ih"))
         self._pack(tensors)
         super().train(False)
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
-        self._layout = _build.library.packed_layout()
-        kept = torch.float32 if self.weights == torch.float16 else self.weights
+        layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
+        self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
         for name, shape in self._shapes.items():
-            tensor: Tensor = tensors[name]
-            scale = tensors.get(f"{name}_scale")
-            if problem := _problem(name, tensor, scale, shape, self.weights):
+            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
+            if problem := _formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
-                vector = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
-                self.register_buffer(f"packed_{name}", vector, persistent=False)
-                continue
-            if scale is not None and not self.weights == tensor.dtype == torch.int8:
-                tensor, scale = tensor * scale.unsqueeze(1), None
-            if scale is None and self.weights == torch.int8:
-                tensor, scale = quantize(tensor)
-            tensor = tensor.to(kept).contiguous()
-            packed = _build.library.pack_weight(tensor, scale, self._role(name))
+                packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+            else:
+                by_gates = not (self._NORMALIZES or name.startswith("weight_hr"))
+                packed = _formats.pack(tensor, scale, self.weights, by_gates)
             self.register_buffer(f"packed_{name}", packed, persistent=False)
-        for of_op in self._op_names:
-            suffix = of_op[2].removeprefix("total_bias")
-            gates, _ = self._shapes[f"weight_ih{suffix}"]
-            total = torch.zeros(gates, dtype=state_dtype(self.dtype))
-            for of in ("ih", "hh"):
-                added = self._buffers.get(f"packed_bias_{of}{suffix}")
-                if added is not None:
-                    total += added
-            self.register_buffer(of_op[2], total, persistent=False)
 
     def _unpacked(self) -> dict[str, Tensor]:
         """Every weight by its name, and the scales."""
         tensors: dict[str, Tensor] = {}
         for name, shape in self._shapes.items():
-            packed = self.get_buffer(f"packed_{name}")
+            packed, scale = self.get_buffer(f"packed_{name}"), None
             if len(shape) == 1:
                 tensors[name] = packed.to(self.dtype, copy=True)
-                continue
-            weight, scale = _build.library.unpack_weight(packed, *shape, self._role(name))
-            if scale is None:
-                tensors[name] = weight.to(self.weights)
             else:
-                tensors[name], tensors[f"{name}_scale"] = weight, scale
+                tensors[name], scale = _formats.unpack(packed, self.weights)
+            if scale is not None:
+                tensors[f"{name}_scale"] = scale
         return tensors
-
-    def _role(self, name: str) -> str:
-        return self._ROLES[name[:9]]
 
     def _op_weights(self) -> list[Tensor]:
         """What the op takes of all layers and directions."""
         buffers = self._buffers
-        return [buffers[n] for of_one in self._op_names for n in of_one]  # type: ignore[misc]
+        return [buffers[f"packed_{name}"] for name in self._shapes]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
@@ -263,7 +201,7 @@ class _Frozen(nn.Module):
                 )
             elif given is None or (given.dtype == torch.int8 and scale is None):
                 missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
-            elif problem := _problem(prefix + name, given, scale, shape, self.weights):
+            elif problem := _formats.problem(prefix + name, given, scale, shape, self.weights):
                 error_msgs.append(problem)
             else:
                 tensors[name] = given.detach().cpu()
@@ -296,11 +234,11 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _names_of(layer: nn.Module) -> list[list[str]]:
-    """The weights of each layer and direction."""
+def _names_of(layer: nn.Module) -> list[str]:
+    """The weights of all layers and directions, in the order in which the op takes them."""
     if isinstance(layer, nn.RNNBase):
-        return layer._all_weights
-    return [["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)]
+        return layer._flat_weights_names
+    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
 
 
 def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
@@ -343,11 +281,13 @@ class PackedLSTM(_Frozen, SequenceModule):
         self._check_call(input, hx)
         steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
         input, lengths, reset, batch_first = steps_first
-        sizes = len(self._op_names), self.proj_size or self.hidden_size, self.hidden_size
+        count, output_size = self.num_layers * (1 + self.bidirectional), self.proj_size
+        sizes = count, output_size or self.hidden_size, self.hidden_size
         h_0, c_0 = functional.states(input, hx, *sizes, batch_sizes)
-        call = LstmCall(input, h_0, c_0, self._op_weights(), batch_sizes, lengths, reset)
+        weights = self._op_weights()
+        call = LstmCall(input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
         found = functional.by_layers(
-            call, self.num_layers, lambda call, _: _call(self._layout, call, return_cell_states)
+            call, self.num_layers, lambda call, _: _call(call, return_cell_states)
         )
         return functional.results(found, lengths, batch_first, return_cell_states)
 
@@ -363,20 +303,17 @@ class PackedLayerNormLSTM(PackedLSTM):
     """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
 
     _UNPACKED = LayerNormLSTM
-    _ROLES = dict.fromkeys(PackedLSTM._ROLES, "W_hr")  # no panel holds the gates of a unit together
+    _NORMALIZES = True
 
 
-def _call(
-    layout: str, call: LstmCall, save_cells: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _call(call: LstmCall, save_cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer: by the dispatcher if something must see the op, else directly."""
-    input, h_0, c_0, weights, *sequence = call[:7]
-    if _is_observed(input, h_0, c_0):
+    if _is_observed(call.input, call.h_0, call.c_0):
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            input, h_0, c_0, weights, layout, *sequence, save_cells
+            *call, save_cells
         )
     else:
-        results = _build.library.lstm_packed(*call[:7], save_cells)
+        results = _build.library.lstm_packed(*call[:8], save_cells)
     return results
 
 
@@ -429,10 +366,10 @@ class PackedLSTMCell(_Frozen):
             return h.squeeze(0), c.squeeze(0)
         if _is_observed(input, h, c):
             states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
-            _, h_n, c_n, _ = _call(self._layout, LstmCall(*states, self._op_weights()))
+            _, h_n, c_n, _ = _call(LstmCall(*states, self._op_weights(), self._layout))
             return h_n.squeeze(0), c_n.squeeze(0)
         step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
-            input, h, c, self._op_weights()
+            input, h, c, self._op_weights(), self._layout
         )
         return step
 
@@ -549,14 +486,16 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
-    for name in (name for own in _names_of(module) for name in own):
+    for name in _names_of(module):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             raise ValueError(
                 f"prepack: {name} of {path} is computed by a hook in every call; make it "
                 "permanent first (prune.remove, remove_weight_norm)"
             )
         weight = getattr(module, name)
-        if problem := _problem(name, weight, None, tuple(weight.shape), weights or weight.dtype):
+        if problem := _formats.problem(
+            name, weight, None, tuple(weight.shape), weights or weight.dtype
+        ):
             raise ValueError(f"prepack: {path}: {problem}")
 
 

@@ -112,14 +112,22 @@ BAD: dict[str, tuple[Change, str]] = {
         r"weights.*10 tensors",
     ),
     "gain_hh": (
-        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 19, 5, 5)]),
+        put(
+            weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 19, 5, 5)],
+            layout="bias layer_norm",
+        ),
         r"gain_hh.*20.*19",
     ),
     "bias_c": (
-        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 20, 5, 4)]),
+        put(
+            weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 20, 5, 4)],
+            layout="bias layer_norm",
+        ),
         r"bias_c.*5.*4",
     ),
     "weights: none": (put(weights=[]), r"weights.*0 tensors"),
+    "layout: too few weights": (put(layout="bias projection"), r"weights.*4 tensors"),
+    "layout: another order": (put(layout="projection bias"), r"layout.*in this order.*projection b"),
     "lengths 2-D": (put(lengths=torch.ones(B, 1).long()), r"lengths.*3.*3, 1"),
     "lengths batch": (put(lengths=torch.ones(2).long()), r"lengths.*3.*2"),
     "lengths negative": (put(lengths=torch.tensor([1, -1, 2])), r"lengths.*between 0.*4.*-1"),

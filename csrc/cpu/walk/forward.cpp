@@ -14,7 +14,8 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   // A step that trains multiplies in W, if that has fewer bits.
   const bool in_full = std::is_same_v<T, W> || (!save_cells && !save_gates);
   if constexpr (!kWidens<T, W>)
-    if (is_plain_step(layer) && in_full) return one_step_forward<T>(layer, save_cells, save_gates);
+    if (is_plain_step(layer) && in_full && !layer.has_packed_weights())
+      return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
   const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
@@ -29,6 +30,6 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   template ForwardResult tiled_forward<T, W>(const Layer&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-template FASTLSTM_WALK_FORWARD(float, int8);
+FASTLSTM_INSTANTIATE(float, int8)
 
 }  // namespace fastlstm
