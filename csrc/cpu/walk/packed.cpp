@@ -58,12 +58,11 @@ class PackedStep {
  private:
   // Below this many bytes of weights, waking another thread costs more than it helps.
   int64_t threads() const {
-    constexpr int64_t kBytesWorthAThread = 128 << 10;
     const int64_t bytes = (w_.w_ih.size() + w_.w_hh.size()) * sizeof(W);
     const int64_t most = at::in_parallel_region() ? 1 : at::get_num_threads();
     const int64_t rows_in_tiles = divide_up(s_.batch, 4);
-    return std::clamp<int64_t>(bytes * rows_in_tiles / kBytesWorthAThread, 1,
-                               std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
+    return std::clamp<int64_t>(bytes * rows_in_tiles / kernel_table().tuning.bytes_worth_a_thread,
+                               1, std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
   }
 
   std::vector<const W*> encode(const EncodedRows<T, W>& encoded, const T* rows, int64_t K) const {
@@ -119,26 +118,27 @@ bool is_ready(const Tensor& tensor, at::ScalarType dtype, int64_t rows, int64_t 
              tensor.nbytes() + tensor.storage_offset() * tensor.element_size();
 }
 
-// T: of the layer, or float32, to which it is converted; W: of the weights.
 template <typename T, typename W>
-PackedResult forward(const Layer& layer, bool save_cells) {
-  const auto dtype = layer.input.scalar_type();
-  const bool converted = std::is_same_v<T, float> && dtype != at::kFloat;
+PackedResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells) {
   auto [output, h_n, c_n, cells, gates] =
-      tiled_forward<T, W>(converted ? as_float(layer) : layer, save_cells, /*save_gates=*/false);
-  return {output.to(dtype), h_n.to(dtype), c_n, cells};
+      tiled_forward<T, W>(layer, plan, save_cells, /*save_gates=*/false);
+  return {output, h_n, c_n, cells};
 }
 
+// W: of the weights.
 template <typename W>
 PackedResult forward_of(const Layer& layer, bool save_cells) {
-  const auto dtype = layer.input.scalar_type();
+  CpuTask task = task_of(layer);
+  task.packed_weights = dtype_of(scalar_type_of<W>), task.saves = save_cells;
+  const CpuPlan plan = fastlstm::plan(task, cpu_machine());
   if constexpr (std::is_same_v<W, float>)
-    if (dtype == at::kHalf && !layer.projects() && !is_plain_step(layer))
-      return forward<float16, float>(layer, save_cells);
+    if (plan.dtype == Dtype::kFloat16) return forward<float16, W>(layer, plan, save_cells);
   if constexpr (std::is_same_v<W, bfloat16>)
-    if (dtype == at::kBFloat16 && kernels<bfloat16>().product && !layer.projects())
-      return forward<bfloat16, bfloat16>(layer, save_cells);
-  return forward<State_t<W>, W>(layer, save_cells);
+    if (plan.dtype == Dtype::kBFloat16) return forward<bfloat16, W>(layer, plan, save_cells);
+  const auto dtype = layer.input.scalar_type();
+  auto [output, h_n, c_n, cells] =
+      forward<State_t<W>, W>(plan.dtype == task.dtype ? layer : as_float(layer), plan, save_cells);
+  return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
 }  // namespace
