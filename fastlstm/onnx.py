@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _build
-from ._call import by_direction
+from ._call import LstmCall
 
 __all__ = ["translations"]
 
@@ -67,33 +65,25 @@ def translations() -> dict[Any, Callable[..., Any]]:
             f"onnx: the extension is not available ({_build.unavailable_reason()}); export "
             'fastlstm.convert(model, to="torch") instead'
         )
-    import onnx_ir
-    from onnxscript import opset18
-
+    own = _Translations()
     global _were_made
     _were_made = True
+    ops = torch.ops.fastlstm
+    return {ops.lstm.default: own.lstm, ops.lstm_packed.default: own.lstm_packed}
 
-    op: Any = opset18
 
-    def stack(parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
-        """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
-        gates = op.Reshape(op.Concat(*parameters, axis=0), [len(parameters), 4, hidden_size, -1])
-        return op.Reshape(op.Gather(gates, _GATES, axis=1), shape)
+class _Translations:
+    """The ops by operators of ONNX. The arguments of its public methods are those of the ops."""
 
-    def node(operator: Any, input: Any, weights: Any, lengths: Any, *others: Any) -> Any:
-        """output, h_n, c_n; weights: W, R and B; others: h_0, c_0 and what else there is."""
-        y, h_n, c_n = operator(
-            input,
-            *weights,
-            None if lengths is None else op.Cast(lengths, to=6),  # int32
-            *others,
-            hidden_size=others[1].shape[2],
-            direction="bidirectional" if others[0].shape[0] == 2 else "forward",
-        )
-        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
-        return y, h_n, c_n
+    def __init__(self) -> None:
+        import onnx_ir
+        from onnxscript import opset18
+
+        self._ir: Any = onnx_ir
+        self._op: Any = opset18
 
     def lstm(
+        self,
         input: Any,
         h_0: Any,
         c_0: Any,
@@ -110,21 +100,17 @@ def translations() -> dict[Any, Callable[..., Any]]:
         recompute: bool = False,
         engine: str = "auto",
     ) -> Any:
-        directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        named = by_direction(weights, layout)
-        masks = h_mask, zoneout_h, zoneout_c
-        _refuse(layout, batch_sizes, reset, masks, save_cells)
-        biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
-        matrices = [directions, 4 * hidden_size, -1]
-        of_node = (
-            stack([w.W_ih for w in named], hidden_size, matrices),
-            stack([w.W_hh for w in named], hidden_size, matrices),
-            stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
-        )
-        y, h_n, c_n = node(op.LSTM, input, of_node, lengths, h_0, c_0)
-        return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates are not used
+        options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+        call = LstmCall(input, h_0, c_0, weights, layout, *options)
+        _refuse(call, save_cells)
+        H, shape = c_0.shape[2], [h_0.shape[0], 4 * c_0.shape[2], -1]
+        matrices = [self._stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
+        y, h_n, c_n = self._node(call, self._op.LSTM, matrices)
+        unused = self._op.Identity(c_n)
+        return y, h_n, c_n, unused, unused  # cells and gates
 
     def lstm_packed(
+        self,
         input: Any,
         h_0: Any,
         c_0: Any,
@@ -138,70 +124,78 @@ def translations() -> dict[Any, Callable[..., Any]]:
         zoneout_c: Any = None,
         save_cells: bool = False,
     ) -> Any:
-        directions, gates = h_0.shape[0], 4 * c_0.shape[2]
         layout, _, format = layout.rpartition(" ")
-        named = by_direction(weights, layout)
-        masks = h_mask, zoneout_h, zoneout_c
-        _refuse(layout, batch_sizes, reset, masks, save_cells)
+        options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+        call = LstmCall(input, h_0, c_0, weights, layout, *options)
+        _refuse(call, save_cells)
         if input.dtype.name not in ("FLOAT", "DOUBLE"):
             raise RuntimeError(
                 f"onnx: expected packed layers of float32 or float64, got {input.dtype}"
             )
+        H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
+        matrices, scales = [], []
+        for k, columns in enumerate((input.shape[-1], H)):
+            packed = [w[k] for w in call.directions]
+            dtype = "INT8" if format == "int8" else input.dtype.name
+            unpacked = [self._unpacked(w, [gates, columns], dtype) for w in packed]
+            matrix = self._stack(unpacked, H, [D, gates, columns])
+            if format == "int8":
+                matrix = self._op.Transpose(matrix, perm=[0, 2, 1])
+                of_rows = [self._unpacked(w, [gates], input.dtype.name) for w in packed]
+                zeros = self._ir.tensor(torch.zeros(D, gates, dtype=torch.int8))
+                scales += [self._stack(of_rows, H, [D, gates]), self._op.Constant(value=zeros)]
+            matrices.append(matrix)
+        operator = _dynamic_quantize_lstm() if scales else self._op.LSTM
+        others = [None, *scales] if scales else []  # without peepholes
+        y, h_n, c_n = self._node(call, operator, matrices, others)
+        return y, h_n, c_n, self._op.Identity(c_n)
 
-        def constant(shape: list[int], dtype: Any, make: Callable[[], Tensor]) -> Any:
-            """Made when the file is: only then do packed weights have values."""
-            late = onnx_ir.LazyTensor(
-                lambda: onnx_ir.tensor(make()), onnx_ir.DataType[dtype], onnx_ir.Shape(shape)
-            )
-            return op.Constant(value=late)
+    def _stack(self, parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
+        """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
+        joined = self._op.Concat(*parameters, axis=0)
+        by_gate = self._op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
+        return self._op.Reshape(self._op.Gather(by_gate, _GATES, axis=1), shape)
 
-        def unpacked(matrices: Sequence[Any], columns: int, of_scales: bool = False) -> Any:
-            """[D,4H,columns], or the scales of the rows [D,4H]."""
+    def _unpacked(self, weight: Any, shape: list[int], dtype: str) -> Any:
+        """A packed matrix, or the scales of its rows: by the dimensions of `shape`."""
 
-            def make(weight: Any) -> Tensor:
-                found: Tensor = _build.library.unpack_weight(weight.const_value.raw)[of_scales]
-                return found.float() if found.dtype == torch.bfloat16 else found
+        def make() -> Any:  # when the file is made: only then do packed weights have values
+            found = _build.library.unpack_weight(weight.const_value.raw)[len(shape) == 1]
+            return self._ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
 
-            shape = [gates] if of_scales else [gates, columns]
-            dtype = "INT8" if quantized and not of_scales else input.dtype.name
-            found = [constant(shape, dtype, partial(make, w)) for w in matrices]
-            return stack(found, hidden_size, [directions, *shape])
+        late = self._ir.LazyTensor(make, self._ir.DataType[dtype], self._ir.Shape(shape))
+        return self._op.Constant(value=late)
 
-        quantized, hidden_size, input_size = format == "int8", c_0.shape[2], input.shape[-1]
-        W_ih, W_hh = [w.W_ih for w in named], [w.W_hh for w in named]
-        biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
-        W, R = unpacked(W_ih, input_size), unpacked(W_hh, hidden_size)
-        B = stack(biases, hidden_size, [directions, 2 * gates]) if biases else None
-        if quantized:
-            W, R = (op.Transpose(matrix, perm=[0, 2, 1]) for matrix in (W, R))
-            zero_points = constant(
-                [directions, gates], "INT8", lambda: torch.zeros(directions, gates).to(torch.int8)
-            )
-            scales = [s for m in (W_ih, W_hh) for s in (unpacked(m, 0, True), zero_points)]
-            others = (h_0, c_0, None, *scales)  # without peepholes
-            y, h_n, c_n = node(_dynamic_quantize_lstm(), input, (W, R, B), lengths, *others)
-        else:
-            y, h_n, c_n = node(op.LSTM, input, (W, R, B), lengths, h_0, c_0)
-        return y, h_n, c_n, op.Identity(c_n)
-
-    return {
-        torch.ops.fastlstm.lstm.default: lstm,
-        torch.ops.fastlstm.lstm_packed.default: lstm_packed,
-    }
+    def _node(
+        self, call: LstmCall, operator: Any, matrices: Sequence[Any], others: Sequence[Any] = ()
+    ) -> Any:
+        """output, h_n, c_n of an operator, which takes `others` after the usual inputs."""
+        op, hidden_size, directions = self._op, call.c_0.shape[2], call.h_0.shape[0]
+        biases = [b for w in call.directions for b in (w.b_ih, w.b_hh) if b is not None]
+        y, h_n, c_n = operator(
+            call.input,
+            *matrices,
+            self._stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
+            None if call.lengths is None else op.Cast(call.lengths, to=6),  # int32
+            call.h_0,
+            call.c_0,
+            *others,
+            hidden_size=hidden_size,
+            direction="bidirectional" if directions == 2 else "forward",
+        )
+        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
+        return y, h_n, c_n
 
 
-def _refuse(
-    layout: str, batch_sizes: Any, reset: Any, masks: tuple[Any, ...], save_cells: bool
-) -> None:
+def _refuse(call: LstmCall, save_cells: bool) -> None:
     """Raises a RuntimeError that names what the operators of ONNX lack."""
-    h_mask, zoneout_h, zoneout_c = masks
     for name, is_given in {
-        "layer normalisation": "layer_norm" in layout,
-        "proj_size": "projection" in layout,
-        "PackedSequence": batch_sizes is not None,
-        "reset": reset is not None,
-        "recurrent dropout": h_mask is not None,
-        "zoneout": zoneout_h is not None or zoneout_c is not None,
+        "layer normalisation": "layer_norm" in call.layout,
+        "proj_size": "projection" in call.layout,
+        "PackedSequence": call.batch_sizes is not None,
+        "reset": call.reset is not None,
+        "recurrent dropout": call.h_mask is not None,
+        "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
         "return_cell_states": save_cells,
     }.items():
         if is_given:

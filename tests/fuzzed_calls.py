@@ -293,7 +293,11 @@ def against_the_oracle(draw: Draw) -> None:
     torch.manual_seed(1)
     given = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     truth = leaves_of(layer)
-    pairs = [(r, g) for r, g in zip(oracle(**without_layout(truth)), given, strict=True) if r.requires_grad]
+    pairs = [
+        (r, g)
+        for r, g in zip(oracle(**without_layout(truth)), given, strict=True)
+        if r.requires_grad
+    ]
     torch.autograd.backward(*zip(*pairs, strict=True))
     call = as_call(draw, layer)
     leaves = leaves_of(call)

@@ -15,8 +15,8 @@ bool is_wrapper(const Tensor& tensor) {
 }
 
 template <typename Function, typename Options>
-static auto call_op(const c10::TypedOperatorHandle<Function>& op, const LstmCall& call,
-                    const Options& options) {
+static auto flattened(const c10::TypedOperatorHandle<Function>& op, const LstmCall& call,
+                      const Options& options) {
   return std::apply([&op](const auto&... arguments) { return op.call(arguments...); },
                     std::tuple_cat(call.list(), options.list()));
 }
@@ -25,7 +25,7 @@ ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastlstm::lstm", "")
                              .typed<std::remove_pointer_t<decltype(forward_op<call_lstm>)>>();
-  return call_op(op, call, options);
+  return flattened(op, call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
@@ -33,7 +33,7 @@ BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments&
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastlstm::lstm_backward", "")
           .typed<std::remove_pointer_t<decltype(backward_op<call_lstm_backward>)>>();
-  return call_op(op, call, arguments);
+  return flattened(op, call, arguments);
 }
 
 }  // namespace fastlstm

@@ -13,24 +13,13 @@ namespace fastlstm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// References that are valid as long as the call. Shapes: layer.h.
-struct LstmCall {
-  const Tensor &input, &h_0, &c_0;
-  at::TensorList weights;
-  c10::string_view layout;  // which weights there are: weights.h
-  const OptionalTensor &batch_sizes, &lengths, &reset, &h_mask, &zoneout_h, &zoneout_c;
-
-  using List =
-      std::tuple<const Tensor&, const Tensor&, const Tensor&, at::TensorList, c10::string_view,
-                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&>;
-  List list() const {
-    return {input,   h_0,   c_0,    weights,   layout,   batch_sizes,
-            lengths, reset, h_mask, zoneout_h, zoneout_c};
-  }
+// The tensors of a call but its weights. Shapes: layer.h.
+struct CallTensors {
+  Tensor input, h_0, c_0;
+  OptionalTensor batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c;
 };
 
-// visit(member, name) for the tensors of a call but its weights, of any struct that names them.
+// visit(member, name) for those tensors, of any struct that names them.
 template <typename Call, typename Visit>
 void for_each_member(Call& call, const Visit& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
@@ -39,44 +28,41 @@ void for_each_member(Call& call, const Visit& visit) {
   visit(call.zoneout_h, "zoneout_h"), visit(call.zoneout_c, "zoneout_c");
 }
 
-// The same for those that are given, as tensors.
+// visit(tensor, name) for those that are given.
 template <typename Call, typename Visit>
 void for_each_tensor(Call& call, const Visit& visit) {
   for_each_member(call, [&visit](auto& member, const char* name) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(member)>, OptionalTensor>) {
-      if (member) visit(*member, name);
-    } else {
+    if constexpr (!std::is_same_v<std::decay_t<decltype(member)>, OptionalTensor>)
       visit(member, name);
-    }
+    else if (member)
+      visit(*member, name);
   });
 }
 
-// The tensors of a call but its weights, owned.
-struct CallTensors {
-  Tensor input, h_0, c_0;
-  OptionalTensor batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c;
+// References that are valid as long as the call.
+struct LstmCall {
+  const Tensor &input, &h_0, &c_0;
+  at::TensorList weights;
+  c10::string_view layout;  // which weights there are: weights.h
+  const OptionalTensor &batch_sizes, &lengths, &reset, &h_mask, &zoneout_h, &zoneout_c;
 
-  CallTensors() = default;
-  explicit CallTensors(const LstmCall& c)
-      : input(c.input),
-        h_0(c.h_0),
-        c_0(c.c_0),
-        batch_sizes(c.batch_sizes),
-        lengths(c.lengths),
-        reset(c.reset),
-        h_mask(c.h_mask),
-        zoneout_h(c.zoneout_h),
-        zoneout_c(c.zoneout_c) {}
+  auto list() const {
+    return std::tie(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask,
+                    zoneout_h, zoneout_c);
+  }
+  CallTensors tensors() const {
+    return {input, h_0, c_0, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c};
+  }
 };
 
-// A call that owns all that it has.
+// A call that owns what it has.
 struct OwnedCall : CallTensors {
   std::vector<Tensor> weights;
   std::string layout;
 
   OwnedCall() = default;
   explicit OwnedCall(const LstmCall& c)
-      : CallTensors(c), weights(c.weights.vec()), layout(c.layout) {}
+      : CallTensors(c.tensors()), weights(c.weights.vec()), layout(c.layout) {}
   LstmCall call() const {
     return {input,   h_0,   c_0,    weights,   layout,   batch_sizes,
             lengths, reset, h_mask, zoneout_h, zoneout_c};
@@ -86,9 +72,12 @@ struct OwnedCall : CallTensors {
 struct ForwardOptions {
   bool save_cells, save_gates, recompute;
   c10::string_view engine;
+  auto list() const { return std::tie(save_cells, save_gates, recompute, engine); }
+};
 
-  using List = std::tuple<bool, bool, bool, c10::string_view>;
-  List list() const { return {save_cells, save_gates, recompute, engine}; }
+struct PackedOptions {
+  bool save_cells;
+  auto list() const { return std::tie(save_cells); }
 };
 
 // Which gradients are requested besides those of the weights; per_row: what BackwardResult says.
@@ -101,13 +90,9 @@ struct BackwardArguments {
   const Tensor &output, &cells, &gates;  // saved
   GradientRequest request;
   c10::string_view engine;
-
-  using List = std::tuple<const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                          const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&, bool,
-                          bool, bool, c10::string_view>;
-  List list() const {
-    return {grad_output, grad_h_n,      grad_c_n,      grad_cells,      output, cells,
-            gates,       request.input, request.state, request.per_row, engine};
+  auto list() const {
+    return std::tie(grad_output, grad_h_n, grad_c_n, grad_cells, output, cells, gates,
+                    request.input, request.state, request.per_row, engine);
   }
 };
 
@@ -142,17 +127,25 @@ ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
 // A function of a call as the dispatcher calls it.
-template <auto function, typename Result, typename Call, typename Options>
+template <typename T>
+using Passed =
+    std::conditional_t<std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>, const T&, T>;
+template <auto function, typename Call, typename Options>
 struct FlatOp;
-template <auto function, typename Result, typename... C, typename... O>
-struct FlatOp<function, Result, std::tuple<C...>, std::tuple<O...>> {
-  static Result run(C... call, O... options) { return function({call...}, {options...}); }
+template <auto function, typename... C, typename... O>
+struct FlatOp<function, std::tuple<const C&...>, std::tuple<const O&...>> {
+  static auto run(Passed<C>... call, Passed<O>... options) {
+    return function({call...}, {options...});
+  }
 };
+template <auto function, typename Options>
+constexpr auto op = FlatOp<function, decltype(std::declval<LstmCall>().list()),
+                           decltype(std::declval<Options>().list())>::run;
 template <ForwardResult (*function)(const LstmCall&, const ForwardOptions&)>
-constexpr auto forward_op =
-    FlatOp<function, ForwardResult, LstmCall::List, ForwardOptions::List>::run;
+constexpr auto forward_op = op<function, ForwardOptions>;
 template <BackwardResult (*function)(const LstmCall&, const BackwardArguments&)>
-constexpr auto backward_op =
-    FlatOp<function, BackwardResult, LstmCall::List, BackwardArguments::List>::run;
+constexpr auto backward_op = op<function, BackwardArguments>;
+template <PackedResult (*function)(const LstmCall&, const PackedOptions&)>
+constexpr auto packed_op = op<function, PackedOptions>;
 
 }  // namespace fastlstm

@@ -142,7 +142,7 @@ void check_input(const LstmCall& call) {
 // The call but the sizes that follow from its weights.
 Layer unpack(const LstmCall& call, bool packed) {
   Layer layer;
-  static_cast<CallTensors&>(layer) = CallTensors(call);
+  static_cast<CallTensors&>(layer) = call.tensors();
   layer.layout = WeightLayout::of(call.layout);
   TORCH_CHECK(
       layer.layout.format.empty() != packed,

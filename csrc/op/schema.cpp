@@ -51,9 +51,6 @@ BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments&
           like(call.h_0), like(call.c_0), grad_weights};
 }
 
-template <PackedResult (*function)(const LstmCall&, const PackedOptions&)>
-constexpr auto packed_op = FlatOp<function, PackedResult, LstmCall::List, PackedOptions::List>::run;
-
 // The arguments of a call in a schema; a default is behind each = or nothing.
 std::string call_arguments(const char* layout, const char* none) {
   std::string text =
