@@ -211,27 +211,15 @@ def lstm(
         output_size, hidden_size = weights[1].size(-1), weights[0].size(0) // 4
         count = num_layers * directions
         h_0, c_0 = states(input, hx, count, output_size, hidden_size, batch_sizes)
+        drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         regularizers = None
-        if training and (
-            dropout
-            or input_dropout
-            or recurrent_dropout
-            or zoneout_h
-            or zoneout_c
-            or weight_dropout
-        ):
-            regularizers = Regularizers(
-                input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            )
+        if training and (dropout or any(drawn)):
+            regularizers = Regularizers(*drawn)
             check_probabilities(dropout=dropout, **regularizers._asdict())
-
         call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
         found = None
         if _considers_torch(input, engine):
-            options = return_cell_states, recompute, "layer_norm" in layout
-            lacking = None
-            if regularizers or lengths is not None or reset is not None or any(options):
-                lacking = _lacking_in_torch(call, *options, regularizers or Regularizers())
+            lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
@@ -325,11 +313,7 @@ def _traces_for_onnx() -> bool:
 
 
 def _lacking_in_torch(
-    call: LstmCall,
-    return_cell_states: bool,
-    recompute: bool,
-    normalizes: bool,
-    regularizers: Regularizers,
+    call: LstmCall, return_cell_states: bool, recompute: bool, regularizers: Regularizers | None
 ) -> list[str]:
     """The options of a call that nn.LSTM lacks."""
     used = {
@@ -337,26 +321,18 @@ def _lacking_in_torch(
         "reset": call.reset is not None,
         "return_cell_states": return_cell_states,
         "recompute": recompute,
-        "layer normalisation": normalizes,
-        **regularizers._asdict(),
+        "layer normalisation": "layer_norm" in call.layout,
+        **(regularizers._asdict() if regularizers else {}),
     }
     return [name for name, is_used in used.items() if is_used]
 
 
 def _engine_of_stack(
-    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str] | None
+    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str]
 ) -> str:
     """The engine of a stack of layers: "torch", or that of each layer.
 
-    Args:
-        call: the stack.
-        engine: as in `lstm`.
-        num_layers: of the stack.
-        directions: of each layer.
-        lacking: its options that nn.LSTM lacks, if any.
-
-    Raises:
-        RuntimeError: the engine "torch" was requested for a call with such options.
+    Raises a RuntimeError if "torch" was requested for a call with options that it lacks.
     """
     if lacking and "torch" in (engine, _DEFAULT_ENGINE if engine == "auto" else ""):
         raise RuntimeError(

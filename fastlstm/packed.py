@@ -431,7 +431,7 @@ def prepack(
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
         RuntimeError: the extension is not available.
-        TypeError: `model` is no module (a class, for instance).
+        TypeError: `model` is no module.
 
     Warns:
         UserWarning: for each subclass of your own: it stays as it is.
@@ -460,10 +460,8 @@ def prepack(
                 stacklevel=2,
             )
     found = dict(model.named_modules())
-    modules = [found[path] for path in layers]
-    return replace_modules(
-        model, {module: _KINDS[own_class(module)](module, weights) for module in modules}
-    )
+    packed = {found[path]: _KINDS[own_class(found[path])](found[path], weights) for path in layers}
+    return replace_modules(model, packed)
 
 
 def _require_extension() -> None:

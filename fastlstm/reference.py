@@ -79,9 +79,7 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer in one or two directions: the contract of the op `fastlstm::lstm`.
 
-    The 16-bit types are computed in float32 and rounded at the end, which is at least as exact as
-    any engine.
-
+    The 16-bit types are computed in float32 and rounded at the end, as exact as any engine.
     T steps, B batch rows, I input_size, H hidden_size, P = proj_size or H, D directions.
 
     Args:
