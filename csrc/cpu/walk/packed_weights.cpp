@@ -96,6 +96,7 @@ PackedHeader PackedHeader::of(const Tensor& packed) {
   if (there) {
     check_memory(packed, "a packed weight");
     std::memcpy(&found, packed.const_data_ptr(), sizeof found);
+    found.format.name[sizeof found.format.name - 1] = '\0';  // whatever the bytes are
   }
   TORCH_CHECK(there && std::memcmp(found.magic, kPackedMagic, sizeof kPackedMagic) == 0,
               "lstm_packed: expected weights as fastlstm.prepack packs them, got a tensor ",
