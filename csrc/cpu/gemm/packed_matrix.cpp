@@ -347,20 +347,17 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
 }
 
 // Of every product.
-#define FASTLSTM_INSTANTIATE_PRODUCT(T, A)                                                     \
+#define FASTLSTM_INSTANTIATE_PRODUCT(T, name, unpacked, bits, group)                           \
   template class PackedMatrix<T>;                                                              \
   template class PanelSums<T>;                                                                 \
   template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
   template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
   template at::Tensor order_gates<T>(const at::Tensor&, const at::Tensor&);                    \
   template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
-                         const std::vector<A*>&, bool, const A*);                              \
+                         const std::vector<State_t<T>*>&, bool, const State_t<T>*);            \
   template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
-                                const Range&, const std::vector<A*>&);
-FASTLSTM_INSTANTIATE_PRODUCT(float, float)
-FASTLSTM_INSTANTIATE_PRODUCT(double, double)
-FASTLSTM_INSTANTIATE_PRODUCT(bfloat16, float)
-FASTLSTM_INSTANTIATE_PRODUCT(int8, float)
+                                const Range&, const std::vector<State_t<T>*>&);
+FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_INSTANTIATE_PRODUCT)
 template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const PackedMatrix<bfloat16>&, const Range&,
                               const std::vector<bfloat16*>&);

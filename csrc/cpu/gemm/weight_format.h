@@ -7,13 +7,6 @@
 
 namespace fastlstm {
 
-// macro(C++ type of an element, name of the format, torch's name of what is packed, bits of an
-// element, neighbours along K that share a scale). The product of a format on a processor:
-// product_of in targets/kernels.h.
-#define FASTLSTM_FOR_EACH_FORMAT(macro)                                         \
-  macro(float, "float32", Float, 32, 0) macro(double, "float64", Double, 64, 0) \
-      macro(bfloat16, "bfloat16", BFloat16, 16, 0) macro(int8, "int8", Char, 8, INT32_MAX)
-
 struct WeightFormat {
   char name[16];
   int32_t bits, group;     // 0: no scales
@@ -46,21 +39,21 @@ template <typename W>
 WeightFormat format_here();
 template <typename W>
 constexpr at::ScalarType scalar_type_of = at::kFloat;
-#define FASTLSTM_FORMAT(W, name, packed, bits, group)                           \
-  template <>                                                                   \
-  inline WeightFormat format_here<W>() {                                        \
-    return {name, bits, group, product_of<W>().lanes, product_of<W>().vectors}; \
-  }                                                                             \
-  template <>                                                                   \
-  inline constexpr at::ScalarType scalar_type_of<W> = at::k##packed;
+#define FASTLSTM_FORMAT(W, name, unpacked, bits, group)                          \
+  template <>                                                                    \
+  inline WeightFormat format_here<W>() {                                         \
+    return {#name, bits, group, product_of<W>().lanes, product_of<W>().vectors}; \
+  }                                                                              \
+  template <>                                                                    \
+  inline constexpr at::ScalarType scalar_type_of<W> = at::k##unpacked;
 FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_FORMAT)
 #undef FASTLSTM_FORMAT
 
 // function(W()) for the format of that name.
 template <typename Function>
 auto dispatch_format(std::string_view format, const Function& function) {
-#define FASTLSTM_CASE(W, name, packed, bits, group) \
-  if (format == name) return function(W());
+#define FASTLSTM_CASE(W, name, unpacked, bits, group) \
+  if (format == #name) return function(W());
   FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_CASE)
 #undef FASTLSTM_CASE
   TORCH_CHECK(false, "lstm_packed: expected weights in float32, float64, bfloat16 or int8, got \"",

@@ -40,6 +40,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-FASTLSTM_INSTANTIATE(float, int8)
+#define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
+FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
 
 }  // namespace fastlstm
