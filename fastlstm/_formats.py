@@ -7,6 +7,8 @@ from torch import Tensor
 
 from . import _build
 
+SMALLER = (torch.bfloat16, torch.int8)  # what weights of 32 or 16 bits may become
+
 
 def problem(
     name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype

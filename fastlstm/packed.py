@@ -33,7 +33,6 @@ from .modules import (
 from .reference import state_dtype
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SMALLER = (torch.bfloat16, torch.int8)
 
 
 class _Frozen(nn.Module):
@@ -436,7 +435,7 @@ def prepack(
     Warns:
         UserWarning: for each subclass of your own: it stays as it is.
     """
-    if weights not in (None, torch.float32, *_SMALLER):
+    if weights not in (None, torch.float32, *_formats.SMALLER):
         raise ValueError(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
@@ -471,7 +470,7 @@ def _require_extension() -> None:
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
-    smaller = () if tensor.dtype == torch.float64 else _SMALLER
+    smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
     if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
         raise ValueError(
