@@ -219,9 +219,14 @@ def lstm(
         input, lengths, reset, batch_first = steps_first(
             input, batch_sizes, lengths, reset, batch_first
         )
-        output_size, hidden_size = weights[1].size(-1), weights[0].size(0) // 4
-        count = num_layers * directions
-        h_0, c_0 = states(input, hx, count, output_size, hidden_size, batch_sizes)
+        h_0, c_0 = hx or zero_states(
+            input,
+            num_layers * directions,
+            weights[1].size(-1),
+            weights[0].size(0) // 4,
+            batch_sizes,
+        )
+        check_states(h_0, c_0, num_layers * directions)
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         regularizers = None
         if training and (dropout or any(drawn)):
@@ -276,21 +281,21 @@ def by_layers(
     whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
 ) -> _Stack:
     """The layers of a stack that is given together, by a call of `run` for each."""
+    if num_layers == 1:  # without the loop, which takes as long as a small step's checks
+        output, h_0, c_0, of_layer = run(whole, 0)
+        return output, (h_0, c_0), [of_layer]
     each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
-        call = whole
-        if num_layers > 1:
-            states = slice(layer * directions, (layer + 1) * directions)
-            own = whole.weights[layer * each : (layer + 1) * each]
-            h_0, c_0 = whole.h_0[states], whole.c_0[states]
-            call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
+        states = slice(layer * directions, (layer + 1) * directions)
+        own = whole.weights[layer * each : (layer + 1) * each]
+        h_0, c_0 = whole.h_0[states], whole.c_0[states]
+        call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
         output, h, c, of_layer = run(call, layer)
         h_n.append(h)
         c_n.append(c)
         cells.append(of_layer)
-    state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
-    return output, state, cells
+    return output, (torch.cat(h_n), torch.cat(c_n)), cells
 
 
 def results(
@@ -379,27 +384,24 @@ def _layout(layout: str | None, weights: Sequence[Tensor], num_layers: int, dire
     return layout
 
 
-def states(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    count: int,
-    output_size: int,
-    hidden_size: int,
-    batch_sizes: Tensor | None,
+def zero_states(
+    input: Tensor, count: int, output_size: int, hidden_size: int, batch_sizes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """h_0 and c_0 of `count` layers and directions, zeros where none are given."""
-    if hx is None:
-        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        zeros = input.new_zeros(count, batch, hidden_size)
-        same = output_size == hidden_size
-        return zeros if same else input.new_zeros(count, batch, output_size), zeros
-    h_0, c_0 = hx
+    """h_0 and c_0 where none are given, of `count` layers and directions."""
+    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+    c_0 = input.new_zeros(count, batch, hidden_size)
+    if output_size == hidden_size:
+        return c_0, c_0
+    return input.new_zeros(count, batch, output_size), c_0
+
+
+def check_states(h_0: Tensor, c_0: Tensor, count: int) -> None:
+    """Raises a RuntimeError unless they are of `count` layers and directions."""
     if h_0.size(0) != count or c_0.size(0) != count:
         raise RuntimeError(
             f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
             f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
         )
-    return h_0, c_0
 
 
 def lstm_cell(

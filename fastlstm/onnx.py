@@ -65,117 +65,120 @@ def translations() -> dict[Any, Callable[..., Any]]:
             f"onnx: the extension is not available ({_build.unavailable_reason()}); export "
             'fastlstm.convert(model, to="torch") instead'
         )
-    own = _Translations()
+    _Operators()  # raises the ImportError
     global _were_made
     _were_made = True
     ops = torch.ops.fastlstm
-    return {ops.lstm.default: own.lstm, ops.lstm_packed.default: own.lstm_packed}
+    return {ops.lstm.default: _lstm, ops.lstm_packed.default: _lstm_packed}
 
 
-class _Translations:
-    """The ops by operators of ONNX. The arguments of its public methods are those of the ops."""
+# The arguments are those of the op.
+def _lstm(
+    input: Any,
+    h_0: Any,
+    c_0: Any,
+    weights: Sequence[Any],
+    layout: str = "bias",
+    batch_sizes: Any = None,
+    lengths: Any = None,
+    reset: Any = None,
+    h_mask: Any = None,
+    zoneout_h: Any = None,
+    zoneout_c: Any = None,
+    save_cells: bool = False,
+    save_gates: bool = False,
+    recompute: bool = False,
+    engine: str = "auto",
+) -> Any:
+    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+    call = LstmCall(input, h_0, c_0, weights, layout, *options)
+    _refuse(call, save_cells)
+    own = _Operators()
+    H, shape = c_0.shape[2], [h_0.shape[0], 4 * c_0.shape[2], -1]
+    matrices = [own.stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
+    y, h_n, c_n = own.node(call, own.op.LSTM, matrices)
+    unused = own.op.Identity(c_n)
+    return y, h_n, c_n, unused, unused  # cells and gates
+
+
+def _lstm_packed(
+    input: Any,
+    h_0: Any,
+    c_0: Any,
+    weights: Sequence[Any],
+    layout: str,
+    batch_sizes: Any = None,
+    lengths: Any = None,
+    reset: Any = None,
+    h_mask: Any = None,
+    zoneout_h: Any = None,
+    zoneout_c: Any = None,
+    save_cells: bool = False,
+) -> Any:
+    layout, _, format = layout.rpartition(" ")
+    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+    call = LstmCall(input, h_0, c_0, weights, layout, *options)
+    _refuse(call, save_cells)
+    own = _Operators()
+    if input.dtype.name not in ("FLOAT", "DOUBLE"):
+        raise RuntimeError(f"onnx: expected packed layers of float32 or float64, got {input.dtype}")
+    H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
+    matrices, scales = [], []
+    for k, columns in enumerate((input.shape[-1], H)):
+        packed = [w[k] for w in call.directions]
+        dtype = "INT8" if format == "int8" else input.dtype.name
+        unpacked = [own.unpacked(w, [gates, columns], dtype) for w in packed]
+        matrix = own.stack(unpacked, H, [D, gates, columns])
+        if format == "int8":
+            matrix = own.op.Transpose(matrix, perm=[0, 2, 1])
+            of_rows = [own.unpacked(w, [gates], input.dtype.name) for w in packed]
+            scales.append(own.stack(of_rows, H, [D, gates]))
+        matrices.append(matrix)
+    operator, others = own.op.LSTM, []
+    if format == "int8":
+        operator = _dynamic_quantize_lstm()
+        zeros = own.op.Constant(value=own.ir.tensor(torch.zeros(D, gates, dtype=torch.int8)))
+        others = [None, scales[0], zeros, scales[1], zeros]  # without peepholes
+    y, h_n, c_n = own.node(call, operator, matrices, others)
+    return y, h_n, c_n, own.op.Identity(c_n)
+
+
+class _Operators:
+    """The operators of ONNX, and what both translations make of them."""
 
     def __init__(self) -> None:
         import onnx_ir
         from onnxscript import opset18
 
-        self._ir: Any = onnx_ir
-        self._op: Any = opset18
+        self.ir: Any = onnx_ir
+        self.op: Any = opset18
 
-    def lstm(
-        self,
-        input: Any,
-        h_0: Any,
-        c_0: Any,
-        weights: Sequence[Any],
-        layout: str = "bias",
-        batch_sizes: Any = None,
-        lengths: Any = None,
-        reset: Any = None,
-        h_mask: Any = None,
-        zoneout_h: Any = None,
-        zoneout_c: Any = None,
-        save_cells: bool = False,
-        save_gates: bool = False,
-        recompute: bool = False,
-        engine: str = "auto",
-    ) -> Any:
-        options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
-        call = LstmCall(input, h_0, c_0, weights, layout, *options)
-        _refuse(call, save_cells)
-        H, shape = c_0.shape[2], [h_0.shape[0], 4 * c_0.shape[2], -1]
-        matrices = [self._stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
-        y, h_n, c_n = self._node(call, self._op.LSTM, matrices)
-        unused = self._op.Identity(c_n)
-        return y, h_n, c_n, unused, unused  # cells and gates
-
-    def lstm_packed(
-        self,
-        input: Any,
-        h_0: Any,
-        c_0: Any,
-        weights: Sequence[Any],
-        layout: str,
-        batch_sizes: Any = None,
-        lengths: Any = None,
-        reset: Any = None,
-        h_mask: Any = None,
-        zoneout_h: Any = None,
-        zoneout_c: Any = None,
-        save_cells: bool = False,
-    ) -> Any:
-        layout, _, format = layout.rpartition(" ")
-        options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
-        call = LstmCall(input, h_0, c_0, weights, layout, *options)
-        _refuse(call, save_cells)
-        if input.dtype.name not in ("FLOAT", "DOUBLE"):
-            raise RuntimeError(
-                f"onnx: expected packed layers of float32 or float64, got {input.dtype}"
-            )
-        H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
-        matrices, scales = [], []
-        for k, columns in enumerate((input.shape[-1], H)):
-            packed = [w[k] for w in call.directions]
-            dtype = "INT8" if format == "int8" else input.dtype.name
-            unpacked = [self._unpacked(w, [gates, columns], dtype) for w in packed]
-            matrix = self._stack(unpacked, H, [D, gates, columns])
-            if format == "int8":
-                matrix = self._op.Transpose(matrix, perm=[0, 2, 1])
-                of_rows = [self._unpacked(w, [gates], input.dtype.name) for w in packed]
-                zeros = self._ir.tensor(torch.zeros(D, gates, dtype=torch.int8))
-                scales += [self._stack(of_rows, H, [D, gates]), self._op.Constant(value=zeros)]
-            matrices.append(matrix)
-        operator = _dynamic_quantize_lstm() if scales else self._op.LSTM
-        others = [None, *scales] if scales else []  # without peepholes
-        y, h_n, c_n = self._node(call, operator, matrices, others)
-        return y, h_n, c_n, self._op.Identity(c_n)
-
-    def _stack(self, parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
+    def stack(self, parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
         """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
-        joined = self._op.Concat(*parameters, axis=0)
-        by_gate = self._op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
-        return self._op.Reshape(self._op.Gather(by_gate, _GATES, axis=1), shape)
+        joined = self.op.Concat(*parameters, axis=0)
+        by_gate = self.op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
+        return self.op.Reshape(self.op.Gather(by_gate, _GATES, axis=1), shape)
 
-    def _unpacked(self, weight: Any, shape: list[int], dtype: str) -> Any:
+    def unpacked(self, weight: Any, shape: list[int], dtype: str) -> Any:
         """A packed matrix, or the scales of its rows: by the dimensions of `shape`."""
 
         def make() -> Any:  # when the file is made: only then do packed weights have values
             found = _build.library.unpack_weight(weight.const_value.raw)[len(shape) == 1]
-            return self._ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
+            return self.ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
 
-        late = self._ir.LazyTensor(make, self._ir.DataType[dtype], self._ir.Shape(shape))
-        return self._op.Constant(value=late)
+        late = self.ir.LazyTensor(make, self.ir.DataType[dtype], self.ir.Shape(shape))
+        return self.op.Constant(value=late)
 
-    def _node(
+    def node(
         self, call: LstmCall, operator: Any, matrices: Sequence[Any], others: Sequence[Any] = ()
     ) -> Any:
         """output, h_n, c_n of an operator, which takes `others` after the usual inputs."""
-        op, hidden_size, directions = self._op, call.c_0.shape[2], call.h_0.shape[0]
+        op, hidden_size, directions = self.op, call.c_0.shape[2], call.h_0.shape[0]
         biases = [b for w in call.directions for b in (w.b_ih, w.b_hh) if b is not None]
         y, h_n, c_n = operator(
             call.input,
             *matrices,
-            self._stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
+            self.stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
             None if call.lengths is None else op.Cast(call.lengths, to=6),  # int32
             call.h_0,
             call.c_0,

@@ -52,6 +52,7 @@ class _Frozen(nn.Module):
     __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # which weights a direction has, and their format
+    _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
 
     def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
@@ -69,6 +70,7 @@ class _Frozen(nn.Module):
         """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
         layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
         self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
+        self._op_names = [f"packed_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
             tensor, scale = tensors[name], tensors.get(f"{name}_scale")
             if problem := _formats.problem(name, tensor, scale, shape, self.weights):
@@ -96,7 +98,7 @@ class _Frozen(nn.Module):
     def _op_weights(self) -> list[Tensor]:
         """What the op takes of all layers and directions."""
         buffers = self._buffers
-        return [buffers[f"packed_{name}"] for name in self._shapes]  # type: ignore[misc]
+        return [buffers[name] for name in self._op_names]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
@@ -280,9 +282,10 @@ class PackedLSTM(_Frozen, SequenceModule):
         self._check_call(input, hx)
         steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
         input, lengths, reset, batch_first = steps_first
-        count, output_size = self.num_layers * (1 + self.bidirectional), self.proj_size
-        sizes = count, output_size or self.hidden_size, self.hidden_size
-        h_0, c_0 = functional.states(input, hx, *sizes, batch_sizes)
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = self.proj_size or self.hidden_size, self.hidden_size
+        h_0, c_0 = hx or functional.zero_states(input, count, *sizes, batch_sizes)
+        functional.check_states(h_0, c_0, count)
         weights = self._op_weights()
         call = LstmCall(input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
         found = functional.by_layers(

@@ -91,7 +91,7 @@ const Product<W>& product_of();
 #define FASTLSTM_PRODUCT(W, name, unpacked, bits, group) \
   template <>                                            \
   inline const Product<W>& product_of() {                \
-    return *kernel_table().weights.of_##name;                 \
+    return *kernel_table().weights.of_##name;            \
   }
 FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_PRODUCT)
 #undef FASTLSTM_PRODUCT
