@@ -1,7 +1,7 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
-#include <ATen/Context.h>
 #include <torch/library.h>
 
+#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/step.h"
 #include "cpu/targets/kernels.h"
@@ -72,9 +72,7 @@ Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::
 // "bf16", where the processor has such products. "tf32" is float32: three products of bfloat16 were
 // slower.
 bool multiplies_in_bfloat16(at::ScalarType dtype) {
-  return dtype == at::kFloat && kernels<bfloat16>().product &&
-         at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
-             at::Float32Precision::BF16;
+  return dtype == at::kFloat && kernels<bfloat16>().product && rnn_multiplies_in_bfloat16();
 }
 
 // function(T, W) for the dtype T of a tensor and the dtype W of its products with weights.

@@ -354,5 +354,6 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   template BackwardResult tiled_backward<T, W>(const Layer&, const Saved&, const OutputGrads&, \
                                                const GradientRequest&);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -29,6 +29,7 @@ ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates
   template ForwardResult tiled_forward<T, W>(const Layer&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 template FASTLSTM_WALK_FORWARD(float, int8);
 
 }  // namespace fastlstm
