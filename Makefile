@@ -117,7 +117,7 @@ distclean: clean  ## remove the environments as well
 	rm -rf .venv $(CUDA_ENV)
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # make-venv FOLDER [PYTHON]: a virtual environment, unless it is there.
 define make-venv

@@ -52,6 +52,10 @@ def has_kernels(device_type: str) -> bool:
     return built and not (device_type == "cuda" and _cuda_reason)
 
 
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
     """How the recorded torch differs from the running one, or None if their ABI is the same.
 
@@ -61,22 +65,21 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
         torch_cuda: `torch.version.cuda` of the running torch.
     """
 
-    def abi(version: str, cuda: str | None) -> tuple[list[str], str]:
-        return version.split(".")[:2], (cuda or "none").split(".")[0]
 
-    built_for = record["torch"]
-    if isinstance(built_for, list):  # a wheel
-        if ".".join(torch_version.split(".")[:2]) in built_for:
-            return None
-        return f"it was built for torch {', '.join(built_for)}, and this is torch {torch_version}"
+    def abi(version: str, cuda: str | None) -> tuple[str, str]:
+        return _minor(version), (cuda or "none").split(".")[0]
 
     def name(version: str, cuda: str | None) -> str:
         return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
 
-    if abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda):
-        return None
-    built_for = name(record["torch"], record["cuda"])
-    return f"it was built for {built_for}, and this is {name(torch_version, torch_cuda)}"
+    if isinstance(record["torch"], list):
+        fits = _minor(torch_version) in record["torch"]
+        built_for = f"torch {', '.join(record['torch'])}"
+    else:
+        fits = abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda)
+        built_for = name(record["torch"], record["cuda"])
+    running = name(torch_version, torch_cuda)
+    return None if fits else f"it was built for {built_for}, and this is {running}"
 
 
 def rebuild_command() -> str:
@@ -98,14 +101,14 @@ def rebuild_command() -> str:
     return f"{command} {shlex.quote(url['url'])}"
 
 
-def _load_cuda(folder: Path) -> None:
-    """Load the library of a wheel that needs a torch with CUDA, if torch has it."""
+def _load_cuda(path: Path) -> None:
+    """Load the library of a wheel that needs a torch with CUDA, if this is one."""
     global _cuda_reason
     if torch.version.cuda is None:
-        _cuda_reason = "this torch has no CUDA"
+        _cuda_reason = f"torch {torch.__version__} is not a CUDA build"
         return
     try:
-        torch.ops.load_library(folder / "libfastlstm_cuda.so")
+        torch.ops.load_library(path)
     except OSError as error:
         _cuda_reason = f"they cannot be loaded: {error}"
 
@@ -119,10 +122,8 @@ def _load() -> str | None:
         return f"it was not built ({record['note']})"
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
-    folder = _PACKAGE
-    if isinstance(record["torch"], list):
-        folder /= "_".join(["torch", *torch.__version__.split(".")[:2]])
-        sys.modules["fastlstm"].__path__.append(str(folder))
+    folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # of a wheel
+    sys.modules["fastlstm"].__path__.append(str(folder))
     if importlib.util.find_spec("fastlstm._C") is None:
         return f"it was built for Python {record['python']}, this is {platform.python_version()}"
     global library
@@ -130,8 +131,8 @@ def _load() -> str | None:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
-    if isinstance(record["torch"], list) and "cuda" in record["kinds"]:
-        _load_cuda(folder)
+    if "cuda" in record["kinds"] and folder.is_dir():
+        _load_cuda(folder / "libfastlstm_cuda.so")
     library.free_sms()  # a wrong FASTLSTM_FREE_SMS is an error everywhere
     return None
 
@@ -146,8 +147,9 @@ _WITHOUT_KERNELS = (
 @functools.cache
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
+    reason = _cuda_reason or build_record()["note"]
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {_cuda_reason or build_record()['note']}. On a GPU {_WITHOUT_KERNELS} "
+        f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
         f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,
