@@ -24,6 +24,8 @@ constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
 
 #if FASTLSTM_TORCH >= 209
 inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(kRnn); }
+// torch.backends.mkldnn.rnn.fp32_precision = "bf16". Its "tf32" is float32 to us: three products of
+// bfloat16 were slower.
 inline bool rnn_multiplies_in_bfloat16() {
   return at::globalContext().float32Precision(kMkldnn, kRnn) == kBf16;
 }
