@@ -42,5 +42,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 #define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
 FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
+#undef FASTLSTM_OF_INTEGERS
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm
