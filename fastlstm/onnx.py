@@ -155,7 +155,8 @@ class _Operators:
 
     def stack(self, parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
         """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
-        joined = self.op.Concat(*parameters, axis=0)
+        one = len(parameters) == 1
+        joined = parameters[0] if one else self.op.Concat(*parameters, axis=0)
         by_gate = self.op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
         return self.op.Reshape(self.op.Gather(by_gate, _GATES, axis=1), shape)
 
