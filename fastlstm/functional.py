@@ -36,6 +36,9 @@ if _OP_DEVICES:
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
 
+# Whether a single row of a large cell is PyTorch's: on Intel's processors.
+_MKL_READS_FASTER = bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
+
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
@@ -49,9 +52,16 @@ _AUTOCAST_DEVICES = frozenset(
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+def is_transformed() -> bool:
+    """Whether a call is compiled, differentiated forward or under a transform of torch.func."""
+    if torch.compiler.is_compiling() or _transforms_active():
+        return True
+    return forward_ad._current_level >= 0
+
+
 def check_engine(engine: Any) -> None:
     """Raises a ValueError unless there is such an engine."""
-    if engine not in ENGINES and not str(engine).startswith("persistent:"):
+    if engine not in ENGINES and not str(engine).startswith(("persistent:", "tiled:")):
         raise ValueError(
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
             "variable FASTLSTM_ENGINE decides where the code does not)"
@@ -69,7 +79,7 @@ def choose_engine(
     """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
 
     Args:
-        engine: one of `ENGINES`, or "persistent:..." as in `lstm`.
+        engine: one of `ENGINES`, or with a division of the work as in `lstm`.
         device: device type of the input, such as "cpu".
         dtype: dtype of the input.
         transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
@@ -180,7 +190,8 @@ def lstm(
             matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call. For
-            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md).
+            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md), on a
+            CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" (docs/cpu.md).
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:

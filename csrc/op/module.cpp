@@ -36,6 +36,7 @@ py::dict build_info() {
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
   info["l2_cache_bytes"] = l2_cache_bytes();
+  info["leaves_steps_to_aten"] = kernel_table().tuning.leaves_steps_to_aten;
   py::dict products;
   products["float32"] = describe(product_of<float>());
   products["float64"] = describe(product_of<double>());
@@ -43,6 +44,44 @@ py::dict build_info() {
   products["int8"] = describe(product_of<int8>());
   info["products"] = products;
   return info;
+}
+
+// A plain layer on this processor, with these threads and this cache of a core.
+py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t batch,
+                  int64_t steps, int64_t directions, bool training, bool backward, int64_t threads,
+                  int64_t l2_cache_bytes) {
+  const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
+  if (least < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument("expected sizes of at least 1 and 1 or 2 directions");
+  const CpuTask task{.dtype = dtype_named(dtype),
+                     .directions = directions,
+                     .steps = steps,
+                     .batch = batch,
+                     .rows = steps * batch,
+                     .input_size = input_size,
+                     .hidden_size = hidden_size,
+                     .output_size = hidden_size,
+                     .saves = training,
+                     .backward = backward};
+  CpuMachine machine = cpu_machine();
+  machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
+  const CpuPlan chosen = plan(task, machine);
+  const auto name = [](Dtype dtype) {
+    constexpr const char* names[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+    return names[static_cast<int>(dtype)];
+  };
+  py::dict result;
+  result["engine"] = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise";
+  result["dtype"] = name(chosen.dtype);
+  result["product"] = name(chosen.product);
+  result["one_step"] = chosen.one_step;
+  result["unit_groups"] = chosen.grid.unit_groups;
+  result["row_groups"] = chosen.grid.row_groups;
+  result["directions"] = chosen.grid.directions;
+  result["step_us"] = chosen.step_us;  // predicted, not measured
+  result["steps_ahead"] = chosen.steps_ahead;
+  result["chunk_steps"] = chosen.chunk_steps;
+  return result;
 }
 
 // The op without save_gates; its arguments are those of the schema.
@@ -134,6 +173,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_scratch", &fastlstm::release_scratch,
         "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
         "returns how many bytes.");
+  m.def("plan_cpu", &fastlstm::plan_cpu, py::arg("dtype"), py::arg("input_size"),
+        py::arg("hidden_size"), py::arg("batch"), py::arg("steps"), py::arg("directions"),
+        py::arg("training"), py::arg("backward"), py::arg("threads"), py::arg("l2_cache_bytes"),
+        "How a plain layer would run on this processor, with other threads or caches too.");
   m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
