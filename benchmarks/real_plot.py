@@ -81,7 +81,7 @@ def draw(record: dict[str, Any], theme: str) -> Figure:
     machine = record["machine"]
     name = machine.get("gpu") or f"{machine['cpu']}, {record['threads']} threads"
     about = f"{name}, torch {record['versions']['torch']}, {record['date'][:10]}"
-    axes.set_title(f"Times as fast as nn.LSTM (= 1)\n{about}", color=text, fontsize=10)
+    axes.set_title(f"How many times as fast as nn.LSTM\n{about}", color=text, fontsize=10)
     return figure
 
 
