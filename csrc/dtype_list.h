@@ -6,3 +6,10 @@
 #define FASTLSTM_FOR_EACH_DTYPE(macro)                                                      \
   macro(float, float, Float) macro(double, double, Double) macro(bfloat16, float, BFloat16) \
       macro(float16, float, Half)
+
+namespace fastlstm {
+
+// Their names, and that of weights of 8 bits, for planners.
+enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16, kInt8 };
+
+}  // namespace fastlstm

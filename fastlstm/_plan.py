@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-tf32", action="store_true", help="as torch.backends.cudnn.allow_tf32 = False"
     )
     parser.add_argument("--sms", type=_positive, default=132, help="multiprocessors; default: 132")
+    parser.add_argument("--threads", type=_positive, help="of a CPU; default: PyTorch's")
     parser.add_argument(
         "--capability", type=_positive, default=90, metavar="90", help="compute capability"
     )
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
         if engine is not None:
             choice = _choice.Choice(engine, "measured by fastlstm.tune")
         _print_choice(choice, "tiled")
+        if choice.engine == "auto":
+            _print_cpu(stack, args.threads or torch.get_num_threads())
         return
     if reason := _build.unavailable_reason():
         raise SystemExit(f"the planner is in the extension, which is not used: {reason}")
@@ -104,6 +107,26 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_choice(choice: _choice.Choice, ours: str) -> None:
     print(f"auto: {ours if choice.engine == 'auto' else choice.engine} ({choice.why})")
+
+
+def _print_cpu(stack: _choice.Stack, threads: int) -> None:
+    """The walks of the first layer on this processor."""
+    for name in ("forward", "backward") if stack.training else ("forward",):
+        cache = _build.library.build_info()["l2_cache_bytes"]
+        sizes = (stack.input_size, stack.hidden_size, stack.batch, stack.steps, stack.directions)
+        walk = (stack.training, name == "backward", threads, cache)
+        plan = _build.library.plan_cpu(stack.dtype, *sizes, *walk)
+        print(f"\n{name}: {plan['engine']}, in {plan['dtype']}, products in {plan['product']}")
+        if plan["one_step"]:
+            print("  a single step, its weights as they lie")
+            continue
+        ahead = plan["chunk_steps"] if name == "backward" else plan["steps_ahead"]
+        print(
+            f"  {threads} threads: {plan['directions']} direction(s) x {plan['row_groups']} row "
+            f"groups x {plan['unit_groups']} groups of units\n"
+            f"  {f'{ahead} steps a chunk' if ahead else 'input multiplied beside h'}\n"
+            f"  {plan['step_us']:.2f} us a step, predicted"
+        )
 
 
 def _print_walk(name: str, plan: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from fastlstm import _build
 from fastlstm.__main__ import devices, main
@@ -24,6 +25,55 @@ def test_plan(capsys):
 def test_plan_of_a_cpu(capsys):
     main([*SHAPE, "--device", "cpu"])
     assert "auto: tiled (measured ahead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--threads", "1"], ["1 row groups x 1 groups of units", "forward: ", "backward: "]),
+        (["--steps", "1"], ["forward: tiled, in bfloat16", "a single step, its weights as"]),
+        (["--inference", "--dtype", "fp64", "--batch", "4"], ["in float64,", "steps a chunk"]),
+    ],
+)
+def test_walks_of_a_cpu(capsys, options, expected):
+    if "--steps" in options and not _build.library.build_info()["multiplies_bfloat16"]:
+        expected = ["forward: tiled, in float32", expected[1]]
+    main([*SHAPE, "--device", "cpu", *options])
+    told = capsys.readouterr().out
+    assert all(text in told for text in expected), told
+    assert ("backward" in told) == ("--inference" not in options)
+
+
+@settings(deadline=None)
+@given(
+    dtype=strategies.sampled_from(["float32", "float64", "bfloat16", "float16"]),
+    sizes=strategies.tuples(*[strategies.integers(1, 3000)] * 4),
+    directions=strategies.integers(1, 2),
+    training=strategies.booleans(),
+    backward=strategies.booleans(),
+    l2_cache_bytes=strategies.sampled_from([256 << 10, 512 << 10, 1 << 20, 2 << 20]),
+)
+def test_more_threads_are_never_predicted_slower(sizes, l2_cache_bytes, **task):
+    names = ("input_size", "hidden_size", "batch", "steps")
+    task |= {**dict(zip(names, sizes, strict=True)), "l2_cache_bytes": l2_cache_bytes}
+    before = float("inf")
+    for threads in (1, 2, 3, 4, 6, 8, 16, 31, 64, 128):
+        plan = _build.library.plan_cpu(threads=threads, **task)
+        assert plan["engine"] == "tiled" and plan["product"] in (plan["dtype"], "float32")
+        assert plan["unit_groups"] * plan["row_groups"] * plan["directions"] <= threads
+        assert plan["unit_groups"] <= task["hidden_size"] and plan["row_groups"] <= task["batch"]
+        assert plan["directions"] in (1, task["directions"])
+        assert 0 <= plan["steps_ahead"] <= task["steps"] >= plan["chunk_steps"] >= 1
+        assert 0 < plan["step_us"] <= before
+        before = plan["step_us"]
+
+
+@pytest.mark.parametrize("name, value", [("threads", 0), ("batch", 0), ("directions", 3)])
+def test_a_plan_of_nothing(name, value):
+    task = {"input_size": 8, "hidden_size": 8, "batch": 1, "steps": 1, "directions": 1}
+    task |= {"training": True, "backward": False, "threads": 1, "l2_cache_bytes": 1}
+    with pytest.raises(ValueError, match="expected sizes of at least 1 and 1 or 2 directions"):
+        _build.library.plan_cpu(dtype="float32", **{**task, name: value})
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,14 @@ std::vector<WalkStep> walk(const Layer& layer, bool reverse) {
   return walk;
 }
 
+Dtype dtype_of(at::ScalarType dtype) {
+  return dtype == at::kDouble     ? Dtype::kFloat64
+         : dtype == at::kBFloat16 ? Dtype::kBFloat16
+         : dtype == at::kHalf     ? Dtype::kFloat16
+         : dtype == at::kChar     ? Dtype::kInt8
+                                  : Dtype::kFloat32;
+}
+
 at::ScalarType state_dtype(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -9,6 +9,7 @@
 
 #include "core/call.h"
 #include "core/weights.h"
+#include "dtype_list.h"
 
 namespace fastlstm {
 
@@ -79,5 +80,7 @@ std::vector<WalkStep> walk(const Layer& layer, bool reverse);
 
 // float for the 16-bit types, else the dtype itself: the cell state and all arithmetic.
 at::ScalarType state_dtype(at::ScalarType dtype);
+
+Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace fastlstm

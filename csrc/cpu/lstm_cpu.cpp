@@ -23,130 +23,72 @@ struct CpuStepKernels : stepwise::AtenProducts {
   }
 };
 
-// Whether the tiled engine is to run.
-bool planned(c10::string_view engine, const Layer& layer) {
-  CpuEngine chosen;
-  TORCH_CHECK(choose_cpu_engine({engine.data(), engine.size()}, layer.normalizes(), chosen),
+// The plan of a call whose task says what is to be done with the layer.
+CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
+  task.engine = {engine.data(), engine.size()};
+  TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalisation, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
-  // Products with a side of 0 are left to ATen.
-  const bool empty = layer.input_size.expect_int() == 0 || layer.hidden_size.expect_int() == 0 ||
-                     layer.output_size.expect_int() == 0;
-  return chosen == CpuEngine::kTiled && !empty;
+  return plan(task, cpu_machine());
 }
 
-// function(T, A) for the dtype T of a tensor and the dtype A of its state.
+// Whether torch.backends.mkldnn.rnn.fp32_precision is "bf16". "tf32" is float32: three products of
+// bfloat16 were slower.
+bool allows_bfloat16() {
+  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
+         at::Float32Precision::BF16;
+}
+
+// function(T, W) for the dtype T that a layer is computed in, and W of its products with weights.
 template <typename Function>
-auto dispatch(at::ScalarType dtype, const Function& function) {
+auto dispatch(Dtype dtype, Dtype product, const Function& function) {
+  const bool in_bfloat16 = product == Dtype::kBFloat16;
   switch (dtype) {
-#define FASTLSTM_CASE(T, A, name) \
-  case at::k##name:               \
-    return function(T(), A());
-    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
-#undef FASTLSTM_CASE
+    case Dtype::kFloat64:
+      return function(double(), double());
+    case Dtype::kFloat32:
+      return in_bfloat16 ? function(float(), bfloat16()) : function(float(), float());
+    case Dtype::kBFloat16:
+      return in_bfloat16 ? function(bfloat16(), bfloat16()) : function(bfloat16(), float());
     default:
-      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
+      return function(float16(), float());
   }
-}
-
-// Whether the processor multiplies the layer's dtype; else the tiled engine multiplies in float32.
-bool has_product(at::ScalarType dtype) {
-  return dispatch(dtype, [](auto t, auto) { return kernels<decltype(t)>().product != nullptr; });
-}
-
-// Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out:
-// with a projection, for a single step, where there is little to convert, and stepwise where the
-// target has no kernels for it.
-bool is_converted(const Layer& layer, bool tiled) {
-  const auto dtype = layer.input.scalar_type();
-  if (!tiled)
-    return dispatch(dtype, [](auto t, auto) { return !kernels<decltype(t)>().row.forward; });
-  return layer.input.element_size() == 2 &&
-         (layer.projects() || (is_plain_step(layer) && !has_product(dtype)));
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
 
-// Whether a float32 layer multiplies in bfloat16: torch.backends.mkldnn.rnn.fp32_precision =
-// "bf16", where the processor has such products. "tf32" is float32: three products of bfloat16 were
-// slower.
-bool multiplies_in_bfloat16(at::ScalarType dtype) {
-  return dtype == at::kFloat && kernels<bfloat16>().product &&
-         at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
-             at::Float32Precision::BF16;
-}
-
-// function(T, W) for the dtype T of a tensor and the dtype W of its products with weights.
-template <typename Function>
-auto dispatch_product(at::ScalarType dtype, bool projects, const Function& function) {
-  if (!projects && multiplies_in_bfloat16(dtype)) return function(float(), bfloat16());
-  return dispatch(dtype, [&](auto t, auto a) {
-    if constexpr (!std::is_same_v<decltype(t), float16>)  // which no processor multiplies
-      if (has_product(dtype)) return function(t, t);
-    return function(t, a);
+ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOptions& options) {
+  return dispatch(plan.dtype, plan.product, [&](auto t, auto w) {
+    using T = decltype(t);
+    if (plan.engine == CpuEngine::kTiled)
+      return tiled_forward<T, decltype(w)>(layer, plan, options.save_cells, options.save_gates);
+    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, options.save_cells,
+                                                           options.save_gates);
   });
 }
 
-ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates, bool tiled) {
-  const auto dtype = layer.input.scalar_type();
-  if (is_converted(layer, tiled)) {
-    const Layer in_float = as_float(layer);
-    auto [output, h_n, c_n, cells, gates] =
-        tiled ? tiled_forward<float>(in_float, save_cells, save_gates)
-              : stepwise_forward<float, float, CpuStepKernels>(in_float, save_cells, save_gates);
-    return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
-            gates.to(dtype)};
-  }
-  if (tiled)
-    return dispatch_product(dtype, layer.projects(), [&](auto t, auto w) {
-      return tiled_forward<decltype(t), decltype(w)>(layer, save_cells, save_gates);
-    });
-  return dispatch(dtype, [&](auto t, auto a) {
-    return stepwise_forward<decltype(t), decltype(a), CpuStepKernels>(layer, save_cells,
-                                                                      save_gates);
+BackwardResult backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
+                        const OutputGrads& grads, const GradientRequest& request) {
+  return dispatch(plan.dtype, plan.product, [&](auto t, auto w) {
+    using T = decltype(t);
+    if (plan.engine == CpuEngine::kTiled)
+      return tiled_backward<T, decltype(w)>(layer, plan, saved, grads, request);
+    return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, saved, grads, request);
   });
-}
-
-BackwardResult backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                        const GradientRequest& request, bool tiled) {
-  const auto dtype = layer.input.scalar_type();
-  if (is_converted(layer, tiled)) {
-    const Layer in_float = as_float(layer);
-    const Saved saved_float{as_float(saved.output), saved.cells, as_float(saved.gates)};
-    const OutputGrads grads_float{as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n),
-                                  grads.cells};
-    auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
-        tiled ? tiled_backward<float>(in_float, saved_float, grads_float, request)
-              : stepwise_backward<float, float, CpuStepKernels>(in_float, saved_float, grads_float,
-                                                                request);
-    for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
-    return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
-            grad_weights};
-  }
-  if (tiled)
-    return dispatch_product(dtype, layer.projects(), [&](auto t, auto w) {
-      return tiled_backward<decltype(t), decltype(w)>(layer, saved, grads, request);
-    });
-  return dispatch(dtype, [&](auto t, auto a) {
-    return stepwise_backward<decltype(t), decltype(a), CpuStepKernels>(layer, saved, grads,
-                                                                       request);
-  });
-}
-
-// Whether the two products of a single step backward are ATen's: each weight is read once, and
-// packing it into panels costs more than tiles gain.
-bool left_to_aten(const Layer& layer, const BackwardArguments& arguments) {
-  const auto dtype = layer.input.scalar_type();
-  return kernel_table().leaves_steps_to_aten && arguments.engine == "auto" &&
-         arguments.request.per_row && is_plain_step(layer) && has_product(dtype) &&
-         !multiplies_in_bfloat16(dtype);
 }
 
 ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
   const Layer layer = check_layer(call);
   check_values(layer);
-  return forward(layer, options.save_cells, options.save_gates, planned(options.engine, layer));
+  CpuTask task = task_of(layer);
+  task.bfloat16_products = allows_bfloat16();
+  task.saves = options.save_cells || options.save_gates;
+  const CpuPlan plan = plan_of(layer, task, options.engine);
+  if (plan.dtype == task.dtype) return forward(layer, plan, options);
+  const auto dtype = layer.input.scalar_type();
+  auto [output, h_n, c_n, cells, gates] = forward(as_float(layer), plan, options);
+  return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells, gates.to(dtype)};
 }
 
 BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& arguments) {
@@ -154,20 +96,29 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const Saved saved = check_saved(layer, arguments);
   const OutputGrads grads = check_grads(layer, arguments);
   check_values(layer, saved, grads);
-  // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
-  const bool tiled = planned(arguments.engine, layer) &&
-                     (saved.gates.defined() || !layer.projects()) &&
-                     !left_to_aten(layer, arguments);
-  return backward(layer, saved, grads, arguments.request, tiled);
+  CpuTask task = task_of(layer);
+  task.bfloat16_products = allows_bfloat16();
+  task.backward = true, task.saved_gates = saved.gates.defined();
+  task.per_row = arguments.request.per_row;
+  const CpuPlan plan = plan_of(layer, task, arguments.engine);
+  if (plan.dtype == task.dtype) return backward(layer, plan, saved, grads, arguments.request);
+  auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
+      backward(as_float(layer), plan, {as_float(saved.output), saved.cells, as_float(saved.gates)},
+               {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells},
+               arguments.request);
+  const auto dtype = layer.input.scalar_type();
+  for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
+  return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
+          grad_weights};
 }
 
 }  // namespace
 
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
-  const auto dtype = steps[0].d_gates.scalar_type();
-  return dispatch_product(dtype, /*projects=*/false, [&](auto t, auto w) {
-    return step_gradients<decltype(t), decltype(w)>(steps);
-  });
+  CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
+  task.bfloat16_products = allows_bfloat16();
+  return dispatch(task.dtype, product_dtype(task, cpu_machine()),
+                  [&](auto t, auto w) { return step_gradients<decltype(t), decltype(w)>(steps); });
 }
 
 }  // namespace fastlstm

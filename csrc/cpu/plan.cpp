@@ -5,7 +5,104 @@
 #include <unistd.h>
 #endif
 
+#include "parts.h"
+
 namespace fastlstm {
+namespace {
+
+int64_t bytes_of(Dtype dtype) {
+  constexpr int64_t bytes[] = {8, 4, 2, 2, 1};
+  return bytes[static_cast<int>(dtype)];
+}
+bool has_16_bits(Dtype dtype) { return bytes_of(dtype) == 2; }
+
+CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
+  const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
+  if (task.engine == "stepwise" || task.normalizes || empty) return CpuEngine::kStepwise;
+  if (!task.backward) return CpuEngine::kTiled;
+  // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
+  if (task.projects && !task.saved_gates) return CpuEngine::kStepwise;
+  // A single step reads each weight once, and packing it into panels costs more than tiles gain.
+  const bool left_to_aten = machine.tuning.leaves_steps_to_aten && task.engine == "auto" &&
+                            task.per_row && task.plain_step() &&
+                            product_dtype(task, machine) == task.dtype;
+  return left_to_aten ? CpuEngine::kStepwise : CpuEngine::kTiled;
+}
+
+// Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
+// a projection, for a single step, where there is little to convert, and where the processor has
+// no kernels for it.
+bool is_converted(const CpuTask& task, const CpuMachine& machine, Dtype product) {
+  if (task.packed_weights && product == Dtype::kBFloat16 && task.dtype == product)
+    return task.projects || !machine.of(product).multiplies;
+  if (task.packed_weights && task.dtype != Dtype::kFloat16) return product != task.dtype;
+  if (task.packed_weights && product != Dtype::kFloat32) return true;
+  return has_16_bits(task.dtype) && (task.projects || (task.plain_step() && product != task.dtype));
+}
+
+// The fastest division of a step by a model of its time: directions at the same time where there
+// are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
+// rows enough. Loads run ahead of the arithmetic of our tiles, so the longer of the two counts.
+void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
+  const CpuTuning& tuning = machine.tuning;
+  const CpuDtype& product = machine.of(plan.product);
+  const double element = bytes_of(plan.product), hidden = task.hidden_size;
+  const double cache_bytes = 0.75 * machine.l2_cache_bytes;  // the rest is for rows and sums
+  const int64_t tiles = divide_up(task.hidden_size, product.lanes);
+  // Threads that share the units encode every row once each, which with many rows costs more than
+  // loading fewer weights saves.
+  const CpuDtype of_our_tiles;
+  const int64_t panel_rows =
+      plan.dtype == plan.product ? product.panel_rows : of_our_tiles.panel_rows;
+  const double work = task.rows * 4 * hidden * hidden;
+  const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / tuning.walk_worth_a_thread);
+  plan.step_us = 1e300;
+  const auto consider = [&](int64_t directions, int64_t used) {
+    for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
+      if (used % row_groups != 0) continue;
+      const int64_t unit_groups = used / row_groups;
+      if (row_groups > task.batch || unit_groups > tiles) continue;
+      const int64_t rows = divide_up(task.batch, row_groups);
+      const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
+      const double arithmetic =
+          weights * std::max(rows, panel_rows) * element / 4 / tuning.multiply_adds_per_us;
+      const double bytes = weights * element;
+      const double loading = bytes > cache_bytes ? bytes / tuning.bytes_per_us : 0;
+      const double barrier = unit_groups > 1 ? unit_groups * tuning.barrier_us : 0;
+      const double us = task.directions / directions * (std::max(arithmetic, loading) + barrier);
+      if (us < plan.step_us) plan.step_us = us, plan.grid = {unit_groups, row_groups, directions};
+    }
+  };
+  for (int64_t used = 1; used <= threads / task.directions; ++used) consider(task.directions, used);
+  if (task.directions > 1)
+    for (int64_t used = 1; used <= threads; ++used) consider(1, used);
+}
+
+// Steps whose gates are computed from the input at once, then walked while they are in cache. 0
+// where a step has rows enough for reading W_ih: then the input is multiplied beside h.
+int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+  const CpuDtype& product = machine.of(plan.product);
+  const int64_t rows_of_step = task.rows / std::max<int64_t>(task.steps, 1);
+  if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups))
+    return 0;
+  const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
+  const int64_t rows_ahead = std::max(product.bytes_ahead / bytes_of_row, product.rows);
+  const int64_t steps = rows_ahead / std::max<int64_t>(task.batch, 1);
+  // Two directions at the same time share the cache.
+  return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
+}
+
+// Steps whose gradients are walked, then multiplied while they are in cache: more of them with
+// larger weights, whose gradients every chunk reads and writes.
+int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
+  const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;
+  const int64_t rows =
+      std::max<int64_t>(chunk_bytes / (4 * task.hidden_size * bytes_of(plan.dtype)),
+                        (task.input_size + task.hidden_size) / 2);
+  return std::clamp<int64_t>(rows / std::max<int64_t>(task.batch, 1), 1, task.steps);
+}
+
+}  // namespace
 
 int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
@@ -16,44 +113,40 @@ int64_t l2_cache_bytes() {
   return known > 0 ? known : 1 << 20;
 }
 
-bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen) {
-  chosen = normalizes || engine == "stepwise" ? CpuEngine::kStepwise : CpuEngine::kTiled;
+bool is_cpu_engine(std::string_view engine, bool normalizes) {
   return engine == "stepwise" || engine == "auto" || (engine == "tiled" && !normalizes);
 }
 
-ThreadGrid plan_threads(int64_t threads, const StepProduct& step) {
-  // Microseconds per step of each division, from a multiply-add rate, the bandwidth beyond the L2
-  // cache (loads run ahead of the arithmetic of our tiles, so the longer of the two counts) and the
-  // cost of a barrier on an idle machine, for each thread that meets there. Only the time depends
-  // on the choice, never the result.
-  constexpr double kMultiplyAddsPerMicrosecond = 1.2e5, kBytesPerMicrosecond = 4e4;
-  constexpr double kBarrierMicroseconds = 0.25;
-  const double cache_bytes = 0.75 * l2_cache_bytes();  // the rest is for rows and sums
-  const int64_t tiles = (step.hidden_size + step.lanes - 1) / step.lanes;
-  ThreadGrid best{1, 1};
-  double best_time = 1e300;
-  const auto consider = [&](int64_t directions, int64_t used) {
-    for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
-      if (used % row_groups != 0) continue;
-      const int64_t unit_groups = used / row_groups;
-      if (row_groups > step.batch || unit_groups > tiles) continue;
-      const int64_t rows = (step.batch + row_groups - 1) / row_groups;
-      const double units = step.lanes * double((tiles + unit_groups - 1) / unit_groups);
-      const double weights = 4 * units * step.hidden_size;
-      const double arithmetic = weights * std::max(rows, step.panel_rows) * step.element_size / 4 /
-                                kMultiplyAddsPerMicrosecond;
-      const double bytes = weights * step.element_size;
-      const double loading = bytes > cache_bytes ? bytes / kBytesPerMicrosecond : 0;
-      const double walks = double(step.directions) / directions;
-      const double barrier = unit_groups > 1 ? unit_groups * kBarrierMicroseconds : 0;
-      const double time = walks * (std::max(arithmetic, loading) + barrier);
-      if (time < best_time) best_time = time, best = {unit_groups, row_groups, directions};
-    }
-  };
-  for (int64_t used = 1; used <= threads / step.directions; ++used) consider(step.directions, used);
-  if (step.directions > 1)
-    for (int64_t used = 1; used <= threads; ++used) consider(1, used);
-  return best;
+Dtype product_dtype(const CpuTask& task, const CpuMachine& machine) {
+  if (task.packed_weights) return *task.packed_weights;
+  const bool multiplies_bfloat16 = machine.of(Dtype::kBFloat16).multiplies;
+  if (task.dtype == Dtype::kFloat32 && !task.projects && task.bfloat16_products)
+    return multiplies_bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
+  return machine.of(task.dtype).multiplies ? task.dtype : Dtype::kFloat32;
+}
+
+CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
+  constexpr int64_t kFewRows = 512;
+  CpuPlan plan;
+  plan.engine = engine_of(task, machine);
+  plan.dtype = plan.product = task.dtype;
+  if (plan.engine == CpuEngine::kStepwise) {
+    if (!machine.of(task.dtype).stepwise) plan.dtype = plan.product = Dtype::kFloat32;
+    return plan;
+  }
+  plan.product = product_dtype(task, machine);
+  if (is_converted(task, machine, plan.product)) {
+    plan.dtype = Dtype::kFloat32;
+    if (!task.packed_weights) plan.product = plan.dtype;
+  }
+  // A step that trains multiplies in the product's dtype, if that has fewer bits.
+  plan.one_step = !task.backward && task.plain_step() &&
+                  (!task.saves || (plan.dtype == plan.product && !task.packed_weights));
+  plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
+  divide_among_threads(task, machine, plan);
+  plan.steps_ahead = steps_ahead(task, machine, plan);
+  plan.chunk_steps = chunk_steps(task, plan);
+  return plan;
 }
 
 }  // namespace fastlstm

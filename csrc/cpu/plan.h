@@ -1,21 +1,85 @@
-// Which engine runs on the CPU, and how a walk is divided among threads. No ATen here.
+// How a call runs on the CPU: by which engine, in which dtypes, in which chunks of steps, divided
+// among how many threads. A pure function of the call and the machine, which need not be this one;
+// walks read its plan and decide nothing. The plan changes the time and the last bits of a result,
+// never its meaning. No ATen here.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string_view>
+
+#include "dtype_list.h"
 
 namespace fastlstm {
 
-enum class CpuEngine { kStepwise, kTiled };
+// What was measured on a kind of processor. The defaults hold for those that nobody measured.
+struct CpuTuning {
+  // Of a thread, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache, and a
+  // barrier on an idle machine, for each thread that meets there.
+  double multiply_adds_per_us = 1.2e5, bytes_per_us = 4e4, barrier_us = 0.25;
+  // With less to do than this, waking another thread costs more than it helps: multiply-adds of a
+  // walk, of a product, and of rows that wait for no others; bytes of weights that few rows read.
+  int64_t walk_worth_a_thread = 1 << 21, product_worth_a_thread = 1 << 19;
+  int64_t rows_worth_a_thread = 1 << 17, bytes_worth_a_thread = 128 << 10;
+  // From so many rows on, weights that are multiplied as they lie are prefetched.
+  int64_t rows_worth_prefetching = 1;
+  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
+  // each group of rows has a whole tile of them.
+  int64_t rows_beside_h = INT64_MAX;
+  // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
+  bool fetches_next_panels = false;
+  // Whether ATen multiplies a single step backward, if no gradients of weights are requested.
+  bool leaves_steps_to_aten = false;
+};
 
-// engine: "auto", which is the tiled one except for layer normalisation, or a name. Returns false
-// if there is no such engine or it does not serve the call.
-bool choose_cpu_engine(std::string_view engine, bool normalizes, CpuEngine& chosen);
+// Below 4 rows a Xeon's product is bound by memory, and its own prefetcher is faster. MKL is fast
+// there, which on other processors leaves out the widest instructions.
+inline constexpr CpuTuning kIntel{.rows_worth_prefetching = 4,  // lscpu: model 207
+                                  .rows_beside_h = 48,
+                                  .leaves_steps_to_aten = true};
+inline constexpr CpuTuning kAvx512{.rows_beside_h = 12, .fetches_next_panels = true};  // Zen 4
+
+// What the processor has for a dtype.
+struct CpuDtype {
+  bool stepwise = true;    // cells of the stepwise engine
+  bool multiplies = true;  // products of its rows
+  // Of its product: columns of a vector, rows of a register tile; fewer than `panel_rows` rows are
+  // bound by loading the panel; and how many bytes of gates a walk computes ahead.
+  int64_t lanes = 16, rows = 6, panel_rows = 3, bytes_ahead = 2 << 20;
+};
+
+struct CpuMachine {
+  int64_t threads = 1;
+  int64_t l2_cache_bytes = 1 << 20;  // of a core
+  CpuDtype dtypes[5];                // by Dtype
+  CpuTuning tuning;
+
+  const CpuDtype& of(Dtype dtype) const { return dtypes[static_cast<int>(dtype)]; }
+};
+
+struct CpuTask {
+  Dtype dtype;
+  int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
+  int64_t input_size = 1, hidden_size = 1, output_size = 1;
+  bool projects = false, normalizes = false;
+  bool only_dense = true;          // neither packed nor ragged, no reset, no mask, no zoneout
+  bool bfloat16_products = false;  // torch.backends.mkldnn.rnn.fp32_precision = "bf16"
+  bool saves = false;              // a forward that backward follows
+  bool backward = false;
+  bool saved_gates = true, per_row = false;  // of a backward
+  std::optional<Dtype> packed_weights = {};  // of a call whose weights were packed before
+  std::string_view engine = "auto";
+
+  // Decoding, reinforcement learning.
+  bool plain_step() const { return steps == 1 && only_dense; }
+};
+
+enum class CpuEngine { kStepwise, kTiled };
 
 // members = unit_groups * row_groups divide a direction, and so many directions are walked at the
 // same time. Rows are independent: row groups walk alone, unit groups meet at a barrier after every
 // step.
 struct ThreadGrid {
-  int64_t unit_groups, row_groups, directions = 1;
+  int64_t unit_groups = 1, row_groups = 1, directions = 1;
   int64_t members() const { return unit_groups * row_groups; }
   int64_t threads() const { return members() * directions; }
 };
@@ -30,18 +94,25 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
   return {index, index % grid.unit_groups, index / grid.unit_groups};
 }
 
-// Of a core, as the system has it; 1 MB where it does not say.
-int64_t l2_cache_bytes();
-
-// What is multiplied in a step, and how: a product of fewer than `panel_rows` rows is bound by
-// loading the weights from the L2 cache.
-struct StepProduct {
-  int64_t directions, batch, hidden_size, lanes, element_size, panel_rows;
+struct CpuPlan {
+  CpuEngine engine = CpuEngine::kStepwise;
+  Dtype dtype, product;  // what the layer is computed in, and its products with weights
+  // Of the tiled engine:
+  bool one_step = false;  // the weights as they lie, or packed panel by panel, and no walk
+  bool in_place = false;  // a backward that multiplies once with each weight packs none
+  ThreadGrid grid;
+  double step_us = 0;       // predicted, not measured
+  int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
+  int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
 };
 
-// The fastest division of a step by a model of its time: directions at the same time where there
-// are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
-// rows enough.
-ThreadGrid plan_threads(int64_t threads, const StepProduct& step);
+// Whether there is such an engine, and it serves such a layer.
+bool is_cpu_engine(std::string_view engine, bool normalizes);
+// What a task multiplies in where it is not converted.
+Dtype product_dtype(const CpuTask& task, const CpuMachine& machine);
+CpuPlan plan(const CpuTask& task, const CpuMachine& machine);
+
+// Of a core, as the system has it; 1 MB where it does not say.
+int64_t l2_cache_bytes();
 
 }  // namespace fastlstm

@@ -39,13 +39,6 @@ inline CudaDevice cuda_device() {
   return device;
 }
 
-inline Dtype dtype_of(at::ScalarType dtype) {
-  return dtype == at::kDouble     ? Dtype::kFloat64
-         : dtype == at::kBFloat16 ? Dtype::kBFloat16
-         : dtype == at::kHalf     ? Dtype::kFloat16
-                                  : Dtype::kFloat32;
-}
-
 // Devices that refused a persistent launch. "auto" sends them none again: it would refuse that too,
 // after memory was marked and a GEMM was run for it.
 class Refusals {

@@ -13,12 +13,11 @@
 #include <cstdint>
 #include <string>
 
+#include "../dtype_list.h"
 #include "../parts.h"
 #include "switches.h"
 
 namespace fastlstm {
-
-enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each

@@ -45,6 +45,44 @@ py::dict build_info() {
   return info;
 }
 
+// A plain layer on this processor, with these threads and this cache of a core.
+py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t batch,
+                  int64_t steps, int64_t directions, bool training, bool backward, int64_t threads,
+                  int64_t l2_cache_bytes) {
+  const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
+  if (least < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument("expected sizes of at least 1 and 1 or 2 directions");
+  const CpuTask task{.dtype = dtype_named(dtype),
+                     .directions = directions,
+                     .steps = steps,
+                     .batch = batch,
+                     .rows = steps * batch,
+                     .input_size = input_size,
+                     .hidden_size = hidden_size,
+                     .output_size = hidden_size,
+                     .saves = training,
+                     .backward = backward};
+  CpuMachine machine = cpu_machine();
+  machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
+  const CpuPlan chosen = plan(task, machine);
+  const auto name = [](Dtype dtype) {
+    constexpr const char* names[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+    return names[static_cast<int>(dtype)];
+  };
+  py::dict result;
+  result["engine"] = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise";
+  result["dtype"] = name(chosen.dtype);
+  result["product"] = name(chosen.product);
+  result["one_step"] = chosen.one_step;
+  result["unit_groups"] = chosen.grid.unit_groups;
+  result["row_groups"] = chosen.grid.row_groups;
+  result["directions"] = chosen.grid.directions;
+  result["step_us"] = chosen.step_us;  // predicted, not measured
+  result["steps_ahead"] = chosen.steps_ahead;
+  result["chunk_steps"] = chosen.chunk_steps;
+  return result;
+}
+
 // The op without save_gates; its arguments are those of the schema.
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
@@ -134,6 +172,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_scratch", &fastlstm::release_scratch,
         "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
         "returns how many bytes.");
+  m.def("plan_cpu", &fastlstm::plan_cpu, py::arg("dtype"), py::arg("input_size"),
+        py::arg("hidden_size"), py::arg("batch"), py::arg("steps"), py::arg("directions"),
+        py::arg("training"), py::arg("backward"), py::arg("threads"), py::arg("l2_cache_bytes"),
+        "How a plain layer would run on this processor, with other threads or caches too.");
   m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",

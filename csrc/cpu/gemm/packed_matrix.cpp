@@ -12,15 +12,15 @@ namespace {
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 constexpr int64_t kRowsOfAThread = 24;   // a thread with fewer would load the panels for too few
-// Below this many multiply-adds, waking another thread costs more than it helps.
-constexpr int64_t kWorthAThread = 1 << 19;
+
+int64_t worth_a_thread() { return kernel_table().tuning.product_worth_a_thread; }
 
 // body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they finish.
 // Their number is a multiple of the threads': where there are few, one more takes a third longer.
 template <typename T, typename Body>
 void for_blocks(int64_t rows, int64_t multiply_adds_of_a_row, const Body& body) {
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
-                                    1 + rows * multiply_adds_of_a_row / kWorthAThread});
+                                    1 + rows * multiply_adds_of_a_row / worth_a_thread()});
   const int64_t blocks =
       threads > 0 ? divide_up(divide_up(rows, kBlockRows), threads) * threads : 0;
   std::atomic<int64_t> next = 0;
@@ -39,7 +39,7 @@ void share_product(int64_t rows, const PackedMatrix<T>& matrix, const Body& body
   if (rows > matrix.product().panel_rows && (rows >= kRowsOfAThread * threads || panels < blocks))
     return for_blocks<T>(rows, K * matrix.N(),
                          [&](int64_t begin, int64_t end) { body(begin, end, Range{0, panels}); });
-  const int64_t grain = divide_up(kWorthAThread, 1 + rows * K * matrix.width(0));
+  const int64_t grain = divide_up(worth_a_thread(), 1 + rows * K * matrix.width(0));
   at::parallel_for(0, panels, grain, [&](int64_t first, int64_t last) {
     const ThreadSeries<T> series;
     body(0, rows, Range{first, last});
@@ -57,7 +57,7 @@ void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piec
   const int64_t pieces = divide_up(K, piece);
   const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
   const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
-  const int64_t grain = divide_up(kWorthAThread, std::max<int64_t>(rows * K * width, 1));
+  const int64_t grain = divide_up(worth_a_thread(), std::max<int64_t>(rows * K * width, 1));
   at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
     const at::Tensor packed = scratch<T>(piece * width);
     T* const panel = data<T>(packed);

@@ -49,7 +49,7 @@ class CellsForward {
       return Range{first, std::min(first + at_once, tiles.end)};
     };
     // With several tiles of rows there is time to load the panels of the next turn.
-    const bool fetches = count > product_.rows && kernel_table().fetches_next_panels;
+    const bool fetches = count > product_.rows && kernel_table().tuning.fetches_next_panels;
     for (int64_t i = 0; i < turns; ++i) {
       const auto [begin, end] = tiles_of(i);
       const Range panels = panels_of({begin, end});

@@ -32,8 +32,8 @@ class GateRecomputation {
       if (h_prev[r] == zeros) h_rows[r] = encoded_zeros;
     const int64_t rows = gates.size();
     const auto x_rows = encoded_x_.encode(x);
-    constexpr int64_t kWorthAThread = 1 << 17;  // multiply-adds
-    const int64_t grain = 1 + kWorthAThread / (4 * hidden_size_ * hidden_size_);
+    const int64_t grain =
+        1 + kernel_table().tuning.rows_worth_a_thread / (4 * hidden_size_ * hidden_size_);
     at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
       const ThreadSeries<W> series;
       const std::vector<A> c_prev(hidden_size_, A(0));

@@ -1,5 +1,6 @@
 #include "cpu/targets/kernels.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
 #include <cstdlib>
@@ -32,6 +33,37 @@ static KernelTable choose() {
 const KernelTable& kernel_table() {
   static const KernelTable chosen = choose();
   return chosen;
+}
+
+template <typename T>
+static CpuDtype describe() {
+  const Product<T>& product = product_of<T>();
+  return {true, true, product.lanes, product.rows, product.panel_rows, product.bytes_ahead};
+}
+
+static CpuMachine describe_machine() {
+  const KernelTable& table = kernel_table();
+  CpuMachine machine{1, l2_cache_bytes(), {}, table.tuning};
+  const auto set = [&](Dtype dtype, const CpuDtype& of) {
+    machine.dtypes[static_cast<int>(dtype)] = of;
+  };
+  set(Dtype::kFloat64, describe<double>());
+  set(Dtype::kFloat32, describe<float>());
+  set(Dtype::kInt8, describe<int8>());
+  CpuDtype of_16_bits = describe<bfloat16>();
+  of_16_bits.stepwise = table.BFloat16.row.forward != nullptr;
+  of_16_bits.multiplies = table.BFloat16.product != nullptr;
+  set(Dtype::kBFloat16, of_16_bits);
+  of_16_bits.multiplies = false;  // no processor multiplies float16
+  set(Dtype::kFloat16, of_16_bits);
+  return machine;
+}
+
+CpuMachine cpu_machine() {
+  static const CpuMachine known = describe_machine();
+  CpuMachine machine = known;
+  machine.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return machine;
 }
 
 }  // namespace fastlstm

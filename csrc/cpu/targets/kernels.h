@@ -4,6 +4,7 @@
 
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
+#include "cpu/plan.h"
 #include "cpu/products/product.h"
 #include "equations/layer_norm_step.h"
 
@@ -36,16 +37,7 @@ struct KernelTable {
   // For weights with fewer bits than the layer.
   const Product<bfloat16>* bfloat16_weights;
   const Product<int8>* int8_weights;
-  // From so many rows on, weights that are multiplied as they lie are prefetched.
-  int64_t rows_worth_prefetching = 1;
-  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
-  // each group of rows has a whole tile of them.
-  int64_t rows_beside_h = INT64_MAX;
-  // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
-  bool fetches_next_panels = false;
-  // Whether ATen multiplies a single step backward, if no gradients of weights are requested, since
-  // that is faster than tiles.
-  bool leaves_steps_to_aten = false;
+  CpuTuning tuning = {};
 };
 #undef FASTLSTM_MEMBER
 
@@ -74,6 +66,9 @@ KernelTable own_kernels(const char* capability);
 // The kernels for this machine, or for less if the environment variable ATEN_CPU_CAPABILITY says
 // so, as with PyTorch's own kernels. Products of a library where they are faster.
 const KernelTable& kernel_table();
+
+// This machine with the threads that a call may use now, for the planner.
+CpuMachine cpu_machine();
 
 template <typename T>
 const Kernels<T>& kernels();

@@ -32,15 +32,10 @@ static KernelTable kernels_of(const char* capability) {
 
 KernelTable own_kernels(const char* capability) {
   KernelTable table = kernels_of(capability);
-  if (__builtin_cpu_is("intel")) {  // both measured on a Xeon, lscpu model 207
-    // Below, memory bounds the product, and the hardware's prefetcher is faster.
-    table.rows_worth_prefetching = 4;
-    // MKL is fast here, which on other processors leaves out the widest instructions.
-    table.leaves_steps_to_aten = true;
-    table.rows_beside_h = 48;
-  } else if (std::strncmp(capability, "AVX512", 6) == 0) {
-    table.rows_beside_h = 12, table.fetches_next_panels = true;  // measured on an EPYC (Zen 4)
-  }
+  if (__builtin_cpu_is("intel"))
+    table.tuning = kIntel;
+  else if (std::strncmp(capability, "AVX512", 6) == 0)
+    table.tuning = kAvx512;
   return table;
 }
 

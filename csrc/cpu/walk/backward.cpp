@@ -35,26 +35,24 @@ struct BackwardCall {
   const GradientRequest& request;
   const Sizes sizes;
   const Rows rows;
-  const ThreadGrid grid;
+  const CpuPlan& plan;
   const Saved saved;
   const OutputGrads grads;
   const SequenceRows<const T> x;
   const Zeros<T> zeros;
-  const int64_t chunk_steps;
   Tensor grad_input, grad_h_0, grad_c_0;
 
-  BackwardCall(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-               const GradientRequest& request)
+  BackwardCall(const Layer& layer, const CpuPlan& plan, const Saved& saved,
+               const OutputGrads& grads, const GradientRequest& request)
       : layer(layer),
         request(request),
         sizes(layer.sizes()),
         rows(layer),
-        grid(thread_grid<T, W>(rows, sizes)),
+        plan(plan),
         saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
         grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
         x(layer.input, rows),
-        zeros(std::max(4 * sizes.hidden_size, sizes.output_size)),
-        chunk_steps(steps_of_chunk()) {
+        zeros(std::max(4 * sizes.hidden_size, sizes.output_size)) {
     grad_input = !request.input ? at::empty({0}, layer.input.options())
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
@@ -69,18 +67,7 @@ struct BackwardCall {
   // Whether there are positions that no step reaches.
   bool padded() const { return rows.total() < sizes.flat_rows; }
   // Whether the second direction comes to some steps before the first one does.
-  bool adds_to_input() const { return sizes.directions > 1 && chunk_steps < rows.steps(); }
-
- private:
-  // Steps whose gradients are walked, then multiplied while they are in cache: more of them with
-  // larger weights, whose gradients every chunk reads and writes.
-  int64_t steps_of_chunk() const {
-    constexpr int64_t kChunkBytes = sizeof(T) == 8 ? 3 << 17 : 1 << 20;
-    const int64_t hidden = sizes.hidden_size;
-    const int64_t chunk_rows =
-        std::max<int64_t>(kChunkBytes / (4 * hidden * sizeof(T)), (sizes.input_size + hidden) / 2);
-    return std::clamp<int64_t>(chunk_rows / std::max<int64_t>(rows.batch(), 1), 1, rows.steps());
-  }
+  bool adds_to_input() const { return sizes.directions > 1 && plan.chunk_steps < rows.steps(); }
 };
 
 // d_gates of one direction: of all steps if they are requested per row, else of a chunk and of the
@@ -90,7 +77,7 @@ class GateGradients {
  public:
   template <typename Call>
   GateGradients(const Call& call, const DirectedRows& rows)
-      : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.chunk_steps + 1) {
+      : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.plan.chunk_steps + 1) {
     if (!call.request.per_row) {
       ring_ = scratch<T>(ring_steps_ * call.rows.batch() * width_);
       return;
@@ -122,10 +109,10 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(packed(direction().w_hh, call.grid.unit_groups)),
+        w_hh_(packed(direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
                   call.zeros),
-        dropout_(call.layer, call.rows, d, call.chunk_steps * call.rows.batch()),
+        dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(call, directed_),
         weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
@@ -142,8 +129,8 @@ class BackwardWalk {
       w_ih_.emplace(packed(direction().w_ih, 1));
       dx_.emplace(call.grad_input, call.rows);
     }
-    members_.reserve(call.grid.members());
-    for (int64_t k = 0; k < call.grid.members(); ++k)
+    members_.reserve(call.plan.grid.members());
+    for (int64_t k = 0; k < call.plan.grid.members(); ++k)
       members_.emplace_back(call.rows.batch(), hidden());
   }
 
@@ -204,25 +191,22 @@ class BackwardWalk {
   };
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
-  // A weight [K,N] for products of W. A step alone multiplies once with each, no rows after it.
+  // A weight [K,N] for products of W.
   PackedMatrix<W> packed(const Tensor& w, int64_t pieces) const {
-    constexpr int64_t kFewRows = 512;
     const Tensor encoded = encoded_weight<T, W>(w);
-    if (call_.rows.steps() == 1 && call_.rows.batch() <= kFewRows && !call_.layer.projects())
-      return PackedMatrix<W>::packed_in_use(encoded);
-    return pack<W>(encoded, pieces);
+    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded) : pack<W>(encoded, pieces);
   }
   void make_projection() {
     if (!call_.layer.projects()) return;
     const auto of_direction = [&](const Tensor& saved, int64_t size) {
       return saved.view({call_.sizes.directions, flat_rows(), size})[d_];
     };
-    projection_.emplace(call_.layer, directed_, d_, call_.grid, call_.chunk_steps,
+    projection_.emplace(call_.layer, directed_, d_, call_.plan.grid, call_.plan.chunk_steps,
                         of_direction(call_.saved.gates, 4 * hidden()),
                         of_direction(call_.saved.cells, hidden()));
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
-  int64_t chunk_rows() const { return call_.chunk_steps * call_.rows.batch(); }
+  int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
   int64_t flat_rows() const { return call_.sizes.flat_rows; }
   const T* zeros() const { return call_.zeros.values(); }
   Tensor rounded(const Tensor& gradient) const {
@@ -258,7 +242,7 @@ class BackwardWalk {
 
   void through_cells(const PackedMatrix<W>& to_cells, const W* const* from, const Member& member) {
     Room& room = members_[member.index];
-    room.cells.run(to_cells, to_cells.share(member.unit_group, call_.grid.unit_groups), from,
+    room.cells.run(to_cells, to_cells.share(member.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 
@@ -268,7 +252,7 @@ class BackwardWalk {
     Room& room = members_[member.index];
     StepRows<T, W>& step = room.step;
     step.count = 0;
-    for (int64_t row = member.row_group; row < rows.live(t); row += call_.grid.row_groups) {
+    for (int64_t row = member.row_group; row < rows.live(t); row += call_.plan.grid.row_groups) {
       const bool last = t == directed_.last_step(row);
       const int64_t after = directed_.step_after(t), r = step.count++;
       step.d_gates_next[r] = last || rows.is_reset(after, row)
@@ -330,16 +314,16 @@ class BackwardWalk {
 }  // namespace
 
 template <typename T, typename W>
-BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                              const GradientRequest& request) {
-  const BackwardCall<T, W> call(layer, saved, grads, request);
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
+                              const OutputGrads& grads, const GradientRequest& request) {
+  const BackwardCall<T, W> call(layer, plan, saved, grads, request);
   std::deque<BackwardWalk<T, W>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
-  const int64_t chunks = divide_up(call.rows.steps(), call.chunk_steps);
+  const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps<W>(call.grid, walks.size(), chunk, walks[0].phases(),
+    walk_steps<W>(call.plan.grid, walks.size(), chunk, walks[0].phases(),
                   [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                     walks[d].step(k, phase, member);
                   });
@@ -350,9 +334,9 @@ BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const Outp
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 
-#define FASTLSTM_INSTANTIATE(T, W)                                                             \
-  template BackwardResult tiled_backward<T, W>(const Layer&, const Saved&, const OutputGrads&, \
-                                               const GradientRequest&);
+#define FASTLSTM_INSTANTIATE(T, W)                                                         \
+  template BackwardResult tiled_backward<T, W>(const Layer&, const CpuPlan&, const Saved&, \
+                                               const OutputGrads&, const GradientRequest&);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -4,29 +4,40 @@
 
 namespace fastlstm {
 
-bool is_plain_step(const Layer& layer) {
-  return layer.steps.expect_int() == 1 && !layer.packed() && !layer.lengths && !layer.reset &&
-         !layer.h_mask && !layer.zones_out();
+CpuTask task_of(const Layer& layer) {
+  const Sizes s = layer.sizes();
+  CpuTask task{dtype_of(layer.input.scalar_type()),
+               s.directions,
+               s.steps,
+               s.batch,
+               s.flat_rows,
+               s.input_size,
+               s.hidden_size,
+               s.output_size,
+               layer.projects(),
+               layer.normalizes()};
+  task.only_dense =
+      !layer.packed() && !layer.lengths && !layer.reset && !layer.h_mask && !layer.zones_out();
+  if (layer.lengths) task.rows = Rows(layer).total();
+  return task;
 }
 
 template <typename T, typename W>
-ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates) {
-  // A step that trains multiplies in W, if that has fewer bits.
-  const bool in_full = std::is_same_v<T, W> || (!save_cells && !save_gates);
+ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                            bool save_gates) {
   if constexpr (!kWidens<T, W>)
-    if (is_plain_step(layer) && in_full) return one_step_forward<T>(layer, save_cells, save_gates);
+    if (plan.one_step) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
   std::vector<PackedDirection<W>> weights;
   for (int64_t d = 0; d < layer.num_directions(); ++d)
-    weights.push_back(pack_direction<T, W>(layer, d, grid.unit_groups));
-  walk_forward<T, W>(layer, rows, grid, to, weights);
+    weights.push_back(pack_direction<T, W>(layer, d, plan.grid.unit_groups));
+  walk_forward<T, W>(layer, plan, rows, to, weights);
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, W)                                      \
-  template ForwardResult tiled_forward<T, W>(const Layer&, bool, bool); \
+#define FASTLSTM_INSTANTIATE(T, W)                                                      \
+  template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 template FASTLSTM_WALK_FORWARD(float, int8);

@@ -49,18 +49,18 @@ class ForwardWalk {
   using A = State_t<T>;
 
  public:
-  ForwardWalk(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
+  ForwardWalk(const Layer& layer, const CpuPlan& plan, const Rows& rows,
               const ForwardTensors<T>& to, int64_t d, const PackedDirection<W>& weights)
       : sizes_(layer.sizes()),
         rows_(rows),
         directed_(rows, d == 1),
-        grid_(grid),
+        grid_(plan.grid),
         x_(layer.input, rows),
         weights_(weights),
-        ahead_(steps_ahead()),
+        ahead_(plan.steps_ahead),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
-        dropout_(layer, rows, d, grid.members() * rows.batch()),
+        dropout_(layer, rows, d, grid_.members() * rows.batch()),
         zoneout_(layer, d),
         output_(data<T>(to.output) + d * sizes_.output_size),
         cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
@@ -68,11 +68,11 @@ class ForwardWalk {
         h_n_(data<T>(to.h_n[d])),
         c_n_(data<A>(to.c_n[d])) {
     if constexpr (kProjects)
-      if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid, *weights.w_hr);
+      if (weights.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights.w_hr);
     const int64_t rows_ahead = ahead_ * rows.batch();
     x_gates_ = scratch<A>(rows_ahead * weights_.w_ih.N());
     encoded_x_.emplace(rows_ahead, sizes_.input_size);
-    for (int64_t k = 0; k < grid.members(); ++k)
+    for (int64_t k = 0; k < grid_.members(); ++k)
       members_.emplace_back(rows.batch(), sizes_, !ahead_);
   }
 
@@ -122,21 +122,6 @@ class ForwardWalk {
   };
 
   int64_t hidden() const { return sizes_.hidden_size; }
-
-  // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
-  // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
-  int64_t steps_ahead() const {
-    const Product<W>& product = product_of<W>();
-    const int64_t rows_of_step = rows_.total() / std::max<int64_t>(rows_.steps(), 1);
-    if (rows_of_step >=
-        std::max<int64_t>(kernel_table().rows_beside_h, product.rows * grid_.row_groups))
-      return 0;
-    const int64_t rows_ahead =
-        std::max<int64_t>(product.bytes_ahead / (4 * hidden() * sizeof(A)), product.rows);
-    const int64_t steps = rows_ahead / std::max<int64_t>(rows_.batch(), 1);
-    // Two directions at the same time share the cache.
-    return steps > 1 ? std::clamp<int64_t>(steps / grid_.directions, 1, rows_.steps()) : 0;
-  }
 
   T* output(int64_t t, int64_t row) const {
     return output_ + rows_.flat(t, row) * sizes_.directions * sizes_.output_size;
@@ -221,15 +206,15 @@ class ForwardWalk {
 };
 
 template <typename T, typename W>
-void walk_forward(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
+void walk_forward(const Layer& layer, const CpuPlan& plan, const Rows& rows,
                   const ForwardTensors<T>& to, const std::vector<PackedDirection<W>>& weights) {
   std::deque<ForwardWalk<T, W>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d)
-    walks.emplace_back(layer, rows, grid, to, d, weights[d]);
+    walks.emplace_back(layer, plan, rows, to, d, weights[d]);
   for (int64_t begin = 0; begin < rows.steps(); begin += walks[0].chunk_steps()) {
     const Range chunk{begin, std::min(begin + walks[0].chunk_steps(), rows.steps())};
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps<W>(grid, walks.size(), chunk, walks[0].phases(),
+    walk_steps<W>(plan.grid, walks.size(), chunk, walks[0].phases(),
                   [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                     walks[d].step(k, phase, member);
                   });
@@ -238,8 +223,8 @@ void walk_forward(const Layer& layer, const Rows& rows, const ThreadGrid& grid,
 }
 
 // Compiled in forward.cpp alone.
-#define FASTLSTM_WALK_FORWARD(T, W)                                                               \
-  void walk_forward<T, W>(const Layer&, const Rows&, const ThreadGrid&, const ForwardTensors<T>&, \
+#define FASTLSTM_WALK_FORWARD(T, W)                                                            \
+  void walk_forward<T, W>(const Layer&, const CpuPlan&, const Rows&, const ForwardTensors<T>&, \
                           const std::vector<PackedDirection<W>>&)
 #define FASTLSTM_EXTERN(T, W) extern template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_EXTERN)

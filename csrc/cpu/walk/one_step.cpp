@@ -69,7 +69,7 @@ class OneStepRows {
 
  private:
   bool packs() const { return rows_ >= kRowsWorthPacking; }
-  bool prefetches() const { return rows_ >= kernel_table().rows_worth_prefetching; }
+  bool prefetches() const { return rows_ >= kernel_table().tuning.rows_worth_prefetching; }
 
   int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
   A* gates(int64_t r, int64_t v, int64_t gate) const {
@@ -190,12 +190,11 @@ class OneStepDirection {
     constexpr int64_t kRowsOfAGroup = 64;
     const int64_t row_groups = std::clamp<int64_t>(
         batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
-    // Below this many multiply-adds, waking another thread costs more than it helps.
-    constexpr int64_t kWorthAThread = 1 << 17;
     const int64_t work = 4 * lanes * (sizes_.input_size + sizes_.hidden_size) *
                          std::max<int64_t>(batch / row_groups, 1);
     // Neighbouring items are vectors of units for the same rows.
-    at::parallel_for(0, row_groups * tiles, divide_up(kWorthAThread, work),
+    at::parallel_for(0, row_groups * tiles,
+                     divide_up(kernel_table().tuning.rows_worth_a_thread, work),
                      [&](int64_t first, int64_t last) {
                        const ThreadSeries<T> series;
                        for (int64_t k = first; k < last;) {

@@ -69,47 +69,49 @@ PackedResult one_step(const Layer& layer, const std::vector<PackedDirection<W>>&
 }
 
 template <typename T, typename W>
-PackedResult forward(const LstmCall& call, const Layer& layer, bool save_cells) {
+PackedResult forward(const LstmCall& call, const Layer& layer, const CpuPlan& plan,
+                     bool save_cells) {
   const auto weights = view<W>(call.weights, layer.sizes());
   if constexpr (!kWidens<T, W>)
-    if (is_plain_step(layer) && !save_cells) return one_step<T, W>(layer, weights);
+    if (plan.one_step) return one_step<T, W>(layer, weights);
   const Rows rows(layer);
-  const ThreadGrid grid = thread_grid<T, W>(rows, layer.sizes());
   const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
-  walk_forward<T, W>(layer, rows, grid, to, weights);
+  walk_forward<T, W>(layer, plan, rows, to, weights);
   return {to.output, to.h_n, to.c_n, to.cells};
 }
 
-// For a layer in the dtype of its weights, or in float32.
-template <typename T, typename W>
-PackedResult forward_as(const LstmCall& call, const Layer& layer, bool save_cells) {
-  const auto dtype = layer.input.scalar_type();
-  if (dtype == c10::CppTypeToScalarType<T>::value) return forward<T, W>(call, layer, save_cells);
-  auto [output, h_n, c_n, cells] = forward<T, W>(call, as_float(layer), save_cells);
-  return {output.to(dtype), h_n.to(dtype), c_n, cells};
+PackedResult by_dtype(const LstmCall& call, const Layer& layer, const CpuPlan& plan,
+                      bool save_cells) {
+  switch (plan.product) {
+    case Dtype::kFloat64:
+      return forward<double, double>(call, layer, plan, save_cells);
+    case Dtype::kFloat32:
+      if (plan.dtype == Dtype::kFloat16)
+        return forward<float16, float>(call, layer, plan, save_cells);
+      return forward<float, float>(call, layer, plan, save_cells);
+    case Dtype::kBFloat16:
+      if (plan.dtype == plan.product)
+        return forward<bfloat16, bfloat16>(call, layer, plan, save_cells);
+      return forward<float, bfloat16>(call, layer, plan, save_cells);
+    default:
+      return forward<float, int8>(call, layer, plan, save_cells);
+  }
 }
 
 size_t weights_of_one(const LstmCall& call) { return call.weights.size() / call.h_0.size(0); }
-bool projects(const LstmCall& call) { return weights_of_one(call) == 4; }
 
-PackedResult by_dtype(const LstmCall& call, const Layer& layer, bool save_cells) {
-  const auto weights = call.weights[0].scalar_type();
-  switch (weights) {
-    case at::kDouble:
-      return forward_as<double, double>(call, layer, save_cells);
-    case at::kFloat:
-      if (layer.input.scalar_type() == at::kHalf && !projects(call) && !is_plain_step(layer))
-        return forward<float16, float>(call, layer, save_cells);
-      return forward_as<float, float>(call, layer, save_cells);
-    case at::kBFloat16:
-      if (layer.input.scalar_type() == weights && kernels<bfloat16>().product && !projects(call))
-        return forward<bfloat16, bfloat16>(call, layer, save_cells);
-      return forward_as<float, bfloat16>(call, layer, save_cells);
-    case at::kChar:
-      return forward_as<float, int8>(call, layer, save_cells);
-    default:
-      TORCH_CHECK(false, "lstm_packed: expected packed weights, got ", weights);
-  }
+PackedResult packed_lstm(const LstmCall& call, const Layer& layer, bool save_cells) {
+  const auto weights = call.weights[0].scalar_type(), dtype = layer.input.scalar_type();
+  TORCH_CHECK(weights == at::kDouble || weights == at::kFloat || weights == at::kBFloat16 ||
+                  weights == at::kChar,
+              "lstm_packed: expected packed weights, got ", weights);
+  CpuTask task = task_of(layer);
+  task.packed_weights = dtype_of(weights), task.saves = save_cells;
+  task.projects = weights_of_one(call) == 4;
+  const CpuPlan plan = fastlstm::plan(task, cpu_machine());
+  if (plan.dtype == task.dtype) return by_dtype(call, layer, plan, save_cells);
+  auto [output, h_n, c_n, cells] = by_dtype(call, as_float(layer), plan, save_cells);
+  return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
 bool is_ready(const Tensor& tensor, int64_t rows, int64_t columns) {
@@ -162,7 +164,7 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
   check_values(layer);
   auto [output, h_n, c_n, cells] = weights_of_one(call) > 4
                                        ? packed_layer_norm(call, layer, options.save_cells)
-                                       : by_dtype(call, layer, options.save_cells);
+                                       : packed_lstm(call, layer, options.save_cells);
   return {output, h_n, c_n.to(call.c_0.scalar_type()), cells};
 }
 

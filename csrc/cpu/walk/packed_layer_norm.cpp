@@ -19,14 +19,14 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   const EncodedRows<T, W> encoded(count, K);
   const auto a = encoded.encode(row_pointers(const_data<T>(rows), count, K));
   const auto c = row_pointers(data<T>(to), count, N);
-  constexpr int64_t kManyRows = 48, kBytesWorthAThread = 128 << 10;
+  constexpr int64_t kManyRows = 48;
   if (count >= kManyRows) return multiply<W>(a, matrix, c, false, nullptr);
   const int64_t bytes_of_panel = K * matrix.width(0) * sizeof(W) * divide_up(count, 4);
-  at::parallel_for(0, matrix.panel_count(), 1 + kBytesWorthAThread / (1 + bytes_of_panel),
-                   [&](int64_t begin, int64_t end) {
-                     const ThreadSeries<W> series;
-                     multiply_panels<W>(a, count, matrix, {begin, end}, c);
-                   });
+  const int64_t grain = 1 + kernel_table().tuning.bytes_worth_a_thread / (1 + bytes_of_panel);
+  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t begin, int64_t end) {
+    const ThreadSeries<W> series;
+    multiply_panels<W>(a, count, matrix, {begin, end}, c);
+  });
 }
 
 struct PackedStepKernels {

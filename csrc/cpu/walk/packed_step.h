@@ -48,12 +48,11 @@ class PackedStep {
  private:
   // Below this many bytes of weights, waking another thread costs more than it helps.
   int64_t threads() const {
-    constexpr int64_t kBytesWorthAThread = 128 << 10;
     const int64_t bytes = (w_.w_ih.size() + w_.w_hh.size()) * sizeof(W);
     const int64_t most = at::in_parallel_region() ? 1 : at::get_num_threads();
     const int64_t rows_in_tiles = divide_up(s_.batch, 4);
-    return std::clamp<int64_t>(bytes * rows_in_tiles / kBytesWorthAThread, 1,
-                               std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
+    return std::clamp<int64_t>(bytes * rows_in_tiles / kernel_table().tuning.bytes_worth_a_thread,
+                               1, std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
   }
 
   std::vector<const W*> encode(const EncodedRows<T, W>& encoded, const T* rows, int64_t K) const {

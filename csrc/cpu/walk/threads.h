@@ -77,19 +77,4 @@ void walk_steps(const ThreadGrid& grid, int64_t directions, const Range& steps, 
     });
 }
 
-// T: of the layer; W: of the product. Where they differ, threads that share the units encode every
-// row once each, which with many rows costs more than loading fewer weights saves.
-template <typename T, typename W>
-ThreadGrid thread_grid(const Rows& rows, const Sizes& sizes) {
-  // Below this many multiply-adds, waking other threads costs more than they help.
-  constexpr int64_t kWorthAThread = 1 << 21;
-  const int64_t work = rows.total() * 4 * sizes.hidden_size * sizes.hidden_size;
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + work / kWorthAThread);
-  const Product<W>& product = product_of<W>();
-  const int64_t panel_rows = std::is_same_v<T, W> ? product.panel_rows : kPanelRows;
-  return plan_threads(
-      at::in_parallel_region() ? 1 : threads,
-      {sizes.directions, rows.batch(), sizes.hidden_size, product.lanes, sizeof(W), panel_rows});
-}
-
 }  // namespace fastlstm

@@ -3,6 +3,7 @@
 // have a product (targets/kernels.h).
 #pragma once
 #include "core/layer.h"
+#include "cpu/plan.h"
 
 namespace fastlstm {
 
@@ -12,16 +13,18 @@ namespace fastlstm {
   macro(float, float) macro(double, double) macro(bfloat16, bfloat16) macro(float, bfloat16) \
       macro(bfloat16, float) macro(float16, float)
 
-// A dense batch of one step: decoding, reinforcement learning.
-bool is_plain_step(const Layer& layer);
+// A forward with this layer, for the planner.
+CpuTask task_of(const Layer& layer);
+
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates);
-template <typename T, typename W = T>
-ForwardResult tiled_forward(const Layer& layer, bool save_cells, bool save_gates);
-template <typename T, typename W = T>
-BackwardResult tiled_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                              const GradientRequest& request);
-template <typename T, typename W = T>
+template <typename T, typename W>
+ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                            bool save_gates);
+template <typename T, typename W>
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
+                              const OutputGrads& grads, const GradientRequest& request);
+template <typename T, typename W>
 std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps);
 
 }  // namespace fastlstm
