@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import json
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import fastlstm.__main__
 
@@ -186,6 +188,14 @@ def test_what_the_reference_lists_has_a_docstring() -> None:
         for member in vars(value) if inspect.isclass(value) else ():
             if not member.startswith("_") and is_code(vars(value)[member]):
                 assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
+
+
+def test_the_example_of_the_module_runs() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        fastlstm.LSTM, globs={"fastlstm": fastlstm, "torch": torch}
+    )
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def is_code(member: object) -> bool:
