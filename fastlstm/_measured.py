@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from . import _build
 
-ENGINES = ("auto", "torch")  # "auto" is the op, whose planner decides within it
+# "auto" is the op, whose planner decides within it; "tiled:..." is the op with a division of ours.
+ENGINES = ("auto", "torch")
 Entries = dict[str, dict[str, Any]]  # by call
 
 # By machine. `active` says whether there is any entry, or an engine that tune is about to measure.
@@ -47,8 +49,8 @@ def read(file: Path) -> dict[str, Entries] | None:
         found: dict[str, Entries] = record["machines"]
         for entries in found.values():
             for call, entry in entries.items():
-                if entry["engine"] not in ENGINES:
-                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}")
+                if entry["engine"] not in ENGINES and entry["engine"][:6] != "tiled:":
+                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES} or tiled:...")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,7 +96,7 @@ def engine(device: torch.device, call: str) -> str | None:
 
 @contextlib.contextmanager
 def force(engine: str) -> Iterator[None]:
-    """Within it every plain call takes an engine, "auto" or "torch", as if it had been measured."""
+    """Within it every plain call takes an engine as if it had been measured."""
     global forced, active
     before = forced, active
     forced, active = engine, True
@@ -114,7 +116,7 @@ def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file):
+    with filelock.FileLock(f"{file}.lock"):
         record = read(file)
         if record is None:  # somebody may want it
             os.replace(file, f"{file}.damaged")
@@ -132,19 +134,6 @@ def _replace(file: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Alone among processes, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: of two at the same time one may miss the other's entries
-        yield
-        return
-    with open(f"{file}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def machine(device: torch.device) -> str:

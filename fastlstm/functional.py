@@ -49,9 +49,16 @@ _AUTOCAST_DEVICES = frozenset(
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+def is_transformed() -> bool:
+    """Whether a call is compiled, differentiated forward or under a transform of torch.func."""
+    if torch.compiler.is_compiling() or _transforms_active():
+        return True
+    return forward_ad._current_level >= 0
+
+
 def check_engine(engine: Any) -> None:
     """Raises a ValueError unless there is such an engine."""
-    if engine not in ENGINES and not str(engine).startswith("persistent:"):
+    if engine not in ENGINES and not str(engine).startswith(("persistent:", "tiled:")):
         raise ValueError(
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
             "variable FASTLSTM_ENGINE decides where the code does not)"
@@ -69,7 +76,7 @@ def choose_engine(
     """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
 
     Args:
-        engine: one of `ENGINES`, or "persistent:..." as in `lstm`.
+        engine: one of `ENGINES`, or with a division of the work as in `lstm`.
         device: device type of the input, such as "cpu".
         dtype: dtype of the input.
         transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
@@ -180,7 +187,8 @@ def lstm(
             matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call. For
-            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md).
+            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md), on a
+            CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" (docs/cpu.md).
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:

@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import functional
 from ._regularize import check_probabilities
 
+_torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
+_torch_cell: Any = nn.LSTMCell
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -66,6 +68,14 @@ def _refuse_to_be_scripted(module: nn.Module) -> None:
     )
 
 
+def _unless_refused(cls: Any, module: nn.Module, input: Any, hx: Any) -> Any:
+    """What forward of a class of torch.nn returns; None if it raises, for our checks name more."""
+    try:
+        return cls.forward(module, input, hx)
+    except RuntimeError:
+        return None
+
+
 def qualified_name(module: nn.Module) -> str:
     """With the package, so that a printed model shows whose LSTM it has."""
     cls = type(module)
@@ -86,6 +96,13 @@ class EngineModule(nn.Module):
 
     def _get_name(self) -> str:
         return qualified_name(self)
+
+    def _is_left_to_torch(self, input: Tensor) -> bool:
+        """Whether torch.nn's forward is all that a plain call of this module needs."""
+        engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
+        if engine != "torch" and (engine != "auto" or functional._ALWAYS_OURS):
+            return False
+        return input.is_cpu and not functional.is_transformed()
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -158,6 +175,9 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        options = lengths is not None or reset is not None or return_cell_states
+        if not options and (found := self._forward_by_torch(input, hx)) is not None:
+            return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, return_cell_states)
         dim = input.dim()
@@ -219,6 +239,10 @@ class SequenceModule(nn.Module):
         output, state, *cells = self._run(data, hx, batch_sizes, lengths, reset, return_cell_states)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
+
+    def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """A call without options by nn.LSTM's own forward, if that is all that it needs."""
+        return None
 
     def _run(
         self,
@@ -386,6 +410,15 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
             _check_state_device(input, hx)
             raise
 
+    def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        data = input.data if isinstance(input, PackedSequence) else input
+        if self.recompute or not self._is_left_to_torch(data):
+            return None
+        if self.training and any(getattr(self, name) for name in ("dropout", *_OPTIONS)):
+            return None
+        found: tuple[Any, ...] | None = _unless_refused(_torch_lstm, self, input, hx)
+        return found
+
     def _keep_flat(self, weights: list[Tensor]) -> None:
         """Puts parameters that are new since they were flattened into one chunk again, for cuDNN.
 
@@ -424,25 +457,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
         if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
             self.check_forward_args(input, hx, batch_sizes)
 
-    def get_expected_cell_size(
-        self, input: Tensor, batch_sizes: Tensor | None
-    ) -> tuple[int, int, int]:
-        """The shape of c_0 and c_n."""
-        num_states, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
-        return num_states, batch, self.hidden_size
-
-    def check_forward_args(  # type: ignore[override]
-        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
-    ) -> None:
-        """Raises what nn.LSTM raises if shapes do not fit."""
-        self.check_input(input, batch_sizes)
-        for k, expected in enumerate(
-            (
-                self.get_expected_hidden_size(input, batch_sizes),
-                self.get_expected_cell_size(input, batch_sizes),
-            )
-        ):
-            self.check_hidden_size(hidden[k], expected, f"Expected hidden[{k}] size {{}}, got {{}}")
+    get_expected_cell_size = _torch_lstm.get_expected_cell_size
+    check_forward_args = _torch_lstm.check_forward_args
 
 
 class LSTMCell(EngineModule, nn.RNNCellBase):
@@ -484,6 +500,10 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         Returns:
             The next (h, c).
         """
+        if self._is_left_to_torch(input):
+            found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
+            if found is not None:
+                return found
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")

@@ -30,7 +30,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         call: what it is; calls of the same name are alike.
-        chosen: "auto" (an engine of fastlstm) or "torch" (PyTorch's own LSTM).
+        chosen: "auto" (an engine of fastlstm), "torch" (PyTorch's own LSTM), or on a CPU
+            "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS", a division of each step among threads.
         microseconds: median time of a call by each of them; with its gradients in training.
     """
 
@@ -74,9 +75,10 @@ def tune(
 
     The model runs once, in its mode and under the gradient mode of the caller. For each kind of
     plain call of a `fastlstm.LSTM` with engine "auto", fastlstm's engine and PyTorch's own take
-    turns. Where the one that "auto" would not have chosen is at least 3 % faster, that is stored
-    for this machine, these threads and these versions, and "auto" follows it, here and in every
-    later process. Batch sizes and numbers of steps up to the same power of two count as alike.
+    turns, and on a CPU the ways to divide a step among the threads. Where one that "auto" would not
+    have chosen is at least 3 % faster, twice in a row, that is stored for this machine, these
+    threads and these versions, and "auto" follows it, here and in every later process. Batch sizes
+    and numbers of steps up to the same power of two count as alike.
 
     Under `torch.use_deterministic_algorithms(True)` only later processes follow it, so that no run
     depends on its own measurement.
@@ -193,9 +195,41 @@ def _default(call: _Call) -> Choice:
     return _choice.on_cpu(has_kernels=True)
 
 
+def _candidates(call: _Call) -> list[str]:
+    """"auto", "torch", and on a CPU the divisions of a step among its threads."""
+    threads = torch.get_num_threads()
+    if call.device.type != "cpu" or threads == 1:
+        return list(_measured.ENGINES)
+    grids = {(1, 1, 1)}
+    for directions in range(1, call.stack.directions + 1):
+        each = threads // directions
+        unit_groups = [1 << k for k in range(each.bit_length())]
+        grids |= {(units, each // units, directions) for units in unit_groups}
+    return [*_measured.ENGINES, *("tiled:{}x{}x{}".format(*grid) for grid in sorted(grids))]
+
+
 def _measure(call: _Call, default: str, seconds: float, clock: Clock) -> Measurement:
-    """Times both engines in alternation, each in the first place half of the time."""
-    times: dict[str, list[float]] = {engine: [] for engine in _measured.ENGINES}
+    """Times the candidates, then the best of them once more against the default alone."""
+    times = _alternate(call, _candidates(call), seconds, clock)
+    others = [engine for engine in times if engine != default]
+    best = max(others, key=lambda engine: _ratio(times, default, engine))
+    if _ratio(times, default, best) >= MARGIN:
+        times |= _alternate(call, [default, best], seconds, clock)
+    chosen = best if _ratio(times, default, best) >= MARGIN else default
+    microseconds = {n: round(1e6 * statistics.median(each), 1) for n, each in times.items()}
+    return Measurement(call.stack.key(), chosen, microseconds)
+
+
+def _ratio(times: dict[str, list[float]], default: str, engine: str) -> float:
+    """How many times as fast as the default an engine is."""
+    return statistics.median(a / b for a, b in zip(times[default], times[engine], strict=True))
+
+
+def _alternate(
+    call: _Call, engines: list[str], seconds: float, clock: Clock
+) -> dict[str, list[float]]:
+    """Seconds of calls by each engine in turn, in one order and in the other."""
+    times: dict[str, list[float]] = {engine: [] for engine in engines}
     run = _runner(call)
 
     def sample(engine: str) -> float:
@@ -210,11 +244,7 @@ def _measure(call: _Call, default: str, seconds: float, clock: Clock) -> Measure
             break
         for engine in sorted(times, reverse=rounds % 2 == 1):
             times[engine].append(sample(engine))
-    other = next(engine for engine in times if engine != default)
-    ratio = statistics.median(a / b for a, b in zip(times[default], times[other], strict=True))
-    chosen = other if ratio >= MARGIN else default
-    microseconds = {n: round(1e6 * statistics.median(each), 1) for n, each in times.items()}
-    return Measurement(call.stack.key(), chosen, microseconds)
+    return times
 
 
 def _runner(call: _Call) -> Run:
@@ -267,8 +297,9 @@ def _show_progress(done: int, total: int) -> None:
 def _table(measurements: Sequence[Measurement]) -> str:
     if not measurements:
         return "tune: there are no kernels for the device, so PyTorch's own LSTM runs anyway"
-    lines = [f"{'fastlstm, us':>14}{'torch, us':>12}  chosen    call"]
+    lines = [f"{'fastlstm, us':>14}{'torch, us':>12}{'chosen, us':>12}  {'chosen':<12}  call"]
     for call, chosen, us in measurements:
-        name = "torch" if chosen == "torch" else "fastlstm"
-        lines.append(f"{us['auto']:>14.1f}{us['torch']:>12.1f}  {name:<8}  {call}")
+        name = "fastlstm" if chosen == "auto" else chosen
+        times = f"{us['auto']:>14.1f}{us['torch']:>12.1f}{us[chosen]:>12.1f}"
+        lines.append(f"{times}  {name:<12}  {call}")
     return "\n".join(lines)

@@ -206,8 +206,9 @@ def test_memory_shared_with_another_process() -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    lstm, x = make(Route("auto")), torch.randn(4, 2, 3, dtype=torch.float64)
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_distributed_data_parallel(tmp_path: Path, engine: str) -> None:
+    lstm, x = make(Route(engine)), torch.randn(4, 2, 3, dtype=torch.float64)
     lstm(x)[0].sin().sum().backward()
     expected = gradients(lstm)
     torch.distributed.init_process_group(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import _aten, _build, _measured, tune
+from fastlstm import _aten, _build, _measured, functional, tune
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
@@ -40,16 +41,16 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Clock:
-    """Seconds of a call: those of its engine in turn, the last for ever."""
+    """Seconds of a call: those of its engine in turn, the last for ever; 99 of a division."""
 
-    def __init__(self, auto: list[float], torch: list[float]) -> None:
-        self.seconds = {"auto": auto, "torch": torch}
-        self.taken = {"auto": 0, "torch": 0}
+    def __init__(self, auto: list[float], torch: list[float], **divisions: list[float]) -> None:
+        self.seconds = {"auto": auto, "torch": torch, **divisions}
+        self.taken: Counter[str] = Counter()
 
     def __call__(self, run: Any, device: torch.device) -> float:
         run()
         engine = str(_measured.forced)
-        seconds, k = self.seconds[engine], self.taken[engine]
+        seconds, k = self.seconds.get(engine, [99.0]), self.taken[engine]
         self.taken[engine] += 1
         return seconds[min(k, len(seconds) - 1)]
 
@@ -61,7 +62,8 @@ def quick(model: nn.Module, clock: Any, x: Any = X) -> list[fastlstm.Measurement
 def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[int]) -> None:
     lstm = fastlstm.LSTM(4, 6)
     (found,) = quick(lstm, Clock([2.0], [1.0]))
-    assert found.chosen == "torch" and found.microseconds == {"auto": 2e6, "torch": 1e6}
+    us = {"auto": 2e6, "torch": 1e6}
+    assert found.chosen == "torch" and found.microseconds | us == found.microseconds
     ((machine, entries),) = json.loads(file.read_text())["machines"].items()
     assert (
         machine == _measured.machine(X.device) and f"{torch.get_num_threads()} threads" in machine
@@ -129,6 +131,35 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert told.err == "tune: measured 5 kinds of calls\n"
     assert told.out.count("fastlstm  ") == 5 and all(call in told.out for call in sizes)
+
+
+def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    lstm, asked = fastlstm.LSTM(4, 6, bidirectional=True), []
+    (found,) = quick(lstm, Clock([2.0], [1.5], **{"tiled:2x1x2": [1.0]}))
+    grids = [name for name in found.microseconds if name.startswith("tiled:")]
+    expected = ["1x1x1", "1x3x2", "1x6x1", "2x1x2", "2x3x1", "4x1x1"]
+    assert found.chosen == "tiled:2x1x2" and grids == [f"tiled:{grid}" for grid in expected]
+    real = functional._layer
+
+    def layer(call: Any, engine: str, *args: Any) -> Any:
+        asked.append(engine)
+        return real(call, engine, *args)
+
+    monkeypatch.setattr(functional, "_layer", layer)
+    output, _ = lstm(X)
+    assert asked == ["tiled:2x1x2"]
+    lstm.engine = "tiled"
+    assert torch.equal(lstm(X)[0], output)
+
+
+def test_a_lucky_round_is_measured_again() -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    lucky = {"tiled:1x1x1": [9.0, 0.5, 0.5, 0.5, 1.0]}  # one to warm up, three rounds, then again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        (found,) = quick(lstm, Clock([1.0], [1.0], **lucky))
+    assert found.chosen == "auto"
 
 
 def test_a_model_without_a_call_to_measure() -> None:

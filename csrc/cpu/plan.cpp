@@ -1,6 +1,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <string>
 #if defined(__linux__)
 #include <unistd.h>
 #endif
@@ -40,10 +42,22 @@ bool is_converted(const CpuTask& task, const CpuMachine& machine, Dtype product)
   return has_16_bits(task.dtype) && (task.projects || (task.plain_step() && product != task.dtype));
 }
 
+// The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.
+std::optional<ThreadGrid> requested_grid(std::string_view engine) {
+  const std::string name(engine);
+  int units = 0, rows = 0, directions = 0, parsed = 0;
+  const int numbers =
+      std::sscanf(name.c_str(), "tiled:%4dx%4dx%1d%n", &units, &rows, &directions, &parsed);
+  const bool good = numbers == 3 && parsed == static_cast<int>(name.size()) &&
+                    std::min({units, rows, directions}) > 0;
+  return good ? std::optional(ThreadGrid{units, rows, directions}) : std::nullopt;
+}
+
 // The fastest division of a step by a model of its time: directions at the same time where there
 // are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
 // rows enough. Loads run ahead of the arithmetic of our tiles, so the longer of the two counts.
-void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
+void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan,
+                          const std::optional<ThreadGrid>& requested) {
   const CpuTuning& tuning = machine.tuning;
   const CpuDtype& product = machine.of(plan.product);
   const double element = bytes_of(plan.product), hidden = task.hidden_size;
@@ -62,6 +76,7 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       if (used % row_groups != 0) continue;
       const int64_t unit_groups = used / row_groups;
       if (row_groups > task.batch || unit_groups > tiles) continue;
+      if (requested && ThreadGrid{unit_groups, row_groups, directions} != *requested) continue;
       const int64_t rows = divide_up(task.batch, row_groups);
       const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
       const double arithmetic =
@@ -76,6 +91,8 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
   for (int64_t used = 1; used <= threads / task.directions; ++used) consider(task.directions, used);
   if (task.directions > 1)
     for (int64_t used = 1; used <= threads; ++used) consider(1, used);
+  if (requested && plan.step_us == 1e300)  // which these sizes or threads do not have
+    divide_among_threads(task, machine, plan, std::nullopt);
 }
 
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
@@ -114,7 +131,8 @@ int64_t l2_cache_bytes() {
 }
 
 bool is_cpu_engine(std::string_view engine, bool normalizes) {
-  return engine == "stepwise" || engine == "auto" || (engine == "tiled" && !normalizes);
+  return engine == "stepwise" || engine == "auto" ||
+         (!normalizes && (engine == "tiled" || requested_grid(engine)));
 }
 
 Dtype product_dtype(const CpuTask& task, const CpuMachine& machine) {
@@ -143,7 +161,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.one_step = !task.backward && task.plain_step() &&
                   (!task.saves || (plan.dtype == plan.product && !task.packed_weights));
   plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
-  divide_among_threads(task, machine, plan);
+  divide_among_threads(task, machine, plan, requested_grid(task.engine));
   plan.steps_ahead = steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;

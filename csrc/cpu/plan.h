@@ -67,6 +67,7 @@ struct CpuTask {
   bool backward = false;
   bool saved_gates = true, per_row = false;  // of a backward
   std::optional<Dtype> packed_weights = {};  // of a call whose weights were packed before
+  // Or "stepwise", "tiled", or "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" for a grid of threads.
   std::string_view engine = "auto";
 
   // Decoding, reinforcement learning.
@@ -82,6 +83,7 @@ struct ThreadGrid {
   int64_t unit_groups = 1, row_groups = 1, directions = 1;
   int64_t members() const { return unit_groups * row_groups; }
   int64_t threads() const { return members() * directions; }
+  bool operator==(const ThreadGrid&) const = default;
 };
 
 // One of the threads of a grid: its share of the units, and of the rows: row_group,
