@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -360,6 +361,23 @@ def test_the_front_page_has_the_rows_that_decide() -> None:
             }.items()
         ),
     ]
+
+
+def test_the_first_paragraph_agrees_with_the_results() -> None:
+    first = (ROOT / "README.md").read_text().split("\n\n")[1]
+    low, high = (1 + int(n) / 100 for n in re.findall(r"gain (\d+) to (\d+) %", first)[0])
+    packed = {summary.machine.name(r): r for r in summary.newest("frozen-*.json")}
+    for record in summary.newest("lstm-cpu-2*.json"):
+        rows = summary.front_rows(record, packed[summary.machine.name(record)])
+        mean = {title: statistics.geometric_mean(ratios) for title, ratios in rows.items()}
+        assert low <= mean.pop("dense batches, training and inference") <= high
+        for title in (  # "several times"
+            "packed batches, training and inference",
+            "single steps, LSTM",
+            "single steps, LSTMCell packed in int8",
+            "resets, beside a loop over the steps",
+        ):
+            assert mean[title] > 2
 
 
 def test_of_each_processor_the_newest_result_counts(
