@@ -36,6 +36,9 @@ if _OP_DEVICES:
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
 
+# Whether a single row of a large cell is PyTorch's: on Intel's processors.
+_MKL_READS_FASTER = bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
+
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
 

@@ -36,6 +36,7 @@ py::dict build_info() {
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
   info["l2_cache_bytes"] = l2_cache_bytes();
+  info["leaves_steps_to_aten"] = kernel_table().tuning.leaves_steps_to_aten;
   py::dict products;
   products["float32"] = describe(product_of<float>());
   products["float64"] = describe(product_of<double>());
