@@ -155,8 +155,8 @@ def _gpu(index: int) -> tuple[int, int]:
 
 def this_gpu(index: int) -> Gpu:
     """A GPU of this machine."""
-    precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-    return Gpu(*_gpu(index), precision == "tf32", _build.library.free_sms())
+    tf32 = _measured.rnn_precision("cuda") == "tf32"
+    return Gpu(*_gpu(index), tf32, _build.library.free_sms())
 
 
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:

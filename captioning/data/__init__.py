@@ -8,18 +8,9 @@ from captioning.data.datasets import (
     is_picture_id,
     load_coco,
     load_references,
-    picture_folder,
     shuffled,
 )
-from captioning.data.formats import (
-    FORMATS,
-    SPLITS,
-    Splits,
-    find_images,
-    prepare,
-    read_source,
-    read_split_lists,
-)
+from captioning.data.formats import FORMATS, SPLITS, Splits, prepare, read_source, read_split_lists
 from captioning.data.images import (
     EXTENSIONS,
     MAX_PIXELS,

@@ -37,11 +37,7 @@ def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
-    """Lock files, and check that they can be written before there is work to lose.
-
-    Args:
-        paths: the files; None is ignored.
-        wait: wait for another process that holds a lock.
+    """Lock files, None among them ignored, and check that they can be written, before the work.
 
     Raises:
         CaptioningError: one cannot be written, or another process holds its lock and `wait` is

@@ -40,6 +40,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 template FASTLSTM_WALK_FORWARD(float, int8);
 
 }  // namespace fastlstm
