@@ -274,6 +274,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
 
     >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
     >>> output, (h_n, c_n) = lstm(torch.randn(20, 8, 64))
+    >>> output.shape, h_n.shape
+    (torch.Size([20, 8, 128]), torch.Size([2, 8, 128]))
     >>> output, _ = lstm(torch.randn(20, 3, 64), lengths=torch.tensor([20, 0, 7]))
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:

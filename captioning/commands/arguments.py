@@ -28,12 +28,9 @@ def add_settings(
 ) -> None:
     """Options for the fields of a dataclass that carry their help (`captioning.config.setting`).
 
-    An option that is not given is absent from the namespace; see `given`.
-
-    Args:
-        parser, kind: a parser, or a group of one, and the dataclass.
-        defaults: what the help shows as the default of a field, if not its value.
-        options: by field, more arguments of `add_argument`.
+    An option that is not given is absent from the namespace; see `given`. `defaults` has what the
+    help shows as the default of a field, if not its value, and `options` more arguments of
+    `add_argument`.
     """
     types = get_type_hints(kind)
     for entry in fields(kind):

@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "\n".join(["formats, recognised by the content:", *formats])
     parser.add_argument("source", help="captions: a file or folder of one of the formats below")
     parser.add_argument(
-        "--images", type=Path, help="folder of the pictures; if not given, the source's"
+        "--images", type=Path, help="folder of the pictures (the source's, or one inside it)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     add_settings(parser, data.Splits)
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> None:
         where = "the lists" if lists else args.source
         say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
     splits = data.Splits(**chosen, listed=data.read_split_lists(lists))
-    path = Path(args.source)
-    images = args.images or (path if path.is_dir() else path.parent)
+    images = args.images or data.find_images(args.source, source)
     with lock_folder(args.output, *(f"captions_{split}.json" for split in data.SPLITS)):
         counts, skipped = data.prepare(source, images, args.output, splits, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))

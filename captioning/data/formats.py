@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from captioning.config import setting
@@ -142,6 +143,17 @@ def _read_folder(path: Path) -> Source:
             "each picture"
         )
     return source
+
+
+def find_images(path: str | Path, source: Source) -> Path:
+    """The folder of a source's pictures: its own, or one in that, such as Images."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    names = list(islice(source.captions, 100))
+    for candidate in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+        if any(os.path.isfile(candidate / name) for name in names):
+            return candidate
+    return folder
 
 
 def read_split_lists(lists: Mapping[str, str | Path]) -> dict[str, str]:

@@ -23,10 +23,7 @@ from captioning.files.atomic import check_output, remove_stale, writing
 def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
     """Lock `folder`, and remove the temporary files that killed runs left of its files `names`.
 
-    The same process may lock it again inside.
-
-    Raises:
-        CaptioningError: another process holds the lock.
+    The same process may lock it again inside. If another holds the lock, it is a CaptioningError.
     """
     folder = Path(folder)
     with _locked(folder / ".lock", folder, wait=False):

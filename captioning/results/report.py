@@ -115,6 +115,7 @@ def write_contact_sheet(
     """Write a PNG: random pictures of each section with captions and a reference, and curves."""
     heights = [5.8] * len(sections) + [2.9] * bool(history)
     figure = new_figure((11, sum(heights) + 0.7))
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     figure.suptitle(title, x=0.03, ha="left", fontsize=17, fontweight="bold")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
     for section, part in zip(sections, parts, strict=False):
@@ -126,13 +127,13 @@ def write_contact_sheet(
         for axes, picture in zip(part.subplots(2, 4).flat, pictures, strict=False):
             axes.imshow(small(picture.path), interpolation="lanczos")
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color="#d5dbe0", linewidth=0.8)
             style = {"transform": axes.transAxes, "ha": "center", "va": "top"}
             reference = fill("ref: " + picture.references[0], 44)
             caption, color = fill(picture.caption, 36), COLORS[picture.right]
             axes.text(0.5, -0.04, caption, fontsize=9.5, color=color, **style)
             axes.text(0.5, -0.29, reference, fontsize=7.5, color="#7a8791", **style)
     if history:
-        drawn = curves(history)
-        for axes, draw in zip(next(parts).subplots(1, 2), drawn, strict=False):
+        for axes, draw in zip(next(parts).subplots(1, 2), curves(history), strict=False):
             draw(axes, history)
     save(figure, path, dpi=110)

@@ -74,16 +74,10 @@ def generate_captions(
     batch_size: int = 128,
     progress: str | None = None,
 ) -> list[list[Caption]]:
-    """Write captions for features [M,...] of the frozen CNN; the model is in eval mode meanwhile.
+    """The captions of each picture, best first, from features [M,...] of the frozen CNN.
 
-    Args:
-        model, vocabulary, features: the captioner, its words, and what it sees.
-        config: how to search; greedy if None.
-        batch_size: pictures at a time.
-        progress: label of a progress bar; none if None.
-
-    Returns:
-        The captions of each picture, best first.
+    The model is in eval mode meanwhile. The search is greedy if `config` is None. `progress` is the
+    label of a progress bar, if one is wanted.
     """
     config = config or DecodeConfig()
     device = next(model.parameters()).device

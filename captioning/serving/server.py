@@ -131,12 +131,7 @@ def serve(
     settings: ServerSettings | None = None,
     name: str = "this captioner",
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Args:
-        checkpoint, cnn: the captioner, and ``checkpoint.cnn.load()``.
-        settings: `ServerSettings()` if None.
-        name: the captioner's name, in small print on the page.
+    """Serve the page, with the captioner's name in small print, until Ctrl-C or SIGTERM.
 
     Raises:
         CaptioningError: Starlette or uvicorn is missing, or the port is taken.
