@@ -186,12 +186,12 @@ def options(torch_headers):
     # cpp_extension removes the operators of the 16-bit types; plain nvcc has them.
     taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
-    # No -std: torch's headers decide it, and cpp_extension passes it. No -march: one binary serves
-    # every machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
+    # cpp_extension of an older torch would pass -std=c++17. No -march: one binary serves every
+    # machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
     # math, gcc does not vectorise the clamps in the gate functions. Which sums are fused is written
     # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
     # others, and clang from those of two expressions; --fmad=false keeps nvcc.
-    optimize = ["-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]
+    optimize = ["-std=c++20", "-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]
     return {
         "depends": sorted(glob("csrc/**/*.h", recursive=True)),
         "include_dirs": [os.path.join(ROOT, "csrc")],
@@ -199,7 +199,7 @@ def options(torch_headers):
         "define_macros": [("AT_PER_OPERATOR_HEADERS", None)],
         "extra_compile_args": {
             "cxx": [*optimize, *warnings, *compile_openmp],
-            "nvcc": ["-O3", "--fmad=false", "--threads=2", *bare_nvcc],
+            "nvcc": ["-std=c++20", "-O3", "--fmad=false", "--threads=2", *bare_nvcc],
         },
         "extra_link_args": link_openmp,
     }

@@ -7,6 +7,7 @@ several minor versions of torch, in the folders torch_2_8 and so on.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
@@ -108,7 +109,7 @@ def _load_cuda(path: Path) -> None:
         _cuda_reason = f"torch {torch.__version__} is not a CUDA build"
         return
     try:
-        torch.ops.load_library(path)
+        ctypes.CDLL(str(path))
     except OSError as error:
         _cuda_reason = f"they cannot be loaded: {error}"
 

@@ -220,10 +220,9 @@ def test_state_dict_both_ways(options: dict[str, Any]) -> None:
 
 
 def test_constructor_errors_and_warnings() -> None:
-    for arguments in ((3, 5, 1, 1), (3, 5, 1, True, 0)):  # which older versions of torch let pass
-        with pytest.raises(TypeError, match="should be of type bool, got: int"):
-            fastlstm.LSTM(*arguments)
-    for arguments in ((3, 0), (3, 5, 0), (3.0, 5)):
+    # Older versions of torch take numbers as flags.
+    no_flags = ((3, 5, 1, 1), (3, 5, 1, True, 0)) if torch.__version__ >= (2, 13) else ()
+    for arguments in ((3, 0), (3, 5, 0), (3.0, 5), *no_flags):
         with pytest.raises((TypeError, ValueError)) as theirs:
             nn.LSTM(*arguments)
         with pytest.raises(theirs.type) as ours:

@@ -3,6 +3,7 @@
 // torch.ops, which matters when a call makes a single step.
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "core/call.h"
@@ -150,6 +151,14 @@ std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h
 }  // namespace fastlstm
 
 PYBIND11_MODULE(_C, m) {
+  // As torch raises errors of C++: without frames of the stack, and some as classes of their own.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const c10::Error&) {
+      torch::translate_exception_to_python(error);
+    }
+  });
   m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
   m.def("build_info", &fastlstm::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
