@@ -1,5 +1,6 @@
 // What a user asks of the CUDA engines: one of them by name, and multiprocessors for other streams.
 #pragma once
+#include <atomic>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -31,8 +32,9 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   return EngineRequest{EngineRequest::kPersistent, division};
 }
 
-inline int parse_free_sms(const char* text) {
-  if (!text || !*text) return 0;
+// Nothing where the user says nothing.
+inline std::optional<int> parse_free_sms(const char* text) {
+  if (!text || !*text) return std::nullopt;
   char* end = nullptr;
   const long count = std::strtol(text, &end, 10);
   if (*end || end == text || count < 0 || count > INT_MAX)
@@ -42,11 +44,14 @@ inline int parse_free_sms(const char* text) {
   return static_cast<int>(count);
 }
 
+// What free_sms() is where the user says nothing; Python sets it.
+inline std::atomic<int> default_free_sms = 0;
+
 // Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
 // processes: FASTLSTM_FREE_SMS, read once.
 inline int free_sms() {
-  static const int count = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
-  return count;
+  static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
+  return requested.value_or(default_free_sms);
 }
 
 }  // namespace fastlstm
