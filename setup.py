@@ -6,7 +6,7 @@ FASTLSTM_BUILD says what to build:
   cuda  CPU and CUDA kernels, or an error
   none  pure Python
 
-FASTLSTM_CHECKED=1 makes CUDA kernels that do not wait for ever, and that keep clocks of what they
+FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, and that keep clocks of what they
 do (csrc/cuda/trace.h): for tests on a GPU, and slower.
 
 No GPU is needed to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
@@ -30,7 +30,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 TORCH_FLOOR = (2, 11)
-CUDA_ARCHES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
+CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
 
 try:
     import torch
