@@ -148,8 +148,10 @@ def on_cpu(has_kernels: bool) -> Choice:
 
 @functools.cache
 def _gpu(index: int) -> tuple[int, int]:
-    found = torch.cuda.get_device_properties(index)
-    return found.multi_processor_count, 10 * found.major + found.minor
+    found, code = torch.cuda.get_device_properties(index), torch.ops.fastlstm.cuda_code(index)
+    capability = 10 * found.major + found.minor
+    # Code for older GPUs lacks the persistent kernels, even where a newer one runs it.
+    return found.multi_processor_count, code if code < 80 else capability
 
 
 def this_gpu(index: int) -> Gpu:

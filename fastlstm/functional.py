@@ -443,7 +443,7 @@ def lstm_cell(
         ):
             chosen = _engine_for(input, engine, plain=True)
             if chosen == "auto" and input.is_cuda:
-                chosen = "torch"  # a step of ours has twice as many kernels
+                chosen = "torch"  # ours has as many kernels
             if chosen not in ("torch", "reference"):
                 step: tuple[Tensor, Tensor] = _build.library.lstm_cell(
                     input, h, c, weights, layout, chosen
@@ -473,10 +473,15 @@ def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bo
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-    device = input.device.type
-    chosen = choose_engine(engine, device, input.dtype, transformed, plain=plain)
-    no_kernels = device == "cuda" and _OP_DEVICES and device not in _OP_DEVICES
-    if no_kernels and chosen != engine and not torch.compiler.is_compiling():
+    device, served = input.device.type, _OP_DEVICES
+    on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
+    if on_gpu and device in served:
+        if _build.has_code_for_gpu(input.device.index):
+            _build.leave_sms_to_other_processes()
+        else:
+            served = tuple(name for name in served if name != device)
+    chosen = choose_engine(engine, device, input.dtype, transformed, served, plain)
+    if on_gpu and device not in served and chosen != engine:
         _build.warn_of_no_cuda_kernels()
     return chosen
 
