@@ -1,8 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <string>
 #if defined(__linux__)
 #include <unistd.h>
 #endif
@@ -44,13 +42,9 @@ bool is_converted(const CpuTask& task, const CpuMachine& machine, Dtype product)
 
 // The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.
 std::optional<ThreadGrid> requested_grid(std::string_view engine) {
-  const std::string name(engine);
-  int units = 0, rows = 0, directions = 0, parsed = 0;
-  const int numbers =
-      std::sscanf(name.c_str(), "tiled:%4dx%4dx%1d%n", &units, &rows, &directions, &parsed);
-  const bool good = numbers == 3 && parsed == static_cast<int>(name.size()) &&
-                    std::min({units, rows, directions}) > 0;
-  return good ? std::optional(ThreadGrid{units, rows, directions}) : std::nullopt;
+  int numbers[3];
+  if (!parse_division(engine, "tiled", numbers)) return std::nullopt;
+  return ThreadGrid{numbers[0], numbers[1], numbers[2]};
 }
 
 // The fastest division of a step by a model of its time: directions at the same time where there

@@ -22,18 +22,10 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   if (name == "auto") return EngineRequest{EngineRequest::kAuto, {}};
   if (name == "stepwise") return EngineRequest{EngineRequest::kStepwise, {}};
   if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
-  const std::string prefix = "persistent:";
-  if (name.compare(0, prefix.size(), prefix) != 0) return std::nullopt;
+  int numbers[3];
+  if (!parse_division(name, "persistent", numbers)) return std::nullopt;
   Division division;
-  const char *at = name.c_str() + prefix.size(), *const end = name.c_str() + name.size();
-  for (int* number : {&division.units, &division.row_tile, &division.row_groups}) {
-    const bool last = number == &division.row_groups;
-    const auto [next, error] = std::from_chars(at, end, *number);
-    if (error != std::errc() || *number < 1 || next - at > (last ? 8 : 4) ||
-        (last ? next != end : *next != 'x'))
-      return std::nullopt;
-    at = next + 1;
-  }
+  division.units = numbers[0], division.row_tile = numbers[1], division.row_groups = numbers[2];
   return EngineRequest{EngineRequest::kPersistent, division};
 }
 
