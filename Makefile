@@ -32,17 +32,19 @@ EXTRAS := captioning,serve,test,lint,docs
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 
-# The stamp of the installation. An extension is stale too when torch was replaced since.
+# The stamps of the installation, with all extras and with what the demo needs. An extension is stale
+# too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built
+DEMO := $(ENV)/.fastlstm-demo
 TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
 
 ##@ Use
 .PHONY: demo bench info
-demo: $(BUILT)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
+demo: $(DEMO)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
 	$(PYTHON) -m captioning demo $(ARGS)
-bench: $(BUILT)  ## compare fastlstm.LSTM with torch.nn.LSTM
+bench: $(DEMO)  ## compare fastlstm.LSTM with torch.nn.LSTM
 	$(PYTHON) benchmarks/bench_lstm.py $(ARGS)
-info: $(BUILT)  ## print what was built, and which engine serves which device and dtype
+info: $(DEMO)  ## print what was built, and which engine serves which device and dtype
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
@@ -111,7 +113,7 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 .PHONY: clean distclean help
 clean:  ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
-	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT)
+	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT) $(DEMO)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 distclean: clean  ## remove the environments as well
 	rm -rf .venv $(CUDA_ENV)
@@ -134,9 +136,13 @@ endef
 $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
+$(DEMO): EXTRAS := captioning
+
 # The folders stand for files that came or went.
-$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
+$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
+	@echo "Into $(ENV): PyTorch and torchvision, unless they are there (with CUDA several GB), then the"
+	@echo "libraries of fastlstm[$(EXTRAS)]. Then the kernels are compiled, for some minutes."
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
 	$(PYTHON) -m fastlstm
-	touch $@
+	touch $(if $(filter $(BUILT),$@),$(DEMO)) $@

@@ -6,7 +6,7 @@ FASTLSTM_BUILD says what to build:
   cuda  CPU and CUDA kernels, or an error
   none  pure Python
 
-FASTLSTM_CHECKED=1 makes CUDA kernels that do not wait for ever, and that keep clocks of what they
+FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, and that keep clocks of what they
 do (csrc/cuda/trace.h): for tests on a GPU, and slower.
 
 FASTLSTM_TORCH_HEADERS names unpacked wheels of torch, "build/torch/2.8 build/torch/2.13": then the
@@ -36,7 +36,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 URL = "https://github.com/fastlstm/fastlstm"
 TORCH_FLOOR = (2, 8)
 KERNELS = "csrc/cpu/targets"  # the sources that know no torch
-CUDA_ARCHES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
+CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
 
 try:
     import torch

@@ -19,6 +19,7 @@ from typing import Any
 from sweep import Entry, plan
 
 from fastlstm import _build
+from fastlstm._choice import CUDNN_STEP_US
 
 # What the times of steps can show. The clock is in the record; the others are facts or do not show.
 FITTED = (
@@ -116,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in fit.constants:
             new = f"{fit.constants[name]:10.3g}  +- {fit.standard_errors[name]:.0%}"
         print(f"{name:<24}{fit.before[name]:>10.3g}{new}")
+    if cudnn := record.get("cudnn_us"):
+        # Of fastlstm/_choice.py: a plain call goes to ours only where that is well below.
+        print(f"{'cudnn_us':<24}{CUDNN_STEP_US:>10.3g}{statistics.median(cudnn):10.3g}", end="")
+        print(f"  from {min(cudnn):.3g} to {max(cudnn):.3g}")
 
 
 if __name__ == "__main__":

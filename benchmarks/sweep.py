@@ -99,14 +99,14 @@ def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
 
     x, state, d_output = draw(steps, B, INPUT_SIZE), draw(1, B, H), draw(steps, B, H)
     weights = [draw(4 * H, INPUT_SIZE) / 4, draw(4 * H, H) / H**0.5]
-    arguments: tuple[Any, ...] = (x, state, state, weights, *[None] * 6)
+    arguments: tuple[Any, ...] = (x, state, state, weights, "", *[None] * 6)
     engine, backward = entry["engine"], entry["backward"]
     if not backward:
         return lambda: torch.ops.fastlstm.lstm(*arguments, False, False, False, engine)
     output, _, _, cells, gates = torch.ops.fastlstm.lstm(*arguments, True, True, False, "stepwise")
     saved = (output, cells, gates)
     return lambda: torch.ops.fastlstm.lstm_backward(
-        d_output, None, None, None, *arguments, *saved, False, False, engine, True
+        *arguments, d_output, None, None, None, *saved, False, False, True, engine
     )
 
 
@@ -124,13 +124,36 @@ def measure(entry: Entry) -> float:
     return 1e6 * (long - short) / (LONG - SHORT)
 
 
+def cudnn_step_us(walk: Entry, training: bool) -> float:
+    """Microseconds of a step of nn.LSTM: of a walk, two of which make a step of training."""
+    H, B, dtype = walk["hidden_size"], walk["batch"], getattr(torch, walk["dtype"])
+    lstm = torch.nn.LSTM(INPUT_SIZE, H, bias=False, device="cuda", dtype=dtype)
+
+    def run(steps: int) -> Step:
+        x = torch.randn(steps, B, INPUT_SIZE, device="cuda", dtype=dtype)
+
+        def step() -> object:
+            with torch.set_grad_enabled(training):
+                output, _ = lstm(x)
+            return (
+                torch.autograd.grad(output.sum(), list(lstm.parameters())) if training else output
+            )
+
+        return step
+
+    torch.backends.cudnn.allow_tf32 = walk["allow_tf32"]
+    long, short = (median_time(run(steps), cuda_clock, EFFORT) for steps in (LONG, SHORT))
+    return 1e6 * (long - short) / (LONG - SHORT) / (1 + training)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path, metavar="FILE.json")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
     args = parser.parse_args(arguments)
     start = time.monotonic()
-    record = machine.describe("cuda") | {"complete": False, "sweep": []}
+    record = machine.describe("cuda") | {"complete": False, "sweep": [], "cudnn_us": []}
+    record["cudnn_us"] = [cudnn_step_us(walk, walk["backward"]) for walk in walks(LONG)]
     sms, capability = (record["machine"][key] for key in ("sms", "gpu_capability"))
     todo = list(entries(sms, capability))
     random.Random(0).shuffle(todo)  # so that any part of it covers all shapes

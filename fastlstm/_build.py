@@ -57,6 +57,21 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
+@functools.cache
+def has_code_for_gpu(index: int) -> bool:
+    """Whether the CUDA kernels of the extension were compiled for a GPU of this machine."""
+    return bool(torch.ops.fastlstm.cuda_code(index))
+
+
+def leave_sms_to_other_processes() -> None:
+    """Let the persistent engine leave 16 multiprocessors to NCCL, if nobody says how many."""
+    processes = torch.distributed
+    several = (
+        processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
+    )
+    library.set_default_free_sms(16 if several else 0)
+
+
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
     """How the recorded torch differs from the running one, or None if their ABI is the same.
 
@@ -148,9 +163,11 @@ _WITHOUT_KERNELS = (
 @functools.cache
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
-    reason = _cuda_reason or build_record()["note"]
+    record = build_record()
+    why = _cuda_reason or record["note"]
+    why = why or f"they were built for {record['cuda_arch_list']}, not for this GPU"
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
+        f"fastlstm has no CUDA kernels: {why}. On a GPU {_WITHOUT_KERNELS} "
         f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,

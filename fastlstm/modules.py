@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
+from ._call import layout_of
 from ._regularize import check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -273,6 +274,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
 
     >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
     >>> output, (h_n, c_n) = lstm(torch.randn(20, 8, 64))
+    >>> output.shape, h_n.shape
+    (torch.Size([20, 8, 128]), torch.Size([2, 8, 128]))
     >>> output, _ = lstm(torch.randn(20, 3, 64), lengths=torch.tensor([20, 0, 7]))
 
     For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
@@ -310,6 +313,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
+    _NORMALIZES = False
     input_dropout: float = 0.0  # here too for pickles and conversions of an nn.LSTM
     recurrent_dropout: float = 0.0
     zoneout_h: float = 0.0
@@ -373,6 +377,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
     def _options(self) -> dict[str, Any]:
         """What every call of `functional.lstm` gets from the module."""
         options = {
+            "layout": layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
             "num_layers": self.num_layers,
             "bidirectional": self.bidirectional,
             "recompute": self.recompute,

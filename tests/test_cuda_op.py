@@ -7,6 +7,7 @@ tables, GEMMs, the layout of what is saved and the gradients of the weights.
 import ctypes
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -348,10 +349,52 @@ def test_launches(kind, options, use):
         assert {(device, stream) for _, device, stream, _, _ in events} == {(1, 7)}
         kinds = [kind for kind, *_ in events]
         first = kinds.index(COOPERATIVE_LAUNCH)
-        assert MEMSET not in kinds[first:]
+        assert kinds[first - 1] == MEMSET and MEMSET not in kinds[first:]
         exchanged = rows * saved[0].numel() * saved[0].element_size()
         assert sum(size for kind, _, _, size, _ in events if kind == MEMSET) >= exchanged
         assert all(blocks <= SMS for kind, *_, blocks in events if kind == COOPERATIVE_LAUNCH)
+
+
+# Operators of ATen that launch no kernel.
+QUIET = re.compile(
+    r"aten::(empty|view|t$|transpose|select|narrow|slice|as_strided|resolve_|to$|unsqueeze)"
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(reset=True),
+        dict(form="lengths", directions=2, reset=True, batch=7),
+        dict(form="packed"),
+        dict(bias=False),
+        dict(masks=[False, True, True], directions=2, reset=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "float16"], indirect=True)
+def test_one_step(kind, options):
+    """Two products and one kernel, as nn.LSTMCell has them, whatever the dtype of c_0."""
+    call = Call(kind, steps=1, **options)
+    if call.lengths is not None:
+        assert 0 in call.lengths
+    state_dtype = torch.float64 if kind == "float64" else torch.float32
+    for given_c_0 in (call.c_0, call.c_0.to(state_dtype)):
+        call.c_0, call.grads[2] = given_c_0, call.grads[2].to(given_c_0.dtype)
+        ops().take_events()
+        with torch.profiler.profile() as profile:
+            saved = call.forward("auto")
+        directions = len(call.c_0)
+        assert [kind for kind, *_ in ops().take_events()] == [LAUNCH] * directions
+        called = [e.name for e in profile.events() if e.name.startswith("aten::")]
+        expected = ["aten::mm"] * 2 * directions
+        if call.masks[1] is not None:
+            expected = ["aten::zeros", "aten::zero_", *expected]  # for the state that is not zoned
+        assert [name for name in called if not QUIET.match(name)] == expected
+        assert saved[2].dtype == given_c_0.dtype
+        call.check_forward(saved)
+        call.check_backward(call.backward(saved, "stepwise"))
 
 
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
@@ -446,21 +489,41 @@ def test_a_fault_is_no_refusal(kind, refuse):
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refusal_is_remembered_per_device(kind, refuse, use, told):
-    call = Call(kind)
+def test_a_refusal_is_remembered_per_device_and_shape(kind, refuse, use, told):
+    calls = {batch: Call(kind, batch=batch) for batch in (5, 9)}
 
-    def launches(device):
+    def launches(device, batch=5):
         use(device, 0)
         ops().take_events()
-        call.forward("auto")
+        calls[batch].forward("auto")
         return [kind for kind, *_ in ops().take_events()].count(COOPERATIVE_LAUNCH)
 
     refuse(720)
     assert [launches(device) for device in (1, 1, 0, 0)] == [1, 0, 1, 0]
     ops().set_resident_blocks(SMS)
     assert [launches(device) for device in (1, 0, 2)] == [0, 0, 1]
+    assert [launches(device, batch=9) for device in (1, 0)] == [1, 1]
     text = told()
     assert text.count("refuses a launch") == 2 and "device 1 refuses a launch" in text
+
+
+@pytest.fixture
+def compiled_for():
+    """compiled_for(capability): what the device's code was compiled for; 0 if there is none."""
+    yield lambda capability: ops().set_code(capability)
+    ops().set_code(90)
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
+    call, expected = Call(kind), Call(kind).forward("stepwise")
+    assert ops().cuda_code(0) == 90 and not torch.equal(call.forward("auto")[0], expected[0])
+    compiled_for(75)
+    assert ops().cuda_code(0) == 75 and torch.equal(call.forward("auto")[0], expected[0])
+    with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
+        call.forward("persistent")
+    compiled_for(0)
+    assert ops().cuda_code(0) == 0
 
 
 @pytest.mark.parametrize("backward", [False, True])

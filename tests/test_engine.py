@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -166,18 +167,47 @@ def test_an_engine_that_does_not_serve_the_call_says_so(
 
 
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
-def test_a_gpu_without_kernels_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "_OP_DEVICES", CPU)
-    monkeypatch.setattr(functional.choose_engine, "__defaults__", (False, CPU, False))
-    monkeypatch.setattr(_build, "build_record", lambda: {"note": "no CUDA toolkit"})
+@pytest.mark.parametrize(
+    ("devices", "record", "why"),
+    [
+        (CPU, {"note": "no CUDA toolkit"}, "no CUDA toolkit"),
+        (
+            (*CPU, "cuda"),
+            {"note": None, "cuda_arch_list": "9.0"},
+            "they were built for 9.0, not for this GPU",
+        ),
+    ],
+)
+def test_a_gpu_without_kernels_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], record: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr(functional, "_OP_DEVICES", devices)
+    monkeypatch.setattr(_build, "has_code_for_gpu", lambda index: False)
+    monkeypatch.setattr(_build, "build_record", lambda: record)
     _build.warn_of_no_cuda_kernels.cache_clear()
-    message = "no CUDA kernels: no CUDA toolkit.*To build them: FASTLSTM_BUILD=cuda .*pip install"
+    message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 1, 3, device="cuda")
     with pytest.warns(RuntimeWarning, match=message) as caught:
         chosen = [functional._engine_for(x, "auto", plain=plain) for plain in (False, True)]
     assert chosen == ["reference", "torch"]
     assert len(caught) == 1
+
+
+@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+def test_multiprocessors_are_left_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTLSTM_FREE_SMS", raising=False)
+    monkeypatch.setattr(functional, "_OP_DEVICES", (*CPU, "cuda"))
+    monkeypatch.setattr(_build, "has_code_for_gpu", lambda index: True)
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(2, 1, 3, device="cuda")
+    free = []
+    for processes in (2, 1, 0):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda n=processes: n > 0)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda n=processes: n)
+        assert functional._engine_for(x, "auto") == "auto"
+        free.append(_build.library.free_sms())
+    assert free == [16, 0, 0]
 
 
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """What only a GPU can show: the CUDA kernels themselves, graphs, streams, and large batches."""
 
 import copy
+import warnings
 
 import op_call
 import pytest
@@ -190,6 +191,31 @@ def test_two_streams():
     torch.cuda.synchronize()
     for i, result in enumerate(results):
         assert all(torch.equal(a, b) for a, b in zip(result, expected[i % 2], strict=True))
+
+
+def test_two_streams_and_a_third():
+    """Whether kernels of a third stream run while a persistent launch waits for another to end."""
+    require("persistent")
+    lstm, x = large(torch.bfloat16, hidden_size=1024, steps=4000)
+    with torch.no_grad():
+        expected, other = lstm(x)[0], torch.ones(8, device="cuda")
+        torch.cuda.synchronize()
+        streams = [torch.cuda.Stream() for _ in range(3)]
+        outputs, ends = [], []
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                if stream is streams[2]:
+                    other += 1
+                else:
+                    outputs.append(lstm(x)[0])
+                ends.append(stream.record_event())
+    ends[2].synchronize()
+    waited = ends[0].query()
+    warnings.warn(
+        f"a third stream {'waits for' if waited else 'overtakes'} a pending launch", stacklevel=1
+    )
+    torch.cuda.synchronize()
+    assert all(torch.equal(output, expected) for output in outputs) and (other == 2).all()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")

@@ -25,6 +25,9 @@ case "$*" in
   *build_ext*) echo "nvcc broke"; exit $BUILD ;;
   *build-lib*) mkdir -p build/checked/fastlstm; touch build/checked/fastlstm/_C.so ;;
   *smoke.py*) echo "0 of 8 failed"; exit $SMOKE ;;
+  *"bench_lstm.py --device cpu"*)
+    while [ "$1" != --output ]; do shift; done
+    echo '{{"groups": [9]}}' >"$2" ;;
   *bench_lstm*)
     while [ "$1" != --output ]; do shift; done
     echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
@@ -43,6 +46,8 @@ STEPS = {
     "benchmark": "failed",
     "sweep": "ok",
     "trace of steps": "ok",
+    "never slower": "ok",
+    **{f"CPU, {n} threads": "ok" for n in (1, 2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))},
     "two streams": "ok",
 }
 
@@ -98,10 +103,11 @@ def test_what_fails_loses_nothing(tmp_path):
     assert run.steps["build"]["last_line"] == "nvcc broke"
     assert run.steps["gpu tests"]["last_line"] == "2 passed"
     assert [run.record[key] for key in ("groups", "sweep", "trace")] == [[1, 2], [3], [4]]
+    assert run.record["cpu"]["1"] == {"groups": [9]}
     assert "complete" not in run.record  # the sweep's
     assert run.log.read_text() == run.printed
     assert sorted(p.name for p in tmp_path.glob("results*")) == ["results.json", "results.log"]
-    assert run.call("bench_lstm").endswith("results.json --group bf16-training")
+    assert run.call("bench_lstm.py --device cuda").endswith("results.json --group bf16-training")
 
 
 def test_who_uses_which_build(tmp_path):
@@ -113,14 +119,14 @@ def test_who_uses_which_build(tmp_path):
         ("smoke.py", "/build/checked "),
         ("--deselect", "/build/checked "),
         ("step_trace.py", "/build/checked "),
-        ("bench_lstm", " "),
+        ("bench_lstm.py --device cuda", " "),
         ("sweep.py", " "),
         ("-k not opcheck", " "),
     ):
         assert f"PATH0={tmp_path}{folder}" in run.call(word)
-    assert "--engine auto" in run.call("bench_lstm")
+    assert "--engine auto" in run.call("bench_lstm.py --device cuda")
     assert "--deselect tests/test_gpu.py::test_two_streams" in run.call("--deselect")
-    assert run.calls[-2].endswith("tests/test_gpu.py::test_two_streams")  # alone, before the report
+    assert run.calls[-2].endswith("-k two_streams tests/test_gpu.py")  # alone, before the report
 
 
 def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
@@ -128,7 +134,7 @@ def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
     expected = {**STEPS, "smoke test": "failed"}
     del expected["sweep"], expected["trace of steps"]
     assert run.status == 1 and run.results == expected
-    assert "--engine stepwise" in run.call("bench_lstm")
+    assert "--engine stepwise" in run.call("bench_lstm.py --device cuda")
     after = run.calls[1 + run.calls.index(run.call("smoke.py")) :]
     assert after and all("FREE_SMS=100000" in call for call in after)
     assert run.record["groups"] == [1, 2]
@@ -142,11 +148,11 @@ def test_it_ends_in_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "seconds, smoke, limits", [(540, 0, range(400, 436)), (540, 1, range(460, 496)), (60, 0, [20])]
+    "seconds, smoke, limits", [(540, 0, range(355, 391)), (540, 1, range(415, 451)), (60, 0, [20])]
 )
 def test_the_benchmark_gets_a_part_of_the_time(tmp_path, seconds, smoke, limits):
     """More where nothing but the two streams follows; and some where others took too long."""
-    call = Checked(tmp_path, smoke=smoke, SECONDS_IN_ALL=str(seconds)).call("bench_lstm")
+    call = Checked(tmp_path, smoke=smoke, SECONDS_IN_ALL=str(seconds)).call("bench_lstm.py --device cuda")
     assert int(call.split("--limit ")[1].split()[0]) in limits
 
 

@@ -48,7 +48,7 @@ def known_architectures():
     return set(re.findall(r"compute_(\d+)", listed))
 
 
-def compile_with_nvcc(source, architecture, folder, *options):
+def compile_with_nvcc(source, architecture, folder):
     """What ptxas reports; out.o is left in the folder."""
     if architecture not in known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
@@ -60,8 +60,6 @@ def compile_with_nvcc(source, architecture, folder, *options):
         f"-arch=sm_{architecture}",
         "-Xptxas=-v",
         "-Werror=all-warnings",
-        f"-I{CUDA}",
-        *options,
         "-c",
         str(source),
         "-o",
@@ -72,9 +70,10 @@ def compile_with_nvcc(source, architecture, folder, *options):
     return done.stdout
 
 
-def write_few(name, tiles, folder):
+def write_few(name, tiles, folder, cuda=CUDA):
     """persistent_NAME.cu with the kernels of these tiles only: all of them take a minute."""
-    text = PERSISTENT[name].read_text()
+    text = (cuda / f"persistent_{name}.cu").read_text()
+    text = re.sub('#include "', f"\\g<0>{cuda}/", text)
     text, launchers = re.subn(r"template cudaError_t launch_persistent_[^;]*;", "", text)
     assert launchers == 3
     kernels = ", ".join(f"reinterpret_cast<const void*>({name}_kernel<{tile}>)" for tile in tiles)
@@ -113,10 +112,9 @@ def compiled_few(tmp_path_factory):
     """The same of the kernels of a few tiles."""
 
     @functools.cache
-    def results(name, tiles, *options):
+    def results(name, tiles):
         folder = tmp_path_factory.mktemp(f"few_{name}_")
-        source = write_few(name, tiles, folder)
-        return compile_with_nvcc(source, "90", folder, *options), folder
+        return compile_with_nvcc(write_few(name, tiles, folder), "90", folder), folder
 
     return results
 
@@ -226,15 +224,45 @@ def short_polls(step):
     return [x for x in step.product if x.is_poll and x.opcode != "LDG.E.128.STRONG.GPU"]
 
 
-# What breaks each rule.
+# A change of csrc/cuda that breaks each rule: the file, what becomes what.
+EXCHANGE = "persistent_exchange.h"
+MOVING = (
+    "persistent_product.h",
+    "begin += 2 * kChunks) {",
+    """begin += kChunks) {
+    other.load(parts, begin + kChunks);
+    one.wait(parts, begin, step);
+    product.add(one.words, begin, last);
+    one = other;
+  }
+  for (int begin = last; begin < last; ++begin) {""",
+)
 RULES = {
-    early_uses: "FASTLSTM_NO_RAW_INPUT",
-    moved_groups: "FASTLSTM_NO_TWO_GROUPS",
-    waiting_polls: "FASTLSTM_NO_TWO_GROUPS",
-    late_fetches: "FASTLSTM_NO_HOISTING",
-    needless_shuffles: "FASTLSTM_NO_GATE_PAIRS",
-    incomplete_prefetches: "FASTLSTM_NO_PREFETCH",
-    short_polls: "FASTLSTM_NO_PADDING",
+    early_uses: (
+        "persistent_{name}.cu",
+        "inputs[j] = load_inputs(step, block.unit(step.t, pass, j));",
+        "if (float((inputs[j] = load_inputs(step, block.unit(step.t, pass, j))).{gates}.i) == 7)"
+        " return;",
+    ),
+    moved_groups: MOVING,
+    waiting_polls: MOVING,
+    late_fetches: (
+        "device.h",
+        'asm volatile("" : "+r"(value));\n'
+        "  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);",
+        "return value;",
+    ),
+    needless_shuffles: (
+        EXCHANGE,
+        "shuffle_xor(odd ? i_f : g_o, 1)",
+        "shuffle_xor(odd ? i_f : g_o, 1) ^ shuffle_xor(i_f, 2)",
+    ),
+    incomplete_prefetches: ("persistent_block.h", "prefetch(zoneout.h + flat", "(void)(flat"),
+    short_polls: (
+        "device.h",
+        "v4.u32 {%0, %1, %2, %3}, [%4];",
+        "v2.u32 {%0, %1}, [%4]; ld.relaxed.gpu.global.v2.u32 {%2, %3}, [%4 + 8];",
+    ),
 }
 ONLY_BACKWARD = {waiting_polls, needless_shuffles}  # forward has short vectors and one gate
 
@@ -243,7 +271,12 @@ def rules_of(name):
     return [rule for rule in RULES if name == "backward" or rule not in ONLY_BACKWARD]
 
 
-def check_machine_code(name, kernels, count):
+# Where the widest tile takes almost all registers, ptxas moves a value that was loaded early, and
+# the move waits for it.
+MOVES_EARLY = {"100", "120"}
+
+
+def check_machine_code(name, kernels, count, architecture="90"):
     assert len(kernels) == count
     for kernel, code in kernels.items():
         # Blocks exchange through L2; the data says by itself that it is there, no fence.
@@ -252,6 +285,8 @@ def check_machine_code(name, kernels, count):
         assert not any(x.is_a("MEMBAR") for x in code)
         step = Step(name, code)
         broken = {rule.__name__: rule(step) for rule in RULES if rule(step)}
+        if architecture in MOVES_EARLY and "ELi32ELi16E" in kernel:
+            assert all(x.is_a("MOV", "IMAD.MOV", "PRMT") for x in broken.pop("early_uses", ()))
         assert not broken, f"{kernel}: {broken}"
 
 
@@ -266,37 +301,31 @@ def test_few_machine_code(name, compiled_few):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PERSISTENT)
-@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("architecture", ["80", "90", "100", "120"])
 def test_machine_code(name, architecture, compiled):
     _, folder = compiled(PERSISTENT[name], architecture)
     # 6 tiles of each of 3 mma types, 3 of FFMA.
-    check_machine_code(name, disassemble(folder), 21)
-
-
-def broken_rules(name, switches, compiled_few):
-    _, folder = compiled_few(name, FEW[:1], *[f"-D{switch}=1" for switch in switches])
-    [code] = disassemble(folder).values()
-    return {rule for rule in RULES if rule(Step(name, code))}
+    check_machine_code(name, disassemble(folder), 21, architecture)
 
 
 @needs_disassembler
-@pytest.mark.parametrize("name", PERSISTENT)
-def test_rules_are_broken_without_what_they_test(name, compiled_few):
-    broken = broken_rules(name, sorted(set(RULES.values())), compiled_few)
-    assert broken >= set(rules_of(name))
-
-
-@needs_disassembler
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, switch",
+    "name, rule",
     [
-        (name, switch)
+        pytest.param(name, rule, marks=[pytest.mark.slow] * (rule is not early_uses))
         for name in PERSISTENT
-        for switch in sorted(set(RULES.values()))
-        if (name, switch) != ("forward", "FASTLSTM_NO_GATE_PAIRS")
+        for rule in rules_of(name)
     ],
 )
-def test_each_switch_breaks_its_rules(name, switch, compiled_few):
-    expected = {rule for rule in rules_of(name) if RULES[rule] == switch}
-    assert broken_rules(name, [switch], compiled_few) >= expected
+def test_rule_is_broken_without_what_it_tests(name, rule, tmp_path):
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    file, text, fault = (
+        words.replace("{name}", name).replace("{gates}", "from_x" if name == "forward" else "gates")
+        for words in RULES[rule]
+    )
+    path = tmp_path / "csrc/cuda" / file
+    assert path.read_text().count(text) == 1, f"{file} no longer holds {text!r} once"
+    path.write_text(path.read_text().replace(text, fault))
+    compile_with_nvcc(write_few(name, FEW[:1], tmp_path, path.parent), "90", tmp_path)
+    [code] = disassemble(tmp_path).values()
+    assert rule(Step(name, code))

@@ -386,7 +386,7 @@ def test_choose_names_all_that_is_missing(kind: str, missing: str) -> None:
 @pytest.mark.parametrize(
     ("nvcc", "expected"),
     [
-        ("compute_80 compute_86 compute_89 compute_90", "8.0;8.6;8.9;9.0+PTX"),
+        ("compute_75 compute_80 compute_86 compute_90", "7.5;8.0;8.6;9.0+PTX"),
         ("compute_80 compute_90 compute_100 compute_120 compute_121", "8.0;9.0;10.0;12.0+PTX"),
     ],
 )

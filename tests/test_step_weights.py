@@ -103,10 +103,6 @@ def test_an_lstm_of_one_step() -> None:
     assert_same(ours, both[0], theirs, both[1])
 
 
-
-
-
-
 @pytest.mark.parametrize("name", ["weight_hh", "bias_ih"])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_weight_frozen_or_not_between_forward_and_backward(name: str, before: bool) -> None:
@@ -194,8 +190,6 @@ def test_cells_that_share_some_weights() -> None:
     torch.testing.assert_close(*both, rtol=1e-11, atol=1e-13)
 
 
-
-
 def test_weights_changed_before_backward() -> None:
     cell = pair()[0]
     loss = loop(cell, inputs())
@@ -203,9 +197,6 @@ def test_weights_changed_before_backward() -> None:
         cell.weight_hh.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -2,6 +2,7 @@
 // says.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <mutex>
 #include <set>
 #include <string>
@@ -9,6 +10,7 @@
 #include "../core/layer.h"
 #include "../core/torch_versions.h"
 #include "device_sequence.h"
+#include "launch.h"
 #include "plan.h"
 #include "request.h"
 
@@ -21,6 +23,16 @@ inline int current_device() {
   return device;
 }
 
+// The compute capability for which the code was compiled that the current device runs, which may be
+// less than its own; 0 where the build has none for it.
+inline int code_capability() {
+  int capability = 0;
+  const cudaError_t error = compiled_capability(&capability);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) return 0;
+  check_cuda(error, "cudaFuncGetAttributes");
+  return capability;
+}
+
 // The device as the persistent engine may use it.
 inline CudaDevice cuda_device() {
   const int index = current_device();
@@ -31,38 +43,49 @@ inline CudaDevice cuda_device() {
   };
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                          attribute(cudaDevAttrComputeCapabilityMinor);
-  CudaDevice device = CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), capability);
+  // Code for older GPUs lacks the persistent kernels, even where a newer one runs it.
+  const int code = code_capability();
+  CudaDevice device =
+      CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), code < 80 ? code : capability);
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
   device.sm_count = cooperates ? std::max(0, device.sm_count - free_sms()) : 0;
   return device;
 }
 
-// Devices that refused a persistent launch. "auto" sends them none again: it would refuse that too,
-// after memory was marked and a GEMM was run for it.
+// Calls whose persistent launch a device refused. "auto" makes no such launch again: it would be
+// refused too, after memory was marked and a GEMM was run for it.
 class Refusals {
  public:
-  static bool contain(int device) {
+  static bool contain(int device, const Task& task) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return devices_.count(device) > 0;
+    return calls_.count(key(device, task)) > 0;
   }
-  static void add(int device, cudaError_t error) {
+  static void add(int device, const Task& task, cudaError_t error) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!devices_.insert(device).second) return;
+    if (!calls_.insert(key(device, task)).second) return;
     TORCH_WARN(
         "fastlstm: device ", device, " refuses a launch of the persistent engine (",
         cudaGetErrorString(error),
-        "), so the stepwise engine, which is slower, serves it from now on. Where MPS or "
-        "another program holds multiprocessors, FASTLSTM_FREE_SMS=N plans without N of them.");
+        "), so the stepwise engine, which is slower, serves calls of that shape from now on. Where "
+        "MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N plans without N of "
+        "them.");
   }
   static void forget() {  // for tests
     const std::lock_guard<std::mutex> lock(mutex_);
-    devices_.clear();
+    calls_.clear();
   }
 
  private:
+  // Of the task all that decides how many blocks there are, and how large.
+  using Key = std::array<int64_t, 7>;
+  static Key key(int device, const Task& task) {
+    return {device,          task.hidden_size, task.batch,   task.directions,
+            int(task.dtype), task.allow_tf32,  task.backward};
+  }
+
   static inline std::mutex mutex_;
-  static inline std::set<int> devices_;
+  static inline std::set<Key> calls_;
 };
 
 // Whether the error means that the device refused this launch, of which nothing ran. Other errors
@@ -96,7 +119,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;
   if (request->engine == EngineRequest::kStepwise ||
-      (is_auto && Refusals::contain(current_device())))
+      (is_auto && Refusals::contain(current_device(), task)))
     return {task, {}, false};
   const CudaDevice device = cuda_device();
   if (is_auto) return {task, plan(task, device), false};

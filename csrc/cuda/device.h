@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "dtypes.h"
-#include "switches.h"
 
 #if defined(FASTLSTM_EMULATOR)
 #include "runtime.h"
@@ -79,10 +78,10 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // Data that blocks exchange inside a kernel shows by itself that it is there: all bits of its
 // memory are set when the kernel starts, every value is written once and never has all bits set,
 // and a reader polls until it finds something else. No flag, no fence, one trip through L2. Stores
-// and loads are of the same size where they may meet (32 bits, 16 where rows are not aligned): the
-// memory model promises nothing to others. Such memory is never read through const __restrict__ or
-// __ldg, for which the compiler may take a cache that does not notice other SMs' writes.
-// before_polling_again(address, count, polls, step) comes between two polls of `count` values.
+// are of words, and a vector load is one of words: the memory model promises nothing where a load
+// meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
+// which the compiler may take a cache that does not notice other SMs' writes.
+// before_polling_again(address, polls, step) comes between two polls.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from
@@ -94,6 +93,18 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // mma_*: d += a b, one 16x8x16 (16-bit) or 16x8x8 (TF32) tile per warp; register layouts as in the
 // PTX manual, "Matrix Fragments for mma".
 
+// Older GPUs lack instructions of the persistent kernels, and the planner sends them none.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kRunsPersistent = false;
+#else
+constexpr bool kRunsPersistent = true;
+#endif
+
+// A block that waits longer gives up: about a minute. A checked build has fewer (setup.py).
+#if !defined(FASTLSTM_SPIN_LIMIT)
+#define FASTLSTM_SPIN_LIMIT 100000000
+#endif
+
 #if defined(FASTLSTM_EMULATOR)
 
 template <typename T>
@@ -102,18 +113,12 @@ T in_register(T value) {
 }
 inline unsigned char* shared_memory() { return simt::self().block->shared.get(); }
 
-template <typename Bits>
-void store_exchanged(Bits* address, Bits bits) {
-  simt::exchange_store(address, bits);
+inline void store_exchanged(uint32_t* address, uint32_t word) {
+  simt::exchange_store(address, word);
 }
-template <typename T>
-T load_exchanged(const T* address) {
-  return *address;
-}
-template <typename T>
-void before_polling_again(const T* address, int count, long long&, int /*step*/) {
-  simt::await_store(address, count);
-}
+inline Bits128 load_exchanged(const Bits128* address) { return *address; }
+inline void give_up(int /*step*/) {}
+inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::mma_bfloat16;
@@ -125,68 +130,51 @@ using simt::to_tf32;
 #else
 
 __device__ inline int in_register(int value) {
-  if constexpr (kHoisting) {
-    asm volatile("" : "+r"(value));
-    value = __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
-  }
-  return value;
+  asm volatile("" : "+r"(value));
+  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
 }
+// From an address of global memory, as which the compiler then knows it. It may be null.
 template <typename T>
-__device__ inline T* in_register(T* global) {
-  if constexpr (kHoisting) asm volatile("" : "+l"(global));
-  __builtin_assume(__isGlobal(global));
-  return global;
+__device__ inline T* in_register(T* pointer) {
+  size_t address = __cvta_generic_to_global(pointer);
+  asm volatile("" : "+l"(address));
+  return static_cast<T*>(__cvta_global_to_generic(address));
 }
 
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];
   const auto address = static_cast<int>(__cvta_generic_to_shared(memory));
-  void* const pointer = __cvta_shared_to_generic(static_cast<unsigned>(in_register(address)));
-  __builtin_assume(__isShared(pointer));
-  return static_cast<unsigned char*>(pointer);
+  return static_cast<unsigned char*>(
+      __cvta_shared_to_generic(static_cast<unsigned>(in_register(address))));
 }
 
 // volatile, here and below: in the order of the source. A store that moved below the polling of
 // others' values would be a deadlock.
-template <typename Bits>
-__device__ inline void store_exchanged(Bits* address, Bits bits) {
-  if constexpr (sizeof(Bits) == 4)
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
-  else
-    asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(address), "h"(bits) : "memory");
+__device__ inline void store_exchanged(uint32_t* address, uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
 
-template <typename T>
-__device__ inline T load_exchanged(const T* address) {
-  T value;
-  if constexpr (sizeof(T) == 16) {
-    uint32_t w[4];
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                 : "l"(address));
-    std::memcpy(&value, w, sizeof value);
-  } else if constexpr (sizeof(T) == 4) {
-    uint32_t word;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address));
-    std::memcpy(&value, &word, sizeof value);
-  } else {
-    uint16_t half;
-    asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(half) : "l"(address));
-    std::memcpy(&value, &half, sizeof value);
-  }
-  return value;
+__device__ inline Bits128 load_exchanged(const Bits128* address) {
+  Bits128 w;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
+               : "l"(address));
+  return w;
 }
 
-template <typename T>
-__device__ inline void before_polling_again(const T*, int, [[maybe_unused]] long long& polls,
-                                            [[maybe_unused]] int step) {
-#if defined(FASTLSTM_SPIN_LIMIT)
-  if (++polls > FASTLSTM_SPIN_LIMIT) {
-    printf("fastlstm: block %u waits for the values of step %d\n", blockIdx.x, step);
-    __trap();
-  }
+// Says so and ends the launch. Without arguments printf needs no stack.
+__device__ inline void give_up([[maybe_unused]] int step) {
+#if defined(FASTLSTM_TRACE)
+  printf("fastlstm: block %u waits in vain for the values of step %d\n", blockIdx.x, step);
+#else
+  printf("fastlstm: a block waits in vain for the values of others\n");
 #endif
+  __trap();
+  __builtin_unreachable();  // else ptxas keeps what comes after in registers
 }
+
+// Of the emulator, between two polls.
+__device__ inline void await_store(const Bits128*) {}
 
 __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -196,33 +184,23 @@ __device__ inline uint32_t shuffle_xor(uint32_t word, int mask) {
   return __shfl_xor_sync(0xffffffffu, word, mask);
 }
 
-// Older GPUs lack the instructions below, and the planner sends them nothing that needs them.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define FASTLSTM_SM80(statement) __trap()
-#else
-#define FASTLSTM_SM80(statement) statement
-#endif
-
 // Round to nearest, ties away from zero, to the 10 mantissa bits of TF32.
 __device__ inline uint32_t to_tf32(float x) {
-  uint32_t rounded = 0;
-  FASTLSTM_SM80(asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x)));
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
   return rounded;
 }
 
-#define FASTLSTM_MMA(name, instruction)                                                          \
-  __device__ inline void name(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {       \
-    FASTLSTM_SM80(                                                                               \
-        asm(instruction                                                                          \
-            " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]),     \
-            "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), \
-            "r"(a.word[3]), "r"(b0), "r"(b1)));                                                  \
+#define FASTLSTM_MMA(name, instruction)                                                      \
+  __device__ inline void name(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {   \
+    asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1)); \
   }
 FASTLSTM_MMA(mma_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
 FASTLSTM_MMA(mma_float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 FASTLSTM_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef FASTLSTM_MMA
-#undef FASTLSTM_SM80
 
 #endif
 

@@ -10,11 +10,17 @@ namespace fastlstm {
 // dtypes of dtype_list.h.
 template <typename T, typename A>
 cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream);
+template <typename T, typename A, typename C>
+cudaError_t launch_step(const OnlyStep<T, A, C>& step, cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream);
+
+// For which compute capability the code was compiled that the current device runs, as
+// 10 * major + minor; cudaErrorNoKernelImageForDevice where the build has none for it.
+cudaError_t compiled_capability(int* capability);
 
 }  // namespace fastlstm

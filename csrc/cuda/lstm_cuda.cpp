@@ -8,6 +8,7 @@
 #include "../stepwise/backward.h"
 #include "choice.h"
 #include "gemm_precision.h"
+#include "only_step.h"
 #include "persistent_layer.h"
 #include "stepwise_kernels.h"
 
@@ -18,6 +19,10 @@ template <typename T, typename A>
 ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
                       c10::string_view engine) {
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
+  if (!planned.plan.persistent && is_only_step(layer))
+    return layer.c_0.scalar_type() == layer.input.scalar_type()
+               ? only_step<T, A, T>(layer, save_cells, save_gates)
+               : only_step<T, A, A>(layer, save_cells, save_gates);
   Tensor gates;
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
@@ -75,6 +80,12 @@ BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments&
   });
 }
 
+// The compute capability of the code that a device runs; 0 where the build has none for it.
+int64_t cuda_code(int64_t device) {
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+  return code_capability();
+}
+
 #if defined(FASTLSTM_TRACE)
 // What the blocks of the last launches did when: [kTraceBlocks,kTraceSteps,kTraceEntries].
 Tensor take_trace(bool backward) {
@@ -93,6 +104,9 @@ TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
   m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
 }
 
+TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
+  m.def("cuda_code", &fastlstm::cuda_code);
 #if defined(FASTLSTM_TRACE)
-TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("take_trace", &fastlstm::take_trace); }
+  m.def("take_trace", &fastlstm::take_trace);
 #endif
+}

@@ -17,9 +17,9 @@ struct UnitInputs {
   ThreadUnit at;
   int64_t index;  // of the unit in [B,H]
   GatesAddress<T> d_gates;
-  Gates<Loaded<T>> gates;
+  Gates<T> gates;
   float c, c_prev, d_cells;
-  Loaded<T> d_output, d_h, h_mask, zoneout_h, zoneout_c;
+  T d_output, d_h, h_mask, zoneout_h, zoneout_c;
   unsigned char reset;
 };
 
@@ -40,9 +40,9 @@ struct BackwardWalk {
   const BackwardDirection<T> d;
   const int hidden_size, width;
 
-  __device__ BackwardWalk(const PersistentBackward<T>& call, const Tiling& tiling, bool aligned)
+  __device__ BackwardWalk(const PersistentBackward<T>& call, const Tiling& tiling)
       : call(call),
-        block(call.sequence, tiling, call.first_reverse, 4, aligned),
+        block(call.sequence, tiling, call.first_reverse, 4),
         d(fetch(call.direction, block.direction)),
         hidden_size(call.sequence.hidden_size),
         width(tiling.exchange_width) {}
@@ -73,9 +73,6 @@ struct BackwardWalk {
   __device__ T* d_gates_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.d_gates + flat_row * 4 * width + block.column(at);
   }
-  __device__ GatesAddress<T> address_of(const ThreadUnit& at, int64_t flat_row) const {
-    return gates_address(d_gates_at(at, flat_row), width, at.unit, block.aligned);
-  }
 
   __device__ void prefetch_step(const Step& step, const ThreadUnit& at) const {
     if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
@@ -83,7 +80,7 @@ struct BackwardWalk {
     const int64_t flat_row = step.offset_soon + at.batch_row;
     for (int gate = 0; gate < 4; ++gate) {
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
-      if (kPrefetchExchange) prefetch(d_gates_at(at, flat_row) + gate * width);
+      prefetch(d_gates_at(at, flat_row) + gate * width);
     }
     prefetch(d.cells + flat_row * hidden_size + column);
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
@@ -98,24 +95,22 @@ struct BackwardWalk {
     UnitInputs<T> in;
     in.at = at;
     in.index = block.index(at);
-    if (kHoisting) in.d_gates = address_of(at, flat_row);
+    in.d_gates = {d_gates_at(at, flat_row), width, at.unit};
     if (!at.live) return in;
-    in.gates = load_gates<T, Loaded<T>>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
+    in.gates = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.c = d.cells[flat_row * hidden_size + column];
     in.reset = block.reset_flag(step.t, at.row);
     in.c_prev = block.is_first_step(step.t, at.row)
                     ? d.c_0[in.index]
                     : d.cells[(step.offset_prev + at.batch_row) * hidden_size + column];
-    in.d_output = d.d_output ? Loaded<T>(d.d_output[flat_row * call.d_output_stride + column])
-                             : Loaded<T>(0.0f);
+    in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
     // With zoneout: what it let through from the step after, whose place is d_h.
-    in.d_h = d.zoneout.h || block.is_last_step(step.t, at.row) ? Loaded<T>(d.d_h[in.index])
-                                                               : Loaded<T>(0.0f);
+    in.d_h = d.zoneout.h || block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
-    if (d.h_mask) in.h_mask = Loaded<T>(d.h_mask[in.index]);
+    if (d.h_mask) in.h_mask = d.h_mask[in.index];
     if (d.zoneout.h) {
-      in.zoneout_h = Loaded<T>(d.zoneout.h[flat_row * d.zoneout.h_stride + column]);
-      in.zoneout_c = Loaded<T>(d.zoneout.c[flat_row * d.zoneout.c_stride + column]);
+      in.zoneout_h = d.zoneout.h[flat_row * d.zoneout.h_stride + column];
+      in.zoneout_c = d.zoneout.c[flat_row * d.zoneout.c_stride + column];
     }
     return in;
   }
@@ -153,7 +148,7 @@ struct BackwardWalk {
     return before.d_pre;
   }
 
-  __device__ void compute_and_publish(const Step& step, const UnitInputs<T>& in) const {
+  __device__ void compute_and_publish(const UnitInputs<T>& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kTile) return;  // whole warps
     float dc = 0.0f;
@@ -162,10 +157,21 @@ struct BackwardWalk {
       dc = block.state_of(at);
       d_gates = compute(in, dc);
     }
-    publish(kHoisting ? in.d_gates : address_of(at, step.offset + at.batch_row),
-            Gates<T>{T(d_gates.i), T(d_gates.f), T(d_gates.g), T(d_gates.o)}, at.unit, at.exchanged,
-            block.aligned);
+    publish(in.d_gates, Gates<T>{T(d_gates.i), T(d_gates.f), T(d_gates.g), T(d_gates.o)}, at.unit,
+            at.exchanged);
     if (at.live) block.state_of(at) = dc;
+  }
+
+  __device__ void walk() const {
+    load();
+    int64_t offset_next = 0;
+    for (int n = call.sequence.steps - 1; n >= 0; --n) {
+      const Step at = step(n, offset_next);
+      for (int pass = 0; pass < block.passes; ++pass) run(at, pass);
+      offset_next = at.offset;
+    }
+    if (!call.state_needs_grad) return;
+    for (int pass = 0; pass < block.passes; ++pass) run_initial_state(pass);
   }
 
   __device__ void run(const Step& step, int pass) const {
@@ -176,7 +182,7 @@ struct BackwardWalk {
       block.multiply(pass, step.n, [&](int row) { return next_d_gates(step, row); });
     __syncthreads();
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) compute_and_publish(step, inputs[j]);
+    for (int j = 0; j < kItems; ++j) compute_and_publish(inputs[j]);
     __syncthreads();  // before the next pass overwrites the sums
   }
 
@@ -199,17 +205,11 @@ struct BackwardWalk {
 
 template <class P, int kUnits, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(PersistentBackward<typename P::T> call, Tiling tiling, bool aligned) {
-  const BackwardWalk<P, kUnits, kTile> walk(call, tiling, aligned);
-  walk.load();
-  int64_t offset_next = 0;
-  for (int n = call.sequence.steps - 1; n >= 0; --n) {
-    const auto step = walk.step(n, offset_next);
-    for (int pass = 0; pass < walk.block.passes; ++pass) walk.run(step, pass);
-    offset_next = step.offset;
-  }
-  if (!call.state_needs_grad) return;
-  for (int pass = 0; pass < walk.block.passes; ++pass) walk.run_initial_state(pass);
+    backward_kernel(PersistentBackward<typename P::T> call, Tiling tiling) {
+  if constexpr (kRunsPersistent)
+    BackwardWalk<P, kUnits, kTile>(call, tiling).walk();
+  else
+    __trap();
 }
 
 struct BackwardKernel {

@@ -16,9 +16,6 @@ __device__ void prefetch(const Zoneout<T>& zoneout, int64_t flat_row, int unit) 
   prefetch(zoneout.c + flat_row * zoneout.c_stride + unit);
 }
 
-// The type of what a thread loads before it waits: as it lies in memory.
-template <typename T>
-using Loaded = std::conditional_t<kRawInput, T, float>;
 template <typename T>
 __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
@@ -46,9 +43,8 @@ template <class P, int kRows, int kUnits, int kTile>
 struct Block {
   using T = typename P::T;
   static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units of a thread
-  static constexpr int kInFlight =
+  static constexpr int kChunks =                                             // loaded at once
       chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kTile);
-  static constexpr int kChunks = kTwoGroups ? kInFlight : kInFlight / 2;  // loaded at once
 
   const Sequence& sequence;
   const Tiling& tiling;
@@ -57,15 +53,13 @@ struct Block {
   int first_unit, units, exchanged_units;  // fewer than kUnits in the last part
   int passes;
   int depth, chunks;  // of the rows that the slice is multiplied with
-  bool aligned;       // and whether those are whole pieces of 16 bytes
   int thread, lane, warp, first_chunk, last_chunk;
   uint32_t* slice;
   float *stage, *partials, *state;
   int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
 
-  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates,
-                   bool aligned)
-      : sequence(sequence), tiling(tiling), aligned(kPadding || aligned) {
+  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates)
+      : sequence(sequence), tiling(tiling) {
     part = blockIdx.x % tiling.unit_blocks;
     group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
     direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
@@ -180,21 +174,10 @@ struct Block {
     LanePart<T> parts[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
-    if (aligned)
-      multiply_parts<true>(parts, step);
-    else
-      multiply_parts<kPadding>(parts, step);
-    trace(step, kProductDone);
-  }
-
-  template <bool kAligned>
-  __device__ void multiply_parts(const LanePart<T> (&parts)[kTile / 8], int step) const {
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
-    if constexpr (kTwoGroups)
-      add_chunks<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
-    else
-      add_chunks_moving<kAligned, kChunks>(product, parts, first_chunk, last_chunk, step);
+    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, step);
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
+    trace(step, kProductDone);
   }
 
   // Of batch row b of the pass: matrix rows r .. r + kCount - 1, over all warps.

@@ -39,72 +39,56 @@ FASTLSTM_INLINE Bits<T> published_bits(T value) {
   return bits < kLast ? bits : kLast;
 }
 
-// Values come by the word; where rows are not aligned, 16-bit ones come one by one.
-template <typename T, bool kAligned>
 FASTLSTM_INLINE bool is_unwritten(const Bits128& words) {
   bool any = false;
   for (uint32_t word : words.word) any |= word == 0xffffffff;
-  if (sizeof(T) == 2 && !kAligned)
-    for (uint32_t word : words.word) any |= (word & 0xffff) == 0xffff || word >= 0xffff0000;
   return any;
 }
 
-// Stores a value for the other blocks, if `store` says so. The whole warp comes here: of aligned
-// 16-bit values two lanes side by side, units 2 n and 2 n + 1, who agree about `store`, make a
-// word.
+// Stores a value for the other blocks, if `store` says so. The whole warp comes here: of 16-bit
+// values two lanes side by side, units 2 n and 2 n + 1, who agree about `store`, make a word.
 template <typename T>
-__device__ void publish(T* address, T value, int unit, bool store, bool aligned) {
-  const auto bits = published_bits(value);
+__device__ void publish(T* address, T value, int unit, bool store) {
+  uint32_t word = published_bits(value);
   if constexpr (sizeof(T) == 2) {
-    if (aligned) {
-      const uint32_t other = shuffle_xor(uint32_t(bits), 1);
-      if (store && unit % 2 == 0)
-        store_exchanged(reinterpret_cast<uint32_t*>(address),
-                        pack(bits, static_cast<uint16_t>(other)));
-      return;
-    }
+    word |= shuffle_xor(word, 1) << 16;
+    store = store && unit % 2 == 0;
   }
-  if (store) store_exchanged(reinterpret_cast<Bits<T>*>(address), bits);
+  if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
 }
 
-// Four gates are published `width` values apart. Of aligned 16-bit values the even lane stores i
-// and f of two units, the odd lane g and o, so that the two exchange only one word each way.
-template <typename T>
-constexpr bool kInPairs = sizeof(T) == 2 && kGatePairs;
-
+// Four gates are published `width` values apart. Of 16-bit values the even lane stores i and f of
+// two units, the odd lane g and o, so that the two exchange only one word each way.
 template <typename T>
 struct GatesAddress {
   T *first, *second;  // of the gates that this lane stores
+
+  GatesAddress() = default;
+  __device__ GatesAddress(T* i, int width, int unit)
+      : first(sizeof(T) == 2 && unit % 2 == 1 ? i + 2 * width - 1 : i),
+        second(in_register(first + width)) {}
 };
-template <typename T>
-__device__ GatesAddress<T> gates_address(T* i, int width, int unit, bool aligned) {
-  T* const first = kInPairs<T> && aligned && unit % 2 == 1 ? i + 2 * width - 1 : i;
-  return {first, first + width};
-}
 
 template <typename T>
-__device__ void publish_pairs(const GatesAddress<T>& to, const Gates<T>& gates, bool odd,
-                              bool store) {
-  const uint32_t i_f = pack(published_bits(gates.i), published_bits(gates.f));
-  const uint32_t g_o = pack(published_bits(gates.g), published_bits(gates.o));
-  const uint32_t mine = odd ? g_o : i_f, other = shuffle_xor(odd ? i_f : g_o, 1);
-  const uint32_t even_unit = odd ? other : mine, odd_unit = odd ? mine : other;
-  if (!store) return;
-  store_exchanged(reinterpret_cast<uint32_t*>(to.first), (even_unit & 0xffff) | odd_unit << 16);
-  store_exchanged(reinterpret_cast<uint32_t*>(to.second),
-                  even_unit >> 16 | (odd_unit & 0xffff0000));
-}
-
-template <typename T>
-__device__ void publish(const GatesAddress<T>& to, const Gates<T>& gates, int unit, bool store,
-                        bool aligned) {
-  if constexpr (kInPairs<T>)
-    if (aligned) return publish_pairs(to, gates, unit % 2, store);
-  const int64_t width = to.second - to.first;
-  publish(to.first, gates.i, unit, store, aligned);
-  publish(to.second, gates.f, unit, store, aligned);
-  publish(to.second + width, gates.g, unit, store, aligned);
-  publish(to.second + 2 * width, gates.o, unit, store, aligned);
+__device__ void publish(const GatesAddress<T>& to, const Gates<T>& gates, int unit, bool store) {
+  const auto store_at = [&](T* address, uint32_t word) {
+    if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
+  };
+  if constexpr (sizeof(T) == 2) {
+    const bool odd = unit % 2;
+    const uint32_t i_f = pack(published_bits(gates.i), published_bits(gates.f));
+    const uint32_t g_o = pack(published_bits(gates.g), published_bits(gates.o));
+    const uint32_t mine = odd ? g_o : i_f, other = shuffle_xor(odd ? i_f : g_o, 1);
+    const uint32_t even_unit = odd ? other : mine, odd_unit = odd ? mine : other;
+    store_at(to.first, (even_unit & 0xffff) | odd_unit << 16);
+    store_at(to.second, even_unit >> 16 | (odd_unit & 0xffff0000));
+  } else {
+    const int64_t width = to.second - to.first;
+    store_at(to.first, published_bits(gates.i));
+    store_at(to.second, published_bits(gates.f));
+    store_at(to.second + width, published_bits(gates.g));
+    store_at(to.second + 2 * width, published_bits(gates.o));
+  }
 }
 
 // The row that the slice is multiplied with for a batch row; nullptr: zeros.
@@ -118,39 +102,25 @@ struct RowVector {
 template <typename T>
 struct LanePart {
   const T* address;  // of chunk 0
-  int count;         // values from there to the row's end
   int end;           // chunks from this one on are zeros
   bool exchanged;
 
-  __device__ const T* at(int chunk) const { return address + chunk * kPerChunk<T>; }
-  __device__ int count_at(int chunk) const { return count - chunk * kPerChunk<T>; }
+  __device__ const Bits128* at(int chunk) const {
+    return reinterpret_cast<const Bits128*>(address + chunk * kPerChunk<T>);
+  }
 };
 
 // Of a row of `depth` values, whose chunks from `last` on are for other warps.
 template <typename T>
 __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, int lane) {
-  const int skipped = lane % 4 * (kPerChunk<T> / 4), count = depth - skipped;
-  const int end = min(last, (count + kPerChunk<T> - 1) / kPerChunk<T>);
-  if (!row.values) return {nullptr, 0, 0, false};
-  return {row.values + skipped, count, end, row.exchanged};
-}
-
-// The 16 bytes at `address`, of which `count` values exist; zeros after them. kAligned: all exist,
-// and the address is a multiple of 16.
-template <bool kAligned, typename T>
-__device__ Bits128 load_16_bytes(const T* address, int count) {
-  if constexpr (kAligned) return load_exchanged(reinterpret_cast<const Bits128*>(address));
-  Bits128 words = {{0, 0, 0, 0}};
-  constexpr int kPerWord = 4 / sizeof(T);
-  for (int j = 0; j < 4 * kPerWord && j < count; ++j) {
-    const auto bits = bits_as<Bits<T>>(load_exchanged(address + j));
-    words.word[j / kPerWord] |= uint32_t(bits) << 16 * (j % kPerWord);
-  }
-  return words;
+  const int skipped = lane % 4 * (kPerChunk<T> / 4);
+  const int end = min(last, (depth - skipped + kPerChunk<T> - 1) / kPerChunk<T>);
+  if (!row.values) return {nullptr, 0, false};
+  return {row.values + skipped, end, row.exchanged};
 }
 
 // What a warp loads at once: kChunks chunks of kColumns rows, this lane's 16 bytes of each.
-template <typename T, bool kAligned, int kChunks, int kColumns>
+template <typename T, int kChunks, int kColumns>
 struct LoadedChunks {
   Bits128 words[kChunks][kColumns];
 
@@ -160,18 +130,18 @@ struct LoadedChunks {
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
-        const int chunk = begin + a;
         words[a][j] = {{0, 0, 0, 0}};
-        if (chunk < parts[j].end)
-          words[a][j] = load_16_bytes<kAligned>(parts[j].at(chunk), parts[j].count_at(chunk));
+        if (begin + a < parts[j].end) words[a][j] = load_exchanged(parts[j].at(begin + a));
       }
     }
   }
 
   // Until every value is there.
   __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int step) {
-    long long polls = 0;
-    while (is_missing(parts)) reload_missing(parts, begin, step, polls);
+    for (int polls = 0; is_missing(parts); ++polls) {
+      if (polls == FASTLSTM_SPIN_LIMIT) give_up(step);
+      reload_missing(parts, begin, step);
+    }
     __syncwarp();
   }
 
@@ -180,25 +150,21 @@ struct LoadedChunks {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-      for (int a = 0; a < kChunks; ++a)
-        any |= parts[j].exchanged && is_unwritten<T, kAligned>(words[a][j]);
+      for (int a = 0; a < kChunks; ++a) any |= parts[j].exchanged && is_unwritten(words[a][j]);
     }
     return any;
   }
 
   // Loads all that is missing, together.
-  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin, int step,
-                                 long long& polls) {
+  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin, int step) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
-        if (!is_unwritten<T, kAligned>(words[a][j]) || !parts[j].exchanged) continue;
-        const T* const address = parts[j].at(begin + a);
-        const int count = parts[j].count_at(begin + a);
-        before_polling_again(address, min(count, kPerChunk<T> / 4), polls, step);
+        if (!is_unwritten(words[a][j]) || !parts[j].exchanged) continue;
+        await_store(parts[j].at(begin + a));
         trace_poll(step);
-        words[a][j] = load_16_bytes<kAligned>(address, count);
+        words[a][j] = load_exchanged(parts[j].at(begin + a));
       }
     }
   }

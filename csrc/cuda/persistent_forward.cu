@@ -16,9 +16,9 @@ namespace {
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
-  T* exchanged;                                    // where h_t goes
-  Gates<Loaded<T>> from_x;                         // the input's part
-  Loaded<T> h_mask, zoneout_h, zoneout_c, h_prev;  // the last three: with zoneout
+  T* exchanged;                            // where h_t goes
+  Gates<T> from_x;                         // the input's part
+  T h_mask, zoneout_h, zoneout_c, h_prev;  // the last three: with zoneout
   unsigned char reset;
 };
 
@@ -46,9 +46,9 @@ struct ForwardWalk {
   const ForwardDirection<T> d;
   const int hidden_size;
 
-  __device__ ForwardWalk(const PersistentForward<T>& call, const Tiling& tiling, bool aligned)
+  __device__ ForwardWalk(const PersistentForward<T>& call, const Tiling& tiling)
       : call(call),
-        block(call.sequence, tiling, call.first_reverse, 1, aligned),
+        block(call.sequence, tiling, call.first_reverse, 1),
         d(fetch(call.direction, block.direction)),
         hidden_size(call.sequence.hidden_size) {}
 
@@ -77,7 +77,7 @@ struct ForwardWalk {
     const int64_t flat_row = step.offset_soon + at.batch_row;
     for (int gate = 0; gate < 4; ++gate)
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
-    if (kPrefetchExchange) prefetch(exchange_at(at, flat_row));
+    prefetch(exchange_at(at, flat_row));
     prefetch(d.zoneout, flat_row, column);
   }
 
@@ -88,15 +88,15 @@ struct ForwardWalk {
     in.at = at;
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
-    if (kHoisting) in.exchanged = exchange_at(at, flat_row);
+    in.exchanged = exchange_at(at, flat_row);
     if (!at.live) return in;
-    in.from_x = load_gates<T, Loaded<T>>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
+    in.from_x = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.reset = block.reset_flag(step.t, at.row);
-    if (d.h_mask) in.h_mask = Loaded<T>(d.h_mask[block.index(at)]);
+    if (d.h_mask) in.h_mask = d.h_mask[block.index(at)];
     if (d.zoneout.h) {
-      in.zoneout_h = Loaded<T>(d.zoneout.h[flat_row * d.zoneout.h_stride + column]);
-      in.zoneout_c = Loaded<T>(d.zoneout.c[flat_row * d.zoneout.c_stride + column]);
-      in.h_prev = Loaded<T>(d.h_n[block.index(at)]);
+      in.zoneout_h = d.zoneout.h[flat_row * d.zoneout.h_stride + column];
+      in.zoneout_c = d.zoneout.c[flat_row * d.zoneout.c_stride + column];
+      in.h_prev = d.h_n[block.index(at)];
     }
     return in;
   }
@@ -127,15 +127,14 @@ struct ForwardWalk {
     return {gates, state.c, T(state.h)};
   }
 
-  __device__ UnitResult<T> compute_and_publish(const Step& step, const UnitInputs<T>& in) const {
+  __device__ UnitResult<T> compute_and_publish(const UnitInputs<T>& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kTile) return {};  // whole warps
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) result = compute(in, block.state_of(at));
     T masked = result.h;  // as W_hh sees it
     if (d.h_mask && at.live) masked = T(float(result.h) * float(in.h_mask));
-    T* const to = kHoisting ? in.exchanged : exchange_at(at, step.offset + at.batch_row);
-    publish(to, masked, at.unit, at.exchanged, block.aligned);
+    publish(in.exchanged, masked, at.unit, at.exchanged);
     return result;
   }
 
@@ -157,6 +156,16 @@ struct ForwardWalk {
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
+  __device__ void walk() const {
+    load();
+    int64_t offset_prev = 0;
+    for (int n = 0; n < call.sequence.steps; ++n) {
+      const Step at = step(n, offset_prev);
+      for (int pass = 0; pass < block.passes; ++pass) run(at, pass);
+      offset_prev = at.offset;
+    }
+  }
+
   __device__ void run(const Step& step, int pass) const {
     UnitInputs<T> inputs[kItems];
 #pragma unroll
@@ -166,7 +175,7 @@ struct ForwardWalk {
     __syncthreads();
     UnitResult<T> results[kItems];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) results[j] = compute_and_publish(step, inputs[j]);
+    for (int j = 0; j < kItems; ++j) results[j] = compute_and_publish(inputs[j]);
 #pragma unroll
     for (int j = 0; j < kItems; ++j) store(step, inputs[j].at, results[j]);
     __syncthreads();  // before the next pass overwrites the sums
@@ -175,15 +184,11 @@ struct ForwardWalk {
 
 template <class P, int kUnits, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_kernel(PersistentForward<typename P::T> call, Tiling tiling, bool aligned) {
-  const ForwardWalk<P, kUnits, kTile> walk(call, tiling, aligned);
-  walk.load();
-  int64_t offset_prev = 0;
-  for (int n = 0; n < call.sequence.steps; ++n) {
-    const auto step = walk.step(n, offset_prev);
-    for (int pass = 0; pass < walk.block.passes; ++pass) walk.run(step, pass);
-    offset_prev = step.offset;
-  }
+    forward_kernel(PersistentForward<typename P::T> call, Tiling tiling) {
+  if constexpr (kRunsPersistent)
+    ForwardWalk<P, kUnits, kTile>(call, tiling).walk();
+  else
+    __trap();
 }
 
 struct ForwardKernel {

@@ -10,7 +10,7 @@ inline bool is_aligned(const void* pointer, int64_t row_bytes) {
 }
 
 // A launch of the instance that was planned. Kernel::template instance<P, kUnits, kTile>() is the
-// kernel; `aligned` is for load_16_bytes.
+// kernel; `aligned`: what is exchanged starts at multiples of 16 bytes.
 template <class Kernel, class Call>
 struct Launcher {
   const Call& call;
@@ -21,12 +21,12 @@ struct Launcher {
 
   template <class P, int kUnits, int kTile>
   cudaError_t run() const {
-    if (kPadding && !aligned) return cudaErrorInvalidValue;
+    if (!aligned) return cudaErrorInvalidValue;
     if (tiling.exchange_width != task.exchange_width()) return cudaErrorInvalidValue;
     return launch_cooperative(Kernel::template instance<P, kUnits, kTile>(),
                               dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
                               static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
-                              tiling, aligned);
+                              tiling);
   }
 
   template <class P, int kUnits>

@@ -41,20 +41,22 @@ inline DeviceSequence sequence_for(const Layer& layer, const Tiling& tiling) {
   return DeviceSequence(layer, tiling.group_rows > tiling.row_tile);
 }
 
-// Fills in `call` and launches it for as many directions at a time as the plan says. False where
-// the device refuses the first launch, which is remembered.
+// Fills in `call` and launches it for as many directions at a time as the plan says. Just before
+// the first launch `exchange` is marked, so that it is in L2 when it is polled. False where the
+// device refuses that launch, which is remembered.
 template <typename Call, typename DirectionOf>
 bool launch_directions(const char* name,
                        cudaError_t (*launch)(const Call&, const Task&, const Tiling&, cudaStream_t),
                        Call& call, const Layer& layer, const PlannedCall& planned,
-                       const DirectionOf& direction_of) {
+                       const Tensor& exchange, const DirectionOf& direction_of) {
   const Tiling& tiling = planned.plan.tiling;
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
     for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
+    if (first == 0) mark_unwritten(exchange);
     const cudaError_t error = launch(call, planned.task, tiling, c10::cuda::getCurrentCUDAStream());
     if (first == 0 && !planned.by_name && is_refusal(error)) {
-      Refusals::add(current_device(), error);
+      Refusals::add(current_device(), planned.task, error);
       return false;
     }
     check_cuda(error, name);
@@ -78,7 +80,6 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const bool separate = h_mask.defined() || width != hidden;
   const Tensor exchange =
       separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
-  mark_unwritten(exchange);
   const stepwise::ZoneoutRows<T> zoneout(layer);
   const DeviceSequence tables = sequence_for(layer, planned.plan.tiling);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
@@ -103,7 +104,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
             zoneout.all(d)};
   };
   if (!launch_directions("launch_persistent_forward", launch_persistent_forward<T>, call, layer,
-                         planned, direction_of))
+                         planned, exchange, direction_of))
     return std::nullopt;
   return to.result(layer, save_cells, save_gates);
 }
@@ -128,7 +129,6 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
                                                       tensors.gates[d]);
   }
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
-  mark_unwritten(d_gates);
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const stepwise::ZoneoutRows<T> zoneout(layer);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
@@ -151,7 +151,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
             zoneout.all(d)};
   };
   if (!launch_directions("launch_persistent_backward", launch_persistent_backward<T>, call, layer,
-                         planned, direction_of))
+                         planned, d_gates, direction_of))
     return std::nullopt;
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);

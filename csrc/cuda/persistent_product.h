@@ -221,10 +221,10 @@ struct WarpProduct<Ffma, kRows, kTile> {
 
 // Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
 // are on their way.
-template <bool kAligned, int kChunks, class Product, typename T, int kColumns>
+template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
                            int last, int step) {
-  LoadedChunks<T, kAligned, kChunks, kColumns> one, other;
+  LoadedChunks<T, kChunks, kColumns> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
     if (end < last) next.load(parts, end);
@@ -236,20 +236,6 @@ __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);
-  }
-}
-
-// The same where the next chunks are moved into the place of the first, which waits for both.
-template <bool kAligned, int kChunks, class Product, typename T, int kColumns>
-__device__ void add_chunks_moving(Product& product, const LanePart<T> (&parts)[kColumns], int first,
-                                  int last, int step) {
-  LoadedChunks<T, kAligned, kChunks, kColumns> loaded, next;
-  loaded.load(parts, first);
-  for (int begin = first; begin < last; begin += kChunks) {
-    next.load(parts, begin + kChunks);
-    loaded.wait(parts, begin, step);
-    product.add(loaded.words, begin, last);
-    loaded = next;
   }
 }
 

@@ -15,7 +15,6 @@
 
 #include "../dtype_list.h"
 #include "../parts.h"
-#include "switches.h"
 
 namespace fastlstm {
 
@@ -95,15 +94,12 @@ struct Task {
   // Hidden units of a row as blocks exchange it: with zeros after them, so that rows of h (of four
   // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
   int64_t exchange_width() const {
-    const int64_t piece =
-        kPadding ? std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1) : 1;
+    const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return divide_up(hidden_size, piece) * piece;
   }
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.
   int64_t depth() const { return (backward ? 4 : 1) * exchange_width(); }
-  // Whether each row of what blocks exchange starts at a multiple of 16 bytes, for wide loads.
-  bool aligned() const { return depth() * element_bytes() % 16 == 0; }
   // Multiply-adds of an SM per clock.
   double rate(const CudaDevice& device) const {
     return dtype == Dtype::kFloat64   ? 64
@@ -149,7 +145,6 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
 // registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int columns = row_tile / 8;
-  if (!kTwoGroups) return 8 / columns;
   if (ffma) return 2;
   if (matrix_rows(backward, units) * row_tile >= 2048) return 1;
   return (backward ? 8 : 4) / columns;
@@ -194,17 +189,14 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
   const double passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
   const double l2 = device.l2_gb_per_s * 1e3;  // bytes a microsecond
   const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
-  // A warp polls what it has in flight before it is there, and again. Unaligned values are
-  // loaded one by one.
+  // A warp polls what it has in flight before it is there, and again.
   const int in_flight =
       kWarps * chunks_in_flight(task.ffma(), task.backward, tiling.units, tiling.row_tile);
   const double in_vain = std::min(1.0, double(in_flight) / double(task.chunks()));
   const double polls = task.backward || task.batch >= 64 ? 1 + device.repeated_polls * in_vain : 1;
-  const double loads = task.aligned() ? 1 : 16.0 / static_cast<double>(task.element_bytes());
   const double exchange =
-      polls * loads *
-      std::max(tiling.group_rows * bytes / device.sm_bytes_per_clock * device.clock_us(),
-               state_bytes * tiling.unit_blocks / l2);
+      polls * std::max(tiling.group_rows * bytes / device.sm_bytes_per_clock * device.clock_us(),
+                       state_bytes * tiling.unit_blocks / l2);
   const double marking = state_bytes / (device.marking_share * l2);  // in memory, as unwritten
   const double multiply = std::max(
       matrix * bytes / device.shared_bytes_per_clock,  // reading the slice from shared memory
@@ -270,7 +262,8 @@ inline Plan plan_persistent(const Task& task, const CudaDevice& device,
 inline Plan plan(const Task& task, const CudaDevice& device) {
   Plan best = plan_persistent(task, device);
   const double steps = static_cast<double>(task.steps);
-  if (best.persistent && best.step_us + device.prologue_us / steps < best.stepwise_step_us)
+  if (best.persistent && task.steps > 1 &&
+      best.step_us + device.prologue_us / steps < best.stepwise_step_us)
     return best;
   Plan stepwise;
   stepwise.step_us = stepwise.stepwise_step_us = best.stepwise_step_us;

@@ -1,5 +1,6 @@
 // What a user asks of the CUDA engines: one of them by name, and multiprocessors for other streams.
 #pragma once
+#include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
@@ -36,8 +37,9 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   return EngineRequest{EngineRequest::kPersistent, division};
 }
 
-inline int parse_free_sms(const char* text) {
-  if (!text || !*text) return 0;
+// Nothing where the user says nothing.
+inline std::optional<int> parse_free_sms(const char* text) {
+  if (!text || !*text) return std::nullopt;
   int count = 0;
   const char* const end = text + std::strlen(text);
   const auto [next, error] = std::from_chars(text, end, count);
@@ -48,11 +50,14 @@ inline int parse_free_sms(const char* text) {
   return count;
 }
 
+// What free_sms() is where the user says nothing; Python sets it.
+inline std::atomic<int> default_free_sms = 0;
+
 // Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
 // processes: FASTLSTM_FREE_SMS, read once.
 inline int free_sms() {
-  static const int count = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
-  return count;
+  static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
+  return requested.value_or(default_free_sms);
 }
 
 }  // namespace fastlstm

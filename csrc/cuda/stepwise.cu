@@ -15,33 +15,58 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
 
-// Units along x, rows along y; rows beyond the grid are reached by striding.
-template <typename T, typename A, bool zoned>
-__global__ void __launch_bounds__(kThreads) forward_kernel(StepForward<T, A> step) {
+// function(row, unit) for the unit of a thread. Units along x, rows along y; rows beyond the grid
+// are reached by striding.
+template <class Function>
+__device__ void for_each_row(const Step& step, const Function& function) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
-       row += rows_per_grid) {
+       row += rows_per_grid)
+    function(row, unit);
+}
+
+template <typename T, typename A, bool zoned>
+__global__ void __launch_bounds__(kThreads) forward_kernel(StepForward<T, A> step) {
+  for_each_row(step, [&](int64_t row, int64_t unit) {
     if (is_live(step, row))
       forward_unit(step, row, unit, is_reset(step, row), zoned);
     else
       forward_dead_unit(step, row, unit);
-  }
+  });
 }
 
 template <typename T, typename A, bool zoned>
 __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> step) {
-  const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (unit >= step.hidden_size) return;
-  const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
-  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
-       row += rows_per_grid) {
+  for_each_row(step, [&](int64_t row, int64_t unit) {
     if (is_live(step, row))
       backward_unit(step, row, unit, cells_before(step, row), is_reset(step, row), zoned);
     else
       backward_dead_unit(step, row, unit);
-  }
+  });
+}
+
+template <typename T, typename A, typename C>
+__global__ void __launch_bounds__(kThreads) only_step_kernel(OnlyStep<T, A, C> step) {
+  const int64_t hidden = step.hidden_size;
+  for_each_row(step, [&](int64_t row, int64_t unit) {
+    const int64_t i = row * hidden + unit;
+    step.h_state[i] = step.h_0[i];
+    step.c_state[i] = A(step.c_0[i]);
+    if (is_live(step, row)) {
+      auto pre = load_gates<T, A>(step.x_gates + row * step.x_gates_stride, unit, hidden);
+      for (const T* bias : {step.b_ih, step.b_hh}) {
+        if (!bias) continue;
+        const auto b = load_gates<T, A>(bias, unit, hidden);
+        pre = {pre.i + b.i, pre.f + b.f, pre.g + b.g, pre.o + b.o};
+      }
+      forward_unit(step, row, unit, is_reset(step, row), step.zoneout.h, pre);
+    } else {
+      forward_dead_unit(step, row, unit);
+    }
+    step.c_n[i] = C(step.c_state[i]);
+  });
 }
 
 template <typename S>
@@ -71,8 +96,24 @@ cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream) {
                        step, stream);
 }
 
+template <typename T, typename A, typename C>
+cudaError_t launch_step(const OnlyStep<T, A, C>& step, cudaStream_t stream) {
+  return launch_kernel(only_step_kernel<T, A, C>, step, stream);
+}
+template cudaError_t launch_step(const OnlyStep<bfloat16, float, float>&, cudaStream_t);
+template cudaError_t launch_step(const OnlyStep<float16, float, float>&, cudaStream_t);
+
+cudaError_t compiled_capability(int* capability) {
+  cudaFuncAttributes attributes{};
+  const auto* const kernel = reinterpret_cast<const void*>(forward_kernel<float, float, false>);
+  const cudaError_t error = cleared(cudaFuncGetAttributes(&attributes, kernel));
+  *capability = attributes.ptxVersion;
+  return error;
+}
+
 #define FASTLSTM_INSTANTIATE(T, A, name)                                    \
   template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const OnlyStep<T, A, T>&, cudaStream_t); \
   template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE

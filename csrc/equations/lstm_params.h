@@ -51,6 +51,16 @@ struct StepForward : Step {
       h_state_stride, output_stride;
 };
 
+// The only step of a sequence: it takes the state from h_0 and c_0 into h_state and c_state, and
+// leaves c in c_n, which has the dtype C of c_0. x_gates lacks the biases.
+template <typename T, typename A, typename C>
+struct OnlyStep : StepForward<T, A> {
+  const T *b_ih, *b_hh;  // [4H], or nullptr
+  const T* h_0;          // [rows,H]
+  const C* c_0;          // [rows,H]
+  C* c_n;                // [rows,H]
+};
+
 template <typename T, typename A>
 struct StepBackward : Step {
   const T* gates;       // [rows,4H] activated i, f, g, o

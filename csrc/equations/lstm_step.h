@@ -53,10 +53,10 @@ FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_
   s.cells[row * s.cells_stride + unit] = state.c;
 }
 
+// `pre`: the input's part of the pre-activations.
 template <typename T, typename A>
 FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                                  bool zoned) {
-  Gates<A> pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, unit, s.hidden_size);
+                                  bool zoned, Gates<A> pre) {
   A c_prev = s.c_state[row * s.c_state_stride + unit];
   if (reset) {
     c_prev = A(0);
@@ -68,6 +68,13 @@ FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64
   const A c = next_cell(gates, c_prev);
   store_state(s, row, unit, reset, zoned, CellState<A>{hidden(gates.o, c), c});
   store_gates(s.gates + row * s.gates_stride, unit, s.hidden_size, gates);
+}
+
+template <typename T, typename A>
+FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
+                                  bool zoned) {
+  const T* const from_x = s.x_gates + row * s.x_gates_stride;
+  forward_unit(s, row, unit, reset, zoned, load_gates<T, A>(from_x, unit, s.hidden_size));
 }
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.

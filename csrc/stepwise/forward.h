@@ -35,13 +35,20 @@ struct ForwardTensors {
   Tensor cells;  // [D,R,H], or [0,R,H]
   Tensor gates;  // [D,R,4H], or undefined
 
-  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, const Tensor& given_gates)
+  // copies_state: whether h_n and c_n begin as h_0 and c_0, in the dtype of the state.
+  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, const Tensor& given_gates,
+                 bool copies_state = true)
       : gates(given_gates) {
     const Sizes s = layer.sizes();
     const auto options = layer.input.options();
     output = at::empty({s.flat_rows, s.directions * s.output_size}, options);
-    h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-    c_n = layer.c_0.to(layer.state_options(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+    if (copies_state) {
+      h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
+      c_n = layer.c_0.to(layer.state_options(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+    } else {
+      h_n = at::empty(layer.h_0.sizes(), options);
+      c_n = at::empty(layer.c_0.sizes(), layer.c_0.options());
+    }
     cells = at::empty({save_cells ? s.directions : 0, s.flat_rows, s.hidden_size},
                       layer.state_options());
     if (save_gates && !gates.defined())
@@ -86,10 +93,8 @@ class ForwardWalk {
 
   void run() {
     for (const WalkStep& at : walk(layer_, d_ == 1)) {
-      Tensor from_h = h_gates_.narrow(0, 0, at.rows);
       const Tensor h_t = h_.narrow(0, 0, at.rows);
-      StepKernels::multiply(masked(h_t), layer_.directions[d_].w_hh, from_h);
-      const StepForward<T, A> step = cells(at, from_h);
+      const StepForward<T, A> step = prepare(at, h_t);
       if (norms_)
         StepKernels::run(norms_->forward(step));
       else
@@ -98,6 +103,13 @@ class ForwardWalk {
         projection_->template forward<StepKernels>(at, hidden_state_.narrow(0, 0, at.rows),
                                                    y_.narrow(0, at.offset, at.rows), h_t);
     }
+  }
+
+  // A step whose product with h [rows,P] is done.
+  StepForward<T, A> prepare(const WalkStep& at, const Tensor& h) {
+    Tensor from_h = h_gates_.narrow(0, 0, at.rows);
+    StepKernels::multiply(masked(h), layer_.directions[d_].w_hh, from_h);
+    return cells(at, from_h);
   }
 
  private:

@@ -19,6 +19,9 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrCooperativeLaunch
 };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -40,6 +43,7 @@ struct Event {
 struct Runtime {
   std::mutex mutex;  // of everything, the emulator included
   int sm_count = 24, shared_bytes = 227 * 1024;
+  int code = 90;  // for which compute capability kernels were compiled; 0: they were not
   std::map<std::pair<int, const void*>, int> shared_limit;  // of a function on a device
   std::vector<Event> events;
   std::function<void()> attribute_is_set;  // the moment between a function's attribute and a launch
@@ -110,6 +114,11 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
   lock.unlock();
   if (r.attribute_is_set) r.attribute_is_set();
   return cudaSuccess;
+}
+
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = runtime::shared().code;
+  return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {

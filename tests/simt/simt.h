@@ -46,6 +46,8 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotPermitted = 800,
@@ -259,36 +261,25 @@ inline void hesitate() {
   suspend();
 }
 
-// No value has all bits set: that means that there is none yet. Each is stored once, over that.
-template <typename T>
-bool is_unwritten(const T* address) {
-  const auto bytes = reinterpret_cast<const unsigned char*>(address);
-  for (size_t i = 0; i < sizeof(T); ++i)
-    if (bytes[i] != 0xff) return false;
-  return true;
-}
+// No word has all bits set: that means that there is none yet. Each is stored once, over that.
+constexpr uint32_t kUnwritten = 0xffffffff;
 
-template <typename Bits>
-void exchange_store(Bits* address, Bits bits) {
+inline void exchange_store(uint32_t* address, uint32_t word) {
   hesitate();
-  if (!is_unwritten(address)) throw Fault("a value is stored where one stands already");
-  if (bits == Bits(~Bits(0))) throw Fault("a value is stored that looks like none");
-  *address = bits;
+  if (*address != kUnwritten) throw Fault("a value is stored where one stands already");
+  if (word == kUnwritten) throw Fault("a value is stored that looks like none");
+  *address = word;
   Machine& m = *machine();
-  for (size_t byte = 0; byte < sizeof bits; byte += 2) {
-    const char* const half = reinterpret_cast<char*>(address) + byte;
-    const auto found = m.awaiting.find(half);
-    if (found == m.awaiting.end()) continue;
-    for (Fiber* f : found->second) make_ready(m, f);
-    m.awaiting.erase(found);
-  }
+  const auto found = m.awaiting.find(address);
+  if (found == m.awaiting.end()) return;
+  for (Fiber* f : found->second) make_ready(m, f);
+  m.awaiting.erase(found);
 }
 
-// Until the first of `count` values that is missing has been stored.
-template <typename T>
-void await_store(const T* address, int count) {
+// Until the first of `count` words that is missing has been stored.
+inline void await_store(const uint32_t* address, int count) {
   for (int i = 0; i < count; ++i) {
-    if (!is_unwritten(address + i)) continue;
+    if (address[i] != kUnwritten) continue;
     machine()->awaiting[address + i].push_back(machine()->current);
     return suspend();
   }
@@ -405,3 +396,4 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
 #define gridDim (simt::machine()->grid_size)
 inline void __syncthreads() { simt::arrive(simt::self().block->barrier); }
 inline void __syncwarp() { simt::arrive(simt::self().warp->barrier); }
+inline void __trap() { throw simt::Fault("a trap"); }

@@ -63,6 +63,13 @@ void run(const Shape& shape, unsigned seed) {
     problem.zoneout_h = oracle::random_shares(steps * B * H, seed + 1);
     problem.zoneout_c = oracle::random_shares(steps * B * H, seed + 2);
   }
+  auto x_gates = converted<T>(problem.x_gates);
+  const bool is_only = steps == 1;  // OnlyStep, which adds the biases itself
+  std::vector<T> b_ih, b_hh;
+  for (int64_t k = 0; is_only && k < 4 * H; ++k) {
+    b_ih.push_back(from_double<T>(k % 3 * 0.25)), b_hh.push_back(from_double<T>(0.5));
+    for (int64_t b = 0; b < B; ++b) problem.x_gates[b * 4 * H + k] += k % 3 * 0.25 + 0.5;
+  }
   const oracle::Solution solution = oracle::solve(problem);
 
   std::vector<int64_t> rows(steps, B);
@@ -73,7 +80,6 @@ void run(const Shape& shape, unsigned seed) {
   std::vector<int64_t> order(steps);
   for (int64_t n = 0; n < steps; ++n) order[n] = shape.reverse ? steps - 1 - n : n;
 
-  auto x_gates = converted<T>(problem.x_gates);
   const auto w_hh = converted<T>(problem.w_hh);
   const auto h_0 = converted<T>(problem.h_0);
   const auto c_0 = converted<A>(problem.c_0);
@@ -95,15 +101,17 @@ void run(const Shape& shape, unsigned seed) {
                 shape.reset ? reinterpret_cast<const bool*>(&reset[t * B]) : nullptr};
   };
 
-  auto h_state = h_0;
-  auto c_state = c_0;
+  const auto c_0_as_T = converted<T>(problem.c_0);
+  auto h_state = is_only ? unwritten<T>(B * H) : h_0;
+  auto c_state = is_only ? unwritten<A>(B * H) : c_0;
+  auto c_n = unwritten<T>(B * H);
   auto output = unwritten<T>(steps * B * H), gates = unwritten<T>(steps * B * 4 * H);
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    auto seen = h_state;  // by W_hh
+    auto seen = n ? h_state : h_0;  // by W_hh
     for (int64_t i = 0; i < B * H; ++i)
-      seen[i] = from_double<T>(to_double(h_state[i]) * problem.mask(i));
+      seen[i] = from_double<T>(to_double(seen[i]) * problem.mask(i));
     const auto h_gates = gemm(seen.data(), w_hh.data(), rows[t], H, 4 * H, true);
     StepForward<T, A> step;
     static_cast<Step&>(step) = step_at(n);
@@ -117,8 +125,13 @@ void run(const Shape& shape, unsigned seed) {
     step.h_state = h_state.data(), step.h_state_stride = H;
     step.output = &output[t * B * H], step.output_stride = H;
     step.zoneout = zones_at(t);
-    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
+    const OnlyStep<T, A, T> only{step,       b_ih.data(),     b_hh.data(),
+                                 h_0.data(), c_0_as_T.data(), c_n.data()};
+    testing::check(
+        (is_only ? launch_step(only, nullptr) : launch_step(step, nullptr)) == cudaSuccess,
+        "launch");
   }
+  if (is_only) check_close(c_n, solution.c_n, testing::roundoff<T>(), 16, "c_n as it is returned");
 
   // Packed data has no dead positions; elsewhere output and gates must be 0 there.
   const auto expect = [&](auto& actual, int64_t size) {
@@ -184,6 +197,9 @@ void add_cases() {
   };
   add("one unit", {3, 1, 1, kDense, false, false, true});
   add("odd sizes", {5, 3, 37, kDense, false, false, true});
+  add("only step", {1, 3, 37, kDense, false, true, true});
+  add("only step, nothing saved, reverse", {1, 3, 8, kDense, true, false, false});
+  add("only step, lengths, zoneout", {1, 7, 9, kLengths, false, true, true, true, true});
   add("wider than a block", {2, 2, 300, kDense, false, false, true});
   add("reverse", {5, 3, 8, kDense, true, false, true});
   add("nothing saved", {5, 3, 8, kDense, false, false, false});

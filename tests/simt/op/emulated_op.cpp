@@ -20,6 +20,9 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   });
   m.def("set_resident_blocks",
         [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
+  // For which compute capability the kernels were compiled.
+  m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
+  m.def("cuda_code", fastlstm::cuda_code);
   // The current device and stream.
   m.def("use", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);

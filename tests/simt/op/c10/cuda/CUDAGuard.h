@@ -4,5 +4,6 @@
 namespace c10::cuda {
 struct CUDAGuard {
   explicit CUDAGuard(c10::Device) {}
+  explicit CUDAGuard(c10::DeviceIndex) {}
 };
 }  // namespace c10::cuda
