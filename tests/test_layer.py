@@ -301,14 +301,16 @@ def test_gradients_per_row(route: Route, sample: Sample) -> None:
     if sample.lengths is not None and not sample.packed:
         cells = sample.mask_cells((output, h_n, c_n, cells))[3]
     given = [g.to(route.device) for g in cotangents((output, h_n, c_n, cells))]
+    names = ("grad_output", "grad_h_n", "grad_c_n", "grad_cells")
+    arguments |= dict(zip(names, given, strict=True))
     call = {**arguments, "output": output, "cells": cells, "gates": gates, "engine": route.engine}
     call |= {"input_needs_grad": True, "state_needs_grad": True}
-    *state, weights = torch.ops.fastlstm.lstm_backward(*given, **call)
+    *state, weights = torch.ops.fastlstm.lstm_backward(**call)
     if sample.norms:
         with pytest.raises(RuntimeError, match="no layer normalisation with per_row"):
-            torch.ops.fastlstm.lstm_backward(*given, **call, per_row=True)
+            torch.ops.fastlstm.lstm_backward(**call, per_row=True)
         return
-    *state_again, d_gates = torch.ops.fastlstm.lstm_backward(*given, **call, per_row=True)
+    *state_again, d_gates = torch.ops.fastlstm.lstm_backward(**call, per_row=True)
     assert len(d_gates) == sample.directions
     assert all(d.shape == gates.shape[1:] for d in d_gates)
     each, W = len(weights) // sample.directions, len(arguments["weights"]) // sample.directions

@@ -175,8 +175,8 @@ def test_packed_layers(given: str, options: dict[str, Any], weights: torch.dtype
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_the_file_holds_int8_weights_once() -> None:
     model = Model().eval()
-    model.lstm = fastlstm.prepack(fastlstm.LSTM(3, 128).eval(), torch.int8)
-    model.linear = nn.Linear(128, 2)
+    model.lstm = fastlstm.prepack(fastlstm.LSTM(3, 160).eval(), torch.int8)
+    model.linear = nn.Linear(160, 2)
     size = len(export(model, "").SerializeToString())
     weights = sum(t.nbytes for t in model.lstm.state_dict().values())
     assert weights < size < 1.2 * weights
