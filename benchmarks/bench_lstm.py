@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import datetime
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -292,12 +291,6 @@ def output_path(args: argparse.Namespace, commit: str | None) -> Path:
     return RESULTS / f"lstm-{args.device}-{now}-{(commit or 'nocommit')[:7]}.json"
 
 
-def command(arguments: Sequence[str]) -> str:
-    """The command line, without the folder of --output."""
-    words = [Path(a).name if a.endswith(".json") else a for a in arguments]
-    return shlex.join(["python", "benchmarks/bench_lstm.py", *words])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     args = parse(arguments)
@@ -305,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     record: dict[str, Any] = {
         "benchmark": "lstm",
-        "command": command(sys.argv[1:] if arguments is None else arguments),
+        "command": machine.command("bench_lstm", sys.argv[1:] if arguments is None else arguments),
         "device": args.device,
         "engine": args.engine,
         "quick": args.quick,

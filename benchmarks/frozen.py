@@ -1,7 +1,6 @@
 """Frozen inference on the CPU: `fastlstm.prepack` beside nn.LSTM, onnxruntime and torch.ao.
 
-    python benchmarks/frozen.py --output FILE.json
-    python benchmarks/frozen.py --read FILE.json FILE.json --write benchmarks/README.md
+    python benchmarks/frozen.py --output benchmarks/results/frozen-NAME-DATE.json
 
 Ratios of times, peer / fastlstm (above 1 fastlstm is faster), of one layer without gradients. Each
 pair is called in alternation; onnxruntime has a process of its own, and so has fastlstm beside it.
@@ -13,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from typing import Any
 import machine
 import torch
 from cases import DENSE, ONE_STEP
-from markdown import publish, table
+from markdown import table
 from report import write_json
 from timing import Effort, alternate, cpu_clock, settle_malloc
 from torch import Tensor, nn
@@ -238,7 +237,8 @@ def compare(only: str | None, effort: Effort) -> dict[str, Any]:
                 ratios.append(measure(comparison, shape, effort))
             print(f"{comparison.title} / {comparison.peer} {shape}: {ratios[-1]:.2f}", flush=True)
         results.append({"title": comparison.title, "peer": comparison.peer, "ratios": ratios})
-    return {"machine": machine.title("cpu"), "results": results}
+    command = machine.command("frozen", sys.argv[1:])
+    return {"command": command, **machine.describe("cpu"), "results": results}
 
 
 def report(comparison: Comparison, ratios: list[float]) -> list[str]:
@@ -253,27 +253,20 @@ def as_table(record: dict[str, Any]) -> str:
     comparisons = {(c.title, c.peer): c for c in COMPARISONS}
     rows = [report(comparisons[r["title"], r["peer"]], r["ratios"]) for r in record["results"]]
     header = ["fastlstm.prepack", "beside", "mean", "worst", "at (B, T, I, H)", "aim: mean, worst"]
-    return f"{record['machine']}\n\n{table(header, rows)}"
+    return f"{machine.line(record)}. `{record['command']}`\n\n{table(header, rows)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=0.6, help="per pair; default: 0.6")
     parser.add_argument("--only", metavar="PEER", help="only comparisons with this peer")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the tables there")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="every ratio")
-    parser.add_argument(
-        "--read", type=Path, nargs="+", metavar="FILE.json", help="measure nothing, show these"
-    )
     args = parser.parse_args()
-    if args.read:
-        records = [json.loads(path.read_text()) for path in args.read]
-    else:
-        settle_malloc()
-        records = [compare(args.only, Effort(args.seconds))]
-        if args.output:
-            write_json(args.output, records[0])
-    publish("\n\n".join(map(as_table, records)), args.write, "frozen")
+    settle_malloc()
+    record = compare(args.only, Effort(args.seconds))
+    if args.output:
+        write_json(args.output, record)
+    print(as_table(record))
 
 
 if __name__ == "__main__":

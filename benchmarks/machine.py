@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,34 @@ def _git(*arguments: str) -> str | None:
 
 
 def title(device: str) -> str:
-    """What ran, for the line above a table."""
+    """What runs here, for the line above a table."""
     info = describe(device)
     where = info["machine"]
     name = where.get("gpu") or f"{where['cpu']}, {where['capability']}, {info['threads']} thread(s)"
     return f"{name}, torch {info['versions']['torch']}"
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """The command line, without the folders of files."""
+    words = [Path(a).name if a.endswith(".json") else a for a in arguments]
+    return shlex.join(["python", f"benchmarks/{program}.py", *words])
+
+
+def name(record: dict[str, Any]) -> str:
+    """The processor or GPU of a result."""
+    return record["machine"].get("gpu") or record["machine"]["cpu"]
+
+
+def line(record: dict[str, Any]) -> str:
+    """Where a result was measured, by what, and when."""
+    git = record["git"]
+    words = [
+        f"{name(record)}, {record['threads']} threads, {record['machine']['capability']}",
+        f"torch {record['versions']['torch']}",
+        f"commit {(git['commit'] or 'unknown')[:7]}{' with changes' if git['dirty'] else ''}",
+        record["date"][:10],
+    ]
+    return "; ".join(words)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -1,18 +1,12 @@
 """Draw the picture of README: how many times as fast as nn.LSTM the LSTMs of known projects run.
 
-python benchmarks/bench_lstm.py --device cpu --group real --output RESULT.json
-python benchmarks/real_plot.py RESULT.json
-
-Writes real-light.svg and real-dark.svg into docs/img. Needs matplotlib.
+`python benchmarks/summary.py` calls this. Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,27 +81,18 @@ def draw(record: dict[str, Any], theme: str) -> Figure:
     machine = record["machine"]
     name = machine.get("gpu") or f"{machine['cpu']}, {record['threads']} threads"
     about = f"{name}, torch {record['versions']['torch']}, {record['date'][:10]}"
-    axes.set_title(f"Times as fast as nn.LSTM (= 1)\n{about}", color=text, fontsize=10)
+    axes.set_title(f"How many times as fast as nn.LSTM\n{about}", color=text, fontsize=10)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("result", type=Path, metavar="RESULT.json")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (docs/img)")
-    args = parser.parse_args(arguments)
-    record = json.loads(args.result.read_text())
-    args.folder.mkdir(parents=True, exist_ok=True)
+def draw_themes(record: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Writes the picture for a light and for a dark page."""
+    folder.mkdir(parents=True, exist_ok=True)
     for theme in COLORS:
-        path = args.folder / f"real-{theme}.svg"
+        path = folder / f"real-{theme}.svg"
         temporary = path.with_name(path.name + ".tmp")
         with rc_context({"svg.hashsalt": "fastlstm"}):  # the same file for the same result
             draw(record, theme).savefig(
                 temporary, format="svg", transparent=True, metadata={"Date": None}
             )
         os.replace(temporary, path)
-        print("written:", path)
-
-
-if __name__ == "__main__":
-    main()

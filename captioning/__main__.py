@@ -111,8 +111,7 @@ def run(argv: list[str]) -> int:
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         close = difflib.get_close_matches(argv[0], COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-        print(f"captioning: no command {argv[0]!r}: {hint}", file=sys.stderr)
-        return 2
+        parser.error(f"no command {argv[0]!r}: {hint}")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         if name in argv[:1]:

@@ -2,6 +2,7 @@
 pictures, small ones, and self-critical training."""
 
 import math
+import operator
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -17,7 +18,11 @@ MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
 MAX_TOKENS = 1000  # of a caption: a search reserves as many for each
 IMAGE_STEPS = ("first", "every")
 BATCHES_OF = ("captions", "pictures")
-AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
+# Bounds of a setting; an integer is also below LIMIT.
+ANY_INTEGER, POSITIVE, FROM_0, FROM_1 = {">=": -LIMIT}, {">": 0}, {">=": 0}, {">=": 1}
+SHARE = {">=": 0, "<": 1}
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
 def autocast_dtype(name: str, device: str) -> torch.dtype | None:
@@ -33,13 +38,8 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
 def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
     """A dataclass from its fields by name; those that an older version lacked have defaults.
 
-    Args:
-        kind: a dataclass of numbers, text, and tuples of numbers, which may be given as lists.
-        data: its fields by name.
-        what: what the message calls them.
-
-    Raises:
-        CaptioningError: a field is missing, unknown, of another type or out of its bounds.
+    Fields are numbers, text, and tuples of numbers, which may be given as lists. A CaptioningError
+    says which field of `what` is missing, unknown, of another type or out of its bounds.
     """
     if not isinstance(data, dict):
         raise CaptioningError(f"{what}: expected settings by name, got {short(data)}")
@@ -67,41 +67,40 @@ def _is_of(value: Any, kind: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def check_range(name: str, value: float | None, low: float, high: int | None = None) -> None:
-    """Refuse a value out of its bounds; without `high` an absurdly large one. None is no value."""
-    limit = high + 1 if high else LIMIT if isinstance(value, int) else math.inf
-    if value is not None and not low <= value < limit:
-        expected = f"< {limit:,}" if value >= limit else f">= {low}"
-        expected = f"{low} to {high}" if high else expected
-        raise CaptioningError(f"{name}: expected {expected}, got {short(value)}")
-
-
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Refuse a value that is not one of the choices."""
     if value not in choices:
         raise CaptioningError(f"{name}: expected one of {tuple(choices)}, got {value!r}")
 
 
-def check_at_least(settings: Any, **bounds: float) -> None:
-    """`check_range` of several fields."""
-    for name, low in bounds.items():
-        check_range(name, getattr(settings, name), low)
+class Checked:
+    """A dataclass that refuses fields out of their bounds or choices (`setting`); None is none."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(cast(Any, self)):
+            value = getattr(self, entry.name)
+            if value is not None and "choices" in entry.metadata:
+                check_choice(entry.name, value, entry.metadata["choices"])
+            if type(value) in (int, float):
+                upper = LIMIT if type(value) is int else math.inf
+                for sign, bound in (*entry.metadata.get("bounds", {}).items(), ("<", upper)):
+                    if not _COMPARE[sign](value, bound):
+                        what = f"{entry.name}: expected {sign} {bound:,}"
+                        raise CaptioningError(f"{what}, got {short(value)}")
 
 
-def check_share(settings: Any, *names: str) -> None:
-    """Refuse fields that are not in [0, 1)."""
-    for name in names:
-        value = getattr(settings, name)
-        if not 0 <= value < 1:
-            raise CaptioningError(f"{name}: expected 0 <= {name} < 1, got {value}")
-
-
-def setting(help: str, default: Any = MISSING, **options: Any) -> Any:
+def setting(help: str, default: Any = MISSING, **more: Any) -> Any:
     """A field of a dataclass that carries its help, from which commands make an option.
 
-    `options` are given to `ArgumentParser.add_argument` too, such as choices.
+    `more` are the `bounds` of a number, such as {">=": 0, "<": 1}, its `choices`, or anything else
+    that `ArgumentParser.add_argument` takes.
     """
-    return field(default=default, metadata={"help": help, **options})
+    return field(default=default, metadata={"help": help, **more})
+
+
+def settings_of(kind: type) -> list[str]:
+    """The names of the fields of a dataclass that carry their help."""
+    return [entry.name for entry in fields(kind) if "help" in entry.metadata]
 
 
 def option(name: str) -> str:
@@ -110,7 +109,7 @@ def option(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The sizes of a captioner.
 
     Args:
@@ -120,42 +119,40 @@ class ModelConfig:
         grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 
-    feature_size: int
-    vocab_size: int
-    embed_size: int = setting("size of the vectors of words and pictures", 256)
-    hidden_size: int = setting("size of the LSTM's state", 512)
-    num_layers: int = setting("number of LSTM layers", 1)
-    max_seq_length: int = setting("maximum number of tokens of a caption, <end> included", 20)
+    feature_size: int = field(metadata={"bounds": FROM_1})
+    vocab_size: int = field(metadata={"bounds": FROM_1})
+    embed_size: int = setting("size of the vectors of words and pictures", 256, bounds=FROM_1)
+    hidden_size: int = setting("size of the LSTM's state", 512, bounds=FROM_1)
+    num_layers: int = setting("number of LSTM layers", 1, bounds=FROM_1)
+    max_seq_length: int = setting(
+        "maximum number of tokens of a caption, <end> included",
+        20,
+        bounds={">=": 1, "<=": MAX_TOKENS},
+    )
     dropout: float = setting(
         "probability of dropping an element of the embeddings, between LSTM layers and of what the "
         "output layer reads",
         0.0,
+        bounds=SHARE,
     )
     image_at: str = setting(
         "the steps at which the lstm decoder reads the image", "first", choices=IMAGE_STEPS
     )
     decoder: str = "lstm"
-    grid: int = 0
-
-    def __post_init__(self) -> None:
-        check_at_least(self, feature_size=1, vocab_size=1, embed_size=1, hidden_size=1)
-        check_at_least(self, num_layers=1)
-        check_range("max_seq_length", self.max_seq_length, 1, MAX_TOKENS)
-        check_range("grid", self.grid, 0, MAX_SIDE)
-        check_share(self, "dropout")
-        check_choice("image_at", self.image_at, IMAGE_STEPS)
+    grid: int = field(default=0, metadata={"bounds": {">=": 0, "<=": MAX_SIDE}})
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How to train."""
 
     epochs: int = setting(
         "passes over all captions; for fewer than 20,000 pictures 10 in batches of pictures, more "
         "for fewer than 6,000, 6 in self-critical training",
         20,
+        bounds=FROM_1,
     )
-    batch_size: int = setting("captions per step, in all processes together", 128)
+    batch_size: int = setting("captions per step, in all processes together", 128, bounds=FROM_1)
     batches_of: str = setting(
         "captions: any captions are drawn; pictures: all captions of some pictures, so that each "
         "is encoded once; --self-critical has no use for it",
@@ -166,53 +163,48 @@ class TrainConfig:
         "the peak, 2e-4 in self-critical training on a small set; it rises for --warmup steps, "
         "then falls along a cosine to 2 %",
         1e-3,
+        bounds=POSITIVE,
     )
-    warmup: int = setting("steps over which the learning rate rises", 50)
-    schedule: str = setting("course of the learning rate: cosine or constant", "cosine")
-    clip_norm: float = setting("maximum norm of the gradient; 0 for no limit", 5.0)
-    label_smoothing: float = setting("share of the target spread over the vocabulary", 0.0)
+    warmup: int = setting("steps over which the learning rate rises", 50, bounds=FROM_0)
+    clip_norm: float = setting("maximum norm of the gradient; 0 for no limit", 5.0, bounds=FROM_0)
+    label_smoothing: float = setting(
+        "share of the target spread over the vocabulary", 0.0, bounds=SHARE
+    )
     consensus: float = setting(
         "share of a caption's weight that follows how well the picture's other captions agree with "
         "it (by CIDEr-D); 0: all weigh the same. --self-critical has no use for it",
         0.0,
+        bounds=SHARE,
     )
     ema: float = setting(
         "validate and save a running average of the weights over about 1 / (1 - ema) steps (Polyak "
         "and Juditsky, 1992); 0 for the weights themselves",
         0.0,
+        bounds=SHARE,
     )
-    patience: int = setting("stop after this many epochs without a better CIDEr-D; 0: never", 0)
     autocast: str = setting(
-        "none, bfloat16, float16, or auto: bfloat16 on a CPU with AVX512_BF16 or AMX", "none"
+        "none, bfloat16, or auto: bfloat16 on a CPU with AVX512_BF16 or AMX",
+        "none",
+        choices=("auto", *AUTOCAST),
     )
     self_critical: int = setting(
         "0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions sampled for each picture, "
         "and --batch-size counts pictures",
         0,
+        bounds=FROM_0,
     )
     no_neighbors: bool = setting(
         "leave the features and captions of the training pictures, which help beam search, out of "
         "best.pt",
         False,
     )
-    save_every: int = setting("steps between saves within an epoch; 0: after each epoch only", 0)
-    max_words: int = setting("longer captions are cut", 50)
-    seed: int = setting("seed of the initial weights, the order and dropout", 0)
+    max_words: int = setting("longer captions are cut", 50, bounds=FROM_1)
+    seed: int = setting("seed of the initial weights, the order and dropout", 0, bounds=ANY_INTEGER)
 
     def __post_init__(self) -> None:
-        check_at_least(self, epochs=1, batch_size=1, max_words=1)
-        check_at_least(self, warmup=0, clip_norm=0, patience=0, save_every=0, self_critical=0)
-        check_at_least(self, seed=-LIMIT)
-        check_share(self, "label_smoothing", "consensus", "ema")
-        if not 0 < self.learning_rate < math.inf:
-            raise CaptioningError(f"learning_rate: expected > 0, got {self.learning_rate}")
+        super().__post_init__()
         if self.self_critical == 1:
-            raise CaptioningError(
-                f"self_critical: expected 0, or at least 2 captions, got {self.self_critical}"
-            )
-        check_choice("autocast", self.autocast, ("auto", *AUTOCAST))
-        check_choice("batches_of", self.batches_of, BATCHES_OF)
-        check_choice("schedule", self.schedule, ("cosine", "constant"))
+            raise CaptioningError("self_critical: expected 0, or at least 2 captions, got 1")
 
 
 LARGE = TrainConfig(autocast="auto")

@@ -1,8 +1,9 @@
 """Printing: each message on one line, whatever names and words contain."""
 
+import contextlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Control characters, ends of lines and paragraphs, marks that change the direction of writing, and
@@ -31,16 +32,33 @@ def short(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+_silent = False  # as all but the first of several processes are
+
+
+@contextlib.contextmanager
+def silence(wanted: bool) -> Iterator[None]:
+    """Within, `say` and `progress` print nothing, if that is wanted; errors are told."""
+    global _silent
+    before, _silent = _silent, wanted
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def say(*lines: object, error: bool = False) -> None:
     """Print lines to stdout or stderr, above progress bars."""
     from tqdm import tqdm  # not at the top: __main__ says how to install it
 
-    for line in lines:
+    for line in () if _silent and not error else lines:
         tqdm.write(printable(line), file=sys.stderr if error else sys.stdout)
 
 
-def progress(work: Iterable[Any] | None, title: str | None, shown: bool = True, **more: Any) -> Any:
-    """`tqdm(work)` on stderr; where that is no terminal, a line for each tenth of the work."""
+def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
+    """`tqdm(work)` on stderr; where that is no terminal, a line for each tenth of the work.
+
+    Without a title it is not shown.
+    """
     from tqdm import tqdm
 
     class Lines(tqdm):  # type: ignore[misc]
@@ -55,8 +73,9 @@ def progress(work: Iterable[Any] | None, title: str | None, shown: bool = True, 
         def clear(self, *_: Any, **__: Any) -> None:
             """There is no bar to remove."""
 
+    more["disable"] = _silent or title is None
     if sys.stderr.isatty():
-        return tqdm(work, title, disable=not shown, **more)
+        return tqdm(work, title, **more)
     line = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}{postfix}"
     options = {"bar_format": line, "leave": False, "mininterval": 0, "miniters": 1}
-    return Lines(work, title, disable=not shown, **options, **more)
+    return Lines(work, title, **options, **more)

@@ -1,6 +1,10 @@
 """A fused LSTM for PyTorch: `fastlstm.LSTM` is a drop-in for `torch.nn.LSTM`."""
 
-from fastlstm import _build, _measured
+from fastlstm import _source
+
+_source.prefer_installed()  # before any other import of a submodule
+
+from fastlstm import _build, _measured  # noqa: E402
 
 _build.load()
 _measured.load()

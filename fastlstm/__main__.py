@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs `info` or `plan`."""
     about = "show what was built, for which torch, and which engine runs for which dtype"
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
+    version = f"fastlstm {fastlstm.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")
     about = "show which engine a plain call would get, for any device"

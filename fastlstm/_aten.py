@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import LstmCall
+from ._call import LstmCall, layout_of
 from ._checks import are_batch_sizes, check_layer
 
 
@@ -20,15 +20,14 @@ def lstm(
     call: LstmCall, num_layers: int, directions: int, dropout: float, training: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
     """output, (h_n, c_n) and no cell states of a stack of layers, given together as `call`."""
-    input, h_0, c_0, weights, batch_sizes, *_ = call
+    input, h_0, c_0, weights, layout, batch_sizes, *_ = call
     if not input.is_cpu:
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
         if not training and torch.is_grad_enabled():
             # cuDNN keeps what backward needs only if it is told that this is training.
             training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
             dropout = 0.0
-    biases = len(weights) // (num_layers * directions) >= 4
-    options = biases, num_layers, dropout, training, directions == 2
+    options = "bias" in layout, num_layers, dropout, training, directions == 2
     run: Any = torch._VF.lstm
     if batch_sizes is None:
         output, h_n, c_n = run(input, (h_0, c_0), weights, *options, False)  # steps first
@@ -53,7 +52,8 @@ def lstm_cell(
     try:
         step: tuple[Tensor, Tensor] = run(input, (h, c), *weights)
     except RuntimeError:
-        check_layer(LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights))
+        state = h.unsqueeze(0), c.unsqueeze(0)
+        check_layer(LstmCall(input.unsqueeze(0), *state, weights, layout_of(len(weights) > 2)))
         raise
     return step
 
@@ -63,9 +63,9 @@ def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ..
 
     `states` is the expected shape of h_0 and c_0 without the last dimension.
     """
-    input, h_0, c_0, weights, batch_sizes = call[:5]
+    input, h_0, c_0, weights, layout, batch_sizes = call[:6]
     gates, output_size = weights[0].size(0), weights[1].size(-1)
-    sizes = len(weights), num_layers, directions, input.size(-1), gates, output_size
+    sizes = layout, num_layers, directions, input.size(-1), gates, output_size
     if (
         h_0.shape != (*states, output_size)
         or c_0.shape != (*states, gates // 4)
@@ -83,17 +83,16 @@ def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ..
 
 @functools.lru_cache(maxsize=256)
 def _weight_shapes(
-    count: int, num_layers: int, directions: int, input_size: int, gates: int, output_size: int
+    layout: str, num_layers: int, directions: int, input_size: int, gates: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """The shapes of all weights, in their order."""
-    each = count // (num_layers * directions)
-    has_biases, projects = each >= 4, each in (3, 5)
+    projects = "projection" in layout
     if not projects:
         output_size = gates // 4
 
     def of_layer(input_size: int) -> tuple[tuple[int, ...], ...]:
         matrices = ((gates, input_size), (gates, output_size))
-        biases = ((gates,), (gates,)) * has_biases
+        biases = ((gates,), (gates,)) * ("bias" in layout)
         projection = ((output_size, gates // 4),) * projects
         return (*matrices, *biases, *projection) * directions
 

@@ -1,15 +1,16 @@
 """Load the extension `fastlstm._C` if it fits the running torch; else say plainly why not.
 
-setup.py leaves a record of what it built beside the library. A library that was built for another
-torch may crash on loading, so the record is compared before anything is loaded.
+setup.py leaves a record of what it built. A library that was built for another torch may crash on
+loading, so the record is compared before anything is loaded. A wheel has a library for each of
+several minor versions of torch, in the folders torch_2_8 and so on.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import shlex
@@ -22,6 +23,7 @@ import torch
 
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it has not been loaded yet"
+_cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
 library: Any = None  # the module fastlstm._C once it is loaded
 
 
@@ -46,7 +48,12 @@ def build_record() -> dict[str, Any]:
 
 def has_kernels(device_type: str) -> bool:
     """Whether the loaded extension brings kernels for a device type ("cpu" or "cuda")."""
-    return extension_available() and device_type in build_record()["kinds"]
+    built = extension_available() and device_type in build_record()["kinds"]
+    return built and not (device_type == "cuda" and _cuda_reason)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 @functools.cache
@@ -68,21 +75,25 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
     """How the recorded torch differs from the running one, or None if their ABI is the same.
 
     Args:
-        record: what `build_record` returns.
+        record: what `build_record` returns; "torch" is a version, or the minor versions of a wheel.
         torch_version: `torch.__version__` of the running torch.
         torch_cuda: `torch.version.cuda` of the running torch.
     """
 
-    def abi(version: str, cuda: str | None) -> tuple[list[str], str]:
-        return version.split(".")[:2], (cuda or "none").split(".")[0]
+    def abi(version: str, cuda: str | None) -> tuple[str, str]:
+        return _minor(version), (cuda or "none").split(".")[0]
 
     def name(version: str, cuda: str | None) -> str:
         return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
 
-    if abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda):
-        return None
-    built_for = name(record["torch"], record["cuda"])
-    return f"it was built for {built_for}, and this is {name(torch_version, torch_cuda)}"
+    if isinstance(record["torch"], list):
+        fits = _minor(torch_version) in record["torch"]
+        built_for = f"torch {', '.join(record['torch'])}"
+    else:
+        fits = abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda)
+        built_for = name(record["torch"], record["cuda"])
+    running = name(torch_version, torch_cuda)
+    return None if fits else f"it was built for {built_for}, and this is {running}"
 
 
 def rebuild_command() -> str:
@@ -96,42 +107,46 @@ def rebuild_command() -> str:
         origin = importlib.metadata.distribution("fastlstm").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         origin = None
-    if origin is None:
+    url = json.loads(origin or "{}")
+    if url.get("url", ".whl").endswith(".whl"):  # nothing to build from
         return f"{command} <path of the fastlstm source>"
-    url = json.loads(origin)
     if "vcs_info" in url:
         url["url"] = f"{url['vcs_info']['vcs']}+{url['url']}@{url['vcs_info']['commit_id']}"
     return f"{command} {shlex.quote(url['url'])}"
 
 
-def _hidden_copy() -> Path | None:
-    """The installed package, if Python runs another copy: a clone in the current folder."""
-    for distribution in importlib.metadata.distributions(name="fastlstm"):
-        package = Path(str(distribution.locate_file("fastlstm"))).resolve()
-        if package != _PACKAGE and (package / "_build_info.json").is_file():
-            return package
-    return None
+def _load_cuda(path: Path) -> None:
+    """Load the library of a wheel that needs a torch with CUDA, if this is one."""
+    global _cuda_reason
+    if torch.version.cuda is None:
+        _cuda_reason = f"torch {torch.__version__} is not a CUDA build"
+        return
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        _cuda_reason = f"they cannot be loaded: {error}"
 
 
 def _load() -> str | None:
     """Import the extension, or return the reason why it is not imported."""
     record = build_record()
     if not record:
-        hidden = _hidden_copy()
-        where = f" in {_PACKAGE.parent}, which hides {hidden}: run Python from another folder"
-        return "it was not built" + (where if hidden else "")
+        return "it was not built"
     if not record["kinds"]:
         return f"it was not built ({record['note']})"
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
-    names = [f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    if not any((_PACKAGE / name).is_file() for name in names):
+    folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # of a wheel
+    sys.modules["fastlstm"].__path__.append(str(folder))
+    if importlib.util.find_spec("fastlstm._C") is None:
         return f"it was built for Python {record['python']}, this is {platform.python_version()}"
     global library
     try:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
+    if "cuda" in record["kinds"] and folder.is_dir():
+        _load_cuda(folder / "libfastlstm_cuda.so")
     library.free_sms()  # a wrong FASTLSTM_FREE_SMS is an error everywhere
     return None
 
@@ -147,9 +162,10 @@ _WITHOUT_KERNELS = (
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
     record = build_record()
-    why = record["note"] or f"they were built for {record['cuda_arch_list']}, not for this GPU"
+    reason = _cuda_reason or record["note"]
+    reason = reason or f"they were built for {record['cuda_arch_list']}, not for this GPU"
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {why}. On a GPU {_WITHOUT_KERNELS} "
+        f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
         f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,

@@ -23,6 +23,7 @@ class LstmCall(NamedTuple):
     h_0: Tensor
     c_0: Tensor
     weights: Sequence[Tensor]
+    layout: str = "bias"  # which weights there are, in words: `layout_of`
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
     reset: Tensor | None = None
@@ -33,7 +34,7 @@ class LstmCall(NamedTuple):
     @property
     def directions(self) -> list[Direction]:
         """The weights of each direction by name."""
-        return by_direction(self.weights, self.h_0.shape[0])
+        return by_direction(self.weights, self.layout)
 
 
 class Direction(NamedTuple):
@@ -59,18 +60,36 @@ def _names(biases: bool, projects: bool, normalizes: bool) -> tuple[str, ...]:
     return names[:2] + names[2:4] * biases + names[4:5] * projects + names[5:] * normalizes
 
 
-# By the number of weights of a direction.
-_LAYOUTS = {len(names := _names(*has)): names for has in product((False, True), repeat=3)}
+# A layout says in words which weights there are beside W_ih and W_hh, in this order.
+_WORDS = ("bias", "projection", "layer_norm")
+_LAYOUTS = {
+    has: " ".join(word for word, is_there in zip(_WORDS, has, strict=True) if is_there)
+    for has in product((False, True), repeat=3)
+}
+_WEIGHTS = {words: _names(*has) for has, words in _LAYOUTS.items()}
 
 
-def weight_names(count: int, directions: int) -> tuple[str, ...] | None:
-    """The names of a direction's weights in a list of `count`; None if no layer has so many."""
-    return None if count % directions else _LAYOUTS.get(count // directions)
+def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) -> str:
+    """The layout of a layer."""
+    return _LAYOUTS[bool(bias), bool(projection), bool(layer_norm)]
 
 
-def by_direction(weights: Sequence[Tensor], directions: int) -> list[Direction]:
-    """Names the weights of a list, of a length that `weight_names` knows."""
-    names = weight_names(len(weights), directions)
-    assert names is not None
+def weight_names(layout: str) -> tuple[str, ...]:
+    """The names of a direction's weights, in the order of the list.
+
+    Raises:
+        ValueError: a word of the layout is unknown, or they are in another order.
+    """
+    if layout not in _WEIGHTS:
+        raise ValueError(
+            f"layout: expected of the words {', '.join(_WORDS)} those that apply, in this order, "
+            f"got {layout!r}"
+        )
+    return _WEIGHTS[layout]
+
+
+def by_direction(weights: Sequence[Tensor], layout: str) -> list[Direction]:
+    """Names the weights of a list, which has those of one direction or of several."""
+    names = weight_names(layout)
     parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
     return [Direction(**dict(zip(names, part, strict=True))) for part in parts]

@@ -125,16 +125,13 @@ def _steps_and_batch(call: LstmCall) -> tuple[int, int]:
 
 def _check_weights(call: LstmCall) -> tuple[int, int]:
     """Returns hidden_size and output_size."""
-    directions = call.h_0.size(0)
-    names = weight_names(len(call.weights), directions)
+    directions, names = call.h_0.size(0), weight_names(call.layout)
     _check(
-        names is not None,
-        "weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then W_hr if there is a "
-        "projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer normalisation, for "
-        f"each of {directions} direction(s) (h_0.size(0))",
+        len(call.weights) == directions * len(names),
+        f"weights to hold {', '.join(names)}, as layout says, for each of {directions} "
+        "direction(s) (h_0.size(0))",
         f"{len(call.weights)} tensors",
     )
-    assert names is not None
     W_ih = call.weights[0]
     _check(
         W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,

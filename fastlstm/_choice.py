@@ -37,18 +37,17 @@ class Stack(NamedTuple):
     @classmethod
     def of(cls, call: LstmCall, num_layers: int, directions: int) -> Stack:
         """Of a stack that is given together as `call`."""
-        input, h_0, c_0, weights, batch_sizes, *_ = call
-        each = len(weights) // (num_layers * directions)
+        input, h_0, c_0, weights, layout, batch_sizes, *_ = call
         return cls(
             dtype=str(input.dtype).removeprefix("torch."),
             input_size=input.size(-1),
             hidden_size=c_0.size(-1),
             batch=h_0.size(1),
             steps=input.size(0) if batch_sizes is None else batch_sizes.size(0),
-            proj_size=h_0.size(-1) if each in (3, 5) else 0,
+            proj_size=h_0.size(-1) if "projection" in layout else 0,
             num_layers=num_layers,
             directions=directions,
-            bias=each >= 4,
+            bias="bias" in layout,
             packed=batch_sizes is not None,
             training=torch.is_grad_enabled()
             and any(t.requires_grad for t in (input, h_0, c_0, *weights)),
@@ -157,8 +156,8 @@ def _gpu(index: int) -> tuple[int, int]:
 
 def this_gpu(index: int) -> Gpu:
     """A GPU of this machine."""
-    precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-    return Gpu(*_gpu(index), precision == "tf32", _build.library.free_sms())
+    tf32 = _measured.rnn_precision("cuda") == "tf32"
+    return Gpu(*_gpu(index), tf32, _build.library.free_sms())
 
 
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:

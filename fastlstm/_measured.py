@@ -136,12 +136,20 @@ def _replace(file: Path, text: str) -> None:
         raise
 
 
+def rnn_precision(device_type: str) -> str:
+    """In what PyTorch's LSTM multiplies float32 on a device: "ieee", "tf32", "bf16" or "none"."""
+    backend: Any = torch.backends.cudnn if device_type == "cuda" else torch.backends.mkldnn
+    if hasattr(backend, "rnn"):
+        precision: str = backend.rnn.fp32_precision
+        return precision
+    return "tf32" if device_type == "cuda" and backend.allow_tf32 else "ieee"  # before torch 2.9
+
+
 def machine(device: torch.device) -> str:
     """What measured times depend on besides the call."""
-    backends: Any = torch.backends
-    if device.type == "cuda":
-        return _machine(device.index, 0, backends.cudnn.rnn.fp32_precision)
-    return _machine(None, torch.get_num_threads(), backends.mkldnn.rnn.fp32_precision)
+    gpu = device.index if device.type == "cuda" else None
+    threads = torch.get_num_threads() if gpu is None else 0
+    return _machine(gpu, threads, rnn_precision(device.type))
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _build, reference
-from ._call import LstmCall, by_direction
+from ._call import LstmCall
 
 _Dims = tuple[int | None, ...]
 
@@ -32,14 +32,12 @@ def functionalizes() -> bool:
 
 def serves(call: LstmCall) -> bool:
     """Whether `lstm_layer` can serve a call under the transforms that are active."""
-    weights = call.directions[0]
     return (
         call.batch_sizes is None
         and call.h_mask is None
         and call.zoneout_h is None
         and call.zoneout_c is None
-        and weights.W_hr is None
-        and weights.gain_ih is None
+        and call.layout in ("", "bias")
         and not functionalizes()
     )
 
@@ -48,132 +46,114 @@ def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Ten
     """`reference.lstm_layer` by an engine of the op, for calls that it `serves`."""
     apply: Any = _Layer.apply
     state = call.input, call.h_0, call.c_0
-    output, h_n, c_n, cells, _ = apply(engine, call.lengths, call.reset, *state, *call.weights)
+    output, h_n, c_n, cells, _ = apply(
+        engine, call.layout, call.lengths, call.reset, *state, *call.weights
+    )
     return output, h_n, c_n, cells
+
+
+def _call(
+    layout: str, lengths: Any, reset: Any, input: Any, h_0: Any, c_0: Any, *weights: Any
+) -> LstmCall:
+    """The call of a `Function`, whose arguments are flat."""
+    return LstmCall(input, h_0, c_0, weights, layout, None, lengths, reset)
+
+
+# Where `_call`'s arguments have the batch.
+_CALL_WHERE = (None, 0, 1, 1, 1, 1)
 
 
 class _Layer(Function):
     @staticmethod
-    def forward(
-        engine: str,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        *weights: Tensor,
-    ) -> Any:
-        layer = {"weights": weights, "lengths": lengths, "reset": reset, "engine": engine}
-        return torch.ops.fastlstm.lstm(input, h_0, c_0, **layer, save_cells=True, save_gates=True)
+    def forward(engine: str, *call: Any) -> Any:
+        saved = {"save_cells": True, "save_gates": True}
+        return torch.ops.fastlstm.lstm(*_call(*call), **saved, engine=engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.engine, *tensors = inputs
-        results = output[0], output[3], output[4]
-        ctx.save_for_backward(*results, *tensors)
+        ctx.engine, ctx.layout, *tensors = inputs
+        ctx.save_for_backward(output[0], output[3], output[4], *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        output, cells, gates, lengths, reset, input, h_0, c_0, *weights = ctx.saved_tensors
-        directions = by_direction(weights, h_0.shape[0])
-        none = (None, None, None)
+        output, cells, gates, *tensors = ctx.saved_tensors
+        input, h_0, _, weights, layout, _, lengths, reset, *_ = call = _call(ctx.layout, *tensors)
+        none = (None, None, None, None)
         if all(g is None for g in grads):
-            return *none, *none, *[None] * len(weights)
+            return *none, None, None, None, *[None] * len(weights)
         if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
-            rows = _row_grads(grads[:4], lengths, reset, input, h_0, c_0, weights)
+            found: Any = _row_grads(grads[:4], call)
         else:
-            saved = input, h_0, c_0, output, cells, gates
             apply: Any = _RowGrads.apply
-            rows = apply(ctx.engine, lengths, reset, *grads[:4], *saved, *weights)
-        grad_input, grad_h_0, grad_c_0, *d_gates = rows
+            found = apply(ctx.engine, *grads[:4], output, cells, gates, layout, *tensors)
+        grad_input, grad_h_0, grad_c_0, *d_gates = found
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
             input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
         grad_weights: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
-        for d, h in enumerate(output.chunk(len(directions), -1)):
+        for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
             grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            if directions[d].b_ih is not None:
+            if layout:  # a bias; the other options are not served here
                 grad_bias = d_rows.sum(0)
                 grad_weights += [grad_bias, grad_bias.clone()]  # users scale them in place
         return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, (None, 0, 1, 1, 1, 1), (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, (None, *_CALL_WHERE), (1, 1, 1, 2, 2), info, in_dims, args)
 
 
 class _RowGrads(Function):
-    """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H]."""
+    """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H].
+
+    Its arguments are the engine, the gradients of output, h_n, c_n and cells, the saved output,
+    cells and gates, then those of `_call`.
+    """
 
     @staticmethod
-    def forward(
-        engine: str,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        d_output: Tensor | None,
-        d_h_n: Tensor | None,
-        d_c_n: Tensor | None,
-        d_cells: Tensor | None,
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        output: Tensor,
-        cells: Tensor,
-        gates: Tensor,
-        *weights: Tensor,
-    ) -> Any:
-        grads, saved = (d_output, d_h_n, d_c_n, d_cells), (output, cells, gates)
-        layer = input, h_0, c_0, weights, None, lengths, reset, None, None, None  # no masks
+    def forward(engine: str, *args: Any) -> Any:
+        requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *grads, *layer, *saved, True, True, engine, per_row=True
+            *_call(*args[7:]), *args[:7], **requested, engine=engine
         )
         return *state, *d_gates
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        _, *given, ctx.layout = inputs[:9]
+        ctx.save_for_backward(*given[:4], *inputs[9:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        lengths, reset, *tensors = ctx.saved_tensors
-        given, layer, weights = tensors[:4], tensors[4:7], tensors[10:]
+        *given, lengths, reset = ctx.saved_tensors[:6]
+        tensors = ctx.saved_tensors[6:]
+        there = [g is not None for g in given]
 
-        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-            found = iter(tensors)
-            given_now = [None if g is None else next(found) for g in given]
-            input, h_0, c_0 = (next(found) for _ in layer)
-            return _row_grads(given_now, lengths, reset, input, h_0, c_0, list(found))
+        def function(*floating: Tensor) -> tuple[Tensor, ...]:
+            found = iter(floating)
+            given_now = [next(found) if is_there else None for is_there in there]
+            return _row_grads(given_now, _call(ctx.layout, lengths, reset, *found))
 
-        floating = [t for t in (*given, *layer, *weights) if t is not None]
+        floating = [t for t in (*given, *tensors) if t is not None]
         found = iter(torch.func.vjp(function, *floating)[1](grads))
-        by_given = [None if g is None else next(found) for g in given]
-        by_layer = [next(found) for _ in layer]
+        by_given = [next(found) if is_there else None for is_there in there]
         # output, cells and gates were recomputed, so all gradients have gone to the arguments
-        return None, None, None, *by_given, *by_layer, None, None, None, *found
+        return None, *by_given, None, None, None, None, None, None, *found
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        where = (None, 0, 1, 1, 1, 1, 2, 1, 1, 1, 1, 2, 2)
+        where = (None, 1, 1, 1, 2, 1, 2, 2, *_CALL_WHERE)
         return _fold(_RowGrads, where, (1,) * 5, info, in_dims, args)
 
 
-def _row_grads(
-    grads: Sequence[Tensor | None],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
+def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
     """`_RowGrads` by the reference, differentiable."""
-    directions = by_direction(weights, h_0.shape[0])
-    units = weights[0].shape[0]
+    input, directions = call.input, call.directions
+    units = directions[0].W_ih.shape[0]
     eye = torch.eye(units, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
@@ -184,10 +164,10 @@ def _row_grads(
             ones = [eye if w is other else zero for other in directions]
             wide += w._replace(W_ih=torch.cat([w.W_ih, *ones], 1)).tensors()
         input = torch.cat([input, *added], -1)
-        return reference.lstm_layer(input, h_0, c_0, wide, None, lengths, reset)
+        return reference.lstm_layer(*call._replace(input=input, h_0=h_0, c_0=c_0, weights=wide))
 
     added = [input.new_zeros(*input.shape[:2], units)] * len(directions)
-    results, pull, *_ = torch.func.vjp(layer, input, h_0, c_0, *added)
+    results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     pairs = zip(grads, results, strict=True)
     found: tuple[Tensor, ...] = pull(
         tuple(torch.zeros_like(r) if g is None else g for g, r in pairs)
@@ -250,18 +230,19 @@ def _fold(
 
 def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     """torch.func.vmap over `torch.autograd.grad`: the op's backward, given batched gradients."""
-
-    def weights_last(each: tuple[Any, ...]) -> list[Any]:
-        return [*each[:7], *each[8:17], *each[7]]
-
-    dims = weights_last(in_dims)
-    tensors = [
-        t if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(weights_last(args), dims, strict=True)
-    ]
-    batched = [k for k, dim in enumerate(dims) if dim is not None]
-    per_row = args[20] if len(args) > 20 else False  # a default is left out
-    found = _build.library.lstm_backward_of_samples(tensors, batched, *args[17:20], per_row)
+    pairs: list[Any] = []
+    weights: list[Any] = []
+    options: list[Any] = []
+    for value, dims in zip(args, in_dims, strict=True):
+        if isinstance(value, list):
+            weights += zip(value, dims, strict=True)
+        elif isinstance(value, (str, bool)):
+            options.append(value)
+        else:
+            pairs.append((value, dims))
+    tensors = [t if dim is None else t.movedim(dim, 0) for t, dim in pairs + weights]
+    batched = [dim is not None for _, dim in pairs + weights]
+    found = _build.library.lstm_backward_of_samples(tensors, batched, *options)
     return (*found[:3], found[3:]), (0, 0, 0, [0] * len(found[3:]))
 
 

@@ -8,7 +8,7 @@ which.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from . import _aten, _build, _choice, _measured, _transforms, onnx, reference
-from ._call import LstmCall, weight_names
+from ._call import LstmCall, layout_of, weight_names
 from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
 
@@ -35,6 +35,9 @@ if _OP_DEVICES:
 
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
+
+# Whether a single row of a large cell is PyTorch's: on Intel's processors.
+_MKL_READS_FASTER = bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -121,6 +124,7 @@ def lstm(
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
     *,
+    layout: str | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
@@ -154,6 +158,9 @@ def lstm(
             projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
             gain_c, bias_c [H] if there is layer normalisation (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
+        layout: which of these there are beside W_ih and W_hh: of the words "bias", "projection" and
+            "layer_norm" those that apply, in this order, separated by spaces. None stands for an
+            LSTM of torch.nn, where 2 to 5 weights tell.
         num_layers: number of stacked layers.
         bidirectional: whether each layer also walks from the last step to the first.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
@@ -207,51 +214,42 @@ def lstm(
     """
     try:
         directions = 2 if bidirectional else 1
-        _check_count(weights, num_layers, directions)
+        layout = _layout(layout, weights, num_layers, directions)
         check_dims(input, batch_sizes, batch_first)
-        batch_first = batch_first and batch_sizes is None
-        if reset is not None and batch_sizes is None:
-            reset = as_reset(reset, input, batch_first)
-        if batch_first:
-            input = input.transpose(0, 1)
-        h_0, c_0 = _states(input, hx, weights, num_layers * directions, batch_sizes)
-        if lengths is not None:
-            lengths = as_lengths(lengths, input)
+        input, lengths, reset, batch_first = steps_first(
+            input, batch_sizes, lengths, reset, batch_first
+        )
+        h_0, c_0 = hx or zero_states(
+            input,
+            num_layers * directions,
+            weights[1].size(-1),
+            weights[0].size(0) // 4,
+            batch_sizes,
+        )
+        check_states(h_0, c_0, num_layers * directions)
+        drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         regularizers = None
-        if training and (
-            dropout
-            or input_dropout
-            or recurrent_dropout
-            or zoneout_h
-            or zoneout_c
-            or weight_dropout
-        ):
-            regularizers = Regularizers(
-                input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            )
+        if training and (dropout or any(drawn)):
+            regularizers = Regularizers(*drawn)
             check_probabilities(dropout=dropout, **regularizers._asdict())
-
-        call = LstmCall(input, h_0, c_0, weights, batch_sizes, lengths, reset)
+        call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
         found = None
         if _considers_torch(input, engine):
-            normalizes = len(weights) // (num_layers * directions) > 5
-            options = return_cell_states, recompute, normalizes
-            lacking = None
-            if regularizers or lengths is not None or reset is not None or any(options):
-                lacking = _lacking_in_torch(call, *options, regularizers or Regularizers())
+            lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
         if found is None:
-            found = _by_layers(
-                call, num_layers, dropout, regularizers, engine, return_cell_states, recompute
-            )
-        output, state, cells = found
-        if batch_first:
-            output = output.transpose(0, 1)
-        if not return_cell_states:
-            return output, state
-        return output, state, cell_states(cells, state[1].dtype, lengths, batch_first)
+
+            def run(call: LstmCall, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                if regularizers:
+                    if layer > 0:
+                        call = call._replace(input=F.dropout(call.input, dropout))
+                    call = regularize(call, regularizers)
+                return _layer(call, engine, return_cell_states, recompute)
+
+            found = by_layers(call, num_layers, run)
+        return results(found, lengths, batch_first, return_cell_states)
     except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
@@ -259,35 +257,61 @@ def lstm(
         raise
 
 
-def _by_layers(
-    whole: LstmCall,
-    num_layers: int,
-    dropout: float,
-    regularizers: Regularizers | None,
-    engine: str,
-    save_cells: bool,
-    recompute: bool,
-) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """output, (h_n, c_n) and the cell states of each layer, by a call for each layer."""
+def steps_first(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, bool]:
+    """input, lengths and reset as the op takes them, and whether the batch was first."""
+    batch_first = batch_first and batch_sizes is None
+    if reset is not None and batch_sizes is None:
+        reset = as_reset(reset, input, batch_first)
+    if batch_first:
+        input = input.transpose(0, 1)
+    return input, lengths if lengths is None else as_lengths(lengths, input), reset, batch_first
+
+
+# output, (h_n, c_n) and the cell states of each layer.
+_Stack = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
+
+
+def by_layers(
+    whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
+) -> _Stack:
+    """The layers of a stack that is given together, by a call of `run` for each."""
+    if num_layers == 1:  # without the loop, which takes as long as a small step's checks
+        output, h_0, c_0, of_layer = run(whole, 0)
+        return output, (h_0, c_0), [of_layer]
     each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
-        call = whole
-        if num_layers > 1:
-            states = slice(layer * directions, (layer + 1) * directions)
-            own = whole.weights[layer * each : (layer + 1) * each]
-            h_0, c_0 = whole.h_0[states], whole.c_0[states]
-            call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
-        if regularizers:
-            if layer > 0:
-                call = call._replace(input=F.dropout(output, dropout))
-            call = regularize(call, regularizers)
-        output, h, c, of_layer = _layer(call, engine, save_cells, recompute)
+        states = slice(layer * directions, (layer + 1) * directions)
+        own = whole.weights[layer * each : (layer + 1) * each]
+        h_0, c_0 = whole.h_0[states], whole.c_0[states]
+        call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
+        output, h, c, of_layer = run(call, layer)
         h_n.append(h)
         c_n.append(c)
         cells.append(of_layer)
-    state = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
-    return output, state, cells
+    return output, (torch.cat(h_n), torch.cat(c_n)), cells
+
+
+def results(
+    stack: _Stack, lengths: Tensor | None, batch_first: bool, return_cell_states: bool
+) -> tuple[Any, ...]:
+    """What `lstm` returns."""
+    output, state, layers = stack
+    if batch_first:
+        output = output.transpose(0, 1)
+    if not return_cell_states:
+        return output, state
+    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
+    if lengths is not None:
+        steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
+        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
+    return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
 def _considers_torch(input: Tensor, engine: str) -> bool:
@@ -305,11 +329,7 @@ def _traces_for_onnx() -> bool:
 
 
 def _lacking_in_torch(
-    call: LstmCall,
-    return_cell_states: bool,
-    recompute: bool,
-    normalizes: bool,
-    regularizers: Regularizers,
+    call: LstmCall, return_cell_states: bool, recompute: bool, regularizers: Regularizers | None
 ) -> list[str]:
     """The options of a call that nn.LSTM lacks."""
     used = {
@@ -317,26 +337,18 @@ def _lacking_in_torch(
         "reset": call.reset is not None,
         "return_cell_states": return_cell_states,
         "recompute": recompute,
-        "layer normalisation": normalizes,
-        **regularizers._asdict(),
+        "layer normalisation": "layer_norm" in call.layout,
+        **(regularizers._asdict() if regularizers else {}),
     }
     return [name for name, is_used in used.items() if is_used]
 
 
 def _engine_of_stack(
-    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str] | None
+    call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str]
 ) -> str:
     """The engine of a stack of layers: "torch", or that of each layer.
 
-    Args:
-        call: the stack.
-        engine: as in `lstm`.
-        num_layers: of the stack.
-        directions: of each layer.
-        lacking: its options that nn.LSTM lacks, if any.
-
-    Raises:
-        RuntimeError: the engine "torch" was requested for a call with such options.
+    Raises a RuntimeError if "torch" was requested for a call with options that it lacks.
     """
     if lacking and "torch" in (engine, _DEFAULT_ENGINE if engine == "auto" else ""):
         raise RuntimeError(
@@ -357,33 +369,19 @@ def _engine_of_stack(
     return chosen if chosen == "torch" else _choice.of(call, num_layers, directions).engine
 
 
-def _check_count(weights: Sequence[Tensor], num_layers: int, directions: int) -> None:
+def _layout(layout: str | None, weights: Sequence[Tensor], num_layers: int, directions: int) -> str:
+    """The layout of a list of weights, which has to be as long as it says."""
     count = num_layers * directions
-    if not num_layers >= 1 or weight_names(len(weights), count) is None:
+    if layout is None and num_layers >= 1:  # by the length of the list, as of nn.LSTM's
+        each = len(weights) // count
+        layout = layout_of(each >= 4, each in (3, 5))
+    if not num_layers >= 1 or layout is None or len(weights) != count * len(weight_names(layout)):
         check_num_layers(num_layers)
         raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 9 tensors for each of {num_layers} layer(s) and "
-            f"{directions} direction(s), got {len(weights)} tensors"
+            f"lstm: expected weights to hold 2 to 5 tensors, or what layout says, for each of "
+            f"{num_layers} layer(s) and {directions} direction(s), got {len(weights)} tensors"
         )
-
-
-def _states(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    count: int,
-    batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """h_0 and c_0, of `count` layers and directions."""
-    if hx is not None:
-        h_0, c_0 = hx
-        if h_0.size(0) != count or c_0.size(0) != count:
-            raise RuntimeError(
-                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
-        return h_0, c_0
-    return zero_states(input, count, weights[1].size(-1), weights[0].size(0) // 4, batch_sizes)
+    return layout
 
 
 def zero_states(
@@ -397,15 +395,13 @@ def zero_states(
     return input.new_zeros(count, batch, output_size), c_0
 
 
-def cell_states(
-    layers: Sequence[Tensor], dtype: torch.dtype, lengths: Tensor | None, batch_first: bool
-) -> Tensor:
-    """Every cell state as `lstm` returns it, from those [D,T,B,H] of each layer."""
-    states = torch.stack([cells.movedim(0, -2).flatten(-2) for cells in layers]).to(dtype)
-    if lengths is not None:
-        steps = torch.arange(states.size(1), device=states.device).unsqueeze(1)
-        states = torch.where((steps < lengths).unsqueeze(-1), states, 0.0)
-    return states.transpose(1, 2) if batch_first else states
+def check_states(h_0: Tensor, c_0: Tensor, count: int) -> None:
+    """Raises a RuntimeError unless they are of `count` layers and directions."""
+    if h_0.size(0) != count or c_0.size(0) != count:
+        raise RuntimeError(
+            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+            f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+        )
 
 
 def lstm_cell(
@@ -434,7 +430,10 @@ def lstm_cell(
     """
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
-    weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    weights: tuple[Tensor, ...] = (w_ih, w_hh)
+    layout = ""
+    if b_ih is not None and b_hh is not None:
+        weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
     try:
         h, c = hx
         if not (
@@ -446,13 +445,15 @@ def lstm_cell(
             if chosen == "auto" and input.is_cuda:
                 chosen = "torch"  # ours has as many kernels
             if chosen not in ("torch", "reference"):
-                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(input, h, c, weights, chosen)
+                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(
+                    input, h, c, weights, layout, chosen
+                )
                 return _as_state(step, c)
             if chosen == "torch":
                 by_torch = _aten.lstm_cell(input, h, c, weights)
                 if by_torch is not None:
                     return by_torch
-        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
+        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
         _, h_n, c_n, _ = _layer(call, engine)
         return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
     except (AttributeError, TypeError, ValueError):

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _build
-from ._call import by_direction
+from ._call import LstmCall
 
 __all__ = ["translations"]
 
@@ -67,148 +65,142 @@ def translations() -> dict[Any, Callable[..., Any]]:
             f"onnx: the extension is not available ({_build.unavailable_reason()}); export "
             'fastlstm.convert(model, to="torch") instead'
         )
-    import onnx_ir
-    from onnxscript import opset18
-
+    _Operators()  # raises the ImportError
     global _were_made
     _were_made = True
+    ops = torch.ops.fastlstm
+    return {ops.lstm.default: _lstm, ops.lstm_packed.default: _lstm_packed}
 
-    op: Any = opset18
 
-    def stack(parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
+# The arguments are those of the op.
+def _lstm(
+    input: Any,
+    h_0: Any,
+    c_0: Any,
+    weights: Sequence[Any],
+    layout: str = "bias",
+    batch_sizes: Any = None,
+    lengths: Any = None,
+    reset: Any = None,
+    h_mask: Any = None,
+    zoneout_h: Any = None,
+    zoneout_c: Any = None,
+    save_cells: bool = False,
+    save_gates: bool = False,
+    recompute: bool = False,
+    engine: str = "auto",
+) -> Any:
+    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+    call = LstmCall(input, h_0, c_0, weights, layout, *options)
+    _refuse(call, save_cells)
+    own = _Operators()
+    H, shape = c_0.shape[2], [h_0.shape[0], 4 * c_0.shape[2], -1]
+    matrices = [own.stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
+    y, h_n, c_n = own.node(call, own.op.LSTM, matrices)
+    unused = own.op.Identity(c_n)
+    return y, h_n, c_n, unused, unused  # cells and gates
+
+
+def _lstm_packed(
+    input: Any,
+    h_0: Any,
+    c_0: Any,
+    weights: Sequence[Any],
+    layout: str,
+    batch_sizes: Any = None,
+    lengths: Any = None,
+    reset: Any = None,
+    h_mask: Any = None,
+    zoneout_h: Any = None,
+    zoneout_c: Any = None,
+    save_cells: bool = False,
+) -> Any:
+    layout, _, format = layout.rpartition(" ")
+    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
+    call = LstmCall(input, h_0, c_0, weights, layout, *options)
+    _refuse(call, save_cells)
+    own = _Operators()
+    if input.dtype.name not in ("FLOAT", "DOUBLE"):
+        raise RuntimeError(f"onnx: expected packed layers of float32 or float64, got {input.dtype}")
+    H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
+    matrices, scales = [], []
+    for k, columns in enumerate((input.shape[-1], H)):
+        packed = [w[k] for w in call.directions]
+        dtype = "INT8" if format == "int8" else input.dtype.name
+        unpacked = [own.unpacked(w, [gates, columns], dtype) for w in packed]
+        matrix = own.stack(unpacked, H, [D, gates, columns])
+        if format == "int8":
+            matrix = own.op.Transpose(matrix, perm=[0, 2, 1])
+            of_rows = [own.unpacked(w, [gates], input.dtype.name) for w in packed]
+            scales.append(own.stack(of_rows, H, [D, gates]))
+        matrices.append(matrix)
+    operator, others = own.op.LSTM, []
+    if format == "int8":
+        operator = _dynamic_quantize_lstm()
+        zeros = own.op.Constant(value=own.ir.tensor(torch.zeros(D, gates, dtype=torch.int8)))
+        others = [None, scales[0], zeros, scales[1], zeros]  # without peepholes
+    y, h_n, c_n = own.node(call, operator, matrices, others)
+    return y, h_n, c_n, own.op.Identity(c_n)
+
+
+class _Operators:
+    """The operators of ONNX, and what both translations make of them."""
+
+    def __init__(self) -> None:
+        import onnx_ir
+        from onnxscript import opset18
+
+        self.ir: Any = onnx_ir
+        self.op: Any = opset18
+
+    def stack(self, parameters: Sequence[Any], hidden_size: int, shape: list[int]) -> Any:
         """[4H,...] each, joined to `shape`, the gates in ONNX's order."""
-        gates = op.Reshape(op.Concat(*parameters, axis=0), [len(parameters), 4, hidden_size, -1])
-        return op.Reshape(op.Gather(gates, _GATES, axis=1), shape)
+        joined = self.op.Concat(*parameters, axis=0)
+        by_gate = self.op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
+        return self.op.Reshape(self.op.Gather(by_gate, _GATES, axis=1), shape)
 
-    def node(operator: Any, input: Any, weights: Any, lengths: Any, *others: Any) -> Any:
-        """output, h_n, c_n; weights: W, R and B; others: h_0, c_0 and what else there is."""
+    def unpacked(self, weight: Any, shape: list[int], dtype: str) -> Any:
+        """A packed matrix, or the scales of its rows: by the dimensions of `shape`."""
+
+        def make() -> Any:  # when the file is made: only then do packed weights have values
+            found = _build.library.unpack_weight(weight.const_value.raw)[len(shape) == 1]
+            return self.ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
+
+        late = self.ir.LazyTensor(make, self.ir.DataType[dtype], self.ir.Shape(shape))
+        return self.op.Constant(value=late)
+
+    def node(
+        self, call: LstmCall, operator: Any, matrices: Sequence[Any], others: Sequence[Any] = ()
+    ) -> Any:
+        """output, h_n, c_n of an operator, which takes `others` after the usual inputs."""
+        op, hidden_size, directions = self.op, call.c_0.shape[2], call.h_0.shape[0]
+        biases = [b for w in call.directions for b in (w.b_ih, w.b_hh) if b is not None]
         y, h_n, c_n = operator(
-            input,
-            *weights,
-            None if lengths is None else op.Cast(lengths, to=6),  # int32
+            call.input,
+            *matrices,
+            self.stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
+            None if call.lengths is None else op.Cast(call.lengths, to=6),  # int32
+            call.h_0,
+            call.c_0,
             *others,
-            hidden_size=others[1].shape[2],
-            direction="bidirectional" if others[0].shape[0] == 2 else "forward",
+            hidden_size=hidden_size,
+            direction="bidirectional" if directions == 2 else "forward",
         )
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
         return y, h_n, c_n
 
-    def lstm(
-        input: Any,
-        h_0: Any,
-        c_0: Any,
-        weights: Sequence[Any],
-        batch_sizes: Any = None,
-        lengths: Any = None,
-        reset: Any = None,
-        h_mask: Any = None,
-        zoneout_h: Any = None,
-        zoneout_c: Any = None,
-        save_cells: bool = False,
-        save_gates: bool = False,
-        recompute: bool = False,
-        engine: str = "auto",
-    ) -> Any:
-        directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        named = by_direction(weights, directions)
-        _refuse(
-            {
-                "layer normalisation": named[0].gain_ih is not None,
-                "proj_size": named[0].W_hr is not None,
-                "PackedSequence": batch_sizes is not None,
-                "reset": reset is not None,
-                "recurrent dropout": h_mask is not None,
-                "zoneout": zoneout_h is not None or zoneout_c is not None,
-                "return_cell_states": save_cells,
-            }
-        )
-        biases = [b for w in named for b in (w.b_ih, w.b_hh) if b is not None]
-        matrices = [directions, 4 * hidden_size, -1]
-        of_node = (
-            stack([w.W_ih for w in named], hidden_size, matrices),
-            stack([w.W_hh for w in named], hidden_size, matrices),
-            stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
-        )
-        y, h_n, c_n = node(op.LSTM, input, of_node, lengths, h_0, c_0)
-        return y, h_n, c_n, op.Identity(c_n), op.Identity(c_n)  # cells and gates are not used
 
-    def lstm_packed(
-        input: Any,
-        h_0: Any,
-        c_0: Any,
-        weights: Sequence[Any],
-        layout: str,
-        batch_sizes: Any = None,
-        lengths: Any = None,
-        reset: Any = None,
-        save_cells: bool = False,
-    ) -> Any:
-        directions, hidden_size = h_0.shape[0], c_0.shape[2]
-        each, gates = len(weights) // directions, 4 * hidden_size
-        _refuse(
-            {
-                "layer normalisation": each > 4,
-                "proj_size": each == 4,
-                "PackedSequence": batch_sizes is not None,
-                "reset": reset is not None,
-                "return_cell_states": save_cells,
-            }
-        )
-        if input.dtype.name not in ("FLOAT", "DOUBLE"):
-            raise RuntimeError(
-                f"onnx: expected packed layers of float32 or float64, got {input.dtype}"
-            )
-        if layout != _build.library.packed_layout():
-            raise RuntimeError(f"onnx: expected weights packed on this processor, got {layout}")
-
-        def constant(shape: list[int], dtype: Any, make: Callable[[], Tensor]) -> Any:
-            """Made when the file is: only then do packed weights have values."""
-            late = onnx_ir.LazyTensor(
-                lambda: onnx_ir.tensor(make()), onnx_ir.DataType[dtype], onnx_ir.Shape(shape)
-            )
-            return op.Constant(value=late)
-
-        def unpacked(k: int, of_scales: bool = False) -> Any:
-            """W (k = 0) or R (k = 1) [D,4H,columns], or the scales of its rows [D,4H]."""
-            role, columns = (("W_ih", input.shape[-1]), ("W_hh", hidden_size))[k]
-
-            def make(weight: Any) -> Tensor:
-                packed = weight.const_value.raw
-                parts = _build.library.unpack_weight(packed, gates, columns, role)
-                found: Tensor = parts[of_scales]
-                return found.float() if found.dtype == torch.bfloat16 else found
-
-            shape = [gates] if of_scales else [gates, columns]
-            dtype = "INT8" if quantized and not of_scales else input.dtype.name
-            found = [constant(shape, dtype, partial(make, w)) for w in weights[k::each]]
-            return stack(found, hidden_size, [directions, *shape])
-
-        quantized = weights[0].dtype.name == "INT8"
-        zeros = constant(
-            [gates], input.dtype.name, lambda: torch.zeros_like(weights[2].const_value.raw)
-        )
-        biases = [b for bias in weights[2::each] for b in (bias, zeros)]  # the sum, and of R none
-        W, R, B = unpacked(0), unpacked(1), stack(biases, hidden_size, [directions, 2 * gates])
-        if quantized:
-            W, R = (op.Transpose(matrix, perm=[0, 2, 1]) for matrix in (W, R))
-            zero_points = constant(
-                [directions, gates], "INT8", lambda: torch.zeros(directions, gates).to(torch.int8)
-            )
-            scales = (unpacked(0, True), zero_points, unpacked(1, True), zero_points)
-            others = (h_0, c_0, None, *scales)  # without peepholes
-            y, h_n, c_n = node(_dynamic_quantize_lstm(), input, (W, R, B), lengths, *others)
-        else:
-            y, h_n, c_n = node(op.LSTM, input, (W, R, B), lengths, h_0, c_0)
-        return y, h_n, c_n, op.Identity(c_n)
-
-    return {
-        torch.ops.fastlstm.lstm.default: lstm,
-        torch.ops.fastlstm.lstm_packed.default: lstm_packed,
-    }
-
-
-def _refuse(given: dict[str, bool]) -> None:
-    for name, is_given in given.items():
+def _refuse(call: LstmCall, save_cells: bool) -> None:
+    """Raises a RuntimeError that names what the operators of ONNX lack."""
+    for name, is_given in {
+        "layer normalisation": "layer_norm" in call.layout,
+        "proj_size": "projection" in call.layout,
+        "PackedSequence": call.batch_sizes is not None,
+        "reset": call.reset is not None,
+        "recurrent dropout": call.h_mask is not None,
+        "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
+        "return_cell_states": save_cells,
+    }.items():
         if is_given:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
 

@@ -17,11 +17,10 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
-from . import _build
-from ._checks import as_lengths, as_reset
+from . import _build, _formats, functional
+from ._call import LstmCall, layout_of
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
-from .functional import _transforms_active, cell_states, zero_states
 from .layer_norm import LayerNormLSTM
 from .modules import (
     LSTM,
@@ -34,42 +33,6 @@ from .modules import (
 from .reference import state_dtype
 
 _LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SMALLER = (torch.bfloat16, torch.int8)
-
-
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8, symmetric, with a scale for each row: weight is about q * scale[:, None].
-
-    Args:
-        weight: [rows,columns], floating point.
-
-    Returns:
-        q [rows,columns] int8 from -127 to 127, and scale [rows] float32.
-    """
-    weight = weight.float()
-    scale = weight.abs().amax(1) / 127
-    q = weight / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
-    return q.round().clamp(-127, 127).to(torch.int8), scale
-
-
-def _problem(
-    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
-) -> str | None:
-    """Why a weight, of int8 with its scale, cannot be packed."""
-    for of, given, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
-        if given is not None and tuple(given.shape) != expected:
-            return (
-                f"size mismatch for {of}: copying a param with shape {given.shape} from checkpoint,"
-                f" the shape in current model is {torch.Size(expected)}."
-            )
-    if scale is not None and not scale.isfinite().all():
-        return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
-    if tensor.dtype == torch.int8 and (tensor == -128).any():
-        return f"{name}: expected int8 weights from -127 to 127, got -128"
-    if weights == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
-        got = tensor[~tensor.isfinite()][0]
-        return f"{name}: expected finite weights to make int8 of them, got {got}"
-    return None
 
 
 class _Frozen(nn.Module):
@@ -85,83 +48,57 @@ class _Frozen(nn.Module):
     input_size: int
     hidden_size: int
     proj_size: int = 0
+    bias: bool
     __prepare_scriptable__ = _refuse_to_be_scripted
-    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order of the layers
-    _op_names: list[list[str]]  # for each layer and direction, the buffers that the op takes
-    _layout: str  # of the panels; kept here, because Dynamo cannot trace the question
-    _ROLES = {"weight_ih": "W_ih", "weight_hh": "W_hh", "weight_hr": "W_hr"}
+    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
+    _layout: str  # which weights a direction has, and their format
+    _op_names: list[str]  # of the buffers that the op takes
+    _NORMALIZES = False
 
     def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
-        names = _names_of(layer)
-        tensors = {name: getattr(layer, name).detach() for own in names for name in own}
+        tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
-        self.dtype = tensors[names[0][0]].dtype
+        self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
-        self._op_names = [
-            [f"packed_{name}" for name in own if not name.startswith(("bias_ih", "bias_hh"))]
-            for own in names
-        ]
-        for of_op, own in zip(self._op_names, names, strict=True):
-            of_op.insert(2, "total_bias" + own[0].removeprefix("weight_ih"))
         self._pack(tensors)
         super().train(False)
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
-        self._layout = _build.library.packed_layout()
-        kept = torch.float32 if self.weights == torch.float16 else self.weights
+        layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
+        self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
+        self._op_names = [f"packed_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
-            tensor: Tensor = tensors[name]
-            scale = tensors.get(f"{name}_scale")
-            if problem := _problem(name, tensor, scale, shape, self.weights):
+            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
+            if problem := _formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
-                vector = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
-                self.register_buffer(f"packed_{name}", vector, persistent=False)
-                continue
-            if scale is not None and not self.weights == tensor.dtype == torch.int8:
-                tensor, scale = tensor * scale.unsqueeze(1), None
-            if scale is None and self.weights == torch.int8:
-                tensor, scale = quantize(tensor)
-            tensor = tensor.to(kept).contiguous()
-            packed = _build.library.pack_weight(tensor, scale, self._role(name))
+                packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+            else:
+                by_gates = not (self._NORMALIZES or name.startswith("weight_hr"))
+                packed = _formats.pack(tensor, scale, self.weights, by_gates)
             self.register_buffer(f"packed_{name}", packed, persistent=False)
-        for of_op in self._op_names:
-            suffix = of_op[2].removeprefix("total_bias")
-            gates, _ = self._shapes[f"weight_ih{suffix}"]
-            total = torch.zeros(gates, dtype=state_dtype(self.dtype))
-            for of in ("ih", "hh"):
-                added = self._buffers.get(f"packed_bias_{of}{suffix}")
-                if added is not None:
-                    total += added
-            self.register_buffer(of_op[2], total, persistent=False)
 
     def _unpacked(self) -> dict[str, Tensor]:
         """Every weight by its name, and the scales."""
         tensors: dict[str, Tensor] = {}
         for name, shape in self._shapes.items():
-            packed = self.get_buffer(f"packed_{name}")
+            packed, scale = self.get_buffer(f"packed_{name}"), None
             if len(shape) == 1:
                 tensors[name] = packed.to(self.dtype, copy=True)
-                continue
-            weight, scale = _build.library.unpack_weight(packed, *shape, self._role(name))
-            if scale is None:
-                tensors[name] = weight.to(self.weights)
             else:
-                tensors[name], tensors[f"{name}_scale"] = weight, scale
+                tensors[name], scale = _formats.unpack(packed, self.weights)
+            if scale is not None:
+                tensors[f"{name}_scale"] = scale
         return tensors
 
-    def _role(self, name: str) -> str:
-        return self._ROLES[name[:9]]
-
-    def _op_weights(self, own: slice = slice(None)) -> list[Tensor]:
-        """What the op takes of some layers and directions."""
+    def _op_weights(self) -> list[Tensor]:
+        """What the op takes of all layers and directions."""
         buffers = self._buffers
-        names = self._op_names[own]
-        return [buffers[name] for of_one in names for name in of_one]  # type: ignore[misc]
+        return [buffers[name] for name in self._op_names]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
@@ -189,7 +126,7 @@ class _Frozen(nn.Module):
                     self._refuse("and the input or the state requires one")
         if forward_ad._current_level >= 0 and any(map(_has_tangent, given)):
             self._refuse("and the input or the state has a tangent")
-        if _transforms_active() and any(
+        if functional._transforms_active() and any(
             map(torch._C._functorch.is_functorch_wrapped_tensor, given)
         ):
             self._refuse("nor do they take part in torch.func transforms")
@@ -265,7 +202,7 @@ class _Frozen(nn.Module):
                 )
             elif given is None or (given.dtype == torch.int8 and scale is None):
                 missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
-            elif problem := _problem(prefix + name, given, scale, shape, self.weights):
+            elif problem := _formats.problem(prefix + name, given, scale, shape, self.weights):
                 error_msgs.append(problem)
             else:
                 tensors[name] = given.detach().cpu()
@@ -298,11 +235,11 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _names_of(layer: nn.Module) -> list[list[str]]:
-    """The weights of each layer and direction."""
+def _names_of(layer: nn.Module) -> list[str]:
+    """The weights of all layers and directions, in the order in which the op takes them."""
     if isinstance(layer, nn.RNNBase):
-        return layer._all_weights
-    return [["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)]
+        return layer._flat_weights_names
+    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
 
 
 def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
@@ -343,48 +280,18 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-        batch_first = self.batch_first and batch_sizes is None
-        if reset is not None and batch_sizes is None:
-            reset = as_reset(reset, input, batch_first)
-        if batch_first:
-            input = input.transpose(0, 1)
-        if lengths is not None:
-            lengths = as_lengths(lengths, input)
-        count, output_size = len(self._op_names), self.proj_size or self.hidden_size
-        h_0, c_0 = hx or zero_states(input, count, output_size, self.hidden_size, batch_sizes)
-        if h_0.size(0) != count or c_0.size(0) != count:
-            raise RuntimeError(
-                f"PackedLSTM: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
-        options = (batch_sizes, lengths, reset, return_cell_states)
-        if self.num_layers == 1:
-            output, h_n, c_n, of_layer = _call(
-                self._layout, input, h_0, c_0, self._op_weights(), *options
-            )
-            state, cells = (h_n, c_n), [of_layer]
-        else:
-            output, state, cells = self._run_layers(input, h_0, c_0, *options)
-        if batch_first:
-            output = output.transpose(0, 1)
-        if not return_cell_states:
-            return output, state
-        return output, state, cell_states(cells, self.dtype, lengths, batch_first)
-
-    def _run_layers(
-        self, input: Tensor, h_0: Tensor, c_0: Tensor, *options: Any
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-        directions = 2 if self.bidirectional else 1
-        output, h_n, c_n, cells = input, [], [], []
-        for first in range(0, len(self._op_names), directions):
-            own = slice(first, first + directions)
-            output, h, c, of_layer = _call(
-                self._layout, output, h_0[own], c_0[own], self._op_weights(own), *options
-            )
-            h_n.append(h)
-            c_n.append(c)
-            cells.append(of_layer)
-        return output, (torch.cat(h_n), torch.cat(c_n)), cells
+        steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
+        input, lengths, reset, batch_first = steps_first
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = self.proj_size or self.hidden_size, self.hidden_size
+        h_0, c_0 = hx or functional.zero_states(input, count, *sizes, batch_sizes)
+        functional.check_states(h_0, c_0, count)
+        weights = self._op_weights()
+        call = LstmCall(input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
+        found = functional.by_layers(
+            call, self.num_layers, lambda call, _: _call(call, return_cell_states)
+        )
+        return functional.results(found, lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -398,29 +305,17 @@ class PackedLayerNormLSTM(PackedLSTM):
     """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
 
     _UNPACKED = LayerNormLSTM
-    _ROLES = dict.fromkeys(PackedLSTM._ROLES, "W_hr")  # no panel holds the gates of a unit together
+    _NORMALIZES = True
 
 
-def _call(
-    layout: str,
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    save_cells: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _call(call: LstmCall, save_cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer: by the dispatcher if something must see the op, else directly."""
-    if _is_observed(input, h_0, c_0):
+    if _is_observed(call.input, call.h_0, call.c_0):
         results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, save_cells
+            *call, save_cells
         )
     else:
-        results = _build.library.lstm_packed(
-            input, h_0, c_0, weights, batch_sizes, lengths, reset, save_cells
-        )
+        results = _build.library.lstm_packed(*call[:8], save_cells)
     return results
 
 
@@ -473,11 +368,10 @@ class PackedLSTMCell(_Frozen):
             return h.squeeze(0), c.squeeze(0)
         if _is_observed(input, h, c):
             states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
-            weights = self._op_weights()
-            _, h_n, c_n, _ = _call(self._layout, *states, weights, None, None, None, False)
+            _, h_n, c_n, _ = _call(LstmCall(*states, self._op_weights(), self._layout))
             return h_n.squeeze(0), c_n.squeeze(0)
         step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
-            input, h, c, self._op_weights()
+            input, h, c, self._op_weights(), self._layout
         )
         return step
 
@@ -539,12 +433,12 @@ def prepack(
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
         RuntimeError: the extension is not available.
-        TypeError: `model` is no module (a class, for instance).
+        TypeError: `model` is no module.
 
     Warns:
         UserWarning: for each subclass of your own: it stays as it is.
     """
-    if weights not in (None, torch.float32, *_SMALLER):
+    if weights not in (None, torch.float32, *_formats.SMALLER):
         raise ValueError(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
@@ -568,10 +462,8 @@ def prepack(
                 stacklevel=2,
             )
     found = dict(model.named_modules())
-    modules = [found[path] for path in layers]
-    return replace_modules(
-        model, {module: _KINDS[own_class(module)](module, weights) for module in modules}
-    )
+    packed = {found[path]: _KINDS[own_class(found[path])](found[path], weights) for path in layers}
+    return replace_modules(model, packed)
 
 
 def _require_extension() -> None:
@@ -581,7 +473,7 @@ def _require_extension() -> None:
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
-    smaller = () if tensor.dtype == torch.float64 else _SMALLER
+    smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
     if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
         raise ValueError(
@@ -594,14 +486,16 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
-    for name in (name for own in _names_of(module) for name in own):
+    for name in _names_of(module):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             raise ValueError(
                 f"prepack: {name} of {path} is computed by a hook in every call; make it "
                 "permanent first (prune.remove, remove_weight_norm)"
             )
         weight = getattr(module, name)
-        if problem := _problem(name, weight, None, tuple(weight.shape), weights or weight.dtype):
+        if problem := _formats.problem(
+            name, weight, None, tuple(weight.shape), weights or weight.dtype
+        ):
             raise ValueError(f"prepack: {path}: {problem}")
 
 

@@ -69,6 +69,7 @@ def lstm_layer(
     h_0: Tensor,
     c_0: Tensor,
     weights: Sequence[Tensor],
+    layout: str = "bias",
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
@@ -78,9 +79,7 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer in one or two directions: the contract of the op `fastlstm::lstm`.
 
-    The 16-bit types are computed in float32 and rounded at the end, which is at least as exact as
-    any engine.
-
+    The 16-bit types are computed in float32 and rounded at the end, as exact as any engine.
     T steps, B batch rows, I input_size, H hidden_size, P = proj_size or H, D directions.
 
     Args:
@@ -92,6 +91,8 @@ def lstm_layer(
             and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
             activated from LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh, and
             h = o * tanh(LN(c) gain_c + bias_c).
+        layout: which weights there are beside W_ih and W_hh: of the words "bias", "projection" and
+            "layer_norm" those that apply, in this order.
         batch_sizes: [T] int64 on the CPU, rows alive at each step, as in a PackedSequence.
         lengths: [B] int64. From its length on a row keeps its state and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
@@ -116,7 +117,7 @@ def lstm_layer(
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     masks = [None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c)]
     walks = []
-    for d, named in enumerate(by_direction(weights, h_0.shape[0])):
+    for d, named in enumerate(by_direction(weights, layout)):
         rows = _Rows(sizes, live, reset, *(None if m is None else m[d] for m in masks))
         walks.append(_walk(input, h_0[d], c_0[d], named, rows, reverse=d == 1))
     outputs, h_n, c_n, cells = zip(*walks, strict=True)

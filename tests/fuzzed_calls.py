@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
+from fastlstm._call import layout_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ENGINES = ("auto", "tiled", "stepwise", "reference")
@@ -245,6 +246,7 @@ def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
         "h_0": draw.values(directions, batch, P),
         "c_0": draw.values(directions, batch, H),
         "weights": weights,
+        "layout": layout_of(bias, projects, norms),
         "lengths": None,
         "reset": torch.rand(steps, batch) < 0.3 if draw.chance(0.3) else None,
         "h_mask": None,
@@ -287,15 +289,19 @@ def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
 
 def against_the_oracle(draw: Draw) -> None:
     layer = layer_arguments(draw, torch.float64)
-    expected = list(oracle(**leaves_of(layer)))
+    expected = list(oracle(**without_layout(leaves_of(layer))))
     torch.manual_seed(1)
     given = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     truth = leaves_of(layer)
-    pairs = [(r, g) for r, g in zip(oracle(**truth), given, strict=True) if r.requires_grad]
+    pairs = [
+        (r, g)
+        for r, g in zip(oracle(**without_layout(truth)), given, strict=True)
+        if r.requires_grad
+    ]
     torch.autograd.backward(*zip(*pairs, strict=True))
     call = as_call(draw, layer)
     leaves = leaves_of(call)
-    norms = len(layer["weights"]) // layer["h_0"].shape[0] >= 6
+    norms = "layer_norm" in layer["layout"]
     engine = draw.pick("auto", "stepwise") if norms else draw.pick("auto", "stepwise", "tiled")
     recompute = draw.chance(0.3)
     found = list(torch.ops.fastlstm.lstm(**leaves, recompute=recompute, engine=engine)[:4])
@@ -311,6 +317,11 @@ def against_the_oracle(draw: Draw) -> None:
         a = torch.zeros_like(b) if a is None else a
         b = torch.zeros_like(a).view(a.shape) if b is None else b.view(a.shape)
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, k=k: f"{k}: {m}")
+
+
+def without_layout(layer: dict[str, Any]) -> dict[str, Any]:
+    """As the oracle takes it, which counts."""
+    return {name: value for name, value in layer.items() if name != "layout"}
 
 
 def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +362,7 @@ def damaged_backward(draw: Draw) -> None:
     """The backward op takes its saved tensors and gradients only as the forward op made them."""
     dtype = draw.pick(*DTYPES)
     call = as_call(draw, layer_arguments(draw, dtype))
-    norms = len(call["weights"]) // call["h_0"].shape[0] >= 6
+    norms = "layer_norm" in call["layout"]
     engine = draw.pick("auto", "stepwise")
     saved = torch.ops.fastlstm.lstm(**call, save_cells=True, save_gates=True, engine=engine)
     output, h_n, c_n, cells, gates = saved
@@ -377,10 +388,10 @@ def damaged_forward(draw: Draw) -> None:
     """One bad argument of `functional.lstm`."""
     layer = as_call(draw, layer_arguments(draw, draw.pick(*DTYPES)))
     engine = draw.pick(*ENGINES)
-    if len(layer["weights"]) // layer["h_0"].shape[0] >= 6 and engine == "tiled":
+    if "layer_norm" in layer["layout"] and engine == "tiled":
         engine = "stepwise"
     arguments: dict[str, Any] = {
-        n: layer[n] for n in ("input", "weights", "batch_sizes", "lengths", "reset")
+        n: layer[n] for n in ("input", "weights", "layout", "batch_sizes", "lengths", "reset")
     } | {"engine": engine, "bidirectional": layer["h_0"].shape[0] == 2}
     arguments["hx"] = (layer["h_0"], layer["c_0"])
     functional.lstm(**arguments)
@@ -453,11 +464,11 @@ def damaged_packed(draw: Draw) -> None:
     weights = packed._op_weights()
 
     def run_direct(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
-        return _build.library.lstm_packed(input, h_0, c_0, weights, None, None, None, False)
+        layer = input, h_0, c_0, weights, packed._layout
+        return _build.library.lstm_packed(*layer, None, None, None, False)
 
     def run_op(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
-        layout = _build.library.packed_layout()
-        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, layout)
+        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, packed._layout)
 
     run = draw.pick(run_direct, run_op)
     expected = run(**call, weights=weights)

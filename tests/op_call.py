@@ -3,7 +3,7 @@
 import torch
 from oracle import oracle
 
-from fastlstm._call import LstmCall
+from fastlstm._call import LstmCall, layout_of
 
 # Roundoff of each kind of arithmetic; errors are stated in multiples of it.
 ROUNDOFF = {
@@ -103,7 +103,7 @@ class Call:
         each = len(shapes)
         grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3 or not bias]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
-        self.live, self.ops = live, ops
+        self.live, self.ops, self.layout = live, ops, layout_of(bias, layer_norm=norms)
         move = lambda t: None if t is None else t.to(device)
         self.input, self.h_0, self.c_0 = move(self.input), move(self.h_0), move(self.c_0)
         self.weights, self.grads = [move(w) for w in self.weights], [move(g) for g in self.grads]
@@ -117,6 +117,7 @@ class Call:
             self.h_0,
             self.c_0,
             self.weights,
+            self.layout,
             self.batch_sizes,
             self.lengths,
             self.reset,
@@ -132,15 +133,15 @@ class Call:
         output, _, _, cells, gates = saved
         gates = gates.new_empty(0) if recompute else gates
         return self.ops.lstm_backward(
-            *(grads or self.grads),
             *self.arguments(),
+            *(grads or self.grads),
             output,
             cells,
             gates,
             True,
             state_needs_grad,
-            engine,
             per_row,
+            engine,
         )
 
     def check_close(self, actual, expected, what):

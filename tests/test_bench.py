@@ -630,11 +630,9 @@ def test_the_picture_of_real_workloads(tmp_path: Path) -> None:
     assert [text.get_text() for text in axes.texts] == ["37x", "2.0x", "1.3x", "0.5x"]
     assert "a CPU, 2 threads, torch 2.13.0, 2026-01-02" in axes.get_title()
 
-    (tmp_path / "result.json").write_text(json.dumps(record))
-    command = [str(tmp_path / "result.json"), "--folder", str(tmp_path / "img")]
     written = []
     for _ in range(2):
-        real_plot.main(command)
+        real_plot.draw_themes(record, tmp_path / "img")
         written.append({path.name: path.read_bytes() for path in (tmp_path / "img").iterdir()})
     assert written[0] == written[1]  # so a new commit holds new figures only
     assert set(written[0]) == {"real-light.svg", "real-dark.svg"}

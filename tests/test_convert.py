@@ -7,6 +7,7 @@ import io
 import pickle
 import warnings
 from abc import ABC
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -371,3 +372,39 @@ def test_scripted_and_compiled_modules_are_refused() -> None:
 def test_the_target_must_be_known() -> None:
     with pytest.raises(ValueError, match="to: expected 'fastlstm' or 'torch', got 'haste'"):
         convert(nn.LSTM(3, 5), to="haste")  # type: ignore[arg-type]
+
+
+USER = """
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+
+
+class Net(nn.Module):
+    def score(self, x: Tensor) -> Tensor:
+        return x.mean()
+
+
+x = torch.randn(5, 3, 4)
+net = fastlstm.convert(Net())
+net.score(x)
+fastlstm.prepack(net, torch.int8).score(x)
+fastlstm.convert(Net(), to="torch").score(x)
+lstm = fastlstm.convert(nn.LSTM(4, 8))
+lstm(x, lengths=torch.tensor([5, 0, 2]), reset=torch.zeros(5, 3))
+cell: fastlstm.PackedLSTMCell = fastlstm.prepack(nn.LSTMCell(4, 8), convert=True)
+back: nn.LSTM = fastlstm.convert(lstm, to="torch")
+wrong: int = net
+"""
+
+
+@pytest.mark.slow  # mypy reads torch
+def test_mypy_knows_the_types(tmp_path: Path) -> None:
+    """The type of a model stays, a bare layer becomes ours: only the last line is an error."""
+    api = pytest.importorskip("mypy.api", reason="the extra lint is not installed")
+    (tmp_path / "user.py").write_text(USER)
+    found, errors, _ = api.run(["--strict", f"--cache-dir={tmp_path}", str(tmp_path / "user.py")])
+    problems = found.splitlines()[:-1]
+    assert not errors
+    assert len(problems) == 1 and 'expression has type "Net"' in problems[0], found

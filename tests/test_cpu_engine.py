@@ -32,7 +32,7 @@ SHAPES = [
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MASKS = ("h_mask", "zoneout_h", "zoneout_c")
-OPTIONS = ("lengths", "reset", "batch_sizes", "recompute", *MASKS)
+OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "recompute", *MASKS)
 every_option = pytest.mark.parametrize(
     ("P", "masks"), [(0, False), (23, False), (0, True), (23, True)]
 )
@@ -64,6 +64,7 @@ def layer(
         "h_0": draw(directions, B, P or H),
         "c_0": draw(directions, B, H),
         "weights": [draw(*shape) for _ in range(directions) for shape in shapes],
+        "layout": "bias projection" if P else "bias",
     }
     if masks:
         sizes = {"h_mask": (P or H,), "zoneout_h": (T, P or H), "zoneout_c": (T, H)}
@@ -315,7 +316,7 @@ def test_backward_of_a_single_step_gives_the_same_bits_for_few_rows(dtype: torch
     def gradients(arguments: dict[str, object]) -> list[Tensor]:
         states = ("input", "h_0", "c_0")
         leaves = [arguments[name].clone().requires_grad_() for name in states]
-        outputs = torch.ops.fastlstm.lstm(*leaves, arguments["weights"])[:3]
+        outputs = torch.ops.fastlstm.lstm(*leaves, arguments["weights"], arguments["layout"])[:3]
         return torch.autograd.grad(outputs, leaves, [torch.full_like(y, 0.5) for y in outputs])
 
     some = {name: arguments[name][:, rows].contiguous() for name in ("input", "h_0", "c_0")}

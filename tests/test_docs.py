@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +18,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import fastlstm.__main__
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import summary  # noqa: E402
 from markdown import replace_section  # noqa: E402
-from summary import short_summary, summary  # noqa: E402
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
@@ -187,6 +191,14 @@ def test_what_the_reference_lists_has_a_docstring() -> None:
                 assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
 
 
+def test_the_example_of_the_module_runs() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        fastlstm.LSTM, globs={"fastlstm": fastlstm, "torch": torch}
+    )
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
 def is_code(member: object) -> bool:
     return inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
 
@@ -231,6 +243,7 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
     [
         ("README.md", "speed"),
         ("benchmarks/README.md", "benchmark"),
+        ("benchmarks/README.md", "frozen"),
         ("docs/numerics.md", "numerics"),
         ("docs/numerics.md", "packed"),
         ("docs/howto/memory.md", "recompute"),
@@ -287,7 +300,7 @@ def test_summary_says_what_was_missed_and_what_failed() -> None:
         "command": "python bench",
         "groups": [dense, {"title": "nothing", "results": [], "verdicts": []}],
     }
-    assert summary(record).splitlines() == [
+    assert summary.summary(record).splitlines() == [
         "a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
         "GEMM peak in GFLOP/s: float32 530; stopped before the end. `python bench`",
         "",
@@ -297,19 +310,104 @@ def test_summary_says_what_was_missed_and_what_failed() -> None:
         "failed cases 1.00 (<= 0, missed) |",
         "| nothing | 0 | - | - | - |  |",
     ]
-    other = record | {
-        "machine": {"cpu": "other", "gpu": "a GPU", "capability": "AVX2"},
-        "complete": True,
-        "groups": [dense | {"results": [{"ratio": 3.0}]}, dense | {"title": "more"}],
-    }
-    assert short_summary([record, other]).splitlines() == [
-        "- a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
-        "stopped before the end. `python bench`",
-        "- a GPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02. "
-        "`python bench`",
-        "",
-        "| nn.LSTM = 1 | cases | a CPU: mean | range | a GPU: mean | range |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| dense | 3 | 2.00 | 1.00 to 4.00 | 3.00 | 3.00 to 3.00 |",
-        "| more | 3 | - | - | 2.00 | 1.00 to 4.00 |",
+
+
+def front_record(**ratios: list[float]) -> dict[str, Any]:
+    """A result with these ratios; of the group "real" with resets, a single step and neither."""
+    traits = [{"resets": True, "steps": 9}, {"resets": False, "steps": 1}]
+    traits += [{"resets": False, "steps": 9}] * 2
+    groups = [
+        {
+            "key": key.replace("_", "-"),
+            "results": [
+                {"case": case, "ratio": ratio} for case, ratio in zip(traits, values, strict=False)
+            ],
+        }
+        for key, values in ratios.items()
     ]
+    return {"machine": {"cpu": "a CPU"}, "groups": groups}
+
+
+def test_the_front_page_has_the_rows_that_decide() -> None:
+    record = front_record(
+        real=[16, 4, 1, 4],
+        training=[1, 2],
+        inference=[4, 8],
+        packed_training=[3],
+        packed_inference=[3],
+        step=[5, 0.5],
+        cell=[1.5],
+        bfloat16=[99],
+    )
+    record["groups"][1]["results"].append({"error": "RuntimeError: no"})
+    peers = [("one step, int8", "torch.ao cell", [99]), ("one step, int8", "nn.LSTMCell", [2, 8])]
+    packed = {"results": [{"title": t, "peer": p, "ratios": r} for t, p, r in peers]}
+    other = record | {"machine": {"cpu": "other"}}
+    assert summary.front_page([record, other], [packed, packed]).splitlines() == [
+        "| nn.LSTM = 1, float32 on a CPU | a CPU: mean | worst | other: mean | worst |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {title} | {numbers} | {numbers} |"
+            for title, numbers in {
+                "dense batches, training and inference": "2.83 | 1.00",
+                "packed batches, training and inference": "3.00 | 3.00",
+                "single steps, LSTM": "1.58 | 0.50",
+                "single steps, LSTMCell": "1.50 | 1.50",
+                "single steps, LSTMCell packed in int8": "4.00 | 2.00",
+                "resets, beside a loop over the steps": "16.00 | 16.00",
+                "the 4 LSTMs of the picture": "4.00 | 1.00",
+                "the same without resets and single steps": "2.00 | 1.00",
+            }.items()
+        ),
+    ]
+
+
+def test_the_first_paragraph_agrees_with_the_results() -> None:
+    first = (ROOT / "README.md").read_text().split("\n\n")[1]
+    low, high = (1 + int(n) / 100 for n in re.findall(r"gain (\d+) to (\d+) %", first)[0])
+    packed = {summary.machine.name(r): r for r in summary.newest("frozen-*.json")}
+    for record in summary.newest("lstm-cpu-2*.json"):
+        rows = summary.front_rows(record, packed[summary.machine.name(record)])
+        mean = {title: statistics.geometric_mean(ratios) for title, ratios in rows.items()}
+        assert low <= mean.pop("dense batches, training and inference") <= high
+        for title in (  # "several times"
+            "packed batches, training and inference",
+            "single steps, LSTM",
+            "single steps, LSTMCell packed in int8",
+            "resets, beside a loop over the steps",
+        ):
+            assert mean[title] > 2
+
+
+def test_of_each_processor_the_newest_result_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    for k, cpu, date in ((1, "b", "2026-01-02"), (0, "b", "2026-01-03"), (2, "a", "2026-01-01")):
+        text = json.dumps({"machine": {"cpu": cpu}, "date": date})
+        (tmp_path / f"lstm-cpu-2026{k}.json").write_text(text)
+    found = [(r["machine"]["cpu"], r["date"]) for r in summary.newest("lstm-cpu-2*.json")]
+    assert found == [("a", "2026-01-01"), ("b", "2026-01-03")]
+    with pytest.raises(ValueError, match="expected files frozen"):
+        summary.newest("frozen-*.json")
+
+
+def test_the_documents_show_the_newest_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold what `python benchmarks/summary.py` writes; the picture names its processor."""
+    real_plot = pytest.importorskip("real_plot", reason="needs matplotlib")
+    monkeypatch.setattr(summary, "ROOT", tmp_path)
+    drawn = []
+    monkeypatch.setattr(real_plot, "draw_themes", drawn.append)
+    documents = ["README.md", "benchmarks/README.md"]
+    (tmp_path / "benchmarks").mkdir()
+    for name in documents:
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    summary.main([])
+    for name in documents:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
+    (record,) = drawn
+    picture = (ROOT / "docs" / "img" / "real-light.svg").read_text()
+    assert f"{record['machine']['cpu']}, 2 threads, torch" in picture
+    assert record["date"][:10] in picture

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional
+from fastlstm import _build, functional
 
 T, B, I, H, P = 4, 3, 2, 5, 3
 
@@ -112,14 +112,21 @@ BAD: dict[str, tuple[Change, str]] = {
         r"weights.*10 tensors",
     ),
     "gain_hh": (
-        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 19, 5, 5)]),
+        put(
+            weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 19, 5, 5)],
+            layout="bias layer_norm",
+        ),
         r"gain_hh.*20.*19",
     ),
     "bias_c": (
-        put(weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 20, 5, 4)]),
+        put(
+            weights=lambda a: a["weights"] + [torch.ones(n) for n in (20, 20, 5, 4)],
+            layout="bias layer_norm",
+        ),
         r"bias_c.*5.*4",
     ),
     "weights: none": (put(weights=[]), r"weights.*0 tensors"),
+    "layout: too few weights": (put(layout="bias projection"), r"weights.*4 tensors"),
     "lengths 2-D": (put(lengths=torch.ones(B, 1).long()), r"lengths.*3.*3, 1"),
     "lengths batch": (put(lengths=torch.ones(2).long()), r"lengths.*3.*2"),
     "lengths negative": (put(lengths=torch.tensor([1, -1, 2])), r"lengths.*between 0.*4.*-1"),
@@ -283,6 +290,27 @@ def test_a_tensor_without_memory(route: Route, name: str) -> None:
         given[name] = without_memory(given[name])
     with pytest.raises(RuntimeError, match=rf"lstm: expected {name} of shape .* bytes of memory"):
         functional.lstm(**given)
+
+
+@pytest.mark.parametrize("layout", ["projection bias", "bias bias", "biases", "bias int8", 4])
+def test_bad_layout(layout: Any) -> None:
+    given = arguments(Route("auto"))
+    message = f"layout: expected of the words bias, .* in this order, got {layout!r}"
+    with pytest.raises(ValueError, match=message):
+        functional.lstm(**given, layout=layout)
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+@pytest.mark.parametrize(("layout", "expected"), [
+    ("projection", "to hold W_ih, W_hh, W_hr, as layout says, for each of 1 direction.*got 4"),
+    ("projection bias", "of the words bias, projection, layer_norm.* got \"projection bias\""),
+    ("bias int8", "of the words bias, projection, layer_norm.* got \"bias int8\""),
+])  # fmt: skip
+def test_bad_layout_of_the_op(layout: str, expected: str) -> None:
+    given = arguments(Route("auto"))
+    (h_0, c_0), weights = given["hx"], given["weights"]
+    with pytest.raises(RuntimeError, match=f"lstm: expected (weights|layout to be) {expected}"):
+        torch.ops.fastlstm.lstm(given["input"], h_0, c_0, weights, layout)
 
 
 @every_module_route

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -258,6 +259,23 @@ def test_a_stream_runs(example: Any) -> None:
         del limits["onnxruntime"]
     assert list(errors) == list(limits)
     assert all(errors[name] <= limit for name, limit in limits.items()), errors
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, in order, in one namespace; its figure has a bar for every time."""
+    pytest.importorskip("matplotlib", reason="the notebook plots")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((EXAMPLES / "replace_an_lstm.ipynb").read_text())
+    namespace: dict[str, Any] = {}
+    for k, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        exec(compile("".join(cell["source"]), f"code cell {k + 1}", "exec"), namespace)
+        assert cell["outputs"] or cell["execution_count"], "the notebook is stored with its outputs"
+    training, single = (
+        [bar.get_height() for bar in axes.patches] for axes in namespace["figure"].axes
+    )
+    assert training == [time for times in namespace["training"].values() for time in times]
+    assert single == [time for times in namespace["single"].values() for time in times]
 
 
 @pytest.mark.slow

@@ -188,9 +188,9 @@ def test_second_gradient_of_a_shared_weight(route: Route) -> None:
     zeros = x.new_zeros(1, 2, 3)
 
     def two_layers(w: Tensor) -> Tensor:
-        weights = [w, w_hh]
-        y = route.lstm_layer(input=x, h_0=zeros, c_0=zeros, weights=weights)[0]
-        return route.lstm_layer(input=y, h_0=zeros, c_0=zeros, weights=weights)[0]
+        given = {"h_0": zeros, "c_0": zeros, "weights": [w, w_hh], "layout": ""}
+        y = route.lstm_layer(input=x, **given)[0]
+        return route.lstm_layer(input=y, **given)[0]
 
     assert gradcheck(two_layers, w_ih.requires_grad_())
     assert gradgradcheck(two_layers, w_ih)

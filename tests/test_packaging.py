@@ -192,7 +192,7 @@ def test_isolated_build_uses_the_torch_of_the_environment(project: Path, kind: s
 def test_isolated_build_asks_for_torch_where_there_is_none(project: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "empty", symlinks=True)
     python = tmp_path / "empty" / "bin" / "python"
-    for build, required in [("auto", ["torch>=2.11"]), ("cpu", ["torch>=2.11"]), ("none", [])]:
+    for build, required in [("auto", ["torch>=2.8"]), ("cpu", ["torch>=2.8"]), ("none", [])]:
         hook = "get_requires_for_build_wheel"
         assert isolated(python, project, hook, FASTLSTM_BUILD=build) == str(required)
     assert isolated(python, project, "get_requires_for_build_sdist") == "[]"
@@ -285,13 +285,49 @@ def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reaso
     assert f"False {package}/fastlstm/__init__.py" in done.stdout
 
 
-def test_a_clone_that_hides_the_installed_copy_says_so(small_project: Path, tmp_path: Path) -> None:
+def test_a_clone_uses_what_pip_installed(small_project: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     assert install(small_project, target, FASTLSTM_BUILD="cpu").returncode == 0
-    command = [sys.executable, "-W", "ignore", "-m", "fastlstm"]
-    done = run(*command, cwd=small_project, PYTHONPATH=str(target))
-    hidden = f"it was not built in {small_project}, which hides {target}/fastlstm: run Python from"
-    assert f"  not used: {hidden} another folder\n" in done.stdout
+    code = "from fastlstm import _build; print(_build.extension_available(), _build.__file__)"
+    done = run(sys.executable, "-c", code, cwd=small_project, PYTHONPATH=str(target))
+    assert done.stdout == f"True {target}/fastlstm/_build.py\n"
+
+
+def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path) -> None:
+    here = ".".join(torch.__version__.split(".")[:2])
+    targets = small_project / "csrc" / "cpu" / "targets"
+    targets.mkdir(parents=True)
+    (targets / "kernel.cpp").write_text("int kernel() { return 7; }")  # shared by all torches
+    module = MODULE.replace("return 0", "return kernel()")
+    (small_project / "csrc" / "module.cpp").write_text(f"int kernel();\n{module}")
+    (tmp_path / here).mkdir()
+    (tmp_path / here / "torch").symlink_to(Path(torch.__file__).parent)
+    target, headers = tmp_path / "target", str(tmp_path / here)
+    done = install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
+    assert done.returncode == 0, done.stdout
+    assert record(target)["torch"] == [here]
+    shown = "from fastlstm import _C, _build; print(_C.__file__, _build.library.free_sms())"
+    done = python(target, shown)
+    assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
+
+
+def test_older_torch_is_an_error_and_stays(small_project: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("__version__ = '2.7.1+cpu'\nclass version: cuda = None")
+    target = tmp_path / "target"
+    done = install(small_project, target, PYTHONPATH=str(tmp_path), FASTLSTM_BUILD="auto")
+    assert done.returncode != 0
+    assert "fastlstm needs torch 2.8 or newer, and this environment has 2.7.1+cpu" in done.stdout
+    done = install(small_project, target, PYTHONPATH=str(tmp_path), FASTLSTM_BUILD="none")
+    assert done.returncode == 0, done.stdout
+
+
+def test_links_of_the_long_description_are_absolute() -> None:
+    text = load_setup().readme()
+    links = re.findall(r'\]\(([^)]*)\)|(?:src|srcset)="([^"]*)"', text)
+    assert len(links) > 20
+    assert all(re.match("https://", markdown or html) for markdown, html in links)
+    assert "/raw/main/docs/img/real-dark.svg" in text
+    assert "/blob/main/docs/getting-started.md#install)" in text
 
 
 @pytest.mark.parametrize(
@@ -303,13 +339,16 @@ def test_a_clone_that_hides_the_installed_copy_says_so(small_project: Path, tmp_
         (("2.13.0", None), ("2.13.0", "13.0"), False),
         (("2.13.0", "13.0"), ("2.13.0", None), False),
         (("2.13.0", "12.8"), ("2.13.0", "13.0"), False),
+        ((["2.8", "2.13"], None), ("2.13.1+cu130", "13.0"), True),
+        ((["2.8", "2.13"], None), ("2.1.0", None), False),
     ],
 )
 def test_mismatch(built, running, fits: bool) -> None:
     said = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
     assert (said is None) == fits
     if said:
-        assert built[0] in said and running[0] in said
+        named = built[0] if isinstance(built[0], str) else ", ".join(built[0])
+        assert f"built for torch {named}" in said and running[0] in said
 
 
 def load_setup():
@@ -387,6 +426,10 @@ def test_one_version_and_one_torch_floor() -> None:
     (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
     assert f'__version__ = "{version}"' in init
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - 2" in (ROOT / "CHANGELOG.md").read_text()
+    url = load_setup().URL
+    assert f'Homepage = "{url}"' in pyproject
+    assert f"\nurl: {url}\n" in (ROOT / "CITATION.cff").read_text()
     floor = ".".join(map(str, load_setup().TORCH_FLOOR))
     for file in ("pyproject.toml", "Makefile", "build_backend.py"):
         assert set(re.findall(r"\btorch>=([\d.]+)", (ROOT / file).read_text())) == {floor}

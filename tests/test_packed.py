@@ -597,7 +597,7 @@ def test_an_ordinary_layer_refuses_int8(kind: type[nn.Module]) -> None:
 )
 def test_a_scale_that_does_not_fit(scale: Tensor) -> None:
     with pytest.raises(RuntimeError, match="expected a scale of float32 for each of 40 rows"):
-        _build.library.pack_weight(torch.ones(40, 10, dtype=torch.int8), scale, "W_hh")
+        _build.library.pack_weight(torch.ones(40, 10, dtype=torch.int8), scale, "int8", True)
 
 
 def test_int8_takes_a_quarter() -> None:
@@ -625,7 +625,8 @@ from test_packed import Tagger, X
 model = fastlstm.prepack(Tagger().eval(), torch.int8)
 model.load_state_dict(torch.load(f"{sys.argv[2]}/state.pt"))
 unpickled = torch.load(f"{sys.argv[2]}/model.pt", weights_only=False)
-torch.save((fastlstm._build.library.packed_layout(), model(X), unpickled(X)), f"{sys.argv[2]}/y.pt")
+columns = fastlstm._build.library.build_info()["products"]["float32"][2]
+torch.save((columns, model(X), unpickled(X)), f"{sys.argv[2]}/y.pt")
 """
 
 
@@ -641,9 +642,8 @@ def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: P
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    layout, loaded, unpickled = torch.load(tmp_path / "y.pt")
-    if _build.library.packed_layout().startswith("16x"):  # a vector of AVX-512
-        assert layout.startswith({"default": "4x", "avx2": "8x"}[capability])
+    columns, loaded, unpickled = torch.load(tmp_path / "y.pt")
+    assert columns != _build.library.build_info()["products"]["float32"][2]
     assert torch.equal(loaded, unpickled)
     torch.testing.assert_close(loaded, model(X), rtol=0, atol=1e-5)  # other sigmoids
 
@@ -711,7 +711,7 @@ def test_processes_share_a_model(method: str) -> None:
         (lambda m: m(X[..., :6], (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"size\(0\) = .* 1"),
         (lambda m: m(X[:0, :, :6]), RuntimeError, "sequence length to be larger than 0"),
         (lambda m: m(X[..., :6], lengths=torch.tensor([9, 1, 1])), RuntimeError, "lengths"),
-        (lambda m: m(X[..., :6].to("meta")), RuntimeError, "expected weights on meta"),
+        (lambda m: m(X[..., :6].to("meta")), RuntimeError, "expected W_ih on meta"),
         (lambda m: torch.jit.script(m), RuntimeError, "torch.jit.script is not supported"),
         (lambda m: m(X[..., :6].clone().requires_grad_()), RuntimeError, "give no gradients"),
         (
@@ -784,13 +784,13 @@ def test_refusals_of_layer_norm(call: Callable[[Any], Any], error: Any, message:
 def test_weights_of_layer_norm_of_another_size_are_refused() -> None:
     frozen = packed(make((6, 10, {}), kind=LayerNormLSTM))
     weights, state = frozen._op_weights(), torch.zeros(1, 3, 10)
-    op, layout = torch.ops.fastlstm.lstm_packed, _build.library.packed_layout()
+    op, layout = torch.ops.fastlstm.lstm_packed, frozen._layout
     for position, wrong, message in (
-        (4, torch.ones(39), "bias or gain of Float and 40 elements, got Float .39"),
-        (6, torch.ones(10).double(), "go with input of Float"),
-        (6, torch.ones(10).half(), "bias or gain of Float and 10 elements, got Half"),
-        (1, weights[1][:-16], "packed elements for a matrix"),
-        (1, weights[1].int(), "expected packed weights, got Int"),
+        (5, torch.ones(39), "gain_hh of shape .* = .40., got .39."),
+        (6, torch.ones(10).double(), "gain_c of dtype Float, got Double"),
+        (7, torch.ones(10).half(), "bias_c of dtype Float, got Half"),
+        (1, weights[1][:-16], "bytes of a packed matrix"),
+        (1, weights[1].int(), "as fastlstm.prepack packs them, got a tensor .* of Int"),
     ):
         given = [*weights]
         given[position] = wrong
@@ -814,12 +814,14 @@ def test_a_state_of_another_size_reads_nothing_else(weights: torch.dtype) -> Non
     with pytest.raises(ValueError, match="expected h and c of 7 and 10 features, got 6 and 10"):
         frozen(X[..., :6], state)
     weights_of_op = frozen._op_weights()
-    op, layout = torch.ops.fastlstm.lstm_packed, _build.library.packed_layout()
+    op, layout = torch.ops.fastlstm.lstm_packed, frozen._layout
     for position, wrong, message in (
-        (2, torch.zeros(36), "expected a bias of 40 elements"),
-        (2, torch.zeros(40, dtype=torch.bfloat16), "bias of Float, got BFloat16"),
-        (1, torch.zeros(weights_of_op[1].shape), "expected matrices of .* got Float"),
-        (1, weights_of_op[1][:-16], "packed elements for a matrix"),
+        (2, torch.zeros(36), "b_ih of shape .* = .40., got .36."),
+        (3, torch.zeros(40, dtype=torch.bfloat16), "b_hh of dtype Float, got BFloat16"),
+        (1, weights_of_op[1].float(), "as fastlstm.prepack packs them, got a tensor .* of Float"),
+        (1, weights_of_op[1].clone().zero_(), "pack the model again"),
+        (1, weights_of_op[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
+        (1, weights_of_op[1][:-16], "bytes of a packed matrix"),
     ):
         given = [*weights_of_op]
         given[position] = wrong
@@ -1016,22 +1018,24 @@ def test_compile_by_inductor(weights: torch.dtype) -> None:
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X))
 
 
-def test_a_program_for_another_processor_is_refused() -> None:
-    program = torch.export.export(tagger(), (X,))
-    here = _build.library.packed_layout()
-    for node in program.graph.nodes:
-        node.args = tuple("2x4" if a == here else a for a in node.args)
-    program.graph_module.recompile()
-    with pytest.raises(RuntimeError, match=f"packed for this processor \\({here}\\), got .* 2x4"):
-        program.module()(X)
+@every_weights
+def test_weights_for_another_processor_are_refused(weights: torch.dtype) -> None:
+    frozen = packed(small(), weights)
+    other = frozen.packed_weight_hh_l0
+    lanes = other[:64].view(torch.int32)[8:10]  # and vectors, of PackedHeader
+    here = "x".join(map(str, lanes.tolist()))
+    lanes[:] = torch.tensor([2, 4])
+    message = f"packed for this processor .* panels of {here}.*, got .* panels of 2x4: pack"
+    with pytest.raises(RuntimeError, match=message):
+        frozen(X[..., :6])
 
 
 @pytest.mark.parametrize("kind", [LSTM, LayerNormLSTM])
 def test_the_op_is_registered_rightly(kind: type[LSTM]) -> None:
     frozen = packed(make((6, 10, {"bidirectional": True}), kind=kind), torch.int8)
     x = X[..., :6]
-    state, layout = torch.zeros(2, 3, 10), _build.library.packed_layout()
-    arguments = (x, state, state, frozen._op_weights(), layout)
+    state = torch.zeros(2, 3, 10)
+    arguments = (x, state, state, frozen._op_weights(), frozen._layout)
     for options in ({}, {"save_cells": True}, {"lengths": torch.tensor([1, 0, 5])}):
         torch.library.opcheck(torch.ops.fastlstm.lstm_packed.default, arguments, options)
 

@@ -67,7 +67,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
         here = weights[layer * each : (layer + 1) * each]
-        call = regularize(LstmCall(x, h_0, c_0, here), probabilities)
+        call = regularize(LstmCall(x, h_0, c_0, here, lstm._options()["layout"]), probabilities)
         masks = call.h_mask, call.zoneout_h, call.zoneout_c
         x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)
         h_n.append(h)
@@ -275,7 +275,7 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
         dtype = torch.float64
     name = ("h_mask", "zoneout_h", "zoneout_c")[k]
     mask = torch.zeros(shape, dtype=dtype, device=route.device)
-    call = LstmCall(x, state, state, weights)._replace(**{name: mask})
+    call = LstmCall(x, state, state, weights, "")._replace(**{name: mask})
     with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):
         functional._layer(call, route.engine)
 

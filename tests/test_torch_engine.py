@@ -98,6 +98,34 @@ def test_bits_of_a_cell(bias: bool) -> None:
             assert [state.dtype for state in ours(x)] == expected
 
 
+def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    real = functional.lstm_cell
+
+    def lstm_cell(*args: Any, **options: Any) -> Any:
+        taken.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(functional, "lstm_cell", lstm_cell)
+    monkeypatch.setattr(functional, "_MKL_READS_FASTER", True)
+    cell, x = fastlstm.LSTMCell(512, 1024), torch.randn(2, 512)
+    theirs = nn.LSTMCell(512, 1024)
+    theirs.load_state_dict(cell.state_dict())
+    with torch.no_grad():
+        h, c = cell(x[:1])
+        assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
+        cell(x)  # two rows
+        fastlstm.LSTMCell(512, 64)(x[:1])  # a small one
+        monkeypatch.setattr(functional, "_MKL_READS_FASTER", False)
+        cell(x[:1])
+        monkeypatch.setattr(functional, "_MKL_READS_FASTER", True)
+        cell.engine = "tiled"
+        cell(x[:1])
+    cell.engine = "auto"
+    cell(x[:1])  # with gradients
+    assert len(taken) == 5
+
+
 def test_retain_graph_and_checkpoint() -> None:
     ours, theirs = pair(num_layers=2, dropout=0.5)
     x = torch.randn(6, 4, 3, requires_grad=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.cnn.frozen import FrozenCNN
-from captioning.config import check_at_least, check_choice, setting
+from captioning.config import FROM_0, Checked, setting
 from captioning.console import printable, progress, say, short
 from captioning.data import ON_ERROR, CaptionDataset, CaptionedImage, ImageError, load_image
 from captioning.errors import CaptioningError
@@ -36,11 +36,8 @@ TO_DO, DONE, BROKEN = range(3)
 class FeatureCache:
     """An open cache file.
 
-    Attributes:
-        features: [N, ...] memory-mapped, one row per picture.
-        ids: [N] picture ids.
-        state: [N] TO_DO, DONE or BROKEN.
-        metadata: the key: which CNN, weights, transform and pictures.
+    Its arrays `features` [N,...], `ids` [N] and `state` [N] (TO_DO, DONE or BROKEN) are mapped,
+    one row per picture; `metadata` is the key: which CNN, weights, transform and pictures.
     """
 
     def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
@@ -66,8 +63,9 @@ class FeatureCache:
                 raise ValueError("a picture is neither to do, nor done, nor broken")
             if not isinstance(self.metadata, dict):
                 raise ValueError("it does not name its CNN")
-            if self.metadata.get("dtype") not in (None, self.features.dtype.name):
-                raise ValueError(f"its features are {self.features.dtype}")
+            dtype = self.features.dtype.name
+            if dtype not in _NAMES or self.metadata.get("dtype", dtype) != dtype:
+                raise ValueError(f"its features are {dtype}")
         except OSError as error:
             raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
         except _DAMAGE as error:
@@ -101,19 +99,11 @@ class FeatureCache:
             raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
         return cls(path, "r+")
 
-    def matches(
-        self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int], stale: str
-    ) -> bool:
-        """Whether it has this key and these pictures.
-
-        Raises:
-            CaptioningError: it does not, and `stale` is "refuse".
-        """
+    def check(self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int]) -> None:
+        """Refuse it unless it has this key and these pictures."""
         k = next((k for k in key if self.metadata.get(k) != key[k]), None)
         if k is None and self.ids.tolist() == list(ids) and self.features.shape[1:] == tuple(shape):
-            return True
-        if stale != "refuse":
-            return False
+            return
         reason = "its tables are of other pictures"
         if k is not None:
             reason = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
@@ -177,13 +167,8 @@ class _Pictures(Dataset[tuple[int, Tensor | str]]):
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """How pictures are encoded.
-
-    Args:
-        stale: "refuse" a cache with another key, or "replace" it.
-        progress: show a progress bar.
-    """
+class Extraction(Checked):
+    """How pictures are encoded."""
 
     on_error: str = setting(
         "refuse or skip what is broken or missing: pictures, captions, rows of a list",
@@ -191,19 +176,7 @@ class Extraction:
         choices=ON_ERROR,
     )
     device: str = setting("cpu, cuda, cuda:1, ...", "cpu", metavar="DEVICE")
-    dtype: str | None = setting(
-        "dtype of the features in a new cache (float16 with --pool grid, else float32)",
-        None,
-        choices=tuple(_NAMES),
-    )
-    workers: int = setting("processes that load pictures, besides this one", 0)
-    stale: str = "refuse"
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_at_least(self, workers=0)
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, _NAMES)
+    workers: int = setting("processes that load pictures, besides this one", 0, bounds=FROM_0)
 
 
 def extract_features(
@@ -215,29 +188,28 @@ def extract_features(
 ) -> FeatureCache:
     """Encode every picture into the cache `path`, or those that an unfinished cache lacks.
 
-    A changed picture is noticed if its file has another size, see `cache_key`.
-
-    Args:
-        cnn: the frozen CNN.
-        images: the pictures.
-        path: the cache file.
-        how: `Extraction()` if None. With on_error "refuse" it stops at a broken picture, even at
-            one that was skipped before; with "skip" it names and marks broken pictures.
-        batch_size: pictures per pass through the CNN.
+    A changed picture is noticed if its file has another size, see `cache_key`. With on_error
+    "refuse" it stops at a broken picture, even at one that was skipped before; with "skip" it names
+    and marks broken pictures.
 
     Raises:
         CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
             is broken; the disk is full.
     """
     path, how = Path(path), how or Extraction()
-    dtype = how.dtype or _dtype_of(path, "float16" if cnn.grid else "float32")
+    dtype = "float16" if cnn.grid else "float32"
+    if path.exists():
+        dtype = FeatureCache(path).features.dtype.name
     key = cache_key(cnn, images, dtype)
     ids = [image.id for image in images]
     unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
 
     def opened(mode: Literal["r", "r+"]) -> FeatureCache | None:
-        cache = FeatureCache(path, mode) if path.exists() else None
-        return cache if cache and cache.matches(key, ids, cnn.feature_shape, how.stale) else None
+        if not path.exists():
+            return None
+        cache = FeatureCache(path, mode)
+        cache.check(key, ids, cnn.feature_shape)
+        return cache
 
     cache = opened("r")  # a finished one is neither locked nor written
     if cache is None or np.isin(cache.state, unfinished).any():
@@ -248,12 +220,6 @@ def extract_features(
             cache.state[np.isin(cache.state, unfinished)] = TO_DO
             _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
-
-
-def _dtype_of(path: Path, default: str) -> str:
-    """The dtype of the features in a cache; the default if there is none."""
-    found = FeatureCache(path).features.dtype.name if path.exists() else default
-    return found if found in _NAMES else default
 
 
 def _encode(
@@ -273,7 +239,7 @@ def _encode(
     broken = []
     stem = cache.path.stem
     title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
-    with progress(None, title, how.progress, total=len(rows), unit="img") as bar:
+    with progress(None, title, total=len(rows), unit="img") as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
             for row, item in items:

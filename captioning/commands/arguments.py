@@ -1,31 +1,16 @@
 """Arguments that several commands share, and options from dataclasses."""
 
 import argparse
-import math
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
 import torch
 
 from captioning.cnn import CNNChoice, Extraction
-from captioning.config import option
+from captioning.config import option, settings_of
 from captioning.model import DECODERS, HELP, LSTMS, WEIGHTS, Checkpoint, freeze, load_checkpoint
-
-
-def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """The type of an argument that is an integer from `low` to `high`."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            bounds = f">= {low}" if high == math.inf else f"{low} to {high}"
-            raise argparse.ArgumentTypeError(f"expected {bounds}, got {value}")
-        return value
-
-    integer.__name__ = "int"  # argparse says "invalid int value: 'x'"
-    return integer
 
 
 def device(name: str) -> str:
@@ -43,13 +28,9 @@ def add_settings(
 ) -> None:
     """Options for the fields of a dataclass that carry their help (`captioning.config.setting`).
 
-    An option that is not given is absent from the namespace; see `given`.
-
-    Args:
-        parser: a parser, or a group of one.
-        kind: the dataclass.
-        defaults: what the help shows as the default of a field, if not its value.
-        options: by field, more arguments of `add_argument`.
+    An option that is not given is absent from the namespace; see `given`. `defaults` has what the
+    help shows as the default of a field, if not its value, and `options` more arguments of
+    `add_argument`.
     """
     types = get_type_hints(kind)
     for entry in fields(kind):
@@ -57,12 +38,13 @@ def add_settings(
             continue
         more = {**entry.metadata, **options.get(entry.name, {})}
         text = more.pop("help").replace("%", "%%")
+        more.pop("bounds", None)
         default = (defaults or {}).get(entry.name, entry.default)
         if types[entry.name] is bool:
             more["action"] = "store_true"
         else:
             more.setdefault("type", next(iter(get_args(types[entry.name])), types[entry.name]))
-            text += "" if default in (None, MISSING) else f" ({default})"
+            text += "" if default in (None, MISSING, ()) else f" ({default})"
         required = entry.default is MISSING
         parser.add_argument(
             option(entry.name), default=SUPPRESS, required=required, help=text, **more
@@ -71,8 +53,7 @@ def add_settings(
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The values of those options of `add_settings` that were given."""
-    names = [entry.name for entry in fields(kind) if "help" in entry.metadata]
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {name: getattr(args, name) for name in settings_of(kind) if hasattr(args, name)}
 
 
 def add_lstm(parser: argparse.ArgumentParser) -> None:

@@ -7,20 +7,13 @@ from pathlib import Path
 
 from captioning.cnn import (
     Extraction,
-    FeatureCache,
     FeatureTable,
     FrozenCNN,
     cache_path,
     extract_features,
     keep_freed_blocks,
 )
-from captioning.commands.arguments import (
-    add_inference,
-    add_settings,
-    at_least,
-    given,
-    load_captioner,
-)
+from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import option
 from captioning.console import say
 from captioning.data import CaptionDataset, CaptionedImage, load_coco
@@ -37,8 +30,8 @@ from captioning.search import (
 )
 
 OPTIONS = {  # by the method that they belong to
-    "beam": ("neighbors", "beam_size", "length_penalty", "no_repeat_ngram", "all"),
-    "sample": ("temperature", "top_k", "top_p", "seed"),
+    "beam": ("neighbors", "beam_size", "length_penalty"),
+    "sample": ("temperature", "seed"),
 }
 
 
@@ -57,14 +50,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON to write: the captions in COCO's format; for files, with their names",
     )
-    parser.add_argument("--all", action="store_true", help="beam: print all captions kept")
     parser.add_argument(
         "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
     )
     parser.add_argument("--sheet", type=Path, help="PNG to write: the pictures, captions below")
-    parser.add_argument(
-        "--batch-size", type=at_least(1), metavar="N", default=32, help="pictures at a time"
-    )
     add_inference(parser)
     add_settings(parser.add_argument_group("decoding"), DecodeConfig)
 
@@ -73,27 +62,29 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_blocks()
     config = config_of(args)
     with lock_files(args.json, args.attention, args.sheet):
-        dataset, missing = pictures_of(args)
+        dataset = pictures_of(args)
         checkpoint = load_captioner(args)
         check_captioner(args, config, checkpoint, len(dataset.images))
         cnn = checkpoint.cnn.load().to(args.device)
-        start, captioned = time.perf_counter(), {}
+        start = time.perf_counter()
         found = captions_of(args, config, checkpoint, cnn, dataset)
-        for image, item in zip(dataset.images, found, strict=True):
-            if item.error:
-                say(item.error, error=True)
-                continue
-            captioned[image.id] = item
-            if not args.json or args.all:
-                for caption in item.captions if args.all else item.captions[:1]:
-                    say(f"{item.path}: {caption.text}")
-        write_results(args, captioned)
-        if args.attention:
-            write_maps(args.attention, checkpoint, cnn, captioned)
-    failed = missing + len(dataset.images) - len(captioned)
-    seconds = None if args.features else time.perf_counter() - start
-    say(speed(captioned, seconds) + (f"; {failed} failed" if failed else ""), error=True)
+        pairs = zip(dataset.images, found, strict=True)
+        captioned = {image.id: item for image, item in pairs if say_caption(item, args)}
+        count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
+        write_results(args, checkpoint, cnn, captioned)
+    failed = len(dataset.images) - count + len(dataset.skipped.get("missing picture", ()))
+    line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
+    say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
+
+
+def say_caption(item: CaptionedFile, args: argparse.Namespace) -> bool:
+    """Print a caption, unless it goes to --json, or what is wrong; returns whether there is one."""
+    if item.error:
+        say(item.error, error=True)
+    elif not args.json:
+        say(f"{item.path}: {item.captions[0].text}")
+    return not item.error
 
 
 def check_captioner(
@@ -122,31 +113,17 @@ def captions_of(
 ) -> Iterator[CaptionedFile]:
     """The captions of each picture, from its file or from the cache of --features."""
     if args.features:
-        table = FeatureTable(dataset, cached_features(args, cnn, dataset))
-        return caption_table(checkpoint, dataset, table, config, args.batch_size)
+        path = cache_path(args.features, args.annotations)
+        how = Extraction(on_error="skip", device=args.device)
+        cache = extract_features(cnn, dataset.images, path, how)
+        table = FeatureTable(dataset, cache)
+        return caption_table(checkpoint, dataset, table, config)
     paths = [image.path for image in dataset.images]
-    return caption_files(checkpoint, cnn, paths, config, args.batch_size)
+    return caption_files(checkpoint, cnn, paths, config)
 
 
-def write_maps(
-    path: Path, checkpoint: Checkpoint, cnn: FrozenCNN, captioned: dict[int, CaptionedFile]
-) -> None:
-    """Write where the captioner looked in each picture; `check_captioner` lets one through."""
-    maps_for = file_maps(checkpoint, cnn)
-    for item in captioned.values():
-        if maps_for and (maps := maps_for(item.path, item.captions[0].text)):
-            write_panels(path, maps)
-
-
-def speed(captioned: dict[int, CaptionedFile], seconds: float | None) -> str:
-    """One line: how many pictures, and how fast; `seconds` with the CNN, None without one."""
-    count, decoding = len(captioned), sum(item.seconds for item in captioned.values())
-    line = f"{count} picture{'s' * (count != 1)}, {count / max(decoding, 1e-9):,.0f} captions/s"
-    return f"{line} decoding" + (f", {count / seconds:,.1f} CNN included" if seconds else "")
-
-
-def pictures_of(args: argparse.Namespace) -> tuple[CaptionDataset, int]:
-    """The pictures to caption, and how many of the captions file are missing."""
+def pictures_of(args: argparse.Namespace) -> CaptionDataset:
+    """The pictures to caption; names those of the captions file that are missing."""
     if bool(args.pictures) == bool(args.annotations):
         raise CaptioningError("give either pictures or --annotations")
     if args.features and not args.annotations:
@@ -156,16 +133,20 @@ def pictures_of(args: argparse.Namespace) -> tuple[CaptionDataset, int]:
     else:
         paths = find_pictures(args.pictures)
         dataset = CaptionDataset([CaptionedImage(i, p, []) for i, p in enumerate(paths, 1)])
-    missing = dataset.skipped.get("missing picture", ())
-    for path in missing:
+    for path in dataset.skipped.get("missing picture", ()):
         say(f"{path}: no such file", error=True)
     if args.sheet and (count := len(dataset.images)) > MAX_SHEET:
         raise CaptioningError(f"--sheet: expected at most {MAX_SHEET} pictures, got {count}")
-    return dataset, len(missing)
+    return dataset
 
 
-def write_results(args: argparse.Namespace, captioned: dict[int, CaptionedFile]) -> None:
-    """Write the best captions to --json and --sheet."""
+def write_results(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    captioned: dict[int, CaptionedFile],
+) -> None:
+    """Write the best captions to --json, --sheet and --attention."""
     if args.json:
         results = [
             {"image_id": i, "caption": item.captions[0].text}
@@ -175,15 +156,10 @@ def write_results(args: argparse.Namespace, captioned: dict[int, CaptionedFile])
         write_json(args.json, results, indent=0)
     if args.sheet and captioned:
         write_sheet(args.sheet, {item.path: item.captions[0].text for item in captioned.values()})
-
-
-def cached_features(
-    args: argparse.Namespace, cnn: FrozenCNN, dataset: CaptionDataset
-) -> FeatureCache:
-    """The features of a data set; pictures that the cache lacks are encoded."""
-    cache = cache_path(args.features, args.annotations)
-    extraction = Extraction(on_error="skip", device=args.device)
-    return extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
+    if args.attention and (maps_for := file_maps(checkpoint, cnn)):
+        for item in captioned.values():  # one, by `check_captioner`
+            if maps := maps_for(item.path, item.captions[0].text):
+                write_panels(args.attention, maps)
 
 
 def config_of(args: argparse.Namespace) -> DecodeConfig:
@@ -191,7 +167,7 @@ def config_of(args: argparse.Namespace) -> DecodeConfig:
     values = given(args, DecodeConfig)
     config = DecodeConfig(**values)
     for method, options in OPTIONS.items():
-        wrong = [name for name in options if name in values or (name == "all" and args.all)]
+        wrong = [name for name in options if name in values]
         if wrong and config.method != method:
             raise CaptioningError(
                 f"{option(wrong[0])}: expected --method {method} as well, got {config.method}"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning.cnn import keep_freed_blocks
-from captioning.commands.arguments import add_decoder, add_lstm, at_least
+from captioning.commands.arguments import add_decoder, add_lstm
 from captioning.demo import demo
 from captioning.model import DECODERS
 
@@ -13,13 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     defaults = ", ".join(f"{name}: {kind.demo.epochs}" for name, kind in DECODERS.items())
     parser.add_argument(
-        "--epochs", type=at_least(1), metavar="N", help=f"passes over the captions ({defaults})"
-    )
-    parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="train again even if OUTPUT was trained with these settings (with other settings, it "
-        "is always trained again)",
+        "--epochs", type=int, metavar="N", help=f"passes over the captions ({defaults})"
     )
     add_decoder(parser, default="lstm")
     parser.add_argument("--seed", type=int, default=0, help="seed of pictures, weights and order")
@@ -28,4 +22,4 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     keep_freed_blocks()
-    demo(args.output, args.epochs, args.lstm, args.fresh, args.seed, args.decoder)
+    demo(args.output, args.epochs, args.lstm, args.seed, args.decoder)

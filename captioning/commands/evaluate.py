@@ -6,7 +6,7 @@ from pathlib import Path
 from captioning.console import say
 from captioning.data import load_references
 from captioning.files import lock_files, write_json
-from captioning.results import evaluate, read_results, with_pictures, write_evaluation
+from captioning.results import evaluate, read_results, write_evaluation
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,27 +23,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with lock_files(args.json, args.report):
-        _run(args)
-
-
-def _run(args: argparse.Namespace) -> None:
-    results = read_results(args.results)
-    dataset = load_references(args.references)
-    if args.report:
-        dataset = with_pictures(dataset, args.references, args.images)
-    scores = evaluate(results, dataset, args.meteor)
-    say(*str(scores).splitlines())
-    if args.json:
-        data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
-        write_json(args.json, data, indent=1)
-    if args.report:
-        from captioning.model import load_checkpoint, training_history
-
-        checkpoint, history = None, []
-        if args.checkpoint:
-            checkpoint = load_checkpoint(args.checkpoint)
-            history = training_history(checkpoint, args.checkpoint)
-        write_evaluation(
-            args.report, results, dataset, scores, checkpoint, history, args.results.name
-        )
-        say(f"report: {args.report}")
+        results = read_results(args.results)
+        dataset = load_references(args.references, args.images, need_folder=bool(args.report))
+        scores = evaluate(results, dataset, args.meteor)
+        say(*str(scores).splitlines())
+        if args.json:
+            write_json(args.json, scores.to_dict(), indent=1)
+        if args.report:
+            name = args.results.name
+            write_evaluation(args.report, results, dataset, scores, args.checkpoint, name)
+            say(f"report: {args.report}")

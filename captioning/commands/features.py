@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioning.cnn import CNNChoice, Extraction, cache_path, extract_features, keep_freed_blocks
-from captioning.commands.arguments import add_encoding, at_least, given
+from captioning.commands.arguments import add_encoding, given
 from captioning.console import say
 from captioning.data import load_coco
 
@@ -18,9 +18,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder for the feature cache, which train --features reads",
     )
-    parser.add_argument(
-        "--batch-size", type=at_least(1), metavar="N", default=32, help="pictures at a time"
-    )
     add_encoding(parser)
 
 
@@ -32,6 +29,6 @@ def run(args: argparse.Namespace) -> None:
     say(*dataset.report_skipped())
     cnn = CNNChoice(**given(args, CNNChoice)).load()
     cache = cache_path(args.features, args.annotations)
-    extract_features(cnn, dataset.images, cache, extraction, args.batch_size)
+    extract_features(cnn, dataset.images, cache, extraction)
     shape = " x ".join(map(str, cnn.feature_shape))
     say(f"{cache}: {len(dataset.images):,} pictures, {shape} features each, by {cnn.config.name}")

@@ -8,7 +8,6 @@ from captioning.data.datasets import (
     is_picture_id,
     load_coco,
     load_references,
-    picture_folder,
     shuffled,
 )
 from captioning.data.formats import (

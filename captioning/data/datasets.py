@@ -3,16 +3,15 @@
 import contextlib
 import io
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pycocotools.coco import COCO
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captioning.config import check_choice
 from captioning.console import short
@@ -90,11 +89,11 @@ def load_coco(
         coco.createIndex()
     folder = picture_folder(data, annotations, image_folder)
     images: list[CaptionedImage] = []
-    skipped: dict[str, list[str]] = {}
+    skipped: defaultdict[str, list[str]] = defaultdict(list)
     for image in data["images"]:
         path = folder / image["file_name"]
         if not os.path.isfile(path):  # also for a name that is too long
-            skipped.setdefault("missing picture", []).append(str(path))
+            skipped["missing picture"].append(str(path))
             continue
         captions = []
         for annotation in coco.imgToAnns[image["id"]]:
@@ -102,11 +101,9 @@ def load_coco(
             if tokenize(caption):
                 captions.append(caption)
             else:
-                skipped.setdefault("caption without words", []).append(
-                    f"annotation {annotation['id']}"
-                )
+                skipped["caption without words"].append(f"annotation {annotation['id']}")
         if need_captions and not captions:
-            skipped.setdefault("no caption", []).append(str(path))
+            skipped["no caption"].append(str(path))
             continue
         images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
     dataset = CaptionDataset(images, skipped)
@@ -136,14 +133,20 @@ def picture_folder(data: Any, annotations: str | Path, given: str | Path | None 
     return Path(given)
 
 
-def load_references(annotations: str | Path) -> CaptionDataset:
-    """Read the captions of a COCO file, unchanged, for scoring; pictures may be missing."""
+def load_references(
+    annotations: str | Path, image_folder: str | Path | None = None, need_folder: bool = False
+) -> CaptionDataset:
+    """Read the captions of a COCO file, unchanged, for scoring; pictures may be missing.
+
+    With `need_folder` their paths are those of their files, see `load_coco`.
+    """
     data = _read_coco(annotations)
+    folder = picture_folder(data, annotations, image_folder) if need_folder else Path()
     captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
-    names = {image["id"]: Path(image["file_name"]) for image in data["images"]}
-    return CaptionDataset([CaptionedImage(i, names[i], texts) for i, texts in captions.items()])
+    paths = {image["id"]: folder / image["file_name"] for image in data["images"]}
+    return CaptionDataset([CaptionedImage(i, paths[i], texts) for i, texts in captions.items()])
 
 
 def _read_coco(path: str | Path) -> Any:
@@ -160,13 +163,10 @@ def _check_coco(data: Any, path: str | Path) -> None:
                 f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
             )
         for row in data[table]:
-            if not isinstance(row, dict) or any(key not in row for key in keys):
-                raise CaptioningError(
-                    f"{path}: each entry of {table!r} needs {', '.join(keys)}; got {short(row)}"
-                )
             for key in keys:
+                value = row.get(key) if isinstance(row, dict) else None
                 is_id = key.endswith("id")
-                if not (is_picture_id(row[key]) if is_id else isinstance(row[key], str)):
+                if not (is_picture_id(value) if is_id else isinstance(value, str)):
                     kind = "an integer of 64 bits" if is_id else "text"
                     raise CaptioningError(
                         f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
@@ -215,25 +215,19 @@ class EncodedCaptions:
     def __init__(
         self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
     ) -> None:
-        encoded = [
-            (row, vocabulary.encode(caption))
-            for row, captions in enumerate(images)
-            for caption in captions
-        ]
+        rows = [row for row, captions in enumerate(images) for _ in captions]
+        encoded = [vocabulary.encode(caption) for captions in images for caption in captions]
         if not encoded:
             raise CaptioningError("there is no caption to train on")
         limit = max_words + 2
-        self.cut = sum(len(tokens) > limit for _, tokens in encoded)
-        encoded = [
-            (row, tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]])
-            for row, tokens in encoded
+        self.cut = sum(len(tokens) > limit for tokens in encoded)
+        kept = [
+            torch.tensor(tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]])
+            for tokens in encoded
         ]
-        self.image = torch.tensor([row for row, _ in encoded])
-        self.lengths = torch.tensor([len(tokens) for _, tokens in encoded])
-        table = np.full((len(encoded), int(self.lengths.max())), PAD, dtype=np.int32)
-        for i, (_, tokens) in enumerate(encoded):
-            table[i, : len(tokens)] = tokens
-        self.tokens = torch.from_numpy(table)
+        self.image = torch.tensor(rows)
+        self.lengths = torch.tensor([len(tokens) for tokens in kept])
+        self.tokens = pad_sequence(kept, batch_first=True, padding_value=PAD).int()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -261,10 +255,6 @@ class EncodedCaptions:
         per_batch = max(1.0, batch_size * len(counts) / len(self))
         pictures = shuffled(len(counts), per_batch, seed, epoch)
         return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
-
-    def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """The indices of all captions, batch by batch."""
-        yield from torch.arange(len(self)).split(batch_size)
 
 
 def shuffled(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:

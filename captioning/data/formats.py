@@ -3,15 +3,14 @@
 import csv
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from captioning import console
 from captioning.config import setting
-from captioning.console import say, short
+from captioning.console import progress, say, short
 from captioning.data.datasets import is_picture_id
 from captioning.data.images import EXTENSIONS, ImageError, image_files, load_image
 from captioning.data.tokenizer import tokenize
@@ -38,14 +37,10 @@ class Source:
         bad_rows: the places and contents of rows that could not be read.
     """
 
-    captions: dict[str, list[str]] = field(default_factory=dict)
+    captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, str] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
     bad_rows: list[str] = field(default_factory=list)
-
-    def add(self, name: str, caption: str) -> None:
-        """Adds a caption of the picture with this name."""
-        self.captions.setdefault(name, []).append(caption)
 
 
 def read_source(path: str | Path) -> Source:
@@ -75,7 +70,7 @@ def _read_karpathy(path: Path) -> Source:
                     raise TypeError(f"expected an integer of 64 bits, got {short(image['cocoid'])}")
                 source.ids[name] = image["cocoid"]
             for sentence in image["sentences"]:
-                source.add(name, _text(sentence["raw"]))
+                source.captions[name].append(_text(sentence["raw"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise CaptioningError(
             f"{path}: expected Karpathy's format, images with filename, split and sentences; "
@@ -99,7 +94,7 @@ def _read_flickr(path: Path, text: str) -> Source:
             continue
         name, separator, caption = line.partition("\t")
         if separator and "#" in name:
-            source.add(name.rsplit("#", 1)[0], caption)
+            source.captions[name.rsplit("#", 1)[0]].append(caption)
         else:
             source.bad_rows.append(f"{path}, line {number}: expected name#n<TAB>caption: {line!r}")
     return source
@@ -128,7 +123,7 @@ def _read_csv(path: Path, text: str) -> Source:
             continue
         # Unquoted commas: a caption in the last column takes all that is left.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
-        source.add(row[names.index(image)].strip(), row[names.index(text_)].strip())
+        source.captions[row[names.index(image)].strip()].append(row[names.index(text_)].strip())
     return source
 
 
@@ -139,10 +134,9 @@ def _read_folder(path: Path) -> Source:
     source = Source()
     for picture in image_files(path):
         text = picture.with_suffix(".txt")
-        if text.is_file():
-            for line in read_text(text).splitlines():
-                if line.strip():
-                    source.add(picture.relative_to(path).as_posix(), line)
+        lines = read_text(text).splitlines() if text.is_file() else []
+        if captions := [line for line in lines if line.strip()]:
+            source.captions[picture.relative_to(path).as_posix()] = captions
     if not source.captions:
         raise CaptioningError(
             f"{path}: expected captions.txt with the columns image and caption, or a .txt for "
@@ -217,21 +211,11 @@ def prepare(
     output: str | Path,
     splits: Splits | None = None,
     on_error: str = "refuse",
-    progress: bool = True,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Check every picture and write `output`/captions_{train,val,test}.json.
 
     If a split is empty now, its file of an earlier run is removed: the pictures in it may be in
-    another split.
-
-    Args:
-        source: the captions.
-        images: folder of the pictures.
-        output: folder to write to.
-        splits: how to split, `Splits()` if None.
-        on_error: "refuse" or "skip" broken and missing pictures, captions without words, rows that
-            cannot be read, and names in `splits.listed` that no picture has.
-        progress: show a progress bar.
+    another split. What cannot be used is refused or skipped, by `on_error`.
 
     Returns:
         Number of pictures by split, and what was skipped by reason.
@@ -239,7 +223,9 @@ def prepare(
     images, output, splits = Path(images), Path(output), splits or Splits()
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")
-    skipped: dict[str, list[str]] = {"bad row": source.bad_rows} if source.bad_rows else {}
+    skipped: defaultdict[str, list[str]] = defaultdict(list)
+    if source.bad_rows:
+        skipped["bad row"] = source.bad_rows
     split_of: Mapping[str, str | None] = source.splits
     names = list(source.captions)
     if splits.listed:
@@ -249,7 +235,7 @@ def prepare(
         if unlisted := [name for name in names if not split_of[name]]:
             say("left out " + list_reasons({"picture in no list": unlisted})[0])
         names = [name for name in names if split_of[name]]
-    kept = _check_pictures(source, images, names, skipped, progress)
+    kept = _check_pictures(source, images, names, skipped)
     split_of = split_of or splits.draw(kept)
     parts = {split: [name for name in kept if split_of.get(name) == split] for split in SPLITS}
     lines = list_reasons(skipped)
@@ -271,20 +257,20 @@ def prepare(
 
 
 def _check_pictures(
-    source: Source, images: Path, names: list[str], skipped: dict[str, list[str]], progress: bool
+    source: Source, images: Path, names: list[str], skipped: defaultdict[str, list[str]]
 ) -> dict[str, list[str]]:
     """The captions of good pictures; reasons against others are added to `skipped`."""
     kept: dict[str, list[str]] = {}
-    for name in console.progress(names, "check pictures", progress):
+    for name in progress(names, "check pictures"):
         captions = source.captions[name]
         try:
             load_image(images / name, 64)
         except ImageError as error:
-            skipped.setdefault("bad picture", []).append(str(error))
+            skipped["bad picture"].append(str(error))
             continue
         good = [" ".join(caption.split()) for caption in captions if tokenize(caption)]
         if len(good) < len(captions):
-            skipped.setdefault("caption without words", []).append(name)
+            skipped["caption without words"].append(name)
         if good:
             kept[name] = good
     return kept
@@ -306,17 +292,13 @@ def _match(
 def _coco(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
-    number = {name: i for i, name in enumerate(source.captions, 1)}
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for name in names:
-        captions = kept[name]
-        image_id = source.ids.get(name, number[name])
-        images.append({"id": image_id, "file_name": name})
-        for caption in captions:
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "caption": caption}
-            )
+    ids = {name: source.ids.get(name, i) for i, name in enumerate(source.captions, 1)}
+    images = [{"id": ids[name], "file_name": name} for name in names]
+    captions = [(ids[name], caption) for name in names for caption in kept[name]]
+    annotations = [
+        {"id": i, "image_id": picture, "caption": caption}
+        for i, (picture, caption) in enumerate(captions, 1)
+    ]
     if twice := [i for i, n in Counter(image["id"] for image in images).items() if n > 1]:
         raise CaptioningError(f"several pictures have the same id: {twice[:5]}")
     return {"info": info, "images": images, "annotations": annotations}

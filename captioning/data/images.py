@@ -1,6 +1,7 @@
 """Pictures from disk to RGB to tensors."""
 
 import base64
+import contextlib
 import io
 import os
 import warnings
@@ -11,24 +12,17 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from captioning.config import MAX_SIDE
 from captioning.console import short
 from captioning.errors import CaptioningError
 
-# The formats that are opened, and their extensions. Pillow reads others too; one of them (EPS) is a
+# The formats that are opened. Pillow reads others too; one of them (EPS) is a
 # program that it would run in Ghostscript.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-}
-EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+EXTENSIONS = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
 MAX_PIXELS = 128_000_000  # above a camera's 108 million, below a decompression bomb
 
 
@@ -55,36 +49,36 @@ def load_image(
     Raises:
         ImageError: the file is missing, in none of `FORMATS`, broken or too large.
     """
-    name = getattr(path, "name", path) if not isinstance(path, (str, Path)) else path
-    if isinstance(path, (str, Path)) and os.path.exists(path) and not os.path.isfile(path):
+    where = f"{path}: " if isinstance(path, (str, Path)) else ""
+    if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
         # Opening a named pipe would block.
-        raise ImageError(f"{name}: no file, but a folder, a pipe or a device")
+        raise ImageError(f"{where}no file, but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(path, formats=tuple(FORMATS))
+            image: Image.Image = Image.open(path, formats=FORMATS)
             width, height = _decoded_size(image)
             if width * height > max_pixels:
                 raise ImageError(
-                    f"{name}: {width} x {height} pixels, expected at most {max_pixels:,} in all"
+                    f"{where}{width} x {height} pixels, expected at most {max_pixels:,} in all"
                 )
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            return _to_rgb(_upright(image))
+            with contextlib.suppress(Exception):  # by damaged EXIF; the pixels are fine
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         *first, last = FORMATS
-        raise ImageError(f"{name}: not a picture ({', '.join(first)} or {last})") from error
+        raise ImageError(f"{where}not a picture ({', '.join(first)} or {last})") from error
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file") from error
+        raise ImageError(f"{where}no such file") from error
     except Image.DecompressionBombError as error:  # raised before this code knows its size
-        raise ImageError(f"{name}: too many pixels, expected at most {max_pixels:,}") from error
+        raise ImageError(f"{where}too many pixels, expected at most {max_pixels:,}") from error
     except Exception as error:  # decoders raise anything, and one picture must not end a run
-        raise ImageError(
-            f"{name}: broken picture ({str(error) or type(error).__name__})"
-        ) from error
+        raise ImageError(f"{where}broken picture ({str(error) or type(error).__name__})") from error
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
@@ -102,26 +96,6 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-_TO_UPRIGHT = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # ImageOps.exif_transpose rewrites the EXIF, which fails if any of it is damaged.
-    try:
-        method = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF raises anything; the pixels are fine
-        method = None
-    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

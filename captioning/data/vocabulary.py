@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from captioning.console import short
 from captioning.data.tokenizer import detokenize, tokenize
-from captioning.errors import CaptioningError, naming
-from captioning.files import read_json, write_json
+from captioning.errors import CaptioningError
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -42,19 +40,6 @@ class Vocabulary:
             raise CaptioningError(f"vocabulary: no word occurs {min_count} times in the captions")
         # Sorted, so that the order of the captions does not matter.
         return cls([*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))])
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
-        """Reads what `save` wrote."""
-        data = read_json(path)
-        if not isinstance(data, dict) or not isinstance(data.get("words"), list):
-            raise CaptioningError(f'{path}: expected a vocabulary, {{"words": [...]}}')
-        with naming(path):
-            return cls(data["words"])
-
-    def save(self, path: str | Path) -> None:
-        """Writes the words to a JSON file."""
-        write_json(path, {"words": self.words}, indent=0)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -4,41 +4,21 @@ It is the pipeline of real data on a small scale: COCO files, a frozen pretraine
 cache, the LSTM decoder, and validation on captions that the model writes by itself.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from captioning.cnn import (
-    CNNConfig,
-    Extraction,
-    FeatureTable,
-    FrozenCNN,
-    extract_features,
-    load_cnn,
-)
-from captioning.config import ModelConfig, TrainConfig
+from captioning import results
+from captioning.cnn import CNNChoice, FeatureTable
+from captioning.config import TrainConfig
 from captioning.console import say
-from captioning.data import Vocabulary, load_coco
 from captioning.demo import scenes
 from captioning.errors import CaptioningError
-from captioning.files import lock_folder, read_json, write_json
-from captioning.model import DECODERS, Captioner, Checkpoint, CNNIdentity, load_checkpoint
-from captioning.results import (
-    Picture,
-    Scores,
-    Section,
-    file_maps,
-    score_captions,
-    write_contact_sheet,
-    write_report,
-)
+from captioning.files import lock_folder, write_json
+from captioning.model import DECODERS, Checkpoint, load_checkpoint
 from captioning.search import best_captions
-from captioning.training import train
+from captioning.training import TrainingRequest, prepare_training, train
 
 TEXT = {
     "val": "New pictures. Their combinations of count, size, colour, shape and background occur in "
@@ -52,92 +32,61 @@ def demo(
     output: str | Path,
     epochs: int | None = None,
     lstm: str = "fastlstm",
-    fresh: bool = False,
     seed: int = 0,
     decoder: str = "lstm",
     splits: dict[str, int] = scenes.SPLITS,
-) -> dict[str, Section]:
+) -> dict[str, results.Section]:
     """Run the whole demonstration in the folder `output`.
 
-    Args:
-        output: where everything goes; what a former run left there is used again.
-        epochs: passes over the captions; if None, as many as the decoder needs.
-        lstm: "fastlstm", "torch" or "reference".
-        fresh: train again even if `output` holds a captioner of the same settings.
-        seed: of pictures, initial weights and order.
-        decoder: a name in `captioning.model.DECODERS`.
-        splits: number of pictures per split.
+    Pictures and features of a former run are used again. Without `epochs` there are as many as the
+    decoder needs. `seed` is that of pictures, initial weights and order; `splits` has the number of
+    pictures per split.
 
     Returns:
         The sections of the report, by split.
     """
     output, settings, start = Path(output), DECODERS[decoder].demo, time.perf_counter()
     epochs = settings.epochs if epochs is None else epochs
-    config = TrainConfig(epochs=epochs, batch_size=128, learning_rate=4e-3, seed=seed)
+    config = TrainConfig(epochs, learning_rate=4e-3, seed=seed)
     with lock_folder(output, *_FILES):
         say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
-        root = scenes.generate(output / "scenes", splits, seed)
+        files = scenes.generate(output / "scenes", splits, seed) / "annotations"
 
         say("2/5  encoding each picture once with the frozen, pretrained CNN")
-        cnn = load_cnn(CNNConfig("scenes_cnn", pool=settings.pool))
-        tables = {split: _encode(cnn, root, split, output, seed) for split in splits}
-        captions = [caption for image in tables["train"].images for caption in image.captions]
-        vocabulary = Vocabulary.build(captions)
-        vocabulary.save(output / "vocabulary.json")
-        sizes = ModelConfig(
-            cnn.feature_shape[-1],
-            len(vocabulary),
-            settings.embed_size,
-            settings.hidden_size,
-            decoder=decoder,
-            grid=cnn.grid,
+        sizes = {"embed_size": settings.embed_size, "hidden_size": settings.hidden_size}
+        cached = [settings.pool, scenes.VERSION, seed, *splits.values()]
+        request = TrainingRequest(
+            train=files / "captions_train.json",
+            val=files / "captions_val.json",
+            test=files / "captions_unseen.json",
+            output=output,
+            features=output / "features" / "-".join(map(str, cached)),
+            min_count=1,
+            lstm=lstm,
+            cnn=CNNChoice("scenes_cnn", pool=settings.pool),
+            model={"decoder": decoder, "dropout": 0.0, "image_at": "first", **sizes},
+            settings=asdict(config),
         )
-        torch.manual_seed(seed)
-        model = Captioner(sizes, lstm)
-        model.set_word_frequencies(map(vocabulary.encode, captions))
-        checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
-        recipe = json.dumps([asdict(config), asdict(sizes), checkpoint.cnn.fingerprint, splits])
-        recipe = hashlib.sha256(recipe.encode()).hexdigest()
-        trained = (output / "trained.json").exists() and read_json(output / "trained.json")
-        if fresh or trained != recipe:
-            if trained and not fresh:
-                say(f"3/5  training again: {output / 'best.pt'} was trained with other settings")
-            say(f"3/5  training an LSTM ({lstm}) on {len(captions):,} captions")
-            _train(checkpoint, config, tables, output)
-            write_json(output / "trained.json", recipe)
-        else:
-            say(f"3/5  {output / 'best.pt'} is trained already; --fresh trains again")
-        return _report(output, lstm, cnn, tables, start)
+        checkpoint, config, tables = prepare_training(request)
+        say(f"3/5  training an LSTM ({lstm}) on {5 * splits['train']:,} captions")
+        shutil.rmtree(output / "tensorboard", ignore_errors=True)
+        train(checkpoint, config, tables["train"], tables["val"], output)
+        tables["unseen"] = tables.pop("test")
+        return _report(output, lstm, tables, start)
 
 
-_FILES = ["vocabulary.json", "trained.json", "report.html", "contact_sheet.png"]
+_FILES = ["report.html", "contact_sheet.png"]
 _FILES += [f"results_{split}.json" for split in TEXT]
 
 
-def _encode(cnn: FrozenCNN, root: Path, split: str, output: Path, seed: int) -> FeatureTable:
-    dataset = load_coco(root / "annotations" / f"captions_{split}.json", root / split)
-    path = output / "features" / f"{split}-{seed}-{scenes.VERSION}.safetensors"
-    cache = extract_features(cnn, dataset.images, path, Extraction(stale="replace"))
-    return FeatureTable(dataset, cache)
-
-
-def _train(
-    checkpoint: Checkpoint, config: TrainConfig, tables: dict[str, FeatureTable], output: Path
-) -> None:
-    # If this run is killed, the files that it leaves do not count as finished.
-    (output / "trained.json").unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
-    train(checkpoint, config, tables["train"], tables["val"], output)
-
-
 def _report(
-    output: Path, lstm: str, cnn: FrozenCNN, tables: dict[str, FeatureTable], start: float
-) -> dict[str, Section]:
+    output: Path, lstm: str, tables: dict[str, FeatureTable], start: float
+) -> dict[str, results.Section]:
     """Caption, score and report with the captioner in `output`; the run began at `start`."""
     say("4/5  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm)
     history = load_checkpoint(output / "last.pt").training["history"]
-    sections = {split: _caption(checkpoint, tables[split], split, output) for split in TEXT}
+    sections = {split: _caption(checkpoint, tables[split], split) for split in TEXT}
     blind = _blind(checkpoint, tables["val"])
 
     say("5/5  writing the report")
@@ -149,11 +98,13 @@ def _report(
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    maps_for = file_maps(checkpoint, cnn)
+    maps_for = results.file_maps(checkpoint)
     title, parts = "Captions of drawn scenes", list(sections.values())
-    write_report(report, title, text, parts, history, maps_for)
-    write_contact_sheet(sheet, title, parts, history)
+    results.write_report(report, title, text, parts, history, maps_for)
+    results.write_contact_sheet(sheet, title, parts, history)
     for split, section in sections.items():
+        written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]
+        write_json(output / f"results_{split}.json", written)
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
     say("", f"all facts right with the pictures shuffled: {blind:.3f}")
@@ -169,13 +120,11 @@ def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:
         raise CaptioningError(f"the scenes are damaged, remove them: {error}") from error
 
 
-def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str, output: Path) -> Section:
+def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str) -> results.Section:
     written = best_captions(checkpoint.model, checkpoint.vocabulary, table.read(), table.ids)
-    results = [{"image_id": i, "caption": caption} for i, caption in written.items()]
-    write_json(output / f"results_{split}.json", results)
     truth = _truth(table)
     pictures = [
-        Picture(
+        results.Picture(
             image.id,
             image.path,
             written[image.id],
@@ -184,8 +133,8 @@ def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str, output: Pa
         )
         for image in table.images
     ]
-    scores: Scores = score_captions(written, table.references)
-    return Section(split, TEXT[split], pictures, scores, scenes.fact_scores(written, truth))
+    scores = results.score_captions(written, table.references)
+    return results.Section(split, TEXT[split], pictures, scores, scenes.fact_scores(written, truth))
 
 
 def _blind(checkpoint: Checkpoint, table: FeatureTable) -> float:

@@ -4,12 +4,9 @@ A scene is a group of one to three equal shapes on a plain background. Six facts
 (432 combinations of the first five, each at one of five places). Five captions state all six facts,
 each in another order, so a caption can be parsed back into facts and scored exactly.
 
-The data set is written as pictures and COCO caption files, with the facts of each picture::
-
-    root/train/000001.png ...             2,000 scenes
-    root/val/...                            300 new scenes of the same combinations
-    root/unseen/...                         300 scenes of combinations that train never shows
-    root/annotations/captions_{train,val,unseen}.json
+There are 2,000 scenes to train on, 300 new ones of the same combinations (val), and 300 of
+combinations that train never shows (unseen). They are written as ROOT/train/000001.png ..., with
+the COCO files ROOT/annotations/captions_{train,val,unseen}.json, which hold the facts too.
 """
 
 import itertools
@@ -22,8 +19,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from captioning import console
 from captioning.cnn import IMAGE_SIZE
+from captioning.console import progress
 from captioning.files import read_json, write_json, writing
 
 COLORS = {
@@ -193,19 +190,16 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
     return seen, sorted(unseen)
 
 
-def generate(
-    root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0, progress: bool = True
-) -> Path:
+def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:
     """Write the data set to `root`; the same arguments always give the same pictures.
 
     Args:
-        root: folder to write to, created if it is missing.
+        root: folder to write to. A complete data set of the same arguments is left as it is.
         splits: number of pictures per split; only "unseen" is drawn from unseen combinations.
         seed: seed of the split and of the pictures.
-        progress: show progress bars.
 
     Returns:
-        `root` as a path. A complete data set of the same recipe is left as it is.
+        `root` as a path.
     """
     root = Path(root)
     recipe = {"splits": splits, "seed": seed, "version": VERSION}
@@ -215,7 +209,7 @@ def generate(
     seen, unseen = split_combinations(seed)
     first = 1
     for split, count in splits.items():
-        numbers = console.progress(range(first, first + count), f"draw {split}", progress)
+        numbers = progress(range(first, first + count), f"draw {split}")
         rng = random.Random(f"{seed} {split}")
         _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
         first += count

@@ -6,9 +6,9 @@ import glob
 import json
 import os
 import re
+import secrets
 import signal
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,8 +32,21 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
     A failure (disk full, killed process) leaves the old file unchanged; Ctrl-C waits for the new.
     `remove_stale` removes the temporary file of a killed process.
     """
-    with delay_interrupts():
-        _write_atomically(Path(path), write)
+    with delay_interrupts(), writing(path, "; what was there before is untouched"):
+        check_output(Path(path))
+        path = Path(os.path.realpath(path))  # a link stays one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                temporary.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -53,50 +66,6 @@ def delay_interrupts() -> Iterator[None]:
             handler(*received[0])
 
 
-class _ErrorKeepingFile:
-    """A file that remembers why it could not be written, which torch.save hides."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.reason: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.reason = error
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    with writing(path):
-        check_output(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path = Path(os.path.realpath(path))  # a link stays one
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with writing(path, "; what was there before is untouched"):
-        try:
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
-            with os.fdopen(descriptor, "wb") as file:
-                remembering = _ErrorKeepingFile(file)
-                try:
-                    write(remembering)
-                except Exception as error:
-                    if remembering.reason:
-                        raise remembering.reason from error
-                    raise
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the folder may be gone
-                os.unlink(temporary)
-            raise
-
-
 def check_output(path: Path) -> None:
     """Refuse to replace a folder or a device, which root could."""
     if path.exists() and not path.is_file():
@@ -108,12 +77,6 @@ def remove_stale(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")):
             left.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
@@ -128,19 +91,19 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read, but no named pipe, which would block."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses folders
-        raise OSError(errno.EINVAL, "Not a regular file")
-    return open(path, "rb")
+    """Open a file to read, but no named pipe, which would block; a CaptioningError if it fails."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses folders
+            raise OSError(errno.EINVAL, "Not a regular file")
+        return open(path, "rb")
+    except OSError as error:
+        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read(path: str | Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+    with open_regular(path) as file:
+        return file.read()
 
 
 def read_text(path: str | Path) -> str:

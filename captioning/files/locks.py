@@ -23,10 +23,7 @@ from captioning.files.atomic import check_output, remove_stale, writing
 def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
     """Lock `folder`, and remove the temporary files that killed runs left of its files `names`.
 
-    The same process may lock it again inside.
-
-    Raises:
-        CaptioningError: another process holds the lock.
+    The same process may lock it again inside. If another holds the lock, it is a CaptioningError.
     """
     folder = Path(folder)
     with _locked(folder / ".lock", folder, wait=False):
@@ -37,11 +34,7 @@ def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
-    """Lock files, and check that they can be written before there is work to lose.
-
-    Args:
-        paths: the files; None is ignored.
-        wait: wait for another process that holds a lock.
+    """Lock files, None among them ignored, and check that they can be written, before the work.
 
     Raises:
         CaptioningError: one cannot be written, or another process holds its lock and `wait` is

@@ -14,14 +14,9 @@ from captioning.model.neighbors import Neighbors
 
 
 class Captioner(nn.Module):
-    """Features of pictures in, captions out.
+    """Features of pictures in, captions out, by an LSTM of `captioning.model.LSTMS`.
 
-    Args:
-        config: the sizes.
-        lstm: "fastlstm", "torch" or "reference"; the parameters are the same for all.
-
-    Attributes:
-        neighbors: training pictures whose captions help to rank those that beam search finds.
+    `neighbors` are training pictures whose captions help to rank those that beam search finds.
     """
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:

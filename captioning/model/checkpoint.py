@@ -4,9 +4,10 @@ It holds tensors and plain containers only and is read with ``weights_only=True`
 untrusted checkpoint runs no code.
 """
 
+import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -94,7 +95,13 @@ class Checkpoint:
         }
         if self.model.neighbors:
             data["neighbors"] = self.model.neighbors.state_dict()
-        write_atomically(path, lambda file: torch.save(data, file))
+
+        def write(file: BinaryIO) -> None:
+            buffer = io.BytesIO()  # torch.save hides why a file cannot be written
+            torch.save(data, buffer)
+            file.write(buffer.getbuffer())
+
+        write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu") -> Checkpoint:
@@ -108,13 +115,10 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     Raises:
         CaptioningError: the file is missing, damaged or of another kind.
     """
+    if (best := Path(path) / "best.pt").is_file():
+        raise CaptioningError(f"{path} is a folder: expected a file, such as {best}")
     hint = ". (Checkpoints of yunjey's tutorial: python -m captioning import-yunjey)"
-    try:
-        data = load_tensors(path, hint)
-    except OSError as error:
-        best = Path(path) / "best.pt"  # the folder of a run was given
-        hint = f"; expected a file, such as {best}" if best.is_file() else ""
-        raise CaptioningError(f"cannot read {path}: {error.strerror or error}{hint}") from error
+    data = load_tensors(path, hint)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise CaptioningError(f"{path}: expected a checkpoint of {FORMAT}, got {short(found)}")
@@ -187,7 +191,7 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
 
 def _check_training(training: dict[str, Any]) -> None:
     """Check what trainer and reports read; an imported captioner has none of it."""
-    kinds = {"config": dict, "trainer": dict, "history": list, "running": float, "features": str}
+    kinds = {"config": dict, "trainer": dict, "history": list, "features": str}
     for name in kinds.keys() & training.keys():
         _part(training, name, kinds[name])
     for entry in training.get("history", ()):

@@ -49,17 +49,10 @@ class Dropout(nn.Dropout):
 
 
 def freeze(model: nn.Module, weights: str = "float32") -> None:
-    """Packs the weights of a model's LSTMs once, to write captions on the CPU, in place.
+    """Packs the weights of a model's LSTMs once, in one of `WEIGHTS`, to write captions on the CPU.
 
     In float32 the captions stay the same, and a model without LSTMs that can be packed (of nn.LSTM,
-    of the reference, on a GPU) stays as it is.
-
-    Args:
-        model: in eval mode.
-        weights: one of `WEIGHTS`, which the products of the LSTMs read.
-
-    Raises:
-        CaptioningError: there is no LSTM that can be packed, for other weights than float32.
+    of the reference, on a GPU) stays as it is; for other weights there must be one.
     """
     check_choice("weights", weights, WEIGHTS)
     own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))

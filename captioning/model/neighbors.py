@@ -70,13 +70,8 @@ class Neighbors:
     ) -> list[list[float]]:
         """CIDEr-D of new captions of each picture against the captions of similar pictures.
 
-        Args:
-            features: [M,C] or [M,cells,C], of the pictures.
-            captions: the tokens of each picture's new captions.
-
-        Returns:
-            For each new caption the mean over the `NEAREST` most similar training pictures,
-            weighted by their similarity.
+        For each, from features [M,C] or [M,cells,C] and the tokens of its captions, it is the mean
+        over the `NEAREST` most similar training pictures, weighted by their similarity.
         """
         directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
         nearest = min(NEAREST, len(self.directions))

@@ -19,13 +19,9 @@ def load_tensors(path: str | Path, hint: str = "") -> Any:
 
     Files of PyTorch before 1.6 have no checksums, so damage in them may go unnoticed.
 
-    Args:
-        path: the file.
-        hint: added to the message about a file of another kind.
-
     Raises:
-        OSError: it cannot be opened.
-        CaptioningError: it is damaged, of another kind, or would run code.
+        CaptioningError: it cannot be opened, is damaged, would run code, or is of another kind,
+            when `hint` is added.
     """
     with open_regular(path) as file:
         is_zip = file.read(4) == b"PK\3\4"  # as PyTorch decides
@@ -53,12 +49,7 @@ def _verify(file: BinaryIO) -> None:
 
 
 def check_numbers(given: Mapping[Any, Any], what: str) -> None:
-    """Refuse tensors that are not finite numbers, each stored in the file.
-
-    Args:
-        given: by name; what is not a tensor is left to others.
-        what: their name in the message.
-    """
+    """Refuse tensors, by name, that are not finite numbers, each stored in the file."""
     for name, tensor in given.items():
         if isinstance(tensor, Tensor) and (problem := _problem(tensor)):
             raise CaptioningError(f"{what}: expected numbers as {short(name)}, got {problem}")
@@ -75,13 +66,7 @@ def _problem(tensor: Tensor) -> str | None:
 
 
 def check_fit(expected: Mapping[str, Tensor], given: Any, what: str) -> None:
-    """Refuse weights that do not fit a module.
-
-    Args:
-        expected: its `state_dict`; shapes are enough, as on the device "meta".
-        given: the weights.
-        what: their name in the message.
-    """
+    """Refuse weights that do not fit a module, whose `state_dict` is `expected`."""
     if not isinstance(given, Mapping):
         raise CaptioningError(f"{what}: expected tensors by name, got {type(given).__name__}")
     for name, tensor in expected.items():

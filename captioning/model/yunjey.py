@@ -40,14 +40,13 @@ class _VocabularyUnpickler(pickle.Unpickler):
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read vocab.pkl without running code in it."""
+    file = open_regular(path)
     try:
-        with open_regular(path) as file:
+        with file:
             word2idx = _VocabularyUnpickler(file).load().word2idx
         words = sorted(word2idx, key=word2idx.__getitem__)
         if [word2idx[word] for word in words] != list(range(len(words))):
             raise ValueError("its indices have gaps")
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise CaptioningError(f"{path} is not the tutorial's vocabulary: {error}") from error
     with naming(path):
@@ -55,10 +54,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 
 
 def _read_weights(path: str | Path) -> dict[str, Tensor]:
-    try:
-        weights = load_tensors(path)
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+    weights = load_tensors(path)
     if not isinstance(weights, dict):
         raise CaptioningError(f"{path}: expected a state_dict, got {type(weights).__name__}")
     for name, tensor in weights.items():
@@ -71,16 +67,10 @@ def _read_weights(path: str | Path) -> dict[str, Tensor]:
 def import_yunjey(
     encoder: str | Path, decoder: str | Path, vocabulary: str | Path, cnn: str = "resnet152"
 ) -> Checkpoint:
-    """Convert the three files of the tutorial.
+    """Convert the three files of the tutorial; `cnn` is the name of its ResNet.
 
     The ResNet comes from the file too: the tutorial trains with BatchNorm in train mode, so its
     statistics are not torchvision's.
-
-    Args:
-        encoder: encoder-*.ckpt, with resnet.*, linear.* and bn.*.
-        decoder: decoder-*.ckpt, with embed.*, lstm.* and linear.*.
-        vocabulary: vocab.pkl.
-        cnn: name of the ResNet.
 
     Raises:
         CaptioningError: a file is missing, of another kind, or does not fit the others.

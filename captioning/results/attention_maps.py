@@ -1,55 +1,45 @@
 """Where a decoder looked for each word, over the picture (Xu et al., 2015, figure 2)."""
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from captioning.cnn import FrozenCNN
-from captioning.console import printable
 from captioning.data import END, UNK, ImageError, data_uri, load_image, tokenize
-from captioning.files import write_atomically
 from captioning.model import Attentive, Checkpoint
-
-ATTENTION_STYLE = """
-.attention { display: flex; flex-wrap: wrap; gap: .4rem; }
-.attention span { width: 92px; font-size: .8rem; text-align: center; overflow-wrap: anywhere; }
-.attention i { display: block; width: 92px; height: 92px; border-radius: 6px; overflow: hidden;
-               background: var(--picture) center / cover; }
-.attention img { width: 100%; height: 100%; display: block; object-fit: fill; background: none; }
-"""
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where a decoder looked in one picture, word by word.
+    """Where a decoder looked, word by word, in the square part of a picture that the CNN saw.
 
-    Args:
-        view: the square part of the picture that the CNN saw.
-        words: the words that were written.
-        weights: float32 [len(words),side,side]; the weights of the cells for each word sum to 1.
+    The weights [len(words),side,side] of the cells for each word sum to 1.
     """
 
     view: Image.Image
     words: Sequence[str]
     weights: Tensor
 
+    def panels(self) -> dict[str, Any]:
+        """The picture, and a mask for each word, as data URIs; a page lays them over each other."""
+        masks = []
+        for word, weights in zip(self.words, self.weights, strict=True):
+            mask = Image.new("LA", (64, 64))
+            mask.putalpha(shade(weights, mask.size))
+            masks.append((word, data_uri(mask)))
+        return {"picture": data_uri(self.view), "words": masks}
+
 
 def compute_maps(
     checkpoint: Checkpoint, cnn: FrozenCNN, image: Image.Image, words: Sequence[str]
 ) -> AttentionMaps | None:
-    """The attention of a captioner when it wrote `words` about a picture.
-
-    Args:
-        checkpoint: the captioner, in eval mode.
-        cnn: its CNN, ``checkpoint.cnn.load()``.
-        image: an RGB picture.
-        words: a caption, without <end>.
+    """Where a captioner looked when it wrote `words`, without <end>, about an RGB picture.
 
     Returns:
         One map for each word; None if its decoder has no attention.
@@ -92,41 +82,3 @@ def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:
     """A mask that is transparent at the largest weight and 80 % opaque at weight 0."""
     dark = 204 * (1 - weights / weights.max())
     return Image.fromarray(dark.byte().numpy()).resize(size, Image.Resampling.BICUBIC)
-
-
-def panels_html(maps: AttentionMaps) -> str:
-    """A small panel for each word, for `ATTENTION_STYLE`; it holds the picture once."""
-    panels = []
-    for word, weights in zip(maps.words, maps.weights, strict=True):
-        mask = Image.new("LA", (64, 64))
-        mask.putalpha(shade(weights, mask.size))
-        word = html.escape(word)
-        label = f"where it looked for &quot;{word}&quot;"
-        panels.append(f'<span><i><img alt="{label}" src="{data_uri(mask)}"></i>{word}</span>')
-    picture = f"--picture: url({data_uri(maps.view)})"
-    return f'<div class="attention" style="{picture}">{"".join(panels)}</div>'
-
-
-def write_panels(path: str | Path, maps: AttentionMaps, columns: int = 6) -> None:
-    """Write a PNG: the picture, then one panel for each word."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [("", maps.view)]
-    for word, weights in zip(maps.words, maps.weights, strict=True):
-        panel = maps.view.copy()
-        panel.paste("black", mask=shade(weights, panel.size))
-        panels.append((word, panel))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.8 * columns, 2.05 * rows), squeeze=False, layout="constrained"
-    )
-    for place in axes.flat:
-        place.axis("off")
-    for (word, panel), place in zip(panels, axes.flat, strict=False):
-        place.imshow(panel)
-        place.set_title(printable(word), fontsize=13, parse_math=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
-    plt.close(figure)

@@ -1,16 +1,15 @@
 """Scores of a COCO results file against a COCO captions file, and its report."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from captioning.console import short
-from captioning.data import CaptionDataset, is_picture_id, picture_folder
+from captioning.data import CaptionDataset, is_picture_id
 from captioning.errors import CaptioningError
 from captioning.files import read_json
-from captioning.model import Checkpoint
+from captioning.model import load_checkpoint, training_history
 from captioning.results.attention_maps import file_maps
 from captioning.results.metrics import Scores, score_captions
-from captioning.results.report import History, Picture, Section, write_report
+from captioning.results.report import Picture, Section, write_report
 
 
 def read_results(path: str | Path) -> dict[int, str]:
@@ -49,30 +48,18 @@ def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = Fa
     return scores
 
 
-def with_pictures(
-    dataset: CaptionDataset, annotations: str | Path, image_folder: str | Path | None = None
-) -> CaptionDataset:
-    """A data set of `load_references` with the files of its pictures, for the report.
-
-    Missing pictures are scored too, and the report says why they cannot be shown.
-    """
-    folder = picture_folder(read_json(annotations), annotations, image_folder)
-    return CaptionDataset([replace(i, path=folder / i.path) for i in dataset.images])
-
-
 def write_evaluation(
     path: str | Path,
     results: dict[int, str],
     dataset: CaptionDataset,
     scores: Scores,
-    checkpoint: Checkpoint | None = None,
-    history: History = (),
+    captioner: str | Path | None = None,
     name: str = "captions",
 ) -> None:
     """The HTML report: best, worst and random pictures, distribution of scores.
 
-    A checkpoint with attention adds its maps, and `history` the training curves; `name` is that of
-    the captions.
+    The file of a captioner adds the curves of its training and, with attention, its maps; `name` is
+    that of the captions.
     """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)
@@ -80,5 +67,8 @@ def write_evaluation(
         if image.id in results
     ]
     section = Section(name, f"{len(pictures)} pictures", pictures, scores)
-    maps_for = file_maps(checkpoint) if checkpoint else None
+    maps_for, history = None, []
+    if captioner:
+        checkpoint = load_checkpoint(captioner)
+        maps_for, history = file_maps(checkpoint), training_history(checkpoint, captioner)
     write_report(path, "Evaluation of captions", "", [section], history, maps_for)

@@ -4,9 +4,14 @@ BLEU-1..4, ROUGE-L and CIDEr-D are its pure Python classes, on words from `ptb_t
 is added where Java is.
 """
 
+import contextlib
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from captioning.data import ptb_tokenize
 from captioning.errors import CaptioningError
@@ -25,6 +30,10 @@ class Scores:
     overall: dict[str, float]
     per_image: dict[int, dict[str, float]]
     notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"scores": self.overall, "notes": self.notes, "per_image": self.per_image}
 
     def __str__(self) -> str:
         line = "  ".join(f"{name} {value:.3f}" for name, value in self.overall.items())
@@ -58,30 +67,27 @@ def score_captions(
     written = {i: [" ".join(ptb_tokenize(captions[i]))] for i in ids}
     expected = {i: [" ".join(ptb_tokenize(r)) for r in references[i]] for i in ids}
 
-    overall: dict[str, float] = {}
-    per_image: dict[int, dict[str, float]] = {i: {} for i in ids}
-
-    def add(
-        names: Sequence[str], totals: Sequence[float], lists: Sequence[Sequence[float]]
-    ) -> None:
-        for name, total, values in zip(names, totals, lists, strict=True):
-            overall[name] = float(total)
-            for i, value in zip(ids, values, strict=True):
-                per_image[i][name] = float(value)
-
-    totals, lists = Bleu(4).compute_score(expected, written, verbose=0)
-    add([f"BLEU-{n}" for n in range(1, 5)], totals, lists)
-    for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):
-        total, values = scorer.compute_score(expected, written)
-        add([name], [total], [values])
+    scorers: list[tuple[list[str], Any]] = [
+        ([f"BLEU-{n}" for n in range(1, 5)], Bleu(4)),
+        (["ROUGE-L"], Rouge()),
+        (["CIDEr-D"], Cider()),
+    ]
     notes = _notes([words[0] for words in written.values()])
     if meteor and shutil.which("java"):
         from pycocoevalcap.meteor.meteor import Meteor
 
-        total, values = Meteor().compute_score(expected, written)
-        add(["METEOR"], [total], [values])
+        scorers.append((["METEOR"], Meteor()))
     elif meteor:
         notes.insert(0, "METEOR needs Java, which was not found")
+    overall: dict[str, float] = {}
+    per_image: dict[int, dict[str, float]] = {i: {} for i in ids}
+    for names, scorer in scorers:
+        with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints
+            total, values = scorer.compute_score(expected, written)
+        overall |= zip(names, np.atleast_1d(total).tolist(), strict=True)
+        for name, row in zip(names, np.atleast_2d(values).tolist(), strict=True):
+            for i, value in zip(ids, row, strict=True):
+                per_image[i][name] = value
     return Scores(overall, per_image, notes)
 
 

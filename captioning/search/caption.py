@@ -4,6 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,15 +35,11 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """The captions of one file, best first, or the reason why there are none.
-
-    `seconds` is its share of the time that the captioner took, without the CNN.
-    """
+    """The captions of one file, best first, or the reason why there are none."""
 
     path: Path
     captions: list[Caption]
     error: str | None = None
-    seconds: float = 0.0
 
 
 def caption_files(
@@ -65,29 +62,15 @@ def caption_files(
         One result for each path, in order.
     """
     device = next(cnn.parameters()).device
-    for begin in range(0, len(paths), batch_size):
-        loaded: dict[Path, torch.Tensor] = {}
-        errors: dict[Path, str] = {}
-        chunk = paths[begin : begin + batch_size]
-        for path in chunk:
+    for chunk in _chunks(paths, batch_size):
+        pixels, errors = [], {}
+        for i, path in enumerate(chunk):
             try:
-                image = load_image(path, 2 * cnn.transform.resize_size)
-                loaded[path] = cnn.transform(image)
+                pixels.append(cnn.transform(load_image(path, 2 * cnn.transform.resize_size)))
             except ImageError as error:
-                errors[path] = str(error)
-        captions: dict[Path, list[Caption]] = {}
-        seconds = 0.0
-        if loaded:
-            features = cnn(torch.stack(list(loaded.values())).to(device))
-            written, rate = generate_captions(
-                checkpoint.model, checkpoint.vocabulary, features, config, batch_size
-            )
-            captions, seconds = dict(zip(loaded, written, strict=True)), 1 / rate
-        for path in chunk:
-            if path in errors:
-                yield CaptionedFile(path, [], errors[path])
-            else:
-                yield CaptionedFile(path, captions[path], None, seconds)
+                errors[i] = str(error)
+        features = cnn(torch.stack(pixels).to(device)) if pixels else None
+        yield from _caption(checkpoint, chunk, features, errors, config)
 
 
 def caption_table(
@@ -102,20 +85,36 @@ def caption_table(
     Yields:
         One result for each picture of `dataset`, in order; broken ones are not in `table`.
     """
-    readable = set(table.ids)
-    rows = iter(torch.arange(len(table.ids)).split(batch_size))
-    written: list[list[Caption]] = []
-    seconds = 0.0
-    for image in dataset.images:
-        if image.id not in readable:
-            yield CaptionedFile(
-                image.path, [], f"{image.path}: broken, according to the feature cache"
-            )
-            continue
-        if not written:
-            features = table.read(next(rows))
-            written, rate = generate_captions(
-                checkpoint.model, checkpoint.vocabulary, features, config, batch_size
-            )
-            seconds = 1 / rate
-        yield CaptionedFile(image.path, written.pop(0), None, seconds)
+    row_of = {picture: row for row, picture in enumerate(table.ids)}
+    for chunk in _chunks(dataset.images, batch_size):
+        rows = [row_of[image.id] for image in chunk if image.id in row_of]
+        errors = {
+            i: f"{image.path}: broken, according to the feature cache"
+            for i, image in enumerate(chunk)
+            if image.id not in row_of
+        }
+        features = table.read(torch.tensor(rows)) if rows else None
+        yield from _caption(checkpoint, [i.path for i in chunk], features, errors, config)
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
+def _caption(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    features: torch.Tensor | None,
+    errors: dict[int, str],
+    config: DecodeConfig,
+) -> Iterator[CaptionedFile]:
+    """The captions of pictures; `errors` has the positions of those that have no features."""
+    captions: Iterator[list[Caption]] = iter(())
+    if features is not None:
+        model, words = checkpoint.model, checkpoint.vocabulary
+        captions = iter(generate_captions(model, words, features, config))
+    for i, path in enumerate(paths):
+        if i in errors:
+            yield CaptionedFile(path, [], errors[i])
+        else:
+            yield CaptionedFile(path, next(captions))

@@ -3,17 +3,49 @@
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captioning.config import MAX_TOKENS, check_range
+from captioning.config import ANY_INTEGER, FROM_0, FROM_1, MAX_TOKENS, POSITIVE, Checked, setting
 from captioning.data import END, PAD, START, UNK
-from captioning.errors import CaptioningError
 from captioning.model import Decoder
+
+
+@dataclass(frozen=True)
+class DecodeConfig(Checked):
+    """How captions are written."""
+
+    method: str = setting(
+        "greedy: the best word each time; beam: keep several captions; sample: draw words",
+        "greedy",
+        choices=("greedy", "beam", "sample"),
+    )
+    beam_size: int = setting("beam: number of beams", 5, bounds=FROM_1)
+    length_penalty: float = setting(
+        "beam: captions are ranked by log probability / length^X; 0 prefers short ones",
+        0.7,
+        bounds=FROM_0,
+    )
+    neighbors: float | None = setting(
+        "beam: weight of a caption's agreement with those of similar training pictures, beside its "
+        "log probability / length^X; 0: none (what was best on --val)",
+        None,
+        bounds=FROM_0,
+    )
+    temperature: float = setting("sample: below 1 prefers probable words", 1.0, bounds=POSITIVE)
+    seed: int = setting("sample: the same seed gives the same captions", 0, bounds=ANY_INTEGER)
+    max_seq_length: int | None = setting(
+        "maximum number of tokens, with <end>; as trained if not given",
+        None,
+        bounds={">=": 1, "<=": MAX_TOKENS},
+    )
+
+
+DEFAULT = DecodeConfig()
 
 
 class Hypothesis(NamedTuple):
@@ -22,30 +54,6 @@ class Hypothesis(NamedTuple):
     tokens: list[int]
     log_probs: list[float]
     score: float  # by which it was ranked
-
-
-def check_options(
-    beam_size: int = 1,
-    length_penalty: float = 1.0,
-    no_repeat_ngram: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_seq_length: int | None = None,
-) -> None:
-    """Check the options of the searches."""
-    for name, value, low in (
-        ("beam_size", beam_size, 1),
-        ("length_penalty", length_penalty, 0),
-        ("no_repeat_ngram", no_repeat_ngram, 0),
-        ("top_k", top_k, 0),
-    ):
-        check_range(name, value, low)
-    check_range("max_seq_length", max_seq_length, 1, MAX_TOKENS)
-    if not 0 < temperature < math.inf:
-        raise CaptioningError(f"temperature: expected > 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise CaptioningError(f"top_p: expected 0 < top_p <= 1, got {top_p}")
 
 
 def _log_probs(scores: Tensor) -> Tensor:
@@ -72,13 +80,11 @@ def best_words(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
     return log_probs.argmax(1)
 
 
-def random_words(
-    uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> Choose:
+def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
 
     def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
-        return _draw(_filter(log_probs / temperature, top_k, top_p), uniform[going, t])
+        return _draw(log_probs / temperature, uniform[going, t])
 
     return choose
 
@@ -118,88 +124,44 @@ def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(sums, points, right=True).squeeze(1)
 
 
-def _filter(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    if top_k:
-        least = log_probs.topk(min(top_k, log_probs.size(1))).values[:, -1:]
-        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
-    if top_p < 1:
-        ordered, order = log_probs.sort(descending=True)
-        before = ordered.softmax(1).cumsum(1) - ordered.softmax(1)
-        drop = torch.empty_like(before, dtype=torch.bool).scatter_(1, order, before >= top_p)
-        log_probs = log_probs.masked_fill(drop, -torch.inf)
-    return log_probs
-
-
 def greedy_search(
-    decoder: Decoder, image: Tensor, max_seq_length: int | None = None
+    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT
 ) -> list[Hypothesis]:
-    """The most probable word at every step.
+    """The most probable word at every step, for images [B,...] as the encoder embeds them.
 
-    Args:
-        decoder: in eval mode.
-        image: [B,...], from the encoder.
-        max_seq_length: maximum number of tokens; the decoder's own limit if None.
-
-    Returns:
-        One hypothesis per picture.
+    The decoder is in eval mode, here and in the other searches.
     """
-    check_options(max_seq_length=max_seq_length)
-    return _hypotheses(*write_tokens(decoder, image, best_words, max_seq_length))
+    return _hypotheses(*write_tokens(decoder, image, best_words, config.max_seq_length))
 
 
 def sample(
     decoder: Decoder,
     image: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_seq_length: int | None = None,
+    config: DecodeConfig = DEFAULT,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
-    """Draw each word at random.
-
-    Args:
-        decoder, image, max_seq_length: as in `greedy_search`.
-        temperature: > 0; below 1 prefers probable words.
-        top_k: draw from the k most probable words only; 0 from all.
-        top_p: draw from the fewest words whose probabilities add up to it (Holtzman et al., 2020).
-        generator: source of randomness, for reproducible captions.
-    """
-    check_options(temperature=temperature, top_k=top_k, top_p=top_p, max_seq_length=max_seq_length)
-    steps = max_seq_length or decoder.max_seq_length
+    """Draw each word at random."""
+    steps = config.max_seq_length or decoder.max_seq_length
     uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
-    choose = random_words(uniform, temperature, top_k, top_p)
-    return _hypotheses(*write_tokens(decoder, image, choose, max_seq_length))
+    choose = random_words(uniform, config.temperature)
+    return _hypotheses(*write_tokens(decoder, image, choose, steps))
 
 
 @torch.no_grad()
 def beam_search(
-    decoder: Decoder,
-    image: Tensor,
-    beam_size: int = 5,
-    length_penalty: float = 0.7,
-    no_repeat_ngram: int = 0,
-    max_seq_length: int | None = None,
+    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT
 ) -> list[list[Hypothesis]]:
-    """Keep the `beam_size` best unfinished captions at every step, for all pictures at once.
+    """Keep the K best unfinished captions at every step, for all pictures at once.
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
     kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
     no unfinished one can end better. At the last step they count too: something is returned.
 
-    Args:
-        decoder, image, max_seq_length: as in `greedy_search`.
-        beam_size: K >= 1; 1 is greedy search.
-        length_penalty: >= 0; 0 prefers short captions, 1 ranks by the mean. 0.7 was the best for
-            photographs.
-        no_repeat_ngram: n > 0 forbids any n words in a row to occur twice in a caption.
-
     Returns:
         K hypotheses per picture, best first; fewer if there are no more.
     """
-    check_options(beam_size, length_penalty, no_repeat_ngram, max_seq_length=max_seq_length)
-    batch, k, device = len(image), beam_size, image.device
-    steps = max_seq_length or decoder.max_seq_length
+    batch, k, device = len(image), config.beam_size, image.device
+    steps, length_penalty = config.max_seq_length or decoder.max_seq_length, config.length_penalty
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows
@@ -209,8 +171,6 @@ def beam_search(
     for t in range(steps):
         scores, state = decoder.step(words, state)
         log_probs = _log_probs(scores)
-        if no_repeat_ngram:
-            _forbid_repeats(log_probs, live.tokens[:, :, :t].flatten(0, 1), no_repeat_ngram)
         grown, parents = live.grow(log_probs.view(len(pictures), k, -1), t)
         words = grown.tokens[:, :, t]
         ends = words == END
@@ -292,12 +252,3 @@ class _Beams(NamedTuple):
 
     def join(self, other: "_Beams") -> "_Beams":
         return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
-
-
-def _forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int) -> None:
-    """Forbid each word that would complete n words in a row that are there already."""
-    for row, written in enumerate(tokens.tolist()):
-        tail = written[len(written) - n + 1 :]
-        for i in range(len(written) - n + 1):
-            if written[i : i + n - 1] == tail:
-                log_probs[row, written[i + n - 1]] = -torch.inf

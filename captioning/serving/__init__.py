@@ -1,4 +1,3 @@
-"""The web page: who may ask, what is kept, what it shows."""
+"""The web page: who may ask, and what is answered."""
 
-from captioning.serving.server import serve
-from captioning.serving.uploads import Limits
+from captioning.serving.server import ServerSettings, serve

@@ -1,41 +1,57 @@
-"""`captioning serve`: a web page that captions the pictures dropped on it, by Gradio.
+"""`captioning serve`: a web page that captions the pictures dropped on it.
 
-The page and its server contact no other server, and uploads are kept in a temporary folder that is
-removed at the end. `captioning.guard` decides which requests reach Gradio.
+It is served by Starlette and uvicorn, contacts no other server, and writes nothing to the disk.
 """
 
+import contextlib
 import errno
-import html
-import os
+import io
 import random
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
-from unittest import mock
 
 from PIL import Image
 from torch import nn
 
 from captioning.cnn import FrozenCNN
-from captioning.data import END, MAX_PIXELS, SPECIAL, ImageError, load_image, tokenize
+from captioning.config import POSITIVE, Checked, setting
+from captioning.data import MAX_PIXELS, ImageError, data_uri, load_image, tokenize
 from captioning.demo import PLACES, Facts, draw_scene, split_combinations
 from captioning.errors import CaptioningError
+from captioning.files import render
 from captioning.model import Checkpoint
-from captioning.results import compute_maps, panels_html
-from captioning.search import Caption, DecodeConfig, generate_captions
-from captioning.serving.uploads import Limits, Uploads
-from fastlstm import LSTM, LSTMCell, PackedLSTM, PackedLSTMCell, functional
+from captioning.results import compute_maps
+from captioning.search import DecodeConfig, generate_captions
+from fastlstm import PackedLSTM, PackedLSTMCell
 
 MIN_SIDE = 8  # pixels
-
+MAX_BEAM = 10
 PORTS = range(7860, 7960)  # the first free one is the default
 MAX_CONNECTIONS = 500
 
-# The text of the page ---------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class ServerSettings(Checked):
+    """Where the server listens, and what it accepts."""
+
+    host: str = setting("address to listen on; 0.0.0.0 lets other machines in", "127.0.0.1")
+    port: int | None = setting(
+        "port to listen on; if not given, the first free one from 7860 on",
+        None,
+        bounds={">=": 0, "<=": 65535},
+    )
+    allow_host: Sequence[str] = setting(
+        "another name by which browsers may call the server, such as a reverse proxy's",
+        (),
+        action="append",
+        metavar="NAME",
+    )
+    max_megabytes: float = setting("largest file of a picture", 20.0, bounds=POSITIVE)
+    max_megapixels: float = setting("largest picture", 64.0, bounds=POSITIVE)
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -48,163 +64,121 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 def describe_lstm(model: nn.Module) -> str:
-    """Which LSTM runs, if any, by which engine, on which device."""
+    """Which LSTM runs, if any, and where."""
     weight = next(model.parameters())
-    where = f"on {weight.device}, {str(weight.dtype).removeprefix('torch.')}"
     kinds = (nn.RNNBase, nn.RNNCellBase, PackedLSTM, PackedLSTMCell)
-    lstm = next((module for module in model.modules() if isinstance(module, kinds)), None)
-    if lstm is None:
-        return where
-    if isinstance(lstm, (PackedLSTM, PackedLSTMCell)):
-        weights = str(lstm.weights).removeprefix("torch.")
-        return f"fastlstm.{type(lstm).__name__} (compiled, weights in {weights}) on cpu"
-    if not isinstance(lstm, (LSTM, LSTMCell)):
-        package = type(lstm).__module__.removesuffix(".modules.rnn")
-        return f"{package}.{type(lstm).__name__} {where}"
-    engine = lstm.engine if lstm.engine != "auto" else os.environ.get("FASTLSTM_ENGINE") or "auto"
-    engine = functional.choose_engine(engine, weight.device.type, weight.dtype)
-    how = "in plain PyTorch" if engine == "reference" else "compiled"
-    return f"fastlstm.{type(lstm).__name__} ({how}, engine {engine}) {where}"
-
-
-def _words(caption: Caption) -> str:
-    words = [
-        f'<span style="--p: {p:.1%}">{html.escape(word)}<small>{p:.0%}</small></span>'
-        for word, p in caption.words
-        if word != SPECIAL[END]
-    ]
-    return f'<div class="words">{"".join(words)}</div>'
+    lstm = next((module for module in model.modules() if isinstance(module, kinds)), model)
+    engine = f" (engine {lstm.engine})" if hasattr(lstm, "engine") else ""
+    name = f"{type(lstm).__module__.split('.')[0]}.{type(lstm).__name__}"
+    dtype = str(getattr(lstm, "weights", weight.dtype)).removeprefix("torch.")
+    return f"{name}{engine} on {weight.device}, {dtype}"
 
 
 def answer(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
-    path: str | Path,
+    picture: bytes,
     beam_size: int = 5,
     max_pixels: int = MAX_PIXELS,
-) -> str:
-    """HTML about one picture: captions by greedy and beam search, each word with its probability,
-    and the attention maps if there are any; or what is wrong with the picture.
+) -> dict[str, Any]:
+    """What greedy and beam search write about a picture, the content of a file, for JSON.
+
+    Returns:
+        For each search its title, its milliseconds, its captions, the best first, and where it
+        looked for the words of the best, if the decoder attends.
+
+    Raises:
+        ImageError: the picture is broken, too large or too small.
     """
-    try:
-        image = load_image(path, 2 * cnn.transform.resize_size, max_pixels)
-        if min(image.size) < MIN_SIDE:
-            raise ImageError(
-                f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
-            )
-    except ImageError as error:
-        reason = html.escape(str(error).removeprefix(f"{path}: "))
-        return f'<div class="answer"><p class="message">No caption: {reason}.</p></div>'
+    image = load_image(io.BytesIO(picture), 2 * cnn.transform.resize_size, max_pixels)
+    if min(image.size) < MIN_SIDE:
+        raise ImageError(
+            f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
+        )
     features = cnn.encode(image)
-    sections = []
+    searches = []
     for title, config in (
         ("Greedy search", DecodeConfig("greedy")),
         (f"Beam search, {beam_size} wide", DecodeConfig("beam", beam_size=beam_size)),
     ):
         start = time.perf_counter()
-        found, _ = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)
-        milliseconds = 1000 * (time.perf_counter() - start)
-        best, *others = found[0]
-        parts = [
-            f"<h3>{title} &middot; {milliseconds:.0f} ms</h3>",
-            f'<p class="caption">{html.escape(best.text) or "(nothing)"}</p>',
-            _words(best),
-        ]
-        words = tokenize(best.text)
-        if maps := compute_maps(checkpoint, cnn, image, words):
-            parts.append(panels_html(maps))
-        if others:
-            rest = "".join(f"<li>{html.escape(c.text)} ({c.score:.2f})</li>" for c in others)
-            parts.append(
-                f"<details><summary>The rest of the beam ({best.score:.2f} is the score of the "
-                f"caption above)</summary><ul>{rest}</ul></details>"
-            )
-        sections.append(f"<section>{''.join(parts)}</section>")
-    return f'<div class="answer">{"".join(sections)}</div>'
+        found = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)
+        milliseconds = round(1000 * (time.perf_counter() - start))
+        maps = compute_maps(checkpoint, cnn, image, tokenize(found[0][0].text))
+        searches.append(
+            {
+                "title": title,
+                "milliseconds": milliseconds,
+                "captions": [asdict(caption) for caption in found[0]],
+                "attention": maps.panels() if maps else None,
+            }
+        )
+    return {"searches": searches}
 
 
-def draw_examples(folder: Path, checkpoint: Checkpoint) -> list[Path]:
-    """Drawn scenes, for a captioner that knows no other pictures."""
+def draw_examples(checkpoint: Checkpoint) -> list[str]:
+    """Drawn scenes as data URIs, for a captioner that knows no other pictures."""
     if checkpoint.cnn.config.name != "scenes_cnn":
         return []
-    folder.mkdir()
     seen, rng = split_combinations()[0], random.Random(4)
-    paths = [folder / f"scene{number}.png" for number in range(1, 5)]
-    for path in paths:
-        draw_scene(rng, Facts(*rng.choice(seen), place=rng.choice(list(PLACES)))).save(path)
-    return paths
-
-
-# The page and its server ------------------------------------------------------------------------
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """Variables that Gradio and matplotlib, which it imports, read."""
-    return {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_EXAMPLES_CACHE": str(folder / "cached"),
-        "GRADIO_TEMP_DIR": str(folder),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MPLCONFIGDIR": str(folder / "matplotlib"),
-    }
+    facts = [Facts(*rng.choice(seen), place=rng.choice(list(PLACES))) for _ in range(4)]
+    return [data_uri(draw_scene(rng, fact)) for fact in facts]
 
 
 def serve(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
+    settings: ServerSettings | None = None,
     name: str = "this captioner",
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    allow_hosts: Sequence[str] = (),
-    limits: Limits | None = None,
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Args:
-        checkpoint: the captioner.
-        cnn: its CNN, ``checkpoint.cnn.load()``.
-        name: its name, in small print on the page.
-        host: address to listen on; the default can be reached from this machine only.
-        port: if None, the first free one from 7860.
-        allow_hosts: other names by which browsers may call the server, such as a reverse proxy's.
-        limits: of uploads; `Limits()` if None.
+    """Serve the page, with the captioner's name in small print, until Ctrl-C or SIGTERM.
 
     Raises:
-        CaptioningError: Gradio is missing, the port is taken, an argument is out of range.
+        CaptioningError: Starlette or uvicorn is missing, or the port is taken.
     """
-    limits = limits or Limits()
+    settings = settings or ServerSettings()
+    try:
+        import uvicorn
+
+        from captioning.serving.app import CaptionApp
+        from captioning.serving.guard import Connection, Guard, Hosts
+    except ImportError as error:
+        raise CaptioningError(f"serve needs {error.name}: pip install 'fastlstm[serve]'") from error
     # Larger than what malloc keeps, so that the memory of a large picture is returned.
     Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
-    host = host.strip("[]")  # of an IPv6 address
+    host = settings.host.strip("[]")  # of an IPv6 address
+    page = render(
+        "serving/page.html",
+        about=f"{name}. {describe(checkpoint)}",
+        examples=draw_examples(checkpoint),
+        max_beam=MAX_BEAM,
+        max_megabytes=settings.max_megabytes,
+    )
 
-    def caption(path: str, beam_size: int) -> str:
-        return answer(checkpoint, cnn, path, beam_size, limits.pixels)
+    def caption(picture: bytes, beam_size: int) -> dict[str, Any]:
+        pixels = int(settings.max_megapixels * 1e6)
+        return answer(checkpoint, cnn, picture, min(max(beam_size, 1), MAX_BEAM), pixels)
 
-    with (
-        _listen(host, port) as listener,
-        tempfile.TemporaryDirectory(prefix="captioning-") as temporary,
-        mock.patch.dict(os.environ, _environment(folder := Path(temporary).resolve())),
-    ):
-        try:
-            from captioning.serving.gradio_page import GradioPage
-            from captioning.serving.guard import Connection, Guard, Hosts
-        except ImportError as error:
-            raise CaptioningError(
-                f"serve needs Gradio: pip install 'fastlstm[serve]' ({error})"
-            ) from error
-        uploads = Uploads(folder / "uploads", limits.kept_bytes)
-        about = f"{name}. {describe(checkpoint)}"
-        examples = draw_examples(folder / "examples", checkpoint)
-        page = GradioPage(caption, about, uploads, limits.upload_bytes, examples)
-        hosts = Hosts(host, allow_hosts)
-        guard = Guard(page.app(), hosts, page.paths, page.UPLOAD, limits)
-        _run(guard, Connection, listener, f"{name}: {_address(host, listener)}")
+    app = CaptionApp(page, caption, int(settings.max_megabytes * 1e6))
+    config = uvicorn.Config(
+        Guard(app, Hosts(host, settings.allow_host)),
+        http=Connection,
+        proxy_headers=False,
+        ws="none",
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), _listen(host, settings.port) as listener:
+        print(f"{name}: {_address(host, listener)} (Ctrl-C to stop)", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])  # it raises KeyboardInterrupt at its end
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    numbers = PORTS if port is None else (port,)
-    for number in numbers:
+    for number in PORTS if port is None else (port,):
         try:
             kind, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
             return socket.create_server(address[:2], family=kind)
@@ -219,25 +193,3 @@ def _address(host: str, listener: socket.socket) -> str:
     """The address for a browser on this machine."""
     host = "localhost" if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
-
-
-def _run(app: Any, protocol: Any, listener: socket.socket, title: str) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        http=protocol,
-        proxy_headers=False,
-        ws="none",
-        log_level="warning",
-        limit_concurrency=MAX_CONNECTIONS,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
-        signal.signal(number, signal.default_int_handler)
-    print(f"{title} (Ctrl-C to stop)", flush=True)
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # by uvicorn, after it has ended
-        print("stopped")

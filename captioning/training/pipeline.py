@@ -27,7 +27,7 @@ SCORES = "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val"
 
 
 def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
-    """Train as requested: writes last.pt, best.pt and vocabulary.json to `request.output`.
+    """Train as requested: writes last.pt and best.pt to `request.output`.
 
     Under torchrun, every process calls this with the same request.
 
@@ -41,18 +41,18 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
     output, lstm = request.output, request.lstm
     with distributed(request.extraction.device) as process, contextlib.ExitStack() as stack:
         if process.is_first:
-            stack.enter_context(lock_folder(output, "vocabulary.json"))
+            stack.enter_context(lock_folder(output))
         if (output / "last.pt").exists() and not request.resume:
             raise CaptioningError(
                 f"{output} holds a captioner already: --resume, or another --output"
             )
         with first_process_first(process):
-            checkpoint, config, tables = prepare_training(request, process.is_first)
+            checkpoint, config, tables = prepare_training(request)
         table, val = tables["train"], tables.get("val")
-        if process.is_first:
-            say(introduction(checkpoint, config, len(table.images)))
-            say(LEGEND["reward" if config.self_critical else "loss"], SCORES)
-        history = train(checkpoint, config, table, val, output, request.resume, process)
+        say(introduction(checkpoint, config, len(table.images)))
+        say(LEGEND["reward" if config.self_critical else "loss"], SCORES)
+        resume = "trainer" in checkpoint.training
+        history = train(checkpoint, config, table, val, output, resume, process)
         if process.is_first:
             best = output / "best.pt"
             say(summary(history, best))

@@ -10,26 +10,37 @@ from typing import Any
 import torch
 
 from captioning.cnn import FeatureTable, cache_path, extract_features
-from captioning.config import DROPOUT, IMAGE_AT, SMALL_SET, ModelConfig, TrainConfig, option
+from captioning.config import (
+    DROPOUT,
+    IMAGE_AT,
+    SMALL_SET,
+    ModelConfig,
+    TrainConfig,
+    from_dict,
+    option,
+)
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model import Captioner, Checkpoint, CNNIdentity, decoder_class, load_checkpoint
 from captioning.training.request import MIN_COUNT, MODEL_SETTINGS, Origin, TrainingRequest, unsized
-from captioning.training.run import MAY_CHANGE, saved_config
+
+# Settings that may differ from those of the run that is resumed.
+MAY_CHANGE = {"epochs", "no_neighbors"}
+# Those of older versions: what no longer matters, and the only values that can go on.
+_GONE = ("compile", "patience", "save_every")
+_ONLY = {"schedule": "cosine", "scheduled_sampling": 0.0}
 
 
 def prepare_training(
-    request: TrainingRequest, is_first: bool = True
+    request: TrainingRequest,
 ) -> tuple[Checkpoint, TrainConfig, dict[str, FeatureTable]]:
-    """The captioner before training, the settings, and the feature tables by split.
-
-    Args:
-        request: what to train.
-        is_first: whether this process writes the vocabulary.
-    """
+    """The captioner before training, the settings, and the feature tables by split."""
     # Errors are found before weights are downloaded and pictures encoded.
     origin = origin_of(request)
-    check_settings(request, origin)
+    if request.config(0, origin).self_critical and not origin:
+        raise CaptioningError(
+            "--self-critical continues with a trained captioner: give --start CHECKPOINT"
+        )
     if origin:
         check_same(request, origin)
     choice = replace(request.cnn, pool=None if origin else pool_of(request))
@@ -53,8 +64,6 @@ def prepare_training(
         checkpoint.model.neighbors = None  # they may be those of another training set
         checkpoint.training = checkpoint.training | training if origin.config else training
         return checkpoint, config, tables
-    if is_first:
-        vocabulary.save(request.output / "vocabulary.json")
     size = "small" if pictures < SMALL_SET else "large"
     sizes: dict[str, Any] = {"dropout": DROPOUT[size], "image_at": IMAGE_AT[size]}
     sizes |= {**request.model, "grid": cnn.grid}
@@ -69,21 +78,24 @@ def origin_of(request: TrainingRequest) -> Origin | None:
     last = request.output / "last.pt"
     if request.resume and last.exists():
         checkpoint = load_checkpoint(last, request.lstm)
+        if lacking := {"trainer", "history"} - checkpoint.training.keys():
+            raise CaptioningError(f"{last}: expected a run to resume, got none: no {lacking.pop()}")
         return Origin(last, checkpoint, saved_config(checkpoint, last))
     if request.start:
         return Origin(request.start, load_checkpoint(request.start, request.lstm))
     return None
 
 
-def check_settings(request: TrainingRequest, origin: Origin | None) -> None:
-    """Refuse settings that need a captioner or a validation set when there is none."""
-    config = request.config(0, origin)
-    if config.self_critical and not origin:
-        raise CaptioningError(
-            "--self-critical continues with a trained captioner: give --start CHECKPOINT"
-        )
-    if config.patience and not request.val:
-        raise CaptioningError(f"--patience: expected 0 without --val, got {config.patience}")
+def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
+    """The settings of the run that wrote a checkpoint, without those that were dropped since."""
+    settings = checkpoint.training.get("config")
+    if isinstance(settings, dict):
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if name not in _GONE and (name not in _ONLY or value != _ONLY[name])
+        }
+    return from_dict(TrainConfig, settings, f"{path}: settings")
 
 
 def check_same(request: TrainingRequest, origin: Origin) -> None:
@@ -91,7 +103,6 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
     model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
     known = {name: getattr(model, name) for name in MODEL_SETTINGS}
     known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
-    known["view"] = "whole" if cnn.transform.squash else "crop"
     if request.cnn.weights == "DEFAULT":  # which stands for a name
         del known["weights"]
     if origin.config:
@@ -120,19 +131,16 @@ def pool_of(request: TrainingRequest) -> str:
 def vocabulary_of(
     request: TrainingRequest, captions: Iterable[str], origin: Origin | None
 ) -> Vocabulary:
-    """The words of the captioner to continue with, of a file, or of the captions."""
+    """The words of the captioner to continue with, or of the captions."""
     known = origin.checkpoint.vocabulary if origin else None
-    if known and not request.vocab and request.min_count is None:
+    if known and request.min_count is None:
         return known
-    if request.vocab:
-        source, vocabulary = "--vocab", Vocabulary.load(request.vocab)
-    else:
-        count = MIN_COUNT if request.min_count is None else request.min_count
-        source, vocabulary = f"--min-count {count}", Vocabulary.build(captions, count)
+    count = MIN_COUNT if request.min_count is None else request.min_count
+    vocabulary = Vocabulary.build(captions, count)
     if origin and known and vocabulary.words != known.words:
         raise CaptioningError(
-            f"{source}: expected the {len(known)} words of {origin.path}, got {len(vocabulary)} "
-            "words that are not the same; leave it out"
+            f"--min-count {count}: expected the {len(known)} words of {origin.path}, got "
+            f"{len(vocabulary)} words that are not the same; leave it out"
         )
     return vocabulary
 

@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from captioning.console import silence
+
 
 @dataclass(frozen=True)
 class Process:
@@ -40,8 +42,10 @@ def distributed(device: str) -> Iterator[Process]:
     # The others wait while the first encodes the pictures of a large set.
     wait = timedelta(days=2)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
+    process = Process(dist.get_rank(), dist.get_world_size(), device)
     try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
+        with silence(not process.is_first):
+            yield process
         dist.barrier()  # gloo aborts if one leaves while others communicate
     finally:
         # DistributedDataParallel is in reference cycles and keeps the group alive. The group's
@@ -53,8 +57,8 @@ def distributed(device: str) -> Iterator[Process]:
 @contextlib.contextmanager
 def first_process_first(process: Process) -> Iterator[None]:
     """The first process runs the block before the others do."""
-    if process.world_size > 1 and not process.is_first:
+    if not process.is_first:
         dist.barrier()
     yield
-    if process.world_size > 1 and process.is_first:
+    if process.is_first and process.world_size > 1:
         dist.barrier()

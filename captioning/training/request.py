@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn import CNNChoice, Extraction
-from captioning.config import ModelConfig, TrainConfig, check_at_least, from_dict, recipe, setting
+from captioning.config import (
+    FROM_1,
+    Checked,
+    ModelConfig,
+    TrainConfig,
+    from_dict,
+    recipe,
+    setting,
+    settings_of,
+)
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
 from captioning.model import HELP, LSTMS, Checkpoint, decoder_class
 
 MIN_COUNT = 4
-MODEL_SETTINGS = (
-    *("decoder", "embed_size", "hidden_size", "num_layers"),
-    *("max_seq_length", "dropout", "image_at"),
-)
+MODEL_SETTINGS = ("decoder", *settings_of(ModelConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRequest:
+class TrainingRequest(Checked):
     """What to train, on what, and where to write it.
 
     Args:
@@ -41,9 +47,8 @@ class TrainingRequest:
     test_images: Path | None = setting("folder of its pictures", None)
     output: Path = setting("folder for checkpoints")
     features: Path | None = setting("folder of feature caches (OUTPUT/features, or START's)", None)
-    vocab: Path | None = setting("vocabulary file; built if not given", None)
     min_count: int | None = setting(
-        f"a built vocabulary has the words that occur at least this often ({MIN_COUNT})", None
+        f"words that occur less often than this are not learned ({MIN_COUNT})", None, bounds=FROM_1
     )
     start: Path | None = setting(
         "checkpoint whose weights to start from, with its words, model and CNN", None
@@ -60,7 +65,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_at_least(self, min_count=1)
+        super().__post_init__()
         if unknown := [name for name in self.model if name not in MODEL_SETTINGS]:
             raise CaptioningError(f"model: expected {', '.join(MODEL_SETTINGS)}, got {unknown[0]}")
 

@@ -11,21 +11,18 @@ import torch.distributed as dist
 from torch import nn
 
 from captioning.cnn import FeatureTable
-from captioning.config import TrainConfig, from_dict
+from captioning.config import TrainConfig
 from captioning.console import progress, say
 from captioning.data import EncodedCaptions
 from captioning.errors import CaptioningError, naming
 from captioning.files import lock_folder
-from captioning.model import Checkpoint, load_checkpoint
+from captioning.model import Checkpoint
 from captioning.results import Scores, score_captions
 from captioning.search import best_captions
-from captioning.training.curves import Curves, open_curves
+from captioning.training.curves import add_curves, why_no_curves
 from captioning.training.processes import SINGLE, Process
 from captioning.training.self_critical import SelfCriticalTrainer
 from captioning.training.trainer import Trainer, learning_rate
-
-# Settings that may differ from those of the run that is resumed.
-MAY_CHANGE = {"epochs", "patience", "save_every", "no_neighbors"}
 
 
 @torch.no_grad()
@@ -36,7 +33,7 @@ def mean_loss(
     model.eval()
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for indices in captions.in_order(batch_size):
+    for indices in torch.arange(len(captions)).split(batch_size):
         batch = captions.batch(indices)
         features = table.read(batch.images).to(device)
         rows, words = batch.rows.to(device), batch.captions.to(device)
@@ -46,17 +43,12 @@ def mean_loss(
 
 
 def validate(
-    checkpoint: Checkpoint, table: FeatureTable, captions: EncodedCaptions, progress: bool = True
+    checkpoint: Checkpoint, table: FeatureTable, captions: EncodedCaptions
 ) -> tuple[float, Scores, dict[int, str]]:
     """Loss, and scores of the captions that greedy search writes on its own."""
-    written = best_captions(
-        checkpoint.model,
-        checkpoint.vocabulary,
-        table.read(),
-        table.ids,
-        progress="validate" if progress else None,
-    )
-    loss = mean_loss(checkpoint.model, table, captions)
+    model, words = checkpoint.model, checkpoint.vocabulary
+    written = best_captions(model, words, table.read(), table.ids, progress="validate")
+    loss = mean_loss(model, table, captions)
     return loss, score_captions(written, table.references), written
 
 
@@ -68,34 +60,29 @@ def train(
     output: str | Path,
     resume: bool = False,
     process: Process = SINGLE,
-    progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train a captioner; writes `output`/last.pt, best.pt (by CIDEr-D) and tensorboard/.
 
     Args:
-        checkpoint: the captioner to train; its weights change.
-        config: how to train.
+        checkpoint, config: the captioner to train, whose weights change, and how.
         train_table: pictures and captions to train on.
         val_table: pictures to validate on after each epoch; None skips it, and best.pt is last.pt
             unless an epoch before `resume` was validated.
         output: folder.
-        resume: from `output`/last.pt if it exists.
+        resume: go on with the run that saved `checkpoint`, last.pt in `output`.
         process: this process and its device, from `captioning.processes.distributed`.
-        progress: show progress bars.
 
     Returns:
         What happened in each epoch.
     """
-    if config.patience and val_table is None:
-        raise CaptioningError(
-            f"patience: expected 0 without pictures to validate on (--val), got {config.patience}"
-        )
     lock = lock_folder(output, "last.pt", "best.pt") if process.is_first else nullcontext()
     with lock:
         kind = SelfCriticalTrainer if config.self_critical else Trainer
         trainer = kind(checkpoint, config, train_table, process)
-        run = _Run(checkpoint, trainer, val_table, Path(output), progress and process.is_first)
-        return run.train(resume)
+        run = _Run(checkpoint, trainer, val_table, Path(output))
+        if resume:
+            run.resume()
+        return run.train()
 
 
 class _Run:
@@ -103,106 +90,93 @@ class _Run:
 
     Attributes:
         history: the finished epochs.
-        done: number of finished steps of the current epoch.
-        total: sum of their losses or rewards.
+        points: of the curves, not yet written.
+        curves: their folder; None if none are written.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        trainer: Trainer,
-        val_table: FeatureTable | None,
-        output: Path,
-        progress: bool,
+        self, checkpoint: Checkpoint, trainer: Trainer, val_table: FeatureTable | None, output: Path
     ) -> None:
         self.checkpoint, self.trainer, self.val_table = checkpoint, trainer, val_table
-        self.config, self.process, self.progress = trainer.config, trainer.process, progress
+        self.config, self.process = trainer.config, trainer.process
         self.last, self.best = output / "last.pt", output / "best.pt"
         self.steps_per_epoch = len(trainer.batches(0))
         self.steps = self.steps_per_epoch * self.config.epochs
         self.history: list[dict[str, float]] = []
-        self.done, self.total = 0, 0.0
-        self.log: Curves | None = None
+        self.points: list[tuple[str, float, int]] = []
+        self.curves = output / "tensorboard" if self.process.is_first else None
         self.val_captions = None
         if val_table is not None:
             captions = [image.captions for image in val_table.images]
             self.val_captions = EncodedCaptions(captions, checkpoint.vocabulary, 200)
 
-    def train(self, resume: bool) -> list[dict[str, float]]:
+    def resume(self) -> None:
+        """Take over the state and the history of the run that saved the checkpoint."""
+        with self.trainer.averaged(), naming(self.last):
+            self.trainer.load_state_dict(self.checkpoint.training["trainer"])
+        self.history += self.checkpoint.training["history"]
+
+    def train(self) -> list[dict[str, float]]:
         trainer, history = self.trainer, self.history
-        if resume and self.last.exists():
-            history += _resume(trainer, self.checkpoint, self.config, self.last)
-            self.total = self.checkpoint.training["running"]
-            self.done = trainer.step % self.steps_per_epoch
-        if self.process.is_first:
-            self.log = open_curves(self.last.parent / "tensorboard", self.progress)
-        if self.progress and trainer.captions.cut:
+        if self.curves and (reason := why_no_curves(self.curves)):
+            say(f"no curves in TensorBoard: {reason}")
+            self.curves = None
+        if trainer.captions.cut:
             say(
                 f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
                 f"have more than {self.config.max_words} words (--max-words)"
             )
         validates = self.val_table is not None
-        if history and validates and "CIDEr-D" not in history[-1] and not self.done:
+        if history and validates and "CIDEr-D" not in history[-1]:
             self.finish(history[-1])  # it was killed, or failed, during validation
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
-            if _should_stop(history, self.config.patience):
-                break
             history.append(self.train_epoch(epoch))
             if validates:
                 self.save(self.last)  # so that an error in validation does not cost the epoch
             self.finish(history[-1])
-        if self.log:
-            self.log.close()
         return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Runs the remaining steps of an epoch; returns its entry in the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
-        start, seen = time.perf_counter(), 0
-        order = trainer.batches(epoch)[self.done :]
-        bar = progress(order, f"epoch {epoch + 1}/{config.epochs}", self.progress)
-        for indices in bar:
+        start, seen, total = time.perf_counter(), 0, 0.0
+        # A run of an older version may have been saved within an epoch.
+        order = trainer.batches(epoch)[trainer.step - epoch * self.steps_per_epoch :]
+        bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
+        for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
                 raise CaptioningError(
                     f"the {metric} became {value} in step {trainer.step}: lower the learning rate. "
                     f"The last good checkpoint is {self.last}"
                 )
-            self.total, self.done, seen = self.total + value, self.done + 1, seen + len(indices)
-            if self.log:
-                self.log.add_scalar(f"train/{metric}", value, trainer.step)
-            bar.set_postfix_str(f"{metric} {self.total / self.done:.3f}", refresh=False)
-            inside = self.done < self.steps_per_epoch
-            if config.save_every and inside and trainer.step % config.save_every == 0:
-                self.save(self.last)
-        seconds = time.perf_counter() - start
-        mean = self.total / self.done
+            total, seen = total + value, seen + len(indices)
+            self.points.append((f"train/{metric}", value, trainer.step))
+            bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
+        seconds, mean = time.perf_counter() - start, total / len(order)
         entry = {
             "epoch": epoch + 1,
             metric: mean,
             "learning_rate": learning_rate(config, trainer.step - 1, self.steps),
             "seconds": seconds,
-            "captions_per_second": trainer.captions_per_index * seen / seconds,
+            "captions_per_second": max(1, config.self_critical) * seen / seconds,
         }
-        self.total, self.done = 0.0, 0
         return entry | ({"perplexity": math.exp(min(mean, 50))} if metric == "loss" else {})
 
     def finish(self, entry: dict[str, float]) -> None:
         """Validate a finished epoch, the last of the history, and save."""
         if self.val_table is not None and self.val_captions and self.process.is_first:
             with self.trainer.averaged():
-                loss, scores, _ = validate(
-                    self.checkpoint, self.val_table, self.val_captions, self.progress
-                )
+                loss, scores, _ = validate(self.checkpoint, self.val_table, self.val_captions)
             entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
             entry |= scores.overall
         entry |= _broadcast(entry, self.process)
-        if self.log:
-            for name, number in entry.items():
-                self.log.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
-            self.log.flush()
-        if self.progress:
-            say(describe(entry))
+        if self.curves:
+            epoch = int(entry["epoch"])
+            self.points += [(f"epoch/{name}", number, epoch) for name, number in entry.items()]
+            add_curves(self.curves, self.points)
+        self.points.clear()
+        say(describe(entry))
         # best.pt first: a run that is killed between the two validates this epoch again.
         if entry.get("CIDEr-D", 0.0) >= max(e.get("CIDEr-D", 0.0) for e in self.history):
             self.save(self.best)
@@ -215,7 +189,6 @@ class _Run:
                     "config": asdict(self.config),
                     "trainer": self.trainer.state_dict(),
                     "history": self.history,
-                    "running": self.total,
                 }
                 self.checkpoint.save(path)
 
@@ -228,50 +201,6 @@ def describe(entry: dict[str, float]) -> str:
         line += f", val loss {entry['val_loss']:.3f} (perplexity {entry['val_perplexity']:.2f})"
         line += f", CIDEr-D {entry['CIDEr-D']:.3f}, BLEU-4 {entry['BLEU-4']:.3f}"
     return line + f", {entry['captions_per_second']:,.0f} captions/s"
-
-
-def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
-    """The settings of the run that wrote a checkpoint, without those that were dropped since."""
-    settings = checkpoint.training.get("config")
-    if isinstance(settings, dict):
-        settings = {name: v for name, v in settings.items() if name != "compile"}
-        if not settings.get("scheduled_sampling"):
-            settings.pop("scheduled_sampling", None)
-    return from_dict(TrainConfig, settings, f"{path}: settings")
-
-
-def _should_stop(history: list[dict[str, float]], patience: int) -> bool:
-    values = [entry["CIDEr-D"] for entry in history if "CIDEr-D" in entry]
-    return bool(patience and values and len(values) - 1 - values.index(max(values)) >= patience)
-
-
-def _resume(
-    trainer: Trainer, checkpoint: Checkpoint, config: TrainConfig, path: Path
-) -> list[dict[str, float]]:
-    """Load everything from `path`; refuse to resume with other words, sizes or settings."""
-    old = load_checkpoint(path)
-    if old.vocabulary.words != checkpoint.vocabulary.words:
-        raise CaptioningError(
-            f"{path} was trained with another vocabulary ({len(old.vocabulary)} words, here "
-            f"{len(checkpoint.vocabulary)}); give that one, or another output folder"
-        )
-    if old.cnn != checkpoint.cnn:
-        raise CaptioningError(f"{path} was trained on features of another CNN: {old.cnn.config}")
-    if old.model.config != checkpoint.model.config:
-        raise CaptioningError(f"{path} holds another model: {old.model.config}")
-    before = saved_config(old, path)
-    for name, value in asdict(config).items():
-        if name not in MAY_CHANGE and getattr(before, name) != value:
-            raise CaptioningError(
-                f"{path} was trained with {name} = {getattr(before, name)}, got {value}"
-            )
-    if lacking := {"trainer", "history", "running"} - old.training.keys():
-        raise CaptioningError(f"{path}: expected a run to resume, got none: no {lacking.pop()}")
-    checkpoint.training = old.training
-    with trainer.averaged(), naming(path):
-        checkpoint.model.load_state_dict(old.model.state_dict())
-        trainer.load_state_dict(old.training["trainer"])
-    return list(old.training["history"])
 
 
 def _broadcast(entry: dict[str, float], process: Process) -> dict[str, float]:

@@ -5,16 +5,15 @@ others become more probable, the worse ones less (Luo, 2020, "A Better Variant o
 Sequence Training"). A second stage: it starts from a captioner that cross-entropy has trained.
 """
 
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning.cnn import FeatureTable
-from captioning.config import TrainConfig
 from captioning.data import PAD, START, shuffled
-from captioning.model import Checkpoint
+from captioning.model import CiderD
 from captioning.search import random_words, write_tokens
-from captioning.training.processes import SINGLE, Process
 from captioning.training.trainer import Trainer, cider_of
 
 
@@ -26,16 +25,10 @@ class SelfCriticalTrainer(Trainer):
 
     metric = "reward"
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: TrainConfig,
-        table: FeatureTable,
-        process: Process = SINGLE,
-    ) -> None:
-        super().__init__(checkpoint, config, table, process)
-        self.captions_per_index = config.self_critical
-        self.cider = cider_of(table, checkpoint.vocabulary)
+    @cached_property
+    def cider(self) -> CiderD:
+        """The reward, whose document frequencies are counted once."""
+        return cider_of(self.table, self.vocabulary)
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The pictures of every batch of an epoch."""

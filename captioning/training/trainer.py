@@ -27,10 +27,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of a step: a linear start, then constant or half a cosine down to 2 %."""
+    """The rate of a step: a linear start, then half a cosine down to 2 %."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
-    if config.schedule == "constant":
-        return config.learning_rate * warm
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
@@ -59,22 +57,15 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
 
 
 class Trainer:
-    """A model, its optimizer, and what a step of training does.
-
-    Args:
-        checkpoint: the captioner; its weights change.
-        config: how to train.
-        table: pictures and captions to train on.
-        process: this process among those that train together.
+    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does.
 
     Attributes:
         metric: what `train_step` returns: "loss", without label smoothing, or "reward".
-        captions_per_index: how many captions an index of `batches` stands for.
         caption_weights: [captions], the factor of each caption's loss.
         step: number of finished steps.
     """
 
-    metric, captions_per_index = "loss", 1
+    metric = "loss"
 
     def __init__(
         self,
@@ -84,6 +75,7 @@ class Trainer:
         process: Process = SINGLE,
     ) -> None:
         self.config, self.table, self.process = config, table, process
+        self.vocabulary = checkpoint.vocabulary
         self.model = checkpoint.model.to(process.device)
         self.captions = EncodedCaptions(
             [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
@@ -91,16 +83,9 @@ class Trainer:
         self.caption_weights = torch.ones(len(self.captions))
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
-        self.parameters = [
-            *self.model.decoder.parameters(),
-            *self.model.encoder.linear.parameters(),
-            *self.model.encoder.bn.parameters(),
-        ]
+        self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
-        self.scaler = torch.amp.GradScaler(
-            process.device.split(":")[0], enabled=config.autocast == "float16"
-        )
         self.step = 0
         self.parallel: nn.Module = self.model
         if process.world_size > 1:
@@ -119,7 +104,6 @@ class Trainer:
         """Everything but the model's weights; read and load it inside `averaged`."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "weights": self.average,
             "step": self.step,
         }
@@ -128,7 +112,6 @@ class Trainer:
         """Continues from what `state_dict` gave; a CaptioningError if it does not fit."""
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
             self.step = int(state["step"])
             saved = list(zip(self.average, state["weights"], strict=True))
             moments = [(p, s[n]) for p, s in self.optimizer.state.items() for n in _MOMENTS]
@@ -174,7 +157,7 @@ class Trainer:
         loss, count, metric = self.objective(indices)
         self.optimizer.zero_grad()
         # DistributedDataParallel averages over the processes, and the mean is over all tokens.
-        self.scaler.scale(loss * (process.world_size / count)).backward()
+        (loss * (process.world_size / count)).backward()
         self.update()
         if process.world_size > 1:
             dist.all_reduce(metric)
@@ -209,10 +192,8 @@ class Trainer:
     def update(self) -> None:
         """The optimizer's step, with clipped gradients, and the average of the weights after it."""
         if self.config.clip_norm:
-            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.optimizer.step()
         self.step += 1
         if self.average:
             # Smaller at first: otherwise the initial weights would stay in the average for long.

@@ -14,23 +14,26 @@ bool is_wrapper(const Tensor& tensor) {
   return tensor.key_set().has_any(wrappers);
 }
 
-ForwardResult call_lstm(const LstmCall& c, const ForwardOptions& options) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastlstm::lstm", "")
-                             .typed<decltype(forward_op<call_lstm>)>();
-  return op.call(c.input, c.h_0, c.c_0, c.weights, c.batch_sizes, c.lengths, c.reset, c.h_mask,
-                 c.zoneout_h, c.zoneout_c, options.save_cells, options.save_gates,
-                 options.recompute, options.engine);
+template <typename Function, typename Options>
+static auto flattened(const c10::TypedOperatorHandle<Function>& op, const LstmCall& call,
+                      const Options& options) {
+  return std::apply([&op](const auto&... arguments) { return op.call(arguments...); },
+                    std::tuple_cat(call.list(), options.list()));
 }
 
-BackwardResult call_lstm_backward(const LstmCall& c, const BackwardArguments& a) {
+ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastlstm::lstm_backward", "")
-                             .typed<decltype(backward_op<call_lstm_backward>)>();
-  return op.call(a.grad_output, a.grad_h_n, a.grad_c_n, a.grad_cells, c.input, c.h_0, c.c_0,
-                 c.weights, c.batch_sizes, c.lengths, c.reset, c.h_mask, c.zoneout_h, c.zoneout_c,
-                 a.output, a.cells, a.gates, a.request.input, a.request.state, a.engine,
-                 a.request.per_row);
+                             .findSchemaOrThrow("fastlstm::lstm", "")
+                             .typed<std::remove_pointer_t<decltype(forward_op<call_lstm>)>>();
+  return flattened(op, call, options);
+}
+
+BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastlstm::lstm_backward", "")
+          .typed<std::remove_pointer_t<decltype(backward_op<call_lstm_backward>)>>();
+  return flattened(op, call, arguments);
 }
 
 }  // namespace fastlstm

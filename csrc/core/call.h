@@ -1,9 +1,10 @@
 // A call of an op as one value. The dispatcher takes every argument by itself, in the order of the
-// schema. Only this file and autograd's own function list the arguments like that.
+// schema: `list` of the structs below is the only place in C++ that knows that order.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -12,16 +13,71 @@ namespace fastlstm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// References that are valid as long as the call. Shapes: layer.h.
+// The tensors of a call but its weights. Shapes: layer.h.
+struct CallTensors {
+  Tensor input, h_0, c_0;
+  OptionalTensor batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c;
+};
+
+// visit(member, name) for those tensors, of any struct that names them.
+template <typename Call, typename Visit>
+void for_each_member(Call& call, const Visit& visit) {
+  visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
+  visit(call.batch_sizes, "batch_sizes"), visit(call.lengths, "lengths");
+  visit(call.reset, "reset"), visit(call.h_mask, "h_mask");
+  visit(call.zoneout_h, "zoneout_h"), visit(call.zoneout_c, "zoneout_c");
+}
+
+// visit(tensor, name) for those that are given.
+template <typename Call, typename Visit>
+void for_each_tensor(Call& call, const Visit& visit) {
+  for_each_member(call, [&visit](auto& member, const char* name) {
+    if constexpr (!std::is_same_v<std::decay_t<decltype(member)>, OptionalTensor>)
+      visit(member, name);
+    else if (member)
+      visit(*member, name);
+  });
+}
+
+// References that are valid as long as the call.
 struct LstmCall {
   const Tensor &input, &h_0, &c_0;
-  at::TensorList weights;  // weights.h
+  at::TensorList weights;
+  c10::string_view layout;  // which weights there are: weights.h
   const OptionalTensor &batch_sizes, &lengths, &reset, &h_mask, &zoneout_h, &zoneout_c;
+
+  auto list() const {
+    return std::tie(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask,
+                    zoneout_h, zoneout_c);
+  }
+  CallTensors tensors() const {
+    return {input, h_0, c_0, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c};
+  }
+};
+
+// A call that owns what it has.
+struct OwnedCall : CallTensors {
+  std::vector<Tensor> weights;
+  std::string layout;
+
+  OwnedCall() = default;
+  explicit OwnedCall(const LstmCall& c)
+      : CallTensors(c.tensors()), weights(c.weights.vec()), layout(c.layout) {}
+  LstmCall call() const {
+    return {input,   h_0,   c_0,    weights,   layout,   batch_sizes,
+            lengths, reset, h_mask, zoneout_h, zoneout_c};
+  }
 };
 
 struct ForwardOptions {
   bool save_cells, save_gates, recompute;
   c10::string_view engine;
+  auto list() const { return std::tie(save_cells, save_gates, recompute, engine); }
+};
+
+struct PackedOptions {
+  bool save_cells;
+  auto list() const { return std::tie(save_cells); }
 };
 
 // Which gradients are requested besides those of the weights; per_row: what BackwardResult says.
@@ -34,6 +90,10 @@ struct BackwardArguments {
   const Tensor &output, &cells, &gates;  // saved
   GradientRequest request;
   c10::string_view engine;
+  auto list() const {
+    return std::tie(grad_output, grad_h_n, grad_c_n, grad_cells, output, cells, gates,
+                    request.input, request.state, request.per_row, engine);
+  }
 };
 
 // output, h_n, c_n, cells, gates
@@ -43,6 +103,8 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // request.per_row, grad_weights holds instead what those are products of: d_gates for each
 // direction, shaped as gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+// output, h_n, c_n, cells
+using PackedResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // What the gradients of the weights at a step are products of: [1,B,I], [1,B,H] and [1,B,4H].
 struct StepFactors {
@@ -65,32 +127,25 @@ ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
 // A function of a call as the dispatcher calls it.
+template <typename T>
+using Passed =
+    std::conditional_t<std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>, const T&, T>;
+template <auto function, typename Call, typename Options>
+struct FlatOp;
+template <auto function, typename... C, typename... O>
+struct FlatOp<function, std::tuple<const C&...>, std::tuple<const O&...>> {
+  static auto run(Passed<C>... call, Passed<O>... options) {
+    return function({call...}, {options...});
+  }
+};
+template <auto function, typename Options>
+constexpr auto op = FlatOp<function, decltype(std::declval<LstmCall>().list()),
+                           decltype(std::declval<Options>().list())>::run;
 template <ForwardResult (*function)(const LstmCall&, const ForwardOptions&)>
-ForwardResult forward_op(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                         const OptionalTensor& lengths, const OptionalTensor& reset,
-                         const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                         const OptionalTensor& zoneout_c, bool save_cells, bool save_gates,
-                         bool recompute, c10::string_view engine) {
-  return function(
-      {input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
-      {save_cells, save_gates, recompute, engine});
-}
-
+constexpr auto forward_op = op<function, ForwardOptions>;
 template <BackwardResult (*function)(const LstmCall&, const BackwardArguments&)>
-BackwardResult backward_op(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                           const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
-                           const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                           at::TensorList weights, const OptionalTensor& batch_sizes,
-                           const OptionalTensor& lengths, const OptionalTensor& reset,
-                           const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-                           const OptionalTensor& zoneout_c, const Tensor& output,
-                           const Tensor& cells, const Tensor& gates, bool input_needs_grad,
-                           bool state_needs_grad, c10::string_view engine, bool per_row) {
-  return function(
-      {input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
-      {grad_output, grad_h_n, grad_c_n, grad_cells, output, cells, gates,
-       GradientRequest{input_needs_grad, state_needs_grad, per_row}, engine});
-}
+constexpr auto backward_op = op<function, BackwardArguments>;
+template <PackedResult (*function)(const LstmCall&, const PackedOptions&)>
+constexpr auto packed_op = op<function, PackedOptions>;
 
 }  // namespace fastlstm

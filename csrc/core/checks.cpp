@@ -1,6 +1,7 @@
 // The checks of a call, and all messages about its arguments.
 #include <ATen/EmptyTensor.h>
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "core/layer.h"
@@ -54,7 +55,7 @@ void check_dims(std::initializer_list<Named> tensors, int64_t dims) {
                 dims, " dimension(s), got shape ", tensor.sym_sizes());
 }
 
-void check_direction(const Direction& w, const Tensor& input) {
+void check_matrices(const Direction& w, const Tensor& input) {
   check_dims({{w.w_ih, "W_ih"}, {w.w_hh, "W_hh"}, {w.w_hr, "W_hr"}}, 2);
   const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
   TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
@@ -64,34 +65,49 @@ void check_direction(const Direction& w, const Tensor& input) {
   check_tensor(w.w_hh, "W_hh", {gates, out}, "(4 * hidden_size, output size)", input);
   if (w.w_hr.defined())
     check_tensor(w.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
-  for (const auto& [tensor, name] : std::initializer_list<Named>{
-           {w.b_ih, "b_ih"}, {w.b_hh, "b_hh"}, {w.gain_ih, "gain_ih"}, {w.gain_hh, "gain_hh"}})
-    if (tensor.defined()) check_tensor(tensor, name, {gates}, "(4 * hidden_size)", input);
-  for (const auto& [tensor, name] :
-       std::initializer_list<Named>{{w.gain_c, "gain_c"}, {w.bias_c, "bias_c"}})
-    if (tensor.defined()) check_tensor(tensor, name, {hidden}, "(hidden_size)", input);
 }
 
-std::vector<Direction> check_weights(at::TensorList weights, int64_t num_directions,
-                                     const Tensor& input) {
-  const auto layout = WeightLayout::of(static_cast<int64_t>(weights.size()), num_directions);
-  TORCH_CHECK(
-      layout,
-      "lstm: expected weights to hold W_ih, W_hh, then b_ih, b_hh if there are biases, then "
-      "W_hr if there is a projection, then gain_ih, gain_hh, gain_c, bias_c if there is layer "
-      "normalisation, for each of ",
-      num_directions, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
-  std::vector<Direction> directions;
-  for (int64_t d = 0; d < num_directions; ++d) {
-    directions.push_back(layout->direction(weights, d));
-    const Direction &w = directions.back(), &first = directions[0];
-    check_direction(w, input);
+// Biases and gains.
+void check_vectors(const Direction& w, const c10::SymInt& hidden, const Tensor& input,
+                   at::ScalarType dtype) {
+  for_each_weight(w, [&](const Tensor& tensor, const char* name) {
+    if (*name == 'W') return;
+    const bool of_cell = &tensor == &w.gain_c || &tensor == &w.bias_c;
+    check_shape(tensor, name, {of_cell ? hidden : 4 * hidden},
+                of_cell ? "(hidden_size)" : "(4 * hidden_size)", input);
+    check_dtype(tensor, name, dtype);
+  });
+}
+
+void check_weights(Layer& layer) {
+  const Direction& first = layer.directions[0];
+  for (const Direction& w : layer.directions) {
+    check_matrices(w, layer.input);
+    check_vectors(w, w.w_ih.sym_size(0) / 4, layer.input, layer.input.scalar_type());
     TORCH_CHECK(w.w_ih.sym_sizes() == first.w_ih.sym_sizes() &&
                     w.w_hh.sym_sizes() == first.w_hh.sym_sizes(),
                 "lstm: expected both directions to have weights of the same shapes, got W_ih ",
                 first.w_ih.sym_sizes(), " and ", w.w_ih.sym_sizes());
   }
-  return directions;
+  layer.hidden_size = first.w_ih.sym_size(0) / 4;
+  layer.output_size = first.w_hh.sym_size(1);
+}
+
+// Packed matrices have no shapes, so the sizes are those of the state.
+void check_packed_weights(Layer& layer) {
+  check_dims({{layer.c_0, "c_0"}}, 3);
+  layer.hidden_size = layer.c_0.sym_size(2);
+  layer.output_size = layer.h_0.sym_size(2);
+  TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
+              "lstm: expected h_0 and c_0 of the same size without W_hr, got ", layer.output_size,
+              " and ", layer.hidden_size);
+  for (const Direction& w : layer.directions) {
+    for_each_weight(w, [&](const Tensor& tensor, const char* name) {
+      TORCH_CHECK(tensor.device() == layer.input.device(), "lstm: expected ", name, " on ",
+                  layer.input.device(), " like input, got ", tensor.device());
+    });
+    check_vectors(w, layer.hidden_size, layer.input, state_dtype(layer.input.scalar_type()));
+  }
 }
 
 bool is_supported(at::ScalarType dtype) {
@@ -123,13 +139,16 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// The call without its weights and the sizes that follow from them.
-Layer unpack(const LstmCall& call) {
+// The call but the sizes that follow from its weights.
+Layer unpack(const LstmCall& call, bool packed) {
   Layer layer;
-  layer.input = call.input, layer.h_0 = call.h_0, layer.c_0 = call.c_0;
-  layer.batch_sizes = call.batch_sizes, layer.lengths = call.lengths, layer.reset = call.reset;
-  layer.h_mask = call.h_mask;
-  layer.zoneout_h = call.zoneout_h, layer.zoneout_c = call.zoneout_c;
+  static_cast<CallTensors&>(layer) = call.tensors();
+  layer.layout = WeightLayout::of(call.layout);
+  TORCH_CHECK(
+      layer.layout.format.empty() != packed,
+      "lstm: expected layout to be of the words bias, projection, layer_norm, in this order",
+      packed ? ", and the format of packed weights" : "", ", got \"", call.layout, "\"");
+  layer.directions = layer.layout.directions(call.weights, call.h_0.sym_size(0).expect_int());
   layer.input_size = call.input.sym_size(-1);
   if (layer.packed()) {
     layer.steps = call.batch_sizes->sym_size(0);
@@ -170,8 +189,45 @@ void check_zoneout(const Layer& layer, const OptionalTensor& zoneout, const char
                SequenceMeaning{layer, "size of the state", true}, layer.input);
 }
 
-// Everything but the weights.
-void check_sequence(const Layer& layer) {
+}  // namespace
+
+WeightLayout WeightLayout::of(c10::string_view words) {
+  std::string_view left(words.data(), words.size());
+  const auto begins_with = [&left](std::string_view word) {
+    if (left.substr(0, left.find(' ')) != word) return false;
+    left.remove_prefix(std::min(word.size() + 1, left.size()));
+    return true;
+  };
+  WeightLayout layout;
+  layout.bias = begins_with("bias"), layout.projects = begins_with("projection");
+  layout.normalizes = begins_with("layer_norm"), layout.format = left;
+  return layout;
+}
+
+int64_t WeightLayout::each() const {
+  return std::count_if(std::begin(kWeights), std::end(kWeights),
+                       [this](const NamedWeight& weight) { return this->*weight.is_there; });
+}
+
+std::vector<Direction> WeightLayout::directions(at::TensorList weights, int64_t count) const {
+  if (static_cast<int64_t>(weights.size()) != count * each()) {
+    std::string names;
+    for_each_name(*this, [&names](std::string_view name) { names.append(name).append(", "); });
+    TORCH_CHECK(false, "lstm: expected weights to hold ", names, "as layout says, for each of ",
+                count, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
+  }
+  std::vector<Direction> directions(count);
+  const Tensor* next = weights.data();
+  for (Direction& direction : directions)
+    for (const NamedWeight& weight : kWeights)
+      if (this->*weight.is_there) direction.*weight.tensor = *next++;
+  return directions;
+}
+
+Layer check_layer(const LstmCall& call, bool packed) {
+  check_input(call);
+  Layer layer = unpack(call, packed);
+  packed ? check_packed_weights(layer) : check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   check_states(layer);
   if (layer.lengths)
@@ -180,53 +236,11 @@ void check_sequence(const Layer& layer) {
   if (layer.reset)
     check_rows(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
                "bool", layer.input);
-}
-
-}  // namespace
-
-Layer check_layer(const LstmCall& call) {
-  check_input(call);
-  Layer layer = unpack(call);
-  layer.directions = check_weights(call.weights, call.h_0.sym_size(0).expect_int(), call.input);
-  layer.hidden_size = layer.directions[0].w_ih.sym_size(0) / 4;
-  layer.output_size = layer.directions[0].w_hh.sym_size(1);
-  check_sequence(layer);
   if (layer.h_mask)
     check_tensor(*layer.h_mask, "h_mask", {layer.num_directions(), layer.batch, layer.output_size},
                  "(directions, batch, output size)", layer.input);
   check_zoneout(layer, layer.zoneout_h, "zoneout_h", layer.output_size);
   check_zoneout(layer, layer.zoneout_c, "zoneout_c", layer.hidden_size);
-  return layer;
-}
-
-Layer check_packed_layer(const LstmCall& call) {
-  check_input(call);
-  TORCH_CHECK(call.c_0.dim() == 3,
-              "lstm: expected c_0 of shape (directions, batch, hidden_size), "
-              "got ",
-              call.c_0.sym_sizes());
-  Layer layer = unpack(call);
-  layer.directions.resize(call.h_0.sym_size(0).expect_int());
-  layer.hidden_size = call.c_0.sym_size(2);
-  layer.output_size = call.h_0.sym_size(2);
-  check_sequence(layer);
-  const bool doubles = call.input.scalar_type() == at::kDouble;
-  const int64_t count = static_cast<int64_t>(call.weights.size()),
-                each = count / layer.num_directions();
-  TORCH_CHECK(
-      each * layer.num_directions() == count && (each == 3 || each == 4 || each == 7 || each == 8),
-      "lstm_packed: expected W_ih, W_hh, bias, W_hr if there is a projection, and gain_ih, "
-      "gain_hh, gain_c, bias_c if there is layer normalisation, for each of ",
-      layer.num_directions(), " direction(s), got ", count, " tensors");
-  const bool projects = each % 4 == 0;
-  TORCH_CHECK(projects || layer.output_size == layer.hidden_size,
-              "lstm_packed: expected h_0 and c_0 of the same size without W_hr, got ",
-              layer.output_size, " and ", layer.hidden_size);
-  for (const Tensor& weight : call.weights)
-    TORCH_CHECK(
-        (weight.scalar_type() == at::kDouble) == doubles && weight.device() == call.input.device(),
-        "lstm_packed: expected weights on ", call.input.device(), " that go with input of ",
-        call.input.scalar_type(), ", got ", weight.scalar_type(), " on ", weight.device());
   return layer;
 }
 
@@ -305,26 +319,16 @@ void check_memory(const Tensor& tensor, const char* name) {
 }
 
 void check_values(const Layer& layer, const Saved& saved, const OutputGrads& grads) {
-  const auto given = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
-  for (const auto& [tensor, name] :
-       std::initializer_list<Named>{{layer.input, "input"},
-                                    {layer.h_0, "h_0"},
-                                    {layer.c_0, "c_0"},
-                                    {given(layer.batch_sizes), "batch_sizes"},
-                                    {given(layer.lengths), "lengths"},
-                                    {given(layer.reset), "reset"},
-                                    {given(layer.h_mask), "h_mask"},
-                                    {given(layer.zoneout_h), "zoneout_h"},
-                                    {given(layer.zoneout_c), "zoneout_c"},
-                                    {saved.output, "the saved output"},
-                                    {saved.cells, "the saved cells"},
-                                    {saved.gates, "the saved gates"},
-                                    {grads.output, "grad_output"},
-                                    {grads.h_n, "grad_h_n"},
-                                    {grads.c_n, "grad_c_n"},
-                                    {grads.cells, "grad_cells"}})
+  for_each_tensor(layer, check_memory);
+  for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
+  for (const auto& [tensor, name] : std::initializer_list<Named>{{saved.output, "the saved output"},
+                                                                 {saved.cells, "the saved cells"},
+                                                                 {saved.gates, "the saved gates"},
+                                                                 {grads.output, "grad_output"},
+                                                                 {grads.h_n, "grad_h_n"},
+                                                                 {grads.c_n, "grad_c_n"},
+                                                                 {grads.cells, "grad_cells"}})
     check_memory(tensor, name);
-  for (const Direction& w : layer.directions) w.for_each(check_memory);
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();

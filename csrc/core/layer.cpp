@@ -36,15 +36,12 @@ std::string Layer::options() const {
 }
 
 Layer as_float(const Layer& original) {
-  const auto convert = [](Tensor& tensor) {
-    if (tensor.defined()) tensor = tensor.to(at::kFloat);
-  };
   Layer layer = original;
-  for (Tensor* tensor : {&layer.input, &layer.h_0, &layer.c_0}) convert(*tensor);
-  for (Direction& d : layer.directions)
-    d.for_each([&](Tensor& tensor, const char*) { convert(tensor); });
-  for (OptionalTensor* mask : {&layer.h_mask, &layer.zoneout_h, &layer.zoneout_c})
-    if (*mask) convert(**mask);
+  const auto convert = [](Tensor& tensor, const char*) {
+    if (tensor.is_floating_point()) tensor = tensor.to(at::kFloat);
+  };
+  for_each_tensor(layer, convert);
+  for (Direction& d : layer.directions) for_each_weight(d, convert);
   return layer;
 }
 

@@ -18,21 +18,22 @@ struct Sizes {
   int64_t directions, steps, batch, flat_rows, input_size, hidden_size, output_size;
 };
 
-struct Layer {
-  Tensor input, h_0, c_0;  // [T,B,I] or [R,I]; [D,B,P]; [D,B,H], of input's dtype or state_dtype
+// input [T,B,I] or [R,I]; h_0 [D,B,P]; c_0 [D,B,H], of input's dtype or state_dtype;
+// h_mask [D,B,P]: what h_{t-1} is multiplied with on its way into W_hh;
+// zoneout_h [D,T,B,P] or [D,R,P], zoneout_c [D,T,B,H] or [D,R,H]: the share of h_{t-1}, and of
+// c_{t-1}, that stays.
+struct Layer : CallTensors {
   std::vector<Direction> directions;
-  OptionalTensor batch_sizes, lengths, reset;
-  OptionalTensor h_mask;     // [D,B,P] what h_{t-1} is multiplied with on its way into W_hh
-  OptionalTensor zoneout_h;  // [D,T,B,P] or [D,R,P] the share of h_{t-1} that stays
-  OptionalTensor zoneout_c;  // [D,T,B,H] or [D,R,H] the share of c_{t-1} that stays
+  WeightLayout layout;
   c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
 
   bool packed() const { return batch_sizes.has_value(); }
-  bool projects() const { return directions[0].w_hr.defined(); }
-  bool normalizes() const { return directions[0].gain_ih.defined(); }
+  bool projects() const { return layout.projects; }
+  bool normalizes() const { return layout.normalizes; }
   bool zones_out() const { return zoneout_h || zoneout_c; }
   std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
-  bool has_bias() const { return directions[0].b_ih.defined(); }
+  bool has_packed_weights() const { return !layout.format.empty(); }
+  bool has_bias() const { return layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
   // [T,B,size] or [R,size]; with the directions in front for what is saved of each.
@@ -41,11 +42,9 @@ struct Layer {
 };
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
-// came. These three serve CPU, CUDA and Meta alike, so they use symbolic sizes only.
-Layer check_layer(const LstmCall& call);
-
-// The same of a call whose weights are packed: those of `directions` are undefined.
-Layer check_packed_layer(const LstmCall& call);
+// came. These three serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
+// matrices they see the device: who reads them knows their sizes.
+Layer check_layer(const LstmCall& call, bool packed = false);
 
 // Every tensor in float32.
 Layer as_float(const Layer& layer);

@@ -1,15 +1,16 @@
-// The weights of one direction by name, and the list in which the op takes them: the only place in
-// C++ that knows the order of that list.
+// The weights of one direction by name, and the list in which an op takes them. The table below is
+// the only place in C++ that knows the order of that list.
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include <string>
+#include <vector>
 
 namespace fastlstm {
 
 using at::Tensor;
 
-// Undefined if absent.
+// Undefined if absent. Matrices may be packed (cpu/layer/packed_direction.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]
@@ -18,47 +19,50 @@ struct Direction {
   // Layer normalisation (layer_norm_step.h); the biases are those of the norms too.
   Tensor gain_ih, gain_hh;  // [4H]
   Tensor gain_c, bias_c;    // [H]
-
-  // visit(tensor, name) in the order of the list.
-  template <typename Visit>
-  void for_each(const Visit& visit) {
-    visit(w_ih, "W_ih"), visit(w_hh, "W_hh"), visit(b_ih, "b_ih"), visit(b_hh, "b_hh");
-    visit(w_hr, "W_hr"), visit(gain_ih, "gain_ih"), visit(gain_hh, "gain_hh");
-    visit(gain_c, "gain_c"), visit(bias_c, "bias_c");
-  }
-  template <typename Visit>
-  void for_each(const Visit& visit) const {
-    const_cast<Direction*>(this)->for_each(
-        [&](const Tensor& tensor, const char* name) { visit(tensor, name); });
-  }
 };
 
-// What a list holds for each direction: W_ih, W_hh, then b_ih, b_hh, then W_hr, then gain_ih,
-// gain_hh, gain_c, bias_c, where there are such.
+// What a list holds for each direction. An op is told by words, in this order: "bias", "projection"
+// and "layer_norm" where there are such weights, and the format of matrices that are packed.
 struct WeightLayout {
-  bool bias, projects, normalizes;
+  bool matrices = true, bias = false, projects = false, normalizes = false;
+  std::string format;  // empty: tensors of the layer's dtype
 
-  // Nothing if no layer has so many weights.
-  static std::optional<WeightLayout> of(int64_t count, int64_t directions) {
-    const int64_t each = directions > 0 ? count / directions : 0;
-    if (each * directions != count || each < 2 || each > 9) return std::nullopt;
-    const int64_t plain = each >= 6 ? each - 4 : each;
-    return WeightLayout{plain >= 4, plain % 2 == 1, each >= 6};
-  }
-  int64_t each() const { return 2 + 2 * bias + projects + 4 * normalizes; }
+  static WeightLayout of(c10::string_view words);
+  int64_t each() const;  // how many weights a direction has
   // b_ih and b_hh are only ever added, and share one.
   int64_t gradients() const { return each() - bias; }
-
-  Direction direction(at::TensorList weights, int64_t d) const {
-    const Tensor* next = weights.data() + d * each();
-    Direction w;
-    w.w_ih = *next++, w.w_hh = *next++;
-    if (bias) w.b_ih = *next++, w.b_hh = *next++;
-    if (projects) w.w_hr = *next++;
-    if (normalizes)
-      for (Tensor* tensor : {&w.gain_ih, &w.gain_hh, &w.gain_c, &w.bias_c}) *tensor = *next++;
-    return w;
-  }
+  std::vector<Direction> directions(at::TensorList weights, int64_t count) const;
 };
+
+// The weights in the order of the list, and what has to be there for each.
+struct NamedWeight {
+  const char* name;
+  Tensor Direction::* tensor;
+  bool WeightLayout::* is_there;
+};
+constexpr NamedWeight kWeights[] = {
+    {"W_ih", &Direction::w_ih, &WeightLayout::matrices},
+    {"W_hh", &Direction::w_hh, &WeightLayout::matrices},
+    {"b_ih", &Direction::b_ih, &WeightLayout::bias},
+    {"b_hh", &Direction::b_hh, &WeightLayout::bias},
+    {"W_hr", &Direction::w_hr, &WeightLayout::projects},
+    {"gain_ih", &Direction::gain_ih, &WeightLayout::normalizes},
+    {"gain_hh", &Direction::gain_hh, &WeightLayout::normalizes},
+    {"gain_c", &Direction::gain_c, &WeightLayout::normalizes},
+    {"bias_c", &Direction::bias_c, &WeightLayout::normalizes},
+};
+
+// visit(tensor, name) for the weights that a direction has.
+template <typename AnyDirection, typename Visit>
+void for_each_weight(AnyDirection& direction, const Visit& visit) {
+  for (const NamedWeight& weight : kWeights)
+    if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
+}
+// visit(name) for each weight of a direction, in the order of the list.
+template <typename Visit>
+void for_each_name(const WeightLayout& layout, const Visit& visit) {
+  for (const NamedWeight& weight : kWeights)
+    if (layout.*weight.is_there) visit(std::string_view(weight.name));
+}
 
 }  // namespace fastlstm

@@ -19,19 +19,34 @@ FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
 struct int8 {
   int8_t value;
 };
-template <>
-struct StateOf<int8> {
-  using type = float;
-};
+
+// The formats of packed weights: macro(C++ type of an element, name, what a tensor of them holds
+// unpacked, bits of an element, neighbours along K that share a scale). First those of integers.
+#define FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro) macro(int8, int8, Char, 8, INT32_MAX)
+#define FASTLSTM_FOR_EACH_FORMAT(macro)                                     \
+  macro(float, float32, Float, 32, 0) macro(double, float64, Double, 64, 0) \
+      macro(bfloat16, bfloat16, BFloat16, 16, 0) FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro)
+
+#define FASTLSTM_STATE(W, name, unpacked, bits, group) \
+  template <>                                          \
+  struct StateOf<W> {                                  \
+    using type = float;                                \
+  };
+FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_STATE)
+#undef FASTLSTM_STATE
+
 // What a product sums in before the sums become those of the state's dtype.
 template <typename T>
 struct SumOf {
   using type = typename StateOf<T>::type;
 };
-template <>
-struct SumOf<int8> {
-  using type = int32_t;
-};
+#define FASTLSTM_SUM(W, name, unpacked, bits, group) \
+  template <>                                        \
+  struct SumOf<W> {                                  \
+    using type = int32_t;                            \
+  };
+FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_SUM)
+#undef FASTLSTM_SUM
 
 template <typename T>
 using State_t = typename StateOf<T>::type;

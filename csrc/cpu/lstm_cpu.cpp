@@ -1,7 +1,7 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
-#include <ATen/Context.h>
 #include <torch/library.h>
 
+#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/step.h"
 #include "cpu/targets/kernels.h"
@@ -31,13 +31,6 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
               "\"tiled\" only without layer normalisation, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   return plan(task, cpu_machine());
-}
-
-// Whether torch.backends.mkldnn.rnn.fp32_precision is "bf16". "tf32" is float32: three products of
-// bfloat16 were slower.
-bool allows_bfloat16() {
-  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
-         at::Float32Precision::BF16;
 }
 
 // function(T, W) for the dtype T that a layer is computed in, and W of its products with weights.
@@ -82,7 +75,7 @@ ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
   const Layer layer = check_layer(call);
   check_values(layer);
   CpuTask task = task_of(layer);
-  task.bfloat16_products = allows_bfloat16();
+  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   task.saves = options.save_cells || options.save_gates;
   const CpuPlan plan = plan_of(layer, task, options.engine);
   if (plan.dtype == task.dtype) return forward(layer, plan, options);
@@ -97,7 +90,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const OutputGrads grads = check_grads(layer, arguments);
   check_values(layer, saved, grads);
   CpuTask task = task_of(layer);
-  task.bfloat16_products = allows_bfloat16();
+  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   task.backward = true, task.saved_gates = saved.gates.defined();
   task.per_row = arguments.request.per_row;
   const CpuPlan plan = plan_of(layer, task, arguments.engine);
@@ -116,7 +109,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
   CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
-  task.bfloat16_products = allows_bfloat16();
+  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   return dispatch(task.dtype, product_dtype(task, cpu_machine()),
                   [&](auto t, auto w) { return step_gradients<decltype(t), decltype(w)>(steps); });
 }

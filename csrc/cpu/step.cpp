@@ -56,5 +56,6 @@ void run_step(const NormBackward<T, A>& step) {
   template void run_step(const NormForward<T, A>&);  \
   template void run_step(const NormBackward<T, A>&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -1,8 +1,6 @@
 // Which engine serves a call on a GPU: what was requested, what the device can do, what the planner
 // says.
 #pragma once
-#include <ATen/Context.h>
-
 #include <algorithm>
 #include <array>
 #include <mutex>
@@ -10,6 +8,7 @@
 #include <string>
 
 #include "../core/layer.h"
+#include "../core/torch_versions.h"
 #include "device_sequence.h"
 #include "launch.h"
 #include "plan.h"
@@ -115,7 +114,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   layer.steps.expect_int(),
                   static_cast<int>(layer.num_directions()),
                   dtype_of(layer.input.scalar_type()),
-                  at::globalContext().allowTF32CuDNN(at::Float32Op::RNN),
+                  rnn_allows_tf32(),
                   layer.projects() || layer.normalizes(),
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;

@@ -1,9 +1,9 @@
 // What a user asks of the CUDA engines: one of them by name, and multiprocessors for other streams.
 #pragma once
 #include <atomic>
-#include <climits>
-#include <cstdio>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,26 +22,32 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   if (name == "auto") return EngineRequest{EngineRequest::kAuto, {}};
   if (name == "stepwise") return EngineRequest{EngineRequest::kStepwise, {}};
   if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
+  const std::string prefix = "persistent:";
+  if (name.compare(0, prefix.size(), prefix) != 0) return std::nullopt;
   Division division;
-  int parsed = 0;
-  const int numbers = std::sscanf(name.c_str(), "persistent:%4dx%4dx%8d%n", &division.units,
-                                  &division.row_tile, &division.row_groups, &parsed);
-  if (numbers != 3 || parsed != static_cast<int>(name.size()) || division.units < 1 ||
-      division.row_tile < 1 || division.row_groups < 1)
-    return std::nullopt;
+  const char *at = name.c_str() + prefix.size(), *const end = name.c_str() + name.size();
+  for (int* number : {&division.units, &division.row_tile, &division.row_groups}) {
+    const bool last = number == &division.row_groups;
+    const auto [next, error] = std::from_chars(at, end, *number);
+    if (error != std::errc() || *number < 1 || next - at > (last ? 8 : 4) ||
+        (last ? next != end : *next != 'x'))
+      return std::nullopt;
+    at = next + 1;
+  }
   return EngineRequest{EngineRequest::kPersistent, division};
 }
 
 // Nothing where the user says nothing.
 inline std::optional<int> parse_free_sms(const char* text) {
   if (!text || !*text) return std::nullopt;
-  char* end = nullptr;
-  const long count = std::strtol(text, &end, 10);
-  if (*end || end == text || count < 0 || count > INT_MAX)
+  int count = 0;
+  const char* const end = text + std::strlen(text);
+  const auto [next, error] = std::from_chars(text, end, count);
+  if (error != std::errc() || next != end || count < 0)
     throw std::invalid_argument(
         std::string("FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got \"") +
         text + "\"");
-  return static_cast<int>(count);
+  return count;
 }
 
 // What free_sms() is where the user says nothing; Python sets it.

@@ -14,24 +14,15 @@ template <c10::DeviceType device, c10::DispatchKey key>
 ForwardResult lstm_autocast(const LstmCall& call, const ForwardOptions& options) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
   const auto dtype = at::autocast::get_autocast_dtype(device);
-  const auto cast = [dtype](const Tensor& tensor) {
-    return at::autocast::cached_cast(dtype, tensor, device);
-  };
-  const auto cast_mask = [&cast](const OptionalTensor& mask) {
-    return mask ? OptionalTensor(cast(*mask)) : std::nullopt;
-  };
-  const int64_t directions = call.h_0.dim() > 0 ? call.h_0.sym_size(0).expect_int() : 0;
-  const auto layout = WeightLayout::of(static_cast<int64_t>(call.weights.size()), directions);
-  const bool keep_c = device == c10::DeviceType::CPU && layout && layout->projects &&
-                      call.c_0.scalar_type() == at::kFloat;
-  const Tensor input = cast(call.input), h_0 = cast(call.h_0);
-  const Tensor c_0 = keep_c ? call.c_0 : cast(call.c_0);
-  const std::vector<Tensor> weights = at::autocast::cached_cast(dtype, call.weights, device);
-  const OptionalTensor h_mask = cast_mask(call.h_mask), zoneout_h = cast_mask(call.zoneout_h),
-                       zoneout_c = cast_mask(call.zoneout_c);
-  return call_lstm({input, h_0, c_0, weights, call.batch_sizes, call.lengths, call.reset, h_mask,
-                    zoneout_h, zoneout_c},
-                   options);
+  OwnedCall cast(call);
+  for_each_tensor(cast, [dtype](Tensor& tensor, const char*) {
+    tensor = at::autocast::cached_cast(dtype, tensor, device);
+  });
+  if (device == c10::DeviceType::CPU && WeightLayout::of(call.layout).projects &&
+      call.c_0.scalar_type() == at::kFloat)
+    cast.c_0 = call.c_0;
+  cast.weights = at::autocast::cached_cast(dtype, call.weights, device);
+  return call_lstm(cast.call(), options);
 }
 
 }  // namespace

@@ -7,15 +7,13 @@
 
 namespace fastlstm {
 
-// A call of lstm_backward in which some tensors hold N samples along their first dimension.
-struct SampledBackward {
-  std::vector<OptionalTensor> tensors;  // in the schema's order, but the weights come last
-  std::vector<size_t> batched;          // positions in rising order, at least one
-  GradientRequest request;
-  std::string engine;
-};
-
-// The results in one list, N along the first dimension of each.
-std::vector<Tensor> backward_of_samples(const SampledBackward& call);
+// lstm_backward where some tensors hold N samples along their first dimension, from Python: its
+// tensors in the order of the schema, but the weights last, and which of them are batched. The
+// results in one list, N along the first dimension of each.
+std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
+                                             const std::vector<bool>& batched,
+                                             const std::string& layout, bool input_needs_grad,
+                                             bool state_needs_grad, bool per_row,
+                                             const std::string& engine);
 
 }  // namespace fastlstm

@@ -80,7 +80,6 @@ std::vector<Tensor> differentiable_backward(const Layer& original, const OutputG
   // history (the input of a second layer depends on a weight that both layers share).
   std::vector<Tensor> leaves;
   const auto alias = [&](const Tensor& tensor) {
-    if (!tensor.defined()) return tensor;
     leaves.push_back(tensor.view_as(tensor));
     return leaves.back();
   };
@@ -89,7 +88,7 @@ std::vector<Tensor> differentiable_backward(const Layer& original, const OutputG
   layer.h_0 = alias(original.h_0);
   layer.c_0 = alias(original.c_0);
   for (Direction& w : layer.directions)
-    w.for_each([&](Tensor& tensor, const char*) { tensor = alias(tensor); });
+    for_each_weight(w, [&](Tensor& tensor, const char*) { tensor = alias(tensor); });
 
   std::vector<Tensor> outputs, h_n, c_n, cells;
   for (int64_t d = 0; d < layer.num_directions(); ++d) {

@@ -36,6 +36,7 @@ py::dict build_info() {
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
   info["l2_cache_bytes"] = l2_cache_bytes();
+  info["leaves_steps_to_aten"] = kernel_table().tuning.leaves_steps_to_aten;
   py::dict products;
   products["float32"] = describe(product_of<float>());
   products["float64"] = describe(product_of<double>());
@@ -86,19 +87,19 @@ py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_s
 // The op without save_gates; its arguments are those of the schema.
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
-    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
-    const OptionalTensor& h_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-    bool save_cells, bool recompute, const std::string& engine) {
+    const std::string& layout, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+    const OptionalTensor& reset, const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c, bool save_cells, bool recompute, const std::string& engine) {
   py::gil_scoped_release no_gil;
   auto [output, h_n, c_n, cells, gates] = call_lstm(
-      {input, h_0, c_0, weights, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
+      {input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
       {save_cells, /*save_gates=*/false, recompute, engine});
   return {output, h_n, c_n, cells};
 }
 
 // input [B,I], h and c [B,H]
 std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
-                                     const std::vector<Tensor>& weights,
+                                     const std::vector<Tensor>& weights, const std::string& layout,
                                      const std::string& engine) {
   py::gil_scoped_release no_gil;
   // Without gradients the five views need no tracking, which costs as much as a small step.
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
   const OptionalTensor none;
   const auto [output, h_n, c_n, cells, gates] =
-      call_lstm({x, h_0, c_0, weights, none, none, none, none, none, none},
+      call_lstm({x, h_0, c_0, weights, layout, none, none, none, none, none, none},
                 {/*save_cells=*/false, /*save_gates=*/false, false, engine});
   // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
   // autograd what they get is no view: hooks of a view are lost when it is written to.
@@ -115,51 +116,34 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
 }
 
 // Without the dispatcher: there is no gradient and one device.
-PackedResult lstm_packed(const Tensor& x, const Tensor& h, const Tensor& c,
-                         const std::vector<Tensor>& weights, const OptionalTensor& batch_sizes,
-                         const OptionalTensor& lengths, const OptionalTensor& reset,
-                         bool save_cells) {
+PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+                         const std::vector<Tensor>& weights, const std::string& layout,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                         const OptionalTensor& reset, bool save_cells) {
   py::gil_scoped_release no_gil;
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Tensor input = in_memory(x), h_0 = in_memory(h), c_0 = in_memory(c);
-  const bool is_step = input.dim() == 3 && h_0.dim() == 3 && c_0.dim() == 3 && input.size(0) == 1 &&
-                       !batch_sizes && !lengths && !reset && !save_cells;
-  if (is_step)
-    if (const auto step = lstm_packed_step({input, h_0, c_0, weights})) {
-      const auto& [h_n, c_n] = *step;
-      Tensor output = at::empty_like(h_n);
-      output.copy_(h_n);
-      return {output, h_n, c_n, Tensor()};  // the user may write to either
-    }
+  const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
   const OptionalTensor none;
-  return lstm_packed_cpu({input, h_0, c_0, weights, batch_sizes, lengths, reset, none, none, none},
-                         {packed_layout(), save_cells});
+  return lstm_packed_cpu({x, h, c, weights, layout, batch_sizes, lengths, reset, none, none, none},
+                         {save_cells});
 }
 
-std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& x, const Tensor& h_0, const Tensor& c_0,
-                                            const std::vector<Tensor>& weights) {
+std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h_0,
+                                            const Tensor& c_0, const std::vector<Tensor>& weights,
+                                            const std::string& layout) {
   py::gil_scoped_release no_gil;
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Tensor input = in_memory(x), h = in_memory(h_0), c = in_memory(c_0);
-  if (input.dim() == 2 && h.dim() == 2 && c.dim() == 2)
-    if (const auto step = lstm_packed_step({input, h, c, weights})) return *step;
+  const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
+  if (x.dim() == 2 && h.dim() == 2 && c.dim() == 2)
+    if (const auto step = lstm_packed_step({x, h, c, weights, layout})) return *step;
   const OptionalTensor none;
   const auto [output, h_n, c_n, cells] =
-      lstm_packed_cpu({input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, none, none,
+      lstm_packed_cpu({x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout, none, none,
                        none, none, none, none},
-                      {packed_layout(), false});
+                      {false});
   return {h_n.squeeze(0), c_n.squeeze(0)};
-}
-
-std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& tensors,
-                                             const std::vector<size_t>& batched,
-                                             bool input_needs_grad, bool state_needs_grad,
-                                             const std::string& engine, bool per_row) {
-  py::gil_scoped_release no_gil;
-  return backward_of_samples(
-      {tensors, batched, {input_needs_grad, state_needs_grad, per_row}, engine});
 }
 
 }  // namespace
@@ -186,17 +170,17 @@ PYBIND11_MODULE(_C, m) {
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def("set_default_free_sms", [](int count) { fastlstm::default_free_sms = count; },
-        "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
+  m.def(
+      "set_default_free_sms", [](int count) { fastlstm::default_free_sms = count; },
+      "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
-  m.def("packed_layout", &fastlstm::packed_layout,
-        "The layout of packed weights on this processor");
   m.def("pack_weight", &fastlstm::pack_weight, "A weight in the panels of this processor");
   m.def("unpack_weight", &fastlstm::unpack_weight, "The opposite of pack_weight");
   m.def("lstm_packed", &fastlstm::lstm_packed, "torch.ops.fastlstm.lstm_packed");
   m.def("lstm_cell_packed", &fastlstm::lstm_cell_packed, "One step; input [B,I], h and c [B,H]");
-  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples,
-        "torch.ops.fastlstm.lstm_backward with some tensors batched; see SampledBackward in "
-        "batching.h");
+  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples, py::arg("tensors"),
+        py::arg("batched"), py::arg("layout"), py::arg("input_needs_grad"),
+        py::arg("state_needs_grad"), py::arg("per_row") = false, py::arg("engine") = "auto",
+        "torch.ops.fastlstm.lstm_backward with some tensors batched; see batching.h");
 }

@@ -1,27 +1,37 @@
 // The ops: their schemas, and their shapes on symbolic sizes (Meta).
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <string_view>
 
 #include "core/layer.h"
 #include "core/operators.h"
+#include "core/packed.h"
 
 namespace fastlstm {
 namespace {
 
-ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& requested) {
-  const Layer layer = check_layer(call);
+ForwardResult results_of(const Layer& layer, bool save_cells, bool save_gates) {
   const c10::SymInt directions = layer.num_directions();
-  const auto options = call.input.options();
-  const auto saved = [&](bool save, const c10::SymInt& size, at::ScalarType dtype) {
-    return at::empty_symint(save ? layer.sequence(size, true) : std::vector<c10::SymInt>{0},
-                            options.dtype(dtype));
+  const auto options = layer.input.options();
+  const auto saved = [&](bool save, const c10::SymInt& size, const at::TensorOptions& of) {
+    return at::empty_symint(save ? layer.sequence(size, true) : std::vector<c10::SymInt>{0}, of);
   };
   return {at::empty_symint(layer.sequence(directions * layer.output_size, false), options),
           at::empty_symint({directions, layer.batch, layer.output_size}, options),
-          at::empty_symint({directions, layer.batch, layer.hidden_size}, call.c_0.options()),
-          saved(requested.save_cells, layer.hidden_size, state_dtype(call.input.scalar_type())),
-          saved(requested.save_gates, 4 * layer.hidden_size, call.input.scalar_type())};
+          at::empty_symint({directions, layer.batch, layer.hidden_size}, layer.c_0.options()),
+          saved(save_cells, layer.hidden_size, layer.state_options()),
+          saved(save_gates, 4 * layer.hidden_size, options)};
+}
+
+ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& options) {
+  return results_of(check_layer(call), options.save_cells, options.save_gates);
+}
+
+PackedResult lstm_packed_meta(const LstmCall& call, const PackedOptions& options) {
+  const auto [output, h_n, c_n, cells, gates] =
+      results_of(check_layer(call, /*packed=*/true), options.save_cells, false);
+  return {output, h_n, c_n, cells};
 }
 
 BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments& arguments) {
@@ -34,37 +44,58 @@ BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments&
     if (arguments.request.per_row)
       grad_weights.push_back(like(arguments.gates.select(0, 0)));
     else
-      d.for_each([&](const Tensor& w, std::string_view name) {  // b_hh has the gradient of b_ih
-        if (w.defined() && name != "b_hh") grad_weights.push_back(like(w));
+      for_each_weight(d, [&](const Tensor& w, std::string_view name) {
+        if (name != "b_hh") grad_weights.push_back(like(w));  // which has the gradient of b_ih
       });
   return {arguments.request.input ? like(call.input) : at::empty({0}, call.input.options()),
           like(call.h_0), like(call.c_0), grad_weights};
+}
+
+// The arguments of a call in a schema; a default is behind each = or nothing.
+std::string call_arguments(const char* layout, const char* none) {
+  std::string text =
+      std::string("Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout") + layout;
+  for (const char* name : {"batch_sizes", "lengths", "reset", "h_mask", "zoneout_h", "zoneout_c"})
+    text += std::string(", Tensor? ") + name + none;
+  return text;
 }
 
 }  // namespace
 }  // namespace fastlstm
 
 TORCH_LIBRARY(fastlstm, m) {
-  // Tensor roles and shapes: layer.h; no gradient reaches h_mask, zoneout_h, zoneout_c. Autograd
-  // saves cells always, and gates unless recompute. engine: "auto" or the name of one.
-  m.def(
-      "lstm(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes=None, "
-      "Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, Tensor? zoneout_h=None, "
-      "Tensor? zoneout_c=None, bool save_cells=False, bool save_gates=False, "
-      "bool recompute=False, str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, "
-      "Tensor cells, Tensor gates)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
-      "Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? batch_sizes, "
-      "Tensor? lengths, Tensor? reset, Tensor? h_mask, Tensor? zoneout_h, Tensor? zoneout_c, "
-      "Tensor output, Tensor cells, Tensor gates, "
-      "bool input_needs_grad, bool state_needs_grad, str engine, bool per_row=False) "
-      "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
-      {at::Tag::pt2_compliant_tag});
+  using fastlstm::call_arguments;
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  // Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask, zoneout_h,
+  // zoneout_c. Autograd saves cells always, and gates unless recompute. engine: "auto" or the name
+  // of one.
+  m.def(("lstm(" + call_arguments("=\"bias\"", "=None") +
+         ", bool save_cells=False, bool save_gates=False, bool recompute=False, "
+         "str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, "
+         "Tensor gates)")
+            .c_str(),
+        tags);
+  m.def(("lstm_backward(" + call_arguments("", "") +
+         ", Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
+         "Tensor output, Tensor cells, Tensor gates, bool input_needs_grad, bool state_needs_grad, "
+         "bool per_row=False, str engine=\"auto\") -> (Tensor grad_input, Tensor grad_h_0, "
+         "Tensor grad_c_0, Tensor[] grad_weights)")
+            .c_str(),
+        tags);
+  m.def(("lstm_packed(" + call_arguments("", "=None") +
+         ", bool save_cells=False) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells)")
+            .c_str(),
+        tags);
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {
   m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_meta>);
   m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_meta>);
+  m.impl("lstm_packed", fastlstm::packed_op<fastlstm::lstm_packed_meta>);
+}
+TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
+  m.impl("lstm_packed", fastlstm::packed_op<fastlstm::lstm_packed_cpu>);
+}
+TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
+  m.impl("lstm_packed", torch::autograd::autogradNotImplementedFallback());
 }

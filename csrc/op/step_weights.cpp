@@ -45,7 +45,7 @@ bool StepWeights::serves(const LstmCall& call) {
                                        &call.zoneout_h, &call.zoneout_c})
     if (*option) return false;
   const at::TensorList weights = call.weights;
-  return (weights.size() == 2 || weights.size() == 4) && weights[0].requires_grad() &&
+  return (call.layout.empty() || call.layout == "bias") && weights[0].requires_grad() &&
          weights[1].requires_grad() && std::all_of(weights.begin(), weights.end(), is_plain) &&
          is_plain(call.input) && is_plain(call.h_0) && is_plain(call.c_0) &&
          call.input.dim() == 3 && call.input.size(0) == 1 && call.input.numel() > 0 &&

@@ -47,7 +47,7 @@ def small_files():
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {"train": 96, "val": 12, "unseen": 12}
-    return scenes.generate(tmp_path_factory.mktemp("scenes"), splits, progress=False)
+    return scenes.generate(tmp_path_factory.mktemp("scenes"), splits)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +59,7 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     for split in ("train", "val"):
         annotations = scenes_root / "annotations" / f"captions_{split}.json"
         dataset = load_coco(annotations, scenes_root / split)
-        cache = extract_features(
-            cnn, dataset.images, folder / f"{split}.st", Extraction(progress=False)
-        )
+        cache = extract_features(cnn, dataset.images, folder / f"{split}.st", Extraction())
         tables[split] = FeatureTable(dataset, cache)
     captions = [c for image in tables["train"].images for c in image.captions]
     return SimpleNamespace(

@@ -30,7 +30,7 @@ config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0, consensus
 if stage == "reward":
     config = replace(config, self_critical=3)
 with distributed("cpu") as process:
-    history = train(checkpoint, config, table, None, out.parent / out.stem, False, process, False)
+    history = train(checkpoint, config, table, None, out.parent / out.stem, process=process)
 if not out.exists():
     # Adam does not see the scale of a gradient, so it is compared on its own.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()

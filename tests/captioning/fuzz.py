@@ -34,44 +34,40 @@ SECONDS, CPU_SECONDS, BYTES = 300, 60, 8 * 2**30  # that a case may take; BYTES 
 SIZES = "--hidden-size 8 --embed-size 8 --min-count 1 --epochs 1 --batch-size 10"
 COMMANDS = {  # what is called, and the files that it reads
     "caption run/best.pt pictures": ["run/best.pt", "pictures/000001.png", "pictures/3.jpg"],
-    "caption run/best.pt pictures --json r.json --method beam --all": ["run/best.pt"],
+    "caption run/best.pt pictures --json r.json --method beam": ["run/best.pt"],
     "caption run/best.pt pictures --method sample --json r.json": ["pictures/2.webp"],
     "caption run/best.pt pictures/4.gif pictures/5.tif pictures/6.bmp": [
-        *("pictures/4.gif", "pictures/5.tif", "pictures/6.bmp"),
+        *("pictures/4.gif", "pictures/5.tif", "pictures/6.bmp")
     ],
     "caption run/best.pt --annotations train.json --features run/features": [
-        *("train.json", "run/features/*.st", "run/best.pt"),
+        *("train.json", "run/features/*.st", "run/best.pt")
     ],
     "caption attention/best.pt pictures/000001.png --attention a.png": ["attention/best.pt"],
     "caption run/best.pt pictures/000001.png --sheet s.png": ["run/best.pt"],
     f"train --train train.json --val train.json --output new --cnn scenes_cnn {SIZES}": [
-        "train.json",
-    ],
-    f"train --train train.json --vocab vocabulary.json --output new --cnn scenes_cnn {SIZES}": [
-        "vocabulary.json",
+        "train.json"
     ],
     "train --train train.json --output run --resume --epochs 2": [
-        *("run/last.pt", "run/features/*.st", "train.json"),
+        *("run/last.pt", "run/features/*.st", "train.json")
     ],
     "train --train train.json --output new --start run/best.pt --self-critical 2 --epochs 1": [
-        "run/best.pt",
+        "run/best.pt"
     ],
     "features train.json --features run/features --cnn scenes_cnn": [
-        *("train.json", "run/features/*.st", "pictures/000001.png"),
+        *("train.json", "run/features/*.st", "pictures/000001.png")
     ],
-    "vocab train.json --output v.json": ["train.json"],
     "evaluate results.json --references train.json --json s.json": ["results.json", "train.json"],
     "evaluate results.json --references train.json --report r.html --checkpoint run/best.pt": [
-        *("run/best.pt", "run/last.pt", "pictures/000001.png"),
+        *("run/best.pt", "run/last.pt", "pictures/000001.png")
     ],
     "prepare captions.csv --images pictures --output new": ["captions.csv"],
     "prepare flickr.txt --images pictures --output new --train-list list.txt": [
-        *("flickr.txt", "list.txt"),
+        *("flickr.txt", "list.txt")
     ],
     "prepare karpathy.json --images pictures --output new": ["karpathy.json"],
     "prepare pictures --output new": ["pictures/000001.txt", "pictures/000001.png"],
     "import-yunjey --encoder e.ckpt --decoder d.ckpt --vocab v.pkl --output o.pt --cnn alexnet": [
-        *("e.ckpt", "d.ckpt", "v.pkl"),
+        *("e.ckpt", "d.ckpt", "v.pkl")
     ],
 }
 
@@ -81,7 +77,7 @@ COMMANDS = {  # what is called, and the files that it reads
 
 def make_files(folder: Path) -> None:
     """A sound file of each kind that a command reads."""
-    root = scenes.generate(folder / "scenes", {"train": 6}, progress=False)
+    root = scenes.generate(folder / "scenes", {"train": 6})
     data = json.loads((root / "annotations" / "captions_train.json").read_text())
     shutil.copytree(root / "train", folder / "pictures")
     shutil.rmtree(root)
@@ -109,7 +105,6 @@ def make_files(folder: Path) -> None:
     imports = "evaluate results.json --references train.json --report r.html"  # what is slow to
     for words in (f"{train} run", f"{train} attention --decoder attention", imports):
         assert main(words.split()) == 0
-    shutil.copy(folder / "run" / "vocabulary.json", folder)
 
 
 WORDS = ["", "x", "\ud800", "\0", "../..", "a" * 10_000, "<end>", "caf\udce9\n", "$x^{", "\x1b[2J"]

@@ -7,7 +7,7 @@ from captioning.config import ModelConfig
 from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.decoders.attention import AttentionDecoder
-from captioning.search.decoding import beam_search, greedy_search
+from captioning.search.decoding import DecodeConfig, beam_search, greedy_search
 
 E, H, V, GRID = 6, 8, 12, 3
 CELLS = GRID**2
@@ -73,9 +73,10 @@ def test_attention_finds_the_marked_cell(image):
 def test_search_works_on_it_and_a_batch_equals_its_pictures(image):
     model = decoder()
     greedy = greedy_search(model, image)
-    assert [g[0].tokens for g in beam_search(model, image, 1)] == [h.tokens for h in greedy]
-    for i, group in enumerate(beam_search(model, image, 3)):
-        alone = beam_search(model, image[i : i + 1], 3)[0]
+    one, three = DecodeConfig(beam_size=1), DecodeConfig(beam_size=3)
+    assert [g[0].tokens for g in beam_search(model, image, one)] == [h.tokens for h in greedy]
+    for i, group in enumerate(beam_search(model, image, three)):
+        alone = beam_search(model, image[i : i + 1], three)[0]
         assert [h.tokens for h in alone] == [h.tokens for h in group]
 
 

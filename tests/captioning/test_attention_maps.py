@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from captioning.__main__ import main
 from captioning.data.datasets import CaptionDataset
 from captioning.data.images import load_image
-from captioning.results.attention_maps import (
-    AttentionMaps,
-    compute_maps,
-    file_maps,
-    panels_html,
-    shade,
-)
+from captioning.results.attention_maps import AttentionMaps, compute_maps, file_maps, shade
 from captioning.results.evaluation import evaluate, write_evaluation
 
 
@@ -63,6 +58,12 @@ def test_shade_is_dark_where_it_did_not_look():
 
 def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path):
     maps = compute_maps(attentive, grid_cnn, load_image(path), ["a", "red"])
+    page = '{% from "results/attention.html" import attention_panels %}{{ attention_panels(p) }}'
+    environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
+
+    def panels_html(maps: AttentionMaps) -> str:
+        return environment.from_string(page).render(p=maps.panels())
+
     found = panels_html(AttentionMaps(maps.view, ["<script>", '"'], maps.weights))
     assert "<script>" not in found and "&lt;script&gt;" in found and 'for &quot;"' not in found
     assert found.count("--picture: url(data:image/png") == 1
@@ -81,7 +82,8 @@ def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentiv
     dataset = CaptionDataset(images + data.val.images[1:])
     results = {image.id: "a red square" for image in dataset.images}
     scores = evaluate(results, dataset)
-    write_evaluation(tmp_path / "r.html", results, dataset, scores, attentive)
+    attentive.save(tmp_path / "c.pt")
+    write_evaluation(tmp_path / "r.html", results, dataset, scores, tmp_path / "c.pt")
     report = (tmp_path / "r.html").read_text()
     shown = report.count("<figure>")
     lost = report.count("none.png: no such file")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +34,6 @@ from captioning.config import (
     recipe,
 )
 from captioning.data.formats import FORMATS, read_source
-from captioning.data.vocabulary import SPECIAL
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.neighbors import Neighbors
 from captioning.training.request import TrainingRequest
@@ -116,16 +116,14 @@ def test_without_arguments_it_introduces_itself(capsys):
     ("arguments", "message"),
     [
         (["trian"], "no command 'trian': did you mean train?"),
-        (["xyz"], "no command 'xyz': there are prepare, vocab"),
+        (["xyz"], "no command 'xyz': there are prepare, features"),
         (["train"], "captioning train: the following arguments are required: --train, --output"),
         (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
         (["demo", "again"], "captioning demo: unrecognized arguments: again"),
         (["caption", "c.pt", "x.png", "--nothing"], "caption: unrecognized arguments: --nothing\n"),
-        (["vocab", "c", "--output", "o", "--nothing"], "(captioning vocab --help says more)"),
+        (["features", "c", "--features", "o", "--nothing"], "(captioning features --help says"),
         (["--nothing"], "captioning: unrecognized arguments: --nothing"),
         (["serve", "c.pt", "--device", "abacus"], "no device 'abacus' here: "),
-        (["serve", "c.pt", "--port", "65536"], "--port: expected 0 to 65535, got 65536"),
-        (["serve", "c.pt", "--port=-1"], "--port: expected 0 to 65535, got -1"),
         (["serve", "c.pt", "--max-megabytes", "x"], "invalid float value: 'x'"),
     ],
 )
@@ -144,7 +142,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
         ("pycocotools", "caption c.pt p.jpg"),
-        ("nltk", "vocab {val} --output v.json"),  # read when it is used
+        ("nltk", "features {val} --features f"),  # read when it is used
     ],
 )
 def test_a_library_that_is_missing_is_named(name, command, scenes_root):
@@ -250,7 +248,7 @@ def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tm
     assert main([*command, "--json", str(results)]) == 1
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
-    assert "10 pictures, " in err and " captions/s decoding, " in err and "; 2 failed" in err
+    assert "10 pictures, " in err and " a second; 2 failed" in err
     assert len(json.loads(results.read_text())) == 10
 
 
@@ -289,11 +287,10 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
                 "captioning.cnn.features.load_image", lambda *_: pytest.fail("read")
             )
         results = tmp_path / "r.json"
-        assert main([*command, "--batch-size", "5", "--json", str(results), *extra]) == 1
+        assert main([*command, "--json", str(results), *extra]) == 1
         written.append(json.loads(results.read_text()))
         err = capsys.readouterr().err
         assert broken.name in err and "11 pictures, " in err and "; 1 failed" in err
-        assert ("CNN included" in err) == (not extra)
     assert written[0] == written[1] == written[2] and len(written[0]) == 11
     assert main([*command[:2], str(folder), "--features", str(tmp_path / "f")]) == 1
     assert "--features: expected --annotations" in capsys.readouterr().err
@@ -355,7 +352,7 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
-    assert "broken.png: not a picture" in err and "captions/s" in err
+    assert "broken.png: not a picture" in err and " a second; 1 failed" in err
     with Image.open(sheet) as image:
         assert image.height > 2 * image.width  # eight rows of three
 
@@ -363,7 +360,7 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
 def test_captions_with_weights_of_fewer_bits(trained, scenes_root, capsys):
     command = ["caption", str(trained / "best.pt"), str(next((scenes_root / "unseen").iterdir()))]
     assert main([*command, "--weights", "int8"]) == 0
-    assert "captions/s" in capsys.readouterr().err
+    assert re.fullmatch(r"1 picture, [\d.]+ a second\n", capsys.readouterr().err)
     assert main([*command, "--weights", "int8", "--lstm", "torch"]) == 1
     assert "--weights int8: expected --lstm fastlstm" in capsys.readouterr().err
 
@@ -590,7 +587,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["caption", "none.pt", "x.png"], "x.png: no picture found"),
         (["caption", "none.pt"], "give either pictures or --annotations"),
         (["evaluate", "none.json", "--references", "none.json"], "cannot read none.json"),
-        (["vocab", "none.json", "--output", "v.json"], "cannot read none.json"),
+        (["features", "none.json", "--features", "f"], "cannot read none.json"),
         (["prepare", "none.txt", "--output", "o"], "cannot read none.txt"),
         (
             [*TRAIN_ATTENTION, "--pool", "2x2"],
@@ -607,9 +604,10 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["serve", "c.pt", "--port", "65536"], "port: expected <= 65,535, got 65536"),
+        (["serve", "c.pt", "--port=-1"], "port: expected >= 0, got -1"),
         (["serve", "c.pt", "--max-megabytes", "0"], "max_megabytes: expected > 0, got 0.0"),
         (["serve", "c.pt", "--max-megapixels", "0"], "max_megapixels: expected > 0, got 0.0"),
-        (["serve", "c.pt", "--keep-megabytes=-1"], "keep_megabytes: expected > 0, got -1.0"),
         (["serve", "c.pt", "--max-megabytes", "nan"], "max_megabytes: expected > 0, got nan"),
     ],
 )
@@ -639,7 +637,7 @@ def test_training_refuses_a_missing_picture(scenes_root, tmp_path, capsys):
     assert "skipped" not in err
 
 
-@pytest.mark.parametrize("wrong", ["--train", "--val", "--vocab"])
+@pytest.mark.parametrize("wrong", ["--train", "--val"])
 def test_bad_files_are_refused_before_a_cnn_is_loaded(
     wrong, scenes_root, tmp_path, monkeypatch, capsys
 ):
@@ -655,7 +653,7 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
 @pytest.mark.parametrize("content", ["image,caption\n1.jpg,a dog\n", '{"images": []}'])
 def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys):
     (tmp_path / "captions").write_text(content)
-    for command in ("train --train {} --output o", "vocab {} --output o"):
+    for command in ("train --train {} --output o", "features {} --features f"):
         assert main(command.format(tmp_path / "captions").split()) == 1
         assert "; captioning prepare makes COCO captions files of" in capsys.readouterr().err
 
@@ -663,40 +661,31 @@ def test_captions_of_another_format_are_to_be_prepared(content, tmp_path, capsys
 @pytest.mark.parametrize(
     ("command", "option", "message"),
     [
-        ("train", "--dropout 1.5", "dropout: expected 0 <= dropout < 1, got 1.5"),
-        ("train", "--dropout nan", "dropout: expected 0 <= dropout < 1, got nan"),
+        ("train", "--dropout 1.5", "dropout: expected < 1, got 1.5"),
+        ("train", "--dropout nan", "dropout: expected >= 0, got nan"),
         ("train", "--hidden-size 0", "hidden_size: expected >= 1, got 0"),
         ("train", "--embed-size -3", "embed_size: expected >= 1, got -3"),
         ("train", "--num-layers 0", "num_layers: expected >= 1, got 0"),
-        ("train", "--max-seq-length 0", "max_seq_length: expected 1 to 1000, got 0"),
+        ("train", "--max-seq-length 0", "max_seq_length: expected >= 1, got 0"),
         ("train", "--learning-rate -1", "learning_rate: expected > 0, got -1.0"),
-        ("train", "--learning-rate inf", "learning_rate: expected > 0, got inf"),
+        ("train", "--learning-rate inf", "learning_rate: expected < inf, got inf"),
         ("train", "--clip-norm -1", "clip_norm: expected >= 0, got -1.0"),
         ("train", "--warmup -1", "warmup: expected >= 0, got -1"),
-        ("train", "--save-every -1", "save_every: expected >= 0, got -1"),
         ("train", "--workers -1", "workers: expected >= 0, got -1"),
-        ("train", "--patience 2", "--patience: expected 0 without --val, got 2"),
+        ("train", f"--epochs {2**31}", "epochs: expected < 2,147,483,648, got 2147483648"),
         ("train", "--self-critical", "--self-critical continues with a trained captioner"),
         ("train", "--min-count 0", "min_count: expected >= 1, got 0"),
-        ("demo", "--epochs 0", "argument --epochs: expected >= 1, got 0"),
-        ("caption", "--batch-size 0", "argument --batch-size: expected >= 1, got 0"),
-        ("caption", "--batch-size -1", "argument --batch-size: expected >= 1, got -1"),
-        ("caption", "--batch-size x", "argument --batch-size: invalid int value: 'x'"),
-        ("caption", "--max-seq-length -3", "max_seq_length: expected 1 to 1000, got -3"),
+        ("demo", "--epochs 0", "epochs: expected >= 1, got 0"),
+        ("caption", "--max-seq-length -3", "max_seq_length: expected >= 1, got -3"),
         ("caption", "--beam-size 3", "--beam-size: expected --method beam as well, got greedy"),
         ("caption", "--length-penalty 1", "--length-penalty: expected --method beam as well"),
         ("caption", "--neighbors 1", "--neighbors: expected --method beam as well, got greedy"),
         ("caption", "--method beam --neighbors -1", "neighbors: expected >= 0, got -1"),
-        ("caption", "--all", "--all: expected --method beam as well, got greedy"),
         ("caption", "--temperature 5", "--temperature: expected --method sample as well"),
-        ("caption", "--top-k 0 --method beam", "--top-k: expected --method sample as well"),
-        ("caption", "--method sample --all", "--all: expected --method beam as well, got sample"),
-        ("caption", "--method beam --no-repeat-ngram -1", "no_repeat_ngram: expected >= 0, got -1"),
+        ("caption", "--seed 5 --method beam", "--seed: expected --method sample as well"),
         ("caption", "--method beam --beam-size 0", "beam_size: expected >= 1, got 0"),
         ("caption", "--method beam --length-penalty nan", "length_penalty: expected >= 0, got nan"),
         ("caption", "--method sample --temperature 0", "temperature: expected > 0, got 0.0"),
-        ("caption", "--method sample --top-k -1", "top_k: expected >= 0, got -1"),
-        ("caption", "--method sample --top-p 1.5", "top_p: expected 0 < top_p <= 1, got 1.5"),
     ],
 )
 def test_wrong_numbers_are_refused_before_anything_is_computed(
@@ -730,16 +719,13 @@ def test_wrong_numbers_are_refused_before_anything_is_computed(
         ("--cnn resnet18", "--cnn: expected scenes_cnn, as in {path}, got resnet18"),
         ("--weights V1", "--weights: expected DEFAULT, as in {path}, got V1"),
         ("--pool avg", "--pool: expected 2x2, as in {path}, got avg"),
-        ("--view whole", "--view: expected crop, as in {path}, got whole"),
         ("--min-count 60", "--min-count 60: expected the {words} words of {path}, got "),
-        ("--vocab {vocab}", "--vocab: expected the {words} words of {path}, got 5 words"),
     ],
 )
 def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
     which, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("captioning.model.checkpoint.load_cnn", lambda _: pytest.fail("loaded"))
-    (tmp_path / "v.json").write_text(json.dumps({"words": [*SPECIAL, "a"]}))
     path = trained / ("best.pt" if which == "start" else "last.pt")
     words = len(load_checkpoint(path).vocabulary)
     train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
@@ -747,7 +733,7 @@ def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
         train += ["--start", str(path), "--output", str(tmp_path / "run")]
     else:
         train += ["--resume", "--output", str(trained)]
-    assert main([*train, *option.format(vocab=tmp_path / "v.json").split()]) == 1
+    assert main([*train, *option.split()]) == 1
     assert message.format(path=path, words=words) in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import captioning
 from captioning.__main__ import main
-from captioning.console import printable, progress, say, short
+from captioning.console import printable, progress, say, short, silence
 from captioning.errors import CaptioningError
 
 
@@ -74,9 +74,13 @@ def test_progress_in_a_log_is_ten_lines(count, capsys):
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     list(progress(range(5), "work"))
-    list(progress(range(5), "hidden", False))
-    err = capsys.readouterr().err
-    assert "\rwork: 100%|" in err and "hidden" not in err
+    list(progress(range(5), None))
+    with silence(True):
+        list(progress(range(5), "hidden"))
+        say("hidden")
+        say("an error", error=True)
+    out, err = capsys.readouterr()
+    assert "\rwork: 100%|" in err and "an error" in err and "hidden" not in out + err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -53,7 +53,7 @@ def test_reads_pictures_with_their_captions(coco):
     [
         (lambda d: d.pop("images"), "a list 'images'"),
         (lambda d: d.update(annotations={}), "a list 'annotations'"),
-        (lambda d: d["images"][0].pop("file_name"), "needs id, file_name"),
+        (lambda d: d["images"][0].pop("file_name"), "expected text as 'file_name' in 'images'"),
         (lambda d: d["annotations"][0].update(caption=None), "expected text as 'caption'"),
         (lambda d: d["images"][0].update(id="x49"), "an integer of 64 bits as 'id' in 'images'"),
         (lambda d: d["images"][0].update(id=2**70), "an integer of 64 bits as 'id' in 'images'"),
@@ -93,7 +93,6 @@ def test_json_that_is_none_is_refused_by_every_reader(text, tmp_path, capsys):
     commands = (
         f"train --train {bad} --output {out}",
         f"features {bad} --features {out}",
-        f"vocab {bad} --output {out}",
         f"evaluate {bad} --references {bad}",
         f"prepare {bad} --output {out}",
         f"caption c.pt --annotations {bad}",
@@ -155,14 +154,10 @@ def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     assert [image.id for image in load_coco(path, folder, "skip").images] == [1, 2, 3]
 
 
-def test_the_command_vocab_says_which_caption_is_none(coco, tmp_path, capsys):
-    path, _ = coco(lambda d: d["annotations"][0].update(caption=None))
-    assert main(["vocab", str(path), "--output", str(tmp_path / "v.json")]) == 1
-    assert "expected text as 'caption' in 'annotations', got {'id': 11" in capsys.readouterr().err
-    path, _ = coco()
-    assert main(["vocab", str(path), "--output", str(tmp_path / "v.json"), "--min-count", "6"]) == 0
-    words = Vocabulary.load(tmp_path / "v.json").words
-    assert words[4:] == ["caption", "picture"]
+def test_a_caption_that_is_no_text_is_refused(coco):
+    path, folder = coco(lambda d: d["annotations"][0].update(caption=None))
+    with pytest.raises(CaptioningError, match="expected text as 'caption' in 'annotations', got"):
+        load_coco(path, folder)
 
 
 def test_batches_are_sorted_and_share_pictures():

@@ -48,7 +48,7 @@ def test_runs_that_are_killed_anywhere_end_as_an_unbroken_one(scenes_root, tmp_p
     command = [sys.executable, "-m", "captioning", "train", "--cnn", "scenes_cnn", "--resume"]
     command += ["--train", str(annotations / "captions_train.json"), "--epochs", "4"]
     command += ["--val", str(annotations / "captions_val.json"), "--batch-size", "48"]
-    command += ["--hidden-size", "32", "--embed-size", "32", "--save-every", "1", "--output"]
+    command += ["--hidden-size", "32", "--embed-size", "32", "--output"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     def killed(folder: Path, seconds: float) -> bool:

@@ -1,72 +1,94 @@
-"""The middleware in front of Gradio, before a small application of its own."""
+"""Who may ask, and what the application holds, without a server."""
 
-import re
+import json
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs Gradio: pip install 'fastlstm[serve]'")
+pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fastlstm[serve]'")
 
 import anyio
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-import captioning.serving.guard
+import captioning.serving.app
+from captioning.errors import CaptioningError
+from captioning.serving.app import CaptionApp
 from captioning.serving.guard import Guard, Hosts
-from captioning.serving.uploads import Limits
 
 
-async def length(request: Request) -> PlainTextResponse:
-    return PlainTextResponse(str(len(await request.body())))
+def caption(picture: bytes, beam_size: int) -> dict[str, int]:
+    if picture == b"bad":
+        raise CaptioningError("not a picture")
+    return {"bytes": len(picture), "beam": beam_size}
 
 
 @pytest.fixture
-def guard() -> Guard:
-    app = Starlette(routes=[Route(path, length, methods=["POST"]) for path in ("/up", "/other")])
-    limits = Limits(max_megabytes=0.1, keep_megabytes=0.15)
-    return Guard(app, Hosts("127.0.0.1"), re.compile("/up|/other"), "/up", limits)
+def app() -> CaptionApp:
+    return CaptionApp("<h1>page</h1>", caption, max_bytes=100_000)
 
 
-def post(guard: Guard, *chunks: bytes | None, path: str = "/up") -> tuple[int, str]:
-    """Status and text of a request whose body comes in chunks; None waits for a long time."""
-    coming, sent = iter(chunks), []
+def ask(app: CaptionApp, *chunks: bytes | None, query: str = "", held: int = 0) -> tuple[int, str]:
+    """Status and text of a request whose body comes in chunks.
+
+    None waits for a long time, and after the last chunk the client leaves if it is empty.
+    """
+    coming, sent = list(chunks), []
 
     async def receive():
-        if (chunk := next(coming, b"")) is None:
+        if not coming or (chunk := coming.pop(0)) is None:
             await anyio.sleep(60)
-        return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
+        if not chunk:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chunk, "more_body": bool(coming)}
 
     async def send(message):
         sent.append(message)
 
-    headers = [(b"host", b"localhost:7860")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "root_path": ""}
-    anyio.run(guard, scope, receive, send)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/caption",
+        "query_string": query.encode(),
+        "headers": [(b"host", b"localhost:7860")],
+        "root_path": "",
+    }
+    anyio.run(Guard(app, Hosts("127.0.0.1")), scope, receive, send)
     assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
-    return sent[0]["status"], sent[1]["body"].decode()
+    assert app.held == held
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:]).decode()
 
 
-def test_a_body_is_bounded_by_its_path(guard):
-    assert post(guard, b"x" * 60_000, b"x" * 40_000) == (200, "100000")
-    assert post(guard, b"x" * 60_000, b"x" * 40_001)[0] == 413
-    assert post(guard, b"x" * 65_536, path="/other") == (200, "65536")
-    assert post(guard, b"x" * 65_537, path="/other")[0] == 413
-    assert guard.arriving == 0
+def test_answers_with_what_is_written_or_wrong(app):
+    status, text = ask(app, b"x" * 60_000, b"x" * 40_000)
+    assert status == 200 and json.loads(text) == {"bytes": 100_000, "beam": 5}
+    assert json.loads(ask(app, b"x", query="beam=3")[1]) == {"bytes": 1, "beam": 3}
+    assert ask(app, b"bad") == (422, '{"error":"not a picture"}')
+    for beam in ("x", "-1", "2.5", ""):
+        assert ask(app, b"x", query=f"beam={beam}") == (400, "beam: expected an integer")
 
 
-def test_a_slow_body_is_given_up(guard, monkeypatch):
-    monkeypatch.setattr(captioning.serving.guard, "BODY_SECONDS", 0.05)
-    assert post(guard, b"x", None, b"x")[0] == 408
-    assert guard.arriving == 0
+def test_a_picture_is_bounded(app):
+    status, text = ask(app, b"x" * 60_000, b"x" * 40_001)
+    assert status == 413 and text == "The maximum size of a picture is 100,000 bytes."
 
 
-def test_what_arrives_at_a_time_is_bounded(guard):
-    guard.arriving = 100_000  # by others
-    assert post(guard, b"x" * 50_000)[0] == 200
-    status, text = post(guard, b"x" * 50_001)
+def test_a_client_that_leaves_is_forgotten(app):
+    assert ask(app, b"x" * 60_000, b"")[0] == 400
+
+
+def test_a_slow_picture_is_given_up(app, monkeypatch):
+    monkeypatch.setattr(captioning.serving.app, "BODY_SECONDS", 0.05)
+    assert ask(app, b"x", None, b"x")[0] == 408
+
+
+def test_what_is_held_at_a_time_is_bounded(app):
+    app.held = 950_000  # by others
+    assert ask(app, b"x" * 50_000, held=950_000)[0] == 200
+    status, text = ask(app, b"x" * 50_001, held=950_000)
     assert status == 503 and "Try again later" in text
-    assert guard.arriving == 100_000
+
+
+def test_too_many_that_wait_are_refused(app, monkeypatch):
+    monkeypatch.setattr(captioning.serving.app, "MAX_WAITING", 0)
+    assert ask(app, b"x")[0] == 503
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expecte
     path = pictures / "captions.csv"
     path.write_text("image,caption\n" + "".join(f"{n},a dog\n" for n in NAMES[:count]))
     source = read_source(path)
-    counts, _ = prepare(source, pictures, tmp_path / "o", Splits(**shares), progress=False)
+    counts, _ = prepare(source, pictures, tmp_path / "o", Splits(**shares))
     assert tuple(counts.values()) == expected
 
 

@@ -27,10 +27,10 @@ def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) 
     [
         DecodeConfig("greedy"),
         DecodeConfig("beam", beam_size=4),
-        DecodeConfig("beam", beam_size=3, length_penalty=0.0, no_repeat_ngram=2),
-        DecodeConfig("sample", temperature=2.0, top_k=5, top_p=0.9),
+        DecodeConfig("beam", beam_size=3, length_penalty=0.0),
+        DecodeConfig("sample", temperature=2.0),
     ],
-    ids=lambda config: f"{config.method}{config.no_repeat_ngram or ''}",
+    ids=lambda config: config.method,
 )
 def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     torch.manual_seed(3)
@@ -58,7 +58,7 @@ def test_captions_name_the_words_and_their_probabilities(method):
     model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7)).eval()
     vocabulary = Vocabulary([*SPECIAL, *"abcdefgh"])
     features = torch.randn(2, C)
-    captions, _ = generate_captions(model, vocabulary, features, DecodeConfig(method))
+    captions = generate_captions(model, vocabulary, features, DecodeConfig(method))
     for row, (best, *_) in zip(features, captions, strict=True):
         tokens = [vocabulary.index[word] for word, _ in best.words]
         expected = teacher_forced(model, row, tokens).exp().tolist()

@@ -85,17 +85,17 @@ def drawn(section, tmp_path, monkeypatch):
     from captioning.results import report as module
 
     def draw(history) -> list[tuple[str, list, list]]:
-        lines, real = [], module._svg
+        lines, real = [], module.svg
 
-        def watch(draw, size):
+        def watch(draw, size, *data):
             def keep(axes) -> None:
-                draw(axes)
+                draw(axes, *data)
                 label = axes.get_ylabel()
                 lines.extend((label, *map(list, line.get_data())) for line in axes.lines)
 
             return real(keep, size)
 
-        monkeypatch.setattr(module, "_svg", watch)
+        monkeypatch.setattr(module, "svg", watch)
         write_report(tmp_path / "r.html", "", "", [section], history)
         return lines
 

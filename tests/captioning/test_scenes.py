@@ -14,12 +14,7 @@ from captioning.demo import scenes
 EVERY_SCENE = [
     scenes.Facts(*facts)
     for facts in itertools.product(
-        scenes.COUNTS,
-        scenes.SIZES,
-        scenes.COLORS,
-        scenes.SHAPES,
-        scenes.BACKGROUNDS,
-        scenes.PLACES,
+        scenes.COUNTS, scenes.SIZES, scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS, scenes.PLACES
     )
 ]
 
@@ -96,7 +91,7 @@ def test_the_data_set_is_coco_and_keeps_its_splits_apart(scenes_root):
 
 
 def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
-    again = scenes.generate(tmp_path, {"train": 8}, progress=False)
+    again = scenes.generate(tmp_path, {"train": 8})
     pictures = [path.read_bytes() for path in sorted((again / "train").iterdir())]
     first = sorted((scenes_root / "train").iterdir())[:8]
     assert pictures == [path.read_bytes() for path in first]
@@ -104,12 +99,12 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
 
 
 def test_a_complete_data_set_is_left_alone_and_another_recipe_is_drawn(tmp_path):
-    scenes.generate(tmp_path, {"val": 2}, progress=False)
+    scenes.generate(tmp_path, {"val": 2})
     picture = tmp_path / "val" / "000001.png"
     before = picture.stat().st_mtime_ns
-    scenes.generate(tmp_path, {"val": 2}, progress=False)
+    scenes.generate(tmp_path, {"val": 2})
     assert picture.stat().st_mtime_ns == before
-    scenes.generate(tmp_path, {"val": 3}, progress=False)
+    scenes.generate(tmp_path, {"val": 3})
     assert len(list((tmp_path / "val").iterdir())) == 3
 
 

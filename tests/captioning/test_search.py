@@ -10,15 +10,25 @@ from captioning.config import ModelConfig
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.decoders.lstm import DecoderRNN
-from captioning.search.decoding import (
-    beam_search,
-    greedy_search,
-    random_words,
-    sample,
-    write_tokens,
-)
+from captioning.search import decoding
+from captioning.search.decoding import DecodeConfig, Hypothesis, random_words, write_tokens
 
 E, V, STEPS = 5, 7, 3  # words 4, 5, 6
+
+
+def beam_search(model, image, *options, **more) -> list[list[Hypothesis]]:
+    """By the width of the beam, the penalty of length, and others by name."""
+    names = ("beam_size", "length_penalty")
+    config = DecodeConfig("beam", **dict(zip(names, options, strict=False)), **more)
+    return decoding.beam_search(model, image, config)
+
+
+def greedy_search(model, image, max_seq_length=None) -> list[Hypothesis]:
+    return decoding.greedy_search(model, image, DecodeConfig(max_seq_length=max_seq_length))
+
+
+def sample(model, image, generator=None, **options) -> list[Hypothesis]:
+    return decoding.sample(model, image, DecodeConfig("sample", **options), generator)
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
         torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
 
 
-def by_hand(model, image, k: int, length_penalty: float, n: int, steps: int) -> list:
+def by_hand(model, image, k: int, length_penalty: float, steps: int) -> list:
     """One picture's beam search in lists, which goes on to the last step: [(rank, tokens)]."""
     live, ended = [(0.0, [])], []
     for t in range(1, steps + 1):
@@ -75,9 +85,7 @@ def by_hand(model, image, k: int, length_penalty: float, n: int, steps: int) -> 
         for _, tokens in live:
             for word in (4, 5, 6, END):
                 new = [*tokens, word]
-                grams = [tuple(new[i : i + n]) for i in range(len(new) - n + 1)] if n else []
-                if len(set(grams)) == len(grams):
-                    grown.append((log_prob(model, image, new), new))
+                grown.append((log_prob(model, image, new), new))
         grown.sort(reverse=True)
         stops = [(s / t**length_penalty, c) for s, c in grown[:k] if c[-1] == END or t == steps]
         ended = sorted(ended + stops, reverse=True)[:k]
@@ -88,16 +96,16 @@ def by_hand(model, image, k: int, length_penalty: float, n: int, steps: int) -> 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
 def test_equals_the_search_by_hand(model, image, length_penalty):
     lengths = set()
-    for beam_size, n, bias in itertools.product((2, 3, 5), (0, 2), (0.0, 1.0)):
+    for beam_size, bias in itertools.product((2, 3, 5), (0.0, 1.0)):
         model.linear.bias.data[END] += bias  # from late ends to early ones
-        found = beam_search(model, image, beam_size, length_penalty, n, max_seq_length=6)
+        found = beam_search(model, image, beam_size, length_penalty, max_seq_length=6)
         for i, group in enumerate(found):
-            expected = by_hand(model, image[i], beam_size, length_penalty, n, 6)
+            expected = by_hand(model, image[i], beam_size, length_penalty, 6)
             assert [h.tokens for h in group] == [tokens for _, tokens in expected]
             ranks = [rank for rank, _ in expected]
             assert [h.score for h in group] == pytest.approx(ranks, rel=1e-4)
             lengths |= {len(h.tokens) for h in group}
-    assert len(lengths) > 3
+    assert len(lengths) > 1
 
 
 class Table(torch.nn.Module):
@@ -189,19 +197,6 @@ def test_never_writes_special_words_even_if_the_model_wants_to(model, image):
     assert not {PAD, START, UNK} & set(itertools.chain(*tokens))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_ngram_blocking(model, image, n):
-    model.linear.bias.data[END] = -1e9  # run to the end; nothing but repeats otherwise
-    model.linear.bias.data[4] = 50.0
-    free = beam_search(model, image, 3, max_seq_length=9)
-    assert free[0][0].tokens == [4] * 9
-    for group in beam_search(model, image, 3, no_repeat_ngram=n, max_seq_length=9):
-        for hypothesis in group:
-            words = [w for w in hypothesis.tokens if w != END]
-            grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-            assert len(set(grams)) == len(grams)
-
-
 def test_max_seq_length_counts_end_but_not_start(model, image):
     model.linear.bias.data[END] = 1e4
     assert [h.tokens for h in greedy_search(model, image, 1)] == [[END]] * 4
@@ -224,19 +219,10 @@ def test_samples_follow_the_model(model, image):
 
 def test_sampling_options(model, image):
     greedy = [h.tokens for h in greedy_search(model, image)]
-    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
-        assert [h.tokens for h in sample(model, image, **options)] == greedy
+    assert [h.tokens for h in sample(model, image, temperature=1e-4)] == greedy
     first = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
     again = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
     assert first == again
-
-
-def test_top_p_keeps_the_fewest_words_that_reach_it():
-    from captioning.search.decoding import _filter
-
-    log_probs = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
-    kept = _filter(log_probs, 0, 0.75).isfinite()
-    assert kept.tolist() == [[True, False, True, False]]
 
 
 @pytest.mark.parametrize(
@@ -244,11 +230,8 @@ def test_top_p_keeps_the_fewest_words_that_reach_it():
     [
         (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
         (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected >= 0"),
-        (lambda m, x: beam_search(m, x, no_repeat_ngram=-1), "no_repeat_ngram: expected >= 0"),
-        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected 1 to 1000, got 0"),
+        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected >= 1, got 0"),
         (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
-        (lambda m, x: sample(m, x, top_p=0.0), "top_p: expected 0 < top_p"),
-        (lambda m, x: sample(m, x, top_k=-1), "top_k: expected >= 0"),
     ],
 )
 def test_wrong_options_are_refused(model, image, call, message):

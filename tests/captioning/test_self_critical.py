@@ -82,11 +82,11 @@ def test_its_gradient_is_that_of_the_expected_reward(start):
 
 def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
     make, table = start
-    train(make(max_seq_length=16), FIRST, table, None, tmp_path / "first", progress=False)
+    train(make(max_seq_length=16), FIRST, table, None, tmp_path / "first")
     best = load_checkpoint(tmp_path / "first" / "best.pt")
     statistics = best.model.encoder.bn.running_mean.clone()
     stage = replace(STAGE, epochs=10, learning_rate=2e-3)
-    history = train(best, stage, table, None, tmp_path / "second", progress=False)
+    history = train(best, stage, table, None, tmp_path / "second")
     reward = [entry["reward"] for entry in history]
     assert sum(reward[-3:]) / 3 > 1.15 * reward[0]
     assert torch.equal(best.model.encoder.bn.running_mean, statistics)
@@ -94,8 +94,8 @@ def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
 
 def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
     make, table = start
-    config = replace(STAGE, save_every=1, ema=0.9)
-    train(make(), config, table, None, tmp_path / "whole", progress=False)
+    config = replace(STAGE, ema=0.9)
+    train(make(), config, table, None, tmp_path / "whole")
     real, count = SelfCriticalTrainer.train_step, 0
 
     def killed(self, *args):
@@ -107,9 +107,10 @@ def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(SelfCriticalTrainer, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(make(), config, table, None, tmp_path / "broken", progress=False)
+        train(make(), config, table, None, tmp_path / "broken")
     monkeypatch.setattr(SelfCriticalTrainer, "train_step", real)
-    train(make(), config, table, None, tmp_path / "broken", resume=True, progress=False)
+    stopped = load_checkpoint(tmp_path / "broken" / "last.pt")
+    train(stopped, config, table, None, tmp_path / "broken", resume=True)
     whole, broken = (load_checkpoint(tmp_path / n / "last.pt") for n in ("whole", "broken"))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, broken.model.state_dict()[name]), name

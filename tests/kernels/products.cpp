@@ -492,11 +492,11 @@ const bool added = [] {
     const std::string target = table.target;
     add_cases(target + "/float32/", *table.Float.product);
     add_cases(target + "/float64/", *table.Double.product);
-    const auto& pairs = *table.bfloat16_weights;
+    const auto& pairs = *table.weights.of_bfloat16;
     const std::string bf16 = pairs.instructions + std::string("/bfloat16/");
     add_cases(bf16, pairs);
     add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
-    const auto& whole = *table.int8_weights;
+    const auto& whole = *table.weights.of_int8;
     const std::string int8 = whole.instructions + std::string("/int8/");
     add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });

@@ -100,17 +100,22 @@ PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Produc
 }
 
 template <typename T>
-PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data)
+PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
+                              int64_t offset)
     : PackedMatrix(K, N, pieces, product_of<T>()) {
-  TORCH_CHECK(data.is_contiguous() && data.numel() == size(), "lstm_packed: expected ", size(),
-              " packed elements for a matrix [", N, ", ", K, "], got ", data.sizes());
+  const int64_t bytes = offset + size() * int64_t(sizeof(T));
+  TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_packed: expected ",
+              bytes, " bytes of a packed matrix [", N, ", ", K, "], got ", data.sizes());
   data_ = data;
+  first_ =
+      reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(data.const_data_ptr())) + offset);
 }
 
 template <typename T>
 PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
     : PackedMatrix(matrix.K, matrix.N, pieces, product) {
   data_ = scratch<T>(size());
+  first_ = data<T>(data_);
   // Threads share the work by squares of kPackRows, since panels may be few.
   constexpr int64_t kPackRows = 128;
   const int64_t blocks = divide_up(K_, kPackRows), panels = panels_.size();
@@ -118,7 +123,7 @@ PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Pro
     for (; i < last; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
       product.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
-                   data<T>(data_) + offsets_[p] + (product.header + k) * width(p));
+                   panel(p) + (product.header + k) * width(p));
     }
   });
 }
@@ -182,17 +187,18 @@ PackedMatrix<T> pack_gates(const at::Tensor& w) {
 }
 
 template <typename T>
-at::Tensor order_gates(const at::Tensor& bias) {
+at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh) {
   using A = State_t<T>;
-  const int64_t lanes = product_of<T>().lanes, hidden = bias.numel() / 4;
+  if (!b_ih.defined()) return {};
+  const int64_t lanes = product_of<T>().lanes, hidden = b_ih.numel() / 4;
   const at::Tensor ordered = scratch<A>(gate_columns(hidden, lanes));
+  const at::Tensor for_x = b_ih.contiguous(), for_h = b_hh.contiguous();
+  const A *const from_x = const_data<A>(for_x), *const from_h = const_data<A>(for_h);
   A* to = data<A>(ordered);
   for (int64_t unit = 0; unit < hidden; unit += lanes)
-    for (int64_t gate = 0; gate < 4; ++gate, to += lanes) {
-      const int64_t units = std::min(lanes, hidden - unit);
-      std::copy_n(const_data<A>(bias) + gate * hidden + unit, units, to);
-      std::fill(to + units, to + lanes, A(0));
-    }
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t k = unit; k < unit + lanes; ++k)
+        *to++ = k < hidden ? from_x[gate * hidden + k] + from_h[gate * hidden + k] : A(0);
   return ordered;
 }
 
@@ -341,20 +347,17 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
 }
 
 // Of every product.
-#define FASTLSTM_INSTANTIATE_PRODUCT(T, A)                                                     \
+#define FASTLSTM_INSTANTIATE_PRODUCT(T, name, unpacked, bits, group)                           \
   template class PackedMatrix<T>;                                                              \
   template class PanelSums<T>;                                                                 \
   template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
   template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
-  template at::Tensor order_gates<T>(const at::Tensor&);                                       \
+  template at::Tensor order_gates<T>(const at::Tensor&, const at::Tensor&);                    \
   template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
-                         const std::vector<A*>&, bool, const A*);                              \
+                         const std::vector<State_t<T>*>&, bool, const State_t<T>*);            \
   template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
-                                const Range&, const std::vector<A*>&);
-FASTLSTM_INSTANTIATE_PRODUCT(float, float)
-FASTLSTM_INSTANTIATE_PRODUCT(double, double)
-FASTLSTM_INSTANTIATE_PRODUCT(bfloat16, float)
-FASTLSTM_INSTANTIATE_PRODUCT(int8, float)
+                                const Range&, const std::vector<State_t<T>*>&);
+FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_INSTANTIATE_PRODUCT)
 template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const PackedMatrix<bfloat16>&, const Range&,
                               const std::vector<bfloat16*>&);

@@ -40,15 +40,15 @@ class PackedMatrix {
   // One that `multiply` and `multiply_rounded` pack panel by panel into the cache: for a single
   // product of few rows, where packed panels would cross memory twice more.
   static PackedMatrix packed_in_use(const at::Tensor& w);
-  // Panels that were packed before into `data`.
-  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data);
+  // Panels that were packed before, `offset` bytes into `data`.
+  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data, int64_t offset);
 
   const Product<T>& product() const { return product_; }
   const std::vector<PanelShape>& panels() const { return panels_; }
   int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
-  const T* panel(int64_t index) const { return const_data<T>(data_) + offsets_[index]; }
+  const T* panel(int64_t index) const { return first_ + offsets_[index]; }
   int64_t width(int64_t index) const { return panels_[index].vectors * product_.lanes; }
-  T* panel(int64_t index) { return data<T>(data_) + offsets_[index]; }
+  T* panel(int64_t index) { return first_ + offsets_[index]; }
   int64_t size() const { return offsets_.back(); }  // elements of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
@@ -92,6 +92,7 @@ class PackedMatrix {
   std::vector<PanelShape> panels_;
   std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
   at::Tensor data_;
+  T* first_ = nullptr;          // panel
   std::vector<const T*> rows_;  // of data_, if it is packed in use
 };
 
@@ -109,9 +110,9 @@ PackedMatrix<T> pack_gates(const at::Tensor& w);
 inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
-// A bias [4H] in that order, for a product of T.
+// b_ih + b_hh [4H] in that order, for a product of T; undefined if they are.
 template <typename T>
-at::Tensor order_gates(const at::Tensor& bias);
+at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh);
 
 // c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
 template <typename T>

@@ -16,6 +16,12 @@
 namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Product<bfloat16> product;
+}
+namespace avx512_vnni {
+extern const Product<int8> int8_weights;
+}
 namespace {
 
 using at::native::cpublas::brgemm;
@@ -32,59 +38,44 @@ int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
   return stride > 0 && stride <= kLargest ? stride : 0;
 }
 
-// The rows of A at one stride, K rounded up to whole pairs.
+// The rows of A from element `first` on, at one stride, K filled up to `padded` with zeros.
+template <typename T>
 class Factor {
  public:
-  Factor(const bfloat16* const* a, int64_t rows, int64_t k_begin, int64_t K)
-      : K_(K + K % 2), stride_(K % 2 ? 0 : common_stride(a, rows, K)), first_(a[0] + k_begin) {
-    if (stride_ >= K_) return;
-    static thread_local std::vector<bfloat16> copy;  // grows to the largest product of a thread
-    copy.resize(rows * K_);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(a[r] + k_begin, K, &copy[r * K_]);
-      if (K % 2) copy[r * K_ + K] = bfloat16(0.0f);
-    }
-    first_ = copy.data(), stride_ = K_;
-  }
-  int64_t K() const { return K_; }
-  int64_t stride() const { return stride_; }
-  const at::BFloat16* data() const { return reinterpret_cast<const at::BFloat16*>(first_); }
-
- private:
-  int64_t K_, stride_;
-  const bfloat16* first_;
-};
-
-// The same for int8, without the headers of the rows.
-class Int8Rows {
- public:
-  Int8Rows(const int8* const* a, int64_t rows, int64_t K)
-      : stride_(common_stride(a, rows, kInt8RowHeader + K)), first_(a[0] + kInt8RowHeader) {
-    if (stride_ >= K) return;
-    static thread_local std::vector<int8> copy;
-    copy.resize(rows * K);
-    for (int64_t r = 0; r < rows; ++r) std::copy_n(a[r] + kInt8RowHeader, K, &copy[r * K]);
-    first_ = copy.data(), stride_ = K;
+  Factor(const T* const* a, int64_t rows, int64_t first, int64_t K, int64_t padded)
+      : stride_(K == padded ? common_stride(a, rows, padded) : 0), data_(a[0] + first) {
+    if (stride_ >= padded) return;
+    static thread_local std::vector<T> copy;  // grows to the largest product of a thread
+    copy.resize(rows * padded);
+    for (int64_t r = 0; r < rows; ++r)
+      std::fill_n(std::copy_n(a[r] + first, K, &copy[r * padded]), padded - K, T{});
+    data_ = copy.data(), stride_ = padded;
   }
   int64_t stride() const { return stride_; }
-  const unsigned char* data() const { return reinterpret_cast<const unsigned char*>(first_); }
+  template <typename As>
+  const As* data() const {
+    return reinterpret_cast<const As*>(data_);
+  }
 
  private:
   int64_t stride_;
-  const int8* first_;
+  const T* data_;
 };
 
 constexpr int64_t kRows = 64;  // four AMX tiles, for which a panel is loaded once
 
-// The sums [rows][columns], rows `stride` apart, from zero or from what is there.
-void sum(const Factor& a, int64_t rows, const bfloat16* panel, const PanelShape& shape, float* sums,
-         int64_t stride, bool accumulate) {
-  const int64_t width = shape.vectors * 16;
-  brgemm(rows, shape.columns, a.K(), a.stride(), width, stride, accumulate, a.data(),
-         reinterpret_cast<const at::BFloat16*>(panel), sums);
+// The sums of rows p.a [rows][columns], rows `stride` apart, from zero or from what is there.
+template <typename C>
+void sum(const PanelProduct<bfloat16, C>& p, float* sums, int64_t stride, bool accumulate) {
+  const int64_t K = p.K + p.K % 2;  // whole pairs
+  const Factor<bfloat16> a(p.a, p.rows, p.k_begin, p.K, K);
+  brgemm(p.rows, p.shape.columns, K, a.stride(), p.shape.vectors * 16, stride, accumulate,
+         a.data<at::BFloat16>(), reinterpret_cast<const at::BFloat16*>(p.panel), sums);
 }
 
-const Product<bfloat16>* tiles = nullptr;  // our own, which read the same panels
+// Our own, which read the same panels.
+const Product<bfloat16>& tiles = avx512_bf16::product;
+const Product<int8>& int8_tiles = avx512_vnni::int8_weights;
 
 // The terms that a sum starts from, whether C is written through a buffer or not: those of C or the
 // bias. Returns whether there are any.
@@ -103,7 +94,7 @@ void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t
 // C in 16 bits is added to last, and rounded once.
 bool put_first_terms(const PanelProduct<bfloat16, bfloat16>&, float*, int64_t) { return false; }
 void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int64_t stride) {
-  tiles->put_rows_rounded(p, sums, stride);
+  tiles.put_rows_rounded(p, sums, stride);
 }
 
 // Multiplies into a buffer of sums, kRows rows at a time, then writes C.
@@ -114,7 +105,7 @@ void multiply_buffered(PanelProduct<bfloat16, C> p) {
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
     const bool accumulate = put_first_terms(p, sums, stride);
-    sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, sums, stride, accumulate);
+    sum(p, sums, stride, accumulate);
     put_rows(p, sums, stride);
   }
 }
@@ -126,8 +117,7 @@ void multiply(const PanelProduct<bfloat16, float>& p) {
   if (stride < p.shape.columns || (adds_bias && stride > kNear)) return multiply_buffered(p);
   float* const c = p.c[0] + p.shape.first_column;
   if (adds_bias) put_first_terms(p, c, stride);
-  sum(Factor(p.a, p.rows, p.k_begin, p.K), p.rows, p.panel, p.shape, c, stride,
-      p.accumulate || p.bias);
+  sum(p, c, stride, p.accumulate || p.bias);
 }
 
 // Cases that oneDNN refuses: a sum without terms, or torch.backends.mkldnn.flags(enabled=False).
@@ -137,70 +127,72 @@ bool is_refused(const PanelProduct<bfloat16, C>& p) {
 }
 
 void multiply_or_tiles(const PanelProduct<bfloat16, float>& p) {
-  is_refused(p) ? tiles->multiply(p) : multiply(p);
+  is_refused(p) ? tiles.multiply(p) : multiply(p);
 }
 
 void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
-  if (is_refused(p)) return tiles->multiply_and_fetch(p, prefetch);
+  if (is_refused(p)) return tiles.multiply_and_fetch(p, prefetch);
   prefetch->fetch();
   multiply(p);
 }
 
 void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
-  is_refused(p) ? tiles->multiply_rounded(p) : multiply_buffered(p);
+  is_refused(p) ? tiles.multiply_rounded(p) : multiply_buffered(p);
 }
 
 // int8. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so few rows
 // are left to our own tiles, which read the same panels and give the same bits.
-const Product<int8>* int8_tiles = nullptr;
-
 void multiply_int8(const PanelProduct<int8, float>& product) {
   constexpr int64_t kRowsWorthACall = 8;
   if (product.rows < kRowsWorthACall || !at::globalContext().userEnabledMkldnn())
-    return int8_tiles->multiply(product);
+    return int8_tiles.multiply(product);
   PanelProduct<int8, float> p = product;
   alignas(64) int32_t sums[kRows * 64];
   const int64_t width = p.shape.vectors * 16,
-                K = divide_up(p.K, int8_tiles->padding) * int8_tiles->padding;
-  const int8* const panel = p.panel + width * int8_tiles->header;
+                K = divide_up(p.K, int8_tiles.padding) * int8_tiles.padding;
+  const int8* const panel = p.panel + width * int8_tiles.header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    const Int8Rows a(p.a, p.rows, K);
-    brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data(),
+    const Factor<int8> a(p.a, p.rows, kInt8RowHeader, K, K);
+    brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data<unsigned char>(),
            reinterpret_cast<const signed char*>(panel), sums);
-    int8_tiles->put_rows(p, sums, width);
+    int8_tiles.put_rows(p, sums, width);
   }
 }
 
 }  // namespace
 
-const Product<bfloat16>* brgemm_product(const Product<bfloat16>& base) {
-  static const Product<bfloat16> product = [&base] {
-    tiles = &base;
-    Product<bfloat16> product = base;
-    product.rows = kRows;
+// What both have: the rows of AMX's tiles, and the context of a thread.
+template <typename T>
+static Product<T> by_onednn(const Product<T>& own, const char* without_amx) {
+  Product<T> product = own;
+  product.rows = kRows;
+  product.instructions = has_amx() ? "amx (oneDNN)" : without_amx;
+  product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
+  return product;
+}
+
+template <>
+const Product<bfloat16>* brgemm_product() {
+  static const Product<bfloat16> product = [] {
+    Product<bfloat16> product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
     product.panel_rows = 2 * kRows;
     product.terms = 32;
     product.panels = product.panels_of_one_row = 1;  // what the micro-kernel takes
     product.bytes_ahead = 256 << 10;
-    product.instructions = has_amx() ? "amx (oneDNN)" : "avx512_bf16 (oneDNN)";
     product.multiply = multiply_or_tiles;
     product.multiply_and_fetch = multiply_and_fetch;
     product.multiply_rounded = multiply_rounded;
-    product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
     return product;
   }();
   return &product;
 }
 
-const Product<int8>* brgemm_product(const Product<int8>& base) {
-  static const Product<int8> product = [&base] {
-    int8_tiles = &base;
-    Product<int8> product = base;
-    product.rows = kRows;
+template <>
+const Product<int8>* brgemm_product() {
+  static const Product<int8> product = [] {
+    Product<int8> product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
     product.multiply = multiply_int8;
-    product.instructions = has_amx() ? "amx (oneDNN)" : "avx512_vnni (oneDNN)";
-    product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
     return product;
   }();
   return &product;
@@ -211,8 +203,14 @@ bool has_amx() {
   return has;
 }
 #else
-const Product<bfloat16>* brgemm_product(const Product<bfloat16>&) { return nullptr; }
-const Product<int8>* brgemm_product(const Product<int8>&) { return nullptr; }
+template <>
+const Product<bfloat16>* brgemm_product() {
+  return nullptr;
+}
+template <>
+const Product<int8>* brgemm_product() {
+  return nullptr;
+}
 bool has_amx() { return false; }
 #endif
 

@@ -50,8 +50,8 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
   }
-  for (; k < K; ++k)
-    for (int n = 0; n < L; ++n) to[k * stride + n] = from[n][k];
+  for (; k < K; ++k)  // pairs of 16 bits need not be aligned to 32
+    for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
 template <typename A>

@@ -88,18 +88,24 @@ constexpr int32_t kUnsigned = 128;  // added to its elements, it makes them unsi
 constexpr int64_t kPiece = 512;
 constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
 
-template <typename T>
-struct Product {
-  using A = State_t<T>;
+// How a panel is laid out.
+struct PanelFormat {
   int lanes;    // columns in a vector
-  int rows;     // rows of a register tile: pass rows by a multiple of it
   int vectors;  // of the widest panel
+  // Neighbouring k that lie together, and elements in front of a panel for each column.
+  int64_t together = 1, header = 0;
+  // K is filled up with zeros; what is there in a row has no effect.
+  int64_t padding = 1;
+};
 
+// From multiply_and_fetch on, nullptr where only weights that are packed once are multiplied.
+template <typename T>
+struct ProductFunctions {
+  using A = State_t<T>;
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel.
   void (*pack)(const MatrixRows<T>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                T* panel);
   void (*multiply)(const PanelProduct<T, A>& product);
-  // From here to sum_rows: nullptr where only weights that are packed once are multiplied.
   void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
   // c rounded to T once, over the whole of K.
   void (*multiply_rounded)(const PanelProduct<T, T>& product);
@@ -113,6 +119,13 @@ struct Product {
   void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
   // sums[r] (+)= sum over k < K of rows[r][k], r < count.
   void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
+  // Called in a thread after a series of products, or nullptr.
+  void (*end_thread)() = nullptr;
+};
+
+// What makes a product fast; no result depends on it.
+struct ProductTuning {
+  int rows;  // of a register tile: pass rows by a multiple of it
   // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
   // a kernel for every number of terms.
   int64_t terms = 1;
@@ -125,19 +138,20 @@ struct Product {
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
-  // Neighbouring k that lie together in a panel, and elements in front of it for each column.
-  int64_t together = 1, header = 0;
-  int64_t padding =
-      1;  // K of a panel is filled up with zeros; what is there in a row has no effect
-  // For weights in fewer bits than the layer has: what a row of the layer becomes before it is
-  // multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
-  void (*encode)(const A* row, int64_t K, T* to) = nullptr;
+  const char* instructions = nullptr;  // the instruction set, for people
+};
+
+// For weights in fewer bits than the layer has: what a row of the layer becomes before it is
+// multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
+template <typename T>
+struct RowEncoding {
+  void (*encode)(const State_t<T>* row, int64_t K, T* to) = nullptr;
   int64_t (*encoded_size)(int64_t K) = nullptr;
   int32_t excess = 0;  // by how much the elements of a row encoded as int8 are shifted up
   int64_t piece = kPiece;
-  const char* instructions = nullptr;  // the instruction set of the product, for people
-  // Called in a thread after a series of products, or nullptr.
-  void (*end_thread)() = nullptr;
 };
+
+template <typename T>
+struct Product : PanelFormat, ProductFunctions<T>, ProductTuning, RowEncoding<T> {};
 
 }  // namespace fastlstm

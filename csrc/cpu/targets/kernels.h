@@ -30,13 +30,18 @@ struct Kernels {
   const Cell<T>* cell = nullptr;
 };
 
+// The product of every format of weights.
+#define FASTLSTM_MEMBER(W, name, unpacked, bits, group) const Product<W>* of_##name;
+struct WeightProducts {
+  FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_MEMBER)
+};
+#undef FASTLSTM_MEMBER
+
 #define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
 struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
-  // For weights with fewer bits than the layer.
-  const Product<bfloat16>* bfloat16_weights;
-  const Product<int8>* int8_weights;
+  WeightProducts weights;
   CpuTuning tuning = {};
 };
 #undef FASTLSTM_MEMBER
@@ -80,16 +85,16 @@ const Kernels<T>& kernels();
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
 #undef FASTLSTM_KERNELS
 
-// The product for weights of dtype W. bfloat16 layers use it too where there is one.
+// The product for weights of W. bfloat16 layers use it too where there is one.
 template <typename W>
-const Product<W>& product_of() {
-  if constexpr (std::is_same_v<W, bfloat16>)
-    return *kernel_table().bfloat16_weights;
-  else if constexpr (std::is_same_v<W, int8>)
-    return *kernel_table().int8_weights;
-  else
-    return *kernels<W>().product;
-}
+const Product<W>& product_of();
+#define FASTLSTM_PRODUCT(W, name, unpacked, bits, group) \
+  template <>                                            \
+  inline const Product<W>& product_of() {                \
+    return *kernel_table().weights.of_##name;            \
+  }
+FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_PRODUCT)
+#undef FASTLSTM_PRODUCT
 
 // Processors compute with subnormal numbers up to a hundred times more slowly, and the states
 // behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal

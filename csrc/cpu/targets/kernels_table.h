@@ -25,18 +25,24 @@ template <typename T>
 constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, State_t<T>>,
                           backward_cells<T, State_t<T>>};
 
-constexpr Product<bfloat16> bfloat16_weights =
+// Of each format of weights.
+template <typename W>
+constexpr Product<W> weights = product<W>;
+template <>
+constexpr Product<bfloat16> weights<bfloat16> =
     with_rounding(forward_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
-constexpr Product<int8> int8_weights =
+template <>
+constexpr Product<int8> weights<int8> =
     int8_product<Target::int8_tile_rows, Target::tile_vectors, DotProduct>();
 
+#define FASTLSTM_ADDRESS(W, name, unpacked, bits, group) &weights<W>,
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &product<float>, &cell<float>},
                            {row_kernels<double, double>(), &product<double>, &cell<double>},
                            {row_kernels<bfloat16, float>(), nullptr, &cell<bfloat16>},
                            {row_kernels<float16, float>(), nullptr, &cell<float16>},
-                           &bfloat16_weights,
-                           &int8_weights};
+                           {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_ADDRESS)}};
+#undef FASTLSTM_ADDRESS
 
 }  // namespace FASTLSTM_ISA
 }  // namespace fastlstm

@@ -40,6 +40,9 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool); \
   template FASTLSTM_WALK_FORWARD(T, W);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-template FASTLSTM_WALK_FORWARD(float, int8);
+#define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
+FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
+#undef FASTLSTM_OF_INTEGERS
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -1,137 +1,144 @@
-// Calls with packed weights: the forward walk or a single step.
+// Calls with packed weights: the walk of a layer, or a single step.
 #include "core/packed.h"
 
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
+#include <vector>
 
-#include "core/operators.h"
-#include "cpu/walk/forward_walk.h"
-#include "cpu/walk/packed_step.h"
+#include "cpu/layer/packed_direction.h"
+#include "cpu/stages/cells.h"
+#include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
 namespace fastlstm {
 namespace {
 
-// Viewing the packed data as a matrix checks its size.
-template <typename W>
-void check_weights(const Tensor* w, int64_t count, int64_t gates) {
-  constexpr auto state = c10::CppTypeToScalarType<State_t<W>>::value;
-  for (int64_t k = 0; k < count; ++k)
-    TORCH_CHECK(w[k].scalar_type() == (k == 2 ? state : w[0].scalar_type()),
-                "lstm_packed: expected matrices of ", w[0].scalar_type(), " and a bias of ", state,
-                ", got ", w[k].scalar_type());
-  TORCH_CHECK(w[2].is_contiguous() && w[2].numel() == gates, "lstm_packed: expected a bias of ",
-              gates, " elements, got ", w[2].sizes());
-  check_memory(w[2], "a bias");
-}
-
-template <typename W>
-std::vector<PackedDirection<W>> view(at::TensorList weights, const Sizes& s) {
-  const int64_t each = static_cast<int64_t>(weights.size()) / s.directions;
-  const int64_t gates = 4 * s.hidden_size;
-  std::vector<PackedDirection<W>> directions;
-  for (int64_t d = 0; d < s.directions; ++d) {
-    const Tensor* const w = weights.data() + d * each;
-    check_weights<W>(w, each, gates);
-    directions.push_back({view_packed<W>(w[0], gates, s.input_size, WeightRole::kToGates),
-                          view_packed<W>(w[1], gates, s.output_size, WeightRole::kToGates),
-                          {},
-                          order_gates<W>(w[2])});
-    if (each == 4)
-      directions.back().w_hr.emplace(
-          view_packed<W>(w[3], s.output_size, s.hidden_size, WeightRole::kProjection));
-  }
-  return directions;
-}
-
+// A dense batch of one step, for one direction. Reading the weights once bounds it; with small
+// weights the overhead of the call does.
 template <typename T, typename W>
-PackedResult one_step(const Layer& layer, const std::vector<PackedDirection<W>>& weights) {
+class PackedStep {
   using A = State_t<T>;
-  const Sizes s = layer.sizes();
-  const Tensor x = layer.input.contiguous(), h_0 = layer.h_0.contiguous();
-  const Tensor c_0 = layer.c_0.to(layer.state_options()).contiguous();
-  Tensor output = at::empty({1, s.batch, s.directions * s.output_size}, layer.input.options());
-  Tensor c_n = at::empty({s.directions, s.batch, s.hidden_size}, layer.state_options());
-  Tensor h_n = at::empty({s.directions, s.batch, s.output_size}, layer.input.options());
-  for (int64_t d = 0; d < s.directions; ++d) {
-    const int64_t row = d * s.batch;
-    T* const h = data<T>(h_n) + row * s.output_size;
-    PackedStep<T, W>(s, weights[d], const_data<T>(x), const_data<T>(h_0) + row * s.output_size,
-                     const_data<A>(c_0) + row * s.hidden_size, h, s.output_size,
-                     data<A>(c_n) + row * s.hidden_size)
-        .run();
-    for (int64_t b = 0; b < s.batch; ++b)
-      std::copy_n(h + b * s.output_size, s.output_size,
-                  data<T>(output) + (b * s.directions + d) * s.output_size);
+
+ public:
+  // Where the rows of a step lie: x [B,I], h [B,P] and c [B,H], contiguous.
+  struct Memory {
+    const T *x, *h_prev;
+    const A* c_prev;
+    T* h;
+    A* c;
+  };
+
+  PackedStep(const Sizes& sizes, const PackedDirection<W>& w, const Memory& at)
+      : s_(sizes),
+        w_(w),
+        grid_{threads(), 1},
+        h_rows_(row_pointers(at.h, s_.batch, s_.output_size)),
+        encoded_x_(s_.batch, s_.input_size),
+        encoded_h_(s_.batch, s_.output_size),
+        x_(encode(encoded_x_, at.x, s_.input_size)),
+        h_prev_(encode(encoded_h_, at.h_prev, s_.output_size)) {
+    for (int64_t k = 0; k < grid_.threads(); ++k) cells_.emplace_back(s_.hidden_size);
+    if (w_.w_hr) unprojected_ = scratch<T>(s_.batch * s_.hidden_size);
+    for (int64_t b = 0; b < s_.batch; ++b)
+      rows_.push_back({nullptr, nullptr, at.c_prev + b * s_.hidden_size, at.c + b * s_.hidden_size,
+                       w_.w_hr ? data<T>(unprojected_) + b * s_.hidden_size : h_rows_[b]});
   }
-  return {output, h_n, c_n, at::empty({0}, layer.state_options())};
-}
 
-template <typename T, typename W>
-PackedResult forward(const LstmCall& call, const Layer& layer, const CpuPlan& plan,
-                     bool save_cells) {
-  const auto weights = view<W>(call.weights, layer.sizes());
-  if constexpr (!kWidens<T, W>)
-    if (plan.one_step) return one_step<T, W>(layer, weights);
-  const Rows rows(layer);
-  const ForwardTensors<T> to(layer, rows, save_cells, /*save_gates=*/false);
-  walk_forward<T, W>(layer, plan, rows, to, weights);
-  return {to.output, to.h_n, to.c_n, to.cells};
-}
-
-PackedResult by_dtype(const LstmCall& call, const Layer& layer, const CpuPlan& plan,
-                      bool save_cells) {
-  switch (plan.product) {
-    case Dtype::kFloat64:
-      return forward<double, double>(call, layer, plan, save_cells);
-    case Dtype::kFloat32:
-      if (plan.dtype == Dtype::kFloat16)
-        return forward<float16, float>(call, layer, plan, save_cells);
-      return forward<float, float>(call, layer, plan, save_cells);
-    case Dtype::kBFloat16:
-      if (plan.dtype == plan.product)
-        return forward<bfloat16, bfloat16>(call, layer, plan, save_cells);
-      return forward<float, bfloat16>(call, layer, plan, save_cells);
-    default:
-      return forward<float, int8>(call, layer, plan, save_cells);
+  void run() {
+    walk_steps<W>(grid_, 1, {0, 1}, w_.w_hr ? 2 : 1,
+                  [&](int64_t, int64_t, int64_t phase, const Member& member) {
+                    if (phase == 0)
+                      multiply(cells_[member.index], member.unit_group);
+                    else
+                      project(w_.w_hr->share(member.unit_group, grid_.unit_groups));
+                  });
   }
-}
 
-size_t weights_of_one(const LstmCall& call) { return call.weights.size() / call.h_0.size(0); }
+ private:
+  // Below this many bytes of weights, waking another thread costs more than it helps.
+  int64_t threads() const {
+    const int64_t bytes = (w_.w_ih.size() + w_.w_hh.size()) * sizeof(W);
+    const int64_t most = at::in_parallel_region() ? 1 : at::get_num_threads();
+    const int64_t rows_in_tiles = divide_up(s_.batch, 4);
+    return std::clamp<int64_t>(bytes * rows_in_tiles / kernel_table().tuning.bytes_worth_a_thread,
+                               1, std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
+  }
 
-PackedResult packed_lstm(const LstmCall& call, const Layer& layer, bool save_cells) {
-  const auto weights = call.weights[0].scalar_type(), dtype = layer.input.scalar_type();
-  TORCH_CHECK(weights == at::kDouble || weights == at::kFloat || weights == at::kBFloat16 ||
-                  weights == at::kChar,
-              "lstm_packed: expected packed weights, got ", weights);
-  CpuTask task = task_of(layer);
-  task.packed_weights = dtype_of(weights), task.saves = save_cells;
-  task.projects = weights_of_one(call) == 4;
-  const CpuPlan plan = fastlstm::plan(task, cpu_machine());
-  if (plan.dtype == task.dtype) return by_dtype(call, layer, plan, save_cells);
-  auto [output, h_n, c_n, cells] = by_dtype(call, as_float(layer), plan, save_cells);
-  return {output.to(dtype), h_n.to(dtype), c_n, cells};
-}
+  std::vector<const W*> encode(const EncodedRows<T, W>& encoded, const T* rows, int64_t K) const {
+    std::vector<const W*> places(s_.batch);
+    for (int64_t b = 0; b < s_.batch; ++b) places[b] = encoded.encode(rows + b * K, b);
+    return places;
+  }
 
-bool is_ready(const Tensor& tensor, int64_t rows, int64_t columns) {
-  return tensor.scalar_type() == at::kFloat && tensor.device().is_cpu() && tensor.is_contiguous() &&
-         tensor.size(-2) == rows && tensor.size(-1) == columns &&
-         tensor.numel() == rows * columns &&
-         tensor.storage().nbytes() >= tensor.nbytes() + tensor.storage_offset() * sizeof(float);
-}
+  void multiply(CellsForward<T, W>& cells, int64_t unit_group) {
+    const typename CellsForward<T, W>::Input input{w_.w_ih, w_.bias, x_.data()};
+    cells.run(w_.w_hh, cells.tiles(unit_group, grid_.unit_groups), h_prev_.data(), rows_.data(),
+              s_.batch, nullptr, &input);
+  }
+
+  void project(const Range& panels) const {
+    const EncodedRows<T, W> encoded(s_.batch, s_.hidden_size);
+    multiply_panels(encode(encoded, const_data<T>(unprojected_), s_.hidden_size), s_.batch,
+                    *w_.w_hr, panels, h_rows_);
+  }
+
+  const Sizes& s_;
+  const PackedDirection<W>& w_;
+  const ThreadGrid grid_;
+  const std::vector<T*> h_rows_;
+  const EncodedRows<T, W> encoded_x_, encoded_h_;
+  const std::vector<const W*> x_, h_prev_;
+  std::vector<CellsForward<T, W>> cells_;
+  Tensor unprojected_;
+  std::vector<ForwardRow<T>> rows_;
+};
 
 template <typename W>
-StepResult step_of_floats(const StepCall& call, const Sizes& sizes) {
-  const auto weights = view<W>(call.weights, sizes);
+StepResult run_step(const StepCall& call, const Direction& weights, const Sizes& sizes) {
+  using A = State_t<W>;
   const auto empty_like = [](const Tensor& t) {
-    return Tensor(at::detail::empty_cpu(t.sizes(), at::TensorOptions(at::kFloat)));
+    return Tensor(at::detail::empty_cpu(t.sizes(), t.options()));
   };
   const Tensor h = empty_like(call.h), c = empty_like(call.c);
-  PackedStep<float, W>(sizes, weights[0], const_data<float>(call.input), const_data<float>(call.h),
-                       const_data<float>(call.c), data<float>(h), sizes.output_size, data<float>(c))
+  const auto packed = view_direction<W>(weights, sizes);
+  PackedStep<A, W>(sizes, packed,
+                   {const_data<A>(call.input), const_data<A>(call.h), const_data<A>(call.c),
+                    data<A>(h), data<A>(c)})
       .run();
   return StepResult({h, c});
+}
+
+// Rows [rows,columns], or a 1 in front, as PackedStep takes them; or a vector.
+bool is_ready(const Tensor& tensor, at::ScalarType dtype, int64_t rows, int64_t columns) {
+  return tensor.scalar_type() == dtype && tensor.device().is_cpu() && tensor.is_contiguous() &&
+         (tensor.dim() == 1 || tensor.size(-2) == rows) && tensor.size(-1) == columns &&
+         tensor.numel() == rows * columns &&
+         tensor.storage().nbytes() >=
+             tensor.nbytes() + tensor.storage_offset() * tensor.element_size();
+}
+
+template <typename T, typename W>
+PackedResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells) {
+  auto [output, h_n, c_n, cells, gates] =
+      tiled_forward<T, W>(layer, plan, save_cells, /*save_gates=*/false);
+  return {output, h_n, c_n, cells};
+}
+
+// W: of the weights.
+template <typename W>
+PackedResult forward_of(const Layer& layer, bool save_cells) {
+  CpuTask task = task_of(layer);
+  task.packed_weights = dtype_of(scalar_type_of<W>), task.saves = save_cells;
+  const CpuPlan plan = fastlstm::plan(task, cpu_machine());
+  if constexpr (std::is_same_v<W, float>)
+    if (plan.dtype == Dtype::kFloat16) return forward<float16, W>(layer, plan, save_cells);
+  if constexpr (std::is_same_v<W, bfloat16>)
+    if (plan.dtype == Dtype::kBFloat16) return forward<bfloat16, W>(layer, plan, save_cells);
+  const auto dtype = layer.input.scalar_type();
+  auto [output, h_n, c_n, cells] =
+      forward<State_t<W>, W>(plan.dtype == task.dtype ? layer : as_float(layer), plan, save_cells);
+  return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
 }  // namespace
@@ -139,32 +146,42 @@ StepResult step_of_floats(const StepCall& call, const Sizes& sizes) {
 StepResult lstm_packed_step(const StepCall& call) {
   const Tensor &x = call.input, &h = call.h, &c = call.c;
   if (x.dim() < 2 || h.dim() < 2 || c.dim() < 2 || x.numel() == 0) return std::nullopt;
+  const auto layout = WeightLayout::of(call.layout);
   const int64_t batch = x.size(-2), H = c.size(-1), P = h.size(-1);
   const Sizes sizes{1, 1, batch, batch, x.size(-1), H, P};
-  const bool ready =
-      is_ready(x, batch, x.size(-1)) && is_ready(h, batch, P) && is_ready(c, batch, H);
-  if (!ready || call.weights.size() != (P == H ? 3 : 4)) return std::nullopt;
-  switch (call.weights[0].scalar_type()) {
-    case at::kFloat:
-      return step_of_floats<float>(call, sizes);
-    case at::kBFloat16:
-      return step_of_floats<bfloat16>(call, sizes);
-    case at::kChar:
-      return step_of_floats<int8>(call, sizes);
-    default:
-      return std::nullopt;
-  }
+  const auto dtype = layout.format == "float64" ? at::kDouble : at::kFloat;
+  if (layout.normalizes || (!layout.projects && P != H) || !is_ready(x, dtype, batch, x.size(-1)) ||
+      !is_ready(h, dtype, batch, P) || !is_ready(c, dtype, batch, H) ||
+      int64_t(call.weights.size()) != layout.each())
+    return std::nullopt;
+  const Direction weights = layout.directions(call.weights, 1)[0];
+  for (const Tensor* bias : {&weights.b_ih, &weights.b_hh})
+    if (bias->defined() && (bias->dim() != 1 || !is_ready(*bias, dtype, 1, 4 * H)))
+      return std::nullopt;  // the checks of a call say what is wrong
+  return dispatch_format(layout.format,
+                         [&](auto w) { return run_step<decltype(w)>(call, weights, sizes); });
 }
 
 PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options) {
-  TORCH_CHECK(packed_layout() == std::string_view(options.layout.data(), options.layout.size()),
-              "lstm_packed: expected weights that were packed for this processor (",
-              packed_layout(), "), got some for ", options.layout, ": pack the model here");
-  const Layer layer = check_packed_layer(call);
+  const bool options_but_none = call.batch_sizes || call.lengths || call.reset || call.h_mask ||
+                                call.zoneout_h || call.zoneout_c || options.save_cells;
+  if (!options_but_none && call.input.dim() == 3 && call.h_0.dim() == 3 && call.c_0.dim() == 3)
+    if (const auto step =
+            lstm_packed_step({call.input, call.h_0, call.c_0, call.weights, call.layout})) {
+      const auto& [h_n, c_n] = *step;
+      return {h_n.clone(), h_n, c_n, at::detail::empty_cpu({0}, c_n.options())};
+    }
+  const Layer layer = check_layer(call, /*packed=*/true);
   check_values(layer);
-  auto [output, h_n, c_n, cells] = weights_of_one(call) > 4
-                                       ? packed_layer_norm(call, layer, options.save_cells)
-                                       : packed_lstm(call, layer, options.save_cells);
+  const std::string& format = layer.layout.format;
+  const auto dtype = call.input.scalar_type();
+  TORCH_CHECK((format == "float64") == (dtype == at::kDouble),
+              "lstm_packed: expected input that goes with weights in ", format, ", got ", dtype);
+  auto [output, h_n, c_n, cells] =
+      layer.normalizes() ? packed_layer_norm(layer, options.save_cells)
+                         : dispatch_format(format, [&](auto w) {
+                             return forward_of<decltype(w)>(layer, options.save_cells);
+                           });
   return {output, h_n, c_n.to(call.c_0.scalar_type()), cells};
 }
 

@@ -15,7 +15,7 @@ namespace {
 template <typename T, typename W>
 void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   const int64_t count = rows.size(0), K = rows.size(1), N = to.size(1);
-  const auto matrix = view_packed<W>(packed, N, K, WeightRole::kProjection);
+  const auto matrix = view_packed<W>(packed, N, K, /*by_gates=*/false);
   const EncodedRows<T, W> encoded(count, K);
   const auto a = encoded.encode(row_pointers(const_data<T>(rows), count, K));
   const auto c = row_pointers(data<T>(to), count, N);
@@ -35,47 +35,20 @@ struct PackedStepKernels {
     run_step(step);
   }
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
-    switch (w.scalar_type()) {
-      case at::kDouble:
-        return multiply_rows<double, double>(rows, w, to);
-      case at::kFloat:
-        return multiply_rows<float, float>(rows, w, to);
-      case at::kBFloat16:
-        return multiply_rows<float, bfloat16>(rows, w, to);
-      case at::kChar:
-        return multiply_rows<float, int8>(rows, w, to);
-      default:
-        TORCH_CHECK(false, "lstm_packed: expected packed weights, got ", w.scalar_type());
-    }
+    dispatch_format(PackedHeader::of(w).format.name, [&](auto element) {
+      using W = decltype(element);
+      TORCH_CHECK(rows.scalar_type() == c10::CppTypeToScalarType<State_t<W>>::value,
+                  "lstm_packed: expected rows that go with the weights, got ", rows.scalar_type());
+      multiply_rows<State_t<W>, W>(rows, w, to);
+    });
   }
 };
 
-Direction direction(const Tensor* next, bool projects, const Layer& layer) {
-  Direction w;
-  w.w_ih = *next++, w.w_hh = *next++, w.b_ih = *next++;
-  if (projects) w.w_hr = *next++;
-  const int64_t hidden = layer.hidden_size.expect_int();
-  const auto check = [&](const Tensor& tensor, int64_t size) {
-    const auto state = layer.state_options().dtype().toScalarType();
-    TORCH_CHECK(tensor.scalar_type() == state && tensor.dim() == 1 && tensor.numel() == size,
-                "lstm_packed: expected a bias or gain of ", state, " and ", size, " elements, got ",
-                tensor.scalar_type(), " ", tensor.sizes());
-    check_memory(tensor, "a bias or gain");
-  };
-  for (Tensor* tensor : {&w.gain_ih, &w.gain_hh, &w.gain_c, &w.bias_c}) *tensor = *next++;
-  for (const Tensor* tensor : {&w.b_ih, &w.gain_ih, &w.gain_hh}) check(*tensor, 4 * hidden);
-  for (const Tensor* tensor : {&w.gain_c, &w.bias_c}) check(*tensor, hidden);
-  return w;
-}
-
 }  // namespace
 
-PackedResult packed_layer_norm(const LstmCall& call, const Layer& checked, bool save_cells) {
-  const auto dtype = call.input.scalar_type();
-  Layer layer = dtype == at::kDouble ? checked : as_float(checked);
-  const int64_t each = static_cast<int64_t>(call.weights.size()) / layer.num_directions();
-  for (int64_t d = 0; d < layer.num_directions(); ++d)
-    layer.directions[d] = direction(call.weights.data() + d * each, each == 8, layer);
+PackedResult packed_layer_norm(const Layer& given, bool save_cells) {
+  const auto dtype = given.input.scalar_type();
+  const Layer layer = dtype == at::kDouble ? given : as_float(given);
   const auto run = [&](auto t) {
     using T = decltype(t);
     return stepwise_forward<T, T, PackedStepKernels>(layer, save_cells, /*save_gates=*/false);

@@ -1,0 +1,152 @@
+"""What is drawn by matplotlib: curves, sheets of captioned pictures, and panels of attention."""
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from captioning.console import printable
+from captioning.data import load_image
+from captioning.files import write_atomically
+from captioning.results.attention_maps import AttentionMaps, shade
+
+History = Sequence[Mapping[str, float]]
+INK, ACCENT = "#22303c", "#2a6f97"
+MAX_SHEET = 300  # pictures; matplotlib draws at most 65,536 pixels
+
+
+def _plt() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa5ae",
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": "#5c6b77",
+        "ytick.color": "#5c6b77",
+        "svg.fonttype": "path",
+    }
+    return plt
+
+
+def _draw_training(axes: Any, history: History) -> None:
+    if "reward" in history[0]:
+        curves, label = ["reward"], "reward (CIDEr-D of samples)"
+    else:
+        curves, label = ["loss", "val_loss"], "loss (nats per word)"
+    for curve, color in zip(curves, (INK, ACCENT), strict=False):
+        entries = [entry for entry in history if curve in entry]
+        if entries:
+            name = "validation" if curve == "val_loss" else "training"
+            values = [entry[curve] for entry in entries]
+            axes.plot([entry["epoch"] for entry in entries], values, color=color, label=name)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False)
+    _label_epochs(axes, label)
+
+
+def _draw_cider(axes: Any, history: History) -> None:
+    validated = [e for e in history if "CIDEr-D" in e]
+    axes.plot([e["epoch"] for e in validated], [e["CIDEr-D"] for e in validated], color=ACCENT)
+    _label_epochs(axes, "CIDEr-D (validation)")
+
+
+def _label_epochs(axes: Any, label: str) -> None:
+    axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def curves(history: History) -> Sequence[Callable[[Any, History], None]]:
+    """What draws the curves that a history has."""
+    if not history:
+        return ()
+    validated = any("CIDEr-D" in entry for entry in history)
+    return (_draw_training, _draw_cider) if validated else (_draw_training,)
+
+
+def histogram(axes: Any, scores: Sequence[float]) -> None:
+    """Draws how the scores of pictures are distributed."""
+    axes.hist(scores, bins=30, color=ACCENT)
+    axes.set(xlabel="CIDEr-D of a picture", ylabel="pictures")
+
+
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty figure of a size in inches, whose parts find their places themselves."""
+    return _plt().figure(figsize=size, layout="constrained")
+
+
+def save(figure: Any, path: str | Path, dpi: int) -> None:
+    """Write a figure as PNG, and forget it."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    _plt().close(figure)
+
+
+def svg(draw: Callable[..., None], size: tuple[float, float], *data: Any) -> str:
+    """What ``draw(axes, *data)`` draws, for an HTML page; the size is in inches."""
+    plt = _plt()
+    figure, axes = plt.subplots(figsize=size)
+    draw(axes, *data)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    plt.close(figure)
+    text = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+
+
+def small(path: Path) -> Image.Image:
+    """A picture of at most 480 x 480 pixels."""
+    image = load_image(path, 480)
+    image.thumbnail((480, 480))
+    return image
+
+
+def fill(caption: str, width: int) -> str:
+    """A caption in lines of at most `width` characters."""
+    return textwrap.fill(printable(caption) or "(nothing)", width)
+
+
+def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
+    """Write a PNG: at most `MAX_SHEET` pictures in their own proportions, captions below."""
+    pictures = [(small(picture), fill(caption, 38)) for picture, caption in captions.items()]
+    below = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
+    _write_grid(path, pictures, 3, (3.6, 3.4), 90, below)
+
+
+def write_panels(path: str | Path, maps: AttentionMaps) -> None:
+    """Write a PNG: the picture, then one panel for each word, dark where it did not look."""
+    panels = [(maps.view, "")]
+    for word, weights in zip(maps.words, maps.weights, strict=True):
+        panel = maps.view.copy()
+        panel.paste("black", mask=shade(weights, panel.size))
+        panels.append((panel, printable(word)))
+    _write_grid(path, panels, 6, (1.8, 2.05), 100, {"fontsize": 13})
+
+
+def _write_grid(
+    path: str | Path,
+    pictures: Sequence[tuple[Image.Image, str]],
+    columns: int,
+    size: tuple[float, float],
+    dpi: int,
+    style: Mapping[str, Any],
+) -> None:
+    """Write a PNG of titled pictures, each of a size in inches."""
+    rows = -(-len(pictures) // columns)
+    figure = new_figure((size[0] * columns, size[1] * rows))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (image, title) in zip(grid.flat, pictures, strict=False):
+        axes.imshow(image, interpolation="lanczos")
+        axes.set_title(title, parse_math=False, **style)
+    save(figure, path, dpi)

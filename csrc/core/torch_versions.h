@@ -1,0 +1,49 @@
+// What differs between the versions of torch, down to TORCH_FLOOR in setup.py: the precisions of
+// float32, which are enums from 2.10 on, strings in 2.9, and before that only switches for TF32.
+#pragma once
+#include <ATen/Context.h>
+#include <torch/version.h>
+
+#include <string>
+
+namespace fastlstm {
+
+#define FASTLSTM_TORCH (100 * TORCH_VERSION_MAJOR + TORCH_VERSION_MINOR)
+
+#if FASTLSTM_TORCH >= 210
+constexpr auto kMkldnn = at::Float32Backend::MKLDNN, kCuda = at::Float32Backend::CUDA;
+constexpr auto kRnn = at::Float32Op::RNN, kMatmul = at::Float32Op::MATMUL;
+using Float32Precision = at::Float32Precision;
+constexpr auto kIeee = Float32Precision::IEEE, kTf32 = Float32Precision::TF32,
+               kBf16 = Float32Precision::BF16;
+#else
+constexpr auto kMkldnn = "mkldnn", kCuda = "cuda", kRnn = "rnn", kMatmul = "matmul";
+using Float32Precision = std::string;
+constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
+#endif
+
+#if FASTLSTM_TORCH >= 209
+inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(kRnn); }
+// torch.backends.mkldnn.rnn.fp32_precision = "bf16". Its "tf32" is float32 to us: three products of
+// bfloat16 were slower.
+inline bool rnn_multiplies_in_bfloat16() {
+  return at::globalContext().float32Precision(kMkldnn, kRnn) == kBf16;
+}
+inline Float32Precision matmul_precision() {
+  return at::globalContext().float32Precision(kCuda, kMatmul);
+}
+inline void set_matmul_precision(const Float32Precision& precision) {
+  at::globalContext().setFloat32Precision(kCuda, kMatmul, precision);
+}
+#else
+inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(); }
+inline bool rnn_multiplies_in_bfloat16() { return false; }
+inline Float32Precision matmul_precision() {
+  return at::globalContext().allowTF32CuBLAS() ? kTf32 : kIeee;
+}
+inline void set_matmul_precision(const Float32Precision& precision) {
+  at::globalContext().setAllowTF32CuBLAS(precision == kTf32);
+}
+#endif
+
+}  // namespace fastlstm
