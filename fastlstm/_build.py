@@ -81,7 +81,6 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
         torch_cuda: `torch.version.cuda` of the running torch.
     """
 
-
     def abi(version: str, cuda: str | None) -> tuple[str, str]:
         return _minor(version), (cuda or "none").split(".")[0]
 
@@ -164,10 +163,10 @@ _WITHOUT_KERNELS = (
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
     record = build_record()
-    why = _cuda_reason or record["note"]
-    why = why or f"they were built for {record['cuda_arch_list']}, not for this GPU"
+    reason = _cuda_reason or record["note"]
+    reason = reason or f"they were built for {record['cuda_arch_list']}, not for this GPU"
     warnings.warn(
-        f"fastlstm has no CUDA kernels: {why}. On a GPU {_WITHOUT_KERNELS} "
+        f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
         f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
         RuntimeWarning,
         stacklevel=2,

@@ -152,8 +152,9 @@ def test_it_ends_in_time(tmp_path):
 )
 def test_the_benchmark_gets_a_part_of_the_time(tmp_path, seconds, smoke, limits):
     """More where nothing but the two streams follows; and some where others took too long."""
-    checked = Checked(tmp_path, smoke=smoke, SECONDS_IN_ALL=str(seconds))
-    call = checked.call("bench_lstm.py --device cuda")
+    call = Checked(tmp_path, smoke=smoke, SECONDS_IN_ALL=str(seconds)).call(
+        "bench_lstm.py --device cuda"
+    )
     assert int(call.split("--limit ")[1].split()[0]) in limits
 
 

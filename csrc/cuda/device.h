@@ -81,7 +81,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // are of words, and a vector load is one of words: the memory model promises nothing where a load
 // meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
 // which the compiler may take a cache that does not notice other SMs' writes.
-// before_polling_again(address, polls, step) comes between two polls.
+// give_up(step) ends the launch of a block that polls in vain.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from

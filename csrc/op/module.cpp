@@ -179,8 +179,9 @@ PYBIND11_MODULE(_C, m) {
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def("set_default_free_sms", [](int count) { fastlstm::default_free_sms = count; },
-        "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
+  m.def(
+      "set_default_free_sms", [](int count) { fastlstm::default_free_sms = count; },
+      "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
   m.def("lstm", &fastlstm::lstm, "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &fastlstm::lstm_cell, "One step; like torch.ops.fastlstm.lstm with T = 1");
   m.def("pack_weight", &fastlstm::pack_weight, "A weight in the panels of this processor");
