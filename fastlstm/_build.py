@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import shlex
@@ -138,8 +138,10 @@ def _load() -> str | None:
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
     folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # of a wheel
-    sys.modules["fastlstm"].__path__.append(str(folder))
-    if importlib.util.find_spec("fastlstm._C") is None:
+    places = sys.modules["fastlstm"].__path__
+    places.append(str(folder))
+    # Not find_spec, which finds the library of an editable installation elsewhere too.
+    if importlib.machinery.PathFinder.find_spec("fastlstm._C", places) is None:
         return f"it was built for Python {record['python']}, this is {platform.python_version()}"
     global library
     try:

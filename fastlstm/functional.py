@@ -7,6 +7,7 @@ which.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,9 +37,6 @@ if _OP_DEVICES:
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
 
-# Whether a single row of a large cell is PyTorch's: on Intel's processors.
-_MKL_READS_FASTER = bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
-
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
@@ -50,6 +48,12 @@ _AUTOCAST_DEVICES = frozenset(
 
 # Absent from some builds of torch; without it the op itself refuses the transforms.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+@functools.cache
+def leaves_rows_to_torch() -> bool:
+    """Whether a single row of a large cell is PyTorch's: on Intel's processors."""
+    return bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
 
 
 def is_transformed() -> bool:

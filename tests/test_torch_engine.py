@@ -107,7 +107,7 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         return real(*args, **options)
 
     monkeypatch.setattr(functional, "lstm_cell", lstm_cell)
-    monkeypatch.setattr(functional, "_MKL_READS_FASTER", True)
+    monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: True)
     cell, x = fastlstm.LSTMCell(512, 1024), torch.randn(2, 512)
     theirs = nn.LSTMCell(512, 1024)
     theirs.load_state_dict(cell.state_dict())
@@ -116,9 +116,9 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
         cell(x)  # two rows
         fastlstm.LSTMCell(512, 64)(x[:1])  # a small one
-        monkeypatch.setattr(functional, "_MKL_READS_FASTER", False)
+        monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: False)
         cell(x[:1])
-        monkeypatch.setattr(functional, "_MKL_READS_FASTER", True)
+        monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: True)
         cell.engine = "tiled"
         cell(x[:1])
     cell.engine = "auto"
