@@ -4,12 +4,17 @@ What random programs of steps (step_programs.py) do not draw.
 """
 
 import copy
+import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -255,3 +260,95 @@ def test_no_more_error_than_torch(dtype: torch.dtype) -> None:
         return max(((p.grad.double() - t.grad).norm() / t.grad.norm()).item() for p, t in pairs)
 
     assert error(ours) <= 3 * error(theirs)
+
+
+def of_weights(cell: nn.Module) -> list[Tensor]:
+    found = [parameter.grad for parameter in cell.parameters()]
+    assert None not in found
+    return found
+
+
+def test_torch_func() -> None:
+    """Gradients of a loop by torch.func, of one sample and of each."""
+    x = inputs().detach()
+
+    def of(cell: nn.Module, per_sample: bool) -> list[Tensor]:
+        def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            def step(x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+                return torch.func.functional_call(cell, weights, (x, state))
+
+            return loop(step, x)
+
+        weights = {name: weight.detach() for name, weight in cell.named_parameters()}
+        if not per_sample:
+            return list(torch.func.grad(loss)(weights, x).values())
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+        return list(each(weights, x.transpose(0, 1).unsqueeze(2)).values())
+
+    for per_sample in (False, True):
+        found = (of(cell, per_sample) for cell in pair())
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def _add_one(cell: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(1)
+
+
+def test_hogwild() -> None:
+    """Another process writes to shared weights between forward and backward: nobody is told."""
+    found = []
+    for cell in pair():
+        total = loop(cell.share_memory(), inputs())
+        writer = mp.get_context("spawn").Process(target=_add_one, args=(cell,))
+        writer.start()
+        writer.join(120)
+        assert writer.exitcode == 0
+        total.backward()
+        found.append(of_weights(cell))
+    torch.testing.assert_close(*found)
+
+
+FORKED = """
+import torch, test_step_weights as tests
+torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+ours, theirs = tests.pair()
+tests.loop(ours, tests.inputs()).backward()
+expected = [gradient.clone() for gradient in tests.of_weights(ours)]
+process = torch.multiprocessing.get_context("fork").Process(target=tests.train_again, args=(ours,))
+process.start()
+process.join(120)
+assert process.exitcode == 0
+torch.testing.assert_close(tests.of_weights(ours), expected, rtol=0, atol=0)
+"""
+
+
+def train_again(cell: nn.Module) -> None:
+    expected = of_weights(cell)
+    cell.zero_grad()
+    loop(cell, inputs()).backward()
+    torch.testing.assert_close(of_weights(cell), expected, rtol=0, atol=0)
+
+
+def test_a_forked_process() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], cwd=Path(__file__).parent, check=True)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    parallel: nn.Module | None = None
+    try:
+        found = []
+        for cell in pair():
+            parallel = nn.parallel.DistributedDataParallel(cell)
+            loop(parallel, inputs()).backward()
+            found.append(of_weights(cell))
+        torch.testing.assert_close(*found)
+    finally:
+        parallel = None  # before the group, whose end its destructor would wait for
+        gc.collect()
+        torch.distributed.destroy_process_group()
