@@ -57,8 +57,15 @@ ROUTES_IN_BRIEF = [ROUTES[0], *OP_ROUTES_IN_BRIEF]
 
 every_route = pytest.mark.parametrize("route", ROUTES)
 # PyTorch's own LSTM serves whole stacks without options, so it is no route of a layer.
-TORCH = pytest.param(Route("torch"), id="torch")
-every_module_route = pytest.mark.parametrize("route", [*ROUTES, TORCH])
+TORCH = [
+    pytest.param(Route("torch"), id="torch"),
+    pytest.param(
+        Route("torch", "cuda"),
+        id="torch-cuda",
+        marks=[pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.gpu],
+    ),
+]
+every_module_route = pytest.mark.parametrize("route", [*ROUTES, *TORCH])
 every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
 
 
