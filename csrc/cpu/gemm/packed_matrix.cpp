@@ -330,6 +330,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
     std::fill_n(rows_[0], rows * stride_, A(0));
     return rows_[0];
   }
+  TORCH_INTERNAL_ASSERT(!matrix.unpacked(), "a lone step's rows are zeros (walk/backward.cpp)");
   const Product<T>& product = matrix.product();
   int64_t column = 0;
   matrix.for_groups(panels, rows, [&](const auto& group) {
