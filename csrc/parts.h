@@ -24,7 +24,7 @@ inline bool parse_division(std::string_view name, std::string_view prefix, int (
   for (int& number : numbers) {
     if (at == end || *at++ != separator) return false;
     const auto [next, error] = std::from_chars(at, end, number);
-    if (error != std::errc() || number < 1 || number > 99999999) return false;
+    if (error != std::errc() || number < 1 || number > 9999) return false;
     at = next, separator = 'x';
   }
   return at == end;

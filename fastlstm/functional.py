@@ -223,13 +223,10 @@ def lstm(
         input, lengths, reset, batch_first = steps_first(
             input, batch_sizes, lengths, reset, batch_first
         )
-        h_0, c_0 = hx or zero_states(
-            input,
-            num_layers * directions,
-            weights[1].size(-1),
-            weights[0].size(0) // 4,
-            batch_sizes,
-        )
+        if hx is None:
+            sizes = weights[1].size(-1), weights[0].size(0) // 4
+            hx = zero_states(input, num_layers * directions, *sizes, batch_sizes)
+        h_0, c_0 = hx
         check_states(h_0, c_0, num_layers * directions)
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         regularizers = None

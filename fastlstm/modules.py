@@ -463,8 +463,14 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
         if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
             self.check_forward_args(input, hx, batch_sizes)
 
-    get_expected_cell_size = _torch_lstm.get_expected_cell_size
-    check_forward_args = _torch_lstm.check_forward_args
+    def get_expected_cell_size(self, *args: Any) -> tuple[int, int, int]:
+        """The shape of c_0 and c_n of an input and batch_sizes, as nn.LSTM has it."""
+        shape: tuple[int, int, int] = _torch_lstm.get_expected_cell_size(self, *args)
+        return shape
+
+    def check_forward_args(self, *args: Any) -> None:
+        """Raises what nn.LSTM raises if the shapes of input, state and batch_sizes do not fit."""
+        _torch_lstm.check_forward_args(self, *args)
 
 
 class LSTMCell(EngineModule, nn.RNNCellBase):

@@ -390,8 +390,8 @@ def test_one_step(kind, options):
         called = [e.name for e in profile.events() if e.name.startswith("aten::")]
         expected = ["aten::mm"] * 2 * directions
         if call.masks[1] is not None:
-            expected = ["aten::zeros", "aten::zero_", *expected]  # for the state that is not zoned
-        assert [name for name in called if not QUIET.match(name)] == expected
+            expected += ["aten::zeros", "aten::zero_"] * directions  # where no share is given
+        assert sorted(name for name in called if not QUIET.match(name)) == sorted(expected)
         assert saved[2].dtype == given_c_0.dtype
         call.check_forward(saved)
         call.check_backward(call.backward(saved, "stepwise"))

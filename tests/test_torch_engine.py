@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _aten, _build, functional
+from fastlstm._call import layout_of
 
 STACKS = [
     {},
@@ -208,9 +209,12 @@ class FakeRnn(torch.autograd.Function):
     @staticmethod
     def run(ctx: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, h, c, weights = by_name(ctx.kind, tensors)
-        call = functional.LstmCall(x, h, c, weights, ctx.options["batch_sizes"])
+        options = ctx.options
+        each = len(weights) // options["num_layers"] // options["directions"]
+        layout = layout_of(each >= 4, each in (3, 5))
+        call = functional.LstmCall(x, h, c, weights, layout, options["batch_sizes"])
         output, state, _ = _aten.lstm(
-            call, ctx.options["num_layers"], ctx.options["directions"], 0.0, True
+            call, options["num_layers"], options["directions"], 0.0, True
         )
         return output, *state
 
