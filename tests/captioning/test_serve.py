@@ -281,8 +281,8 @@ def test_large_pictures_are_refused(server):
 
 
 def test_500_uploads_that_are_broken_off_leave_nothing(server):
-    # Ten pictures that are held, and what asyncio reads at a time, 256 kB, of each connection.
-    with server.grows_by_less_than(10 * MEGABYTES + 500 * 0.26):
+    # Ten pictures that are held, and what was read of connections that are not closed yet: 25 to 52.
+    with server.grows_by_less_than(100):
         for i in range(500):
             server.begin_upload(int(MEGABYTES * 0.9e6), (i % 4) * 400_000).close()
     wait_until(lambda: works(server))  # it may have to notice the last ones yet
