@@ -281,7 +281,7 @@ def test_large_pictures_are_refused(server):
 
 
 def test_500_uploads_that_are_broken_off_leave_nothing(server):
-    # Ten pictures that are held, and what was read of connections that are not closed yet: 25 to 52.
+    # Ten pictures that are held, and what was read of connections not closed yet: 25 to 52 MB.
     with server.grows_by_less_than(100):
         for i in range(500):
             server.begin_upload(int(MEGABYTES * 0.9e6), (i % 4) * 400_000).close()
