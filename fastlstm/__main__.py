@@ -39,7 +39,7 @@ def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
         if engine in ("auto", "torch", "reference"):
             continue
         try:
-            torch.ops.fastlstm.lstm(x, x, x, weights, engine=engine)
+            torch.ops.fastlstm.lstm(x, x, x, weights, layout="", engine=engine)
             serving.append(engine)
         except RuntimeError as error:
             refusals.append(f"{engine}: {str(error).splitlines()[0]}")

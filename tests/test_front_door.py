@@ -64,6 +64,12 @@ def test_engine_that_refuses_is_not_named_as_serving(monkeypatch) -> None:
     assert said.startswith("none (no-such-engine: ")
 
 
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_engines_of_a_cpu_are_named(dtype: torch.dtype) -> None:
+    assert front_door.serving_engines(torch.device("cpu"), dtype) == "stepwise, tiled"
+
+
 def test_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "fastlstm", "-h"], capture_output=True, text=True)
     assert done.returncode == 0
