@@ -215,7 +215,7 @@ def own_extension(kinds):
         sources = [source for source in sources if not source.startswith("csrc/cuda/")]
         return cpp_extension.CppExtension("fastlstm._C", sorted(sources), **shared)
     sources += glob("csrc/cuda/*.cu")
-    shared["define_macros"] += [("FASTLSTM_WITH_CUDA", None), *checked_macros()]
+    shared["define_macros"] += checked_macros()
     return cpp_extension.CUDAExtension("fastlstm._C", sorted(sources), **shared)
 
 

@@ -360,7 +360,7 @@ def _engine_of_stack(
         if lacking:
             onnx.refuse_old_exporter(lacking)
         return "torch"
-    if lacking or torch.compiler.is_compiling() or _transforms_active():
+    if lacking or is_transformed():
         return "auto" if engine == "torch" else engine
     chosen = _engine_for(call.input, engine, plain=True)
     packed = call.batch_sizes is not None
@@ -437,11 +437,8 @@ def lstm_cell(
         weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
     try:
         h, c = hx
-        if not (
-            _transforms_active()
-            or torch.compiler.is_compiling()
-            or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh)
-        ):
+        tensors = input, h, c, w_ih, w_hh, b_ih, b_hh
+        if not (is_transformed() or has_torch_function_variadic(*tensors)):
             chosen = _engine_for(input, engine, plain=True)
             if chosen == "auto" and input.is_cuda:
                 chosen = "torch"  # ours has as many kernels

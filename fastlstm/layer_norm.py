@@ -51,9 +51,6 @@ class LayerNormLSTM(LSTM):
     def flatten_parameters(self) -> None:
         """Does nothing: cuDNN, which wants the weights in one chunk, has no such layer."""
 
-    def _forward_by_torch(self, input: Any, hx: Any) -> None:
-        """Does nothing: nn.LSTM has no layer normalisation."""
-
     def _reset_norms(self) -> None:
         for name, parameter in self.named_parameters():
             if name.startswith("gain_"):

@@ -418,7 +418,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data = input.data if isinstance(input, PackedSequence) else input
-        if self.recompute or not self._is_left_to_torch(data):
+        if self.recompute or self._NORMALIZES or not self._is_left_to_torch(data):
             return None
         if self.training and any(getattr(self, name) for name in ("dropout", *_OPTIONS)):
             return None

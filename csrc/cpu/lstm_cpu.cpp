@@ -26,6 +26,7 @@ struct CpuStepKernels : stepwise::AtenProducts {
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   task.engine = {engine.data(), engine.size()};
+  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalisation, got \"",
@@ -75,7 +76,6 @@ ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
   const Layer layer = check_layer(call);
   check_values(layer);
   CpuTask task = task_of(layer);
-  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   task.saves = options.save_cells || options.save_gates;
   const CpuPlan plan = plan_of(layer, task, options.engine);
   if (plan.dtype == task.dtype) return forward(layer, plan, options);
@@ -90,7 +90,6 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const OutputGrads grads = check_grads(layer, arguments);
   check_values(layer, saved, grads);
   CpuTask task = task_of(layer);
-  task.bfloat16_products = rnn_multiplies_in_bfloat16();
   task.backward = true, task.saved_gates = saved.gates.defined();
   task.per_row = arguments.request.per_row;
   const CpuPlan plan = plan_of(layer, task, arguments.engine);

@@ -12,11 +12,12 @@
 
 namespace fastlstm {
 
+// By Dtype; the last is of weights alone.
+inline constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+
 inline Dtype dtype_named(const std::string& name) {
-  if (name == "float64") return Dtype::kFloat64;
-  if (name == "float32") return Dtype::kFloat32;
-  if (name == "bfloat16") return Dtype::kBFloat16;
-  if (name == "float16") return Dtype::kFloat16;
+  for (int k = 0; k < 4; ++k)
+    if (name == kDtypeNames[k]) return static_cast<Dtype>(k);
   throw std::invalid_argument(
       "dtype: expected \"float32\", \"float64\", \"bfloat16\" or \"float16\", got \"" + name +
       "\"");

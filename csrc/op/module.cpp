@@ -29,11 +29,6 @@ std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
 
 py::dict build_info() {
   py::dict info;
-#ifdef FASTLSTM_WITH_CUDA
-  info["cuda"] = true;
-#else
-  info["cuda"] = false;
-#endif
   info["cpu_capability"] = kernel_table().target;
   info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
   info["l2_cache_bytes"] = l2_cache_bytes();
@@ -67,10 +62,7 @@ py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_s
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = plan(task, machine);
-  const auto name = [](Dtype dtype) {
-    constexpr const char* names[] = {"float64", "float32", "bfloat16", "float16", "int8"};
-    return names[static_cast<int>(dtype)];
-  };
+  const auto name = [](Dtype dtype) { return kDtypeNames[static_cast<int>(dtype)]; };
   py::dict result;
   result["engine"] = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise";
   result["dtype"] = name(chosen.dtype);

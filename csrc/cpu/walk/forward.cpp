@@ -1,4 +1,6 @@
 // A call of the tiled engine: its weights are packed for it.
+#include <numeric>
+
 #include "cpu/walk/forward_walk.h"
 #include "cpu/walk/tiled.h"
 
@@ -18,7 +20,11 @@ CpuTask task_of(const Layer& layer) {
                layer.normalizes()};
   task.only_dense =
       !layer.packed() && !layer.lengths && !layer.reset && !layer.h_mask && !layer.zones_out();
-  if (layer.lengths) task.rows = Rows(layer).total();
+  if (layer.lengths) {
+    const Tensor lengths = layer.lengths->contiguous();
+    const int64_t* first = lengths.const_data_ptr<int64_t>();
+    task.rows = std::accumulate(first, first + s.batch, int64_t(0));
+  }
   return task;
 }
 
