@@ -360,7 +360,8 @@ def _engine_of_stack(
         if lacking:
             onnx.refuse_old_exporter(lacking)
         return "torch"
-    if lacking or is_transformed():
+    traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
+    if lacking or traced_in_symbols or is_transformed():
         return "auto" if engine == "torch" else engine
     chosen = _engine_for(call.input, engine, plain=True)
     packed = call.batch_sizes is not None

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fastlstm import _build
+from fastlstm import _build, _measured
 
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 
@@ -28,6 +28,16 @@ if importlib.util.find_spec("expecttest"):
 
 # On a GPU float32 means TF32 to an LSTM unless this is off. Tests of TF32 turn it on.
 torch.backends.cudnn.allow_tf32 = False
+
+
+# What fastlstm.tune measured on this machine decides no test, and no test leaves it anything.
+os.environ["FASTLSTM_TUNE"] = "off"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_measured, "machines", {})
+    monkeypatch.setattr(_measured, "active", False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

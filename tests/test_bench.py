@@ -645,7 +645,6 @@ def test_never_slower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     import never_slower
 
     monkeypatch.setenv("FASTLSTM_TUNE", "off")  # put back afterwards
-    monkeypatch.setattr(never_slower._measured, "machines", {})
     monkeypatch.setattr(never_slower, "LARGEST", 1e6)
     ratios = iter([0.5, 1.0, 1.2, 1.0])
     monkeypatch.setattr(never_slower, "ratio", lambda *args: next(ratios))

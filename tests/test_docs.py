@@ -62,6 +62,7 @@ def commands(doc: Path) -> list[list[str]]:
 def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippets of a document, in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
     namespace: dict[str, object] = {"__name__": doc.stem}
     for k, snippet in enumerate(code(doc, "python")):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)

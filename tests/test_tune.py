@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
@@ -26,8 +27,6 @@ X = torch.zeros(5, 3, 4)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
-    monkeypatch.setattr(_measured, "machines", {})
-    monkeypatch.setattr(_measured, "active", False)
     return path
 
 
@@ -242,6 +241,15 @@ def test_a_full_disk(file: Path, monkeypatch: pytest.MonkeyPatch, by_torch: list
     by_torch.clear()
     fastlstm.LSTM(4, 7)(X)
     assert by_torch  # this process follows it all the same
+
+
+def test_symbolic_sizes_keep_the_op() -> None:
+    lstm = fastlstm.LSTM(4, 6)
+    quick(lstm, Clock([2.0], [1.0]))
+    graph = make_fx(lambda x: lstm(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(X)
+    assert "torch.ops.fastlstm.lstm" in graph.code
+    x = torch.randn(7, 2, 4)
+    torch.testing.assert_close(graph(x), lstm(x))
 
 
 def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
