@@ -196,7 +196,7 @@ def _default(call: _Call) -> Choice:
 
 
 def _candidates(call: _Call) -> list[str]:
-    """"auto", "torch", and on a CPU the divisions of a step among its threads."""
+    """The op ("auto"), "torch", and on a CPU the divisions of a step among its threads."""
     threads = torch.get_num_threads()
     if call.device.type != "cpu" or threads == 1:
         return list(_measured.ENGINES)
