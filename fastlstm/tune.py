@@ -192,7 +192,7 @@ def _default(call: _Call) -> Choice:
     """What "auto" would choose without measurements."""
     if call.device.type == "cuda":
         return _choice.on_gpu(call.stack, _choice.this_gpu(call.device.index))
-    return _choice.on_cpu(has_kernels=True)
+    return _choice.on_cpu(call.stack)
 
 
 def _candidates(call: _Call) -> list[str]:
