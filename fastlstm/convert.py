@@ -27,7 +27,7 @@ class _Adapter(nn.Module):
         return _empty_stand_in, (self.torch_class,), *super().__reduce_ex__(protocol)[2:]
 
 
-class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):  # type: ignore[misc]
+class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):
     __init__ = nn.LSTM.__init__
 
 
