@@ -15,6 +15,9 @@ import torch
 from . import _build, _measured
 from ._call import LstmCall
 
+# While fastlstm.tune runs a model: its calls of `of`, by device and kind.
+noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
+
 CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
 AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
 
@@ -160,11 +163,18 @@ def this_gpu(index: int) -> Gpu:
     return Gpu(*_gpu(index), tf32, _build.library.free_sms())
 
 
+def unmeasured(stack: Stack, device: torch.device) -> Choice:
+    """The choice without measurements, on a device for which there are kernels."""
+    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(True)
+
+
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:
     """The choice for a plain call that the op and PyTorch's own LSTM can serve."""
     stack, device = Stack.of(call, num_layers, directions), call.input.device
+    if noted is not None:
+        noted.setdefault((str(device), stack.key()), (call, stack))
     if _measured.active and device.type != "meta":
         engine = _measured.engine(device, stack.key())
         if engine is not None:
             return Choice(engine, "measured by fastlstm.tune")
-    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(True)
+    return unmeasured(stack, device)

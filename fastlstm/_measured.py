@@ -66,15 +66,16 @@ def read(file: Path) -> dict[str, Entries] | None:
 
 def load() -> None:
     """Reads the file; at import, once."""
+    global machines, active
     file = path()
-    update((read(file) if file else None) or {})
+    machines = (read(file) if file else None) or {}
+    active = any(machines.values())
 
 
-def update(found: Mapping[str, Mapping[str, dict[str, Any] | None]]) -> None:
-    """Takes entries, and drops those that are None."""
+def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
+    """Takes entries of a machine, and drops those that are None."""
     global active
-    for name, entries in found.items():
-        _merge(machines.setdefault(name, {}), entries)
+    _merge(machines.setdefault(name, {}), found)
     active = any(machines.values())
 
 
