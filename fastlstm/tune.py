@@ -98,19 +98,19 @@ def tune(
         raise RuntimeError("tune: expected to run before torch.distributed is initialised")
     calls = _plain_calls(model, example)
     found = []
-    for number, (call, stack) in enumerate(calls):
+    for number, (run, stack, device) in enumerate(calls):
         if not quiet:
             _show_progress(number, len(calls))
-        default = _choice.unmeasured(stack, call.input.device).engine
-        found.append(_measure(call, stack, default, seconds, clock))
-        _remember(_measured.machine(call.input.device), found[-1], default)
+        default = _choice.unmeasured(stack, device).engine
+        found.append(_measure(run, stack, device, default, seconds, clock))
+        _remember(_measured.machine(device), found[-1], default)
     if not quiet:
         _show_progress(len(calls), len(calls))
         print(_table(found))
     return found
 
 
-def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[LstmCall, Stack]]:
+def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, Stack, torch.device]]:
     """Runs the model once; its calls that have a choice, one of each kind."""
     calls = _choice.noted = {}
     try:
@@ -120,15 +120,7 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[LstmCal
         _choice.noted = None
     if not calls and any(_build.has_kernels(p.device.type) for p in model.parameters()):
         raise ValueError("tune: expected a model that makes a plain call of a fastlstm.LSTM")
-    return [(_detached(call), stack) for call, stack in calls.values()]
-
-
-def _detached(call: LstmCall) -> LstmCall:
-    """The same values without their graph; they require a gradient if they did."""
-    tensors = (call.input, call.h_0, call.c_0, *call.weights)
-    leaves = (t.detach().requires_grad_(t.requires_grad) for t in tensors)
-    input, h_0, c_0, *weights = leaves
-    return call._replace(input=input, h_0=h_0, c_0=c_0, weights=weights)
+    return [(_runner(call, stack), stack, call.input.device) for call, stack in calls.values()]
 
 
 def _candidates(directions: int, device: torch.device) -> list[str]:
@@ -145,10 +137,9 @@ def _candidates(directions: int, device: torch.device) -> list[str]:
 
 
 def _measure(
-    call: LstmCall, stack: Stack, default: str, seconds: float, clock: Clock
+    run: Run, stack: Stack, device: torch.device, default: str, seconds: float, clock: Clock
 ) -> Measurement:
     """Times the candidates, then the best of them once more against the default alone."""
-    device, run = call.input.device, _runner(call, stack)
     times = _alternate(run, device, _candidates(stack.directions, device), seconds, clock)
     others = [engine for engine in times if engine != default]
     best = max(others, key=lambda engine: _ratio(times, default, engine))
@@ -186,9 +177,12 @@ def _alternate(
 
 
 def _runner(call: LstmCall, stack: Stack) -> Run:
-    """The call, in training with its gradients."""
-    input, h_0, c_0, weights, layout, batch_sizes, *_ = call
-    leaves = [tensor for tensor in (input, h_0, c_0, *weights) if tensor.requires_grad]
+    """The call without its graph, in training with its gradients."""
+    given = (call.input, call.h_0, call.c_0, *call.weights)
+    tensors = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
+    leaves = [tensor for tensor in tensors if tensor.requires_grad]
+    input, h_0, c_0, *weights = tensors
+    layout, batch_sizes = call.layout, call.batch_sizes  # not the call, which holds the graph
 
     def run() -> object:
         output, _ = functional.lstm(
