@@ -317,19 +317,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         given = "".join(f", {name}={value}" for name, value in options if value)
         return super().extra_repr() + given + self._forced_engine()
 
-    def _options(self) -> dict[str, Any]:
-        """What every call of `functional.lstm` gets from the module."""
-        options = {
-            "layout": layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "recompute": self.recompute,
-            "engine": self.engine,
-        }
-        if self.training:  # the others act in no other mode
-            options |= {name: getattr(self, name) for name in ("training", "dropout", *_OPTIONS)}
-        return options
-
     def _run(
         self,
         input: Tensor,
@@ -343,17 +330,22 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
+        act = ("training", "dropout", *_OPTIONS) if self.training else ("recompute",)
         try:
             return functional.lstm(
                 input,
                 hx,
                 weights,
+                layout=layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
+                num_layers=self.num_layers,
+                bidirectional=self.bidirectional,
                 batch_first=self.batch_first and batch_sizes is None,
                 batch_sizes=batch_sizes,
                 lengths=lengths,
                 reset=reset,
                 return_cell_states=return_cell_states,
-                **self._options(),
+                engine=self.engine,
+                **{name: getattr(self, name) for name in act},
             )
         except RuntimeError:  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
@@ -386,11 +378,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         self.flatten_parameters()  # deepcopy and pickle copy weight by weight
 
     def _check(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
+        self, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
     ) -> None:
         """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
         if input.dtype != weights[0].dtype or input.size(-1) != self.input_size:
@@ -399,13 +387,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if hx is None:
             return
         _check_pair(hx, "lstm")
-        if batch_sizes is not None:
-            batch = int(batch_sizes[0])
-        else:
-            batch = input.size(0 if self.batch_first else 1)
-        num_states = self.num_layers * (2 if self.bidirectional else 1)
-        h_shape = (num_states, batch, self.proj_size or self.hidden_size)
-        if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
+        h_shape = self.get_expected_hidden_size(input, batch_sizes)
+        if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], self.hidden_size):
             self.check_forward_args(input, hx, batch_sizes)
 
 
