@@ -45,9 +45,7 @@ _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
 
-
-# Absent from some builds of torch; without it the op itself refuses the transforms.
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_transformed() -> bool:
@@ -357,7 +355,10 @@ def _engine_of_stack(
         )
     if _traces_for_onnx():
         if lacking:
-            onnx.refuse_old_exporter(lacking)
+            raise RuntimeError(
+                "onnx: with dynamo=False only plain calls can be exported, got "
+                f"{', '.join(lacking)}; use {onnx.REMEDY}"
+            )
         return "torch"
     traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
     if lacking or traced_in_symbols or is_transformed():
@@ -521,30 +522,22 @@ def _layer(
 
 def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = call.input.device.type
-    if not _autocasts(device):
-        check_layer(call)
-        return reference.lstm_layer(*call)
-    call = _as_autocast(call, torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
-        check_layer(call)
-        return reference.lstm_layer(*call)
+    if _autocasts(device):
+        call = _as_autocast(call, torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return _by_reference(call)
+    check_layer(call)
+    return reference.lstm_layer(*call)
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
     """The autocast rule of the op: 16 bits at the border, the cell state inside is float32."""
 
-    def cast(t: Any) -> Any:
-        return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+    def cast(value: Any) -> Any:
+        is_floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_floating and value.dtype != torch.float64 else value
 
-    c_0 = call.c_0
-    if c_0.dtype != torch.float32 or c_0.device.type != "cpu" or call.directions[0].W_hr is None:
-        c_0 = cast(c_0)
-    return call._replace(
-        input=cast(call.input),
-        h_0=cast(call.h_0),
-        c_0=c_0,
-        weights=[cast(weight) for weight in call.weights],
-        h_mask=cast(call.h_mask),
-        zoneout_h=cast(call.zoneout_h),
-        zoneout_c=cast(call.zoneout_c),
-    )
+    c_0, weights = call.c_0, [cast(weight) for weight in call.weights]
+    keeps_c_0 = c_0.dtype == torch.float32 and c_0.is_cpu and "projection" in call.layout
+    cast_call = LstmCall(*map(cast, call))._replace(weights=weights)
+    return cast_call._replace(c_0=c_0) if keeps_c_0 else cast_call

@@ -62,7 +62,7 @@ PERSISTENT = Stack("float16", 256, 256, 64, 100)
 
 @pytest.mark.parametrize(
     ("name", "has"),
-    [("V100", True), ("T4", False), ("A100", True), ("A30", False), ("A10", False), ("L4", False),
+    [("T4", False), ("A100", True), ("A30", False), ("A10", False), ("L4", False),
      ("RTX 4090", True), ("H100", True), ("B200", True), ("RTX 5090", True)],
 )  # fmt: skip
 def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
@@ -93,16 +93,6 @@ def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
 )
 def test_which_calls(change: dict[str, object], kind: str) -> None:
     assert cudnn_class(PERSISTENT._replace(**change), GPUS["H100"]) == kind  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("batch", "steps", "has"),
-    [(64, 40, True), (128, 40, True), (80, 40, False), (128, 20, False), (96, 20, True),
-     (32, 10, True), (48, 10, False), (8, 9, False), (24, 40, False)],
-)  # fmt: skip
-def test_the_rule_for_volta(batch: int, steps: int, has: bool) -> None:
-    stack = PERSISTENT._replace(batch=batch, steps=steps)
-    assert (cudnn_class(stack, GPUS["V100"]) == "persist static") == has
 
 
 def test_on_cpu() -> None:
