@@ -10,12 +10,13 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,8 +29,6 @@ from captioning.files import lock_files, open_regular, write_atomically
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 _NAMES = {"float16": "F16", "float32": "F32"}
-# What damaged headers raise.
-_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 TO_DO, DONE, BROKEN = range(3)
 
 
@@ -43,32 +42,28 @@ class FeatureCache:
     def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
         self.path = Path(path)
         try:
-            with open_regular(self.path) as file:
+            # safe_open checks the header and the size, and numpy maps what it may write.
+            with open_regular(self.path) as file, safe_open(self.path, "np") as checked:
+                self.metadata = checked.metadata() or {}
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size) if size < 2**30 else b"")
-                end = file.seek(0, os.SEEK_END) - size - 8
-            self.metadata = header.pop("__metadata__")
-            arrays = {}
-            for name, entry in header.items():
-                dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-                begin = entry["data_offsets"][0]
-                # numpy would extend a file that is too short and opened for writing.
-                if not 0 <= begin <= begin + math.prod(shape) * dtype.itemsize <= end:
-                    raise ValueError(f"{name} is not within the file")
-                arrays[name] = np.memmap(self.path, dtype, mode, 8 + size + begin, shape)
-            self.features, self.ids, self.state = (arrays[n] for n in ("features", "ids", "state"))
+                header = json.loads(file.read(size))
+            self.features, self.ids, self.state = (
+                np.memmap(
+                    path,
+                    _DTYPES[e["dtype"]],
+                    mode,
+                    8 + size + e["data_offsets"][0],
+                    tuple(e["shape"]),
+                )
+                for e in (header[name] for name in ("features", "ids", "state"))
+            )
             if not self.ids.shape == self.state.shape == self.features.shape[:1]:
                 raise ValueError("its tables are not of the same pictures")
             if (self.state > BROKEN).any():
                 raise ValueError("a picture is neither to do, nor done, nor broken")
-            if not isinstance(self.metadata, dict):
-                raise ValueError("it does not name its CNN")
-            dtype = self.features.dtype.name
-            if dtype not in _NAMES or self.metadata.get("dtype", dtype) != dtype:
-                raise ValueError(f"its features are {dtype}")
-        except OSError as error:
-            raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
-        except _DAMAGE as error:
+            if self.features.dtype.name not in _NAMES:
+                raise ValueError(f"its features are {self.features.dtype}")
+        except (SafetensorError, ValueError, KeyError) as error:
             raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
 
     @classmethod
@@ -143,7 +138,7 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> d
         "cnn": cnn.config.name,
         "weights": cnn.config.weights,
         "pool": cnn.config.pool,
-        "transform": json.dumps(cnn.transform.to_dict()),
+        "transform": json.dumps(asdict(cnn.transform)),
         "fingerprint": cnn.fingerprint(),
         "dtype": dtype,
         "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",

@@ -5,10 +5,9 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -100,33 +99,21 @@ def data_uri(image: Image.Image) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
-        top = (
-            65535.0 if image.mode.startswith("I") else max(cast(float, image.getextrema()[1]), 1e-9)
-        )
-        return _by_strips(image, lambda strip: _to_8_bits(strip, top))
+        top = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
+        return image.point(lambda value: value * (255 / top)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _by_strips(image, _on_white)
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert some rows at a time, because intermediate images are several times as large."""
-    out = Image.new("RGB", image.size)
+def _on_white(image: Image.Image) -> Image.Image:
+    """Some rows at a time, because the whole picture would be in memory several times."""
+    white = Image.new("RGB", image.size, "white")
     rows = max(1, 2**20 // image.width)
     for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        out.paste(convert(image.crop(box)), box)
-    return out
-
-
-def _to_8_bits(image: Image.Image, top: float) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    return Image.fromarray((values.clip(0, top) * 255 / top).astype(np.uint8)).convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white.paste(strip, (0, top), strip)
+    return white
 
 
 @dataclass(frozen=True)
@@ -185,6 +172,3 @@ class Transform:
         """Pixels [...,3,H,W] from 0 to 1, normalised."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -87,7 +87,7 @@ class Checkpoint:
             "weights": self.model.state_dict(),
             "cnn": {
                 "config": asdict(self.cnn.config),
-                "transform": self.cnn.transform.to_dict(),
+                "transform": asdict(self.cnn.transform),
                 "fingerprint": self.cnn.fingerprint,
                 "weights": self.cnn.weights,
             },
