@@ -66,25 +66,21 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = load_captioner(args)
         check_captioner(args, config, checkpoint, len(dataset.images))
         cnn = checkpoint.cnn.load().to(args.device)
-        start = time.perf_counter()
+        start, captioned = time.perf_counter(), {}
         found = captions_of(args, config, checkpoint, cnn, dataset)
-        pairs = zip(dataset.images, found, strict=True)
-        captioned = {image.id: item for image, item in pairs if say_caption(item, args)}
+        for image, item in zip(dataset.images, found, strict=True):
+            if item.error:
+                say(item.error, error=True)
+                continue
+            captioned[image.id] = item
+            if not args.json:
+                say(f"{item.path}: {item.captions[0].text}")
         count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
         write_results(args, checkpoint, cnn, captioned)
     failed = len(dataset.images) - count + len(dataset.skipped.get("missing picture", ()))
     line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
     say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
-
-
-def say_caption(item: CaptionedFile, args: argparse.Namespace) -> bool:
-    """Print a caption, unless it goes to --json, or what is wrong; returns whether there is one."""
-    if item.error:
-        say(item.error, error=True)
-    elif not args.json:
-        say(f"{item.path}: {item.captions[0].text}")
-    return not item.error
 
 
 def check_captioner(
@@ -112,14 +108,12 @@ def captions_of(
     dataset: CaptionDataset,
 ) -> Iterator[CaptionedFile]:
     """The captions of each picture, from its file or from the cache of --features."""
-    if args.features:
-        path = cache_path(args.features, args.annotations)
-        how = Extraction(on_error="skip", device=args.device)
-        cache = extract_features(cnn, dataset.images, path, how)
-        table = FeatureTable(dataset, cache)
-        return caption_table(checkpoint, dataset, table, config)
-    paths = [image.path for image in dataset.images]
-    return caption_files(checkpoint, cnn, paths, config)
+    if not args.features:
+        return caption_files(checkpoint, cnn, [image.path for image in dataset.images], config)
+    path = cache_path(args.features, args.annotations)
+    how = Extraction(on_error="skip", device=args.device)
+    table = FeatureTable(dataset, extract_features(cnn, dataset.images, path, how))
+    return caption_table(checkpoint, dataset, table, config)
 
 
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:
@@ -147,18 +141,16 @@ def write_results(
     captioned: dict[int, CaptionedFile],
 ) -> None:
     """Write the best captions to --json, --sheet and --attention."""
+    best = {i: item.captions[0].text for i, item in captioned.items()}
     if args.json:
-        results = [
-            {"image_id": i, "caption": item.captions[0].text}
-            | ({} if args.annotations else {"file_name": str(item.path)})
-            for i, item in captioned.items()
-        ]
+        name = lambda i: {} if args.annotations else {"file_name": str(captioned[i].path)}
+        results = [{"image_id": i, "caption": text, **name(i)} for i, text in best.items()]
         write_json(args.json, results, indent=0)
     if args.sheet and captioned:
-        write_sheet(args.sheet, {item.path: item.captions[0].text for item in captioned.values()})
+        write_sheet(args.sheet, {item.path: best[i] for i, item in captioned.items()})
     if args.attention and (maps_for := file_maps(checkpoint, cnn)):
-        for item in captioned.values():  # one, by `check_captioner`
-            if maps := maps_for(item.path, item.captions[0].text):
+        for i, item in captioned.items():  # one, by `check_captioner`
+            if maps := maps_for(item.path, best[i]):
                 write_panels(args.attention, maps)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captioning.config import MAX_SIDE
 from captioning.console import short
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, naming
 
 # The formats that are opened. Pillow reads others too; one of them (EPS) is a
 # program that it would run in Ghostscript.
@@ -139,18 +139,15 @@ class Transform:
     squash: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
-            raise CaptioningError(
-                f"transform: expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
-                f"{self.crop_size} and {self.resize_size}"
-            )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise CaptioningError(
-                f"transform: expected a mean and a std for each of three channels, got {self.mean} "
-                f"and {self.std}"
-            )
-        if self.interpolation.upper() not in Image.Resampling.__members__:
-            raise CaptioningError(f"transform: no interpolation {short(self.interpolation)}")
+        with naming("transform"):
+            if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
+                told = f"expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
+                raise CaptioningError(f"{told}{self.crop_size} and {self.resize_size}")
+            if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+                told = "expected a mean and a std for each of three channels, got "
+                raise CaptioningError(f"{told}{self.mean} and {self.std}")
+            if self.interpolation.upper() not in Image.Resampling.__members__:
+                raise CaptioningError(f"no interpolation {short(self.interpolation)}")
 
     def view(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the CNN sees, before normalisation."""
@@ -167,6 +164,13 @@ class Transform:
         """RGB picture to float32 [3, crop_size, crop_size]."""
         pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
         return self.normalize(pixels)
+
+    def load(self, path: Path) -> Tensor | str:
+        """The input of the CNN, of a picture's file; or what is wrong with that."""
+        try:
+            return self(load_image(path, 2 * self.resize_size))
+        except ImageError as error:
+            return str(error)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels [...,3,H,W] from 0 to 1, normalised."""

@@ -12,11 +12,7 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 
 class Vocabulary:
-    """The words of a captioner: <pad> <start> <end> <unk>, then the most frequent first.
-
-    Args:
-        words: every word, the four special ones first.
-    """
+    """The words of a captioner: <pad> <start> <end> <unk>, then the most frequent first."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)

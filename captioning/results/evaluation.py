@@ -31,11 +31,7 @@ def read_results(path: str | Path) -> dict[int, str]:
 
 
 def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = False) -> Scores:
-    """Score results; pictures of the data set without a caption are noted.
-
-    Raises:
-        CaptioningError: results of pictures that the data set does not have.
-    """
+    """Score results, all of pictures of the data set; those without a caption are noted."""
     references = dataset.references
     if unknown := [i for i in results if i not in references]:
         raise CaptioningError(

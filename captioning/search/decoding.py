@@ -84,7 +84,10 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
 
     def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
-        return _draw(log_probs / temperature, uniform[going, t])
+        sums = (log_probs / temperature).softmax(1).cumsum(1)
+        top = sums[:, -1:]
+        points = torch.minimum(uniform[going, t, None] * top, top.nextafter(torch.zeros_like(top)))
+        return torch.searchsorted(sums, points, right=True).squeeze(1)
 
     return choose
 
@@ -114,14 +117,6 @@ def write_tokens(
         if len(rows) < len(going):
             going, words, state = going[rows], words[rows], decoder.select(state, rows)
     return tokens[:, : t + 1], values[:, : t + 1]
-
-
-def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """The words [B] at which the cumulative probabilities pass `uniform` [B]."""
-    sums = log_probs.softmax(1).cumsum(1)
-    top = sums[:, -1:]
-    points = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
-    return torch.searchsorted(sums, points, right=True).squeeze(1)
 
 
 def greedy_search(
@@ -210,12 +205,9 @@ class _Beams(NamedTuple):
 
     def pick(self, indices: Tensor) -> "_Beams":
         """Some beams [B,M] of each picture."""
-        every = indices.unsqueeze(2).expand(-1, -1, self.tokens.size(2))
-        return _Beams(
-            self.ranks.gather(1, indices),
-            self.tokens.gather(1, every),
-            self.values.gather(1, every),
-        )
+        rows = indices.unsqueeze(2)
+        tokens, values = (t.take_along_dim(rows, 1) for t in (self.tokens, self.values))
+        return _Beams(self.ranks.gather(1, indices), tokens, values)
 
     def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
         """The best 2 K beams with one more word, ranked by their sums, and the beam each came from.

@@ -100,13 +100,11 @@ class Guard(BaseHTTPMiddleware):
         names, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         response: Response
         if len(names) != 1 or not self.hosts.knows(names[0]):
-            told = ", ".join(names) or "nothing"
-            response = PlainTextResponse(
-                f"The server is not called {told} (see --allow-host).", 403
-            )
+            told = f"The server is not called {', '.join(names) or 'nothing'} (see --allow-host)."
+            response = PlainTextResponse(told, 403)
         elif not all(self.hosts.trusts(origin, names[0]) for origin in origins):
-            told = ", ".join(origins)
-            response = PlainTextResponse(f"Pages of {told} may ask nothing here.", 403)
+            told = f"Pages of {', '.join(origins)} may ask nothing here."
+            response = PlainTextResponse(told, 403)
         else:
             response = await call_next(request)
         response.headers.update(HEADERS)

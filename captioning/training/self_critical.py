@@ -68,14 +68,10 @@ class SelfCriticalTrainer(Trainer):
 
     def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """CIDEr-D [pictures, samples] of the sampled captions, <end> included."""
-        written = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-        samples = self.config.self_critical
-        return torch.tensor(
-            [
-                self.cider.scores(picture, written[i * samples : (i + 1) * samples])
-                for i, picture in enumerate(pictures.tolist())
-            ]
-        )
+        written = (row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
+        samples = range(self.config.self_critical)
+        groups = ((picture, [next(written) for _ in samples]) for picture in pictures.tolist())
+        return torch.tensor([self.cider.scores(*group) for group in groups])
 
 
 def advantage(reward: Tensor) -> Tensor:

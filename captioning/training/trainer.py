@@ -77,19 +77,17 @@ class Trainer:
         self.config, self.table, self.process = config, table, process
         self.vocabulary = checkpoint.vocabulary
         self.model = checkpoint.model.to(process.device)
-        self.captions = EncodedCaptions(
-            [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
-        )
+        captions = [image.captions for image in table.images]
+        self.captions = EncodedCaptions(captions, self.vocabulary, config.max_words)
         self.caption_weights = torch.ones(len(self.captions))
         if config.consensus and not config.self_critical:
-            self.caption_weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
+            self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0
-        self.parallel: nn.Module = self.model
-        if process.world_size > 1:
-            self.parallel = DistributedDataParallel(self.model)
+        several = process.world_size > 1
+        self.parallel = DistributedDataParallel(self.model) if several else self.model
         batches = self.batches(0)
         vectors = min(map(len, batches))  # that BatchNorm sees, at least
         if config.batches_of == "pictures" and not self.model.config.grid:
@@ -102,11 +100,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's weights; read and load it inside `averaged`."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "weights": self.average,
-            "step": self.step,
-        }
+        optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "weights": self.average, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave; a CaptioningError if it does not fit."""
@@ -126,15 +121,16 @@ class Trainer:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Gives the model the averaged weights; meanwhile `average` holds those of training."""
-        self._swap()
+
+        def swap() -> None:
+            for parameter, average in zip(self.parameters, self.average, strict=False):
+                parameter.data, average.data = average.data, parameter.data
+
+        swap()
         try:
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)):
-            parameter.data, average.data = average.data, parameter.data
+            swap()
 
     def autocast(self) -> Any:
         """The context of the forward pass, by `config.autocast`."""
@@ -144,9 +140,8 @@ class Trainer:
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The caption indices of every batch of an epoch."""
-        config = self.config
-        by_picture = config.batches_of == "pictures"
-        return self.captions.epoch(config.batch_size, config.seed, epoch, by_picture)
+        by_picture = self.config.batches_of == "pictures"
+        return self.captions.epoch(self.config.batch_size, self.config.seed, epoch, by_picture)
 
     def train_step(self, indices: Tensor, steps: int) -> float:
         """One of `steps` steps, on the batch `indices`; returns its metric before the step."""

@@ -20,8 +20,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 import captioning
 from captioning.config import from_dict
 from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
-from captioning.search.caption import caption_files
-from captioning.search.generate import DecodeConfig
+from captioning.search.generate import DecodeConfig, caption_files
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -87,9 +87,9 @@ def drawn(section, tmp_path, monkeypatch):
     def draw(history) -> list[tuple[str, list, list]]:
         lines, real = [], module.svg
 
-        def watch(draw, size, *data):
+        def watch(draw, size):
             def keep(axes) -> None:
-                draw(axes, *data)
+                draw(axes)
                 label = axes.get_ylabel()
                 lines.extend((label, *map(list, line.get_data())) for line in axes.lines)
 
