@@ -29,7 +29,9 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
     """The dtype of autocast; "auto" is bfloat16 on CPUs that multiply it faster than float32."""
     if name != "auto":
         return AUTOCAST[name]
-    found = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    found: dict[str, bool] = {}
+    if device == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
 
 

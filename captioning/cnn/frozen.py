@@ -82,11 +82,8 @@ class FrozenCNN(nn.Module):
     No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
     its BatchNorm statistics would drift towards the new pictures even without gradients. The trunk
     gives the input of its fc [B,C] (None: the average of the map) and its last feature map
-    [B,C,h,w] (None if it has none).
-
-    Attributes:
-        feature_shape: shape of one picture's features.
-        grid: side of its square of cells if it pools to "grid", else 0.
+    [B,C,h,w] (None if it has none). `feature_shape` is that of one picture's features, `grid` the
+    side of its square of cells if it pools to "grid", else 0.
     """
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:

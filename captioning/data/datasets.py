@@ -59,19 +59,10 @@ def load_coco(
     on_error: str = "refuse",
     need_captions: bool = False,
 ) -> CaptionDataset:
-    """Read a COCO captions file.
+    """Read a COCO captions file, whose info.image_folder stands for an `image_folder` of None.
 
-    Args:
-        annotations: the JSON file, {"images": [...], "annotations": [...]}.
-        image_folder: folder of the pictures' file names; if None, the file's info.image_folder
-            (written by `captioning prepare`, relative to the file).
-        on_error: what to do about captions without words and pictures without a file: "refuse"
-            the data set, or "skip" and count them in the result.
-        need_captions: also skip pictures without a caption, for training and validation.
-
-    Raises:
-        CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
-            something would have to be skipped and `on_error` is "refuse".
+    Captions without words, pictures without a file and, with `need_captions`, without captions are
+    refused or, if `on_error` is "skip", counted in the result. A damaged file is refused.
     """
     check_choice("on_error", on_error, ON_ERROR)
     data, annotations_of = _read_coco(annotations)
@@ -172,21 +163,13 @@ def is_picture_id(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Captions to train on, longest first.
+    """Captions to train on, longest first; all tensors are int64."""
 
-    Attributes:
-        indices: int64 [B], which captions of the set they are.
-        images: int64 [M], rows of the feature table, each picture once.
-        rows: int64 [B], which of `images` each caption describes.
-        captions: int64 [B,T], <start>, the words, <end>, <pad>.
-        lengths: int64 [B], tokens of each caption with <start> and <end>, decreasing.
-    """
-
-    indices: Tensor
-    images: Tensor
-    rows: Tensor
-    captions: Tensor
-    lengths: Tensor
+    indices: Tensor  # [B], which captions of the set they are
+    images: Tensor  # [M], rows of the feature table, each picture once
+    rows: Tensor  # [B], which of `images` each caption describes
+    captions: Tensor  # [B,T], <start>, the words, <end>, <pad>
+    lengths: Tensor  # [B], tokens of each caption with <start> and <end>, decreasing
 
 
 class EncodedCaptions:

@@ -273,10 +273,9 @@ def _match(
     splits: Mapping[str, str], names: Iterable[str]
 ) -> tuple[dict[str, str | None], list[str]]:
     """The split of each picture, and the names in `splits` that no picture has."""
-    stems = {}
-    for name in names:
-        stem, extension = os.path.splitext(name)
-        stems[name] = stem if extension.lower() in EXTENSIONS else name  # not x.jpg of x.jpg.1
+    # Not x.jpg of x.jpg.1.
+    is_picture = lambda name: os.path.splitext(name)[1].lower() in EXTENSIONS
+    stems = {n: os.path.splitext(n)[0] if is_picture(n) else n for n in names}
     found = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
     known = {*stems, *stems.values()}
     return found, [name for name in splits if name not in known]

@@ -40,13 +40,8 @@ def load_image(
 ) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), transparency on white, any bit depth.
 
-    Args:
-        path: file name or binary file.
-        min_side: the JPEG decoder may shrink the picture, to no less than this side.
-        max_pixels: a picture with more, by its header, is refused.
-
-    Raises:
-        ImageError: the file is missing, in none of `FORMATS`, broken or too large.
+    The JPEG decoder may shrink it, to no less than `min_side`. It is an ImageError if the file is
+    missing, in none of `FORMATS`, broken, or has more than `max_pixels` by its header.
     """
     where = f"{path}: " if isinstance(path, (str, Path)) else ""
     if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
@@ -121,22 +116,14 @@ class Transform:
     """The input of a pretrained CNN: a square of the picture or all of it, normalised.
 
     It is kept in every checkpoint, so that captioning treats pictures as training did.
-
-    Args:
-        resize_size: length of the shorter side before the crop.
-        crop_size: side of the square cut from the middle.
-        mean: mean per channel, of values in 0..1.
-        std: standard deviation per channel.
-        interpolation: "bilinear", "bicubic" or "lanczos".
-        squash: fit the whole picture into the square instead of cropping the middle.
     """
 
-    resize_size: int
-    crop_size: int
-    mean: tuple[float, ...]
+    resize_size: int  # length of the shorter side before the crop
+    crop_size: int  # side of the square cut from the middle
+    mean: tuple[float, ...]  # of each channel, whose values are in 0..1
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    squash: bool = False
+    squash: bool = False  # fit all of the picture into the square, instead of cropping
 
     def __post_init__(self) -> None:
         with naming("transform"):

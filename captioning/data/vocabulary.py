@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from captioning.console import short
 from captioning.data.tokenizer import detokenize, tokenize
@@ -47,10 +48,5 @@ class Vocabulary:
 
     def decode(self, indices: Iterable[int]) -> str:
         """The caption up to <end>, without special words except <unk>."""
-        words = []
-        for i in indices:
-            if i == END:
-                break
-            if i not in (PAD, START):
-                words.append(self.words[i])
-        return detokenize(words)
+        written = takewhile(lambda i: i != END, indices)
+        return detokenize([self.words[i] for i in written if i not in (PAD, START)])

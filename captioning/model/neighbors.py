@@ -30,20 +30,12 @@ TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
 
 @dataclass(eq=False)
 class Neighbors:
-    """Training pictures with their features and captions.
+    """Training pictures with their features and captions."""
 
-    Attributes:
-        mean: [C], of the features of all of them.
-        directions: [N,C], the features of each minus the mean, scaled to length 1.
-        captions: the tokens of each picture's captions, without <start>.
-        weight: what a CIDEr-D of 1 against the captions of similar pictures adds to the score of a
-            hypothesis of beam search.
-    """
-
-    mean: Tensor
-    directions: Tensor
-    captions: Sequence[Sequence[Sequence[int]]]
-    weight: float
+    mean: Tensor  # [C], of the features of all of them
+    directions: Tensor  # [N,C], the features of each minus the mean, scaled to length 1
+    captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
+    weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
     @classmethod
     def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":

@@ -19,17 +19,11 @@ from captioning.errors import CaptioningError
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a set of captions.
-
-    Attributes:
-        overall: score of the whole set by name; CIDEr-D is 0..10, the others 0..1.
-        per_image: the same for each picture.
-        notes: what a reader must know about the scores.
-    """
+    """The scores of a set of captions, by name; CIDEr-D is 0..10, the others 0..1."""
 
     overall: dict[str, float]
     per_image: dict[int, dict[str, float]]
-    notes: list[str]
+    notes: list[str]  # what a reader must know about the scores
 
     def __str__(self) -> str:
         line = "  ".join(f"{name} {value:.3f}" for name, value in self.overall.items())

@@ -210,12 +210,9 @@ class _Beams(NamedTuple):
         return _Beams(self.ranks.gather(1, indices), tokens, values)
 
     def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
-        """The best 2 K beams with one more word, ranked by their sums, and the beam each came from.
+        """The best 2 K beams with one more word, of `log_probs` [B,K,V], and where each came from.
 
-        At most K of them end, one of each beam, so K are left to continue.
-
-        Args:
-            log_probs: [B,K,V] of the word at step t.
+        They are ranked by their sums. At most K of them end, one of each beam, so K are left.
         """
         sums = self.ranks.unsqueeze(2) + log_probs
         total, best = sums.flatten(1).topk(2 * sums.size(1))

@@ -36,19 +36,15 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._check_again(None)
-
-    def _check_again(self, cycle: RequestResponseCycle | None) -> None:
-        self.loop.call_later(IDLE_SECONDS, self._check, cycle)
+        self.loop.call_later(IDLE_SECONDS, self._check, None)
 
     def _check(self, before: RequestResponseCycle | None) -> None:
-        """Close it if no request is being answered, and none was at the last check."""
-        if self.cycle and not self.cycle.response_complete:
-            self._check_again(None)
-        elif self.cycle is before:
+        """Close it if no request is being answered, and none was since the last check."""
+        answers = self.cycle and not self.cycle.response_complete
+        if self.cycle is before and not answers:
             self.transport.close()
         elif not self.transport.is_closing():
-            self._check_again(self.cycle)
+            self.loop.call_later(IDLE_SECONDS, self._check, None if answers else self.cycle)
 
 
 class Hosts:

@@ -160,7 +160,9 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), _listen(host, settings.port) as listener:
-        print(f"{name}: {_address(host, listener)} (Ctrl-C to stop)", flush=True)
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        print(f"{name}: {address} (Ctrl-C to stop)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])  # it raises KeyboardInterrupt at its end
 
 
@@ -174,9 +176,3 @@ def _listen(host: str, port: int | None) -> socket.socket:
             if reason.errno != errno.EADDRINUSE:
                 break
     raise CaptioningError(f"cannot listen on {host}, port {number}: {error.strerror}") from error
-
-
-def _address(host: str, listener: socket.socket) -> str:
-    """The address for a browser on this machine."""
-    host = "localhost" if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"

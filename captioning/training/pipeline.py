@@ -40,9 +40,10 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
             continues with.
     """
     output, lstm = request.output, request.lstm
-    with distributed(request.extraction.device) as process, contextlib.ExitStack() as stack:
-        if process.is_first:
-            stack.enter_context(lock_folder(output))
+    with (
+        distributed(request.extraction.device) as process,
+        lock_folder(output) if process.is_first else contextlib.nullcontext(),
+    ):
         if (output / "last.pt").exists() and not request.resume:
             raise CaptioningError(
                 f"{output} holds a captioner already: --resume, or another --output"

@@ -57,15 +57,9 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
 
 
 class Trainer:
-    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does.
+    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does."""
 
-    Attributes:
-        metric: what `train_step` returns: "loss", without label smoothing, or "reward".
-        caption_weights: [captions], the factor of each caption's loss.
-        step: number of finished steps.
-    """
-
-    metric = "loss"
+    metric = "loss"  # what `train_step` returns, without label smoothing and weights
 
     def __init__(
         self,
@@ -79,13 +73,13 @@ class Trainer:
         self.model = checkpoint.model.to(process.device)
         captions = [image.captions for image in table.images]
         self.captions = EncodedCaptions(captions, self.vocabulary, config.max_words)
-        self.caption_weights = torch.ones(len(self.captions))
+        self.caption_weights = torch.ones(len(self.captions))  # factors of their losses
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
-        self.step = 0
+        self.step = 0  # number of finished steps
         several = process.world_size > 1
         self.parallel = DistributedDataParallel(self.model) if several else self.model
         batches = self.batches(0)
