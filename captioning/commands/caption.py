@@ -148,9 +148,9 @@ def write_results(
         write_json(args.json, results, indent=0)
     if args.sheet and captioned:
         write_sheet(args.sheet, {item.path: best[i] for i, item in captioned.items()})
-    if args.attention and (maps_for := file_maps(checkpoint, cnn)):
+    if args.attention:
         for i, item in captioned.items():  # one, by `check_captioner`
-            if maps := maps_for(item.path, best[i]):
+            if maps := file_maps(checkpoint, cnn, item.path, best[i]):
                 write_panels(args.attention, maps)
 
 

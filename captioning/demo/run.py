@@ -97,7 +97,7 @@ def _report(
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
     title, parts = "Captions of drawn scenes", list(sections.values())
-    results.write_report(report, title, text, parts, history, results.file_maps(checkpoint))
+    results.write_report(report, title, text, parts, history, checkpoint)
     results.write_contact_sheet(sheet, title, parts, history)
     for split, section in sections.items():
         written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]

@@ -102,9 +102,9 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     turn = rng.uniform(0, 2 * math.pi)
     for i in range(facts.count):
         angle = turn + 2 * math.pi * i / facts.count
-        left, top = 2 * (x + circle * math.sin(angle)), 2 * (y - circle * math.cos(angle))
+        middle = 2 * (x + circle * math.sin(angle)), 2 * (y - circle * math.cos(angle))
         color = jitter(rng, COLORS[facts.color], 12)
-        draw_shape(draw, facts.shape, left, top, 2 * radius, color)
+        draw_shape(draw, facts.shape, *middle, 2 * radius, color)
     return canvas.reduce(2)
 
 

@@ -1,7 +1,7 @@
 """Where a decoder looked for each word, over the picture (Xu et al., 2015, figure 2)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,21 +53,11 @@ def compute_maps(
 
 
 def file_maps(
-    checkpoint: Checkpoint, cnn: FrozenCNN | None = None
-) -> Callable[[Path, str], AttentionMaps | None] | None:
-    """Returns a function that makes the maps of a picture, given its file and its caption.
-
-    It is None if the decoder has no attention. The CNN is loaded if it is not given.
-    """
-    if not isinstance(checkpoint.model.decoder, Attentive):
-        return None
-    frozen = cnn or checkpoint.cnn.load()
-
-    def maps_for(path: Path, caption: str) -> AttentionMaps | None:
-        image = load_image(path, 2 * frozen.transform.resize_size)
-        return compute_maps(checkpoint, frozen, image, tokenize(caption))
-
-    return maps_for
+    checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str
+) -> AttentionMaps | None:
+    """`compute_maps` for a picture's file and its caption."""
+    image = load_image(path, 2 * cnn.transform.resize_size)
+    return compute_maps(checkpoint, cnn, image, tokenize(caption))
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:

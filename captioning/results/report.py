@@ -9,17 +9,15 @@ from typing import Any
 
 from captioning.data import ImageError, data_uri
 from captioning.files import render, write_text
+from captioning.model import Attentive, Checkpoint
 from captioning.results import figures
-from captioning.results.attention_maps import AttentionMaps
+from captioning.results.attention_maps import AttentionMaps, file_maps
 from captioning.results.figures import History, fill
 from captioning.results.metrics import Scores
 
-MapsFor = Callable[[Path, str], AttentionMaps | None]  # see `attention_maps.file_maps`
-COLORS = {
-    True: "#2e7d4f",
-    False: "#b3402e",
-    None: figures.INK,
-}  # of a caption, by whether it is right
+MapsFor = Callable[[Path, str], AttentionMaps | None]
+# Of a caption, by whether it is right.
+COLORS = {True: "#2e7d4f", False: "#b3402e", None: figures.INK}
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,16 @@ def write_report(
     text: str,
     sections: Sequence[Section],
     history: History = (),
-    maps_for: MapsFor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Write one HTML file that needs no other file.
 
     `text` is the paragraph below the title, `history` the epochs of training, for the curves, and
-    `maps_for` makes the attention maps of the pictures that are shown.
+    `checkpoint` the captioner, for its attention maps.
     """
+    maps_for = None
+    if checkpoint and isinstance(checkpoint.model.decoder, Attentive):
+        maps_for = partial(file_maps, checkpoint, checkpoint.cnn.load())
     page = render(
         "results/report.html",
         title=title,

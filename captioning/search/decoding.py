@@ -119,26 +119,20 @@ def write_tokens(
     return tokens[:, : t + 1], values[:, : t + 1]
 
 
-def greedy_search(
-    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT
-) -> list[Hypothesis]:
-    """The most probable word at every step, for images [B,...] as the encoder embeds them.
-
-    The decoder is in eval mode, here and in the other searches.
-    """
-    return _hypotheses(*write_tokens(decoder, image, best_words, config.max_seq_length))
-
-
-def sample(
+def write_captions(
     decoder: Decoder,
     image: Tensor,
     config: DecodeConfig = DEFAULT,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
-    """Draw each word at random."""
-    steps = config.max_seq_length or decoder.max_seq_length
-    uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
-    choose = random_words(uniform, config.temperature)
+    """Greedy search or sampling, for images [B,...] as the encoder embeds them.
+
+    The decoder is in eval mode, here and in beam search.
+    """
+    choose, steps = best_words, config.max_seq_length or decoder.max_seq_length
+    if config.method == "sample":
+        uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
+        choose = random_words(uniform, config.temperature)
     return _hypotheses(*write_tokens(decoder, image, choose, steps))
 
 

@@ -14,7 +14,7 @@ from captioning.cnn import FeatureTable, FrozenCNN
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
 from captioning.model import Captioner, Checkpoint, Neighbors
-from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, greedy_search, sample
+from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ def decode_batch(
     """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
     with torch.no_grad():
         image = model.encoder.embed(features)
-    if config.method == "greedy":
-        return [[h] for h in greedy_search(model.decoder, image, config)]
-    if config.method == "sample":
-        return [[h] for h in sample(model.decoder, image, config, generator)]
+    if config.method != "beam":
+        return [[h] for h in write_captions(model.decoder, image, config, generator)]
     found, near = beam_search(model.decoder, image, config), model.neighbors
     weight = near.weight if near and config.neighbors is None else config.neighbors
     return rank(found, agreement(near, features, found), weight) if near and weight else found

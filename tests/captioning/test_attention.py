@@ -7,7 +7,7 @@ from captioning.config import ModelConfig
 from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.decoders.attention import AttentionDecoder
-from captioning.search.decoding import DecodeConfig, beam_search, greedy_search
+from captioning.search.decoding import DecodeConfig, beam_search, write_captions
 
 E, H, V, GRID = 6, 8, 12, 3
 CELLS = GRID**2
@@ -79,7 +79,7 @@ def test_attention_finds_the_marked_cell(image):
 
 def test_search_works_on_it_and_a_batch_equals_its_pictures(image):
     model = decoder()
-    greedy = greedy_search(model, image)
+    greedy = write_captions(model, image)
     one, three = DecodeConfig(beam_size=1), DecodeConfig(beam_size=3)
     assert [g[0].tokens for g in beam_search(model, image, one)] == [h.tokens for h in greedy]
     for i, group in enumerate(beam_search(model, image, three)):
@@ -101,7 +101,7 @@ def test_learns_which_cell_decides():
         optimizer.step()
     model.encoder.train()  # the statistics of 80 steps have not settled yet
     image = model.encoder.embed(features)
-    assert [h.tokens for h in greedy_search(model.decoder.eval(), image)] == captions[
+    assert [h.tokens for h in write_captions(model.decoder.eval(), image)] == captions[
         :, 1:
     ].tolist()
 

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.yunjey import import_yunjey, read_vocabulary
-from captioning.search.decoding import greedy_search
+from captioning.search.decoding import write_captions
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "."]
 
@@ -103,7 +103,7 @@ def test_greedy_search_writes_what_the_tutorial_writes(files):
             word = scores.argmax(1)
             expected.append(word)
     for found, row in zip(
-        greedy_search(checkpoint.model.decoder, image), torch.stack(expected, 1), strict=True
+        write_captions(checkpoint.model.decoder, image), torch.stack(expected, 1), strict=True
     ):
         assert found.tokens == row.tolist()[: len(found.tokens)]
         assert len(found.tokens) == 19 or found.tokens[-1] == 2
