@@ -29,6 +29,7 @@ from captioning.data import (
     CaptionedImage,
     ImageError,
     Transform,
+    Vocabulary,
 )
 from captioning.errors import CaptioningError
 from captioning.files import lock_files, open_regular, write_atomically
@@ -260,6 +261,10 @@ class FeatureTable:
         self.ids = [image.id for image in self.images]
         self.references = {image.id: image.captions for image in self.images}
         self.cache = cache
+
+    def tokens(self, vocabulary: Vocabulary) -> list[list[list[int]]]:
+        """The tokens of each picture's captions, without <start>."""
+        return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
     def read(self, images: Tensor | None = None) -> Tensor:
         """Features of pictures by position, as the cache stores them; of all if None."""

@@ -43,9 +43,8 @@ class Neighbors:
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
-        captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
-        directions = F.normalize(features - mean, dim=1)
-        return cls(mean, directions.half().float(), captions, weight)  # as `state_dict` keeps them
+        directions = F.normalize(features - mean, dim=1).half()  # as `state_dict` keeps them
+        return cls(mean, directions.float(), table.tokens(vocabulary), weight)
 
     @cached_property
     def cider(self) -> CiderD:

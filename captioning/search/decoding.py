@@ -129,7 +129,8 @@ def write_captions(
 
     The decoder is in eval mode, here and in beam search.
     """
-    choose, steps = best_words, config.max_seq_length or decoder.max_seq_length
+    choose: Choose = best_words
+    steps = config.max_seq_length or decoder.max_seq_length
     if config.method == "sample":
         uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
         choose = random_words(uniform, config.temperature)

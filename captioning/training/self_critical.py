@@ -14,7 +14,7 @@ from torch import Tensor
 from captioning.data import PAD, START, shuffled
 from captioning.model import CiderD
 from captioning.search import random_words, write_tokens
-from captioning.training.trainer import Trainer, cider_of
+from captioning.training.trainer import Trainer
 
 
 class SelfCriticalTrainer(Trainer):
@@ -27,8 +27,8 @@ class SelfCriticalTrainer(Trainer):
 
     @cached_property
     def cider(self) -> CiderD:
-        """The reward, whose document frequencies are counted once."""
-        return cider_of(self.table, self.vocabulary)
+        """The reward; <end> counts as a word, or captions would learn to stop anywhere."""
+        return CiderD(self.table.tokens(self.vocabulary))
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The pictures of every batch of an epoch."""

@@ -32,15 +32,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def cider_of(table: FeatureTable, vocabulary: Vocabulary) -> CiderD:
-    """CIDEr-D against the captions of a table, as tokens.
-
-    <end> counts as a word, or captions would learn to stop anywhere.
-    """
-    encode = vocabulary.encode
-    return CiderD([[encode(c)[1:] for c in image.captions] for image in table.images])
-
-
 def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
     """The factor of each caption's loss, an idea of Phan et al. (2017).
 
@@ -48,7 +39,7 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     the caption's CIDEr-D against the picture's other captions plus a constant, a fifth of the mean
     over all captions. Without it a word or two would decide where people agree on little.
     """
-    cider = cider_of(table, vocabulary)
+    cider = CiderD(table.tokens(vocabulary))
     agreement = [torch.tensor(cider.consensus(picture)) for picture in range(len(table.images))]
     floor = torch.cat(agreement).mean() / 5
     if floor == 0:
