@@ -2,17 +2,9 @@
 
 import argparse
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from captioning.cnn import (
-    Extraction,
-    FeatureTable,
-    FrozenCNN,
-    cache_path,
-    extract_features,
-    keep_freed_blocks,
-)
+from captioning.cnn import FrozenCNN, cache_path, keep_freed_blocks
 from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import option
 from captioning.console import say
@@ -24,8 +16,8 @@ from captioning.results import MAX_SHEET, file_maps, write_panels, write_sheet
 from captioning.search import (
     CaptionedFile,
     DecodeConfig,
+    caption_dataset,
     caption_files,
-    caption_table,
     find_pictures,
 )
 
@@ -67,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
         check_captioner(args, config, checkpoint, len(dataset.images))
         cnn = checkpoint.cnn.load().to(args.device)
         start, captioned = time.perf_counter(), {}
-        found = captions_of(args, config, checkpoint, cnn, dataset)
+        if args.features:
+            cache = cache_path(args.features, args.annotations)
+            found = caption_dataset(checkpoint, cnn, dataset, cache, config)
+        else:
+            paths = [image.path for image in dataset.images]
+            found = caption_files(checkpoint, cnn, paths, config)
         for image, item in zip(dataset.images, found, strict=True):
             if item.error:
                 say(item.error, error=True)
@@ -98,22 +95,6 @@ def check_captioner(
             "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
             f"attention); got {count}, --decoder {model.config.decoder}"
         )
-
-
-def captions_of(
-    args: argparse.Namespace,
-    config: DecodeConfig,
-    checkpoint: Checkpoint,
-    cnn: FrozenCNN,
-    dataset: CaptionDataset,
-) -> Iterator[CaptionedFile]:
-    """The captions of each picture, from its file or from the cache of --features."""
-    if not args.features:
-        return caption_files(checkpoint, cnn, [image.path for image in dataset.images], config)
-    path = cache_path(args.features, args.annotations)
-    how = Extraction(on_error="skip", device=args.device)
-    table = FeatureTable(dataset, extract_features(cnn, dataset.images, path, how))
-    return caption_table(checkpoint, dataset, table, config)
 
 
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captioning import console
-from captioning.cnn import FeatureTable, FrozenCNN
+from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
 from captioning.model import Captioner, Checkpoint, Neighbors
@@ -169,12 +169,19 @@ def caption_files(
                 yield CaptionedFile(path, next(captions))
 
 
-def caption_table(
-    checkpoint: Checkpoint, dataset: CaptionDataset, table: FeatureTable, config: DecodeConfig
+def caption_dataset(
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    dataset: CaptionDataset,
+    cache: Path,
+    config: DecodeConfig,
 ) -> Iterator[CaptionedFile]:
-    """`caption_files` of a data set with features; the pictures not in `table` are broken."""
-    model, words = checkpoint.model, checkpoint.vocabulary
-    found = generate_captions(model, words, table.read(), config, progress="caption")
+    """`caption_files` of a data set, by features that are read from `cache` or written to it."""
+    device, model = next(cnn.parameters()).device, checkpoint.model
+    how = Extraction(on_error="skip", device=str(device))
+    table = FeatureTable(dataset, extract_features(cnn, dataset.images, cache, how))
+    features = table.read()
+    found = generate_captions(model, checkpoint.vocabulary, features, config, progress="caption")
     captions = dict(zip(table.ids, found, strict=True))
     for image in dataset.images:
         broken = f"{image.path}: broken, according to the feature cache"
