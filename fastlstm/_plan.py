@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     if args.device == "cpu":
         device = torch.device("cpu")
         engine = _measured.engine(device, stack.key())
-        choice = _choice.on_cpu(_build.has_kernels("cpu"))
+        choice = _choice.on_cpu(stack)
         if engine is not None:
             choice = _choice.Choice(engine, "measured by fastlstm.tune")
         _print_choice(choice, "tiled")

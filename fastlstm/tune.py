@@ -192,11 +192,11 @@ def _default(call: _Call) -> Choice:
     """What "auto" would choose without measurements."""
     if call.device.type == "cuda":
         return _choice.on_gpu(call.stack, _choice.this_gpu(call.device.index))
-    return _choice.on_cpu(has_kernels=True)
+    return _choice.on_cpu(call.stack)
 
 
 def _candidates(call: _Call) -> list[str]:
-    """"auto", "torch", and on a CPU the divisions of a step among its threads."""
+    """The op ("auto"), "torch", and on a CPU the divisions of a step among its threads."""
     threads = torch.get_num_threads()
     if call.device.type != "cpu" or threads == 1:
         return list(_measured.ENGINES)
