@@ -1,4 +1,4 @@
-"""`captioning evaluate`: see `captioning.evaluate`."""
+"""`captioning evaluate`: see `captioning.results`."""
 
 import argparse
 from pathlib import Path

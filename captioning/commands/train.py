@@ -1,4 +1,4 @@
-"""`captioning train`: see `captioning.request`."""
+"""`captioning train`: see `captioning.training`."""
 
 import argparse
 from typing import Any

@@ -16,11 +16,8 @@ def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) 
     """One of `LSTMS`, batch_first, or its cell; the sizes are in nn.LSTM's order."""
     check_choice("lstm", kind, LSTMS)
     kinds = nn if kind == "torch" else fastlstm
-    lstm = (
-        kinds.LSTM(*sizes, batch_first=True, dropout=dropout)
-        if not cell
-        else kinds.LSTMCell(*sizes)
-    )
+    options = {} if cell else {"batch_first": True, "dropout": dropout}
+    lstm = (kinds.LSTMCell if cell else kinds.LSTM)(*sizes, **options)
     if kind == "reference":
         lstm.engine = "reference"
     return lstm

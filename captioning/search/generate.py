@@ -114,10 +114,8 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
         if path.is_dir():
             matches = image_files(path)
         else:
-            matches = (
-                [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-            )
-            matches = [match for match in matches if match.is_file()]
+            names = [pattern] if path.exists() else glob.glob(pattern, recursive=True)
+            matches = [match for match in sorted(map(Path, names)) if match.is_file()]
         if not matches:
             raise CaptioningError(f"{pattern}: no picture found")
         found |= dict.fromkeys(matches)
