@@ -112,7 +112,7 @@ class ModelConfig(Checked):
     Args:
         feature_size: size of a feature vector of the frozen CNN.
         vocab_size: number of words.
-        decoder: a name in `captioning.model.decoders.DECODERS`.
+        decoder: a name in `captioning.model.DECODERS`.
         grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 

@@ -1,7 +1,7 @@
 """Show, Attend and Tell (Xu et al., 2015): a decoder that looks at a place for every word.
 
 Before each word it weighs the cells of the CNN's feature map by what it has written so far,
-and reads their mean with the word. Inputs and targets are as in `captioning.model.decoders.lstm`, but
+and reads their mean with the word. Inputs and targets are as in lstm.py, but
 there is no step 0: the image is the cells, and the first state comes from their mean. Each cell is
 given learned vectors of its row and its column. The paper leaves these out; without them "left" can
 only be guessed.
@@ -34,7 +34,7 @@ class AttentionState(NamedTuple):
 
 @register("attention")
 class AttentionDecoder(nn.Module):
-    """An LSTM cell with soft attention over the cells; a `captioning.model.decoders.Decoder`.
+    """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
 
     The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
     compared in the size of the embedding, E.

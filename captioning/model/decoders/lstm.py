@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 @register("lstm")
 class DecoderRNN(nn.Module):
-    """An LSTM that reads an image vector and writes a caption; a `captioning.model.decoders.Decoder`."""
+    """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
 
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
