@@ -82,7 +82,7 @@ def test_stays_small(report):
 @pytest.fixture
 def drawn(section, tmp_path, monkeypatch):
     """The lines of the curves, as a report draws them of a history: [(label of y, x, y)]."""
-    from captioning.results import report as module
+    from captioning.results import figures as module
 
     def draw(history) -> list[tuple[str, list, list]]:
         lines, real = [], module.svg
