@@ -7,7 +7,6 @@ which.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +35,7 @@ if _OP_DEVICES:
 
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
+_LEAST_OF_A_LARGE_STEP = 1 << 14  # numbers of input: below it nobody asks which engine is faster
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -46,12 +46,6 @@ _AUTOCAST_DEVICES = frozenset(
 )
 
 _transforms_active = torch._C._are_functorch_transforms_active
-
-
-@functools.cache
-def leaves_rows_to_torch() -> bool:
-    """Whether a single row of a large cell is PyTorch's: on Intel's processors."""
-    return bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
 
 
 def is_transformed() -> bool:
@@ -319,7 +313,12 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         engine = _DEFAULT_ENGINE
     if engine != "auto":
         return engine == "torch"
-    return input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx()
+    if input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx():
+        return True
+    if not _choice.ON_INTEL or torch.compiler.is_compiling():
+        return False
+    size = input.numel()
+    return isinstance(size, int) and size >= _LEAST_OF_A_LARGE_STEP
 
 
 def _traces_for_onnx() -> bool:

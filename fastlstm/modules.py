@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _choice, functional
 from ._call import layout_of
 from ._regularize import Regularizers, check_probabilities
 
@@ -471,7 +471,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
             return False
         auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and functional.leaves_rows_to_torch() and not functional.is_transformed()
+        return auto and _choice.ON_INTEL and not functional.is_transformed()
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

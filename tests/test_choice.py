@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from fastlstm import _build, _choice
-from fastlstm._choice import Gpu, Stack, cudnn_class, on_gpu
+from fastlstm._choice import Gpu, Stack, cudnn_class, on_cpu, on_gpu
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
@@ -93,3 +93,13 @@ def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
 )
 def test_which_calls(change: dict[str, object], kind: str) -> None:
     assert cudnn_class(PERSISTENT._replace(**change), GPUS["H100"]) == kind  # type: ignore[arg-type]
+
+
+def test_on_cpu() -> None:
+    large = Stack("float32", 512, 1024, batch=128, steps=20)
+    assert on_cpu(large, True, on_intel=True).engine == "torch"
+    assert on_cpu(large, True, on_intel=False).engine == "auto"
+    assert on_cpu(large._replace(batch=8), True, on_intel=True).engine == "auto"
+    assert on_cpu(large._replace(batch=8), False, on_intel=True).engine == "torch"
+    for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
+        assert on_cpu(large._replace(**other), True, on_intel=True).engine == "auto", other
