@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import _aten, _build, _measured, functional, tune
+from fastlstm import _aten, _build, _choice, _measured, functional, tune
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
@@ -130,6 +130,25 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert told.err == "tune: measured 5 kinds of calls\n"
     assert told.out.count("fastlstm  ") == 5 and all(call in told.out for call in sizes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    lstm, order, shapes = fastlstm.LSTM(4, 6), [], []
+
+    def clock(run: Any, device: torch.device) -> float:
+        order.append(_measured.forced)
+        shapes.append([tensor.shape for tensor in run()])
+        return 1.0
+
+    with torch.set_grad_enabled(training):
+        quick(lstm, clock)
+    gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
+    assert all(found == (gradients if training else output) for found in shapes)
+    there, back = ["auto", "torch"], ["torch", "auto"]
+    assert order == [*there, *there, *back, *there]  # one to warm up, three rounds
+    assert _choice.noted is None
 
 
 def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
