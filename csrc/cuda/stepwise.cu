@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) only_step_kernel(OnlyStep<T, A, C> s
     step.h_state[i] = step.h_0[i];
     step.c_state[i] = A(step.c_0[i]);
     if (is_live(step, row)) {
-      auto pre = load_gates<T, A>(step.x_gates + row * step.x_gates_stride, unit, hidden);
+      auto pre = load_gates<T, A>(step.x_gates + row * 4 * step.hidden_size, unit, hidden);
       for (const T* bias : {step.b_ih, step.b_hh}) {
         if (!bias) continue;
         const auto b = load_gates<T, A>(bias, unit, hidden);

@@ -168,9 +168,6 @@ class BackwardWalk {
     step.dh_state = data<T>(d_hidden_);
     step.dc_state = data<A>(dc_);
     step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
-    step.gates_stride = step.d_gates_stride = 4 * hidden;
-    step.cells_stride = step.prev_cells_stride = step.c_0_stride = hidden;
-    step.dh_state_stride = step.dc_state_stride = hidden;
     step.zoneout = zoneout_.at(d_, at);
     return step;
   }

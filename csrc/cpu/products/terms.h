@@ -29,9 +29,7 @@ struct Terms {
 // A vector of a panel or of a row.
 template <typename A, typename T>
 FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
-  Vec<A> x;
-  std::memcpy(&x.v, from, sizeof x.v);
-  return x;
+  return Vec<A>(read<typename Vec<A>::Native>(from));
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

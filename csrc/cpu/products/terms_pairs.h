@@ -1,9 +1,27 @@
-// Multiplies pairs of bfloat16 by multiply-adds of float32, for targets without dot products of
-// pairs. Included once for each such target.
+// Multiplies pairs of bfloat16. Included once for each target; one with instructions for it
+// overloads the two functions before.
 #pragma once
 #include "cpu/products/terms.h"
 
 namespace fastlstm::FASTLSTM_ISA {
+
+// sum + the products of the first elements of the pairs + those of the second.
+template <typename A>
+FASTLSTM_INLINE Vec<A> add_pairs(const Vec<A>& a, const Vec<A>& b, const Vec<A>& sum) {
+  using Bits = typename Registers<A>::Bits;
+  const auto as_vector = [](Bits bits) { return Vec<A>(bits_as<typename Vec<A>::Native>(bits)); };
+  const auto first = [&](const Vec<A>& x) { return as_vector(bits_as<Bits>(x.v) << 16); };
+  const auto second = [&](const Vec<A>& x) { return as_vector(bits_as<Bits>(x.v) & 0xffff0000u); };
+  return fused(second(a), second(b), fused(first(a), first(b), sum));
+}
+
+// The first n of the elements of a vector of pairs; the others are zero.
+template <typename T>
+FASTLSTM_INLINE Vec<float> load_pairs(const T* from, int64_t n) {
+  T pairs[2 * Vec<float>::lanes] = {};
+  copy_few(from, n, pairs);
+  return load_lanes<float>(pairs);
+}
 
 template <>
 struct Terms<bfloat16> {
@@ -11,37 +29,15 @@ struct Terms<bfloat16> {
 
   template <int count>
   FASTLSTM_INLINE static Vec<float> broadcast(const bfloat16* a) {
-    uint32_t pair = a->bits;
-    if constexpr (count == 2) std::memcpy(&pair, a, sizeof pair);
-    return as_vector(Bits{} + pair);
+    const uint32_t pair = count == 2 ? read<uint32_t>(a) : a->bits;
+    return Vec<float>(bits_as<Vec<float>::Native>(Registers<float>::Bits{} + pair));
   }
   FASTLSTM_INLINE static Vec<float> multiply_add(const Vec<float>& a, const Vec<float>& b,
                                                  const Vec<float>& sum) {
-    return fused(second(a), second(b), fused(first(a), first(b), sum));
+    return add_pairs(a, b, sum);
   }
   FASTLSTM_INLINE static Vec<float> load_first(const bfloat16* from, int64_t n) {
-    bfloat16 pairs[2 * Vec<float>::lanes] = {};
-    copy_few(from, n, pairs);
-    return load_lanes<float>(pairs);
-  }
-
- private:
-  using Bits = Registers<float>::Bits;
-  FASTLSTM_INLINE static Vec<float> as_vector(const Bits& bits) {
-    Vec<float> x;
-    std::memcpy(&x.v, &bits, sizeof x.v);
-    return x;
-  }
-  FASTLSTM_INLINE static Bits bits_of(const Vec<float>& pairs) {
-    Bits bits;
-    std::memcpy(&bits, &pairs.v, sizeof bits);
-    return bits;
-  }
-  FASTLSTM_INLINE static Vec<float> first(const Vec<float>& x) {
-    return as_vector(bits_of(x) << 16);
-  }
-  FASTLSTM_INLINE static Vec<float> second(const Vec<float>& x) {
-    return as_vector(bits_of(x) & 0xffff0000u);
+    return load_pairs(from, n);
   }
 };
 

@@ -30,8 +30,8 @@ class CellsForward {
 
   explicit CellsForward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        x_sums_(product_, rows_at_a_time(), 4 * tiles_for(1)),
-        sums_(product_, rows_at_a_time(), 4 * tiles_for(1)) {}
+        x_sums_(rows_at_a_time(), 4 * tiles_for(1)),
+        sums_(rows_at_a_time(), 4 * tiles_for(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -124,7 +124,7 @@ class CellsBackward {
  public:
   explicit CellsBackward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(product_, whole_tiles(product_, kRows), product_.vectors * product_.panels_for(1)) {}
+        sums_(whole_tiles(product_, kRows), product_.vectors * product_.panels_for(1)) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.

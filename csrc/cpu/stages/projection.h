@@ -87,7 +87,7 @@ class ProjectionBackward {
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
         chunk_steps_(chunk_steps),
-        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), grid.unit_groups)),
+        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), false, grid.unit_groups)),
         d_h_(scratch<T>(chunk_steps * rows.all().batch() * output_size_)),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());

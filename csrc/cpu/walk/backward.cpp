@@ -194,7 +194,8 @@ class BackwardWalk {
   // A weight [K,N] for products of W.
   PackedMatrix<W> packed(const Tensor& w, int64_t pieces) const {
     const Tensor encoded = encoded_weight<T, W>(w);
-    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded) : pack<W>(encoded, pieces);
+    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded)
+                               : pack<W>(encoded, false, pieces);
   }
   void make_projection() {
     if (!call_.layer.projects()) return;

@@ -162,8 +162,8 @@ class OneStepDirection {
     const int64_t batch = sizes_.batch, hidden = sizes_.hidden_size;
     const Tensor unprojected = scratch<T>(batch * hidden);
     cells(data<T>(unprojected), hidden, c, gates);
-    multiply_rounded<T>(row_pointers(const_data<T>(unprojected), batch, hidden),
-                        pack_transposed<T>(w_.w_hr, 1), row_pointers(h, batch, h_stride), false);
+    multiply<T>(row_pointers(const_data<T>(unprojected), batch, hidden), pack<T>(w_.w_hr, true, 1),
+                row_pointers(h, batch, h_stride), false);
   }
 
  private:
