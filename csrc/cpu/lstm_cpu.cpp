@@ -11,11 +11,7 @@
 namespace fastlstm {
 namespace {
 
-struct CpuStepKernels : stepwise::AtenProducts {
-  template <class AnyStep>
-  static void run(const AnyStep& step) {
-    run_step(step);
-  }
+struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {
   template <typename T>
   static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
                                 const std::vector<WalkStep>& steps) {

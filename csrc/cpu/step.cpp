@@ -31,8 +31,6 @@ void for_all_rows(const StepType& step, Kernel kernel) {
   });
 }
 
-}  // namespace
-
 template <typename T, typename A>
 void run_step(const StepForward<T, A>& step) {
   for_all_pieces(step, kernels<T>().row.forward);
@@ -50,12 +48,18 @@ void run_step(const NormBackward<T, A>& step) {
   for_all_rows(step, kernels<T>().row.backward_normed);
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)             \
-  template void run_step(const StepForward<T, A>&);  \
-  template void run_step(const StepBackward<T, A>&); \
-  template void run_step(const NormForward<T, A>&);  \
-  template void run_step(const NormBackward<T, A>&);
+}  // namespace
+
+template <class AnyStep>
+void CpuSteps::run(const AnyStep& step) {
+  run_step(step);
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name)                  \
+  template void CpuSteps::run(const StepForward<T, A>&);  \
+  template void CpuSteps::run(const StepBackward<T, A>&); \
+  template void CpuSteps::run(const NormForward<T, A>&);  \
+  template void CpuSteps::run(const NormBackward<T, A>&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -20,16 +20,10 @@ FASTLSTM_INLINE To read(const void* from) {
 }
 
 template <typename A>
-struct Registers;
-template <>
-struct Registers<float> {
-  typedef float Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-  typedef uint32_t Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-};
-template <>
-struct Registers<double> {
-  typedef double Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-  typedef uint64_t Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+struct Registers {
+  typedef typename elementary::Constants<A>::Bits UInt;
+  typedef A Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  typedef UInt Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 };
 
 template <typename A>
@@ -148,7 +142,10 @@ struct PlainDotProduct {
 // Keeps the compiler from loading a vector again for every row of a tile, which makes small tiles
 // wait for the cache instead of the multipliers.
 template <typename A>
-FASTLSTM_INLINE Vec<A> keep_in_register(const Vec<A>& x) {
+FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
+#if defined(FASTLSTM_REGISTER)  // a target's constraint of asm
+  asm("" : FASTLSTM_REGISTER(x.v));
+#endif
   return x;
 }
 

@@ -116,6 +116,5 @@ cudaError_t compiled_capability(int* capability) {
   template cudaError_t launch_step(const OnlyStep<T, A, T>&, cudaStream_t); \
   template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -11,17 +11,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/targets/kernels.h"
 #include "pointers.h"
 
 namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
-namespace avx512_bf16 {
-extern const Product<bfloat16> product;
-}
-namespace avx512_vnni {
-extern const Product<int8> int8_weights;
-}
 namespace {
 
 using at::native::cpublas::brgemm;
@@ -172,8 +167,7 @@ static Product<T> by_onednn(const Product<T>& own, const char* without_amx) {
   return product;
 }
 
-template <>
-const Product<bfloat16>* brgemm_product() {
+const Product<bfloat16>* brgemm_bfloat16() {
   static const Product<bfloat16> product = [] {
     Product<bfloat16> product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
     product.panel_rows = 2 * kRows;
@@ -188,8 +182,7 @@ const Product<bfloat16>* brgemm_product() {
   return &product;
 }
 
-template <>
-const Product<int8>* brgemm_product() {
+const Product<int8>* brgemm_int8() {
   static const Product<int8> product = [] {
     Product<int8> product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
     product.multiply = multiply_int8;
@@ -203,14 +196,8 @@ bool has_amx() {
   return has;
 }
 #else
-template <>
-const Product<bfloat16>* brgemm_product() {
-  return nullptr;
-}
-template <>
-const Product<int8>* brgemm_product() {
-  return nullptr;
-}
+const Product<bfloat16>* brgemm_bfloat16() { return nullptr; }
+const Product<int8>* brgemm_int8() { return nullptr; }
 bool has_amx() { return false; }
 #endif
 

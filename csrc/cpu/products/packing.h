@@ -53,6 +53,15 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
+// Columns `n` and following of a panel, from row k on, of a transposed matrix: any column where
+// there is none.
+template <typename T, int L>
+FASTLSTM_INLINE void find_columns(const MatrixRows<T>& matrix, const PanelShape& shape, int64_t n,
+                                  int64_t k, const T* (&columns)[L]) {
+  for (int l = 0; l < L; ++l)
+    columns[l] = matrix.rows[shape.first_column + (n + l < shape.columns ? n + l : 0)] + k;
+}
+
 template <typename A>
 static void pack(const MatrixRows<A>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                  A* panel) {
@@ -71,10 +80,7 @@ static void pack(const MatrixRows<A>& matrix, int64_t k_begin, int64_t K, const 
   }
   for (int64_t n = 0; n < width; n += L) {
     const A* columns[L];
-    for (int l = 0; l < L; ++l) {
-      const int64_t column = n + l < shape.columns ? n + l : 0;  // any column, where there is none
-      columns[l] = matrix.rows[shape.first_column + column] + k_begin;
-    }
+    find_columns(matrix, shape, n, k_begin, columns);
     transpose_vector(columns, K, panel + n, width);
     for (int64_t l = shape.columns - n < 0 ? 0 : shape.columns - n; l < L; ++l)
       for (int64_t k = 0; k < K; ++k) panel[k * width + n + l] = A(0);

@@ -30,20 +30,15 @@ static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
   const int64_t width = shape.vectors * L, pairs = K / 2;
   if (matrix.transposed) {
     for (int64_t n = 0; n < width; n += L) {
-      const float* columns[L];
-      for (int l = 0; l < L; ++l) {
-        const int64_t column =
-            n + l < shape.columns ? n + l : 0;  // any column, where there is none
-        columns[l] = as_pairs(matrix.rows[shape.first_column + column] + k_begin);
-      }
-      transpose_vector(columns, pairs, as_pairs(panel) + n, width);
+      const bfloat16* columns[L];
+      const float* of_pairs[L];
+      find_columns(matrix, shape, n, k_begin, columns);
+      for (int l = 0; l < L; ++l) of_pairs[l] = as_pairs(columns[l]);
+      transpose_vector(of_pairs, pairs, as_pairs(panel) + n, width);
+      bfloat16* const last = panel + 2 * (pairs * width + n);
+      for (int l = 0; K % 2 && l < L; ++l)
+        last[2 * l] = columns[l][K - 1], last[2 * l + 1] = bfloat16(0.0f);
     }
-    for (int64_t k = 2 * pairs; k < K; ++k)
-      for (int64_t n = 0; n < width; ++n) {
-        const int64_t column = n < shape.columns ? n : 0;
-        panel[2 * (pairs * width + n)] = matrix.rows[shape.first_column + column][k_begin + k];
-        panel[2 * (pairs * width + n) + 1] = bfloat16(0.0f);
-      }
   } else {
     for (int64_t k = 0; k < K; k += 2) {
       const bfloat16* even = matrix.rows[k_begin + k] + shape.first_column;

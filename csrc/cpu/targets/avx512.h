@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#define FASTLSTM_REGISTER "+v"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -39,15 +40,6 @@ FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const
 FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
                                   const Vec<double>& sum) {
   return Vec<double>(_mm512_fmadd_pd(x.v, y.v, sum.v));
-}
-
-FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
-  asm("" : "+v"(x.v));
-  return x;
-}
-FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
-  asm("" : "+v"(x.v));
-  return x;
 }
 
 // If one of the two is a NaN, min and max return the second.

@@ -2,6 +2,7 @@
 #pragma once
 #include <arm_neon.h>
 
+#define FASTLSTM_REGISTER "+w"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -21,15 +22,6 @@ FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const
 FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
                                   const Vec<double>& sum) {
   return Vec<double>(vfmaq_f64(sum.v, x.v, y.v));
-}
-
-FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
-  asm("" : "+w"(x.v));
-  return x;
-}
-FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
-  asm("" : "+w"(x.v));
-  return x;
 }
 
 // If one of the two is a NaN, min and max return it.

@@ -1,7 +1,6 @@
 // The kernels of a target that multiplies pairs of bfloat16: included once by its source file.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
-#include "cpu/products/terms_pairs.h"
 #include "cpu/products/tile_product.h"
 #include "cpu/targets/kernels.h"
 

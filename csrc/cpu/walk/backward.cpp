@@ -339,6 +339,5 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Sav
   template BackwardResult tiled_backward<T, W>(const Layer&, const CpuPlan&, const Saved&, \
                                                const OutputGrads&, const GradientRequest&);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

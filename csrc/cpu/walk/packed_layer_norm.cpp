@@ -29,11 +29,7 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   });
 }
 
-struct PackedStepKernels {
-  template <class AnyStep>
-  static void run(const AnyStep& step) {
-    run_step(step);
-  }
+struct PackedStepKernels : CpuSteps {
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
     dispatch_format(PackedHeader::of(w).format.name, [&](auto element) {
       using W = decltype(element);

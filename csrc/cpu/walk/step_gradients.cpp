@@ -29,6 +29,5 @@ std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
 #define FASTLSTM_INSTANTIATE(T, W) \
   template std::vector<Tensor> step_gradients<T, W>(const std::vector<StepFactors>&);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm
