@@ -16,9 +16,8 @@ void check_device(const Tensor& tensor, const char* name, const Tensor& input) {
 }
 
 // meaning: whatever << takes, so that a message is built only if it is needed.
-template <typename Meaning>
 void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef shape,
-                  const Meaning& meaning, at::ScalarType dtype, const Tensor& input) {
+                  const auto& meaning, at::ScalarType dtype, const Tensor& input) {
   TORCH_CHECK(tensor.sym_sizes() == shape, "lstm: expected ", name, " of shape ", meaning, " = ",
               shape, ", got ", tensor.sym_sizes());
   check_device(tensor, name, input);

@@ -31,8 +31,7 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
 }
 
 // function(T, W) for the dtype T that a layer is computed in, and W of its products with weights.
-template <typename Function>
-auto dispatch(Dtype dtype, Dtype product, const Function& function) {
+auto dispatch(Dtype dtype, Dtype product, const auto& function) {
   const bool in_bfloat16 = product == Dtype::kBFloat16;
   switch (dtype) {
     case Dtype::kFloat64:

@@ -7,8 +7,7 @@ namespace fastlstm {
 
 struct CpuSteps {
   // Of StepForward, StepBackward, NormForward and NormBackward.
-  template <class AnyStep>
-  static void run(const AnyStep& step);
+  static void run(const auto& step);
 };
 
 }  // namespace fastlstm

@@ -43,8 +43,7 @@ BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grad
 }
 
 // function(T, A) for the dtype T of a tensor and the dtype A of its state.
-template <typename Function>
-auto dispatch(at::ScalarType dtype, const Function& function) {
+auto dispatch(at::ScalarType dtype, const auto& function) {
   switch (dtype) {
 #define FASTLSTM_CASE(T, A, name) \
   case at::k##name:               \

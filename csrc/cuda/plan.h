@@ -11,7 +11,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 #include "../dtype_list.h"
 #include "../parts.h"

@@ -58,8 +58,7 @@ class PackedMatrix {
   };
   // Calls body(group) for the panels, as many at a time as a product of `rows` rows takes, from the
   // last to the first if `backwards`.
-  template <typename Body>
-  void for_groups(Range panels, int64_t rows, const Body& body, bool backwards = false) const {
+  void for_groups(Range panels, int64_t rows, const auto& body, bool backwards = false) const {
     while (panels.begin < panels.end) {
       const Group group = next_group(panels, rows, backwards);
       body(group);

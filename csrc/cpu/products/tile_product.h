@@ -1,6 +1,6 @@
 // Our products as tables: included once for each target.
 #pragma once
-#include "cpu/products/packing_pairs.h"
+#include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
 #include "cpu/products/unpacked.h"
 

@@ -39,9 +39,8 @@ class ProjectionForward {
   T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
 
   // h_t of a member's rows and columns, to where h_of(t, row) points.
-  template <typename HiddenOf>
   void forward(int64_t t, const Member& member, const ZoneoutShares<T>& zoneout,
-               const PreviousState<T>& previous, const HiddenOf& h_of) {
+               const PreviousState<T>& previous, const auto& h_of) {
     auto& from = from_[member.index];
     auto& to = to_[member.index];
     int64_t count = 0;

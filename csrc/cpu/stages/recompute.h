@@ -4,7 +4,6 @@
 #pragma once
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "cpu/layer/packed_direction.h"
