@@ -2,7 +2,6 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "core/layer.h"
 #include "dtype_list.h"
@@ -52,19 +51,15 @@ void check_c(const Layer& layer, const Tensor& tensor, const char* name, at::Sca
                "(directions, batch, hidden_size)", dtype, layer.input);
 }
 
-struct Named {
-  const Tensor& tensor;  // may be undefined
-  const char* name;
-};
-
-void check_dims(std::initializer_list<Named> tensors, int64_t dims) {
-  for (const auto& [tensor, name] : tensors)
-    TORCH_CHECK(!tensor.defined() || tensor.dim() == dims, "lstm: expected ", name, " to have ",
-                dims, " dimension(s), got shape ", tensor.sym_sizes());
+void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
+  TORCH_CHECK(tensor.dim() == dims, "lstm: expected ", name, " to have ", dims,
+              " dimension(s), got shape ", tensor.sym_sizes());
 }
 
 void check_matrices(const Direction& w, const Tensor& input) {
-  check_dims({{w.w_ih, "W_ih"}, {w.w_hh, "W_hh"}, {w.w_hr, "W_hr"}}, 2);
+  for_each_weight(w, [](const Tensor& tensor, const char* name) {
+    if (*name == 'W') check_dims(tensor, name, 2);
+  });
   const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
   TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
               w.w_ih.sym_sizes());
@@ -105,7 +100,7 @@ void check_weights(Layer& layer) {
 
 // Packed matrices have no shapes, so the sizes are those of the state.
 void check_packed_weights(Layer& layer) {
-  check_dims({{layer.c_0, "c_0"}}, 3);
+  check_dims(layer.c_0, "c_0", 3);
   layer.hidden_size = layer.c_0.sym_size(2);
   layer.output_size = layer.h_0.sym_size(2);
   TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,

@@ -12,7 +12,6 @@
 #include "cpu/layer/previous_state.h"
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
-#include "cpu/stages/initial_state.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/recompute.h"
 #include "cpu/stages/recurrent_dropout.h"
@@ -115,8 +114,8 @@ class BackwardWalk {
         zoneout_(call.layer, d),
         d_gates_(call, directed_),
         weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
-        initial_state_(directed_, hidden(), call.grad_h_0[d]),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
+        d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
     zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
     if (call.saved.gates.defined())
@@ -161,7 +160,7 @@ class BackwardWalk {
           encoded, *w_ih_,
           rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
-    if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
+    if (call_.request.state) add_initial_state(chunk);
     if (call_.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
     weights_.add(d_gates, encoded, std::move(x_), std::move(h_prev_), chunk.begin > 0);
@@ -170,7 +169,7 @@ class BackwardWalk {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
+    if (call_.request.state) finish_initial_state();
     if (call_.request.per_row) return gradients.push_back(d_gates_.all());
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
@@ -229,6 +228,39 @@ class BackwardWalk {
     if (dropout_)
       dropout_.forward(h_prev, rows_of<int64_t>(chunk, [](int64_t, int64_t row) { return row; }));
     return h_prev;
+  }
+
+  // The gradient of h_0: what comes back through each row's first step, if it is in this chunk.
+  // (That of c_0 is what the cells leave.)
+  void add_initial_state(const Range& chunk) const {
+    std::vector<const T*> through;
+    std::vector<T*> into;
+    for (int64_t row = 0; row < call_.rows.live(0); ++row) {
+      const int64_t t = directed_.first_step(row), k = directed_.step_back(t);
+      if (k < chunk.begin || k >= chunk.end) continue;
+      if (call_.rows.is_reset(t, row)) {
+        std::fill_n(d_h_0(row), call_.sizes.output_size, T(A(0)));
+      } else {
+        through.push_back(d_gates_.at(t, row));
+        into.push_back(d_h_0(row));
+      }
+    }
+    const EncodedRows<T, W> encoded(through.size(), 4 * hidden());
+    multiply_into<T, W>(encoded.encode(std::move(through)), w_hh_, into, false);
+  }
+  // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
+  void finish_initial_state() const {
+    if (!dropout_ && !zoneout_.of_h()) return;
+    for (int64_t row = 0; row < call_.rows.live(0); ++row) {
+      const T* const mask = dropout_.mask(row);
+      const A* const kept = zoneout_.kept_dh(call_.rows.batch_index(row));
+      T* const to = d_h_0(row);
+      for (int64_t n = 0; n < call_.sizes.output_size; ++n)
+        to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + (kept ? kept[n] : A(0)));
+    }
+  }
+  T* d_h_0(int64_t row) const {
+    return d_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
   }
 
   // The last rows, which start from a zero h, give W_hh nothing: unless 0 times theirs is a NaN.
@@ -299,9 +331,9 @@ class BackwardWalk {
   ZoneoutShares<T> zoneout_;
   const GateGradients<T> d_gates_;
   WeightGradients<T, W> weights_;
-  InitialStateGradient<T> initial_state_;
   const A* const cells_;
   const T* gates_ = nullptr;
+  T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
   std::optional<GateRecomputation<T, W>> recomputation_;
   std::optional<ProjectionBackward<T>> projection_;

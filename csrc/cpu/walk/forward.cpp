@@ -23,7 +23,6 @@ namespace fastlstm {
 namespace {
 
 // What the op returns. Positions that no step writes (after the end of a row) are zero.
-template <typename T>
 struct ForwardTensors {
   Tensor output, h_n, c_n, cells, gates;
 
@@ -50,8 +49,8 @@ class ForwardWalk {
   using A = State_t<T>;
 
  public:
-  ForwardWalk(const Layer& layer, const CpuPlan& plan, const Rows& rows,
-              const ForwardTensors<T>& to, int64_t d)
+  ForwardWalk(const Layer& layer, const CpuPlan& plan, const Rows& rows, const ForwardTensors& to,
+              int64_t d)
       : sizes_(layer.sizes()),
         rows_(rows),
         directed_(rows, d == 1),
@@ -234,7 +233,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   if constexpr (!kWidens<T, W>)
     if (plan.one_step) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
-  const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
+  const ForwardTensors to(layer, rows, save_cells, save_gates);
   std::deque<ForwardWalk<T, W>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();
