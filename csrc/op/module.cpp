@@ -230,8 +230,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &fastlstm::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
   m.def("release_scratch", &fastlstm::release_scratch,
-        "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
-        "returns how many bytes.");
+        "Give back the memory that the CPU engine keeps for its next call; returns the bytes.");
   m.def("plan_cpu", &fastlstm::plan_cpu, py::arg("dtype"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("batch"), py::arg("steps"), py::arg("directions"),
         py::arg("training"), py::arg("backward"), py::arg("threads"), py::arg("l2_cache_bytes"),
@@ -240,8 +239,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
         py::arg("constants") = py::dict(),
-        "The engine that a layer would get on a CUDA device, which need not be present; "
-        "\"stepwise\" too if the persistent engine was requested and cannot serve it.");
+        "The engine that a layer would get on a CUDA device, which need not be present.");
   m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,

@@ -53,7 +53,7 @@ void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piec
                        const Body& body) {
   const Product<T>& product = matrix.product();
   const int64_t K = matrix.K(), width = product.vectors * product.lanes;
-  piece = divide_up(std::min(piece, K), product.padding) * product.padding;
+  piece = round_up(std::min(piece, K), product.padding);
   const int64_t pieces = divide_up(K, piece);
   const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
   const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
@@ -91,7 +91,7 @@ std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest
 template <typename T>
 PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces)
     : K_(K), panels_(cut_into_panels(N, product_.lanes, product_.vectors, pieces)), offsets_{0} {
-  const int64_t of_column = product_.header + divide_up(K, product_.padding) * product_.padding;
+  const int64_t of_column = product_.header + round_up(K, product_.padding);
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
 }
@@ -276,7 +276,7 @@ void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<Gradien
   for (const auto& part : parts) widest = std::max(widest, part.N);
   const std::vector<T> zeros(widest, T(State_t<T>(0)));
   const auto pad = [&](std::vector<const T*>& rows) {
-    rows.resize(divide_up(rows.size(), product.terms) * product.terms, zeros.data());
+    rows.resize(round_up(rows.size(), product.terms), zeros.data());
   };
   pad(a);
   for (auto& part : parts) pad(part.b);

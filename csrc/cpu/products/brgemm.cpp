@@ -72,8 +72,7 @@ void sum(const PanelProduct<bfloat16, C>& p, float* sums, int64_t stride, bool a
 const Product<bfloat16>& tiles = avx512_bf16::product;
 const Product<int8>& int8_tiles = avx512_vnni::int8_weights;
 
-// The terms that a sum starts from, whether C is written through a buffer or not: those of C or the
-// bias. Returns whether there are any.
+// The terms that a sum starts from: those of C or the bias. Returns whether there are any.
 bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_t stride) {
   const bool any = p.accumulate || p.bias;
   for (int64_t r = 0; any && r < p.rows; ++r)
@@ -81,27 +80,23 @@ bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_
                 sums + r * stride);
   return any;
 }
-void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
-  for (int64_t r = 0; r < p.rows; ++r)
-    std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
-}
 
-// C in 16 bits is added to last, and rounded once.
-bool put_first_terms(const PanelProduct<bfloat16, bfloat16>&, float*, int64_t) { return false; }
-void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int64_t stride) {
-  tiles.put_rows_rounded(p, sums, stride);
-}
-
-// Multiplies into a buffer of sums, kRows rows at a time, then writes C.
+// Multiplies into a buffer of sums, kRows rows at a time, then writes C: in 16 bits it is added to
+// last, and rounded once.
 template <typename C>
 void multiply_buffered(PanelProduct<bfloat16, C> p) {
   alignas(64) float sums[kRows * 64];
   const int64_t stride = p.shape.vectors * 16;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    const bool accumulate = put_first_terms(p, sums, stride);
-    sum(p, sums, stride, accumulate);
-    put_rows(p, sums, stride);
+    if constexpr (std::is_same_v<C, float>) {
+      sum(p, sums, stride, put_first_terms(p, sums, stride));
+      for (int64_t r = 0; r < p.rows; ++r)
+        std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
+    } else {
+      sum(p, sums, stride, false);
+      tiles.put_rows_rounded(p, sums, stride);
+    }
   }
 }
 
@@ -143,8 +138,7 @@ void multiply_int8(const PanelProduct<int8, float>& product) {
     return int8_tiles.multiply(product);
   PanelProduct<int8, float> p = product;
   alignas(64) int32_t sums[kRows * 64];
-  const int64_t width = p.shape.vectors * 16,
-                K = divide_up(p.K, int8_tiles.padding) * int8_tiles.padding;
+  const int64_t width = p.shape.vectors * 16, K = round_up(p.K, int8_tiles.padding);
   const int8* const panel = p.panel + width * int8_tiles.header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);

@@ -69,35 +69,6 @@ struct BackwardCall {
   bool adds_to_input() const { return sizes.directions > 1 && plan.chunk_steps < rows.steps(); }
 };
 
-// d_gates of one direction: of all steps if they are requested per row, else of a chunk and of the
-// step before it in this walk, as a ring.
-template <typename T>
-class GateGradients {
- public:
-  GateGradients(const auto& call, const DirectedRows& rows)
-      : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.plan.chunk_steps + 1) {
-    if (!call.request.per_row) {
-      ring_ = scratch<T>(ring_steps_ * call.rows.batch() * width_);
-      return;
-    }
-    const auto shape = call.saved.gates.sizes().slice(1);
-    const auto options = call.layer.input.options();
-    all_ = call.padded() ? at::zeros(shape, options) : at::empty(shape, options);
-  }
-
-  T* at(int64_t t, int64_t row) const {
-    if (all_.defined()) return data<T>(all_) + rows_.all().flat(t, row) * width_;
-    const int64_t k = rows_.step_back(t) % ring_steps_;  // step_back is its own inverse
-    return data<T>(ring_) + (k * rows_.all().batch() + row) * width_;
-  }
-  const Tensor& all() const { return all_; }
-
- private:
-  const DirectedRows& rows_;
-  int64_t width_, ring_steps_;
-  Tensor ring_, all_;
-};
-
 template <typename T, typename W>
 class BackwardWalk {
   using A = State_t<T>;
@@ -112,7 +83,7 @@ class BackwardWalk {
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
-        d_gates_(call, directed_),
+        d_gates_(make_d_gates()),
         weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
@@ -121,7 +92,7 @@ class BackwardWalk {
     if (call.saved.gates.defined())
       gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
     else
-      recomputation_.emplace(call.layer, d, chunk_rows());
+      recomputed_with_.emplace(pack_direction<T, W>(call.layer, d, 1));
     if constexpr (kProjects) make_projection();
     if (call.request.input) {
       w_ih_.emplace(packed(direction().w_ih, 1));
@@ -139,8 +110,9 @@ class BackwardWalk {
   void begin(const Range& chunk) {
     x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     h_prev_ = previous_hidden(chunk);
-    if (recomputation_)
-      recomputation_->forward(x_, h_prev_, rows_of<T*>(chunk, d_gates_of()), zeros());
+    if (recomputed_with_)
+      recompute_gates<T, W>(*recomputed_with_, call_.sizes, x_, h_prev_,
+                            rows_of<T*>(chunk, d_gates_of()), zeros());
   }
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T, W>& step = members_[member.index].step;
@@ -170,7 +142,7 @@ class BackwardWalk {
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
     if (call_.request.state) finish_initial_state();
-    if (call_.request.per_row) return gradients.push_back(d_gates_.all());
+    if (call_.request.per_row) return gradients.push_back(d_gates_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
@@ -212,7 +184,23 @@ class BackwardWalk {
     return gradient.to(call_.layer.input.scalar_type());
   }
   auto d_gates_of() const {
-    return [this](int64_t t, int64_t row) { return d_gates_.at(t, row); };
+    return [this](int64_t t, int64_t row) { return d_gates(t, row); };
+  }
+
+  // d_gates of all steps if they are requested per row, else of a chunk and of the step before it
+  // in this walk, as a ring.
+  Tensor make_d_gates() const {
+    if (!call_.request.per_row)
+      return scratch<T>((call_.plan.chunk_steps + 1) * call_.rows.batch() * 4 * hidden());
+    const auto shape = call_.saved.gates.sizes().slice(1);
+    const auto options = call_.layer.input.options();
+    return call_.padded() ? at::zeros(shape, options) : at::empty(shape, options);
+  }
+  T* d_gates(int64_t t, int64_t row) const {
+    const int64_t k = directed_.step_back(t) % (call_.plan.chunk_steps + 1);  // its own inverse
+    const int64_t place =
+        call_.request.per_row ? call_.rows.flat(t, row) : k * call_.rows.batch() + row;
+    return data<T>(d_gates_) + place * 4 * hidden();
   }
 
   template <typename Pointer, typename Find>
@@ -241,7 +229,7 @@ class BackwardWalk {
       if (call_.rows.is_reset(t, row)) {
         std::fill_n(d_h_0(row), call_.sizes.output_size, T(A(0)));
       } else {
-        through.push_back(d_gates_.at(t, row));
+        through.push_back(d_gates(t, row));
         into.push_back(d_h_0(row));
       }
     }
@@ -289,7 +277,7 @@ class BackwardWalk {
       const int64_t after = directed_.step_after(t), r = step.count++;
       step.d_gates_next[r] = last || rows.is_reset(after, row)
                                  ? room.encoded.zeros(zeros())
-                                 : room.encoded.encode(d_gates_.at(after, row), r);
+                                 : room.encoded.encode(d_gates(after, row), r);
       if (projection_) step.d_h[r] = projection_->d_h(t, row);
       step.cells[r] = row_of_step(t, row, last);
     }
@@ -306,7 +294,7 @@ class BackwardWalk {
                        ? const_data<A>(call_.grads.cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
     // Gates that were not saved are recomputed where their gradient takes their place.
-    cell.d_gates = d_gates_.at(t, row);
+    cell.d_gates = d_gates(t, row);
     cell.gates = gates_ ? gates_ + flat * 4 * hidden() : cell.d_gates;
     cell.c = cells_ + flat * hidden();
     cell.c_prev = previous_.at(t, row).c;
@@ -329,13 +317,13 @@ class BackwardWalk {
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
-  const GateGradients<T> d_gates_;
+  const Tensor d_gates_;
   WeightGradients<T, W> weights_;
   const A* const cells_;
   const T* gates_ = nullptr;
   T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
-  std::optional<GateRecomputation<T, W>> recomputation_;
+  std::optional<PackedDirection<W>> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<PackedMatrix<W>> w_ih_;
   std::optional<SequenceRows<T>> dx_;
