@@ -10,7 +10,6 @@
 #include "../dtype_list.h"
 #include "../stepwise/backward.h"
 #include "choice.h"
-#include "only_step.h"
 #include "persistent_layer.h"
 #include "stepwise_kernels.h"
 

@@ -1,5 +1,5 @@
-// Backward in other ways than one call of the op: with derivatives of its own, or for many gradients
-// of one forward at once.
+// Backward in other ways than one call of the op: with derivatives of its own, or for many
+// gradients of one forward at once.
 #pragma once
 #include "core/layer.h"
 
