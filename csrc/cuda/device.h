@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "dtypes.h"
 
@@ -24,21 +25,6 @@ struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
-// Lets the kernel's own signature decide the types of the arguments.
-template <typename P>
-struct Parameter {
-  using type = P;
-};
-
-// What the arguments of a launch take. CUDA allows 4096 bytes on every GPU.
-template <typename... P>
-constexpr size_t parameter_bytes() {
-  size_t bytes = 0;
-  ((bytes = (bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
-  return bytes;
-}
-constexpr size_t kMaxParameterBytes = 4096;
-
 // An error that the caller gets, cleared in CUDA, which otherwise keeps the last one.
 inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
@@ -46,19 +32,17 @@ inline cudaError_t cleared(cudaError_t error) {
 }
 
 // launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
-// which is refused.
+// which is refused. The kernel's own signature decides the types of the arguments.
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
+                   cudaStream_t stream, std::common_type_t<P>... arguments) {
   void* pointers[] = {&arguments...};
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
 
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                               cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
+                               cudaStream_t stream, std::common_type_t<P>... arguments) {
   // The most that the device has, not what this launch needs: the attribute is the function's, so
   // another thread's smaller value would come between setting it and launching.
   int device = 0, most = 0;
@@ -81,7 +65,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // are of words, and a vector load is one of words: the memory model promises nothing where a load
 // meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
 // which the compiler may take a cache that does not notice other SMs' writes.
-// give_up(step) ends the launch of a block that polls in vain.
+// give_up() ends the launch of a block that polls in vain.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from
@@ -117,7 +101,7 @@ inline void store_exchanged(uint32_t* address, uint32_t word) {
   simt::exchange_store(address, word);
 }
 inline Bits128 load_exchanged(const Bits128* address) { return *address; }
-inline void give_up(int /*step*/) {}
+inline void give_up() {}
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
@@ -163,12 +147,8 @@ __device__ inline Bits128 load_exchanged(const Bits128* address) {
 }
 
 // Says so and ends the launch. Without arguments printf needs no stack.
-__device__ inline void give_up([[maybe_unused]] int step) {
-#if defined(FASTLSTM_TRACE)
-  printf("fastlstm: block %u waits in vain for the values of step %d\n", blockIdx.x, step);
-#else
+__device__ inline void give_up() {
   printf("fastlstm: a block waits in vain for the values of others\n");
-#endif
   __trap();
   __builtin_unreachable();  // else ptxas keeps what comes after in registers
 }

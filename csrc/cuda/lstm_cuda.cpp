@@ -4,20 +4,52 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include <mutex>
+
+#include "../core/torch_versions.h"
 #include "../dtype_list.h"
 #include "../stepwise/backward.h"
 #include "choice.h"
-#include "gemm_precision.h"
-#include "only_step.h"
 #include "persistent_layer.h"
 #include "stepwise_kernels.h"
 
 namespace fastlstm {
 namespace {
 
+// While it lives, float32 GEMMs use TF32 exactly if torch.backends.cudnn.allow_tf32 says so, as
+// those of nn.LSTM do. ATen has this switch for the whole process only, so overlapping calls share
+// one change of it: the first makes it, the last undoes it. (The older allowTF32CuBLAS refuses
+// to answer if the user has set torch.backends.cuda.matmul.fp32_precision.)
+class GemmPrecision {
+ public:
+  explicit GemmPrecision(at::ScalarType dtype) : active_(dtype == at::kFloat) {
+    if (!active_) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (users_++ > 0) return;
+    before_ = matmul_precision();
+    const bool tf32 = rnn_allows_tf32();
+    changed_ = tf32 != (before_ == kTf32);
+    if (changed_) set_matmul_precision(tf32 ? kTf32 : kIeee);
+  }
+  ~GemmPrecision() {
+    if (!active_) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (--users_ == 0 && changed_) set_matmul_precision(before_);
+  }
+  GemmPrecision(const GemmPrecision&) = delete;
+  GemmPrecision& operator=(const GemmPrecision&) = delete;
+
+ private:
+  static inline std::mutex mutex_;
+  static inline int users_ = 0;
+  static inline Float32Precision before_ = kIeee;
+  static inline bool changed_ = false;
+  const bool active_;
+};
+
 template <typename T, typename A>
-ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
-                      c10::string_view engine) {
+ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
+  const auto& [save_cells, save_gates, recompute, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   if (!planned.plan.persistent && is_only_step(layer))
     return layer.c_0.scalar_type() == layer.input.scalar_type()
@@ -43,8 +75,7 @@ BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grad
 }
 
 // function(T, A) for the dtype T of a tensor and the dtype A of its state.
-template <typename Function>
-auto dispatch(at::ScalarType dtype, const Function& function) {
+auto dispatch(at::ScalarType dtype, const auto& function) {
   switch (dtype) {
 #define FASTLSTM_CASE(T, A, name) \
   case at::k##name:               \
@@ -62,8 +93,7 @@ ForwardResult lstm_cuda(const LstmCall& call, const ForwardOptions& options) {
   const c10::cuda::CUDAGuard device(call.input.device());
   const GemmPrecision precision(call.input.scalar_type());
   return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
-    return forward<decltype(t), decltype(a)>(layer, options.save_cells, options.save_gates,
-                                             options.engine);
+    return forward<decltype(t), decltype(a)>(layer, options);
   });
 }
 
@@ -86,16 +116,6 @@ int64_t cuda_code(int64_t device) {
   return code_capability();
 }
 
-#if defined(FASTLSTM_TRACE)
-// What the blocks of the last launches did when: [kTraceBlocks,kTraceSteps,kTraceEntries].
-Tensor take_trace(bool backward) {
-  const Tensor entries = at::empty({kTraceBlocks, kTraceSteps, kTraceEntries}, at::kLong);
-  auto* const host = reinterpret_cast<long long*>(entries.mutable_data_ptr<int64_t>());
-  check_cuda(backward ? take_backward_trace(host) : take_forward_trace(host), "take_trace");
-  return entries;
-}
-#endif
-
 }  // namespace
 }  // namespace fastlstm
 
@@ -104,9 +124,4 @@ TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
   m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
 }
 
-TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
-  m.def("cuda_code", &fastlstm::cuda_code);
-#if defined(FASTLSTM_TRACE)
-  m.def("take_trace", &fastlstm::take_trace);
-#endif
-}
+TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("cuda_code", &fastlstm::cuda_code); }

@@ -6,12 +6,9 @@
 // slice with the state of all units, which its neighbours (same rows, other units) computed in the
 // step before. So fewer units mean less arithmetic per block, and more blocks that read the
 // whole state.
-//
-// Times are predictions: nothing here was measured.
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 #include "../dtype_list.h"
 #include "../parts.h"
@@ -95,7 +92,7 @@ struct Task {
   // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
   int64_t exchange_width() const {
     const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
-    return divide_up(hidden_size, piece) * piece;
+    return round_up(hidden_size, piece);
   }
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.
@@ -121,6 +118,7 @@ struct Tiling {
   int exchange_width = 0;  // Task::exchange_width
 
   int blocks() const { return unit_blocks * row_groups * directions; }
+  bool has_passes() const { return group_rows > row_tile; }  // of a block, over its rows
 };
 
 struct Plan {

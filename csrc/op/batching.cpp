@@ -1,17 +1,15 @@
-// Many gradients of one forward at once: torch.autograd.grad(is_grads_batched=True),
-// jacobian(vectorize=True), torch.func.vmap over torch.autograd.grad. N samples bring gradients of
-// their own to results that they share. They are N times the batch rows of one call, and the
-// gradients of the weights are products of its d_gates. Where d_gates are not enough for that (a
-// projection, layer normalisation, gates that backward recomputes), or more than gradients is
-// batched, each sample has a call of its own.
-#include "op/batching.h"
-
+// Of torch.autograd.grad(is_grads_batched=True), jacobian(vectorize=True), torch.func.vmap over
+// torch.autograd.grad. N samples bring gradients of their own to results that they share. They are
+// N times the batch rows of one call, and the gradients of the weights are products of its d_gates.
+// Where d_gates are not enough for that (a projection, layer normalisation, gates that backward
+// recomputes), or more than gradients is batched, each sample has a call of its own.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
 #include "core/flat_rows.h"
 #include "core/layer.h"
 #include "core/operators.h"
+#include "op/backward.h"
 
 namespace fastlstm {
 namespace {
@@ -26,8 +24,7 @@ struct SampledBackward : OwnedCall {
   int64_t count = 0;
 
   // visit(member, name) in the schema's order, but the weights come last.
-  template <typename Visit>
-  void for_each(const Visit& visit) {
+  void for_each(const auto& visit) {
     for_each_member(*this, visit);
     visit(grad_output, "grad_output"), visit(grad_h_n, "grad_h_n"), visit(grad_c_n, "grad_c_n");
     visit(grad_cells, "grad_cells"), visit(output, "output"), visit(cells, "cells");
@@ -35,8 +32,7 @@ struct SampledBackward : OwnedCall {
     for (Tensor& weight : weights) visit(weight, "weight");
   }
   // visit(tensor, name, whether it is batched) for those that are given.
-  template <typename Visit>
-  void for_each_given(const Visit& visit) {
+  void for_each_given(const auto& visit) {
     auto next = batched.begin();
     for_each([&](auto& member, std::string_view name) {
       const bool is_batched = *next++;

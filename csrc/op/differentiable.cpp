@@ -1,11 +1,10 @@
-#include "op/differentiable.h"
-
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/flat_rows.h"
 #include "core/operators.h"
 #include "equations/layer_norm_step.h"
+#include "op/backward.h"
 
 namespace fastlstm {
 namespace {
@@ -14,11 +13,6 @@ namespace {
 struct Walked {
   Tensor output, h_n, c_n, cells;
 };
-
-Gates<Tensor> split(const Tensor& pre) {
-  const auto parts = pre.chunk(4, -1);
-  return {parts[0], parts[1], parts[2], parts[3]};
-}
 
 // Rows [0, rows) of `state` replaced by `fresh`.
 Tensor replace_head(const Tensor& state, const Tensor& fresh) {

@@ -1,10 +1,7 @@
 // The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
 // fused kernel for the cell equations. It takes every dtype, shape and option; a device adds only
 // struct StepKernels: run(step) for StepForward, StepBackward and their twins with layer
-// normalisation, previous_hidden, which may be the function in rows.h, and the products of a walk,
-// for which AtenProducts will do.
-//
-// No host synchronisation and no allocation outside ATen, so a CUDA graph can capture it.
+// normalisation; AtenProducts will do for the rest. A CUDA graph can capture it.
 #pragma once
 #include <optional>
 
@@ -123,11 +120,9 @@ class ForwardWalk {
     static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
     step.x_gates = step.gates = data<T>(x_gates_) + at.offset * 4 * hidden;
     step.h_gates = const_data<T>(from_h);
-    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
     step.c_state = data<A>(c_);
     step.cells = cells_.defined() ? data<A>(cells_) + at.offset * hidden : step.c_state;
     step.h_state = data<T>(hidden_state_);
-    step.c_state_stride = step.cells_stride = step.h_state_stride = hidden;
     step.output = projection_ ? step.h_state : data<T>(y_) + at.offset * output_stride;
     step.output_stride = projection_ ? hidden : output_stride;
     step.zoneout = zoneout_.at(d_, at);

@@ -3,13 +3,17 @@
 #include "core/flat_rows.h"
 #include "stepwise/layer_norm.h"
 
-namespace fastlstm {
-namespace stepwise {
+namespace fastlstm::stepwise {
 
-// The products of a walk as ATen makes them: to = rows W^T.
+// The products of a walk, to = rows W^T, and its previous_hidden as ATen makes them.
 struct AtenProducts {
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
     at::mm_out(to, rows, w.t());
+  }
+  template <typename T>
+  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
+                                const std::vector<WalkStep>& steps) {
+    return fastlstm::previous_hidden(layer, d, output, steps);
   }
 };
 
@@ -53,8 +57,7 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
     step.h_gates = const_data<T>(from_h);
     step.c_state = step.cells = data<A>(c);
     step.h_state = step.output = data<T>(h);
-    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
-    step.c_state_stride = step.cells_stride = step.h_state_stride = step.output_stride = hidden;
+    step.output_stride = hidden;
     if (layer.normalizes())
       StepKernels::run(StepNorms<T, A>(w, step.rows).forward(step));
     else
@@ -62,5 +65,4 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
   }
 }
 
-}  // namespace stepwise
-}  // namespace fastlstm
+}  // namespace fastlstm::stepwise

@@ -8,8 +8,7 @@
 #include "cpu/vec.h"
 #include "equations/cell_step.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Loads and stores n lanes at a column of rows of any dtype; nullptr is a row of zeros.
 template <typename A>
@@ -87,10 +86,6 @@ FASTLSTM_INLINE void prefetch_units(const A* row, const Units& units) {
   constexpr int64_t line = 64 / sizeof(A);
   for (int64_t u = 0; u < units.count; u += line) __builtin_prefetch(row + units.first + u);
 }
-template <typename A>
-FASTLSTM_INLINE void prefetch_gates(const A* row, const Units& units) {
-  for (int64_t gate = 0; gate < 4; ++gate) prefetch_units(row + gate * units.hidden_size, units);
-}
 
 template <typename T>
 static void prefetch_forward(const ForwardRow<T>* rows, int64_t count, const Units& units) {
@@ -107,7 +102,8 @@ static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const U
     prefetch_units(rows[r].d_output, units);
     prefetch_units(rows[r].c, units);
     prefetch_units(rows[r].c_prev, units);
-    prefetch_gates(rows[r].gates, units);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      prefetch_units(rows[r].gates + gate * units.hidden_size, units);
   }
 }
 
@@ -140,5 +136,4 @@ static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* s
     }
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -7,13 +7,11 @@
 #include "cpu/half.h"
 #include "equations/layer_norm_step.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Calls body(reset, zoned) with constants: a loop without branches is vectorised. Zoneout is rare
 // here and has one slow body.
-template <typename Body>
-FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const Body& body) {
+FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const auto& body) {
   if (zoned)
     body(reset, true);
   else if (reset)
@@ -51,13 +49,11 @@ static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin,
 
 // One thread has the whole row.
 struct OneThread {
-  template <typename F>
-  FASTLSTM_INLINE void each(int64_t n, const F& f) const {
+  FASTLSTM_INLINE void each(int64_t n, const auto& f) const {
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) f(k);
   }
-  template <typename F>
-  FASTLSTM_INLINE auto total(int64_t n, const F& f) const {
+  FASTLSTM_INLINE auto total(int64_t n, const auto& f) const {
     decltype(f(n)) sum(0);
 #pragma omp simd reduction(+ : sum)
     for (int64_t k = 0; k < n; ++k) sum += f(k);
@@ -81,5 +77,4 @@ static void backward_normed(const NormBackward<T, A>& step, int64_t row) {
   });
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -1,10 +1,7 @@
 // int8 by the dot product instructions of arm64 (FEAT_DotProd).
 #if defined(__aarch64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC target("+dotprod")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("dotprod")
 #define FASTLSTM_ISA neon_dotprod
 #define FASTLSTM_VECTOR_BYTES 16
 #include "cpu/targets/neon.h"
@@ -12,8 +9,7 @@
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace neon_dotprod {
+namespace fastlstm::neon_dotprod {
 
 struct SignedDotProduct {
   static constexpr int32_t excess = 0;
@@ -27,9 +23,6 @@ struct SignedDotProduct {
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
 
-}  // namespace neon_dotprod
-}  // namespace fastlstm
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+}  // namespace fastlstm::neon_dotprod
+FASTLSTM_TARGET_END
 #endif
