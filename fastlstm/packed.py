@@ -55,7 +55,7 @@ class _Frozen(nn.Module):
     _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
 
-    def _adopt(self, layer: nn.Module, weights: torch.dtype | None) -> None:
+    def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
@@ -268,9 +268,6 @@ class PackedLSTM(_Frozen, SequenceModule):
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
 
-    def __init__(self, lstm: LSTM, weights: torch.dtype | None = None) -> None:
-        self._adopt(lstm, weights)
-
     def _run(
         self,
         input: Tensor,
@@ -343,9 +340,6 @@ class PackedLSTMCell(_Frozen):
 
     _UNPACKED = LSTMCell
     _SIZES = ("input_size", "hidden_size", "bias")
-
-    def __init__(self, cell: LSTMCell, weights: torch.dtype | None = None) -> None:
-        self._adopt(cell, weights)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None

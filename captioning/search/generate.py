@@ -178,9 +178,11 @@ def caption_dataset(
     device, model = next(cnn.parameters()).device, checkpoint.model
     how = Extraction(on_error="skip", device=str(device))
     table = FeatureTable(dataset, extract_features(cnn, dataset.images, cache, how))
-    features = table.read()
-    found = generate_captions(model, checkpoint.vocabulary, features, config, progress="caption")
-    captions = dict(zip(table.ids, found, strict=True))
+    captions: dict[int, list[Caption]] = {}
+    # So many that a grid of features fits into memory.
+    for some in console.progress(torch.arange(len(table.ids)).split(1024), "caption", unit="batch"):
+        found = generate_captions(model, checkpoint.vocabulary, table.read(some), config)
+        captions |= zip((table.ids[i] for i in some), found, strict=True)
     for image in dataset.images:
         broken = f"{image.path}: broken, according to the feature cache"
         error = None if image.id in captions else broken
