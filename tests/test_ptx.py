@@ -4,58 +4,30 @@ tests/simt, on every kind of GPU, in other orders, and with faults that must be 
 No GPU is needed, but nvcc. What is checked on the way is in docs/cuda.md.
 """
 
-import fcntl
 import functools
-import os
 import re
-import shlex
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from native import ROOT, check, make, missing, names_of_cases, run
 
-ROOT = Path(__file__).parents[1]
-CXX = shlex.split(os.environ.get("CXX", "g++"))
-MISSING = [tool for tool in ("nvcc", "make", CXX[0]) if not shutil.which(tool)]
+MISSING = missing("nvcc")
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
     pytest.mark.timeout(3600),
 ]
 
 
-def run(*command):
-    return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 @functools.cache
 def build(architecture="80", name="", *variables):
-    """Builds what is out of date, in one process at a time; the path of the program."""
+    """The path of the program."""
     folder = ROOT / "build/ptx" / (name or f"sm_{architecture}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run(
-            *("make", "-C", str(ROOT / "tests/ptx"), "-j2", f"CXX={shlex.join(CXX)}"),
-            *(f"ARCH={architecture}", f"BUILD={folder}", *variables),
-        )
-    assert done.returncode == 0, done.stdout
+    make("ptx", folder, f"ARCH={architecture}", *variables)
     return str(folder / "ptx_tests")
 
 
 @functools.cache
 def cases():
-    """Names of the cases, or none where they cannot be built: then test_builds says why."""
-    try:
-        return [] if MISSING else run(build(), "--list").stdout.splitlines()
-    except AssertionError:
-        return []
-
-
-def check(program, *arguments):
-    done = run(program, *arguments)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return [] if MISSING else names_of_cases(build)
 
 
 def test_builds():

@@ -143,9 +143,9 @@ void check_rounding(uint32_t mantissa_bits, uint32_t infinity) {
             std::isinf(largest * 2),
         "overflow to infinity");
 }
-const Case rounding_b("emulator/bfloat16 rounds as CUDA does",
-                      [] { check_rounding<simt::bfloat16>(7, 0x7f80); });
-const Case rounding_h("emulator/float16 rounds as CUDA does",
-                      [] { check_rounding<simt::float16>(10, 0x7c00); });
+const Case rounding_b("emulator/bfloat16 rounds to nearest",
+                      [] { check_rounding<fastlstm::bfloat16>(7, 0x7f80); });
+const Case rounding_h("emulator/float16 rounds to nearest",
+                      [] { check_rounding<fastlstm::float16>(10, 0x7c00); });
 
 }  // namespace
