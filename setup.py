@@ -6,8 +6,7 @@ FASTLSTM_BUILD says what to build:
   cuda  CPU and CUDA kernels, or an error
   none  pure Python
 
-FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, and that keep clocks of what they
-do (csrc/cuda/trace.h): for tests on a GPU, and slower.
+FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, for tests on a GPU.
 
 FASTLSTM_TORCH_HEADERS names unpacked wheels of torch, "build/torch/2.8 build/torch/2.13": then the
 build is for all of these versions (`make wheels`), not for the torch that is installed.
@@ -159,11 +158,11 @@ def cuda_arch_list(home):
 
 
 def checked_macros():
-    """Macros of a build for tests: how often a block polls before it gives up, and traces."""
+    """Macros of a build for tests: how often a block polls before it gives up."""
     checked = os.environ.get("FASTLSTM_CHECKED", "0")
     if checked not in ("0", "1"):
         raise SystemExit(f"FASTLSTM_CHECKED must be 0 or 1, got {checked!r}")
-    return [("FASTLSTM_SPIN_LIMIT", "2000000"), ("FASTLSTM_TRACE", None)] if checked == "1" else []
+    return [("FASTLSTM_SPIN_LIMIT", "2000000")] if checked == "1" else []
 
 
 def openmp_flags(platform, torch_headers):

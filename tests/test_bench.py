@@ -30,7 +30,6 @@ import memory  # noqa: E402
 import peers  # noqa: E402
 import plan_table  # noqa: E402
 import report  # noqa: E402
-import step_trace  # noqa: E402
 from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group, cudnn_class  # noqa: E402
 from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
 from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
@@ -478,20 +477,6 @@ def test_kernels_are_counted_by_step() -> None:
 
     events = [event("gemm")] * 8 + [event("x" * 500)] * 4 + [event("aten::mm", DeviceType.CPU)] * 9
     assert gpu.count_kernels(events, 4) == {"gemm": 2.0, "x" * 160: 1.0}
-
-
-def test_a_trace_is_summed_up() -> None:
-    """Blocks 0 and 1 of 160, steps of 1000 and 1200 clocks, of which the product takes 700."""
-    entries = torch.zeros(160, 64, 3, dtype=torch.long)
-    steps = torch.arange(64)
-    for block, clocks in ((0, 1000), (1, 1200)):
-        begins = 5_000_000 + clocks * steps
-        entries[block] = torch.stack([begins, begins + 700, steps % 2 * 3], 1)
-    entries[:, : step_trace.FIRST_STEPS] += 10**9 * (entries[:, : step_trace.FIRST_STEPS] > 0)
-    found = step_trace.summary(entries, backward=False)
-    assert found == {"step": 1000.0, "product": 700.0, "polls_in_vain": 1.5}
-    entries[1] = 0
-    assert step_trace.summary(entries.flip(1), backward=True) == found
 
 
 def test_the_clock_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

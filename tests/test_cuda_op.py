@@ -59,7 +59,6 @@ def ops():
             *(["-Wl,-Bsymbolic"] if sys.platform == "linux" else []),
             "-U_FORTIFY_SOURCE",
             "-DFASTLSTM_EMULATOR",
-            "-DFASTLSTM_TRACE",
             f"-I{SIMT}",
             f"-I{SIMT / 'op'}",
             f"-I{ROOT / 'csrc/cuda'}",
@@ -524,33 +523,6 @@ def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
         call.forward("persistent")
     compiled_for(0)
     assert ops().cuda_code(0) == 0
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
-def test_trace_of_a_checked_build(kind, backward):
-    """Clocks of every block and step in their order, and polls in vain."""
-    call, take = Call(kind, steps=5, batch=16, hidden_size=24), torch.ops.fastlstm.take_trace
-    take(backward)  # what other tests left
-    saved = call.forward("persistent:8x8x2")  # 3 parts of units, 2 groups of rows
-    if backward:
-        call.backward(saved, "persistent:8x8x2")
-    entries = take(backward)
-    walked = entries[:6, :5].flip(1) if backward else entries[:6, :5]
-    clocks = walked[..., :2].flatten(1)
-    assert (clocks > 0).all() and (clocks.diff() > 0).all()
-    assert (walked[:, 0, 2] == 0).all()  # h_0, or no gradient from the future, is there at once
-    entries[:6, :5] = 0
-    assert not entries.any() and not take(backward).any()
-
-
-@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
-def test_trace_counts_polls_in_vain(kind):
-    call = Call(kind, steps=12, batch=8, hidden_size=96)
-    torch.ops.fastlstm.take_trace(True)  # what other tests left
-    call.backward(call.forward("persistent:8x8x1"), "persistent:8x8x1")
-    polls = torch.ops.fastlstm.take_trace(True)[:12, :12, 2]
-    assert polls.sum() > 12  # about a hundred in the emulator
 
 
 FREE_SMS = """

@@ -32,7 +32,6 @@ case "$*" in
     while [ "$1" != --output ]; do shift; done
     echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
   *sweep.py*) echo '{{"sweep": [3], "complete": true}}' >"$2" ;;
-  *step_trace.py*) echo '{{"trace": [4], "groups": []}}' >"$2" ;;
   *pytest*) echo "2 passed"; sleep $SLEEP ;;
   "-m fastlstm") echo "which engine serves what" ;;
 esac
@@ -45,7 +44,6 @@ STEPS = {
     "tests of every engine": "ok",
     "benchmark": "failed",
     "sweep": "ok",
-    "trace of steps": "ok",
     "never slower": "ok",
     **{f"CPU, {n} threads": "ok" for n in (1, 2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))},
     "two streams": "ok",
@@ -102,7 +100,7 @@ def test_what_fails_loses_nothing(tmp_path):
     assert run.results == {**STEPS, "build": "failed"}
     assert run.steps["build"]["last_line"] == "nvcc broke"
     assert run.steps["gpu tests"]["last_line"] == "2 passed"
-    assert [run.record[key] for key in ("groups", "sweep", "trace")] == [[1, 2], [3], [4]]
+    assert [run.record[key] for key in ("groups", "sweep")] == [[1, 2], [3]]
     assert run.record["cpu"]["1"] == {"groups": [9]}
     assert "complete" not in run.record  # the sweep's
     assert run.log.read_text() == run.printed
@@ -118,7 +116,6 @@ def test_who_uses_which_build(tmp_path):
     for word, folder in (
         ("smoke.py", "/build/checked "),
         ("--deselect", "/build/checked "),
-        ("step_trace.py", "/build/checked "),
         ("bench_lstm.py --device cuda", " "),
         ("sweep.py", " "),
         ("-k not opcheck", " "),
@@ -132,7 +129,7 @@ def test_who_uses_which_build(tmp_path):
 def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
     run = Checked(tmp_path, smoke=1)
     expected = {**STEPS, "smoke test": "failed"}
-    del expected["sweep"], expected["trace of steps"]
+    del expected["sweep"]
     assert run.status == 1 and run.results == expected
     assert "--engine stepwise" in run.call("bench_lstm.py --device cuda")
     after = run.calls[1 + run.calls.index(run.call("smoke.py")) :]

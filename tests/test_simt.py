@@ -178,7 +178,7 @@ MUTANTS = {
         ),
         "a row that starts late forgets h_0": (
             "if (block.is_first_step(step.t, row))",
-            "if (step.n == 0)",
+            "if (step.t == 0)",
             [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"],
         ),
         "W_hh sees h without its mask": (
@@ -221,7 +221,7 @@ MUTANTS = {
     },
     (FORWARD, PRODUCT): {
         "the next group of loads is not waited for": (
-            "if (end < last) next.wait(parts, end, step);",
+            "if (end < last) next.wait(parts, end);",
             "",
             [FFMA + "very deep", TF32 + "very deep, wide tile"],
         ),
@@ -309,7 +309,7 @@ MUTANTS = {
     },
     (BACKWARD, PRODUCT): {
         "the next group of loads is not waited for": (
-            "if (end < last) next.wait(parts, end, step);",
+            "if (end < last) next.wait(parts, end);",
             "",
             [TF32 + "very deep", FFMA + "very deep"],
         ),

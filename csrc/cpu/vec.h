@@ -10,8 +10,7 @@
 #include "cpu/half.h"
 #include "equations/elementary.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 template <typename A>
 struct Registers;
@@ -224,5 +223,4 @@ FASTLSTM_INLINE Vec<A> tanh(const Vec<A>& x) {
   return elementary::tanh<elementary::Constants<A>>(x);
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

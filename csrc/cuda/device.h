@@ -81,7 +81,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // are of words, and a vector load is one of words: the memory model promises nothing where a load
 // meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
 // which the compiler may take a cache that does not notice other SMs' writes.
-// give_up(step) ends the launch of a block that polls in vain.
+// give_up() ends the launch of a block that polls in vain.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from
@@ -117,7 +117,7 @@ inline void store_exchanged(uint32_t* address, uint32_t word) {
   simt::exchange_store(address, word);
 }
 inline Bits128 load_exchanged(const Bits128* address) { return *address; }
-inline void give_up(int /*step*/) {}
+inline void give_up() {}
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
@@ -163,12 +163,8 @@ __device__ inline Bits128 load_exchanged(const Bits128* address) {
 }
 
 // Says so and ends the launch. Without arguments printf needs no stack.
-__device__ inline void give_up([[maybe_unused]] int step) {
-#if defined(FASTLSTM_TRACE)
-  printf("fastlstm: block %u waits in vain for the values of step %d\n", blockIdx.x, step);
-#else
+__device__ inline void give_up() {
   printf("fastlstm: a block waits in vain for the values of others\n");
-#endif
   __trap();
   __builtin_unreachable();  // else ptxas keeps what comes after in registers
 }

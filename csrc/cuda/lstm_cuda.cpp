@@ -86,16 +86,6 @@ int64_t cuda_code(int64_t device) {
   return code_capability();
 }
 
-#if defined(FASTLSTM_TRACE)
-// What the blocks of the last launches did when: [kTraceBlocks,kTraceSteps,kTraceEntries].
-Tensor take_trace(bool backward) {
-  const Tensor entries = at::empty({kTraceBlocks, kTraceSteps, kTraceEntries}, at::kLong);
-  auto* const host = reinterpret_cast<long long*>(entries.mutable_data_ptr<int64_t>());
-  check_cuda(backward ? take_backward_trace(host) : take_forward_trace(host), "take_trace");
-  return entries;
-}
-#endif
-
 }  // namespace
 }  // namespace fastlstm
 
@@ -104,9 +94,4 @@ TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
   m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
 }
 
-TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
-  m.def("cuda_code", &fastlstm::cuda_code);
-#if defined(FASTLSTM_TRACE)
-  m.def("take_trace", &fastlstm::take_trace);
-#endif
-}
+TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("cuda_code", &fastlstm::cuda_code); }

@@ -102,16 +102,6 @@ template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream);
 
-// What trace.h keeps of a step: clocks of its last pass, fruitless polls of all its passes.
-enum TraceEntry { kProductBegins, kProductDone, kPollsInVain, kTraceEntries };
-constexpr int kTraceBlocks = 160, kTraceSteps = 64;  // the first of each
-#if defined(FASTLSTM_TRACE)
-// Of the launches since it was taken last: [kTraceBlocks,kTraceSteps,kTraceEntries] on the host.
-// Waits for the device.
-cudaError_t take_forward_trace(long long* host);
-cudaError_t take_backward_trace(long long* host);
-#endif
-
 // Copies host values to the device as parameters of kernels: no synchronisation, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 

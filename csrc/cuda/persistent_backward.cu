@@ -31,7 +31,7 @@ struct BackwardWalk {
 
   // A step, its neighbours in time, and the one to prefetch.
   struct Step {
-    int n, t, t_next, t_soon;
+    int t, t_next, t_soon;
     int64_t offset, offset_prev, offset_next, offset_soon;
   };
 
@@ -60,14 +60,8 @@ struct BackwardWalk {
   __device__ Step step(int n, int64_t offset_next) const {
     const int t = block.reverse ? call.sequence.steps - 1 - n : n, later = block.reverse ? -1 : 1;
     const int t_soon = t - kPrefetch * later;
-    return {n,
-            t,
-            t + later,
-            t_soon,
-            block.offset(t),
-            block.offset(t - later),
-            offset_next,
-            block.offset(t_soon)};
+    return {t,           t + later,           t_soon, block.offset(t), block.offset(t - later),
+            offset_next, block.offset(t_soon)};
   }
 
   __device__ T* d_gates_at(const ThreadUnit& at, int64_t flat_row) const {
@@ -179,7 +173,7 @@ struct BackwardWalk {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) inputs[j] = load_inputs(step, block.unit(step.t, pass, j));
     if (block.pass_is_live(step.t, pass))
-      block.multiply(pass, step.n, [&](int row) { return next_d_gates(step, row); });
+      block.multiply(pass, [&](int row) { return next_d_gates(step, row); });
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kItems; ++j) compute_and_publish(inputs[j]);
@@ -188,7 +182,7 @@ struct BackwardWalk {
 
   // dL/dh_0, dL/dc_0. A row of length 0 keeps dL/dh_n, dL/dc_n.
   __device__ void run_initial_state(int pass) const {
-    block.multiply(pass, -1, [&](int row) { return first_d_gates(row); });
+    block.multiply(pass, [&](int row) { return first_d_gates(row); });
     __syncthreads();
     for (int j = 0; j < kItems; ++j) {
       const ThreadUnit at = block.unit(0, pass, j);
@@ -231,10 +225,6 @@ cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const 
   return Launcher<BackwardKernel, PersistentBackward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();
 }
-
-#if defined(FASTLSTM_TRACE)
-cudaError_t take_backward_trace(long long* host) { return take_entries(host); }
-#endif
 
 template cudaError_t launch_persistent_backward(const PersistentBackward<float>&, const Task&,
                                                 const Tiling&, cudaStream_t);

@@ -165,19 +165,17 @@ struct Block {
   // Multiplies the slice with vector_of(row) of the rows of a pass. After a barrier `sums` has the
   // results.
   template <class VectorOf>
-  __device__ void multiply(int pass, int step, const VectorOf& vector_of) const {
+  __device__ void multiply(int pass, const VectorOf& vector_of) const {
     RowVector<T> vectors[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) vectors[j] = vector_of(pass * kTile + 8 * j + lane / 4);
-    trace(step, kProductBegins);
     __syncwarp();  // loads that stand above are under way before this waits
     LanePart<T> parts[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
-    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, step);
+    add_chunks<kChunks>(product, parts, first_chunk, last_chunk);
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
-    trace(step, kProductDone);
   }
 
   // Of batch row b of the pass: matrix rows r .. r + kCount - 1, over all warps.

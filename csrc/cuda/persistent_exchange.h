@@ -10,7 +10,6 @@
 #include "../equations/lstm_math.h"
 #include "device.h"
 #include "persistent.h"
-#include "trace.h"
 
 namespace fastlstm {
 
@@ -137,10 +136,10 @@ struct LoadedChunks {
   }
 
   // Until every value is there.
-  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int step) {
+  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin) {
     for (int polls = 0; is_missing(parts); ++polls) {
-      if (polls == FASTLSTM_SPIN_LIMIT) give_up(step);
-      reload_missing(parts, begin, step);
+      if (polls == FASTLSTM_SPIN_LIMIT) give_up();
+      reload_missing(parts, begin);
     }
     __syncwarp();
   }
@@ -156,14 +155,13 @@ struct LoadedChunks {
   }
 
   // Loads all that is missing, together.
-  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin, int step) {
+  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
         if (!is_unwritten(words[a][j]) || !parts[j].exchanged) continue;
         await_store(parts[j].at(begin + a));
-        trace_poll(step);
         words[a][j] = load_exchanged(parts[j].at(begin + a));
       }
     }

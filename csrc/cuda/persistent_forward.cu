@@ -37,7 +37,7 @@ struct ForwardWalk {
 
   // A step, the one before it and the one to prefetch.
   struct Step {
-    int n, t, t_soon;
+    int t, t_soon;
     int64_t offset, offset_prev, offset_soon;
   };
 
@@ -64,7 +64,7 @@ struct ForwardWalk {
   __device__ Step step(int n, int64_t offset_prev) const {
     const int last = call.sequence.steps - 1, soon = n + kPrefetch;
     const int t = block.reverse ? last - n : n, t_soon = block.reverse ? last - soon : soon;
-    return {n, t, t_soon, block.offset(t), offset_prev, block.offset(t_soon)};
+    return {t, t_soon, block.offset(t), offset_prev, block.offset(t_soon)};
   }
 
   __device__ T* exchange_at(const ThreadUnit& at, int64_t flat_row) const {
@@ -171,7 +171,7 @@ struct ForwardWalk {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) inputs[j] = load_inputs(step, block.unit(step.t, pass, j));
     if (block.pass_is_live(step.t, pass))
-      block.multiply(pass, step.n, [&](int row) { return h_prev_of(step, row); });
+      block.multiply(pass, [&](int row) { return h_prev_of(step, row); });
     __syncthreads();
     UnitResult<T> results[kItems];
 #pragma unroll
@@ -211,10 +211,6 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
   return Launcher<ForwardKernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();
 }
-
-#if defined(FASTLSTM_TRACE)
-cudaError_t take_forward_trace(long long* host) { return take_entries(host); }
-#endif
 
 template cudaError_t launch_persistent_forward(const PersistentForward<float>&, const Task&,
                                                const Tiling&, cudaStream_t);

@@ -223,16 +223,16 @@ struct WarpProduct<Ffma, kRows, kTile> {
 // are on their way.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
-                           int last, int step) {
+                           int last) {
   LoadedChunks<T, kChunks, kColumns> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
     if (end < last) next.load(parts, end);
     product.add(loaded.words, begin, last);
-    if (end < last) next.wait(parts, end, step);
+    if (end < last) next.wait(parts, end);
   };
   one.load(parts, first);
-  one.wait(parts, first, step);
+  one.wait(parts, first);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);

@@ -3,8 +3,7 @@
 #include "core/flat_rows.h"
 #include "stepwise/layer_norm.h"
 
-namespace fastlstm {
-namespace stepwise {
+namespace fastlstm::stepwise {
 
 // The products of a walk as ATen makes them: to = rows W^T.
 struct AtenProducts {
@@ -62,5 +61,4 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
   }
 }
 
-}  // namespace stepwise
-}  // namespace fastlstm
+}  // namespace fastlstm::stepwise

@@ -2,8 +2,7 @@
 #pragma once
 #include "core/flat_rows.h"
 
-namespace fastlstm {
-namespace stepwise {
+namespace fastlstm::stepwise {
 
 class Projection {
  public:
@@ -58,5 +57,4 @@ class Projection {
   Tensor w_hr_, live_;
 };
 
-}  // namespace stepwise
-}  // namespace fastlstm
+}  // namespace fastlstm::stepwise

@@ -4,8 +4,7 @@
 #include "equations/lstm_params.h"
 #include "pointers.h"
 
-namespace fastlstm {
-namespace stepwise {
+namespace fastlstm::stepwise {
 
 // After a projection h is zoned out by the walk itself.
 template <typename T>
@@ -32,5 +31,4 @@ class ZoneoutRows {
   Tensor none_, h_, c_;
 };
 
-}  // namespace stepwise
-}  // namespace fastlstm
+}  // namespace fastlstm::stepwise

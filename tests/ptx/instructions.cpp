@@ -433,12 +433,11 @@ unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store)
   if (address % bytes != 0) fault(w, in, lane, "a misaligned address");
   if (a.space == Space::kGlobal) return global_bytes(w, in, lane, address, bytes, is_store);
   if (a.space == Space::kShared) return shared_bytes(w, in, lane, address, bytes, is_store);
-  if (a.space == Space::kLocal || address >= kLocalBase) {  // a call's parameters are local
-    const uint32_t all = w.machine->launch.kernel->local_bytes;
-    const uint64_t at = address - kLocalBase;
-    if (address < kLocalBase || at + bytes > all)
-      fault(w, in, lane, "an access beyond the thread's local memory");
-    return &w.local[size_t(lane) * all + at];
+  if (address >= kArgumentBase) {
+    const uint32_t all = w.machine->launch.kernel->argument_bytes;
+    const uint64_t at = address - kArgumentBase;
+    if (at + bytes > all) fault(w, in, lane, "an access beyond the arguments of a call");
+    return &w.arguments[size_t(lane) * all + at];
   }
   const auto& parameters = w.machine->launch.parameters;
   const uint64_t at = address - kParamBase;
@@ -553,31 +552,14 @@ void trap_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   fault(w, in, __builtin_ctz(lanes), "a trap");
 }
 
-void clock_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  for_lanes(lanes, [&](int lane) { w.lanes<u64>(in.op[0])[lane] = w.machine->instructions; });
-}
-
-// vprintf(format, values), with values of 32 bits.
+// vprintf(format, values) of a format without values.
 void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
-    const auto argument = [&](int i) {
-      const u64 at = w.lanes<u64>(in.op[i])[lane] - kLocalBase;
-      return value_at<u64>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
-    };
-    const auto* format = reinterpret_cast<const char*>(argument(0));
-    u64 at = argument(1) - kLocalBase;
-    for (; *format; ++format) {
-      if (*format != '%') {
-        std::putchar(*format);
-        continue;
-      }
-      ++format;
-      if (*format != 'u' && *format != 'd') fault(w, in, lane, "not implemented: this format");
-      const auto value =
-          value_at<u32>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
-      std::printf(*format == 'u' ? "%u" : "%d", value);
-      at += sizeof value;
-    }
+    const u64 at = w.lanes<u64>(in.op[0])[lane] - kArgumentBase;
+    const size_t own = size_t(lane) * w.machine->launch.kernel->argument_bytes;
+    const auto* const format = value_at<const char*>(&w.arguments[own + at]);
+    if (std::strchr(format, '%')) fault(w, in, lane, "not implemented: values that are printed");
+    std::fputs(format, stdout);
   });
 }
 
@@ -714,12 +696,9 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
   // Global addresses are generic ones.
   all["add.u64"] = all["add.s64"];
-  // So far nobody reads local memory through a generic address.
-  all["cvta.local.u64"] = all["mov.u64"];
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
   all["trap"] = {trap_handler, {}};
-  all["mov.u64 clock"] = {clock_handler, {k64}};
   all["call.uni vprintf"] = {print_handler, {k64, k64}};
   all["bar.sync"] = {nothing, {k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};

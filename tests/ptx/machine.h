@@ -66,7 +66,7 @@ struct Warp {
   std::vector<Group> groups;
   std::vector<unsigned char> registers;
   std::vector<uint32_t> predicates;
-  std::vector<unsigned char> local;  // of lane after lane
+  std::vector<unsigned char> arguments;  // of a call, of lane after lane
 
   template <typename V>
   V* lanes(uint32_t at) {
@@ -95,7 +95,6 @@ struct Machine {
   const Launch& launch;
   uint32_t number = 0;  // of the launch
   int without_progress = 0;
-  uint64_t instructions = 0;  // done
   std::minstd_rand random;
   std::vector<Block> blocks;
   std::vector<Delayed> delayed;

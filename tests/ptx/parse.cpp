@@ -143,35 +143,20 @@ class Parser {
 
   void read_statement(const std::string& statement) {
     if (statement.rfind(".reg", 0) == 0) return declare(statement);
-    if (statement.rfind(".local", 0) == 0) return declare_local(statement);
     if (statement.rfind(".param", 0) == 0) return declare_argument(statement);
     if (statement.rfind(".pragma", 0) == 0 || statement.rfind(".loc", 0) == 0) return;
     if (statement[0] == '.') throw Fault("not implemented: " + statement);
     decode(statement);
   }
 
-  // .local .align n .b8 name[bytes]
-  void declare_local(const std::string& statement) {
-    std::stringstream in(statement);
-    uint32_t align = 1;
-    std::string word, type, name;
-    in >> word >> word >> align >> type >> name;
-    const size_t bracket = name.find('[');
-    if (word != ".align" || type != ".b8" || bracket == std::string::npos)
-      throw Fault("not implemented: " + statement);
-    const uint32_t offset = (kernel_->local_bytes + align - 1) / align * align;
-    kernel_->local_bytes = offset + std::atoi(name.c_str() + bracket + 1);
-    symbols_[name.substr(0, bracket)] = kLocalBase + offset;
-  }
-
-  // .param type name, of a call: local memory of the thread.
+  // .param type name, of a call.
   void declare_argument(const std::string& statement) {
     std::stringstream in(statement);
     std::string word, type, name;
     in >> word >> type >> name;
-    kernel_->local_bytes = (kernel_->local_bytes + 7) / 8 * 8;
-    symbols_[name] = kLocalBase + kernel_->local_bytes;
-    kernel_->local_bytes += type_bytes().at(type.substr(1));
+    kernel_->argument_bytes = (kernel_->argument_bytes + 7) / 8 * 8;
+    symbols_[name] = kArgumentBase + kernel_->argument_bytes;
+    kernel_->argument_bytes += type_bytes().at(type.substr(1));
   }
 
   void declare(const std::string& statement) {
@@ -321,9 +306,6 @@ class Parser {
     if (is_call && parts.size() > 1) {  // result, function, arguments
       opcode += " " + parts[1];
       parts.erase(parts.begin(), parts.begin() + 2);
-    } else if (parts.size() == 2 && parts[1] == "%clock64") {
-      opcode += " clock";
-      parts.pop_back();
     }
     const auto found = operations().find(opcode);
     if (found == operations().end()) throw Fault("not implemented: " + opcode);
@@ -351,10 +333,9 @@ class Parser {
     bool has_space = false, has_scope = false;
     for (size_t i = 1; i < words.size(); ++i) {
       const std::string word = words[i].substr(0, words[i].find("::"));
-      if (word == "global" || word == "shared" || word == "param" || word == "local") {
+      if (word == "global" || word == "shared" || word == "param") {
         a.space = word == "global"   ? Space::kGlobal
                   : word == "shared" ? Space::kShared
-                  : word == "local"  ? Space::kLocal
                                      : Space::kParam;
         has_space = true;
       } else if (word == "v2" || word == "v4") {

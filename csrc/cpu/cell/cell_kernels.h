@@ -8,8 +8,7 @@
 #include "cpu/vec.h"
 #include "equations/cell_step.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Loads and stores n lanes at a column of rows of any dtype; nullptr is a row of zeros.
 template <typename A>
@@ -140,5 +139,4 @@ static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* s
     }
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

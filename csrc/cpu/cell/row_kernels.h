@@ -7,8 +7,7 @@
 #include "cpu/half.h"
 #include "equations/layer_norm_step.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Calls body(reset, zoned) with constants: a loop without branches is vectorised. Zoneout is rare
 // here and has one slow body.
@@ -81,5 +80,4 @@ static void backward_normed(const NormBackward<T, A>& step, int64_t row) {
   });
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

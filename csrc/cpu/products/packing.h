@@ -4,8 +4,7 @@
 #include "cpu/products/product.h"
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Transposes a square of lanes x lanes elements in registers. There are two kinds of stages, each
 // one instruction a vector on x86: first rows interleave within blocks of 16 bytes, which
@@ -113,5 +112,4 @@ static void sum_rows(const T* const* rows, int64_t count, int64_t K, A* sums, bo
   }
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -3,8 +3,7 @@
 #pragma once
 #include "cpu/products/packing.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // A pair of bfloat16 is moved as one float; moves do not change bits.
 FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
@@ -85,5 +84,4 @@ static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -2,8 +2,7 @@
 #pragma once
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // How many neighbouring k lie in one lane of a panel (`at_once`): they are broadcast from a row
 // together and multiplied by one instruction. One here; targets with dot products of pairs have
@@ -35,5 +34,4 @@ FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   return x;
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -3,8 +3,7 @@
 #pragma once
 #include "cpu/products/terms.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 template <>
 struct Terms<bfloat16> {
@@ -46,5 +45,4 @@ struct Terms<bfloat16> {
   }
 };
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

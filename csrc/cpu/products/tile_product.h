@@ -4,8 +4,7 @@
 #include "cpu/products/tiles.h"
 #include "cpu/products/unpacked.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // By tiles of at most R x V: what weights that are packed once need.
 template <int R, int V, typename T, typename A, bool fetches_next = false>
@@ -43,5 +42,4 @@ static constexpr Product<bfloat16> with_rounding(Product<bfloat16> product) {
   return product;
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

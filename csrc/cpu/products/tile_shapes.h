@@ -4,8 +4,7 @@
 
 #include "equations/elementary.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 template <int N>
 struct Int {
@@ -32,5 +31,4 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

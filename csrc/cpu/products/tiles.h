@@ -15,8 +15,7 @@
 #define FASTLSTM_STRING_(x) #x
 #define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // Blocks of this many terms are summed from zero, then added to the sum: the rounding error of a
 // sum of K terms grows with kTerms + K / kTerms instead of K.
@@ -189,5 +188,4 @@ static void put_rows(const PanelProduct<T, C>& p, const A* sums, int64_t stride)
       put_sums(p, Vec<A>::load(sums + r * stride + v * Vec<A>::lanes), p.c[r], v);
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

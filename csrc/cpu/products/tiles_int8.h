@@ -7,8 +7,7 @@
 #pragma once
 #include "cpu/products/tiles.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 FASTLSTM_INLINE Fours load_fours(const int8* from) {
   Fours x;
@@ -210,5 +209,4 @@ static constexpr Product<int8> int8_product() {
   return product;
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

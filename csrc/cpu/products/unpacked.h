@@ -8,8 +8,7 @@
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 // sum[r] += the products of the n terms of a square that begins at k.
 template <int R, typename T, typename A>
@@ -80,5 +79,4 @@ static void multiply_unpacked(const UnpackedProduct<T>& p) {
   });
 }
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -4,8 +4,7 @@
 
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
@@ -57,5 +56,4 @@ struct DotProduct {
   }
 };
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

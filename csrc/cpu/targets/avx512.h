@@ -4,8 +4,7 @@
 
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
@@ -93,5 +92,4 @@ struct DotProduct {
   }
 };
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

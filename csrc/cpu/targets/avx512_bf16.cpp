@@ -10,15 +10,13 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 #include "cpu/products/tile_product.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace avx512_bf16 {
+namespace fastlstm::avx512_bf16 {
 
 const Product<bfloat16> product =
     with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
 
-}  // namespace avx512_bf16
-}  // namespace fastlstm
+}  // namespace fastlstm::avx512_bf16
 FASTLSTM_TARGET_END
 #endif

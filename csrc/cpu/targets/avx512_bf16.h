@@ -3,8 +3,7 @@
 #include "cpu/products/terms.h"
 #include "cpu/targets/avx512.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x, int64_t n) {
   if (n == Vec<float>::lanes) return load(from, x);
@@ -48,5 +47,4 @@ struct Terms<bfloat16> {
   }
 };
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

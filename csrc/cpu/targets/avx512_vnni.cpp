@@ -9,8 +9,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace avx512_vnni {
+namespace fastlstm::avx512_vnni {
 
 // The instruction multiplies unsigned by signed numbers, so rows are shifted up.
 struct UnsignedDotProduct {
@@ -25,7 +24,6 @@ struct UnsignedDotProduct {
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
 
-}  // namespace avx512_vnni
-}  // namespace fastlstm
+}  // namespace fastlstm::avx512_vnni
 FASTLSTM_TARGET_END
 #endif

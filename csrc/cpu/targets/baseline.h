@@ -2,8 +2,7 @@
 #pragma once
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
@@ -13,5 +12,4 @@ struct Target {
 };
 using DotProduct = PlainDotProduct;
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -8,8 +8,7 @@
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 template <typename T, typename A>
 static constexpr RowKernels<T, A> row_kernels() {
@@ -44,5 +43,4 @@ const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_ADDRESS)}};
 #undef FASTLSTM_ADDRESS
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

@@ -4,8 +4,7 @@
 
 #include "cpu/vec.h"
 
-namespace fastlstm {
-namespace FASTLSTM_ISA {
+namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
   // 5 x 4 sums, 4 vectors of the panel and 5 numbers of the rows, which GCC loads ahead: 29 of the
@@ -60,5 +59,4 @@ struct DotProduct {
   }
 };
 
-}  // namespace FASTLSTM_ISA
-}  // namespace fastlstm
+}  // namespace fastlstm::FASTLSTM_ISA

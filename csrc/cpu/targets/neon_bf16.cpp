@@ -11,8 +11,7 @@
 #include "cpu/products/terms.h"
 #include "cpu/targets/neon.h"
 
-namespace fastlstm {
-namespace neon_bf16 {
+namespace fastlstm::neon_bf16 {
 
 FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to) {
   const bfloat16x4_t rounded = vcvt_bf16_f32(x.v);
@@ -40,23 +39,20 @@ struct Terms<bfloat16> {
   }
 };
 
-}  // namespace neon_bf16
-}  // namespace fastlstm
+}  // namespace fastlstm::neon_bf16
 //
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/tile_product.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace neon_bf16 {
+namespace fastlstm::neon_bf16 {
 
 const Product<bfloat16> product =
     with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
 
-}  // namespace neon_bf16
-}  // namespace fastlstm
+}  // namespace fastlstm::neon_bf16
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -12,8 +12,7 @@
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
-namespace fastlstm {
-namespace neon_dotprod {
+namespace fastlstm::neon_dotprod {
 
 struct SignedDotProduct {
   static constexpr int32_t excess = 0;
@@ -27,8 +26,7 @@ struct SignedDotProduct {
 const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
 
-}  // namespace neon_dotprod
-}  // namespace fastlstm
+}  // namespace fastlstm::neon_dotprod
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
