@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
+NVCC = "nvcc", "-std=c++17", "-O3", "--fmad=false"  # as setup.py has it
 
 
 def missing(*tools):
@@ -21,9 +22,9 @@ def run(*command, **options):
     return subprocess.run(command, text=True, **pipes, **options)
 
 
-def check(*command):
+def check(*command, **options):
     """What a command prints that must succeed."""
-    done = run(*command)
+    done = run(*command, **options)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -8,7 +8,7 @@ import functools
 import re
 
 import pytest
-from native import ROOT, check, make, missing, names_of_cases, run
+from native import NVCC, ROOT, check, make, missing, names_of_cases, run
 
 MISSING = missing("nvcc")
 pytestmark = [
@@ -44,6 +44,7 @@ def test_case(name):
     check(build(), name)
 
 
+DOCUMENT = ROOT / "docs/cuda.md"
 DIVISIONS = [name for name in cases() if "every division" in name or "fused" in name]
 ORDERS = {
     "lanes apart, stores late": ["--random-lanes", "--delays", "--seed-offset", "3"],
@@ -64,18 +65,21 @@ def test_order(order):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "100"])
 def test_architecture(architecture):
-    """All cases; and that they run the kernels' instructions, but for a few."""
+    """All cases; that they run the kernels' instructions, but for a few; what is counted."""
     report = check(build(architecture), "--coverage", *cases())
     for ran, of in re.findall(r"_kernel<\w+Mma?, .* (\d+) of +(\d+) instructions ran", report):
         assert int(ran) > 0.95 * int(of), report
+    documented = re.findall(r"^\| \w+ \| \w+ward \| \d+x.*", DOCUMENT.read_text(), re.M)
+    if architecture == "80":
+        assert documented and set(documented) <= set(report.splitlines()), report
 
 
 @functools.cache
 def ptx(architecture):
     """Of all kernels, but for names and for how it extends bfloat16 by zeros."""
-    flags = "-std=c++17", "-O3", "--fmad=false", f"-arch=compute_{architecture}", "-ptx"
+    flags = *NVCC, f"-arch=compute_{architecture}", "-ptx", "-o", "/dev/stdout"
     files = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    text = "".join(check("nvcc", *flags, str(file), "-o", "/dev/stdout") for file in files)
+    text = "".join(check(*flags, str(file)) for file in files)
     text = re.sub(r"\.target sm_\d+|_GLOBAL__N__[0-9a-f]+|_cu_[0-9a-f]{8}_\d+", "", text)
     return re.sub(r"\{ cvt\.f32\.bf16 (%\w+), (%\w+);\}", r"{ mov.b32 \1, {0,\2};}", text)
 
