@@ -7,6 +7,7 @@
 namespace fastlstm {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // Part `index` of [0, count) cut into `parts`.
 struct Range {

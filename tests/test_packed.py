@@ -787,8 +787,8 @@ def test_weights_of_layer_norm_of_another_size_are_refused() -> None:
     op, layout = torch.ops.fastlstm.lstm_packed, frozen._layout
     for position, wrong, message in (
         (5, torch.ones(39), "gain_hh of shape .* = .40., got .39."),
-        (6, torch.ones(10).double(), "gain_c of dtype Float, got Double"),
-        (7, torch.ones(10).half(), "bias_c of dtype Float, got Half"),
+        (6, torch.ones(10).double(), "gain_c of dtype Float like input, got Double"),
+        (7, torch.ones(10).half(), "bias_c of dtype Float like input, got Half"),
         (1, weights[1][:-16], "bytes of a packed matrix"),
         (1, weights[1].int(), "as fastlstm.prepack packs them, got a tensor .* of Int"),
     ):
@@ -817,7 +817,7 @@ def test_a_state_of_another_size_reads_nothing_else(weights: torch.dtype) -> Non
     op, layout = torch.ops.fastlstm.lstm_packed, frozen._layout
     for position, wrong, message in (
         (2, torch.zeros(36), "b_ih of shape .* = .40., got .36."),
-        (3, torch.zeros(40, dtype=torch.bfloat16), "b_hh of dtype Float, got BFloat16"),
+        (3, torch.zeros(40, dtype=torch.bfloat16), "b_hh of dtype Float like input, got BFloat16"),
         (1, weights_of_op[1].float(), "as fastlstm.prepack packs them, got a tensor .* of Float"),
         (1, weights_of_op[1].clone().zero_(), "pack the model again"),
         (1, weights_of_op[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),

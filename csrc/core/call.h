@@ -20,8 +20,7 @@ struct CallTensors {
 };
 
 // visit(member, name) for those tensors, of any struct that names them.
-template <typename Call, typename Visit>
-void for_each_member(Call& call, const Visit& visit) {
+void for_each_member(auto& call, const auto& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
   visit(call.batch_sizes, "batch_sizes"), visit(call.lengths, "lengths");
   visit(call.reset, "reset"), visit(call.h_mask, "h_mask");
@@ -29,8 +28,7 @@ void for_each_member(Call& call, const Visit& visit) {
 }
 
 // visit(tensor, name) for those that are given.
-template <typename Call, typename Visit>
-void for_each_tensor(Call& call, const Visit& visit) {
+void for_each_tensor(auto& call, const auto& visit) {
   for_each_member(call, [&visit](auto& member, const char* name) {
     if constexpr (!std::is_same_v<std::decay_t<decltype(member)>, OptionalTensor>)
       visit(member, name);

@@ -2,7 +2,6 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "core/layer.h"
 #include "dtype_list.h"
@@ -10,27 +9,19 @@
 namespace fastlstm {
 namespace {
 
-// meaning: whatever << takes, so that a message is built only if it is needed.
-template <typename Meaning>
-void check_shape(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
-                 const Meaning& meaning, const Tensor& input) {
-  TORCH_CHECK(tensor.sym_sizes() == expected, "lstm: expected ", name, " of shape ", meaning, " = ",
-              expected, ", got ", tensor.sym_sizes());
+void check_device(const Tensor& tensor, const char* name, const Tensor& input) {
   TORCH_CHECK(tensor.device() == input.device(), "lstm: expected ", name, " on ", input.device(),
               " like input, got ", tensor.device());
 }
 
-template <typename Meaning>
-void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
-                  const Meaning& meaning, const Tensor& input) {
-  check_shape(tensor, name, expected, meaning, input);
-  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "lstm: expected ", name, " of dtype ",
-              input.scalar_type(), " like input, got ", tensor.scalar_type());
-}
-
-void check_dtype(const Tensor& tensor, const char* name, at::ScalarType expected) {
-  TORCH_CHECK(tensor.scalar_type() == expected, "lstm: expected ", name, " of dtype ", expected,
-              ", got ", tensor.scalar_type());
+// meaning: whatever << takes, so that a message is built only if it is needed.
+void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef shape,
+                  const auto& meaning, at::ScalarType dtype, const Tensor& input) {
+  TORCH_CHECK(tensor.sym_sizes() == shape, "lstm: expected ", name, " of shape ", meaning, " = ",
+              shape, ", got ", tensor.sym_sizes());
+  check_device(tensor, name, input);
+  TORCH_CHECK(tensor.scalar_type() == dtype, "lstm: expected ", name, " of dtype ", dtype,
+              dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
 // The meaning of Layer::sequence.
@@ -43,28 +34,43 @@ std::ostream& operator<<(std::ostream& out, const SequenceMeaning& m) {
   return out << (m.per_direction ? "(directions, " : "(")
              << (m.layer.packed() ? "packed rows, " : "steps, batch, ") << m.size << ")";
 }
+void check_sequence(const Layer& layer, const Tensor& tensor, const char* name,
+                    const c10::SymInt& size, const char* meaning, bool per_direction,
+                    at::ScalarType dtype) {
+  check_tensor(tensor, name, layer.sequence(size, per_direction),
+               SequenceMeaning{layer, meaning, per_direction}, dtype, layer.input);
+}
 
-struct Named {
-  const Tensor& tensor;  // may be undefined
-  const char* name;
-};
+// What has the shape of h_0, and of c_0.
+void check_h(const Layer& layer, const Tensor& tensor, const char* name) {
+  check_tensor(tensor, name, {layer.num_directions(), layer.batch, layer.output_size},
+               "(directions, batch, output size)", layer.input.scalar_type(), layer.input);
+}
+void check_c(const Layer& layer, const Tensor& tensor, const char* name, at::ScalarType dtype) {
+  check_tensor(tensor, name, {layer.num_directions(), layer.batch, layer.hidden_size},
+               "(directions, batch, hidden_size)", dtype, layer.input);
+}
 
-void check_dims(std::initializer_list<Named> tensors, int64_t dims) {
-  for (const auto& [tensor, name] : tensors)
-    TORCH_CHECK(!tensor.defined() || tensor.dim() == dims, "lstm: expected ", name, " to have ",
-                dims, " dimension(s), got shape ", tensor.sym_sizes());
+void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
+  TORCH_CHECK(tensor.dim() == dims, "lstm: expected ", name, " to have ", dims,
+              " dimension(s), got shape ", tensor.sym_sizes());
 }
 
 void check_matrices(const Direction& w, const Tensor& input) {
-  check_dims({{w.w_ih, "W_ih"}, {w.w_hh, "W_hh"}, {w.w_hr, "W_hr"}}, 2);
+  for_each_weight(w, [](const Tensor& tensor, const char* name) {
+    if (*name == 'W') check_dims(tensor, name, 2);
+  });
   const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
   TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
               w.w_ih.sym_sizes());
   const auto out = w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden;
-  check_tensor(w.w_ih, "W_ih", {gates, input.sym_size(-1)}, "(4 * hidden_size, input_size)", input);
-  check_tensor(w.w_hh, "W_hh", {gates, out}, "(4 * hidden_size, output size)", input);
-  if (w.w_hr.defined())
-    check_tensor(w.w_hr, "W_hr", {out, hidden}, "(proj_size, hidden_size)", input);
+  const auto check = [&](const Tensor& w, const char* name, const c10::SymInt& rows,
+                         const c10::SymInt& columns, const char* meaning) {
+    check_tensor(w, name, {rows, columns}, meaning, input.scalar_type(), input);
+  };
+  check(w.w_ih, "W_ih", gates, input.sym_size(-1), "(4 * hidden_size, input_size)");
+  check(w.w_hh, "W_hh", gates, out, "(4 * hidden_size, output size)");
+  if (w.w_hr.defined()) check(w.w_hr, "W_hr", out, hidden, "(proj_size, hidden_size)");
 }
 
 // Biases and gains.
@@ -73,9 +79,8 @@ void check_vectors(const Direction& w, const c10::SymInt& hidden, const Tensor& 
   for_each_weight(w, [&](const Tensor& tensor, const char* name) {
     if (*name == 'W') return;
     const bool of_cell = &tensor == &w.gain_c || &tensor == &w.bias_c;
-    check_shape(tensor, name, {of_cell ? hidden : 4 * hidden},
-                of_cell ? "(hidden_size)" : "(4 * hidden_size)", input);
-    check_dtype(tensor, name, dtype);
+    check_tensor(tensor, name, {of_cell ? hidden : 4 * hidden},
+                 of_cell ? "(hidden_size)" : "(4 * hidden_size)", dtype, input);
   });
 }
 
@@ -95,7 +100,7 @@ void check_weights(Layer& layer) {
 
 // Packed matrices have no shapes, so the sizes are those of the state.
 void check_packed_weights(Layer& layer) {
-  check_dims({{layer.c_0, "c_0"}}, 3);
+  check_dims(layer.c_0, "c_0", 3);
   layer.hidden_size = layer.c_0.sym_size(2);
   layer.output_size = layer.h_0.sym_size(2);
   TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
@@ -103,8 +108,7 @@ void check_packed_weights(Layer& layer) {
               " and ", layer.hidden_size);
   for (const Direction& w : layer.directions) {
     for_each_weight(w, [&](const Tensor& tensor, const char* name) {
-      TORCH_CHECK(tensor.device() == layer.input.device(), "lstm: expected ", name, " on ",
-                  layer.input.device(), " like input, got ", tensor.device());
+      check_device(tensor, name, layer.input);
     });
     check_vectors(w, layer.hidden_size, layer.input, state_dtype(layer.input.scalar_type()));
   }
@@ -162,31 +166,35 @@ Layer unpack(const LstmCall& call, bool packed) {
   return layer;
 }
 
-void check_states(const Layer& layer) {
-  check_tensor(layer.h_0, "h_0", {layer.num_directions(), layer.batch, layer.output_size},
-               "(directions, batch, output size)", layer.input);
-  check_shape(layer.c_0, "c_0", {layer.num_directions(), layer.batch, layer.hidden_size},
-              "(directions, batch, hidden_size)", layer.input);
+void check_options(const Layer& layer) {
   const auto dtype = layer.input.scalar_type();
-  if (layer.c_0.scalar_type() != state_dtype(dtype)) check_dtype(layer.c_0, "c_0", dtype);
+  if (layer.lengths)
+    check_tensor(*layer.lengths, "lengths", {layer.batch}, "(batch)", at::kLong, layer.input);
+  if (layer.reset)
+    check_tensor(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
+                 layer.input);
+  if (layer.h_mask) check_h(layer, *layer.h_mask, "h_mask");
+  if (layer.zoneout_h)
+    check_sequence(layer, *layer.zoneout_h, "zoneout_h", layer.output_size, "output size", true,
+                   dtype);
+  if (layer.zoneout_c)
+    check_sequence(layer, *layer.zoneout_c, "zoneout_c", layer.hidden_size, "hidden_size", true,
+                   dtype);
 }
 
-// lengths and reset.
-void check_rows(const Tensor& tensor, const char* name, c10::SymIntArrayRef expected,
-                const char* meaning, at::ScalarType dtype, const char* dtype_name,
-                const Tensor& input) {
-  TORCH_CHECK(tensor.sym_sizes() == expected && tensor.scalar_type() == dtype &&
-                  tensor.device() == input.device(),
-              "lstm: expected ", name, " of shape ", meaning, " = ", expected, ", dtype ",
-              dtype_name, ", on ", input.device(), ", got ", tensor.sym_sizes(), " ",
-              tensor.scalar_type(), " on ", tensor.device());
-}
-
-void check_zoneout(const Layer& layer, const OptionalTensor& zoneout, const char* name,
-                   const c10::SymInt& size) {
-  if (!zoneout) return;
-  check_tensor(*zoneout, name, layer.sequence(size, true),
-               SequenceMeaning{layer, "size of the state", true}, layer.input);
+void check_batch_sizes(const Layer& layer) {
+  const Tensor sizes = layer.batch_sizes->contiguous();
+  const int64_t* size = sizes.const_data_ptr<int64_t>();
+  int64_t total = 0, last = layer.batch.expect_int();
+  for (int64_t t = 0; t < sizes.size(0); total += last, ++t) {
+    TORCH_CHECK(size[t] > 0 && size[t] <= last && (t > 0 || size[t] == last),
+                "lstm: expected batch_sizes to start with the batch size ", layer.batch,
+                " and never to grow or fall below 1, got ", size[t], " at step ", t);
+    last = size[t];
+  }
+  TORCH_CHECK(total == layer.flat_rows,
+              "lstm: expected batch_sizes to sum to input.size(0) = ", layer.flat_rows, ", got ",
+              total);
 }
 
 }  // namespace
@@ -229,84 +237,46 @@ Layer check_layer(const LstmCall& call, bool packed) {
   Layer layer = unpack(call, packed);
   packed ? check_packed_weights(layer) : check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  check_states(layer);
-  if (layer.lengths)
-    check_rows(*layer.lengths, "lengths", {layer.batch}, "(batch)", at::kLong, "int64",
-               layer.input);
-  if (layer.reset)
-    check_rows(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
-               "bool", layer.input);
-  if (layer.h_mask)
-    check_tensor(*layer.h_mask, "h_mask", {layer.num_directions(), layer.batch, layer.output_size},
-                 "(directions, batch, output size)", layer.input);
-  check_zoneout(layer, layer.zoneout_h, "zoneout_h", layer.output_size);
-  check_zoneout(layer, layer.zoneout_c, "zoneout_c", layer.hidden_size);
+  check_h(layer, layer.h_0, "h_0");
+  const auto dtype = layer.input.scalar_type(), of_c = layer.c_0.scalar_type();
+  check_c(layer, layer.c_0, "c_0", of_c == state_dtype(dtype) ? of_c : dtype);
+  check_options(layer);
   return layer;
 }
 
 Saved check_saved(const Layer& layer, const BackwardArguments& a) {
-  const auto check = [&](const Tensor& tensor, const char* name, const c10::SymInt& size,
-                         const char* meaning, bool per_direction) {
-    check_shape(tensor, name, layer.sequence(size, per_direction),
-                SequenceMeaning{layer, meaning, per_direction}, layer.input);
-  };
   const auto dtype = layer.input.scalar_type();
-  check(a.output, "the saved output", layer.num_directions() * layer.output_size,
-        "directions * output size", false);
-  check_dtype(a.output, "the saved output", dtype);
-  check(a.cells, "the saved cells", layer.hidden_size, "hidden_size", true);
-  check_dtype(a.cells, "the saved cells", state_dtype(dtype));
   const Tensor& gates = a.gates;
   const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
   TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
               "lstm_backward: expected saved gates and no layer normalisation with per_row");
-  if (!recompute) check(gates, "the saved gates", 4 * layer.hidden_size, "4 * hidden_size", true);
-  TORCH_CHECK(gates.device() == layer.input.device(), "lstm: expected the saved gates on ",
-              layer.input.device(), " like input, got ", gates.device());
-  check_dtype(gates, "the saved gates", dtype);
+  check_sequence(layer, a.output, "the saved output", layer.num_directions() * layer.output_size,
+                 "directions * output size", false, dtype);
+  check_sequence(layer, a.cells, "the saved cells", layer.hidden_size, "hidden_size", true,
+                 state_dtype(dtype));
+  if (recompute)
+    check_tensor(gates, "the saved gates", {0}, "(0)", dtype, layer.input);
+  else
+    check_sequence(layer, gates, "the saved gates", 4 * layer.hidden_size, "4 * hidden_size", true,
+                   dtype);
   return {a.output, a.cells, recompute ? Tensor() : gates};
 }
 
 OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
   const auto dtype = layer.input.scalar_type();
-  const c10::SymInt directions = layer.num_directions();
-  const auto check = [&](const OptionalTensor& grad, const char* name, at::ScalarType expected,
-                         const std::vector<c10::SymInt>& shape, const auto& meaning) {
-    if (!grad || !grad->defined()) return Tensor();
-    check_shape(*grad, name, shape, meaning, layer.input);
-    check_dtype(*grad, name, expected);
-    return *grad;
-  };
-  return {
-      check(a.grad_output, "grad_output", dtype,
-            layer.sequence(directions * layer.output_size, false),
-            SequenceMeaning{layer, "directions * output size", false}),
-      check(a.grad_h_n, "grad_h_n", dtype, {directions, layer.batch, layer.output_size},
-            "(directions, batch, output size)"),
-      check(a.grad_c_n, "grad_c_n", layer.c_0.scalar_type(),
-            {directions, layer.batch, layer.hidden_size}, "(directions, batch, hidden_size)"),
-      check(a.grad_cells, "grad_cells", state_dtype(dtype), layer.sequence(layer.hidden_size, true),
-            SequenceMeaning{layer, "hidden_size", true})};
+  const auto given = [](const OptionalTensor& grad) { return grad.value_or(Tensor()); };
+  const OutputGrads grads{given(a.grad_output), given(a.grad_h_n), given(a.grad_c_n),
+                          given(a.grad_cells)};
+  if (grads.output.defined())
+    check_sequence(layer, grads.output, "grad_output", layer.num_directions() * layer.output_size,
+                   "directions * output size", false, dtype);
+  if (grads.h_n.defined()) check_h(layer, grads.h_n, "grad_h_n");
+  if (grads.c_n.defined()) check_c(layer, grads.c_n, "grad_c_n", layer.c_0.scalar_type());
+  if (grads.cells.defined())
+    check_sequence(layer, grads.cells, "grad_cells", layer.hidden_size, "hidden_size", true,
+                   state_dtype(dtype));
+  return grads;
 }
-
-namespace {
-
-void check_batch_sizes(const Layer& layer) {
-  const Tensor sizes = layer.batch_sizes->contiguous();
-  const int64_t* size = sizes.const_data_ptr<int64_t>();
-  int64_t total = 0, last = layer.batch.expect_int();
-  for (int64_t t = 0; t < sizes.size(0); total += last, ++t) {
-    TORCH_CHECK(size[t] > 0 && size[t] <= last && (t > 0 || size[t] == last),
-                "lstm: expected batch_sizes to start with the batch size ", layer.batch,
-                " and never to grow or fall below 1, got ", size[t], " at step ", t);
-    last = size[t];
-  }
-  TORCH_CHECK(total == layer.flat_rows,
-              "lstm: expected batch_sizes to sum to input.size(0) = ", layer.flat_rows, ", got ",
-              total);
-}
-
-}  // namespace
 
 void check_memory(const Tensor& tensor, const char* name) {
   if (!tensor.defined() || tensor.numel() == 0) return;
@@ -321,14 +291,10 @@ void check_memory(const Tensor& tensor, const char* name) {
 void check_values(const Layer& layer, const Saved& saved, const OutputGrads& grads) {
   for_each_tensor(layer, check_memory);
   for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
-  for (const auto& [tensor, name] : std::initializer_list<Named>{{saved.output, "the saved output"},
-                                                                 {saved.cells, "the saved cells"},
-                                                                 {saved.gates, "the saved gates"},
-                                                                 {grads.output, "grad_output"},
-                                                                 {grads.h_n, "grad_h_n"},
-                                                                 {grads.c_n, "grad_c_n"},
-                                                                 {grads.cells, "grad_cells"}})
-    check_memory(tensor, name);
+  check_memory(saved.output, "the saved output"), check_memory(saved.cells, "the saved cells");
+  check_memory(saved.gates, "the saved gates"), check_memory(grads.output, "grad_output");
+  check_memory(grads.h_n, "grad_h_n"), check_memory(grads.c_n, "grad_c_n");
+  check_memory(grads.cells, "grad_cells");
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();

@@ -73,13 +73,17 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
   return h_prev;
 }
 
+// [...,4H] by gate.
+inline Gates<Tensor> split(const Tensor& gates) {
+  const auto parts = gates.chunk(4, -1);
+  return {parts[0], parts[1], parts[2], parts[3]};
+}
+
 // c before zoneout, of every flat row [R,H], from the saved cells, which are those after it.
 inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
                           const Tensor& c_0, const std::vector<WalkStep>& steps) {
   if (!layer.zoneout_c) return cells;
-  const auto parts = gates.to(cells.scalar_type()).chunk(4, -1);
-  return next_cell(Gates<Tensor>{parts[0], parts[1], parts[2], parts[3]},
-                   previous(layer, d, cells, c_0, steps));
+  return next_cell(split(gates.to(cells.scalar_type())), previous(layer, d, cells, c_0, steps));
 }
 
 }  // namespace fastlstm

@@ -53,14 +53,12 @@ constexpr NamedWeight kWeights[] = {
 };
 
 // visit(tensor, name) for the weights that a direction has.
-template <typename AnyDirection, typename Visit>
-void for_each_weight(AnyDirection& direction, const Visit& visit) {
+void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
 }
 // visit(name) for each weight of a direction, in the order of the list.
-template <typename Visit>
-void for_each_name(const WeightLayout& layout, const Visit& visit) {
+void for_each_name(const WeightLayout& layout, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if (layout.*weight.is_there) visit(std::string_view(weight.name));
 }

@@ -1,12 +1,17 @@
 // The dtypes on the CPU.
 #pragma once
+#include <type_traits>
+
 #include "cpu/half.h"
 #include "dtype_list.h"
 
 namespace fastlstm {
 
+// The dtype of a layer's state, and of the scales of weights that are integers.
 template <typename T>
-struct StateOf;
+struct StateOf {
+  using type = float;
+};
 #define FASTLSTM_STATE(T, A, name) \
   template <>                      \
   struct StateOf<T> {              \
@@ -14,6 +19,8 @@ struct StateOf;
   };
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
 #undef FASTLSTM_STATE
+template <typename T>
+using State_t = typename StateOf<T>::type;
 
 // Weights of 8 bits: no tensor of a layer holds them, a product does (products/tiles_int8.h).
 struct int8 {
@@ -27,28 +34,9 @@ struct int8 {
   macro(float, float32, Float, 32, 0) macro(double, float64, Double, 64, 0) \
       macro(bfloat16, bfloat16, BFloat16, 16, 0) FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro)
 
-#define FASTLSTM_STATE(W, name, unpacked, bits, group) \
-  template <>                                          \
-  struct StateOf<W> {                                  \
-    using type = float;                                \
-  };
-FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_STATE)
-#undef FASTLSTM_STATE
-
-// What a product sums in before the sums become those of the state's dtype.
+// What a product sums in before the sums become those of the state's dtype: whole numbers where its
+// weights are.
 template <typename T>
-struct SumOf {
-  using type = typename StateOf<T>::type;
-};
-#define FASTLSTM_SUM(W, name, unpacked, bits, group) \
-  template <>                                        \
-  struct SumOf<W> {                                  \
-    using type = int32_t;                            \
-  };
-FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_SUM)
-#undef FASTLSTM_SUM
-
-template <typename T>
-using State_t = typename StateOf<T>::type;
+using Sum_t = std::conditional_t<sizeof(T) == 1, int32_t, State_t<T>>;
 
 }  // namespace fastlstm

@@ -1,55 +1,51 @@
 // The two 16-bit types on the host, bit for bit those of PyTorch, with conversions that have no
-// branch and no library call, so that loops over them vectorise on any instruction set.
+// branch and no library call, so that loops over them vectorise on any instruction set. Those over
+// Bits and Float are of one number, uint32_t and float, or of vectors of them (vec.h). All round to
+// nearest, ties to even.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 #include "../equations/elementary.h"
 
 namespace fastlstm {
 
-FASTLSTM_INLINE uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
+// From the bits of a float to those of a 16-bit type, in the lower half.
+template <typename Bits>
+FASTLSTM_INLINE Bits bfloat16_bits(const Bits& b) {
+  const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  return (b & 0x7fffffff) > 0x7f800000 ? Bits{} + 0x7fc0 : rounded;
 }
-
-FASTLSTM_INLINE float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+template <typename Float, typename Bits>
+FASTLSTM_INLINE Bits float16_bits(const Bits& b) {
+  const Bits sign = (b >> 16) & 0x8000, a = b & 0x7fffffff;
+  // Below 2^-14 the result is subnormal: 0.5f has just its unit in the last place, 2^-24.
+  const Bits subnormal = bits_as<Bits>(bits_as<Float>(a) + 0.5f) - bits_as<uint32_t>(0.5f);
+  const Bits normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
+  Bits r = a < 0x38800000 ? subnormal : normal;
+  r = a >= 0x477ff000 ? Bits{} + 0x7c00 : r;  // 65520 and above round to infinity
+  r = a > 0x7f800000 ? Bits{} + 0x7e00 : r;   // NaN
+  return sign | r;
+}
+template <typename Float, typename Bits>
+FASTLSTM_INLINE Float from_float16(const Bits& bits) {
+  const Bits a = bits & 0x7fff;
+  const Float scaled = bits_as<Float>(a << 13) * 0x1p112f;  // rebias; right for subnormals too
+  const Bits special = a >= 0x7c00 ? Bits{} + 0x7f800000 : Bits{};
+  return bits_as<Float>((bits & 0x8000) << 16 | special | bits_as<Bits>(scaled));
 }
 
 struct bfloat16 {
   uint16_t bits;
   bfloat16() = default;
-  FASTLSTM_INLINE explicit bfloat16(float x) {  // round to nearest, ties to even
-    const uint32_t b = float_bits(x);
-    const uint32_t rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-    bits = static_cast<uint16_t>((b & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-  }
-  FASTLSTM_INLINE explicit operator float() const { return bits_float(uint32_t(bits) << 16); }
+  FASTLSTM_INLINE explicit bfloat16(float x) : bits(bfloat16_bits(bits_as<uint32_t>(x))) {}
+  FASTLSTM_INLINE explicit operator float() const { return bits_as<float>(uint32_t(bits) << 16); }
 };
 
 struct float16 {
   uint16_t bits;
   float16() = default;
-  FASTLSTM_INLINE explicit float16(float x) {  // round to nearest, ties to even
-    const uint32_t b = float_bits(x), sign = (b >> 16) & 0x8000, a = b & 0x7fffffff;
-    // Below 2^-14 the result is subnormal: 0.5f has just its unit in the last place, 2^-24.
-    const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
-    const uint32_t normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
-    uint32_t r = a < 0x38800000 ? subnormal : normal;
-    r = a >= 0x477ff000 ? 0x7c00 : r;  // 65520 and above round to infinity
-    r = a > 0x7f800000 ? 0x7e00 : r;   // NaN
-    bits = static_cast<uint16_t>(sign | r);
-  }
-  FASTLSTM_INLINE explicit operator float() const {
-    const uint32_t a = bits & 0x7fff, sign = uint32_t(bits & 0x8000) << 16;
-    const float scaled = bits_float(a << 13) * 0x1p112f;  // rebias; right for subnormals too
-    const uint32_t special = a >= 0x7c00 ? 0x7f800000 : 0;
-    return bits_float(sign | special | float_bits(scaled));
-  }
+  FASTLSTM_INLINE explicit float16(float x) : bits(float16_bits<float>(bits_as<uint32_t>(x))) {}
+  FASTLSTM_INLINE explicit operator float() const { return from_float16<float>(uint32_t(bits)); }
 };
 
 }  // namespace fastlstm

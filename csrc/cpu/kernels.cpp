@@ -23,10 +23,10 @@ static bool wants_onednn() {
 static KernelTable choose() {
   KernelTable table = own_kernels(at::get_cpu_capability().c_str());
   if (!wants_onednn() || !table.BFloat16.product) return table;
-  if (const auto* product = brgemm_product<bfloat16>())
+  if (const auto* product = brgemm_bfloat16())
     table.BFloat16.product = table.weights.of_bfloat16 = product;
   if (table.weights.of_int8->excess != kUnsigned) return table;  // a machine that hides VNNI
-  if (const auto* product = brgemm_product<int8>()) table.weights.of_int8 = product;
+  if (const auto* product = brgemm_int8()) table.weights.of_int8 = product;
   return table;
 }
 

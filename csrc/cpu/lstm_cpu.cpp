@@ -11,11 +11,7 @@
 namespace fastlstm {
 namespace {
 
-struct CpuStepKernels : stepwise::AtenProducts {
-  template <class AnyStep>
-  static void run(const AnyStep& step) {
-    run_step(step);
-  }
+struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {
   template <typename T>
   static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
                                 const std::vector<WalkStep>& steps) {
@@ -35,8 +31,7 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
 }
 
 // function(T, W) for the dtype T that a layer is computed in, and W of its products with weights.
-template <typename Function>
-auto dispatch(Dtype dtype, Dtype product, const Function& function) {
+auto dispatch(Dtype dtype, Dtype product, const auto& function) {
   const bool in_bfloat16 = product == Dtype::kBFloat16;
   switch (dtype) {
     case Dtype::kFloat64:

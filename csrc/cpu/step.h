@@ -5,13 +5,9 @@
 
 namespace fastlstm {
 
-template <typename T, typename A>
-void run_step(const StepForward<T, A>& step);
-template <typename T, typename A>
-void run_step(const StepBackward<T, A>& step);
-template <typename T, typename A>
-void run_step(const NormForward<T, A>& step);
-template <typename T, typename A>
-void run_step(const NormBackward<T, A>& step);
+struct CpuSteps {
+  // Of StepForward, StepBackward, NormForward and NormBackward.
+  static void run(const auto& step);
+};
 
 }  // namespace fastlstm

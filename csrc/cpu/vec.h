@@ -12,17 +12,18 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
+template <typename To>
+FASTLSTM_INLINE To read(const void* from) {
+  To x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
 template <typename A>
-struct Registers;
-template <>
-struct Registers<float> {
-  typedef float Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-  typedef uint32_t Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-};
-template <>
-struct Registers<double> {
-  typedef double Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-  typedef uint64_t Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+struct Registers {
+  typedef typename elementary::Constants<A>::Bits UInt;
+  typedef A Native __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  typedef UInt Bits __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 };
 
 template <typename A>
@@ -35,11 +36,7 @@ struct Vec {
   FASTLSTM_INLINE explicit Vec(Native native) : v(native) {}
   FASTLSTM_INLINE explicit Vec(A x) : v(x - Native{}) {}  // every lane
 
-  FASTLSTM_INLINE static Vec load(const A* from) {
-    Vec x;
-    std::memcpy(&x.v, from, sizeof x.v);
-    return x;
-  }
+  FASTLSTM_INLINE static Vec load(const A* from) { return Vec(read<Native>(from)); }
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
@@ -55,59 +52,26 @@ FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
 
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
 
-FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x) {
-  HalfRegister half;
-  std::memcpy(&half, from, sizeof half);
-  const Registers<float>::Bits bits = __builtin_convertvector(half, Registers<float>::Bits) << 16;
-  std::memcpy(&x.v, &bits, sizeof bits);
+FASTLSTM_INLINE Registers<float>::Bits load_halves(const void* from) {
+  return __builtin_convertvector(read<HalfRegister>(from), Registers<float>::Bits);
 }
-template <typename A>
-FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {  // as bfloat16(float) in half.h
-  static_assert(sizeof(A) == sizeof(float), "the state of bfloat16 is float");
-  Registers<float>::Bits bits;
-  std::memcpy(&bits, &x.v, sizeof bits);
-  Registers<float>::Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = (bits & 0x7fffffff) > 0x7f800000 ? Registers<float>::Bits{} + 0x7fc0 : rounded;
-  const HalfRegister half = __builtin_convertvector(rounded, HalfRegister);
+FASTLSTM_INLINE void store_halves(const Registers<float>::Bits& x, void* to) {
+  const HalfRegister half = __builtin_convertvector(x, HalfRegister);
   std::memcpy(to, &half, sizeof half);
 }
 
-// As float(float16) and float16(float) in half.h.
-template <typename A>
-FASTLSTM_INLINE void load(const float16* from, Vec<A>& x) {
-  static_assert(sizeof(A) == sizeof(float), "the state of float16 is float");
-  HalfRegister half;
-  std::memcpy(&half, from, sizeof half);
-  using Bits = Registers<float>::Bits;
-  const Bits bits = __builtin_convertvector(half, Bits), a = bits & 0x7fff;
-  const Bits magnitude = a << 13, special = a >= 0x7c00 ? Bits{} + 0x7f800000 : Bits{};
-  typename Vec<float>::Native scaled;
-  std::memcpy(&scaled, &magnitude, sizeof magnitude);
-  scaled *= 0x1p112f;
-  Bits result;
-  std::memcpy(&result, &scaled, sizeof result);
-  result |= (bits & 0x8000) << 16 | special;
-  std::memcpy(&x.v, &result, sizeof result);
+FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x) {
+  x.v = bits_as<Vec<float>::Native>(load_halves(from) << 16);
 }
 template <typename A>
-FASTLSTM_INLINE void store(const Vec<A>& x, float16* to) {
-  static_assert(sizeof(A) == sizeof(float), "the state of float16 is float");
-  using Bits = Registers<float>::Bits;
-  Bits bits, with_half;
-  std::memcpy(&bits, &x.v, sizeof bits);
-  const Bits a = bits & 0x7fffffff;
-  typename Vec<float>::Native magnitude;
-  std::memcpy(&magnitude, &a, sizeof a);
-  magnitude += 0.5f;
-  std::memcpy(&with_half, &magnitude, sizeof with_half);
-  const Bits subnormal = with_half - float_bits(0.5f);
-  const Bits normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
-  Bits rounded = a < 0x38800000 ? subnormal : normal;
-  rounded = a >= 0x477ff000 ? Bits{} + 0x7c00 : rounded;
-  rounded = a > 0x7f800000 ? Bits{} + 0x7e00 : rounded;
-  const HalfRegister half =
-      __builtin_convertvector(rounded | ((bits >> 16) & 0x8000), HalfRegister);
-  std::memcpy(to, &half, sizeof half);
+FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {
+  store_halves(bfloat16_bits(bits_as<Registers<float>::Bits>(x.v)), to);
+}
+FASTLSTM_INLINE void load(const float16* from, Vec<float>& x) {
+  x.v = from_float16<Vec<float>::Native>(load_halves(from));
+}
+FASTLSTM_INLINE void store(const Vec<float>& x, float16* to) {
+  store_halves(float16_bits<Vec<float>::Native>(bits_as<Registers<float>::Bits>(x.v)), to);
 }
 
 // Compilers turn a plain loop into a call of memcpy. For that call they put the sums of a tile on
@@ -178,7 +142,10 @@ struct PlainDotProduct {
 // Keeps the compiler from loading a vector again for every row of a tile, which makes small tiles
 // wait for the cache instead of the multipliers.
 template <typename A>
-FASTLSTM_INLINE Vec<A> keep_in_register(const Vec<A>& x) {
+FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
+#if defined(FASTLSTM_REGISTER)  // a target's constraint of asm
+  asm("" : FASTLSTM_REGISTER(x.v));
+#endif
   return x;
 }
 
@@ -205,12 +172,8 @@ FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN s
 template <int more, typename A>
 FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted, const Vec<A>&) {
   using C = elementary::Constants<A>;
-  typename Registers<A>::Bits bits;
-  std::memcpy(&bits, &shifted.v, sizeof bits);
-  bits = (bits << C::mantissa_bits) + ((C::one + more) << C::mantissa_bits);
-  Vec<A> x;
-  std::memcpy(&x.v, &bits, sizeof bits);
-  return x;
+  const auto bits = bits_as<typename Registers<A>::Bits>(shifted.v) << C::mantissa_bits;
+  return Vec<A>(bits_as<typename Vec<A>::Native>(bits + ((C::one + more) << C::mantissa_bits)));
 }
 
 template <typename A>

@@ -30,15 +30,6 @@ struct Parameter {
   using type = P;
 };
 
-// What the arguments of a launch take. CUDA allows 4096 bytes on every GPU.
-template <typename... P>
-constexpr size_t parameter_bytes() {
-  size_t bytes = 0;
-  ((bytes = (bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
-  return bytes;
-}
-constexpr size_t kMaxParameterBytes = 4096;
-
 // An error that the caller gets, cleared in CUDA, which otherwise keeps the last one.
 inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
@@ -50,7 +41,6 @@ inline cudaError_t cleared(cudaError_t error) {
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
   void* pointers[] = {&arguments...};
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
@@ -58,7 +48,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, typename Parameter<P>::type... arguments) {
-  static_assert(parameter_bytes<P...>() <= kMaxParameterBytes, "too many parameters");
   // The most that the device has, not what this launch needs: the attribute is the function's, so
   // another thread's smaller value would come between setting it and launching.
   int device = 0, most = 0;

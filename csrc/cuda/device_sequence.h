@@ -23,13 +23,9 @@ struct DeviceSequence {
   // sorted: whether padded rows of similar length should share a tile.
   DeviceSequence(const Layer& layer, bool sorted) {
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
-    sequence = {static_cast<int>(steps),
-                static_cast<int>(batch),
-                static_cast<int>(layer.output_size.expect_int()),
-                nullptr,
-                nullptr,
-                nullptr,
-                nullptr};
+    sequence = {};
+    sequence.steps = static_cast<int>(steps), sequence.batch = static_cast<int>(batch);
+    sequence.hidden_size = static_cast<int>(layer.output_size.expect_int());
     if (layer.packed()) {
       const Tensor sizes = layer.batch_sizes->contiguous();
       const int64_t* size = sizes.const_data_ptr<int64_t>();

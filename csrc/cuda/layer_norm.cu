@@ -78,6 +78,5 @@ cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream) {
   template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t); \
   template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -16,8 +16,8 @@ namespace fastlstm {
 namespace {
 
 template <typename T, typename A>
-ForwardResult forward(const Layer& layer, bool save_cells, bool save_gates,
-                      c10::string_view engine) {
+ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
+  const auto& [save_cells, save_gates, recompute, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   if (!planned.plan.persistent && is_only_step(layer))
     return layer.c_0.scalar_type() == layer.input.scalar_type()
@@ -43,8 +43,7 @@ BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grad
 }
 
 // function(T, A) for the dtype T of a tensor and the dtype A of its state.
-template <typename Function>
-auto dispatch(at::ScalarType dtype, const Function& function) {
+auto dispatch(at::ScalarType dtype, const auto& function) {
   switch (dtype) {
 #define FASTLSTM_CASE(T, A, name) \
   case at::k##name:               \
@@ -62,8 +61,7 @@ ForwardResult lstm_cuda(const LstmCall& call, const ForwardOptions& options) {
   const c10::cuda::CUDAGuard device(call.input.device());
   const GemmPrecision precision(call.input.scalar_type());
   return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
-    return forward<decltype(t), decltype(a)>(layer, options.save_cells, options.save_gates,
-                                             options.engine);
+    return forward<decltype(t), decltype(a)>(layer, options);
   });
 }
 

@@ -13,14 +13,6 @@
 
 namespace fastlstm {
 
-template <typename To, typename From>
-FASTLSTM_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
 
 template <typename T>

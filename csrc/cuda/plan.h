@@ -11,7 +11,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 #include "../dtype_list.h"
 #include "../parts.h"
@@ -95,7 +94,7 @@ struct Task {
   // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
   int64_t exchange_width() const {
     const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
-    return divide_up(hidden_size, piece) * piece;
+    return round_up(hidden_size, piece);
   }
   // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
   // this many values: h forward, d_gates backward.

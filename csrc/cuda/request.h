@@ -24,9 +24,7 @@ inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
   int numbers[3];
   if (!parse_division(name, "persistent", numbers)) return std::nullopt;
-  Division division;
-  division.units = numbers[0], division.row_tile = numbers[1], division.row_groups = numbers[2];
-  return EngineRequest{EngineRequest::kPersistent, division};
+  return EngineRequest{EngineRequest::kPersistent, {numbers[0], numbers[1], numbers[2]}};
 }
 
 // Nothing where the user says nothing.

@@ -17,6 +17,7 @@ constexpr int kPiece = 496;
 struct Piece {
   int64_t value[kPiece];
 };
+static_assert(sizeof(Piece) + 16 <= 4096, "what CUDA allows on every GPU");
 
 __global__ void upload_kernel(Piece piece, int count, int64_t* out) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) out[i] = piece.value[i];
@@ -81,6 +82,5 @@ cudaError_t launch_previous_hidden(const PreviousHidden<T>& call, cudaStream_t s
 #define FASTLSTM_INSTANTIATE(T, A, name) \
   template cudaError_t launch_previous_hidden(const PreviousHidden<T>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) only_step_kernel(OnlyStep<T, A, C> s
     step.h_state[i] = step.h_0[i];
     step.c_state[i] = A(step.c_0[i]);
     if (is_live(step, row)) {
-      auto pre = load_gates<T, A>(step.x_gates + row * step.x_gates_stride, unit, hidden);
+      auto pre = load_gates<T, A>(step.x_gates + row * 4 * step.hidden_size, unit, hidden);
       for (const T* bias : {step.b_ih, step.b_hh}) {
         if (!bias) continue;
         const auto b = load_gates<T, A>(bias, unit, hidden);
@@ -116,6 +116,5 @@ cudaError_t compiled_capability(int* capability) {
   template cudaError_t launch_step(const OnlyStep<T, A, T>&, cudaStream_t); \
   template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -12,8 +12,7 @@
 namespace fastlstm {
 
 struct CudaStepKernels : stepwise::AtenProducts {
-  template <class AnyStep>
-  static void run(const AnyStep& step) {
+  static void run(const auto& step) {
     check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");
   }
   template <typename T>

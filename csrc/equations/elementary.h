@@ -29,6 +29,15 @@
 
 namespace fastlstm {
 
+// The same bits as another type.
+template <typename To, typename From>
+FASTLSTM_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 // x y + sum, rounded once where there is an instruction for it, which a vector type brings. A
 // compiler that may fuse by itself takes now one, now the other product of f c + i g, and fuses a
 // chain of sums but not a single one: bits would depend on what stands around them. So builds tell
@@ -103,11 +112,8 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
 template <int more, typename A>
 FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
-  typename C::Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << C::mantissa_bits) + ((C::one + more) << C::mantissa_bits);
-  std::memcpy(&shifted, &bits, sizeof bits);
-  return shifted;
+  const auto bits = bits_as<typename C::Bits>(shifted) << C::mantissa_bits;
+  return bits_as<A>(bits + ((C::one + more) << C::mantissa_bits));
 }
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }

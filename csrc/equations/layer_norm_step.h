@@ -75,13 +75,13 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
     team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA { forward_dead_unit(s, row, u); });
     return;
   }
-  const T* const from_h = s.h_gates + row * s.h_gates_stride;
-  T* const gates_row = s.gates + row * s.gates_stride;
+  const T* const from_h = s.h_gates + row * 4 * hidden_size;
+  T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.fresh_cells + row * hidden_size;
   const auto normal_h = normalizer<A>(team, 4 * hidden_size, s.inverse_size / 4,
                                       [&](int64_t k) { return A(from_h[k]); });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    auto pre = load_gates<T, A>(s.x_gates + row * s.x_gates_stride, u, hidden_size);
+    auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
       const auto h = load_gates<T, A>(from_h, u, hidden_size);
       const auto gain = load_gates<T, A>(s.gain_hh, u, hidden_size);
@@ -90,7 +90,7 @@ FASTLSTM_INLINE void forward_normed_row(const NormForward<T, A>& s, int64_t row,
     }
     const Gates<A> gates = activate(pre);
     store_gates(gates_row, u, hidden_size, gates);
-    cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * s.c_state_stride + u]);
+    cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * hidden_size + u]);
   });
   const auto normal_c =
       normalizer<A>(team, hidden_size, s.inverse_size, [&](int64_t u) { return cells[u]; });
@@ -105,7 +105,7 @@ template <typename T, typename A, typename Team>
 FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t row, bool reset,
                                          bool zoned, const Team& team) {
   const int64_t hidden_size = s.hidden_size;
-  T* const d_gates = s.d_gates + row * s.d_gates_stride;
+  T* const d_gates = s.d_gates + row * 4 * hidden_size;
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
   A* const d_normed = s.d_normed_cells + row * hidden_size;
   if (!is_live(s, row)) {
@@ -116,17 +116,17 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
     });
     return;
   }
-  const T* const gates_row = s.gates + row * s.gates_stride;
+  const T* const gates_row = s.gates + row * 4 * hidden_size;
   const auto gates_at = [&](int64_t u) { return load_gates<T, A>(gates_row, u, hidden_size); };
   const A* const before = cells_before(s, row);
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) {
-    return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * s.cells_stride + u];
+    return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * hidden_size + u];
   };
   const auto normal_c = normalizer<A>(team, hidden_size, s.inverse_size, c);
   // h = o tanh(normed), before zoneout
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    T* const dh_state = s.dh_state + row * s.dh_state_stride + u;
+    T* const dh_state = s.dh_state + row * hidden_size + u;
     A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
     const A kept =
         zoned ? zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + u]), dh) : A(0);
@@ -139,7 +139,7 @@ FASTLSTM_INLINE void backward_normed_row(const NormBackward<T, A>& s, int64_t ro
   const auto d_c = normalizer_gradient<A>(team, hidden_size, s.inverse_size, normal_c, c,
                                           [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    A* const dc_state = s.dc_state + row * s.dc_state_stride + u;
+    A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
     const A kept =
         zoned ? zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + u]), dc) : A(0);

@@ -1,10 +1,9 @@
 // What crosses from the walk through time into a kernel: sizes, pointers, strides. No torch, no
-// CUDA. H is hidden_size. Rows are batch rows; every last dimension is contiguous, and a *_stride
-// is the distance in elements between two rows. Only lengths, reset and zoneout may be null: an
-// output that was not requested points to one that is written anyway, a missing gradient to a row
-// of zeros with stride 0, so that the loop over units has no branch. T is the dtype of the
-// tensors, A that of the cell state and of the arithmetic (float for the 16-bit types, else T
-// itself).
+// CUDA. H is hidden_size. Rows are batch rows, contiguous unless they have a *_stride, the distance
+// in elements between two of them. Only lengths, reset and zoneout may be null: an output that was
+// not requested points to one that is written anyway, a missing gradient to a row of zeros with
+// stride 0, so that the loop over units has no branch. T is the dtype of the tensors, A that of the
+// cell state and of the arithmetic (float for the 16-bit types, else T itself).
 //
 // Three ways to say which rows are alive at step t, in one struct:
 //   dense    rows = B, lengths = nullptr
@@ -47,8 +46,7 @@ struct StepForward : Step {
   T* h_state;        // [rows,H]  h_t out (dead rows untouched); h_{t-1} in, for zoneout
   T* output;         // [rows,H]  h_t (0 for dead rows); may alias h_state when lengths is null
   Zoneout<T> zoneout;
-  int64_t x_gates_stride, h_gates_stride, gates_stride, c_state_stride, cells_stride,
-      h_state_stride, output_stride;
+  int64_t output_stride;
 };
 
 // The only step of a sequence: it takes the state from h_0 and c_0 into h_state and c_state, and
@@ -75,8 +73,7 @@ struct StepBackward : Step {
   A* dc_state;          // [rows,H]  dL/dc_t in, dL/dc_{t-1} out (0 where reset)
   T* d_gates;           // [rows,4H] d pre-activations out (0 for dead rows); may alias gates
   Zoneout<T> zoneout;
-  int64_t gates_stride, cells_stride, prev_cells_stride, c_0_stride, d_output_stride,
-      d_cells_stride, dh_state_stride, dc_state_stride, d_gates_stride;
+  int64_t d_output_stride, d_cells_stride;
 };
 
 }  // namespace fastlstm

@@ -26,8 +26,7 @@ struct SampledBackward : OwnedCall {
   int64_t count = 0;
 
   // visit(member, name) in the schema's order, but the weights come last.
-  template <typename Visit>
-  void for_each(const Visit& visit) {
+  void for_each(const auto& visit) {
     for_each_member(*this, visit);
     visit(grad_output, "grad_output"), visit(grad_h_n, "grad_h_n"), visit(grad_c_n, "grad_c_n");
     visit(grad_cells, "grad_cells"), visit(output, "output"), visit(cells, "cells");
@@ -35,8 +34,7 @@ struct SampledBackward : OwnedCall {
     for (Tensor& weight : weights) visit(weight, "weight");
   }
   // visit(tensor, name, whether it is batched) for those that are given.
-  template <typename Visit>
-  void for_each_given(const Visit& visit) {
+  void for_each_given(const auto& visit) {
     auto next = batched.begin();
     for_each([&](auto& member, std::string_view name) {
       const bool is_batched = *next++;

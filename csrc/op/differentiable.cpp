@@ -15,11 +15,6 @@ struct Walked {
   Tensor output, h_n, c_n, cells;
 };
 
-Gates<Tensor> split(const Tensor& pre) {
-  const auto parts = pre.chunk(4, -1);
-  return {parts[0], parts[1], parts[2], parts[3]};
-}
-
 // Rows [0, rows) of `state` replaced by `fresh`.
 Tensor replace_head(const Tensor& state, const Tensor& fresh) {
   const int64_t rows = fresh.size(0), all = state.size(0);

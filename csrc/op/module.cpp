@@ -12,7 +12,7 @@
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "cpu/targets/kernels.h"
-#include "cuda/plan_module.h"
+#include "cuda/plan.h"
 #include "cuda/request.h"
 #include "op/batching.h"
 
@@ -40,6 +40,81 @@ py::dict build_info() {
   products["int8"] = describe(product_of<int8>());
   info["products"] = products;
   return info;
+}
+
+// By Dtype; the last is of weights alone.
+constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+
+Dtype dtype_named(const std::string& name) {
+  for (int k = 0; k < 4; ++k)
+    if (name == kDtypeNames[k]) return static_cast<Dtype>(k);
+  throw std::invalid_argument(
+      "dtype: expected \"float32\", \"float64\", \"bfloat16\" or \"float16\", got \"" + name +
+      "\"");
+}
+
+// `constants`: other values for some of kPlanConstants, by name.
+CudaDevice device_with(int sm_count, int capability, const py::dict& constants) {
+  CudaDevice device = CudaDevice::of(sm_count, capability);
+  for (const auto& [key, value] : constants) {
+    const auto name = key.cast<std::string>();
+    const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
+                                    [&](const PlanConstant& c) { return name == c.name; });
+    if (found == std::end(kPlanConstants))
+      throw std::invalid_argument("constants: the planner has none that is called \"" + name +
+                                  "\"");
+    device.*(found->value) = value.cast<double>();
+  }
+  return device;
+}
+
+py::dict cuda_constants(int sm_count, int capability) {
+  const CudaDevice device = CudaDevice::of(sm_count, capability);
+  py::dict constants;
+  for (const PlanConstant& constant : kPlanConstants)
+    constants[constant.name] = device.*(constant.value);
+  return constants;
+}
+
+// Takes the fields of Task and more one by one, as Python passes them.
+py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
+                   const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
+                   int capability, const std::string& engine, const py::dict& constants) {
+  if (hidden_size < 1 || batch < 1 || steps < 1 || sm_count < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument(
+        "expected hidden_size, batch, steps and sm_count of at least 1 and 1 or 2 directions");
+  const auto request = parse_engine(engine);
+  if (!request)
+    throw std::invalid_argument(
+        "engine: expected \"auto\", \"stepwise\", \"persistent\" or "
+        "\"persistent:UNITSxROW_TILExROW_GROUPS\", got \"" +
+        engine + "\"");
+  const Task task{hidden_size,
+                  batch,
+                  steps,
+                  directions,
+                  dtype_named(dtype),
+                  allow_tf32,
+                  /*only_stepwise=*/request->engine == EngineRequest::kStepwise,
+                  backward};
+  const CudaDevice device = device_with(sm_count, capability, constants);
+  const Plan chosen = request->engine == EngineRequest::kPersistent
+                          ? plan_persistent(task, device, request->division)
+                          : plan(task, device);
+  py::dict result;
+  result["engine"] = chosen.engine();
+  result["step_us"] = chosen.step_us;  // predicted, not measured
+  result["stepwise_step_us"] = chosen.stepwise_step_us;
+  result["shared_bytes"] = chosen.shared_bytes;
+  result["shared_bytes_available"] = device.shared_bytes;
+  result["units"] = chosen.tiling.units;
+  result["row_tile"] = chosen.tiling.row_tile;
+  result["unit_blocks"] = chosen.tiling.unit_blocks;
+  result["row_groups"] = chosen.tiling.row_groups;
+  result["group_rows"] = chosen.tiling.group_rows;
+  result["directions"] = chosen.tiling.directions;
+  result["blocks"] = chosen.persistent ? chosen.tiling.blocks() : 0;
+  return result;
 }
 
 // A plain layer on this processor, with these threads and this cache of a core.
@@ -155,8 +230,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &fastlstm::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
   m.def("release_scratch", &fastlstm::release_scratch,
-        "Give back the working memory that the CPU engine keeps for its next call, at most 64 MB; "
-        "returns how many bytes.");
+        "Give back the memory that the CPU engine keeps for its next call; returns the bytes.");
   m.def("plan_cpu", &fastlstm::plan_cpu, py::arg("dtype"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("batch"), py::arg("steps"), py::arg("directions"),
         py::arg("training"), py::arg("backward"), py::arg("threads"), py::arg("l2_cache_bytes"),
@@ -165,8 +239,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
         py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
         py::arg("constants") = py::dict(),
-        "The engine that a layer would get on a CUDA device, which need not be present; "
-        "\"stepwise\" too if the persistent engine was requested and cannot serve it.");
+        "The engine that a layer would get on a CUDA device, which need not be present.");
   m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,

@@ -2,7 +2,6 @@
 // step, and the gradients of the weights and of the input as GEMMs over all steps after it.
 #pragma once
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "stepwise/forward.h"
@@ -48,9 +47,8 @@ struct BackwardCall {
 
   // The next direction's, from d_gates [R,4H] and the gradients of W_ih x and of W_hh h_{t-1},
   // which are d_gates too without layer normalisation. h_prev() [R,P] is what W_hh saw.
-  template <typename PreviousHidden>
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
-                     const Tensor& d_h_gates, const PreviousHidden& h_prev) {
+                     const Tensor& d_h_gates, const auto& h_prev) {
     const bool first = grad_weights.empty();
     if (request.input && first) at::mm_out(grad_input, d_x_gates, w.w_ih);
     if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
@@ -168,9 +166,6 @@ class BackwardWalk {
     step.dh_state = data<T>(d_hidden_);
     step.dc_state = data<A>(dc_);
     step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
-    step.gates_stride = step.d_gates_stride = 4 * hidden;
-    step.cells_stride = step.prev_cells_stride = step.c_0_stride = hidden;
-    step.dh_state_stride = step.dc_state_stride = hidden;
     step.zoneout = zoneout_.at(d_, at);
     return step;
   }

@@ -123,11 +123,9 @@ class ForwardWalk {
     static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
     step.x_gates = step.gates = data<T>(x_gates_) + at.offset * 4 * hidden;
     step.h_gates = const_data<T>(from_h);
-    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
     step.c_state = data<A>(c_);
     step.cells = cells_.defined() ? data<A>(cells_) + at.offset * hidden : step.c_state;
     step.h_state = data<T>(hidden_state_);
-    step.c_state_stride = step.cells_stride = step.h_state_stride = hidden;
     step.output = projection_ ? step.h_state : data<T>(y_) + at.offset * output_stride;
     step.output_stride = projection_ ? hidden : output_stride;
     step.zoneout = zoneout_.at(d_, at);

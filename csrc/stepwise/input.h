@@ -52,8 +52,7 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
     step.h_gates = const_data<T>(from_h);
     step.c_state = step.cells = data<A>(c);
     step.h_state = step.output = data<T>(h);
-    step.x_gates_stride = step.gates_stride = step.h_gates_stride = 4 * hidden;
-    step.c_state_stride = step.cells_stride = step.h_state_stride = step.output_stride = hidden;
+    step.output_stride = hidden;
     if (layer.normalizes())
       StepKernels::run(StepNorms<T, A>(w, step.rows).forward(step));
     else

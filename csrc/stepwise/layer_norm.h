@@ -45,15 +45,20 @@ class StepNorms {
                          gain_c_.options().dtype(state_dtype(gain_c_.scalar_type())))) {}
 
   NormForward<T, A> forward(const StepForward<T, A>& step) const {
-    return {step, gain(), const_data<T>(gain_c_), bias(), data<A>(cells_), inverse_size()};
+    return {step,
+            const_data<T>(gain_hh_),
+            const_data<T>(gain_c_),
+            const_data<T>(bias_c_),
+            data<A>(cells_),
+            inverse_size()};
   }
   // h_gates, d_h_gates [R,4H] and d_cells [R,H] of all flat rows, of which the step begins at one.
   NormBackward<T, A> backward(const StepBackward<T, A>& step, int64_t offset, const Tensor& h_gates,
                               const Tensor& d_h_gates, const Tensor& d_cells) const {
     return {step,
-            gain(),
+            const_data<T>(gain_hh_),
             const_data<T>(gain_c_),
-            bias(),
+            const_data<T>(bias_c_),
             const_data<T>(h_gates) + offset * h_gates.size(1),
             data<T>(d_h_gates) + offset * d_h_gates.size(1),
             data<A>(d_cells) + offset * d_cells.size(1),
@@ -62,8 +67,6 @@ class StepNorms {
 
  private:
   A inverse_size() const { return A(1) / A(gain_c_.size(0)); }
-  const T* gain() const { return const_data<T>(gain_hh_); }
-  const T* bias() const { return const_data<T>(bias_c_); }
 
   Tensor gain_hh_, gain_c_, bias_c_, cells_;
 };

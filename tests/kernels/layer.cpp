@@ -246,8 +246,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   static_cast<Step&>(to) = common;
   to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
-  to.x_gates_stride = to.h_gates_stride = to.gates_stride = 4 * H, to.zoneout = zoneout;
-  to.c_state_stride = to.cells_stride = to.h_state_stride = to.output_stride = H;
+  to.output_stride = H, to.zoneout = zoneout;
   const auto for_pieces = [&](const auto& f) {
     for (int64_t b = 0; b < B; ++b)
       for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
@@ -267,9 +266,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
   back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
   back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
-  back.gates_stride = back.d_gates_stride = 4 * H, back.zoneout = zoneout;
-  back.cells_stride = back.prev_cells_stride = back.c_0_stride = back.d_output_stride = H;
-  back.d_cells_stride = back.dh_state_stride = back.dc_state_stride = H;
+  back.d_output_stride = back.d_cells_stride = H, back.zoneout = zoneout;
   for_pieces([&](int64_t b, int64_t u, int64_t end) { kernels.backward(back, b, u, end); });
   check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
   check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");

@@ -164,11 +164,9 @@ void run(int64_t H, bool zoneout) {
   static_cast<Step&>(forward) = common;
   forward.x_gates = x_T.data(), forward.h_gates = h_gates_T.data();
   forward.gates = saved_gates.data();
-  forward.x_gates_stride = forward.h_gates_stride = forward.gates_stride = 4 * H;
   forward.c_state = c_state.data(), forward.cells = cells.data();
   forward.h_state = h_state.data(), forward.output = output.data();
-  forward.c_state_stride = forward.cells_stride = H;
-  forward.h_state_stride = forward.output_stride = H;
+  forward.output_stride = H;
   forward.zoneout = zoneout_rows;
   forward.gain_hh = gain_hh_T.data(), forward.gain_c = gain_c_T.data();
   forward.bias_c = bias_c_T.data(), forward.fresh_cells = fresh.data();
@@ -197,10 +195,7 @@ void run(int64_t H, bool zoneout) {
   backward.d_output = d_output_T.data(), backward.d_cells = d_cells_A.data();
   backward.dh_state = dh_state.data(), backward.dc_state = dc_state.data();
   backward.d_gates = d_gates_T.data();
-  backward.gates_stride = backward.d_gates_stride = 4 * H;
-  backward.cells_stride = backward.prev_cells_stride = backward.c_0_stride = H;
   backward.d_output_stride = backward.d_cells_stride = H;
-  backward.dh_state_stride = backward.dc_state_stride = H;
   backward.zoneout = zoneout_rows;
   backward.gain_hh = gain_hh_T.data(), backward.gain_c = gain_c_T.data();
   backward.bias_c = bias_c_T.data(), backward.h_gates = h_gates_T.data();

@@ -95,14 +95,13 @@ void run(const Shape& shape, unsigned seed) {
     const auto h_gates = gemm(seen.data(), w_hh.data(), rows[t], H, 4 * H, true);
     StepForward<T, A> step;
     static_cast<Step&>(step) = step_at(n);
-    step.x_gates = &x_gates[t * B * 4 * H], step.x_gates_stride = 4 * H;
-    step.h_gates = h_gates.data(), step.h_gates_stride = 4 * H;
+    step.x_gates = &x_gates[t * B * 4 * H];
+    step.h_gates = h_gates.data();
     // What nobody wants goes where it does no harm, as csrc/stepwise/ does it.
     step.gates = shape.save ? &gates[t * B * 4 * H] : &x_gates[t * B * 4 * H];
-    step.gates_stride = 4 * H;
-    step.c_state = c_state.data(), step.c_state_stride = H;
-    step.cells = shape.save ? &cells[t * B * H] : c_state.data(), step.cells_stride = H;
-    step.h_state = h_state.data(), step.h_state_stride = H;
+    step.c_state = c_state.data();
+    step.cells = shape.save ? &cells[t * B * H] : c_state.data();
+    step.h_state = h_state.data();
     step.output = &output[t * B * H], step.output_stride = H;
     step.zoneout = zones_at(t);
     const OnlyStep<T, A, T> only{step,       b_ih.data(),     b_hh.data(),
@@ -143,15 +142,15 @@ void run(const Shape& shape, unsigned seed) {
     const int64_t t = order[n];
     StepBackward<T, A> step;
     static_cast<Step&>(step) = step_at(n);
-    step.gates = &gates[t * B * 4 * H], step.gates_stride = 4 * H;
-    step.cells = &cells[t * B * H], step.cells_stride = H;
-    step.prev_cells = n ? &cells[order[n - 1] * B * H] : nullptr, step.prev_cells_stride = H;
-    step.c_0 = c_0.data(), step.c_0_stride = H;
+    step.gates = &gates[t * B * 4 * H];
+    step.cells = &cells[t * B * H];
+    step.prev_cells = n ? &cells[order[n - 1] * B * H] : nullptr;
+    step.c_0 = c_0.data();
     step.d_output = &d_output[t * B * H], step.d_output_stride = H;
     step.d_cells = &d_cells[t * B * H], step.d_cells_stride = H;
-    step.dh_state = dh_state.data(), step.dh_state_stride = H;
-    step.dc_state = dc_state.data(), step.dc_state_stride = H;
-    step.d_gates = &d_gates[t * B * 4 * H], step.d_gates_stride = 4 * H;
+    step.dh_state = dh_state.data();
+    step.dc_state = dc_state.data();
+    step.d_gates = &d_gates[t * B * 4 * H];
     step.zoneout = zones_at(t);
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
@@ -207,11 +206,11 @@ const Case many_rows("stepwise/more rows than a grid is high", [] {
   std::vector<float> gates(rows * 4);
   StepForward<float, float> step{};
   step.rows = rows, step.hidden_size = H;
-  step.x_gates = x_gates.data(), step.x_gates_stride = 4;
-  step.h_gates = h_gates.data(), step.h_gates_stride = 4;
-  step.gates = gates.data(), step.gates_stride = 4;
-  step.c_state = step.cells = c_state.data(), step.c_state_stride = step.cells_stride = 1;
-  step.h_state = step.output = h_state.data(), step.h_state_stride = step.output_stride = 1;
+  step.x_gates = x_gates.data();
+  step.h_gates = h_gates.data();
+  step.gates = gates.data();
+  step.c_state = step.cells = c_state.data();
+  step.h_state = step.output = h_state.data(), step.output_stride = 1;
   testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   check_close(c_state, oracle::Values(rows, 1.0), 0x1p-24, 4, "c");  // sigmoid(0) * 2
   check_close(h_state, oracle::Values(rows, 0.5 * std::tanh(1.0)), 0x1p-24, 4, "h");

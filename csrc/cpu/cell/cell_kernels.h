@@ -86,10 +86,6 @@ FASTLSTM_INLINE void prefetch_units(const A* row, const Units& units) {
   constexpr int64_t line = 64 / sizeof(A);
   for (int64_t u = 0; u < units.count; u += line) __builtin_prefetch(row + units.first + u);
 }
-template <typename A>
-FASTLSTM_INLINE void prefetch_gates(const A* row, const Units& units) {
-  for (int64_t gate = 0; gate < 4; ++gate) prefetch_units(row + gate * units.hidden_size, units);
-}
 
 template <typename T>
 static void prefetch_forward(const ForwardRow<T>* rows, int64_t count, const Units& units) {
@@ -106,7 +102,8 @@ static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const U
     prefetch_units(rows[r].d_output, units);
     prefetch_units(rows[r].c, units);
     prefetch_units(rows[r].c_prev, units);
-    prefetch_gates(rows[r].gates, units);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      prefetch_units(rows[r].gates + gate * units.hidden_size, units);
   }
 }
 

@@ -11,8 +11,7 @@ namespace fastlstm::FASTLSTM_ISA {
 
 // Calls body(reset, zoned) with constants: a loop without branches is vectorised. Zoneout is rare
 // here and has one slow body.
-template <typename Body>
-FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const Body& body) {
+FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const auto& body) {
   if (zoned)
     body(reset, true);
   else if (reset)
@@ -50,13 +49,11 @@ static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin,
 
 // One thread has the whole row.
 struct OneThread {
-  template <typename F>
-  FASTLSTM_INLINE void each(int64_t n, const F& f) const {
+  FASTLSTM_INLINE void each(int64_t n, const auto& f) const {
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) f(k);
   }
-  template <typename F>
-  FASTLSTM_INLINE auto total(int64_t n, const F& f) const {
+  FASTLSTM_INLINE auto total(int64_t n, const auto& f) const {
     decltype(f(n)) sum(0);
 #pragma omp simd reduction(+ : sum)
     for (int64_t k = 0; k < n; ++k) sum += f(k);

@@ -53,7 +53,7 @@ void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piec
                        const Body& body) {
   const Product<T>& product = matrix.product();
   const int64_t K = matrix.K(), width = product.vectors * product.lanes;
-  piece = divide_up(std::min(piece, K), product.padding) * product.padding;
+  piece = round_up(std::min(piece, K), product.padding);
   const int64_t pieces = divide_up(K, piece);
   const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
   const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
@@ -89,12 +89,9 @@ std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest
 }  // namespace
 
 template <typename T>
-PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product)
-    : product_(product),
-      K_(K),
-      panels_(cut_into_panels(N, product.lanes, product.vectors, pieces)),
-      offsets_{0} {
-  const int64_t of_column = product.header + divide_up(K, product.padding) * product.padding;
+PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces)
+    : K_(K), panels_(cut_into_panels(N, product_.lanes, product_.vectors, pieces)), offsets_{0} {
+  const int64_t of_column = product_.header + round_up(K, product_.padding);
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
 }
@@ -102,7 +99,7 @@ PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Produc
 template <typename T>
 PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
                               int64_t offset)
-    : PackedMatrix(K, N, pieces, product_of<T>()) {
+    : PackedMatrix(K, N, pieces) {
   const int64_t bytes = offset + size() * int64_t(sizeof(T));
   TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_packed: expected ",
               bytes, " bytes of a packed matrix [", N, ", ", K, "], got ", data.sizes());
@@ -112,8 +109,8 @@ PackedMatrix<T>::PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Te
 }
 
 template <typename T>
-PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Product<T>& product)
-    : PackedMatrix(matrix.K, matrix.N, pieces, product) {
+PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces)
+    : PackedMatrix(matrix.K, matrix.N, pieces) {
   data_ = scratch<T>(size());
   first_ = data<T>(data_);
   // Threads share the work by squares of kPackRows, since panels may be few.
@@ -122,15 +119,15 @@ PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces, const Pro
   at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
     for (; i < last; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
-      product.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
-                   panel(p) + (product.header + k) * width(p));
+      product_.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
+                    panel(p) + (product_.header + k) * width(p));
     }
   });
 }
 
 template <typename T>
 PackedMatrix<T> PackedMatrix<T>::packed_in_use(const at::Tensor& w) {
-  PackedMatrix matrix(w.size(0), w.size(1), at::get_num_threads(), product_of<T>());
+  PackedMatrix matrix(w.size(0), w.size(1), at::get_num_threads());
   matrix.data_ = w;
   matrix.rows_ = row_pointers(const_data<T>(w), w.size(0), w.size(1));
   return matrix;
@@ -159,17 +156,12 @@ typename PackedMatrix<T>::Group PackedMatrix<T>::next_group(const Range& panels,
 }
 
 template <typename T>
-PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces) {
+PackedMatrix<T> pack(const at::Tensor& w, bool transposed, int64_t pieces) {
   const int64_t rows = w.size(0), columns = w.size(1);
   const auto pointers = row_pointers(const_data<T>(w), rows, columns);
-  return {{{pointers.data(), true}, 0, columns, rows}, pieces};
-}
-
-template <typename T>
-PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces) {
-  const int64_t rows = w.size(0), columns = w.size(1);
-  const auto pointers = row_pointers(const_data<T>(w), rows, columns);
-  return {{{pointers.data(), false}, 0, rows, columns}, pieces};
+  return {
+      {{pointers.data(), transposed}, 0, transposed ? columns : rows, transposed ? rows : columns},
+      pieces};
 }
 
 template <typename T>
@@ -202,27 +194,49 @@ at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh) {
   return ordered;
 }
 
-template <typename T>
+// Whether products of T are rounded to C, which needs the whole of K at once.
+template <typename T, typename C>
+constexpr bool kRounds = !std::is_same_v<C, State_t<T>>;
+
+template <typename T, typename C>
+static void multiply(const Product<T>& product, const PanelProduct<T, C>& panels) {
+  if constexpr (kRounds<T, C>)
+    product.multiply_rounded(panels);
+  else
+    product.multiply(panels);
+}
+
+template <typename T, typename C>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias) {
-  const auto& product = matrix.product();
-  const int64_t rows = a.size(), K = matrix.K();
+              const std::vector<C*>& c, bool accumulate, const State_t<T>* bias) {
+  const Product<T>& product = matrix.product();
+  const int64_t rows = a.size(), K = matrix.K(), piece = kRounds<T, C> ? K : product.piece;
   if (rows == 0) return;  // libraries refuse empty products
   if (matrix.unpacked())
     return for_pieces_in_use(
-        matrix, rows, product.piece,
+        matrix, rows, piece,
         [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch& next) {
-          product.multiply_and_fetch({a.data(), rows, k, terms, panel, shape, c.data(),
-                                      accumulate || k > 0, k > 0 ? nullptr : bias},
-                                     &next);
+          const PanelProduct<T, C> panels{a.data(),
+                                          rows,
+                                          k,
+                                          terms,
+                                          panel,
+                                          shape,
+                                          c.data(),
+                                          accumulate || k > 0,
+                                          k > 0 ? nullptr : bias};
+          if constexpr (kRounds<T, C>)
+            product.multiply_rounded(panels);
+          else
+            product.multiply_and_fetch(panels, &next);
         });
   share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
-    for (int64_t k = 0; k < K; k += product.piece)
+    for (int64_t k = 0; k < K; k += piece)
       matrix.for_groups(panels, end - begin, [&](const auto& group) {
-        product.multiply({a.data() + begin, end - begin, k, std::min(product.piece, K - k),
-                          matrix.panel(group.first) + k * matrix.width(group.first), group.shape,
-                          c.data() + begin, accumulate || k > 0, k > 0 ? nullptr : bias,
-                          group.count, group.stride});
+        multiply<T, C>(product, {a.data() + begin, end - begin, k, std::min(piece, K - k),
+                                 matrix.panel(group.first) + k * matrix.width(group.first),
+                                 group.shape, c.data() + begin, accumulate || k > 0,
+                                 k > 0 ? nullptr : bias, group.count, group.stride});
       });
   });
 }
@@ -232,34 +246,9 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
                      const Range& panels, const std::vector<C*>& c) {
   if (rows == 0) return;
   matrix.for_groups(panels, rows, [&](const auto& group) {
-    PanelProduct<T, C> product{a.data(),    rows,     0,    matrix.K(), matrix.panel(group.first),
-                               group.shape, c.data(), false};
-    product.panels = group.count, product.panel_stride = group.stride;
-    if constexpr (std::is_same_v<C, State_t<T>>)
-      matrix.product().multiply(product);
-    else
-      matrix.product().multiply_rounded(product);
-  });
-}
-
-template <typename T>
-void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-                      const std::vector<T*>& c, bool accumulate) {
-  if constexpr (std::is_same_v<T, State_t<T>>)
-    return multiply<T>(a, matrix, c, accumulate, nullptr);
-  const int64_t rows = a.size();
-  if (matrix.unpacked())
-    return for_pieces_in_use(
-        matrix, rows, matrix.K(),
-        [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch&) {
-          matrix.product().multiply_rounded(
-              {a.data(), rows, k, terms, panel, shape, c.data(), accumulate});
-        });
-  share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
-    for (int64_t p = panels.begin; p < panels.end; ++p)
-      matrix.product().multiply_rounded({a.data() + begin, end - begin, 0, matrix.K(),
-                                         matrix.panel(p), matrix.panels()[p], c.data() + begin,
-                                         accumulate});
+    multiply<T, C>(matrix.product(),
+                   {a.data(), rows, 0, matrix.K(), matrix.panel(group.first), group.shape, c.data(),
+                    false, nullptr, group.count, group.stride});
   });
 }
 
@@ -271,7 +260,7 @@ void multiply_narrowed(const std::vector<const State_t<T>*>& a,
   const int64_t rows = a.size(), N = matrix.N();
   const at::Tensor buffer = scratch<A>(rows * N);
   const std::vector<A*> sums = row_pointers(data<A>(buffer), rows, N);
-  multiply<A>(a, matrix, sums, false, nullptr);
+  multiply<A>(a, matrix, sums, false);
   at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
     for (; r < last; ++r)
       for (int64_t n = 0; n < N; ++n)
@@ -287,7 +276,7 @@ void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<Gradien
   for (const auto& part : parts) widest = std::max(widest, part.N);
   const std::vector<T> zeros(widest, T(State_t<T>(0)));
   const auto pad = [&](std::vector<const T*>& rows) {
-    rows.resize(divide_up(rows.size(), product.terms) * product.terms, zeros.data());
+    rows.resize(round_up(rows.size(), product.terms), zeros.data());
   };
   pad(a);
   for (auto& part : parts) pad(part.b);
@@ -351,7 +340,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
 #define FASTLSTM_INSTANTIATE_PRODUCT(T, name, unpacked, bits, group)                           \
   template class PackedMatrix<T>;                                                              \
   template class PanelSums<T>;                                                                 \
-  template PackedMatrix<T> pack_transposed<T>(const at::Tensor&, int64_t);                     \
+  template PackedMatrix<T> pack<T>(const at::Tensor&, bool, int64_t);                          \
   template PackedMatrix<T> pack_gates<T>(const at::Tensor&);                                   \
   template at::Tensor order_gates<T>(const at::Tensor&, const at::Tensor&);                    \
   template void multiply(const std::vector<const T*>&, const PackedMatrix<T>&,                 \
@@ -359,6 +348,10 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
                                 const Range&, const std::vector<State_t<T>*>&);
 FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_INSTANTIATE_PRODUCT)
+
+// Rounded.
+template void multiply(const std::vector<const bfloat16*>&, const PackedMatrix<bfloat16>&,
+                       const std::vector<bfloat16*>&, bool, const float*);
 template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const PackedMatrix<bfloat16>&, const Range&,
                               const std::vector<bfloat16*>&);
@@ -370,14 +363,11 @@ template void multiply_narrowed(const std::vector<const float*>&, const PackedMa
                                 const std::vector<float16*>&, bool);
 
 // Of those that layers are trained with.
-#define FASTLSTM_INSTANTIATE_TRAINED(T, A)                                                        \
-  template PackedMatrix<T> pack<T>(const at::Tensor&, int64_t);                                   \
-  template void multiply_rounded(const std::vector<const T*>&, const PackedMatrix<T>&,            \
-                                 const std::vector<T*>&, bool);                                   \
-  template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \
-                                    A*, bool);
-FASTLSTM_INSTANTIATE_TRAINED(float, float)
-FASTLSTM_INSTANTIATE_TRAINED(double, double)
-FASTLSTM_INSTANTIATE_TRAINED(bfloat16, float)
+template void multiply_transposed(std::vector<const float*>, int64_t,
+                                  std::vector<GradientPart<float>>, float*, bool);
+template void multiply_transposed(std::vector<const double*>, int64_t,
+                                  std::vector<GradientPart<double>>, double*, bool);
+template void multiply_transposed(std::vector<const bfloat16*>, int64_t,
+                                  std::vector<GradientPart<bfloat16>>, float*, bool);
 
 }  // namespace fastlstm

@@ -35,10 +35,9 @@ class PackedMatrix {
  public:
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
   // threads if there are so many vectors.
-  PackedMatrix(const Matrix<T>& matrix, int64_t pieces,
-               const Product<T>& product = product_of<T>());
-  // One that `multiply` and `multiply_rounded` pack panel by panel into the cache: for a single
-  // product of few rows, where packed panels would cross memory twice more.
+  PackedMatrix(const Matrix<T>& matrix, int64_t pieces);
+  // One that `multiply` packs panel by panel into the cache: for a single product of few rows,
+  // where packed panels would cross memory twice more.
   static PackedMatrix packed_in_use(const at::Tensor& w);
   // Panels that were packed before, `offset` bytes into `data`.
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data, int64_t offset);
@@ -59,8 +58,7 @@ class PackedMatrix {
   };
   // Calls body(group) for the panels, as many at a time as a product of `rows` rows takes, from the
   // last to the first if `backwards`.
-  template <typename Body>
-  void for_groups(Range panels, int64_t rows, const Body& body, bool backwards = false) const {
+  void for_groups(Range panels, int64_t rows, const auto& body, bool backwards = false) const {
     while (panels.begin < panels.end) {
       const Group group = next_group(panels, rows, backwards);
       body(group);
@@ -85,9 +83,9 @@ class PackedMatrix {
   const T* const* unpacked() const { return rows_.empty() ? nullptr : rows_.data(); }
 
  private:
-  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const Product<T>& product);
+  PackedMatrix(int64_t K, int64_t N, int64_t pieces);
   Group next_group(const Range& panels, int64_t rows, bool backwards) const;
-  const Product<T>& product_;
+  const Product<T>& product_ = product_of<T>();
   int64_t K_;
   std::vector<PanelShape> panels_;
   std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
@@ -96,11 +94,9 @@ class PackedMatrix {
   std::vector<const T*> rows_;  // of data_, if it is packed in use
 };
 
-// W [rows,K], contiguous, as the matrix W^T [K,rows] or as itself [rows,K].
+// W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
 template <typename T>
-PackedMatrix<T> pack_transposed(const at::Tensor& w, int64_t pieces);
-template <typename T>
-PackedMatrix<T> pack(const at::Tensor& w, int64_t pieces);
+PackedMatrix<T> pack(const at::Tensor& w, bool transposed, int64_t pieces);
 
 // W [4H,K] as the matrix W^T, its columns in the order vector of units, gate, unit: panels
 // [K][4][lanes], or several narrower ones, hold the four gates of the same units. The last vector
@@ -114,20 +110,16 @@ inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
 template <typename T>
 at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh);
 
-// c[r] (+)= a[r] * matrix, r < rows; bias [N] or nullptr (not with accumulate).
-template <typename T>
+// c[r] (+)= a[r] * matrix, r < rows, as sums, or rounded to T once at the end; bias [N] of sums or
+// nullptr (not with accumulate).
+template <typename T, typename C>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-              const std::vector<State_t<T>*>& c, bool accumulate, const State_t<T>* bias);
+              const std::vector<C*>& c, bool accumulate, const State_t<T>* bias = nullptr);
 
-// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix, sums or rounded to T.
+// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix.
 template <typename T, typename C>
 void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
                      const Range& panels, const std::vector<C*>& c);
-
-// The same as `multiply` into rows of T, rounded once at the end.
-template <typename T>
-void multiply_rounded(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-                      const std::vector<T*>& c, bool accumulate);
 
 // The same into rows of T, of 16 bits, from products in float32.
 template <typename T>
@@ -139,10 +131,8 @@ void multiply_narrowed(const std::vector<const State_t<T>*>& a,
 template <typename T, typename W>
 void multiply_into(const std::vector<const W*>& a, const PackedMatrix<W>& matrix,
                    const std::vector<T*>& c, bool accumulate) {
-  if constexpr (std::is_same_v<T, State_t<W>>)
-    multiply<W>(a, matrix, c, accumulate, nullptr);
-  else if constexpr (std::is_same_v<T, W>)
-    multiply_rounded<W>(a, matrix, c, accumulate);
+  if constexpr (std::is_same_v<T, State_t<W>> || std::is_same_v<T, W>)
+    multiply<W>(a, matrix, c, accumulate);
   else
     multiply_narrowed<T>(a, matrix, c, accumulate);
 }
@@ -168,8 +158,8 @@ class PanelSums {
 
  public:
   // For at most `rows` rows, and for panels of `vectors` vectors together.
-  PanelSums(const Product<T>& product, int64_t rows, int64_t vectors)
-      : stride_(vectors * product.lanes),
+  PanelSums(int64_t rows, int64_t vectors)
+      : stride_(vectors * product_of<T>().lanes),
         buffer_(scratch<A>(rows * stride_)),
         rows_(row_pointers(data<A>(buffer_), rows, stride_)) {}
 

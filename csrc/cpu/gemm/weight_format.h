@@ -50,8 +50,7 @@ FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_FORMAT)
 #undef FASTLSTM_FORMAT
 
 // function(W()) for the format of that name.
-template <typename Function>
-auto dispatch_format(std::string_view format, const Function& function) {
+auto dispatch_format(std::string_view format, const auto& function) {
 #define FASTLSTM_CASE(W, name, unpacked, bits, group) \
   if (format == #name) return function(W());
   FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_CASE)

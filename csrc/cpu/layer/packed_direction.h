@@ -56,7 +56,7 @@ PackedDirection<W> pack_direction(const Layer& layer, int64_t d, int64_t unit_gr
   if (layer.has_packed_weights()) return view_direction<W>(w, layer.sizes());
   const auto encoded = [&](const Tensor& weight) { return encoded_weight<T, W>(weight); };
   PackedDirection<W> packed{pack_gates<W>(encoded(w.w_ih)), pack_gates<W>(encoded(w.w_hh)), {}, {}};
-  if (w.w_hr.defined()) packed.w_hr.emplace(pack_transposed<W>(encoded(w.w_hr), unit_groups));
+  if (w.w_hr.defined()) packed.w_hr.emplace(pack<W>(encoded(w.w_hr), true, unit_groups));
   if (w.b_ih.defined())
     packed.bias =
         order_gates<W>(w.b_ih.to(layer.state_options()), w.b_hh.to(layer.state_options()));

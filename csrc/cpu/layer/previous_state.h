@@ -11,16 +11,14 @@ namespace fastlstm {
 // Zeros to point at, recognisable by their address.
 template <typename T>
 class Zeros {
-  using A = State_t<T>;
-
  public:
-  explicit Zeros(int64_t size) : values_(size, T(A(0))), states_(size, A(0)) {}
+  explicit Zeros(int64_t size) : values_(size, T(State_t<T>(0))), states_(size) {}
   const T* values() const { return values_.data(); }
-  const A* states() const { return states_.data(); }
+  const State_t<T>* states() const { return states_.data(); }
 
  private:
   std::vector<T> values_;
-  std::vector<A> states_;
+  std::vector<State_t<T>> states_;
 };
 
 // Of one direction: h_0 and c_0 where a row starts, zeros where it is reset, else what the step

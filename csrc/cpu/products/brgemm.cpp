@@ -11,17 +11,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/targets/kernels.h"
 #include "pointers.h"
 
 namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
-namespace avx512_bf16 {
-extern const Product<bfloat16> product;
-}
-namespace avx512_vnni {
-extern const Product<int8> int8_weights;
-}
 namespace {
 
 using at::native::cpublas::brgemm;
@@ -77,8 +72,7 @@ void sum(const PanelProduct<bfloat16, C>& p, float* sums, int64_t stride, bool a
 const Product<bfloat16>& tiles = avx512_bf16::product;
 const Product<int8>& int8_tiles = avx512_vnni::int8_weights;
 
-// The terms that a sum starts from, whether C is written through a buffer or not: those of C or the
-// bias. Returns whether there are any.
+// The terms that a sum starts from: those of C or the bias. Returns whether there are any.
 bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_t stride) {
   const bool any = p.accumulate || p.bias;
   for (int64_t r = 0; any && r < p.rows; ++r)
@@ -86,27 +80,23 @@ bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_
                 sums + r * stride);
   return any;
 }
-void put_rows(const PanelProduct<bfloat16, float>& p, const float* sums, int64_t stride) {
-  for (int64_t r = 0; r < p.rows; ++r)
-    std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
-}
 
-// C in 16 bits is added to last, and rounded once.
-bool put_first_terms(const PanelProduct<bfloat16, bfloat16>&, float*, int64_t) { return false; }
-void put_rows(const PanelProduct<bfloat16, bfloat16>& p, const float* sums, int64_t stride) {
-  tiles.put_rows_rounded(p, sums, stride);
-}
-
-// Multiplies into a buffer of sums, kRows rows at a time, then writes C.
+// Multiplies into a buffer of sums, kRows rows at a time, then writes C: in 16 bits it is added to
+// last, and rounded once.
 template <typename C>
 void multiply_buffered(PanelProduct<bfloat16, C> p) {
   alignas(64) float sums[kRows * 64];
   const int64_t stride = p.shape.vectors * 16;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    const bool accumulate = put_first_terms(p, sums, stride);
-    sum(p, sums, stride, accumulate);
-    put_rows(p, sums, stride);
+    if constexpr (std::is_same_v<C, float>) {
+      sum(p, sums, stride, put_first_terms(p, sums, stride));
+      for (int64_t r = 0; r < p.rows; ++r)
+        std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
+    } else {
+      sum(p, sums, stride, false);
+      tiles.put_rows_rounded(p, sums, stride);
+    }
   }
 }
 
@@ -148,8 +138,7 @@ void multiply_int8(const PanelProduct<int8, float>& product) {
     return int8_tiles.multiply(product);
   PanelProduct<int8, float> p = product;
   alignas(64) int32_t sums[kRows * 64];
-  const int64_t width = p.shape.vectors * 16,
-                K = divide_up(p.K, int8_tiles.padding) * int8_tiles.padding;
+  const int64_t width = p.shape.vectors * 16, K = round_up(p.K, int8_tiles.padding);
   const int8* const panel = p.panel + width * int8_tiles.header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
@@ -172,8 +161,7 @@ static Product<T> by_onednn(const Product<T>& own, const char* without_amx) {
   return product;
 }
 
-template <>
-const Product<bfloat16>* brgemm_product() {
+const Product<bfloat16>* brgemm_bfloat16() {
   static const Product<bfloat16> product = [] {
     Product<bfloat16> product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
     product.panel_rows = 2 * kRows;
@@ -188,8 +176,7 @@ const Product<bfloat16>* brgemm_product() {
   return &product;
 }
 
-template <>
-const Product<int8>* brgemm_product() {
+const Product<int8>* brgemm_int8() {
   static const Product<int8> product = [] {
     Product<int8> product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
     product.multiply = multiply_int8;
@@ -203,14 +190,8 @@ bool has_amx() {
   return has;
 }
 #else
-template <>
-const Product<bfloat16>* brgemm_product() {
-  return nullptr;
-}
-template <>
-const Product<int8>* brgemm_product() {
-  return nullptr;
-}
+const Product<bfloat16>* brgemm_bfloat16() { return nullptr; }
+const Product<int8>* brgemm_int8() { return nullptr; }
 bool has_amx() { return false; }
 #endif
 

@@ -111,8 +111,7 @@ struct ProductFunctions {
   void (*multiply_rounded)(const PanelProduct<T, T>& product);
   // The end of a product, for a library that left the sums in a buffer: whole vectors of a row,
   // rows `stride` apart. The first is of int8 alone.
-  void (*put_rows)(const PanelProduct<T, A>& product, const typename SumOf<T>::type* sums,
-                   int64_t stride);
+  void (*put_rows)(const PanelProduct<T, A>& product, const Sum_t<T>* sums, int64_t stride);
   void (*put_rows_rounded)(const PanelProduct<T, T>& product, const A* sums, int64_t stride);
   void (*multiply_unpacked)(const UnpackedProduct<T>& product);
   // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].

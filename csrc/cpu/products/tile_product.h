@@ -1,6 +1,6 @@
 // Our products as tables: included once for each target.
 #pragma once
-#include "cpu/products/packing_pairs.h"
+#include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
 #include "cpu/products/unpacked.h"
 
@@ -25,8 +25,8 @@ template <int R, int V, typename T, typename A>
 static constexpr Product<T> tile_product() {
   Product<T> product = forward_product<R, V, T, A, Target::fetches_next_panels>();
   product.multiply_and_fetch = multiply_and_fetch<R, V, T, A>;
-  product.multiply_rounded = multiply < R, V, T, A, T,
-  sizeof(T) == sizeof(A) && Target::fetches_next_panels > ;
+  constexpr bool fetches_next = sizeof(T) == sizeof(A) && Target::fetches_next_panels;
+  product.multiply_rounded = multiply<R, V, T, A, T, fetches_next>;
   product.put_rows_rounded = put_rows<T, A, T>;
   product.multiply_unpacked = multiply_unpacked<R, T, A>;
   product.transpose = transpose;

@@ -10,12 +10,37 @@
 #pragma once
 #include "cpu/products/product.h"
 #include "cpu/products/terms.h"
-#include "cpu/products/tile_shapes.h"
 
 #define FASTLSTM_STRING_(x) #x
 #define FASTLSTM_STRING(x) FASTLSTM_STRING_(x)
 
 namespace fastlstm::FASTLSTM_ISA {
+
+// From the rows and vectors of a tile at run time to template arguments.
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// body(Int<count>) for least <= count <= most.
+template <int most, int least = 1, typename Body>
+FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
+  if (count == most)
+    body(Int<most>());
+  else if constexpr (most > least)
+    with_count<most - 1, least>(count, body);
+}
+
+// body(Int<R>, first row) for tiles of at most `most` rows, as even as they can be.
+template <int most, typename Body>
+FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + most - 1) / most;
+  for (int64_t i = 0, first = 0; i < tiles; ++i) {
+    const int64_t count = rows / tiles + (i < rows % tiles);
+    with_count<most>(count, [&](auto R) { body(R, first); });
+    first += count;
+  }
+}
 
 // Blocks of this many terms are summed from zero, then added to the sum: the rounding error of a
 // sum of K terms grows with kTerms + K / kTerms instead of K.

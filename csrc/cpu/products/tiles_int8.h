@@ -9,17 +9,6 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-FASTLSTM_INLINE Fours load_fours(const int8* from) {
-  Fours x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-FASTLSTM_INLINE int32_t four(const int8* from) {
-  int32_t x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
 constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
 // An AMX tile takes 64 terms, and fewer cost as much.
@@ -63,14 +52,12 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    Fours bits;
-    std::memcpy(&bits, &x.v, sizeof bits);
-    bits &= kMagnitude;
+    const Fours bits = bits_as<Fours>(x.v) & kMagnitude;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
   const int32_t largest_bits = largest(magnitudes);
-  float magnitude, scale, inverse = 0;
-  std::memcpy(&magnitude, &largest_bits, sizeof magnitude);
+  const float magnitude = bits_as<float>(largest_bits);
+  float scale, inverse = 0;
   constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
   if (largest_bits == kInfinity) return encode_infinities<excess>(row, K, to);
   if (largest_bits > kInfinity)
@@ -86,9 +73,7 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
     load(row + k, x, K - k < L ? K - k : L);
     // Not fused, so that every processor gets the same whole numbers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
-    Fours bits;
-    std::memcpy(&bits, &whole.v, sizeof bits);
-    store_lowest_bytes(bits, to + kInt8RowHeader + k);
+    store_lowest_bytes(bits_as<Fours>(whole.v), to + kInt8RowHeader + k);
   }
   const int64_t written = (K + L - 1) / L * L;
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
@@ -103,7 +88,7 @@ struct Int8Panel {
     return Vec<float>::load(reinterpret_cast<const float*>(at) + v * L);
   }
   FASTLSTM_INLINE Fours column_sum(int64_t v) const {
-    return load_fours(at + W * L * sizeof(float) + v * L * sizeof(int32_t));
+    return read<Fours>(at + W * L * sizeof(float) + v * L * sizeof(int32_t));
   }
   FASTLSTM_INLINE const int8* terms() const { return at + W * L * kHeaderOfColumn; }
 };
@@ -113,8 +98,7 @@ template <int W>
 FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r, int64_t v,
                               int32_t excess) {
   const Int8Panel<W> panel{p.panel + v / W * p.panel_stride};
-  float scale;
-  std::memcpy(&scale, p.a[r], sizeof scale);
+  const float scale = read<float>(p.a[r]);
   if (excess) sums -= excess * panel.column_sum(v % W);
   const Vec<float> whole(__builtin_convertvector(sums, typename Vec<float>::Native));
   put_sums(p, whole * (panel.scale(v % W) * Vec<float>(scale)), p.c[r], v);
@@ -138,11 +122,11 @@ static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first
       for (int v = 0; v < V; ++v) {
         const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
         __builtin_prefetch(at + kBytesAhead);
-        terms[v] = load_fours(at);
+        terms[v] = read<Fours>(at);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const typename Dot::Row row = Dot::row(four(a[r] + k + chain * kFours));
+        const typename Dot::Row row = Dot::row(read<int32_t>(a[r] + k + chain * kFours));
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[chain][r][v] = Dot::add(row, terms[v], sum[chain][r][v]);
       }
@@ -174,8 +158,7 @@ static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sum
     for (int64_t r = 0; r < p.rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        Fours sum;
-        std::memcpy(&sum, sums + r * stride + v * Vec<float>::lanes, sizeof sum);
+        const Fours sum = read<Fours>(sums + r * stride + v * Vec<float>::lanes);
         put_int8<V>(p, sum, r, v, excess);
       }
   });

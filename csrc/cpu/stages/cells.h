@@ -9,12 +9,6 @@
 
 namespace fastlstm {
 
-// At least so many rows, in whole tiles.
-template <typename W>
-int64_t whole_tiles(const Product<W>& product, int64_t rows) {
-  return divide_up(rows, product.rows) * product.rows;
-}
-
 // T: of the layer; W: of the product.
 template <typename T, typename W = T>
 class CellsForward {
@@ -30,8 +24,8 @@ class CellsForward {
 
   explicit CellsForward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        x_sums_(product_, rows_at_a_time(), 4 * tiles_for(1)),
-        sums_(product_, rows_at_a_time(), 4 * tiles_for(1)) {}
+        x_sums_(rows_at_a_time(), 4 * tiles_for(1)),
+        sums_(rows_at_a_time(), 4 * tiles_for(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -78,7 +72,7 @@ class CellsForward {
   // are better.
   int64_t rows_at_a_time() const {
     constexpr int64_t kShort = 1024;  // bytes
-    return whole_tiles(product_, hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12);
+    return round_up(hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12, product_.rows);
   }
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
@@ -124,7 +118,7 @@ class CellsBackward {
  public:
   explicit CellsBackward(int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(product_, whole_tiles(product_, kRows), product_.vectors * product_.panels_for(1)) {}
+        sums_(round_up(kRows, product_.rows), product_.vectors * product_.panels_for(1)) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.

@@ -39,9 +39,8 @@ class ProjectionForward {
   T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
 
   // h_t of a member's rows and columns, to where h_of(t, row) points.
-  template <typename HiddenOf>
   void forward(int64_t t, const Member& member, const ZoneoutShares<T>& zoneout,
-               const PreviousState<T>& previous, const HiddenOf& h_of) {
+               const PreviousState<T>& previous, const auto& h_of) {
     auto& from = from_[member.index];
     auto& to = to_[member.index];
     int64_t count = 0;
@@ -87,7 +86,7 @@ class ProjectionBackward {
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
         chunk_steps_(chunk_steps),
-        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), grid.unit_groups)),
+        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), false, grid.unit_groups)),
         d_h_(scratch<T>(chunk_steps * rows.all().batch() * output_size_)),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/layer/mask_rows.h"
+#include "cpu/dtypes.h"
 #include "cpu/layer/rows.h"
 #include "cpu/scratch.h"
 

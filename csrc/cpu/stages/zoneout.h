@@ -3,7 +3,7 @@
 #pragma once
 #include "core/operators.h"
 #include "cpu/cell/cell.h"
-#include "cpu/layer/mask_rows.h"
+#include "cpu/layer/rows.h"
 
 namespace fastlstm {
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#define FASTLSTM_REGISTER "+x"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -20,15 +21,6 @@ FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const
 FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
                                   const Vec<double>& sum) {
   return Vec<double>(_mm256_fmadd_pd(x.v, y.v, sum.v));
-}
-
-FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
-  asm("" : "+x"(x.v));
-  return x;
-}
-FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
-  asm("" : "+x"(x.v));
-  return x;
 }
 
 FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#define FASTLSTM_REGISTER "+v"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -16,57 +17,30 @@ struct Target {
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
 
-FASTLSTM_INLINE void load(const float* from, Vec<float>& x, int64_t n) {
-  if (n == Vec<float>::lanes) return load(from, x);
-  x.v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), from);
-}
-FASTLSTM_INLINE void load(const double* from, Vec<double>& x, int64_t n) {
-  if (n == Vec<double>::lanes) return load(from, x);
-  x.v = _mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), from);
-}
-FASTLSTM_INLINE void store(const Vec<float>& x, float* to, int64_t n) {
-  if (n == Vec<float>::lanes) return store(x, to);
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first_lanes(n)), x.v);
-}
-FASTLSTM_INLINE void store(const Vec<double>& x, double* to, int64_t n) {
-  if (n == Vec<double>::lanes) return store(x, to);
-  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(n)), x.v);
-}
-
-FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
-  return Vec<float>(_mm512_fmadd_ps(x.v, y.v, sum.v));
-}
-FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
-                                  const Vec<double>& sum) {
-  return Vec<double>(_mm512_fmadd_pd(x.v, y.v, sum.v));
-}
-
-FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
-  asm("" : "+v"(x.v));
-  return x;
-}
-FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
-  asm("" : "+v"(x.v));
-  return x;
-}
-
-// If one of the two is a NaN, min and max return the second.
-FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
-  return Vec<float>(_mm512_min_ps(bound.v, _mm512_max_ps(-bound.v, x.v)));
-}
-FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
-  return Vec<double>(_mm512_min_pd(bound.v, _mm512_max_pd(-bound.v, x.v)));
-}
-
-// One instruction in place of a shift and an addition.
-template <int more>
-FASTLSTM_INLINE Vec<float> power_of_two(const Vec<float>&, const Vec<float>& k) {
-  return Vec<float>(_mm512_scalef_ps(Vec<float>(1 << more).v, k.v));
-}
-template <int more>
-FASTLSTM_INLINE Vec<double> power_of_two(const Vec<double>&, const Vec<double>& k) {
-  return Vec<double>(_mm512_scalef_pd(Vec<double>(1 << more).v, k.v));
-}
+// power_of_two: one instruction in place of a shift and an addition. clamp: if one of the two is a
+// NaN, min and max return the second.
+#define FASTLSTM_OVERLOADS(A, ps, Mask)                                               \
+  FASTLSTM_INLINE void load(const A* from, Vec<A>& x, int64_t n) {                    \
+    if (n == Vec<A>::lanes) return load(from, x);                                     \
+    x.v = _mm512_maskz_loadu_##ps(static_cast<Mask>(first_lanes(n)), from);           \
+  }                                                                                   \
+  FASTLSTM_INLINE void store(const Vec<A>& x, A* to, int64_t n) {                     \
+    if (n == Vec<A>::lanes) return store(x, to);                                      \
+    _mm512_mask_storeu_##ps(to, static_cast<Mask>(first_lanes(n)), x.v);              \
+  }                                                                                   \
+  FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) { \
+    return Vec<A>(_mm512_fmadd_##ps(x.v, y.v, sum.v));                                \
+  }                                                                                   \
+  FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {                \
+    return Vec<A>(_mm512_min_##ps(bound.v, _mm512_max_##ps(-bound.v, x.v)));          \
+  }                                                                                   \
+  template <int more>                                                                 \
+  FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>&, const Vec<A>& k) {               \
+    return Vec<A>(_mm512_scalef_##ps(Vec<A>(1 << more).v, k.v));                      \
+  }
+FASTLSTM_OVERLOADS(float, ps, __mmask16)
+FASTLSTM_OVERLOADS(double, pd, __mmask8)
+#undef FASTLSTM_OVERLOADS
 
 FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
   const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);

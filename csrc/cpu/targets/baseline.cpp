@@ -1,8 +1,21 @@
-// The instruction set that the compiler uses without flags: on x86-64, vectors of 16 bytes.
+// The instruction set that the compiler uses without flags, of which vec.h has all: on x86-64,
+// vectors of 16 bytes.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16
-#include "cpu/targets/baseline.h"
+#include "cpu/vec.h"
 
+namespace fastlstm::baseline {
+
+struct Target {
+  static constexpr int tile_rows = 2, tile_vectors = 4;
+  static constexpr int int8_tile_rows = 2;
+  static constexpr bool fetches_next_panels = false;
+  static constexpr bool rows_of_16_bits = false;
+};
+using DotProduct = PlainDotProduct;
+
+}  // namespace fastlstm::baseline
+//
 #include "cpu/targets/kernels_table.h"
 #endif

@@ -1,7 +1,5 @@
 // The kernels of every dtype as tables, one for each target, chosen at run time.
 #pragma once
-#include <type_traits>
-
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
 #include "cpu/plan.h"

@@ -3,7 +3,6 @@
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/cell/row_kernels.h"
-#include "cpu/products/terms_pairs.h"
 #include "cpu/products/tile_product.h"
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"

@@ -2,6 +2,7 @@
 #pragma once
 #include <arm_neon.h>
 
+#define FASTLSTM_REGISTER "+w"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -15,30 +16,17 @@ struct Target {
   static constexpr bool rows_of_16_bits = true;
 };
 
-FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
-  return Vec<float>(vfmaq_f32(sum.v, x.v, y.v));
-}
-FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
-                                  const Vec<double>& sum) {
-  return Vec<double>(vfmaq_f64(sum.v, x.v, y.v));
-}
-
-FASTLSTM_INLINE Vec<float> keep_in_register(Vec<float> x) {
-  asm("" : "+w"(x.v));
-  return x;
-}
-FASTLSTM_INLINE Vec<double> keep_in_register(Vec<double> x) {
-  asm("" : "+w"(x.v));
-  return x;
-}
-
-// If one of the two is a NaN, min and max return it.
-FASTLSTM_INLINE Vec<float> clamp(const Vec<float>& x, const Vec<float>& bound) {
-  return Vec<float>(vminq_f32(bound.v, vmaxq_f32(-bound.v, x.v)));
-}
-FASTLSTM_INLINE Vec<double> clamp(const Vec<double>& x, const Vec<double>& bound) {
-  return Vec<double>(vminq_f64(bound.v, vmaxq_f64(-bound.v, x.v)));
-}
+// clamp: if one of the two is a NaN, min and max return it.
+#define FASTLSTM_OVERLOADS(A, f32)                                                    \
+  FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) { \
+    return Vec<A>(vfmaq_##f32(sum.v, x.v, y.v));                                      \
+  }                                                                                   \
+  FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {                \
+    return Vec<A>(vminq_##f32(bound.v, vmaxq_##f32(-bound.v, x.v)));                  \
+  }
+FASTLSTM_OVERLOADS(float, f32)
+FASTLSTM_OVERLOADS(double, f64)
+#undef FASTLSTM_OVERLOADS
 
 FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
   const int16x4_t pairs = vmovn_s32((int32x4_t)x);

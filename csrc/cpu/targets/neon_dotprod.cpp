@@ -1,10 +1,7 @@
 // int8 by the dot product instructions of arm64 (FEAT_DotProd).
 #if defined(__aarch64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC target("+dotprod")
-#endif
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("dotprod")
 #define FASTLSTM_ISA neon_dotprod
 #define FASTLSTM_VECTOR_BYTES 16
 #include "cpu/targets/neon.h"
@@ -27,7 +24,5 @@ const Product<int8> int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
 
 }  // namespace fastlstm::neon_dotprod
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+FASTLSTM_TARGET_END
 #endif

@@ -12,7 +12,6 @@
 #include "cpu/layer/previous_state.h"
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
-#include "cpu/stages/initial_state.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/recompute.h"
 #include "cpu/stages/recurrent_dropout.h"
@@ -70,36 +69,6 @@ struct BackwardCall {
   bool adds_to_input() const { return sizes.directions > 1 && plan.chunk_steps < rows.steps(); }
 };
 
-// d_gates of one direction: of all steps if they are requested per row, else of a chunk and of the
-// step before it in this walk, as a ring.
-template <typename T>
-class GateGradients {
- public:
-  template <typename Call>
-  GateGradients(const Call& call, const DirectedRows& rows)
-      : rows_(rows), width_(4 * call.sizes.hidden_size), ring_steps_(call.plan.chunk_steps + 1) {
-    if (!call.request.per_row) {
-      ring_ = scratch<T>(ring_steps_ * call.rows.batch() * width_);
-      return;
-    }
-    const auto shape = call.saved.gates.sizes().slice(1);
-    const auto options = call.layer.input.options();
-    all_ = call.padded() ? at::zeros(shape, options) : at::empty(shape, options);
-  }
-
-  T* at(int64_t t, int64_t row) const {
-    if (all_.defined()) return data<T>(all_) + rows_.all().flat(t, row) * width_;
-    const int64_t k = rows_.step_back(t) % ring_steps_;  // step_back is its own inverse
-    return data<T>(ring_) + (k * rows_.all().batch() + row) * width_;
-  }
-  const Tensor& all() const { return all_; }
-
- private:
-  const DirectedRows& rows_;
-  int64_t width_, ring_steps_;
-  Tensor ring_, all_;
-};
-
 template <typename T, typename W>
 class BackwardWalk {
   using A = State_t<T>;
@@ -114,16 +83,16 @@ class BackwardWalk {
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
-        d_gates_(call, directed_),
+        d_gates_(make_d_gates()),
         weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
-        initial_state_(directed_, hidden(), call.grad_h_0[d]),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
+        d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
     zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
     if (call.saved.gates.defined())
       gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
     else
-      recomputation_.emplace(call.layer, d, chunk_rows());
+      recomputed_with_.emplace(pack_direction<T, W>(call.layer, d, 1));
     if constexpr (kProjects) make_projection();
     if (call.request.input) {
       w_ih_.emplace(packed(direction().w_ih, 1));
@@ -141,8 +110,9 @@ class BackwardWalk {
   void begin(const Range& chunk) {
     x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     h_prev_ = previous_hidden(chunk);
-    if (recomputation_)
-      recomputation_->forward(x_, h_prev_, rows_of<T*>(chunk, d_gates_of()), zeros());
+    if (recomputed_with_)
+      recompute_gates<T, W>(*recomputed_with_, call_.sizes, x_, h_prev_,
+                            rows_of<T*>(chunk, d_gates_of()), zeros());
   }
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T, W>& step = members_[member.index].step;
@@ -162,7 +132,7 @@ class BackwardWalk {
           encoded, *w_ih_,
           rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
-    if (call_.request.state) initial_state_.add(chunk, w_hh_, d_gates_of());
+    if (call_.request.state) add_initial_state(chunk);
     if (call_.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
     weights_.add(d_gates, encoded, std::move(x_), std::move(h_prev_), chunk.begin > 0);
@@ -171,8 +141,8 @@ class BackwardWalk {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.request.state) initial_state_.finish(dropout_, zoneout_);
-    if (call_.request.per_row) return gradients.push_back(d_gates_.all());
+    if (call_.request.state) finish_initial_state();
+    if (call_.request.per_row) return gradients.push_back(d_gates_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
@@ -194,7 +164,8 @@ class BackwardWalk {
   // A weight [K,N] for products of W.
   PackedMatrix<W> packed(const Tensor& w, int64_t pieces) const {
     const Tensor encoded = encoded_weight<T, W>(w);
-    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded) : pack<W>(encoded, pieces);
+    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded)
+                               : pack<W>(encoded, false, pieces);
   }
   void make_projection() {
     if (!call_.layer.projects()) return;
@@ -213,7 +184,23 @@ class BackwardWalk {
     return gradient.to(call_.layer.input.scalar_type());
   }
   auto d_gates_of() const {
-    return [this](int64_t t, int64_t row) { return d_gates_.at(t, row); };
+    return [this](int64_t t, int64_t row) { return d_gates(t, row); };
+  }
+
+  // d_gates of all steps if they are requested per row, else of a chunk and of the step before it
+  // in this walk, as a ring.
+  Tensor make_d_gates() const {
+    if (!call_.request.per_row)
+      return scratch<T>((call_.plan.chunk_steps + 1) * call_.rows.batch() * 4 * hidden());
+    const auto shape = call_.saved.gates.sizes().slice(1);
+    const auto options = call_.layer.input.options();
+    return call_.padded() ? at::zeros(shape, options) : at::empty(shape, options);
+  }
+  T* d_gates(int64_t t, int64_t row) const {
+    const int64_t k = directed_.step_back(t) % (call_.plan.chunk_steps + 1);  // its own inverse
+    const int64_t place =
+        call_.request.per_row ? call_.rows.flat(t, row) : k * call_.rows.batch() + row;
+    return data<T>(d_gates_) + place * 4 * hidden();
   }
 
   template <typename Pointer, typename Find>
@@ -229,6 +216,39 @@ class BackwardWalk {
     if (dropout_)
       dropout_.forward(h_prev, rows_of<int64_t>(chunk, [](int64_t, int64_t row) { return row; }));
     return h_prev;
+  }
+
+  // The gradient of h_0: what comes back through each row's first step, if it is in this chunk.
+  // (That of c_0 is what the cells leave.)
+  void add_initial_state(const Range& chunk) const {
+    std::vector<const T*> through;
+    std::vector<T*> into;
+    for (int64_t row = 0; row < call_.rows.live(0); ++row) {
+      const int64_t t = directed_.first_step(row), k = directed_.step_back(t);
+      if (k < chunk.begin || k >= chunk.end) continue;
+      if (call_.rows.is_reset(t, row)) {
+        std::fill_n(d_h_0(row), call_.sizes.output_size, T(A(0)));
+      } else {
+        through.push_back(d_gates(t, row));
+        into.push_back(d_h_0(row));
+      }
+    }
+    const EncodedRows<T, W> encoded(through.size(), 4 * hidden());
+    multiply_into<T, W>(encoded.encode(std::move(through)), w_hh_, into, false);
+  }
+  // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
+  void finish_initial_state() const {
+    if (!dropout_ && !zoneout_.of_h()) return;
+    for (int64_t row = 0; row < call_.rows.live(0); ++row) {
+      const T* const mask = dropout_.mask(row);
+      const A* const kept = zoneout_.kept_dh(call_.rows.batch_index(row));
+      T* const to = d_h_0(row);
+      for (int64_t n = 0; n < call_.sizes.output_size; ++n)
+        to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + (kept ? kept[n] : A(0)));
+    }
+  }
+  T* d_h_0(int64_t row) const {
+    return d_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
   }
 
   // The last rows, which start from a zero h, give W_hh nothing: unless 0 times theirs is a NaN.
@@ -257,7 +277,7 @@ class BackwardWalk {
       const int64_t after = directed_.step_after(t), r = step.count++;
       step.d_gates_next[r] = last || rows.is_reset(after, row)
                                  ? room.encoded.zeros(zeros())
-                                 : room.encoded.encode(d_gates_.at(after, row), r);
+                                 : room.encoded.encode(d_gates(after, row), r);
       if (projection_) step.d_h[r] = projection_->d_h(t, row);
       step.cells[r] = row_of_step(t, row, last);
     }
@@ -274,7 +294,7 @@ class BackwardWalk {
                        ? const_data<A>(call_.grads.cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
     // Gates that were not saved are recomputed where their gradient takes their place.
-    cell.d_gates = d_gates_.at(t, row);
+    cell.d_gates = d_gates(t, row);
     cell.gates = gates_ ? gates_ + flat * 4 * hidden() : cell.d_gates;
     cell.c = cells_ + flat * hidden();
     cell.c_prev = previous_.at(t, row).c;
@@ -297,13 +317,13 @@ class BackwardWalk {
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
-  const GateGradients<T> d_gates_;
+  const Tensor d_gates_;
   WeightGradients<T, W> weights_;
-  InitialStateGradient<T> initial_state_;
   const A* const cells_;
   const T* gates_ = nullptr;
+  T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
-  std::optional<GateRecomputation<T, W>> recomputation_;
+  std::optional<PackedDirection<W>> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<PackedMatrix<W>> w_ih_;
   std::optional<SequenceRows<T>> dx_;
@@ -334,10 +354,32 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Sav
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 
-#define FASTLSTM_INSTANTIATE(T, W)                                                         \
-  template BackwardResult tiled_backward<T, W>(const Layer&, const CpuPlan&, const Saved&, \
-                                               const OutputGrads&, const GradientRequest&);
+// One product of the rows of all the steps.
+template <typename T, typename W>
+std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
+  std::vector<const T*> x, h_prev, d_gates;
+  const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
+    for (int64_t r = 0; r < of_step.size(1); ++r)
+      rows.push_back(const_data<T>(of_step) + r * of_step.size(2));
+  };
+  std::vector<Tensor> contiguous;  // lives as long as the rows
+  for (const StepFactors& step : steps) {
+    append(x, contiguous.emplace_back(step.input.contiguous()));
+    append(h_prev, contiguous.emplace_back(step.h_0.contiguous()));
+    append(d_gates, contiguous.emplace_back(step.d_gates.contiguous()));
+  }
+  const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(2);
+  const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
+  const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
+  WeightGradients<T, W> gradients(sizes, /*has_bias=*/true, state, rows);
+  gradients.add(d_gates, gradients.encode(d_gates), std::move(x), std::move(h_prev), false);
+  return gradients.all();
+}
+
+#define FASTLSTM_INSTANTIATE(T, W)                                                          \
+  template BackwardResult tiled_backward<T, W>(const Layer&, const CpuPlan&, const Saved&,  \
+                                               const OutputGrads&, const GradientRequest&); \
+  template std::vector<Tensor> step_gradients<T, W>(const std::vector<StepFactors>&);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

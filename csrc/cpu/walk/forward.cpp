@@ -1,10 +1,209 @@
-// A call of the tiled engine: its weights are packed for it.
+// The forward walk, of one direction or of two. In chunks of steps: the input's part of the gates
+// of the whole chunk, then step by step the product with W_hh and the cells, while the chunk is in
+// cache. With many rows in a step its input is multiplied beside h instead.
+#include <algorithm>
+#include <deque>
 #include <numeric>
+#include <optional>
+#include <type_traits>
 
-#include "cpu/walk/forward_walk.h"
+#include "core/operators.h"
+#include "cpu/gemm/encoded_rows.h"
+#include "cpu/layer/packed_direction.h"
+#include "cpu/layer/previous_state.h"
+#include "cpu/layer/rows.h"
+#include "cpu/stages/cells.h"
+#include "cpu/stages/projection.h"
+#include "cpu/stages/recurrent_dropout.h"
+#include "cpu/stages/zoneout.h"
+#include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
 namespace fastlstm {
+namespace {
+
+// What the op returns. Positions that no step writes (after the end of a row) are zero.
+struct ForwardTensors {
+  Tensor output, h_n, c_n, cells, gates;
+
+  ForwardTensors(const Layer& layer, const Rows& rows, bool save_cells, bool save_gates)
+      : h_n(layer.h_0.clone(at::MemoryFormat::Contiguous)),
+        c_n(layer.c_0.to(layer.state_options(), false, /*copy=*/true).contiguous()) {
+    const Sizes s = layer.sizes();
+    const auto sequence = [&](bool saved, int64_t size, bool per_direction, const auto& options) {
+      if (!saved) return at::empty({0}, options);
+      const auto shape = layer.sequence(size, per_direction);
+      return rows.total() < s.flat_rows ? at::zeros_symint(shape, options)
+                                        : at::empty_symint(shape, options);
+    };
+    const auto options = layer.input.options();
+    output = sequence(true, s.directions * s.output_size, false, options);
+    cells = sequence(save_cells, s.hidden_size, true, layer.state_options());
+    gates = sequence(save_gates, 4 * s.hidden_size, true, options);
+  }
+};
+
+// T: of the layer; W: of its packed weights.
+template <typename T, typename W>
+class ForwardWalk {
+  using A = State_t<T>;
+
+ public:
+  ForwardWalk(const Layer& layer, const CpuPlan& plan, const Rows& rows, const ForwardTensors& to,
+              int64_t d)
+      : sizes_(layer.sizes()),
+        rows_(rows),
+        directed_(rows, d == 1),
+        grid_(plan.grid),
+        x_(layer.input, rows),
+        weights_(pack_direction<T, W>(layer, d, plan.grid.unit_groups)),
+        ahead_(plan.steps_ahead),
+        x_gates_(scratch<A>(ahead_ * rows.batch() * weights_.w_ih.N())),
+        encoded_x_(ahead_ * rows.batch(), sizes_.input_size),
+        zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
+        previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
+        dropout_(layer, rows, d, grid_.members() * rows.batch()),
+        zoneout_(layer, d),
+        output_(data<T>(to.output) + d * sizes_.output_size),
+        cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
+        gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
+        h_n_(data<T>(to.h_n[d])),
+        c_n_(data<A>(to.c_n[d])) {
+    if constexpr (kProjects)
+      if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
+    for (int64_t k = 0; k < grid_.members(); ++k)
+      members_.emplace_back(rows.batch(), sizes_, !ahead_);
+  }
+
+  int64_t phases() const { return projection_ ? 2 : 1; }
+
+  // In this order: before the steps of a chunk, a member's part of step k of the walk, and at the
+  // end of the walk.
+  void begin(const Range& chunk) {
+    chunk_ = chunk;
+    if (ahead_) multiply_input(chunk);
+  }
+  void step(int64_t k, int64_t phase, const Member& member) {
+    const int64_t t = directed_.step(k);
+    if (phase == 0) return step(t, member);
+    if constexpr (kProjects)
+      projection_->forward(t, member, zoneout_, previous_,
+                           [&](int64_t t, int64_t row) { return output(t, row); });
+  }
+  void keep_last_states() {
+    for (int64_t row = 0; row < rows_.live(0); ++row) {
+      const int64_t t = directed_.last_step(row), b = rows_.batch_index(row);
+      std::copy_n(output(t, row), sizes_.output_size, h_n_ + b * sizes_.output_size);
+      if (cells_)
+        std::copy_n(cells_ + rows_.flat(t, row) * hidden(), hidden(), c_n_ + b * hidden());
+    }
+  }
+
+ private:
+  // Layers of 16 bits with a projection are converted first.
+  static constexpr bool kProjects = std::is_same_v<T, A>;
+
+  // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
+  // fails would end the process.
+  struct Room {
+    Room(int64_t batch, const Sizes& sizes, bool multiplies_input)
+        : x(batch),
+          h_prev(batch),
+          encoded_x(multiplies_input ? batch : 0, sizes.input_size),
+          encoded_h(batch, sizes.output_size),
+          rows(batch),
+          cells(sizes.hidden_size) {}
+    std::vector<const W*> x, h_prev;
+    EncodedRows<T, W> encoded_x, encoded_h;
+    std::vector<ForwardRow<T>> rows;
+    CellsForward<T, W> cells;
+  };
+
+  int64_t hidden() const { return sizes_.hidden_size; }
+
+  T* output(int64_t t, int64_t row) const {
+    return output_ + rows_.flat(t, row) * sizes_.directions * sizes_.output_size;
+  }
+
+  A* x_gates(int64_t t, int64_t row) const {
+    const int64_t k = directed_.step(t) - chunk_.begin;  // step is its own inverse
+    return data<A>(x_gates_) + (k * rows_.batch() + row) * weights_.w_ih.N();
+  }
+
+  // x W_ih^T + b of a chunk of steps.
+  void multiply_input(const Range& chunk) {
+    const auto step_of = [&](int64_t k) { return directed_.step(k); };
+    multiply<W>(encoded_x_.encode(live_rows<const T*>(
+                    rows_, chunk, step_of, [&](int64_t t, int64_t row) { return x_.at(t, row); })),
+                weights_.w_ih,
+                live_rows<A*>(rows_, chunk, step_of,
+                              [&](int64_t t, int64_t row) { return x_gates(t, row); }),
+                false, weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
+  }
+
+  // One step of a member's rows and units.
+  void step(int64_t t, const Member& member) {
+    Room& room = members_[member.index];
+    const W* const zeros = room.encoded_h.zeros(zeros_.values());
+    int64_t count = 0;
+    for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
+      const auto before = previous_.at(t, row);
+      room.rows[count] = row_of_step(t, row, before);
+      if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
+      room.h_prev[count] =
+          before.h == zeros_.values()  // they stay recognisable
+              ? zeros
+              : room.encoded_h.encode(
+                    dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
+    }
+    const typename CellsForward<T, W>::Input input{weights_.w_ih, weights_.bias, room.x.data()};
+    room.cells.run(weights_.w_hh, room.cells.tiles(member.unit_group, grid_.unit_groups),
+                   room.h_prev.data(), room.rows.data(), count, zeros, ahead_ ? nullptr : &input);
+  }
+
+  ForwardRow<T> row_of_step(int64_t t, int64_t row,
+                            const typename PreviousState<T>::State& before) const {
+    const int64_t flat = rows_.flat(t, row);
+    ForwardRow<T> cell;
+    cell.x_gates = ahead_ ? x_gates(t, row) : nullptr;
+    cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
+    cell.c_prev = before.c;
+    cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
+    cell.zoneout_c = zoneout_.c(flat);
+    if (projection_) {
+      cell.h = projection_->unprojected(row);
+    } else {
+      cell.h = output(t, row);
+      cell.zoneout_h = zoneout_.h(flat);
+      cell.h_prev = before.h;
+    }
+    return cell;
+  }
+
+  const Sizes sizes_;
+  const Rows& rows_;
+  const DirectedRows directed_;
+  const ThreadGrid grid_;
+  const SequenceRows<const T> x_;
+  const PackedDirection<W> weights_;
+  const int64_t ahead_;
+  const Tensor x_gates_;
+  const EncodedRows<T, W> encoded_x_;
+  Range chunk_{0, 0};
+  const Zeros<T> zeros_;
+  const PreviousState<T> previous_;
+  const RecurrentDropout<T> dropout_;
+  const ZoneoutShares<T> zoneout_;
+  std::optional<ProjectionForward<T, W>> projection_;
+  T* const output_;
+  A* const cells_;
+  T* const gates_;
+  T* const h_n_;
+  A* const c_n_;
+  std::vector<Room> members_;
+};
+
+}  // namespace
 
 CpuTask task_of(const Layer& layer) {
   const Sizes s = layer.sizes();
@@ -34,21 +233,26 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   if constexpr (!kWidens<T, W>)
     if (plan.one_step) return one_step_forward<T>(layer, save_cells, save_gates);
   const Rows rows(layer);
-  const ForwardTensors<T> to(layer, rows, save_cells, save_gates);
-  std::vector<PackedDirection<W>> weights;
-  for (int64_t d = 0; d < layer.num_directions(); ++d)
-    weights.push_back(pack_direction<T, W>(layer, d, plan.grid.unit_groups));
-  walk_forward<T, W>(layer, plan, rows, to, weights);
+  const ForwardTensors to(layer, rows, save_cells, save_gates);
+  std::deque<ForwardWalk<T, W>> walks;
+  for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
+  const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();
+  for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
+    const Range chunk{begin, std::min(begin + chunk_steps, rows.steps())};
+    for (auto& walk : walks) walk.begin(chunk);
+    walk_steps<W>(plan.grid, walks.size(), chunk, walks[0].phases(),
+                  [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
+                    walks[d].step(k, phase, member);
+                  });
+  }
+  for (auto& walk : walks) walk.keep_last_states();
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, W)                                                      \
-  template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool); \
-  template FASTLSTM_WALK_FORWARD(T, W);
+#define FASTLSTM_INSTANTIATE(T, W) \
+  template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool);
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 #define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
 FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
-#undef FASTLSTM_OF_INTEGERS
-#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -130,7 +130,7 @@ class OneStepRows {
     for (A*& sums : sums_) sums -= 4 * lanes_;
   }
 
-  const Product<T>& product_ = *kernels<T>().product;
+  const Product<T>& product_ = product_of<T>();
   const Cell<T>& cell_ = *kernels<T>().cell;
   const OneStep<T>& s_;
   const int64_t begin_, rows_, lanes_ = product_.lanes;
@@ -142,87 +142,41 @@ class OneStepRows {
   std::vector<ForwardRow<T>> row_;
 };
 
-// The step of one direction, its weights and states contiguous.
+// `count` vectors of units from `tile` on, for some rows.
 template <typename T>
-class OneStepDirection {
-  using A = State_t<T>;
+void run_tiles(const OneStep<T>& step, const Range& rows, int64_t tile, int64_t count) {
+  // Gates of so many vectors of units are computed together, then the cell equations.
+  constexpr int64_t kGatesBytes = 256 << 10;
+  const int64_t lanes = product_of<T>().lanes;
+  const int64_t bytes = 4 * lanes * sizeof(State_t<T>) * (rows.end - rows.begin + 1);
+  const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
+  OneStepRows<T> some(step, rows.begin, rows.end, at_once);
+  for (int64_t k = 0; k < count; k += at_once)
+    some.run((tile + k) * lanes, std::min(at_once, count - k));
+}
 
- public:
-  // x [B,I], h_0 [B,P] and c_0 [B,H] are contiguous.
-  OneStepDirection(const Sizes& sizes, const Direction& weights, const T* x, const T* h_0,
-                   const A* c_0)
-      : sizes_(sizes), w_(weights), x_(x), h_0_(h_0), c_0_(c_0) {
-    for (Tensor* tensor : {&w_.w_ih, &w_.w_hh, &w_.b_ih, &w_.b_hh, &w_.w_hr})
-      if (tensor->defined()) *tensor = tensor->contiguous();
-  }
-
-  // h [B,P] with rows h_stride apart, c [B,H], and gates [B,4H] or nullptr.
-  void run(T* h, int64_t h_stride, A* c, T* gates) const {
-    if (!w_.w_hr.defined()) return cells(h, h_stride, c, gates);
-    const int64_t batch = sizes_.batch, hidden = sizes_.hidden_size;
-    const Tensor unprojected = scratch<T>(batch * hidden);
-    cells(data<T>(unprojected), hidden, c, gates);
-    multiply_rounded<T>(row_pointers(const_data<T>(unprojected), batch, hidden),
-                        pack_transposed<T>(w_.w_hr, 1), row_pointers(h, batch, h_stride), false);
-  }
-
- private:
-  void cells(T* h, int64_t h_stride, A* c, T* gates) const {
-    const int64_t batch = sizes_.batch;
-    const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
-    const OneStep<T> step{const_data<T>(w_.w_ih),
-                          const_data<T>(w_.w_hh),
-                          bias(w_.b_ih),
-                          bias(w_.b_hh),
-                          x_,
-                          h_0_,
-                          c_0_,
-                          h,
-                          c,
-                          gates,
-                          sizes_.input_size,
-                          sizes_.hidden_size,
-                          sizes_.output_size,
-                          h_stride};
-    const int64_t lanes = kernels<T>().product->lanes;
-    const int64_t tiles = divide_up(sizes_.hidden_size, lanes);
-    // Where there are more threads than vectors of units, they share the rows.
-    constexpr int64_t kRowsOfAGroup = 64;
-    const int64_t row_groups = std::clamp<int64_t>(
-        batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
-    const int64_t work = 4 * lanes * (sizes_.input_size + sizes_.hidden_size) *
-                         std::max<int64_t>(batch / row_groups, 1);
-    // Neighbouring items are vectors of units for the same rows.
-    at::parallel_for(0, row_groups * tiles,
-                     divide_up(kernel_table().tuning.rows_worth_a_thread, work),
-                     [&](int64_t first, int64_t last) {
-                       const ThreadSeries<T> series;
-                       for (int64_t k = first; k < last;) {
-                         const Range rows = part_of(batch, k / tiles, row_groups);
-                         const int64_t count = std::min(last - k, tiles - k % tiles);
-                         run_tiles(step, rows, k % tiles, count);
-                         k += count;
-                       }
-                     });
-  }
-
-  // `count` vectors of units from `tile` on, for some rows.
-  static void run_tiles(const OneStep<T>& step, const Range& rows, int64_t tile, int64_t count) {
-    // Gates of so many vectors of units are computed together, then the cell equations.
-    constexpr int64_t kGatesBytes = 256 << 10;
-    const int64_t lanes = kernels<T>().product->lanes;
-    const int64_t bytes = 4 * lanes * sizeof(A) * (rows.end - rows.begin + 1);
-    const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
-    OneStepRows<T> some(step, rows.begin, rows.end, at_once);
-    for (int64_t k = 0; k < count; k += at_once)
-      some.run((tile + k) * lanes, std::min(at_once, count - k));
-  }
-
-  const Sizes& sizes_;
-  Direction w_;
-  const T *x_, *h_0_;
-  const A* c_0_;
-};
+template <typename T>
+void run_cells(const OneStep<T>& step, int64_t batch) {
+  const int64_t lanes = product_of<T>().lanes, tiles = divide_up(step.hidden_size, lanes);
+  // Where there are more threads than vectors of units, they share the rows.
+  constexpr int64_t kRowsOfAGroup = 64;
+  const int64_t row_groups = std::clamp<int64_t>(
+      batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
+  const int64_t work =
+      4 * lanes * (step.input_size + step.hidden_size) * std::max<int64_t>(batch / row_groups, 1);
+  // Neighbouring items are vectors of units for the same rows.
+  at::parallel_for(0, row_groups * tiles,
+                   divide_up(kernel_table().tuning.rows_worth_a_thread, work),
+                   [&](int64_t first, int64_t last) {
+                     const ThreadSeries<T> series;
+                     for (int64_t k = first; k < last;) {
+                       const Range rows = part_of(batch, k / tiles, row_groups);
+                       const int64_t count = std::min(last - k, tiles - k % tiles);
+                       run_tiles(step, rows, k % tiles, count);
+                       k += count;
+                     }
+                   });
+}
 
 }  // namespace
 
@@ -237,11 +191,32 @@ ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_ga
   const Tensor output = at::empty({1, B, D * P}, options), h_n = at::empty({D, B, P}, options);
   const Tensor c_n = at::empty({D, B, H}, state);
   const Tensor gates = save_gates ? at::empty({D, 1, B, 4 * H}, options) : at::empty({0}, options);
-  for (int64_t d = 0; d < D; ++d)
-    OneStepDirection<T>(s, layer.directions[d], const_data<T>(x), const_data<T>(h_0) + d * B * P,
-                        const_data<A>(c_0) + d * B * H)
-        .run(data<T>(output) + d * P, D * P, data<A>(c_n) + d * B * H,
-             save_gates ? data<T>(gates) + d * B * 4 * H : nullptr);
+  for (int64_t d = 0; d < D; ++d) {
+    Direction w = layer.directions[d];
+    for_each_weight(w, [](Tensor& weight, const char*) { weight = weight.contiguous(); });
+    const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
+    const Tensor unprojected = w.w_hr.defined() ? scratch<T>(B * H) : Tensor();
+    T* const h = data<T>(output) + d * P;
+    OneStep<T> step{const_data<T>(w.w_ih),
+                    const_data<T>(w.w_hh),
+                    bias(w.b_ih),
+                    bias(w.b_hh),
+                    const_data<T>(x),
+                    const_data<T>(h_0) + d * B * P,
+                    const_data<A>(c_0) + d * B * H,
+                    h,
+                    data<A>(c_n) + d * B * H,
+                    save_gates ? data<T>(gates) + d * B * 4 * H : nullptr,
+                    s.input_size,
+                    H,
+                    P,
+                    D * P};
+    if (w.w_hr.defined()) step.h = data<T>(unprojected), step.h_stride = H;
+    run_cells(step, B);
+    if (w.w_hr.defined())
+      multiply<T>(row_pointers(const_data<T>(unprojected), B, H), pack<T>(w.w_hr, true, 1),
+                  row_pointers(h, B, D * P), false);
+  }
   for (int64_t d = 0; d < D; ++d)
     for (int64_t b = 0; b < B; ++b)
       std::copy_n(const_data<T>(output) + (b * D + d) * P, P, data<T>(h_n) + (d * B + b) * P);

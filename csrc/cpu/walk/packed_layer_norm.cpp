@@ -20,7 +20,7 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   const auto a = encoded.encode(row_pointers(const_data<T>(rows), count, K));
   const auto c = row_pointers(data<T>(to), count, N);
   constexpr int64_t kManyRows = 48;
-  if (count >= kManyRows) return multiply<W>(a, matrix, c, false, nullptr);
+  if (count >= kManyRows) return multiply<W>(a, matrix, c, false);
   const int64_t bytes_of_panel = K * matrix.width(0) * sizeof(W) * divide_up(count, 4);
   const int64_t grain = 1 + kernel_table().tuning.bytes_worth_a_thread / (1 + bytes_of_panel);
   at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t begin, int64_t end) {
@@ -29,11 +29,7 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   });
 }
 
-struct PackedStepKernels {
-  template <class AnyStep>
-  static void run(const AnyStep& step) {
-    run_step(step);
-  }
+struct PackedStepKernels : CpuSteps {
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
     dispatch_format(PackedHeader::of(w).format.name, [&](auto element) {
       using W = decltype(element);

@@ -57,8 +57,7 @@ void write_headers(PackedMatrix<int8>& matrix, const PackedHeader& of, const Ten
 template <typename W>
 Tensor pack_as(const Tensor& weight, const OptionalTensor& scale, bool by_gates) {
   const int64_t rows = weight.size(0), K = weight.size(1);
-  const auto matrix =
-      by_gates ? pack_gates<W>(weight) : pack_transposed<W>(weight, pieces_of(by_gates));
+  const auto matrix = by_gates ? pack_gates<W>(weight) : pack<W>(weight, true, pieces_of(by_gates));
   const int64_t bytes = matrix.size() * sizeof(W);
   Tensor packed = at::empty({kHeaderBytes + bytes}, at::kByte);
   PackedHeader of{{}, format_here<W>(), rows, K, by_gates};

@@ -5,7 +5,6 @@
 #include <omp.h>
 #endif
 
-#include <algorithm>
 #include <atomic>
 #include <exception>
 
@@ -18,8 +17,7 @@ namespace fastlstm {
 // and no work is started after it.
 class FirstException {
  public:
-  template <typename Work>
-  void guard(const Work& work) {
+  void guard(const auto& work) {
     if (thrown_) return;
     try {
       work();

@@ -1,0 +1,14 @@
+// The kernels of a target that multiplies pairs of bfloat16: included once by its source file.
+#pragma once
+#include "cpu/cell/cell_kernels.h"
+#include "cpu/products/tile_product.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+const Product<bfloat16> product =
+    with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
+const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
+                             forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
+
+}  // namespace fastlstm::FASTLSTM_ISA
