@@ -39,9 +39,9 @@ Bytes bytes_of(const Values&... values) {
 template <typename T>
 oracle::Problem problem_of(const Shape& shape, unsigned seed) {
   const int64_t values = shape.T * shape.B * shape.H;
-  auto problem = oracle::random_problem(
-      shape.T, shape.B, shape.H, {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
-      [](double x) { return to_double(from_double<T>(x)); });
+  auto problem = oracle::random_problem(shape.T, shape.B, shape.H,
+                                        {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
+                                        [](double x) { return to_double(from_double<T>(x)); });
   if (shape.zoneout_h) problem.zoneout_h = oracle::random_shares(values, seed + 1);
   if (shape.zoneout_c) problem.zoneout_c = oracle::random_shares(values, seed + 2);
   return problem;
