@@ -232,7 +232,7 @@ void for_bits(uint32_t bits, const F& f) {
 void begin_in_time(Warp& warp, const Instruction& in) {
   int64_t start = warp.now;
   for_bits(in.registers, [&](int i) { start = std::max(start, warp.ready[in.op[i] / 64]); });
-  if (start > warp.now) {
+  if (start > warp.now && warp.block->epoch >= options().looks_from) {
     auto& looks = warp.looks;
     looks.erase(
         std::remove_if(looks.begin(), looks.end(), [&](int64_t back) { return back <= warp.now; }),

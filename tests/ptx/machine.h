@@ -18,6 +18,7 @@ struct Options {
   bool ignore_races = false;  // no look for data races
   bool delays = false;        // relaxed stores reach memory late and in any order
   bool clocked = false;       // warps run in the order of modelled time
+  unsigned looks_from = 0;    // so many barriers of a block are passed when looks begin to count
   int noise = 0;              // units in the last place by which approximations may be off
   int patience = 20'000'000;  // instructions of warps without any progress: a deadlock
   int seed_offset = 0;
