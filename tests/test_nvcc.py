@@ -208,7 +208,7 @@ MOVING = (
     "begin += 2 * kChunks) {",
     """begin += kChunks) {
     other.load(parts, begin + kChunks);
-    one.wait(parts, begin, step);
+    one.wait(parts, begin);
     product.add(one.words, begin, last);
     one = other;
   }
@@ -222,12 +222,16 @@ RULES = {
         " return;",
     ),
     moved_groups: MOVING,
-    waiting_polls: MOVING,
+    waiting_polls: (
+        EXCHANGE,
+        "if (begin + a < parts[j].end) words",
+        "if (begin + a < parts[j].end && (a == 0 || words[a - 1][j].word[0] != 7)) words",
+    ),
     late_fetches: (
         "device.h",
-        'asm volatile("" : "+r"(value));\n'
-        "  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);",
-        "return value;",
+        "return __shfl_xor_sync(0xffffffffu, word, mask);",
+        'int lane; asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));'
+        "return __shfl_sync(0xffffffffu, word, lane ^ mask);",
     ),
     needless_shuffles: (
         EXCHANGE,

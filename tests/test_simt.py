@@ -353,7 +353,7 @@ def mutants():
             yield pytest.param(compiled, name, *faults[what], id=identity, marks=marks)
 
 
-@pytest.mark.parametrize("compiled, name, line, fault, expected_failures", mutants())
+@pytest.mark.parametrize("compiled, name, line, fault, expected_failures", [*mutants()])
 def test_mutant_is_caught(compiled, name, line, fault, expected_failures, tmp_path):
     build()
     cuda, changed = plant(fault, line, name, tmp_path), tmp_path / f"{compiled}.o"

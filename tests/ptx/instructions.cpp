@@ -623,11 +623,14 @@ std::map<std::string, Operation> make_operations() {
   all["mul.lo.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a * b; });
   all["mul.wide.s32"] = lanewise([](s32 a, s32 b) -> s64 { return s64(a) * b; });
   all["mul.wide.u32"] = lanewise([](u32 a, u32 b) -> u64 { return u64(a) * b; });
+  all["mul.wide.s16"] = lanewise([](s16 a, s16 b) -> s32 { return a * b; });
   all["mul.wide.u16"] = lanewise([](u16 a, u16 b) -> u32 { return u32(a) * b; });
+  all["mad.lo.s64"] = lanewise([](u64 a, u64 b, u64 c) -> u64 { return a * b + c; });
   all["mad.lo.s32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return a * b + c; });
   all["div.s32"] = lanewise([](s32 a, s32 b) -> s32 { return divide(a, b); });
   all["div.u32"] = lanewise([](u32 a, u32 b) -> u32 { return divide(a, b); });
   all["min.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::min(a, b); });
+  all["min.s64"] = lanewise([](s64 a, s64 b) -> s64 { return std::min(a, b); });
   all["min.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::min(a, b); });
   all["min.u16"] = lanewise([](u16 a, u16 b) -> u16 { return std::min(a, b); });
   all["neg.s32"] = lanewise([](u32 a) -> u32 { return 0u - a; });
@@ -636,6 +639,7 @@ std::map<std::string, Operation> make_operations() {
   all["and.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a & b; });
   all["and.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a & b; });
   all["and.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a & b; });
+  all["or.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a | b; });
   all["or.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a | b; });
   all["or.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a | b; });
   all["xor.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a ^ b; });
@@ -643,6 +647,8 @@ std::map<std::string, Operation> make_operations() {
   all["not.b64"] = lanewise([](u64 a) -> u64 { return ~a; });
   all["shl.b32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_left(a, n); });
   all["shl.b64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_left(a, n); });
+  all["shr.s16"] = lanewise([](s16 a, u32 n) -> s16 { return shift_right(a, n); });
+  all["shr.u16"] = lanewise([](u16 a, u32 n) -> u16 { return shift_right(a, n); });
   all["shr.u32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_right(a, n); });
   all["shr.s32"] = lanewise([](s32 a, u32 n) -> s32 { return shift_right(a, n); });
   all["shr.u64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_right(a, n); });
@@ -677,6 +683,9 @@ std::map<std::string, Operation> make_operations() {
       all[std::string(name) + ".rn" + type] = all[std::string(name) + type];
 
   all["cvt.s64.s32"] = lanewise([](s32 a) -> s64 { return a; });
+  all["cvt.s64.s32 of 64 bits"] = lanewise([](u64 a) -> s64 { return static_cast<s32>(a); });
+  all["cvt.s8.s32"] = lanewise([](s32 a) -> s16 { return static_cast<int8_t>(a); });
+  all["cvt.s16.s8"] = lanewise([](u16 a) -> s16 { return static_cast<int8_t>(a); });
   all["cvt.u64.u32"] = lanewise([](u32 a) -> u64 { return a; });
   all["cvt.u32.u64"] = lanewise([](u64 a) -> u32 { return static_cast<u32>(a); });
   all["cvt.u16.u32"] = lanewise([](u32 a) -> u16 { return static_cast<u16>(a); });

@@ -92,7 +92,7 @@ class Parser {
     uint32_t align = 1, bytes = 0;
     std::string name;
     for (std::string word; in >> word;) {
-      if (word == ".param") continue;
+      if (word == ".param" || word == ".ptr") continue;
       if (word == ".align") {
         in >> align;
       } else if (word[0] == '.') {
@@ -307,6 +307,9 @@ class Parser {
       opcode += " " + parts[1];
       parts.erase(parts.begin(), parts.begin() + 2);
     }
+    // A conversion may take the lower half of a register.
+    if (opcode == "cvt.s64.s32" && registers_.count(parts[1]) && registers_[parts[1]].bytes == 8)
+      opcode += " of 64 bits";
     const auto found = operations().find(opcode);
     if (found == operations().end()) throw Fault("not implemented: " + opcode);
     const Operation& operation = found->second;
@@ -326,18 +329,18 @@ class Parser {
     if (in.control == Control::kWarpCollective) in.latency = 30, in.slow_results = 15;
   }
 
-  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows.
+  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows. An address
+  // of no space is taken for one of global memory, which a load or store checks.
   void decode_access(Instruction& in, const std::string& opcode, const std::string& rest) {
     Access& a = in.access;
     const auto words = split(opcode, '.');
-    bool has_space = false, has_scope = false;
+    bool has_scope = false;
     for (size_t i = 1; i < words.size(); ++i) {
       const std::string word = words[i].substr(0, words[i].find("::"));
       if (word == "global" || word == "shared" || word == "param") {
         a.space = word == "global"   ? Space::kGlobal
                   : word == "shared" ? Space::kShared
                                      : Space::kParam;
-        has_space = true;
       } else if (word == "v2" || word == "v4") {
         a.elements = static_cast<uint8_t>(word[1] - '0');
       } else if (word == "relaxed") {
@@ -351,7 +354,6 @@ class Parser {
         throw Fault("not implemented: ." + words[i]);
       }
     }
-    if (!has_space) throw Fault("not implemented: generic addresses");
     if (a.strong != has_scope) throw Fault("not implemented: a scope without .relaxed, or none");
     const size_t open = rest.find('['), close = rest.find(']');
     read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));
