@@ -61,15 +61,6 @@ def ops():
     return torch.ops.fastlstm_emulated
 
 
-@pytest.fixture
-def kind(request):
-    """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
-    yield request.param
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def Call(kind, *args, **options):
     return op_call.Call(kind, *args, ops=ops(), **options)
 

@@ -203,17 +203,6 @@ def short_polls(step):
 
 # A change of csrc/cuda that breaks each rule: the file, what becomes what.
 EXCHANGE = "persistent_exchange.h"
-MOVING = (
-    "persistent_product.h",
-    "begin += 2 * kChunks) {",
-    """begin += kChunks) {
-    other.load(parts, begin + kChunks);
-    one.wait(parts, begin);
-    product.add(one.words, begin, last);
-    one = other;
-  }
-  for (int begin = last; begin < last; ++begin) {""",
-)
 RULES = {
     early_uses: (
         "persistent_{name}.cu",
@@ -221,11 +210,21 @@ RULES = {
         "if (float((inputs[j] = load_inputs(step, block.unit(step.t, pass, j))).{gates}.i) == 7)"
         " return;",
     ),
-    moved_groups: MOVING,
+    moved_groups: (
+        "persistent_product.h",
+        "begin += 2 * kChunks) {",
+        """begin += kChunks) {
+    other.load(parts, begin + kChunks);
+    one.wait(parts, begin);
+    product.add(one.words, begin, last);
+    one = other;
+  }
+  for (int begin = last; begin < last; ++begin) {""",
+    ),
     waiting_polls: (
         EXCHANGE,
-        "if (begin + a < parts[j].end) words",
-        "if (begin + a < parts[j].end && (a == 0 || words[a - 1][j].word[0] != 7)) words",
+        "words[a][j] = {{0, 0, 0, 0}};",
+        "words[a][j] = load_exchanged(parts[j].at(0));",
     ),
     late_fetches: (
         "device.h",
@@ -245,7 +244,7 @@ RULES = {
         "v2.u32 {%0, %1}, [%4]; ld.relaxed.gpu.global.v2.u32 {%2, %3}, [%4 + 8];",
     ),
 }
-ONLY_BACKWARD = {waiting_polls, needless_shuffles}  # forward has short vectors and one gate
+ONLY_BACKWARD = {needless_shuffles}  # forward has one gate
 
 
 def rules_of(name):
