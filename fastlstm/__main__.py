@@ -19,12 +19,11 @@ def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
     cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     found = [(torch.device("cpu"), cpu)]
-    free = _plan.free_sms() if _build.extension_available() else 0
+    note = _plan.free_sms()[1] if _build.extension_available() else ""
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
-        text += _plan.free_sms_note(free)
-        found.append((torch.device("cuda", index), text))
+        found.append((torch.device("cuda", index), text + note))
     return found
 
 

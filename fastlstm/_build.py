@@ -65,21 +65,13 @@ def has_code_for_gpu(index: int) -> bool:
 
 def leave_sms_to_other_processes() -> None:
     """Let the persistent engine leave 16 multiprocessors to NCCL, if nobody says how many."""
-    processes = torch.distributed
-    several = (
-        processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
-    )
+    group = torch.distributed
+    several = group.is_available() and group.is_initialized() and group.get_world_size() > 1
     library.set_default_free_sms(16 if several else 0)
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
-    """How the recorded torch differs from the running one, or None if their ABI is the same.
-
-    Args:
-        record: what `build_record` returns; "torch" is a version, or the minor versions of a wheel.
-        torch_version: `torch.__version__` of the running torch.
-        torch_cuda: `torch.version.cuda` of the running torch.
-    """
+    """How the recorded torch differs from the running one, or None if their ABI is the same."""
 
     def abi(version: str, cuda: str | None) -> tuple[str, str]:
         return _minor(version), (cuda or "none").split(".")[0]
@@ -87,12 +79,11 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
     def name(version: str, cuda: str | None) -> str:
         return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
 
-    if isinstance(record["torch"], list):
-        fits = _minor(torch_version) in record["torch"]
-        built_for = f"torch {', '.join(record['torch'])}"
+    built, cuda = record["torch"], record["cuda"]
+    if isinstance(built, list):  # the minor versions of a wheel
+        fits, built_for = _minor(torch_version) in built, f"torch {', '.join(built)}"
     else:
-        fits = abi(record["torch"], record["cuda"]) == abi(torch_version, torch_cuda)
-        built_for = name(record["torch"], record["cuda"])
+        fits, built_for = abi(built, cuda) == abi(torch_version, torch_cuda), name(built, cuda)
     running = name(torch_version, torch_cuda)
     return None if fits else f"it was built for {built_for}, and this is {running}"
 

@@ -34,7 +34,9 @@ class LstmCall(NamedTuple):
     @property
     def directions(self) -> list[Direction]:
         """The weights of each direction by name."""
-        return by_direction(self.weights, self.layout)
+        names, weights = weight_names(self.layout), self.weights
+        parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
+        return [Direction(**dict(zip(names, part, strict=True))) for part in parts]
 
 
 class Direction(NamedTuple):
@@ -86,10 +88,3 @@ def weight_names(layout: str) -> tuple[str, ...]:
             f"got {layout!r}"
         )
     return _WEIGHTS[layout]
-
-
-def by_direction(weights: Sequence[Tensor], layout: str) -> list[Direction]:
-    """Names the weights of a list, which has those of one direction or of several."""
-    names = weight_names(layout)
-    parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
-    return [Direction(**dict(zip(names, part, strict=True))) for part in parts]

@@ -67,60 +67,80 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
     """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
-    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
+    if batch_sizes.numel() == 0:
         return False
-    sizes = batch_sizes.tolist()
-    falls = sizes == sorted(sizes, reverse=True)
-    return bool(sizes) and sizes[0] == batch and sizes[-1] > 0 and falls and sum(sizes) == rows
+    try:
+        _check_batch_sizes(batch_sizes, batch, rows)
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
-    input, h_0 = call.input, call.h_0
+    input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
     _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
-    check_dims(input, call.batch_sizes)
-    steps, batch = _steps_and_batch(call)
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    check_dims(input, batch_sizes)
     _check(
         h_0.dim() == 3 and h_0.size(0) in (1, 2),
         "h_0 of shape (1 or 2 directions, batch, output size)",
         tuple(h_0.shape),
     )
+    steps, batch = input.shape[:2]
+    if batch_sizes is not None:
+        steps, batch = batch_sizes.numel(), h_0.size(1)
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if batch_sizes is not None:
+        _check_batch_sizes(batch_sizes, batch, input.size(0))
+        for name in ("lengths", "reset"):
+            if getattr(call, name) is not None:
+                raise RuntimeError(
+                    f"lstm: {name} cannot be combined with batch_sizes (packed input)"
+                )
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
-    _check_tensor(input, h_0, "h_0", (directions, batch, output_size))
-    state = state_dtype(input.dtype)
-    _check_tensor(input, call.c_0, "c_0", (directions, batch, hidden_size), or_dtype=state)
-    if call.batch_sizes is not None:
-        _check_batch_sizes(call.batch_sizes.tolist(), batch, input.size(0))
-    if call.lengths is not None:
-        _check_lengths(call.lengths, steps, batch)
-    if call.reset is not None:
-        _check_reset(call.reset, steps, batch, input.device)
     sequence = (directions, *input.shape[:-1])
-    masks: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "h_mask": (call.h_mask, (directions, batch, output_size)),
-        "zoneout_h": (call.zoneout_h, (*sequence, output_size)),
-        "zoneout_c": (call.zoneout_c, (*sequence, hidden_size)),
+    shapes: dict[str, tuple[int, ...]] = {
+        "h_0": (directions, batch, output_size),
+        "c_0": (directions, batch, hidden_size),
+        "lengths": (batch,),
+        "reset": (steps, batch),
+        "h_mask": (directions, batch, output_size),
+        "zoneout_h": (*sequence, output_size),
+        "zoneout_c": (*sequence, hidden_size),
     }
-    for name, (mask, shape) in masks.items():
-        if mask is not None:
-            _check_tensor(input, mask, name, shape)
+    dtypes: dict[str, tuple[torch.dtype, ...]] = {
+        "c_0": (input.dtype, state_dtype(input.dtype)),
+        "lengths": (torch.int64,),
+        "reset": (torch.bool,),
+    }
+    for name, shape in shapes.items():
+        tensor = getattr(call, name)
+        if tensor is not None:
+            _check_tensor(input, tensor, name, shape, *dtypes.get(name, ()))
+    if call.lengths is not None and _has_values(call.lengths):
+        low, high = call.lengths.min(), call.lengths.max()
+        _check(
+            bool((low >= 0) & (high <= steps)),
+            f"lengths between 0 and the number of steps {steps}",
+            call.lengths.tolist(),
+        )
 
 
-def _steps_and_batch(call: LstmCall) -> tuple[int, int]:
-    if (sizes := call.batch_sizes) is None:
-        return call.input.size(0), call.input.size(1)
+def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     _check(
-        sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu",
+        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu,
         "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
-        _describe(sizes),
+        _describe(batch_sizes),
     )
-    for name in ("lengths", "reset"):
-        if getattr(call, name) is not None:
-            raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
-    return sizes.size(0), call.h_0.size(1) if call.h_0.dim() == 3 else -1
+    sizes = batch_sizes.tolist()
+    _check(
+        sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
+        f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
+        sizes,
+    )
+    _check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
 
 
 def _check_weights(call: LstmCall) -> tuple[int, int]:
@@ -153,66 +173,25 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     return hidden_size, output_size
 
 
-def _check_batch_sizes(sizes: list[int], batch: int, rows: int) -> None:
-    _check(
-        sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
-        f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
-        sizes,
-    )
-    _check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
-
-
-def _check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
-    _check(
-        tuple(lengths.shape) == (batch,),
-        f"lengths of shape (batch) = ({batch})",
-        _describe(lengths),
-    )
-    if _has_values(lengths):
-        low, high = lengths.min(), lengths.max()
-        _check(
-            bool((low >= 0) & (high <= steps)),
-            f"lengths between 0 and the number of steps {steps}",
-            lengths.tolist(),
-        )
-
-
-def _check_reset(reset: Tensor, steps: int, batch: int, device: torch.device) -> None:
-    _check(
-        tuple(reset.shape) == (steps, batch)
-        and reset.dtype == torch.bool
-        and reset.device == device,
-        f"reset of shape (steps, batch) = ({steps}, {batch}), dtype bool, on {device}",
-        _describe(reset),
-    )
-
-
 def _has_values(lengths: Tensor) -> bool:
     """Whether values can be read without a device synchronisation, outside of tracing."""
-    transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)
     return (
         type(lengths) is Tensor
         and lengths.device.type == "cpu"
         and lengths.numel() > 0
         and not torch.compiler.is_compiling()
-        and not transformed()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _check_tensor(
-    input: Tensor,
-    tensor: Tensor,
-    name: str,
-    shape: tuple[int, ...],
-    or_dtype: torch.dtype | None = None,
+    input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dtype
 ) -> None:
     _check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
     _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
-    _check(
-        tensor.dtype in (input.dtype, or_dtype),
-        f"{name} of dtype {input.dtype} like input",
-        tensor.dtype,
-    )
+    dtypes = dtypes or (input.dtype,)
+    like = " like input" * (dtypes[0] == input.dtype)
+    _check(tensor.dtype in dtypes, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
 
 
 def _check(condition: bool, expected: str, got: object) -> None:

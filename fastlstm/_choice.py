@@ -2,7 +2,7 @@
 
 In this order: what `fastlstm.tune` measured; PyTorch's own LSTM where ours would go step by step;
 PyTorch's where cuDNN has a persistent kernel too, until somebody measures; ours where it is
-predicted well ahead of cuDNN. On a CPU ours was measured ahead at every shape.
+predicted well ahead of cuDNN. On a CPU ours was measured ahead, but for large products on Intel's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import torch
 from . import _build, _measured
 from ._call import LstmCall
 
+# While fastlstm.tune runs a model: its calls of `of`, by device and kind.
+noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
+
 CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
 AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
+LARGE_STEP = 1 << 27  # multiply-adds, from which on oneDNN's products bound nn.LSTM on Intel's CPUs
 
 
 class Stack(NamedTuple):
@@ -86,23 +90,18 @@ class Choice(NamedTuple):
 def cudnn_class(stack: Stack, gpu: Gpu) -> str:
     """Which kernels cuDNN has for a call: "standard", "small H" or "persist static".
 
-    The last two walk all steps in one launch, as ours do. Follows ATen's rule
-    (aten/src/ATen/native/cudnn/RNN.cpp).
+    The last two walk all steps in one launch, as ours do. Follows ATen's rule for sm_80 and newer
+    (aten/src/ATen/native/cudnn/RNN.cpp); ours do not run on others.
     """
     if stack.packed or stack.proj_size or stack.dtype == "float64":
         return "standard"
-    H, B, T = stack.hidden_size, stack.batch, stack.steps
+    H, B = stack.hidden_size, stack.batch
     if H <= (128 if stack.training else 192):
         return "small H"
     one_walk = stack.num_layers == stack.directions == 1
     sizes = H % 128 == 0 and H <= 1024 and stack.input_size % 128 == 0
     major, minor = divmod(gpu.capability, 10)
-    if major == 7 and minor != 5:
-        rows = (B % 16 == 0 and B not in (80, 112)) or B == 8
-        most = 128 if T >= 40 else 96 if T >= 20 else 32 if T >= 10 else 0
-        device = rows and most >= B
-    else:
-        device = major >= 8 and minor != 6 and gpu.sm_count >= 98 and B % 8 == 0 and B <= 128
+    device = major >= 8 and minor != 6 and gpu.sm_count >= 98 and B % 8 == 0 and B <= 128
     is_persistent = stack.dtype == "float16" and one_walk and sizes and device
     return "persist static" if is_persistent else "standard"
 
@@ -139,11 +138,20 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     return Choice("auto" if ours < AHEAD * theirs else "torch", times)
 
 
-def on_cpu(has_kernels: bool) -> Choice:
+_HAS_KERNELS = _build.has_kernels("cpu")
+# Whether this is one of Intel's processors, for which MKL and oneDNN are written.
+ON_INTEL = _HAS_KERNELS and bool(_build.library.build_info()["leaves_steps_to_aten"])
+
+
+def on_cpu(stack: Stack, has_kernels: bool = _HAS_KERNELS, on_intel: bool = ON_INTEL) -> Choice:
     """The choice where nothing was measured; "auto" is the tiled engine."""
-    if has_kernels:
-        return Choice("auto", "measured ahead at every shape on two processors")
-    return Choice("torch", "there are no kernels")
+    if not has_kernels:
+        return Choice("torch", "there are no kernels")
+    step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
+    plain = stack.dtype == "float32" and not (stack.training or stack.packed or stack.proj_size)
+    if on_intel and plain and step >= LARGE_STEP:
+        return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
+    return Choice("auto", "measured ahead on two processors")
 
 
 @functools.cache
@@ -160,11 +168,23 @@ def this_gpu(index: int) -> Gpu:
     return Gpu(*_gpu(index), tf32, _build.library.free_sms())
 
 
+def measured(stack: Stack, device: torch.device) -> Choice | None:
+    """The choice of `fastlstm.tune`, if it has seen such a call."""
+    engine = _measured.engine(device, stack.key())
+    return None if engine is None else Choice(engine, "measured by fastlstm.tune")
+
+
+def unmeasured(stack: Stack, device: torch.device) -> Choice:
+    """The choice without measurements, on a device for which there are kernels."""
+    if device.type == "cuda":
+        return on_gpu(stack, this_gpu(device.index))
+    return on_cpu(stack)
+
+
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:
     """The choice for a plain call that the op and PyTorch's own LSTM can serve."""
     stack, device = Stack.of(call, num_layers, directions), call.input.device
-    if _measured.active and device.type != "meta":
-        engine = _measured.engine(device, stack.key())
-        if engine is not None:
-            return Choice(engine, "measured by fastlstm.tune")
-    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(True)
+    if noted is not None:
+        noted.setdefault((str(device), stack.key()), (call, stack))
+    found = measured(stack, device) if _measured.active and device.type != "meta" else None
+    return found or unmeasured(stack, device)

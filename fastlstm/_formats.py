@@ -31,14 +31,7 @@ def problem(
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8, symmetric, with a scale for each row: weight is about q * scale[:, None].
-
-    Args:
-        weight: [rows,columns], floating point.
-
-    Returns:
-        q [rows,columns] int8 from -127 to 127, and scale [rows] float32.
-    """
+    """int8 from -127 to 127 with a float32 scale a row: weight is about q * scale[:, None]."""
     weight = weight.float()
     scale = weight.abs().amax(1) / 127
     q = weight / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
@@ -53,11 +46,8 @@ def name_of(weights: torch.dtype) -> str:
 def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
     """A matrix in the panels of this processor: bytes, behind a header that describes them.
 
-    Args:
-        tensor: [rows,columns], of any dtype.
-        scale: [rows], of a matrix of int8.
-        weights: the dtype that it is to have.
-        by_gates: whether the rows are gates, of which a panel is to hold all four of a unit.
+    `weights` is the dtype that it is to have. With `by_gates` a panel holds all four gates of a
+    unit.
     """
     if scale is not None and not weights == tensor.dtype == torch.int8:
         tensor, scale = tensor * scale.unsqueeze(1), None

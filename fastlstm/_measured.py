@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,15 +65,16 @@ def read(file: Path) -> dict[str, Entries] | None:
 
 def load() -> None:
     """Reads the file; at import, once."""
+    global machines, active
     file = path()
-    update((read(file) if file else None) or {})
+    machines = (read(file) if file else None) or {}
+    active = any(machines.values())
 
 
-def update(found: Mapping[str, Mapping[str, dict[str, Any] | None]]) -> None:
-    """Takes entries, and drops those that are None."""
+def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
+    """Takes entries of a machine, and drops those that are None."""
     global active
-    for name, entries in found.items():
-        _merge(machines.setdefault(name, {}), entries)
+    _merge(machines.setdefault(name, {}), found)
     active = any(machines.values())
 
 
@@ -122,18 +122,13 @@ def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
             os.replace(file, f"{file}.damaged")
         everything = record or {}
         _merge(everything.setdefault(name, {}), found)
-        _replace(file, json.dumps({"format": 1, "machines": everything}, indent=1) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as new:
-            new.write(text)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        new = Path(f"{file}.new")
+        try:
+            text = json.dumps({"format": 1, "machines": everything}, indent=1)
+            new.write_text(f"{text}\n", encoding="utf-8")
+            os.replace(new, file)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def rnn_precision(device_type: str) -> str:

@@ -7,14 +7,9 @@ from typing import Any
 
 import torch
 
-from fastlstm import _build, _choice, _measured
+from fastlstm import _build, _choice
 
-DTYPES = {
-    "fp32": "float32",
-    "fp64": "float64",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-}
+DTYPES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _positive(text: str) -> int:
@@ -22,14 +17,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return value
-
-
-def _dtype(text: str) -> str:
-    name = DTYPES.get(text, text)
-    if name not in DTYPES.values():
-        names = ", ".join([*DTYPES, *DTYPES.values()])
-        raise argparse.ArgumentTypeError(f"expected one of {names}, got {text}")
-    return name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=_positive, required=True, help="hidden_size")
     parser.add_argument("--batch", type=_positive, required=True, help="batch size")
     parser.add_argument("--steps", type=_positive, default=512, help="time steps; default: 512")
-    parser.add_argument("--dtype", type=_dtype, default="float32", help="default: fp32")
+    dtypes = [*DTYPES, *DTYPES.values()]
+    parser.add_argument("--dtype", choices=dtypes, default="fp32", help="default: fp32")
     parser.add_argument("--bidirectional", action="store_true", help="a layer of two directions")
     parser.add_argument(
         "--no-tf32", action="store_true", help="as torch.backends.cudnn.allow_tf32 = False"
@@ -54,23 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def free_sms() -> int:
-    """How many multiprocessors FASTLSTM_FREE_SMS leaves to other streams."""
-    try:
-        count: int = _build.library.free_sms()
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    return count
-
-
-def free_sms_note(free: int) -> str:
-    return f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
+def free_sms() -> tuple[int, str]:
+    """How many multiprocessors FASTLSTM_FREE_SMS leaves to other streams, and a note of it."""
+    free = _build.library.free_sms()
+    return free, f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints which engine "auto" chooses, why, and what the planner says of each walk."""
     stack = _choice.Stack(
-        args.dtype,
+        DTYPES.get(args.dtype, args.dtype),
         args.input or args.hidden,
         args.hidden,
         args.batch,
@@ -82,22 +63,19 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"{stack.key()}\n")
     if args.device == "cpu":
-        device = torch.device("cpu")
-        engine = _measured.engine(device, stack.key())
-        choice = _choice.on_cpu(_build.has_kernels("cpu"))
-        if engine is not None:
-            choice = _choice.Choice(engine, "measured by fastlstm.tune")
+        choice = _choice.measured(stack, torch.device("cpu"))
+        choice = choice or _choice.on_cpu(stack)
         _print_choice(choice, "tiled")
         if choice.engine == "auto":
             _print_cpu(stack, args.threads or torch.get_num_threads())
         return
     if reason := _build.unavailable_reason():
         raise SystemExit(f"the planner is in the extension, which is not used: {reason}")
-    free = free_sms()
+    free, note = free_sms()
     if free >= args.sms:
         raise SystemExit(f"FASTLSTM_FREE_SMS={free} leaves none of {args.sms} SMs")
     gpu = _choice.Gpu(args.sms, args.capability, not args.no_tf32, free)
-    print(f"sm_{args.capability} with {args.sms} SMs{free_sms_note(free)}")
+    print(f"sm_{args.capability} with {args.sms} SMs{note}")
     _print_choice(_choice.on_gpu(stack, gpu), "persistent")
     print("\nfastlstm's own engine, by its planner:")
     for name, plan in zip(("forward", "backward"), _choice.plans(stack, gpu), strict=False):

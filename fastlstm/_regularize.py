@@ -46,14 +46,7 @@ def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
 
 
 def drop_input(input: Tensor, p: float, batch: int, batch_sizes: Tensor | None) -> Tensor:
-    """Variational dropout: the same features are dropped at every step of a row.
-
-    Args:
-        input: [T,B,I], or [N,I] with `batch_sizes`.
-        p: probability of dropping a feature.
-        batch: B.
-        batch_sizes: [T], of packed data.
-    """
+    """Variational dropout: the same features of `input` are dropped at every step of a row."""
     if p == 0:
         return input
     mask = F.dropout(input.new_ones(batch, input.size(-1)), p)
@@ -65,15 +58,7 @@ def drop_input(input: Tensor, p: float, batch: int, batch_sizes: Tensor | None) 
 def draw_masks(
     input: Tensor, h_0: Tensor, c_0: Tensor, p: Regularizers
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """h_mask, zoneout_h and zoneout_c of one layer, None where the probability is 0.
-
-    Args:
-        input: [T,B,I], or [N,I] packed.
-        h_0: [D,B,P].
-        c_0: [D,B,H].
-        p: `recurrent_dropout` is the probability of dropping a unit of h for a whole sequence,
-            `zoneout_h` and `zoneout_c` that a unit keeps its value over a step.
-    """
+    """h_mask, zoneout_h and zoneout_c of one layer, None where the probability is 0."""
 
     def zones(state: Tensor, p: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))

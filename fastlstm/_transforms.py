@@ -23,23 +23,14 @@ from ._call import LstmCall
 _Dims = tuple[int | None, ...]
 
 
-def functionalizes() -> bool:
-    """Whether torch.func.functionalize is among the active transforms: it knows no `Function`."""
-    key = torch._C._functorch.TransformType.Functionalize
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return any(transform.key() == key for transform in stack)
-
-
 def serves(call: LstmCall) -> bool:
     """Whether `lstm_layer` can serve a call under the transforms that are active."""
-    return (
-        call.batch_sizes is None
-        and call.h_mask is None
-        and call.zoneout_h is None
-        and call.zoneout_c is None
-        and call.layout in ("", "bias")
-        and not functionalizes()
-    )
+    others = (call.batch_sizes, call.h_mask, call.zoneout_h, call.zoneout_c)
+    if call.layout not in ("", "bias") or any(other is not None for other in others):
+        return False
+    no_function = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return all(transform.key() != no_function for transform in stack)
 
 
 def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -190,12 +181,7 @@ def _previous_hidden(
 
 
 def _fold(
-    function: Any,
-    where: _Dims,
-    results_where: tuple[int, ...],
-    info: Any,
-    in_dims: _Dims,
-    args: tuple[Any, ...],
+    function: Any, where: _Dims, results_where: _Dims, info: Any, in_dims: _Dims, args: Any
 ) -> Any:
     """vmap of a Function whose first arguments have the batch at dimension `where`, weights last.
 
@@ -203,13 +189,9 @@ def _fold(
     """
     size, count = info.batch_size, len(where)
     if any(dim is not None for dim in in_dims[count:]):
+        pairs = list(zip(args, in_dims, strict=True))
         members = [
-            function.apply(
-                *(
-                    a if dim is None else a.select(dim, k)
-                    for a, dim in zip(args, in_dims, strict=True)
-                )
-            )
+            function.apply(*(a if dim is None else a.select(dim, k) for a, dim in pairs))
             for k in range(size)
         ]
         stacked = tuple(torch.stack(results) for results in zip(*members, strict=True))
@@ -230,18 +212,14 @@ def _fold(
 
 def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     """torch.func.vmap over `torch.autograd.grad`: the op's backward, given batched gradients."""
-    pairs: list[Any] = []
-    weights: list[Any] = []
-    options: list[Any] = []
-    for value, dims in zip(args, in_dims, strict=True):
-        if isinstance(value, list):
-            weights += zip(value, dims, strict=True)
-        elif isinstance(value, (str, bool)):
-            options.append(value)
-        else:
-            pairs.append((value, dims))
-    tensors = [t if dim is None else t.movedim(dim, 0) for t, dim in pairs + weights]
-    batched = [dim is not None for _, dim in pairs + weights]
+    given = list(zip(args, in_dims, strict=True))
+    options = [value for value in args if isinstance(value, (str, bool))]
+    pairs = [each for each in given if not isinstance(each[0], (str, bool, list))]
+    pairs += [
+        each for w, dims in given if isinstance(w, list) for each in zip(w, dims, strict=True)
+    ]
+    tensors = [t if dim is None else t.movedim(dim, 0) for t, dim in pairs]
+    batched = [dim is not None for _, dim in pairs]
     found = _build.library.lstm_backward_of_samples(tensors, batched, *options)
     return (*found[:3], found[3:]), (0, 0, 0, [0] * len(found[3:]))
 

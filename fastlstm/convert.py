@@ -27,7 +27,7 @@ class _Adapter(nn.Module):
         return _empty_stand_in, (self.torch_class,), *super().__reduce_ex__(protocol)[2:]
 
 
-class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):  # type: ignore[misc]
+class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):
     __init__ = nn.LSTM.__init__
 
 
@@ -101,8 +101,7 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
     check_model(model)
-    replacements: dict[nn.Module, nn.Module] = {}
-    notes: list[str] = []
+    replacements, notes = {}, []
     for path, module in model.named_modules():
         _refuse_wrapped(path or "the model itself", module)
         target, note = _to_fastlstm(module) if to == "fastlstm" else _to_torch(module)

@@ -7,7 +7,6 @@ which.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +35,7 @@ if _OP_DEVICES:
 
 # Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
 _ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
+_LEAST_OF_A_LARGE_STEP = 1 << 14  # numbers of input: below it nobody asks which engine is faster
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -45,15 +45,7 @@ _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
 
-
-# Absent from some builds of torch; without it the op itself refuses the transforms.
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-@functools.cache
-def leaves_rows_to_torch() -> bool:
-    """Whether a single row of a large cell is PyTorch's: on Intel's processors."""
-    return bool(_ALWAYS_OURS and _build.library.build_info()["leaves_steps_to_aten"])
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_transformed() -> bool:
@@ -321,7 +313,12 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         engine = _DEFAULT_ENGINE
     if engine != "auto":
         return engine == "torch"
-    return input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx()
+    if input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx():
+        return True
+    if not _choice.ON_INTEL or torch.compiler.is_compiling():
+        return False
+    size = input.numel()
+    return isinstance(size, int) and size >= _LEAST_OF_A_LARGE_STEP
 
 
 def _traces_for_onnx() -> bool:
@@ -358,7 +355,10 @@ def _engine_of_stack(
         )
     if _traces_for_onnx():
         if lacking:
-            onnx.refuse_old_exporter(lacking)
+            raise RuntimeError(
+                "onnx: with dynamo=False only plain calls can be exported, got "
+                f"{', '.join(lacking)}; use {onnx.REMEDY}"
+            )
         return "torch"
     traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
     if lacking or traced_in_symbols or is_transformed():
@@ -522,30 +522,22 @@ def _layer(
 
 def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = call.input.device.type
-    if not _autocasts(device):
-        check_layer(call)
-        return reference.lstm_layer(*call)
-    call = _as_autocast(call, torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
-        check_layer(call)
-        return reference.lstm_layer(*call)
+    if _autocasts(device):
+        call = _as_autocast(call, torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return _by_reference(call)
+    check_layer(call)
+    return reference.lstm_layer(*call)
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
     """The autocast rule of the op: 16 bits at the border, the cell state inside is float32."""
 
-    def cast(t: Any) -> Any:
-        return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+    def cast(value: Any) -> Any:
+        is_floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_floating and value.dtype != torch.float64 else value
 
-    c_0 = call.c_0
-    if c_0.dtype != torch.float32 or c_0.device.type != "cpu" or call.directions[0].W_hr is None:
-        c_0 = cast(c_0)
-    return call._replace(
-        input=cast(call.input),
-        h_0=cast(call.h_0),
-        c_0=c_0,
-        weights=[cast(weight) for weight in call.weights],
-        h_mask=cast(call.h_mask),
-        zoneout_h=cast(call.zoneout_h),
-        zoneout_c=cast(call.zoneout_c),
-    )
+    c_0, weights = call.c_0, [cast(weight) for weight in call.weights]
+    keeps_c_0 = c_0.dtype == torch.float32 and c_0.is_cpu and "projection" in call.layout
+    cast_call = LstmCall(*map(cast, call))._replace(weights=weights)
+    return cast_call._replace(c_0=c_0) if keeps_c_0 else cast_call

@@ -29,7 +29,7 @@ def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
         ValueError: it has no biases, or the bias is parametrized.
     """
     with torch.no_grad():
-        for b_ih, b_hh in _biases(lstm):
+        for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
             _gate(b_ih, 1).fill_(value)
             _gate(b_hh, 1).zero_()
     return lstm
@@ -54,7 +54,7 @@ def chrono_(lstm: _Module, max_steps: float, generator: torch.Generator | None =
     if not max_steps >= 2:
         raise ValueError(f"max_steps: expected a number of steps of at least 2, got {max_steps}")
     with torch.no_grad():
-        for b_ih, b_hh in _biases(lstm):
+        for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
             forget = _gate(b_ih, 1).uniform_(1, max_steps - 1, generator=generator).log_()
             _gate(b_ih, 0).copy_(-forget)
             b_hh[: 2 * forget.numel()] = 0
@@ -77,41 +77,30 @@ def orthogonal_(
         TypeError: `lstm` is no LSTM or LSTMCell.
         ValueError: W_hh is parametrized.
     """
-    for suffix in _suffixes(lstm):
-        W_hh = _parameter(lstm, f"weight_hh{suffix}")
+    for (W_hh,) in _parameters(lstm, "weight_hh"):
         for k in range(4):
             nn.init.orthogonal_(_gate(W_hh.data, k), gain, generator)
     return lstm
 
 
-def _suffixes(lstm: nn.Module) -> list[str]:
-    """The suffixes of the names of the parameters, one for each layer and direction."""
+def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
+    """The parameters of every layer and direction that have these names before their suffix."""
     if isinstance(lstm, (LSTMCell, nn.LSTMCell)):
-        return [""]
-    if not isinstance(lstm, (LSTM, nn.LSTM)):
+        suffixes = [""]
+    elif isinstance(lstm, (LSTM, nn.LSTM)):
+        directions = ("", "_reverse") if lstm.bidirectional else ("",)
+        suffixes = [f"_l{k}{reverse}" for k in range(lstm.num_layers) for reverse in directions]
+    else:
         raise TypeError(f"lstm: expected an LSTM or an LSTMCell, got {type(lstm).__name__}")
-    directions = ("", "_reverse") if lstm.bidirectional else ("",)
-    return [f"_l{k}{reverse}" for k in range(lstm.num_layers) for reverse in directions]
-
-
-def _biases(lstm: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    suffixes = _suffixes(lstm)
-    if not lstm.bias:
+    if "bias_ih" in names and not lstm.bias:
         raise ValueError("lstm: expected a module with biases, got one with bias=False")
-    return [
-        (_parameter(lstm, f"bias_ih{suffix}"), _parameter(lstm, f"bias_hh{suffix}"))
-        for suffix in suffixes
-    ]
-
-
-def _parameter(lstm: nn.Module, name: str) -> Tensor:
-    parameter = lstm._parameters.get(name)
-    if parameter is None:
-        raise ValueError(
-            f"lstm: expected {name} to be a parameter, got one made from others (a parametrization "
-            "or pruning); initialise before that"
-        )
-    return parameter
+    for name in (name + suffix for suffix in suffixes for name in names):
+        if lstm._parameters.get(name) is None:
+            raise ValueError(
+                f"lstm: expected {name} to be a parameter, got one made from others (a "
+                "parametrization or pruning); initialise before that"
+            )
+    return [[lstm.get_parameter(name + suffix) for name in names] for suffix in suffixes]
 
 
 def _gate(parameter: Tensor, k: int) -> Tensor:

@@ -7,22 +7,23 @@ those of torch.nn by construction. `convert` swaps the modules of a model both w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _choice, functional
 from ._call import layout_of
-from ._regularize import check_probabilities
+from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 _torch_cell: Any = nn.LSTMCell
 # hidden_size * (input_size + hidden_size) of weights of 16 MB in float32. On a Xeon (model 207) our
 # kernels have .88 of the speed of nn.LSTMCell with 25 MB; with 6 MB neither is ahead.
 _LEAST_OF_A_ROW = 1 << 20
+State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -45,23 +46,15 @@ def _check_pair(hx: Any, function: str) -> None:
         raise RuntimeError(f"{function} expects two hidden states")
 
 
-def _batch_size(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
-    if batch_sizes is not None:
-        return int(batch_sizes[0])
-    return input.size(0) if batch_first else input.size(1)
-
-
-def _check_device(input: Tensor, other: Tensor, kind: str = "parameter") -> None:
-    if input.device != other.device:
-        raise RuntimeError(
-            f"Input and {kind} tensors are not at the same device, found input tensor at "
-            f"{input.device} and {kind} tensor at {other.device}"
-        )
-
-
-def _check_state_device(input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
-    for state in hx or ():
-        _check_device(input, state, "hidden")
+def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
+    """Raises the error of nn.LSTM, which blames the input; the op blames the others."""
+    others = [("parameter", weight), *(("hidden", state) for state in hx or ())]
+    for kind, other in others:
+        if input.device != other.device:
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {kind} tensor at {other.device}"
+            )
 
 
 def _refuse_to_be_scripted(module: nn.Module) -> None:
@@ -112,17 +105,9 @@ class EngineModule(nn.Module):
         """For the repr."""
         return "" if self.engine == "auto" else f", engine={self.engine!r}"
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Refuses the int8 weights of a packed layer, which copy_() would take for numbers."""
+        error_msgs: list[str] = others[-1]
         error_msgs += [
             f"{prefix}{name}: expected floating-point weights, got int8, as "
             "fastlstm.prepack(model, torch.int8) stores them: load them into such a model, and "
@@ -130,25 +115,19 @@ class EngineModule(nn.Module):
             for name in self._parameters
             if getattr(state_dict.get(prefix + name), "dtype", None) == torch.int8
         ]
-        rest = (strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-# Options that nn.LSTM lacks; false or 0 by default.
-_OPTIONS = (
-    "input_dropout",
-    "recurrent_dropout",
-    "zoneout_h",
-    "zoneout_c",
-    "weight_dropout",
-    "recompute",
-)
+_OPTIONS = (*Regularizers._fields, "recompute")  # that nn.LSTM lacks; false or 0 by default
 
 
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
     batch_first: bool
+    permute_hidden = _torch_lstm.permute_hidden
+    # Runs the layers over a batch of three dimensions, or over packed data.
+    _run: Callable[..., tuple[Any, ...]]
 
     def forward(
         self,
@@ -197,12 +176,7 @@ class SequenceModule(nn.Module):
         return self._run(input, hx, None, lengths, reset, return_cell_states)
 
     def _forward_unbatched(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
+        self, input: Tensor, hx: State | None, lengths: Any, reset: Any, return_cell_states: bool
     ) -> tuple[Any, ...]:
         if hx is not None:
             if hx[0].dim() != 2 or hx[1].dim() != 2:
@@ -230,17 +204,12 @@ class SequenceModule(nn.Module):
         return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
 
     def _forward_packed(
-        self,
-        input: PackedSequence,
-        hx: tuple[Tensor, Tensor] | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
+        self, input: PackedSequence, hx: State | None, *options: Any
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *cells = self._run(data, hx, batch_sizes, lengths, reset, return_cell_states)
+        output, state, *cells = self._run(data, hx, batch_sizes, *options)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
@@ -248,28 +217,8 @@ class SequenceModule(nn.Module):
         """A call without options by nn.LSTM's own forward, if that is all that it needs."""
         return None
 
-    def _run(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
-    ) -> tuple[Any, ...]:
-        """Runs the layers over a batch of three dimensions, or over packed data."""
-        raise NotImplementedError
 
-    def permute_hidden(
-        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Puts the rows of h and c into another order."""
-        if permutation is None:
-            return hx
-        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
-
-
-class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
+class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
     >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
@@ -314,6 +263,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
     """
 
     _NORMALIZES = False
+    check_forward_args = _torch_lstm.check_forward_args
+    get_expected_cell_size = _torch_lstm.get_expected_cell_size
     input_dropout: float = 0.0  # here too for pickles and conversions of an nn.LSTM
     recurrent_dropout: float = 0.0
     zoneout_h: float = 0.0
@@ -354,38 +305,17 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
             device,
             dtype,
         )
-        check_probabilities(
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            zoneout_h=zoneout_h,
-            zoneout_c=zoneout_c,
-            weight_dropout=weight_dropout,
-        )
-        self.input_dropout = input_dropout
-        self.recurrent_dropout = recurrent_dropout
-        self.zoneout_h = zoneout_h
-        self.zoneout_c = zoneout_c
-        self.weight_dropout = weight_dropout
-        self.recompute = recompute
+        regularizers = Regularizers(
+            input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
+        )._asdict()
+        check_probabilities(**regularizers)
+        self.__dict__.update(regularizers, recompute=recompute)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTM, the options that nn.LSTM lacks, if they are on, and the engine."""
         options = ((name, getattr(self, name)) for name in _OPTIONS)
         given = "".join(f", {name}={value}" for name, value in options if value)
         return super().extra_repr() + given + self._forced_engine()
-
-    def _options(self) -> dict[str, Any]:
-        """What every call of `functional.lstm` gets from the module."""
-        options = {
-            "layout": layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "recompute": self.recompute,
-            "engine": self.engine,
-        }
-        if self.training:  # the others act in no other mode
-            options |= {name: getattr(self, name) for name in ("training", "dropout", *_OPTIONS)}
-        return options
 
     def _run(
         self,
@@ -400,20 +330,25 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
         self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
+        act = ("training", "dropout", *_OPTIONS) if self.training else ("recompute",)
         try:
             return functional.lstm(
                 input,
                 hx,
                 weights,
+                layout=layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
+                num_layers=self.num_layers,
+                bidirectional=self.bidirectional,
                 batch_first=self.batch_first and batch_sizes is None,
                 batch_sizes=batch_sizes,
                 lengths=lengths,
                 reset=reset,
                 return_cell_states=return_cell_states,
-                **self._options(),
+                engine=self.engine,
+                **{name: getattr(self, name) for name in act},
             )
         except RuntimeError:  # only now: looking before costs time
-            _check_state_device(input, hx)
+            _check_devices(input, weights[0], hx)
             raise
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
@@ -443,34 +378,18 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):  # type: ignore[misc]
         self.flatten_parameters()  # deepcopy and pickle copy weight by weight
 
     def _check(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
+        self, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
     ) -> None:
         """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
         if input.dtype != weights[0].dtype or input.size(-1) != self.input_size:
             self._update_flat_weights()
             self.check_input(input, batch_sizes)
-        _check_device(input, weights[0])
         if hx is None:
             return
         _check_pair(hx, "lstm")
-        batch = _batch_size(input, batch_sizes, self.batch_first)
-        num_states = self.num_layers * (2 if self.bidirectional else 1)
-        h_shape = (num_states, batch, self.proj_size or self.hidden_size)
-        if hx[0].shape != h_shape or hx[1].shape != (num_states, batch, self.hidden_size):
+        h_shape = self.get_expected_hidden_size(input, batch_sizes)
+        if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], self.hidden_size):
             self.check_forward_args(input, hx, batch_sizes)
-
-    def get_expected_cell_size(self, *args: Any) -> tuple[int, int, int]:
-        """The shape of c_0 and c_n of an input and batch_sizes, as nn.LSTM has it."""
-        shape: tuple[int, int, int] = _torch_lstm.get_expected_cell_size(self, *args)
-        return shape
-
-    def check_forward_args(self, *args: Any) -> None:
-        """Raises what nn.LSTM raises if the shapes of input, state and batch_sizes do not fit."""
-        _torch_lstm.check_forward_args(self, *args)
 
 
 class LSTMCell(EngineModule, nn.RNNCellBase):
@@ -516,31 +435,33 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
             if found is not None:
                 return found
-        dim = input.dim()
-        if dim not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
+        shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
-            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            zeros = input.new_zeros(shape)
             hx = (zeros, zeros)
-        for k, state in enumerate(hx):
-            if state.dim() not in (1, 2):
-                raise ValueError(
-                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead"
-                )
-        if dim == 1:
+        if not (
+            input.dim() in (1, 2)
+            and input.size(-1) == self.input_size
+            and isinstance(hx, (tuple, list))
+            and len(hx) == 2
+            and hx[0].shape == hx[1].shape == shape
+        ):
+            _torch_cell.forward(self, input, hx)  # raises
+        if input.dim() == 1:
             hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
             h, c = LSTMCell.forward(self, input.unsqueeze(0), hx)  # a subclass may override it
             return h.squeeze(0), c.squeeze(0)
-        _check_pair(hx, "lstm_cell")
-        shape = (input.size(0), self.hidden_size)
-        if input.size(1) != self.input_size or hx[0].shape != shape or hx[1].shape != shape:
-            self._raise_shape_error(input, hx)
         weights = _by_name(self, _CELL_WEIGHTS)
         try:
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
         except RuntimeError:  # only now: looking before costs 2 % of a small step
-            self._blame_input(input, weights[0])
-            _check_state_device(input, hx)
+            _check_devices(input, weights[0], hx)
+            if input.is_floating_point() and input.dtype != weights[0].dtype:
+                raise RuntimeError(
+                    f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
+                    f"({weights[0].dtype}). Convert input: input.to({weights[0].dtype}), or "
+                    f"convert model: model.to({input.dtype})"
+                ) from None
             raise
 
     def _is_bound_by_memory(self, input: Tensor) -> bool:
@@ -550,39 +471,8 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
             return False
         auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and functional.leaves_rows_to_torch() and not functional.is_transformed()
+        return auto and _choice.ON_INTEL and not functional.is_transformed()
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""
         return super().extra_repr() + self._forced_engine()
-
-    def _blame_input(self, input: Tensor, weight: Tensor) -> None:
-        """Raises the error of nn.LSTMCell, which blames the input; the op blames the parameters."""
-        _check_device(input, weight)
-        if input.is_floating_point() and input.dtype != weight.dtype:
-            raise RuntimeError(
-                f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
-                f"({weight.dtype}). Convert input: input.to({weight.dtype}), or convert model: "
-                f"model.to({input.dtype})"
-            )
-
-    def _raise_shape_error(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> None:
-        if input.size(1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
-            )
-        for k, state in enumerate(hx):
-            if state.size(0) != input.size(0):
-                raise RuntimeError(
-                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
-                    f"{state.size(0)}"
-                )
-            if state.size(-1) != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size: "
-                    f"got {state.size(-1)}, expected {self.hidden_size}"
-                )
-        raise RuntimeError(
-            f"LSTMCell: expected hx of shape {(input.size(0), self.hidden_size)}, got "
-            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
-        )

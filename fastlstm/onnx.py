@@ -23,7 +23,7 @@ from ._call import LstmCall
 __all__ = ["translations"]
 
 _GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
-_REMEDY = (
+REMEDY = (
     "torch.onnx.export(model, ..., dynamo=True, "
     "custom_translation_table=fastlstm.onnx.translations())"
 )
@@ -34,18 +34,10 @@ def recommend_translations() -> None:
     """Warns if nobody has asked for the translations: the exporter's own errors hide ours."""
     if not _were_made:
         warnings.warn(
-            f"the ONNX exporter does not know fastlstm's op: use {_REMEDY}",
+            f"the ONNX exporter does not know fastlstm's op: use {REMEDY}",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def refuse_old_exporter(options: Sequence[str]) -> None:
-    """Raises a RuntimeError for what the exporter that traces cannot express."""
-    raise RuntimeError(
-        f"onnx: with dynamo=False only plain calls can be exported, got {', '.join(options)}; "
-        f"use {_REMEDY}"
-    )
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -72,54 +64,37 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {ops.lstm.default: _lstm, ops.lstm_packed.default: _lstm_packed}
 
 
-# The arguments are those of the op.
-def _lstm(
-    input: Any,
-    h_0: Any,
-    c_0: Any,
-    weights: Sequence[Any],
-    layout: str = "bias",
-    batch_sizes: Any = None,
-    lengths: Any = None,
-    reset: Any = None,
-    h_mask: Any = None,
-    zoneout_h: Any = None,
-    zoneout_c: Any = None,
-    save_cells: bool = False,
-    save_gates: bool = False,
-    recompute: bool = False,
-    engine: str = "auto",
-) -> Any:
-    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
-    call = LstmCall(input, h_0, c_0, weights, layout, *options)
-    _refuse(call, save_cells)
-    own = _Operators()
-    H, shape = c_0.shape[2], [h_0.shape[0], 4 * c_0.shape[2], -1]
+def _call(args: Sequence[Any]) -> LstmCall:
+    """The call of an op by its arguments; a RuntimeError names what the operators of ONNX lack."""
+    count = len(LstmCall._fields)
+    call, save_cells = LstmCall(*args[:count]), any(args[count : count + 1])
+    for name, is_given in {
+        "layer normalisation": "layer_norm" in call.layout,
+        "proj_size": "projection" in call.layout,
+        "PackedSequence": call.batch_sizes is not None,
+        "reset": call.reset is not None,
+        "recurrent dropout": call.h_mask is not None,
+        "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
+        "return_cell_states": save_cells,
+    }.items():
+        if is_given:
+            raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
+    return call
+
+
+def _lstm(*args: Any) -> Any:
+    call, own = _call(args), _Operators()
+    H, shape = call.c_0.shape[2], [call.h_0.shape[0], 4 * call.c_0.shape[2], -1]
     matrices = [own.stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
     y, h_n, c_n = own.node(call, own.op.LSTM, matrices)
     unused = own.op.Identity(c_n)
     return y, h_n, c_n, unused, unused  # cells and gates
 
 
-def _lstm_packed(
-    input: Any,
-    h_0: Any,
-    c_0: Any,
-    weights: Sequence[Any],
-    layout: str,
-    batch_sizes: Any = None,
-    lengths: Any = None,
-    reset: Any = None,
-    h_mask: Any = None,
-    zoneout_h: Any = None,
-    zoneout_c: Any = None,
-    save_cells: bool = False,
-) -> Any:
-    layout, _, format = layout.rpartition(" ")
-    options = batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c
-    call = LstmCall(input, h_0, c_0, weights, layout, *options)
-    _refuse(call, save_cells)
-    own = _Operators()
+def _lstm_packed(*args: Any) -> Any:
+    layout, _, format = args[4].rpartition(" ")
+    call, own = _call((*args[:4], layout, *args[5:])), _Operators()
+    input, h_0, c_0 = args[:3]
     if input.dtype.name not in ("FLOAT", "DOUBLE"):
         raise RuntimeError(f"onnx: expected packed layers of float32 or float64, got {input.dtype}")
     H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
@@ -189,21 +164,6 @@ class _Operators:
         )
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
         return y, h_n, c_n
-
-
-def _refuse(call: LstmCall, save_cells: bool) -> None:
-    """Raises a RuntimeError that names what the operators of ONNX lack."""
-    for name, is_given in {
-        "layer normalisation": "layer_norm" in call.layout,
-        "proj_size": "projection" in call.layout,
-        "PackedSequence": call.batch_sizes is not None,
-        "reset": call.reset is not None,
-        "recurrent dropout": call.h_mask is not None,
-        "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
-        "return_cell_states": save_cells,
-    }.items():
-        if is_given:
-            raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
 
 
 def _dynamic_quantize_lstm() -> Any:

@@ -111,7 +111,8 @@ class _Frozen(nn.Module):
             )
         given: tuple[Tensor, ...] = (input,)
         if hx is not None:
-            _check_pair(hx, type(self).__name__)
+            if type(hx) is not tuple or len(hx) != 2:
+                _check_pair(hx, type(self).__name__)
             h, c = hx
             output_size = self.proj_size or self.hidden_size
             if h.size(-1) != output_size or c.size(-1) != self.hidden_size:
@@ -287,10 +288,14 @@ class PackedLSTM(_Frozen, SequenceModule):
         h_0, c_0 = hx or functional.zero_states(input, count, *sizes, batch_sizes)
         functional.check_states(h_0, c_0, count)
         weights = self._op_weights()
-        call = LstmCall(input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
-        found = functional.by_layers(
-            call, self.num_layers, lambda call, _: _call(call, return_cell_states)
-        )
+        call = (input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
+        if self.num_layers == 1:  # without what takes as long as a small step
+            output, h_n, c_n, cells = _call(call, return_cell_states)
+            found = output, (h_n, c_n), [cells]
+        else:
+            found = functional.by_layers(
+                LstmCall(*call), self.num_layers, lambda call, _: _call(call, return_cell_states)
+            )
         return functional.results(found, lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
@@ -308,12 +313,11 @@ class PackedLayerNormLSTM(PackedLSTM):
     _NORMALIZES = True
 
 
-def _call(call: LstmCall, save_cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer: by the dispatcher if something must see the op, else directly."""
-    if _is_observed(call.input, call.h_0, call.c_0):
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fastlstm.lstm_packed(
-            *call, save_cells
-        )
+def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
+    """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
+    results: tuple[Tensor, ...]
+    if _is_observed(*call[:3]):
+        results = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
     else:
         results = _build.library.lstm_packed(*call[:8], save_cells)
     return results

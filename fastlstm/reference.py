@@ -25,13 +25,13 @@ the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._call import Direction, by_direction
+from ._call import Direction, LstmCall
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -114,52 +114,34 @@ def lstm_layer(
         live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
         live = live.unsqueeze(-1)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
-    masks = [None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c)]
-    walks = []
-    for d, named in enumerate(by_direction(weights, layout)):
-        rows = _Rows(sizes, live, reset, *(None if m is None else m[d] for m in masks))
-        walks.append(_walk(input, h_0[d], c_0[d], named, rows, reverse=d == 1))
+    masks = (None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c))
+    call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, *masks)
+    walks = [_walk(call, live, d, named) for d, named in enumerate(call.directions)]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
     output = torch.cat(outputs, -1).to(dtype)
     return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(c_dtype), torch.stack(cells)
 
 
-class _Rows(NamedTuple):
-    """What happens to the rows of one direction besides the equations."""
-
-    batch_sizes: list[int] | None
-    live: Tensor | None  # [T,B,1]
-    reset: Tensor | None
-    h_mask: Tensor | None
-    zoneout_h: Tensor | None
-    zoneout_c: Tensor | None
-
-    def by_step(self, sequence: Tensor) -> Sequence[Tensor]:
-        if self.batch_sizes is None:
-            return sequence.unbind(0)
-        parts: Sequence[Tensor] = torch.split(sequence, self.batch_sizes)
-        return parts
-
-
 def _walk(
-    input: Tensor, h: Tensor, c: Tensor, weights: Direction, rows: _Rows, reverse: bool
+    call: LstmCall, live: Tensor | None, d: int, weights: Direction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One direction. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
-    live, reset = rows.live, rows.reset
-    steps = rows.by_step(affine(input, weights.W_ih, weights.b_ih, weights.gain_ih))
+    """Direction d. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
+    sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
+    by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
+    steps = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))
     zones_h, zones_c = (
-        None if z is None else rows.by_step(z) for z in (rows.zoneout_h, rows.zoneout_c)
+        None if zones is None else by_step(zones[d]) for zones in (call.zoneout_h, call.zoneout_c)
     )
+    h, c, reset = call.h_0[d], call.c_0[d], call.reset
     outputs, cells = [], []
-    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
-        count = None if rows.batch_sizes is None else steps[t].shape[0]
+    for t in reversed(range(len(steps))) if d == 1 else range(len(steps)):
+        count = None if sizes is None else steps[t].shape[0]
         h_prev, c_prev = h[:count], c[:count]
         h_t, c_t = h_prev, c_prev
         if reset is not None:
             h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
             c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
-        h_in = h_t if rows.h_mask is None else h_t * rows.h_mask[:count]
+        h_in = h_t if call.h_mask is None else h_t * call.h_mask[d, :count]
         h_new, c_new = cell(steps[t], h_in, c_t, weights)
         h_t = h_new if zones_h is None else zoneout(zones_h[t], h_t, h_new)
         c_t = c_new if zones_c is None else zoneout(zones_c[t], c_t, c_new)
@@ -169,7 +151,7 @@ def _walk(
         cells.append(c_t)
         h = h_t if count is None else torch.cat([h_t, h[count:]])
         c = c_t if count is None else torch.cat([c_t, c[count:]])
-    if reverse:
+    if d == 1:
         outputs, cells = outputs[::-1], cells[::-1]
-    join = torch.stack if rows.batch_sizes is None else torch.cat
+    join = torch.stack if sizes is None else torch.cat
     return join(outputs), h, c, join(cells)

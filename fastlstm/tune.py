@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from . import _build, _choice, _measured, functional
-from ._choice import Choice, Stack
+from ._call import LstmCall
+from ._choice import Stack
 from .convert import check_model
-from .modules import _OPTIONS, LSTM
 
 MARGIN = 1.03  # how many times as fast another engine must be to be chosen
 LEAST_ROUNDS, MOST_ROUNDS = 3, 1000
@@ -38,14 +37,6 @@ class Measurement(NamedTuple):
     call: str
     chosen: str
     microseconds: dict[str, float]
-
-
-class _Call(NamedTuple):
-    module: LSTM
-    input: Any
-    hx: Any
-    stack: Stack
-    device: torch.device
 
 
 def seconds_of(run: Run, device: torch.device) -> float:
@@ -75,10 +66,10 @@ def tune(
 
     The model runs once, in its mode and under the gradient mode of the caller. For each kind of
     plain call of a `fastlstm.LSTM` with engine "auto", fastlstm's engine and PyTorch's own take
-    turns, and on a CPU the ways to divide a step among the threads. Where one that "auto" would not
-    have chosen is at least 3 % faster, twice in a row, that is stored for this machine, these
-    threads and these versions, and "auto" follows it, here and in every later process. Batch sizes
-    and numbers of steps up to the same power of two count as alike.
+    turns, and on a CPU the ways to divide a step among the threads, all without dropout. Where one
+    that "auto" would not have chosen is at least 3 % faster, twice in a row, that is stored for
+    this machine, these threads and these versions, and "auto" follows it, here and in every later
+    process. Batch sizes and numbers of steps up to the same power of two count as alike.
 
     Under `torch.use_deterministic_algorithms(True)` only later processes follow it, so that no run
     depends on its own measurement.
@@ -105,119 +96,58 @@ def tune(
     check_model(model)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise RuntimeError("tune: expected to run before torch.distributed is initialised")
-    calls = _note_calls(model, example)
-    found: dict[str, list[tuple[Measurement, str]]] = {}
-    for number, call in enumerate(calls):
+    calls = _plain_calls(model, example)
+    found = []
+    for number, (run, stack, device) in enumerate(calls):
         if not quiet:
             _show_progress(number, len(calls))
-        if _build.has_kernels(call.device.type):
-            name = _measured.machine(call.device)
-            default = _default(call).engine
-            measured = _measure(call, default, seconds, clock)
-            found.setdefault(name, []).append((measured, default))
+        default = _choice.unmeasured(stack, device).engine
+        found.append(_measure(run, stack, device, default, seconds, clock))
+        _remember(_measured.machine(device), found[-1], default)
     if not quiet:
         _show_progress(len(calls), len(calls))
-    for name, measurements in found.items():
-        _remember(name, measurements)
-    every = [measured for measurements in found.values() for measured, _ in measurements]
-    if not quiet:
-        print(_table(every))
-    return every
+        print(_table(found))
+    return found
 
 
-def _note_calls(model: nn.Module, example: Sequence[Any]) -> list[_Call]:
-    """Runs the model once; its plain calls, one of each kind."""
-    calls: dict[tuple[str, str], _Call] = {}
-
-    def note(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given = dict(zip(("input", "hx"), args, strict=False)) | options
-        input, hx = given.pop("input"), given.pop("hx", None)
-        others = any(value is not None and value is not False for value in given.values())
-        acts = module.training and any(getattr(module, name) for name in _OPTIONS)
-        by_name = (module.engine, functional._DEFAULT_ENGINE) != ("auto", "auto")
-        if others or acts or module.recompute or by_name:
-            return
-        data = input.data if isinstance(input, PackedSequence) else input
-        stack = _stack(module, input, hx)
-        call = _Call(module, _detached(input), _detached(hx), stack, data.device)
-        calls.setdefault((str(data.device), stack.key()), call)
-
-    lstms = [m for m in model.modules() if type(m) is LSTM]
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in lstms]
+def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, Stack, torch.device]]:
+    """Runs the model once; its calls that have a choice, one of each kind."""
+    calls = _choice.noted = {}
     try:
-        model(*example)
+        with _measured.force("auto"):  # so that every such call asks _choice.of
+            model(*example)
     finally:
-        for hook in hooks:
-            hook.remove()
-    if not calls:
+        _choice.noted = None
+    if not calls and any(_build.has_kernels(p.device.type) for p in model.parameters()):
         raise ValueError("tune: expected a model that makes a plain call of a fastlstm.LSTM")
-    return list(calls.values())
+    return [(_runner(call, stack), stack, call.input.device) for call, stack in calls.values()]
 
 
-def _stack(module: LSTM, input: Any, hx: Any) -> Stack:
-    data = input
-    if isinstance(input, PackedSequence):
-        data, steps, batch = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
-    elif input.dim() == 2:
-        steps, batch = len(input), 1
-    else:
-        batch, steps = input.shape[:2] if module.batch_first else input.shape[1::-1]
-    tensors = (data, *(hx or ()), *module.parameters())
-    return Stack(
-        dtype=str(data.dtype).removeprefix("torch."),
-        input_size=module.input_size,
-        hidden_size=module.hidden_size,
-        batch=batch,
-        steps=steps,
-        proj_size=module.proj_size,
-        num_layers=module.num_layers,
-        directions=1 + module.bidirectional,
-        bias=module.bias,
-        packed=isinstance(input, PackedSequence),
-        training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-    )
-
-
-def _detached(value: Any) -> Any:
-    """The same values without their graph; they require a gradient if they did."""
-    if isinstance(value, PackedSequence):
-        return value._replace(data=_detached(value.data))
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_detached, value))
-    is_tensor = isinstance(value, Tensor)
-    return value.detach().requires_grad_(value.requires_grad) if is_tensor else value
-
-
-def _default(call: _Call) -> Choice:
-    """What "auto" would choose without measurements."""
-    if call.device.type == "cuda":
-        return _choice.on_gpu(call.stack, _choice.this_gpu(call.device.index))
-    return _choice.on_cpu(has_kernels=True)
-
-
-def _candidates(call: _Call) -> list[str]:
-    """"auto", "torch", and on a CPU the divisions of a step among its threads."""
+def _candidates(directions: int, device: torch.device) -> list[str]:
+    """The engines, and on a CPU the divisions of a step among its threads."""
     threads = torch.get_num_threads()
-    if call.device.type != "cpu" or threads == 1:
+    if device.type != "cpu" or threads == 1:
         return list(_measured.ENGINES)
     grids = {(1, 1, 1)}
-    for directions in range(1, call.stack.directions + 1):
-        each = threads // directions
+    for at_once in range(1, directions + 1):
+        each = threads // at_once
         unit_groups = [1 << k for k in range(each.bit_length())]
-        grids |= {(units, each // units, directions) for units in unit_groups}
+        grids |= {(units, each // units, at_once) for units in unit_groups}
     return [*_measured.ENGINES, *("tiled:{}x{}x{}".format(*grid) for grid in sorted(grids))]
 
 
-def _measure(call: _Call, default: str, seconds: float, clock: Clock) -> Measurement:
+def _measure(
+    run: Run, stack: Stack, device: torch.device, default: str, seconds: float, clock: Clock
+) -> Measurement:
     """Times the candidates, then the best of them once more against the default alone."""
-    times = _alternate(call, _candidates(call), seconds, clock)
+    times = _alternate(run, device, _candidates(stack.directions, device), seconds, clock)
     others = [engine for engine in times if engine != default]
     best = max(others, key=lambda engine: _ratio(times, default, engine))
     if _ratio(times, default, best) >= MARGIN:
-        times |= _alternate(call, [default, best], seconds, clock)
+        times |= _alternate(run, device, [default, best], seconds, clock)
     chosen = best if _ratio(times, default, best) >= MARGIN else default
     microseconds = {n: round(1e6 * statistics.median(each), 1) for n, each in times.items()}
-    return Measurement(call.stack.key(), chosen, microseconds)
+    return Measurement(stack.key(), chosen, microseconds)
 
 
 def _ratio(times: dict[str, list[float]], default: str, engine: str) -> float:
@@ -226,15 +156,14 @@ def _ratio(times: dict[str, list[float]], default: str, engine: str) -> float:
 
 
 def _alternate(
-    call: _Call, engines: list[str], seconds: float, clock: Clock
+    run: Run, device: torch.device, engines: list[str], seconds: float, clock: Clock
 ) -> dict[str, list[float]]:
     """Seconds of calls by each engine in turn, in one order and in the other."""
     times: dict[str, list[float]] = {engine: [] for engine in engines}
-    run = _runner(call)
 
     def sample(engine: str) -> float:
         with _measured.force(engine):
-            return clock(run, call.device)
+            return clock(run, device)
 
     for engine in times:
         sample(engine)  # memory, plans and caches
@@ -247,32 +176,37 @@ def _alternate(
     return times
 
 
-def _runner(call: _Call) -> Run:
-    """The call, in training with its gradients."""
-    module, input, hx, stack, _ = call
-    data = input.data if isinstance(input, PackedSequence) else input
-    leaves = [t for t in (data, *(hx or ()), *module.parameters()) if t.requires_grad]
+def _runner(call: LstmCall, stack: Stack) -> Run:
+    """The call without its graph, in training with its gradients."""
+    given = (call.input, call.h_0, call.c_0, *call.weights)
+    tensors = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
+    leaves = [tensor for tensor in tensors if tensor.requires_grad]
+    input, h_0, c_0, *weights = tensors
+    layout, batch_sizes = call.layout, call.batch_sizes  # not the call, which holds the graph
 
     def run() -> object:
-        output = module(input, hx)[0]
+        output, _ = functional.lstm(
+            input,
+            (h_0, c_0),
+            weights,
+            layout=layout,
+            num_layers=stack.num_layers,
+            bidirectional=stack.directions == 2,
+            batch_sizes=batch_sizes,
+        )
         if not stack.training:
             return output
-        output = output.data if isinstance(output, PackedSequence) else output
         return torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
 
     return run
 
 
-def _remember(machine: str, found: list[tuple[Measurement, str]]) -> None:
+def _remember(machine: str, measured: Measurement, default: str) -> None:
     """Keeps what was measured to be faster than the default, which stands beside it."""
-    entries = {
-        measured.call: {"engine": measured.chosen, "microseconds": measured.microseconds}
-        if measured.chosen != default
-        else None
-        for measured, default in found
-    }
+    entry = {"engine": measured.chosen, "microseconds": measured.microseconds}
+    entries = {measured.call: entry if measured.chosen != default else None}
     if not torch.are_deterministic_algorithms_enabled():
-        _measured.update({machine: entries})
+        _measured.update(machine, entries)
     try:
         _measured.store(machine, entries)
     except OSError as error:
@@ -287,7 +221,7 @@ def _remember(machine: str, found: list[tuple[Measurement, str]]) -> None:
 def _show_progress(done: int, total: int) -> None:
     """A bar that is drawn again in its line; one line at the end where stderr is no terminal."""
     if sys.stderr.isatty():
-        bar = "#" * (30 * done // total)
+        bar = "#" * (30 * done // max(total, 1))
         end = "\n" if done == total else ""
         print(f"\rtune [{bar:<30}] {done}/{total} kinds of calls", end=end, file=sys.stderr)
     elif done == total:

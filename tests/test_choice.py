@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from fastlstm import _build, _choice
-from fastlstm._choice import Gpu, Stack, cudnn_class, on_gpu
+from fastlstm._choice import Gpu, Stack, cudnn_class, on_cpu, on_gpu
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
@@ -62,7 +62,7 @@ PERSISTENT = Stack("float16", 256, 256, 64, 100)
 
 @pytest.mark.parametrize(
     ("name", "has"),
-    [("V100", True), ("T4", False), ("A100", True), ("A30", False), ("A10", False), ("L4", False),
+    [("T4", False), ("A100", True), ("A30", False), ("A10", False), ("L4", False),
      ("RTX 4090", True), ("H100", True), ("B200", True), ("RTX 5090", True)],
 )  # fmt: skip
 def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
@@ -95,11 +95,11 @@ def test_which_calls(change: dict[str, object], kind: str) -> None:
     assert cudnn_class(PERSISTENT._replace(**change), GPUS["H100"]) == kind  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("batch", "steps", "has"),
-    [(64, 40, True), (128, 40, True), (80, 40, False), (128, 20, False), (96, 20, True),
-     (32, 10, True), (48, 10, False), (8, 9, False), (24, 40, False)],
-)  # fmt: skip
-def test_the_rule_for_volta(batch: int, steps: int, has: bool) -> None:
-    stack = PERSISTENT._replace(batch=batch, steps=steps)
-    assert (cudnn_class(stack, GPUS["V100"]) == "persist static") == has
+def test_on_cpu() -> None:
+    large = Stack("float32", 512, 1024, batch=128, steps=20)
+    assert on_cpu(large, True, on_intel=True).engine == "torch"
+    assert on_cpu(large, True, on_intel=False).engine == "auto"
+    assert on_cpu(large._replace(batch=8), True, on_intel=True).engine == "auto"
+    assert on_cpu(large._replace(batch=8), False, on_intel=True).engine == "torch"
+    for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
+        assert on_cpu(large._replace(**other), True, on_intel=True).engine == "auto", other

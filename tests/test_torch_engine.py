@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import _aten, _build, functional
+from fastlstm import _aten, _build, _choice, functional
 from fastlstm._call import layout_of
 
 STACKS = [
@@ -108,7 +108,7 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         return real(*args, **options)
 
     monkeypatch.setattr(functional, "lstm_cell", lstm_cell)
-    monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: True)
+    monkeypatch.setattr(_choice, "ON_INTEL", True)
     cell, x = fastlstm.LSTMCell(512, 1024), torch.randn(2, 512)
     theirs = nn.LSTMCell(512, 1024)
     theirs.load_state_dict(cell.state_dict())
@@ -117,14 +117,40 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
         cell(x)  # two rows
         fastlstm.LSTMCell(512, 64)(x[:1])  # a small one
-        monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: False)
+        monkeypatch.setattr(_choice, "ON_INTEL", False)
         cell(x[:1])
-        monkeypatch.setattr(functional, "leaves_rows_to_torch", lambda: True)
+        monkeypatch.setattr(_choice, "ON_INTEL", True)
         cell.engine = "tiled"
         cell(x[:1])
     cell.engine = "auto"
     cell(x[:1])  # with gradients
     assert len(taken) == 5
+
+
+def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    real = _aten.lstm
+    monkeypatch.setattr(_aten, "lstm", lambda *args: (taken.append(1), real(*args))[1])
+    monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
+    monkeypatch.setattr(_choice.on_cpu, "__defaults__", (True, True))
+    monkeypatch.setattr(_choice, "ON_INTEL", True)
+    lstm, x = fastlstm.LSTM(2, 4), torch.randn(3, 1 << 12, 2)
+    with torch.no_grad():
+        output, (h_n, c_n) = lstm(x)
+        assert len(taken) == 1
+        expected = nn.LSTM.forward(lstm, x)
+        for ours, theirs in zip((output, h_n, c_n), (expected[0], *expected[1]), strict=True):
+            assert torch.equal(ours, theirs)
+        lstm(x[:, 1:])  # smaller
+        lstm(x.double().float()[:, :8])
+        lstm(x, return_cell_states=True)
+        fastlstm.LSTM(2, 4, dtype=torch.bfloat16)(x.bfloat16())
+        monkeypatch.setattr(_choice, "ON_INTEL", False)
+        lstm(x)
+        monkeypatch.setattr(_choice, "ON_INTEL", True)
+        torch.compile(lstm, backend="eager")(x)
+    lstm(x)  # with gradients
+    assert len(taken) == 1
 
 
 def test_retain_graph_and_checkpoint() -> None:

@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   auto [output, h_n, c_n, cells, gates] = call_lstm(
       {input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
       {save_cells, /*save_gates=*/false, recompute, engine});
-  return {output, h_n, c_n, cells};
+  return {output, h_n, c_n, save_cells ? cells : Tensor()};
 }
 
 // input [B,I], h and c [B,H]
@@ -193,8 +193,9 @@ PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
   const OptionalTensor none;
-  return lstm_packed_cpu({x, h, c, weights, layout, batch_sizes, lengths, reset, none, none, none},
-                         {save_cells});
+  auto [output, h_n, c_n, cells] = lstm_packed_cpu(
+      {x, h, c, weights, layout, batch_sizes, lengths, reset, none, none, none}, {save_cells});
+  return {output, h_n, c_n, save_cells ? cells : Tensor()};  // None is made faster than a tensor
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h_0,

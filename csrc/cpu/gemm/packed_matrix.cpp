@@ -188,9 +188,12 @@ at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh) {
   const A *const from_x = const_data<A>(for_x), *const from_h = const_data<A>(for_h);
   A* to = data<A>(ordered);
   for (int64_t unit = 0; unit < hidden; unit += lanes)
-    for (int64_t gate = 0; gate < 4; ++gate)
-      for (int64_t k = unit; k < unit + lanes; ++k)
-        *to++ = k < hidden ? from_x[gate * hidden + k] + from_h[gate * hidden + k] : A(0);
+    for (int64_t gate = 0; gate < 4; ++gate, to += lanes) {
+      const A *const of_x = from_x + gate * hidden + unit, *const of_h = from_h + (of_x - from_x);
+      const int64_t units = std::min(lanes, hidden - unit);
+      for (int64_t k = 0; k < units; ++k) to[k] = of_x[k] + of_h[k];
+      std::fill(to + units, to + lanes, A(0));
+    }
   return ordered;
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "cpu/layer/packed_direction.h"
@@ -94,13 +95,13 @@ class PackedStep {
   std::vector<ForwardRow<T>> rows_;
 };
 
+// Without the dispatcher, whose overhead a small step would notice.
+Tensor uninitialized_like(const Tensor& t) { return at::detail::empty_cpu(t.sizes(), t.options()); }
+
 template <typename W>
 StepResult run_step(const StepCall& call, const Direction& weights, const Sizes& sizes) {
   using A = State_t<W>;
-  const auto empty_like = [](const Tensor& t) {
-    return Tensor(at::detail::empty_cpu(t.sizes(), t.options()));
-  };
-  const Tensor h = empty_like(call.h), c = empty_like(call.c);
+  const Tensor h = uninitialized_like(call.h), c = uninitialized_like(call.c);
   const auto packed = view_direction<W>(weights, sizes);
   PackedStep<A, W>(sizes, packed,
                    {const_data<A>(call.input), const_data<A>(call.h), const_data<A>(call.c),
@@ -169,7 +170,9 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
     if (const auto step =
             lstm_packed_step({call.input, call.h_0, call.c_0, call.weights, call.layout})) {
       const auto& [h_n, c_n] = *step;
-      return {h_n.clone(), h_n, c_n, at::detail::empty_cpu({0}, c_n.options())};
+      const Tensor output = uninitialized_like(h_n);  // the user may write to either
+      std::memcpy(output.mutable_data_ptr(), h_n.const_data_ptr(), h_n.nbytes());
+      return {output, h_n, c_n, at::detail::empty_cpu({0}, c_n.options())};
     }
   const Layer layer = check_layer(call, /*packed=*/true);
   check_values(layer);
