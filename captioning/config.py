@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import torch
 
 from captioning.console import short
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, naming
 
 Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
@@ -29,9 +29,9 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
     """The dtype of autocast; "auto" is bfloat16 on CPUs that multiply it faster than float32."""
     if name != "auto":
         return AUTOCAST[name]
-    found: dict[str, bool] = (
-        getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
-    )
+    found: dict[str, bool] = {}
+    if device == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
 
 
@@ -41,24 +41,21 @@ def from_dict(kind: type[Settings], data: Any, what: str) -> Settings:
     Fields are numbers, text, and tuples of numbers, which may be given as lists. A CaptioningError
     says which field of `what` is missing, unknown, of another type or out of its bounds.
     """
-    if not isinstance(data, dict):
-        raise CaptioningError(f"{what}: expected settings by name, got {short(data)}")
     types = get_type_hints(kind)
-    if unknown := [name for name in data if name not in types]:
-        raise CaptioningError(f"{what}: expected {', '.join(types)}, got {short(unknown[0])}")
-    if missing := [
-        f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.name not in data
-    ]:
-        raise CaptioningError(f"{what}: expected {missing[0]}, got none")
-    data = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-    for name, value in data.items():
-        if not _is_of(value, types[name]):
-            expected = "numbers" if get_origin(types[name]) else types[name].__name__
-            raise CaptioningError(f"{what}: expected {expected} as {name}, got {short(value)}")
-    try:
+    required = [f.name for f in fields(cast(Any, kind)) if f.default is MISSING]
+    with naming(what):
+        if not isinstance(data, dict):
+            raise CaptioningError(f"expected settings by name, got {short(data)}")
+        if unknown := [name for name in data if name not in types]:
+            raise CaptioningError(f"expected {', '.join(types)}, got {short(unknown[0])}")
+        if missing := [name for name in required if name not in data]:
+            raise CaptioningError(f"expected {missing[0]}, got none")
+        data = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        for name, value in data.items():
+            if not _is_of(value, types[name]):
+                expected = "numbers" if get_origin(types[name]) else types[name].__name__
+                raise CaptioningError(f"expected {expected} as {name}, got {short(value)}")
         return kind(**data)
-    except CaptioningError as error:
-        raise CaptioningError(f"{what}: {error}") from error
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -115,7 +112,7 @@ class ModelConfig(Checked):
     Args:
         feature_size: size of a feature vector of the frozen CNN.
         vocab_size: number of words.
-        decoder: a name in `captioning.decoders.DECODERS`.
+        decoder: a name in `captioning.model.DECODERS`.
         grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 
@@ -220,14 +217,13 @@ def recipe(
     pictures: int, self_critical: bool = False, batches_of: str = SMALL.batches_of
 ) -> TrainConfig:
     """The settings for training on this number of pictures, in such batches."""
+    small = pictures < SMALL_SET
     if self_critical:
-        config = SELF_CRITICAL
-        if pictures < SMALL_SET:
-            config = replace(config, epochs=6, learning_rate=2e-4)
-    elif pictures >= SMALL_SET:
-        config = LARGE
-    else:
+        config = replace(SELF_CRITICAL, epochs=6, learning_rate=2e-4) if small else SELF_CRITICAL
+    elif small:
         epochs = SMALL.epochs if batches_of == "captions" else EPOCHS_OF_PICTURES
         # A few hundred pictures make a few steps an epoch.
         config = replace(SMALL, epochs=min(60, max(epochs, 6000 * epochs // max(1, pictures))))
+    else:
+        config = LARGE
     return replace(config, batches_of=batches_of)

@@ -8,11 +8,7 @@ from captioning.console import printable
 
 
 class CaptioningError(Exception):
-    """Bad input from the user; the message says what was expected and what was given.
-
-    Args:
-        lines: each is one line of the message, whatever names in it contain.
-    """
+    """Bad input from the user; the message, in lines, says what was expected and what was given."""
 
     def __init__(self, *lines: object) -> None:
         super().__init__(*map(printable, lines))

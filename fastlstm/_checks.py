@@ -67,8 +67,6 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
     """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
-    if batch_sizes.numel() == 0:
-        return False
     try:
         _check_batch_sizes(batch_sizes, batch, rows)
     except RuntimeError:
@@ -119,18 +117,14 @@ def check_layer(call: LstmCall) -> None:
         tensor = getattr(call, name)
         if tensor is not None:
             _check_tensor(input, tensor, name, shape, *dtypes.get(name, ()))
-    if call.lengths is not None and _has_values(call.lengths):
-        low, high = call.lengths.min(), call.lengths.max()
-        _check(
-            bool((low >= 0) & (high <= steps)),
-            f"lengths between 0 and the number of steps {steps}",
-            call.lengths.tolist(),
-        )
+    if call.lengths is not None:
+        _check_lengths(call.lengths, steps)
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+    are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
     _check(
-        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu,
+        batch_sizes.dim() == 1 and batch_sizes.numel() > 0 and are_integers,
         "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
         _describe(batch_sizes),
     )
@@ -173,15 +167,15 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     return hidden_size, output_size
 
 
-def _has_values(lengths: Tensor) -> bool:
-    """Whether values can be read without a device synchronisation, outside of tracing."""
-    return (
-        type(lengths) is Tensor
-        and lengths.device.type == "cpu"
-        and lengths.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+def _check_lengths(lengths: Tensor, steps: int) -> None:
+    """Checks the values if they can be read without a device synchronisation or a tracer."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if type(lengths) is Tensor and lengths.is_cpu and lengths.numel() > 0 and not traced:
+        _check(
+            bool((lengths.min() >= 0) & (lengths.max() <= steps)),
+            f"lengths between 0 and the number of steps {steps}",
+            lengths.tolist(),
+        )
 
 
 def _check_tensor(

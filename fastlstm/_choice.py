@@ -176,9 +176,7 @@ def measured(stack: Stack, device: torch.device) -> Choice | None:
 
 def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a device for which there are kernels."""
-    if device.type == "cuda":
-        return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack)
+    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(stack)
 
 
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:

@@ -15,6 +15,7 @@ from .modules import LSTM, LSTMCell
 
 __all__ = ["chrono_", "forget_bias_", "orthogonal_"]
 
+_INPUT, _FORGET = 0, 1  # of the gates, whose rows stand in the order i, f, g, o
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -30,8 +31,8 @@ def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
     """
     with torch.no_grad():
         for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
-            _gate(b_ih, 1).fill_(value)
-            _gate(b_hh, 1).zero_()
+            b_ih.chunk(4)[_FORGET].fill_(value)
+            b_hh.chunk(4)[_FORGET].zero_()
     return lstm
 
 
@@ -55,8 +56,8 @@ def chrono_(lstm: _Module, max_steps: float, generator: torch.Generator | None =
         raise ValueError(f"max_steps: expected a number of steps of at least 2, got {max_steps}")
     with torch.no_grad():
         for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
-            forget = _gate(b_ih, 1).uniform_(1, max_steps - 1, generator=generator).log_()
-            _gate(b_ih, 0).copy_(-forget)
+            forget = b_ih.chunk(4)[_FORGET].uniform_(1, max_steps - 1, generator=generator).log_()
+            b_ih.chunk(4)[_INPUT].copy_(-forget)
             b_hh[: 2 * forget.numel()] = 0
     return lstm
 
@@ -78,8 +79,8 @@ def orthogonal_(
         ValueError: W_hh is parametrized.
     """
     for (W_hh,) in _parameters(lstm, "weight_hh"):
-        for k in range(4):
-            nn.init.orthogonal_(_gate(W_hh.data, k), gain, generator)
+        for gate in W_hh.data.chunk(4):
+            nn.init.orthogonal_(gate, gain, generator)
     return lstm
 
 
@@ -101,8 +102,3 @@ def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
                 "parametrization or pruning); initialise before that"
             )
     return [[lstm.get_parameter(name + suffix) for name in names] for suffix in suffixes]
-
-
-def _gate(parameter: Tensor, k: int) -> Tensor:
-    """The rows of one gate; gates stand in the order i, f, g, o."""
-    return parameter.chunk(4)[k]

@@ -48,8 +48,7 @@ def _check_pair(hx: Any, function: str) -> None:
 
 def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
     """Raises the error of nn.LSTM, which blames the input; the op blames the others."""
-    others = [("parameter", weight), *(("hidden", state) for state in hx or ())]
-    for kind, other in others:
+    for kind, other in [("parameter", weight), *(("hidden", state) for state in hx or ())]:
         if input.device != other.device:
             raise RuntimeError(
                 f"Input and {kind} tensors are not at the same device, found input tensor at "

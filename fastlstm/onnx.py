@@ -64,10 +64,10 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {ops.lstm.default: _lstm, ops.lstm_packed.default: _lstm_packed}
 
 
-def _call(args: Sequence[Any]) -> LstmCall:
+def _call(*args: Any, save_cells: bool = False, **_: Any) -> LstmCall:
     """The call of an op by its arguments; a RuntimeError names what the operators of ONNX lack."""
     count = len(LstmCall._fields)
-    call, save_cells = LstmCall(*args[:count]), any(args[count : count + 1])
+    call = LstmCall(*args[:count])
     for name, is_given in {
         "layer normalisation": "layer_norm" in call.layout,
         "proj_size": "projection" in call.layout,
@@ -75,15 +75,15 @@ def _call(args: Sequence[Any]) -> LstmCall:
         "reset": call.reset is not None,
         "recurrent dropout": call.h_mask is not None,
         "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
-        "return_cell_states": save_cells,
+        "return_cell_states": save_cells or any(args[count : count + 1]),
     }.items():
         if is_given:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
     return call
 
 
-def _lstm(*args: Any) -> Any:
-    call, own = _call(args), _Operators()
+def _lstm(*args: Any, **options: Any) -> Any:
+    call, own = _call(*args, **options), _Operators()
     H, shape = call.c_0.shape[2], [call.h_0.shape[0], 4 * call.c_0.shape[2], -1]
     matrices = [own.stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
     y, h_n, c_n = own.node(call, own.op.LSTM, matrices)
@@ -91,9 +91,9 @@ def _lstm(*args: Any) -> Any:
     return y, h_n, c_n, unused, unused  # cells and gates
 
 
-def _lstm_packed(*args: Any) -> Any:
+def _lstm_packed(*args: Any, **options: Any) -> Any:
     layout, _, format = args[4].rpartition(" ")
-    call, own = _call((*args[:4], layout, *args[5:])), _Operators()
+    call, own = _call(*args[:4], layout, *args[5:], **options), _Operators()
     input, h_0, c_0 = args[:3]
     if input.dtype.name not in ("FLOAT", "DOUBLE"):
         raise RuntimeError(f"onnx: expected packed layers of float32 or float64, got {input.dtype}")

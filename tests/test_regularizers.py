@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._call import LstmCall
+from fastlstm._call import LstmCall, layout_of
 from fastlstm._regularize import Regularizers, draw_masks, drop_input, regularize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -59,6 +59,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
     weights = lstm._flat_weights
     each = len(weights) // lstm.num_layers
     probabilities = Regularizers(*(getattr(lstm, name) for name in Regularizers._fields))
+    layout = layout_of(lstm.bias, lstm.proj_size > 0)
     h_n, c_n = [], []
     torch.manual_seed(1)
     for layer in range(lstm.num_layers):
@@ -67,7 +68,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
         here = weights[layer * each : (layer + 1) * each]
-        call = regularize(LstmCall(x, h_0, c_0, here, lstm._options()["layout"]), probabilities)
+        call = regularize(LstmCall(x, h_0, c_0, here, layout), probabilities)
         masks = call.h_mask, call.zoneout_h, call.zoneout_c
         x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)
         h_n.append(h)

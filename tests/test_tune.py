@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import _aten, _build, _measured, functional, tune
+from fastlstm import _aten, _build, _choice, _measured, functional, tune
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
@@ -98,7 +98,7 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[i
         ([1.02], [1.0], "auto"),  # less than 3 %
         ([1.04], [1.0], "torch"),
         ([9.0, 1.0], [1.0], "auto"),  # the first calls, which fill caches, do not count
-        ([1.0, 50.0, 1.0, 1.0], [1.0], "auto"),  # something else ran once
+        ([1.0, 50.0, 1.0, 1.0] * 2, [1.0], "auto"),  # something else ran once, and once again
     ],
 )
 def test_ties_and_noise(auto: list[float], torch_seconds: list[float], chosen: str) -> None:
@@ -130,6 +130,25 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert told.err == "tune: measured 5 kinds of calls\n"
     assert told.out.count("fastlstm  ") == 5 and all(call in told.out for call in sizes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    lstm, order, shapes = fastlstm.LSTM(4, 6), [], []
+
+    def clock(run: Any, device: torch.device) -> float:
+        order.append(_measured.forced)
+        shapes.append([tensor.shape for tensor in run()])
+        return 1.0
+
+    with torch.set_grad_enabled(training):
+        quick(lstm, clock)
+    gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
+    assert all(found == (gradients if training else output) for found in shapes)
+    there, back = ["auto", "torch"], ["torch", "auto"]
+    assert order == [*there, *there, *back, *there]  # one to warm up, three rounds
+    assert _choice.noted is None
 
 
 def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,26 +10,32 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.cnn.frozen import FrozenCNN
 from captioning.config import FROM_0, Checked, setting
 from captioning.console import printable, progress, say, short
-from captioning.data import ON_ERROR, CaptionDataset, CaptionedImage, ImageError, load_image
+from captioning.data import (
+    ON_ERROR,
+    CaptionDataset,
+    CaptionedImage,
+    ImageError,
+    Transform,
+    Vocabulary,
+)
 from captioning.errors import CaptioningError
 from captioning.files import lock_files, open_regular, write_atomically
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 _NAMES = {"float16": "F16", "float32": "F32"}
-# What damaged headers raise.
-_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 TO_DO, DONE, BROKEN = range(3)
 
 
@@ -43,46 +49,40 @@ class FeatureCache:
     def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
         self.path = Path(path)
         try:
-            with open_regular(self.path) as file:
+            # safe_open checks the header and the size, and numpy maps what it may write.
+            with open_regular(self.path) as file, safe_open(self.path, "np") as checked:
+                self.metadata = checked.metadata() or {}
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size) if size < 2**30 else b"")
-                end = file.seek(0, os.SEEK_END) - size - 8
-            self.metadata = header.pop("__metadata__")
-            arrays = {}
-            for name, entry in header.items():
-                dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-                begin = entry["data_offsets"][0]
-                # numpy would extend a file that is too short and opened for writing.
-                if not 0 <= begin <= begin + math.prod(shape) * dtype.itemsize <= end:
-                    raise ValueError(f"{name} is not within the file")
-                arrays[name] = np.memmap(self.path, dtype, mode, 8 + size + begin, shape)
-            self.features, self.ids, self.state = (arrays[n] for n in ("features", "ids", "state"))
+                header = json.loads(file.read(size))
+            arrays = []
+            for entry in (header["features"], header["ids"], header["state"]):
+                dtype, begin = _DTYPES[entry["dtype"]], 8 + size + entry["data_offsets"][0]
+                arrays.append(np.memmap(path, dtype, mode, begin, tuple(entry["shape"])))
+            self.features, self.ids, self.state = arrays
             if not self.ids.shape == self.state.shape == self.features.shape[:1]:
                 raise ValueError("its tables are not of the same pictures")
             if (self.state > BROKEN).any():
                 raise ValueError("a picture is neither to do, nor done, nor broken")
-            if not isinstance(self.metadata, dict):
-                raise ValueError("it does not name its CNN")
-            dtype = self.features.dtype.name
-            if dtype not in _NAMES or self.metadata.get("dtype", dtype) != dtype:
-                raise ValueError(f"its features are {dtype}")
-        except OSError as error:
-            raise CaptioningError(f"cannot read features {path}: {error.strerror}") from error
-        except _DAMAGE as error:
+            if self.features.dtype.name not in _NAMES:
+                raise ValueError(f"its features are {self.features.dtype}")
+        except (SafetensorError, ValueError, KeyError) as error:
             raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
 
-    @classmethod
+    @staticmethod
     def create(
-        cls, path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
-    ) -> "FeatureCache":
+        path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
+    ) -> None:
         """Reserve the whole file at once, so that a full disk is noticed at the beginning."""
-        count = len(ids)
-        header: dict[str, Any] = {"__metadata__": key}
+        header: dict[str, Any] = {"__metadata__": {**key, "dtype": dtype}}
         end = 0
-        tensors = (("ids", "I64", [count]), ("features", _NAMES[dtype], [count, *shape]))
-        for name, kind, full_shape in (*tensors, ("state", "U8", [count])):
-            begin, end = end, end + math.prod(full_shape) * np.dtype(_DTYPES[kind]).itemsize
-            header[name] = {"dtype": kind, "shape": full_shape, "data_offsets": [begin, end]}
+        for name, kind, row in (
+            ("ids", "I64", ()),
+            ("features", _NAMES[dtype], shape),
+            ("state", "U8", ()),
+        ):
+            full = [len(ids), *row]
+            begin, end = end, end + math.prod(full) * np.dtype(_DTYPES[kind]).itemsize
+            header[name] = {"dtype": kind, "shape": full, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # aligned, as in safetensors
 
@@ -97,17 +97,19 @@ class FeatureCache:
             write_atomically(path, reserve)
         except CaptioningError as error:
             raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
-        return cls(path, "r+")
 
     def check(self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int]) -> None:
         """Refuse it unless it has this key and these pictures."""
-        k = next((k for k in key if self.metadata.get(k) != key[k]), None)
-        if k is None and self.ids.tolist() == list(ids) and self.features.shape[1:] == tuple(shape):
-            return
-        reason = "its tables are of other pictures"
-        if k is not None:
-            reason = f"its {k} is {short(self.metadata.get(k))}, expected {key[k]!r}"
-        raise CaptioningError(f"{self.path} is stale: {reason}. Delete it or name another file.")
+        changed = [
+            f"its {name} is {short(self.metadata.get(name))}, expected {value!r}"
+            for name, value in key.items()
+            if self.metadata.get(name) != value
+        ]
+        if self.ids.tolist() != list(ids) or self.features.shape[1:] != tuple(shape):
+            changed.append("its tables are of other pictures")
+        if changed:
+            told = f"{self.path} is stale: {changed[0]}. Delete it or name another file."
+            raise CaptioningError(told)
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """The rows of these pictures; -1 for broken and missing ones."""
@@ -129,41 +131,32 @@ def cache_path(folder: str | Path, annotations: str | Path) -> Path:
     return Path(folder) / f"{annotations.stem}-{parent}.st"
 
 
-def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage], dtype: str) -> dict[str, str]:
-    """What a cache depends on: CNN, weights, pooling, transform, dtype, and the pictures.
+def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str]:
+    """What a cache depends on: CNN, weights, pooling, transform, and the pictures.
 
     Pictures are compared by their ids, the names of their files without folders, and the sizes of
     these files, not by their contents, because reading all of them would take too long.
     """
-    pictures = hashlib.sha256()
-    for image in images:
-        line = f"{image.id} {image.path.name} {image.path.stat().st_size}\n"
-        pictures.update(os.fsencode(line))
+    lines = [f"{i.id} {i.path.name} {i.path.stat().st_size}\n" for i in images]
+    pictures = hashlib.sha256(os.fsencode("".join(lines)))
     return {
         "cnn": cnn.config.name,
         "weights": cnn.config.weights,
         "pool": cnn.config.pool,
-        "transform": json.dumps(cnn.transform.to_dict()),
+        "transform": json.dumps(asdict(cnn.transform)),
         "fingerprint": cnn.fingerprint(),
-        "dtype": dtype,
         "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",
     }
 
 
 class _Pictures(Dataset[tuple[int, Tensor | str]]):
-    def __init__(self, images: Sequence[CaptionedImage], rows: list[int], cnn: FrozenCNN) -> None:
-        self.images, self.rows, self.transform = images, rows, cnn.transform
+    """By row, the input of the CNN or what is wrong with the picture."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, images: Sequence[CaptionedImage], transform: Transform) -> None:
+        self.images, self.transform = images, transform
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
-        row = self.rows[i]
-        try:
-            image = load_image(self.images[row].path, 2 * self.transform.resize_size)
-            return row, self.transform(image)
-        except ImageError as error:
-            return row, str(error)
+    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
+        return row, self.transform.load(self.images[row].path)
 
 
 @dataclass(frozen=True)
@@ -197,28 +190,25 @@ def extract_features(
             is broken; the disk is full.
     """
     path, how = Path(path), how or Extraction()
-    dtype = "float16" if cnn.grid else "float32"
-    if path.exists():
-        dtype = FeatureCache(path).features.dtype.name
-    key = cache_key(cnn, images, dtype)
-    ids = [image.id for image in images]
+    ids, key = [image.id for image in images], cache_key(cnn, images)
     unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
 
-    def opened(mode: Literal["r", "r+"]) -> FeatureCache | None:
-        if not path.exists():
-            return None
+    def opened(mode: Literal["r", "r+"]) -> FeatureCache:
         cache = FeatureCache(path, mode)
         cache.check(key, ids, cnn.feature_shape)
         return cache
 
-    cache = opened("r")  # a finished one is neither locked nor written
-    if cache is None or np.isin(cache.state, unfinished).any():
-        with lock_files(path, wait=True):
-            cache = opened("r+")
-            if cache is None:
-                cache = FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
-            cache.state[np.isin(cache.state, unfinished)] = TO_DO
-            _encode(cnn.to(how.device), images, cache, how, batch_size)
+    if path.exists():  # a finished one is neither locked nor written
+        cache = opened("r")
+        if not np.isin(cache.state, unfinished).any():
+            return cache
+    with lock_files(path, wait=True):
+        if not path.exists():
+            dtype = "float16" if cnn.grid else "float32"
+            FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
+        cache = opened("r+")
+        cache.state[np.isin(cache.state, unfinished)] = TO_DO
+        _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
 
 
@@ -231,10 +221,10 @@ def _encode(
 ) -> None:
     """Fill the rows that are to do."""
     rows = np.flatnonzero(cache.state == TO_DO).tolist()
-    if not rows:
-        return
-    pictures = _Pictures(images, rows, cnn)
-    loader = DataLoader(pictures, batch_size, num_workers=how.workers, collate_fn=list)
+    pictures = _Pictures(images, cnn.transform)
+    loader = DataLoader(
+        pictures, batch_size, sampler=rows, num_workers=how.workers, collate_fn=list
+    )
     device = next(cnn.parameters()).device
     broken = []
     stem = cache.path.stem
@@ -243,16 +233,15 @@ def _encode(
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
             for row, item in items:
-                if not isinstance(item, Tensor):
+                if isinstance(item, str):
                     if how.on_error == "refuse":
                         raise ImageError(item, "(--on-error skip leaves broken pictures out)")
                     broken.append(item)
                     cache.state[row] = BROKEN
             if good:
-                found = [row for row, _ in good]
-                features = cnn(torch.stack([item for _, item in good]).to(device))
-                cache.features[found] = features.cpu().numpy()
-                cache.state[found] = DONE  # after the features: a killed run repeats them
+                found, pixels = zip(*good, strict=True)
+                cache.features[[*found]] = cnn(torch.stack(pixels).to(device)).cpu().numpy()
+                cache.state[[*found]] = DONE  # after the features: a killed run repeats them
             bar.update(len(items))
     cache.features.flush()
     cache.state.flush()
@@ -272,6 +261,10 @@ class FeatureTable:
         self.ids = [image.id for image in self.images]
         self.references = {image.id: image.captions for image in self.images}
         self.cache = cache
+
+    def tokens(self, vocabulary: Vocabulary) -> list[list[list[int]]]:
+        """The tokens of each picture's captions, without <start>."""
+        return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
     def read(self, images: Tensor | None = None) -> Tensor:
         """Features of pictures by position, as the cache stores them; of all if None."""

@@ -82,11 +82,8 @@ class FrozenCNN(nn.Module):
     No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
     its BatchNorm statistics would drift towards the new pictures even without gradients. The trunk
     gives the input of its fc [B,C] (None: the average of the map) and its last feature map
-    [B,C,h,w] (None if it has none).
-
-    Attributes:
-        feature_shape: shape of one picture's features.
-        grid: side of its square of cells if it pools to "grid", else 0.
+    [B,C,h,w] (None if it has none). `feature_shape` is that of one picture's features, `grid` the
+    side of its square of cells if it pools to "grid", else 0.
     """
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
@@ -107,11 +104,11 @@ class FrozenCNN(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images [B,3,H,W]: [B,C], or [B,C,rows,columns] if the pool is a grid."""
+        """Features of images [B,3,H,W]: [B,C], or [B,cells,C] if the pool is a grid."""
+        few = len(images)
         if images.is_cpu:
             few = max(1, CPU_PIXELS // (images.size(2) * images.size(3)))
-            return torch.cat([self._features(part) for part in images.split(few)])
-        return self._features(images)
+        return torch.cat([self._features(part) for part in images.split(few)])
 
     def _features(self, images: Tensor) -> Tensor:
         vector, grid = self.trunk(images)
@@ -157,10 +154,8 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
         transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalises for itself
         return FrozenCNN(_SideBySide(members), config, transform)
     if config.name == "scenes_cnn":
-        half = (0.5, 0.5, 0.5)
-        return FrozenCNN(
-            _MapOnly(load_scene_cnn()), config, Transform(IMAGE_SIZE, IMAGE_SIZE, half, half)
-        )
+        transform = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3)
+        return FrozenCNN(_MapOnly(load_scene_cnn()), config, transform)
     if config.name.startswith("efficientnet_lite"):
         return _efficientnet_lite(config)
     return _torchvision(config)
@@ -192,10 +187,9 @@ class _SideBySide(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         vectors, maps = [], []
         for trunk, transform in zip(self.trunks, self.transforms, strict=True):
-            side = (transform.crop_size, transform.crop_size)
-            pixels = images
-            if images.shape[2:] != side:
-                pixels = F.interpolate(images, side, mode="bicubic", antialias=True)
+            side, pixels = transform.crop_size, images
+            if images.size(2) != side:
+                pixels = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
             vector, grid = trunk(transform.normalize(pixels))
             vectors.append(grid.mean((2, 3)) if vector is None else vector)
             maps.append(grid)
@@ -208,8 +202,8 @@ class _SideBySide(nn.Module):
 
 def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     version = config.name.removeprefix("efficientnet_lite")
-    crops = {"0": 224, "1": 240, "2": 260}
-    if version not in crops:
+    crop = {"0": 224, "1": 240, "2": 260}.get(version)
+    if crop is None:
         raise CaptioningError(f"CNN {config.name!r}: expected efficientnet_lite0, 1 or 2")
     try:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
@@ -222,14 +216,10 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
     net._fc = nn.Identity()
-    crop = crops[version]
     # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     transform = Transform(crop + 32, crop, mean, std, "bicubic", squash=True)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
-
-
-# torchvision ------------------------------------------------------------------------------------
 
 
 def _torchvision(config: CNNConfig) -> FrozenCNN:
@@ -254,14 +244,8 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
             f"got {config.weights!r}"
         ) from error
     preset = weights.transforms()
-    transform = Transform(
-        preset.resize_size[0],
-        preset.crop_size[0],
-        tuple(preset.mean),
-        tuple(preset.std),
-        preset.interpolation.value,
-        squash=True,
-    )
+    resize, crop, kind = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
+    transform = Transform(resize, crop, tuple(preset.mean), tuple(preset.std), kind, squash=True)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         net = builder(weights=None if config.weights == "none" else weights)

@@ -17,14 +17,9 @@ class SceneCNN(nn.Sequential):
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
-        in_channels = 3
-        for out_channels, stride in ((16, 2), (32, 2), (48, 2), (48, 1)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
-            in_channels = out_channels
+        for inputs, outputs, stride in ((3, 16, 2), (16, 32, 2), (32, 48, 2), (48, 48, 1)):
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
         super().__init__(*layers)
 
 

@@ -2,17 +2,9 @@
 
 import argparse
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from captioning.cnn import (
-    Extraction,
-    FeatureTable,
-    FrozenCNN,
-    cache_path,
-    extract_features,
-    keep_freed_blocks,
-)
+from captioning.cnn import FrozenCNN, cache_path, keep_freed_blocks
 from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import option
 from captioning.console import say
@@ -24,8 +16,8 @@ from captioning.results import MAX_SHEET, file_maps, write_panels, write_sheet
 from captioning.search import (
     CaptionedFile,
     DecodeConfig,
+    caption_dataset,
     caption_files,
-    caption_table,
     find_pictures,
 )
 
@@ -66,25 +58,26 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = load_captioner(args)
         check_captioner(args, config, checkpoint, len(dataset.images))
         cnn = checkpoint.cnn.load().to(args.device)
-        start = time.perf_counter()
-        found = captions_of(args, config, checkpoint, cnn, dataset)
-        pairs = zip(dataset.images, found, strict=True)
-        captioned = {image.id: item for image, item in pairs if say_caption(item, args)}
+        start, captioned = time.perf_counter(), {}
+        if args.features:
+            cache = cache_path(args.features, args.annotations)
+            found = caption_dataset(checkpoint, cnn, dataset, cache, config)
+        else:
+            paths = [image.path for image in dataset.images]
+            found = caption_files(checkpoint, cnn, paths, config)
+        for image, item in zip(dataset.images, found, strict=True):
+            if item.error:
+                say(item.error, error=True)
+                continue
+            captioned[image.id] = item
+            if not args.json:
+                say(f"{item.path}: {item.captions[0].text}")
         count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
         write_results(args, checkpoint, cnn, captioned)
     failed = len(dataset.images) - count + len(dataset.skipped.get("missing picture", ()))
     line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
     say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
-
-
-def say_caption(item: CaptionedFile, args: argparse.Namespace) -> bool:
-    """Print a caption, unless it goes to --json, or what is wrong; returns whether there is one."""
-    if item.error:
-        say(item.error, error=True)
-    elif not args.json:
-        say(f"{item.path}: {item.captions[0].text}")
-    return not item.error
 
 
 def check_captioner(
@@ -102,24 +95,6 @@ def check_captioner(
             "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
             f"attention); got {count}, --decoder {model.config.decoder}"
         )
-
-
-def captions_of(
-    args: argparse.Namespace,
-    config: DecodeConfig,
-    checkpoint: Checkpoint,
-    cnn: FrozenCNN,
-    dataset: CaptionDataset,
-) -> Iterator[CaptionedFile]:
-    """The captions of each picture, from its file or from the cache of --features."""
-    if args.features:
-        path = cache_path(args.features, args.annotations)
-        how = Extraction(on_error="skip", device=args.device)
-        cache = extract_features(cnn, dataset.images, path, how)
-        table = FeatureTable(dataset, cache)
-        return caption_table(checkpoint, dataset, table, config)
-    paths = [image.path for image in dataset.images]
-    return caption_files(checkpoint, cnn, paths, config)
 
 
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:
@@ -147,18 +122,16 @@ def write_results(
     captioned: dict[int, CaptionedFile],
 ) -> None:
     """Write the best captions to --json, --sheet and --attention."""
+    best = {i: item.captions[0].text for i, item in captioned.items()}
     if args.json:
-        results = [
-            {"image_id": i, "caption": item.captions[0].text}
-            | ({} if args.annotations else {"file_name": str(item.path)})
-            for i, item in captioned.items()
-        ]
+        name = lambda i: {} if args.annotations else {"file_name": str(captioned[i].path)}
+        results = [{"image_id": i, "caption": text, **name(i)} for i, text in best.items()]
         write_json(args.json, results, indent=0)
     if args.sheet and captioned:
-        write_sheet(args.sheet, {item.path: item.captions[0].text for item in captioned.values()})
-    if args.attention and (maps_for := file_maps(checkpoint, cnn)):
-        for item in captioned.values():  # one, by `check_captioner`
-            if maps := maps_for(item.path, item.captions[0].text):
+        write_sheet(args.sheet, {item.path: best[i] for i, item in captioned.items()})
+    if args.attention:
+        for i, item in captioned.items():  # one, by `check_captioner`
+            if maps := file_maps(checkpoint, cnn, item.path, best[i]):
                 write_panels(args.attention, maps)
 
 

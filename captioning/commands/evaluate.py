@@ -1,4 +1,4 @@
-"""`captioning evaluate`: see `captioning.evaluate`."""
+"""`captioning evaluate`: see `captioning.results`."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> None:
         scores = evaluate(results, dataset, args.meteor)
         say(*str(scores).splitlines())
         if args.json:
-            write_json(args.json, scores.to_dict(), indent=1)
+            data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
+            write_json(args.json, data, indent=1)
         if args.report:
             name = args.results.name
             write_evaluation(args.report, results, dataset, scores, args.checkpoint, name)

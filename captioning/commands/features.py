@@ -1,4 +1,4 @@
-"""`captioning features`: see `captioning.features`."""
+"""`captioning features`: see `captioning.cnn`."""
 
 import argparse
 from pathlib import Path

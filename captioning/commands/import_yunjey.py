@@ -1,4 +1,4 @@
-"""`captioning import-yunjey`: see `captioning.yunjey`."""
+"""`captioning import-yunjey`: see `captioning.model.yunjey`."""
 
 import argparse
 from pathlib import Path

@@ -5,27 +5,27 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from captioning import data
 from captioning.commands.arguments import add_settings, given
 from captioning.console import say
+from captioning.data import ON_ERROR, formats
 from captioning.errors import list_reasons
 from captioning.files import lock_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     width = shutil.get_terminal_size().columns - 2  # as argparse has it
-    formats = [
+    table = [
         textwrap.fill(text, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
-        for name, text in data.FORMATS.items()
+        for name, text in formats.FORMATS.items()
     ]
-    parser.epilog = "\n".join(["formats, recognised by the content:", *formats])
+    parser.epilog = "\n".join(["formats, recognised by the content:", *table])
     parser.add_argument("source", help="captions: a file or folder of one of the formats below")
     parser.add_argument(
         "--images", type=Path, help="folder of the pictures (the source's, or one inside it)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    add_settings(parser, data.Splits)
-    for split in data.SPLITS:
+    add_settings(parser, formats.Splits)
+    for split in formats.SPLITS:
         parser.add_argument(
             f"--{split}-list",
             type=Path,
@@ -33,22 +33,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--on-error",
-        choices=data.ON_ERROR,
+        choices=ON_ERROR,
         default="refuse",
         help="what to do about broken or missing pictures, captions without words, bad rows",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    lists = {s: getattr(args, f"{s}_list") for s in data.SPLITS if getattr(args, f"{s}_list")}
-    source, chosen = data.read_source(args.source), given(args, data.Splits)
-    shares = [f"--{split}" for split in data.SPLITS if split in chosen]
+    lists = {s: getattr(args, f"{s}_list") for s in formats.SPLITS if getattr(args, f"{s}_list")}
+    source, chosen = formats.read_source(args.source), given(args, formats.Splits)
+    shares = [f"--{split}" for split in formats.SPLITS if split in chosen]
     if shares and (lists or source.splits):
         where = "the lists" if lists else args.source
         say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
-    splits = data.Splits(**chosen, listed=data.read_split_lists(lists))
-    images = args.images or data.find_images(args.source, source)
-    with lock_folder(args.output, *(f"captions_{split}.json" for split in data.SPLITS)):
-        counts, skipped = data.prepare(source, images, args.output, splits, args.on_error)
+    splits = formats.Splits(**chosen, listed=formats.read_split_lists(lists))
+    images = args.images or formats.find_images(args.source, source)
+    with lock_folder(args.output, *(f"captions_{split}.json" for split in formats.SPLITS)):
+        counts, skipped = formats.prepare(source, images, args.output, splits, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))

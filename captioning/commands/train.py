@@ -1,49 +1,42 @@
-"""`captioning train`: see `captioning.request`."""
+"""`captioning train`: see `captioning.training`."""
 
 import argparse
+from typing import Any
 
+from captioning import config
 from captioning.cnn import CNNChoice, Extraction, keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
-from captioning.config import (
-    DROPOUT,
-    IMAGE_AT,
-    LARGE,
-    SELF_CRITICAL,
-    SMALL,
-    SMALL_SET,
-    ModelConfig,
-    TrainConfig,
-)
+from captioning.config import ModelConfig, TrainConfig
 from captioning.training import TrainingRequest, train_captioner
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Where three defaults are given, they are for fewer than {SMALL_SET:,} pictures, for more,"
-        "\nand for --self-critical.\n\n"
+        f"Where three defaults are given, they are for fewer than {config.SMALL_SET:,} pictures, "
+        "for more,\nand for --self-critical.\n\n"
         "The curves: tensorboard --logdir OUTPUT (pip install 'fastlstm[tensorboard]')"
     )
     add_settings(parser, TrainingRequest)
     group = parser.add_argument_group("model")
     add_decoder(group)
-    defaults = {
-        name: f"{values['small']}, {values['large']}"
-        for name, values in (("dropout", DROPOUT), ("image_at", IMAGE_AT))
-    }
-    add_settings(group, ModelConfig, defaults)
+    by_size: dict[str, Any] = {"dropout": config.DROPOUT, "image_at": config.IMAGE_AT}
+    texts = {name: f"{values['small']}, {values['large']}" for name, values in by_size.items()}
+    add_settings(group, ModelConfig, texts)
     group = parser.add_argument_group("training")
     texts = {name: default_of(name) for name in TrainConfig.__dataclass_fields__}
     texts["batches_of"] = "captions, or pictures with --decoder attention"
-    texts["self_critical"] = f"{SELF_CRITICAL.self_critical} without a number"
-    number = {"nargs": "?", "const": SELF_CRITICAL.self_critical, "metavar": "N"}
+    samples = config.SELF_CRITICAL.self_critical
+    texts["self_critical"] = f"{samples} without a number"
+    number = {"nargs": "?", "const": samples, "metavar": "N"}
     add_settings(group, TrainConfig, texts, self_critical=number)
     add_encoding(parser)
 
 
 def default_of(name: str) -> str:
     """The value of a setting of training, or its three values if they differ."""
-    values = [str(getattr(config, name)) for config in (SMALL, LARGE, SELF_CRITICAL)]
+    stages = (config.SMALL, config.LARGE, config.SELF_CRITICAL)
+    values = [str(getattr(stage, name)) for stage in stages]
     return ", ".join(values if len(set(values)) > 1 else values[:1])
 
 

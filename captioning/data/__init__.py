@@ -10,15 +10,6 @@ from captioning.data.datasets import (
     load_references,
     shuffled,
 )
-from captioning.data.formats import (
-    FORMATS,
-    SPLITS,
-    Splits,
-    find_images,
-    prepare,
-    read_source,
-    read_split_lists,
-)
 from captioning.data.images import (
     EXTENSIONS,
     MAX_PIXELS,

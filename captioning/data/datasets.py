@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -36,20 +37,11 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """Captioned pictures of one split, in the order of their file.
-
-    Attributes:
-        images: the pictures.
-        skipped: what was left out, by reason: {"empty caption": ["annotation 7"], ...}.
-    """
+    """Captioned pictures of one split, in the order of their file."""
 
     images: list[CaptionedImage]
+    # What was left out, by reason: {"caption without words": ["annotation 7"], ...}.
     skipped: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def captions(self) -> list[str]:
-        """The captions of all pictures, in order."""
-        return [caption for image in self.images for caption in image.captions]
 
     @property
     def references(self) -> dict[int, list[str]]:
@@ -67,26 +59,13 @@ def load_coco(
     on_error: str = "refuse",
     need_captions: bool = False,
 ) -> CaptionDataset:
-    """Read a COCO captions file.
+    """Read a COCO captions file, whose info.image_folder stands for an `image_folder` of None.
 
-    Args:
-        annotations: the JSON file, {"images": [...], "annotations": [...]}.
-        image_folder: folder of the pictures' file names; if None, the file's info.image_folder
-            (written by `captioning prepare`, relative to the file).
-        on_error: what to do about captions without words and pictures without a file: "refuse"
-            the data set, or "skip" and count them in the result.
-        need_captions: also skip pictures without a caption, for training and validation.
-
-    Raises:
-        CaptioningError: the file is damaged; ids occur twice; an annotation is of no picture; or
-            something would have to be skipped and `on_error` is "refuse".
+    Captions without words, pictures without a file and, with `need_captions`, without captions are
+    refused or, if `on_error` is "skip", counted in the result. A damaged file is refused.
     """
     check_choice("on_error", on_error, ON_ERROR)
-    data = _read_coco(annotations)
-    coco = COCO()
-    coco.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        coco.createIndex()
+    data, annotations_of = _read_coco(annotations)
     folder = picture_folder(data, annotations, image_folder)
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
@@ -96,7 +75,7 @@ def load_coco(
             skipped["missing picture"].append(str(path))
             continue
         captions = []
-        for annotation in coco.imgToAnns[image["id"]]:
+        for annotation in annotations_of[image["id"]]:
             caption = " ".join(annotation["caption"].split())
             if tokenize(caption):
                 captions.append(caption)
@@ -117,20 +96,18 @@ def load_coco(
 
 def picture_folder(data: Any, annotations: str | Path, given: str | Path | None = None) -> Path:
     """The folder of the pictures of a COCO file: as given, or as the file says."""
-    if given is None:
-        folder = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
-        if folder is None:
-            raise CaptioningError(
-                f"{annotations} does not say where its pictures are: give --images"
-            )
-        if not isinstance(folder, str):
-            raise CaptioningError(
-                f"{annotations}: expected text as image_folder in 'info', got {short(folder)}"
-            )
-        return Path(annotations).parent / folder
-    if not Path(given).is_dir():
-        raise CaptioningError(f"images: {given} is not a folder")
-    return Path(given)
+    if given is not None:
+        if not Path(given).is_dir():
+            raise CaptioningError(f"images: {given} is not a folder")
+        return Path(given)
+    folder = data["info"].get("image_folder") if isinstance(data.get("info"), dict) else None
+    if folder is None:
+        raise CaptioningError(f"{annotations} does not say where its pictures are: give --images")
+    if not isinstance(folder, str):
+        raise CaptioningError(
+            f"{annotations}: expected text as image_folder in 'info', got {short(folder)}"
+        )
+    return Path(annotations).parent / folder
 
 
 def load_references(
@@ -140,43 +117,43 @@ def load_references(
 
     With `need_folder` their paths are those of their files, see `load_coco`.
     """
-    data = _read_coco(annotations)
+    data, annotations_of = _read_coco(annotations)
     folder = picture_folder(data, annotations, image_folder) if need_folder else Path()
-    captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
-    paths = {image["id"]: folder / image["file_name"] for image in data["images"]}
-    return CaptionDataset([CaptionedImage(i, paths[i], texts) for i, texts in captions.items()])
+    captions = {i: [a["caption"] for a in found] for i, found in annotations_of.items()}
+    images = [
+        CaptionedImage(i["id"], folder / i["file_name"], captions.get(i["id"], []))
+        for i in data["images"]
+    ]
+    return CaptionDataset(images)
 
 
-def _read_coco(path: str | Path) -> Any:
+def _read_coco(path: str | Path) -> tuple[Any, defaultdict[int, list[Any]]]:
+    """What is in a COCO captions file, and the annotations of each picture by its id."""
     data = read_json(path, PREPARE)
-    _check_coco(data, path)
-    return data
-
-
-def _check_coco(data: Any, path: str | Path) -> None:
     required = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
     for table, keys in required.items():
         if not isinstance(data, dict) or not isinstance(data.get(table), list):
             raise CaptioningError(
                 f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
             )
-        for row in data[table]:
-            for key in keys:
-                value = row.get(key) if isinstance(row, dict) else None
-                is_id = key.endswith("id")
-                if not (is_picture_id(value) if is_id else isinstance(value, str)):
-                    kind = "an integer of 64 bits" if is_id else "text"
-                    raise CaptioningError(
-                        f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
-                    )
+        for row, key in itertools.product(data[table], keys):
+            value = row.get(key) if isinstance(row, dict) else None
+            kind = "an integer of 64 bits" if key.endswith("id") else "text"
+            if not (is_picture_id(value) if key.endswith("id") else isinstance(value, str)):
+                raise CaptioningError(
+                    f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
+                )
         counts = Counter(row["id"] for row in data[table])
         if twice := [i for i, n in counts.items() if n > 1]:
             raise CaptioningError(f"{path}: ids occur more than once in {table!r}: {twice[:5]}")
     known = {image["id"] for image in data["images"]}
     if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in known]:
         raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
+    coco = COCO()
+    coco.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        coco.createIndex()
+    return data, coco.imgToAnns
 
 
 def is_picture_id(value: Any) -> bool:
@@ -186,48 +163,29 @@ def is_picture_id(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Captions to train on, longest first.
+    """Captions to train on, longest first; all tensors are int64."""
 
-    Attributes:
-        indices: int64 [B], which captions of the set they are.
-        images: int64 [M], rows of the feature table, each picture once.
-        rows: int64 [B], which of `images` each caption describes.
-        captions: int64 [B,T], <start>, the words, <end>, <pad>.
-        lengths: int64 [B], tokens of each caption with <start> and <end>, decreasing.
-    """
-
-    indices: Tensor
-    images: Tensor
-    rows: Tensor
-    captions: Tensor
-    lengths: Tensor
+    indices: Tensor  # [B], which captions of the set they are
+    images: Tensor  # [M], rows of the feature table, each picture once
+    rows: Tensor  # [B], which of `images` each caption describes
+    captions: Tensor  # [B,T], <start>, the words, <end>, <pad>
+    lengths: Tensor  # [B], tokens of each caption with <start> and <end>, decreasing
 
 
 class EncodedCaptions:
-    """All captions of a data set as one table of token indices.
-
-    Args:
-        images: the captions of each picture.
-        vocabulary: the words.
-        max_words: longer captions are cut; `cut` is their number.
-    """
+    """The captions of pictures as one table of tokens; `cut` had more than `max_words` words."""
 
     def __init__(
         self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
     ) -> None:
-        rows = [row for row, captions in enumerate(images) for _ in captions]
-        encoded = [vocabulary.encode(caption) for captions in images for caption in captions]
-        if not encoded:
+        captions = [(row, caption) for row, group in enumerate(images) for caption in group]
+        if not captions:
             raise CaptioningError("there is no caption to train on")
-        limit = max_words + 2
-        self.cut = sum(len(tokens) > limit for tokens in encoded)
-        kept = [
-            torch.tensor(tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]])
-            for tokens in encoded
-        ]
-        self.image = torch.tensor(rows)
-        self.lengths = torch.tensor([len(tokens) for tokens in kept])
-        self.tokens = pad_sequence(kept, batch_first=True, padding_value=PAD).int()
+        self.cut = sum(len(tokenize(caption)) > max_words for _, caption in captions)
+        self.image = torch.tensor([row for row, _ in captions])
+        tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for _, caption in captions]
+        self.lengths = torch.tensor([len(row) for row in tokens])
+        self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -245,8 +203,8 @@ class EncodedCaptions:
     ) -> list[Tensor]:
         """The caption indices of each batch, see `shuffled`.
 
-        With `by_picture` all captions of a picture are in one batch. Then there are as many batches
-        as without, but no more than pictures, and they differ in size if the pictures do.
+        With `by_picture` all captions of a picture are in one batch, and batches differ in size.
+        There are as many of them as without, but no more than pictures.
         """
         if not by_picture:
             return shuffled(len(self), batch_size, seed, epoch)

@@ -31,16 +31,12 @@ FORMATS = {
 
 @dataclass
 class Source:
-    """Captions by file name, and the split and id of each picture if the source has them.
-
-    Attributes:
-        bad_rows: the places and contents of rows that could not be read.
-    """
+    """Captions by file name, and the split and id of each picture if the source has them."""
 
     captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, str] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
-    bad_rows: list[str] = field(default_factory=list)
+    bad_rows: list[str] = field(default_factory=list)  # the places and contents of these
 
 
 def read_source(path: str | Path) -> Source:
@@ -195,14 +191,11 @@ class Splits:
         """The split of each picture, drawn by `seed`."""
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
-        least = int(len(names) >= 3)  # of ten pictures, 5 % are none
-        first = max(round(len(names) * self.val), least if self.val else 0)
-        second = round(len(names) * (self.val + self.test))
-        second = max(second, first + (least if self.test else 0))
-        return {
-            name: "val" if i < first else "test" if i < second else "train"
-            for i, name in enumerate(names)
-        }
+        least = len(names) >= 3  # of ten pictures, 5 % are none
+        first = max(round(len(names) * self.val), least and self.val > 0)
+        second = max(round(len(names) * (self.val + self.test)), first + (least and self.test > 0))
+        split = lambda i: "val" if i < first else "test" if i < second else "train"
+        return {name: split(i) for i, name in enumerate(names)}
 
 
 def prepare(
@@ -280,10 +273,9 @@ def _match(
     splits: Mapping[str, str], names: Iterable[str]
 ) -> tuple[dict[str, str | None], list[str]]:
     """The split of each picture, and the names in `splits` that no picture has."""
-    stems = {}
-    for name in names:
-        stem, extension = os.path.splitext(name)
-        stems[name] = stem if extension.lower() in EXTENSIONS else name  # not x.jpg of x.jpg.1
+    # Not x.jpg of x.jpg.1.
+    is_picture = lambda name: os.path.splitext(name)[1].lower() in EXTENSIONS
+    stems = {n: os.path.splitext(n)[0] if is_picture(n) else n for n in names}
     found = {name: splits.get(name, splits.get(stem)) for name, stem in stems.items()}
     known = {*stems, *stems.values()}
     return found, [name for name in splits if name not in known]
@@ -293,12 +285,9 @@ def _coco(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
     ids = {name: source.ids.get(name, i) for i, name in enumerate(source.captions, 1)}
-    images = [{"id": ids[name], "file_name": name} for name in names]
-    captions = [(ids[name], caption) for name in names for caption in kept[name]]
-    annotations = [
-        {"id": i, "image_id": picture, "caption": caption}
-        for i, (picture, caption) in enumerate(captions, 1)
-    ]
-    if twice := [i for i, n in Counter(image["id"] for image in images).items() if n > 1]:
+    if twice := [i for i, n in Counter(ids[name] for name in names).items() if n > 1]:
         raise CaptioningError(f"several pictures have the same id: {twice[:5]}")
+    images = [{"id": ids[name], "file_name": name} for name in names]
+    captions = ({"image_id": ids[name], "caption": text} for name in names for text in kept[name])
+    annotations = [{"id": i, **caption} for i, caption in enumerate(captions, 1)]
     return {"info": info, "images": images, "annotations": annotations}

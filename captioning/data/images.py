@@ -5,10 +5,9 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from captioning.config import MAX_SIDE
 from captioning.console import short
-from captioning.errors import CaptioningError
+from captioning.errors import CaptioningError, naming
 
 # The formats that are opened. Pillow reads others too; one of them (EPS) is a
 # program that it would run in Ghostscript.
@@ -41,13 +40,8 @@ def load_image(
 ) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), transparency on white, any bit depth.
 
-    Args:
-        path: file name or binary file.
-        min_side: the JPEG decoder may shrink the picture, to no less than this side.
-        max_pixels: a picture with more, by its header, is refused.
-
-    Raises:
-        ImageError: the file is missing, in none of `FORMATS`, broken or too large.
+    The JPEG decoder may shrink it, to no less than `min_side`. It is an ImageError if the file is
+    missing, in none of `FORMATS`, broken, or has more than `max_pixels` by its header.
     """
     where = f"{path}: " if isinstance(path, (str, Path)) else ""
     if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
@@ -100,33 +94,21 @@ def data_uri(image: Image.Image) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
-        top = (
-            65535.0 if image.mode.startswith("I") else max(cast(float, image.getextrema()[1]), 1e-9)
-        )
-        return _by_strips(image, lambda strip: _to_8_bits(strip, top))
+        top = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
+        return image.point(lambda value: value * (255 / top)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _by_strips(image, _on_white)
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert some rows at a time, because intermediate images are several times as large."""
-    out = Image.new("RGB", image.size)
+def _on_white(image: Image.Image) -> Image.Image:
+    """Some rows at a time, because the whole picture would be in memory several times."""
+    white = Image.new("RGB", image.size, "white")
     rows = max(1, 2**20 // image.width)
     for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        out.paste(convert(image.crop(box)), box)
-    return out
-
-
-def _to_8_bits(image: Image.Image, top: float) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    return Image.fromarray((values.clip(0, top) * 255 / top).astype(np.uint8)).convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white.paste(strip, (0, top), strip)
+    return white
 
 
 @dataclass(frozen=True)
@@ -134,36 +116,25 @@ class Transform:
     """The input of a pretrained CNN: a square of the picture or all of it, normalised.
 
     It is kept in every checkpoint, so that captioning treats pictures as training did.
-
-    Args:
-        resize_size: length of the shorter side before the crop.
-        crop_size: side of the square cut from the middle.
-        mean: mean per channel, of values in 0..1.
-        std: standard deviation per channel.
-        interpolation: "bilinear", "bicubic" or "lanczos".
-        squash: fit the whole picture into the square instead of cropping the middle.
     """
 
-    resize_size: int
-    crop_size: int
-    mean: tuple[float, ...]
+    resize_size: int  # length of the shorter side before the crop
+    crop_size: int  # side of the square cut from the middle
+    mean: tuple[float, ...]  # of each channel, whose values are in 0..1
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    squash: bool = False
+    squash: bool = False  # fit all of the picture into the square, instead of cropping
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
-            raise CaptioningError(
-                f"transform: expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
-                f"{self.crop_size} and {self.resize_size}"
-            )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise CaptioningError(
-                f"transform: expected a mean and a std for each of three channels, got {self.mean} "
-                f"and {self.std}"
-            )
-        if self.interpolation.upper() not in Image.Resampling.__members__:
-            raise CaptioningError(f"transform: no interpolation {short(self.interpolation)}")
+        with naming("transform"):
+            if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
+                told = f"expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
+                raise CaptioningError(f"{told}{self.crop_size} and {self.resize_size}")
+            if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+                told = "expected a mean and a std for each of three channels, got "
+                raise CaptioningError(f"{told}{self.mean} and {self.std}")
+            if self.interpolation.upper() not in Image.Resampling.__members__:
+                raise CaptioningError(f"no interpolation {short(self.interpolation)}")
 
     def view(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the CNN sees, before normalisation."""
@@ -181,10 +152,14 @@ class Transform:
         pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
         return self.normalize(pixels)
 
+    def load(self, path: Path) -> Tensor | str:
+        """The input of the CNN, of a picture's file; or what is wrong with that."""
+        try:
+            return self(load_image(path, 2 * self.resize_size))
+        except ImageError as error:
+            return str(error)
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels [...,3,H,W] from 0 to 1, normalised."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from captioning.console import short
 from captioning.data.tokenizer import detokenize, tokenize
@@ -12,11 +13,7 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 
 class Vocabulary:
-    """The words of a captioner: <pad> <start> <end> <unk>, then the most frequent first.
-
-    Args:
-        words: every word, the four special ones first.
-    """
+    """The words of a captioner: <pad> <start> <end> <unk>, then the most frequent first."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
@@ -51,10 +48,5 @@ class Vocabulary:
 
     def decode(self, indices: Iterable[int]) -> str:
         """The caption up to <end>, without special words except <unk>."""
-        words = []
-        for i in indices:
-            if i == END:
-                break
-            if i not in (PAD, START):
-                words.append(self.words[i])
-        return detokenize(words)
+        written = takewhile(lambda i: i != END, indices)
+        return detokenize([self.words[i] for i in written if i not in (PAD, START)])

@@ -14,7 +14,6 @@ from captioning.cnn import CNNChoice, FeatureTable
 from captioning.config import TrainConfig
 from captioning.console import say
 from captioning.demo import scenes
-from captioning.errors import CaptioningError
 from captioning.files import lock_folder, write_json
 from captioning.model import DECODERS, Checkpoint, load_checkpoint
 from captioning.search import best_captions
@@ -75,8 +74,7 @@ def demo(
         return _report(output, lstm, tables, start)
 
 
-_FILES = ["report.html", "contact_sheet.png"]
-_FILES += [f"results_{split}.json" for split in TEXT]
+_FILES = ["report.html", "contact_sheet.png", *(f"results_{split}.json" for split in TEXT)]
 
 
 def _report(
@@ -98,9 +96,8 @@ def _report(
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    maps_for = results.file_maps(checkpoint)
     title, parts = "Captions of drawn scenes", list(sections.values())
-    results.write_report(report, title, text, parts, history, maps_for)
+    results.write_report(report, title, text, parts, history, checkpoint)
     results.write_contact_sheet(sheet, title, parts, history)
     for split, section in sections.items():
         written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]
@@ -114,25 +111,16 @@ def _report(
 
 
 def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:
-    try:
-        return {image.id: scenes.Facts(**(image.facts or {})) for image in table.images}
-    except TypeError as error:
-        raise CaptioningError(f"the scenes are damaged, remove them: {error}") from error
+    return {image.id: scenes.Facts(**(image.facts or {})) for image in table.images}
 
 
 def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str) -> results.Section:
     written = best_captions(checkpoint.model, checkpoint.vocabulary, table.read(), table.ids)
-    truth = _truth(table)
-    pictures = [
-        results.Picture(
-            image.id,
-            image.path,
-            written[image.id],
-            image.captions,
-            scenes.parse(written[image.id]) == truth[image.id],
-        )
-        for image in table.images
-    ]
+    truth, pictures = _truth(table), []
+    for image in table.images:
+        caption = written[image.id]
+        right = scenes.parse(caption) == truth[image.id]
+        pictures.append(results.Picture(image.id, image.path, caption, image.captions, right))
     scores = results.score_captions(written, table.references)
     return results.Section(split, TEXT[split], pictures, scores, scenes.fact_scores(written, truth))
 

@@ -58,9 +58,6 @@ class Facts(NamedTuple):
     place: str
 
 
-# Drawing ----------------------------------------------------------------------------------------
-
-
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: tuple[int, ...]
 ) -> None:
@@ -88,9 +85,8 @@ def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int
 
 def new_canvas(rng: random.Random, background: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """A canvas of twice the picture's size; `Image.reduce(2)` then smooths the edges."""
-    canvas = Image.new(
-        "RGB", (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), jitter(rng, BACKGROUNDS[background], 8)
-    )
+    color = jitter(rng, BACKGROUNDS[background], 8)
+    canvas = Image.new("RGB", (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), color)
     return canvas, ImageDraw.Draw(canvas)
 
 
@@ -106,18 +102,10 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     turn = rng.uniform(0, 2 * math.pi)
     for i in range(facts.count):
         angle = turn + 2 * math.pi * i / facts.count
-        draw_shape(
-            draw,
-            facts.shape,
-            2 * (x + circle * math.sin(angle)),
-            2 * (y - circle * math.cos(angle)),
-            2 * radius,
-            jitter(rng, COLORS[facts.color], 12),
-        )
+        middle = 2 * (x + circle * math.sin(angle)), 2 * (y - circle * math.cos(angle))
+        color = jitter(rng, COLORS[facts.color], 12)
+        draw_shape(draw, facts.shape, *middle, 2 * radius, color)
     return canvas.reduce(2)
-
-
-# Captions ---------------------------------------------------------------------------------------
 
 
 def captions(facts: Facts) -> list[str]:
@@ -138,12 +126,8 @@ def _one_of(words: Iterable[str]) -> str:
     return f"({'|'.join(words)})"
 
 
-_GROUP = re.compile(
-    " ".join(
-        [r"\b" + _one_of(COUNTS.values()), *(_one_of(words) for words in (SIZES, COLORS, SHAPES))]
-    )
-    + r"s?\b"
-)
+_WORDS: tuple[Iterable[str], ...] = (COUNTS.values(), SIZES, COLORS, SHAPES)
+_GROUP = re.compile(rf"\b{' '.join(map(_one_of, _WORDS))}s?\b")
 _BACKGROUND = re.compile(rf"\b{_one_of(BACKGROUNDS)}\b")
 _PLACE = re.compile(_one_of(PLACES))
 _NUMBER = {word: number for number, word in COUNTS.items()}
@@ -170,8 +154,6 @@ def fact_scores(written: dict[int, str], truth: dict[int, Facts]) -> dict[str, f
     return {name: count / len(truth) for name, count in right.items()}
 
 
-# The data set -----------------------------------------------------------------------------------
-
 Combination = tuple[int, str, str, str, str]
 
 
@@ -181,9 +163,7 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
     Full combinations are held out, not pairs: a captioner that never saw a green star cannot name
     one, but one that saw small green stars and pairs of red stars should name two green stars.
     """
-    combinations: list[Combination] = list(
-        itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS)
-    )
+    combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
     seen = [c for c in combinations if c not in unseen]
     assert {c[2:4] for c in seen} == set(itertools.product(COLORS, SHAPES))

@@ -36,9 +36,7 @@ def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
 def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
     """Lock files, None among them ignored, and check that they can be written, before the work.
 
-    Raises:
-        CaptioningError: one cannot be written, or another process holds its lock and `wait` is
-            False.
+    It is a CaptioningError if another process holds the lock of one, unless `wait` is True.
     """
     with contextlib.ExitStack() as stack:
         for path in filter(None, paths):
@@ -80,7 +78,10 @@ def _acquire(lock: Any, what: Path, wait: bool) -> None:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            holder = _read(path) or "another process"
+            holder = ""
+            with contextlib.suppress(OSError):  # it is gone, or Windows lets nobody read it
+                holder = path.read_text(errors="replace")
+            holder = holder or "another process"
             if not wait:
                 raise CaptioningError(f"{what} is being written by {holder}") from error
             say(f"waiting for {holder}, which writes {what}", error=True)
@@ -92,10 +93,3 @@ def _acquire(lock: Any, what: Path, wait: bool) -> None:
     else:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:  # it is gone, or Windows lets nobody read it
-        return ""

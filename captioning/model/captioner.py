@@ -8,9 +8,23 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.config import ModelConfig
 from captioning.model.decoders import Decoder, decoder_class
-from captioning.model.encoder import EncoderCNN
 from captioning.model.loss import linear_cross_entropy
 from captioning.model.neighbors import Neighbors
+
+
+class EncoderCNN(nn.Module):
+    """Features of the frozen CNN to vectors of `embed_size`, by a Linear and a BatchNorm1d."""
+
+    def __init__(self, feature_size: int, embed_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_size, embed_size)
+        self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features [B,C] or [B,cells,C] to [B,E] or [B,cells,E]."""
+        if not torch.is_autocast_enabled(features.device.type):  # which casts float16 by itself
+            features = features.to(self.linear.weight.dtype)
+        return self.bn(self.linear(features).flatten(0, -2)).unflatten(0, features.shape[:-1])
 
 
 class Captioner(nn.Module):
@@ -31,10 +45,7 @@ class Captioner(nn.Module):
         """Set the output layer's bias to the log frequency of each word.
 
         The loss then begins near the entropy of single words instead of log(vocab_size), and the
-        first steps need not learn which words are rare.
-
-        Args:
-            captions: token indices of each caption, <start> and <end> included.
+        first steps need not learn which words are rare. Captions have their <start> and <end>.
         """
         predicted = torch.tensor([token for caption in captions for token in caption[1:]])
         counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # no word is impossible

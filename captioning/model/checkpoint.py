@@ -27,19 +27,12 @@ FORMAT = "fastlstm.captioning/1"
 
 @dataclass(frozen=True)
 class CNNIdentity:
-    """Which frozen CNN the features come from, so that captioning uses the same one.
-
-    Args:
-        config: its name, weights and pooling.
-        transform: the preparation of its pictures.
-        fingerprint: `FrozenCNN.fingerprint`.
-        weights: the CNN's weights if they have no name (imported captioners).
-        origin: the checkpoint's name in messages.
-    """
+    """Which frozen CNN the features come from, so that captioning uses the same one."""
 
     config: CNNConfig
     transform: Transform
     fingerprint: str
+    # Those of an imported captioner, which have no name; and the checkpoint's name in messages.
     weights: dict[str, torch.Tensor] | None = field(default=None, compare=False)
     origin: str = field(default="this captioner", compare=False)
 
@@ -49,11 +42,7 @@ class CNNIdentity:
         return cls(cnn.config, cnn.transform, cnn.fingerprint())
 
     def load(self) -> FrozenCNN:
-        """The CNN, with the transform of the checkpoint.
-
-        Raises:
-            CaptioningError: this machine's weights differ from those that trained the captioner.
-        """
+        """The CNN; a CaptioningError if its weights here are not those that it was trained on."""
         cnn = load_cnn(self.config)
         if self.weights is not None:
             what = f"{self.origin}: weights of its CNN"
@@ -87,7 +76,7 @@ class Checkpoint:
             "weights": self.model.state_dict(),
             "cnn": {
                 "config": asdict(self.cnn.config),
-                "transform": self.cnn.transform.to_dict(),
+                "transform": asdict(self.cnn.transform),
                 "fingerprint": self.cnn.fingerprint,
                 "weights": self.cnn.weights,
             },
@@ -157,32 +146,21 @@ def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Ca
         )
     check_numbers(weights, "weights")
     _check_sizes(config, weights)
-    try:
-        model = Captioner(config, lstm)
-    except RuntimeError as error:
-        raise CaptioningError(f"model: expected valid sizes, got {settings}") from error
+    model = Captioner(config, lstm)
     check_fit(model.state_dict(), weights, "weights")
     model.load_state_dict(dict(weights))
     return model
 
 
 def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
-    """Refuse sizes that the weights do not have, before memory is allocated for them.
+    """Refuse sizes that the weights do not explain, before memory is allocated for them.
 
     The model then takes a few times the memory of the weights. (On the device "meta" it would show
     all shapes, but that imports PyTorch's compiler.)
     """
-    shapes = {
-        "encoder.linear.weight": (config.embed_size, config.feature_size),
-        "decoder.linear.weight": (config.vocab_size, config.hidden_size),
-    }
-    for name, shape in shapes.items():
-        found = tuple(getattr(weights.get(name), "shape", ()))
-        if found != shape:
-            raise CaptioningError(f"weights: expected {name} {shape}, got {found or 'none'}")
-    embed_size, hidden_size = config.embed_size, config.hidden_size
-    least = embed_size * (config.vocab_size + config.grid + hidden_size)
-    least += config.num_layers * hidden_size**2
+    embed_size, hidden_size, words = config.embed_size, config.hidden_size, config.vocab_size
+    least = embed_size * (config.feature_size + words + config.grid + hidden_size)
+    least += hidden_size * (words + config.num_layers * hidden_size)
     numbers = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
     if least > numbers:
         sizes = f"embed_size {embed_size}, hidden_size {hidden_size}, {config.num_layers} layers"

@@ -37,10 +37,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         block: int,
     ) -> tuple[Tensor, Tensor]:
         need_grad = any(ctx.needs_input_grad[:3])
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-        else:
-            dtype = hidden.dtype
+        dtype, device = hidden.dtype, hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         score_dtype = torch.promote_types(dtype, torch.float32)
         w, b = weight.detach().to(dtype), bias.detach().to(dtype)
         loss = hidden.new_zeros((), dtype=score_dtype)
@@ -86,13 +85,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        return (
-            *(
-                torch.mul(saved, grad, out=saved.new_empty(saved.shape, dtype=dtype))
-                for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            ),
-            *[None] * 4,
+        gradients = (
+            torch.mul(saved, grad, out=saved.new_empty(saved.shape, dtype=dtype))
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
+        return (*gradients, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -117,7 +114,6 @@ def linear_cross_entropy(
         The sum, a scalar in float32, or float64 for float64 input, differentiable once; and the sum
         without weights and label smoothing, the one to compare, which has no gradient.
     """
-    result: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(
+    return _LinearCrossEntropy.apply(
         hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing, block
     )
-    return result

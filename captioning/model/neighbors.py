@@ -8,6 +8,7 @@ Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -25,30 +26,16 @@ from captioning.model.tensors import check_numbers
 
 NEAREST = 40  # training pictures that a new one is compared with
 TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
-# What damaged tensors raise.
-_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
+@dataclass(eq=False)
 class Neighbors:
-    """Training pictures with their features and captions.
+    """Training pictures with their features and captions."""
 
-    Args:
-        mean: [C], of the features of all of them.
-        directions: [N,C], the features of each minus the mean, scaled to length 1.
-        captions: the tokens of each picture's captions, without <start>.
-        weight: what a CIDEr-D of 1 against the captions of similar pictures adds to the score of a
-            hypothesis of beam search.
-    """
-
-    def __init__(
-        self,
-        mean: Tensor,
-        directions: Tensor,
-        captions: Sequence[Sequence[Sequence[int]]],
-        weight: float,
-    ) -> None:
-        self.mean, self.directions = mean, directions
-        self.captions, self.weight = captions, weight
+    mean: Tensor  # [C], of the features of all of them
+    directions: Tensor  # [N,C], the features of each minus the mean, scaled to length 1
+    captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
+    weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
     @classmethod
     def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
@@ -56,9 +43,8 @@ class Neighbors:
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
-        captions = [[vocabulary.encode(c)[1:] for c in image.captions] for image in table.images]
-        directions = F.normalize(features - mean, dim=1)
-        return cls(mean, directions.half().float(), captions, weight)  # as `state_dict` keeps them
+        directions = F.normalize(features - mean, dim=1).half()  # as `state_dict` keeps them
+        return cls(mean, directions.float(), table.tokens(vocabulary), weight)
 
     @cached_property
     def cider(self) -> CiderD:
@@ -96,11 +82,7 @@ class Neighbors:
 
     @classmethod
     def from_state_dict(cls, state: Any, feature_size: int) -> "Neighbors":
-        """From what `state_dict` gave.
-
-        Raises:
-            CaptioningError: it is something else.
-        """
+        """From what `state_dict` gave; a CaptioningError if it is something else."""
         try:
             check_numbers(state, "neighbors")
             mean, directions, counts, lengths, tokens = (
@@ -121,7 +103,7 @@ class Neighbors:
             weight = float(state["weight"])
             if not 0 <= weight < math.inf:
                 raise ValueError(f"a weight of {weight}")
-        except _DAMAGE as error:
+        except Exception as error:  # damaged tensors raise anything
             raise CaptioningError(
                 f"neighbors: expected pictures and captions of {feature_size} features, got: "
                 f"{short(str(error))}"

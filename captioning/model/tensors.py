@@ -70,16 +70,16 @@ def check_fit(expected: Mapping[str, Tensor], given: Any, what: str) -> None:
     if not isinstance(given, Mapping):
         raise CaptioningError(f"{what}: expected tensors by name, got {type(given).__name__}")
     for name, tensor in expected.items():
-        shape = tuple(tensor.shape)
-        if name not in given:
-            if name.endswith("num_batches_tracked"):
-                continue  # PyTorch before 0.4.1 did not count them
-            raise CaptioningError(f"{what}: expected {name} {shape}, got none")
-        found = given[name]
-        if not isinstance(found, Tensor):
-            raise CaptioningError(f"{what}: expected {name} {shape}, got {type(found).__name__}")
-        if found.shape != shape or found.is_floating_point() != tensor.is_floating_point():
-            kind = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}"
-            raise CaptioningError(f"{what}: expected {name} {shape}, got {kind}")
+        found = given.get(name)
+        if isinstance(found, Tensor):
+            floating = found.is_floating_point() == tensor.is_floating_point()
+            if floating and found.shape == tensor.shape:
+                continue
+            got = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}"
+        elif name not in given and name.endswith("num_batches_tracked"):
+            continue  # PyTorch before 0.4.1 did not count them
+        else:
+            got = type(found).__name__ if name in given else "none"
+        raise CaptioningError(f"{what}: expected {name} {tuple(tensor.shape)}, got {got}")
     if unknown := [name for name in given if name not in expected]:
         raise CaptioningError(f"{what}: expected no {unknown[0]}")

@@ -5,6 +5,7 @@ vocabulary by an unpickler that loads no class but a plain container.
 """
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,5 @@ def import_yunjey(
         raise CaptioningError(
             f"{encoder} and {decoder} are not an encoder with {cnn} and its decoder: {error}"
         ) from error
-    identity = CNNIdentity(
-        frozen.config, frozen.transform, frozen.fingerprint(), frozen.state_dict()
-    )
+    identity = replace(CNNIdentity.of(frozen), weights=frozen.state_dict())
     return Checkpoint(model, words, identity, {})

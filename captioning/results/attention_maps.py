@@ -1,7 +1,7 @@
 """Where a decoder looked for each word, over the picture (Xu et al., 2015, figure 2)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioning.cnn import FrozenCNN
-from captioning.data import END, UNK, ImageError, data_uri, load_image, tokenize
+from captioning.data import END, UNK, data_uri, load_image, tokenize
 from captioning.model import Attentive, Checkpoint
 
 
@@ -39,11 +39,7 @@ class AttentionMaps:
 def compute_maps(
     checkpoint: Checkpoint, cnn: FrozenCNN, image: Image.Image, words: Sequence[str]
 ) -> AttentionMaps | None:
-    """Where a captioner looked when it wrote `words`, without <end>, about an RGB picture.
-
-    Returns:
-        One map for each word; None if its decoder has no attention.
-    """
+    """Where a captioner looked when it wrote `words`, without <end>; None without attention."""
     model, index = checkpoint.model, checkpoint.vocabulary.index
     if not isinstance(model.decoder, Attentive):
         return None
@@ -57,25 +53,11 @@ def compute_maps(
 
 
 def file_maps(
-    checkpoint: Checkpoint, cnn: FrozenCNN | None = None
-) -> Callable[[Path, str], AttentionMaps | None] | None:
-    """Returns a function that makes the maps of a picture, given its file and its caption.
-
-    It returns None for a picture that cannot be read. If the decoder has no attention, there is no
-    such function, and None is returned. The CNN is loaded if it is not given.
-    """
-    if not isinstance(checkpoint.model.decoder, Attentive):
-        return None
-    frozen = cnn or checkpoint.cnn.load()
-
-    def maps_for(path: Path, caption: str) -> AttentionMaps | None:
-        try:
-            image = load_image(path, 2 * frozen.transform.resize_size)
-        except ImageError:
-            return None  # the report says so in place of the picture
-        return compute_maps(checkpoint, frozen, image, tokenize(caption))
-
-    return maps_for
+    checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str
+) -> AttentionMaps | None:
+    """`compute_maps` for a picture's file and its caption."""
+    image = load_image(path, 2 * cnn.transform.resize_size)
+    return compute_maps(checkpoint, cnn, image, tokenize(caption))
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:

@@ -7,7 +7,6 @@ from captioning.data import CaptionDataset, is_picture_id
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.model import load_checkpoint, training_history
-from captioning.results.attention_maps import file_maps
 from captioning.results.metrics import Scores, score_captions
 from captioning.results.report import Picture, Section, write_report
 
@@ -31,11 +30,7 @@ def read_results(path: str | Path) -> dict[int, str]:
 
 
 def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = False) -> Scores:
-    """Score results; pictures of the data set without a caption are noted.
-
-    Raises:
-        CaptioningError: results of pictures that the data set does not have.
-    """
+    """Score results, all of pictures of the data set; those without a caption are noted."""
     references = dataset.references
     if unknown := [i for i in results if i not in references]:
         raise CaptioningError(
@@ -67,8 +62,6 @@ def write_evaluation(
         if image.id in results
     ]
     section = Section(name, f"{len(pictures)} pictures", pictures, scores)
-    maps_for, history = None, []
-    if captioner:
-        checkpoint = load_checkpoint(captioner)
-        maps_for, history = file_maps(checkpoint), training_history(checkpoint, captioner)
-    write_report(path, "Evaluation of captions", "", [section], history, maps_for)
+    checkpoint = load_checkpoint(captioner) if captioner else None
+    history = training_history(checkpoint, captioner) if checkpoint and captioner else []
+    write_report(path, "Evaluation of captions", "", [section], history, checkpoint)

@@ -4,6 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +20,33 @@ INK, ACCENT = "#22303c", "#2a6f97"
 MAX_SHEET = 300  # pictures; matplotlib draws at most 65,536 pixels
 
 
-def _plt() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams |= {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#9aa5ae",
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": "#5c6b77",
-        "ytick.color": "#5c6b77",
-        "svg.fonttype": "path",
-    }
-    return plt
+# By the label of their axis; they are drawn if a history has the first of them.
+_CURVES = {
+    "loss (nats per word)": ("loss", "val_loss"),
+    "reward (CIDEr-D of samples)": ("reward",),
+    "CIDEr-D (validation)": ("CIDEr-D",),
+}
 
 
-def _draw_training(axes: Any, history: History) -> None:
-    if "reward" in history[0]:
-        curves, label = ["reward"], "reward (CIDEr-D of samples)"
-    else:
-        curves, label = ["loss", "val_loss"], "loss (nats per word)"
-    for curve, color in zip(curves, (INK, ACCENT), strict=False):
-        entries = [entry for entry in history if curve in entry]
-        if entries:
-            name = "validation" if curve == "val_loss" else "training"
-            values = [entry[curve] for entry in entries]
-            axes.plot([entry["epoch"] for entry in entries], values, color=color, label=name)
+def curves(history: History) -> list[Callable[[Any], None]]:
+    """What draws the curves that a history has."""
+    return [
+        partial(_draw_curves, history=history, names=names, label=label)
+        for label, names in _CURVES.items()
+        if any(names[0] in entry for entry in history)
+    ]
+
+
+def _draw_curves(axes: Any, history: History, names: Sequence[str], label: str) -> None:
+    for name in names:
+        color, kind = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
+        points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, label=kind)
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
-    _label_epochs(axes, label)
-
-
-def _draw_cider(axes: Any, history: History) -> None:
-    validated = [e for e in history if "CIDEr-D" in e]
-    axes.plot([e["epoch"] for e in validated], [e["CIDEr-D"] for e in validated], color=ACCENT)
-    _label_epochs(axes, "CIDEr-D (validation)")
-
-
-def _label_epochs(axes: Any, label: str) -> None:
     axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def curves(history: History) -> Sequence[Callable[[Any, History], None]]:
-    """What draws the curves that a history has."""
-    if not history:
-        return ()
-    validated = any("CIDEr-D" in entry for entry in history)
-    return (_draw_training, _draw_cider) if validated else (_draw_training,)
 
 
 def histogram(axes: Any, scores: Sequence[float]) -> None:
@@ -82,23 +57,32 @@ def histogram(axes: Any, scores: Sequence[float]) -> None:
 
 def new_figure(size: tuple[float, float]) -> Any:
     """An empty figure of a size in inches, whose parts find their places themselves."""
-    return _plt().figure(figsize=size, layout="constrained")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams |= {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa5ae",
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": "#5c6b77",
+        "ytick.color": "#5c6b77",
+    }
+    return Figure(size, layout="constrained")
 
 
 def save(figure: Any, path: str | Path, dpi: int) -> None:
-    """Write a figure as PNG, and forget it."""
+    """Write a figure as PNG."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
-    _plt().close(figure)
 
 
-def svg(draw: Callable[..., None], size: tuple[float, float], *data: Any) -> str:
-    """What ``draw(axes, *data)`` draws, for an HTML page; the size is in inches."""
-    plt = _plt()
-    figure, axes = plt.subplots(figsize=size)
-    draw(axes, *data)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
-    plt.close(figure)
+def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
+    """What ``draw(axes)`` draws, for an HTML page; the size is in inches."""
+    figure, buffer = new_figure(size), io.StringIO()
+    draw(figure.subplots())
+    figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 

@@ -19,21 +19,11 @@ from captioning.errors import CaptioningError
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a set of captions.
-
-    Attributes:
-        overall: score of the whole set by name; CIDEr-D is 0..10, the others 0..1.
-        per_image: the same for each picture.
-        notes: what a reader must know about the scores.
-    """
+    """The scores of a set of captions, by name; CIDEr-D is 0..10, the others 0..1."""
 
     overall: dict[str, float]
     per_image: dict[int, dict[str, float]]
-    notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"scores": self.overall, "notes": self.notes, "per_image": self.per_image}
+    notes: list[str]  # what a reader must know about the scores
 
     def __str__(self) -> str:
         line = "  ".join(f"{name} {value:.3f}" for name, value in self.overall.items())
@@ -51,14 +41,12 @@ def score_captions(
         meteor: whether to add METEOR, if there is Java.
 
     Raises:
-        CaptioningError: no captions, a picture without references, or pycocoevalcap is missing.
+        CaptioningError: no captions, or a picture without references.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise CaptioningError("scores need pycocoevalcap: pip install pycocoevalcap") from error
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     if not captions:
         raise CaptioningError("there is no caption to score")
     if unknown := [i for i in captions if not references.get(i)]:

@@ -3,27 +3,21 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from captioning.data import ImageError, data_uri
 from captioning.files import render, write_text
-from captioning.results.attention_maps import AttentionMaps
-from captioning.results.figures import (
-    INK,
-    History,
-    curves,
-    fill,
-    histogram,
-    new_figure,
-    save,
-    small,
-    svg,
-)
+from captioning.model import Attentive, Checkpoint
+from captioning.results import figures
+from captioning.results.attention_maps import AttentionMaps, file_maps
+from captioning.results.figures import History, fill
 from captioning.results.metrics import Scores
 
-MapsFor = Callable[[Path, str], AttentionMaps | None]  # see `attention_maps.file_maps`
-COLORS = {True: "#2e7d4f", False: "#b3402e", None: INK}  # of a caption, by whether it is right
+MapsFor = Callable[[Path, str], AttentionMaps | None]
+# Of a caption, by whether it is right.
+COLORS = {True: "#2e7d4f", False: "#b3402e", None: figures.INK}
 
 
 @dataclass(frozen=True)
@@ -50,11 +44,14 @@ class Section:
     scores: Scores
     facts: Mapping[str, float] = field(default_factory=dict)
 
+    def score(self, picture: Picture) -> float:
+        """The CIDEr-D of its caption."""
+        return self.scores.per_image[picture.id]["CIDEr-D"]
+
 
 def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[Picture]]:
     """Random, best and worst pictures of a section by CIDEr-D."""
-    score = {p.id: section.scores.per_image[p.id]["CIDEr-D"] for p in section.pictures}
-    ordered = sorted(section.pictures, key=lambda p: -score[p.id])
+    ordered = sorted(section.pictures, key=section.score, reverse=True)
     drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
     return {"Drawn at random": drawn, "Best": ordered[:each], "Worst": ordered[::-1][:each]}
 
@@ -65,13 +62,16 @@ def write_report(
     text: str,
     sections: Sequence[Section],
     history: History = (),
-    maps_for: MapsFor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Write one HTML file that needs no other file.
 
     `text` is the paragraph below the title, `history` the epochs of training, for the curves, and
-    `maps_for` makes the attention maps of the pictures that are shown.
+    `checkpoint` the captioner, for its attention maps.
     """
+    maps_for = None
+    if checkpoint and isinstance(checkpoint.model.decoder, Attentive):
+        maps_for = partial(file_maps, checkpoint, checkpoint.cnn.load())
     page = render(
         "results/report.html",
         title=title,
@@ -79,7 +79,7 @@ def write_report(
         scores={s.title: s.scores.overall for s in sections},
         notes={note: s.title for s in sections for note in s.scores.notes},
         facts={s.title: s.facts for s in sections if s.facts},
-        curves=[svg(draw, (4.8, 2.9), history) for draw in curves(history)],
+        curves=[figures.svg(draw, (4.8, 2.9)) for draw in figures.curves(history)],
         sections=[_shown(section, maps_for) for section in sections],
         wide=maps_for is not None,
     )
@@ -88,23 +88,24 @@ def write_report(
 
 def _shown(section: Section, maps_for: MapsFor | None) -> dict[str, Any]:
     """What the report shows of a section."""
-    scores = {p.id: section.scores.per_image[p.id]["CIDEr-D"] for p in section.pictures}
+    scores = [section.score(picture) for picture in section.pictures]
     return {
         "title": section.title,
         "text": section.text,
-        "histogram": svg(histogram, (4.8, 2.2), list(scores.values())),
+        "histogram": figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2)),
         "groups": {
-            heading: [_figure(p, scores[p.id], maps_for) for p in pictures]
+            heading: [_figure(p, section.score(p), maps_for) for p in pictures]
             for heading, pictures in choose(section).items()
         },
     }
 
 
 def _figure(picture: Picture, score: float, maps_for: MapsFor | None) -> dict[str, Any]:
-    maps = maps_for(picture.path, picture.caption) if maps_for else None
-    shown = {"picture": picture, "score": score, "panels": maps.panels() if maps else None}
+    shown: dict[str, Any] = {"picture": picture, "score": score}
     try:
-        return shown | {"uri": data_uri(small(picture.path))}
+        shown["uri"] = data_uri(figures.small(picture.path))
+        maps = maps_for(picture.path, picture.caption) if maps_for else None
+        return shown | {"panels": maps and maps.panels()}
     except ImageError as error:
         return shown | {"error": str(error)}
 
@@ -114,7 +115,7 @@ def write_contact_sheet(
 ) -> None:
     """Write a PNG: random pictures of each section with captions and a reference, and curves."""
     heights = [5.8] * len(sections) + [2.9] * bool(history)
-    figure = new_figure((11, sum(heights) + 0.7))
+    figure = figures.new_figure((11, sum(heights) + 0.7))
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     figure.suptitle(title, x=0.03, ha="left", fontsize=17, fontweight="bold")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
@@ -125,7 +126,7 @@ def write_contact_sheet(
         part.suptitle(text, x=0.03, ha="left", fontsize=12, color="#5c6b77")
         pictures = choose(section)["Drawn at random"]
         for axes, picture in zip(part.subplots(2, 4).flat, pictures, strict=False):
-            axes.imshow(small(picture.path), interpolation="lanczos")
+            axes.imshow(figures.small(picture.path), interpolation="lanczos")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color="#d5dbe0", linewidth=0.8)
             style = {"transform": axes.transAxes, "ha": "center", "va": "top"}
@@ -134,6 +135,6 @@ def write_contact_sheet(
             axes.text(0.5, -0.04, caption, fontsize=9.5, color=color, **style)
             axes.text(0.5, -0.29, reference, fontsize=7.5, color="#7a8791", **style)
     if history:
-        for axes, draw in zip(next(parts).subplots(1, 2), curves(history), strict=False):
-            draw(axes, history)
-    save(figure, path, dpi=110)
+        for axes, draw in zip(next(parts).subplots(1, 2), figures.curves(history), strict=False):
+            draw(axes)
+    figures.save(figure, path, dpi=110)

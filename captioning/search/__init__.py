@@ -1,13 +1,16 @@
 """Writing captions: searches, and the pictures they are for."""
 
-from captioning.search.caption import CaptionedFile, caption_files, caption_table, find_pictures
 from captioning.search.decoding import Hypothesis, random_words, write_tokens
 from captioning.search.generate import (
     Caption,
+    CaptionedFile,
     DecodeConfig,
     agreement,
     best_captions,
+    caption_dataset,
+    caption_files,
     decode_batch,
+    find_pictures,
     generate_captions,
     rank,
 )

@@ -84,7 +84,10 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
 
     def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
-        return _draw(log_probs / temperature, uniform[going, t])
+        sums = (log_probs / temperature).softmax(1).cumsum(1)
+        top = sums[:, -1:]
+        points = torch.minimum(uniform[going, t, None] * top, top.nextafter(torch.zeros_like(top)))
+        return torch.searchsorted(sums, points, right=True).squeeze(1)
 
     return choose
 
@@ -116,34 +119,21 @@ def write_tokens(
     return tokens[:, : t + 1], values[:, : t + 1]
 
 
-def _draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """The words [B] at which the cumulative probabilities pass `uniform` [B]."""
-    sums = log_probs.softmax(1).cumsum(1)
-    top = sums[:, -1:]
-    points = torch.minimum(uniform.unsqueeze(1) * top, top.nextafter(torch.zeros_like(top)))
-    return torch.searchsorted(sums, points, right=True).squeeze(1)
-
-
-def greedy_search(
-    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT
-) -> list[Hypothesis]:
-    """The most probable word at every step, for images [B,...] as the encoder embeds them.
-
-    The decoder is in eval mode, here and in the other searches.
-    """
-    return _hypotheses(*write_tokens(decoder, image, best_words, config.max_seq_length))
-
-
-def sample(
+def write_captions(
     decoder: Decoder,
     image: Tensor,
     config: DecodeConfig = DEFAULT,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
-    """Draw each word at random."""
+    """Greedy search or sampling, for images [B,...] as the encoder embeds them.
+
+    The decoder is in eval mode, here and in beam search.
+    """
+    choose: Choose = best_words
     steps = config.max_seq_length or decoder.max_seq_length
-    uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
-    choose = random_words(uniform, config.temperature)
+    if config.method == "sample":
+        uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
+        choose = random_words(uniform, config.temperature)
     return _hypotheses(*write_tokens(decoder, image, choose, steps))
 
 
@@ -210,20 +200,14 @@ class _Beams(NamedTuple):
 
     def pick(self, indices: Tensor) -> "_Beams":
         """Some beams [B,M] of each picture."""
-        every = indices.unsqueeze(2).expand(-1, -1, self.tokens.size(2))
-        return _Beams(
-            self.ranks.gather(1, indices),
-            self.tokens.gather(1, every),
-            self.values.gather(1, every),
-        )
+        rows = indices.unsqueeze(2)
+        tokens, values = (t.take_along_dim(rows, 1) for t in (self.tokens, self.values))
+        return _Beams(self.ranks.gather(1, indices), tokens, values)
 
     def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
-        """The best 2 K beams with one more word, ranked by their sums, and the beam each came from.
+        """The best 2 K beams with one more word, of `log_probs` [B,K,V], and where each came from.
 
-        At most K of them end, one of each beam, so K are left to continue.
-
-        Args:
-            log_probs: [B,K,V] of the word at step t.
+        They are ranked by their sums. At most K of them end, one of each beam, so K are left.
         """
         sums = self.ranks.unsqueeze(2) + log_probs
         total, best = sums.flatten(1).topk(2 * sums.size(1))

@@ -1,16 +1,20 @@
-"""Captions for many pictures: features through encoder and search, in batches."""
+"""Captions for many pictures, from their features or their files, in batches."""
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captioning import console
-from captioning.data import Vocabulary
-from captioning.model import Captioner, Neighbors
-from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, greedy_search, sample
+from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
+from captioning.data import CaptionDataset, Vocabulary, image_files
+from captioning.errors import CaptioningError
+from captioning.model import Captioner, Checkpoint, Neighbors
+from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,11 @@ def decode_batch(
     """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
     with torch.no_grad():
         image = model.encoder.embed(features)
-    if config.method == "greedy":
-        return [[h] for h in greedy_search(model.decoder, image, config)]
-    if config.method == "sample":
-        return [[h] for h in sample(model.decoder, image, config, generator)]
+    if config.method != "beam":
+        return [[h] for h in write_captions(model.decoder, image, config, generator)]
     found, near = beam_search(model.decoder, image, config), model.neighbors
-    if near is None or config.neighbors == 0:
-        return found
-    weight = near.weight if config.neighbors is None else config.neighbors
-    return rank(found, agreement(near, features, found), weight)
+    weight = near.weight if near and config.neighbors is None else config.neighbors
+    return rank(found, agreement(near, features, found), weight) if near and weight else found
 
 
 def agreement(
@@ -84,13 +84,11 @@ def generate_captions(
     generator = torch.Generator(device).manual_seed(config.seed)
     was_training = model.training
     model.eval()
-    captions = []
-    chunks = features.split(batch_size)
-    for chunk in console.progress(chunks, progress, unit="batch"):
-        decoded = decode_batch(model, chunk.to(device), config, generator)
-        captions += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
+    decoded = []
+    for chunk in console.progress(features.split(batch_size), progress, unit="batch"):
+        decoded += decode_batch(model, chunk.to(device), config, generator)
     model.train(was_training)
-    return captions
+    return [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
 
 
 def best_captions(
@@ -104,8 +102,86 @@ def best_captions(
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
     probabilities = torch.tensor(hypothesis.log_probs).exp().tolist()
     words = [vocabulary.words[t] for t in hypothesis.tokens]
-    return Caption(
-        vocabulary.decode(hypothesis.tokens),
-        list(zip(words, probabilities, strict=True)),
-        hypothesis.score,
-    )
+    pairs = list(zip(words, probabilities, strict=True))
+    return Caption(vocabulary.decode(hypothesis.tokens), pairs, hypothesis.score)
+
+
+def find_pictures(patterns: Sequence[str]) -> list[Path]:
+    """Expands files, folders (with everything below them) and globs; lists each picture once."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = image_files(path)
+        else:
+            names = [pattern] if path.exists() else glob.glob(pattern, recursive=True)
+            matches = [match for match in sorted(map(Path, names)) if match.is_file()]
+        if not matches:
+            raise CaptioningError(f"{pattern}: no picture found")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class CaptionedFile:
+    """The captions of one file, best first, or the reason why there are none."""
+
+    path: Path
+    captions: list[Caption]
+    error: str | None = None
+
+
+def caption_files(
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    paths: Sequence[Path],
+    config: DecodeConfig,
+    batch_size: int = 32,
+) -> Iterator[CaptionedFile]:
+    """Caption pictures; a broken one gives an error and does not stop the others.
+
+    Args:
+        checkpoint: the captioner.
+        cnn: its CNN, ``checkpoint.cnn.load()``.
+        paths: the pictures.
+        config: how to search.
+        batch_size: pictures at a time.
+
+    Yields:
+        One result for each path, in order.
+    """
+    device = next(cnn.parameters()).device
+    for begin in range(0, len(paths), batch_size):
+        chunk = paths[begin : begin + batch_size]
+        inputs = [cnn.transform.load(path) for path in chunk]
+        pixels = [item for item in inputs if isinstance(item, Tensor)]
+        captions: Iterator[list[Caption]] = iter(())
+        if pixels:
+            features = cnn(torch.stack(pixels).to(device))
+            model, words = checkpoint.model, checkpoint.vocabulary
+            captions = iter(generate_captions(model, words, features, config))
+        for path, item in zip(chunk, inputs, strict=True):
+            if isinstance(item, str):
+                yield CaptionedFile(path, [], item)
+            else:
+                yield CaptionedFile(path, next(captions))
+
+
+def caption_dataset(
+    checkpoint: Checkpoint,
+    cnn: FrozenCNN,
+    dataset: CaptionDataset,
+    cache: Path,
+    config: DecodeConfig,
+) -> Iterator[CaptionedFile]:
+    """`caption_files` of a data set, by features that are read from `cache` or written to it."""
+    device, model = next(cnn.parameters()).device, checkpoint.model
+    how = Extraction(on_error="skip", device=str(device))
+    table = FeatureTable(dataset, extract_features(cnn, dataset.images, cache, how))
+    features = table.read()
+    found = generate_captions(model, checkpoint.vocabulary, features, config, progress="caption")
+    captions = dict(zip(table.ids, found, strict=True))
+    for image in dataset.images:
+        broken = f"{image.path}: broken, according to the feature cache"
+        error = None if image.id in captions else broken
+        yield CaptionedFile(image.path, captions.get(image.id, []), error)

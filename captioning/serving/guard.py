@@ -36,19 +36,15 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._check_again(None)
-
-    def _check_again(self, cycle: RequestResponseCycle | None) -> None:
-        self.loop.call_later(IDLE_SECONDS, self._check, cycle)
+        self.loop.call_later(IDLE_SECONDS, self._check, None)
 
     def _check(self, before: RequestResponseCycle | None) -> None:
-        """Close it if no request is being answered, and none was at the last check."""
-        if self.cycle and not self.cycle.response_complete:
-            self._check_again(None)
-        elif self.cycle is before:
+        """Close it if no request is being answered, and none was since the last check."""
+        answers = self.cycle and not self.cycle.response_complete
+        if self.cycle is before and not answers:
             self.transport.close()
         elif not self.transport.is_closing():
-            self._check_again(self.cycle)
+            self.loop.call_later(IDLE_SECONDS, self._check, None if answers else self.cycle)
 
 
 class Hosts:
@@ -100,13 +96,11 @@ class Guard(BaseHTTPMiddleware):
         names, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         response: Response
         if len(names) != 1 or not self.hosts.knows(names[0]):
-            told = ", ".join(names) or "nothing"
-            response = PlainTextResponse(
-                f"The server is not called {told} (see --allow-host).", 403
-            )
+            told = f"The server is not called {', '.join(names) or 'nothing'} (see --allow-host)."
+            response = PlainTextResponse(told, 403)
         elif not all(self.hosts.trusts(origin, names[0]) for origin in origins):
-            told = ", ".join(origins)
-            response = PlainTextResponse(f"Pages of {told} may ask nothing here.", 403)
+            told = f"Pages of {', '.join(origins)} may ask nothing here."
+            response = PlainTextResponse(told, 403)
         else:
             response = await call_next(request)
         response.headers.update(HEADERS)

@@ -54,15 +54,6 @@ class ServerSettings(Checked):
     max_megapixels: float = setting("largest picture", 64.0, bounds=POSITIVE)
 
 
-def describe(checkpoint: Checkpoint) -> str:
-    """One line about the captioner."""
-    model = checkpoint.model
-    return (
-        f"CNN: {checkpoint.cnn.config.name}. Decoder: {model.config.decoder}, "
-        f"{describe_lstm(model)}. {len(checkpoint.vocabulary):,} words."
-    )
-
-
 def describe_lstm(model: nn.Module) -> str:
     """Which LSTM runs, if any, and where."""
     weight = next(model.parameters())
@@ -102,17 +93,11 @@ def answer(
         (f"Beam search, {beam_size} wide", DecodeConfig("beam", beam_size=beam_size)),
     ):
         start = time.perf_counter()
-        found = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)
-        milliseconds = round(1000 * (time.perf_counter() - start))
-        maps = compute_maps(checkpoint, cnn, image, tokenize(found[0][0].text))
-        searches.append(
-            {
-                "title": title,
-                "milliseconds": milliseconds,
-                "captions": [asdict(caption) for caption in found[0]],
-                "attention": maps.panels() if maps else None,
-            }
-        )
+        found = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)[0]
+        search = {"title": title, "milliseconds": round(1000 * (time.perf_counter() - start))}
+        maps = compute_maps(checkpoint, cnn, image, tokenize(found[0].text))
+        attention = maps.panels() if maps else None
+        searches.append(search | {"captions": [*map(asdict, found)], "attention": attention})
     return {"searches": searches}
 
 
@@ -147,9 +132,11 @@ def serve(
     # Larger than what malloc keeps, so that the memory of a large picture is returned.
     Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
     host = settings.host.strip("[]")  # of an IPv6 address
+    model = checkpoint.model
+    about = f"{name}. CNN: {checkpoint.cnn.config.name}. Decoder: {model.config.decoder}, "
     page = render(
         "serving/page.html",
-        about=f"{name}. {describe(checkpoint)}",
+        about=f"{about}{describe_lstm(model)}. {len(checkpoint.vocabulary):,} words.",
         examples=draw_examples(checkpoint),
         max_beam=MAX_BEAM,
         max_megabytes=settings.max_megabytes,
@@ -173,7 +160,9 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), _listen(host, settings.port) as listener:
-        print(f"{name}: {_address(host, listener)} (Ctrl-C to stop)", flush=True)
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        print(f"{name}: {address} (Ctrl-C to stop)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])  # it raises KeyboardInterrupt at its end
 
 
@@ -187,9 +176,3 @@ def _listen(host: str, port: int | None) -> socket.socket:
             if reason.errno != errno.EADDRINUSE:
                 break
     raise CaptioningError(f"cannot listen on {host}, port {number}: {error.strerror}") from error
-
-
-def _address(host: str, listener: socket.socket) -> str:
-    """The address for a browser on this machine."""
-    host = "localhost" if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"

@@ -4,9 +4,10 @@ import contextlib
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from captioning.cnn import FeatureTable
-from captioning.config import SMALL_SET, TrainConfig
+from captioning.config import SMALL_SET
 from captioning.console import progress, say
 from captioning.errors import CaptioningError
 from captioning.files import lock_folder
@@ -14,7 +15,7 @@ from captioning.model import Checkpoint, Neighbors, freeze, load_checkpoint
 from captioning.results import score_captions
 from captioning.search import DecodeConfig, agreement, best_captions, decode_batch, rank
 from captioning.training.preparation import prepare_training
-from captioning.training.processes import distributed, first_process_first
+from captioning.training.processes import distributed
 from captioning.training.request import TrainingRequest
 from captioning.training.run import train
 
@@ -39,18 +40,28 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
             continues with.
     """
     output, lstm = request.output, request.lstm
-    with distributed(request.extraction.device) as process, contextlib.ExitStack() as stack:
-        if process.is_first:
-            stack.enter_context(lock_folder(output))
+    with (
+        distributed(request.extraction.device) as process,
+        lock_folder(output) if process.is_first else contextlib.nullcontext(),
+    ):
         if (output / "last.pt").exists() and not request.resume:
             raise CaptioningError(
                 f"{output} holds a captioner already: --resume, or another --output"
             )
-        with first_process_first(process):
-            checkpoint, config, tables = prepare_training(request)
+        if not process.is_first:  # until the first has encoded the pictures
+            dist.barrier()
+        checkpoint, config, tables = prepare_training(request)
+        if process.is_first and process.world_size > 1:
+            dist.barrier()
         table, val = tables["train"], tables.get("val")
-        say(introduction(checkpoint, config, len(table.images)))
-        say(LEGEND["reward" if config.self_critical else "loss"], SCORES)
+        unit = "pictures" if config.self_critical else "captions"
+        say(
+            f"{len(table.images):,} pictures, {len(checkpoint.vocabulary):,} words; "
+            f"{config.epochs} epochs, batches of {config.batch_size} {unit}, "
+            f"learning rate {config.learning_rate}",
+            LEGEND["reward" if config.self_critical else "loss"],
+            SCORES,
+        )
         resume = "trainer" in checkpoint.training
         history = train(checkpoint, config, table, val, output, resume, process)
         if process.is_first:
@@ -71,15 +82,6 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
     return history
 
 
-def introduction(checkpoint: Checkpoint, config: TrainConfig, pictures: int) -> str:
-    """What is trained on what, in one line."""
-    unit = "pictures" if config.self_critical else "captions"
-    return (
-        f"{pictures:,} pictures, {len(checkpoint.vocabulary):,} words; {config.epochs} epochs, "
-        f"batches of {config.batch_size} {unit}, learning rate {config.learning_rate}"
-    )
-
-
 def summary(history: list[dict[str, float]], best: Path) -> str:
     """Which epoch is the best, and where it is."""
     validated = [entry for entry in history if "CIDEr-D" in entry]
@@ -95,10 +97,7 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
 def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable) -> str:
     """Gives a captioner its training pictures, if their captions help its beam search on `val`.
 
-    They weigh what is best for CIDEr-D there.
-
-    Returns:
-        One line on what they are worth.
+    They weigh what is best for CIDEr-D there. Returns one line on what they are worth.
     """
     model, vocabulary = checkpoint.model, checkpoint.vocabulary
     neighbors = Neighbors.of(table, vocabulary)
@@ -126,12 +125,10 @@ def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable
 def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """One line of scores on pictures that had no part in training or validation."""
     parts = []
-    for method in ("greedy", "beam"):
-        config = DecodeConfig(method)
-        written = best_captions(
-            checkpoint.model, checkpoint.vocabulary, table.read(), table.ids, config=config
-        )
+    for config in (DecodeConfig("greedy"), DecodeConfig("beam")):
+        model, words = checkpoint.model, checkpoint.vocabulary
+        written = best_captions(model, words, table.read(), table.ids, config=config)
         scores = score_captions(written, table.references).overall
-        name = f"beam of {config.beam_size}" if method == "beam" else method
+        name = f"beam of {config.beam_size}" if config.method == "beam" else config.method
         parts.append(f"{name} CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}")
     return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"

@@ -9,16 +9,9 @@ from typing import Any
 
 import torch
 
+from captioning import config as defaults
 from captioning.cnn import FeatureTable, cache_path, extract_features
-from captioning.config import (
-    DROPOUT,
-    IMAGE_AT,
-    SMALL_SET,
-    ModelConfig,
-    TrainConfig,
-    from_dict,
-    option,
-)
+from captioning.config import ModelConfig, TrainConfig, from_dict, option
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model import Captioner, Checkpoint, CNNIdentity, decoder_class, load_checkpoint
@@ -45,7 +38,8 @@ def prepare_training(
         check_same(request, origin)
     choice = replace(request.cnn, pool=None if origin else pool_of(request))
     data = {split: request.load(split) for split in request.splits}
-    pictures, captions = len(data["train"].images), data["train"].captions
+    pictures = len(data["train"].images)
+    captions = [caption for image in data["train"].images for caption in image.captions]
     config = request.config(pictures, origin)
     vocabulary = vocabulary_of(request, captions, origin)
 
@@ -64,9 +58,9 @@ def prepare_training(
         checkpoint.model.neighbors = None  # they may be those of another training set
         checkpoint.training = checkpoint.training | training if origin.config else training
         return checkpoint, config, tables
-    size = "small" if pictures < SMALL_SET else "large"
-    sizes: dict[str, Any] = {"dropout": DROPOUT[size], "image_at": IMAGE_AT[size]}
-    sizes |= {**request.model, "grid": cnn.grid}
+    size = "small" if pictures < defaults.SMALL_SET else "large"
+    chosen = {"dropout": defaults.DROPOUT[size], "image_at": defaults.IMAGE_AT[size]}
+    sizes: dict[str, Any] = {**chosen, **request.model, "grid": cnn.grid}
     torch.manual_seed(config.seed)
     model = Captioner(ModelConfig(cnn.feature_shape[-1], len(vocabulary), **sizes), request.lstm)
     model.set_word_frequencies(map(vocabulary.encode, captions))
@@ -109,7 +103,7 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
         known |= {n: v for n, v in asdict(origin.config).items() if n not in MAY_CHANGE}
     given = asdict(request.cnn) | dict(request.model) | dict(request.settings)
     for name, value in known.items():
-        if given.get(name, None) not in (None, value):
+        if given.get(name) not in (None, value):
             raise CaptioningError(
                 f"{option(name)}: expected {value}, as in {origin.path}, got {given[name]}; "
                 "leave it out"
@@ -132,12 +126,11 @@ def vocabulary_of(
     request: TrainingRequest, captions: Iterable[str], origin: Origin | None
 ) -> Vocabulary:
     """The words of the captioner to continue with, or of the captions."""
-    known = origin.checkpoint.vocabulary if origin else None
-    if known and request.min_count is None:
-        return known
+    if origin and request.min_count is None:
+        return origin.checkpoint.vocabulary
     count = MIN_COUNT if request.min_count is None else request.min_count
     vocabulary = Vocabulary.build(captions, count)
-    if origin and known and vocabulary.words != known.words:
+    if origin and vocabulary.words != (known := origin.checkpoint.vocabulary).words:
         raise CaptioningError(
             f"--min-count {count}: expected the {len(known)} words of {origin.path}, got "
             f"{len(vocabulary)} words that are not the same; leave it out"

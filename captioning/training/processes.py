@@ -52,13 +52,3 @@ def distributed(device: str) -> Iterator[Process]:
         # threads must end before Python does: one that needs the GIL later aborts the process.
         gc.collect()
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def first_process_first(process: Process) -> Iterator[None]:
-    """The first process runs the block before the others do."""
-    if not process.is_first:
-        dist.barrier()
-    yield
-    if process.is_first and process.world_size > 1:
-        dist.barrier()

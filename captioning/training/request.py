@@ -5,24 +5,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captioning import config
 from captioning.cnn import CNNChoice, Extraction
-from captioning.config import (
-    FROM_1,
-    Checked,
-    ModelConfig,
-    TrainConfig,
-    from_dict,
-    recipe,
-    setting,
-    settings_of,
-)
+from captioning.config import FROM_1, Checked, ModelConfig, TrainConfig, setting
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
 from captioning.model import HELP, LSTMS, Checkpoint, decoder_class
 
 MIN_COUNT = 4
-MODEL_SETTINGS = ("decoder", *settings_of(ModelConfig))
+MODEL_SETTINGS = ("decoder", *config.settings_of(ModelConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +73,8 @@ class TrainingRequest(Checked):
         if known is None:
             model = origin.checkpoint.model.config if origin else unsized(self.model)
             batches_of = self.settings.get("batches_of", decoder_class(model).batches_of)
-            known = recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
-        return from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
+            known = config.recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
+        return config.from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
 
     def load(self, split: str) -> CaptionDataset:
         """The captions and pictures of a split; says which were skipped."""
@@ -94,17 +86,11 @@ class TrainingRequest(Checked):
 
 @dataclass(frozen=True)
 class Origin:
-    """The captioner that training continues with.
-
-    Args:
-        path: its file.
-        checkpoint: what is in it.
-        config: the settings of the run that is resumed; None if only its captioner is taken.
-    """
+    """The captioner that training continues with, and its file."""
 
     path: Path
     checkpoint: Checkpoint
-    config: TrainConfig | None = None
+    config: TrainConfig | None = None  # of the run that is resumed
 
 
 def unsized(model: Mapping[str, Any]) -> ModelConfig:

@@ -1,55 +1,49 @@
 """A run: epochs of training and validation, checkpoints, curves, resuming."""
 
 import math
+import threading
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from captioning.cnn import FeatureTable
 from captioning.config import TrainConfig
 from captioning.console import progress, say
 from captioning.data import EncodedCaptions
 from captioning.errors import CaptioningError, naming
-from captioning.files import lock_folder
+from captioning.files import lock_folder, writing
 from captioning.model import Checkpoint
 from captioning.results import Scores, score_captions
 from captioning.search import best_captions
-from captioning.training.curves import add_curves, why_no_curves
 from captioning.training.processes import SINGLE, Process
 from captioning.training.self_critical import SelfCriticalTrainer
 from captioning.training.trainer import Trainer, learning_rate
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module, table: FeatureTable, captions: EncodedCaptions, batch_size: int = 256
-) -> float:
-    """Mean teacher-forced cross-entropy per token: a loss, not a score of captions."""
+def validate(
+    checkpoint: Checkpoint, table: FeatureTable, batch_size: int = 256
+) -> tuple[float, Scores, dict[int, str]]:
+    """Mean cross-entropy per token, teacher-forced; and what greedy search writes, with scores."""
+    model, words = checkpoint.model, checkpoint.vocabulary
+    written = best_captions(model, words, table.read(), table.ids, progress="validate")
+    captions = EncodedCaptions([image.captions for image in table.images], words, 200)
     model.eval()
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
     for indices in torch.arange(len(captions)).split(batch_size):
         batch = captions.batch(indices)
         features = table.read(batch.images).to(device)
-        rows, words = batch.rows.to(device), batch.captions.to(device)
-        total += float(model(features, rows, words, batch.lengths)[0])
+        rows, inputs = batch.rows.to(device), batch.captions.to(device)
+        total += float(model(features, rows, inputs, batch.lengths)[0])
         tokens += int((batch.lengths - 1).sum())
-    return total / tokens
-
-
-def validate(
-    checkpoint: Checkpoint, table: FeatureTable, captions: EncodedCaptions
-) -> tuple[float, Scores, dict[int, str]]:
-    """Loss, and scores of the captions that greedy search writes on its own."""
-    model, words = checkpoint.model, checkpoint.vocabulary
-    written = best_captions(model, words, table.read(), table.ids, progress="validate")
-    loss = mean_loss(model, table, captions)
-    return loss, score_captions(written, table.references), written
+    return total / tokens, score_captions(written, table.references), written
 
 
 def train(
@@ -63,17 +57,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train a captioner; writes `output`/last.pt, best.pt (by CIDEr-D) and tensorboard/.
 
-    Args:
-        checkpoint, config: the captioner to train, whose weights change, and how.
-        train_table: pictures and captions to train on.
-        val_table: pictures to validate on after each epoch; None skips it, and best.pt is last.pt
-            unless an epoch before `resume` was validated.
-        output: folder.
-        resume: go on with the run that saved `checkpoint`, last.pt in `output`.
-        process: this process and its device, from `captioning.processes.distributed`.
-
-    Returns:
-        What happened in each epoch.
+    The weights of `checkpoint` change. Without `val_table` nothing is validated, and best.pt is
+    last.pt unless an epoch before `resume` was validated. With `resume` it goes on with the run
+    that saved `checkpoint`, last.pt in `output`. Returns what happened in each epoch.
     """
     lock = lock_folder(output, "last.pt", "best.pt") if process.is_first else nullcontext()
     with lock:
@@ -81,18 +67,14 @@ def train(
         trainer = kind(checkpoint, config, train_table, process)
         run = _Run(checkpoint, trainer, val_table, Path(output))
         if resume:
-            run.resume()
+            with trainer.averaged(), naming(run.last):
+                trainer.load_state_dict(checkpoint.training["trainer"])
+            run.history += checkpoint.training["history"]
         return run.train()
 
 
 class _Run:
-    """The epochs of one call of `train`.
-
-    Attributes:
-        history: the finished epochs.
-        points: of the curves, not yet written.
-        curves: their folder; None if none are written.
-    """
+    """The epochs of one call of `train`."""
 
     def __init__(
         self, checkpoint: Checkpoint, trainer: Trainer, val_table: FeatureTable | None, output: Path
@@ -102,19 +84,9 @@ class _Run:
         self.last, self.best = output / "last.pt", output / "best.pt"
         self.steps_per_epoch = len(trainer.batches(0))
         self.steps = self.steps_per_epoch * self.config.epochs
-        self.history: list[dict[str, float]] = []
-        self.points: list[tuple[str, float, int]] = []
+        self.history: list[dict[str, float]] = []  # the finished epochs
+        self.points: list[tuple[str, float, int]] = []  # of the curves, not yet written
         self.curves = output / "tensorboard" if self.process.is_first else None
-        self.val_captions = None
-        if val_table is not None:
-            captions = [image.captions for image in val_table.images]
-            self.val_captions = EncodedCaptions(captions, checkpoint.vocabulary, 200)
-
-    def resume(self) -> None:
-        """Take over the state and the history of the run that saved the checkpoint."""
-        with self.trainer.averaged(), naming(self.last):
-            self.trainer.load_state_dict(self.checkpoint.training["trainer"])
-        self.history += self.checkpoint.training["history"]
 
     def train(self) -> list[dict[str, float]]:
         trainer, history = self.trainer, self.history
@@ -126,12 +98,11 @@ class _Run:
                 f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
                 f"have more than {self.config.max_words} words (--max-words)"
             )
-        validates = self.val_table is not None
-        if history and validates and "CIDEr-D" not in history[-1]:
+        if history and self.val_table and "CIDEr-D" not in history[-1]:
             self.finish(history[-1])  # it was killed, or failed, during validation
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
             history.append(self.train_epoch(epoch))
-            if validates:
+            if self.val_table:
                 self.save(self.last)  # so that an error in validation does not cost the epoch
             self.finish(history[-1])
         return history
@@ -154,23 +125,26 @@ class _Run:
             self.points.append((f"train/{metric}", value, trainer.step))
             bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
         seconds, mean = time.perf_counter() - start, total / len(order)
-        entry = {
+        return {
             "epoch": epoch + 1,
             metric: mean,
             "learning_rate": learning_rate(config, trainer.step - 1, self.steps),
             "seconds": seconds,
             "captions_per_second": max(1, config.self_critical) * seen / seconds,
+            **({"perplexity": math.exp(min(mean, 50))} if metric == "loss" else {}),
         }
-        return entry | ({"perplexity": math.exp(min(mean, 50))} if metric == "loss" else {})
 
     def finish(self, entry: dict[str, float]) -> None:
         """Validate a finished epoch, the last of the history, and save."""
-        if self.val_table is not None and self.val_captions and self.process.is_first:
+        if self.val_table and self.process.is_first:
             with self.trainer.averaged():
-                loss, scores, _ = validate(self.checkpoint, self.val_table, self.val_captions)
+                loss, scores, _ = validate(self.checkpoint, self.val_table)
             entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
             entry |= scores.overall
-        entry |= _broadcast(entry, self.process)
+        if self.process.world_size > 1:
+            box = [entry]
+            dist.broadcast_object_list(box, 0)
+            entry |= box[0]
         if self.curves:
             epoch = int(entry["epoch"])
             self.points += [(f"epoch/{name}", number, epoch) for name, number in entry.items()]
@@ -203,9 +177,25 @@ def describe(entry: dict[str, float]) -> str:
     return line + f", {entry['captions_per_second']:,.0f} captions/s"
 
 
-def _broadcast(entry: dict[str, float], process: Process) -> dict[str, float]:
-    if process.world_size > 1:
-        box = [entry]
-        dist.broadcast_object_list(box, 0)
-        return box[0]
-    return entry
+def why_no_curves(folder: Path) -> str | None:
+    """What hinders writing curves to `folder`; None if nothing does."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+
+        str(folder).encode()
+    except ImportError:
+        return "pip install 'fastlstm[tensorboard]'"
+    except UnicodeEncodeError:
+        return "its folders need names in UTF-8"
+    return None
+
+
+def add_curves(folder: Path, points: Iterable[tuple[str, float, int]]) -> None:
+    """Add points to the curves in `folder`: the curve's name, the value and the step."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Its thread would print a traceback of an error that is raised here anyway.
+    silent = mock.patch.object(threading, "excepthook")
+    with writing(folder), silent, SummaryWriter(str(folder)) as log:
+        for point in points:
+            log.add_scalar(*point)

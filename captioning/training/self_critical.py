@@ -14,7 +14,7 @@ from torch import Tensor
 from captioning.data import PAD, START, shuffled
 from captioning.model import CiderD
 from captioning.search import random_words, write_tokens
-from captioning.training.trainer import Trainer, cider_of
+from captioning.training.trainer import Trainer
 
 
 class SelfCriticalTrainer(Trainer):
@@ -27,8 +27,8 @@ class SelfCriticalTrainer(Trainer):
 
     @cached_property
     def cider(self) -> CiderD:
-        """The reward, whose document frequencies are counted once."""
-        return cider_of(self.table, self.vocabulary)
+        """The reward; <end> counts as a word, or captions would learn to stop anywhere."""
+        return CiderD(self.table.tokens(self.vocabulary))
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The pictures of every batch of an epoch."""
@@ -68,14 +68,10 @@ class SelfCriticalTrainer(Trainer):
 
     def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """CIDEr-D [pictures, samples] of the sampled captions, <end> included."""
-        written = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-        samples = self.config.self_critical
-        return torch.tensor(
-            [
-                self.cider.scores(picture, written[i * samples : (i + 1) * samples])
-                for i, picture in enumerate(pictures.tolist())
-            ]
-        )
+        written = (row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
+        samples = range(self.config.self_critical)
+        groups = ((picture, [next(written) for _ in samples]) for picture in pictures.tolist())
+        return torch.tensor([self.cider.scores(*group) for group in groups])
 
 
 def advantage(reward: Tensor) -> Tensor:

@@ -32,15 +32,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def cider_of(table: FeatureTable, vocabulary: Vocabulary) -> CiderD:
-    """CIDEr-D against the captions of a table, as tokens.
-
-    <end> counts as a word, or captions would learn to stop anywhere.
-    """
-    encode = vocabulary.encode
-    return CiderD([[encode(c)[1:] for c in image.captions] for image in table.images])
-
-
 def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
     """The factor of each caption's loss, an idea of Phan et al. (2017).
 
@@ -48,7 +39,7 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     the caption's CIDEr-D against the picture's other captions plus a constant, a fifth of the mean
     over all captions. Without it a word or two would decide where people agree on little.
     """
-    cider = cider_of(table, vocabulary)
+    cider = CiderD(table.tokens(vocabulary))
     agreement = [torch.tensor(cider.consensus(picture)) for picture in range(len(table.images))]
     floor = torch.cat(agreement).mean() / 5
     if floor == 0:
@@ -57,15 +48,9 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
 
 
 class Trainer:
-    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does.
+    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does."""
 
-    Attributes:
-        metric: what `train_step` returns: "loss", without label smoothing, or "reward".
-        caption_weights: [captions], the factor of each caption's loss.
-        step: number of finished steps.
-    """
-
-    metric = "loss"
+    metric = "loss"  # what `train_step` returns, without label smoothing and weights
 
     def __init__(
         self,
@@ -77,19 +62,17 @@ class Trainer:
         self.config, self.table, self.process = config, table, process
         self.vocabulary = checkpoint.vocabulary
         self.model = checkpoint.model.to(process.device)
-        self.captions = EncodedCaptions(
-            [image.captions for image in table.images], checkpoint.vocabulary, config.max_words
-        )
-        self.caption_weights = torch.ones(len(self.captions))
+        captions = [image.captions for image in table.images]
+        self.captions = EncodedCaptions(captions, self.vocabulary, config.max_words)
+        self.caption_weights = torch.ones(len(self.captions))  # factors of their losses
         if config.consensus and not config.self_critical:
-            self.caption_weights = consensus_weights(table, checkpoint.vocabulary, config.consensus)
+            self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
-        self.step = 0
-        self.parallel: nn.Module = self.model
-        if process.world_size > 1:
-            self.parallel = DistributedDataParallel(self.model)
+        self.step = 0  # number of finished steps
+        several = process.world_size > 1
+        self.parallel = DistributedDataParallel(self.model) if several else self.model
         batches = self.batches(0)
         vectors = min(map(len, batches))  # that BatchNorm sees, at least
         if config.batches_of == "pictures" and not self.model.config.grid:
@@ -102,11 +85,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's weights; read and load it inside `averaged`."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "weights": self.average,
-            "step": self.step,
-        }
+        optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "weights": self.average, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave; a CaptioningError if it does not fit."""
@@ -126,15 +106,16 @@ class Trainer:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Gives the model the averaged weights; meanwhile `average` holds those of training."""
-        self._swap()
+
+        def swap() -> None:
+            for parameter, average in zip(self.parameters, self.average, strict=False):
+                parameter.data, average.data = average.data, parameter.data
+
+        swap()
         try:
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)):
-            parameter.data, average.data = average.data, parameter.data
+            swap()
 
     def autocast(self) -> Any:
         """The context of the forward pass, by `config.autocast`."""
@@ -144,9 +125,8 @@ class Trainer:
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The caption indices of every batch of an epoch."""
-        config = self.config
-        by_picture = config.batches_of == "pictures"
-        return self.captions.epoch(config.batch_size, config.seed, epoch, by_picture)
+        by_picture = self.config.batches_of == "pictures"
+        return self.captions.epoch(self.config.batch_size, self.config.seed, epoch, by_picture)
 
     def train_step(self, indices: Tensor, steps: int) -> float:
         """One of `steps` steps, on the batch `indices`; returns its metric before the step."""

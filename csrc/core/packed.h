@@ -26,9 +26,5 @@ struct StepCall {
 using StepResult = std::optional<std::tuple<Tensor, Tensor>>;
 StepResult lstm_packed_step(const StepCall& call);
 
-// The same for a layer with layer normalisation.
-struct Layer;
-PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
-
 PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options);
 }  // namespace fastlstm

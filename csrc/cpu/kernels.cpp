@@ -43,20 +43,15 @@ static CpuDtype describe() {
 
 static CpuMachine describe_machine() {
   const KernelTable& table = kernel_table();
-  CpuMachine machine{1, l2_cache_bytes(), {}, table.tuning};
-  const auto set = [&](Dtype dtype, const CpuDtype& of) {
-    machine.dtypes[static_cast<int>(dtype)] = of;
-  };
-  set(Dtype::kFloat64, describe<double>());
-  set(Dtype::kFloat32, describe<float>());
-  set(Dtype::kInt8, describe<int8>());
-  CpuDtype of_16_bits = describe<bfloat16>();
-  of_16_bits.stepwise = table.BFloat16.row.forward != nullptr;
-  of_16_bits.multiplies = table.BFloat16.product != nullptr;
-  set(Dtype::kBFloat16, of_16_bits);
-  of_16_bits.multiplies = false;  // no processor multiplies float16
-  set(Dtype::kFloat16, of_16_bits);
-  return machine;
+  CpuDtype of_bfloat16 = describe<bfloat16>();
+  of_bfloat16.stepwise = table.BFloat16.row.forward != nullptr;
+  of_bfloat16.multiplies = table.BFloat16.product != nullptr;
+  CpuDtype of_float16 = of_bfloat16;
+  of_float16.multiplies = false;  // no processor multiplies it
+  return {1,
+          l2_cache_bytes(),
+          {describe<double>(), describe<float>(), of_bfloat16, of_float16, describe<int8>()},
+          table.tuning};
 }
 
 CpuMachine cpu_machine() {

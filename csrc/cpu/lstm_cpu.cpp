@@ -11,13 +11,7 @@
 namespace fastlstm {
 namespace {
 
-struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {
-  template <typename T>
-  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
-                                const std::vector<WalkStep>& steps) {
-    return fastlstm::previous_hidden(layer, d, output, steps);
-  }
-};
+struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {

@@ -14,7 +14,6 @@ int64_t bytes_of(Dtype dtype) {
   constexpr int64_t bytes[] = {8, 4, 2, 2, 1};
   return bytes[static_cast<int>(dtype)];
 }
-bool has_16_bits(Dtype dtype) { return bytes_of(dtype) == 2; }
 
 CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
@@ -37,7 +36,8 @@ bool is_converted(const CpuTask& task, const CpuMachine& machine, Dtype product)
     return task.projects || !machine.of(product).multiplies;
   if (task.packed_weights && task.dtype != Dtype::kFloat16) return product != task.dtype;
   if (task.packed_weights && product != Dtype::kFloat32) return true;
-  return has_16_bits(task.dtype) && (task.projects || (task.plain_step() && product != task.dtype));
+  return bytes_of(task.dtype) == 2 &&
+         (task.projects || (task.plain_step() && product != task.dtype));
 }
 
 // The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "dtypes.h"
 
@@ -24,12 +25,6 @@ struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
-// Lets the kernel's own signature decide the types of the arguments.
-template <typename P>
-struct Parameter {
-  using type = P;
-};
-
 // An error that the caller gets, cleared in CUDA, which otherwise keeps the last one.
 inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
@@ -37,17 +32,17 @@ inline cudaError_t cleared(cudaError_t error) {
 }
 
 // launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
-// which is refused.
+// which is refused. The kernel's own signature decides the types of the arguments.
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream, typename Parameter<P>::type... arguments) {
+                   cudaStream_t stream, std::common_type_t<P>... arguments) {
   void* pointers[] = {&arguments...};
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
 
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                               cudaStream_t stream, typename Parameter<P>::type... arguments) {
+                               cudaStream_t stream, std::common_type_t<P>... arguments) {
   // The most that the device has, not what this launch needs: the attribute is the function's, so
   // another thread's smaller value would come between setting it and launching.
   int device = 0, most = 0;

@@ -36,11 +36,6 @@ inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
   return w_hh;
 }
 
-// The tables of a call's rows, sorted where a block has several passes.
-inline DeviceSequence sequence_for(const Layer& layer, const Tiling& tiling) {
-  return DeviceSequence(layer, tiling.group_rows > tiling.row_tile);
-}
-
 // Fills in `call` and launches it for as many directions at a time as the plan says. Just before
 // the first launch `exchange` is marked, so that it is in L2 when it is polled. False where the
 // device refuses that launch, which is remembered.
@@ -81,7 +76,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const Tensor exchange =
       separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
   const stepwise::ZoneoutRows<T> zoneout(layer);
-  const DeviceSequence tables = sequence_for(layer, planned.plan.tiling);
+  const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentForward<T> call{};
@@ -118,7 +113,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
   const auto options = layer.input.options();
-  const DeviceSequence tables = sequence_for(layer, planned.plan.tiling);
+  const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden<T>(layer, tables.sequence, d, tensors.of_direction(tensors.output, d));
   };

@@ -6,8 +6,6 @@
 // slice with the state of all units, which its neighbours (same rows, other units) computed in the
 // step before. So fewer units mean less arithmetic per block, and more blocks that read the
 // whole state.
-//
-// Times are predictions: nothing here was measured.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -120,6 +118,7 @@ struct Tiling {
   int exchange_width = 0;  // Task::exchange_width
 
   int blocks() const { return unit_blocks * row_groups * directions; }
+  bool has_passes() const { return group_rows > row_tile; }  // of a block, over its rows
 };
 
 struct Plan {

@@ -26,14 +26,13 @@ ForwardResult lstm_autocast(const LstmCall& call, const ForwardOptions& options)
 }
 
 }  // namespace
-}  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, AutocastCPU, m) {
-  using namespace fastlstm;
   m.impl("lstm", forward_op<lstm_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>>);
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, AutocastCUDA, m) {
-  using namespace fastlstm;
   m.impl("lstm", forward_op<lstm_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>>);
 }
+
+}  // namespace fastlstm

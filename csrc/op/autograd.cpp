@@ -1,6 +1,6 @@
 // Autograd key: forward saves gates and cells, backward is an op of its own, so that a compiled
 // graph holds one forward and one backward node whatever the number of steps. Under create_graph
-// the gradient is recomputed from differentiable operations instead (differentiable.h).
+// the gradient is recomputed from differentiable operations instead (backward.h).
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -11,7 +11,7 @@
 
 #include "core/call.h"
 #include "core/layer.h"
-#include "op/differentiable.h"
+#include "op/backward.h"
 #include "op/step_weights.h"
 
 namespace fastlstm {

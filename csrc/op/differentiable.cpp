@@ -1,11 +1,10 @@
-#include "op/differentiable.h"
-
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/flat_rows.h"
 #include "core/operators.h"
 #include "equations/layer_norm_step.h"
+#include "op/backward.h"
 
 namespace fastlstm {
 namespace {

@@ -14,7 +14,7 @@
 #include "cpu/targets/kernels.h"
 #include "cuda/plan.h"
 #include "cuda/request.h"
-#include "op/batching.h"
+#include "op/backward.h"
 
 namespace py = pybind11;
 
@@ -257,5 +257,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples, py::arg("tensors"),
         py::arg("batched"), py::arg("layout"), py::arg("input_needs_grad"),
         py::arg("state_needs_grad"), py::arg("per_row") = false, py::arg("engine") = "auto",
-        "torch.ops.fastlstm.lstm_backward with some tensors batched; see batching.h");
+        "torch.ops.fastlstm.lstm_backward with some tensors batched; see backward.h");
 }

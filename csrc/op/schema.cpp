@@ -61,10 +61,8 @@ std::string call_arguments(const char* layout, const char* none) {
 }
 
 }  // namespace
-}  // namespace fastlstm
 
 TORCH_LIBRARY(fastlstm, m) {
-  using fastlstm::call_arguments;
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   // Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask, zoneout_h,
   // zoneout_c. Autograd saves cells always, and gates unless recompute. engine: "auto" or the name
@@ -89,13 +87,13 @@ TORCH_LIBRARY(fastlstm, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {
-  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_meta>);
-  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_meta>);
-  m.impl("lstm_packed", fastlstm::packed_op<fastlstm::lstm_packed_meta>);
+  m.impl("lstm", forward_op<lstm_meta>);
+  m.impl("lstm_backward", backward_op<lstm_backward_meta>);
+  m.impl("lstm_packed", packed_op<lstm_packed_meta>);
 }
-TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  m.impl("lstm_packed", fastlstm::packed_op<fastlstm::lstm_packed_cpu>);
-}
+TORCH_LIBRARY_IMPL(fastlstm, CPU, m) { m.impl("lstm_packed", packed_op<lstm_packed_cpu>); }
 TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
   m.impl("lstm_packed", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace fastlstm

@@ -18,13 +18,9 @@ class Projection {
     if (layer_.zoneout_h)
       projected = zoneout(rows_of_step(*layer_.zoneout_h, d_, at),
                           layer_.reset ? h_t.masked_fill(reset(at), 0) : h_t, projected);
-    if (live_.defined()) {
-      y_t.copy_(projected.masked_fill(live_[at.t].logical_not(), 0));
-      h_t.copy_(at::where(live_[at.t], projected, h_t));
-    } else {
-      y_t.copy_(projected);
-      h_t.copy_(projected);
-    }
+    const bool all_live = !live_.defined();
+    y_t.copy_(all_live ? projected : projected.masked_fill(live_[at.t].logical_not(), 0));
+    h_t.copy_(all_live ? projected : at::where(live_[at.t], projected, h_t));
   }
 
   // dL/d(o tanh(c)) of a step into d_unprojected [rows,H]. dh_t [rows,P] enters as dL/dh_t from the

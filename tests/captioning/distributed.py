@@ -21,7 +21,7 @@ out, root, cache = map(Path, sys.argv[1:4])
 stage = sys.argv[4]
 dataset = load_coco(root / "annotations" / "captions_train.json", root / "train")
 table = FeatureTable(dataset, FeatureCache(cache))
-vocabulary = Vocabulary.build(dataset.captions)
+vocabulary = Vocabulary.build(c for image in dataset.images for c in image.captions)
 torch.manual_seed(0)
 model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
 identity = CNNIdentity.of(load_cnn(CNNConfig("scenes_cnn", pool="2x2")))

@@ -74,7 +74,7 @@ def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path
 def test_without_attention_there_are_no_maps(new_checkpoint, data, path):
     plain = new_checkpoint()
     assert compute_maps(plain, data.cnn, load_image(path), ["a"]) is None
-    assert file_maps(plain, data.cnn) is None
+    assert file_maps(plain, data.cnn, path, "a") is None
 
 
 def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentive, data, tmp_path):

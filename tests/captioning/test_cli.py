@@ -283,9 +283,7 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
     written = []
     for extra in ([], ["--features", str(tmp_path / "f")], ["--features", str(tmp_path / "f")]):
         if written[1:]:  # the second time nothing is encoded
-            monkeypatch.setattr(
-                "captioning.cnn.features.load_image", lambda *_: pytest.fail("read")
-            )
+            monkeypatch.setattr("captioning.data.images.load_image", lambda *_: pytest.fail("read"))
         results = tmp_path / "r.json"
         assert main([*command, "--json", str(results), *extra]) == 1
         written.append(json.loads(results.read_text()))

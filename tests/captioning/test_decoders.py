@@ -13,7 +13,7 @@ from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.decoders import DECODERS, Attentive, decoder_class
 from captioning.model.layers import WEIGHTS, freeze
-from captioning.search.decoding import beam_search, greedy_search
+from captioning.search.decoding import beam_search, write_captions
 from captioning.serving.server import describe_lstm
 
 E, H, V, GRID = 6, 8, 12, 3
@@ -88,7 +88,7 @@ def test_packed_weights(config, decoder, image, weights):
     freeze(frozen, weights)
     assert describe_lstm(frozen).endswith(f" on cpu, {weights}")
     if weights == "float32":
-        assert greedy_search(frozen, image) == greedy_search(decoder, image)
+        assert write_captions(frozen, image) == write_captions(decoder, image)
         assert beam_search(frozen, image) == beam_search(decoder, image)
     with torch.no_grad():
         found, _ = frozen.step(CAPTIONS[:, 0], frozen.start(image))

@@ -44,7 +44,7 @@ def test_describes_what_it_never_saw(decoder, tmp_path, capsys):
 def test_a_second_run_draws_and_encodes_nothing_and_writes_the_same(output, monkeypatch):
     results = (output / "results_val.json").read_text()
     monkeypatch.setattr("captioning.demo.scenes.draw_scene", lambda *_: pytest.fail("drawn"))
-    monkeypatch.setattr("captioning.cnn.features.load_image", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("captioning.data.images.load_image", lambda *_: pytest.fail("encoded"))
     demo(output, epochs=1, splits={"train": 64, "val": 12, "unseen": 12})
     assert (output / "results_val.json").read_text() == results
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.errors import CaptioningError
+from captioning.model.captioner import EncoderCNN
 from captioning.model.checkpoint import CNNIdentity
-from captioning.model.encoder import EncoderCNN
 
 
 def frozen(name: str = "resnet18", pool: str = "avg"):

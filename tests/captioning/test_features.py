@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 import captioning.cnn.features
+import captioning.data.images
 from captioning.__main__ import main
 from captioning.cnn.features import (
     BROKEN,
@@ -66,7 +67,7 @@ def test_a_new_cache_of_a_grid_is_float16_and_one_that_is_there_stays(
     cnn, images = load_cnn(CNNConfig("scenes_cnn", pool=pool)), images[:2]
     assert extract(cnn, images, tmp_path / "new.st").features.dtype == dtype
     for given in ("float16", "float32"):
-        path, key = tmp_path / f"{given}.st", cache_key(cnn, images, given)
+        path, key = tmp_path / f"{given}.st", cache_key(cnn, images)
         ids = [image.id for image in images]
         FeatureCache.create(path, ids, cnn.feature_shape, given, key)
         assert extract(cnn, images, path).features.dtype == given
@@ -82,13 +83,13 @@ def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
         seen.append(path)
         return load_image(path, *args)
 
-    monkeypatch.setattr(captioning.cnn.features, "load_image", watched)
+    monkeypatch.setattr(captioning.data.images, "load_image", watched)
     with pytest.raises(KeyboardInterrupt):
         extract(cnn, images, tmp_path / "f.st")
     assert int((FeatureCache(tmp_path / "f.st").state == DONE).sum()) == 5
     seen.clear()
     monkeypatch.setattr(
-        captioning.cnn.features, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
+        captioning.data.images, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
     )
     cache = extract(cnn, images, tmp_path / "f.st")
     assert seen == [image.path for image in images[5:]]
@@ -207,8 +208,9 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
         folder, me, other, annotations = Path(sys.argv[1]), *sys.argv[2:]
         images, cnn = load_coco(annotations).images[:3], load_cnn(CNNConfig("scenes_cnn"))
         read = []
-        real = features.load_image
-        features.load_image = lambda *args: read.append(args) or real(*args)
+        from captioning.data import images as module
+        real = module.load_image
+        module.load_image = lambda *args: read.append(args) or real(*args)
         for i in range(12):
             (folder / f"{i}.{me}").touch()
             while not (folder / f"{i}.{other}").exists():

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,8 +20,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 import captioning
 from captioning.config import from_dict
 from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
-from captioning.search.caption import caption_files
-from captioning.search.generate import DecodeConfig
+from captioning.search.generate import DecodeConfig, caption_files
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -291,5 +291,5 @@ def test_the_transform_does_what_torchvision_does():
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)
     torch.testing.assert_close(ours, theirs)
-    again = from_dict(Transform, Transform(232, 224, mean, std).to_dict(), "transform")
+    again = from_dict(Transform, asdict(Transform(232, 224, mean, std)), "transform")
     assert torch.equal(again(image), ours)

@@ -16,7 +16,8 @@ def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) 
     with torch.no_grad():
         image = model.encoder.embed(features[None])
         captions = torch.tensor([[START, *tokens]])
-        scores = model.decoder(image, captions, torch.tensor([captions.size(1)])).double()
+        hidden, _ = model.decoder.unroll(image, captions, torch.tensor([captions.size(1)]))
+        scores = model.decoder.linear(hidden).double()
     scores[:, [PAD, START, UNK]] = -torch.inf
     return scores.log_softmax(1).gather(1, captions[0, 1:, None]).squeeze(1)
 

@@ -82,14 +82,14 @@ def test_stays_small(report):
 @pytest.fixture
 def drawn(section, tmp_path, monkeypatch):
     """The lines of the curves, as a report draws them of a history: [(label of y, x, y)]."""
-    from captioning.results import report as module
+    from captioning.results import figures as module
 
     def draw(history) -> list[tuple[str, list, list]]:
         lines, real = [], module.svg
 
-        def watch(draw, size, *data):
+        def watch(draw, size):
             def keep(axes) -> None:
-                draw(axes, *data)
+                draw(axes)
                 label = axes.get_ylabel()
                 lines.extend((label, *map(list, line.get_data())) for line in axes.lines)
 

@@ -24,11 +24,11 @@ def beam_search(model, image, *options, **more) -> list[list[Hypothesis]]:
 
 
 def greedy_search(model, image, max_seq_length=None) -> list[Hypothesis]:
-    return decoding.greedy_search(model, image, DecodeConfig(max_seq_length=max_seq_length))
+    return decoding.write_captions(model, image, DecodeConfig(max_seq_length=max_seq_length))
 
 
 def sample(model, image, generator=None, **options) -> list[Hypothesis]:
-    return decoding.sample(model, image, DecodeConfig("sample", **options), generator)
+    return decoding.write_captions(model, image, DecodeConfig("sample", **options), generator)
 
 
 @pytest.fixture

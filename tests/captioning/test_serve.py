@@ -22,8 +22,7 @@ from captioning.data.datasets import CaptionDataset
 from captioning.data.images import ImageError
 from captioning.errors import CaptioningError
 from captioning.results.evaluation import evaluate, write_evaluation
-from captioning.search.caption import caption_files
-from captioning.search.generate import DecodeConfig
+from captioning.search.generate import DecodeConfig, caption_files
 from captioning.serving.server import ServerSettings, answer, describe_lstm, serve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,10 +19,9 @@ from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint, load_checkpoint
 from captioning.model.cider import CiderD
-from captioning.training.curves import add_curves
 from captioning.training.preparation import origin_of
 from captioning.training.request import TrainingRequest
-from captioning.training.run import train, validate
+from captioning.training.run import add_curves, train, validate
 from captioning.training.trainer import Trainer, learning_rate
 
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2)
@@ -57,8 +56,7 @@ def test_writes_checkpoints_that_caption_as_the_trained_model_does(new_checkpoin
     after = weights(tmp_path / "last.pt")
     assert all(not torch.equal(after[k], before[k]) for k in before)
     loaded = load_checkpoint(tmp_path / "last.pt")
-    captions = encoded(data.val, data.vocabulary)
-    loss, scores, _ = validate(loaded, data.val, captions)
+    loss, scores, _ = validate(loaded, data.val)
     assert loss == pytest.approx(history[1]["val_loss"])
     assert scores.overall["CIDEr-D"] == pytest.approx(history[1]["CIDEr-D"])
 
@@ -99,8 +97,8 @@ def test_validation_writes_on_its_own(new_checkpoint, data):
         parameter.data *= 5  # opinions, so that captions differ
     other.references = {image: ["something else"] for image in data.val.ids}
     other.read = lambda *images: data.val.read(*images).flip(0)
-    strange = EncodedCaptions([["something else"]] * len(data.val.images), data.vocabulary)
-    _, _, written = validate(checkpoint, data.val, encoded(data.val, data.vocabulary))
+    other.images = [replace(image, captions=["something else"]) for image in data.val.images]
+    _, _, written = validate(checkpoint, data.val)
     words = torch.tensor([[START]] * len(data.val.images))
     with torch.no_grad():
         image = checkpoint.model.encoder.embed(data.val.read())
@@ -112,7 +110,7 @@ def test_validation_writes_on_its_own(new_checkpoint, data):
             words = torch.cat([words, scores.argmax(1, keepdim=True)], 1)
     expected = [data.vocabulary.decode(row) for row in words[:, 1:].tolist()]
     assert list(written.values()) == expected and len(set(expected)) > 1
-    _, _, others = validate(checkpoint, other, strange)
+    _, _, others = validate(checkpoint, other)
     assert list(others.values()) == expected[::-1]
 
 

@@ -1,7 +1,7 @@
 """Show, Attend and Tell (Xu et al., 2015): a decoder that looks at a place for every word.
 
 Before each word it weighs the cells of the CNN's feature map by what it has written so far,
-and reads their mean with the word. Inputs and targets are as in `captioning.decoders.lstm`, but
+and reads their mean with the word. Inputs and targets are as in lstm.py, but
 there is no step 0: the image is the cells, and the first state comes from their mean. Each cell is
 given learned vectors of its row and its column. The paper leaves these out; without them "left" can
 only be guessed.
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioning.config import ModelConfig
 from captioning.data import PAD, START
 from captioning.model.decoders.base import DemoSettings, register
-from captioning.model.layers import Dropout, make_lstm_cell
+from captioning.model.layers import Dropout, make_lstm
 
 POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
 
@@ -34,7 +34,7 @@ class AttentionState(NamedTuple):
 
 @register("attention")
 class AttentionDecoder(nn.Module):
-    """An LSTM cell with soft attention over the cells; a `captioning.decoders.Decoder`.
+    """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
 
     The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
     compared in the size of the embedding, E.
@@ -59,7 +59,7 @@ class AttentionDecoder(nn.Module):
         self.energy = nn.Linear(embed_size, 1, bias=False)  # softmax ignores a bias
         self.gate = nn.Linear(hidden_size, embed_size)
         self.init = nn.Linear(embed_size, 2 * hidden_size)
-        self.lstm = make_lstm_cell(lstm, 2 * embed_size, hidden_size)
+        self.lstm = make_lstm(lstm, 2 * embed_size, hidden_size, cell=True)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(config.dropout)
 
@@ -94,9 +94,6 @@ class AttentionDecoder(nn.Module):
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
         return AttentionState(*(tensor.index_select(0, rows) for tensor in state))
-
-    def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
-        return self.linear(self.unroll(image, captions, lengths)[0])
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None

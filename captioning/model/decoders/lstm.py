@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 @register("lstm")
 class DecoderRNN(nn.Module):
-    """An LSTM that reads an image vector and writes a caption; a `captioning.decoders.Decoder`."""
+    """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
 
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
@@ -50,13 +50,10 @@ class DecoderRNN(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
         self.every_step = config.image_at == "every"
         input_size = embed_size * (2 if self.every_step else 1)
-        self.lstm = make_lstm(lstm, input_size, hidden_size, config.num_layers, dropout)
+        between = dropout if config.num_layers > 1 else 0.0  # nn.LSTM warns otherwise
+        self.lstm = make_lstm(lstm, input_size, hidden_size, config.num_layers, dropout=between)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
-
-    def forward(self, image: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [N,V] of every word for the N targets of `unroll`."""
-        return self.linear(self.unroll(image, captions, lengths)[0])
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
@@ -77,8 +74,6 @@ class DecoderRNN(nn.Module):
         """What the LSTM reads, of inputs [B,T,E]."""
         beside = beside.unsqueeze(1).expand(-1, inputs.size(1), -1)
         return self.dropout(torch.cat([inputs, beside], 2))
-
-    # One step at a time, for captioning.search ---------------------------------------------------
 
     def start(self, image: Tensor) -> State:
         """Feed the image [B,E]; returns the state."""

@@ -11,12 +11,17 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/targets/kernels.h"
 #include "pointers.h"
 
 namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Product<bfloat16> product;
+}
+namespace avx512_vnni {
+extern const Product<int8> int8_weights;
+}
 namespace {
 
 using at::native::cpublas::brgemm;

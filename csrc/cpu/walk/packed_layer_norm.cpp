@@ -2,10 +2,10 @@
 // with panels.
 #include <ATen/Parallel.h>
 
-#include "core/packed.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/layer/packed_direction.h"
 #include "cpu/step.h"
+#include "cpu/walk/tiled.h"
 #include "stepwise/forward.h"
 
 namespace fastlstm {
