@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -38,6 +39,15 @@ os.environ["FASTLSTM_TUNE"] = "off"
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_measured, "machines", {})
     monkeypatch.setattr(_measured, "active", False)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
+    yield request.param
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

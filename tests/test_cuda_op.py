@@ -8,9 +8,7 @@ import ctypes
 import functools
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,14 +16,13 @@ from pathlib import Path
 import op_call
 import pytest
 import torch
+from native import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
 from fastlstm import _build
 
-ROOT = Path(__file__).parents[1]
 SIMT = ROOT / "tests/simt"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
-CXX = shlex.split(os.environ.get("CXX", "g++"))
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which(CXX[0]), reason=f"{CXX[0]} is not on PATH"),
@@ -48,47 +45,20 @@ def ops():
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)
         fresh = LIBRARY.with_suffix(".new")
-        command = [
-            *CXX,
-            "-std=c++20",
-            "-O1",
-            "-w",
-            "-fPIC",
-            "-shared",
-            # Not the kernels of an extension that was built for a GPU.
-            *(["-Wl,-Bsymbolic"] if sys.platform == "linux" else []),
-            "-U_FORTIFY_SOURCE",
-            "-DFASTLSTM_EMULATOR",
-            f"-I{SIMT}",
-            f"-I{SIMT / 'op'}",
-            f"-I{ROOT / 'csrc/cuda'}",
-            f"-I{ROOT / 'csrc'}",
-            *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-            str(SIMT / "op/emulated_op.cpp"),
-            "-x",
-            "c++",
-            *map(str, sorted(ROOT.glob("csrc/cuda/*.cu"))),
-            "-o",
-            str(fresh),
-            f"-L{Path(torch.__file__).parent / 'lib'}",
-            "-ltorch_cpu",
-            "-lc10",
-        ]
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert done.returncode == 0, done.stdout
+        flags = "-std=c++20 -O1 -w -fPIC -shared -U_FORTIFY_SOURCE -DFASTLSTM_EMULATOR".split()
+        if sys.platform == "linux":  # not the kernels of an extension that was built for a GPU
+            flags.append("-Wl,-Bsymbolic")
+        own = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
+        include = [f"-I{folder}" for folder in own]
+        include += [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
+        kernels = map(str, sorted(ROOT.glob("csrc/cuda/*.cu")))
+        source = str(SIMT / "op/emulated_op.cpp"), "-x", "c++", *kernels
+        torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
+        check(*CXX, *flags, *include, *source, "-o", str(fresh), *torch_lib)
         os.replace(fresh, LIBRARY)
     ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # check_layer and the rest
     torch.ops.load_library(str(LIBRARY))
     return torch.ops.fastlstm_emulated
-
-
-@pytest.fixture
-def kind(request):
-    """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
-    yield request.param
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def Call(kind, *args, **options):
@@ -569,13 +539,8 @@ if "auto" in results:
 def test_free_multiprocessors(free, told):
     """Of the SMS that the emulated device has."""
     ops()
-    done = subprocess.run(
-        [sys.executable, "-c", FREE_SMS, str(ROOT / "tests")],
-        text=True,
-        env={**os.environ, "FASTLSTM_FREE_SMS": free},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    environment = os.environ | {"FASTLSTM_FREE_SMS": free}
+    done = run(sys.executable, "-c", FREE_SMS, str(ROOT / "tests"), env=environment)
     for text in told:
         assert text in done.stdout, done.stdout
 

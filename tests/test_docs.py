@@ -321,8 +321,7 @@ def front_record(**ratios: list[float]) -> dict[str, Any]:
         {
             "key": key.replace("_", "-"),
             "results": [
-                {"case": case, "ratio": ratio}
-                for case, ratio in zip(traits, values, strict=False)
+                {"case": case, "ratio": ratio} for case, ratio in zip(traits, values, strict=False)
             ],
         }
         for key, values in ratios.items()

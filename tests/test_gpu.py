@@ -18,14 +18,6 @@ pytestmark = [
 KINDS = ["float32", "tf32", "bfloat16", "float16"]
 
 
-@pytest.fixture
-def kind(request):
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
-    yield request.param
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def require(engine):
     gpu = torch.cuda.get_device_properties()
     if engine.startswith("persistent") and gpu.major < 8:

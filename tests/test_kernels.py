@@ -1,48 +1,32 @@
 """The CPU kernels without torch, against plain loops: those of arm64 in an emulator."""
 
-import fcntl
-import os
 import platform
-import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from native import CXX, ROOT, check, make, missing
 
-ROOT = Path(__file__).parents[1]
-CXX = shlex.split(os.environ.get("CXX", "g++"))
 ARM64 = platform.machine() in ("aarch64", "arm64")
 
 
-def run(*command):
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def program(*cxx, flags=()):
-    """Builds what is out of date, in one process at a time."""
     folder = ROOT / "build/kernels" / Path(cxx[0]).name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        flags = f"CXX={shlex.join(cxx)}", f"BUILD={folder}", "CXXFLAGS=-Werror", *flags
-        run("make", "-C", str(ROOT / "tests/kernels"), "-j2", *flags)
+    make("kernels", folder, "CXXFLAGS=-Werror", *flags, cxx=cxx)
     return str(folder / "kernels")
 
 
-def check(*command):
-    """Runs every case; returns the instruction sets that they are of."""
-    cases = run(*command, "--list").splitlines()
+def check_every_case(*command):
+    """Returns the instruction sets that they are of."""
+    cases = check(*command, "--list").splitlines()
     assert len(cases) > 15
-    run(*command, *cases)
+    check(*command, *cases)
     return {case.split("/")[0] for case in cases} - {"bits"}  # which compares them
 
 
-@pytest.mark.skipif(not shutil.which("make") or not shutil.which(CXX[0]), reason="no make or C++")
+@pytest.mark.skipif(bool(missing()), reason="no make or C++")
 def test_on_this_machine():
-    checked = check(program(*CXX))
+    checked = check_every_case(program(*CXX))
     assert ("neon" if ARM64 else "baseline") in checked
 
 
@@ -61,5 +45,5 @@ MISSING = [f"{tool} (Debian: {PACKAGES[tool]})" for tool in PACKAGES if not shut
 def test_on_arm64(processor):
     """Each kernel in the emulator, and that what a processor has chooses among them."""
     kernels = program("aarch64-linux-gnu-g++", flags=["LDFLAGS=-static"])
-    checked = check("qemu-aarch64", "-cpu", processor, kernels)
+    checked = check_every_case("qemu-aarch64", "-cpu", processor, kernels)
     assert checked == {"neon"} | PROCESSORS[processor]

@@ -239,9 +239,7 @@ class FakeRnn(torch.autograd.Function):
         each = len(weights) // options["num_layers"] // options["directions"]
         layout = layout_of(each >= 4, each in (3, 5))
         call = functional.LstmCall(x, h, c, weights, layout, options["batch_sizes"])
-        output, state, _ = _aten.lstm(
-            call, options["num_layers"], options["directions"], 0.0, True
-        )
+        output, state, _ = _aten.lstm(call, options["num_layers"], options["directions"], 0.0, True)
         return output, *state
 
     @staticmethod

@@ -1,14 +1,11 @@
 // The CUDA types that cross into the launchers: stream, error code and the 16-bit floats. With
-// FASTLSTM_EMULATOR defined they are the host twins of tests/simt/simt.h, so that a plain C++
+// FASTLSTM_EMULATOR defined they are those of tests/simt/simt.h and of the CPU, so that a plain C++
 // compiler builds the same .cu files.
 #pragma once
 
 #if defined(FASTLSTM_EMULATOR)
+#include "../cpu/half.h"
 #include "simt.h"
-namespace fastlstm {
-using bfloat16 = simt::bfloat16;
-using float16 = simt::float16;
-}  // namespace fastlstm
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -39,11 +39,9 @@ Bytes bytes_of(const Values&... values) {
 template <typename T>
 oracle::Problem problem_of(const Shape& shape, unsigned seed) {
   const int64_t values = shape.T * shape.B * shape.H;
-  auto problem = oracle::random_problem(shape.T, shape.B, shape.H, seed,
+  auto problem = oracle::random_problem(shape.T, shape.B, shape.H,
+                                        {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
                                         [](double x) { return to_double(from_double<T>(x)); });
-  std::mt19937 random(seed);
-  for (int64_t i = 0; i < shape.T * shape.B; ++i) problem.reset.push_back(random() % 4 == 0);
-  if (shape.masks) problem.h_mask = oracle::random_shares(shape.B * shape.H, seed);
   if (shape.zoneout_h) problem.zoneout_h = oracle::random_shares(values, seed + 1);
   if (shape.zoneout_c) problem.zoneout_c = oracle::random_shares(values, seed + 2);
   return problem;

@@ -63,7 +63,6 @@ struct Function {
 struct Runtime {
   std::map<std::string, std::string> texts;  // of all kernels, by name
   Variables variables;
-  std::map<const void*, void*> symbols;       // memory of a variable by the host's address for it
   std::map<const void*, Function> functions;  // by host address
   cudaError_t last_error = cudaSuccess;
 };
@@ -189,10 +188,6 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
   ptx::runtime().functions[host].text = ptx::runtime().texts.at(name);
 }
 
-void __cudaRegisterVar(void**, char* host, char*, const char* name, int, size_t, int, int) {
-  ptx::runtime().symbols[host] = ptx::runtime().variables.at(name).memory.get();
-}
-
 // For <<<>>>, which nvcc's stubs are written with and the project does not use.
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 1; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
@@ -233,18 +228,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin)
     return ptx::result(cudaErrorInvalidValue);
   *value = ptx::options().shared_bytes;
-  return cudaSuccess;
-}
-cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
-  *address = ptx::runtime().symbols.at(symbol);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemset(void* to, int byte, size_t bytes) {
-  std::memset(to, byte, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {

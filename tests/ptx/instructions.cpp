@@ -433,12 +433,11 @@ unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store)
   if (address % bytes != 0) fault(w, in, lane, "a misaligned address");
   if (a.space == Space::kGlobal) return global_bytes(w, in, lane, address, bytes, is_store);
   if (a.space == Space::kShared) return shared_bytes(w, in, lane, address, bytes, is_store);
-  if (a.space == Space::kLocal || address >= kLocalBase) {  // a call's parameters are local
-    const uint32_t all = w.machine->launch.kernel->local_bytes;
-    const uint64_t at = address - kLocalBase;
-    if (address < kLocalBase || at + bytes > all)
-      fault(w, in, lane, "an access beyond the thread's local memory");
-    return &w.local[size_t(lane) * all + at];
+  if (address >= kArgumentBase) {
+    const uint32_t all = w.machine->launch.kernel->argument_bytes;
+    const uint64_t at = address - kArgumentBase;
+    if (at + bytes > all) fault(w, in, lane, "an access beyond the arguments of a call");
+    return &w.arguments[size_t(lane) * all + at];
   }
   const auto& parameters = w.machine->launch.parameters;
   const uint64_t at = address - kParamBase;
@@ -553,31 +552,14 @@ void trap_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   fault(w, in, __builtin_ctz(lanes), "a trap");
 }
 
-void clock_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  for_lanes(lanes, [&](int lane) { w.lanes<u64>(in.op[0])[lane] = w.machine->instructions; });
-}
-
-// vprintf(format, values), with values of 32 bits.
+// vprintf(format, values) of a format without values.
 void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
-    const auto argument = [&](int i) {
-      const u64 at = w.lanes<u64>(in.op[i])[lane] - kLocalBase;
-      return value_at<u64>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
-    };
-    const auto* format = reinterpret_cast<const char*>(argument(0));
-    u64 at = argument(1) - kLocalBase;
-    for (; *format; ++format) {
-      if (*format != '%') {
-        std::putchar(*format);
-        continue;
-      }
-      ++format;
-      if (*format != 'u' && *format != 'd') fault(w, in, lane, "not implemented: this format");
-      const auto value =
-          value_at<u32>(&w.local[size_t(lane) * w.machine->launch.kernel->local_bytes + at]);
-      std::printf(*format == 'u' ? "%u" : "%d", value);
-      at += sizeof value;
-    }
+    const u64 at = w.lanes<u64>(in.op[0])[lane] - kArgumentBase;
+    const size_t own = size_t(lane) * w.machine->launch.kernel->argument_bytes;
+    const auto* const format = value_at<const char*>(&w.arguments[own + at]);
+    if (std::strchr(format, '%')) fault(w, in, lane, "not implemented: values that are printed");
+    std::fputs(format, stdout);
   });
 }
 
@@ -641,11 +623,14 @@ std::map<std::string, Operation> make_operations() {
   all["mul.lo.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a * b; });
   all["mul.wide.s32"] = lanewise([](s32 a, s32 b) -> s64 { return s64(a) * b; });
   all["mul.wide.u32"] = lanewise([](u32 a, u32 b) -> u64 { return u64(a) * b; });
+  all["mul.wide.s16"] = lanewise([](s16 a, s16 b) -> s32 { return a * b; });
   all["mul.wide.u16"] = lanewise([](u16 a, u16 b) -> u32 { return u32(a) * b; });
+  all["mad.lo.s64"] = lanewise([](u64 a, u64 b, u64 c) -> u64 { return a * b + c; });
   all["mad.lo.s32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return a * b + c; });
   all["div.s32"] = lanewise([](s32 a, s32 b) -> s32 { return divide(a, b); });
   all["div.u32"] = lanewise([](u32 a, u32 b) -> u32 { return divide(a, b); });
   all["min.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::min(a, b); });
+  all["min.s64"] = lanewise([](s64 a, s64 b) -> s64 { return std::min(a, b); });
   all["min.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::min(a, b); });
   all["min.u16"] = lanewise([](u16 a, u16 b) -> u16 { return std::min(a, b); });
   all["neg.s32"] = lanewise([](u32 a) -> u32 { return 0u - a; });
@@ -654,6 +639,7 @@ std::map<std::string, Operation> make_operations() {
   all["and.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a & b; });
   all["and.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a & b; });
   all["and.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a & b; });
+  all["or.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a | b; });
   all["or.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a | b; });
   all["or.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a | b; });
   all["xor.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a ^ b; });
@@ -661,6 +647,8 @@ std::map<std::string, Operation> make_operations() {
   all["not.b64"] = lanewise([](u64 a) -> u64 { return ~a; });
   all["shl.b32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_left(a, n); });
   all["shl.b64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_left(a, n); });
+  all["shr.s16"] = lanewise([](s16 a, u32 n) -> s16 { return shift_right(a, n); });
+  all["shr.u16"] = lanewise([](u16 a, u32 n) -> u16 { return shift_right(a, n); });
   all["shr.u32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_right(a, n); });
   all["shr.s32"] = lanewise([](s32 a, u32 n) -> s32 { return shift_right(a, n); });
   all["shr.u64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_right(a, n); });
@@ -695,6 +683,9 @@ std::map<std::string, Operation> make_operations() {
       all[std::string(name) + ".rn" + type] = all[std::string(name) + type];
 
   all["cvt.s64.s32"] = lanewise([](s32 a) -> s64 { return a; });
+  all["cvt.s64.s32 of 64 bits"] = lanewise([](u64 a) -> s64 { return static_cast<s32>(a); });
+  all["cvt.s8.s32"] = lanewise([](s32 a) -> s16 { return static_cast<int8_t>(a); });
+  all["cvt.s16.s8"] = lanewise([](u16 a) -> s16 { return static_cast<int8_t>(a); });
   all["cvt.u64.u32"] = lanewise([](u32 a) -> u64 { return a; });
   all["cvt.u32.u64"] = lanewise([](u64 a) -> u32 { return static_cast<u32>(a); });
   all["cvt.u16.u32"] = lanewise([](u32 a) -> u16 { return static_cast<u16>(a); });
@@ -714,12 +705,9 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
   // Global addresses are generic ones.
   all["add.u64"] = all["add.s64"];
-  // So far nobody reads local memory through a generic address.
-  all["cvta.local.u64"] = all["mov.u64"];
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
   all["trap"] = {trap_handler, {}};
-  all["mov.u64 clock"] = {clock_handler, {k64}};
   all["call.uni vprintf"] = {print_handler, {k64, k64}};
   all["bar.sync"] = {nothing, {k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};

@@ -32,7 +32,7 @@ enum class Control : uint8_t {
   kWarpCollective,  // waits until the lanes named have come here, then executes for all
 };
 
-enum class Space : uint8_t { kParam, kShared, kGlobal, kLocal };
+enum class Space : uint8_t { kParam, kShared, kGlobal };
 
 // Of ld, st and prefetch.
 struct Access {
@@ -101,7 +101,7 @@ struct Kernel {
   std::vector<Parameter> parameters;
   std::vector<Constant> constants;
   std::vector<SpecialRegister> specials;
-  uint32_t parameter_bytes = 0, register_bytes = 0, predicates = 0, local_bytes = 0;
+  uint32_t parameter_bytes = 0, register_bytes = 0, predicates = 0, argument_bytes = 0;
   mutable size_t most_looks = 0;  // that a warp had under way when it waited for one
 
   std::string short_name() const;
@@ -111,8 +111,9 @@ struct Kernel {
 // and until L2 shows a relaxed store. An instruction takes 2, some results 30.
 constexpr int kTripClocks = 280, kStoreClocks = 250;
 
-// Addresses of these spaces start here, so that one is not taken for another's.
-constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kLocalBase = 0x20000;
+// Addresses of these spaces start here, so that one is not taken for another's: parameters of the
+// kernel, shared memory, arguments of a call.
+constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x20000;
 
 struct Variable {
   std::unique_ptr<unsigned char[]> memory;

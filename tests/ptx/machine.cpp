@@ -61,7 +61,7 @@ void fill_registers(Warp& warp, const Launch& launch) {
     const uint32_t junk = 0xc0000000u ^ static_cast<uint32_t>(random());
     std::memcpy(&warp.registers[i], &junk, 4);
   }
-  warp.local.assign(size_t{kLanes} * kernel.local_bytes, 0xcb);
+  warp.arguments.assign(size_t{kLanes} * kernel.argument_bytes, 0xcb);
   warp.predicates.resize(kernel.predicates);
   for (uint32_t& p : warp.predicates) p = static_cast<uint32_t>(random());
   for (const Constant& c : kernel.constants) {
@@ -232,7 +232,7 @@ void for_bits(uint32_t bits, const F& f) {
 void begin_in_time(Warp& warp, const Instruction& in) {
   int64_t start = warp.now;
   for_bits(in.registers, [&](int i) { start = std::max(start, warp.ready[in.op[i] / 64]); });
-  if (start > warp.now) {
+  if (start > warp.now && warp.block->epoch >= options().looks_from) {
     auto& looks = warp.looks;
     looks.erase(
         std::remove_if(looks.begin(), looks.end(), [&](int64_t back) { return back <= warp.now; }),
@@ -311,7 +311,6 @@ int run_group(Warp& warp, Group& g, int budget) {
     }
   }
   if (!stopped) g.pc = pc;
-  warp.machine->instructions += done;
   return done;
 }
 
@@ -397,7 +396,7 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
 void run(const Launch& launch) {
   const OwnMemory own;
   static uint32_t number = 0;
-  Machine m{launch, ++number, 0, 0, {}, {}, {}};
+  Machine m{launch, ++number, 0, {}, {}, {}};
   m.random.seed((options().seed + options().seed_offset) * 7919 + 1);
   const auto blocks = static_cast<uint32_t>(launch.grid.count());
   const uint32_t together = launch.cooperative ? blocks : 4;

@@ -18,6 +18,7 @@ struct Options {
   bool ignore_races = false;  // no look for data races
   bool delays = false;        // relaxed stores reach memory late and in any order
   bool clocked = false;       // warps run in the order of modelled time
+  unsigned looks_from = 0;    // so many barriers of a block are passed when looks begin to count
   int noise = 0;              // units in the last place by which approximations may be off
   int patience = 20'000'000;  // instructions of warps without any progress: a deadlock
   int seed_offset = 0;
@@ -66,7 +67,7 @@ struct Warp {
   std::vector<Group> groups;
   std::vector<unsigned char> registers;
   std::vector<uint32_t> predicates;
-  std::vector<unsigned char> local;  // of lane after lane
+  std::vector<unsigned char> arguments;  // of a call, of lane after lane
 
   template <typename V>
   V* lanes(uint32_t at) {
@@ -95,7 +96,6 @@ struct Machine {
   const Launch& launch;
   uint32_t number = 0;  // of the launch
   int without_progress = 0;
-  uint64_t instructions = 0;  // done
   std::minstd_rand random;
   std::vector<Block> blocks;
   std::vector<Delayed> delayed;

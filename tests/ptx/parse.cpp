@@ -92,7 +92,7 @@ class Parser {
     uint32_t align = 1, bytes = 0;
     std::string name;
     for (std::string word; in >> word;) {
-      if (word == ".param") continue;
+      if (word == ".param" || word == ".ptr") continue;
       if (word == ".align") {
         in >> align;
       } else if (word[0] == '.') {
@@ -143,35 +143,20 @@ class Parser {
 
   void read_statement(const std::string& statement) {
     if (statement.rfind(".reg", 0) == 0) return declare(statement);
-    if (statement.rfind(".local", 0) == 0) return declare_local(statement);
     if (statement.rfind(".param", 0) == 0) return declare_argument(statement);
     if (statement.rfind(".pragma", 0) == 0 || statement.rfind(".loc", 0) == 0) return;
     if (statement[0] == '.') throw Fault("not implemented: " + statement);
     decode(statement);
   }
 
-  // .local .align n .b8 name[bytes]
-  void declare_local(const std::string& statement) {
-    std::stringstream in(statement);
-    uint32_t align = 1;
-    std::string word, type, name;
-    in >> word >> word >> align >> type >> name;
-    const size_t bracket = name.find('[');
-    if (word != ".align" || type != ".b8" || bracket == std::string::npos)
-      throw Fault("not implemented: " + statement);
-    const uint32_t offset = (kernel_->local_bytes + align - 1) / align * align;
-    kernel_->local_bytes = offset + std::atoi(name.c_str() + bracket + 1);
-    symbols_[name.substr(0, bracket)] = kLocalBase + offset;
-  }
-
-  // .param type name, of a call: local memory of the thread.
+  // .param type name, of a call.
   void declare_argument(const std::string& statement) {
     std::stringstream in(statement);
     std::string word, type, name;
     in >> word >> type >> name;
-    kernel_->local_bytes = (kernel_->local_bytes + 7) / 8 * 8;
-    symbols_[name] = kLocalBase + kernel_->local_bytes;
-    kernel_->local_bytes += type_bytes().at(type.substr(1));
+    kernel_->argument_bytes = (kernel_->argument_bytes + 7) / 8 * 8;
+    symbols_[name] = kArgumentBase + kernel_->argument_bytes;
+    kernel_->argument_bytes += type_bytes().at(type.substr(1));
   }
 
   void declare(const std::string& statement) {
@@ -321,10 +306,10 @@ class Parser {
     if (is_call && parts.size() > 1) {  // result, function, arguments
       opcode += " " + parts[1];
       parts.erase(parts.begin(), parts.begin() + 2);
-    } else if (parts.size() == 2 && parts[1] == "%clock64") {
-      opcode += " clock";
-      parts.pop_back();
     }
+    // A conversion may take the lower half of a register.
+    if (opcode == "cvt.s64.s32" && registers_.count(parts[1]) && registers_[parts[1]].bytes == 8)
+      opcode += " of 64 bits";
     const auto found = operations().find(opcode);
     if (found == operations().end()) throw Fault("not implemented: " + opcode);
     const Operation& operation = found->second;
@@ -344,19 +329,18 @@ class Parser {
     if (in.control == Control::kWarpCollective) in.latency = 30, in.slow_results = 15;
   }
 
-  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows.
+  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows. An address
+  // of no space is taken for one of global memory, which a load or store checks.
   void decode_access(Instruction& in, const std::string& opcode, const std::string& rest) {
     Access& a = in.access;
     const auto words = split(opcode, '.');
-    bool has_space = false, has_scope = false;
+    bool has_scope = false;
     for (size_t i = 1; i < words.size(); ++i) {
       const std::string word = words[i].substr(0, words[i].find("::"));
-      if (word == "global" || word == "shared" || word == "param" || word == "local") {
+      if (word == "global" || word == "shared" || word == "param") {
         a.space = word == "global"   ? Space::kGlobal
                   : word == "shared" ? Space::kShared
-                  : word == "local"  ? Space::kLocal
                                      : Space::kParam;
-        has_space = true;
       } else if (word == "v2" || word == "v4") {
         a.elements = static_cast<uint8_t>(word[1] - '0');
       } else if (word == "relaxed") {
@@ -370,7 +354,6 @@ class Parser {
         throw Fault("not implemented: ." + words[i]);
       }
     }
-    if (!has_space) throw Fault("not implemented: generic addresses");
     if (a.strong != has_scope) throw Fault("not implemented: a scope without .relaxed, or none");
     const size_t open = rest.find('['), close = rest.find(']');
     read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));

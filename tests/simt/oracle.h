@@ -1,6 +1,7 @@
 // The LSTM and its gradient in float64, as plain loops from the equations of Hochreiter and
 // Schmidhuber (1997) with a forget gate: it shares no line with the code under test.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -10,11 +11,19 @@ namespace oracle {
 
 using Values = std::vector<double>;
 
+enum Form { kDense, kPacked, kLengths };  // packed rows are sorted by length
+
+// What a problem has beside its sizes: masks are those of recurrent dropout.
+struct Options {
+  Form form = kDense;
+  bool reverse = false, reset = false, masks = false, zoneout = false;
+};
+
 // One direction of one layer after the input projection. Everything is padded to [T,B]; row b is
 // alive for t < length[b].
 struct Problem {
   int64_t T, B, H;
-  bool reverse = false;
+  Options options;
   std::vector<int64_t> length;             // [B]
   std::vector<char> reset;                 // [T,B], or empty
   Values x_gates, w_hh, h_0, c_0;          // [T,B,4H] [4H,H] [B,H] [B,H]
@@ -24,6 +33,11 @@ struct Problem {
   Values h_mask, zoneout_h, zoneout_c;
 
   bool alive(int64_t t, int64_t b) const { return t < length[b]; }
+  int64_t rows(int64_t t) const {  // that step t holds
+    return options.form == kPacked
+               ? std::count_if(length.begin(), length.end(), [&](int64_t n) { return n > t; })
+               : B;
+  }
   bool resets(int64_t t, int64_t b) const { return !reset.empty() && reset[t * B + b]; }
   double mask(int64_t i) const { return h_mask.empty() ? 1 : h_mask[i]; }
   double keep_h(int64_t i) const { return zoneout_h.empty() ? 0 : zoneout_h[i]; }
@@ -35,10 +49,20 @@ struct Solution {
   Values d_gates, d_h_0, d_c_0;
 };
 
-// Values of a dtype (`round` rounds to it), so that the kernel starts from the same numbers.
-template <typename Round>
-Problem random_problem(int64_t T, int64_t B, int64_t H, unsigned seed, Round round) {
+// Shares that every dtype holds exactly, some of them 0 and 1.
+inline Values random_shares(int64_t n, unsigned seed) {
   std::mt19937 random(seed);
+  Values values(n);
+  for (double& v : values) v = (random() % 5) / 4.0;
+  return values;
+}
+
+// Values of a dtype (`round` rounds to it), so that the kernel starts from the same numbers.
+// Lengths and resets of a seed are the same in both directions.
+template <typename Round>
+Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, unsigned seed,
+                       Round round, int direction = 0) {
+  std::mt19937 random(seed + 100 * direction), shared(seed);
   std::normal_distribution<double> normal;
   const auto draw = [&](int64_t n, double scale) {
     Values values(n);
@@ -46,22 +70,28 @@ Problem random_problem(int64_t T, int64_t B, int64_t H, unsigned seed, Round rou
     return values;
   };
   Problem p;
-  p.T = T, p.B = B, p.H = H;
+  p.T = T, p.B = B, p.H = H, p.options = options;
   p.length.assign(B, T);
   p.x_gates = draw(T * B * 4 * H, 1);
   p.w_hh = draw(4 * H * H, 1 / std::sqrt(double(H)));
   p.h_0 = draw(B * H, 0.5), p.c_0 = draw(B * H, 0.5);
   p.d_output = draw(T * B * H, 0.5), p.d_cells = draw(T * B * H, 0.5);
   p.d_h_n = draw(B * H, 0.5), p.d_c_n = draw(B * H, 0.5);
+  if (options.form != kDense)
+    for (auto& n : p.length) n = shared() % (T + 1);
+  p.length[B / 2] = T;
+  if (options.form == kPacked) {
+    for (auto& n : p.length) n = std::max<int64_t>(n, 1);
+    std::sort(p.length.rbegin(), p.length.rend());
+  }
+  if (options.reset)
+    for (int64_t i = 0; i < T * B; ++i) p.reset.push_back(shared() % 4 == 0);
+  if (options.masks) p.h_mask = random_shares(B * H, seed + direction);
+  if (options.zoneout) {
+    p.zoneout_h = random_shares(T * B * H, seed + 10 + direction);
+    p.zoneout_c = random_shares(T * B * H, seed + 20 + direction);
+  }
   return p;
-}
-
-// Shares that every dtype holds exactly, some of them 0 and 1.
-inline Values random_shares(int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  Values values(n);
-  for (double& v : values) v = (random() % 5) / 4.0;
-  return values;
 }
 
 inline double logistic(double x) { return 1 / (1 + std::exp(-x)); }
@@ -75,7 +105,8 @@ inline Solution solve(const Problem& p) {
   s.d_h_0.assign(B * H, 0), s.d_c_0.assign(B * H, 0);
   for (int64_t b = 0; b < B; ++b) {
     std::vector<int64_t> order;
-    for (int64_t t = 0; t < p.length[b]; ++t) order.push_back(p.reverse ? p.length[b] - 1 - t : t);
+    for (int64_t t = 0; t < p.length[b]; ++t)
+      order.push_back(p.options.reverse ? p.length[b] - 1 - t : t);
     std::vector<Values> h_before, c_before;
     Values h(p.h_0.begin() + b * H, p.h_0.begin() + (b + 1) * H);
     Values c(p.c_0.begin() + b * H, p.c_0.begin() + (b + 1) * H);

@@ -22,7 +22,7 @@ using testing::from_double;
 using testing::to_double;
 using testing::unwritten;
 
-enum Form { kDense, kPacked, kLengths };
+using oracle::Form, oracle::kDense, oracle::kLengths, oracle::kPacked;
 
 struct Shape {
   int T, B, H;
@@ -69,33 +69,6 @@ struct Buffers {
   std::vector<T> d_output;
 };
 
-inline std::vector<oracle::Problem> make_problems(const Shape& shape, unsigned seed,
-                                                  const std::function<double(double)>& round) {
-  std::vector<oracle::Problem> problems;
-  for (int d = 0; d < shape.directions; ++d) {
-    problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H, seed + 100 * d, round));
-    auto& p = problems.back();
-    p.reverse = d == 1 || shape.reverse;
-    std::mt19937 random(seed);  // lengths and resets are the same in both directions
-    if (shape.form != kDense)
-      for (auto& n : p.length) n = random() % (shape.T + 1);
-    p.length[shape.B / 2] = shape.T;
-    if (shape.form == kPacked) {
-      for (auto& n : p.length) n = std::max<int64_t>(n, 1);
-      std::sort(p.length.rbegin(), p.length.rend());
-    }
-    if (shape.reset)
-      for (int i = 0; i < shape.T * shape.B; ++i) p.reset.push_back(random() % 4 == 0);
-    const int64_t state = int64_t(shape.B) * shape.H;
-    if (shape.masks) p.h_mask = oracle::random_shares(state, seed + d);
-    if (shape.zoneout) {
-      p.zoneout_h = oracle::random_shares(shape.T * state, seed + 10 + d);
-      p.zoneout_c = oracle::random_shares(shape.T * state, seed + 20 + d);
-    }
-  }
-  return problems;
-}
-
 template <typename T>
 struct Run {
   Shape shape;
@@ -105,15 +78,17 @@ struct Run {
 
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
-        problems(make_problems(shape, seed, [](double x) { return to_double(from_double<T>(x)); })),
         task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false, false} {
     runtime::shared().shared_bytes = 1 << 20;  // for tiles that no device has room for
+    for (int d = 0; d < shape.directions; ++d)
+      problems.push_back(oracle::random_problem(
+          shape.T, shape.B, shape.H,
+          {shape.form, d == 1 || shape.reverse, shape.reset, shape.masks, shape.zoneout}, seed,
+          [](double x) { return to_double(from_double<T>(x)); }, d));
     auto& b = buffers;
     const auto& length = problems[0].length;
     for (int64_t t = 0, offset = 0; t < shape.T; ++t) {
-      const int64_t rows = shape.form == kPacked ? std::count_if(length.begin(), length.end(),
-                                                                 [&](int64_t n) { return n > t; })
-                                                 : shape.B;
+      const int64_t rows = problems[0].rows(t);
       b.rows.push_back(rows);
       b.offsets.push_back(offset);
       offset += rows;
@@ -283,16 +258,19 @@ struct Run {
       const auto h_0 = testing::converted<T>(p.h_0);
       auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
       const int64_t stride = shape.directions * shape.H;
-      const PreviousHidden<T> call{
-          sequence(),   p.reverse,  buffers.output.data() + d * shape.H,
-          stride,       h_0.data(), shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
-          h_prev.data()};
+      const PreviousHidden<T> call{sequence(),
+                                   p.options.reverse,
+                                   buffers.output.data() + d * shape.H,
+                                   stride,
+                                   h_0.data(),
+                                   shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
+                                   h_prev.data()};
       check(launch_previous_hidden(call, nullptr) == cudaSuccess, "launch");
       for (int64_t t = 0; t < shape.T; ++t)
         for (int64_t b = 0; b < buffers.rows[t]; ++b)
           for (int64_t j = 0; j < shape.H; ++j) {
-            const int64_t t_prev = p.reverse ? t + 1 : t - 1;
-            const bool starts = t == (p.reverse ? p.length[b] - 1 : 0);
+            const int64_t t_prev = p.options.reverse ? t + 1 : t - 1;
+            const bool starts = t == (p.options.reverse ? p.length[b] - 1 : 0);
             const double expected =
                 !p.alive(t, b) || p.resets(t, b) ? 0
                 : starts

@@ -64,44 +64,6 @@ To bits_of(const From& from) {
   return to;
 }
 
-// float -> 16 bits, round to nearest even; NaN becomes the canonical one, as in CUDA.
-inline uint16_t to_bfloat16(float x) {
-  if (std::isnan(x)) return 0x7fff;
-  const auto u = bits_of<uint32_t>(x);
-  return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-inline uint16_t to_float16(float x) {
-  const auto u = bits_of<uint32_t>(x);
-  const uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0x7fff;
-  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to infinity
-  if (magnitude < 0x38800000)  // subnormal: adding 0.5 leaves a last bit of 2^-24, float16's own
-    return static_cast<uint16_t>(sign | (bits_of<uint32_t>(std::fabs(x) + 0.5f) - 0x3f000000));
-  return static_cast<uint16_t>(sign |
-                               (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
-}
-inline float from_float16(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
-  const float magnitude = exponent == 0 ? static_cast<float>(mantissa) * 0x1p-24f
-                          : exponent == 31
-                              ? bits_of<float>(0x7f800000u | mantissa << 13)
-                              : bits_of<float>((exponent + 112) << 23 | mantissa << 13);
-  return bits_of<float>(bits_of<uint32_t>(magnitude) | sign);
-}
-
-struct bfloat16 {
-  uint16_t bits;
-  bfloat16() = default;
-  explicit bfloat16(float x) : bits(to_bfloat16(x)) {}
-  operator float() const { return bits_of<float>(uint32_t(bits) << 16); }
-};
-struct float16 {
-  uint16_t bits;
-  float16() = default;
-  explicit float16(float x) : bits(to_float16(x)) {}
-  operator float() const { return from_float16(bits); }
-};
-
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

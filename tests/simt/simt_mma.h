@@ -1,6 +1,7 @@
 // Scalar twins of the tensor core instructions, in the register layouts of the PTX manual, "Matrix
 // Fragments for mma".
 #pragma once
+#include "../../csrc/cpu/half.h"
 #include "simt.h"
 
 namespace simt {
@@ -11,15 +12,17 @@ inline uint32_t to_tf32(float x) {
   return std::isfinite(x) ? (u + 0x1000) & ~0x1fffu : u;
 }
 
-inline float half_of_word(uint32_t word, int half, bool bfloat) {
-  const auto bits = static_cast<uint16_t>(word >> 16 * half);
-  return bfloat ? bits_of<float>(uint32_t(bits) << 16) : from_float16(bits);
+template <typename H>
+float half_of_word(uint32_t word, int half) {
+  H h;
+  h.bits = static_cast<uint16_t>(word >> 16 * half);
+  return static_cast<float>(h);
 }
 
 // Lane 4 g + q holds of A (16 x 16) rows g, g + 8 and columns 2q, 2q + 1, 2q + 8, 2q + 9; of B
 // (16 x 8) the same columns as rows, in column g; of D (16 x 8) rows g, g + 8, columns 2q, 2q + 1.
-template <typename W>
-void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1, bool bfloat) {
+template <typename H, typename W>
+void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
   const auto all = post(mine, 6);
   const unsigned g = self().lane / 4, q = self().lane % 4;
@@ -27,19 +30,19 @@ void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1, bool bfloat)
     const unsigned upper = i / 2, column = 2 * q + i % 2;
     for (unsigned k = 0; k < 16; ++k) {
       const unsigned peer = k % 8 / 2, half = k % 2, high = k / 8;
-      d[i] += half_of_word(all[4 * g + peer][2 * high + upper], half, bfloat) *
-              half_of_word(all[4 * column + peer][4 + high], half, bfloat);
+      d[i] += half_of_word<H>(all[4 * g + peer][2 * high + upper], half) *
+              half_of_word<H>(all[4 * column + peer][4 + high], half);
     }
   }
 }
 
 template <typename W>
 void mma_bfloat16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
-  mma_16bit(d, a, b0, b1, true);
+  mma_16bit<fastlstm::bfloat16>(d, a, b0, b1);
 }
 template <typename W>
 void mma_float16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
-  mma_16bit(d, a, b0, b1, false);
+  mma_16bit<fastlstm::float16>(d, a, b0, b1);
 }
 
 // The same with A 16 x 8 (columns q, q + 4) and B 8 x 8. The low 13 bits are not looked at.

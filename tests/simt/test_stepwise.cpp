@@ -32,37 +32,21 @@ std::vector<T> gemm(const T* a, const T* b, int64_t rows, int64_t k, int64_t n, 
   return out;
 }
 
-enum Form { kDense, kPacked, kLengths };
+using oracle::kDense, oracle::kLengths, oracle::kPacked;
 
 struct Shape {
   int64_t T, B, H;
-  Form form;
+  oracle::Form form;
   bool reverse, reset, save;
   bool masks = false, zoneout = false;
 };
 
-// Rows are sorted by length where the form is packed; then step t holds the first rows[t] of them.
 template <typename T, typename A>
 void run(const Shape& shape, unsigned seed) {
   const int64_t B = shape.B, H = shape.H, steps = shape.T;
-  auto problem = oracle::random_problem(steps, B, H, seed,
-                                        [](double x) { return to_double(from_double<T>(x)); });
-  std::mt19937 random(seed);
-  problem.reverse = shape.reverse;
-  if (shape.form != kDense)
-    for (auto& n : problem.length) n = random() % (steps + 1);
-  problem.length[B / 2] = steps;
-  if (shape.form == kPacked) {
-    for (auto& n : problem.length) n = std::max<int64_t>(n, 1);
-    std::sort(problem.length.rbegin(), problem.length.rend());
-  }
-  if (shape.reset)
-    for (int64_t i = 0; i < steps * B; ++i) problem.reset.push_back(random() % 4 == 0);
-  if (shape.masks) problem.h_mask = oracle::random_shares(B * H, seed);
-  if (shape.zoneout) {
-    problem.zoneout_h = oracle::random_shares(steps * B * H, seed + 1);
-    problem.zoneout_c = oracle::random_shares(steps * B * H, seed + 2);
-  }
+  auto problem = oracle::random_problem(
+      steps, B, H, {shape.form, shape.reverse, shape.reset, shape.masks, shape.zoneout}, seed,
+      [](double x) { return to_double(from_double<T>(x)); });
   auto x_gates = converted<T>(problem.x_gates);
   const bool is_only = steps == 1;  // OnlyStep, which adds the biases itself
   std::vector<T> b_ih, b_hh;
@@ -72,13 +56,9 @@ void run(const Shape& shape, unsigned seed) {
   }
   const oracle::Solution solution = oracle::solve(problem);
 
-  std::vector<int64_t> rows(steps, B);
-  if (shape.form == kPacked)
-    for (int64_t t = 0; t < steps; ++t)
-      rows[t] = std::count_if(problem.length.begin(), problem.length.end(),
-                              [&](int64_t n) { return n > t; });
-  std::vector<int64_t> order(steps);
-  for (int64_t n = 0; n < steps; ++n) order[n] = shape.reverse ? steps - 1 - n : n;
+  std::vector<int64_t> rows(steps), order(steps);
+  for (int64_t n = 0; n < steps; ++n)
+    rows[n] = problem.rows(n), order[n] = shape.reverse ? steps - 1 - n : n;
 
   const auto w_hh = converted<T>(problem.w_hh);
   const auto h_0 = converted<T>(problem.h_0);
