@@ -77,11 +77,7 @@ def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) ->
 
 
 def weight_names(layout: str) -> tuple[str, ...]:
-    """The names of a direction's weights, in the order of the list.
-
-    Raises:
-        ValueError: a word of the layout is unknown, or they are in another order.
-    """
+    """The names of a direction's weights, in the order of the list; a ValueError for no layout."""
     if layout not in _WEIGHTS:
         raise ValueError(
             f"layout: expected of the words {', '.join(_WORDS)} those that apply, in this order, "

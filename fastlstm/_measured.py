@@ -107,11 +107,7 @@ def force(engine: str) -> Iterator[None]:
 
 
 def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
-    """Puts entries of a machine into the file, and removes those that are None.
-
-    Raises:
-        OSError: it cannot be written; the file is then as it was.
-    """
+    """Puts entries into the file, or removes those that are None; an OSError leaves it as is."""
     file = path()
     if file is None:
         return

@@ -74,19 +74,11 @@ def choose_engine(
 ) -> str:
     """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
 
-    Args:
-        engine: one of `ENGINES`, or with a division of the work as in `lstm`.
-        device: device type of the input, such as "cpu".
-        dtype: dtype of the input.
-        transformed: whether forward-mode differentiation is active, or a `torch.func` transform of
-            a call that the op cannot serve under transforms.
-        op_devices: device types that the compiled op serves; empty if it is not built.
-        plain: whether the call has no option that nn.LSTM lacks. "torch" serves no other call, and
-            none that is transformed; "auto" decides there.
-
-    Raises:
-        ValueError: there is no such engine.
-        RuntimeError: an engine of the op was requested, and it cannot serve this call.
+    `device` and `dtype` are those of the input, `op_devices` the device types that the compiled op
+    serves. `transformed`: under forward-mode differentiation, or a `torch.func` transform that the
+    op cannot serve. `plain`: without an option that nn.LSTM lacks; "torch" serves no other call,
+    and none that is transformed, so "auto" decides there. Raises a ValueError if there is no such
+    engine, a RuntimeError if one of the op was requested and cannot serve this call.
     """
     check_engine(engine)
     if engine == "reference":
@@ -154,9 +146,8 @@ def lstm(
             projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
             gain_c, bias_c [H] if there is layer normalisation (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
-        layout: which of these there are beside W_ih and W_hh: of the words "bias", "projection" and
-            "layer_norm" those that apply, in this order, separated by spaces. None stands for an
-            LSTM of torch.nn, where 2 to 5 weights tell.
+        layout: which of these there are, as in `reference.lstm_layer`. None stands for an LSTM of
+            torch.nn, where 2 to 5 weights tell.
         num_layers: number of stacked layers.
         bidirectional: whether each layer also walks from the last step to the first.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`

@@ -140,11 +140,7 @@ class _Frozen(nn.Module):
         )
 
     def train(self, mode: bool = True) -> _Frozen:
-        """Stays in eval mode: there is nothing to train.
-
-        Raises:
-            RuntimeError: mode is true.
-        """
+        """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""
         if mode:
             raise RuntimeError(
                 f"{type(self).__name__} has no training mode: its weights are packed. Train the "
@@ -409,11 +405,10 @@ def prepack(
 
     Of a model that is itself an LSTM only the result is packed: `frozen = prepack(lstm)`.
 
-    Every LSTM, LSTMCell and LayerNormLSTM becomes a `PackedLSTM`, `PackedLSTMCell` or
-    `PackedLayerNormLSTM`, which has no parameters: its weights are stored in the order in which the
-    processor reads them, and in fewer bits if requested. It is called as before. `state_dict` still
-    has the weights by their names and `load_state_dict` takes those of the model before packing;
-    training mode, another dtype or device, and gradients are refused with an error.
+    Every LSTM, LSTMCell and LayerNormLSTM becomes a packed one without parameters: its weights are
+    stored as the processor reads them, in fewer bits if requested. It is called as before.
+    `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
+    before packing; training mode, another dtype or device, and gradients are refused with an error.
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.

@@ -183,11 +183,8 @@ def extract_features(
 
     A changed picture is noticed if its file has another size, see `cache_key`. With on_error
     "refuse" it stops at a broken picture, even at one that was skipped before; with "skip" it names
-    and marks broken pictures.
-
-    Raises:
-        CaptioningError: the cache belongs to another CNN, weights, transform or pictures; a picture
-            is broken; the disk is full.
+    and marks broken pictures. A CaptioningError says so if the cache belongs to another CNN,
+    weights, transform or pictures, or if the disk is full.
     """
     path, how = Path(path), how or Extraction()
     ids, key = [image.id for image in images], cache_key(cnn, images)

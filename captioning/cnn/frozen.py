@@ -141,11 +141,8 @@ class FrozenCNN(nn.Module):
 def load_cnn(config: CNNConfig) -> FrozenCNN:
     """Build a CNN with its pretrained weights.
 
-    It sees all of a picture, squashed into a square: captions are about the sides too.
-
-    Raises:
-        CaptioningError: the name or the weights are unknown, a package is missing, or the weights
-            cannot be downloaded or are damaged; the message says what to do.
+    It sees all of a picture, squashed into a square: captions are about the sides too. Where it
+    cannot be had, a CaptioningError says what to do.
     """
     if "+" in config.name:
         names = config.name.split("+")

@@ -208,10 +208,8 @@ def prepare(
     """Check every picture and write `output`/captions_{train,val,test}.json.
 
     If a split is empty now, its file of an earlier run is removed: the pictures in it may be in
-    another split. What cannot be used is refused or skipped, by `on_error`.
-
-    Returns:
-        Number of pictures by split, and what was skipped by reason.
+    another split. What cannot be used is refused or skipped, by `on_error`. Returns the number of
+    pictures by split, and what was skipped by reason.
     """
     images, output, splits = Path(images), Path(output), splits or Splits()
     if not images.is_dir():

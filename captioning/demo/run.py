@@ -39,10 +39,7 @@ def demo(
 
     Pictures and features of a former run are used again. Without `epochs` there are as many as the
     decoder needs. `seed` is that of pictures, initial weights and order; `splits` has the number of
-    pictures per split.
-
-    Returns:
-        The sections of the report, by split.
+    pictures per split. Returns the sections of the report, by split.
     """
     output, settings, start = Path(output), DECODERS[decoder].demo, time.perf_counter()
     epochs = settings.epochs if epochs is None else epochs

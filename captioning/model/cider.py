@@ -27,11 +27,7 @@ class _Weighed(NamedTuple):
 
 
 class CiderD:
-    """Scores captions against references that are given once.
-
-    Args:
-        references: for each picture its references, each a list of tokens.
-    """
+    """Scores captions against references, given once: for each picture, lists of tokens."""
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         self.references = references

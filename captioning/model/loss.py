@@ -100,19 +100,11 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
+    """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats, `block` at a time.
 
-    Args:
-        hidden: [N,H].
-        linear: the output layer, H to V.
-        targets: int64 [N], indices of the correct words.
-        token_weights: [N], the factor of each token's loss, without a gradient.
-        label_smoothing: share of the target spread evenly over the vocabulary.
-        block: number of tokens scored at once.
-
-    Returns:
-        The sum, a scalar in float32, or float64 for float64 input, differentiable once; and the sum
-        without weights and label smoothing, the one to compare, which has no gradient.
+    From hidden [N,H], the indices of the correct words, int64 [N], and the factor of each token's
+    loss [N]. The sum is a scalar in float32, or float64 for float64 input, differentiable once; the
+    second result is without weights and label smoothing, to compare, and has no gradient.
     """
     return _LinearCrossEntropy.apply(
         hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing, block

@@ -17,11 +17,8 @@ from captioning.files import open_regular
 def load_tensors(path: str | Path, hint: str = "") -> Any:
     """Load the tensors and plain containers that torch.save wrote to `path`, on the CPU.
 
-    Files of PyTorch before 1.6 have no checksums, so damage in them may go unnoticed.
-
-    Raises:
-        CaptioningError: it cannot be opened, is damaged, would run code, or is of another kind,
-            when `hint` is added.
+    Files of PyTorch before 1.6 have no checksums, so damage in them may go unnoticed. Anything that
+    would run code is refused; to the error for another kind of file `hint` is added.
     """
     with open_regular(path) as file:
         is_zip = file.read(4) == b"PK\3\4"  # as PyTorch decides

@@ -71,10 +71,7 @@ def import_yunjey(
     """Convert the three files of the tutorial; `cnn` is the name of its ResNet.
 
     The ResNet comes from the file too: the tutorial trains with BatchNorm in train mode, so its
-    statistics are not torchvision's.
-
-    Raises:
-        CaptioningError: a file is missing, of another kind, or does not fit the others.
+    statistics are not torchvision's. Files that do not fit are refused with a CaptioningError.
     """
     words = read_vocabulary(vocabulary)
     enc, dec = _read_weights(encoder), _read_weights(decoder)

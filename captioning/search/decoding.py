@@ -145,10 +145,8 @@ def beam_search(
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
     kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
-    no unfinished one can end better. At the last step they count too: something is returned.
-
-    Returns:
-        K hypotheses per picture, best first; fewer if there are no more.
+    no unfinished one can end better. At the last step they count too: something is returned, K
+    hypotheses per picture, best first, or fewer if there are no more.
     """
     batch, k, device = len(image), config.beam_size, image.device
     steps, length_penalty = config.max_seq_length or decoder.max_seq_length, config.length_penalty

@@ -74,12 +74,8 @@ def answer(
 ) -> dict[str, Any]:
     """What greedy and beam search write about a picture, the content of a file, for JSON.
 
-    Returns:
-        For each search its title, its milliseconds, its captions, the best first, and where it
-        looked for the words of the best, if the decoder attends.
-
-    Raises:
-        ImageError: the picture is broken, too large or too small.
+    For each search its title, its milliseconds, its captions, the best first, and where it looked
+    for the words of the best, if the decoder attends. An ImageError says why a picture is refused.
     """
     image = load_image(io.BytesIO(picture), 2 * cnn.transform.resize_size, max_pixels)
     if min(image.size) < MIN_SIDE:
@@ -116,11 +112,7 @@ def serve(
     settings: ServerSettings | None = None,
     name: str = "this captioner",
 ) -> None:
-    """Serve the page, with the captioner's name in small print, until Ctrl-C or SIGTERM.
-
-    Raises:
-        CaptioningError: Starlette or uvicorn is missing, or the port is taken.
-    """
+    """Serve the page, with the captioner's name in small print, until Ctrl-C or SIGTERM."""
     settings = settings or ServerSettings()
     try:
         import uvicorn

@@ -144,11 +144,9 @@ class Trainer:
         return metric.item()
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
-        """What to minimise on one of `batches`.
+        """What to minimise on one of `batches`, summed over this process's tokens.
 
-        Returns:
-            The loss summed over this process's tokens, the number of tokens of all processes, and
-            the metric, which is to be summed over the processes.
+        Then the number of tokens of all processes, and the metric, to be summed over them.
         """
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
