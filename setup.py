@@ -187,7 +187,7 @@ def options(torch_headers):
     bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
     # cpp_extension of an older torch would pass -std=c++17. No -march: one binary serves every
     # machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
-    # math, gcc does not vectorise the clamps in the gate functions. Which sums are fused is written
+    # math, gcc does not vectorize the clamps in the gate functions. Which sums are fused is written
     # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
     # others, and clang from those of two expressions; --fmad=false keeps nvcc.
     optimize = ["-std=c++20", "-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]

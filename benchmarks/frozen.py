@@ -112,7 +112,7 @@ def torch_step(name: str, shape: Shape) -> Step:
 
 
 def onnxruntime_step(name: str, shape: Shape) -> Step:
-    """An ONNX LSTM of opset 17; in int8 by onnxruntime's own dynamic quantisation."""
+    """An ONNX LSTM of opset 17; in int8 by onnxruntime's own dynamic quantization."""
     import numpy as np
     import onnx
     import onnxruntime

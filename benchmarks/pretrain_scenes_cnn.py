@@ -1,7 +1,7 @@
 """The script that pretrains the tiny CNN of the embedded data set.
 
-It is pretrained on attribute grids: pictures of scattered shapes, each with its own colour, shape
-and size, labelled cell by cell. It never sees a group, a place in words or a caption. The weights
+It is pretrained on attribute grids: pictures of scattered shapes, each with its own color, shape
+and size, labeled cell by cell. It never sees a group, a place in words or a caption. The weights
 in the package were made by::
 
     python benchmarks/pretrain_scenes_cnn.py
@@ -72,7 +72,7 @@ class Heads(nn.Module):
         self.count = nn.Linear(channels, len(ATTRIBUTES))
 
     def losses(self, features: Tensor, grid: Tensor) -> dict[str, Tensor]:
-        """Per cell: whether there is a shape, its colour, shape and size, and the background.
+        """Per cell: whether there is a shape, its color, shape and size, and the background.
 
         Per quarter: how many shapes of each attribute, linear in the sum of the features, so that
         pooled features contain it.

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-# Colours of text, lines, bars, and bars of what is slower than nn.LSTM. The page is the background.
+# Colors of text, lines, bars, and bars of what is slower than nn.LSTM. The page is the background.
 COLORS = {
     "light": ("#1f2328", "#8b949e", "#1a7f5a", "#bc6c25"),
     "dark": ("#e6edf3", "#6e7681", "#3fb68b", "#e39a55"),

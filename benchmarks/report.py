@@ -191,7 +191,7 @@ def write_plot(path: Path, record: Result) -> None:
                 axes.plot([limit, limit], [y - 0.35, y + 0.35], color=color)
         if ratios:
             axes.plot(statistics.geometric_mean(ratios), y, "D", color="black", markersize=5)
-    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.axvline(1, color="gray", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

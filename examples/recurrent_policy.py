@@ -108,7 +108,7 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
             after = policy(mazes.observe().unsqueeze(0), state, reset.unsqueeze(0))[1]
             goes_on = (~done).float()
             target = reward + args.discount * goes_on * torch.cat([value[1:], after])
-            advantage = target - value  # generalised over steps (Schulman et al., 2016)
+            advantage = target - value  # generalized over steps (Schulman et al., 2016)
             for t in reversed(range(args.steps - 1)):
                 advantage[t] += args.discount * args.trace * goes_on[t] * advantage[t + 1]
         logits, value_now, _ = policy(x, first, resets)  # learn: the whole sequence at once

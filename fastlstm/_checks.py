@@ -168,7 +168,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:
-    """Checks the values if they can be read without a device synchronisation or a tracer."""
+    """Checks the values if they can be read without a device synchronization or a tracer."""
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if type(lengths) is Tensor and lengths.is_cpu and lengths.numel() > 0 and not traced:
         _check(

@@ -1,4 +1,4 @@
-"""A weight in the format in which a packed layer holds it: checked, quantised, packed, unpacked."""
+"""A weight in the format in which a packed layer holds it: checked, quantized, packed, unpacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recurrent regularisers draw before a layer runs, from torch's generator.
+"""What the recurrent regularizers draw before a layer runs, from torch's generator.
 
 The draws are tensors that the layer takes, so every engine computes with the same ones.
 """

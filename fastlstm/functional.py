@@ -144,7 +144,7 @@ def lstm(
         weights: for each layer, for each direction: W_ih [4H,I] ([4H,D*P] above the first layer),
             W_hh [4H,P], then b_ih and b_hh [4H] if there are biases, then W_hr [P,H] if there is a
             projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
-            gain_c, bias_c [H] if there is layer normalisation (see `fastlstm.LayerNormLSTM`).
+            gain_c, bias_c [H] if there is layer normalization (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
         layout: which of these there are, as in `reference.lstm_layer`. None stands for an LSTM of
             torch.nn, where 2 to 5 weights tell.
@@ -153,7 +153,7 @@ def lstm(
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
             never does. Ignored for packed data.
         dropout: probability of zeroing an element of the output of each layer but the last.
-        training: whether `dropout` and the regularisers below are applied.
+        training: whether `dropout` and the regularizers below are applied.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
         lengths: [B] integers from 0 to T, in any order and on any device (moved to the input's).
             The number of real steps of each row: after them the output is zero, and h_n, c_n are
@@ -326,7 +326,7 @@ def _lacking_in_torch(
         "reset": call.reset is not None,
         "return_cell_states": return_cell_states,
         "recompute": recompute,
-        "layer normalisation": "layer_norm" in call.layout,
+        "layer normalization": "layer_norm" in call.layout,
         **(regularizers._asdict() if regularizers else {}),
     }
     return [name for name, is_used in used.items() if is_used]

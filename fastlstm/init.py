@@ -99,6 +99,6 @@ def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
         if lstm._parameters.get(name) is None:
             raise ValueError(
                 f"lstm: expected {name} to be a parameter, got one made from others (a "
-                "parametrization or pruning); initialise before that"
+                "parametrization or pruning); initialize before that"
             )
     return [[lstm.get_parameter(name + suffix) for name in names] for suffix in suffixes]

@@ -1,4 +1,4 @@
-"""`LayerNormLSTM`: an LSTM with layer normalisation inside the loop."""
+"""`LayerNormLSTM`: an LSTM with layer normalization inside the loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .modules import LSTM
 
 
 class LayerNormLSTM(LSTM):
-    """An `LSTM` whose gates and cell are layer-normalised (Ba, Kiros & Hinton, 2016).
+    """An `LSTM` whose gates and cell are layer-normalized (Ba, Kiros & Hinton, 2016).
 
     With LN(x) = (x - mean(x)) / sqrt(var(x) + 1e-5) over the elements of x::
 

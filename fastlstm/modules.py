@@ -253,7 +253,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             Merity et al., 2018).
         recompute: whether backward recomputes the gates instead of keeping them in memory.
 
-    The five regularisers act in training mode; in eval mode the module computes what an nn.LSTM
+    The five regularizers act in training mode; in eval mode the module computes what an nn.LSTM
     with the same weights computes. They draw from torch's generator, in the same way on every
     engine; for the equations see `functional.lstm`.
 

@@ -69,7 +69,7 @@ def _call(*args: Any, save_cells: bool = False, **_: Any) -> LstmCall:
     count = len(LstmCall._fields)
     call = LstmCall(*args[:count])
     for name, is_given in {
-        "layer normalisation": "layer_norm" in call.layout,
+        "layer normalization": "layer_norm" in call.layout,
         "proj_size": "projection" in call.layout,
         "PackedSequence": call.batch_sizes is not None,
         "reset": call.reset is not None,

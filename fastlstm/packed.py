@@ -415,7 +415,7 @@ def prepack(
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
             float64, but for the last bits of a LayerNormLSTM). torch.bfloat16 halves the weights of
             float32, and rounds to bfloat16 what is multiplied with them; torch.int8 takes a quarter
-            of the memory, with a scale for each row of a matrix, and quantises what is multiplied
+            of the memory, with a scale for each row of a matrix, and quantizes what is multiplied
             with them row by row on the way. Sums, states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 

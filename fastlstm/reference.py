@@ -87,7 +87,7 @@ def lstm_layer(
         h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
         c_0: [D,B,H] initial cell state; of the 16-bit types it may be in float32 too.
         weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
-            biases, then W_hr [P,H] if there is a projection; for layer normalisation also gain_ih
+            biases, then W_hr [P,H] if there is a projection; for layer normalization also gain_ih
             and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
             activated from LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh, and
             h = o * tanh(LN(c) gain_c + bias_c).

@@ -87,7 +87,7 @@ def tune(
     Raises:
         TypeError: `model` is no module.
         ValueError: no plain call of a `fastlstm.LSTM` was made.
-        RuntimeError: torch.distributed is initialised: every process reads what one has measured
+        RuntimeError: torch.distributed is initialized: every process reads what one has measured
             before.
 
     Warns:
@@ -95,7 +95,7 @@ def tune(
     """
     check_model(model)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise RuntimeError("tune: expected to run before torch.distributed is initialised")
+        raise RuntimeError("tune: expected to run before torch.distributed is initialized")
     calls = _plain_calls(model, example)
     found = []
     for number, (run, stack, device) in enumerate(calls):

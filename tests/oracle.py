@@ -28,7 +28,7 @@ def oracle(
 
     h_mask [D,B,P] multiplies h on its way into W_hh; of the new h and c the shares zoneout_h
     [D,T,B,P] and zoneout_c [D,T,B,H] are replaced by the old ones. Four more weights in a direction
-    are gain_ih, gain_hh, gain_c and bias_c of a layer-normalised LSTM.
+    are gain_ih, gain_hh, gain_c and bias_c of a layer-normalized LSTM.
     """
 
     def normed(x: Tensor, gain: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Sample:
     lengths: tuple[int, ...] | None = None
     packed: bool = False  # lengths (sorted) become batch_sizes
     reset: bool = False
-    norms: bool = False  # layer normalisation
+    norms: bool = False  # layer normalization
     masks: tuple[str, ...] = ()  # of h_mask, zoneout_h, zoneout_c
     expanded: bool = False  # one state for all rows, with a stride of 0
     change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides

@@ -48,7 +48,7 @@ def layer(
     P: int = 0,
     masks: bool = False,
 ) -> dict[str, object]:
-    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularisers.
+    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularizers.
 
     Values are multiples of 1/128, the same in every dtype.
     """
@@ -335,7 +335,7 @@ def test_recomputed_gates_give_the_same_gradients(dtype: torch.dtype) -> None:
 def test_a_zero_state_is_left_out_of_the_products(P: int, masks: bool, dtype: torch.dtype) -> None:
     arguments = ragged((5, 20, 17, 50), dtype, 2, P, masks)
     zeros = torch.zeros_like(arguments["h_0"])
-    multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognised
+    multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognized
     assert same(run(arguments | {"h_0": zeros}), multiplied)
 
 

@@ -1,4 +1,4 @@
-"""Models that leave training: AOTInductor packages, with and without Python, and quantisation."""
+"""Models that leave training: AOTInductor packages, with and without Python, and quantization."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ class TestWithoutPython:
             torch.testing.assert_close(torch.load(tmp_path / "y.pt"), expected)
 
 
-def test_dynamic_quantisation() -> None:
+def test_dynamic_quantization() -> None:
     """Of what convert gives back: as close to the float model as that of nn.LSTM from the start."""
     model = fastlstm.convert(Tagger(), to="torch")
     with pytest.warns(DeprecationWarning, match="torch.ao.quantization is deprecated"):
-        quantised = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear})
-    assert type(quantised.lstm) is torch.ao.nn.quantized.dynamic.LSTM
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear})
+    assert type(quantized.lstm) is torch.ao.nn.quantized.dynamic.LSTM
     x = torch.randn(3, 6, 8)
     with torch.no_grad():
-        expected, found = Tagger()(x), quantised(x)
+        expected, found = Tagger()(x), quantized(x)
     error = (found - expected).norm() / expected.norm()
     assert 0 < error < 0.05  # 8 bits: steps of 1/256 of each tensor's range

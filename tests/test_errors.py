@@ -175,7 +175,7 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
     functional.lstm(**given)
     change(given)
     if route.engine == "torch":  # has none of the options, however good
-        message = f"({message})|PyTorch's own LSTM has no (lengths|reset|layer normalisation)"
+        message = f"({message})|PyTorch's own LSTM has no (lengths|reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**given)
 

@@ -219,7 +219,7 @@ def test_other_device():
         torch.testing.assert_close(a, b.to(a.device), rtol=1e-2, atol=1e-2)
 
 
-def test_no_synchronisation():
+def test_no_synchronization():
     lstm, x = large(torch.bfloat16, steps=20)
     lengths = torch.randint(0, 21, (64,), device="cuda")
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [20] * 32 + [7] * 32)

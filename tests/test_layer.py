@@ -307,7 +307,7 @@ def test_gradients_per_row(route: Route, sample: Sample) -> None:
     call |= {"input_needs_grad": True, "state_needs_grad": True}
     *state, weights = torch.ops.fastlstm.lstm_backward(**call)
     if sample.norms:
-        with pytest.raises(RuntimeError, match="no layer normalisation with per_row"):
+        with pytest.raises(RuntimeError, match="no layer normalization with per_row"):
             torch.ops.fastlstm.lstm_backward(**call, per_row=True)
         return
     *state_again, d_gates = torch.ops.fastlstm.lstm_backward(**call, per_row=True)

@@ -63,7 +63,7 @@ def test_lengths_and_packing(route: Route) -> None:
 
 @every_route
 def test_a_scale_of_the_weights_does_not_matter(route: Route) -> None:
-    """What normalisation is for; also that W_ih x and W_hh h have a norm each."""
+    """What normalization is for; also that W_ih x and W_hh h have a norm each."""
     lstm, x = make(route), draw(route, 5, 3, 3)
     expected = lstm(x)[0]
     with torch.no_grad():

@@ -129,7 +129,7 @@ def test_few_compile_without_spills(name, compiled_few):
 
 
 class Step:
-    """The code of a step, cut where it polls what its neighbours wrote and at its barriers."""
+    """The code of a step, cut where it polls what its neighbors wrote and at its barriers."""
 
     def __init__(self, name, code):
         self.backward = name == "backward"
@@ -137,7 +137,7 @@ class Step:
         barriers = [i for i, x in enumerate(code) if x.is_a("BAR")]
         start = max(i for i in barriers if i < first_poll)
         summed, end = [i for i in barriers if i > first_poll][:2]
-        self.before = code[start:first_poll]  # all that does not come from the neighbours
+        self.before = code[start:first_poll]  # all that does not come from the neighbors
         self.product = code[first_poll:summed]  # polls until it is there; the product
         self.cells = code[summed:end]  # the cell equations and what is published
 

@@ -98,7 +98,7 @@ class Uses(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
-        if what == "layer normalisation":
+        if what == "layer normalization":
             self.lstm = fastlstm.LayerNormLSTM(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Uses(nn.Module):
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(
-    "what", ["proj_size", "reset", "return_cell_states", "layer normalisation"]
+    "what", ["proj_size", "reset", "return_cell_states", "layer normalization"]
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_onnx_does_not_have_is_named(what: str, packed: bool) -> None:

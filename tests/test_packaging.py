@@ -114,12 +114,12 @@ def test_sdist_carries_the_sources_and_nothing_that_was_built(project: Path) -> 
 @pytest.mark.slow
 def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
     sources = files_below(project)
-    # All files of csrc, but not optimised: that takes a fraction of the time.
-    unoptimised = tmp_path / "c++"
-    unoptimised.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
-    unoptimised.chmod(0o755)
+    # All files of csrc, but not optimized: that takes a fraction of the time.
+    unoptimized = tmp_path / "c++"
+    unoptimized.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+    unoptimized.chmod(0o755)
     target = tmp_path / "target"
-    done = install(make_sdist(project), target, FASTLSTM_BUILD="cpu", CXX=str(unoptimised))
+    done = install(make_sdist(project), target, FASTLSTM_BUILD="cpu", CXX=str(unoptimized))
     assert done.returncode == 0, done.stdout
     assert record(target)["kinds"] == ["cpu"]
     assert record(target)["torch"] == torch.__version__

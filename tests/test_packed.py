@@ -183,7 +183,7 @@ def encoded(rows: Tensor, weights: torch.dtype) -> Tensor:
     return (rows * inverse).round().double() * (largest / 127).double()
 
 
-def dequantised(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def dequantized(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a packed layer in float64."""
     return {
         name: tensor.double() * state_dict[f"{name}_scale"].double().unsqueeze(1)
@@ -238,18 +238,18 @@ def test_every_step_against_plain_equations(
     x = torch.randn(steps, batch, input_size) * torch.rand(batch, 1).exp2()
     h_0, c_0 = (torch.randn(2, batch, size) / 2 for size in (lstm.proj_size or H, H))
     output, _, cells = frozen(x, (h_0, c_0), return_cell_states=True)
-    w = dequantised(frozen.state_dict())
+    w = dequantized(frozen.state_dict())
     for d, suffix in enumerate(("_l0", "_l0_reverse")):
         h_of, c_of = output.chunk(2, -1)[d], cells[0].chunk(2, -1)[d]
         h, c = h_0[d], c_0[d]
         for t in reversed(range(steps)) if d else range(steps):
             h, c = step(w, suffix, weights, x[t], h, c)
             torch.testing.assert_close(c_of[t].double(), c, rtol=0, atol=3e-6)
-            # Layer normalisation divides the error of c by its deviation.
+            # Layer normalization divides the error of c by its deviation.
             deviation = 1.0 if kind is LSTM else c.std(-1, keepdim=True)
             off = (h_of[t] - h).abs() * deviation > 3e-6
             # With a projection a value between two of int8 may be rounded to the other one; more
-            # of them with layer normalisation, which divides errors by a deviation of about 0.3.
+            # of them with layer normalization, which divides errors by a deviation of about 0.3.
             share = 0.03 if kind is LSTM else 0.1
             assert off.any(-1).float().mean() <= (share if lstm.proj_size else 0), (t, d)
             assert (h_of[t] - h).abs().max() < 0.01
@@ -269,7 +269,7 @@ def test_random_draws_of_layer_norm_keep_the_bound_of_a_step(
     x = torch.randn(20, batch, input_size) * 2 ** draw.uniform(-6, 6)
     h, c = torch.randn(batch, H) / 2, torch.randn(batch, H)
     output, _, cells = frozen(x, (h[None], c[None]), return_cell_states=True)
-    w = dequantised(frozen.state_dict())
+    w = dequantized(frozen.state_dict())
 
     def growth(rows: Tensor, of: str) -> Tensor:
         """By how much a norm enlarges the rounding of the sums before it."""
@@ -523,7 +523,7 @@ def test_a_model_before_packing_into_one_of_int8() -> None:
     assert torch.equal(loaded(X), packed(model, torch.int8)(X))
 
 
-def test_quantised_again_it_is_the_same() -> None:
+def test_quantized_again_it_is_the_same() -> None:
     model = tagger(weights=torch.int8)
     again = prepack(fastlstm.unpack(copy.deepcopy(model)), torch.int8)
     a, b = model.state_dict(), again.state_dict()

@@ -1,4 +1,4 @@
-"""Recurrent regularisers of the module: what is drawn, where it acts, and what the seed decides."""
+"""Recurrent regularizers of the module: what is drawn, where it acts, and what the seed decides."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_options_that_it_lacks_are_named() -> None:
         pair()[0](x, **OPTIONS["lengths"], **OPTIONS["reset"])
     norm = fastlstm.LayerNormLSTM(3, 5)
     norm.engine = "torch"
-    with pytest.raises(RuntimeError, match="has no layer normalisation;"):
+    with pytest.raises(RuntimeError, match="has no layer normalization;"):
         norm(x)
 
 

@@ -206,7 +206,7 @@ def test_no_run_depends_on_its_own_measurement_if_it_is_deterministic(
 
 def test_it_is_not_for_processes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match="before torch.distributed is initialised"):
+    with pytest.raises(RuntimeError, match="before torch.distributed is initialized"):
         quick(fastlstm.LSTM(4, 6), Clock([1.0], [1.0]))
 
 

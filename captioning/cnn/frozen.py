@@ -148,7 +148,7 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
         names = config.name.split("+")
         members = [load_cnn(replace(config, name=name, pool="avg")) for name in names]
         largest = max((member.transform for member in members), key=lambda t: t.crop_size)
-        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalises for itself
+        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalizes for itself
         return FrozenCNN(_SideBySide(members), config, transform)
     if config.name == "scenes_cnn":
         transform = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3)
@@ -170,7 +170,7 @@ class _MapOnly(nn.Module):
 
 
 class _SideBySide(nn.Module):
-    """Several CNNs as one trunk: each sees the picture in its own size and normalisation.
+    """Several CNNs as one trunk: each sees the picture in its own size and normalization.
 
     What it takes are pixels from 0 to 1; what it gives are their vectors in one, and their feature
     maps in one, each averaged down to the sides of the smallest (None if one has no map).

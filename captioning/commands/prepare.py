@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         textwrap.fill(text, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
         for name, text in formats.FORMATS.items()
     ]
-    parser.epilog = "\n".join(["formats, recognised by the content:", *table])
+    parser.epilog = "\n".join(["formats, recognized by the content:", *table])
     parser.add_argument("source", help="captions: a file or folder of one of the formats below")
     parser.add_argument(
         "--images", type=Path, help="folder of the pictures (the source's, or one inside it)"

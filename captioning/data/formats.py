@@ -40,7 +40,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read captions of any of `FORMATS`, recognised by the content."""
+    """Read captions of any of `FORMATS`, recognized by the content."""
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)

@@ -113,7 +113,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """The input of a pretrained CNN: a square of the picture or all of it, normalised.
+    """The input of a pretrained CNN: a square of the picture or all of it, normalized.
 
     It is kept in every checkpoint, so that captioning treats pictures as training did.
     """
@@ -137,7 +137,7 @@ class Transform:
                 raise CaptioningError(f"no interpolation {short(self.interpolation)}")
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the CNN sees, before normalisation."""
+        """The part of a picture that the CNN sees, before normalization."""
         # Resizing only what the crop keeps gives the same pixels and bounds the work.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
@@ -160,6 +160,6 @@ class Transform:
             return str(error)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels [...,3,H,W] from 0 to 1, normalised."""
+        """Pixels [...,3,H,W] from 0 to 1, normalized."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std

@@ -20,9 +20,9 @@ from captioning.search import best_captions
 from captioning.training import TrainingRequest, prepare_training, train
 
 TEXT = {
-    "val": "New pictures. Their combinations of count, size, colour, shape and background occur in "
+    "val": "New pictures. Their combinations of count, size, color, shape and background occur in "
     "the training pictures.",
-    "unseen": "Combinations of count, size, colour, shape and background that no training picture "
+    "unseen": "Combinations of count, size, color, shape and background that no training picture "
     "shows.",
 }
 

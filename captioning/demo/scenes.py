@@ -158,7 +158,7 @@ Combination = tuple[int, str, str, str, str]
 
 
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
-    """All combinations of the first five facts as (seen, unseen); every colour-shape pair is seen.
+    """All combinations of the first five facts as (seen, unseen); every color-shape pair is seen.
 
     Full combinations are held out, not pairs: a captioner that never saw a green star cannot name
     one, but one that saw small green stars and pairs of red stars should name two green stars.

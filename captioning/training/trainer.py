@@ -144,7 +144,7 @@ class Trainer:
         return metric.item()
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
-        """What to minimise on one of `batches`, summed over this process's tokens.
+        """What to minimize on one of `batches`, summed over this process's tokens.
 
         Then the number of tokens of all processes, and the metric, to be summed over them.
         """

@@ -249,7 +249,7 @@ Saved check_saved(const Layer& layer, const BackwardArguments& a) {
   const Tensor& gates = a.gates;
   const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
   TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
-              "lstm_backward: expected saved gates and no layer normalisation with per_row");
+              "lstm_backward: expected saved gates and no layer normalization with per_row");
   check_sequence(layer, a.output, "the saved output", layer.num_directions() * layer.output_size,
                  "directions * output size", false, dtype);
   check_sequence(layer, a.cells, "the saved cells", layer.hidden_size, "hidden_size", true,

@@ -1,5 +1,5 @@
 // The rows of a layer as tensors: flat in time order, one step of them, those of the step before.
-// No host synchronisation here, so a CUDA graph can capture it.
+// No host synchronization here, so a CUDA graph can capture it.
 #pragma once
 #include <algorithm>
 

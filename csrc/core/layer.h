@@ -60,7 +60,7 @@ Saved check_saved(const Layer& layer, const BackwardArguments& arguments);
 OutputGrads check_grads(const Layer& layer, const BackwardArguments& arguments);
 
 // What only tensors with values have: the values inside batch_sizes, those of lengths where reading
-// them needs no device synchronisation, and memory for every element.
+// them needs no device synchronization, and memory for every element.
 void check_values(const Layer& layer, const Saved& saved = {}, const OutputGrads& grads = {});
 
 // Whether there is memory for every element: it may have been freed

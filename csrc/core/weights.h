@@ -16,7 +16,7 @@ struct Direction {
   Tensor w_hh;        // [4H,P]
   Tensor b_ih, b_hh;  // [4H]
   Tensor w_hr;        // [P,H] the projection
-  // Layer normalisation (layer_norm_step.h); the biases are those of the norms too.
+  // Layer normalization (layer_norm_step.h); the biases are those of the norms too.
   Tensor gain_ih, gain_hh;  // [4H]
   Tensor gain_c, bias_c;    // [H]
 };

@@ -28,7 +28,7 @@ struct int8 {
 };
 
 // The formats of packed weights: macro(C++ type of an element, name, what a tensor of them holds
-// unpacked, bits of an element, neighbours along K that share a scale). First those of integers.
+// unpacked, bits of an element, neighbors along K that share a scale). First those of integers.
 #define FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro) macro(int8, int8, Char, 8, INT32_MAX)
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                     \
   macro(float, float32, Float, 32, 0) macro(double, float64, Double, 64, 0) \

@@ -1,5 +1,5 @@
 // The two 16-bit types on the host, bit for bit those of PyTorch, with conversions that have no
-// branch and no library call, so that loops over them vectorise on any instruction set. Those over
+// branch and no library call, so that loops over them vectorize on any instruction set. Those over
 // Bits and Float are of one number, uint32_t and float, or of vectors of them (vec.h). All round to
 // nearest, ties to even.
 #pragma once

@@ -19,7 +19,7 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   task.bfloat16_products = rnn_multiplies_in_bfloat16();
   TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
-              "\"tiled\" only without layer normalisation, got \"",
+              "\"tiled\" only without layer normalization, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   return plan(task, cpu_machine());
 }

@@ -116,7 +116,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
   return Vec<A>(-a.v);
 }
 
-// Each lane holds four int8 that are neighbours in k; sums are int32.
+// Each lane holds four int8 that are neighbors in k; sums are int32.
 typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 
 // The lowest byte of each lane. A target may overload this: GCC moves the bytes one by one.

@@ -126,7 +126,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
   const Plan forced = plan_persistent(task, device, request->division);
   TORCH_CHECK(
       forced.persistent, "lstm: the engine \"", name,
-      "\" takes float32, bfloat16 and float16 without proj_size and layer normalisation, a batch "
+      "\" takes float32, bfloat16 and float16 without proj_size and layer normalization, a batch "
       "that is not empty, and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), "
       "got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),

@@ -1,5 +1,5 @@
 // The interface between ATen and the stepwise kernels: plain structs of pointers and a stream in, a
-// CUDA error code out. Nothing here synchronises, allocates or touches another stream.
+// CUDA error code out. Nothing here synchronizes, allocates or touches another stream.
 #pragma once
 #include "../equations/layer_norm_step.h"
 #include "dtypes.h"

@@ -1,4 +1,4 @@
-// The stepwise engine with layer normalisation: a block has a whole row of a step, and its threads
+// The stepwise engine with layer normalization: a block has a whole row of a step, and its threads
 // share the row's sums.
 #include "../dtype_list.h"
 #include "../equations/layer_norm_step.h"

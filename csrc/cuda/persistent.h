@@ -102,7 +102,7 @@ template <typename T>
 cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
                                        const Tiling& tiling, cudaStream_t stream);
 
-// Copies host values to the device as parameters of kernels: no synchronisation, capture-safe.
+// Copies host values to the device as parameters of kernels: no synchronization, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
 // h_prev := h_{t-1} of every flat row in walking order, times h_mask: h_0 where a row starts, 0

@@ -29,7 +29,7 @@ struct BackwardWalk {
   using WalkBlock = Block<P, kUnits, kUnits, kTile>;
   static constexpr int kItems = WalkBlock::kItems;
 
-  // A step, its neighbours in time, and the one to prefetch.
+  // A step, its neighbors in time, and the one to prefetch.
   struct Step {
     int t, t_next, t_soon;
     int64_t offset, offset_prev, offset_next, offset_soon;

@@ -1,6 +1,6 @@
 // How the blocks of a persistent kernel pass values to each other, through L2 and without a flag: a
 // block publishes h (forward) or d_gates (backward), and others that need a row load it again until
-// every value is there. device.h says how a value that is not there yet is recognised. What bounds
+// every value is there. device.h says how a value that is not there yet is recognized. What bounds
 // it is the trip of a value from one SM to another.
 //
 // A chunk is 64 bytes of a row: lane 4 g + q of a warp loads the 16 bytes at 16 q of batch row g.

@@ -50,7 +50,7 @@ struct Ffma {
 
 // Where the words of the slice lie. mma: [row tile][chunk][step 0, 1][lane][register], so that a
 // lane reads a fragment at once; a tile of only 8 rows leaves out the registers of the others.
-// FFMA: [word][row], so that lanes read neighbouring rows.
+// FFMA: [word][row], so that lanes read neighboring rows.
 template <class P, int kRows>
 struct Fragments {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;

@@ -3,7 +3,7 @@
 //
 // The persistent engine gives every block `units` hidden units and a group of batch rows. A block
 // keeps its slice of W_hh in shared memory for the whole sequence; in each step it multiplies the
-// slice with the state of all units, which its neighbours (same rows, other units) computed in the
+// slice with the state of all units, which its neighbors (same rows, other units) computed in the
 // step before. So fewer units mean less arithmetic per block, and more blocks that read the
 // whole state.
 #pragma once
@@ -81,7 +81,7 @@ struct Task {
   int directions;
   Dtype dtype;
   bool allow_tf32;     // float32 products may round their factors to TF32
-  bool only_stepwise;  // proj_size > 0, layer normalisation
+  bool only_stepwise;  // proj_size > 0, layer normalization
   bool backward;
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }

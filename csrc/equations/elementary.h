@@ -15,7 +15,7 @@
 #include <cstring>
 
 // Always inlined, and with nvcc for both host and device. A long lambda has the second after its
-// parameters: GCC inlines short ones by itself, and vectorises no loop with a call.
+// parameters: GCC inlines short ones by itself, and vectorizes no loop with a call.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA

@@ -1,4 +1,4 @@
-// One row of one step with layer normalisation inside the loop (Ba, Kiros & Hinton, 2016):
+// One row of one step with layer normalization inside the loop (Ba, Kiros & Hinton, 2016):
 //
 //   pre-activations = LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh
 //   h = o tanh(LN(c) gain_c + bias_c)

@@ -1,7 +1,7 @@
 // Of torch.autograd.grad(is_grads_batched=True), jacobian(vectorize=True), torch.func.vmap over
 // torch.autograd.grad. N samples bring gradients of their own to results that they share. They are
 // N times the batch rows of one call, and the gradients of the weights are products of its d_gates.
-// Where d_gates are not enough for that (a projection, layer normalisation, gates that backward
+// Where d_gates are not enough for that (a projection, layer normalization, gates that backward
 // recomputes), or more than gradients is batched, each sample has a call of its own.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>

@@ -46,7 +46,7 @@ struct BackwardCall {
   }
 
   // The next direction's, from d_gates [R,4H] and the gradients of W_ih x and of W_hh h_{t-1},
-  // which are d_gates too without layer normalisation. h_prev() [R,P] is what W_hh saw.
+  // which are d_gates too without layer normalization. h_prev() [R,P] is what W_hh saw.
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
                      const Tensor& d_h_gates, const auto& h_prev) {
     const bool first = grad_weights.empty();
@@ -136,7 +136,7 @@ class BackwardWalk {
   static Tensor rows(const Tensor& flat, const WalkStep& at) {
     return flat.narrow(0, at.offset, at.rows);
   }
-  // Of W_hh h_{t-1}: with layer normalisation another one than that of the gates.
+  // Of W_hh h_{t-1}: with layer normalization another one than that of the gates.
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // o * tanh(c) of all rows, for W_hr's gradient.

@@ -1,7 +1,7 @@
 // The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
 // fused kernel for the cell equations. It takes every dtype, shape and option; a device adds only
 // struct StepKernels: run(step) for StepForward, StepBackward and their twins with layer
-// normalisation; AtenProducts will do for the rest. A CUDA graph can capture it.
+// normalization; AtenProducts will do for the rest. A CUDA graph can capture it.
 #pragma once
 #include <optional>
 

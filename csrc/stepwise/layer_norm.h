@@ -1,4 +1,4 @@
-// Layer normalisation around the stepwise walk, in ATen: what stands outside the loop (the norm of
+// Layer normalization around the stepwise walk, in ATen: what stands outside the loop (the norm of
 // W_ih x, the gradients of gains and biases) and what the row kernels of layer_norm_step.h get.
 // Norms are computed in the state dtype.
 #pragma once
@@ -82,7 +82,7 @@ class NormsBackward {
         d_h_gates_(at::empty_like(h_gates_)),
         d_normed_cells_(at::empty_like(cells)) {}
 
-  // The cells [R,H] before zoneout, normalised.
+  // The cells [R,H] before zoneout, normalized.
   const Tensor& normalize_cells(const Tensor& cells) {
     return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
   }

@@ -60,7 +60,7 @@ def test_the_formats_of_prepare_fit_the_terminal(columns, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
     lines = capsys.readouterr().out.splitlines()
-    table = lines[lines.index("formats, recognised by the content:") + 1 :]
+    table = lines[lines.index("formats, recognized by the content:") + 1 :]
     assert max(map(len, lines)) <= columns and max(map(len, table)) > columns - 20
     assert [line.split()[0] for line in table if line[2] != " "] == list(FORMATS)
     assert "`" not in "".join(lines) and "==" not in "".join(lines)

@@ -58,7 +58,7 @@ def test_a_jpeg_for_print_becomes_rgb(tmp_path):
         np.testing.assert_allclose(image.getpixel((4, 4)), (255, 0, 0), atol=3)
 
 
-def test_a_palette_with_a_transparent_colour_is_put_on_white(tmp_path):
+def test_a_palette_with_a_transparent_color_is_put_on_white(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([9, 9, 9, 200, 0, 0])
     path = save(tmp_path / "p.gif", image, transparency=1)

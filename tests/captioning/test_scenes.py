@@ -109,7 +109,7 @@ def test_a_complete_data_set_is_left_alone_and_another_recipe_is_drawn(tmp_path)
 
 
 def test_every_scene_shows_as_many_shapes_as_it_says():
-    """Counts the coloured blobs of a drawing by flood fill."""
+    """Counts the colored blobs of a drawing by flood fill."""
     rng = random.Random(0)
     for facts in rng.sample(EVERY_SCENE, 60):
         picture = scenes.draw_scene(rng, facts)
@@ -136,8 +136,8 @@ def test_captions_cannot_be_guessed_without_looking():
     rng = random.Random(1)
     split = [scenes.Facts(*rng.choice(seen), rng.choice(list(scenes.PLACES))) for _ in range(3000)]
     truth = dict(enumerate(split))
-    favourite = scenes.Facts(*(Counter(column).most_common(1)[0][0] for column in zip(*split)))  # noqa: B905
+    favorite = scenes.Facts(*(Counter(column).most_common(1)[0][0] for column in zip(*split)))  # noqa: B905
     most_common = Counter(split).most_common(1)[0][0]
-    for facts in (favourite, most_common):
+    for facts in (favorite, most_common):
         guess = dict.fromkeys(truth, scenes.captions(facts)[0])
         assert scenes.fact_scores(guess, truth)["all"] <= 0.01

@@ -119,7 +119,7 @@ Operation predicates(int sources, const F& f) {
 // The one NaN that arithmetic in f32 gives.
 f32 canonical(f32 x) { return std::isnan(x) ? bits_as<f32>(0x7fffffffu) : x; }
 
-// The rounded result, or a neighbour of it, always the same for the same arguments. What is exact
+// The rounded result, or a neighbor of it, always the same for the same arguments. What is exact
 // stays: exp of libdevice takes ex2.approx of whole numbers for a power of two.
 template <typename T>
 T approximate(f64 exact, uint64_t arguments, int most) {

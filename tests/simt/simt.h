@@ -215,7 +215,7 @@ inline void arrive(Barrier& barrier) {
 
 // --- data exchanged between blocks ---
 
-// Now and then another fiber goes first, so that a neighbour's write may come late.
+// Now and then another fiber goes first, so that a neighbor's write may come late.
 inline void hesitate() {
   Machine& m = *machine();
   if (m.random() % 8 != 0) return;

@@ -1,4 +1,4 @@
-// One step of the stepwise engine with layer normalisation, against the equations as plain loops
+// One step of the stepwise engine with layer normalization, against the equations as plain loops
 // and their gradients by central differences, both in float64.
 #include <runtime.h>
 

@@ -9,7 +9,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Calls body(reset, zoned) with constants: a loop without branches is vectorised. Zoneout is rare
+// Calls body(reset, zoned) with constants: a loop without branches is vectorized. Zoneout is rare
 // here and has one slow body.
 FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const auto& body) {
   if (zoned)

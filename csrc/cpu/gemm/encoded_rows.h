@@ -32,7 +32,7 @@ class EncodedRows {
         rows_(scratch<W>(count * size_)),
         zeros_(size_) {}
 
-  // What stands for `zeros`, recognisable by its address.
+  // What stands for `zeros`, recognizable by its address.
   const W* zeros(const T*) const { return zeros_.data(); }
   const W* encode(const T* row, int64_t place) const {
     W* const to = data<W>(rows_) + place * size_;

@@ -8,7 +8,7 @@
 
 namespace fastlstm {
 
-// Zeros to point at, recognisable by their address.
+// Zeros to point at, recognizable by their address.
 template <typename T>
 class Zeros {
  public:

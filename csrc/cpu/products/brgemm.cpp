@@ -26,7 +26,7 @@ namespace {
 
 using at::native::cpublas::brgemm;
 
-// The distance between neighbouring rows; 0 if it is not the same for all, or so large that the
+// The distance between neighboring rows; 0 if it is not the same for all, or so large that the
 // rows may belong to different tensors.
 template <typename T>
 int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {

@@ -9,7 +9,7 @@
 namespace fastlstm {
 
 // A [K,N] matrix is cut into panels of a few vectors of columns, each contiguous: [K][width].
-// Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighbouring k of the same column
+// Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighboring k of the same column
 // lie together, as dot product instructions take them, and an odd K is filled up with zeros. One of
 // int8 holds fours, after the scales of its columns.
 struct PanelShape {
@@ -92,7 +92,7 @@ constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
 struct PanelFormat {
   int lanes;    // columns in a vector
   int vectors;  // of the widest panel
-  // Neighbouring k that lie together, and elements in front of a panel for each column.
+  // Neighboring k that lie together, and elements in front of a panel for each column.
   int64_t together = 1, header = 0;
   // K is filled up with zeros; what is there in a row has no effect.
   int64_t padding = 1;

@@ -4,7 +4,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// How many neighbouring k lie in one lane of a panel (`at_once`): they are broadcast from a row
+// How many neighboring k lie in one lane of a panel (`at_once`): they are broadcast from a row
 // together and multiplied by one instruction. One here; targets with dot products of pairs have
 // two.
 template <typename T>

@@ -13,7 +13,7 @@ template <typename T, typename A>
 struct RowKernels {
   void (*forward)(const StepForward<T, A>&, int64_t row, int64_t begin, int64_t end);
   void (*backward)(const StepBackward<T, A>&, int64_t row, int64_t begin, int64_t end);
-  // Whole rows, with layer normalisation.
+  // Whole rows, with layer normalization.
   void (*forward_normed)(const NormForward<T, A>&, int64_t row);
   void (*backward_normed)(const NormBackward<T, A>&, int64_t row);
 };

@@ -151,7 +151,7 @@ class ForwardWalk {
       room.rows[count] = row_of_step(t, row, before);
       if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
       room.h_prev[count] =
-          before.h == zeros_.values()  // they stay recognisable
+          before.h == zeros_.values()  // they stay recognizable
               ? zeros
               : room.encoded_h.encode(
                     dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);

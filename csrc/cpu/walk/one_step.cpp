@@ -91,7 +91,7 @@ class OneStepRows {
           bias[to + l] = s_.b_ih ? A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]) : A(0);
         std::fill_n(bias + to + last + 1, lanes_ - last - 1, A(0));
       }
-    // Neighbouring vectors of a gate are neighbours in memory, so few rows take gate after gate.
+    // Neighboring vectors of a gate are neighbors in memory, so few rows take gate after gate.
     const int64_t together = packs() ? 4 : 1;
     for (int64_t gate = 0; gate < 4; gate += together)
       for (int64_t v = 0; v < vectors_; ++v) {
@@ -164,7 +164,7 @@ void run_cells(const OneStep<T>& step, int64_t batch) {
       batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
   const int64_t work =
       4 * lanes * (step.input_size + step.hidden_size) * std::max<int64_t>(batch / row_groups, 1);
-  // Neighbouring items are vectors of units for the same rows.
+  // Neighboring items are vectors of units for the same rows.
   at::parallel_for(0, row_groups * tiles,
                    divide_up(kernel_table().tuning.rows_worth_a_thread, work),
                    [&](int64_t first, int64_t last) {

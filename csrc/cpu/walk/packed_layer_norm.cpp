@@ -1,4 +1,4 @@
-// Layers with layer normalisation whose weights were packed before: the stepwise walk, its products
+// Layers with layer normalization whose weights were packed before: the stepwise walk, its products
 // with panels.
 #include <ATen/Parallel.h>
 

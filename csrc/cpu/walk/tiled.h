@@ -24,7 +24,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
 template <typename T, typename W>
 BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
                               const OutputGrads& grads, const GradientRequest& request);
-// Of a layer with layer normalisation and packed weights: stepwise.
+// Of a layer with layer normalization and packed weights: stepwise.
 PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
 template <typename T, typename W>
 std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps);
