@@ -156,8 +156,8 @@ _WITHOUT_KERNELS = (
 def warn_of_no_cuda_kernels() -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
     record = build_record()
-    others = f"they were built for {record['cuda_arch_list']}, not for this GPU"
-    reason = _cuda_reason or record["note"] or others
+    reason = _cuda_reason or record["note"]
+    reason = reason or f"they were built for {record['cuda_arch_list']}, not for this GPU"
     warnings.warn(
         f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
         f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",

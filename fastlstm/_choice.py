@@ -138,18 +138,19 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     return Choice("auto" if ours < AHEAD * theirs else "torch", times)
 
 
-_HAS_KERNELS = _build.has_kernels("cpu")
-# Whether this is one of Intel's processors, for which MKL and oneDNN are written.
-ON_INTEL = _HAS_KERNELS and bool(_build.library.build_info()["leaves_steps_to_aten"])
+@functools.cache
+def on_intel() -> bool:
+    """Whether this is one of Intel's processors, for which MKL and oneDNN are written."""
+    return _build.has_kernels("cpu") and _build.library.build_info()["leaves_steps_to_aten"]
 
 
-def on_cpu(stack: Stack, has_kernels: bool = _HAS_KERNELS, on_intel: bool = ON_INTEL) -> Choice:
+def on_cpu(stack: Stack, has_kernels: bool, is_intel: bool) -> Choice:
     """The choice where nothing was measured; "auto" is the tiled engine."""
     if not has_kernels:
         return Choice("torch", "there are no kernels")
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
     plain = stack.dtype == "float32" and not (stack.training or stack.packed or stack.proj_size)
-    if on_intel and plain and step >= LARGE_STEP:
+    if is_intel and plain and step >= LARGE_STEP:
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
@@ -168,15 +169,19 @@ def this_gpu(index: int) -> Gpu:
     return Gpu(*_gpu(index), tf32, _build.library.free_sms())
 
 
-def measured(stack: Stack, device: torch.device) -> Choice | None:
-    """The choice of `fastlstm.tune`, if it has seen such a call."""
-    engine = _measured.engine(device, stack.key())
-    return None if engine is None else Choice(engine, "measured by fastlstm.tune")
-
-
 def unmeasured(stack: Stack, device: torch.device) -> Choice:
-    """The choice without measurements, on a device for which there are kernels."""
-    return on_gpu(stack, this_gpu(device.index)) if device.type == "cuda" else on_cpu(stack)
+    """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
+    if device.type == "cuda":
+        return on_gpu(stack, this_gpu(device.index))
+    return on_cpu(stack, _build.has_kernels("cpu"), on_intel())
+
+
+def of_stack(stack: Stack, device: torch.device) -> Choice:
+    """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
+    engine = None
+    if _measured.active and device.type != "meta":
+        engine = _measured.engine(device, stack.key())
+    return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)
 
 
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:
@@ -184,5 +189,4 @@ def of(call: LstmCall, num_layers: int, directions: int) -> Choice:
     stack, device = Stack.of(call, num_layers, directions), call.input.device
     if noted is not None:
         noted.setdefault((str(device), stack.key()), (call, stack))
-    found = measured(stack, device) if _measured.active and device.type != "meta" else None
-    return found or unmeasured(stack, device)
+    return of_stack(stack, device)

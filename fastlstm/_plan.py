@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"{stack.key()}\n")
     if args.device == "cpu":
-        choice = _choice.measured(stack, torch.device("cpu")) or _choice.on_cpu(stack)
+        choice = _choice.of_stack(stack, torch.device("cpu"))
         _print_choice(choice, "tiled")
         if choice.engine == "auto":
             _print_cpu(stack, args.threads or torch.get_num_threads())

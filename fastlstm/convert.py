@@ -210,10 +210,7 @@ def _empty_stand_in(cls: type[nn.Module]) -> nn.Module:
 
 
 def _transplant(module: nn.Module, target: type[nn.Module]) -> nn.Module:
-    """A target module with the state of `module`.
-
-    The dictionaries of the hooks are shared, so that handles to them can still remove them.
-    """
+    """A target module with the state of `module`, and its hooks, so that handles remove them."""
     if parametrize.is_parametrized(module):  # its class, made by parametrize, holds the properties
         members: dict[str, Any] = {
             k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")

@@ -306,7 +306,7 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         return engine == "torch"
     if input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx():
         return True
-    if not _choice.ON_INTEL or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _choice.on_intel():
         return False
     size = input.numel()
     return isinstance(size, int) and size >= _LEAST_OF_A_LARGE_STEP
@@ -335,10 +335,7 @@ def _lacking_in_torch(
 def _engine_of_stack(
     call: LstmCall, engine: str, num_layers: int, directions: int, lacking: list[str]
 ) -> str:
-    """The engine of a stack of layers: "torch", or that of each layer.
-
-    Raises a RuntimeError if "torch" was requested for a call with options that it lacks.
-    """
+    """The engine of a stack of layers: "torch", or that of each layer."""
     if lacking and "torch" in (engine, _DEFAULT_ENGINE if engine == "auto" else ""):
         raise RuntimeError(
             f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "

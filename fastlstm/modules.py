@@ -470,7 +470,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
             return False
         auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and _choice.ON_INTEL and not functional.is_transformed()
+        return auto and _choice.on_intel() and not functional.is_transformed()
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

@@ -97,9 +97,9 @@ def test_which_calls(change: dict[str, object], kind: str) -> None:
 
 def test_on_cpu() -> None:
     large = Stack("float32", 512, 1024, batch=128, steps=20)
-    assert on_cpu(large, True, on_intel=True).engine == "torch"
-    assert on_cpu(large, True, on_intel=False).engine == "auto"
-    assert on_cpu(large._replace(batch=8), True, on_intel=True).engine == "auto"
-    assert on_cpu(large._replace(batch=8), False, on_intel=True).engine == "torch"
+    assert on_cpu(large, True, is_intel=True).engine == "torch"
+    assert on_cpu(large, True, is_intel=False).engine == "auto"
+    assert on_cpu(large._replace(batch=8), True, is_intel=True).engine == "auto"
+    assert on_cpu(large._replace(batch=8), False, is_intel=True).engine == "torch"
     for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
-        assert on_cpu(large._replace(**other), True, on_intel=True).engine == "auto", other
+        assert on_cpu(large._replace(**other), True, is_intel=True).engine == "auto", other

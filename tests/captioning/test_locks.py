@@ -79,7 +79,7 @@ def test_a_dead_process_holds_nothing(hold, tmp_path, number):
 
 def test_what_it_forked_does_not_hold_it_either(hold, tmp_path):
     """As processes that load pictures do, which end seconds after the one that started them."""
-    then = "import os; child = os.fork(); child and print(child, flush=True); time.sleep(600)"
+    then = "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(600)"
     process = hold(tmp_path, then=then)
     child = int(process.stdout.readline())
     process.kill()
