@@ -139,9 +139,10 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
 
 
 @functools.cache
-def on_intel() -> bool:
-    """Whether this is one of Intel's processors, for which MKL and oneDNN are written."""
-    return _build.has_kernels("cpu") and _build.library.build_info()["leaves_steps_to_aten"]
+def this_cpu() -> tuple[bool, bool]:
+    """Whether there are kernels, and whether it is Intel's, for which oneDNN is written."""
+    has_kernels = _build.has_kernels("cpu")
+    return has_kernels, has_kernels and _build.library.build_info()["leaves_steps_to_aten"]
 
 
 def on_cpu(stack: Stack, has_kernels: bool, is_intel: bool) -> Choice:
@@ -150,7 +151,7 @@ def on_cpu(stack: Stack, has_kernels: bool, is_intel: bool) -> Choice:
         return Choice("torch", "there are no kernels")
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
     plain = stack.dtype == "float32" and not (stack.training or stack.packed or stack.proj_size)
-    if is_intel and plain and step >= LARGE_STEP:
+    if is_intel and plain and step >= LARGE_STEP and stack.steps >= 16:
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
@@ -173,7 +174,7 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
     if device.type == "cuda":
         return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack, _build.has_kernels("cpu"), on_intel())
+    return on_cpu(stack, *this_cpu())
 
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:

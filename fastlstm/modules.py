@@ -118,6 +118,7 @@ class EngineModule(nn.Module):
 
 
 _OPTIONS = (*Regularizers._fields, "recompute")  # that nn.LSTM lacks; false or 0 by default
+_IN_TRAINING = ("training", "dropout", *Regularizers._fields)  # what acts in no other mode
 
 
 class SequenceModule(nn.Module):
@@ -329,7 +330,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
-        act = ("training", "dropout", *_OPTIONS) if self.training else ("recompute",)
+        act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
         try:
             return functional.lstm(
                 input,
@@ -343,27 +344,27 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 lengths=lengths,
                 reset=reset,
                 return_cell_states=return_cell_states,
+                recompute=self.recompute,
                 engine=self.engine,
-                **{name: getattr(self, name) for name in act},
+                **act,
             )
         except RuntimeError:  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
             raise
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        if functional._ALWAYS_OURS and self.engine == functional._DEFAULT_ENGINE == "auto":
+            return None
         data = input.data if isinstance(input, PackedSequence) else input
         if self.recompute or self._NORMALIZES or not self._is_left_to_torch(data):
             return None
-        if self.training and any(getattr(self, name) for name in ("dropout", *_OPTIONS)):
+        if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         found: tuple[Any, ...] | None = _unless_refused(_torch_lstm, self, input, hx)
         return found
 
     def _keep_flat(self, weights: list[Tensor]) -> None:
-        """Puts parameters that are new since they were flattened into one chunk again, for cuDNN.
-
-        Not while a graph is captured, and not weights that a parametrization computes.
-        """
+        """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return
         known = (None if ref is None else ref() for ref in self._flat_weight_refs)
@@ -470,7 +471,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
             return False
         auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and _choice.on_intel() and not functional.is_transformed()
+        return auto and _choice.this_cpu()[1] and not functional.is_transformed()
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

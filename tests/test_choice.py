@@ -100,6 +100,7 @@ def test_on_cpu() -> None:
     assert on_cpu(large, True, is_intel=True).engine == "torch"
     assert on_cpu(large, True, is_intel=False).engine == "auto"
     assert on_cpu(large._replace(batch=8), True, is_intel=True).engine == "auto"
+    assert on_cpu(large._replace(steps=1), True, is_intel=True).engine == "auto"
     assert on_cpu(large._replace(batch=8), False, is_intel=True).engine == "torch"
     for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
         assert on_cpu(large._replace(**other), True, is_intel=True).engine == "auto", other
