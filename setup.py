@@ -347,7 +347,8 @@ def commands(kinds, note):
                 self.build_temp = os.path.join("build", f"editable-{sys.implementation.cache_tag}")
             elif not self.inplace:  # which will hardly be compiled again, file by file
                 for each in self.extensions:
-                    each.sources = in_one_file(each.sources, self.build_temp)
+                    folder = os.path.join(self.build_temp, each.name)  # each has a file of its own
+                    each.sources = in_one_file(each.sources, folder)
 
         def get_ext_filename(self, name):
             return f"{name}.so" if name.startswith("lib") else super().get_ext_filename(name)
