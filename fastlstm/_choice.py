@@ -138,20 +138,27 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     return Choice("auto" if ours < AHEAD * theirs else "torch", times)
 
 
+class Cpu(NamedTuple):
+    """What a choice knows of a processor; oneDNN is written for Intel's."""
+
+    has_kernels: bool
+    is_intel: bool
+
+
 @functools.cache
-def this_cpu() -> tuple[bool, bool]:
-    """Whether there are kernels, and whether it is Intel's, for which oneDNN is written."""
+def this_cpu() -> Cpu:
+    """The processor of this machine."""
     has_kernels = _build.has_kernels("cpu")
-    return has_kernels, has_kernels and _build.library.build_info()["leaves_steps_to_aten"]
+    return Cpu(has_kernels, has_kernels and _build.library.build_info()["leaves_steps_to_aten"])
 
 
-def on_cpu(stack: Stack, has_kernels: bool, is_intel: bool) -> Choice:
+def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
     """The choice where nothing was measured; "auto" is the tiled engine."""
-    if not has_kernels:
+    if not cpu.has_kernels:
         return Choice("torch", "there are no kernels")
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
     plain = stack.dtype == "float32" and not (stack.training or stack.packed or stack.proj_size)
-    if is_intel and plain and step >= LARGE_STEP and stack.steps >= 16:
+    if cpu.is_intel and plain and step >= LARGE_STEP and stack.steps >= 16:
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
@@ -174,14 +181,13 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
     if device.type == "cuda":
         return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack, *this_cpu())
+    return on_cpu(stack, this_cpu())
 
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
-    engine = None
-    if _measured.active and device.type != "meta":
-        engine = _measured.engine(device, stack.key())
+    is_known = _measured.active and device.type != "meta"
+    engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)
 
 

@@ -46,8 +46,7 @@ def name_of(weights: torch.dtype) -> str:
 def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
     """A matrix in the panels of this processor: bytes, behind a header that describes them.
 
-    `weights` is the dtype that it is to have. With `by_gates` a panel holds all four gates of a
-    unit.
+    `weights` is the dtype wanted. With `by_gates` a panel holds all four gates of a unit.
     """
     if scale is not None and not weights == tensor.dtype == torch.int8:
         tensor, scale = tensor * scale.unsqueeze(1), None

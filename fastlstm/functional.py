@@ -223,10 +223,7 @@ def lstm(
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
-        if found is None and num_layers == 1 and not regularizers:  # a small step notices more
-            output, h_n, c_n, cells = _layer(call, engine, return_cell_states, recompute)
-            found = output, (h_n, c_n), [cells]
-        elif found is None:
+        if found is None:
 
             def run(call: LstmCall, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 if regularizers:
@@ -268,6 +265,9 @@ def by_layers(
     whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
 ) -> _Stack:
     """The layers of a stack that is given together, by a call of `run` for each."""
+    if num_layers == 1:  # without the loop, which takes as long as a small step's checks
+        output, h_0, c_0, of_layer = run(whole, 0)
+        return output, (h_0, c_0), [of_layer]
     each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
@@ -306,10 +306,8 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         return engine == "torch"
     if input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx():
         return True
-    if torch.compiler.is_compiling() or not _choice.this_cpu()[1]:
-        return False
-    size = input.numel()
-    return isinstance(size, int) and size >= _LEAST_OF_A_LARGE_STEP
+    is_intel = not torch.compiler.is_compiling() and _choice.this_cpu().is_intel
+    return is_intel and isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
 
 
 def _traces_for_onnx() -> bool:

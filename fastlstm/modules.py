@@ -353,10 +353,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             raise
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        if functional._ALWAYS_OURS and self.engine == functional._DEFAULT_ENGINE == "auto":
-            return None
         data = input.data if isinstance(input, PackedSequence) else input
-        if self.recompute or self._NORMALIZES or not self._is_left_to_torch(data):
+        if not self._is_left_to_torch(data) or self.recompute or self._NORMALIZES:
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
@@ -471,7 +469,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
             return False
         auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and _choice.this_cpu()[1] and not functional.is_transformed()
+        return auto and _choice.this_cpu().is_intel and not functional.is_transformed()
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

@@ -308,9 +308,8 @@ class PackedLayerNormLSTM(PackedLSTM):
 
 def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
     """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
-    results: tuple[Tensor, ...]
     if _is_observed(*call[:3]):
-        results = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
+        results: tuple[Tensor, ...] = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
     else:
         results = _build.library.lstm_packed(*call[:8], save_cells)
     return results

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from fastlstm import _build, _choice
-from fastlstm._choice import Gpu, Stack, cudnn_class, on_cpu, on_gpu
+from fastlstm._choice import Cpu, Gpu, Stack, cudnn_class, on_cpu, on_gpu
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
@@ -97,10 +97,10 @@ def test_which_calls(change: dict[str, object], kind: str) -> None:
 
 def test_on_cpu() -> None:
     large = Stack("float32", 512, 1024, batch=128, steps=20)
-    assert on_cpu(large, True, is_intel=True).engine == "torch"
-    assert on_cpu(large, True, is_intel=False).engine == "auto"
-    assert on_cpu(large._replace(batch=8), True, is_intel=True).engine == "auto"
-    assert on_cpu(large._replace(steps=1), True, is_intel=True).engine == "auto"
-    assert on_cpu(large._replace(batch=8), False, is_intel=True).engine == "torch"
+    assert on_cpu(large, Cpu(True, is_intel=True)).engine == "torch"
+    assert on_cpu(large, Cpu(True, is_intel=False)).engine == "auto"
+    assert on_cpu(large._replace(batch=8), Cpu(True, is_intel=True)).engine == "auto"
+    assert on_cpu(large._replace(steps=1), Cpu(True, is_intel=True)).engine == "auto"
+    assert on_cpu(large._replace(batch=8), Cpu(False, is_intel=True)).engine == "torch"
     for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
-        assert on_cpu(large._replace(**other), True, is_intel=True).engine == "auto", other
+        assert on_cpu(large._replace(**other), Cpu(True, is_intel=True)).engine == "auto", other

@@ -108,7 +108,7 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         return real(*args, **options)
 
     monkeypatch.setattr(functional, "lstm_cell", lstm_cell)
-    monkeypatch.setattr(_choice, "this_cpu", lambda: (True, True))
+    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
     cell, x = fastlstm.LSTMCell(512, 1024), torch.randn(2, 512)
     theirs = nn.LSTMCell(512, 1024)
     theirs.load_state_dict(cell.state_dict())
@@ -117,9 +117,9 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
         cell(x)  # two rows
         fastlstm.LSTMCell(512, 64)(x[:1])  # a small one
-        monkeypatch.setattr(_choice, "this_cpu", lambda: (True, False))
+        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, False))
         cell(x[:1])
-        monkeypatch.setattr(_choice, "this_cpu", lambda: (True, True))
+        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
         cell.engine = "tiled"
         cell(x[:1])
     cell.engine = "auto"
@@ -132,7 +132,7 @@ def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
     real = _aten.lstm
     monkeypatch.setattr(_aten, "lstm", lambda *args: (taken.append(1), real(*args))[1])
     monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
-    monkeypatch.setattr(_choice, "this_cpu", lambda: (True, True))
+    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
     lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
     with torch.no_grad():
         output, (h_n, c_n) = lstm(x)
@@ -145,9 +145,9 @@ def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
         lstm(x.double().float()[:, :8])
         lstm(x, return_cell_states=True)
         fastlstm.LSTM(2, 4, dtype=torch.bfloat16)(x.bfloat16())
-        monkeypatch.setattr(_choice, "this_cpu", lambda: (True, False))
+        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, False))
         lstm(x)
-        monkeypatch.setattr(_choice, "this_cpu", lambda: (True, True))
+        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
         torch.compile(lstm, backend="eager")(x)
     lstm(x)  # with gradients
     assert len(taken) == 1
