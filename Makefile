@@ -81,7 +81,7 @@ $(HEADERS)/%/torch:
 	$(PYTHON) -m pip download --no-cache-dir --no-deps --only-binary :all: --python-version 3.12 \
 	  --dest $(HEADERS)/$*.wheel "torch==$*.*"
 	$(PYTHON) -c "$$UNPACK_HEADERS" $(HEADERS)/$*.wheel/*.whl $(HEADERS)/$*.new
-	rm -r $(HEADERS)/$*.wheel
+	rm -rf $(HEADERS)/$*.wheel $(HEADERS)/$*
 	mv $(HEADERS)/$*.new $(HEADERS)/$*
 wheels-check:  ## test the newest wheel in dist/ beside each torch in TORCH, without a compiler
 	$(PYTHON) -m pip install --quiet "twine>=6.1"

@@ -311,6 +311,39 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
 
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.slow
+def test_a_wheel_with_cuda_kernels(small_project: Path, tmp_path: Path) -> None:
+    here = ".".join(torch.__version__.split(".")[:2])
+    csrc = small_project / "csrc"
+    for folder in ("cpu/targets", "core", "cuda"):
+        (csrc / folder).mkdir(parents=True)
+    (csrc / "cpu/targets/kernel.cpp").write_text("int kernel() { return 7; }")
+    (csrc / "core/one.cpp").write_text("#include <ATen/ATen.h>\nint one() { return 1; }")
+    (csrc / "core/two.cpp").write_text("#include <ATen/ATen.h>\nint two() { return 2; }")
+    (csrc / "cuda/launch.cpp").write_text("void launch();\nvoid on_gpu() { launch(); }")
+    (csrc / "cuda/kernel.cu").write_text("__global__ void f() {}\nvoid launch() { f<<<1, 1>>>(); }")
+    module = MODULE.replace("return 0", "return kernel() + one() + two()")
+    (csrc / "module.cpp").write_text(f"int kernel(), one(), two();\n{module}")
+    package = tmp_path / here / "torch"
+    (package / "lib").mkdir(parents=True)  # a stand-in for torch's, which a CPU build lacks
+    run("c++", "-shared", "-x", "c++", "/dev/null", "-o", package / "lib" / "libc10_cuda.so")
+    (package / "include").symlink_to(Path(torch.__file__).parent / "include")
+    target = tmp_path / "target"
+    chosen = {"FASTLSTM_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
+    done = install(small_project, target, **chosen, FASTLSTM_TORCH_HEADERS=str(tmp_path / here))
+    assert done.returncode == 0, done.stdout
+    assert record(target)["kinds"] == ["cpu", "cuda"]
+    # Each library has its own sources. That of the GPU is not loaded beside a torch without CUDA.
+    done = python(target, "from fastlstm import _build; print(_build.library.free_sms())")
+    assert done.stdout == "10\n"
+    libraries = sorted(path.name for path in (target / "fastlstm").rglob("libfastlstm_*.so"))
+    cuda = ["libfastlstm_cuda.so", "libfastlstm_cuda_kernels.so"]
+    assert libraries == [*cuda, "libfastlstm_kernels.so"]
+    (launches,) = (target / "fastlstm").rglob("libfastlstm_cuda.so")
+    assert b"on_gpu" in launches.read_bytes()
+
+
 def test_older_torch_is_an_error_and_stays(small_project: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("__version__ = '2.7.1+cpu'\nclass version: cuda = None")
     target = tmp_path / "target"
