@@ -339,15 +339,7 @@ class PackedLSTMCell(_Frozen):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Makes one step, as `LSTMCell.forward` does.
-
-        Args:
-            input: [B,input_size], or [input_size].
-            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
-
-        Returns:
-            The next (h, c).
-        """
+        """Makes one step; for the arguments see `LSTMCell.forward`."""
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")

@@ -89,6 +89,21 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
     divide_among_threads(task, machine, plan, std::nullopt);
 }
 
+// The members of a single step with packed weights, which reading them bounds.
+int64_t unit_groups_of_packed_step(const CpuTask& task, const CpuMachine& machine) {
+  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
+  const int64_t bytes = weights * bytes_of(*task.packed_weights) * divide_up(task.batch, 4);
+  const int64_t most = std::min(machine.threads, divide_up(task.hidden_size, 16));
+  return std::clamp<int64_t>(bytes / machine.tuning.bytes_worth_a_thread, 1, most);
+}
+
+// Where there are more threads than vectors of units, they share the rows of a single step.
+int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine, Dtype product) {
+  const int64_t vectors = divide_up(task.hidden_size, machine.of(product).lanes);
+  const int64_t most = std::max<int64_t>(machine.threads / vectors, 1);
+  return std::clamp<int64_t>(task.batch / 64, 1, most);
+}
+
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
@@ -155,7 +170,11 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.one_step = !task.backward && task.plain_step() && !task.packed_weights &&
                   (!task.saves || plan.dtype == plan.product);
   plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
-  divide_among_threads(task, machine, plan, requested_grid(task.engine));
+  if (task.packed_weights && task.plain_step())
+    plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
+  else
+    divide_among_threads(task, machine, plan, requested_grid(task.engine));
+  if (plan.one_step) plan.step_row_groups = row_groups_of_one_step(task, machine, plan.product);
   plan.steps_ahead = steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;

@@ -100,8 +100,9 @@ struct CpuPlan {
   CpuEngine engine = CpuEngine::kStepwise;
   Dtype dtype, product;  // what the layer is computed in, and its products with weights
   // Of the tiled engine:
-  bool one_step = false;  // the weights as they lie, or packed panel by panel, and no walk
-  bool in_place = false;  // a backward that multiplies once with each weight packs none
+  bool one_step = false;        // the weights as they lie, or packed panel by panel, and no walk
+  int64_t step_row_groups = 1;  // of one step
+  bool in_place = false;        // a backward that multiplies once with each weight packs none
   ThreadGrid grid;
   double step_us = 0;       // predicted, not measured
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h

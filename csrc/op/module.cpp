@@ -17,6 +17,7 @@
 #include "op/backward.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace fastlstm {
 namespace {
@@ -28,18 +29,13 @@ std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
 }
 
 py::dict build_info() {
-  py::dict info;
-  info["cpu_capability"] = kernel_table().target;
-  info["multiplies_bfloat16"] = kernel_table().BFloat16.product != nullptr;
-  info["l2_cache_bytes"] = l2_cache_bytes();
-  info["leaves_steps_to_aten"] = kernel_table().tuning.leaves_steps_to_aten;
-  py::dict products;
-  products["float32"] = describe(product_of<float>());
-  products["float64"] = describe(product_of<double>());
-  products["bfloat16"] = describe(product_of<bfloat16>());
-  products["int8"] = describe(product_of<int8>());
-  info["products"] = products;
-  return info;
+  const py::dict products(
+      "float32"_a = describe(product_of<float>()), "float64"_a = describe(product_of<double>()),
+      "bfloat16"_a = describe(product_of<bfloat16>()), "int8"_a = describe(product_of<int8>()));
+  return py::dict("cpu_capability"_a = kernel_table().target,
+                  "multiplies_bfloat16"_a = kernel_table().BFloat16.product != nullptr,
+                  "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
+                  "leaves_steps_to_aten"_a = kernel_table().tuning.leaves_steps_to_aten);
 }
 
 // By Dtype; the last is of weights alone.
@@ -101,23 +97,17 @@ py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int direct
   const Plan chosen = request->engine == EngineRequest::kPersistent
                           ? plan_persistent(task, device, request->division)
                           : plan(task, device);
-  py::dict result;
-  result["engine"] = chosen.engine();
-  result["step_us"] = chosen.step_us;  // predicted, not measured
-  result["stepwise_step_us"] = chosen.stepwise_step_us;
-  result["shared_bytes"] = chosen.shared_bytes;
-  result["shared_bytes_available"] = device.shared_bytes;
-  result["units"] = chosen.tiling.units;
-  result["row_tile"] = chosen.tiling.row_tile;
-  result["unit_blocks"] = chosen.tiling.unit_blocks;
-  result["row_groups"] = chosen.tiling.row_groups;
-  result["group_rows"] = chosen.tiling.group_rows;
-  result["directions"] = chosen.tiling.directions;
-  result["blocks"] = chosen.persistent ? chosen.tiling.blocks() : 0;
-  return result;
+  const Tiling& tiling = chosen.tiling;  // times are predicted, not measured
+  return py::dict("engine"_a = chosen.engine(), "step_us"_a = chosen.step_us,
+                  "stepwise_step_us"_a = chosen.stepwise_step_us, "units"_a = tiling.units,
+                  "shared_bytes"_a = chosen.shared_bytes,
+                  "shared_bytes_available"_a = device.shared_bytes, "row_tile"_a = tiling.row_tile,
+                  "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
+                  "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
+                  "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
 }
 
-// A plain layer on this processor, with these threads and this cache of a core.
+// A plain layer on this processor, with these threads and this cache; times are predicted.
 py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t batch,
                   int64_t steps, int64_t directions, bool training, bool backward, int64_t threads,
                   int64_t l2_cache_bytes) {
@@ -138,18 +128,12 @@ py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_s
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = plan(task, machine);
   const auto name = [](Dtype dtype) { return kDtypeNames[static_cast<int>(dtype)]; };
-  py::dict result;
-  result["engine"] = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise";
-  result["dtype"] = name(chosen.dtype);
-  result["product"] = name(chosen.product);
-  result["one_step"] = chosen.one_step;
-  result["unit_groups"] = chosen.grid.unit_groups;
-  result["row_groups"] = chosen.grid.row_groups;
-  result["directions"] = chosen.grid.directions;
-  result["step_us"] = chosen.step_us;  // predicted, not measured
-  result["steps_ahead"] = chosen.steps_ahead;
-  result["chunk_steps"] = chosen.chunk_steps;
-  return result;
+  return py::dict("engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
+                  "dtype"_a = name(chosen.dtype), "product"_a = name(chosen.product),
+                  "one_step"_a = chosen.one_step, "unit_groups"_a = chosen.grid.unit_groups,
+                  "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
+                  "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
+                  "chunk_steps"_a = chosen.chunk_steps);
 }
 
 // The op without save_gates; its arguments are those of the schema.
@@ -232,16 +216,14 @@ PYBIND11_MODULE(_C, m) {
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
   m.def("release_scratch", &fastlstm::release_scratch,
         "Give back the memory that the CPU engine keeps for its next call; returns the bytes.");
-  m.def("plan_cpu", &fastlstm::plan_cpu, py::arg("dtype"), py::arg("input_size"),
-        py::arg("hidden_size"), py::arg("batch"), py::arg("steps"), py::arg("directions"),
-        py::arg("training"), py::arg("backward"), py::arg("threads"), py::arg("l2_cache_bytes"),
+  m.def("plan_cpu", &fastlstm::plan_cpu, "dtype"_a, "input_size"_a, "hidden_size"_a, "batch"_a,
+        "steps"_a, "directions"_a, "training"_a, "backward"_a, "threads"_a, "l2_cache_bytes"_a,
         "How a plain layer would run on this processor, with other threads or caches too.");
-  m.def("plan_cuda", &fastlstm::plan_cuda, py::arg("hidden_size"), py::arg("batch"),
-        py::arg("steps"), py::arg("directions"), py::arg("dtype"), py::arg("allow_tf32"),
-        py::arg("backward"), py::arg("sm_count"), py::arg("capability"), py::arg("engine") = "auto",
-        py::arg("constants") = py::dict(),
+  m.def("plan_cuda", &fastlstm::plan_cuda, "hidden_size"_a, "batch"_a, "steps"_a, "directions"_a,
+        "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a, "engine"_a = "auto",
+        "constants"_a = py::dict(),
         "The engine that a layer would get on a CUDA device, which need not be present.");
-  m.def("cuda_constants", &fastlstm::cuda_constants, py::arg("sm_count"), py::arg("capability"),
+  m.def("cuda_constants", &fastlstm::cuda_constants, "sm_count"_a, "capability"_a,
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
@@ -254,8 +236,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("unpack_weight", &fastlstm::unpack_weight, "The opposite of pack_weight");
   m.def("lstm_packed", &fastlstm::lstm_packed, "torch.ops.fastlstm.lstm_packed");
   m.def("lstm_cell_packed", &fastlstm::lstm_cell_packed, "One step; input [B,I], h and c [B,H]");
-  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples, py::arg("tensors"),
-        py::arg("batched"), py::arg("layout"), py::arg("input_needs_grad"),
-        py::arg("state_needs_grad"), py::arg("per_row") = false, py::arg("engine") = "auto",
+  m.def("lstm_backward_of_samples", &fastlstm::lstm_backward_of_samples, "tensors"_a, "batched"_a,
+        "layout"_a, "input_needs_grad"_a, "state_needs_grad"_a, "per_row"_a = false,
+        "engine"_a = "auto",
         "torch.ops.fastlstm.lstm_backward with some tensors batched; see backward.h");
 }

@@ -46,35 +46,6 @@ void share_product(int64_t rows, const PackedMatrix<T>& matrix, const Body& body
   });
 }
 
-// body(k, terms, panel, shape, prefetch) for each panel of a matrix that is packed in use, `piece`
-// of its rows at a time. The next piece comes into the cache meanwhile.
-template <typename T, typename Body>
-void for_pieces_in_use(const PackedMatrix<T>& matrix, int64_t rows, int64_t piece,
-                       const Body& body) {
-  const Product<T>& product = matrix.product();
-  const int64_t K = matrix.K(), width = product.vectors * product.lanes;
-  piece = round_up(std::min(piece, K), product.padding);
-  const int64_t pieces = divide_up(K, piece);
-  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
-  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
-  const int64_t grain = divide_up(worth_a_thread(), std::max<int64_t>(rows * K * width, 1));
-  at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t first, int64_t last) {
-    const at::Tensor packed = scratch<T>(piece * width);
-    T* const panel = data<T>(packed);
-    const ThreadSeries<T> series;
-    for (int64_t i = first * pieces; i < last * pieces; ++i) {
-      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
-      const PanelShape &shape = matrix.panels()[i / pieces],
-                       &after = matrix.panels()[next / pieces];
-      product.pack({matrix.unpacked(), false}, k, terms, shape, panel);
-      Prefetch prefetch =
-          prefetch_during(product, rows, terms, matrix.unpacked() + begin_of(next), terms_of(next),
-                          after.first_column, after.first_column + after.columns);
-      body(k, terms, panel, shape, prefetch);
-    }
-  });
-}
-
 std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest, int64_t pieces) {
   const int64_t vectors = divide_up(N, lanes);
   const int64_t count = std::min(vectors, divide_up(divide_up(vectors, widest), pieces) * pieces);
@@ -84,6 +55,35 @@ std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest
     panels.push_back({begin * lanes, std::min(end * lanes, N) - begin * lanes, end - begin});
   }
   return panels;
+}
+
+// body(k, terms, panel, shape, prefetch) for each panel, `piece` of the matrix's rows at a time.
+// The next piece comes into the cache meanwhile.
+template <typename T>
+void for_pieces(const MatrixInPlace<T>& matrix, int64_t rows, int64_t piece, const auto& body) {
+  const Product<T>& product = product_of<T>();
+  const int64_t K = matrix.K(), width = product.vectors * product.lanes;
+  const auto panels =
+      cut_into_panels(matrix.N(), product.lanes, product.vectors, at::get_num_threads());
+  piece = round_up(std::min(piece, K), product.padding);
+  const int64_t pieces = divide_up(K, piece);
+  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
+  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
+  const int64_t grain = divide_up(worth_a_thread(), std::max<int64_t>(rows * K * width, 1));
+  at::parallel_for(0, panels.size(), grain, [&](int64_t first, int64_t last) {
+    const at::Tensor packed = scratch<T>(piece * width);
+    T* const panel = data<T>(packed);
+    const ThreadSeries<T> series;
+    for (int64_t i = first * pieces; i < last * pieces; ++i) {
+      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
+      const PanelShape &shape = panels[i / pieces], &after = panels[next / pieces];
+      product.pack({matrix.rows.data(), false}, k, terms, shape, panel);
+      Prefetch prefetch =
+          prefetch_during(product, rows, terms, matrix.rows.data() + begin_of(next), terms_of(next),
+                          after.first_column, after.first_column + after.columns);
+      body(k, terms, panel, shape, prefetch);
+    }
+  });
 }
 
 }  // namespace
@@ -123,14 +123,6 @@ PackedMatrix<T>::PackedMatrix(const Matrix<T>& matrix, int64_t pieces)
                     panel(p) + (product_.header + k) * width(p));
     }
   });
-}
-
-template <typename T>
-PackedMatrix<T> PackedMatrix<T>::packed_in_use(const at::Tensor& w) {
-  PackedMatrix matrix(w.size(0), w.size(1), at::get_num_threads());
-  matrix.data_ = w;
-  matrix.rows_ = row_pointers(const_data<T>(w), w.size(0), w.size(1));
-  return matrix;
 }
 
 template <typename T>
@@ -215,24 +207,6 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
   const Product<T>& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K(), piece = kRounds<T, C> ? K : product.piece;
   if (rows == 0) return;  // libraries refuse empty products
-  if (matrix.unpacked())
-    return for_pieces_in_use(
-        matrix, rows, piece,
-        [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch& next) {
-          const PanelProduct<T, C> panels{a.data(),
-                                          rows,
-                                          k,
-                                          terms,
-                                          panel,
-                                          shape,
-                                          c.data(),
-                                          accumulate || k > 0,
-                                          k > 0 ? nullptr : bias};
-          if constexpr (kRounds<T, C>)
-            product.multiply_rounded(panels);
-          else
-            product.multiply_and_fetch(panels, &next);
-        });
   share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
     for (int64_t k = 0; k < K; k += piece)
       matrix.for_groups(panels, end - begin, [&](const auto& group) {
@@ -242,6 +216,24 @@ void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
                                  k > 0 ? nullptr : bias, group.count, group.stride});
       });
   });
+}
+
+template <typename T, typename C>
+void multiply(const std::vector<const T*>& a, const MatrixInPlace<T>& matrix,
+              const std::vector<C*>& c, bool accumulate) {
+  const Product<T>& product = product_of<T>();
+  const int64_t rows = a.size();
+  if (rows == 0) return;
+  for_pieces(
+      matrix, rows, kRounds<T, C> ? matrix.K() : product.piece,
+      [&](int64_t k, int64_t terms, const T* panel, const PanelShape& shape, Prefetch& next) {
+        const PanelProduct<T, C> one{a.data(), rows,  k,        terms,
+                                     panel,    shape, c.data(), accumulate || k > 0};
+        if constexpr (kRounds<T, C>)
+          product.multiply_rounded(one);
+        else
+          product.multiply_and_fetch(one, &next);
+      });
 }
 
 template <typename T, typename C>
@@ -256,14 +248,13 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
 }
 
 template <typename T>
-void multiply_narrowed(const std::vector<const State_t<T>*>& a,
-                       const PackedMatrix<State_t<T>>& matrix, const std::vector<T*>& c,
-                       bool accumulate) {
+void multiply_narrowed(const std::vector<const State_t<T>*>& a, const AnyMatrix<State_t<T>>& matrix,
+                       const std::vector<T*>& c, bool accumulate) {
   using A = State_t<T>;
-  const int64_t rows = a.size(), N = matrix.N();
+  const int64_t rows = a.size(), N = std::visit([](const auto& w) { return w.N(); }, matrix);
   const at::Tensor buffer = scratch<A>(rows * N);
   const std::vector<A*> sums = row_pointers(data<A>(buffer), rows, N);
-  multiply<A>(a, matrix, sums, false);
+  multiply_into<A, A>(a, matrix, sums, false);
   at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
     for (; r < last; ++r)
       for (int64_t n = 0; n < N; ++n)
@@ -322,7 +313,6 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
     std::fill_n(rows_[0], rows * stride_, A(0));
     return rows_[0];
   }
-  TORCH_INTERNAL_ASSERT(!matrix.unpacked(), "a lone step's rows are zeros (walk/backward.cpp)");
   const Product<T>& product = matrix.product();
   int64_t column = 0;
   matrix.for_groups(panels, rows, [&](const auto& group) {
@@ -360,17 +350,21 @@ template void multiply_panels(const std::vector<const bfloat16*>&, int64_t,
                               const std::vector<bfloat16*>&);
 
 // Of layers of 16 bits that are multiplied in float32.
-template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+template void multiply_narrowed(const std::vector<const float*>&, const AnyMatrix<float>&,
                                 const std::vector<bfloat16*>&, bool);
-template void multiply_narrowed(const std::vector<const float*>&, const PackedMatrix<float>&,
+template void multiply_narrowed(const std::vector<const float*>&, const AnyMatrix<float>&,
                                 const std::vector<float16*>&, bool);
 
 // Of those that layers are trained with.
-template void multiply_transposed(std::vector<const float*>, int64_t,
-                                  std::vector<GradientPart<float>>, float*, bool);
-template void multiply_transposed(std::vector<const double*>, int64_t,
-                                  std::vector<GradientPart<double>>, double*, bool);
-template void multiply_transposed(std::vector<const bfloat16*>, int64_t,
-                                  std::vector<GradientPart<bfloat16>>, float*, bool);
+#define FASTLSTM_INSTANTIATE_TRAINED(T, A)                                                        \
+  template void multiply(const std::vector<const T*>&, const MatrixInPlace<T>&,                   \
+                         const std::vector<A*>&, bool);                                           \
+  template void multiply_transposed(std::vector<const T*>, int64_t, std::vector<GradientPart<T>>, \
+                                    A*, bool);
+FASTLSTM_INSTANTIATE_TRAINED(float, float)
+FASTLSTM_INSTANTIATE_TRAINED(double, double)
+FASTLSTM_INSTANTIATE_TRAINED(bfloat16, float)
+template void multiply(const std::vector<const bfloat16*>&, const MatrixInPlace<bfloat16>&,
+                       const std::vector<bfloat16*>&, bool);
 
 }  // namespace fastlstm

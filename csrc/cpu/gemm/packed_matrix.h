@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <variant>
 #include <vector>
 
 #include "cpu/products/product.h"
@@ -36,9 +37,6 @@ class PackedMatrix {
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
   // threads if there are so many vectors.
   PackedMatrix(const Matrix<T>& matrix, int64_t pieces);
-  // One that `multiply` packs panel by panel into the cache: for a single product of few rows,
-  // where packed panels would cross memory twice more.
-  static PackedMatrix packed_in_use(const at::Tensor& w);
   // Panels that were packed before, `offset` bytes into `data`.
   PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data, int64_t offset);
 
@@ -79,8 +77,6 @@ class PackedMatrix {
     return part_of(panels_.size(), group, groups);
   }
   Range columns(const Range& panels) const;
-  // The rows [k] of one that is packed in use, else nullptr.
-  const T* const* unpacked() const { return rows_.empty() ? nullptr : rows_.data(); }
 
  private:
   PackedMatrix(int64_t K, int64_t N, int64_t pieces);
@@ -90,9 +86,22 @@ class PackedMatrix {
   std::vector<PanelShape> panels_;
   std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
   at::Tensor data_;
-  T* first_ = nullptr;          // panel
-  std::vector<const T*> rows_;  // of data_, if it is packed in use
+  T* first_ = nullptr;  // panel
 };
+
+// A matrix [K,N] that `multiply` packs panel by panel into the cache: for a single product of few
+// rows, where packed panels would cross memory twice more.
+template <typename T>
+struct MatrixInPlace {
+  explicit MatrixInPlace(const at::Tensor& w)
+      : w(w), rows(row_pointers(const_data<T>(w), w.size(0), w.size(1))) {}
+  int64_t K() const { return w.size(0); }
+  int64_t N() const { return w.size(1); }
+  at::Tensor w;
+  std::vector<const T*> rows;
+};
+template <typename T>
+using AnyMatrix = std::variant<PackedMatrix<T>, MatrixInPlace<T>>;
 
 // W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
 template <typename T>
@@ -115,6 +124,9 @@ at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh);
 template <typename T, typename C>
 void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
               const std::vector<C*>& c, bool accumulate, const State_t<T>* bias = nullptr);
+template <typename T, typename C>
+void multiply(const std::vector<const T*>& a, const MatrixInPlace<T>& matrix,
+              const std::vector<C*>& c, bool accumulate);
 
 // The same for the columns of `panels` in one thread, c[r] = a[r] * matrix.
 template <typename T, typename C>
@@ -123,16 +135,15 @@ void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedM
 
 // The same into rows of T, of 16 bits, from products in float32.
 template <typename T>
-void multiply_narrowed(const std::vector<const State_t<T>*>& a,
-                       const PackedMatrix<State_t<T>>& matrix, const std::vector<T*>& c,
-                       bool accumulate);
+void multiply_narrowed(const std::vector<const State_t<T>*>& a, const AnyMatrix<State_t<T>>& matrix,
+                       const std::vector<T*>& c, bool accumulate);
 
 // Rows of T from those of a product of W: sums where T is the dtype of sums, else rounded.
 template <typename T, typename W>
-void multiply_into(const std::vector<const W*>& a, const PackedMatrix<W>& matrix,
+void multiply_into(const std::vector<const W*>& a, const AnyMatrix<W>& matrix,
                    const std::vector<T*>& c, bool accumulate) {
   if constexpr (std::is_same_v<T, State_t<W>> || std::is_same_v<T, W>)
-    multiply<W>(a, matrix, c, accumulate);
+    std::visit([&](const auto& w) { multiply<W>(a, w, c, accumulate); }, matrix);
   else
     multiply_narrowed<T>(a, matrix, c, accumulate);
 }

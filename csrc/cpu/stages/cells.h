@@ -138,6 +138,10 @@ class CellsBackward {
     };
     to_cells.for_groups(panels, count, through, backwards_);
   }
+  // Of a lone step, to which nothing comes back.
+  void run(const Range& units, const BackwardRow<T>* rows, int64_t count, const A* zeros) const {
+    cell_.backward(rows, count, zeros, 0, {units.begin, units.end - units.begin, hidden_size_});
+  }
 
  private:
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.

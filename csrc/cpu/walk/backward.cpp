@@ -78,7 +78,7 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(packed(direction().w_hh, call.plan.grid.unit_groups)),
+        w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
@@ -95,7 +95,7 @@ class BackwardWalk {
       recomputed_with_.emplace(pack_direction<T, W>(call.layer, d, 1));
     if constexpr (kProjects) make_projection();
     if (call.request.input) {
-      w_ih_.emplace(packed(direction().w_ih, 1));
+      w_ih_.emplace(prepared(direction().w_ih, 1));
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
@@ -117,9 +117,10 @@ class BackwardWalk {
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T, W>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
-    if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
+    if (call_.plan.in_place) return lone_step(member);
+    if (!projection_) return through_cells(std::get<0>(w_hh_), step.d_gates_next.data(), member);
     if constexpr (kProjects) {
-      if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, zeros());
+      if (phase == 0) return projection_->sum_gradients(step, std::get<0>(w_hh_), member, zeros());
       projection_->leave_to_cells(step, zeros());
       through_cells(projection_->w_hr(), step.d_h.data(), member);
     }
@@ -162,10 +163,10 @@ class BackwardWalk {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products of W.
-  PackedMatrix<W> packed(const Tensor& w, int64_t pieces) const {
+  AnyMatrix<W> prepared(const Tensor& w, int64_t pieces) const {
     const Tensor encoded = encoded_weight<T, W>(w);
-    return call_.plan.in_place ? PackedMatrix<W>::packed_in_use(encoded)
-                               : pack<W>(encoded, false, pieces);
+    if (call_.plan.in_place) return MatrixInPlace<W>(encoded);
+    return pack<W>(encoded, false, pieces);
   }
   void make_projection() {
     if (!call_.layer.projects()) return;
@@ -266,6 +267,15 @@ class BackwardWalk {
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 
+  void lone_step(const Member& member) {
+    const Room& room = members_[member.index];
+    const int64_t count = room.step.count;
+    const auto first = room.step.d_gates_next.begin();
+    TORCH_INTERNAL_ASSERT(std::count(first, first + count, room.encoded.zeros(zeros())) == count);
+    room.cells.run(part_of(hidden(), member.unit_group, call_.plan.grid.unit_groups),
+                   room.step.cells.data(), count, call_.zeros.states());
+  }
+
   // A member's rows of a step.
   void find_rows(int64_t t, const Member& member) {
     const Rows& rows = call_.rows;
@@ -313,7 +323,7 @@ class BackwardWalk {
   const BackwardCall<T, W>& call_;
   const int64_t d_;
   const DirectedRows directed_;
-  const PackedMatrix<W> w_hh_;
+  const AnyMatrix<W> w_hh_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
@@ -325,7 +335,7 @@ class BackwardWalk {
   A* const dc_;
   std::optional<PackedDirection<W>> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
-  std::optional<PackedMatrix<W>> w_ih_;
+  std::optional<AnyMatrix<W>> w_ih_;
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
   std::vector<const T*> x_, h_prev_;  // rows of the chunk

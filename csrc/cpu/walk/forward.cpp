@@ -206,23 +206,14 @@ class ForwardWalk {
 }  // namespace
 
 CpuTask task_of(const Layer& layer) {
-  const Sizes s = layer.sizes();
-  CpuTask task{dtype_of(layer.input.scalar_type()),
-               s.directions,
-               s.steps,
-               s.batch,
-               s.flat_rows,
-               s.input_size,
-               s.hidden_size,
-               s.output_size,
-               layer.projects(),
-               layer.normalizes()};
+  CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
+  task.projects = layer.projects(), task.normalizes = layer.normalizes();
   task.only_dense =
       !layer.packed() && !layer.lengths && !layer.reset && !layer.h_mask && !layer.zones_out();
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();
-    task.rows = std::accumulate(first, first + s.batch, int64_t(0));
+    task.rows = std::accumulate(first, first + task.batch, int64_t(0));
   }
   return task;
 }
@@ -231,7 +222,7 @@ template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
   if constexpr (!kWidens<T, W>)
-    if (plan.one_step) return one_step_forward<T>(layer, save_cells, save_gates);
+    if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
   const Rows rows(layer);
   const ForwardTensors to(layer, rows, save_cells, save_gates);
   std::deque<ForwardWalk<T, W>> walks;

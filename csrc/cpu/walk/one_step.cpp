@@ -156,12 +156,8 @@ void run_tiles(const OneStep<T>& step, const Range& rows, int64_t tile, int64_t 
 }
 
 template <typename T>
-void run_cells(const OneStep<T>& step, int64_t batch) {
+void run_cells(const OneStep<T>& step, int64_t batch, int64_t row_groups) {
   const int64_t lanes = product_of<T>().lanes, tiles = divide_up(step.hidden_size, lanes);
-  // Where there are more threads than vectors of units, they share the rows.
-  constexpr int64_t kRowsOfAGroup = 64;
-  const int64_t row_groups = std::clamp<int64_t>(
-      batch / kRowsOfAGroup, 1, std::max<int64_t>(at::get_num_threads() / tiles, 1));
   const int64_t work =
       4 * lanes * (step.input_size + step.hidden_size) * std::max<int64_t>(batch / row_groups, 1);
   // Neighboring items are vectors of units for the same rows.
@@ -181,7 +177,8 @@ void run_cells(const OneStep<T>& step, int64_t batch) {
 }  // namespace
 
 template <typename T>
-ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates) {
+ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                               bool save_gates) {
   const Sizes s = layer.sizes();
   using A = State_t<T>;
   const auto options = layer.input.options(), state = layer.state_options();
@@ -212,7 +209,7 @@ ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_ga
                     P,
                     D * P};
     if (w.w_hr.defined()) step.h = data<T>(unprojected), step.h_stride = H;
-    run_cells(step, B);
+    run_cells(step, B, plan.step_row_groups);
     if (w.w_hr.defined())
       multiply<T>(row_pointers(const_data<T>(unprojected), B, H), pack<T>(w.w_hr, true, 1),
                   row_pointers(h, B, D * P), false);
@@ -225,8 +222,8 @@ ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_ga
   return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
 }
 
-template ForwardResult one_step_forward<float>(const Layer&, bool, bool);
-template ForwardResult one_step_forward<double>(const Layer&, bool, bool);
-template ForwardResult one_step_forward<bfloat16>(const Layer&, bool, bool);
+template ForwardResult one_step_forward<float>(const Layer&, const CpuPlan&, bool, bool);
+template ForwardResult one_step_forward<double>(const Layer&, const CpuPlan&, bool, bool);
+template ForwardResult one_step_forward<bfloat16>(const Layer&, const CpuPlan&, bool, bool);
 
 }  // namespace fastlstm

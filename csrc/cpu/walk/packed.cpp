@@ -30,10 +30,11 @@ class PackedStep {
     A* c;
   };
 
-  PackedStep(const Sizes& sizes, const PackedDirection<W>& w, const Memory& at)
+  PackedStep(const Sizes& sizes, const ThreadGrid& grid, const PackedDirection<W>& w,
+             const Memory& at)
       : s_(sizes),
         w_(w),
-        grid_{threads(), 1},
+        grid_(grid),
         h_rows_(row_pointers(at.h, s_.batch, s_.output_size)),
         encoded_x_(s_.batch, s_.input_size),
         encoded_h_(s_.batch, s_.output_size),
@@ -57,15 +58,6 @@ class PackedStep {
   }
 
  private:
-  // Below this many bytes of weights, waking another thread costs more than it helps.
-  int64_t threads() const {
-    const int64_t bytes = (w_.w_ih.size() + w_.w_hh.size()) * sizeof(W);
-    const int64_t most = at::in_parallel_region() ? 1 : at::get_num_threads();
-    const int64_t rows_in_tiles = divide_up(s_.batch, 4);
-    return std::clamp<int64_t>(bytes * rows_in_tiles / kernel_table().tuning.bytes_worth_a_thread,
-                               1, std::min<int64_t>(most, divide_up(s_.hidden_size, 16)));
-  }
-
   std::vector<const W*> encode(const EncodedRows<T, W>& encoded, const T* rows, int64_t K) const {
     std::vector<const W*> places(s_.batch);
     for (int64_t b = 0; b < s_.batch; ++b) places[b] = encoded.encode(rows + b * K, b);
@@ -103,7 +95,9 @@ StepResult run_step(const StepCall& call, const Direction& weights, const Sizes&
   using A = State_t<W>;
   const Tensor h = uninitialized_like(call.h), c = uninitialized_like(call.c);
   const auto packed = view_direction<W>(weights, sizes);
-  PackedStep<A, W>(sizes, packed,
+  CpuTask task = task_of(call.input.scalar_type(), sizes);
+  task.packed_weights = dtype_of(scalar_type_of<W>);
+  PackedStep<A, W>(sizes, plan(task, cpu_machine()).grid, packed,
                    {const_data<A>(call.input), const_data<A>(call.h), const_data<A>(call.c),
                     data<A>(h), data<A>(c)})
       .run();

@@ -15,9 +15,14 @@ namespace fastlstm {
 
 // A forward with this layer, for the planner.
 CpuTask task_of(const Layer& layer);
+inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {
+  return {dtype_of(dtype), s.directions, s.steps,       s.batch,
+          s.flat_rows,     s.input_size, s.hidden_size, s.output_size};
+}
 
 template <typename T>
-ForwardResult one_step_forward(const Layer& layer, bool save_cells, bool save_gates);
+ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                               bool save_gates);
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
