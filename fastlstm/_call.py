@@ -73,7 +73,7 @@ _WEIGHTS = {words: _names(*has) for has, words in _LAYOUTS.items()}
 
 def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) -> str:
     """The layout of a layer."""
-    return _LAYOUTS[bool(bias), bool(projection), bool(layer_norm)]
+    return _LAYOUTS[bool(bias), projection, layer_norm]
 
 
 def weight_names(layout: str) -> tuple[str, ...]:

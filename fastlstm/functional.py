@@ -50,9 +50,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 def is_transformed() -> bool:
     """Whether a call is compiled, differentiated forward or under a transform of torch.func."""
-    if torch.compiler.is_compiling() or _transforms_active():
-        return True
-    return forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or _transforms_active() or forward_ad._current_level >= 0
 
 
 def check_engine(engine: Any) -> None:
@@ -208,9 +206,10 @@ def lstm(
         )
         if hx is None:
             sizes = weights[1].size(-1), weights[0].size(0) // 4
-            hx = zero_states(input, num_layers * directions, *sizes, batch_sizes)
-        h_0, c_0 = hx
-        check_states(h_0, c_0, num_layers * directions)
+            h_0, c_0 = zero_states(input, num_layers * directions, *sizes, batch_sizes)
+        else:
+            h_0, c_0 = hx
+            check_states(h_0, c_0, num_layers * directions)
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         regularizers = None
         if training and (dropout or any(drawn)):
@@ -223,7 +222,10 @@ def lstm(
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
-        if found is None:
+        if found is None and num_layers == 1 and not regularizers:  # in less time than a small step
+            output, h_n, c_n, cells = _layer(call, engine, return_cell_states, recompute)
+            found = output, (h_n, c_n), [cells]
+        elif found is None:
 
             def run(call: LstmCall, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 if regularizers:
@@ -265,9 +267,6 @@ def by_layers(
     whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
 ) -> _Stack:
     """The layers of a stack that is given together, by a call of `run` for each."""
-    if num_layers == 1:  # without the loop, which takes as long as a small step's checks
-        output, h_0, c_0, of_layer = run(whole, 0)
-        return output, (h_0, c_0), [of_layer]
     each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
     output, h_n, c_n, cells = whole.input, [], [], []
     for layer in range(num_layers):
@@ -304,10 +303,11 @@ def _considers_torch(input: Tensor, engine: str) -> bool:
         engine = _DEFAULT_ENGINE
     if engine != "auto":
         return engine == "torch"
-    if input.device.type not in _ALWAYS_OURS or _measured.active or _traces_for_onnx():
+    ours = bool(_ALWAYS_OURS) and (input.is_cpu or input.is_meta)
+    if not ours or _measured.active or _traces_for_onnx():
         return True
-    is_intel = not torch.compiler.is_compiling() and _choice.this_cpu().is_intel
-    return is_intel and isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
+    is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
+    return is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel
 
 
 def _traces_for_onnx() -> bool:
@@ -378,9 +378,8 @@ def zero_states(
     """h_0 and c_0 where none are given, of `count` layers and directions."""
     batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
     c_0 = input.new_zeros(count, batch, hidden_size)
-    if output_size == hidden_size:
-        return c_0, c_0
-    return input.new_zeros(count, batch, output_size), c_0
+    h_0 = c_0 if output_size == hidden_size else input.new_zeros(count, batch, output_size)
+    return h_0, c_0
 
 
 def check_states(h_0: Tensor, c_0: Tensor, count: int) -> None:
@@ -458,7 +457,7 @@ def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bo
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-    device, served = input.device.type, _OP_DEVICES
+    device, served = "cpu" if input.is_cpu else input.device.type, _OP_DEVICES  # in half the time
     on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
     if on_gpu and device in served:
         if _build.has_code_for_gpu(input.device.index):

@@ -96,9 +96,8 @@ class EngineModule(nn.Module):
     def _is_left_to_torch(self, input: Tensor) -> bool:
         """Whether torch.nn's forward is all that a plain call of this module needs."""
         engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
-        if engine != "torch" and (engine != "auto" or functional._ALWAYS_OURS):
-            return False
-        return input.is_cpu and not functional.is_transformed()
+        is_torch = engine == "torch" or (engine == "auto" and not functional._ALWAYS_OURS)
+        return is_torch and input.is_cpu and not functional.is_transformed()
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -327,7 +326,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        self._check(input, hx, weights, batch_sizes)
+        if type(hx) not in (tuple, type(None)) or functional.is_transformed():
+            self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
         act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
@@ -348,9 +348,11 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 engine=self.engine,
                 **act,
             )
-        except RuntimeError:  # only now: looking before costs time
-            _check_devices(input, weights[0], hx)
-            raise
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            failure = error
+        self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
+        _check_devices(input, weights[0], hx)
+        raise failure
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data = input.data if isinstance(input, PackedSequence) else input
