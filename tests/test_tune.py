@@ -106,7 +106,9 @@ def test_ties_and_noise(auto: list[float], torch_seconds: list[float], chosen: s
     assert found.chosen == chosen
 
 
-def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -131,6 +133,13 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == "tune: measured 5 kinds of calls\n"
     assert told.out.count("fastlstm  ") == 5 and all(call in told.out for call in sizes)
 
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    tune(fastlstm.LSTM(4, 6), X, seconds=0, clock=Clock([2.0], [1.0]))
+    told = capsys.readouterr()
+    assert told.err.count("\r") == 2 and told.err.endswith("1/1 kinds of calls\n")
+    columns = told.out.splitlines()[1].split()
+    assert columns[:4] == ["2000000.0", "1000000.0", "1000000.0", "torch"]
+
 
 @pytest.mark.parametrize("training", [True, False])
 def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +157,10 @@ def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert all(found == (gradients if training else output) for found in shapes)
     there, back = ["auto", "torch"], ["torch", "auto"]
     assert order == [*there, *there, *back, *there]  # one to warm up, three rounds
+    order.clear()
+    monkeypatch.setattr(sys.modules[tune.__module__], "MOST_ROUNDS", 5)
+    tune(lstm, X, seconds=1e9, quiet=True, clock=clock)
+    assert len(order) == 2 * (1 + 5)
     assert _choice.noted is None
 
 
@@ -276,7 +289,7 @@ def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTLSTM_TUNE", "off")
     _measured.machines.clear()
     _measured.load()
-    assert not _measured.active
+    assert not _measured.active and _measured.path() is None
     before = file.read_text()
     quick(fastlstm.LSTM(4, 8), Clock([2.0], [1.0]))
     assert file.read_text() == before
