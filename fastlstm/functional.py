@@ -33,8 +33,8 @@ _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(d
 if _OP_DEVICES:
     _OP_DEVICES += ("meta",)
 
-# Where "auto" does not consider PyTorch's own LSTM, unless fastlstm.tune has measured.
-_ALWAYS_OURS = frozenset(("cpu", "meta") if _build.has_kernels("cpu") else ())
+# Whether "auto" on a CPU does not consider PyTorch's own, unless fastlstm.tune has measured.
+_ALWAYS_OURS = _build.has_kernels("cpu")
 _LEAST_OF_A_LARGE_STEP = 1 << 17  # numbers of input: below it nobody asks which engine is faster
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
@@ -299,11 +299,10 @@ def results(
 
 def _considers_torch(input: Tensor, engine: str) -> bool:
     """Whether PyTorch's own LSTM may be chosen: where it never is, no time is spent on a choice."""
-    if engine == "auto":
-        engine = _DEFAULT_ENGINE
+    engine = _DEFAULT_ENGINE if engine == "auto" else engine
     if engine != "auto":
         return engine == "torch"
-    ours = bool(_ALWAYS_OURS) and (input.is_cpu or input.is_meta)
+    ours = _ALWAYS_OURS and (input.is_cpu or input.is_meta)
     if not ours or _measured.active or _traces_for_onnx():
         return True
     is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP

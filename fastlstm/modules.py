@@ -20,9 +20,6 @@ from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 _torch_cell: Any = nn.LSTMCell
-# hidden_size * (input_size + hidden_size) of weights of 16 MB in float32. On a Xeon (model 207) our
-# kernels have .88 of the speed of nn.LSTMCell with 25 MB; with 6 MB neither is ahead.
-_LEAST_OF_A_ROW = 1 << 20
 State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -465,13 +462,14 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             raise
 
     def _is_bound_by_memory(self, input: Tensor) -> bool:
-        """Whether a row without gradients reads weights that no cache has, where MKL is faster."""
-        if self.hidden_size * (self.input_size + self.hidden_size) < _LEAST_OF_A_ROW:
+        """Whether a row without gradients is bound by its weights, which MKL reads faster."""
+        weights = self.hidden_size * (self.input_size + self.hidden_size)
+        if weights < _choice.LEAST_OF_A_ROW or self.engine != "auto" or torch.is_grad_enabled():
             return False
-        if input.dim() != 2 or input.size(0) != 1 or torch.is_grad_enabled() or not input.is_cpu:
+        row = input.dim() == 2 and input.size(0) == 1 and input.dtype is torch.float32
+        if not (row and input.is_cpu) or functional.is_transformed():
             return False
-        auto = self.engine == functional._DEFAULT_ENGINE == "auto"
-        return auto and _choice.this_cpu().is_intel and not functional.is_transformed()
+        return functional._DEFAULT_ENGINE == "auto" and _choice.this_cpu().leaves_a_row(weights)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

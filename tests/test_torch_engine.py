@@ -116,15 +116,20 @@ def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None
         h, c = cell(x[:1])
         assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
         cell(x)  # two rows
-        fastlstm.LSTMCell(512, 64)(x[:1])  # a small one
+        small = fastlstm.LSTMCell(512, 64)
+        small(x[:1])
+        small.bfloat16()(x[:1].bfloat16())
         monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, False))
         cell(x[:1])
         monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
         cell.engine = "tiled"
         cell(x[:1])
+        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True, False))  # AVX2
+        small.float()(x[:1])
+        fastlstm.LSTMCell(512, 48)(x[:1])
     cell.engine = "auto"
     cell(x[:1])  # with gradients
-    assert len(taken) == 5
+    assert len(taken) == 7
 
 
 def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,7 @@ Dtype dtype_named(const std::string& name) {
   for (int k = 0; k < 4; ++k)
     if (name == kDtypeNames[k]) return static_cast<Dtype>(k);
   throw std::invalid_argument(
-      "dtype: expected \"float32\", \"float64\", \"bfloat16\" or \"float16\", got \"" + name +
-      "\"");
+      R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
 
 // `constants`: other values for some of kPlanConstants, by name.
@@ -57,8 +56,7 @@ CudaDevice device_with(int sm_count, int capability, const py::dict& constants) 
     const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
                                     [&](const PlanConstant& c) { return name == c.name; });
     if (found == std::end(kPlanConstants))
-      throw std::invalid_argument("constants: the planner has none that is called \"" + name +
-                                  "\"");
+      throw std::invalid_argument(R"(constants: the planner has none called ")" + name + '"');
     device.*(found->value) = value.cast<double>();
   }
   return device;
@@ -81,10 +79,9 @@ py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int direct
         "expected hidden_size, batch, steps and sm_count of at least 1 and 1 or 2 directions");
   const auto request = parse_engine(engine);
   if (!request)
-    throw std::invalid_argument(
-        "engine: expected \"auto\", \"stepwise\", \"persistent\" or "
-        "\"persistent:UNITSxROW_TILExROW_GROUPS\", got \"" +
-        engine + "\"");
+    throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
+                                R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
+                                engine + '"');
   const Task task{hidden_size,
                   batch,
                   steps,
