@@ -35,8 +35,8 @@ def test_builds():
     assert len(cases()) > 150
 
 
-SLOW = ("deep/", "counted/")
-FAST = [name for name in cases() if not name.startswith(SLOW) and "random" not in name]
+SLOW = "deep", "counted/", "random"
+FAST = [name for name in cases() if not any(part in name for part in SLOW)]
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -64,14 +64,20 @@ def test_order(order):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "100"])
 def test_architecture(architecture):
-    """All cases; that they run the kernels' instructions, but for a few; what is counted."""
-    names = [n for n in cases() if architecture == "80" or not n.startswith("counted/")]
-    report = check(build(architecture), "--coverage", *names)
+    """All cases, and that they run the kernels' instructions, but for some: traps, branches, looks
+    that are repeated when a store arrives late, what is special about an option in this tile."""
+    names = [name for name in cases() if not name.startswith("counted/")]
+    report = check(build(architecture), "--delays", "--coverage", *names)
     for ran, of in re.findall(r"_kernel<\w+Mma?, .* (\d+) of +(\d+) instructions ran", report):
-        assert int(ran) > 0.95 * int(of), report
+        assert int(ran) > 7 / 8 * int(of), report
+
+
+@pytest.mark.slow
+def test_counted():
+    """What docs/cuda.md says of a step, by kernel."""
+    report = check(build(), *[name for name in cases() if name.startswith("counted/")])
     documented = re.findall(r"^\| \w+ \| \w+ward \| \d+x.*", DOCUMENT.read_text(), re.M)
-    if architecture == "80":
-        assert documented and set(documented) <= set(report.splitlines()), report
+    assert documented and set(documented) <= set(report.splitlines()), report
 
 
 @functools.cache

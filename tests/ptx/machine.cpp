@@ -334,10 +334,13 @@ bool is_blocked(Warp& warp) {
   throw Fault(out.str());
 }
 
-// The warp that runs next: any, the slow ones less often; or the earliest in modelled time.
+// The warp that runs next: any, the slow ones less often unless the others wait for long; or the
+// earliest in modelled time.
 size_t any(Machine& m, const std::vector<Warp*>& running) {
   size_t pick = m.random() % running.size();
-  for (int tries = 0; tries < 4 && running[pick]->slow; ++tries) pick = m.random() % running.size();
+  const int most = m.without_progress < options().patience / 2 ? 4 : 0;
+  for (int tries = 0; tries < most && running[pick]->slow; ++tries)
+    pick = m.random() % running.size();
   return pick;
 }
 size_t earliest(const std::vector<Warp*>& running) {

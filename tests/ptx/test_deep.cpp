@@ -1,5 +1,5 @@
 // Rows so long that every group of loads of every tile takes its turn, and waits: more blocks than
-// the emulator has room for.
+// the emulator has room for. And rows so many that every thread of a block has several.
 #include "persistent_run.h"
 
 namespace {
@@ -13,15 +13,20 @@ void add(const char* kind, bool allow_tf32, double unit) {
     // long.
     const bool ffma = std::is_same_v<T, float> && !allow_tf32;
     const int chunks = kWarps * (2 * chunks_in_flight(ffma, false, units, row_tile) + 1);
-    Shape shape{2, 2, chunks * kChunkBytes / int(sizeof(T))};
-    shape.units = units, shape.row_tile = row_tile;
-    testing::Case(testing::text("deep/", kind, "/", units, "x", row_tile), [=] {
-      simt::seed() = shape.units + shape.row_tile;
-      Run<T> run(shape, 1, allow_tf32);
-      run.forward();
-      run.backward();
-      run.compare(unit);
-    });
+    Shape of_long_rows{2, row_tile, chunks * kChunkBytes / int(sizeof(T)) - 3};
+    Shape of_many_rows{4, 4 * kThreads + 9, 2 * units - 3, kLengths};
+    of_many_rows.reset = of_many_rows.order = of_many_rows.masks = of_many_rows.zoneout = true;
+    for (Shape shape : {of_long_rows, of_many_rows}) {
+      shape.units = units, shape.row_tile = row_tile;
+      const char* const name = shape.B > row_tile ? " many rows" : "";
+      testing::Case(testing::text("deep/", kind, "/", units, "x", row_tile, name), [=] {
+        simt::seed() = shape.units + shape.row_tile;
+        Run<T> run(shape, 1, allow_tf32);
+        run.forward();
+        run.backward();
+        run.compare(unit);
+      });
+    }
   }
 }
 
