@@ -131,8 +131,7 @@ def rnn_precision(device_type: str) -> str:
     """In what PyTorch's LSTM multiplies float32 on a device: "ieee", "tf32", "bf16" or "none"."""
     backend: Any = torch.backends.cudnn if device_type == "cuda" else torch.backends.mkldnn
     if hasattr(backend, "rnn"):
-        precision: str = backend.rnn.fp32_precision
-        return precision
+        return str(backend.rnn.fp32_precision)
     return "tf32" if device_type == "cuda" and backend.allow_tf32 else "ieee"  # before torch 2.9
 
 

@@ -65,7 +65,7 @@ def _unless_refused(cls: Any, module: nn.Module, input: Any, hx: Any) -> Any:
     """What forward of a class of torch.nn returns; None if it raises, for our checks name more."""
     try:
         return cls.forward(module, input, hx)
-    except RuntimeError:
+    except (IndexError, RuntimeError):
         return None
 
 
@@ -323,7 +323,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        if type(hx) not in (tuple, type(None)) or functional.is_transformed():
+        seen = functional.is_transformed() or functional._traces_for_onnx()
+        if seen or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
@@ -345,11 +346,10 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 engine=self.engine,
                 **act,
             )
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            failure = error
-        self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
-        _check_devices(input, weights[0], hx)
-        raise failure
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
+            _check_devices(input, weights[0], hx)
+            raise
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data = input.data if isinstance(input, PackedSequence) else input
@@ -466,10 +466,10 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         weights = self.hidden_size * (self.input_size + self.hidden_size)
         if weights < _choice.LEAST_OF_A_ROW or self.engine != "auto" or torch.is_grad_enabled():
             return False
-        row = input.dim() == 2 and input.size(0) == 1 and input.dtype is torch.float32
-        if not (row and input.is_cpu) or functional.is_transformed():
+        if functional.is_transformed() or functional._DEFAULT_ENGINE != "auto" or not input.is_cpu:
             return False
-        return functional._DEFAULT_ENGINE == "auto" and _choice.this_cpu().leaves_a_row(weights)
+        row = input.dim() == 2 and input.size(0) == 1 and input.dtype is torch.float32
+        return row and _choice.this_cpu().leaves_a_row(weights)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

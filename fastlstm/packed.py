@@ -125,8 +125,10 @@ class _Frozen(nn.Module):
             for tensor in given:
                 if tensor.requires_grad:
                     self._refuse("and the input or the state requires one")
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, given)):
-            self._refuse("and the input or the state has a tangent")
+        if forward_ad._current_level >= 0:
+            duals = [forward_ad.unpack_dual(t) for t in given]  # type: ignore[no-untyped-call]
+            if any(dual.tangent is not None for dual in duals):
+                self._refuse("and the input or the state has a tangent")
         if functional._transforms_active() and any(
             map(torch._C._functorch.is_functorch_wrapped_tensor, given)
         ):
@@ -226,10 +228,6 @@ class _Frozen(nn.Module):
     def extra_repr(self) -> str:
         """That of the layer that was packed, and the dtype of the weights."""
         return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _names_of(layer: nn.Module) -> list[str]:

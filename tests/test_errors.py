@@ -408,6 +408,16 @@ def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
 
 
 @every_module_route
+@pytest.mark.parametrize("shape", [(), (1,), (1, H)], ids=str)
+def test_a_packed_state_of_too_few_dimensions(route: Route, shape: tuple[int, ...]) -> None:
+    """nn.LSTM has an IndexError, which names no argument."""
+    packed = pack_padded_sequence(zeros(T, B, I), [4, 2, 1]).to(route.device)
+    state = torch.zeros(shape, device=route.device)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 5\), got \["):
+        module(route)(packed, (state, state))
+
+
+@every_module_route
 def test_the_module_names_a_device(route: Route) -> None:
     lstm = module(route)
     x = torch.zeros(T, B, I, device=route.device)

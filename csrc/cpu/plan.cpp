@@ -170,7 +170,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.one_step = !task.backward && task.plain_step() && !task.packed_weights &&
                   (!task.saves || plan.dtype == plan.product);
   plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
-  if (task.packed_weights && task.plain_step())
+  if (task.packed_weights && task.plain_step() && task.directions == 1)
     plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
   else
     divide_among_threads(task, machine, plan, requested_grid(task.engine));

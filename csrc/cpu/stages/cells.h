@@ -138,9 +138,11 @@ class CellsBackward {
     };
     to_cells.for_groups(panels, count, through, backwards_);
   }
-  // Of a lone step, to which nothing comes back.
-  void run(const Range& units, const BackwardRow<T>* rows, int64_t count, const A* zeros) const {
-    cell_.backward(rows, count, zeros, 0, {units.begin, units.end - units.begin, hidden_size_});
+  // Vectors of units of a lone step, to which nothing comes back.
+  void run(const Range& vectors, const BackwardRow<T>* rows, int64_t count, const A* zeros) const {
+    const int64_t lanes = product_.lanes, first = vectors.begin * lanes;
+    const int64_t end = std::min(vectors.end * lanes, hidden_size_);
+    cell_.backward(rows, count, zeros, 0, {first, end - first, hidden_size_});
   }
 
  private:

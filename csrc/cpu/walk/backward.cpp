@@ -51,7 +51,7 @@ struct BackwardCall {
         saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
         grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
         x(layer.input, rows),
-        zeros(std::max(4 * sizes.hidden_size, sizes.output_size)) {
+        zeros(std::max({4 * sizes.hidden_size, sizes.output_size, int64_t(16)})) {  // a vector
     grad_input = !request.input ? at::empty({0}, layer.input.options())
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
@@ -272,7 +272,8 @@ class BackwardWalk {
     const int64_t count = room.step.count;
     const auto first = room.step.d_gates_next.begin();
     TORCH_INTERNAL_ASSERT(std::count(first, first + count, room.encoded.zeros(zeros())) == count);
-    room.cells.run(part_of(hidden(), member.unit_group, call_.plan.grid.unit_groups),
+    const int64_t vectors = divide_up(hidden(), product_of<W>().lanes);
+    room.cells.run(part_of(vectors, member.unit_group, call_.plan.grid.unit_groups),
                    room.step.cells.data(), count, call_.zeros.states());
   }
 
