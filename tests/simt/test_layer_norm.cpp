@@ -212,7 +212,8 @@ void run(int64_t H, bool zoneout) {
 template <typename T, typename A>
 void add_cases() {
   const std::string prefix = std::string("layer norm/") + testing::name_of<T>() + "/";
-  const auto add = [&](const std::string& name, int64_t hidden_size, bool zoneout, int seeds = 3) {
+  const auto add = [&](const std::string& name, int64_t hidden_size, bool zoneout,
+                       unsigned seeds = 3) {
     Case(prefix + name, [=] {
       for (simt::seed() = 1; simt::seed() <= seeds; ++simt::seed()) run<T, A>(hidden_size, zoneout);
     });
