@@ -222,7 +222,7 @@ def lstm(
             engine = _engine_of_stack(call, engine, num_layers, directions, lacking)
             if engine == "torch":
                 found = _aten.lstm(call, num_layers, directions, dropout, training)
-        if found is None and num_layers == 1 and not regularizers:  # in less time than a small step
+        if found is None and num_layers == 1 and not regularizers:  # spares a small step the loop
             output, h_n, c_n, cells = _layer(call, engine, return_cell_states, recompute)
             found = output, (h_n, c_n), [cells]
         elif found is None:
