@@ -36,7 +36,7 @@ TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 # too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built
 DEMO := $(ENV)/.fastlstm-demo
-TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
+INSTALLED_TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
 
 ##@ Use
 .PHONY: demo bench info
@@ -139,7 +139,8 @@ $(CURDIR)/.venv/bin/python:
 $(DEMO): EXTRAS := captioning
 
 # The folders stand for files that came or went.
-$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) $(TORCH)
+$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) \
+    $(INSTALLED_TORCH)
 	@echo "Into $(ENV): PyTorch and torchvision, unless they are there (with CUDA several GB), then the"
 	@echo "libraries of fastlstm[$(EXTRAS)]. Then the kernels are compiled, for some minutes."
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision

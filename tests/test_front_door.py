@@ -119,6 +119,14 @@ def test_make_says_what_it_will_install(target: str, tmp_path: Path) -> None:
 
 
 @needs_make
+@pytest.mark.parametrize("chosen", [[], ["TORCH=2.8 2.13"]])
+def test_make_wheels_is_for_each_torch(chosen: list[str]) -> None:
+    versions = chosen[0][6:].split() if chosen else [f"2.{minor}" for minor in range(8, 16)]
+    headers = " ".join(f"build/torch/{version}" for version in versions)
+    assert f'FASTLSTM_TORCH_HEADERS="{headers}" ' in make("--dry-run", "wheels", *chosen).stdout
+
+
+@needs_make
 def test_make_says_what_is_missing(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     done = make("build", "BASE_PYTHON=false", cwd=tmp_path)
