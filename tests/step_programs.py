@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -82,7 +83,10 @@ class Program:
         # What a failed backward left in autograd's queue goes before the oldest node's turn.
         self.oldest.backward()
         gc.collect()
-        self.record.append(("alive", sum(state() is not None for state in self.states)))
+        deadline = time.monotonic() + 1  # a thread's queue dies some time after join()
+        while (alive := sum(s() is not None for s in self.states)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.record.append(("alive", alive))
         return self.record
 
     def note(self, what: str, value: Any) -> None:
