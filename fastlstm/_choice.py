@@ -1,8 +1,9 @@
 """Who computes a plain call under engine="auto": pure functions of the call and the device.
 
-In this order: what `fastlstm.tune` measured; PyTorch's own LSTM where ours would go step by step;
-PyTorch's where cuDNN has a persistent kernel too, until somebody measures; ours where it is
-predicted well ahead of cuDNN. On a CPU ours was measured ahead, but for large products on Intel's.
+In this order: PyTorch's own LSTM where a GPU refused to launch ours; what `fastlstm.tune` measured;
+PyTorch's where ours would go step by step, and where cuDNN has a persistent kernel too, until
+somebody measures; ours where it is predicted well ahead of cuDNN. On a CPU ours was measured ahead,
+but for large products on Intel's.
 """
 
 from __future__ import annotations
@@ -109,20 +110,10 @@ def cudnn_class(stack: Stack, gpu: Gpu) -> str:
 
 def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
     """What the planner says of a layer's walks, forward and in training backward."""
-    return [
-        _build.library.plan_cuda(
-            stack.hidden_size,
-            max(stack.batch, 1),
-            stack.steps,
-            stack.directions,
-            stack.dtype,
-            gpu.allow_tf32,
-            backward,
-            max(gpu.sm_count - gpu.free_sms, 1),
-            gpu.capability,
-        )
-        for backward in (False, True)[: 1 + stack.training]
-    ]
+    sizes = stack.hidden_size, max(stack.batch, 1), stack.steps, stack.directions
+    sms, walks = max(gpu.sm_count - gpu.free_sms, 1), (False, True)[: 1 + stack.training]
+    plan = functools.partial(_build.library.plan_cuda, *sizes, stack.dtype, gpu.allow_tf32)
+    return [plan(backward, sms, gpu.capability) for backward in walks]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,8 +183,17 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     return on_cpu(stack, this_cpu())
 
 
+def is_refused(stack: Stack, index: int) -> bool:
+    """Whether a GPU refused to launch the persistent engine for such a call."""
+    tf32 = this_gpu(index).allow_tf32
+    sizes = stack.hidden_size, stack.batch, stack.directions
+    return bool(_build.library.is_refused(index, *sizes, stack.dtype, tf32, stack.training))
+
+
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
+    if device.type == "cuda" and is_refused(stack, device.index):
+        return Choice("torch", "this GPU refused to launch ours")
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)

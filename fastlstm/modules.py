@@ -288,22 +288,10 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         weight_dropout: float = 0.0,
         recompute: bool = False,
     ) -> None:
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-        )
-        regularizers = Regularizers(
-            input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-        )._asdict()
+        options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
+        drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
+        regularizers = Regularizers(*drawn)._asdict()
         check_probabilities(**regularizers)
         self.__dict__.update(regularizers, recompute=recompute)
 

@@ -19,7 +19,7 @@ import torch
 from native import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
-from fastlstm import _build
+from fastlstm import _build, _choice
 
 SIMT = ROOT / "tests/simt"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
@@ -474,6 +474,32 @@ def test_a_refusal_is_remembered_per_device_and_shape(kind, refuse, use, told):
     assert [launches(device, batch=9) for device in (1, 0)] == [1, 1]
     text = told()
     assert text.count("refuses a launch") == 2 and "device 1 refuses a launch" in text
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+@pytest.mark.parametrize("walk", ["forward", "backward"])
+def test_plain_calls_of_a_refused_shape_are_left_to_torch(kind, walk, refuse, monkeypatch):
+    monkeypatch.setattr(_choice, "this_gpu", lambda index: _choice.Gpu(132, 90, allow_tf32=False))
+    call = Call(kind, batch=5)
+    shape = _choice.Stack(kind, 512, call.weights[1].size(1), 5, 512, training=True)
+
+    def refused():
+        stacks = shape, shape._replace(training=False), shape._replace(batch=6)
+        devices = torch.device("cuda:0"), torch.device("cuda:1")
+        chosen = [_choice.of_stack(stack, device) for stack in stacks for device in devices]
+        return ["refused" in choice.why and choice.engine == "torch" for choice in chosen]
+
+    refuse(720)
+    assert not any(refused())
+    if walk == "forward":
+        call.forward("auto")
+        assert refused() == [True, False, True, False, False, False]
+    else:
+        ops().set_resident_blocks(SMS)
+        saved = call.forward("auto")
+        ops().set_resident_blocks(1)
+        call.backward(saved, "auto")
+        assert refused() == [True, False, False, False, False, False]
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 // says.
 #pragma once
 #include <algorithm>
-#include <array>
-#include <mutex>
-#include <set>
 #include <string>
 
 #include "../core/layer.h"
@@ -53,47 +50,21 @@ inline CudaDevice cuda_device() {
   return device;
 }
 
-// Calls whose persistent launch a device refused. "auto" makes no such launch again: it would be
-// refused too, after memory was marked and a GEMM was run for it.
-class Refusals {
- public:
-  static bool contain(int device, const Task& task) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return calls_.count(key(device, task)) > 0;
-  }
-  static void add(int device, const Task& task, cudaError_t error) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!calls_.insert(key(device, task)).second) return;
-    TORCH_WARN(
-        "fastlstm: device ", device, " refuses a launch of the persistent engine (",
-        cudaGetErrorString(error),
-        "), so the stepwise engine, which is slower, serves calls of that shape from now on. Where "
-        "MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N plans without N of "
-        "them.");
-  }
-  static void forget() {  // for tests
-    const std::lock_guard<std::mutex> lock(mutex_);
-    calls_.clear();
-  }
-
- private:
-  // Of the task all that decides how many blocks there are, and how large.
-  using Key = std::array<int64_t, 7>;
-  static Key key(int device, const Task& task) {
-    return {device,          task.hidden_size, task.batch,   task.directions,
-            int(task.dtype), task.allow_tf32,  task.backward};
-  }
-
-  static inline std::mutex mutex_;
-  static inline std::set<Key> calls_;
-};
-
 // Whether the error means that the device refused this launch, of which nothing ran. Other errors
 // are faults of this program, or of earlier kernels.
 inline bool is_refusal(cudaError_t error) {
   return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
          error == cudaErrorInvalidConfiguration || error == cudaErrorNotSupported ||
          error == cudaErrorNotPermitted;
+}
+
+inline void remember_refusal(const Task& task, cudaError_t error) {
+  if (const int device = current_device(); Refusals::add(device, task))
+    TORCH_WARN("fastlstm: device ", device, " refuses a launch of the persistent engine (",
+               cudaGetErrorString(error),
+               "). From now on plain calls of that shape run PyTorch's own LSTM, and others the "
+               "stepwise engine, which is slower. Where MPS or another program holds "
+               "multiprocessors, FASTLSTM_FREE_SMS=N plans without N of them.");
 }
 
 struct PlannedCall {

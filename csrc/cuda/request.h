@@ -1,10 +1,14 @@
-// What a user asks of the CUDA engines: one of them by name, and multiprocessors for other streams.
+// What a user asks of the CUDA engines, one of them by name and multiprocessors for other streams,
+// and what a GPU refused.
 #pragma once
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -49,5 +53,35 @@ inline int free_sms() {
   static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
   return requested.value_or(default_free_sms);
 }
+
+// Calls whose persistent launch a GPU refused: "auto" makes no such launch again, which would be
+// refused too, after memory was marked and a GEMM was run for it.
+class Refusals {
+ public:
+  static bool contain(int device, const Task& task) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return calls_.count(key(device, task)) > 0;
+  }
+  // False if it was known.
+  static bool add(int device, const Task& task) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return calls_.insert(key(device, task)).second;
+  }
+  static void forget() {  // for tests
+    const std::lock_guard<std::mutex> lock(mutex_);
+    calls_.clear();
+  }
+
+ private:
+  // Of the task all that decides how many blocks there are, and how large.
+  using Key = std::array<int64_t, 7>;
+  static Key key(int device, const Task& task) {
+    return {device,          task.hidden_size, task.batch,   task.directions,
+            int(task.dtype), task.allow_tf32,  task.backward};
+  }
+
+  static inline std::mutex mutex_;
+  static inline std::set<Key> calls_;
+};
 
 }  // namespace fastlstm

@@ -82,14 +82,9 @@ py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int direct
     throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
                                 R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
                                 engine + '"');
-  const Task task{hidden_size,
-                  batch,
-                  steps,
-                  directions,
-                  dtype_named(dtype),
-                  allow_tf32,
-                  /*only_stepwise=*/request->engine == EngineRequest::kStepwise,
-                  backward};
+  const bool only_stepwise = request->engine == EngineRequest::kStepwise;
+  const Task task{hidden_size,        batch,      steps,         directions,
+                  dtype_named(dtype), allow_tf32, only_stepwise, backward};
   const CudaDevice device = device_with(sm_count, capability, constants);
   const Plan chosen = request->engine == EngineRequest::kPersistent
                           ? plan_persistent(task, device, request->division)
@@ -102,6 +97,14 @@ py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int direct
                   "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
                   "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
                   "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
+}
+
+bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,
+                const std::string& dtype, bool allow_tf32, bool training) {
+  Task task{hidden_size, batch, 1, directions, dtype_named(dtype), allow_tf32, false, false};
+  if (Refusals::contain(device, task)) return true;
+  task.backward = true;
+  return training && Refusals::contain(device, task);
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.
@@ -220,6 +223,9 @@ PYBIND11_MODULE(_C, m) {
         "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a, "engine"_a = "auto",
         "constants"_a = py::dict(),
         "The engine that a layer would get on a CUDA device, which need not be present.");
+  m.def("is_refused", &fastlstm::is_refused, "device"_a, "hidden_size"_a, "batch"_a, "directions"_a,
+        "dtype"_a, "allow_tf32"_a, "training"_a,
+        "Whether a GPU refused to launch the persistent engine for such a layer.");
   m.def("cuda_constants", &fastlstm::cuda_constants, "sm_count"_a, "capability"_a,
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &fastlstm::free_sms,
