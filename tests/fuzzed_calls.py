@@ -186,25 +186,30 @@ def against_torch(draw: Draw) -> None:
     except RuntimeError as error:
         if NOT_BY_ONEDNN not in str(error):
             raise
+    truth = call(theirs.double(), torch.float64)
     given_nan = any(t.isnan().any() for t in tensors)
     # With AMX torch.mm lets a NaN into the row before it.
     mixes_rows = ours.engine in ("stepwise", "reference") and dtype == torch.bfloat16
-    for k, (a, b) in enumerate(zip(found, others[-1], strict=True)):
+    for k, (a, b, true) in enumerate(zip(found, others[-1], truth, strict=True)):
         if given_nan:  # zeros stand for what nn.LSTM had not to compute, where ours is 0 * NaN
             found[k] = a = torch.where(a.isnan() & (b == 0), b, a)
-        wrong = b.isfinite() & ~a.isfinite()
+        wrong = b.isfinite() & ~a.isfinite() & ~(true.abs() > largest_of(dtype))
         assert mixes_rows or not wrong.any(), f"result {k} should be finite"
         if given == dtype:  # but under autocast
             assert a.dtype == b.dtype, f"result {k} is of {a.dtype}, expected {b.dtype}"
         exact = dtype in (torch.float32, torch.float64) and not any_size
         if exact and ours.engine != "reference":  # which knows that c_n does not depend on o
             assert torch.equal(a.isnan(), b.isnan()), f"result {k}: NaN in other places"
-    truth = call(theirs.double(), torch.float64)
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn_like(weight))
     sizes += [weight.abs().max().item() for weight in theirs.parameters()]
     compare(found, truth, [*others, call(theirs, torch.float64)], dtype, max(sizes))
+
+
+def largest_of(dtype: torch.dtype) -> float:
+    """Of a larger true value a result may be infinite, if the call is ill-conditioned."""
+    return torch.finfo(dtype).max / 8
 
 
 def compare(
@@ -232,7 +237,7 @@ def compare(
         values = []
         for result, true in zip(results, truth, strict=True):
             assert result.shape == true.shape, f"shape {result.shape}, expected {true.shape}"
-            if true.numel() and true.isfinite().all():
+            if true.numel() and (true.abs() <= largest_of(dtype)).all():
                 largest = true.abs().max().item() + 1e-300
                 error = (result.double() - true).abs().max().item()
                 values.append(max(error - floor, 0) / largest if error == error else float("inf"))
