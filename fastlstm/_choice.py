@@ -21,7 +21,6 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 
 CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
 AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
-LEAST_OF_A_ROW = 1 << 15  # weights of a gate, 0.5 MB in all: MKL is faster from there on with AVX2
 LARGE_STEP = 1 << 27  # multiply-adds, from which on oneDNN's products bound nn.LSTM on Intel's CPUs
 
 
@@ -135,11 +134,6 @@ class Cpu(NamedTuple):
 
     has_kernels: bool
     is_intel: bool
-    has_avx512: bool = True
-
-    def leaves_a_row(self, weights: int) -> bool:
-        """Whether to MKL, with so many weights of a gate: ours then has .87 of its speed."""
-        return self.is_intel and weights >= (1 << 20 if self.has_avx512 else LEAST_OF_A_ROW)
 
 
 @functools.cache
@@ -147,8 +141,7 @@ def this_cpu() -> Cpu:
     """The processor of this machine."""
     if not _build.has_kernels("cpu"):
         return Cpu(has_kernels=False, is_intel=False)
-    built = _build.library.build_info()
-    return Cpu(True, built["leaves_steps_to_aten"], built["cpu_capability"] == "avx512")
+    return Cpu(True, _build.library.build_info()["leaves_steps_to_aten"])
 
 
 def on_cpu(stack: Stack, cpu: Cpu) -> Choice:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _choice, functional
+from . import functional
 from ._call import layout_of
 from ._regularize import Regularizers, check_probabilities
 
@@ -28,7 +28,7 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
     """The parameters as they are now: functional_call, parametrizations and replicas swap them."""
     parameters = module._parameters
     try:  # ten times faster than nn.Module.__getattr__
-        return [parameters[name] for name in names]
+        return [*map(parameters.__getitem__, names)]
     except KeyError:
         return [getattr(module, name) for name in names]
 
@@ -416,48 +416,33 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         Returns:
             The next (h, c).
         """
-        if self._is_left_to_torch(input) or self._is_bound_by_memory(input):
+        if self._is_left_to_torch(input):
             found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
             if found is not None:
                 return found
-        shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
-            zeros = input.new_zeros(shape)
+            zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
-        if not (
-            input.dim() in (1, 2)
-            and input.size(-1) == self.input_size
-            and isinstance(hx, (tuple, list))
-            and len(hx) == 2
-            and hx[0].shape == hx[1].shape == shape
-        ):
-            _torch_cell.forward(self, input, hx)  # raises
-        if input.dim() == 1:
-            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-            h, c = LSTMCell.forward(self, input.unsqueeze(0), hx)  # a subclass may override it
-            return h.squeeze(0), c.squeeze(0)
+        elif isinstance(hx, Tensor):
+            _torch_cell.forward(self, input, hx)  # type: ignore[unreachable]  # raises
         weights = _by_name(self, _CELL_WEIGHTS)
         try:
+            if input.dim() == 1:
+                row = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+                h, c = LSTMCell.forward(self, *row)  # a subclass may override it
+                return h.squeeze(0), c.squeeze(0)
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
-        except RuntimeError:  # only now: looking before costs 2 % of a small step
+        except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
             _check_devices(input, weights[0], hx)
-            if input.is_floating_point() and input.dtype != weights[0].dtype:
+            if input.dtype == weights[0].dtype:
+                _torch_cell.forward(self, input, hx)  # raises most often
+            elif input.is_floating_point():
                 raise RuntimeError(
                     f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
                     f"({weights[0].dtype}). Convert input: input.to({weights[0].dtype}), or "
                     f"convert model: model.to({input.dtype})"
                 ) from None
             raise
-
-    def _is_bound_by_memory(self, input: Tensor) -> bool:
-        """Whether a row without gradients is bound by its weights, which MKL reads faster."""
-        weights = self.hidden_size * (self.input_size + self.hidden_size)
-        if weights < _choice.LEAST_OF_A_ROW or self.engine != "auto" or torch.is_grad_enabled():
-            return False
-        if functional.is_transformed() or functional._DEFAULT_ENGINE != "auto" or not input.is_cpu:
-            return False
-        row = input.dim() == 2 and input.size(0) == 1 and input.dtype is torch.float32
-        return row and _choice.this_cpu().leaves_a_row(weights)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

@@ -99,37 +99,31 @@ def test_bits_of_a_cell(bias: bool) -> None:
             assert [state.dtype for state in ours(x)] == expected
 
 
-def test_a_row_of_a_large_cell_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    real = functional.lstm_cell
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", [(512, 1024), (512, 128), (512, 32)])
+def test_a_row_of_a_large_cell_on_intel(sizes: tuple[int, int], bias: bool) -> None:
+    """The bits of nn.LSTMCell from so many weights of a gate on, which depends on the processor."""
+    (I, H), x = sizes, torch.randn(2, sizes[0])
+    ours, theirs = fastlstm.LSTMCell(I, H, bias), nn.LSTMCell(I, H, bias)
+    ours.load_state_dict(theirs.state_dict())
 
-    def lstm_cell(*args: Any, **options: Any) -> Any:
-        taken.append(1)
-        return real(*args, **options)
+    def same_bits(x: Tensor) -> bool:
+        return all(map(torch.equal, ours(x), theirs(x)))
 
-    monkeypatch.setattr(functional, "lstm_cell", lstm_cell)
-    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
-    cell, x = fastlstm.LSTMCell(512, 1024), torch.randn(2, 512)
-    theirs = nn.LSTMCell(512, 1024)
-    theirs.load_state_dict(cell.state_dict())
     with torch.no_grad():
-        h, c = cell(x[:1])
-        assert not taken and torch.equal(h, theirs(x[:1])[0]) and torch.equal(c, theirs(x[:1])[1])
-        cell(x)  # two rows
-        small = fastlstm.LSTMCell(512, 64)
-        small(x[:1])
-        small.bfloat16()(x[:1].bfloat16())
-        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, False))
-        cell(x[:1])
-        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
-        cell.engine = "tiled"
-        cell(x[:1])
-        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True, False))  # AVX2
-        small.float()(x[:1])
-        fastlstm.LSTMCell(512, 48)(x[:1])
-    cell.engine = "auto"
-    cell(x[:1])  # with gradients
-    assert len(taken) == 7
+        left = H * (I + H) >= _build.library.build_info()["row_left_to_aten"]
+        assert same_bits(x[:1]) == same_bits(x[0]) == left
+        assert not same_bits(x)
+        ours.engine = "tiled"
+        assert not same_bits(x[:1])
+        ours.engine = "auto"
+        ours.bfloat16(), theirs.bfloat16()
+        with torch.profiler.profile() as profile:
+            ours(x[:1].bfloat16())
+        assert "aten::lstm_cell" not in {event.name for event in profile.events()}
+    ours.float(), theirs.float()
+    assert not same_bits(x[:1])  # with gradients
 
 
 def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:

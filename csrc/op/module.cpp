@@ -2,11 +2,13 @@
 // plain functions: the same calls through the dispatcher, a few microseconds cheaper than
 // torch.ops, which matters when a call makes a single step.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/lstm_cell.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "core/call.h"
+#include "core/layer.h"
 #include "core/operators.h"
 #include "core/packed.h"
 #include "cpu/plan.h"
@@ -35,7 +37,8 @@ py::dict build_info() {
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = kernel_table().BFloat16.product != nullptr,
                   "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
-                  "leaves_steps_to_aten"_a = kernel_table().tuning.leaves_steps_to_aten);
+                  "leaves_steps_to_aten"_a = kernel_table().tuning.leaves_steps_to_aten,
+                  "row_left_to_aten"_a = kernel_table().tuning.row_left_to_aten);
 }
 
 // By Dtype; the last is of weights alone.
@@ -149,6 +152,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   return {output, h_n, c_n, save_cells ? cells : Tensor()};
 }
 
+// Whether MKL, which ATen calls, reads the weights of this step faster than we do.
+bool is_left_to_aten(const LstmCall& call, const std::string& engine) {
+  const Tensor& x = call.input;
+  return call.weights.size() >= 2 && engine == "auto" && !at::GradMode::is_enabled() &&
+         (call.weights[0].numel() + call.weights[1].numel()) / 4 >=
+             kernel_table().tuning.row_left_to_aten &&
+         x.is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 3 && x.size(1) == 1;
+}
+
 // input [B,I], h and c [B,H]
 std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
                                      const std::vector<Tensor>& weights, const std::string& layout,
@@ -159,9 +171,15 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const
   if (!at::GradMode::is_enabled()) guard.emplace();
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
   const OptionalTensor none;
+  const LstmCall call{x, h_0, c_0, weights, layout, none, none, none, none, none, none};
+  if (is_left_to_aten(call, engine)) {
+    check_layer(call);
+    const bool bias = layout == "bias";
+    return at::lstm_cell(input, {h, c}, weights[0], weights[1], bias ? weights[2] : Tensor(),
+                         bias ? weights[3] : Tensor());
+  }
   const auto [output, h_n, c_n, cells, gates] =
-      call_lstm({x, h_0, c_0, weights, layout, none, none, none, none, none, none},
-                {/*save_cells=*/false, /*save_gates=*/false, false, engine});
+      call_lstm(call, {/*save_cells=*/false, /*save_gates=*/false, false, engine});
   // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
   // autograd what they get is no view: hooks of a view are lost when it is written to.
   return {at::_unsafe_view(h_n, h_n.sizes().slice(1)), at::_unsafe_view(c_n, c_n.sizes().slice(1))};

@@ -32,10 +32,12 @@ static KernelTable kernels_of(const char* capability) {
 
 KernelTable own_kernels(const char* capability) {
   KernelTable table = kernels_of(capability);
-  if (__builtin_cpu_is("intel"))
+  const bool avx512 = std::strncmp(capability, "AVX512", 6) == 0;
+  if (avx512) table.tuning = kAvx512;
+  if (__builtin_cpu_is("intel")) {
     table.tuning = kIntel;
-  else if (std::strncmp(capability, "AVX512", 6) == 0)
-    table.tuning = kAvx512;
+    if (!avx512) table.tuning.row_left_to_aten = 1 << 15;
+  }
   return table;
 }
 
