@@ -187,6 +187,8 @@ def against_torch(draw: Draw) -> None:
         if NOT_BY_ONEDNN not in str(error):
             raise
     truth = call(theirs.double(), torch.float64)
+    if dtype == torch.float16 and any((t.abs() > largest_of(dtype)).any() for t in truth):
+        return  # an infinite state or gradient becomes NaN in others
     given_nan = any(t.isnan().any() for t in tensors)
     # With AMX torch.mm lets a NaN into the row before it.
     mixes_rows = ours.engine in ("stepwise", "reference") and dtype == torch.bfloat16

@@ -29,9 +29,9 @@ def check_seeds(script: str, first: int, count: int) -> None:
         pytest.fail("\n".join([done.stderr, status, *failures, *lines[-1:]]), pytrace=False)
 
 
-@pytest.mark.parametrize("script", ["fuzzed_calls.py", "step_programs.py"])
-def test_some(script: str) -> None:
-    check_seeds(script, 0, 100)
+@pytest.mark.parametrize("script, count", [("fuzzed_calls.py", 200), ("step_programs.py", 40)])
+def test_some(script: str, count: int) -> None:
+    check_seeds(script, 0, count)
 
 
 @pytest.mark.slow

@@ -242,6 +242,10 @@ def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
     done = python(target, show)
     assert done.stdout.startswith("True ")
     assert done.stdout.endswith(f"git+file://{small_project}@{git('rev-parse', 'HEAD')}\n")
+    # In the clone too Python uses what pip installed.
+    code = "from fastlstm import _build; print(_build.extension_available(), _build.__file__)"
+    done = run(sys.executable, "-c", code, cwd=small_project, PYTHONPATH=str(target))
+    assert done.stdout == f"True {target}/fastlstm/_build.py\n"
 
 
 @pytest.fixture
@@ -283,14 +287,6 @@ def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reaso
     assert re.match(f"fastlstm runs without its extension: {reason}", warnings[0])
     assert " -m pip install --no-build-isolation " in warnings[0]
     assert f"False {package}/fastlstm/__init__.py" in done.stdout
-
-
-def test_a_clone_uses_what_pip_installed(small_project: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    assert install(small_project, target, FASTLSTM_BUILD="cpu").returncode == 0
-    code = "from fastlstm import _build; print(_build.extension_available(), _build.__file__)"
-    done = run(sys.executable, "-c", code, cwd=small_project, PYTHONPATH=str(target))
-    assert done.stdout == f"True {target}/fastlstm/_build.py\n"
 
 
 def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path) -> None:
