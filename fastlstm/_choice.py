@@ -1,9 +1,8 @@
 """Who computes a plain call under engine="auto": pure functions of the call and the device.
 
-In this order: PyTorch's own LSTM where a GPU refused to launch ours; what `fastlstm.tune` measured;
-PyTorch's where ours would go step by step, and where cuDNN has a persistent kernel too, until
-somebody measures; ours where it is predicted well ahead of cuDNN. On a CPU ours was measured ahead,
-but for large products on Intel's.
+In this order: PyTorch's own where a GPU refused to launch ours; what `fastlstm.tune` measured;
+PyTorch's where ours would go step by step or cuDNN has a persistent kernel too; ours where it is
+predicted well ahead. On a CPU ours was measured ahead, but for large products on Intel's.
 """
 
 from __future__ import annotations
@@ -134,6 +133,7 @@ class Cpu(NamedTuple):
 
     has_kernels: bool
     is_intel: bool
+    has_avx512: bool = True
 
 
 @functools.cache
@@ -141,7 +141,8 @@ def this_cpu() -> Cpu:
     """The processor of this machine."""
     if not _build.has_kernels("cpu"):
         return Cpu(has_kernels=False, is_intel=False)
-    return Cpu(True, _build.library.build_info()["leaves_steps_to_aten"])
+    built = _build.library.build_info()
+    return Cpu(True, built["leaves_steps_to_aten"], built["cpu_capability"] == "avx512")
 
 
 def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
@@ -149,8 +150,9 @@ def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
     if not cpu.has_kernels:
         return Choice("torch", "there are no kernels")
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
-    plain = stack.dtype == "float32" and not (stack.training or stack.packed or stack.proj_size)
-    if cpu.is_intel and plain and step >= LARGE_STEP and stack.steps >= 16:
+    ahead = (stack.training and cpu.has_avx512) or stack.packed or stack.proj_size
+    is_large = step >= LARGE_STEP << 2 * stack.training and stack.steps >= 16
+    if cpu.is_intel and stack.dtype == "float32" and is_large and not ahead:
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 

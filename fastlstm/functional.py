@@ -427,9 +427,8 @@ def lstm_cell(
             if chosen == "auto" and input.is_cuda:
                 chosen = "torch"  # ours has as many kernels
             if chosen not in ("torch", "reference"):
-                step: tuple[Tensor, Tensor] = _build.library.lstm_cell(
-                    input, h, c, weights, layout, chosen
-                )
+                run = _build.library.lstm_cell
+                step: tuple[Tensor, Tensor] = run(input, h, c, weights, layout, chosen)
                 return step if step[1].dtype == c.dtype else _as_state(step, c)
             if chosen == "torch":
                 by_torch = _aten.lstm_cell(input, h, c, weights)

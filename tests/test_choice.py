@@ -102,5 +102,12 @@ def test_on_cpu() -> None:
     assert on_cpu(large._replace(batch=8), Cpu(True, is_intel=True)).engine == "auto"
     assert on_cpu(large._replace(steps=1), Cpu(True, is_intel=True)).engine == "auto"
     assert on_cpu(large._replace(batch=8), Cpu(False, is_intel=True)).engine == "torch"
+    for batch, has_avx512, engine in (
+        (128, False, "torch"),
+        (64, False, "auto"),
+        (128, True, "auto"),
+    ):
+        training = Stack("float32", 512, 1024, batch, 20, training=True)
+        assert on_cpu(training, Cpu(True, True, has_avx512)).engine == engine
     for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
         assert on_cpu(large._replace(**other), Cpu(True, is_intel=True)).engine == "auto", other
