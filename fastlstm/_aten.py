@@ -43,7 +43,7 @@ def lstm_cell(
 ) -> tuple[Tensor, Tensor] | None:
     """The next h and c [B,H]; None if there is an error that aten would not see."""
     gates = weights[0].shape[:1]
-    if h.dtype != c.dtype or [b for b in weights[2:] if b.shape != gates]:
+    if h.dtype != c.dtype or h.shape != c.shape or [b for b in weights[2:] if b.shape != gates]:
         return None
     run: Any = torch._VF.lstm_cell
     try:

@@ -42,8 +42,10 @@ class Stack(NamedTuple):
     def of(cls, call: LstmCall, num_layers: int, directions: int) -> Stack:
         """Of a stack that is given together as `call`."""
         input, h_0, c_0, weights, layout, batch_sizes, *_ = call
+        casts = input.is_cuda and torch.is_autocast_enabled("cuda") and input.dtype != torch.float64
+        dtype = torch.get_autocast_dtype("cuda") if casts else input.dtype
         return cls(
-            dtype=str(input.dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch."),
             input_size=input.size(-1),
             hidden_size=c_0.size(-1),
             batch=h_0.size(1),
@@ -187,7 +189,7 @@ def is_refused(stack: Stack, index: int) -> bool:
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
-    if device.type == "cuda" and is_refused(stack, device.index):
+    if device.type == "cuda" and not _measured.forced and is_refused(stack, device.index):
         return Choice("torch", "this GPU refused to launch ours")
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None

@@ -80,9 +80,8 @@ def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
 
 def _merge(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> None:
     for call, entry in found.items():
-        if entry is None:
-            entries.pop(call, None)
-        else:
+        entries.pop(call, None)
+        if entry is not None:
             entries[call] = entry
 
 

@@ -94,7 +94,9 @@ class EngineModule(nn.Module):
         """Whether torch.nn's forward is all that a plain call of this module needs."""
         engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
         is_torch = engine == "torch" or (engine == "auto" and not functional._ALWAYS_OURS)
-        return is_torch and input.is_cpu and not functional.is_transformed()
+        if not is_torch or not input.is_cpu:
+            return False
+        return not (functional.is_transformed() or torch._C._is_tracing())
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -238,8 +240,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         dropout: probability of dropping an element of the output of each layer but the last.
         bidirectional: whether each layer also walks from the last step to the first.
         proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
-        device: device of the parameters.
-        dtype: dtype of the parameters.
+        device, dtype: of the parameters.
         input_dropout: probability of dropping a feature of each layer's input for a whole sequence
             (variational dropout, Gal & Ghahramani, 2016).
         recurrent_dropout: the same for h_{t-1} before W_hh.
@@ -384,11 +385,8 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
     bias_ih and bias_hh [4*hidden_size]; gate order i, f, g, o.
 
     Args:
-        input_size: number of features of the input.
-        hidden_size: number of features of the hidden and the cell state.
-        bias: whether there are b_ih and b_hh.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
+        input_size, hidden_size, bias: as in `LSTM`.
+        device, dtype: of the parameters.
 
     Attributes:
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
@@ -423,8 +421,8 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
-        elif isinstance(hx, Tensor):
-            _torch_cell.forward(self, input, hx)  # type: ignore[unreachable]  # raises
+        if torch.compiler.is_compiling() or not isinstance(hx, (tuple, list)):
+            self._check(input, hx)
         weights = _by_name(self, _CELL_WEIGHTS)
         try:
             if input.dim() == 1:
@@ -433,16 +431,25 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
                 return h.squeeze(0), c.squeeze(0)
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
         except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
+            self._check(input, hx)
             _check_devices(input, weights[0], hx)
-            if input.dtype == weights[0].dtype:
-                _torch_cell.forward(self, input, hx)  # raises most often
-            elif input.is_floating_point():
+            if input.is_floating_point() and input.dtype != weights[0].dtype:
                 raise RuntimeError(
                     f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
                     f"({weights[0].dtype}). Convert input: input.to({weights[0].dtype}), or "
                     f"convert model: model.to({input.dtype})"
                 ) from None
             raise
+
+    def _check(self, input: Tensor, hx: Any) -> None:
+        """Raises nn.LSTMCell's errors, but where it ends the process instead."""
+        shape = (*input.shape[:-1], self.hidden_size)
+        fits = input.dim() in (1, 2) and isinstance(hx, (tuple, list)) and len(hx) == 2
+        fits = fits and input.size(-1) == self.input_size
+        if not (fits and hx[0].shape == hx[1].shape == shape):
+            if input.dim() == 1 and any(state.dim() == 2 for state in hx):
+                raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
+            _torch_cell.forward(self, input, hx)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

@@ -121,10 +121,8 @@ class _Frozen(nn.Module):
                     f"{self.hidden_size} features, got {h.size(-1)} and {c.size(-1)}"
                 )
             given = (input, h, c)
-        if torch.is_grad_enabled():
-            for tensor in given:
-                if tensor.requires_grad:
-                    self._refuse("and the input or the state requires one")
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+            self._refuse("and the input or the state requires one")
         if forward_ad._current_level >= 0:
             duals = [forward_ad.unpack_dual(t) for t in given]  # type: ignore[no-untyped-call]
             if any(dual.tangent is not None for dual in duals):

@@ -48,8 +48,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
         run()
         end.record()
         end.synchronize()
-        milliseconds: float = start.elapsed_time(end)
-        return milliseconds / 1000
+        return float(start.elapsed_time(end)) / 1000
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
@@ -210,12 +209,9 @@ def _remember(machine: str, measured: Measurement, default: str) -> None:
     try:
         _measured.store(machine, entries)
     except OSError as error:
-        warnings.warn(
-            f"tune: {_measured.path()} cannot be written ({error}); only this process follows what "
-            "was measured",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        problem = f"tune: {_measured.path()} cannot be written ({error})"
+        text = f"{problem}; only this process follows what was measured"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _show_progress(done: int, total: int) -> None:

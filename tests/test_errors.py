@@ -498,6 +498,7 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
     "hx of one": (zeros(B, I), (zeros(B, H),)),
     "hx of three": (zeros(B, I), (zeros(B, H),) * 3),
     "hx a number": (zeros(B, I), 0),
+    "hx of another kind": (zeros(B, I), {0: zeros(B, H), 1: zeros(B, H)}.values()),
 }
 
 
@@ -511,6 +512,31 @@ def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     with pytest.raises(theirs.type) as ours:
         module(route, fastlstm.LSTMCell)(*CELL_CALLS[name])
     assert str(ours.value) == str(theirs.value)
+
+
+@every_module_route
+@pytest.mark.parametrize("name", [name for name in CELL_CALLS if "hx of" not in name])
+def test_the_cell_raises_the_same_under_autocast(route: Route, name: str) -> None:
+    if route.device != "cpu" or route.engine == "reference":
+        pytest.skip("the calls are of tensors on the CPU, for the op")
+    x, *hx = CELL_CALLS[name]
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
+            module(route, nn.LSTMCell)(x.bfloat16(), *hx)
+        with pytest.raises(theirs.type) as ours:
+            module(route, fastlstm.LSTMCell)(x.bfloat16(), *hx)
+    assert str(ours.value) == str(theirs.value)
+
+
+@every_module_route
+def test_a_batched_state_beside_an_unbatched_row(route: Route) -> None:
+    """nn.LSTMCell may end the process."""
+    if route.engine == "torch":
+        pytest.skip("nn.LSTMCell's own forward")
+    x, h = (t.to(route.device) for t in (zeros(I), zeros(H, H)))
+    for hx in ((h, h), (h[0], h), torch.stack([h, h])):
+        with pytest.raises(RuntimeError, match="For unbatched 1-D input, hx and cx should also be"):
+            module(route, fastlstm.LSTMCell)(x, hx)
 
 
 @every_module_route

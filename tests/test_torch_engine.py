@@ -118,6 +118,9 @@ def test_a_row_of_a_large_cell_on_intel(sizes: tuple[int, int], bias: bool) -> N
         ours.engine = "tiled"
         assert not same_bits(x[:1])
         ours.engine = "auto"
+        with torch.autocast("cpu", torch.bfloat16):
+            state = torch.zeros(1, H, dtype=torch.bfloat16), torch.zeros(1, H)
+            assert ours(x[:1], state)[0].dtype == theirs(x[:1], state)[0].dtype
         ours.bfloat16(), theirs.bfloat16()
         with torch.profiler.profile() as profile:
             ours(x[:1].bfloat16())

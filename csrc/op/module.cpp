@@ -1,6 +1,7 @@
 // The Python module fastlstm._C. Importing it registers the ops. It also offers the forward op as
 // plain functions: the same calls through the dispatcher, a few microseconds cheaper than
 // torch.ops, which matters when a call makes a single step.
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/lstm_cell.h>
 #include <ATen/record_function.h>
@@ -155,10 +156,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
 // Whether MKL, which ATen calls, reads the weights of this step faster than we do.
 bool is_left_to_aten(const LstmCall& call, const std::string& engine) {
   const Tensor& x = call.input;
-  return call.weights.size() >= 2 && engine == "auto" && !at::GradMode::is_enabled() &&
+  return engine == "auto" && (call.layout.empty() || call.layout == "bias") &&
+         call.weights.size() >= 2 && !at::GradMode::is_enabled() &&
          (call.weights[0].numel() + call.weights[1].numel()) / 4 >=
              kernel_table().tuning.row_left_to_aten &&
-         x.is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 3 && x.size(1) == 1;
+         x.is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 3 && x.size(1) == 1 &&
+         !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
 // input [B,I], h and c [B,H]
