@@ -447,7 +447,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         fits = input.dim() in (1, 2) and isinstance(hx, (tuple, list)) and len(hx) == 2
         fits = fits and input.size(-1) == self.input_size
         if not (fits and hx[0].shape == hx[1].shape == shape):
-            if input.dim() == 1 and any(state.dim() == 2 for state in hx):
+            if input.dim() == 1 and {state.dim() for state in hx} in ({2}, {1, 2}):
                 raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
             _torch_cell.forward(self, input, hx)
 
