@@ -20,7 +20,7 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 
 CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
 AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
-LARGE_STEP = 1 << 27  # multiply-adds, from which on oneDNN's products bound nn.LSTM on Intel's CPUs
+LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
 class Stack(NamedTuple):
@@ -180,17 +180,12 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     return on_cpu(stack, this_cpu())
 
 
-def is_refused(stack: Stack, index: int) -> bool:
-    """Whether a GPU refused to launch the persistent engine for such a call."""
-    tf32 = this_gpu(index).allow_tf32
-    sizes = stack.hidden_size, stack.batch, stack.directions
-    return bool(_build.library.is_refused(index, *sizes, stack.dtype, tf32, stack.training))
-
-
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
-    if device.type == "cuda" and not _measured.forced and is_refused(stack, device.index):
-        return Choice("torch", "this GPU refused to launch ours")
+    if device.type == "cuda" and not _measured.forced:
+        call = stack.hidden_size, stack.batch, stack.directions, stack.dtype, stack.training
+        if _build.library.is_refused(device.index, *call):
+            return Choice("torch", "this GPU refused to launch ours")
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)

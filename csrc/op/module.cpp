@@ -12,6 +12,7 @@
 #include "core/layer.h"
 #include "core/operators.h"
 #include "core/packed.h"
+#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "cpu/targets/kernels.h"
@@ -104,8 +105,8 @@ py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int direct
 }
 
 bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,
-                const std::string& dtype, bool allow_tf32, bool training) {
-  Task task{hidden_size, batch, 1, directions, dtype_named(dtype), allow_tf32, false, false};
+                const std::string& dtype, bool training) {
+  Task task{hidden_size, batch, 1, directions, dtype_named(dtype), rnn_allows_tf32(), false, false};
   if (Refusals::contain(device, task)) return true;
   task.backward = true;
   return training && Refusals::contain(device, task);
@@ -245,7 +246,7 @@ PYBIND11_MODULE(_C, m) {
         "constants"_a = py::dict(),
         "The engine that a layer would get on a CUDA device, which need not be present.");
   m.def("is_refused", &fastlstm::is_refused, "device"_a, "hidden_size"_a, "batch"_a, "directions"_a,
-        "dtype"_a, "allow_tf32"_a, "training"_a,
+        "dtype"_a, "training"_a,
         "Whether a GPU refused to launch the persistent engine for such a layer.");
   m.def("cuda_constants", &fastlstm::cuda_constants, "sm_count"_a, "capability"_a,
         "The constants of the CUDA planner's predictions, by name.");
