@@ -58,8 +58,10 @@ def info() -> None:
 
     print("\nExtension")
     reason = _build.unavailable_reason()
-    unused = reason and f"  not used: {reason}\n  to build it: {_build.rebuild_command()}"
-    print(unused or "  loaded")
+    if reason is None:
+        print("  loaded")
+    else:
+        print(f"  not used: {reason}\n  to build it: {_build.rebuild_command()}")
     for key, value in _build.build_record().items():
         print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 

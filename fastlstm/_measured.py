@@ -80,8 +80,9 @@ def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
 
 def _merge(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> None:
     for call, entry in found.items():
-        entries.pop(call, None)
-        if entry is not None:
+        if entry is None:
+            entries.pop(call, None)
+        else:
             entries[call] = entry
 
 

@@ -114,7 +114,8 @@ def _print_walk(name: str, plan: dict[str, Any]) -> None:
     print(
         f"  {plan['blocks']} blocks: {plan['directions']} direction(s) x {plan['row_groups']} row "
         f"groups x {plan['unit_blocks']} parts of {plan['units']} units\n"
-        f"  {plan['group_rows']} rows a group, {plan['row_tile']} at a time\n  "
-        f"{plan['shared_bytes']:,} of {plan['shared_bytes_available']:,} bytes of shared memory a "
-        f"block\n  {plan['step_us']:.2f} us a step, stepwise {plan['stepwise_step_us']:.2f} us"
+        f"  {plan['group_rows']} rows a group, {plan['row_tile']} at a time\n"
+        f"  {plan['shared_bytes']:,} of {plan['shared_bytes_available']:,} bytes of shared memory "
+        f"a block\n"
+        f"  {plan['step_us']:.2f} us a step, stepwise {plan['stepwise_step_us']:.2f} us"
     )

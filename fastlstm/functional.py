@@ -452,8 +452,8 @@ def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bo
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-        is_plain = engine == "auto" and input.dtype in _OP_DTYPES and not transformed
-        if is_plain and _ALWAYS_OURS and input.is_cpu:
+        op_serves = engine == "auto" and input.dtype in _OP_DTYPES and not transformed
+        if op_serves and _ALWAYS_OURS and input.is_cpu:
             return engine  # as choose_engine says, in a third of the time
     device, served = input.device.type, _OP_DEVICES
     on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
