@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+# What a layer is computed in; in C++ csrc/dtype_list.h.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class LstmCall(NamedTuple):

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import LstmCall, weight_names
+from ._call import DTYPES, LstmCall, weight_names
 from .reference import state_dtype
+
+_BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
+_BITS = (8, 16, 32, 64)
+_INTEGERS = tuple(getattr(torch, f"{kind}{bits}") for kind in ("int", "uint") for bits in _BITS)
 
 
 def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
@@ -34,7 +38,7 @@ def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
     """Any tensor of integers as int64 on the input's device."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+    if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths: expected a tensor of integers, got dtype {lengths.dtype}")
     if lengths.is_meta and not input.is_meta:
         raise RuntimeError(f"lengths: expected values, for input on {input.device}, got meta")
@@ -46,18 +50,20 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     names = "(batch, steps)" if batch_first else "(steps, batch)"
-    if reset.shape != input.shape[:2] or reset.is_complex():
-        raise RuntimeError(
-            f"lstm: expected reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers, "
-            f"got {_describe(reset)}"
-        )
+    expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
+    _check(reset.shape == input.shape[:2] and not reset.is_complex(), expected, _describe(reset))
     if reset.dtype != torch.bool:
-        reset = reset != 0
+        try:
+            reset = reset != 0
+        except RuntimeError:  # of a dtype that torch cannot compare
+            _check(False, expected, _describe(reset))
     return reset.transpose(0, 1) if batch_first else reset
 
 
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
     """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
+    if batch_sizes is not None:
+        _check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, _describe(batch_sizes))
     if input.dim() != (3 if batch_sizes is None else 2):
         expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
         if batch_sizes is not None:
@@ -77,7 +83,8 @@ def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
 def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
-    _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
+    *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    _check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
     check_dims(input, batch_sizes)
     _check(
         h_0.dim() == 3 and h_0.size(0) in (1, 2),
@@ -123,11 +130,8 @@ def check_layer(call: LstmCall) -> None:
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    _check(
-        batch_sizes.dim() == 1 and batch_sizes.numel() > 0 and are_integers,
-        "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
-        _describe(batch_sizes),
-    )
+    is_list = batch_sizes.dim() == 1 and batch_sizes.numel() > 0
+    _check(is_list and are_integers, _BATCH_SIZES, _describe(batch_sizes))
     sizes = batch_sizes.tolist()
     _check(
         sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from . import _aten, _build, _choice, _measured, _transforms, onnx, reference
-from ._call import LstmCall, layout_of, weight_names
+from ._call import DTYPES, LstmCall, layout_of, weight_names
 from ._checks import as_lengths, as_reset, check_dims, check_kinds, check_layer, check_num_layers
 from ._regularize import Regularizers, check_probabilities, regularize
 
@@ -28,7 +28,6 @@ __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 #: the equations in Python, the others are engines of the op (csrc/<device>/).
 ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent")
 
-_OP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
 if _OP_DEVICES:
     _OP_DEVICES += ("meta",)
@@ -81,7 +80,7 @@ def choose_engine(
     check_engine(engine)
     if engine == "reference":
         return engine
-    served = dtype in _OP_DTYPES and not transformed
+    served = dtype in DTYPES and not transformed
     if engine == "torch":
         if plain and served:
             return engine
@@ -101,7 +100,7 @@ def choose_engine(
             "code"
         )
     else:
-        why = f"it serves {', '.join(map(str, _OP_DTYPES))}, and the input is {dtype}"
+        why = f"it serves {', '.join(map(str, DTYPES))}, and the input is {dtype}"
     raise RuntimeError(f"engine {engine!r} cannot serve this call: {why}; use 'auto'")
 
 
@@ -452,7 +451,7 @@ def _engine_for(input: Tensor, engine: str, transformed: bool = False, plain: bo
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
-        op_serves = engine == "auto" and input.dtype in _OP_DTYPES and not transformed
+        op_serves = engine == "auto" and input.dtype in DTYPES and not transformed
         if op_serves and _ALWAYS_OURS and input.is_cpu:
             return engine  # as choose_engine says, in a third of the time
     device, served = input.device.type, _OP_DEVICES

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
 from . import _build, _formats, functional
-from ._call import LstmCall, layout_of
+from ._call import DTYPES, LstmCall, layout_of
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
@@ -31,8 +31,6 @@ from .modules import (
     qualified_name,
 )
 from .reference import state_dtype
-
-_LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class _Frozen(nn.Module):
@@ -455,7 +453,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
-    if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
+    if weights not in allowed or tensor.dtype not in DTYPES:
         raise ValueError(
             f"prepack: {path} is {tensor.dtype}: expected weights to be one of "
             f"{', '.join(map(str, allowed))}, got {weights}"

@@ -10,11 +10,6 @@
 namespace fastlstm {
 namespace {
 
-int64_t bytes_of(Dtype dtype) {
-  constexpr int64_t bytes[] = {8, 4, 2, 2, 1};
-  return bytes[static_cast<int>(dtype)];
-}
-
 CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
   if (task.engine == "stepwise" || task.normalizes || empty) return CpuEngine::kStepwise;
