@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import LstmCall, layout_of
+from ._call import LstmCall, layout_of, weight_shapes
 from ._checks import are_batch_sizes, check_layer
 
 
@@ -83,17 +83,12 @@ def _weight_shapes(
     layout: str, num_layers: int, directions: int, input_size: int, gates: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """The shapes of all weights, in their order."""
-    projects = "projection" in layout
-    if not projects:
-        output_size = gates // 4
-
-    def of_layer(input_size: int) -> tuple[tuple[int, ...], ...]:
-        matrices = ((gates, input_size), (gates, output_size))
-        biases = ((gates,), (gates,)) * ("bias" in layout)
-        projection = ((output_size, gates // 4),) * projects
-        return (*matrices, *biases, *projection) * directions
-
-    return of_layer(input_size) + of_layer(directions * output_size) * (num_layers - 1)
+    hidden_size = gates // 4
+    if "projection" not in layout:
+        output_size = hidden_size
+    first = weight_shapes(layout, input_size, hidden_size, output_size)
+    others = weight_shapes(layout, directions * output_size, hidden_size, output_size)
+    return first * directions + others * (directions * (num_layers - 1))
 
 
 # The nodes of the graph whose backward has no derivative, as of torch 2.13.

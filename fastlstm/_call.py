@@ -61,6 +61,16 @@ class Direction(NamedTuple):
         return [weight for weight in self if weight is not None]
 
 
+# In sizes as of `reference.lstm_layer`.
+_SHAPES = {
+    "W_ih": ("4H", "I"),
+    "W_hh": ("4H", "P"),
+    "W_hr": ("P", "H"),
+    "gain_c": ("H",),
+    "bias_c": ("H",),
+}
+
+
 def _names(biases: bool, projects: bool, normalizes: bool) -> tuple[str, ...]:
     names = Direction._fields
     return names[:2] + names[2:4] * biases + names[4:5] * projects + names[5:] * normalizes
@@ -88,3 +98,12 @@ def weight_names(layout: str) -> tuple[str, ...]:
             f"got {layout!r}"
         )
     return _WEIGHTS[layout]
+
+
+def weight_shapes(
+    layout: str, input_size: int, hidden_size: int, output_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a direction's weights, in the order of the list."""
+    sizes = {"I": input_size, "H": hidden_size, "4H": 4 * hidden_size, "P": output_size}
+    shapes = (_SHAPES.get(name, ("4H",)) for name in weight_names(layout))
+    return tuple(tuple(sizes[size] for size in shape) for shape in shapes)

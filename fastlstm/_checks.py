@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import DTYPES, LstmCall, weight_names
+from ._call import DTYPES, LstmCall, weight_names, weight_shapes
 from .reference import state_dtype
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
@@ -156,18 +156,13 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
         "W_ih of shape (4 * hidden_size, input_size)",
         tuple(W_ih.shape),
     )
-    gates, hidden_size = W_ih.size(0), W_ih.size(0) // 4
-    W_hr = call.directions[0].W_hr
+    hidden_size, W_hr = W_ih.size(0) // 4, call.directions[0].W_hr
     output_size = hidden_size if W_hr is None else W_hr.size(0)
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_ih": (gates, call.input.size(-1)),
-        "W_hh": (gates, output_size),
-        "W_hr": (output_size, hidden_size),
-        "gain_c": (hidden_size,),
-        "bias_c": (hidden_size,),
-    }
-    for weight, name in zip(call.weights, names * directions, strict=True):
-        _check_tensor(call.input, weight, name, shapes.get(name, (gates,)))
+    shapes = weight_shapes(call.layout, call.input.size(-1), hidden_size, output_size)
+    for weight, name, shape in zip(
+        call.weights, names * directions, shapes * directions, strict=True
+    ):
+        _check_tensor(call.input, weight, name, shape)
     return hidden_size, output_size
 
 
