@@ -90,6 +90,12 @@ def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) ->
     return _LAYOUTS[bool(bias), projection, layer_norm]
 
 
+def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
+    """The layout of an LSTM of torch.nn, from its weights for `count` layers and directions."""
+    each = len(weights) // count
+    return layout_of(each >= 4, each in (3, 5))
+
+
 def weight_names(layout: str) -> tuple[str, ...]:
     """The names of a direction's weights, in the order of the list; a ValueError for no layout."""
     if layout not in _WEIGHTS:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _route, functional
 from ._call import layout_of
 from ._regularize import Regularizers, check_probabilities
 
@@ -84,7 +84,7 @@ class EngineModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "engine":
-            functional.check_engine(value)
+            _route.check_engine(value)
         super().__setattr__(name, value)
 
     def _get_name(self) -> str:
@@ -92,11 +92,7 @@ class EngineModule(nn.Module):
 
     def _is_left_to_torch(self, input: Tensor) -> bool:
         """Whether torch.nn's forward is all that a plain call of this module needs."""
-        engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
-        is_torch = engine == "torch" or (engine == "auto" and not functional._ALWAYS_OURS)
-        if not is_torch or not input.is_cpu:
-            return False
-        return not (functional.is_transformed() or torch._C._is_tracing())
+        return _route.is_left_to_torch(self.engine, input)
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -312,7 +308,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        seen = functional.is_transformed() or functional._traces_for_onnx()
+        seen = _route.is_transformed() or _route.traces_for_onnx()
         if seen or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:

@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _formats, functional
+from . import _build, _formats, _route
 from ._call import DTYPES, LstmCall, layout_of
+from ._layers import Stack, by_layers, framed, only_layer
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
@@ -125,7 +126,7 @@ class _Frozen(nn.Module):
             duals = [forward_ad.unpack_dual(t) for t in given]  # type: ignore[no-untyped-call]
             if any(dual.tangent is not None for dual in duals):
                 self._refuse("and the input or the state has a tangent")
-        if functional._transforms_active() and any(
+        if _route.transforms_active() and any(
             map(torch._C._functorch.is_functorch_wrapped_tensor, given)
         ):
             self._refuse("nor do they take part in torch.func transforms")
@@ -268,22 +269,26 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-        steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
-        input, lengths, reset, batch_first = steps_first
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = self.proj_size or self.hidden_size, self.hidden_size
-        h_0, c_0 = hx or functional.zero_states(input, count, *sizes, batch_sizes)
-        functional.check_states(h_0, c_0, count)
-        weights = self._op_weights()
-        call = (input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
-        if self.num_layers == 1:  # without what takes as long as a small step
-            output, h_n, c_n, cells = _call(call, return_cell_states)
-            found = output, (h_n, c_n), [cells]
-        else:
-            found = functional.by_layers(
-                LstmCall(*call), self.num_layers, lambda call, _: _call(call, return_cell_states)
-            )
-        return functional.results(found, lengths, batch_first, return_cell_states)
+
+        def run(call: LstmCall) -> Stack:
+            if self.num_layers == 1:
+                return only_layer(_call(call, return_cell_states))
+            return by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
+
+        return framed(
+            run,
+            input,
+            hx,
+            self._op_weights(),
+            self._layout,
+            self.num_layers * (2 if self.bidirectional else 1),
+            sizes=(self.proj_size or self.hidden_size, self.hidden_size),
+            batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+            return_cell_states=return_cell_states,
+        )
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -300,8 +305,8 @@ class PackedLayerNormLSTM(PackedLSTM):
     _NORMALIZES = True
 
 
-def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
-    """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
+def _call(call: LstmCall, save_cells: bool = False) -> tuple[Tensor, ...]:
+    """One layer: by the dispatcher if something must see the op."""
     if _is_observed(*call[:3]):
         results: tuple[Tensor, ...] = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
     else:
