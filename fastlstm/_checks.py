@@ -68,7 +68,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
     """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
     try:
-        _check_batch_sizes(batch_sizes, batch, rows)
+        check_batch_sizes(batch_sizes, batch, rows)
     except RuntimeError:
         return False
     return True
@@ -90,7 +90,7 @@ def check_layer(call: LstmCall) -> None:
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, batch, input.size(0))
+        check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
                 raise RuntimeError(
@@ -121,7 +121,8 @@ def check_layer(call: LstmCall) -> None:
         _check_lengths(call.lengths, steps)
 
 
-def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+    """Raises a RuntimeError unless it is that of a PackedSequence of so many rows and data rows."""
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
     _check(
         batch_sizes.dim() == 1 and batch_sizes.numel() > 0 and are_integers,
