@@ -8,6 +8,7 @@ which.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def check_engine(engine: Any) -> None:
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
             "variable FASTLSTM_ENGINE decides where the code does not)"
         )
+
+
+try:
+    check_engine(_DEFAULT_ENGINE)
+except ValueError as error:  # of the calls too, but an import never fails
+    warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
 def choose_engine(
