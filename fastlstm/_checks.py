@@ -22,6 +22,15 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
     for name, value in {"input": input, **states, **weights, **given}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.is_sparse or value.is_sparse_csr:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises a TypeError that names what cannot be true or false, such as a string."""
+    for name, value in flags.items():
+        if not hasattr(type(value), "__bool__"):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_num_layers(num_layers: Any) -> None:
@@ -51,6 +60,8 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
             f"lstm: expected reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers, "
             f"got {_describe(reset)}"
         )
+    if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
+        raise ValueError("reset: expected true or false, or numbers, got NaN")
     if reset.dtype != torch.bool:
         reset = reset != 0
     return reset.transpose(0, 1) if batch_first else reset
@@ -169,14 +180,19 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:
-    """Checks the values if they can be read without a device synchronization or a tracer."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if type(lengths) is Tensor and lengths.is_cpu and lengths.numel() > 0 and not traced:
+    """Checks the values if they can be read."""
+    if lengths.numel() > 0 and _is_readable(lengths):
         _check(
             bool((lengths.min() >= 0) & (lengths.max() <= steps)),
             f"lengths between 0 and the number of steps {steps}",
             lengths.tolist(),
         )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values can be read without a device synchronization or a tracer."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return type(tensor) is Tensor and tensor.is_cpu and not traced
 
 
 def _check_tensor(

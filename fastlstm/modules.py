@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
 from ._call import layout_of
-from ._checks import check_batch_sizes
+from ._checks import check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -149,6 +149,14 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        if type(hx) is Tensor and not hx.is_floating_point():
+            given = str(hx.dtype).removeprefix("torch.")
+            raise TypeError(
+                f"hx: expected a pair (h_0, c_0), got a tensor of {given}; lengths and reset are "
+                "passed by name: lengths=lengths"
+            )
+        if type(return_cell_states) is not bool:
+            check_flags(return_cell_states=return_cell_states)
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found
@@ -207,6 +215,10 @@ class SequenceModule(nn.Module):
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         """A call without options by nn.LSTM's own forward, if that is all that it needs."""
         return None
+
+
+# What Python's own errors call it, of an unknown keyword for one.
+SequenceModule.forward.__qualname__ = "LSTM.forward"
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -306,13 +318,13 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
         seen = functional.is_transformed() or functional._traces_for_onnx()
-        if seen or not (hx is None or type(hx) is tuple):
+        if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
         act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
         try:
-            return functional.lstm(
+            found = functional.lstm(
                 input,
                 hx,
                 weights,
@@ -332,6 +344,9 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
             raise
+        if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
+            self._check(input, hx, weights, batch_sizes)
+        return found
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
