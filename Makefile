@@ -57,6 +57,7 @@ coverage: $(BUILT)  ## the tests, with the lines of Python that none of them rea
 	$(PYTHON) -m pytest --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
 lint: $(BUILT)  ## ruff, mypy, clang-format, and the schemas of .github and CITATION.cff
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	clang-format --dry-run --Werror $(NATIVE) $(TESTS)
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -64,6 +65,7 @@ lint: $(BUILT)  ## ruff, mypy, clang-format, and the schemas of .github and CITA
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 format: $(BUILT)  ## let ruff and clang-format rewrite what they can
 	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
 	clang-format -i $(NATIVE) $(TESTS)
 docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)

@@ -26,6 +26,15 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
     for name, value in {"input": input, **states, **weights, **given}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.is_sparse or value.is_sparse_csr:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises a TypeError that names what cannot be true or false, such as a string."""
+    for name, value in flags.items():
+        if not hasattr(type(value), "__bool__"):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_num_layers(num_layers: Any) -> None:
@@ -52,11 +61,13 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
     names = "(batch, steps)" if batch_first else "(steps, batch)"
     expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
     _check(reset.shape == input.shape[:2] and not reset.is_complex(), expected, _describe(reset))
-    if reset.dtype != torch.bool:
-        try:
+    try:
+        if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
+            raise ValueError("reset: expected true or false, or numbers, got NaN")
+        if reset.dtype != torch.bool:
             reset = reset != 0
-        except RuntimeError:  # of a dtype that torch cannot compare
-            _check(False, expected, _describe(reset))
+    except NotImplementedError:  # torch compares no numbers of this dtype
+        _check(False, expected, _describe(reset))
     return reset.transpose(0, 1) if batch_first else reset
 
 
@@ -74,7 +85,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
     """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
     try:
-        _check_batch_sizes(batch_sizes, batch, rows)
+        check_batch_sizes(batch_sizes, batch, rows)
     except RuntimeError:
         return False
     return True
@@ -97,7 +108,7 @@ def check_layer(call: LstmCall) -> None:
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, batch, input.size(0))
+        check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
                 raise RuntimeError(
@@ -128,7 +139,8 @@ def check_layer(call: LstmCall) -> None:
         _check_lengths(call.lengths, steps)
 
 
-def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+    """Raises a RuntimeError unless it is that of a PackedSequence of so many rows and data rows."""
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
     is_list = batch_sizes.dim() == 1 and batch_sizes.numel() > 0
     _check(is_list and are_integers, _BATCH_SIZES, _describe(batch_sizes))
@@ -167,14 +179,19 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:
-    """Checks the values if they can be read without a device synchronization or a tracer."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if type(lengths) is Tensor and lengths.is_cpu and lengths.numel() > 0 and not traced:
+    """Checks the values if they can be read."""
+    if lengths.numel() > 0 and _is_readable(lengths):
         _check(
             bool((lengths.min() >= 0) & (lengths.max() <= steps)),
             f"lengths between 0 and the number of steps {steps}",
             lengths.tolist(),
         )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values can be read without a device synchronization or a tracer."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return type(tensor) is Tensor and tensor.is_cpu and not traced
 
 
 def _check_tensor(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,12 @@ def check_engine(engine: Any) -> None:
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
             "variable FASTLSTM_ENGINE decides where the code does not)"
         )
+
+
+try:
+    check_engine(_DEFAULT_ENGINE)
+except ValueError as error:  # of the calls too, but an import never fails
+    warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
 def is_left_to_torch(engine: str, input: Tensor) -> bool:

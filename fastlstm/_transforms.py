@@ -204,10 +204,12 @@ def _fold(
             tensor = tensor.unsqueeze(0).expand(size, *tensor.shape)
         return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
 
+    c_0, mapped = args[count - 1], in_dims[count - 1]
+    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # where there are no rows, too
     folded = [fold(*each) for each in zip(args, in_dims, where, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = results_where[: len(results)]
-    return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
+    return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
 def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _aten, _build, _route
 from ._call import LstmCall, layout_of_stack, weight_names
-from ._checks import check_dims, check_kinds, check_num_layers
+from ._checks import check_dims, check_flags, check_kinds, check_num_layers
 from ._layers import Stack, by_layers, framed, only_layer, run_layer
 from ._regularize import Regularizers, check_probabilities, regularize
 from ._route import choose_engine
@@ -82,8 +82,8 @@ def lstm(
             that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
             CPU only. Not with `batch_sizes`.
         reset: [T,B] bool or numbers ([B,T] if `batch_first`). Where true, or not 0, h and c are
-            zeroed before that step, in walking order in each direction, and no gradient passes. Not
-            with `batch_sizes`.
+            zeroed before that step, in walking order in each direction, and no gradient passes. A
+            NaN is an error, looked for on the CPU only. Not with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
         input_dropout: probability p of dropping a feature of each layer's input, the same features
             at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
@@ -117,8 +117,8 @@ def lstm(
         RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
         TypeError: an argument is not a tensor where one is expected, or `lengths` does not hold
             integers.
-        ValueError: `engine` is unknown, `num_layers` is not a positive integer, or a probability is
-            not between 0 and 1.
+        ValueError: `engine` is unknown, `num_layers` is not a positive integer, `reset` has a NaN,
+            or a probability is not between 0 and 1.
     """
     try:
         directions = 2 if bidirectional else 1
@@ -161,10 +161,11 @@ def lstm(
             reset=reset,
             return_cell_states=return_cell_states,
         )
-    except (AttributeError, TypeError, ValueError):  # only now: looking before costs time
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # not before: it is slow
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
         check_num_layers(num_layers)
+        check_flags(return_cell_states=return_cell_states, recompute=recompute)
         raise
 
 
@@ -227,7 +228,7 @@ def lstm_cell(
         call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
         _, h_n, c_n, _ = run_layer(call, _route.of_op(call, engine).engine)
         return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
         check_kinds(input, hx, dict(zip(names, weights, strict=False)))
         raise

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _route, functional
 from ._call import layout_of
+from ._checks import check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -59,14 +60,6 @@ def _refuse_to_be_scripted(module: nn.Module) -> None:
         f"{name}: torch.jit.script is not supported; use torch.jit.trace, torch.compile or "
         'torch.export, or script what fastlstm.convert(model, to="torch") returns'
     )
-
-
-def _unless_refused(cls: Any, module: nn.Module, input: Any, hx: Any) -> Any:
-    """What forward of a class of torch.nn returns; None if it raises, for our checks name more."""
-    try:
-        return cls.forward(module, input, hx)
-    except (IndexError, RuntimeError):
-        return None
 
 
 def qualified_name(module: nn.Module) -> str:
@@ -152,6 +145,14 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        if type(hx) is Tensor and not hx.is_floating_point():
+            given = str(hx.dtype).removeprefix("torch.")
+            raise TypeError(
+                f"hx: expected a pair (h_0, c_0), got a tensor of {given}; lengths and reset are "
+                "passed by name: lengths=lengths"
+            )
+        if type(return_cell_states) is not bool:
+            check_flags(return_cell_states=return_cell_states)
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found
@@ -210,6 +211,10 @@ class SequenceModule(nn.Module):
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         """A call without options by nn.LSTM's own forward, if that is all that it needs."""
         return None
+
+
+# What Python's own errors call it, of an unknown keyword for one.
+SequenceModule.forward.__qualname__ = "LSTM.forward"
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -309,13 +314,13 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
         seen = _route.is_transformed() or _route.traces_for_onnx()
-        if seen or not (hx is None or type(hx) is tuple):
+        if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
         act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
         try:
-            return functional.lstm(
+            found = functional.lstm(
                 input,
                 hx,
                 weights,
@@ -335,15 +340,24 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
             raise
+        if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
+            self._check(input, hx, weights, batch_sizes)
+        return found
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        data = input.data if isinstance(input, PackedSequence) else input
+        data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
         if not self._is_left_to_torch(data) or self.recompute or self._NORMALIZES:
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
-        found: tuple[Any, ...] | None = _unless_refused(_torch_lstm, self, input, hx)
-        return found
+        try:
+            found: tuple[Any, ...] = _torch_lstm.forward(self, input, hx)
+            return found
+        except (IndexError, RuntimeError):
+            if sizes is not None:  # of which nn.LSTM looks at less
+                self._check(data, hx, [*self.parameters()], sizes)
+                check_batch_sizes(sizes, int(sizes[0]), data.size(0))
+            raise
 
     def _keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -411,9 +425,12 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             The next (h, c).
         """
         if self._is_left_to_torch(input):
-            found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
-            if found is not None:
+            try:
+                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
                 return found
+            except RuntimeError:
+                self._compare(input, hx)
+                raise
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
@@ -428,14 +445,20 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
         except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
             self._check(input, hx)
-            _check_devices(input, weights[0], hx)
-            if input.is_floating_point() and input.dtype != weights[0].dtype:
-                raise RuntimeError(
-                    f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
-                    f"({weights[0].dtype}). Convert input: input.to({weights[0].dtype}), or "
-                    f"convert model: model.to({input.dtype})"
-                ) from None
+            self._compare(input, hx)
             raise
+
+    def _compare(self, input: Tensor, hx: State | None) -> None:
+        """Raises an error if input and parameters are of different devices or dtypes."""
+        weight = next(self.parameters())
+        _check_devices(input, weight, hx)
+        casts = torch.is_autocast_enabled(input.device.type)
+        if input.dtype != weight.dtype and not casts:
+            raise RuntimeError(
+                f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
+                f"({weight.dtype}). Convert input: input.to({weight.dtype}), or "
+                f"convert model: model.to({input.dtype})"
+            ) from None
 
     def _check(self, input: Tensor, hx: Any) -> None:
         """Raises nn.LSTMCell's errors, but where it ends the process instead."""

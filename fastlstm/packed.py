@@ -431,6 +431,8 @@ def prepack(
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
     if not layers:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
+        if any(isinstance(module, _Frozen) for module in model.modules()):
+            hint = ", and not one that is packed already; fastlstm.unpack turns it back"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)

@@ -212,7 +212,7 @@ def test_multiprocessors_are_left_to_other_processes(monkeypatch: pytest.MonkeyP
 
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"import torch, fastlstm; {code}"],
+        [sys.executable, "-c", f"import torch, fastlstm; {code}"],
         env={**os.environ, "FASTLSTM_ENGINE": engine},
         capture_output=True,
         text=True,
@@ -225,19 +225,20 @@ def test_the_environment_chooses() -> None:
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)
-    assert bad.returncode != 0 and "engine: expected one of auto, torch" in bad.stderr
+    assert bad.returncode != 0 and bad.stdout.strip() == "cudnn"  # the call raises, not the import
+    assert bad.stderr.count("engine: expected one of auto, torch") == 2
     assert "FASTLSTM_ENGINE" in bad.stderr
     assert in_a_process("", code).stdout.strip() == "auto"
 
 
 @pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 @pytest.mark.parametrize("free", ["garbage", "-1"])
-def test_a_wrong_number_of_free_multiprocessors_is_an_error_everywhere(
+def test_a_wrong_number_of_free_multiprocessors_is_seen_without_a_gpu(
     free: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTLSTM_FREE_SMS", free)
-    done = in_a_process("auto", "pass")
-    assert done.returncode and "FASTLSTM_FREE_SMS: expected a number of multi" in done.stderr
+    done = in_a_process("auto", "fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))")
+    assert done.returncode == 0 and "Warning: FASTLSTM_FREE_SMS: expected a number" in done.stderr
 
 
 @pytest.mark.parametrize("engine", ["auto", "tiled", "stepwise", "reference"])
