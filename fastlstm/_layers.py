@@ -1,4 +1,4 @@
-"""A layer, and a stack of layers, by what `_route` has chosen; and the frame of such a call."""
+"""A layer, and a stack of layers, by what `_route` has chosen; and the call around them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,19 @@ from ._checks import as_lengths, as_reset, check_layer
 Stack = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
 
 
-def framed(
-    run: Callable[[LstmCall], Stack],
+def as_call(
     input: Tensor,
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
     layout: str,
     count: int,
-    *,
-    sizes: tuple[int, int] | None = None,
     batch_first: bool,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-    return_cell_states: bool,
-) -> tuple[Any, ...]:
-    """What `functional.lstm` returns, if `run` runs the layers of a call that has the steps first.
+    sizes: tuple[int, int] | None = None,
+) -> tuple[LstmCall, bool]:
+    """The layers of a stack together as one call, steps first, and whether the batch was first.
 
     `count` is that of layers and directions, `sizes` are those of h and c if no weight has them.
     """
@@ -48,9 +45,29 @@ def framed(
         h_0, c_0 = _zero_states(input, count, output_size, hidden_size, batch_sizes)
     else:
         h_0, c_0 = hx
-        _check_states(h_0, c_0, count)
-    stack = run(LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset))
-    return _results(stack, lengths, batch_first, return_cell_states)
+        if h_0.size(0) != count or c_0.size(0) != count:
+            raise RuntimeError(
+                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
+            )
+    call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
+    return call, batch_first
+
+
+def results(
+    stack: Stack, lengths: Tensor | None, batch_first: bool, return_cell_states: bool
+) -> tuple[Any, ...]:
+    """What `functional.lstm` returns."""
+    output, state, layers = stack
+    if batch_first:
+        output = output.transpose(0, 1)
+    if not return_cell_states:
+        return output, state
+    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
+    if lengths is not None:
+        steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
+        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
+    return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
 def by_layers(
@@ -69,12 +86,6 @@ def by_layers(
         c_n.append(c)
         cells.append(of_layer)
     return output, (torch.cat(h_n), torch.cat(c_n)), cells
-
-
-def only_layer(results: tuple[Tensor, ...]) -> Stack:
-    """A stack of one layer, from what it returned: without the loop, which a small step feels."""
-    output, h_n, c_n, cells = results
-    return output, (h_n, c_n), [cells]
 
 
 def run_layer(
@@ -103,21 +114,6 @@ def run_layer(
     return short
 
 
-def _results(
-    stack: Stack, lengths: Tensor | None, batch_first: bool, return_cell_states: bool
-) -> tuple[Any, ...]:
-    output, state, layers = stack
-    if batch_first:
-        output = output.transpose(0, 1)
-    if not return_cell_states:
-        return output, state
-    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
-    if lengths is not None:
-        steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
-        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
-    return output, state, cells.transpose(1, 2) if batch_first else cells
-
-
 def _zero_states(
     input: Tensor, count: int, output_size: int, hidden_size: int, batch_sizes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -125,14 +121,6 @@ def _zero_states(
     c_0 = input.new_zeros(count, batch, hidden_size)
     h_0 = c_0 if output_size == hidden_size else input.new_zeros(count, batch, output_size)
     return h_0, c_0
-
-
-def _check_states(h_0: Tensor, c_0: Tensor, count: int) -> None:
-    if h_0.size(0) != count or c_0.size(0) != count:
-        raise RuntimeError(
-            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-            f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-        )
 
 
 def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -97,8 +97,10 @@ def of_stack(
 ) -> Route:
     """Of a stack of layers that is given together as `call`, with these options."""
     name = _DEFAULT_ENGINE if engine == "auto" else engine
-    considers_torch = name == "torch" or (name == "auto" and not _is_ours(call.input))
-    if considers_torch:
+    is_ours = name == "auto" and _is_ours(call.input)
+    if is_ours and _is_simple(call.input):
+        return _OURS  # what the rest would say
+    if name == "torch" or (name == "auto" and not is_ours):
         lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
         if name == "torch" and lacking:
             raise RuntimeError(
@@ -126,12 +128,10 @@ def of_op(call: LstmCall, engine: str, has_masks: bool = False) -> Route:
     return of_input(call.input, engine, transformed)
 
 
-def of_step(input: Tensor, engine: str) -> Route:
-    """Of one step, without autocast's rules: on a GPU ours has as many kernels as PyTorch's."""
-    route = of_input(input, engine, plain=True)
-    if route.engine == "auto" and input.is_cuda:
-        return Route("torch", "ours has as many kernels")
-    return route
+def _is_simple(input: Tensor) -> bool:
+    """Whether the op serves a call with this input on the CPU, whatever else is in it."""
+    differentiates = transforms_active() or forward_ad._current_level >= 0
+    return input.is_cpu and input.dtype in DTYPES and not differentiates
 
 
 def _is_ours(input: Tensor) -> bool:

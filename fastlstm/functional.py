@@ -17,9 +17,9 @@ from torch.overrides import has_torch_function_variadic
 from . import _aten, _build, _route
 from ._call import LstmCall, layout_of_stack, weight_names
 from ._checks import check_dims, check_flags, check_kinds, check_num_layers
-from ._layers import Stack, by_layers, framed, only_layer, run_layer
+from ._layers import as_call, by_layers, results, run_layer
 from ._regularize import Regularizers, check_probabilities, regularize
-from ._route import choose_engine
+from ._route import choose_engine, is_transformed, of_input, of_op, of_stack
 
 __all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
 
@@ -130,37 +130,36 @@ def lstm(
             regularizers = Regularizers(*drawn)
             check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        def run(call: LstmCall) -> Stack:
-            route = _route.of_stack(
-                call, engine, num_layers, directions, regularizers, return_cell_states, recompute
-            )
-            if route.engine == "torch":
-                return _aten.lstm(call, num_layers, directions, dropout, training)
-            if num_layers == 1 and not regularizers:
-                return only_layer(run_layer(call, route.engine, return_cell_states, recompute))
-
-            def layer(call: LstmCall, number: int) -> tuple[Tensor, ...]:
-                if regularizers:
-                    if number > 0:
-                        call = call._replace(input=F.dropout(call.input, dropout))
-                    call = regularize(call, regularizers)
-                return run_layer(call, route.engine, return_cell_states, recompute)
-
-            return by_layers(call, num_layers, layer)
-
-        return framed(
-            run,
+        call, batch_first = as_call(
             input,
             hx,
             weights,
             layout,
             num_layers * directions,
-            batch_first=batch_first,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            reset=reset,
-            return_cell_states=return_cell_states,
+            batch_first,
+            batch_sizes,
+            lengths,
+            reset,
         )
+        chosen = of_stack(
+            call, engine, num_layers, directions, regularizers, return_cell_states, recompute
+        ).engine
+        if chosen == "torch":
+            found = _aten.lstm(call, num_layers, directions, dropout, training)
+        elif num_layers == 1 and not regularizers:  # spares a small step the loop
+            output, h_n, c_n, cells = run_layer(call, chosen, return_cell_states, recompute)
+            found = output, (h_n, c_n), [cells]
+        else:
+
+            def run(call: LstmCall, layer: int) -> tuple[Tensor, ...]:
+                if regularizers:
+                    if layer > 0:
+                        call = call._replace(input=F.dropout(call.input, dropout))
+                    call = regularize(call, regularizers)
+                return run_layer(call, chosen, return_cell_states, recompute)
+
+            found = by_layers(call, num_layers, run)
+        return results(found, call.lengths, batch_first, return_cell_states)
     except (AttributeError, NotImplementedError, TypeError, ValueError):  # not before: it is slow
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
@@ -215,8 +214,10 @@ def lstm_cell(
         weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
     try:
         h, c = hx
-        if not (_route.is_transformed() or has_torch_function_variadic(input, h, c, *weights)):
-            chosen = _route.of_step(input, engine).engine
+        if not (is_transformed() or has_torch_function_variadic(input, h, c, *weights)):
+            chosen = of_input(input, engine, plain=True).engine
+            if chosen == "auto" and input.is_cuda:
+                chosen = "torch"  # ours has as many kernels
             if chosen not in ("torch", "reference"):
                 run = _build.library.lstm_cell
                 step: tuple[Tensor, Tensor] = run(input, h, c, weights, layout, chosen)
@@ -226,7 +227,7 @@ def lstm_cell(
                 if by_torch is not None:
                     return by_torch
         call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
-        _, h_n, c_n, _ = run_layer(call, _route.of_op(call, engine).engine)
+        _, h_n, c_n, _ = run_layer(call, of_op(call, engine).engine)
         return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         names = ("w_ih", "w_hh", "b_ih", "b_hh")

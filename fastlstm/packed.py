@@ -19,7 +19,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _formats, _route
 from ._call import DTYPES, LstmCall, layout_of
-from ._layers import Stack, by_layers, framed, only_layer
+from ._layers import as_call, by_layers, results
 from .convert import Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
@@ -269,26 +269,24 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-
-        def run(call: LstmCall) -> Stack:
-            if self.num_layers == 1:
-                return only_layer(_call(call, return_cell_states))
-            return by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
-
-        return framed(
-            run,
+        call, batch_first = as_call(
             input,
             hx,
             self._op_weights(),
             self._layout,
             self.num_layers * (2 if self.bidirectional else 1),
-            sizes=(self.proj_size or self.hidden_size, self.hidden_size),
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            reset=reset,
-            return_cell_states=return_cell_states,
+            self.batch_first,
+            batch_sizes,
+            lengths,
+            reset,
+            (self.proj_size or self.hidden_size, self.hidden_size),
         )
+        if self.num_layers == 1:  # without what takes as long as a small step
+            output, h_n, c_n, cells = _call(call, return_cell_states)
+            found = output, (h_n, c_n), [cells]
+        else:
+            found = by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
+        return results(found, call.lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""

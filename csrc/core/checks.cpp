@@ -2,7 +2,6 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
-#include <array>
 
 #include "core/layer.h"
 #include "dtype_list.h"
@@ -57,11 +56,23 @@ void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
               " dimension(s), got shape ", tensor.sym_sizes());
 }
 
-// By Extent.
-using Extents = std::array<c10::SymInt, std::size(kExtentNames)>;
-Extents extents(const c10::SymInt& hidden, const c10::SymInt& input, const c10::SymInt& output) {
-  return {0, 4 * hidden, input, hidden, output, output};
-}
+// The sizes of a layer that shapes of weights are made of.
+struct Extents {
+  c10::SymInt gates, input, hidden, output;
+
+  const c10::SymInt& of(Extent extent) const {
+    switch (extent) {
+      case Extent::kGates:
+        return gates;
+      case Extent::kInput:
+        return input;
+      case Extent::kHidden:
+        return hidden;
+      default:
+        return output;
+    }
+  }
+};
 
 struct ShapeMeaning {
   const NamedWeight& weight;
@@ -73,9 +84,14 @@ std::ostream& operator<<(std::ostream& out, const ShapeMeaning& m) {
 }
 void check_weight(const NamedWeight& weight, const Tensor& tensor, const Extents& extents,
                   at::ScalarType dtype, const Tensor& input) {
-  const c10::SymInt shape[] = {extents[int(weight.rows)], extents[int(weight.columns)]};
-  check_tensor(tensor, weight.name, {shape, weight.is_matrix() ? size_t(2) : 1},
-               ShapeMeaning{weight}, dtype, input);
+  const auto sizes = tensor.sym_sizes();
+  const bool fits = sizes.size() == (weight.is_matrix() ? 2 : 1) &&
+                    sizes[0] == extents.of(weight.rows) &&
+                    (!weight.is_matrix() || sizes[1] == extents.of(weight.columns));
+  if (fits && tensor.scalar_type() == dtype && tensor.device() == input.device()) return;
+  std::vector<c10::SymInt> shape{extents.of(weight.rows)};
+  if (weight.is_matrix()) shape.push_back(extents.of(weight.columns));
+  check_tensor(tensor, weight.name, shape, ShapeMeaning{weight}, dtype, input);
 }
 
 void check_direction(const Direction& w, const Tensor& input) {
@@ -85,8 +101,8 @@ void check_direction(const Direction& w, const Tensor& input) {
   const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
   TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
               w.w_ih.sym_sizes());
-  const Extents sizes =
-      extents(hidden, input.sym_size(-1), w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden);
+  const Extents sizes{gates, input.sym_size(-1), hidden,
+                      w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden};
   for (const NamedWeight& weight : kWeights)
     if ((w.*weight.tensor).defined())
       check_weight(weight, w.*weight.tensor, sizes, input.scalar_type(), input);
@@ -114,7 +130,8 @@ void check_packed_weights(Layer& layer) {
               "lstm: expected h_0 and c_0 of the same size without W_hr, got ", layer.output_size,
               " and ", layer.hidden_size);
   const auto dtype = state_dtype(layer.input.scalar_type());
-  const Extents sizes = extents(layer.hidden_size, layer.input_size, layer.output_size);
+  const Extents sizes{4 * layer.hidden_size, layer.input_size, layer.hidden_size,
+                      layer.output_size};
   for (const Direction& w : layer.directions)
     for (const NamedWeight& weight : kWeights) {
       const Tensor& tensor = w.*weight.tensor;
