@@ -19,7 +19,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _formats, functional
 from ._call import LstmCall, layout_of
-from .convert import Model, check_model, own_class, replace_modules
+from .convert import _CLASSES, Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
 from .modules import (
@@ -51,6 +51,7 @@ class _Frozen(nn.Module):
     bias: bool
     __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
+    _layer_class: type[nn.Module]  # of the layer that was packed
     _layout: str  # which weights a direction has, and their format
     _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
@@ -61,6 +62,7 @@ class _Frozen(nn.Module):
         _copy_attributes(layer, self)
         tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
+        self._layer_class = own_class(layer)
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
         self._pack(tensors)
@@ -255,7 +257,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
     num_layers: int
     bidirectional: bool
-    _UNPACKED: type[nn.Module] = LSTM
+    _layer_class = LSTM
     _SIZES = (
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
@@ -298,7 +300,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 class PackedLayerNormLSTM(PackedLSTM):
     """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
 
-    _UNPACKED = LayerNormLSTM
+    _layer_class = LayerNormLSTM
     _NORMALIZES = True
 
 
@@ -329,7 +331,7 @@ class PackedLSTMCell(_Frozen):
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
-    _UNPACKED = LSTMCell
+    _layer_class = LSTMCell
     _SIZES = ("input_size", "hidden_size", "bias")
 
     def forward(
@@ -363,8 +365,9 @@ def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
 
 
 _KINDS: dict[type[nn.Module], Any] = {
-    kind._UNPACKED: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
+    kind._layer_class: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
 }
+_KINDS |= {adapter: _KINDS[ours] for _, ours, adapter in _CLASSES}
 for _kind in _KINDS.values():
     ForkingPickler.register(_kind, _as_bytes)
 
@@ -506,7 +509,7 @@ def unpack(model: nn.Module) -> nn.Module:
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
     sizes = {name: getattr(packed, name) for name in packed._SIZES}
-    layer = packed._UNPACKED(**sizes, dtype=packed.dtype)
+    layer = packed._layer_class(**sizes, dtype=packed.dtype)
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
