@@ -222,6 +222,17 @@ def _to_torch(module: nn.Module) -> _Target:
     return None, ""
 
 
+def to_be_scripted(module: nn.Module) -> nn.Module:
+    """What convert(to="torch") makes of an LSTM; a RuntimeError if that would not be the same."""
+    target, note = _to_torch(module)
+    if target is None or note:
+        raise RuntimeError(
+            f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
+            f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
+        )
+    return _transplant(module, target)
+
+
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, without what parametrize puts before it."""
     cls = type(module)

@@ -26,8 +26,9 @@ from .modules import (
     LSTM,
     LSTMCell,
     SequenceModule,
+    _as_one_node,
     _check_pair,
-    _refuse_to_be_scripted,
+    _Proxy,
     qualified_name,
 )
 from .reference import state_dtype
@@ -49,7 +50,6 @@ class _Frozen(nn.Module):
     hidden_size: int
     proj_size: int = 0
     bias: bool
-    __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layer_class: type[nn.Module]  # of the layer that was packed
     _layout: str  # which weights a direction has, and their format
@@ -222,6 +222,12 @@ class _Frozen(nn.Module):
         self._non_persistent_buffers_set = set()
         self._pack(tensors)
 
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script is not supported; use torch.jit.trace, "
+            "torch.compile or torch.export, or script what fastlstm.unpack(model) returns"
+        )
+
     def _get_name(self) -> str:
         return qualified_name(self)
 
@@ -314,10 +320,11 @@ def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]
 
 
 def _is_observed(*tensors: Tensor) -> bool:
-    """Whether a compiler, a tracer or a tensor subclass has to see the op."""
+    """Whether a compiler, a tracer, a dispatch mode or a tensor subclass has to see the op."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
         or has_torch_function_variadic(*tensors)
     )
 
@@ -338,6 +345,9 @@ class PackedLSTMCell(_Frozen):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Makes one step; for the arguments see `LSTMCell.forward`."""
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+            return node
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
