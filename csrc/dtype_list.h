@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// Their names, and that of weights of 8 bits, for planners.
-enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16, kInt8 };
+// Their names, that of weights of 8 bits, and that of float32 as sums of bfloat16, for planners.
+enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16, kInt8, kBFloat16x3 };
 
 }  // namespace fastlstm

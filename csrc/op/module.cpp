@@ -44,7 +44,8 @@ py::dict build_info() {
 }
 
 // By Dtype; the last is of weights alone.
-constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16",
+                                       "float16", "int8",    "bfloat16x3"};
 
 Dtype dtype_named(const std::string& name) {
   for (int k = 0; k < 4; ++k)
