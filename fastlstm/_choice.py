@@ -110,10 +110,18 @@ def cudnn_class(stack: Stack, gpu: Gpu) -> str:
 
 def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
     """What the planner says of a layer's walks, forward and in training backward."""
-    sizes = stack.hidden_size, max(stack.batch, 1), stack.steps, stack.directions
-    sms, walks = max(gpu.sm_count - gpu.free_sms, 1), (False, True)[: 1 + stack.training]
-    plan = functools.partial(_build.library.plan_cuda, *sizes, stack.dtype, gpu.allow_tf32)
-    return [plan(backward, sms, gpu.capability) for backward in walks]
+    plan = functools.partial(
+        _build.library.plan_cuda,
+        hidden_size=stack.hidden_size,
+        batch=max(stack.batch, 1),
+        steps=stack.steps,
+        directions=stack.directions,
+        dtype=stack.dtype,
+        allow_tf32=gpu.allow_tf32,
+        sm_count=max(gpu.sm_count - gpu.free_sms, 1),
+        capability=gpu.capability,
+    )
+    return [plan(backward=backward) for backward in ([False, True] if stack.training else [False])]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -183,8 +191,9 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
     if device.type == "cuda" and not _measured.forced:
-        call = stack.hidden_size, stack.batch, stack.directions, stack.dtype, stack.training
-        if _build.library.is_refused(device.index, *call):
+        names = ("hidden_size", "batch", "directions", "dtype", "training")
+        task = {name: getattr(stack, name) for name in names}
+        if _build.library.is_refused(device=device.index, **task):
             return Choice("torch", "this GPU refused to launch ours")
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None

@@ -885,10 +885,19 @@ def test_training_mode_is_refused() -> None:
         prepack(Tagger())
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(3, 4), packed(LSTM(3, 4).eval())])
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(3, 4)])
 def test_nothing_to_pack(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"expected a model with a fastlstm.LSTM .* convert=True"):
         prepack(model.eval())
+
+
+def test_what_is_packed_already() -> None:
+    frozen = packed(LSTM(3, 4).eval())
+    for model in (frozen, nn.Sequential(frozen)):
+        with pytest.raises(
+            ValueError, match="one that is packed already; fastlstm.unpack turns it"
+        ):
+            prepack(model)
 
 
 @pytest.mark.parametrize("kind", [OwnNorm, Own])
@@ -934,6 +943,17 @@ def test_unpack(weights: torch.dtype | None) -> None:
     model.train()(X).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert type(fastlstm.unpack(packed(small()))) is LSTM
+
+
+@pytest.mark.parametrize("keep_class", [True, False])
+def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
+    model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
+    fastlstm.convert(model, keep_class=keep_class)
+    classes = [type(model[name]) for name in ("lstm", "cell")]
+    frozen = pickle.loads(pickle.dumps(prepack(model)))
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
+    fastlstm.unpack(frozen)
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == classes
 
 
 def test_hooks_stay() -> None:

@@ -7,21 +7,6 @@
 
 namespace fastlstm {
 
-// The dtype of a layer's state, and of the scales of weights that are integers.
-template <typename T>
-struct StateOf {
-  using type = float;
-};
-#define FASTLSTM_STATE(T, A, name) \
-  template <>                      \
-  struct StateOf<T> {              \
-    using type = A;                \
-  };
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
-#undef FASTLSTM_STATE
-template <typename T>
-using State_t = typename StateOf<T>::type;
-
 // Weights of 8 bits: no tensor of a layer holds them, a product does (products/tiles_int8.h).
 struct int8 {
   int8_t value;
@@ -44,9 +29,29 @@ using Given_t = std::conditional_t<std::is_same_v<W, bfloat16x3>, float, W>;
   macro(float, float32, Float, 32, 0) macro(double, float64, Double, 64, 0) \
       macro(bfloat16, bfloat16, BFloat16, 16, 0) FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro)
 
-// What a product sums in before the sums become those of the state's dtype: whole numbers where its
-// weights are.
+// The dtype of a layer's state, and of the scales of weights that are integers; and what a product
+// sums in before its sums are of that dtype. A type of neither list has none.
 template <typename T>
-using Sum_t = std::conditional_t<sizeof(T) == 1, int32_t, State_t<T>>;
+struct Arithmetic;
+#define FASTLSTM_FLOATING(T, A, name) \
+  template <>                         \
+  struct Arithmetic<T> {              \
+    using State = A;                  \
+    using Sum = A;                    \
+  };
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_FLOATING)
+#undef FASTLSTM_FLOATING
+#define FASTLSTM_INTEGER(T, ...) \
+  template <>                    \
+  struct Arithmetic<T> {         \
+    using State = float;         \
+    using Sum = int32_t;         \
+  };
+FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_INTEGER)
+#undef FASTLSTM_INTEGER
+template <typename T>
+using State_t = typename Arithmetic<T>::State;
+template <typename T>
+using Sum_t = typename Arithmetic<T>::Sum;
 
 }  // namespace fastlstm

@@ -34,9 +34,13 @@ auto dispatch(Dtype dtype, Dtype product, const auto& function) {
       return in_bfloat16 ? function(float(), bfloat16()) : function(float(), float());
     case Dtype::kBFloat16:
       return in_bfloat16 ? function(bfloat16(), bfloat16()) : function(bfloat16(), float());
-    default:
+    case Dtype::kFloat16:
       return function(float16(), float());
+    case Dtype::kInt8:
+    case Dtype::kBFloat16x3:
+      break;
   }
+  TORCH_INTERNAL_ASSERT(false, "no tensor of a layer is of this dtype");
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }

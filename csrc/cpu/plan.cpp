@@ -10,11 +10,6 @@
 namespace fastlstm {
 namespace {
 
-int64_t bytes_of(Dtype dtype) {
-  constexpr int64_t bytes[] = {8, 4, 2, 2, 1, 6};
-  return bytes[static_cast<int>(dtype)];
-}
-
 // Multiply-adds, compared with float32.
 double rate_of(Dtype dtype) { return dtype == Dtype::kBFloat16x3 ? 2 : 4.0 / bytes_of(dtype); }
 
