@@ -136,6 +136,7 @@ class Cpu(NamedTuple):
     has_kernels: bool
     is_intel: bool
     has_avx512: bool = True
+    rounds_float32: bool = False  # to bfloat16, as its user allows and PyTorch's own LSTM does not
 
 
 @functools.cache
@@ -154,7 +155,8 @@ def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
     ahead = (stack.training and cpu.has_avx512) or stack.packed or stack.proj_size
     is_large = step >= LARGE_STEP << 2 * stack.training and stack.steps >= 16
-    if cpu.is_intel and stack.dtype == "float32" and is_large and not ahead:
+    in_float32 = stack.dtype == "float32" and not cpu.rounds_float32
+    if cpu.is_intel and in_float32 and is_large and not ahead:
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
@@ -177,7 +179,11 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
     if device.type == "cuda":
         return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack, this_cpu())
+    cpu = this_cpu()
+    if cpu.has_kernels and _measured.rnn_precision("cpu") == "bf16":
+        rounds = bool(_build.library.build_info()["multiplies_bfloat16"])
+        cpu = cpu._replace(rounds_float32=rounds)
+    return on_cpu(stack, cpu)
 
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:
