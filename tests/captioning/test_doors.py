@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,10 @@ def test_modules_are_found_where_they_were(old, name):
     module = importlib.import_module(f"captioning.{old}")
     assert hasattr(module, name)
     assert module is importlib.import_module(module.__name__)  # not imported a second time
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra():
+    code = "import sys; sys.modules['torchvision'] = None; from captioning import CNNChoice"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("captioning needs torchvision: pip install 'fastlstm[captioning]'")
