@@ -22,5 +22,12 @@ __all__ = [name for names in _PUBLIC.values() for name in names]
 def __getattr__(name: str) -> Any:
     for folder, names in _PUBLIC.items():
         if name in names:
-            return getattr(importlib.import_module(f"captioning.{folder}"), name)
+            try:
+                return getattr(importlib.import_module(f"captioning.{folder}"), name)
+            except ModuleNotFoundError as error:
+                missing = str(error.name).partition(".")[0]
+                if missing in ("captioning", "fastlstm"):
+                    raise
+                told = f"captioning needs {missing}: pip install 'fastlstm[captioning]'"
+                raise ModuleNotFoundError(told, name=missing) from error
     raise AttributeError(f"module 'captioning' has no attribute {name!r}")

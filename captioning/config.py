@@ -215,6 +215,7 @@ SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, consen
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 EPOCHS_OF_PICTURES = 10  # of a small set, in batches of pictures
 SMALL_SET = 20_000  # pictures; fewer are a small set
+FEW_PICTURES = 50  # scores of fewer mean little
 
 
 def recipe(

@@ -20,8 +20,10 @@ def _positive(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sizes of a call and of a device. The device defaults to an H100."""
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    """Adds the sizes of a call and of a device, of which a GPU's are an H100's by default."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    about = f"default here: {here}; cuda is an H100 unless the options below say otherwise"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=here, help=about)
     parser.add_argument("--input", type=_positive, help="input_size; default: that of --hidden")
     parser.add_argument("--layers", type=_positive, default=1, help="num_layers; default: 1")
     parser.add_argument("--packed", action="store_true", help="a PackedSequence")

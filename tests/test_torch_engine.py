@@ -156,6 +156,22 @@ def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(taken) == 1
 
 
+def test_large_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are ours on Intel's processors too: PyTorch's own LSTM would ignore the switch."""
+    if not _build.has_kernels("cpu") or not _build.library.build_info()["multiplies_bfloat16"]:
+        pytest.skip("this processor has no products of bfloat16")
+    monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
+    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
+    lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
+    found = []
+    for precision in ("bf16", "none"):
+        monkeypatch.setattr(torch.backends.mkldnn.rnn, "fp32_precision", precision)
+        with torch.no_grad():
+            found.append((lstm(x)[0], nn.LSTM.forward(lstm, x)[0]))
+    assert [torch.equal(ours, theirs) for ours, theirs in found] == [False, True]
+    torch.testing.assert_close(*found[0], rtol=0.02, atol=0.02)
+
+
 class Once(TorchDispatchMode):
     """Fails at the first operation; or `fail`, a hook, at its first call."""
 

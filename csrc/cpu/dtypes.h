@@ -12,6 +12,16 @@ struct int8 {
   int8_t value;
 };
 
+// A float32 as the sum of three bfloat16, in which the products of AMX take it: no tensor of a layer
+// holds them, the rows and panels of a product do (products/bfloat16x3.h).
+struct bfloat16x3 {
+  uint16_t planes[3];
+};
+
+// The elements of a matrix that a product of W packs: W, or what it splits.
+template <typename W>
+using Given_t = std::conditional_t<std::is_same_v<W, bfloat16x3>, float, W>;
+
 // The formats of packed weights: macro(C++ type of an element, name, what a tensor of them holds
 // unpacked, bits of an element, neighbors along K that share a scale). First those of integers.
 #define FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro) macro(int8, int8, Char, 8, INT32_MAX)

@@ -106,7 +106,8 @@ struct Task {
       case Dtype::kFloat16:
         return device.mma_per_clock;
       case Dtype::kInt8:
-        break;  // weights that no GPU multiplies
+      case Dtype::kBFloat16x3:
+        break;  // what no GPU multiplies
     }
     return 0;
   }

@@ -24,18 +24,26 @@ std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
 }
 
 inline py::dict build_info() {
-  const py::dict products(
+  py::dict products(
       "float32"_a = describe(product_of<float>()), "float64"_a = describe(product_of<double>()),
       "bfloat16"_a = describe(product_of<bfloat16>()), "int8"_a = describe(product_of<int8>()));
+  const CpuTuning& tuning = kernel_table().tuning;
+  py::object splits = py::none();
+  if (const auto* by_bfloat16 = kernel_table().float32_by_bfloat16) {
+    products["float32 large"] = describe(*by_bfloat16);
+    splits = py::make_tuple(tuning.rows_worth_splitting, tuning.units_worth_splitting);
+  }
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = kernel_table().BFloat16.product != nullptr,
                   "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
-                  "leaves_steps_to_aten"_a = kernel_table().tuning.leaves_steps_to_aten,
-                  "row_left_to_aten"_a = kernel_table().tuning.row_left_to_aten);
+                  "splits_float32"_a = splits,
+                  "leaves_steps_to_aten"_a = tuning.leaves_steps_to_aten,
+                  "row_left_to_aten"_a = tuning.row_left_to_aten);
 }
 
 // By Dtype; the last is of weights alone.
-constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16", "int8"};
+constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16",
+                                       "float16", "int8",    "bfloat16x3"};
 
 inline Dtype dtype_named(const std::string& name) {
   for (int k = 0; k < 4; ++k)

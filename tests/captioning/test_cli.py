@@ -583,7 +583,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["caption", "none.pt", "x.png"], "x.png: no picture found"),
+        (["caption", "none.pt", "x.png"], "x.png: no such file or folder"),
         (["caption", "none.pt"], "give either pictures or --annotations"),
         (["evaluate", "none.json", "--references", "none.json"], "cannot read none.json"),
         (["features", "none.json", "--features", "f"], "cannot read none.json"),

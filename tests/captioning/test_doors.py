@@ -1,6 +1,8 @@
 """The folders of `captioning` depend one way, and on each other through their doors only."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,10 @@ def test_the_public_names_are_imported_when_they_are_asked_for():
         assert getattr(captioning, name).__name__ == name
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from captioning import nothing  # noqa: F401
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra():
+    code = "import sys; sys.modules['torchvision'] = None; from captioning import CNNChoice"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("captioning needs torchvision: pip install 'fastlstm[captioning]'")
