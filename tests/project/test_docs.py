@@ -22,7 +22,7 @@ import torch
 
 import fastlstm.__main__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import summary  # noqa: E402
