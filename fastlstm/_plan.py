@@ -90,11 +90,11 @@ def _print_choice(choice: _choice.Choice, ours: str) -> None:
 
 def _print_cpu(stack: _choice.Stack, threads: int) -> None:
     """The walks of the first layer on this processor."""
+    names = "dtype input_size hidden_size batch steps directions training".split()
+    task = {name: getattr(stack, name) for name in names}
+    machine = {"threads": threads, "l2_cache_bytes": _build.library.build_info()["l2_cache_bytes"]}
     for name in ("forward", "backward") if stack.training else ("forward",):
-        cache = _build.library.build_info()["l2_cache_bytes"]
-        sizes = (stack.input_size, stack.hidden_size, stack.batch, stack.steps, stack.directions)
-        walk = (stack.training, name == "backward", threads, cache)
-        plan = _build.library.plan_cpu(stack.dtype, *sizes, *walk)
+        plan = _build.library.plan_cpu(**task, **machine, backward=name == "backward")
         print(f"\n{name}: {plan['engine']}, in {plan['dtype']}, products in {plan['product']}")
         if plan["one_step"]:
             print("  a single step, its weights as they lie")

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _route, functional
 from ._call import layout_of
 from ._checks import check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 _torch_cell: Any = nn.LSTMCell
+_Proxy: Any = torch.fx.Proxy  # which the annotations leave out
 State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -54,12 +55,17 @@ def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
             )
 
 
-def _refuse_to_be_scripted(module: nn.Module) -> None:
-    name = type(module).__name__
-    raise RuntimeError(
-        f"{name}: torch.jit.script is not supported; use torch.jit.trace, torch.compile or "
-        'torch.export, or script what fastlstm.convert(model, to="torch") returns'
-    )
+def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
+    """The call of a module as a node of a graph of torch.fx, to which nn.LSTM is one too."""
+    cls = type(module)
+    if not cls.forward.__module__.startswith("fastlstm."):
+        raise TypeError(
+            f"{cls.__name__}: torch.fx cannot trace its own forward; let is_leaf_module of the "
+            "Tracer be true for it"
+        )
+    given = {k: v for k, v in options.items() if v is not None and v is not False}
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), given)
 
 
 def qualified_name(module: nn.Module) -> str:
@@ -73,11 +79,17 @@ class EngineModule(nn.Module):
     """What modules that run an engine share: its name, and theirs."""
 
     engine: str = "auto"
-    __prepare_scriptable__ = _refuse_to_be_scripted
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
+        from . import _scripting
+        from .convert import to_be_scripted
+
+        return _scripting.prepare(self, to_be_scripted(self))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "engine":
-            functional.check_engine(value)
+            _route.check_engine(value)
         super().__setattr__(name, value)
 
     def _get_name(self) -> str:
@@ -85,11 +97,7 @@ class EngineModule(nn.Module):
 
     def _is_left_to_torch(self, input: Tensor) -> bool:
         """Whether torch.nn's forward is all that a plain call of this module needs."""
-        engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
-        is_torch = engine == "torch" or (engine == "auto" and not functional._ALWAYS_OURS)
-        if not is_torch or not input.is_cpu:
-            return False
-        return not (functional.is_transformed() or torch._C._is_tracing())
+        return _route.is_left_to_torch(self.engine, input)
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -149,10 +157,14 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
+            return node
         if type(hx) is Tensor and not hx.is_floating_point():
-            given = str(hx.dtype).removeprefix("torch.")
+            dtype = str(hx.dtype).removeprefix("torch.")
             raise TypeError(
-                f"hx: expected a pair (h_0, c_0), got a tensor of {given}; lengths and reset are "
+                f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
                 "passed by name: lengths=lengths"
             )
         if type(return_cell_states) is not bool:
@@ -317,7 +329,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        seen = functional.is_transformed() or functional._traces_for_onnx()
+        seen = _route.is_transformed() or _route.traces_for_onnx()
         if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
@@ -428,6 +440,9 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         Returns:
             The next (h, c).
         """
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+            return node
         if self._is_left_to_torch(input):
             try:
                 found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)

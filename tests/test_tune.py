@@ -172,13 +172,13 @@ def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     grids = [name for name in found.microseconds if name.startswith("tiled:")]
     expected = ["1x1x1", "1x3x2", "1x6x1", "2x1x2", "2x3x1", "4x1x1"]
     assert found.chosen == "tiled:2x1x2" and grids == [f"tiled:{grid}" for grid in expected]
-    real = functional._layer
+    real = functional.run_layer
 
     def layer(call: Any, engine: str, *args: Any) -> Any:
         asked.append(engine)
         return real(call, engine, *args)
 
-    monkeypatch.setattr(functional, "_layer", layer)
+    monkeypatch.setattr(functional, "run_layer", layer)
     output, _ = lstm(X)
     assert asked == ["tiled:2x1x2"]
     lstm.engine = "tiled"
