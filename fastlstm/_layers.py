@@ -28,8 +28,8 @@ def as_call(
     lengths: Tensor | None,
     reset: Tensor | None,
     sizes: tuple[int, int] | None = None,
-) -> tuple[LstmCall, bool]:
-    """The layers of a stack together as one call, steps first, and whether the batch was first.
+) -> tuple[tuple[Any, ...], Tensor | None, bool]:
+    """The start of a `LstmCall` of all layers, steps first; lengths; whether the batch was first.
 
     `count` is that of layers and directions, `sizes` are those of h and c if no weight has them.
     """
@@ -50,8 +50,8 @@ def as_call(
                 f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
                 f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
             )
-    call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
-    return call, batch_first
+    call = (input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
+    return call, lengths, batch_first
 
 
 def results(

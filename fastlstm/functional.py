@@ -130,7 +130,7 @@ def lstm(
             regularizers = Regularizers(*drawn)
             check_probabilities(dropout=dropout, **regularizers._asdict())
 
-        call, batch_first = as_call(
+        given, lengths, batch_first = as_call(
             input,
             hx,
             weights,
@@ -141,6 +141,7 @@ def lstm(
             lengths,
             reset,
         )
+        call = LstmCall(*given)
         chosen = of_stack(
             call, engine, num_layers, directions, regularizers, return_cell_states, recompute
         ).engine
@@ -159,7 +160,7 @@ def lstm(
                 return run_layer(call, chosen, return_cell_states, recompute)
 
             found = by_layers(call, num_layers, run)
-        return results(found, call.lengths, batch_first, return_cell_states)
+        return results(found, lengths, batch_first, return_cell_states)
     except (AttributeError, NotImplementedError, TypeError, ValueError):  # not before: it is slow
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)

@@ -147,7 +147,7 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-        call, batch_first = as_call(
+        given, lengths, batch_first = as_call(
             input,
             hx,
             self._op_weights(),
@@ -160,11 +160,12 @@ class PackedLSTM(_Frozen, SequenceModule):
             (self.proj_size or self.hidden_size, self.hidden_size),
         )
         if self.num_layers == 1:  # without what takes as long as a small step
-            output, h_n, c_n, cells = _call(call, return_cell_states)
+            output, h_n, c_n, cells = _call(given, return_cell_states)
             found = output, (h_n, c_n), [cells]
         else:
+            call = LstmCall(*given)
             found = by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
-        return results(found, call.lengths, batch_first, return_cell_states)
+        return results(found, lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -181,8 +182,8 @@ class PackedLayerNormLSTM(PackedLSTM):
     _NORMALIZES = True
 
 
-def _call(call: LstmCall, save_cells: bool = False) -> tuple[Tensor, ...]:
-    """One layer: by the dispatcher if something must see the op."""
+def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
+    """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
     if _is_observed(*call[:3]):
         results: tuple[Tensor, ...] = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
     else:

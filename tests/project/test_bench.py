@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_lstm  # noqa: E402

@@ -20,7 +20,7 @@ import torch
 
 from fastlstm import _build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # A stand-in for csrc that compiles in seconds: a module, and the op that fastlstm gives a rule.
 MODULE = """
