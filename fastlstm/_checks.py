@@ -191,6 +191,7 @@ def _check_lengths(lengths: Tensor, steps: int) -> None:
 def _is_readable(tensor: Tensor) -> bool:
     """Whether values can be read without a device synchronization or a tracer."""
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    traced = traced or torch._C._is_tracing()
     return type(tensor) is Tensor and tensor.is_cpu and not traced
 
 

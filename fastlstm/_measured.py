@@ -24,7 +24,7 @@ from . import _build
 
 # "auto" is the op, whose planner decides within it; "tiled:..." is the op with a division of ours.
 ENGINES = ("auto", "torch")
-_ENGINE = re.compile("|".join([*ENGINES, "tiled:(N)x(N)x(N)".replace("N", "[1-9][0-9]{0,3}")]))
+_ENGINE = re.compile("auto|torch|tiled:N(xN){2}".replace("N", "[1-9][0-9]{0,3}"))
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 _LOCK_SECONDS = 10
 Entries = dict[str, dict[str, Any]]  # by call

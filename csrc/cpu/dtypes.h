@@ -49,6 +49,8 @@ FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_FLOATING)
   };
 FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_INTEGER)
 #undef FASTLSTM_INTEGER
+template <>
+struct Arithmetic<bfloat16x3> : Arithmetic<float> {};
 template <typename T>
 using State_t = typename Arithmetic<T>::State;
 template <typename T>

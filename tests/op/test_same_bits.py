@@ -29,6 +29,10 @@ class Case(NamedTuple):
     lengths: Tensor | None
 
     @property
+    def is_stepwise_backward(self) -> bool:
+        return bool(self.lstm.proj_size and self.lstm.recompute)
+
+    @property
     def is_16_bits(self) -> bool:
         return self.x.dtype in (torch.bfloat16, torch.float16)
 
@@ -105,7 +109,7 @@ def on_other_threads(case: Case, rng: random.Random) -> tuple[Results, Results]:
         after = run(case)
     finally:
         torch.set_num_threads(threads)
-    if is_left_to_aten(case) or (case.lstm.proj_size and case.lstm.recompute):
+    if is_left_to_aten(case) or case.is_stepwise_backward:
         return outputs_of(before), outputs_of(after)
     return before, after
 
@@ -116,7 +120,7 @@ def with_other_rows(case: Case, rng: random.Random) -> tuple[Results, Results]:
     lengths = None if case.lengths is None else case.lengths[rows]
     some = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
     names = {"output", "h_n", "c_n"}
-    is_exact = not (case.lstm.proj_size and case.lstm.recompute) and not is_left_to_aten(case)
+    is_exact = not case.is_stepwise_backward and not is_left_to_aten(case)
     if is_exact and not case.lstm.bidirectional:
         names |= {"d input", "d h_0", "d c_0"}
     elif is_exact and case.lstm.num_layers == 1:
@@ -148,7 +152,9 @@ def packed(case: Case, rng: random.Random) -> tuple[Results, Results]:
         lengths.sort(reverse=True)
     case = case._replace(lengths=torch.tensor(lengths))
     before, after = run(case), run_packed(case)
-    if not in_order:  # the rows that weights sum over are
+    if case.is_stepwise_backward:
+        before = outputs_of(before)
+    elif not in_order:  # the rows that weights sum over are
         before = {
             name: r for name, r in before.items() if "weight" not in name and "bias" not in name
         }
