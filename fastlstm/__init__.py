@@ -4,10 +4,12 @@ from fastlstm import _source
 
 _source.prefer_installed()  # before any other import of a submodule
 
-from fastlstm import _build, _measured  # noqa: E402
+from fastlstm import _build, _flops, _measured  # noqa: E402
 
 _build.load()
 _measured.load()
+if _build.extension_available():
+    _flops.register()
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402

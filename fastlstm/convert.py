@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 import warnings
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
@@ -13,33 +15,51 @@ from .modules import _OPTIONS, LSTM, LSTMCell
 
 
 class _Adapter(nn.Module):
-    """Base of the classes that stand in for a subclass of nn.LSTM or nn.LSTMCell.
+    """Base of the classes that stand in for nn.LSTM, nn.LSTMCell or a subclass of theirs.
 
     `class Own(nn.LSTM)` becomes a class with the bases Own and `_LSTMAdapter`. Python puts the
     methods of fastlstm.LSTM between those of Own and those of nn.LSTM, so `super().forward` in Own
     reaches fastlstm.
     """
 
-    torch_class: ClassVar[type[nn.Module]]  # Own
+    torch_class: ClassVar[type[nn.Module]]  # nn.LSTM, nn.LSTMCell or Own
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that was made at run time."""
         return _empty_stand_in, (self.torch_class,), *super().__reduce_ex__(protocol)[2:]
 
 
+def _not_compiled_in_parts(function: Any) -> Any:
+    """A copy; where torch.compile breaks the graph at a call of it, it compiles no part of it.
+
+    Else it compiled each of its parts, which all modules share, until its limit of recompilations.
+    """
+    new = types.FunctionType(function.__code__.replace(), function.__globals__)
+    new.__defaults__, new.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    dynamo = torch._C._dynamo.eval_frame
+    skips = dynamo._FrameExecStrategy(*[dynamo._FrameAction.SKIP] * 2)  # itself, and what it calls
+    dynamo.set_code_exec_strategy(new.__code__, skips)
+    return functools.update_wrapper(new, function)
+
+
 class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):
     __init__ = nn.LSTM.__init__
+    forward = _not_compiled_in_parts(LSTM.forward)
+    torch_class = nn.LSTM
 
 
 class _LSTMCellAdapter(_Adapter, LSTMCell, nn.LSTMCell):
     __init__ = nn.LSTMCell.__init__
+    torch_class = nn.LSTMCell
 
 
-# (of torch, of fastlstm, for subclasses of the former)
+# (of torch, of fastlstm, both at once)
 _CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[_Adapter]], ...] = (
     (nn.LSTM, LSTM, _LSTMAdapter),
     (nn.LSTMCell, LSTMCell, _LSTMCellAdapter),
 )
+for _, _ours, _adapter in _CLASSES:
+    _adapter.__name__ = _ours.__name__  # for repr; pickle goes by __qualname__
 
 # What nn.LSTM.forward calls in every call, and fastlstm only where it needs it.
 _PARTS_OF_FORWARD = (
@@ -56,16 +76,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @overload
-def convert(model: nn.LSTM, to: Literal["fastlstm"] = "fastlstm") -> LSTM: ...
+def convert(
+    model: nn.LSTM, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
+) -> LSTM: ...
 @overload
-def convert(model: nn.LSTMCell, to: Literal["fastlstm"] = "fastlstm") -> LSTMCell: ...
+def convert(
+    model: nn.LSTMCell, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
+) -> LSTMCell: ...
 @overload
 def convert(model: LSTM, to: Literal["torch"]) -> nn.LSTM: ...
 @overload
 def convert(model: LSTMCell, to: Literal["torch"]) -> nn.LSTMCell: ...
 @overload
-def convert(model: Model, to: Literal["fastlstm", "torch"] = "fastlstm") -> Model: ...
-def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> nn.Module:
+def convert(
+    model: Model, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
+) -> Model: ...
+def convert(
+    model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
+) -> nn.Module:
     """Replaces every LSTM and LSTMCell of a model, in place, and returns the model.
 
     Of a model that is itself an LSTM only the result is new: `lstm = convert(lstm)`.
@@ -74,14 +102,21 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     training mode, hooks, parametrizations and other attributes of those that they replace. A module
     that is used in several places is replaced by one module. Convert before `torch.compile`.
 
-    A subclass of nn.LSTM or nn.LSTMCell keeps its name, methods and place in `isinstance`; its
-    `super().forward` then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such
-    as `permute_hidden`, it is left alone.
+    What replaces an nn.LSTM is both an nn.LSTM and a `fastlstm.LSTM`: code that asks
+    `isinstance(module, nn.LSTM)` goes on as before. `torch.compile` breaks the graph at every
+    nn.LSTM; for one graph say `keep_class=False`.
+
+    A subclass of nn.LSTM or nn.LSTMCell keeps its name and methods too; its `super().forward` then
+    runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as `permute_hidden`, it
+    is left alone.
 
     Args:
         model: any module; it may be an LSTM itself.
         to: "fastlstm" replaces nn.LSTM and nn.LSTMCell by those of fastlstm; "torch" goes back.
             Options that nn.LSTM lacks (zoneout, for instance) then have no effect.
+        keep_class: whether what replaces nn.LSTM and nn.LSTMCell still derives from them; if not,
+            it is a `fastlstm.LSTM` or `LSTMCell`, also where convert has kept the class before.
+            Subclasses always keep theirs.
 
     Returns:
         The model; if it is itself replaced, what replaces it.
@@ -104,7 +139,7 @@ def convert(model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm") -> 
     replacements, notes = {}, []
     for path, module in model.named_modules():
         _refuse_wrapped(path or "the model itself", module)
-        target, note = _to_fastlstm(module) if to == "fastlstm" else _to_torch(module)
+        target, note = _to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
         if target is not None:
             replacements[module] = _transplant(module, target)
         if note:
@@ -155,11 +190,12 @@ def _is_lstm(module: nn.Module) -> bool:
 _Target = tuple["type[nn.Module] | None", str]  # the new class, and what to warn of
 
 
-def _to_fastlstm(module: nn.Module) -> _Target:
+def _to_fastlstm(module: nn.Module, keep_class: bool) -> _Target:
     cls = own_class(module)
-    for of_torch, ours, _ in _CLASSES:
-        if cls is of_torch:
-            return ours, ""
+    for of_torch, ours, adapter in _CLASSES:
+        if cls in (of_torch, adapter):
+            target = adapter if keep_class else ours
+            return None if cls is target else target, ""
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
             parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
             changed = [name for name, part in parts if getattr(cls, name, None) is not part]
@@ -186,17 +222,30 @@ def _to_torch(module: nn.Module) -> _Target:
     return None, ""
 
 
+def to_be_scripted(module: nn.Module) -> nn.Module:
+    """What convert(to="torch") makes of an LSTM; a RuntimeError if that would not be the same."""
+    target, note = _to_torch(module)
+    if target is None or note:
+        raise RuntimeError(
+            f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
+            f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
+        )
+    return _transplant(module, target)
+
+
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, without what parametrize puts before it."""
     cls = type(module)
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
-_stand_ins: dict[type[nn.Module], type[nn.Module]] = {}
+_stand_ins: dict[type[nn.Module], type[nn.Module]] = {
+    of_torch: adapter for of_torch, _, adapter in _CLASSES
+}
 
 
 def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
-    """A class like `cls`, a subclass of torch's, that runs fastlstm; one for each."""
+    """A class like `cls`, torch's or a subclass of it, that runs fastlstm; one for each."""
     if cls not in _stand_ins:
         adapter = next(adapter for of_torch, _, adapter in _CLASSES if issubclass(cls, of_torch))
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}

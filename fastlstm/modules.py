@@ -20,6 +20,7 @@ from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 _torch_cell: Any = nn.LSTMCell
+_Proxy: Any = torch.fx.Proxy  # which the annotations leave out
 State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -53,12 +54,17 @@ def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
             )
 
 
-def _refuse_to_be_scripted(module: nn.Module) -> None:
-    name = type(module).__name__
-    raise RuntimeError(
-        f"{name}: torch.jit.script is not supported; use torch.jit.trace, torch.compile or "
-        'torch.export, or script what fastlstm.convert(model, to="torch") returns'
-    )
+def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
+    """The call of a module as a node of a graph of torch.fx, to which nn.LSTM is one too."""
+    cls = type(module)
+    if not cls.forward.__module__.startswith("fastlstm."):
+        raise TypeError(
+            f"{cls.__name__}: torch.fx cannot trace its own forward; let is_leaf_module of the "
+            "Tracer be true for it"
+        )
+    given = {k: v for k, v in options.items() if v is not None and v is not False}
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), given)
 
 
 def _unless_refused(cls: Any, module: nn.Module, input: Any, hx: Any) -> Any:
@@ -80,7 +86,13 @@ class EngineModule(nn.Module):
     """What modules that run an engine share: its name, and theirs."""
 
     engine: str = "auto"
-    __prepare_scriptable__ = _refuse_to_be_scripted
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
+        from . import _scripting
+        from .convert import to_be_scripted
+
+        return _scripting.prepare(self, to_be_scripted(self))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "engine":
@@ -156,6 +168,10 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
+            return node
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found
@@ -414,6 +430,9 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         Returns:
             The next (h, c).
         """
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+            return node
         if self._is_left_to_torch(input):
             found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
             if found is not None:

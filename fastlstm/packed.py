@@ -19,15 +19,16 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _formats, functional
 from ._call import LstmCall, layout_of
-from .convert import Model, check_model, own_class, replace_modules
+from .convert import _CLASSES, Model, check_model, own_class, replace_modules
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
 from .modules import (
     LSTM,
     LSTMCell,
     SequenceModule,
+    _as_one_node,
     _check_pair,
-    _refuse_to_be_scripted,
+    _Proxy,
     qualified_name,
 )
 from .reference import state_dtype
@@ -49,8 +50,8 @@ class _Frozen(nn.Module):
     hidden_size: int
     proj_size: int = 0
     bias: bool
-    __prepare_scriptable__ = _refuse_to_be_scripted
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
+    _layer_class: type[nn.Module]  # of the layer that was packed
     _layout: str  # which weights a direction has, and their format
     _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
@@ -61,6 +62,7 @@ class _Frozen(nn.Module):
         _copy_attributes(layer, self)
         tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
+        self._layer_class = own_class(layer)
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
         self._pack(tensors)
@@ -220,6 +222,12 @@ class _Frozen(nn.Module):
         self._non_persistent_buffers_set = set()
         self._pack(tensors)
 
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script is not supported; use torch.jit.trace, "
+            "torch.compile or torch.export, or script what fastlstm.unpack(model) returns"
+        )
+
     def _get_name(self) -> str:
         return qualified_name(self)
 
@@ -255,7 +263,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
     num_layers: int
     bidirectional: bool
-    _UNPACKED: type[nn.Module] = LSTM
+    _layer_class = LSTM
     _SIZES = (
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
@@ -298,7 +306,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 class PackedLayerNormLSTM(PackedLSTM):
     """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
 
-    _UNPACKED = LayerNormLSTM
+    _layer_class = LayerNormLSTM
     _NORMALIZES = True
 
 
@@ -312,10 +320,11 @@ def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]
 
 
 def _is_observed(*tensors: Tensor) -> bool:
-    """Whether a compiler, a tracer or a tensor subclass has to see the op."""
+    """Whether a compiler, a tracer, a dispatch mode or a tensor subclass has to see the op."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
         or has_torch_function_variadic(*tensors)
     )
 
@@ -329,13 +338,16 @@ class PackedLSTMCell(_Frozen):
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
-    _UNPACKED = LSTMCell
+    _layer_class = LSTMCell
     _SIZES = ("input_size", "hidden_size", "bias")
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Makes one step; for the arguments see `LSTMCell.forward`."""
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+            return node
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
@@ -363,8 +375,9 @@ def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
 
 
 _KINDS: dict[type[nn.Module], Any] = {
-    kind._UNPACKED: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
+    kind._layer_class: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
 }
+_KINDS |= {adapter: _KINDS[ours] for _, ours, adapter in _CLASSES}
 for _kind in _KINDS.values():
     ForkingPickler.register(_kind, _as_bytes)
 
@@ -506,7 +519,7 @@ def unpack(model: nn.Module) -> nn.Module:
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
     sizes = {name: getattr(packed, name) for name in packed._SIZES}
-    layer = packed._UNPACKED(**sizes, dtype=packed.dtype)
+    layer = packed._layer_class(**sizes, dtype=packed.dtype)
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():

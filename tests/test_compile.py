@@ -243,7 +243,7 @@ def test_dtypes_under_autocast_are_those_of_torch(
     """c_n of a layer with a projection stays in float32, on a CPU."""
     torch._dynamo.reset()
     theirs = nn.LSTM(3, 5, 2, bidirectional=True, proj_size=proj_size, device=route.device)
-    ours = fastlstm.convert(copy.deepcopy(theirs))
+    ours = fastlstm.convert(copy.deepcopy(theirs), keep_class=False)
     ours.engine = route.engine
     call = torch.compile(ours, backend="aot_eager") if compiled else ours
     x = draw(route, 4, 2, 3).float()

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations, prune
 
 import fastlstm
 from fastlstm import convert
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+needs_kernels = pytest.mark.skipif(
+    not fastlstm._build.has_kernels("cpu"), reason="no extension to pack for, nor for one graph"
+)
 x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 2, 3)
 
 
@@ -40,16 +44,22 @@ class Model(nn.Module):
         return self.cell(self.gru(y)[0][-1])[0]
 
 
-def test_a_model_both_ways() -> None:
+def is_ours(module: nn.Module, keep_class: bool = True) -> bool:
+    """Whether convert made it of an nn.LSTM or nn.LSTMCell."""
+    of_torch, ours = [getattr(package, type(module).__name__) for package in (nn, fastlstm)]
+    return isinstance(module, ours) and isinstance(module, of_torch) == keep_class
+
+
+@pytest.mark.parametrize("keep_class", [True, False])
+def test_a_model_both_ways(keep_class: bool) -> None:
     model = Model()
     text, expected = repr(model), model(x)
     parameters, keys = dict(model.named_parameters()), list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    assert convert(model) is model
-    assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
-    assert type(model.gru) is nn.GRU
-    assert model.blocks[1] is model.shared and type(model.shared) is fastlstm.LSTM
+    assert convert(model, keep_class=keep_class) is model
+    assert all(is_ours(m, keep_class) for m in (model.encoder, model.cell, model.shared))
+    assert type(model.gru) is nn.GRU and model.blocks[1] is model.shared
     found = dict(model.named_parameters())
     assert list(found) == list(parameters) and list(model.state_dict()) == keys
     assert all(found[name] is parameter for name, parameter in parameters.items())
@@ -72,7 +82,7 @@ def test_a_model_both_ways() -> None:
 def test_the_root_itself(cls: type[nn.Module]) -> None:
     root = cls(3, 5).double()
     converted = convert(root)
-    assert type(converted).__module__ == "fastlstm.modules" and type(root) is cls
+    assert is_ours(converted) and type(root) is cls
     assert converted.weight_ih_l0 is root.weight_ih_l0 if cls is nn.LSTM else True
     back = convert(converted, to="torch")
     assert type(back) is cls
@@ -85,6 +95,13 @@ def test_converting_twice_changes_nothing() -> None:
     modules = dict(model.named_modules())
     assert convert(model) is model
     assert all(module is modules[name] for name, module in model.named_modules())
+
+
+def test_keep_class_can_be_changed_later() -> None:
+    model = convert(convert(Model()), keep_class=False)
+    assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
+    own = model.encoder
+    assert convert(model).encoder is own  # nobody's nn.LSTM
 
 
 def test_training_mode_attributes_and_requires_grad_stay() -> None:
@@ -181,9 +198,24 @@ def test_pruning_stays() -> None:
     assert (converted.weight_hh_l0 == 0).sum() == 50
 
 
-def test_deepcopy_of_a_converted_model() -> None:
+def pickled(model: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: nn.Module) -> Any:
+    torch.save(model, buffer := io.BytesIO())
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+copied = pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+
+
+@copied
+def test_a_converted_model_is_copied_and_saved(copied: Any) -> None:
     model = convert(Model())
-    other = copy.deepcopy(model)
+    other = copied(model)
+    assert is_ours(other.encoder) and is_ours(other.cell)
     torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
     assert other.encoder.weight_ih_l0 is not model.encoder.weight_ih_l0
 
@@ -264,24 +296,16 @@ def test_what_a_converted_subclass_has() -> None:
     torch.testing.assert_close(
         converted(x, converted.zeros(2), times=3)[0], converted(x)[0] * 1.5, **CLOSE
     )
-    assert type(converted.head) is fastlstm.LSTM
+    assert is_ours(converted.head)
     assert type(type(converted)(3, 5)) is type(converted)
     with pytest.raises(RuntimeError, match="Expected hidden\\[0\\] size"):
         converted(x, converted.zeros(7))
 
 
-@pytest.mark.parametrize("way", ["pickle", "deepcopy", "save"])
-def test_a_converted_subclass_is_copied_and_saved(way: str) -> None:
+@copied
+def test_a_converted_subclass_is_copied_and_saved(copied: Any) -> None:
     converted = convert(Doubled(3, 5).double())
-    if way == "save":
-        buffer = io.BytesIO()
-        torch.save(converted, buffer)
-        buffer.seek(0)
-        other = torch.load(buffer, weights_only=False)
-    else:
-        other = (
-            copy.deepcopy(converted) if way == "deepcopy" else pickle.loads(pickle.dumps(converted))
-        )
+    other = copied(converted)
     assert type(other) is type(converted)
     assert other.weight_ih_l0 is not converted.weight_ih_l0
     torch.testing.assert_close(other(x), converted(x), rtol=0, atol=0)
@@ -304,6 +328,47 @@ def test_a_subclass_in_a_compiled_model() -> None:
     torch.testing.assert_close(torch.compile(model, backend="eager")(x), expected, **CLOSE)
 
 
+class Stack(nn.Module):
+    """Layers between LSTMs of several kinds, each of which needs a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(3, 3)
+        self.second = Doubled(3, 3, num_layers=2, bias=False)
+        self.third = nn.LSTM(3, 3, num_layers=3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.sin())[0].cos()
+        x = self.second(x)[0].exp()
+        return self.third(x)[0].sum()
+
+
+@pytest.mark.parametrize("model", [Stack, lambda: nn.LSTM(3, 5).double()], ids=["stack", "itself"])
+def test_torch_compile_does_as_with_nn_lstm(model: Any) -> None:
+    graphs = []
+    for change in (lambda model: model, convert):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        changed, counter = change(model()), CompileCounter()
+        compiled = torch.compile(changed, backend=counter)
+        for steps in range(1, 12):
+            y = torch.randn(steps, 2, 3, dtype=torch.float64)
+            torch.testing.assert_close(compiled(y), changed(y), **CLOSE)
+        graphs.append((counter.frame_count, counter.op_count))
+    assert graphs[0] == graphs[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize("allow_rnn", [True, False])
+def test_one_graph(allow_rnn: bool) -> None:
+    """With keep_class=False, or where torch.compile is told not to mind nn.LSTM."""
+    model = convert(nn.Sequential(nn.LSTM(3, 5)).double(), keep_class=allow_rnn)
+    with torch._dynamo.config.patch(allow_rnn=allow_rnn):
+        found = torch.compile(model, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, model(x), **CLOSE)
+
+
 class Reversed(nn.LSTM):
     def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
         return hx[::-1]
@@ -318,10 +383,10 @@ def test_a_subclass_that_changes_a_part_of_forward_is_left_alone() -> None:
         "LSTM.forward calls"
     ]
     assert caught[0].filename == __file__
-    assert type(model["first"]) is fastlstm.LSTM and type(model["own"][0]) is Reversed
+    assert is_ours(model["first"]) and type(model["own"][0]) is Reversed
 
 
-@pytest.mark.skipif(not fastlstm._build.has_kernels("cpu"), reason="no extension to pack for")
+@needs_kernels
 def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
     model = nn.ModuleDict({"own": Doubled(3, 5), "plain": nn.LSTM(3, 5)}).double().eval()
     expected = model["own"](x)

@@ -453,11 +453,18 @@ def test_the_module_compares_input_with_its_parameters(route: Route, cls: type) 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.LSTMCell, fastlstm.LayerNormLSTM])
-def test_scripting_is_refused_with_what_to_use(cls: type) -> None:
-    for model in (cls(I, H), nn.Sequential(nn.Sequential(cls(I, H)))):
-        with pytest.raises(RuntimeError, match=f"^{cls.__name__}: torch.jit.script is not .*trace"):
+@pytest.mark.parametrize(
+    "cls, options, why",
+    [(fastlstm.LSTM, {"zoneout_h": 0.1}, "zoneout_h=0.1"), (fastlstm.LayerNormLSTM, {}, "derives")],
+)
+def test_scripting_is_refused_with_what_to_use(cls: type, options: Any, why: str) -> None:
+    lstm = cls(I, H, **options)
+    for model in (lstm, nn.Sequential(fastlstm.LSTM(I, H), nn.Sequential(lstm))):
+        modules = list(model.modules())
+        match = f"^{cls.__name__}: torch.jit.script is not supported, .*{why}.*trace"
+        with pytest.raises(RuntimeError, match=match):
             torch.jit.script(model)
+        assert list(model.modules()) == modules
 
 
 @every_module_route

@@ -936,6 +936,17 @@ def test_unpack(weights: torch.dtype | None) -> None:
     assert type(fastlstm.unpack(packed(small()))) is LSTM
 
 
+@pytest.mark.parametrize("keep_class", [True, False])
+def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
+    model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
+    fastlstm.convert(model, keep_class=keep_class)
+    classes = [type(model[name]) for name in ("lstm", "cell")]
+    frozen = pickle.loads(pickle.dumps(prepack(model)))
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
+    fastlstm.unpack(frozen)
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == classes
+
+
 def test_hooks_stay() -> None:
     lstm, seen = small(), []
     lstm.register_forward_pre_hook(lambda m, args: seen.append("before"))

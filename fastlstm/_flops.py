@@ -1,0 +1,44 @@
+"""What `torch.utils.flop_counter.FlopCounterMode` counts for the ops: their matrix products."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+Shape = tuple[int, ...]
+
+
+def _forward(
+    input: Shape,
+    h_0: Shape,
+    c_0: Shape,
+    weights: Any,
+    layout: str = "bias",
+    *_: Any,
+    **options: Any,
+) -> int:
+    """2 for each weight, row and step: 8 T B H (I + H) for one direction without a projection.
+
+    Every row counts in full, whatever `lengths` says.
+    """
+    rows = math.prod(input[:-1])  # T * B, or those of packed data
+    directions, hidden_size, output_size = h_0[0], c_0[-1], h_0[-1]
+    weights_of_one = 4 * hidden_size * (input[-1] + output_size)
+    if "projection" in layout:
+        weights_of_one += hidden_size * output_size
+    return 2 * rows * directions * weights_of_one
+
+
+def _backward(*call: Any, **options: Any) -> int:
+    """Twice that of forward: the gradients of what is multiplied, and those of the weights."""
+    return 2 * _forward(*call)
+
+
+def register() -> None:
+    """For the ops of the extension, once it is loaded."""
+    ops = torch.ops.fastlstm
+    register_flop_formula([ops.lstm, ops.lstm_packed])(_forward)
+    register_flop_formula(ops.lstm_backward)(_backward)
