@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
 from typing import Any, ClassVar, Literal, TypeVar, overload
@@ -107,8 +108,8 @@ def convert(
     nn.LSTM; for one graph say `keep_class=False`.
 
     A subclass of nn.LSTM or nn.LSTMCell keeps its name and methods too; its `super().forward` then
-    runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as `permute_hidden`, it
-    is left alone.
+    runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as `permute_hidden`, or
+    never calls nn.LSTM.forward, it is left alone.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -128,10 +129,11 @@ def convert(
             compiled or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: for each module that is left alone, with the reason: a subclass as above, or,
-            on the way to torch, a subclass of fastlstm.LSTM or LSTMCell (LayerNormLSTM, for
-            instance). And for each module that goes back to torch with options that nn.LSTM lacks:
-            input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, recompute.
+        UserWarning: for each module that is left alone, with the reason: a subclass as above; what
+            torch.ao has quantized (`prepack` takes it); or, on the way to torch, a subclass of
+            fastlstm.LSTM or LSTMCell (LayerNormLSTM, for instance). And for each module that goes
+            back to torch with options that nn.LSTM lacks: input_dropout, recurrent_dropout,
+            zoneout_h, zoneout_c, weight_dropout, recompute.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
@@ -145,7 +147,8 @@ def convert(
         if note:
             notes.append(f"convert: {path or 'the model itself'} {note}")
     if not any(map(_is_lstm, model.modules())):
-        raise ValueError("convert: expected a model with an LSTM or LSTMCell, got one without")
+        problem = "convert: expected a model with an LSTM or LSTMCell, got one without"
+        raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return replace_modules(model, replacements)
@@ -199,11 +202,36 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> _Target:
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
             parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
             changed = [name for name, part in parts if getattr(cls, name, None) is not part]
-            if not changed:
-                return _stand_in(cls), ""
-            why = f"{cls.__qualname__} overrides {', '.join(changed)}"
-            return None, f"stays as it is: its class {why}, which {of_torch.__name__}.forward calls"
+            why = f"stays as it is: its class {cls.__qualname__}"
+            if changed:
+                which = f"overrides {', '.join(changed)}, which {of_torch.__name__}.forward calls"
+                return None, f"{why} {which}"
+            if not _calls_forward_of(of_torch, cls):
+                return None, f"{why} calls neither super().forward nor {of_torch.__name__}.forward"
+            return _stand_in(cls), ""
+    if is_quantized_by_torch_ao(module):
+        return None, (
+            "stays as it is: torch.ao has quantized it. Convert before that, or call "
+            "fastlstm.prepack, which takes its int8 weights"
+        )
     return None, ""
+
+
+def _calls_forward_of(of_torch: type[nn.Module], cls: type[nn.Module]) -> bool:
+    """Whether forward of a subclass is torch's or, as far as its names tell, may call it."""
+    if cls.forward is of_torch.forward:
+        return True
+    own = cls.__mro__[: cls.__mro__.index(of_torch)]
+    members = [member for each in own for member in vars(each).values()]
+    codes = [code for m in members if (code := getattr(inspect.unwrap(m), "__code__", None))]
+    return any("forward" in code.co_names for code in codes) or not hasattr(cls.forward, "__code__")
+
+
+def is_quantized_by_torch_ao(module: nn.Module) -> bool:
+    """Whether it is what torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
+    cls = type(module)
+    of_torch_ao = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
+    return of_torch_ao and cls.__name__ in ("LSTM", "LSTMCell")
 
 
 def _to_torch(module: nn.Module) -> _Target:

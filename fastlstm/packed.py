@@ -19,7 +19,14 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _formats, functional
 from ._call import LstmCall, layout_of
-from .convert import _CLASSES, Model, check_model, own_class, replace_modules
+from .convert import (
+    _CLASSES,
+    Model,
+    check_model,
+    is_quantized_by_torch_ao,
+    own_class,
+    replace_modules,
+)
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
 from .modules import (
@@ -410,6 +417,9 @@ def prepack(
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before packing; training mode, another dtype or device, and gradients are refused with an error.
 
+    What torch.ao.quantization.quantize_dynamic made of an LSTM or LSTMCell is packed too: its int8
+    weights with their scales (-128 becomes -127), or those of float16 in float32.
+
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
@@ -439,12 +449,13 @@ def prepack(
     _require_extension()
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
-    if not layers:
+    quantized = [module for module in model.modules() if is_quantized_by_torch_ao(module)]
+    if not layers and not quantized:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
-    if convert:
+    if convert and layers:
         model = convert_modules(model)
     for path, module in model.named_modules():
         if isinstance(module, (LSTM, LSTMCell)) and path not in layers:
@@ -456,7 +467,28 @@ def prepack(
             )
     found = dict(model.named_modules())
     packed = {found[path]: _KINDS[own_class(found[path])](found[path], weights) for path in layers}
+    packed |= {module: _of_torch_ao(module, weights) for module in quantized}
     return replace_modules(model, packed)
+
+
+def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
+    """A packed layer with the weights of one that quantize_dynamic made, in int8 unless told."""
+    kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
+    state = quantized.get_bias() if quantized.bias else {}
+    for name, weight in quantized.get_weight().items():
+        state[name] = weight.dequantize()
+        if weight.is_quantized:
+            weights = weights or torch.int8
+            per_row = weight.qscheme() == torch.per_channel_affine
+            zero = weight.q_per_channel_zero_points() if per_row else weight.q_zero_point()
+            if not torch.as_tensor(zero).any():  # as torch.ao has them by default
+                scale = weight.q_per_channel_scales() if per_row else weight.q_scale()
+                state[f"{name}_scale"] = torch.as_tensor(scale).float().expand(weight.size(0))
+                state[name] = weight.int_repr().clamp_min(-127)
+    sizes = {name: getattr(quantized, name) for name in kind._SIZES if hasattr(quantized, name)}
+    packed: nn.Module = kind(kind._layer_class(**sizes).eval(), weights)
+    packed.load_state_dict(state)
+    return packed
 
 
 def _require_extension() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastlstm
 from fastlstm import _build
@@ -122,7 +123,15 @@ def compiled_with_allow_rnn_without_gradients(cls: Class) -> object:
         return compiled_with_allow_rnn(cls)
 
 
-@row("works", "raises")
+@row(0, 3 * 8 * 5 * 3 * 8 * (4 + 8))
+def flops(cls: Class) -> object:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        cls(4, 8)(example())[0].sum().backward()
+    return counter.get_total_flops()
+
+
+@row("works", "works")
 def scripting(cls: Class) -> object:
     torch.jit.script(cls(4, 8))
     return "works"

@@ -947,6 +947,41 @@ def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
     assert [type(frozen[name]) for name in ("lstm", "cell")] == classes
 
 
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
+def test_what_torch_ao_quantized_keeps_its_int8_weights(by_row: bool, kind: Any) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    ao = torch.ao.quantization
+    torch.manual_seed(0)
+    layer = kind(6, 10, **(options if kind is nn.LSTM else {})).eval()
+    qconfig = ao.per_channel_dynamic_qconfig if by_row else ao.default_dynamic_qconfig
+    model = ao.quantize_dynamic(in_a_model(layer=layer), {kind: qconfig})
+    weights, x = model["layer"].get_weight(), torch.randn(4, 3, 6)
+    x = x if kind is nn.LSTM else x[0]
+    expected = model["layer"](x)[0]
+    frozen = prepack(model)["layer"]
+    state = frozen.state_dict()
+    for name, weight in weights.items():
+        assert torch.equal(state[name], weight.int_repr().clamp_min(-127)), name
+        scale = weight.q_per_channel_scales() if by_row else weight.q_scale()
+        torch.testing.assert_close(state[f"{name}_scale"].double(), torch.ones(40).double() * scale)
+    # torch quantizes what it multiplies with one scale for a tensor, we for a row.
+    assert (frozen(x)[0] - expected).norm() / expected.norm() < 2 / 127
+    floats = fastlstm.unpack(frozen)
+    assert (floats(x)[0] - expected).norm() / expected.norm() < 2 / 127
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
+def test_what_torch_ao_made_float16_becomes_float32() -> None:
+    model = in_a_model(lstm=nn.LSTM(6, 10).eval())
+    half = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM}, dtype=torch.float16)
+    expected = half["lstm"](X[..., :6])[0]
+    frozen = prepack(half)["lstm"]
+    assert frozen.weights == torch.float32
+    torch.testing.assert_close(frozen(X[..., :6])[0], expected, rtol=0, atol=1e-3)
+
+
 def test_hooks_stay() -> None:
     lstm, seen = small(), []
     lstm.register_forward_pre_hook(lambda m, args: seen.append("before"))
