@@ -172,8 +172,9 @@ class SequenceModule(nn.Module):
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
             return node
         _check_is_no_option(hx)
-        if type(return_cell_states) is not bool:
-            check_flags(return_cell_states=return_cell_states)
+        flag: Any = return_cell_states
+        if type(flag) is not bool:
+            check_flags(return_cell_states=flag)
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found
