@@ -75,6 +75,16 @@ def qualified_name(module: nn.Module) -> str:
     return f"fastlstm.{cls.__name__}" if package == "fastlstm" else cls.__name__
 
 
+def _check_is_no_option(hx: Any) -> None:
+    """Raises a TypeError for lengths or reset that were passed by position."""
+    if type(hx) is Tensor and not hx.is_floating_point():
+        dtype = str(hx.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
+            "passed by name: lengths=lengths"
+        )
+
+
 class EngineModule(nn.Module):
     """What modules that run an engine share: its name, and theirs."""
 
@@ -161,14 +171,10 @@ class SequenceModule(nn.Module):
             given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
             return node
-        if type(hx) is Tensor and not hx.is_floating_point():
-            dtype = str(hx.dtype).removeprefix("torch.")
-            raise TypeError(
-                f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
-                "passed by name: lengths=lengths"
-            )
-        if type(return_cell_states) is not bool:
-            check_flags(return_cell_states=return_cell_states)
+        _check_is_no_option(hx)
+        flag: Any = return_cell_states
+        if type(flag) is not bool:
+            check_flags(return_cell_states=flag)
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found

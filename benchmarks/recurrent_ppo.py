@@ -1,0 +1,90 @@
+"""Whole trainings of recurrent policies, in libraries of others: nn.LSTM, converted, with resets.
+
+    python benchmarks/recurrent_ppo.py
+    python benchmarks/recurrent_ppo.py --library ppo_sb3 --hidden 256 --rounds 3
+    python benchmarks/recurrent_ppo.py --write docs/howto/recurrent-ppo.md
+
+The programs of `examples/` train the same policy from the same seed, in alternation in one process,
+on one thread. A figure is the time of nn.LSTM divided by that of the column: the median of the
+rounds, of the CPU time, environments and optimizer included. The libraries must be installed:
+`pip install ".[recurrent-ppo]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from markdown import publish, table
+from timing import settle_malloc
+
+sys.path.insert(0, str(machine.ROOT / "examples"))
+
+# The program in examples, and whose library it shows.
+LIBRARIES = {
+    "ppo_sb3": "sb3-contrib",
+    "ppo_cleanrl": "gymnasium",
+    "ppo_rl_games": "rl-games",
+    "ppo_torchrl": "torchrl",
+}
+
+
+def seconds(example: Any, lstm: str, steps: int, hidden: int) -> float:
+    start = time.process_time()
+    example.train(lstm, steps, hidden)
+    return time.process_time() - start
+
+
+def measure(name: str, steps: int, hidden: int, rounds: int) -> list[str]:
+    """A row of the table."""
+    example = importlib.import_module(name)
+    for lstm in example.LSTMS:  # what only the first call does
+        example.train(lstm, 1024, hidden)
+    times = [
+        {lstm: seconds(example, lstm, steps, hidden) for lstm in example.LSTMS}
+        for _ in range(rounds)
+    ]
+    library = LIBRARIES[name]
+    speed = steps / statistics.median(t["nn.LSTM"] for t in times)
+    row = [f"`{name}.py`, {library} {version(library)}, H {hidden}", f"{speed:,.0f}"]
+    for lstm in ("convert", "reset"):
+        ratios = [t["nn.LSTM"] / t[lstm] for t in times if lstm in t]
+        row.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--hidden", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--steps", type=int, default=8192, help="of all environments together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="into its section `training`")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settle_malloc()
+    rows = [
+        measure(name, args.steps, hidden, args.rounds)
+        for name in args.library
+        for hidden in args.hidden
+    ]
+    head = [
+        "whole training",
+        "frames a second, nn.LSTM",
+        "nn.LSTM / converted",
+        "nn.LSTM / `reset=`",
+    ]
+    publish(f"{machine.title('cpu')}.\n\n{table(head, rows)}", args.write, "training")
+
+
+if __name__ == "__main__":
+    main()

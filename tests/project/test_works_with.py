@@ -1,0 +1,44 @@
+"""The cases of docs/works-with.md hold, and the page lists them all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from works_with import CASES, float64
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "works-with.md"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+@pytest.mark.parametrize("name", CASES)
+def test_a_library_works(name: str) -> None:
+    case = CASES[name]
+    if case.version() is None:
+        pytest.skip(f"{case.package} is not installed")
+    torch.manual_seed(0)
+    with float64():
+        case.run()
+
+
+def test_the_page_lists_every_case_and_its_result() -> None:
+    rows = re.findall(r"^\| (?!library)(.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.M)
+    assert [row[1:] for row in rows] == [(case.what, case.result) for case in CASES.values()]
+    for (name, *_), case in zip(rows, CASES.values(), strict=True):
+        version = r"\d[\w.]+" if case.package else re.escape("(code)")
+        assert re.fullmatch(f"{re.escape(case.library)} {version}", name), name
+
+
+def test_a_difference_is_found() -> None:
+    """The comparison itself: another weight in one of the two models."""
+    from works_with import same
+
+    def call(lstm: torch.nn.LSTM) -> torch.Tensor:
+        scale = 1 + 1e-5 * (type(lstm) is not torch.nn.LSTM)
+        return lstm(torch.randn(5, 2, 4))[0] * scale
+
+    with float64(), pytest.raises(AssertionError, match="not close"):
+        same(torch.nn.LSTM(4, 8), call)
