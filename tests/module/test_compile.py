@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from op_call import FACTOR
 from samples import OP_ROUTES_IN_BRIEF, ROUTES_IN_BRIEF, Route
-from test_numerics import FACTOR
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 

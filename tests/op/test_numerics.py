@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from op_call import FACTOR
 from oracle import oracle
 from samples import Route, every_op_route, every_route
 from torch import Tensor, nn
 
 import fastlstm
-
-# How much more error than nn.LSTM is allowed. Both round at different places and sum in different
-# orders, which makes either ahead by a factor of up to 1.7.
-FACTOR = 2
 
 SHAPES = [
     {"steps": 30, "batch": 4, "input_size": 16, "hidden_size": 32, "options": {}},
