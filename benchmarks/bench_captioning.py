@@ -13,9 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +22,9 @@ from report import write_json
 from timing import settle_malloc
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import AUTOCAST, DROPOUT, IMAGE_AT, ModelConfig
+from captioning.config import AUTOCAST, ModelConfig, suited
 from captioning.model.captioner import Captioner
+from captioning.model.decoders import DECODERS
 from captioning.model.layers import make_lstm
 from captioning.model.loss import BLOCK, _product, linear_cross_entropy
 from captioning.search.generate import DecodeConfig, decode_batch
@@ -79,9 +78,12 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
 
 def decoders(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """A training step of each decoder with the defaults of a small set, 49 cells for attention."""
-    small: dict[str, Any] = {"dropout": DROPOUT["small"], "image_at": IMAGE_AT["small"]}
-    plain = ModelConfig(args.features, vocab, args.embed, args.hidden, **small)
-    attention = replace(plain, decoder="attention", grid=7)
+    sizes = args.features, vocab, args.embed, args.hidden
+    small = {name: suited(kind.Settings, pictures=1) for name, kind in DECODERS.items()}
+    plain = DECODERS["lstm"].Settings(*sizes, **small["lstm"])
+    attention = DECODERS["attention"].Settings(
+        *sizes, **small["attention"], decoder="attention", grid=7
+    )
     pictures = max(2, round(args.batch / 5))
     cells = torch.randn(args.batch, 49, args.features).half()
     return {

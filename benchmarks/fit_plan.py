@@ -50,7 +50,7 @@ class Fit:
 
     def __init__(self, entries: Sequence[Entry], sms: int, capability: int) -> None:
         self.entries, self.sms, self.capability = entries, sms, capability
-        self.before: Constants = _build.library.cuda_constants(sms, capability)
+        self.before: Constants = _build.library.cuda_constants(sm_count=sms, capability=capability)
         self.constants, self.standard_errors = self._fit()
         self.errors = tuple(self._error(c) for c in ({}, self.constants))
 

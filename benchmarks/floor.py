@@ -79,7 +79,7 @@ SHARED_MEMORY = 227 * 1024  # bytes of weights that a block can hold
 
 @functools.cache
 def h100() -> dict[str, float]:
-    constants: dict[str, float] = _build.library.cuda_constants(SMS, CAPABILITY)
+    constants: dict[str, float] = _build.library.cuda_constants(sm_count=SMS, capability=CAPABILITY)
     return constants
 
 

@@ -33,16 +33,16 @@ def plans(case: Case, engine: str, sm_count: int, capability: int) -> dict[str, 
     passes = ("forward", "backward") if case.mode == "training" else ("forward",)
     return {
         name: _build.library.plan_cuda(
-            case.hidden_size,
-            case.batch,
-            case.steps,
-            1 + case.bidirectional,
-            str(case.dtype).removeprefix("torch."),
-            case.precision == "tf32",
-            name == "backward",
-            max(1, sm_count - _build.library.free_sms()),
-            capability,
-            engine,
+            hidden_size=case.hidden_size,
+            batch=case.batch,
+            steps=case.steps,
+            directions=1 + case.bidirectional,
+            dtype=str(case.dtype).removeprefix("torch."),
+            allow_tf32=case.precision == "tf32",
+            backward=name == "backward",
+            sm_count=max(1, sm_count - _build.library.free_sms()),
+            capability=capability,
+            engine=engine,
         )
         for name in passes
     }

@@ -20,8 +20,8 @@ H100 = {"sm_count": 132, "capability": 90}
 
 def cell(hidden_size: int, batch: int, dtype: str, backward: bool) -> str:
     plan = _build.library.plan_cuda(
-        hidden_size,
-        batch,
+        hidden_size=hidden_size,
+        batch=batch,
         steps=512,
         directions=1,
         dtype=dtype,

@@ -43,15 +43,10 @@ Entry = dict[str, Any]
 
 def plan(entry: Entry, sms: int, capability: int, constants: dict[str, float]) -> Entry:
     """What the planner says of an entry's division: see `_C.plan_cuda`."""
-    sizes = [entry[key] for key in ("hidden_size", "batch", "steps", "directions", "dtype")]
+    names = "hidden_size batch steps directions dtype allow_tf32 backward engine".split()
+    task = {name: entry[name] for name in names}
     found: Entry = _build.library.plan_cuda(
-        *sizes,
-        entry["allow_tf32"],
-        entry["backward"],
-        sms,
-        capability,
-        entry["engine"],
-        constants,
+        **task, sm_count=sms, capability=capability, constants=constants
     )
     return found
 

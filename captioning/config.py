@@ -16,7 +16,6 @@ Settings = TypeVar("Settings")
 LIMIT = 2**31  # of sizes and counts
 MAX_SIDE = 4096  # of the square that a CNN sees, in pixels
 MAX_TOKENS = 1000  # of a caption: a search reserves as many for each
-IMAGE_STEPS = ("first", "every")
 BATCHES_OF = ("captions", "pictures")
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 # Bounds of a setting; an integer is also below LIMIT.
@@ -89,8 +88,8 @@ class Checked:
 def setting(help: str, default: Any = MISSING, **more: Any) -> Any:
     """A field of a dataclass that carries its help, from which commands make an option.
 
-    `more` are the `bounds` of a number, such as {">=": 0, "<": 1}, its `choices`, or anything else
-    that `ArgumentParser.add_argument` takes.
+    `more` are the `bounds` of a number, such as {">=": 0, "<": 1}, its `choices`, the two values
+    that `suited` chooses from, or anything else that `ArgumentParser.add_argument` takes.
     """
     return field(default=default, metadata={"help": help, **more})
 
@@ -100,6 +99,12 @@ def settings_of(kind: type) -> list[str]:
     return [entry.name for entry in fields(kind) if "help" in entry.metadata]
 
 
+def suited(kind: type, pictures: int) -> dict[str, Any]:
+    """Those settings that have a value for fewer than `SMALL_SET` pictures and one for more."""
+    size = int(pictures >= SMALL_SET)
+    return {f.name: f.metadata["suits"][size] for f in fields(kind) if "suits" in f.metadata}
+
+
 def option(name: str) -> str:
     """The option that commands make of a setting."""
     return "--" + name.replace("_", "-")
@@ -107,7 +112,7 @@ def option(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The sizes of a captioner.
+    """The sizes of a captioner, whatever its decoder is, which may add settings of its own.
 
     Args:
         feature_size: size of a feature vector of the frozen CNN.
@@ -120,7 +125,6 @@ class ModelConfig(Checked):
     vocab_size: int = field(metadata={"bounds": FROM_1})
     embed_size: int = setting("size of the vectors of words and pictures", 256, bounds=FROM_1)
     hidden_size: int = setting("size of the LSTM's state", 512, bounds=FROM_1)
-    num_layers: int = setting("number of LSTM layers", 1, bounds=FROM_1)
     max_seq_length: int = setting(
         "maximum number of tokens of a caption, <end> included",
         20,
@@ -131,12 +135,14 @@ class ModelConfig(Checked):
         "output layer reads",
         0.0,
         bounds=SHARE,
-    )
-    image_at: str = setting(
-        "the steps at which the lstm decoder reads the image", "first", choices=IMAGE_STEPS
+        suits=(0.4, 0.3),
     )
     decoder: str = "lstm"
     grid: int = field(default=0, metadata={"bounds": {">=": 0, "<=": MAX_SIDE}})
+
+    def least_numbers(self) -> int:
+        """How many numbers the weights of such a captioner have at least."""
+        return self.embed_size * self.feature_size + self.hidden_size * self.vocab_size
 
 
 @dataclass(frozen=True)
@@ -209,8 +215,7 @@ SMALL = replace(LARGE, epochs=6, learning_rate=3e-3, label_smoothing=0.1, consen
 SELF_CRITICAL = replace(LARGE, epochs=10, learning_rate=3e-4, batch_size=64, self_critical=5)
 EPOCHS_OF_PICTURES = 10  # of a small set, in batches of pictures
 SMALL_SET = 20_000  # pictures; fewer are a small set
-DROPOUT = {"small": 0.4, "large": 0.3}
-IMAGE_AT = {"small": "every", "large": "first"}
+FEW_PICTURES = 50  # scores of fewer mean little
 
 
 def recipe(

@@ -7,7 +7,7 @@ side and end at different steps, so each row of a batch [T,B] holds pieces of se
 and is walked step by step::
 
     python examples/recurrent_policy.py
-    python examples/recurrent_policy.py --lstm fastlstm --corridor 30
+    python examples/recurrent_policy.py --lstm fastlstm
 """
 
 from __future__ import annotations

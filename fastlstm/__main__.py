@@ -11,8 +11,7 @@ import torch
 
 import fastlstm
 from fastlstm import _build, _plan, functional
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from fastlstm._call import DTYPES
 
 
 def devices() -> list[tuple[torch.device, str]]:

@@ -6,14 +6,15 @@ is added: gradients in eval mode, and second derivatives.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._call import LstmCall, layout_of
-from ._checks import are_batch_sizes, check_layer
+from . import _route
+from ._call import LstmCall, layout_of, layout_of_stack
+from ._checks import check_layer
+from ._layers import by_layers, run_layer
 
 
 def lstm(
@@ -55,47 +56,6 @@ def lstm_cell(
     return step
 
 
-def fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ...]) -> bool:
-    """Whether the tensors agree in shape, device and dtype, which aten does not always check.
-
-    `states` is the expected shape of h_0 and c_0 without the last dimension.
-    """
-    input, h_0, c_0, weights, layout, batch_sizes = call[:6]
-    gates, output_size = weights[0].size(0), weights[1].size(-1)
-    sizes = layout, num_layers, directions, input.size(-1), gates, output_size
-    if (
-        h_0.shape != (*states, output_size)
-        or c_0.shape != (*states, gates // 4)
-        or tuple([weight.shape for weight in weights]) != _weight_shapes(*sizes)
-    ):
-        return False
-    device, dtype = input.device, input.dtype
-    for tensor in (h_0, c_0, *weights):
-        if tensor.device != device:
-            return False
-        if tensor.dtype is not dtype and not torch.is_autocast_enabled(device.type):
-            return False
-    return batch_sizes is None or are_batch_sizes(batch_sizes, states[-1], input.size(0))
-
-
-@functools.lru_cache(maxsize=256)
-def _weight_shapes(
-    layout: str, num_layers: int, directions: int, input_size: int, gates: int, output_size: int
-) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all weights, in their order."""
-    projects = "projection" in layout
-    if not projects:
-        output_size = gates // 4
-
-    def of_layer(input_size: int) -> tuple[tuple[int, ...], ...]:
-        matrices = ((gates, input_size), (gates, output_size))
-        biases = ((gates,), (gates,)) * ("bias" in layout)
-        projection = ((output_size, gates // 4),) * projects
-        return (*matrices, *biases, *projection) * directions
-
-    return of_layer(input_size) + of_layer(directions * output_size) * (num_layers - 1)
-
-
 # The nodes of the graph whose backward has no derivative, as of torch 2.13.
 _ONCE_DIFFERENTIABLE = ("CudnnRnnBackward0", "MiopenRnnBackward0", "LstmMpsBackward0")
 
@@ -117,8 +77,6 @@ def _differentiable_gradients(
     node: Any = torch._C._current_autograd_node()
     if not torch.is_grad_enabled() or node._saved_dropout > 0:  # whose mask nobody can draw again
         return None
-    from . import functional
-
     tensors, weights = _saved_tensors(node)
     with torch.autocast(tensors[0].device.type, enabled=False):
         # Views, so that a state that was computed from the input is a variable of its own.
@@ -127,16 +85,20 @@ def _differentiable_gradients(
         del others[weights]
         input, h_0, c_0 = others
         sizes = getattr(node, "_saved_batch_sizes", ())
-        output, state = functional.lstm(
-            input,
-            (h_0, c_0),
+        call = LstmCall(
+            input.transpose(0, 1) if node._saved_batch_first else input,
+            h_0,
+            c_0,
             own[weights],
-            num_layers=node._saved_num_layers,
-            bidirectional=node._saved_bidirectional,
-            batch_first=node._saved_batch_first,
-            batch_sizes=torch.tensor(sizes) if sizes else None,
-            recompute=True,  # which aten has not, so that this call does not come back here
+            layout_of_stack(own[weights], len(h_0)),
+            torch.tensor(sizes) if sizes else None,
         )
+        engine = _route.of_op(call, "auto").engine
+        output, state, _ = by_layers(
+            call, node._saved_num_layers, lambda layer, _: run_layer(layer, engine, recompute=True)
+        )
+        if node._saved_batch_first:
+            output = output.transpose(0, 1)
     pairs = [(r, g) for r, g in zip((output, *state), grad_outputs, strict=False) if g is not None]
     needed = [k for k, gradient in enumerate(grad_inputs) if gradient is not None]
     found = torch.autograd.grad(

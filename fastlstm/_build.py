@@ -42,7 +42,7 @@ def build_record() -> dict[str, Any]:
     """What setup.py recorded: kinds of kernels, torch, CUDA, compiler, commit, date; or {}."""
     try:
         record: dict[str, Any] = json.loads((_PACKAGE / "_build_info.json").read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError):  # none, or one whose writing was interrupted
         return {}
     return record
 
@@ -133,7 +133,10 @@ def _load() -> str | None:
     places.append(str(folder))
     # Not find_spec, which finds the library of an editable installation elsewhere too.
     if importlib.machinery.PathFinder.find_spec("fastlstm._C", places) is None:
-        return f"it was built for Python {record['python']}, this is {platform.python_version()}"
+        built, running = record["python"], platform.python_version()
+        if _minor(built) == _minor(running):
+            return "its module fastlstm._C is missing"
+        return f"it was built for Python {built}, this is {running}"
     global library
     try:
         library = importlib.import_module("fastlstm._C")
@@ -141,7 +144,10 @@ def _load() -> str | None:
         return f"it cannot be loaded: {error}"
     if "cuda" in record["kinds"] and folder.is_dir():
         _load_cuda(folder / "libfastlstm_cuda.so")
-    library.free_sms()  # a wrong FASTLSTM_FREE_SMS is an error everywhere
+    try:
+        library.free_sms()
+    except ValueError as error:
+        warnings.warn(f"{error}; a call on a GPU raises this", RuntimeWarning, stacklevel=4)
     return None
 
 

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+# What a layer is computed in; in C++ csrc/dtype_list.h.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class LstmCall(NamedTuple):
@@ -57,6 +61,16 @@ class Direction(NamedTuple):
         return [weight for weight in self if weight is not None]
 
 
+# In sizes as of `reference.lstm_layer`.
+_SHAPES = {
+    "W_ih": ("4H", "I"),
+    "W_hh": ("4H", "P"),
+    "W_hr": ("P", "H"),
+    "gain_c": ("H",),
+    "bias_c": ("H",),
+}
+
+
 def _names(biases: bool, projects: bool, normalizes: bool) -> tuple[str, ...]:
     names = Direction._fields
     return names[:2] + names[2:4] * biases + names[4:5] * projects + names[5:] * normalizes
@@ -76,6 +90,12 @@ def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) ->
     return _LAYOUTS[bool(bias), projection, layer_norm]
 
 
+def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
+    """The layout of an LSTM of torch.nn, from its weights for `count` layers and directions."""
+    each = len(weights) // count
+    return layout_of(each >= 4, each in (3, 5))
+
+
 def weight_names(layout: str) -> tuple[str, ...]:
     """The names of a direction's weights, in the order of the list; a ValueError for no layout."""
     if layout not in _WEIGHTS:
@@ -84,3 +104,12 @@ def weight_names(layout: str) -> tuple[str, ...]:
             f"got {layout!r}"
         )
     return _WEIGHTS[layout]
+
+
+def weight_shapes(
+    layout: str, input_size: int, hidden_size: int, output_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a direction's weights, in the order of the list."""
+    sizes = {"I": input_size, "H": hidden_size, "4H": 4 * hidden_size, "P": output_size}
+    shapes = (_SHAPES.get(name, ("4H",)) for name in weight_names(layout))
+    return tuple(tuple(sizes[size] for size in shape) for shape in shapes)

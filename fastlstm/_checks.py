@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import LstmCall, weight_names
+from ._call import DTYPES, LstmCall, weight_names, weight_shapes
 from .reference import state_dtype
+
+_BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
+_BITS = (8, 16, 32, 64)
+_INTEGERS = tuple(getattr(torch, f"{kind}{bits}") for kind in ("int", "uint") for bits in _BITS)
 
 
 def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
@@ -22,6 +26,15 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
     for name, value in {"input": input, **states, **weights, **given}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.is_sparse or value.is_sparse_csr:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises a TypeError that names what cannot be true or false, such as a string."""
+    for name, value in flags.items():
+        if not hasattr(type(value), "__bool__"):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_num_layers(num_layers: Any) -> None:
@@ -34,7 +47,7 @@ def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
     """Any tensor of integers as int64 on the input's device."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+    if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths: expected a tensor of integers, got dtype {lengths.dtype}")
     if lengths.is_meta and not input.is_meta:
         raise RuntimeError(f"lengths: expected values, for input on {input.device}, got meta")
@@ -46,18 +59,22 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     names = "(batch, steps)" if batch_first else "(steps, batch)"
-    if reset.shape != input.shape[:2] or reset.is_complex():
-        raise RuntimeError(
-            f"lstm: expected reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers, "
-            f"got {_describe(reset)}"
-        )
-    if reset.dtype != torch.bool:
-        reset = reset != 0
+    expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
+    _check(reset.shape == input.shape[:2] and not reset.is_complex(), expected, _describe(reset))
+    try:
+        if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
+            raise ValueError("reset: expected true or false, or numbers, got NaN")
+        if reset.dtype != torch.bool:
+            reset = reset != 0
+    except NotImplementedError:  # torch compares no numbers of this dtype
+        _check(False, expected, _describe(reset))
     return reset.transpose(0, 1) if batch_first else reset
 
 
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
     """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
+    if batch_sizes is not None:
+        _check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, _describe(batch_sizes))
     if input.dim() != (3 if batch_sizes is None else 2):
         expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
         if batch_sizes is not None:
@@ -68,7 +85,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
     """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
     try:
-        _check_batch_sizes(batch_sizes, batch, rows)
+        check_batch_sizes(batch_sizes, batch, rows)
     except RuntimeError:
         return False
     return True
@@ -77,7 +94,8 @@ def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
 def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
-    _check(input.is_floating_point(), "input of a floating dtype", input.dtype)
+    *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    _check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
     check_dims(input, batch_sizes)
     _check(
         h_0.dim() == 3 and h_0.size(0) in (1, 2),
@@ -90,7 +108,7 @@ def check_layer(call: LstmCall) -> None:
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, batch, input.size(0))
+        check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
                 raise RuntimeError(
@@ -121,13 +139,11 @@ def check_layer(call: LstmCall) -> None:
         _check_lengths(call.lengths, steps)
 
 
-def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
+    """Raises a RuntimeError unless it is that of a PackedSequence of so many rows and data rows."""
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    _check(
-        batch_sizes.dim() == 1 and batch_sizes.numel() > 0 and are_integers,
-        "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence",
-        _describe(batch_sizes),
-    )
+    is_list = batch_sizes.dim() == 1 and batch_sizes.numel() > 0
+    _check(is_list and are_integers, _BATCH_SIZES, _describe(batch_sizes))
     sizes = batch_sizes.tolist()
     _check(
         sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
@@ -152,30 +168,31 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
         "W_ih of shape (4 * hidden_size, input_size)",
         tuple(W_ih.shape),
     )
-    gates, hidden_size = W_ih.size(0), W_ih.size(0) // 4
-    W_hr = call.directions[0].W_hr
+    hidden_size, W_hr = W_ih.size(0) // 4, call.directions[0].W_hr
     output_size = hidden_size if W_hr is None else W_hr.size(0)
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_ih": (gates, call.input.size(-1)),
-        "W_hh": (gates, output_size),
-        "W_hr": (output_size, hidden_size),
-        "gain_c": (hidden_size,),
-        "bias_c": (hidden_size,),
-    }
-    for weight, name in zip(call.weights, names * directions, strict=True):
-        _check_tensor(call.input, weight, name, shapes.get(name, (gates,)))
+    shapes = weight_shapes(call.layout, call.input.size(-1), hidden_size, output_size)
+    for weight, name, shape in zip(
+        call.weights, names * directions, shapes * directions, strict=True
+    ):
+        _check_tensor(call.input, weight, name, shape)
     return hidden_size, output_size
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:
-    """Checks the values if they can be read without a device synchronization or a tracer."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if type(lengths) is Tensor and lengths.is_cpu and lengths.numel() > 0 and not traced:
+    """Checks the values if they can be read."""
+    if lengths.numel() > 0 and _is_readable(lengths):
         _check(
             bool((lengths.min() >= 0) & (lengths.max() <= steps)),
             f"lengths between 0 and the number of steps {steps}",
             lengths.tolist(),
         )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values can be read without a device synchronization or a tracer."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    traced = traced or torch._C._is_tracing()
+    return type(tensor) is Tensor and tensor.is_cpu and not traced
 
 
 def _check_tensor(

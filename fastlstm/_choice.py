@@ -110,10 +110,18 @@ def cudnn_class(stack: Stack, gpu: Gpu) -> str:
 
 def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
     """What the planner says of a layer's walks, forward and in training backward."""
-    sizes = stack.hidden_size, max(stack.batch, 1), stack.steps, stack.directions
-    sms, walks = max(gpu.sm_count - gpu.free_sms, 1), (False, True)[: 1 + stack.training]
-    plan = functools.partial(_build.library.plan_cuda, *sizes, stack.dtype, gpu.allow_tf32)
-    return [plan(backward, sms, gpu.capability) for backward in walks]
+    plan = functools.partial(
+        _build.library.plan_cuda,
+        hidden_size=stack.hidden_size,
+        batch=max(stack.batch, 1),
+        steps=stack.steps,
+        directions=stack.directions,
+        dtype=stack.dtype,
+        allow_tf32=gpu.allow_tf32,
+        sm_count=max(gpu.sm_count - gpu.free_sms, 1),
+        capability=gpu.capability,
+    )
+    return [plan(backward=backward) for backward in ([False, True] if stack.training else [False])]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -136,6 +144,11 @@ class Cpu(NamedTuple):
     has_kernels: bool
     is_intel: bool
     has_avx512: bool = True
+    #: What its user allows for float32 (torch.backends.mkldnn.rnn.fp32_precision), whether it
+    #: multiplies bfloat16, and from how many rows and units on float32 as sums of such products.
+    precision: str = "none"
+    multiplies_bfloat16: bool = False
+    splits_float32: tuple[int, int] | None = None
 
 
 @functools.cache
@@ -144,7 +157,21 @@ def this_cpu() -> Cpu:
     if not _build.has_kernels("cpu"):
         return Cpu(has_kernels=False, is_intel=False)
     built = _build.library.build_info()
-    return Cpu(True, built["leaves_steps_to_aten"], built["cpu_capability"] == "avx512")
+    return Cpu(
+        True,
+        built["leaves_steps_to_aten"],
+        built["cpu_capability"] == "avx512",
+        multiplies_bfloat16=built["multiplies_bfloat16"],
+        splits_float32=built["splits_float32"],
+    )
+
+
+def splits(stack: Stack, cpu: Cpu) -> bool:
+    """Whether float32 is multiplied as sums of products of bfloat16 (csrc/cpu/plan.cpp)."""
+    if cpu.splits_float32 is None or cpu.precision not in ("none", "tf32") or stack.training:
+        return False
+    rows, units = cpu.splits_float32
+    return stack.batch >= rows and stack.hidden_size >= units
 
 
 def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
@@ -154,7 +181,10 @@ def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
     step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
     ahead = (stack.training and cpu.has_avx512) or stack.packed or stack.proj_size
     is_large = step >= LARGE_STEP << 2 * stack.training and stack.steps >= 16
-    if cpu.is_intel and stack.dtype == "float32" and is_large and not ahead:
+    rounds = cpu.precision == "bf16" and cpu.multiplies_bfloat16
+    if stack.dtype == "float32" and is_large and cpu.is_intel and not (ahead or rounds):
+        if splits(stack, cpu):
+            return Choice("auto", "float32 by bfloat16 on AMX is ahead of oneDNN's products")
         return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
@@ -177,14 +207,15 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
     if device.type == "cuda":
         return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack, this_cpu())
+    return on_cpu(stack, this_cpu()._replace(precision=_measured.rnn_precision("cpu")))
 
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
     if device.type == "cuda" and not _measured.forced:
-        call = stack.hidden_size, stack.batch, stack.directions, stack.dtype, stack.training
-        if _build.library.is_refused(device.index, *call):
+        names = ("hidden_size", "batch", "directions", "dtype", "training")
+        task = {name: getattr(stack, name) for name in names}
+        if _build.library.is_refused(device=device.index, **task):
             return Choice("torch", "this GPU refused to launch ours")
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None

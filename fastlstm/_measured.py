@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from . import _build
 
 # "auto" is the op, whose planner decides within it; "tiled:..." is the op with a division of ours.
 ENGINES = ("auto", "torch")
+_ENGINE = re.compile("auto|torch|tiled:N(xN){2}".replace("N", "[1-9][0-9]{0,3}"))
+_MOST_BYTES = 1 << 26  # of the file; more was not written by us
+_LOCK_SECONDS = 10
 Entries = dict[str, dict[str, Any]]  # by call
 
 # By machine. `active` says whether there is any entry, or an engine that tune is about to measure.
@@ -32,27 +36,34 @@ active = False
 
 
 def path() -> Path | None:
-    """The file; None if FASTLSTM_TUNE is "off"."""
-    if os.environ.get("FASTLSTM_TUNE", "") == "off":
+    """The file; None if FASTLSTM_TUNE is "off". An OSError where no home folder is known."""
+    given = os.environ.get("FASTLSTM_TUNE")
+    if given == "off":
         return None
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FASTLSTM_TUNE") or Path(cache, "fastlstm", "tuned.json"))
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(given or f"{cache}/fastlstm/tuned.json").expanduser()
+    except RuntimeError as error:
+        raise OSError(f"{error} FASTLSTM_TUNE names another place for it.") from None
 
 
 def read(file: Path) -> dict[str, Entries] | None:
     """The content of a file, {} if there is none; None with a warning if it is no such file."""
     try:
+        if file.stat().st_size > _MOST_BYTES or not file.is_file():
+            raise ValueError("no regular file, or too large")
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["format"] != 1:
             raise ValueError(f"expected format 1, got {record['format']!r}")
         found: dict[str, Entries] = record["machines"]
         for entries in found.values():
             for call, entry in entries.items():
-                if entry["engine"] not in ENGINES and entry["engine"][:6] != "tiled:":
-                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES} or tiled:...")
+                if not _ENGINE.fullmatch(entry["engine"]):
+                    expected = f"one of {ENGINES} or tiled:1x1x1"
+                    raise ValueError(f"engine of {call!r}: expected {expected}")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(
             f"fastlstm ignores {file}, which is not what fastlstm.tune writes ({error!r}); "
             "delete it, or set FASTLSTM_TUNE=off",
@@ -66,8 +77,10 @@ def read(file: Path) -> dict[str, Entries] | None:
 def load() -> None:
     """Reads the file; at import, once."""
     global machines, active
-    file = path()
-    machines = (read(file) if file else None) or {}
+    machines = {}
+    with contextlib.suppress(OSError):  # where there is no home, nothing was stored
+        file = path()
+        machines = (read(file) if file else None) or {}
     active = any(machines.values())
 
 
@@ -112,16 +125,20 @@ def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{file}.lock"):
+    with filelock.FileLock(f"{file}.lock", timeout=_LOCK_SECONDS):
         record = read(file)
         if record is None:  # somebody may want it
+            if not file.is_file():
+                raise OSError(f"{file} is no regular file")
             os.replace(file, f"{file}.damaged")
         everything = record or {}
         _merge(everything.setdefault(name, {}), found)
         new = Path(f"{file}.new")
+        new.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody else
         try:
-            text = json.dumps({"format": 1, "machines": everything}, indent=1)
-            new.write_text(f"{text}\n", encoding="utf-8")
+            with open(new, "x", encoding="utf-8") as stream:
+                json.dump({"format": 1, "machines": everything}, stream, indent=1)
+                stream.write("\n")
             os.replace(new, file)
         finally:
             new.unlink(missing_ok=True)

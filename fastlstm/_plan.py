@@ -20,8 +20,10 @@ def _positive(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sizes of a call and of a device. The device defaults to an H100."""
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    """Adds the sizes of a call and of a device, of which a GPU's are an H100's by default."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    about = f"default here: {here}; cuda is an H100 unless the options below say otherwise"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=here, help=about)
     parser.add_argument("--input", type=_positive, help="input_size; default: that of --hidden")
     parser.add_argument("--layers", type=_positive, default=1, help="num_layers; default: 1")
     parser.add_argument("--packed", action="store_true", help="a PackedSequence")
@@ -88,11 +90,11 @@ def _print_choice(choice: _choice.Choice, ours: str) -> None:
 
 def _print_cpu(stack: _choice.Stack, threads: int) -> None:
     """The walks of the first layer on this processor."""
+    names = "dtype input_size hidden_size batch steps directions training".split()
+    task = {name: getattr(stack, name) for name in names}
+    machine = {"threads": threads, "l2_cache_bytes": _build.library.build_info()["l2_cache_bytes"]}
     for name in ("forward", "backward") if stack.training else ("forward",):
-        cache = _build.library.build_info()["l2_cache_bytes"]
-        sizes = (stack.input_size, stack.hidden_size, stack.batch, stack.steps, stack.directions)
-        walk = (stack.training, name == "backward", threads, cache)
-        plan = _build.library.plan_cpu(stack.dtype, *sizes, *walk)
+        plan = _build.library.plan_cpu(**task, **machine, backward=name == "backward")
         print(f"\n{name}: {plan['engine']}, in {plan['dtype']}, products in {plan['product']}")
         if plan["one_step"]:
             print("  a single step, its weights as they lie")

@@ -31,6 +31,10 @@ class Regularizers(NamedTuple):
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
 
+    def have_masks(self) -> bool:
+        """Whether a layer's call gets masks for its state."""
+        return bool(self.recurrent_dropout or self.zoneout_h or self.zoneout_c)
+
 
 def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
     """The call of a layer with its input and W_hh dropped out, and with masks for its state."""

@@ -11,7 +11,7 @@ has a call of its own. Second derivatives are those of the reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from . import _build, reference
 from ._call import LstmCall
 
 _Dims = tuple[int | None, ...]
+_Arguments = TypeVar("_Arguments", "_Given", "_Saved")
 
 
 def serves(call: LstmCall) -> bool:
@@ -36,29 +37,53 @@ def serves(call: LstmCall) -> bool:
 def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.lstm_layer` by an engine of the op, for calls that it `serves`."""
     apply: Any = _Layer.apply
-    state = call.input, call.h_0, call.c_0
-    output, h_n, c_n, cells, _ = apply(
-        engine, call.layout, call.lengths, call.reset, *state, *call.weights
-    )
+    given = _Given(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
+    output, h_n, c_n, cells, _ = apply(*given, *call.weights)
     return output, h_n, c_n, cells
 
 
-def _call(
-    layout: str, lengths: Any, reset: Any, input: Any, h_0: Any, c_0: Any, *weights: Any
-) -> LstmCall:
-    """The call of a `Function`, whose arguments are flat."""
-    return LstmCall(input, h_0, c_0, weights, layout, None, lengths, reset)
+class _Given(NamedTuple):
+    """What a `Function` of a layer takes, before the weights; or the gradients of that."""
+
+    engine: Any = None
+    layout: Any = None
+    lengths: Any = None
+    reset: Any = None
+    input: Any = None
+    h_0: Any = None
+    c_0: Any = None
+
+    def call(self, weights: Sequence[Tensor]) -> LstmCall:
+        """The call of the layer."""
+        state = self.input, self.h_0, self.c_0
+        return LstmCall(*state, weights, self.layout, lengths=self.lengths, reset=self.reset)
 
 
-# Where `_call`'s arguments have the batch.
-_CALL_WHERE = (None, 0, 1, 1, 1, 1)
+class _Saved(NamedTuple):
+    """What backward takes besides: the gradients of the results, and what forward saved."""
+
+    grad_output: Any = None
+    grad_h_n: Any = None
+    grad_c_n: Any = None
+    grad_cells: Any = None
+    output: Any = None
+    cells: Any = None
+    gates: Any = None
+
+
+# Where they have the batch.
+_BATCH_OF_GIVEN = _Given(lengths=0, reset=1, input=1, h_0=1, c_0=1)
+_BATCH_OF_SAVED = _Saved(1, 1, 1, 2, output=1, cells=2, gates=2)
 
 
 class _Layer(Function):
+    """output, h_n, c_n, cells and gates of a `_Given` and the weights."""
+
     @staticmethod
-    def forward(engine: str, *call: Any) -> Any:
+    def forward(*args: Any) -> Any:
+        given, weights = _split(_Given, args)
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*_call(*call), **saved, engine=engine)
+        return torch.ops.fastlstm.lstm(*given.call(weights), **saved, engine=given.engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,15 +94,15 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, *tensors = ctx.saved_tensors
-        input, h_0, _, weights, layout, _, lengths, reset, *_ = call = _call(ctx.layout, *tensors)
-        none = (None, None, None, None)
+        given, weights = _split(_Given, (ctx.engine, ctx.layout, *tensors))
+        input, lengths = given.input, given.lengths
         if all(g is None for g in grads):
-            return *none, None, None, None, *[None] * len(weights)
+            return *_Given(), *[None] * len(weights)
         if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
-            found: Any = _row_grads(grads[:4], call)
+            found: Any = _row_grads(grads[:4], given.call(weights))
         else:
             apply: Any = _RowGrads.apply
-            found = apply(ctx.engine, *grads[:4], output, cells, gates, layout, *tensors)
+            found = apply(*_Saved._make((*grads[:4], output, cells, gates)), *given, *weights)
         grad_input, grad_h_0, grad_c_0, *d_gates = found
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
@@ -86,59 +111,68 @@ class _Layer(Function):
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
-            h_prev = _previous_hidden(h, h_0[d], lengths, reset, reverse=d == 1)
+            h_prev = _previous_hidden(h, given.h_0[d], lengths, given.reset, reverse=d == 1)
             grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            if layout:  # a bias; the other options are not served here
+            if given.layout:  # a bias; the other options are not served here
                 grad_bias = d_rows.sum(0)
                 grad_weights += [grad_bias, grad_bias.clone()]  # users scale them in place
-        return *none, grad_input, grad_h_0, grad_c_0, *grad_weights
+        return *_Given(input=grad_input, h_0=grad_h_0, c_0=grad_c_0), *grad_weights
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, (None, *_CALL_WHERE), (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, _BATCH_OF_GIVEN, (1, 1, 1, 2, 2), info, in_dims, args)
 
 
 class _RowGrads(Function):
     """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H].
 
-    Its arguments are the engine, the gradients of output, h_n, c_n and cells, the saved output,
-    cells and gates, then those of `_call`.
+    Of a `_Saved`, a `_Given` and the weights.
     """
 
     @staticmethod
-    def forward(engine: str, *args: Any) -> Any:
+    def forward(*args: Any) -> Any:
+        saved, others = _split(_Saved, args)
+        given, weights = _split(_Given, others)
         requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *_call(*args[7:]), *args[:7], **requested, engine=engine
+            *given.call(weights), *saved, **requested, engine=given.engine
         )
         return *state, *d_gates
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, *given, ctx.layout = inputs[:9]
-        ctx.save_for_backward(*given[:4], *inputs[9:])
+        saved, (_, ctx.layout, *tensors) = _split(_Saved, inputs)
+        ctx.save_for_backward(*saved[:4], *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        *given, lengths, reset = ctx.saved_tensors[:6]
-        tensors = ctx.saved_tensors[6:]
-        there = [g is not None for g in given]
+        *incoming, lengths, reset = ctx.saved_tensors[:6]
+        tensors = ctx.saved_tensors[6:]  # input, h_0, c_0 and the weights
+        there = [g is not None for g in incoming]
 
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
             found = iter(floating)
-            given_now = [next(found) if is_there else None for is_there in there]
-            return _row_grads(given_now, _call(ctx.layout, lengths, reset, *found))
+            incoming_now = [next(found) if is_there else None for is_there in there]
+            given, weights = _split(_Given, (None, ctx.layout, lengths, reset, *found))
+            return _row_grads(incoming_now, given.call(weights))
 
-        floating = [t for t in (*given, *tensors) if t is not None]
+        floating = [t for t in (*incoming, *tensors) if t is not None]
         found = iter(torch.func.vjp(function, *floating)[1](grads))
-        by_given = [next(found) if is_there else None for is_there in there]
         # output, cells and gates were recomputed, so all gradients have gone to the arguments
-        return None, *by_given, None, None, None, None, None, None, *found
+        of_saved = _Saved(*(next(found) if is_there else None for is_there in there))
+        of_given = _Given(input=next(found), h_0=next(found), c_0=next(found))
+        return *of_saved, *of_given, *found
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        where = (None, 1, 1, 1, 2, 1, 2, 2, *_CALL_WHERE)
+        where = (*_BATCH_OF_SAVED, *_BATCH_OF_GIVEN)
         return _fold(_RowGrads, where, (1,) * 5, info, in_dims, args)
+
+
+def _split(kind: type[_Arguments], args: Sequence[Any]) -> tuple[_Arguments, Sequence[Any]]:
+    """The first arguments of a `Function` by name, and the others."""
+    count = len(kind._fields)
+    return kind(*args[:count]), args[count:]
 
 
 def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
@@ -204,10 +238,12 @@ def _fold(
             tensor = tensor.unsqueeze(0).expand(size, *tensor.shape)
         return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
 
+    c_0, mapped = args[count - 1], in_dims[count - 1]
+    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # where there are no rows, too
     folded = [fold(*each) for each in zip(args, in_dims, where, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = results_where[: len(results)]
-    return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
+    return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
 def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _route, functional
 from ._call import layout_of
+from ._checks import check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -67,19 +68,21 @@ def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), given)
 
 
-def _unless_refused(cls: Any, module: nn.Module, input: Any, hx: Any) -> Any:
-    """What forward of a class of torch.nn returns; None if it raises, for our checks name more."""
-    try:
-        return cls.forward(module, input, hx)
-    except (IndexError, RuntimeError):
-        return None
-
-
 def qualified_name(module: nn.Module) -> str:
     """With the package, so that a printed model shows whose LSTM it has."""
     cls = type(module)
     package, _, _ = cls.__module__.partition(".")
     return f"fastlstm.{cls.__name__}" if package == "fastlstm" else cls.__name__
+
+
+def _check_is_no_option(hx: Any) -> None:
+    """Raises a TypeError for lengths or reset that were passed by position."""
+    if type(hx) is Tensor and not hx.is_floating_point():
+        dtype = str(hx.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
+            "passed by name: lengths=lengths"
+        )
 
 
 class EngineModule(nn.Module):
@@ -96,7 +99,7 @@ class EngineModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "engine":
-            functional.check_engine(value)
+            _route.check_engine(value)
         super().__setattr__(name, value)
 
     def _get_name(self) -> str:
@@ -104,11 +107,7 @@ class EngineModule(nn.Module):
 
     def _is_left_to_torch(self, input: Tensor) -> bool:
         """Whether torch.nn's forward is all that a plain call of this module needs."""
-        engine = functional._DEFAULT_ENGINE if self.engine == "auto" else self.engine
-        is_torch = engine == "torch" or (engine == "auto" and not functional._ALWAYS_OURS)
-        if not is_torch or not input.is_cpu:
-            return False
-        return not (functional.is_transformed() or torch._C._is_tracing())
+        return _route.is_left_to_torch(self.engine, input)
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -172,6 +171,10 @@ class SequenceModule(nn.Module):
             given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
             return node
+        _check_is_no_option(hx)
+        flag: Any = return_cell_states
+        if type(flag) is not bool:
+            check_flags(return_cell_states=flag)
         options = lengths is not None or reset is not None or return_cell_states
         if not options and (found := self._forward_by_torch(input, hx)) is not None:
             return found
@@ -230,6 +233,10 @@ class SequenceModule(nn.Module):
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         """A call without options by nn.LSTM's own forward, if that is all that it needs."""
         return None
+
+
+# What Python's own errors call it, of an unknown keyword for one.
+SequenceModule.forward.__qualname__ = "LSTM.forward"
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -328,14 +335,14 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        seen = functional.is_transformed() or functional._traces_for_onnx()
-        if seen or not (hx is None or type(hx) is tuple):
+        seen = _route.is_transformed() or _route.traces_for_onnx()
+        if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._keep_flat(weights)
         act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
         try:
-            return functional.lstm(
+            found = functional.lstm(
                 input,
                 hx,
                 weights,
@@ -355,15 +362,24 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
             raise
+        if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
+            self._check(input, hx, weights, batch_sizes)
+        return found
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        data = input.data if isinstance(input, PackedSequence) else input
+        data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
         if not self._is_left_to_torch(data) or self.recompute or self._NORMALIZES:
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
-        found: tuple[Any, ...] | None = _unless_refused(_torch_lstm, self, input, hx)
-        return found
+        try:
+            found: tuple[Any, ...] = _torch_lstm.forward(self, input, hx)
+            return found
+        except (IndexError, RuntimeError):
+            if sizes is not None:  # of which nn.LSTM looks at less
+                self._check(data, hx, [*self.parameters()], sizes)
+                check_batch_sizes(sizes, int(sizes[0]), data.size(0))
+            raise
 
     def _keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -434,9 +450,12 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
         if self._is_left_to_torch(input):
-            found: tuple[Tensor, Tensor] | None = _unless_refused(_torch_cell, self, input, hx)
-            if found is not None:
+            try:
+                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
                 return found
+            except RuntimeError:
+                self._compare(input, hx)
+                raise
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
@@ -451,14 +470,20 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             return functional.lstm_cell(input, hx, *weights, engine=self.engine)
         except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
             self._check(input, hx)
-            _check_devices(input, weights[0], hx)
-            if input.is_floating_point() and input.dtype != weights[0].dtype:
-                raise RuntimeError(
-                    f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
-                    f"({weights[0].dtype}). Convert input: input.to({weights[0].dtype}), or "
-                    f"convert model: model.to({input.dtype})"
-                ) from None
+            self._compare(input, hx)
             raise
+
+    def _compare(self, input: Tensor, hx: State | None) -> None:
+        """Raises an error if input and parameters are of different devices or dtypes."""
+        weight = next(self.parameters())
+        _check_devices(input, weight, hx)
+        casts = torch.is_autocast_enabled(input.device.type)
+        if input.dtype != weight.dtype and not casts:
+            raise RuntimeError(
+                f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
+                f"({weight.dtype}). Convert input: input.to({weight.dtype}), or "
+                f"convert model: model.to({input.dtype})"
+            ) from None
 
     def _check(self, input: Tensor, hx: Any) -> None:
         """Raises nn.LSTMCell's errors, but where it ends the process instead."""

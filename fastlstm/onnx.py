@@ -50,7 +50,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     Raises:
         RuntimeError: the extension is not available; then `convert(model, to="torch")` and export.
-        ImportError: onnxscript is not installed.
+        ImportError: the libraries of the extra `onnx` are not installed.
     """
     if not _build.extension_available():
         raise RuntimeError(
@@ -122,8 +122,12 @@ class _Operators:
     """The operators of ONNX, and what both translations make of them."""
 
     def __init__(self) -> None:
-        import onnx_ir
-        from onnxscript import opset18
+        try:
+            import onnx_ir
+            from onnxscript import opset18
+        except ImportError as error:
+            told = f"onnx needs {error.name}: pip install 'fastlstm[onnx]'"
+            raise ImportError(told, name=error.name) from error
 
         self.ir: Any = onnx_ir
         self.op: Any = opset18

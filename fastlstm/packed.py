@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, overload
 
@@ -17,8 +16,10 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _formats, functional
-from ._call import LstmCall, layout_of
+from . import _build, _formats, _route
+from ._call import DTYPES, LstmCall
+from ._layers import as_call, by_layers, results
+from ._packed_weights import PackedWeights, require_extension
 from .convert import (
     _CLASSES,
     Model,
@@ -38,76 +39,22 @@ from .modules import (
     _Proxy,
     qualified_name,
 )
-from .reference import state_dtype
-
-_LAYER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-class _Frozen(nn.Module):
-    """A layer without parameters, its matrices packed for the processor at hand.
+class _Frozen(PackedWeights):
+    """A layer without parameters: what calls of it have in common."""
 
-    `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer that was
-    packed, so that another processor can pack them again; a matrix in int8 comes with its scales,
-    `NAME_scale`.
-    """
-
-    dtype: torch.dtype
-    weights: torch.dtype
     input_size: int
     hidden_size: int
-    proj_size: int = 0
-    bias: bool
-    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layer_class: type[nn.Module]  # of the layer that was packed
-    _layout: str  # which weights a direction has, and their format
-    _op_names: list[str]  # of the buffers that the op takes
-    _NORMALIZES = False
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
-        tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
-        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self._layer_class = own_class(layer)
-        self.dtype = next(iter(tensors.values())).dtype
-        self.weights = weights or self.dtype
-        self._pack(tensors)
+        self._hold({name: getattr(layer, name).detach() for name in _names_of(layer)}, weights)
         super().train(False)
-
-    def _pack(self, tensors: dict[str, Tensor]) -> None:
-        """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
-        layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
-        self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
-        self._op_names = [f"packed_{name}" for name in self._shapes]
-        for name, shape in self._shapes.items():
-            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
-            if problem := _formats.problem(name, tensor, scale, shape, self.weights):
-                raise ValueError(problem)
-            if len(shape) == 1:
-                packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
-            else:
-                by_gates = not (self._NORMALIZES or name.startswith("weight_hr"))
-                packed = _formats.pack(tensor, scale, self.weights, by_gates)
-            self.register_buffer(f"packed_{name}", packed, persistent=False)
-
-    def _unpacked(self) -> dict[str, Tensor]:
-        """Every weight by its name, and the scales."""
-        tensors: dict[str, Tensor] = {}
-        for name, shape in self._shapes.items():
-            packed, scale = self.get_buffer(f"packed_{name}"), None
-            if len(shape) == 1:
-                tensors[name] = packed.to(self.dtype, copy=True)
-            else:
-                tensors[name], scale = _formats.unpack(packed, self.weights)
-            if scale is not None:
-                tensors[f"{name}_scale"] = scale
-        return tensors
-
-    def _op_weights(self) -> list[Tensor]:
-        """What the op takes of all layers and directions."""
-        buffers = self._buffers
-        return [buffers[name] for name in self._op_names]  # type: ignore[misc]
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
@@ -136,7 +83,7 @@ class _Frozen(nn.Module):
             duals = [forward_ad.unpack_dual(t) for t in given]  # type: ignore[no-untyped-call]
             if any(dual.tangent is not None for dual in duals):
                 self._refuse("and the input or the state has a tangent")
-        if functional._transforms_active() and any(
+        if _route.transforms_active() and any(
             map(torch._C._functorch.is_functorch_wrapped_tensor, given)
         ):
             self._refuse("nor do they take part in torch.func transforms")
@@ -156,84 +103,6 @@ class _Frozen(nn.Module):
                 "model that it was packed from, or turn it back: fastlstm.unpack(model)"
             )
         return super().train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Frozen:
-        probe = fn(torch.empty(0, dtype=self.dtype))
-        if probe.device.type != "cpu" or probe.dtype != self.dtype:
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be moved to {probe.dtype} on {probe.device}: its "
-                f"weights are packed for {self.dtype} on the CPU. Move the model before packing "
-                "it, or turn it back first: fastlstm.unpack(model)"
-            )
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                new = fn(buffer)  # share_memory, for instance
-                self._buffers[name] = new if new.dtype == buffer.dtype else buffer
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_shapes", ()):
-            raise AttributeError(f"{name} is packed; load_state_dict replaces it")
-        super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__.get("_shapes", ()) and name not in self._buffers:
-            raise AttributeError(f"{name} is packed; state_dict() has it")
-        return super().__getattr__(name)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        for name, tensor in self._unpacked().items():
-            destination[prefix + name] = tensor
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Takes weights of any dtype: those of the model before packing, or of a packed one."""
-        tensors, used = self._unpacked(), set()
-        for name, shape in self._shapes.items():
-            given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
-            used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
-            wrong = [each for each in (given, scale) if not isinstance(each, Tensor | None)]
-            if wrong:
-                error_msgs.append(
-                    f"{prefix}{name}: expected a tensor, and for int8 its scale, got "
-                    f"{type(wrong[0]).__name__}"
-                )
-            elif given is None or (given.dtype == torch.int8 and scale is None):
-                missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
-            elif problem := _formats.problem(prefix + name, given, scale, shape, self.weights):
-                error_msgs.append(problem)
-            else:
-                tensors[name] = given.detach().cpu()
-                tensors.pop(f"{name}_scale", None)
-                if scale is not None:
-                    tensors[f"{name}_scale"] = scale.detach().cpu()
-        if strict:
-            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in used]
-        self._pack(tensors)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        tensors = state.pop("_unpacked_weights")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _require_extension()
-        self._non_persistent_buffers_set = set()
-        self._pack(tensors)
-
-    def __prepare_scriptable__(self) -> None:
-        raise RuntimeError(
-            f"{type(self).__name__}: torch.jit.script is not supported; use torch.jit.trace, "
-            "torch.compile or torch.export, or script what fastlstm.unpack(model) returns"
-        )
 
     def _get_name(self) -> str:
         return qualified_name(self)
@@ -285,22 +154,25 @@ class PackedLSTM(_Frozen, SequenceModule):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         self._check_call(input, hx)
-        steps_first = functional.steps_first(input, batch_sizes, lengths, reset, self.batch_first)
-        input, lengths, reset, batch_first = steps_first
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = self.proj_size or self.hidden_size, self.hidden_size
-        h_0, c_0 = hx or functional.zero_states(input, count, *sizes, batch_sizes)
-        functional.check_states(h_0, c_0, count)
-        weights = self._op_weights()
-        call = (input, h_0, c_0, weights, self._layout, batch_sizes, lengths, reset)
+        given, lengths, batch_first = as_call(
+            input,
+            hx,
+            self._op_weights(),
+            self._layout,
+            self.num_layers * (2 if self.bidirectional else 1),
+            self.batch_first,
+            batch_sizes,
+            lengths,
+            reset,
+            (self.proj_size or self.hidden_size, self.hidden_size),
+        )
         if self.num_layers == 1:  # without what takes as long as a small step
-            output, h_n, c_n, cells = _call(call, return_cell_states)
+            output, h_n, c_n, cells = _call(given, return_cell_states)
             found = output, (h_n, c_n), [cells]
         else:
-            found = functional.by_layers(
-                LstmCall(*call), self.num_layers, lambda call, _: _call(call, return_cell_states)
-            )
-        return functional.results(found, lengths, batch_first, return_cell_states)
+            call = LstmCall(*given)
+            found = by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
+        return results(found, lengths, batch_first, return_cell_states)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -446,12 +318,14 @@ def prepack(
             f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
         )
     check_model(model)
-    _require_extension()
+    require_extension()
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
     quantized = [module for module in model.modules() if is_quantized_by_torch_ao(module)]
     if not layers and not quantized:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
+        if any(isinstance(module, _Frozen) for module in model.modules()):
+            hint = ", and not one that is packed already; fastlstm.unpack turns it back"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
@@ -491,16 +365,11 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
     return packed
 
 
-def _require_extension() -> None:
-    if not _build.has_kernels("cpu"):
-        raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
-
-
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
-    if weights not in allowed or tensor.dtype not in _LAYER_DTYPES:
+    if weights not in allowed or tensor.dtype not in DTYPES:
         raise ValueError(
             f"prepack: {path} is {tensor.dtype}: expected weights to be one of "
             f"{', '.join(map(str, allowed))}, got {weights}"

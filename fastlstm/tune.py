@@ -118,7 +118,10 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
     finally:
         _choice.noted = None
     if not calls and any(_build.has_kernels(p.device.type) for p in model.parameters()):
-        raise ValueError("tune: expected a model that makes a plain call of a fastlstm.LSTM")
+        raise ValueError(
+            "tune: expected a model that makes a plain call of a fastlstm.LSTM "
+            "(fastlstm.convert makes them of each nn.LSTM)"
+        )
     return [(_runner(call, stack), stack, call.input.device) for call, stack in calls.values()]
 
 
@@ -209,7 +212,7 @@ def _remember(machine: str, measured: Measurement, default: str) -> None:
     try:
         _measured.store(machine, entries)
     except OSError as error:
-        problem = f"tune: {_measured.path()} cannot be written ({error})"
+        problem = f"tune: the file of FASTLSTM_TUNE cannot be written ({error})"
         text = f"{problem}; only this process follows what was measured"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 

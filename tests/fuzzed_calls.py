@@ -4,7 +4,7 @@
     python tests/fuzzed_calls.py 0 500       # the calls of 500 seeds
 
 Prints each seed before its call, so that a crash has one. Runs in a process of its own for that
-reason; tests/test_fuzzed_calls.py starts it.
+reason; tests/op/test_fuzzed_calls.py starts it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 import argparse
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
@@ -24,22 +24,28 @@ def device(name: str) -> str:
 
 
 def add_settings(
-    parser: Any, kind: type, defaults: Mapping[str, str] | None = None, **options: dict[str, Any]
+    parser: Any,
+    kind: type,
+    defaults: Mapping[str, str] | None = None,
+    left_out: Collection[str] = (),
+    **options: dict[str, Any],
 ) -> None:
     """Options for the fields of a dataclass that carry their help (`captioning.config.setting`).
 
     An option that is not given is absent from the namespace; see `given`. `defaults` has what the
-    help shows as the default of a field, if not its value, and `options` more arguments of
-    `add_argument`.
+    help shows as the default of a field, if not its value, `left_out` the names of fields without
+    an option, and `options` more arguments of `add_argument`.
     """
     types = get_type_hints(kind)
     for entry in fields(kind):
-        if "help" not in entry.metadata:
+        if "help" not in entry.metadata or entry.name in left_out:
             continue
         more = {**entry.metadata, **options.get(entry.name, {})}
         text = more.pop("help").replace("%", "%%")
         more.pop("bounds", None)
         default = (defaults or {}).get(entry.name, entry.default)
+        if "suits" in more:
+            default = ", ".join(map(str, more.pop("suits")))
         if types[entry.name] is bool:
             more["action"] = "store_true"
         else:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from captioning.commands.arguments import add_settings, given
+from captioning.config import FEW_PICTURES
 from captioning.console import say
 from captioning.data import ON_ERROR, formats
 from captioning.errors import list_reasons
@@ -52,3 +53,6 @@ def run(args: argparse.Namespace) -> None:
         counts, skipped = formats.prepare(source, images, args.output, splits, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    for split in ("val", "test"):
+        if 0 < counts[split] < FEW_PICTURES:
+            say(f"note: {split} is small: scores of under {FEW_PICTURES} pictures mean little")

@@ -1,12 +1,12 @@
 """`captioning train`: see `captioning.training`."""
 
 import argparse
-from typing import Any
 
 from captioning import config
 from captioning.cnn import CNNChoice, Extraction, keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
-from captioning.config import ModelConfig, TrainConfig
+from captioning.config import ModelConfig, TrainConfig, settings_of
+from captioning.model import DECODERS
 from captioning.training import TrainingRequest, train_captioner
 
 
@@ -20,9 +20,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, TrainingRequest)
     group = parser.add_argument_group("model")
     add_decoder(group)
-    by_size: dict[str, Any] = {"dropout": config.DROPOUT, "image_at": config.IMAGE_AT}
-    texts = {name: f"{values['small']}, {values['large']}" for name, values in by_size.items()}
-    add_settings(group, ModelConfig, texts)
+    added: list[str] = []
+    kinds: list[type[ModelConfig]] = [ModelConfig]
+    for kind in kinds + [decoder.Settings for decoder in DECODERS.values()]:
+        add_settings(group, kind, left_out=added)
+        added += settings_of(kind)
     group = parser.add_argument_group("training")
     texts = {name: default_of(name) for name in TrainConfig.__dataclass_fields__}
     texts["batches_of"] = "captions, or pictures with --decoder attention"
@@ -47,11 +49,13 @@ def run(args: argparse.Namespace) -> None:
 
 def request_of(args: argparse.Namespace) -> TrainingRequest:
     """Makes the request for `train_captioner` from the options."""
-    decoder = {"decoder": args.decoder} if args.decoder else {}
+    model = {"decoder": args.decoder} if args.decoder else {}
+    for decoder in DECODERS.values():
+        model |= given(args, decoder.Settings)
     return TrainingRequest(
         **given(args, TrainingRequest),
         cnn=CNNChoice(**given(args, CNNChoice)),
         extraction=Extraction(**given(args, Extraction)),
-        model=given(args, ModelConfig) | decoder,
+        model=model,
         settings=given(args, TrainConfig),
     )

@@ -108,9 +108,11 @@ def _read_csv(path: Path, text: str) -> Source:
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
     try:
-        rows = list(csv.reader(lines[1:], delimiter=separator))
+        rows = list(csv.reader([*lines[1:], "end"], delimiter=separator))
     except csv.Error as error:
         raise CaptioningError(f"{path}: a quote that is not closed? ({error})") from error
+    if rows.pop() != ["end"]:  # it is in a quote
+        raise CaptioningError(f"{path}: a quote that is not closed")
     for number, row in enumerate(rows, 2):
         if not row:
             continue

@@ -49,7 +49,6 @@ def demo(
         files = scenes.generate(output / "scenes", splits, seed) / "annotations"
 
         say("2/5  encoding each picture once with the frozen, pretrained CNN")
-        sizes = {"embed_size": settings.embed_size, "hidden_size": settings.hidden_size}
         cached = [settings.pool, scenes.VERSION, seed, *splits.values()]
         request = TrainingRequest(
             train=files / "captions_train.json",
@@ -60,7 +59,7 @@ def demo(
             min_count=1,
             lstm=lstm,
             cnn=CNNChoice("scenes_cnn", pool=settings.pool),
-            model={"decoder": decoder, "dropout": 0.0, "image_at": "first", **sizes},
+            model={"decoder": decoder, "dropout": 0.0, **settings.model},
             settings=asdict(config),
         )
         checkpoint, config, tables = prepare_training(request)

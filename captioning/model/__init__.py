@@ -3,7 +3,14 @@
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint, CNNIdentity, load_checkpoint, training_history
 from captioning.model.cider import CiderD
-from captioning.model.decoders import DECODERS, Attentive, Decoder, decoder_class, register
+from captioning.model.decoders import (
+    DECODERS,
+    Attentive,
+    Decoder,
+    check_settings,
+    decoder_class,
+    register,
+)
 from captioning.model.layers import HELP, LSTMS, WEIGHTS, freeze
 from captioning.model.neighbors import Neighbors
 from captioning.model.yunjey import import_yunjey

@@ -1,6 +1,7 @@
 """The captioner: encoder and decoder, and the loss that trains them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,12 @@ class Captioner(nn.Module):
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
+        decoder = decoder_class(config)
+        if not isinstance(config, decoder.Settings):  # the decoder's own are at their defaults
+            config = decoder.Settings(**asdict(config))
         self.config = config
         self.encoder = EncoderCNN(config.feature_size, config.embed_size)
-        self.decoder: Decoder = decoder_class(config)(config, lstm)
+        self.decoder: Decoder = decoder(config, lstm)
         self.neighbors: Neighbors | None = None
 
     @torch.no_grad()

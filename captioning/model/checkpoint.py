@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import ModelConfig, from_dict
+from captioning.config import ModelConfig, from_dict, settings_of
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
 from captioning.errors import CaptioningError, naming
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner
+from captioning.model.decoders import DECODERS
 from captioning.model.neighbors import Neighbors
 from captioning.model.tensors import check_fit, check_numbers, load_tensors
 
@@ -138,8 +139,17 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
     return data[name]
 
 
-def _model(settings: Any, weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
-    config = from_dict(ModelConfig, settings, "model")
+# Settings that files of older versions have for every decoder, at values that say nothing.
+_OF_EVERY_DECODER = {"num_layers": 1, "image_at": "first"}
+
+
+def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
+    decoder = DECODERS.get(settings.get("decoder", ModelConfig.decoder))
+    kind = decoder.Settings if decoder else ModelConfig
+    for name, value in _OF_EVERY_DECODER.items():
+        if name not in kind.__dataclass_fields__ and settings.get(name) == value:
+            settings = {k: v for k, v in settings.items() if k != name}
+    config = from_dict(kind, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(
             f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
@@ -158,12 +168,10 @@ def _check_sizes(config: ModelConfig, weights: dict[str, Any]) -> None:
     The model then takes a few times the memory of the weights. (On the device "meta" it would show
     all shapes, but that imports PyTorch's compiler.)
     """
-    embed_size, hidden_size, words = config.embed_size, config.hidden_size, config.vocab_size
-    least = embed_size * (config.feature_size + words + config.grid + hidden_size)
-    least += hidden_size * (words + config.num_layers * hidden_size)
     numbers = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
-    if least > numbers:
-        sizes = f"embed_size {embed_size}, hidden_size {hidden_size}, {config.num_layers} layers"
+    if config.least_numbers() > numbers:
+        given = ((name, getattr(config, name)) for name in settings_of(type(config)))
+        sizes = ", ".join(f"{name} {value}" for name, value in given if type(value) is int)
         raise CaptioningError(f"weights: expected {sizes}, got {numbers:,} numbers, too few")
 
 

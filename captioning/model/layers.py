@@ -50,5 +50,6 @@ def freeze(model: nn.Module, weights: str = "float32") -> None:
         fastlstm.prepack(model, getattr(torch, weights))
     elif weights != "float32":
         raise CaptioningError(
-            f"--weights {weights}: expected --lstm fastlstm with its extension, and --device cpu"
+            f"--weights {weights}: expected --lstm fastlstm with its extension, --device cpu, and "
+            "a decoder with an LSTM"
         )

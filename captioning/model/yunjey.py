@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from captioning.cnn import CNNConfig, load_cnn
-from captioning.config import ModelConfig
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
 from captioning.errors import CaptioningError, naming
 from captioning.files import open_regular
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint, CNNIdentity
+from captioning.model.decoders.lstm import LSTMSettings
 from captioning.model.tensors import check_fit, check_numbers, load_tensors
 
 # The tutorial keeps the ResNet as a Sequential of its children without fc.
@@ -86,7 +86,7 @@ def import_yunjey(
     try:
         check_fit(frozen.state_dict(), weights, f"{encoder}: {cnn}")
         frozen.load_state_dict(weights)
-        size = ModelConfig(
+        size = LSTMSettings(
             feature_size=enc["linear.weight"].size(1),
             vocab_size=dec["linear.weight"].size(0),
             embed_size=dec["embed.weight"].size(1),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from captioning.config import FEW_PICTURES
 from captioning.data import ptb_tokenize
 from captioning.errors import CaptioningError
 
@@ -87,7 +88,7 @@ def _notes(written: Sequence[str]) -> list[str]:
             "CIDEr-D of one picture is 0 by construction: it weighs words by how few pictures have "
             "them"
         )
-    elif len(written) < 50:
+    elif len(written) < FEW_PICTURES:
         notes.append(f"{len(written)} pictures are few: their CIDEr-D and BLEU-4 mean little")
     if len(set(written)) == 1 < len(written):
         notes.append("every picture got the same caption, so it does not depend on the picture")

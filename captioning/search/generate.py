@@ -117,7 +117,9 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
             names = [pattern] if path.exists() else glob.glob(pattern, recursive=True)
             matches = [match for match in sorted(map(Path, names)) if match.is_file()]
         if not matches:
-            raise CaptioningError(f"{pattern}: no picture found")
+            missing = not path.exists() and not glob.has_magic(pattern)
+            why = "no such file or folder" if missing else "no picture found"
+            raise CaptioningError(f"{pattern}: {why}")
         found |= dict.fromkeys(matches)
     return list(found)
 

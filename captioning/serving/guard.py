@@ -29,22 +29,27 @@ HEADERS = {
 
 
 class Connection(H11Protocol):
-    """A connection that is closed if nothing is asked on it for `IDLE_SECONDS`, or twice as long.
+    """A connection that ends if nothing is asked or read on it for one or two `IDLE_SECONDS`.
 
-    uvicorn would wait without end for the first request, and for the rest of one that has begun.
+    uvicorn would wait without end for the first request, for the rest of one that has begun, and
+    for somebody to read an answer.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(IDLE_SECONDS, self._check, None)
+        self.loop.call_later(IDLE_SECONDS, self._check, None, 0)
 
-    def _check(self, before: RequestResponseCycle | None) -> None:
-        """Close it if no request is being answered, and none was since the last check."""
+    def _check(self, before: RequestResponseCycle | None, unread: int) -> None:
+        """End it if nothing was read of `unread` bytes, or no request was answered, since then."""
         answers = self.cycle and not self.cycle.response_complete
-        if self.cycle is before and not answers:
+        left = self.transport.get_write_buffer_size()
+        if left and left == unread:
+            self.transport.abort()
+        elif self.cycle is before and not answers and not left:
             self.transport.close()
-        elif not self.transport.is_closing():
-            self.loop.call_later(IDLE_SECONDS, self._check, None if answers else self.cycle)
+        elif left or not self.transport.is_closing():
+            last = None if answers else self.cycle
+            self.loop.call_later(IDLE_SECONDS, self._check, last, left)
 
 
 class Hosts:

@@ -5,17 +5,22 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from captioning import config as defaults
 from captioning.cnn import FeatureTable, cache_path, extract_features
-from captioning.config import ModelConfig, TrainConfig, from_dict, option
+from captioning.config import TrainConfig, from_dict, option, settings_of, suited
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
-from captioning.model import Captioner, Checkpoint, CNNIdentity, decoder_class, load_checkpoint
-from captioning.training.request import MIN_COUNT, MODEL_SETTINGS, Origin, TrainingRequest, unsized
+from captioning.model import (
+    Captioner,
+    Checkpoint,
+    CNNIdentity,
+    check_settings,
+    decoder_class,
+    load_checkpoint,
+)
+from captioning.training.request import MIN_COUNT, Origin, TrainingRequest
 
 # Settings that may differ from those of the run that is resumed.
 MAY_CHANGE = {"epochs", "no_neighbors"}
@@ -58,11 +63,10 @@ def prepare_training(
         checkpoint.model.neighbors = None  # they may be those of another training set
         checkpoint.training = checkpoint.training | training if origin.config else training
         return checkpoint, config, tables
-    size = "small" if pictures < defaults.SMALL_SET else "large"
-    chosen = {"dropout": defaults.DROPOUT[size], "image_at": defaults.IMAGE_AT[size]}
-    sizes: dict[str, Any] = {**chosen, **request.model, "grid": cnn.grid}
+    sizes = request.sizes(cnn.feature_shape[-1], len(vocabulary), cnn.grid)
+    chosen = {k: v for k, v in suited(type(sizes), pictures).items() if k not in request.model}
     torch.manual_seed(config.seed)
-    model = Captioner(ModelConfig(cnn.feature_shape[-1], len(vocabulary), **sizes), request.lstm)
+    model = Captioner(replace(sizes, **chosen), request.lstm)
     model.set_word_frequencies(map(vocabulary.encode, captions))
     return Checkpoint(model, vocabulary, CNNIdentity.of(cnn), training), config, tables
 
@@ -95,7 +99,8 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
 def check_same(request: TrainingRequest, origin: Origin) -> None:
     """Refuse what differs from the captioner that training continues with."""
     model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
-    known = {name: getattr(model, name) for name in MODEL_SETTINGS}
+    check_settings(model.decoder, request.model.keys() - {"decoder"})
+    known = {name: getattr(model, name) for name in ("decoder", *settings_of(type(model)))}
     known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
     if request.cnn.weights == "DEFAULT":  # which stands for a name
         del known["weights"]
@@ -112,7 +117,7 @@ def check_same(request: TrainingRequest, origin: Origin) -> None:
 
 def pool_of(request: TrainingRequest) -> str:
     """The pooling of a new captioner's CNN; also checks its decoder and sizes."""
-    config = unsized(request.model)
+    config = request.sizes()
     pools = decoder_class(config).pools
     pool = request.cnn.pool or pools[0]
     if pool not in pools:

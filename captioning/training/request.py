@@ -11,10 +11,9 @@ from captioning.config import FROM_1, Checked, ModelConfig, TrainConfig, setting
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
 from captioning.errors import CaptioningError
-from captioning.model import HELP, LSTMS, Checkpoint, decoder_class
+from captioning.model import DECODERS, HELP, LSTMS, Checkpoint, check_settings, decoder_class
 
 MIN_COUNT = 4
-MODEL_SETTINGS = ("decoder", *config.settings_of(ModelConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class TrainingRequest(Checked):
         cnn: the frozen CNN.
         extraction: how pictures are encoded, on which device everything runs, and what happens to
             broken pictures.
-        model: those fields of `ModelConfig` that are in `MODEL_SETTINGS`; the others have their
-            defaults, or the values of the captioner that training continues with.
+        model: "decoder", and settings of its `Settings`; the others have their defaults, or the
+            values of the captioner that training continues with.
         settings: fields of `TrainConfig`; the others follow from the number of pictures
             (`captioning.config.recipe`), or are those of the run that is resumed.
     """
@@ -58,8 +57,10 @@ class TrainingRequest(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.model if name not in MODEL_SETTINGS]:
-            raise CaptioningError(f"model: expected {', '.join(MODEL_SETTINGS)}, got {unknown[0]}")
+        every = [name for kind in DECODERS.values() for name in config.settings_of(kind.Settings)]
+        known = tuple(dict.fromkeys(("decoder", *every)))
+        if unknown := [name for name in self.model if name not in known]:
+            raise CaptioningError(f"model: expected {', '.join(known)}, got {unknown[0]}")
 
     @property
     def splits(self) -> dict[str, Path]:
@@ -71,10 +72,17 @@ class TrainingRequest(Checked):
         """The given settings; the others are the resumed run's, or suit the number of pictures."""
         known = origin.config if origin else None
         if known is None:
-            model = origin.checkpoint.model.config if origin else unsized(self.model)
+            model = origin.checkpoint.model.config if origin else self.sizes()
             batches_of = self.settings.get("batches_of", decoder_class(model).batches_of)
             known = config.recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
         return config.from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
+
+    def sizes(self, feature_size: int = 1, vocab_size: int = 1, grid: int = 1) -> ModelConfig:
+        """The sizes of a new captioner; without those that the data will decide they are 1."""
+        settings = dict(self.model)
+        decoder = settings.pop("decoder", ModelConfig.decoder)
+        kind = check_settings(decoder, settings)
+        return kind(feature_size, vocab_size, grid=grid, decoder=decoder, **settings)
 
     def load(self, split: str) -> CaptionDataset:
         """The captions and pictures of a split; says which were skipped."""
@@ -91,8 +99,3 @@ class Origin:
     path: Path
     checkpoint: Checkpoint
     config: TrainConfig | None = None  # of the run that is resumed
-
-
-def unsized(model: Mapping[str, Any]) -> ModelConfig:
-    """The given sizes; those that the data will decide are 1."""
-    return ModelConfig(feature_size=1, vocab_size=1, grid=1, **model)

@@ -139,6 +139,8 @@ class _Run:
         if self.val_table and self.process.is_first:
             with self.trainer.averaged():
                 loss, scores, _ = validate(self.checkpoint, self.val_table)
+            if len(self.history) == 1:
+                say(*(f"note: {note}" for note in scores.notes))
             entry |= {"val_loss": loss, "val_perplexity": math.exp(min(loss, 50))}
             entry |= scores.overall
         if self.process.world_size > 1:

@@ -1,5 +1,5 @@
 // A call of an op as one value. The dispatcher takes every argument by itself, in the order of the
-// schema: `list` of the structs below is the only place in C++ that knows that order.
+// schema, which the two lists below and `list` of the structs have.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -13,18 +13,36 @@ namespace fastlstm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The tensors of a call but its weights. Shapes: layer.h.
+// The tensors of a call but its weights: macro(name). Shapes: layer.h.
+#define FASTLSTM_FOR_EACH_INPUT(macro) macro(input) macro(h_0) macro(c_0)
+#define FASTLSTM_FOR_EACH_OPTION(macro) \
+  macro(batch_sizes) macro(lengths) macro(reset) macro(h_mask) macro(zoneout_h) macro(zoneout_c)
+// The names in a list, before or after others.
+#define FASTLSTM_BEFORE(name) name,
+#define FASTLSTM_AFTER(name) , name
+
 struct CallTensors {
-  Tensor input, h_0, c_0;
-  OptionalTensor batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c;
+#define FASTLSTM_MEMBER(name) Tensor name;
+  FASTLSTM_FOR_EACH_INPUT(FASTLSTM_MEMBER)
+#undef FASTLSTM_MEMBER
+#define FASTLSTM_MEMBER(name) OptionalTensor name;
+  FASTLSTM_FOR_EACH_OPTION(FASTLSTM_MEMBER)
+#undef FASTLSTM_MEMBER
 };
 
 // visit(member, name) for those tensors, of any struct that names them.
 void for_each_member(auto& call, const auto& visit) {
-  visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
-  visit(call.batch_sizes, "batch_sizes"), visit(call.lengths, "lengths");
-  visit(call.reset, "reset"), visit(call.h_mask, "h_mask");
-  visit(call.zoneout_h, "zoneout_h"), visit(call.zoneout_c, "zoneout_c");
+#define FASTLSTM_VISIT(name) visit(call.name, #name);
+  FASTLSTM_FOR_EACH_INPUT(FASTLSTM_VISIT)
+  FASTLSTM_FOR_EACH_OPTION(FASTLSTM_VISIT)
+#undef FASTLSTM_VISIT
+}
+
+// Whether a call has any of those that are optional.
+bool has_options(const auto& call) {
+#define FASTLSTM_OR(name) || call.name
+  return false FASTLSTM_FOR_EACH_OPTION(FASTLSTM_OR);
+#undef FASTLSTM_OR
 }
 
 // visit(tensor, name) for those that are given.
@@ -37,19 +55,25 @@ void for_each_tensor(auto& call, const auto& visit) {
   });
 }
 
+inline const OptionalTensor kNoTensor;
+
 // References that are valid as long as the call.
 struct LstmCall {
   const Tensor &input, &h_0, &c_0;
   at::TensorList weights;
   c10::string_view layout;  // which weights there are: weights.h
-  const OptionalTensor &batch_sizes, &lengths, &reset, &h_mask, &zoneout_h, &zoneout_c;
+#define FASTLSTM_MEMBER(name) const OptionalTensor& name = kNoTensor;
+  FASTLSTM_FOR_EACH_OPTION(FASTLSTM_MEMBER)
+#undef FASTLSTM_MEMBER
 
+  // What torch.nn.LSTM computes of dense data, without a projection.
+  bool is_plain() const { return !has_options(*this) && (layout.empty() || layout == "bias"); }
   auto list() const {
-    return std::tie(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask,
-                    zoneout_h, zoneout_c);
+    return std::tie(FASTLSTM_FOR_EACH_INPUT(FASTLSTM_BEFORE) weights,
+                    layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_AFTER));
   }
   CallTensors tensors() const {
-    return {input, h_0, c_0, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c};
+    return {FASTLSTM_FOR_EACH_INPUT(FASTLSTM_BEFORE) FASTLSTM_FOR_EACH_OPTION(FASTLSTM_BEFORE)};
   }
 };
 
@@ -62,8 +86,8 @@ struct OwnedCall : CallTensors {
   explicit OwnedCall(const LstmCall& c)
       : CallTensors(c.tensors()), weights(c.weights.vec()), layout(c.layout) {}
   LstmCall call() const {
-    return {input,   h_0,   c_0,    weights,   layout,   batch_sizes,
-            lengths, reset, h_mask, zoneout_h, zoneout_c};
+    return {FASTLSTM_FOR_EACH_INPUT(FASTLSTM_BEFORE) weights,
+            layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_AFTER)};
   }
 };
 

@@ -56,39 +56,62 @@ void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
               " dimension(s), got shape ", tensor.sym_sizes());
 }
 
-void check_matrices(const Direction& w, const Tensor& input) {
-  for_each_weight(w, [](const Tensor& tensor, const char* name) {
-    if (*name == 'W') check_dims(tensor, name, 2);
-  });
+// The sizes of a layer that shapes of weights are made of.
+struct Extents {
+  c10::SymInt gates, input, hidden, output;
+
+  const c10::SymInt& of(Extent extent) const {
+    switch (extent) {
+      case Extent::kGates:
+        return gates;
+      case Extent::kInput:
+        return input;
+      case Extent::kHidden:
+        return hidden;
+      default:
+        return output;
+    }
+  }
+};
+
+struct ShapeMeaning {
+  const NamedWeight& weight;
+};
+std::ostream& operator<<(std::ostream& out, const ShapeMeaning& m) {
+  out << "(" << kExtentNames[int(m.weight.rows)];
+  if (m.weight.is_matrix()) out << ", " << kExtentNames[int(m.weight.columns)];
+  return out << ")";
+}
+void check_weight(const NamedWeight& weight, const Tensor& tensor, const Extents& extents,
+                  at::ScalarType dtype, const Tensor& input) {
+  const auto sizes = tensor.sym_sizes();
+  const bool fits = sizes.size() == (weight.is_matrix() ? 2 : 1) &&
+                    sizes[0] == extents.of(weight.rows) &&
+                    (!weight.is_matrix() || sizes[1] == extents.of(weight.columns));
+  if (fits && tensor.scalar_type() == dtype && tensor.device() == input.device()) return;
+  std::vector<c10::SymInt> shape{extents.of(weight.rows)};
+  if (weight.is_matrix()) shape.push_back(extents.of(weight.columns));
+  check_tensor(tensor, weight.name, shape, ShapeMeaning{weight}, dtype, input);
+}
+
+void check_direction(const Direction& w, const Tensor& input) {
+  for (const NamedWeight& weight : kWeights)
+    if (weight.is_matrix() && (w.*weight.tensor).defined())
+      check_dims(w.*weight.tensor, weight.name, 2);
   const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
   TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
               w.w_ih.sym_sizes());
-  const auto out = w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden;
-  const auto check = [&](const Tensor& w, const char* name, const c10::SymInt& rows,
-                         const c10::SymInt& columns, const char* meaning) {
-    check_tensor(w, name, {rows, columns}, meaning, input.scalar_type(), input);
-  };
-  check(w.w_ih, "W_ih", gates, input.sym_size(-1), "(4 * hidden_size, input_size)");
-  check(w.w_hh, "W_hh", gates, out, "(4 * hidden_size, output size)");
-  if (w.w_hr.defined()) check(w.w_hr, "W_hr", out, hidden, "(proj_size, hidden_size)");
-}
-
-// Biases and gains.
-void check_vectors(const Direction& w, const c10::SymInt& hidden, const Tensor& input,
-                   at::ScalarType dtype) {
-  for_each_weight(w, [&](const Tensor& tensor, const char* name) {
-    if (*name == 'W') return;
-    const bool of_cell = &tensor == &w.gain_c || &tensor == &w.bias_c;
-    check_tensor(tensor, name, {of_cell ? hidden : 4 * hidden},
-                 of_cell ? "(hidden_size)" : "(4 * hidden_size)", dtype, input);
-  });
+  const Extents sizes{gates, input.sym_size(-1), hidden,
+                      w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden};
+  for (const NamedWeight& weight : kWeights)
+    if ((w.*weight.tensor).defined())
+      check_weight(weight, w.*weight.tensor, sizes, input.scalar_type(), input);
 }
 
 void check_weights(Layer& layer) {
   const Direction& first = layer.directions[0];
   for (const Direction& w : layer.directions) {
-    check_matrices(w, layer.input);
-    check_vectors(w, w.w_ih.sym_size(0) / 4, layer.input, layer.input.scalar_type());
+    check_direction(w, layer.input);
     TORCH_CHECK(w.w_ih.sym_sizes() == first.w_ih.sym_sizes() &&
                     w.w_hh.sym_sizes() == first.w_hh.sym_sizes(),
                 "lstm: expected both directions to have weights of the same shapes, got W_ih ",
@@ -106,12 +129,16 @@ void check_packed_weights(Layer& layer) {
   TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
               "lstm: expected h_0 and c_0 of the same size without W_hr, got ", layer.output_size,
               " and ", layer.hidden_size);
-  for (const Direction& w : layer.directions) {
-    for_each_weight(w, [&](const Tensor& tensor, const char* name) {
-      check_device(tensor, name, layer.input);
-    });
-    check_vectors(w, layer.hidden_size, layer.input, state_dtype(layer.input.scalar_type()));
-  }
+  const auto dtype = state_dtype(layer.input.scalar_type());
+  const Extents sizes{4 * layer.hidden_size, layer.input_size, layer.hidden_size,
+                      layer.output_size};
+  for (const Direction& w : layer.directions)
+    for (const NamedWeight& weight : kWeights) {
+      const Tensor& tensor = w.*weight.tensor;
+      if (!tensor.defined()) continue;
+      check_device(tensor, weight.name, layer.input);
+      if (!weight.is_matrix()) check_weight(weight, tensor, sizes, dtype, layer.input);
+    }
 }
 
 bool is_supported(at::ScalarType dtype) {
@@ -220,7 +247,8 @@ int64_t WeightLayout::each() const {
 std::vector<Direction> WeightLayout::directions(at::TensorList weights, int64_t count) const {
   if (static_cast<int64_t>(weights.size()) != count * each()) {
     std::string names;
-    for_each_name(*this, [&names](std::string_view name) { names.append(name).append(", "); });
+    for_each_weight_of(
+        *this, [&names](const NamedWeight& weight) { names.append(weight.name).append(", "); });
     TORCH_CHECK(false, "lstm: expected weights to hold ", names, "as layout says, for each of ",
                 count, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
   }

@@ -63,15 +63,32 @@ std::vector<WalkStep> walk(const Layer& layer, bool reverse) {
 }
 
 Dtype dtype_of(at::ScalarType dtype) {
-  return dtype == at::kDouble     ? Dtype::kFloat64
-         : dtype == at::kBFloat16 ? Dtype::kBFloat16
-         : dtype == at::kHalf     ? Dtype::kFloat16
-         : dtype == at::kChar     ? Dtype::kInt8
-                                  : Dtype::kFloat32;
+  switch (dtype) {
+    case at::kDouble:
+      return Dtype::kFloat64;
+    case at::kFloat:
+      return Dtype::kFloat32;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kHalf:
+      return Dtype::kFloat16;
+    case at::kChar:
+      return Dtype::kInt8;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no planner knows ", dtype);
+  }
 }
 
 at::ScalarType state_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+  switch (dtype) {
+#define FASTLSTM_STATE(T, A, name) \
+  case at::k##name:                \
+    return c10::CppTypeToScalarType<A>::value;
+    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
+#undef FASTLSTM_STATE
+    default:
+      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
+  }
 }
 
 }  // namespace fastlstm

@@ -24,10 +24,9 @@ constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
 
 #if FASTLSTM_TORCH >= 209
 inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(kRnn); }
-// torch.backends.mkldnn.rnn.fp32_precision = "bf16". Its "tf32" is float32 to us: three products of
-// bfloat16 were slower.
-inline bool rnn_multiplies_in_bfloat16() {
-  return at::globalContext().float32Precision(kMkldnn, kRnn) == kBf16;
+// torch.backends.mkldnn.rnn.fp32_precision.
+inline Float32Precision rnn_precision() {
+  return at::globalContext().float32Precision(kMkldnn, kRnn);
 }
 inline Float32Precision matmul_precision() {
   return at::globalContext().float32Precision(kCuda, kMatmul);
@@ -37,7 +36,7 @@ inline void set_matmul_precision(const Float32Precision& precision) {
 }
 #else
 inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(); }
-inline bool rnn_multiplies_in_bfloat16() { return false; }
+inline Float32Precision rnn_precision() { return "none"; }
 inline Float32Precision matmul_precision() {
   return at::globalContext().allowTF32CuBLAS() ? kTf32 : kIeee;
 }

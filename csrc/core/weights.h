@@ -1,5 +1,5 @@
 // The weights of one direction by name, and the list in which an op takes them. The table below is
-// the only place in C++ that knows the order of that list.
+// the only place in C++ that knows the order of that list, and what shape a weight has.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -29,27 +29,44 @@ struct WeightLayout {
 
   static WeightLayout of(c10::string_view words);
   int64_t each() const;  // how many weights a direction has
-  // b_ih and b_hh are only ever added, and share one.
-  int64_t gradients() const { return each() - bias; }
   std::vector<Direction> directions(at::TensorList weights, int64_t count) const;
 };
 
-// The weights in the order of the list, and what has to be there for each.
+// The size of a weight along a dimension. A vector has no columns.
+enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kProjection };
+constexpr const char* kExtentNames[] = {
+    "", "4 * hidden_size", "input_size", "hidden_size", "output size", "proj_size"};
+
+// A weight in the list, what has to be there for it, its shape, and what backward makes of it.
 struct NamedWeight {
   const char* name;
-  Tensor Direction::* tensor;
-  bool WeightLayout::* is_there;
+  Tensor Direction::*tensor;
+  bool WeightLayout::*is_there;
+  Extent rows, columns = Extent::kNone;
+  bool is_added = false;     // and no more: backward does not read it
+  bool has_gradient = true;  // b_hh has b_ih's
+
+  bool is_matrix() const { return columns != Extent::kNone; }
 };
 constexpr NamedWeight kWeights[] = {
-    {"W_ih", &Direction::w_ih, &WeightLayout::matrices},
-    {"W_hh", &Direction::w_hh, &WeightLayout::matrices},
-    {"b_ih", &Direction::b_ih, &WeightLayout::bias},
-    {"b_hh", &Direction::b_hh, &WeightLayout::bias},
-    {"W_hr", &Direction::w_hr, &WeightLayout::projects},
-    {"gain_ih", &Direction::gain_ih, &WeightLayout::normalizes},
-    {"gain_hh", &Direction::gain_hh, &WeightLayout::normalizes},
-    {"gain_c", &Direction::gain_c, &WeightLayout::normalizes},
-    {"bias_c", &Direction::bias_c, &WeightLayout::normalizes},
+    {"W_ih", &Direction::w_ih, &WeightLayout::matrices, Extent::kGates, Extent::kInput},
+    {"W_hh", &Direction::w_hh, &WeightLayout::matrices, Extent::kGates, Extent::kOutput},
+    {.name = "b_ih",
+     .tensor = &Direction::b_ih,
+     .is_there = &WeightLayout::bias,
+     .rows = Extent::kGates,
+     .is_added = true},
+    {.name = "b_hh",
+     .tensor = &Direction::b_hh,
+     .is_there = &WeightLayout::bias,
+     .rows = Extent::kGates,
+     .is_added = true,
+     .has_gradient = false},
+    {"W_hr", &Direction::w_hr, &WeightLayout::projects, Extent::kProjection, Extent::kHidden},
+    {"gain_ih", &Direction::gain_ih, &WeightLayout::normalizes, Extent::kGates},
+    {"gain_hh", &Direction::gain_hh, &WeightLayout::normalizes, Extent::kGates},
+    {"gain_c", &Direction::gain_c, &WeightLayout::normalizes, Extent::kHidden},
+    {"bias_c", &Direction::bias_c, &WeightLayout::normalizes, Extent::kHidden},
 };
 
 // visit(tensor, name) for the weights that a direction has.
@@ -57,10 +74,16 @@ void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
 }
-// visit(name) for each weight of a direction, in the order of the list.
-void for_each_name(const WeightLayout& layout, const auto& visit) {
+// visit(weight) for each that a layout has, in the order of the list.
+void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
-    if (layout.*weight.is_there) visit(std::string_view(weight.name));
+    if (layout.*weight.is_there) visit(weight);
+}
+// Appends the gradients of a direction, by the names of their weights, in the order of the list.
+inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
+  for (const NamedWeight& weight : kWeights)
+    if (weight.has_gradient && (gradients.*weight.tensor).defined())
+      list.push_back(gradients.*weight.tensor);
 }
 
 }  // namespace fastlstm

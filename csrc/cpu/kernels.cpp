@@ -10,19 +10,30 @@
 
 namespace fastlstm {
 
-// Whether oneDNN multiplies bfloat16 and int8 where it can: by default if that uses AMX. The
-// environment variable lets tests run either code on any processor with AVX512_BF16.
-static bool wants_onednn() {
-  const char* const variable = std::getenv("FASTLSTM_ONEDNN");
+// An environment variable that lets tests run either code on any processor; by default what uses
+// AMX where there is AMX.
+static bool wants(const char* name) {
+  const char* const variable = std::getenv(name);
   const std::string value = variable ? variable : "";
-  TORCH_CHECK(value.empty() || value == "0" || value == "1",
-              "FASTLSTM_ONEDNN: expected 0 or 1, got ", value);
+  TORCH_CHECK(value.empty() || value == "0" || value == "1", name, ": expected 0 or 1, got ",
+              value);
   return value.empty() ? has_amx() : value == "1";
 }
 
+// float32 by products of bfloat16, emulated where there is no AMX.
+static const Product<bfloat16x3>* float32_by_bfloat16() {
+#if defined(__x86_64__)
+  if (wants("FASTLSTM_AMX"))
+    return has_amx() ? &amx::float32_by_bfloat16 : &amx_emulated::float32_by_bfloat16;
+#endif
+  return nullptr;
+}
+
 static KernelTable choose() {
-  KernelTable table = own_kernels(at::get_cpu_capability().c_str());
-  if (!wants_onednn() || !table.BFloat16.product) return table;
+  const std::string capability = at::get_cpu_capability();
+  KernelTable table = own_kernels(capability.c_str());
+  if (capability.starts_with("AVX512")) table.float32_by_bfloat16 = float32_by_bfloat16();
+  if (!wants("FASTLSTM_ONEDNN") || !table.BFloat16.product) return table;
   if (const auto* product = brgemm_bfloat16())
     table.BFloat16.product = table.weights.of_bfloat16 = product;
   if (table.weights.of_int8->excess != kUnsigned) return table;  // a machine that hides VNNI
@@ -48,9 +59,13 @@ static CpuMachine describe_machine() {
   of_bfloat16.multiplies = table.BFloat16.product != nullptr;
   CpuDtype of_float16 = of_bfloat16;
   of_float16.multiplies = false;  // no processor multiplies it
+  CpuDtype of_bfloat16x3;
+  of_bfloat16x3.multiplies = table.float32_by_bfloat16 != nullptr;
+  if (of_bfloat16x3.multiplies) of_bfloat16x3 = describe<bfloat16x3>();
   return {1,
           l2_cache_bytes(),
-          {describe<double>(), describe<float>(), of_bfloat16, of_float16, describe<int8>()},
+          {describe<double>(), describe<float>(), of_bfloat16, of_float16, describe<int8>(),
+           of_bfloat16x3},
           table.tuning};
 }
 

@@ -16,7 +16,7 @@ struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   task.engine = {engine.data(), engine.size()};
-  task.bfloat16_products = rnn_multiplies_in_bfloat16();
+  task.bfloat16_products = rnn_precision() == kBf16, task.only_float32 = rnn_precision() == kIeee;
   TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization, got \"",
@@ -34,14 +34,20 @@ auto dispatch(Dtype dtype, Dtype product, const auto& function) {
       return in_bfloat16 ? function(float(), bfloat16()) : function(float(), float());
     case Dtype::kBFloat16:
       return in_bfloat16 ? function(bfloat16(), bfloat16()) : function(bfloat16(), float());
-    default:
+    case Dtype::kFloat16:
       return function(float16(), float());
+    case Dtype::kInt8:
+    case Dtype::kBFloat16x3:
+      break;
   }
+  TORCH_INTERNAL_ASSERT(false, "no tensor of a layer is of this dtype");
 }
 
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
 
 ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOptions& options) {
+  if (plan.product == Dtype::kBFloat16x3)
+    return tiled_forward<float, bfloat16x3>(layer, plan, options.save_cells, options.save_gates);
   return dispatch(plan.dtype, plan.product, [&](auto t, auto w) {
     using T = decltype(t);
     if (plan.engine == CpuEngine::kTiled)
@@ -97,7 +103,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
   CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
-  task.bfloat16_products = rnn_multiplies_in_bfloat16();
+  task.bfloat16_products = rnn_precision() == kBf16;
   return dispatch(task.dtype, product_dtype(task, cpu_machine()),
                   [&](auto t, auto w) { return step_gradients<decltype(t), decltype(w)>(steps); });
 }

@@ -10,9 +10,16 @@
 namespace fastlstm {
 namespace {
 
-int64_t bytes_of(Dtype dtype) {
-  constexpr int64_t bytes[] = {8, 4, 2, 2, 1};
-  return bytes[static_cast<int>(dtype)];
+// Multiply-adds, compared with float32.
+double rate_of(Dtype dtype) { return dtype == Dtype::kBFloat16x3 ? 2 : 4.0 / bytes_of(dtype); }
+
+// Whether float32 is faster as sums of products of bfloat16. Training gains too little of it.
+bool splits(const CpuTask& task, const CpuMachine& machine) {
+  return task.dtype == Dtype::kFloat32 && machine.of(Dtype::kBFloat16x3).multiplies &&
+         task.engine == "auto" && !task.only_float32 && !task.packed_weights && !task.projects &&
+         !task.saves && !task.backward && task.steps > 1 &&
+         task.rows / task.steps >= machine.tuning.rows_worth_splitting &&
+         task.hidden_size >= machine.tuning.units_worth_splitting;
 }
 
 CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
@@ -55,13 +62,15 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
   const CpuTuning& tuning = machine.tuning;
   const CpuDtype& product = machine.of(plan.product);
   const double element = bytes_of(plan.product), hidden = task.hidden_size;
-  const double cache_bytes = 0.75 * machine.l2_cache_bytes;  // the rest is for rows and sums
+  const bool split = plan.product == Dtype::kBFloat16x3;
+  // The rest is for rows and sums, which take more of it where both are split.
+  const double cache_bytes = (split ? 0.5 : 0.75) * machine.l2_cache_bytes;
   const int64_t tiles = divide_up(task.hidden_size, product.lanes);
   // Threads that share the units encode every row once each, which with many rows costs more than
-  // loading fewer weights saves.
+  // loading fewer weights saves, unless the weights are large.
   const CpuDtype of_our_tiles;
   const int64_t panel_rows =
-      plan.dtype == plan.product ? product.panel_rows : of_our_tiles.panel_rows;
+      plan.dtype == plan.product || split ? product.panel_rows : of_our_tiles.panel_rows;
   const double work = task.rows * 4 * hidden * hidden;
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / tuning.walk_worth_a_thread);
   plan.step_us = 1e300;
@@ -73,8 +82,8 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       if (requested && ThreadGrid{unit_groups, row_groups, directions} != *requested) continue;
       const int64_t rows = divide_up(task.batch, row_groups);
       const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
-      const double arithmetic =
-          weights * std::max(rows, panel_rows) * element / 4 / tuning.multiply_adds_per_us;
+      const double arithmetic = weights * std::max(rows, panel_rows) / rate_of(plan.product) /
+                                tuning.multiply_adds_per_us;
       const double bytes = weights * element;
       const double loading = bytes > cache_bytes ? bytes / tuning.bytes_per_us : 0;
       const double barrier = unit_groups > 1 ? unit_groups * tuning.barrier_us : 0;
@@ -109,7 +118,8 @@ int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine, D
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const CpuDtype& product = machine.of(plan.product);
   const int64_t rows_of_step = task.rows / std::max<int64_t>(task.steps, 1);
-  if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups))
+  if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups) ||
+      plan.product == Dtype::kBFloat16x3)
     return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(product.bytes_ahead / bytes_of_row, product.rows);
@@ -149,6 +159,7 @@ Dtype product_dtype(const CpuTask& task, const CpuMachine& machine) {
   const bool multiplies_bfloat16 = machine.of(Dtype::kBFloat16).multiplies;
   if (task.dtype == Dtype::kFloat32 && !task.projects && task.bfloat16_products)
     return multiplies_bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
+  if (splits(task, machine)) return Dtype::kBFloat16x3;
   return machine.of(task.dtype).multiplies ? task.dtype : Dtype::kFloat32;
 }
 

@@ -27,6 +27,9 @@ struct CpuTuning {
   int64_t rows_beside_h = INT64_MAX;
   // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
   bool fetches_next_panels = false;
+  // From so many rows of a step and units on, float32 is multiplied as sums of bfloat16 without
+  // gradients, where the processor has such products.
+  int64_t rows_worth_splitting = 64, units_worth_splitting = 256;
   // Whether ATen multiplies a single step backward, if no gradients of weights are requested.
   bool leaves_steps_to_aten = false;
   // From so many weights of a gate on, the step of one row of float32 without gradients is ATen's.
@@ -53,7 +56,7 @@ struct CpuDtype {
 struct CpuMachine {
   int64_t threads = 1;
   int64_t l2_cache_bytes = 1 << 20;  // of a core
-  CpuDtype dtypes[5];                // by Dtype
+  CpuDtype dtypes[6];                // by Dtype
   CpuTuning tuning;
 
   const CpuDtype& of(Dtype dtype) const { return dtypes[static_cast<int>(dtype)]; }
@@ -65,7 +68,8 @@ struct CpuTask {
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false, normalizes = false;
   bool only_dense = true;          // neither packed nor ragged, no reset, no mask, no zoneout
-  bool bfloat16_products = false;  // torch.backends.mkldnn.rnn.fp32_precision = "bf16"
+  // torch.backends.mkldnn.rnn.fp32_precision: "bf16", or "ieee", not even sums of such products.
+  bool bfloat16_products = false, only_float32 = false;
   bool saves = false;              // a forward that backward follows
   bool backward = false;
   bool saved_gates = true, per_row = false;  // of a backward

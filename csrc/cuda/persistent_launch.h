@@ -51,8 +51,10 @@ struct Launcher {
       return run_product<BFloat16Mma>();
     else if constexpr (std::is_same<T, float16>::value)
       return run_product<Float16Mma>();
-    else
+    else {
+      static_assert(std::is_same<T, float>::value, "a dtype without a product");
       return task.ffma() ? run_product<Ffma>() : run_product<Tf32Mma>();
+    }
   }
 };
 

@@ -58,7 +58,7 @@ struct CudaDevice {
 // The constants by name.
 struct PlanConstant {
   const char* name;
-  double CudaDevice::* value;
+  double CudaDevice::*value;
 };
 inline constexpr PlanConstant kPlanConstants[] = {
     {"clock_ghz", &CudaDevice::clock_ghz},
@@ -85,9 +85,7 @@ struct Task {
   bool backward;
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
-  int64_t element_bytes() const {
-    return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-  }
+  int64_t element_bytes() const { return bytes_of(dtype); }
   // Hidden units of a row as blocks exchange it: with zeros after them, so that rows of h (of four
   // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
   int64_t exchange_width() const {
@@ -99,10 +97,19 @@ struct Task {
   int64_t depth() const { return (backward ? 4 : 1) * exchange_width(); }
   // Multiply-adds of an SM per clock.
   double rate(const CudaDevice& device) const {
-    return dtype == Dtype::kFloat64   ? 64
-           : ffma()                   ? 128
-           : dtype == Dtype::kFloat32 ? device.mma_per_clock / 2
-                                      : device.mma_per_clock;
+    switch (dtype) {
+      case Dtype::kFloat64:
+        return 64;
+      case Dtype::kFloat32:
+        return ffma() ? 128 : device.mma_per_clock / 2;
+      case Dtype::kBFloat16:
+      case Dtype::kFloat16:
+        return device.mma_per_clock;
+      case Dtype::kInt8:
+      case Dtype::kBFloat16x3:
+        break;  // what no GPU multiplies
+    }
+    return 0;
   }
   int64_t chunks() const { return divide_up(depth(), kChunkBytes / element_bytes()); }
 };

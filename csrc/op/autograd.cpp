@@ -35,11 +35,11 @@ Tensor present_memory(const Tensor& tensor) {
 
 // Whether backward reads the values of a weight; else they may be written to before it, but for
 // second derivatives.
-bool is_read(std::string_view name, const LstmCall& call) {
+bool is_read(const NamedWeight& weight, const LstmCall& call) {
   const Tensor& steps = call.batch_sizes ? *call.batch_sizes : call.input;
-  if (name == "W_ih") return call.input.requires_grad();
-  if (name == "W_hh") return steps.size(0) > 1 || call.h_0.requires_grad();
-  return name != "b_ih" && name != "b_hh";
+  if (weight.tensor == &Direction::w_ih) return call.input.requires_grad();
+  if (weight.tensor == &Direction::w_hh) return steps.size(0) > 1 || call.h_0.requires_grad();
+  return !weight.is_added;
 }
 
 // Where ctx has the k-th weight if backward does not read it. (In an entry of its own: compiled
@@ -59,9 +59,9 @@ variable_list kept_weights(AutogradContext* ctx, const LstmCall& call, bool reco
   const auto layout = WeightLayout::of(call.layout);
   int64_t writes = 0;
   for (size_t k = 0; k < kept.size();)
-    for_each_name(layout, [&](std::string_view name) {
+    for_each_weight_of(layout, [&](const NamedWeight& weight) {
       kept[k] = present_memory(kept[k]);
-      if (!recompute && !layout.normalizes && !is_read(name, call)) {
+      if (!recompute && !layout.normalizes && !is_read(weight, call)) {
         writes += kept[k]._version();
         ctx->saved_data[unread(k)] = std::exchange(kept[k], Tensor());
       }
@@ -186,9 +186,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static void place(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                     variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)
-      for_each_name(layout, [&](std::string_view name) {
-        // b_hh has b_ih's values, in memory of its own: users scale gradients in place.
-        *to++ = name == "b_hh" ? std::prev(next)->clone() : *next++;
+      for_each_weight_of(layout, [&](const NamedWeight& weight) {
+        // Another's values in memory of its own: users scale gradients in place.
+        *to++ = weight.has_gradient ? *next++ : std::prev(next)->clone();
       });
   }
 };

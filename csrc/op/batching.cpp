@@ -90,9 +90,11 @@ void add_products(std::vector<Tensor>& found, const SampledBackward& call, const
     return at::mm(by_row.t(), factor).view({count, gates, factor.size(1)});
   };
   const Tensor output = flat(call.output, rows).narrow(1, d * out, out);
-  found.push_back(product(flat(without_padding(layer), rows)));
-  found.push_back(product(previous_hidden(layer, d, output, walk(layer, d == 1))));
-  if (layer.has_bias()) found.push_back(by_row.sum(0).view({count, gates}));
+  Direction gradients;
+  gradients.w_ih = product(flat(without_padding(layer), rows));
+  gradients.w_hh = product(previous_hidden(layer, d, output, walk(layer, d == 1)));
+  if (layer.has_bias()) gradients.b_ih = by_row.sum(0).view({count, gates});
+  append_gradients(found, gradients);
 }
 
 std::vector<Tensor> in_one_call(const SampledBackward& call, const Layer& layer) {

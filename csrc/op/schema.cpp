@@ -40,24 +40,26 @@ BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments&
   check_grads(layer, arguments);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
-  for (const Direction& d : layer.directions)
-    if (arguments.request.per_row)
+  for (Direction d : layer.directions) {
+    if (arguments.request.per_row) {
       grad_weights.push_back(like(arguments.gates.select(0, 0)));
-    else
-      for_each_weight(d, [&](const Tensor& w, std::string_view name) {
-        if (name != "b_hh") grad_weights.push_back(like(w));  // which has the gradient of b_ih
-      });
+      continue;
+    }
+    for_each_weight(d, [&](Tensor& w, const char*) { w = like(w); });
+    append_gradients(grad_weights, d);
+  }
   return {arguments.request.input ? like(call.input) : at::empty({0}, call.input.options()),
           like(call.h_0), like(call.c_0), grad_weights};
 }
 
 // The arguments of a call in a schema; a default is behind each = or nothing.
-std::string call_arguments(const char* layout, const char* none) {
-  std::string text =
-      std::string("Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout") + layout;
-  for (const char* name : {"batch_sizes", "lengths", "reset", "h_mask", "zoneout_h", "zoneout_c"})
-    text += std::string(", Tensor? ") + name + none;
-  return text;
+std::string call_arguments(const std::string& layout, const std::string& none) {
+#define FASTLSTM_INPUT(name) "Tensor " #name ", "
+#define FASTLSTM_OPTION(name) +", Tensor? " #name + none
+  return FASTLSTM_FOR_EACH_INPUT(FASTLSTM_INPUT) "Tensor[] weights, str layout" +
+         layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_OPTION);
+#undef FASTLSTM_INPUT
+#undef FASTLSTM_OPTION
 }
 
 }  // namespace

@@ -41,16 +41,12 @@ StepWeights::Pointer StepWeights::Registry::find(const Key& key) {
 }
 
 bool StepWeights::serves(const LstmCall& call) {
-  for (const OptionalTensor* option : {&call.batch_sizes, &call.lengths, &call.reset, &call.h_mask,
-                                       &call.zoneout_h, &call.zoneout_c})
-    if (*option) return false;
   const at::TensorList weights = call.weights;
-  return (call.layout.empty() || call.layout == "bias") && weights[0].requires_grad() &&
-         weights[1].requires_grad() && std::all_of(weights.begin(), weights.end(), is_plain) &&
-         is_plain(call.input) && is_plain(call.h_0) && is_plain(call.c_0) &&
-         call.input.dim() == 3 && call.input.size(0) == 1 && call.input.numel() > 0 &&
-         call.h_0.size(0) == 1 && call.h_0.numel() > 0 &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set();
+  return call.is_plain() && weights[0].requires_grad() && weights[1].requires_grad() &&
+         std::all_of(weights.begin(), weights.end(), is_plain) && is_plain(call.input) &&
+         is_plain(call.h_0) && is_plain(call.c_0) && call.input.dim() == 3 &&
+         call.input.size(0) == 1 && call.input.numel() > 0 && call.h_0.size(0) == 1 &&
+         call.h_0.numel() > 0 && !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
 StepWeights::Pointer StepWeights::of(at::TensorList weights) {

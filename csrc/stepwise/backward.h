@@ -46,18 +46,20 @@ struct BackwardCall {
   }
 
   // The next direction's, from d_gates [R,4H] and the gradients of W_ih x and of W_hh h_{t-1},
-  // which are d_gates too without layer normalization. h_prev() [R,P] is what W_hh saw.
+  // which are d_gates too without layer normalization. h_prev() [R,P] is what W_hh saw; `others`
+  // are the gradients of other weights than these three.
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
-                     const Tensor& d_h_gates, const auto& h_prev) {
+                     const Tensor& d_h_gates, const auto& h_prev, Direction others = {}) {
     const bool first = grad_weights.empty();
     if (request.input && first) at::mm_out(grad_input, d_x_gates, w.w_ih);
     if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
     if (request.per_row)
       return grad_weights.push_back(
           d_gates.view_symint(layer.sequence(4 * sizes.hidden_size, false)));
-    grad_weights.push_back(at::mm(d_x_gates.t(), input));
-    grad_weights.push_back(at::mm(d_h_gates.t(), h_prev()));
-    if (layer.has_bias()) grad_weights.push_back(d_gates.sum(0));
+    others.w_ih = at::mm(d_x_gates.t(), input);
+    others.w_hh = at::mm(d_h_gates.t(), h_prev());
+    if (layer.has_bias()) others.b_ih = d_gates.sum(0);
+    append_gradients(grad_weights, others);
   }
 
   BackwardResult result() const {
@@ -121,15 +123,13 @@ class BackwardWalk {
 
   void add_gradients() {
     Tensor d_x_gates = d_gates_;
-    std::vector<Tensor> of_norms;
+    Direction others;
     if (norms_)
-      std::tie(d_x_gates, of_norms) =
-          norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type());
-    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; });
-    if (call_.request.per_row) return;
-    auto& gradients = call_.grad_weights;
-    if (projection_) gradients.push_back(at::mm(d_projected_.t(), unprojected_));
-    gradients.insert(gradients.end(), of_norms.begin(), of_norms.end());
+      d_x_gates =
+          norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type(), others);
+    if (projection_ && !call_.request.per_row) others.w_hr = at::mm(d_projected_.t(), unprojected_);
+    call_.add_gradients(
+        w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, others);
   }
 
  private:

@@ -58,6 +58,19 @@ def test_attention_without_places_is_refused(attentive, tmp_path):
         load_checkpoint(path)
 
 
+def test_files_of_older_versions_have_settings_of_the_lstm_for_every_decoder(attentive, tmp_path):
+    path = tmp_path / "c.pt"
+    attentive.save(path)
+    data = torch.load(path, weights_only=True)
+    data["model"] |= {"num_layers": 1, "image_at": "first"}
+    torch.save(data, path)
+    assert load_checkpoint(path).model.config == attentive.model.config
+    data["model"]["num_layers"] = 2
+    torch.save(data, path)
+    with pytest.raises(CaptioningError, match="c.pt: model: expected .*, got 'num_layers'"):
+        load_checkpoint(path)
+
+
 def contents(path):
     """Everything that a checkpoint holds, in a form that compares."""
     found = load_checkpoint(path)
@@ -126,7 +139,7 @@ def test_no_bit_of_a_directory_changes_what_is_loaded(tmp_path):
         (lambda d: d["model"].update(num_layers=2), r"weight_ih_l1 \(96, 24\), got none"),
         (
             lambda d: d["model"].update(hidden_size=2**30),
-            "hidden_size 1073741824, 1 layers, got .* few",
+            "hidden_size 1073741824, .*num_layers 1, got .* few",
         ),
         (lambda d: d["model"].update(hidden_size=2**70), "hidden_size: expected < 2,147,483,648"),
         (lambda d: d["model"].update(grid=2**30), "grid: expected <= 4,096, got 1073741824"),
@@ -200,8 +213,8 @@ def test_weights_that_are_no_numbers_are_named(new_checkpoint, tmp_path, name, c
     ("sizes", "message"),
     [
         ({"max_seq_length": 10**9}, "max_seq_length: expected <= 1,000, got 1000000000"),
-        ({"num_layers": 10**6}, "weights: expected embed_size 16, hidden_size 24, 1000000 layers"),
-        ({"hidden_size": 10**4}, "expected embed_size 16, hidden_size 10000, 1 layers, got"),
+        ({"num_layers": 10**6}, "weights: expected embed_size 16, .*num_layers 1000000, got"),
+        ({"hidden_size": 10**4}, "expected embed_size 16, hidden_size 10000, .*, got"),
     ],
 )
 def test_a_checkpoint_asks_for_no_more_than_it_holds(new_checkpoint, tmp_path, sizes, message):

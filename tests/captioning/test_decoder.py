@@ -26,7 +26,7 @@ every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
 def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
     torch.manual_seed(0)
-    return DecoderRNN(ModelConfig(1, V, E, H, **options), lstm)
+    return DecoderRNN(DecoderRNN.Settings(1, V, E, H, **options), lstm)
 
 
 def scores_of(decoder, image, captions, lengths) -> torch.Tensor:

@@ -1,17 +1,22 @@
 """What every registered decoder must do, whatever is in it."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.__main__ import main
 from captioning.cnn.frozen import POOLS
-from captioning.config import ModelConfig
+from captioning.config import ModelConfig, setting
 from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
-from captioning.model.decoders import DECODERS, Attentive, decoder_class
+from captioning.model.captioner import Captioner
+from captioning.model.decoders import DECODERS, Attentive, check_settings, decoder_class
+from captioning.model.decoders.base import DemoSettings
 from captioning.model.layers import WEIGHTS, freeze
 from captioning.search.decoding import beam_search, write_captions
 from captioning.serving.server import describe_lstm
@@ -21,10 +26,56 @@ CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START,
 LENGTHS = torch.tensor([5, 4, 3])
 
 
-@pytest.fixture(params=[*sorted(DECODERS), "lstm every"])
-def config(request):
+class WithoutLSTM(nn.Module):
+    """Reads the image and the mean of the words so far: a decoder need not have an LSTM."""
+
+    help = "the mean of the words"
+    pools = ("avg",)
+    batches_of = "captions"
+    demo = DemoSettings("avg", 1, {})
+
+    @dataclass(frozen=True)
+    class Settings(ModelConfig):
+        scale: float = setting("factor of the mean", 1.0)
+
+    def __init__(self, config, lstm="fastlstm"):
+        super().__init__()
+        self.max_seq_length, self.scale = config.max_seq_length, config.scale
+        self.embed = nn.Embedding(config.vocab_size, config.embed_size, padding_idx=PAD)
+        self.mix = nn.Linear(config.embed_size, config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def start(self, image):
+        return image, torch.zeros_like(image), torch.zeros(len(image), 1)
+
+    def read(self, words, state):
+        image, total, count = state
+        total, count = total + self.embed(words), count + 1
+        return self.mix(image + self.scale * total / count).tanh(), (image, total, count)
+
+    def step(self, words, state):
+        hidden, state = self.read(words, state)
+        return self.linear(hidden), state
+
+    @staticmethod
+    def select(state, rows):
+        return tuple(tensor[rows] for tensor in state)
+
+    def unroll(self, image, captions, lengths, rows=None):
+        state, hidden = self.start(image if rows is None else image[rows]), []
+        for words in captions[:, :-1].unbind(1):
+            found, state = self.read(words, state)
+            hidden.append(found)
+        pack = partial(pack_padded_sequence, lengths=lengths - 1, batch_first=True)
+        return pack(torch.stack(hidden, 1)).data, pack(captions[:, 1:]).data
+
+
+@pytest.fixture(params=[*sorted(DECODERS), "lstm every", "without"])
+def config(request, monkeypatch):
+    monkeypatch.setitem(DECODERS, "without", WithoutLSTM)
     name, _, image_at = request.param.partition(" ")
-    return ModelConfig(1, V, E, H, decoder=name, grid=GRID, image_at=image_at or "first")
+    own = {"image_at": image_at} if image_at else {}
+    return DECODERS[name].Settings(1, V, E, H, decoder=name, grid=GRID, **own)
 
 
 @pytest.fixture
@@ -74,8 +125,12 @@ def test_it_says_what_it_is(config, decoder):
     assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
     assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
     assert decoder.linear.weight.shape == (V, H)
-    with pytest.raises(CaptioningError, match="num_layers: expected "):
-        decoder_class(replace(config, num_layers=decoder.max_layers + 1))
+    assert issubclass(decoder.Settings, ModelConfig)
+    with pytest.raises(CaptioningError, match="depth: decoder '.*' has no such setting, but "):
+        check_settings(config.decoder, ["depth"])
+    # Less than it has, or its checkpoints would be refused.
+    of_captioner = sum(p.numel() for p in Captioner(config).parameters())
+    assert config.least_numbers() <= of_captioner
     assert describe_lstm(decoder).endswith("on cpu, float32")  # on the page
     if isinstance(decoder, Attentive):
         assert "grid" in decoder.pools
@@ -85,6 +140,10 @@ def test_it_says_what_it_is(config, decoder):
 def test_packed_weights(config, decoder, image, weights):
     """In float32 every search writes the same captions, to the bit."""
     frozen = copy.deepcopy(decoder)
+    if not hasattr(decoder, "lstm") and weights != "float32":
+        with pytest.raises(CaptioningError, match="expected .* a decoder with an LSTM"):
+            freeze(frozen, weights)
+        return
     freeze(frozen, weights)
     assert describe_lstm(frozen).endswith(f" on cpu, {weights}")
     if weights == "float32":

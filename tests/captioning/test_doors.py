@@ -1,7 +1,8 @@
 """The folders of `captioning` depend one way, and on each other through their doors only."""
 
 import ast
-import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,25 +61,8 @@ def test_the_public_names_are_imported_when_they_are_asked_for():
         from captioning import nothing  # noqa: F401
 
 
-@pytest.mark.parametrize(
-    ("old", "name"),
-    [
-        ("caption", "caption_files"),
-        ("checkpoint", "load_checkpoint"),
-        ("cnn", "CNNChoice"),
-        ("config", "TrainConfig"),
-        ("decoders", "DECODERS"),
-        ("decoders.base", "register"),
-        ("errors", "CaptioningError"),
-        ("features", "Extraction"),
-        ("generate", "best_captions"),
-        ("metrics", "score_captions"),
-        ("request", "TrainingRequest"),
-        ("request", "train_captioner"),
-        ("scenes", "generate"),
-    ],
-)
-def test_modules_are_found_where_they_were(old, name):
-    module = importlib.import_module(f"captioning.{old}")
-    assert hasattr(module, name)
-    assert module is importlib.import_module(module.__name__)  # not imported a second time
+def test_a_library_that_is_missing_is_named_with_its_extra():
+    code = "import sys; sys.modules['torchvision'] = None; from captioning import CNNChoice"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("captioning needs torchvision: pip install 'fastlstm[captioning]'")

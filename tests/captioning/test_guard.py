@@ -1,17 +1,22 @@
 """Who may ask, and what the application holds, without a server."""
 
+import asyncio
 import json
+import socket
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fastlstm[serve]'")
 
 import anyio
+import uvicorn
+from uvicorn.server import ServerState
 
 import captioning.serving.app
+import captioning.serving.guard
 from captioning.errors import CaptioningError
 from captioning.serving.app import CaptionApp
-from captioning.serving.guard import Guard, Hosts
+from captioning.serving.guard import Connection, Guard, Hosts
 
 
 def caption(picture: bytes, beam_size: int) -> dict[str, int]:
@@ -112,3 +117,29 @@ def test_the_names_of_a_server(listening, known, unknown):
 def test_a_server_for_everybody_goes_by_the_name_of_its_machine(monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "Box")
     assert Hosts("0.0.0.0").knows("box:7860") and not Hosts("127.0.0.1").knows("box:7860")
+
+
+def test_a_client_that_never_reads_is_sent_away(monkeypatch):
+    """Its connection would count among the 500 for ever."""
+    monkeypatch.setattr(captioning.serving.guard, "IDLE_SECONDS", 0.1)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(1 << 26)})
+
+    async def run() -> None:
+        config = uvicorn.Config(app, http=Connection, lifespan="off", log_level="error")
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname(), timeout=10) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with anyio.fail_after(10):
+                while not state.connections:
+                    await asyncio.sleep(0.01)
+                while state.connections:
+                    await asyncio.sleep(0.1)
+        server.close()
+
+    asyncio.run(run())

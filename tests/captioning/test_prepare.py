@@ -64,8 +64,10 @@ def test_a_bad_row_is_reported_or_left_out(run, pictures, tmp_path, capsys, good
     assert [a["caption"] for a in data["annotations"]] == ["A dog runs ."] * 2
 
 
-def test_a_quote_that_is_never_closed_is_an_error(tmp_path):
-    (tmp_path / "captions.txt").write_text('image,caption\n1.jpg,"a' + " dog" * 40_000)
+@pytest.mark.parametrize("dogs", [1, 40_000])
+def test_a_quote_that_is_never_closed_is_an_error(tmp_path, dogs):
+    rows = '1.jpg,"a' + " dog" * dogs + "\n2.jpg,a cat\n"
+    (tmp_path / "captions.txt").write_text(f"image,caption\n{rows}")
     with pytest.raises(CaptioningError, match="captions.txt: a quote that is not closed"):
         read_source(tmp_path / "captions.txt")
 
@@ -171,6 +173,13 @@ def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expecte
     source = read_source(path)
     counts, _ = prepare(source, pictures, tmp_path / "o", Splits(**shares))
     assert tuple(counts.values()) == expected
+
+
+def test_splits_too_small_to_score_are_told(run, tmp_path, capsys):
+    assert run("--val", "0.1", "--test", "0") == 0
+    out = capsys.readouterr().out
+    assert "note: val is small: scores of under 50 pictures mean little" in out
+    assert "test is small" not in out
 
 
 @pytest.mark.parametrize("source", ["captions.txt", "."])

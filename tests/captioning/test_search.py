@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from captioning.config import ModelConfig
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.decoders.lstm import DecoderRNN
@@ -34,7 +33,7 @@ def sample(model, image, generator=None, **options) -> list[Hypothesis]:
 @pytest.fixture
 def model() -> DecoderRNN:
     torch.manual_seed(14)
-    decoder = DecoderRNN(ModelConfig(1, V, E, 6, max_seq_length=STEPS)).eval()
+    decoder = DecoderRNN(DecoderRNN.Settings(1, V, E, 6, max_seq_length=STEPS)).eval()
     for parameter in decoder.parameters():
         parameter.data *= 5  # opinions, so that captions differ
     return decoder

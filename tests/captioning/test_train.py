@@ -70,6 +70,13 @@ def test_tensorboard_gets_the_curves(new_checkpoint, data, tmp_path):
     assert len(log.Scalars("epoch/loss")) == 2
 
 
+def test_says_once_that_few_pictures_validate(new_checkpoint, data, tmp_path, capsys):
+    run(new_checkpoint(), data, tmp_path)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert f"note: {len(data.val.images)} pictures are few: their CIDEr-D and" in notes[0]
+    assert len(notes) == len(set(notes))
+
+
 def test_says_what_it_leaves_out(new_checkpoint, data, tmp_path, monkeypatch, capsys):
     def said(config) -> list[str]:
         train(new_checkpoint(), config, data.train, None, tmp_path / str(config.max_words))

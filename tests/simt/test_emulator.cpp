@@ -1,4 +1,4 @@
-// The emulator itself: faults that it must notice, beside those of MUTANTS in tests/test_simt.py,
+// The emulator itself: faults that it must notice, beside those of MUTANTS in tests/cuda/test_simt.py,
 // and the 16-bit types.
 #include <numeric>
 
@@ -54,7 +54,7 @@ const Case divergent("emulator/finds a divergent barrier",
                      [] { check(faults([] { reverse<kDivergentBarrier>(); }), "not noticed"); });
 const Case unwritten("emulator/finds shared memory that was never written",
                      [] { check(reverse<kUnwritten>() == 1, "not noticed"); });
-// Only an ASan build can see this one; tests/test_simt.py expects the crash there.
+// Only an ASan build can see this one; tests/cuda/test_simt.py expects the crash there.
 const Case beyond("planted/read beyond shared memory", [] { reverse<kBeyondEnd>(); });
 const Case twice("emulator/finds a value that is stored twice", [] {
   uint32_t word = ~0u;

@@ -1,4 +1,11 @@
 """The decoders, by name: each file registers its class (docs/extending.md says how to add one)."""
 
 from captioning.model.decoders import attention, lstm
-from captioning.model.decoders.base import DECODERS, Attentive, Decoder, decoder_class, register
+from captioning.model.decoders.base import (
+    DECODERS,
+    Attentive,
+    Decoder,
+    check_settings,
+    decoder_class,
+    register,
+)

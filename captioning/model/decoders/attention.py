@@ -32,6 +32,14 @@ class AttentionState(NamedTuple):
     weights: Tensor
 
 
+class AttentionSettings(ModelConfig):
+    """The sizes of a captioner with this decoder."""
+
+    def least_numbers(self) -> int:
+        rows = self.vocab_size + self.grid + self.hidden_size
+        return super().least_numbers() + self.embed_size * rows + self.hidden_size**2
+
+
 @register("attention")
 class AttentionDecoder(nn.Module):
     """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
@@ -42,10 +50,10 @@ class AttentionDecoder(nn.Module):
 
     help = "slower; looks at the cells of the feature map before each word, and shows where"
     pools: tuple[str, ...] = ("grid",)
-    max_layers = 1
     batches_of = "pictures"
+    Settings: type[ModelConfig] = AttentionSettings
     # It compares 256 cells with its state before every word, so it is smaller.
-    demo = DemoSettings(pool="grid", epochs=8, embed_size=64, hidden_size=128)
+    demo = DemoSettings("grid", 8, {"embed_size": 64, "hidden_size": 128})
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """What the captioner needs of a decoder, and the registry of decoders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from captioning.config import ModelConfig, check_choice
+from captioning.config import ModelConfig, check_choice, settings_of
 from captioning.errors import CaptioningError
 
 
@@ -14,8 +14,7 @@ class DemoSettings(NamedTuple):
 
     pool: str
     epochs: int
-    embed_size: int
-    hidden_size: int
+    model: dict[str, Any]
 
 
 class Decoder(Protocol):
@@ -27,7 +26,7 @@ class Decoder(Protocol):
     Attributes:
         help: one line for ``--help``; of the class, as are the next four.
         pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
-        max_layers: maximum number of LSTM layers.
+        Settings: `ModelConfig`, or a dataclass that adds to it what only this decoder has.
         batches_of: how it is trained unless told otherwise (`captioning.config.BATCHES_OF`).
         demo: its settings in `captioning demo`.
         linear: the output layer, from H to V.
@@ -36,7 +35,7 @@ class Decoder(Protocol):
 
     help: str
     pools: tuple[str, ...]
-    max_layers: int
+    Settings: type[ModelConfig]
     batches_of: str
     demo: DemoSettings
     linear: nn.Linear
@@ -108,14 +107,21 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
     name = config.decoder
     check_choice("decoder", name, DECODERS)
     decoder = DECODERS[name]
-    if config.num_layers > decoder.max_layers:
-        raise CaptioningError(
-            f"num_layers: expected at most {decoder.max_layers} with decoder {name!r}, "
-            f"got {config.num_layers}"
-        )
     if decoder.pools == ("grid",) and not config.grid:
         raise CaptioningError(
             f"grid: expected the side of the CNN's feature map with decoder {name!r}, got 0 "
             "(captioners of an older version lack it: train again)"
         )
     return decoder
+
+
+def check_settings(decoder: str, names: Iterable[str]) -> type[ModelConfig]:
+    """The class of a decoder's settings; a CaptioningError if one of the names is none of them."""
+    check_choice("decoder", decoder, DECODERS)
+    kind = DECODERS[decoder].Settings
+    known = settings_of(kind)
+    if unknown := [name for name in names if name not in known]:
+        raise CaptioningError(
+            f"{unknown[0]}: decoder {decoder!r} has no such setting, but {', '.join(known)}"
+        )
+    return kind

@@ -13,13 +13,14 @@ nothing else, so its checkpoints work here.) With ``image_at="every"`` the image
 the input of every step, so that the state need not carry it.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import LIMIT, ModelConfig
+from captioning.config import FROM_1, ModelConfig, setting
 from captioning.data import PAD
 from captioning.model.decoders.base import DemoSettings, register
 from captioning.model.layers import Dropout, make_lstm
@@ -33,17 +34,35 @@ class State(NamedTuple):
     beside: Tensor
 
 
+@dataclass(frozen=True)
+class LSTMSettings(ModelConfig):
+    """The sizes of a captioner with this decoder."""
+
+    num_layers: int = setting("number of LSTM layers", 1, bounds=FROM_1)
+    image_at: str = setting(
+        "the steps at which the lstm decoder reads the image",
+        "first",
+        choices=("first", "every"),
+        suits=("every", "first"),
+    )
+
+    def least_numbers(self) -> int:
+        words, hidden_size = self.vocab_size, self.hidden_size
+        of_lstm = self.embed_size * hidden_size + self.num_layers * hidden_size**2
+        return super().least_numbers() + self.embed_size * words + of_lstm
+
+
 @register("lstm")
 class DecoderRNN(nn.Module):
     """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
 
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
-    max_layers = LIMIT
     batches_of = "captions"
-    demo = DemoSettings(pool="2x2", epochs=16, embed_size=128, hidden_size=256)
+    Settings: type[ModelConfig] = LSTMSettings
+    demo = DemoSettings("2x2", 16, {"embed_size": 128, "hidden_size": 256, "image_at": "first"})
 
-    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
+    def __init__(self, config: LSTMSettings, lstm: str = "fastlstm") -> None:
         super().__init__()
         embed_size, hidden_size, dropout = config.embed_size, config.hidden_size, config.dropout
         self.max_seq_length = config.max_seq_length

@@ -150,7 +150,7 @@ typename PackedMatrix<T>::Group PackedMatrix<T>::next_group(const Range& panels,
 template <typename T>
 PackedMatrix<T> pack(const at::Tensor& w, bool transposed, int64_t pieces) {
   const int64_t rows = w.size(0), columns = w.size(1);
-  const auto pointers = row_pointers(const_data<T>(w), rows, columns);
+  const auto pointers = row_pointers(const_data<Given_t<T>>(w), rows, columns);
   return {
       {{pointers.data(), transposed}, 0, transposed ? columns : rows, transposed ? rows : columns},
       pieces};
@@ -160,12 +160,12 @@ template <typename T>
 PackedMatrix<T> pack_gates(const at::Tensor& w) {
   const int64_t lanes = product_of<T>().lanes, hidden = w.size(0) / 4, K = w.size(1);
   const int64_t tiles = divide_up(hidden, lanes);
-  const std::vector<T> zeros(K, T{});  // where there is no unit
-  std::vector<const T*> columns;
+  const std::vector<Given_t<T>> zeros(K, Given_t<T>{});  // where there is no unit
+  std::vector<const Given_t<T>*> columns;
   for (int64_t tile = 0; tile < tiles; ++tile)
     for (int64_t gate = 0; gate < 4; ++gate)
       for (int64_t unit = tile * lanes; unit < (tile + 1) * lanes; ++unit)
-        columns.push_back(unit < hidden ? const_data<T>(w) + (gate * hidden + unit) * K
+        columns.push_back(unit < hidden ? const_data<Given_t<T>>(w) + (gate * hidden + unit) * K
                                         : zeros.data());
   return {{{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
 }
@@ -341,6 +341,7 @@ const State_t<T>* PanelSums<T>::multiply(const PackedMatrix<T>& matrix, const Ra
   template void multiply_panels(const std::vector<const T*>&, int64_t, const PackedMatrix<T>&, \
                                 const Range&, const std::vector<State_t<T>*>&);
 FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_INSTANTIATE_PRODUCT)
+FASTLSTM_INSTANTIATE_PRODUCT(bfloat16x3, , , , )
 
 // Rounded.
 template void multiply(const std::vector<const bfloat16*>&, const PackedMatrix<bfloat16>&,

@@ -27,7 +27,7 @@ Prefetch prefetch_during(const Product<T>& product, int64_t rows, int64_t terms,
 // Rows [k_begin, k_begin + K) of a matrix with N columns.
 template <typename T>
 struct Matrix {
-  MatrixRows<T> rows;
+  MatrixRows<Given_t<T>> rows;
   int64_t k_begin, K, N;
 };
 

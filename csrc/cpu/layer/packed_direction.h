@@ -53,7 +53,8 @@ PackedDirection<W> view_direction(const Direction& w, const Sizes& s) {
 template <typename T, typename W>
 PackedDirection<W> pack_direction(const Layer& layer, int64_t d, int64_t unit_groups) {
   const Direction& w = layer.directions[d];
-  if (layer.has_packed_weights()) return view_direction<W>(w, layer.sizes());
+  if constexpr (!std::is_same_v<W, bfloat16x3>)  // in which no weights are packed before
+    if (layer.has_packed_weights()) return view_direction<W>(w, layer.sizes());
   const auto encoded = [&](const Tensor& weight) { return encoded_weight<T, W>(weight); };
   PackedDirection<W> packed{pack_gates<W>(encoded(w.w_ih)), pack_gates<W>(encoded(w.w_hh)), {}, {}};
   if (w.w_hr.defined()) packed.w_hr.emplace(pack<W>(encoded(w.w_hr), true, unit_groups));

@@ -127,8 +127,8 @@ FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
 // Rounds a row of float32 for a product of bfloat16; an odd K gets a zero.
-static int64_t whole_pairs(int64_t K) { return K + K % 2; }
-static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
+[[maybe_unused]] static int64_t whole_pairs(int64_t K) { return K + K % 2; }
+[[maybe_unused]] static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
   constexpr int64_t L = Vec<float>::lanes;
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
@@ -139,8 +139,8 @@ static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
   if (K % 2) to[K] = bfloat16(0.0f);
 }
 
-static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
-                 const PanelShape& shape, bfloat16* panel) {
+[[maybe_unused]] static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
+                                  const PanelShape& shape, bfloat16* panel) {
   constexpr int L = Vec<float>::lanes;
   const int64_t width = shape.vectors * L, pairs = K / 2;
   if (matrix.transposed) {

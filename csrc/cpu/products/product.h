@@ -103,8 +103,8 @@ template <typename T>
 struct ProductFunctions {
   using A = State_t<T>;
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel.
-  void (*pack)(const MatrixRows<T>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
-               T* panel);
+  void (*pack)(const MatrixRows<Given_t<T>>& matrix, int64_t k_begin, int64_t K,
+               const PanelShape& shape, T* panel);
   void (*multiply)(const PanelProduct<T, A>& product);
   void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
   // c rounded to T once, over the whole of K.

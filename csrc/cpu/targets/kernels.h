@@ -41,6 +41,8 @@ struct KernelTable {
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
   WeightProducts weights;
   CpuTuning tuning = {};
+  // float32 by products of bfloat16, or nullptr where float32 is not slower.
+  const Product<bfloat16x3>* float32_by_bfloat16 = nullptr;
 };
 #undef FASTLSTM_MEMBER
 
@@ -57,6 +59,8 @@ FASTLSTM_DECLARE(avx_vnni, Product<int8>, int8_weights)
 FASTLSTM_DECLARE(avx512_vnni, Product<int8>, int8_weights)
 FASTLSTM_DECLARE(avx512_bf16, Product<bfloat16>, product)
 FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
+FASTLSTM_DECLARE(amx, Product<bfloat16x3>, float32_by_bfloat16)
+FASTLSTM_DECLARE(amx_emulated, Product<bfloat16x3>, float32_by_bfloat16)
 FASTLSTM_DECLARE(neon_dotprod, Product<int8>, int8_weights)
 FASTLSTM_DECLARE(neon_bf16, Product<bfloat16>, product)
 FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
@@ -93,6 +97,10 @@ const Product<W>& product_of();
   }
 FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_PRODUCT)
 #undef FASTLSTM_PRODUCT
+template <>
+inline const Product<bfloat16x3>& product_of() {
+  return *kernel_table().float32_by_bfloat16;
+}
 
 // Processors compute with subnormal numbers up to a hundred times more slowly, and the states
 // behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal

@@ -221,7 +221,7 @@ CpuTask task_of(const Layer& layer) {
 template <typename T, typename W>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
-  if constexpr (!kWidens<T, W>)
+  if constexpr (!kWidens<T, W> && !std::is_same_v<W, bfloat16x3>)
     if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
   const Rows rows(layer);
   const ForwardTensors to(layer, rows, save_cells, save_gates);
@@ -245,5 +245,6 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
 FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
 #define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
 FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
+FASTLSTM_INSTANTIATE(float, bfloat16x3)
 
 }  // namespace fastlstm

@@ -1,5 +1,5 @@
 // The CUDA side of the ops, ATen part and kernels, for CPU tensors: torch.ops.fastlstm_emulated.*
-// Built and used by tests/test_cuda_op.py; csrc/op and the rest come from the installed
+// Built and used by tests/cuda/test_cuda_op.py; csrc/op and the rest come from the installed
 // extension.
 #include <torch/library.h>
 

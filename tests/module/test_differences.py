@@ -222,6 +222,32 @@ def the_gradient_of_a_cells_c(cls: Class) -> object:
     return torch.allclose(c_1.grad, c.grad) is ours
 
 
+@row("works", "raises")
+def complex_numbers(cls: Class) -> object:
+    lstm = cls(4, 8, dtype=torch.complex64)
+    lstm.engine = "auto"
+    lstm(example().cfloat())
+    return "works"
+
+
+@row("works", "works")
+def complex_numbers_of_the_engine_of_torch(cls: Class) -> object:
+    lstm = cls(4, 8, dtype=torch.complex64)
+    lstm.engine = "torch"
+    lstm(example().cfloat())[0].abs().sum().backward()
+    return "works"
+
+
+@row(2, 1)
+def times_a_parametrized_weight_is_computed(cls: Class) -> object:
+    lstm, calls = cls(4, 8), []
+    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Identity())
+    norm = lstm.parametrizations["weight_hh_l0"][0]
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    lstm(example())
+    return len(calls)
+
+
 @row("quantized", "left alone")
 def dynamic_quantization(cls: Class) -> object:
     model = nn.Sequential(cls(4, 8))

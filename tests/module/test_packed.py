@@ -885,10 +885,19 @@ def test_training_mode_is_refused() -> None:
         prepack(Tagger())
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(3, 4), packed(LSTM(3, 4).eval())])
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(3, 4)])
 def test_nothing_to_pack(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"expected a model with a fastlstm.LSTM .* convert=True"):
         prepack(model.eval())
+
+
+def test_what_is_packed_already() -> None:
+    frozen = packed(LSTM(3, 4).eval())
+    for model in (frozen, nn.Sequential(frozen)):
+        with pytest.raises(
+            ValueError, match="one that is packed already; fastlstm.unpack turns it"
+        ):
+            prepack(model)
 
 
 @pytest.mark.parametrize("kind", [OwnNorm, Own])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import _build, functional
+from fastlstm import _build, _layers, _route, functional
 from fastlstm._call import LstmCall, layout_of
 from fastlstm._regularize import Regularizers, draw_masks, drop_input, regularize
 
@@ -278,7 +278,7 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
     mask = torch.zeros(shape, dtype=dtype, device=route.device)
     call = LstmCall(x, state, state, weights, "")._replace(**{name: mask})
     with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):
-        functional._layer(call, route.engine)
+        _layers.run_layer(call, _route.of_op(call, route.engine).engine)
 
 
 def test_repr() -> None:

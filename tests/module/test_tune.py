@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import torch
 from torch import nn
@@ -171,13 +172,13 @@ def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     grids = [name for name in found.microseconds if name.startswith("tiled:")]
     expected = ["1x1x1", "1x3x2", "1x6x1", "2x1x2", "2x3x1", "4x1x1"]
     assert found.chosen == "tiled:2x1x2" and grids == [f"tiled:{grid}" for grid in expected]
-    real = functional._layer
+    real = functional.run_layer
 
     def layer(call: Any, engine: str, *args: Any) -> Any:
         asked.append(engine)
         return real(call, engine, *args)
 
-    monkeypatch.setattr(functional, "_layer", layer)
+    monkeypatch.setattr(functional, "run_layer", layer)
     output, _ = lstm(X)
     assert asked == ["tiled:2x1x2"]
     lstm.engine = "tiled"
@@ -194,7 +195,7 @@ def test_a_lucky_round_is_measured_again() -> None:
 
 
 def test_a_model_without_a_call_to_measure() -> None:
-    with pytest.raises(ValueError, match="expected a model that makes a plain call"):
+    with pytest.raises(ValueError, match=r"expected a model that .*fastlstm\.convert"):
         quick(nn.LSTM(4, 6), Clock([1.0], [1.0]))
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
         quick(fastlstm.LSTM, Clock([1.0], [1.0]))  # type: ignore[arg-type]
@@ -225,6 +226,8 @@ def test_it_is_not_for_processes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> 
 
 BAD = ["", "{", "[]", '{"format": 2, "machines": {}}', '{"format": 1}',
        '{"format": 1, "machines": {"m": {"c": {"engine": "cudnn"}}}}',
+       '{"format": 1, "machines": {"m": {"c": {"engine": "tiled:abc"}}}}',
+       '{"format": 1, "machines": {"m": {"c": {"engine": "tiled:0x1x1"}}}}',
        '{"format": 1, "machines": {"m": ["c"]}}']  # fmt: skip
 
 
@@ -310,3 +313,81 @@ def test_two_processes_lose_nothing(file: Path) -> None:
     writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
     assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
     assert len(json.loads(file.read_text())["machines"]["m"]) == 80
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "large", "nested", "nowhere"])
+def test_what_is_no_file_of_ours_is_neither_read_nor_renamed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path("/dev/zero") if kind == "device" else tmp_path / "place"
+    monkeypatch.setenv("FASTLSTM_TUNE", str(place))
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "large":
+        with open(place, "wb") as stream:
+            stream.truncate(1 << 40)
+    elif kind == "nested":
+        place.write_text("[" * 100_000)
+    elif kind == "nowhere":
+        monkeypatch.setenv("FASTLSTM_TUNE", str(place := Path("~nobody-of-this-name/tuned.json")))
+        _measured.load()  # as at import
+        with pytest.warns(RuntimeWarning, match="cannot be written .*home"):
+            quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+        return
+    with pytest.warns(RuntimeWarning, match="fastlstm ignores"):
+        _measured.load()
+    if kind in ("folder", "pipe"):
+        before = place.stat()
+        with pytest.warns(RuntimeWarning, match="cannot be written .*no regular file"):
+            quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+        assert os.path.samestat(place.stat(), before)
+
+
+HOMELESS = """
+import os, pwd
+del os.environ["HOME"]
+pwd.getpwuid = {}.__getitem__  # a user id without a name, as in a container
+import fastlstm
+fastlstm.LSTM(3, 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pwd")
+def test_an_import_needs_no_home() -> None:
+    left_out = ("FASTLSTM_TUNE", "XDG_CACHE_HOME")
+    environment = {name: v for name, v in os.environ.items() if name not in left_out}
+    environment["HOME"] = "/"
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_home_of_the_shell(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    monkeypatch.setenv("FASTLSTM_TUNE", "~/mine.json")
+    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    assert (file.parent / "mine.json").is_file()
+
+
+def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None:
+    file.parent.mkdir()
+    other = file.parent / "other"
+    other.write_text("precious")
+    Path(f"{file}.new").symlink_to(other)
+    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
+
+
+def test_a_lock_that_somebody_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_measured, "_LOCK_SECONDS", 0.1)
+    file.parent.mkdir()
+    with (
+        filelock.FileLock(f"{file}.lock", is_singleton=False),
+        pytest.warns(RuntimeWarning, match=r"tuned.json.lock.* could not be acquired"),
+    ):
+        quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    assert not file.exists() and _measured.active

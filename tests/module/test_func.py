@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from samples import ROUTES, Route
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import fastlstm
@@ -304,3 +304,10 @@ def test_a_forced_engine_says_that_it_cannot(lstm: fastlstm.LSTM) -> None:
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call.*{reason}"):
         jvp(lambda x: lstm(x)[0], (x,), (x,))
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(3, 4), fastlstm.LSTM(3, 4)], ids=["torch", "fastlstm"])
+def test_the_jacobian_of_no_rows(module: nn.Module) -> None:
+    x = torch.zeros(2, 0, 3)
+    assert jacrev(lambda x: module(x)[0])(x).shape == (2, 0, 4, 2, 0, 3)
+    assert jacrev(lambda x: module(x)[1][1])(x).shape == (1, 0, 4, 2, 0, 3)

@@ -12,7 +12,7 @@ import torch
 
 from fastlstm import _build
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import smoke  # noqa: E402
 
@@ -57,11 +57,11 @@ class Checked:
         python, output = folder / "python", folder / "results.json"
         python.write_text(STAND_IN)
         python.chmod(0o755)
-        for name in (".ci", "tests"):
-            (folder / name).mkdir()
+        for name in (".ci", "tests/cuda", "tests/op"):
+            (folder / name).mkdir(parents=True)
         shutil.copy(ROOT / ".ci/gpu-check", folder / ".ci")
-        (folder / "tests/test_gpu.py").write_text("mark.gpu")
-        (folder / "tests/test_layer.py").write_text("from samples import Route")
+        (folder / "tests/cuda/test_gpu.py").write_text("mark.gpu")
+        (folder / "tests/op/test_layer.py").write_text("from samples import Route")
         environment = {
             **os.environ,
             "PYTHON": str(python),
@@ -122,8 +122,10 @@ def test_who_uses_which_build(tmp_path):
     ):
         assert f"PATH0={tmp_path}{folder}" in run.call(word)
     assert "--engine auto" in run.call("bench_lstm.py --device cuda")
-    assert "--deselect tests/test_gpu.py::test_two_streams" in run.call("--deselect")
-    assert run.calls[-2].endswith("-k two_streams tests/test_gpu.py")  # alone, before the report
+    assert "--deselect tests/cuda/test_gpu.py::test_two_streams" in run.call("--deselect")
+    assert run.calls[-2].endswith(
+        "-k two_streams tests/cuda/test_gpu.py"
+    )  # alone, before the report
 
 
 def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):

@@ -22,7 +22,7 @@ import torch
 
 import fastlstm.__main__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import summary  # noqa: E402
@@ -30,6 +30,7 @@ from markdown import replace_section  # noqa: E402
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
+FRONT += ("tests/README.md",)
 DOCS = [*(ROOT / name for name in FRONT), *PAGES]
 SEVERAL_PROCESSES = ROOT / "docs" / "howto" / "several-processes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -11,7 +11,7 @@ import torch
 
 from fastlstm import _build
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import fit_plan
 import sweep

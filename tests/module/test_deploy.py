@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastlstm
 from fastlstm import _build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 needs_op = [
     pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels"),
     pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler"),

@@ -145,32 +145,32 @@ def test_against_the_oracle(
 # What depends on the kernels: results and gradients of every form and option by either engine,
 # numerics, bits. Threads, modules, compilers, second derivatives and errors stand above them.
 ON_EVERY_INSTRUCTION_SET = [
-    *(f"test_cpu_engine.py::test_{name}" for name in (
+    *(f"cpu/test_cpu_engine.py::test_{name}" for name in (
         "against_the_oracle", "random_shapes_against_the_oracle",
         "a_row_does_not_depend_on_the_others", "a_single_step_gives_the_bits_of_a_walk",
         "packed_and_padded_give_the_same_bits",
     )),
-    *(f"test_layer.py::test_{name}" for name in (
+    *(f"op/test_layer.py::test_{name}" for name in (
         "results", "gradients", "gates_made_again", "gradients_per_row",
         "a_missing_gradient_is_zero", "a_gradient_for_one_argument_only", "padding_is_never_read",
         "arguments_are_left_as_they_were",
     )),
-    *(f"test_packed.py::test_{name}" for name in (
+    *(f"module/test_packed.py::test_{name}" for name in (
         "the_bits_of_the_unpacked_path", "the_bits_of_an_unpacked_cell",
         "every_step_against_plain_equations", "every_form_of_a_call_gives_the_same",
         "rows_of_zeros_and_numbers_out_of_range",
     )),
-    "test_sequences.py", "test_numerics.py",
-    "test_regularizers.py::test_every_dtype",
-    "test_regularizers.py::test_every_engine_draws_the_same",
-    "test_layer_norm.py::test_two_bidirectional_layers",
-    "test_torch_engine.py::test_a_row_of_a_large_cell_on_intel",
+    "module/test_sequences.py", "op/test_numerics.py",
+    "module/test_regularizers.py::test_every_dtype",
+    "module/test_regularizers.py::test_every_engine_draws_the_same",
+    "module/test_layer_norm.py::test_two_bidirectional_layers",
+    "module/test_torch_engine.py::test_a_row_of_a_large_cell_on_intel",
 ]  # fmt: skip
 
 
 def run_foundation(printed: str, select: str, variables: dict[str, str]) -> str:
     """Runs these tests in a process with other kernels. Returns build_info()[printed] there."""
-    tests = [f"{Path(__file__).parent / test}" for test in ON_EVERY_INSTRUCTION_SET]
+    tests = [f"{Path(__file__).parents[1] / test}" for test in ON_EVERY_INSTRUCTION_SET]
     code = (
         f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
         f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"

@@ -14,8 +14,18 @@ pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no ext
 SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bf16"]
 
 
-def test_plan(capsys):
+GPU_SHAPE = [*SHAPE, "--device", "cuda"]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_the_device_is_one_that_this_machine_has(capsys, monkeypatch, has_gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
     main(SHAPE)
+    assert ("132 SMs" in capsys.readouterr().out) == has_gpu
+
+
+def test_plan(capsys):
+    main(GPU_SHAPE)
     told = capsys.readouterr().out
     assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in told
     assert "sm_90 with 132 SMs\nauto: " in told
@@ -85,7 +95,7 @@ def test_a_plan_of_nothing(name, value):
 )
 def test_free_multiprocessors(free, told):
     done = subprocess.run(
-        [sys.executable, "-m", "fastlstm", *SHAPE],
+        [sys.executable, "-m", "fastlstm", *GPU_SHAPE],
         text=True,
         env={**os.environ, "FASTLSTM_FREE_SMS": free},
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
 

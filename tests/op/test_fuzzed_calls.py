@@ -19,7 +19,7 @@ BLOCK = 250
 
 
 def check_seeds(script: str, first: int, count: int) -> None:
-    command = [sys.executable, Path(__file__).with_name(script), str(first), str(count)]
+    command = [sys.executable, Path(__file__).parents[1] / script, str(first), str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()

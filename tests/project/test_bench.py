@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_lstm  # noqa: E402
@@ -251,9 +251,9 @@ def test_no_persistent_plan_is_predicted_below_the_floor() -> None:
         if case.mode == "training" or not bench_lstm.single(case):
             continue
         plan = _build.library.plan_cuda(
-            case.hidden_size,
-            case.batch,
-            case.steps,
+            hidden_size=case.hidden_size,
+            batch=case.batch,
+            steps=case.steps,
             directions=1,
             dtype=str(case.dtype).removeprefix("torch."),
             allow_tf32=case.precision == "tf32",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -251,6 +252,49 @@ def test_a_reset_of_numbers_is_what_is_not_zero(route: Route, batch_first: bool)
     assert not torch.equal(lstm(x)[0], expected)
 
 
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.LayerNormLSTM])
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_nan_is_no_reset(cls: type, packs: bool) -> None:
+    lstm = fastlstm.prepack(cls(I, H).eval()) if packs else cls(I, H)
+    reset = torch.zeros(T, B, dtype=torch.float16)
+    with torch.no_grad():
+        lstm(zeros(T, B, I), reset=reset)
+        reset[1, 2] = torch.nan
+        with pytest.raises(ValueError, match="^reset: expected true or false, or numbers, got NaN"):
+            lstm(zeros(T, B, I), reset=reset)
+
+
+@every_module_route
+def test_flags_and_options_in_the_place_of_others(route: Route) -> None:
+    lstm, x = module(route), torch.zeros(T, B, I, device=route.device)
+    for call in (lstm, functools.partial(functional.lstm, hx=None, weights=[*lstm.parameters()])):
+        with pytest.raises(
+            TypeError, match="^return_cell_states: expected True or False, got 'yes'"
+        ):
+            call(x, return_cell_states="yes")
+    if route.engine != "reference":  # which has no use for it
+        lstm.recompute = "yes"
+        with pytest.raises((TypeError, RuntimeError), match="recompute"):
+            lstm(x)
+    for wrong in (torch.tensor([4, 2, 1]), torch.tensor(4), torch.zeros(T, B, dtype=torch.bool)):
+        with pytest.raises(TypeError, match=r"^hx: .*got a tensor of (int64|bool); lengths and"):
+            lstm(x if wrong.dim() else x[:, 0], wrong)
+    with pytest.raises(TypeError, match=r"^LSTM.forward\(\) got an unexpected keyword .*'length'"):
+        lstm(x, length=torch.tensor([4, 2, 1]))
+
+
+@every_op_route
+def test_sparse_tensors(route: Route) -> None:
+    x, h = torch.zeros(T, B, I, device=route.device), torch.zeros(1, B, H, device=route.device)
+    expected = "expected a dense tensor, got one of layout torch.sparse"
+    with pytest.raises(TypeError, match=f"^input: {expected}"):
+        module(route)(x.to_sparse())
+    with pytest.raises(TypeError, match=f"^c_0: {expected}"):
+        module(route)(x, (h, h.to_sparse()))
+    with pytest.raises(TypeError, match=f"^input: {expected}"):
+        module(route, fastlstm.LSTMCell)(x[0].to_sparse())
+
+
 def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:
     lstm = fastlstm.LSTM(I, H, batch_first=True)
     x = torch.zeros(B, T, I)
@@ -405,6 +449,25 @@ def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
     with pytest.raises(theirs.type) as ours:
         module(route)(*MODULE_CALLS[name])
     assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("sizes", [(I + 1, H), (I, H + 1)])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_replaced_weights_that_do_not_fit_the_module(
+    sizes: tuple[int, int], compiles: bool
+) -> None:
+    """They fit each other, the input and the state."""
+    x, hx = zeros(T, B, sizes[0]), (zeros(1, B, sizes[1]),) * 2
+    said = []
+    for cls in (nn.LSTM, fastlstm.LSTM):
+        lstm = cls(I, H)
+        for name, weight in nn.LSTM(*sizes).named_parameters():
+            setattr(lstm, name, nn.Parameter(weight.detach()))
+        run = torch.compile(lstm, backend="eager") if compiles else lstm
+        with pytest.raises(RuntimeError) as error:
+            run(x, hx)
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 @every_module_route

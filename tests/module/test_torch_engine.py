@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from fastlstm import _aten, _build, _choice, functional
@@ -153,6 +154,64 @@ def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.compile(lstm, backend="eager")(x)
     lstm(x)  # with gradients
     assert len(taken) == 1
+
+
+def test_large_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are ours on Intel's processors too: PyTorch's own LSTM would ignore the switch."""
+    if not _build.has_kernels("cpu") or not _build.library.build_info()["multiplies_bfloat16"]:
+        pytest.skip("this processor has no products of bfloat16")
+    monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
+    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
+    lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
+    found = []
+    for precision in ("bf16", "none"):
+        monkeypatch.setattr(torch.backends.mkldnn.rnn, "fp32_precision", precision)
+        with torch.no_grad():
+            found.append((lstm(x)[0], nn.LSTM.forward(lstm, x)[0]))
+    assert [torch.equal(ours, theirs) for ours, theirs in found] == [False, True]
+    torch.testing.assert_close(*found[0], rtol=0.02, atol=0.02)
+
+
+class Once(TorchDispatchMode):
+    """Fails at the first operation; or `fail`, a hook, at its first call."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.seen = error, 0
+
+    def fail(self, *args: Any) -> Any:
+        self.seen += 1
+        if self.seen == 1:
+            raise self.error
+        return args[0] if args else None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.fail()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("what", ["LSTM", "packed", "LSTMCell"])
+@pytest.mark.parametrize("error", [RuntimeError("theirs"), IndexError("theirs")], ids=str)
+def test_an_error_of_somebody_else_is_raised(what: str, error: Exception) -> None:
+    """It was taken for one of bad arguments, and the call was made again."""
+    if what == "LSTMCell":
+        module, x = pair(nn.LSTMCell)[0], torch.zeros(2, 3)
+    else:
+        module, x = pair()[0], torch.zeros(4, 2, 3)
+    given = pack_padded_sequence(x, [4, 2]) if what == "packed" else x
+    mode, saved, weight = Once(error), Once(error), Once(error)
+    with mode, pytest.raises(type(error), match="theirs"):
+        module(given)
+    hooks = torch.autograd.graph.saved_tensors_hooks(saved.fail, saved.fail)
+    with hooks, pytest.raises(type(error), match="theirs"):
+        module(given)
+    name = next(name for name, _ in module.named_parameters())
+    nn.utils.parametrize.register_parametrization(module, name, nn.Identity(), unsafe=True)
+    module.parametrizations[name][0].forward = weight.fail
+    with pytest.raises(type(error), match="theirs"):
+        module(given)
+    assert saved.seen == weight.seen == 1
+    module(given)
 
 
 def test_retain_graph_and_checkpoint() -> None:

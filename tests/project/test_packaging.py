@@ -20,7 +20,7 @@ import torch
 
 from fastlstm import _build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # A stand-in for csrc that compiles in seconds: a module, and the op that fastlstm gives a rule.
 MODULE = """
@@ -261,22 +261,37 @@ def change_record(target: Path, **changes: object) -> None:
     path.write_text(json.dumps({**record(target), **changes}))
 
 
+def remove_library(target: Path) -> None:
+    for path in (target / "fastlstm").glob("_C*.so"):
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda p: change_record(p, torch="2.10.1"), r"it was built for torch 2\.10\.1 \("),
         (lambda p: change_record(p, cuda="11.8"), r"it was built for torch .* \(CUDA 11\.8\), and"),
         (lambda p: (p / "fastlstm" / "_build_info.json").unlink(), "it was not built"),
+        (lambda p: (p / "fastlstm" / "_build_info.json").write_text('{"ki'), "it was not built"),
+        (remove_library, r"its module fastlstm\._C is missing"),
         (
-            lambda p: [path.unlink() for path in (p / "fastlstm").glob("_C*.so")],
-            r"it was built for Python 3\.\d+",
+            lambda p: (remove_library(p), change_record(p, python="3.9.1")),
+            r"it was built for Python 3\.9\.1, this is 3\.\d+",
         ),
         (
             lambda p: [path.write_bytes(b"?" * 64) for path in (p / "fastlstm").glob("_C*.so")],
             "it cannot be loaded: .*invalid ELF header|it cannot be loaded: .*not a mach-o",
         ),
     ],
-    ids=["other torch", "other CUDA", "no record", "no library", "broken library"],
+    ids=[
+        "other torch",
+        "other CUDA",
+        "no record",
+        "broken record",
+        "no library",
+        "other Python",
+        "broken library",
+    ],
 )
 def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reason: str) -> None:
     assert _build.extension_available(), _build.unavailable_reason()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,12 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(ImportError, match=r"^onnx needs onnx_ir: pip install 'fastlstm\[onnx\]'"):
+        fastlstm.onnx.translations()
+
+
 def test_the_exporter_that_traces(tmp_path: Path) -> None:
     x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
     lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()

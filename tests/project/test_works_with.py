@@ -9,7 +9,7 @@ import pytest
 import torch
 from works_with import CASES, float64
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "works-with.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "works-with.md"
 
 
 @pytest.mark.slow

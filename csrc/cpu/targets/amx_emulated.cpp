@@ -1,0 +1,81 @@
+// The same as amx.cpp on processors without AMX, tiles emulated to the bit: for tests alone.
+#if defined(__x86_64__)
+#include "cpu/targets/begin.h"
+FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define FASTLSTM_ISA amx_emulated
+#define FASTLSTM_VECTOR_BYTES 64
+#include "cpu/targets/avx512.h"
+
+namespace fastlstm::amx_emulated {
+
+struct Tiles {
+  template <int t>
+  static void load(const void* from, int64_t stride) {
+    for (int r = 0; r < rows[t]; ++r)
+      std::memcpy(tiles[t][r], static_cast<const char*>(from) + r * stride, sizeof tiles[t][r]);
+  }
+  template <int t>
+  static void store(void* to, int64_t stride) {
+    for (int r = 0; r < rows[t]; ++r)
+      std::memcpy(static_cast<char*>(to) + r * stride, tiles[t][r], sizeof tiles[t][r]);
+  }
+  template <int t>
+  static void zero() {
+    std::memset(tiles[t], 0, sizeof tiles[t]);
+  }
+  // The sums of the first elements of the pairs and of the second, each by multiply-adds from zero,
+  // are added to each other and then to `sum`. Subnormal numbers are zeros.
+  template <int sum, int a, int b>
+  static void multiply_add() {
+    for (int r = 0; r < rows[a]; ++r) {
+      Vec<float> sums[2] = {Vec<float>(0.0f), Vec<float>(0.0f)};
+      for (int k = 0; k < rows[b]; ++k)
+        for (int place = 0; place < 2; ++place) {
+          const Vec<float> of_a = element(broadcast(&tiles[a][r][k]), place);
+          const Vec<float> of_b = element(Vec<float>::load(tiles[b][k]), place);
+          sums[place] = flushed(fused(of_a, of_b, sums[place]));
+        }
+      const Vec<float> both = flushed(sums[0] + sums[1]);
+      flushed(Vec<float>::load(tiles[sum][r]) + both).store(tiles[sum][r]);
+    }
+  }
+  static void configure(int64_t upper_rows, int64_t lower_rows) {
+    const int upper = static_cast<int>(upper_rows), lower = static_cast<int>(lower_rows);
+    const int all[] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    std::memcpy(rows, all, sizeof rows);
+  }
+  static void release() {}
+
+ private:
+  FASTLSTM_INLINE static Vec<float> flushed(const Vec<float>& x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __mmask16 is_normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    const __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(0x80000000));
+    return Vec<float>(_mm512_castsi512_ps(_mm512_mask_mov_epi32(sign, is_normal, bits)));
+  }
+  FASTLSTM_INLINE static Vec<float> broadcast(const float* pair) {  // whose bits are no number
+    return Vec<float>(_mm512_castsi512_ps(_mm512_set1_epi32(read<int32_t>(pair))));
+  }
+  // The first or the second bfloat16 of every pair.
+  FASTLSTM_INLINE static Vec<float> element(const Vec<float>& pairs, int place) {
+    const __m512i bits = _mm512_castps_si512(pairs.v), upper = _mm512_set1_epi32(0xffff0000);
+    return flushed(Vec<float>(
+        _mm512_castsi512_ps(place ? _mm512_and_si512(bits, upper) : _mm512_slli_epi32(bits, 16))));
+  }
+
+  static thread_local float tiles[8][16][16];
+  static thread_local int rows[8];
+};
+thread_local float Tiles::tiles[8][16][16];
+thread_local int Tiles::rows[8];
+
+}  // namespace fastlstm::amx_emulated
+
+#include "cpu/products/bfloat16x3.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm::amx_emulated {
+const Product<bfloat16x3> float32_by_bfloat16 = bfloat16x3_product("emulated");
+}
+FASTLSTM_TARGET_END
+#endif

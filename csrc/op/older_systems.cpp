@@ -1,0 +1,54 @@
+// What the headers of newer glibc and libstdc++ call and those of manylinux_2_28 (glibc 2.28,
+// libstdc++ of GCC 8) do not export: defined here, so that a library linked on a newer system runs
+// there too. All are hidden: they are ours alone. tests/project/test_symbols.py reads the result.
+#include <exception>
+#include <new>
+#include <sstream>
+#include <string>
+
+#if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)  // else not all is inlined
+
+#define FASTLSTM_HIDDEN __attribute__((visibility("hidden"), used))
+
+extern "C" {
+
+// Whether shared_ptr may count without atomic operations.
+FASTLSTM_HIDDEN char fastlstm_single_threaded __asm__("__libc_single_threaded") = 0;
+
+[[noreturn]] FASTLSTM_HIDDEN void fastlstm_bad_length() __asm__(
+    "_ZSt28__throw_bad_array_new_lengthv");
+void fastlstm_bad_length() { throw std::bad_array_new_length(); }
+
+// The two parts of copying and destroying an exception_ptr, by what older versions export:
+// exception_ptr(void*), which adds a reference, and ~exception_ptr().
+void fastlstm_exception_of(void* self,
+                           void* exception) __asm__("_ZNSt15__exception_ptr13exception_ptrC1EPv");
+void fastlstm_end_exception(void* self);
+__asm__(".symver fastlstm_end_exception, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
+
+FASTLSTM_HIDDEN void fastlstm_add_reference(void** self) __asm__(
+    "_ZNSt15__exception_ptr13exception_ptr9_M_addrefEv");
+void fastlstm_add_reference(void** self) {
+  void* counted;  // never destroyed
+  fastlstm_exception_of(&counted, *self);
+}
+
+FASTLSTM_HIDDEN void fastlstm_release(void** self) __asm__(
+    "_ZNSt15__exception_ptr13exception_ptr10_M_releaseEv");
+void fastlstm_release(void** self) {
+  fastlstm_end_exception(self);
+  *self = nullptr;
+}
+
+}  // extern "C"
+
+// The streams of TORCH_CHECK's messages.
+template std::ostringstream::basic_ostringstream();
+__asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev");
+__asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC2Ev");
+#if __cplusplus > 201703L
+template std::string std::stringbuf::str() const&;
+__asm__(".hidden _ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
+#endif
+
+#endif

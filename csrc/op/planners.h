@@ -1,0 +1,143 @@
+// What Python asks the planners: how a call would run, and what was built.
+#pragma once
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+
+#include "core/torch_versions.h"
+#include "cpu/plan.h"
+#include "cpu/targets/kernels.h"
+#include "cuda/plan.h"
+#include "cuda/request.h"
+
+namespace fastlstm::planners {
+
+namespace py = pybind11;
+using namespace py::literals;
+
+// The instructions of a product, and the rows and columns of a register tile.
+template <typename T>
+std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
+  return {product.instructions, product.rows, product.vectors * product.lanes};
+}
+
+inline py::dict build_info() {
+  py::dict products(
+      "float32"_a = describe(product_of<float>()), "float64"_a = describe(product_of<double>()),
+      "bfloat16"_a = describe(product_of<bfloat16>()), "int8"_a = describe(product_of<int8>()));
+  const CpuTuning& tuning = kernel_table().tuning;
+  py::object splits = py::none();
+  if (const auto* by_bfloat16 = kernel_table().float32_by_bfloat16) {
+    products["float32 large"] = describe(*by_bfloat16);
+    splits = py::make_tuple(tuning.rows_worth_splitting, tuning.units_worth_splitting);
+  }
+  return py::dict("cpu_capability"_a = kernel_table().target,
+                  "multiplies_bfloat16"_a = kernel_table().BFloat16.product != nullptr,
+                  "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
+                  "splits_float32"_a = splits,
+                  "leaves_steps_to_aten"_a = tuning.leaves_steps_to_aten,
+                  "row_left_to_aten"_a = tuning.row_left_to_aten);
+}
+
+// By Dtype; the last is of weights alone.
+constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16",
+                                       "float16", "int8",    "bfloat16x3"};
+
+inline Dtype dtype_named(const std::string& name) {
+  for (int k = 0; k < 4; ++k)
+    if (name == kDtypeNames[k]) return static_cast<Dtype>(k);
+  throw std::invalid_argument(
+      R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
+}
+
+// `constants`: other values for some of kPlanConstants, by name.
+inline CudaDevice device_with(int sm_count, int capability, const py::dict& constants) {
+  CudaDevice device = CudaDevice::of(sm_count, capability);
+  for (const auto& [key, value] : constants) {
+    const auto name = key.cast<std::string>();
+    const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
+                                    [&](const PlanConstant& c) { return name == c.name; });
+    if (found == std::end(kPlanConstants))
+      throw std::invalid_argument(R"(constants: the planner has none called ")" + name + '"');
+    device.*(found->value) = value.cast<double>();
+  }
+  return device;
+}
+
+inline py::dict cuda_constants(int sm_count, int capability) {
+  const CudaDevice device = CudaDevice::of(sm_count, capability);
+  py::dict constants;
+  for (const PlanConstant& constant : kPlanConstants)
+    constants[constant.name] = device.*(constant.value);
+  return constants;
+}
+
+// Takes the fields of Task and more, which Python passes by name.
+inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
+                          const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
+                          int capability, const std::string& engine, const py::dict& constants) {
+  if (hidden_size < 1 || batch < 1 || steps < 1 || sm_count < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument(
+        "expected hidden_size, batch, steps and sm_count of at least 1 and 1 or 2 directions");
+  const auto request = parse_engine(engine);
+  if (!request)
+    throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
+                                R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
+                                engine + '"');
+  const bool only_stepwise = request->engine == EngineRequest::kStepwise;
+  const Task task{hidden_size,        batch,      steps,         directions,
+                  dtype_named(dtype), allow_tf32, only_stepwise, backward};
+  const CudaDevice device = device_with(sm_count, capability, constants);
+  const Plan chosen = request->engine == EngineRequest::kPersistent
+                          ? plan_persistent(task, device, request->division)
+                          : plan(task, device);
+  const Tiling& tiling = chosen.tiling;  // times are predicted, not measured
+  return py::dict("engine"_a = chosen.engine(), "step_us"_a = chosen.step_us,
+                  "stepwise_step_us"_a = chosen.stepwise_step_us, "units"_a = tiling.units,
+                  "shared_bytes"_a = chosen.shared_bytes,
+                  "shared_bytes_available"_a = device.shared_bytes, "row_tile"_a = tiling.row_tile,
+                  "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
+                  "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
+                  "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
+}
+
+inline bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,
+                       const std::string& dtype, bool training) {
+  Task task{hidden_size, batch, 1, directions, dtype_named(dtype), rnn_allows_tf32(), false, false};
+  if (Refusals::contain(device, task)) return true;
+  task.backward = true;
+  return training && Refusals::contain(device, task);
+}
+
+// A plain layer on this processor, with these threads and this cache; times are predicted.
+inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
+                         int64_t batch, int64_t steps, int64_t directions, bool training,
+                         bool backward, int64_t threads, int64_t l2_cache_bytes) {
+  const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
+  if (least < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument("expected sizes of at least 1 and 1 or 2 directions");
+  const CpuTask task{.dtype = dtype_named(dtype),
+                     .directions = directions,
+                     .steps = steps,
+                     .batch = batch,
+                     .rows = steps * batch,
+                     .input_size = input_size,
+                     .hidden_size = hidden_size,
+                     .output_size = hidden_size,
+                     .saves = training,
+                     .backward = backward};
+  CpuMachine machine = cpu_machine();
+  machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
+  const CpuPlan chosen = plan(task, machine);
+  const auto name = [](Dtype dtype) { return kDtypeNames[static_cast<int>(dtype)]; };
+  return py::dict("engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
+                  "dtype"_a = name(chosen.dtype), "product"_a = name(chosen.product),
+                  "one_step"_a = chosen.one_step, "unit_groups"_a = chosen.grid.unit_groups,
+                  "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
+                  "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
+                  "chunk_steps"_a = chosen.chunk_steps);
+}
+
+}  // namespace fastlstm::planners

@@ -1,0 +1,298 @@
+"""Who computes a call, decided once: where a module or a function is called.
+
+What stays to be chosen for a plain call that both could serve is in `_choice`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _build, _choice, _measured, _transforms, onnx
+from ._call import DTYPES, LstmCall, weight_shapes
+from ._checks import are_batch_sizes
+from ._choice import Choice as Route
+from ._regularize import Regularizers
+
+#: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
+#: the equations in Python, the others are engines of the op (csrc/<device>/).
+ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent")
+
+_OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
+if _OP_DEVICES:
+    _OP_DEVICES += ("meta",)
+
+# Whether "auto" on a CPU does not consider PyTorch's own, unless fastlstm.tune has measured.
+_ALWAYS_OURS = _build.has_kernels("cpu")
+_LEAST_OF_A_LARGE_STEP = 1 << 17  # numbers of input: below it nobody asks which engine is faster
+
+# What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
+_DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
+
+# Asked once: torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
+_OURS = Route("auto", "measured ahead on two processors")
+_ONNX = Route("torch", "the exporter knows nn.LSTM's op, and not ours")
+
+transforms_active = torch._C._are_functorch_transforms_active
+
+
+def is_transformed() -> bool:
+    """Whether a call is compiled, differentiated forward or under a transform of torch.func."""
+    return torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a device type."""
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+
+
+def traces_for_onnx() -> bool:
+    """Whether torch.onnx.export(dynamo=False) runs, which knows nn.LSTM's op and not ours."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
+
+
+def check_engine(engine: Any) -> None:
+    """Raises a ValueError unless there is such an engine."""
+    if engine not in ENGINES and not str(engine).startswith(("persistent:", "tiled:")):
+        raise ValueError(
+            f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (the environment "
+            "variable FASTLSTM_ENGINE decides where the code does not)"
+        )
+
+
+try:
+    check_engine(_DEFAULT_ENGINE)
+except ValueError as error:  # of the calls too, but an import never fails
+    warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+
+
+def is_left_to_torch(engine: str, input: Tensor) -> bool:
+    """Whether torch.nn's forward is all that a plain call of a module needs."""
+    engine = _DEFAULT_ENGINE if engine == "auto" else engine
+    is_torch = engine == "torch" or (engine == "auto" and not _ALWAYS_OURS)
+    if not is_torch or not input.is_cpu:
+        return False
+    return not (is_transformed() or torch._C._is_tracing())
+
+
+def of_stack(
+    call: LstmCall,
+    engine: str,
+    num_layers: int,
+    directions: int,
+    regularizers: Regularizers | None,
+    return_cell_states: bool,
+    recompute: bool,
+) -> Route:
+    """Of a stack of layers that is given together as `call`, with these options."""
+    name = _DEFAULT_ENGINE if engine == "auto" else engine
+    is_ours = name == "auto" and _is_ours(call.input)
+    if is_ours and _is_simple(call.input):
+        return _OURS  # what the rest would say
+    if name == "torch" or (name == "auto" and not is_ours):
+        lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
+        if name == "torch" and lacking:
+            raise RuntimeError(
+                f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
+                f"{', '.join(lacking)}; use 'auto'"
+            )
+        if traces_for_onnx():
+            return _for_onnx(lacking)
+        traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
+        if not (lacking or traced_in_symbols or is_transformed()):
+            return _of_plain_stack(call, name, num_layers, directions)
+        name = "auto"
+    return of_op(call, name, has_masks=regularizers is not None and regularizers.have_masks())
+
+
+def of_op(call: LstmCall, engine: str, has_masks: bool = False) -> Route:
+    """Of one layer or more by the op, or by the reference where the op cannot go.
+
+    `has_masks`: whether a layer will have a mask that `call` does not have yet.
+    """
+    transformed = False
+    if transforms_active():
+        folds = not (torch.compiler.is_compiling() or autocasts(call.input.device.type))
+        transformed = not (folds and not has_masks and _transforms.serves(call))
+    return of_input(call.input, engine, transformed)
+
+
+def _is_simple(input: Tensor) -> bool:
+    """Whether the op serves a call with this input on the CPU, whatever else is in it."""
+    differentiates = transforms_active() or forward_ad._current_level >= 0
+    return input.is_cpu and input.dtype in DTYPES and not differentiates
+
+
+def _is_ours(input: Tensor) -> bool:
+    """Whether PyTorch's own is not considered, so that no time is spent on a choice."""
+    if not (_ALWAYS_OURS and (input.is_cpu or input.is_meta)):
+        return False
+    if _measured.active or traces_for_onnx():
+        return False
+    is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
+    return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
+
+
+def _lacking_in_torch(
+    call: LstmCall, return_cell_states: bool, recompute: bool, regularizers: Regularizers | None
+) -> list[str]:
+    """The options of a call that nn.LSTM lacks."""
+    used = {
+        "lengths": call.lengths is not None,
+        "reset": call.reset is not None,
+        "return_cell_states": return_cell_states,
+        "recompute": recompute,
+        "layer normalization": "layer_norm" in call.layout,
+        **(regularizers._asdict() if regularizers else {}),
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _for_onnx(lacking: list[str]) -> Route:
+    if lacking:
+        raise RuntimeError(
+            "onnx: with dynamo=False only plain calls can be exported, got "
+            f"{', '.join(lacking)}; use {onnx.REMEDY}"
+        )
+    return _ONNX
+
+
+def _of_plain_stack(call: LstmCall, engine: str, num_layers: int, directions: int) -> Route:
+    """Of a call without options and transforms, by "auto" or "torch"."""
+    route = of_input(call.input, engine, plain=True)
+    packed = call.batch_sizes is not None
+    states = num_layers * directions, call.h_0.size(1) if packed else call.input.size(1)
+    if route.engine == "reference":
+        return route
+    if not _fits(call, num_layers, directions, states):  # for the checks of our own
+        return of_input(call.input, "auto")
+    return route if route.engine == "torch" else _choice.of(call, num_layers, directions)
+
+
+def of_input(input: Tensor, engine: str, transformed: bool = False, plain: bool = False) -> Route:
+    """Of a call with this input; for `transformed` and `plain` see `choose_engine`."""
+    transformed = transformed or forward_ad._current_level >= 0
+    if engine == "auto":
+        engine = _DEFAULT_ENGINE
+        op_serves = engine == "auto" and input.dtype in DTYPES and not transformed
+        if op_serves and _ALWAYS_OURS and input.is_cpu:
+            return _OURS  # as choose_engine says, in a third of the time
+    device, served = input.device.type, _OP_DEVICES
+    on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
+    if on_gpu and device in served:
+        if _build.has_code_for_gpu(input.device.index):
+            _build.leave_sms_to_other_processes()
+        else:
+            served = tuple(name for name in served if name != device)
+    route = route_for(engine, device, input.dtype, transformed, served, plain)
+    if on_gpu and device not in served and route.engine != engine:
+        _build.warn_of_no_cuda_kernels()
+    return route
+
+
+def choose_engine(
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    transformed: bool = False,
+    op_devices: Sequence[str] | None = None,
+    plain: bool = False,
+) -> str:
+    """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
+
+    `device` and `dtype` are those of the input, `op_devices` the device types that the compiled op
+    serves; those of this installation if None. `transformed`: under forward-mode differentiation,
+    or a `torch.func` transform that the op cannot serve. `plain`: without an option that nn.LSTM
+    lacks; "torch" serves no other call, and none that is transformed, so "auto" decides there.
+    Raises a ValueError if there is no such engine, a RuntimeError if one of the op was requested
+    and cannot serve this call.
+    """
+    devices = _OP_DEVICES if op_devices is None else op_devices
+    return route_for(engine, device, dtype, transformed, devices, plain).engine
+
+
+def route_for(
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    transformed: bool,
+    op_devices: Sequence[str],
+    plain: bool,
+) -> Route:
+    """What `choose_engine` says, and why."""
+    check_engine(engine)
+    if engine == "reference":
+        return Route(engine, "requested")
+    served = dtype in DTYPES and not transformed
+    if engine == "torch":
+        if plain and served:
+            return Route(engine, "requested")
+        engine = "auto"
+    if device in op_devices and served:
+        return Route(engine, "the op serves it")
+    why = _why_not_the_op(device, dtype, transformed, op_devices)
+    if engine == "auto":
+        return Route("torch" if plain and served else "reference", why)
+    raise RuntimeError(f"engine {engine!r} cannot serve this call: {why}; use 'auto'")
+
+
+def _why_not_the_op(
+    device: str, dtype: torch.dtype, transformed: bool, op_devices: Sequence[str]
+) -> str:
+    if not op_devices:
+        return f"the extension is not available ({_build.unavailable_reason()})"
+    if device not in op_devices:
+        return f"it is built for {', '.join(op_devices)}, and the input is on {device}"
+    if transformed:
+        return (
+            "the op does not support forward-mode differentiation, torch.func.functionalize, nor "
+            "torch.func transforms of packed input, of projections, under autocast and in compiled "
+            "code"
+        )
+    return f"it serves {', '.join(map(str, DTYPES))}, and the input is {dtype}"
+
+
+def _fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ...]) -> bool:
+    """Whether the tensors agree in shape, device and dtype, which aten does not always check.
+
+    `states` is the expected shape of h_0 and c_0 without the last dimension.
+    """
+    input, h_0, c_0, weights, layout, batch_sizes = call[:6]
+    gates, output_size = weights[0].size(0), weights[1].size(-1)
+    sizes = layout, num_layers, directions, input.size(-1), gates // 4, output_size
+    if (
+        h_0.shape != (*states, output_size)
+        or c_0.shape != (*states, gates // 4)
+        or tuple([weight.shape for weight in weights]) != _shapes_of_stack(*sizes)
+    ):
+        return False
+    device, dtype = input.device, input.dtype
+    for tensor in (h_0, c_0, *weights):
+        if tensor.device != device:
+            return False
+        if tensor.dtype is not dtype and not torch.is_autocast_enabled(device.type):
+            return False
+    return batch_sizes is None or are_batch_sizes(batch_sizes, states[-1], input.size(0))
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes_of_stack(
+    layout: str, num_layers: int, directions: int, input_size: int, hidden: int, output_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all weights, in their order."""
+    if "projection" not in layout:
+        output_size = hidden
+    first = weight_shapes(layout, input_size, hidden, output_size)
+    others = weight_shapes(layout, directions * output_size, hidden, output_size)
+    return first * directions + others * (directions * (num_layers - 1))

@@ -1,0 +1,225 @@
+"""float32 by six products of bfloat16 (csrc/cpu/products/bfloat16x3.h), as layers use them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import _build, _choice
+
+ROWS, UNITS = 64, 256  # from which on they are used
+PRECISION = torch.backends.mkldnn
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="there are no kernels")
+
+
+def cpu():
+    return _build.library.build_info()
+
+
+def needs_amx():
+    if cpu()["splits_float32"] is None:
+        pytest.skip("this processor has no AMX with bfloat16")
+
+
+def needs_avx512():
+    if cpu()["cpu_capability"] != "avx512":
+        pytest.skip("the tiles are emulated with AVX-512 alone")
+
+
+@pytest.fixture
+def precision():
+    """Sets torch.backends.mkldnn.rnn.fp32_precision, and sets it back."""
+    if not hasattr(PRECISION, "rnn"):
+        pytest.skip("this torch has no precision of its own for recurrent layers")
+    before = PRECISION.rnn.fp32_precision
+
+    def choose(name):
+        PRECISION.rnn.fp32_precision = name
+
+    yield choose
+    PRECISION.rnn.fp32_precision = before
+
+
+def layers(input_size, hidden_size=UNITS, seed=0, **options):
+    """An LSTM, and torch.nn's in float64 with the same weights."""
+    torch.manual_seed(seed)
+    ours = fastlstm.LSTM(input_size, hidden_size, **options).eval()
+    exact = torch.nn.LSTM(input_size, hidden_size, **options).double()
+    exact.load_state_dict(ours.state_dict())
+    return ours, exact
+
+
+def error(found, exact):
+    return (found.double() - exact).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
+@pytest.mark.parametrize("steps", [3, 200])
+@torch.no_grad()
+def test_at_most_the_error_of_float32(precision, options, steps) -> None:
+    needs_amx()
+    ours, exact = layers(70, **options)
+    x = torch.randn(steps, ROWS, 70)
+    output, (_, c_n) = ours(x)
+    true_output, (_, true_c_n) = exact(x.double())
+    precision("ieee")
+    plain, (_, plain_c_n) = ours(x)
+    assert not torch.equal(output, plain)  # they are another product
+    assert error(output, true_output) <= error(plain, true_output)
+    assert error(c_n, true_c_n) <= error(plain_c_n, true_c_n)
+
+
+@torch.no_grad()
+def test_ragged_and_packed_rows(precision) -> None:
+    """As many rows as a step has on average; the last steps have few, or one."""
+    needs_amx()
+    ours, exact = layers(40)
+    lengths = torch.tensor([9] + [8] * 70 + [7] * 30)
+    x = torch.randn(9, len(lengths), 40)
+    for row, length in enumerate(lengths):
+        x[length:, row] = 0
+    output, _ = ours(x, lengths=lengths)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x.double(), lengths)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(exact(packed)[0])
+    precision("ieee")
+    plain, _ = ours(x, lengths=lengths)
+    assert not torch.equal(output, plain)
+    assert error(output, expected) <= error(plain, expected)
+
+
+@torch.no_grad()
+def test_where_float32_stays_what_it_is(precision) -> None:
+    """Steps of few rows, few units, a requested engine or precision: the bits of "tiled"."""
+
+    def bits(rows, units, engine="auto"):
+        ours, _ = layers(30, units)
+        x = torch.randn(4, rows, 30, generator=torch.Generator().manual_seed(1))
+        weights = list(ours.parameters())
+        zeros = torch.zeros(1, rows, units)
+        return fastlstm.functional.lstm(x, (zeros, zeros), weights, engine=engine)[0]
+
+    for rows, units in [(ROWS - 1, UNITS), (ROWS, UNITS - 1)]:
+        assert torch.equal(bits(rows, units), bits(rows, units, "tiled"))
+    precision("ieee")
+    assert torch.equal(bits(ROWS, UNITS), bits(ROWS, UNITS, "tiled"))
+
+
+def test_gradients_are_of_float32(precision) -> None:
+    """A call that trains takes no product of bfloat16, forward or backward."""
+    needs_amx()
+    ours, _ = layers(30)
+    x = torch.randn(4, ROWS, 30)
+    found = []
+    for name in "none", "ieee":
+        precision(name)
+        ours.zero_grad()
+        output, _ = ours(x)
+        output.sum().backward()
+        found.append([output, *(p.grad for p in ours.parameters())])
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4e38])
+@torch.no_grad()
+def test_values_that_are_not_finite(value) -> None:
+    """In the input of one row: it gives what nn.LSTM gives, and the others keep their bits."""
+    needs_amx()
+    ours, exact = layers(40)
+    x = torch.randn(3, ROWS, 40)
+    before, _ = ours(x)
+    x[1, 5, 7] = value
+    output, _ = ours(x)
+    expected, _ = exact(x.double())
+    torch.testing.assert_close(
+        output[:, 5].double(), expected[:, 5], atol=1e-5, rtol=1e-5, equal_nan=True
+    )
+    others = [row for row in range(ROWS) if row != 5]
+    assert torch.equal(output[:, others], before[:, others])
+
+
+@torch.no_grad()
+def test_a_weight_that_is_infinite() -> None:
+    needs_amx()
+    ours, exact = layers(40)
+    ours.weight_ih_l0[3, 2] = float("inf")
+    exact.load_state_dict(ours.state_dict())
+    x = torch.randn(3, ROWS, 40)
+    expected, _ = exact(x.double())
+    torch.testing.assert_close(ours(x)[0].double(), expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+SCRIPT = """
+import sys, torch, fastlstm
+torch.manual_seed(0)
+lstm = fastlstm.LSTM(40, 256, bidirectional=True).eval()
+with torch.no_grad():
+    torch.save(lstm(torch.randn(3, 70, 40))[0], sys.argv[1])
+"""
+
+
+def run_with(switch, file):
+    """The output of a script with FASTLSTM_AMX set."""
+    environment = {**os.environ, "FASTLSTM_AMX": switch}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(file)], env=environment, capture_output=True, text=True
+    )
+    return done, torch.load(file) if done.returncode == 0 else None
+
+
+def test_with_and_without_tiles(tmp_path) -> None:
+    """With AMX or its emulation, and without: close, and neither is the other."""
+    needs_avx512()
+    with_tiles = run_with("1", tmp_path / "with")[1]
+    without = run_with("0", tmp_path / "without")[1]
+    assert not torch.equal(with_tiles, without)
+    torch.testing.assert_close(with_tiles, without, atol=1e-6, rtol=1e-5)
+
+
+def test_an_unknown_value_of_the_switch(tmp_path) -> None:
+    needs_avx512()
+    done, _ = run_with("yes", tmp_path / "none")
+    assert done.returncode != 0
+    assert "FASTLSTM_AMX: expected 0 or 1, got yes" in done.stderr
+
+
+def test_the_plan_names_the_product() -> None:
+    needs_amx()
+    sizes = {"input_size": 128, "steps": 20, "directions": 1, "threads": 2}
+    sizes["l2_cache_bytes"] = 2 << 20
+
+    def product(hidden_size, batch, training=False, backward=False):
+        return _build.library.plan_cpu(
+            dtype="float32",
+            hidden_size=hidden_size,
+            batch=batch,
+            training=training,
+            backward=backward,
+            **sizes,
+        )["product"]
+
+    assert product(UNITS, ROWS) == "bfloat16x3"
+    assert product(UNITS, ROWS - 1) == product(UNITS - 1, ROWS) == "float32"
+    assert product(UNITS, ROWS, training=True) == "float32"
+    assert product(UNITS, ROWS, training=True, backward=True) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("precision_name", "batch", "training", "engine"),
+    [
+        ("none", 128, False, "auto"),
+        ("tf32", 128, False, "auto"),
+        ("ieee", 128, False, "torch"),
+        ("none", 32, False, "torch"),
+    ],
+)
+def test_large_inference_stays_with_us(precision_name, batch, training, engine) -> None:
+    """Which goes to oneDNN on Intel's processors otherwise."""
+    stack = _choice.Stack("float32", 2048, 2048, batch, 20, training=training)
+    amx = _choice.Cpu(True, True, splits_float32=(ROWS, UNITS), precision=precision_name)
+    assert _choice.on_cpu(stack, amx).engine == engine
+    assert _choice.on_cpu(stack, amx._replace(splits_float32=None)).engine == "torch"

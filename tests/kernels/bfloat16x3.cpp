@@ -1,0 +1,237 @@
+// float32 by six products of bfloat16: against float64, against plain float32, and the emulated
+// tiles against those of the processor.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "../simt/harness.h"
+#include "targets.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace {
+
+using namespace fastlstm;
+using testing::check;
+using Split = Product<bfloat16x3>;
+
+// Whether the processor has AMX with bfloat16, and the system lets this process use it.
+bool has_amx() {
+  unsigned a, b, c, d;
+  const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && d >> 24 & 1;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return has && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// Rows [rows,K] times columns [N,K], or their transpose [K,N].
+struct Problem {
+  std::mt19937 random;
+  int64_t rows, K, N;
+  bool transposed, scattered, accumulate, adds_bias;
+  std::vector<float> a, b, bias, before;
+
+  explicit Problem(unsigned seed)
+      : random(seed),
+        rows(between(1, 70)),
+        K(between(1, 3) == 1 ? between(1, 40) : between(200, 700)),
+        N(32 * between(1, 4) - between(0, 31)),
+        transposed(between(0, 1)),
+        scattered(between(0, 1)),
+        accumulate(between(0, 1)),
+        adds_bias(between(0, 1)),
+        a(numbers(rows * K)),
+        b(numbers(N * K)),
+        bias(numbers(N)),
+        before(numbers(rows * N)) {}
+
+  int64_t between(int64_t first, int64_t last) {
+    return first + int64_t(random() % (last - first + 1));
+  }
+  // Of one magnitude, or of ten decades of them.
+  std::vector<float> numbers(int64_t count) {
+    std::normal_distribution<float> normal;
+    const bool decades = between(0, 3) == 0;
+    std::vector<float> all(count);
+    for (float& x : all) {
+      x = normal(random);
+      if (decades) x *= std::pow(10.0f, float(between(-5, 5)));
+    }
+    return all;
+  }
+  float weight(int64_t k, int64_t n) const { return transposed ? b[n * K + k] : b[k * N + n]; }
+
+  std::vector<float> run(const Split& product) const {
+    const int64_t size = product.encoded_size(K), width = product.vectors * product.lanes;
+    const int64_t blocks = (K + product.padding - 1) / product.padding * product.padding;
+    std::vector<bfloat16x3> encoded(rows * (size + 32)),
+        panels((N + width) / width * width * blocks);
+    std::vector<const bfloat16x3*> a_rows;
+    std::vector<const float*> b_rows;
+    std::vector<float> c = before;
+    std::vector<float*> c_rows;
+    for (int64_t r = 0; r < rows; ++r) {
+      bfloat16x3* const row = &encoded[r * size + (scattered && r % 3 == 0 ? 32 * r : 0) % 32];
+      a_rows.push_back(row), c_rows.push_back(&c[r * N]);
+    }
+    // Scattered rows lie in another order.
+    if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
+    for (int64_t r = 0; r < rows; ++r)
+      product.encode(&a[r * K], K, const_cast<bfloat16x3*>(a_rows[r]));
+    for (int64_t i = 0; i < (transposed ? N : K); ++i)
+      b_rows.push_back(&b[i * (transposed ? K : N)]);
+    PanelProduct<bfloat16x3, float> p{a_rows.data(),
+                                      rows,
+                                      0,
+                                      K,
+                                      panels.data(),
+                                      {0, N, product.vectors},
+                                      c_rows.data(),
+                                      accumulate,
+                                      adds_bias ? bias.data() : nullptr};
+    p.panels = (N + width - 1) / width, p.panel_stride = width * blocks;
+    for (int64_t i = 0; i < p.panels; ++i) {
+      const PanelShape shape{i * width, std::min(width, N - i * width), product.vectors};
+      product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * p.panel_stride]);
+    }
+    product.multiply(p);
+    product.end_thread();
+    return c;
+  }
+  float first_term(int64_t r, int64_t n) const {
+    return accumulate ? before[r * N + n] : adds_bias ? bias[n] : 0;
+  }
+};
+
+struct Errors {
+  double split = 0, plain = 0;  // sums of squares, in units of 2^-24 times the sizes of the terms
+};
+
+// Every element, and how far it and a sum of float32 multiply-adds are off.
+void check_sums(const Split& product, unsigned seed, Errors& errors) {
+  const Problem p(seed);
+  const auto c = p.run(product);
+  for (int64_t r = 0; r < p.rows; ++r)
+    for (int64_t n = 0; n < p.N; ++n) {
+      double sum = 0, size = 1e-30;
+      float plain = 0;
+      for (int64_t k = 0; k < p.K; ++k) {
+        const float x = p.a[r * p.K + k], w = p.weight(k, n);
+        sum += double(x) * w, size += std::fabs(double(x) * w), plain = std::fma(x, w, plain);
+      }
+      const double first = p.first_term(r, n), unit = 0x1p-24 * (size + std::fabs(first));
+      const double error = (c[r * p.N + n] - (sum + first)) / unit;
+      const double of_plain = (double(plain + float(first)) - (sum + first)) / unit;
+      check(std::fabs(error) <= 2 + std::sqrt(double(p.K)), "seed ", seed, ", row ", r, ", column ",
+            n, ": ", c[r * p.N + n], ", expected ", sum + first);
+      errors.split += error * error, errors.plain += of_plain * of_plain;
+    }
+}
+
+bool same(const std::vector<float>& x, const std::vector<float>& y, int64_t count) {
+  return std::memcmp(x.data(), y.data(), count * sizeof(float)) == 0;
+}
+
+// The bits of a row, whatever is beside it.
+void check_rows_alone(const Split& product, unsigned seed) {
+  Problem p(seed);
+  const auto all = p.run(product);
+  p.scattered = false;
+  for (const int64_t rows : {int64_t(1), (p.rows + 1) / 2, std::min<int64_t>(p.rows, 17)}) {
+    Problem few = p;
+    few.rows = rows;
+    check(same(few.run(product), all, rows * p.N), "seed ", seed, ": ", rows, " of ", p.rows,
+          " rows have other bits");
+  }
+}
+
+// Infinities, NaN and sums that overflow: what plain float32 gives, and other rows as they were.
+void check_special(const Split& product, unsigned seed) {
+  Problem p(seed);
+  p.rows = p.rows < 2 ? 2 : p.rows, p.a = p.numbers(p.rows * p.K),
+  p.before = p.numbers(p.rows * p.N);
+  const auto without = p.run(product);
+  const float special[] = {INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX};
+  const int64_t row = p.between(0, p.rows - 1);
+  p.a[row * p.K + p.between(0, p.K - 1)] = special[seed % 5];
+  if (seed % 3 == 0) p.b[p.between(0, p.N * p.K - 1)] = special[seed / 3 % 5];
+  const auto c = p.run(product);
+  for (int64_t r = 0; r < p.rows; ++r)
+    for (int64_t n = 0; n < p.N; ++n) {
+      float sum = 0;
+      for (int64_t k = 0; k < p.K; ++k) sum += p.a[r * p.K + k] * p.weight(k, n);
+      const float expected = sum + p.first_term(r, n), found = c[r * p.N + n];
+      const bool both_nan = std::isnan(expected) && std::isnan(found);
+      const bool both_infinite = std::isinf(expected) && found == expected;
+      check(both_nan || both_infinite || (std::isfinite(expected) && std::isfinite(found)), "seed ",
+            seed, ", row ", r, ", column ", n, ": ", found, ", expected ", expected);
+      if (r != row && seed % 3)
+        check(found == without[r * p.N + n], "seed ", seed, ": row ", r, " has other bits");
+    }
+}
+
+// The planes of a number add up to it.
+void check_exact(const Split& product, unsigned seed) {
+  constexpr uint32_t kExtremes[] = {0x7f7fffff, 0xff7fffff, 0x7f7f8000, 0};
+  std::mt19937 random(seed);
+  for (int i = 0; i < 1000; ++i) {
+    const uint32_t bits = i < 4 ? kExtremes[i] : uint32_t(random());
+    const uint32_t exponent = bits >> 23 & 0xff;
+    if (exponent == 0xff || (exponent && exponent < 25)) continue;  // the last plane is subnormal
+    float x, sum = 0;
+    std::memcpy(&x, &bits, sizeof x);
+    if (exponent == 0) x = 0;
+    bfloat16x3 encoded[32];
+    product.encode(&x, 1, encoded);
+    for (int plane = 2; plane >= 0; --plane) {
+      uint16_t half;
+      std::memcpy(&half, reinterpret_cast<const char*>(encoded) + 64 * plane, sizeof half);
+      const uint32_t wide = uint32_t(half) << 16;
+      float part;
+      std::memcpy(&part, &wide, sizeof part);
+      sum += part;
+    }
+    check(sum == x, x, " is split into parts of ", sum);
+  }
+}
+
+constexpr unsigned kSeeds = 60;
+
+void add_cases(const std::string& name, const Split& product) {
+  testing::Case(name + "/float32 by bfloat16/products", [&product] {
+    Errors errors;
+    for (unsigned seed = 1; seed <= kSeeds; ++seed) check_sums(product, seed, errors);
+    check(errors.split < 0.5 * errors.plain, "a mean square error of ", errors.split,
+          ", of float32 multiply-adds ", errors.plain);
+  });
+  const auto add = [&](const char* what, auto body) {
+    testing::Case(name + "/float32 by bfloat16/" + what, [&product, body] {
+      for (unsigned seed = 1; seed <= kSeeds; ++seed) body(product, seed);
+    });
+  };
+  add("rows alone", check_rows_alone);
+  add("special values", check_special);
+  add("exact", check_exact);
+}
+
+const bool added = [] {
+  if (testing::tables().back().target != std::string("avx512")) return false;
+  add_cases("amx_emulated", amx_emulated::float32_by_bfloat16);
+  if (!has_amx()) return true;
+  add_cases("amx", amx::float32_by_bfloat16);
+  testing::Case("amx/float32 by bfloat16/as emulated", [] {
+    for (unsigned seed = 1; seed <= kSeeds; ++seed) {
+      const Problem p(seed);
+      const auto emulated = p.run(amx_emulated::float32_by_bfloat16);
+      check(same(p.run(amx::float32_by_bfloat16), emulated, emulated.size()), "seed ", seed,
+            ": other bits than the emulated tiles give");
+    }
+  });
+  return true;
+}();
+
+}  // namespace
+#endif
