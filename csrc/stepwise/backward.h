@@ -128,8 +128,8 @@ class BackwardWalk {
       d_x_gates =
           norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type(), others);
     if (projection_ && !call_.request.per_row) others.w_hr = at::mm(d_projected_.t(), unprojected_);
-    call_.add_gradients(
-        w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, others);
+    const auto h_prev = [&] { return h_prev_; };
+    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), h_prev, others);
   }
 
  private:

@@ -1,0 +1,221 @@
+"""prepack and unpack in models: what surrounds a packed layer, compilers among it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packed_layers import (
+    SMALLER,
+    Tagger,
+    X,
+    every_weights,
+    in_a_model,
+    make,
+    packed,
+    same,
+    small,
+    tagger,
+)
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fastlstm
+from fastlstm import (
+    LSTM,
+    LayerNormLSTM,
+    LSTMCell,
+    PackedLSTM,
+    PackedLSTMCell,
+    _build,
+    prepack,
+)
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+
+
+def test_repr() -> None:
+    lstm = packed(small(num_layers=2), torch.int8)
+    assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
+    norm = packed(LayerNormLSTM(3, 4).eval(), torch.bfloat16)
+    assert repr(norm) == "fastlstm.PackedLayerNormLSTM(3, 4, weights=torch.bfloat16)"
+    cell = "fastlstm.PackedLSTMCell(3, 4, weights=torch.float32)"
+    assert repr(packed(LSTMCell(3, 4).eval())) == cell
+
+
+@pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
+def test_unpack(weights: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
+    original.lstm.tag = "kept"
+    model = fastlstm.unpack(packed(original, weights))
+    assert repr(model) == repr(original) and model.lstm.tag == "kept"
+    assert not model.training and type(model.lstm) is LSTM and type(model.cell) is LSTMCell
+    assert type(model.norm) is LayerNormLSTM
+    for name, parameter in model.state_dict().items():
+        bound = 0 if weights is None else original.state_dict()[name].abs().max() / 254
+        assert (parameter - original.state_dict()[name]).abs().max() <= bound * 1.001, name
+    model.train()(X).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert type(fastlstm.unpack(packed(small()))) is LSTM
+
+
+@pytest.mark.parametrize("keep_class", [True, False])
+def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
+    model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
+    fastlstm.convert(model, keep_class=keep_class)
+    classes = [type(model[name]) for name in ("lstm", "cell")]
+    frozen = pickle.loads(pickle.dumps(prepack(model)))
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
+    fastlstm.unpack(frozen)
+    assert [type(frozen[name]) for name in ("lstm", "cell")] == classes
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
+def test_what_torch_ao_quantized_keeps_its_int8_weights(by_row: bool, kind: Any) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    ao = torch.ao.quantization
+    torch.manual_seed(0)
+    layer = kind(6, 10, **(options if kind is nn.LSTM else {})).eval()
+    qconfig = ao.per_channel_dynamic_qconfig if by_row else ao.default_dynamic_qconfig
+    model = ao.quantize_dynamic(in_a_model(layer=layer), {kind: qconfig})
+    weights, x = model["layer"].get_weight(), torch.randn(4, 3, 6)
+    x = x if kind is nn.LSTM else x[0]
+    expected = model["layer"](x)[0]
+    frozen = prepack(model)["layer"]
+    state = frozen.state_dict()
+    for name, weight in weights.items():
+        assert torch.equal(state[name], weight.int_repr().clamp_min(-127)), name
+        scale = weight.q_per_channel_scales() if by_row else weight.q_scale()
+        torch.testing.assert_close(state[f"{name}_scale"].double(), torch.ones(40).double() * scale)
+    # torch quantizes what it multiplies with one scale for a tensor, we for a row.
+    assert (frozen(x)[0] - expected).norm() / expected.norm() < 2 / 127
+    floats = fastlstm.unpack(frozen)
+    assert (floats(x)[0] - expected).norm() / expected.norm() < 2 / 127
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
+def test_what_torch_ao_made_float16_becomes_float32() -> None:
+    model = in_a_model(lstm=nn.LSTM(6, 10).eval())
+    half = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM}, dtype=torch.float16)
+    expected = half["lstm"](X[..., :6])[0]
+    frozen = prepack(half)["lstm"]
+    assert frozen.weights == torch.float32
+    torch.testing.assert_close(frozen(X[..., :6])[0], expected, rtol=0, atol=1e-3)
+
+
+def test_hooks_stay() -> None:
+    lstm, seen = small(), []
+    lstm.register_forward_pre_hook(lambda m, args: seen.append("before"))
+    handle = lstm.register_forward_hook(
+        lambda m, args, kwargs, y: seen.append(kwargs), with_kwargs=True
+    )
+    frozen = prepack(lstm)
+    frozen(X[..., :6], lengths=torch.tensor([1, 2, 3]))
+    assert seen[0] == "before" and list(seen[1]) == ["lengths"]
+    handle.remove()
+    fastlstm.unpack(frozen)(X[..., :6])
+    assert seen[2:] == ["before"]
+
+
+def test_a_layer_in_two_places_stays_one() -> None:
+    lstm = small()
+    model = prepack(in_a_model(a=lstm, b=nn.ModuleList([lstm])), torch.int8)
+    assert model["a"] is model["b"][0] and type(model["a"]) is PackedLSTM
+    model.load_state_dict(model.state_dict())
+    fastlstm.unpack(model)
+    assert model["a"] is model["b"][0] and type(model["a"]) is LSTM
+
+
+@pytest.mark.parametrize("source", [nn.LSTM, LSTM])
+def test_parametrised_weights_are_packed_as_they_are(source: Any) -> None:
+    torch.manual_seed(0)
+    lstm = parametrizations.weight_norm(source(6, 10).eval(), "weight_hh_l0")
+    with torch.no_grad():
+        lstm.parametrizations.weight_hh_l0.original0.mul_(2)
+    expected = lstm(X[..., :6])
+    frozen = prepack(lstm, convert=True)
+    assert list(frozen.state_dict()) == list(LSTM(6, 10).state_dict())
+    torch.testing.assert_close(frozen(X[..., :6]), expected)
+
+
+def test_nn_lstm_is_converted_if_asked() -> None:
+    torch.manual_seed(0)
+    model = in_a_model(a=nn.LSTM(6, 10), b=nn.LSTMCell(6, 10))
+    expected = model["a"](X[..., :6]), model["b"](X[0, :, :6])
+    assert prepack(model, convert=True) is model
+    assert type(model["a"]) is PackedLSTM and type(model["b"]) is PackedLSTMCell
+    torch.testing.assert_close((model["a"](X[..., :6]), model["b"](X[0, :, :6])), expected)
+
+
+def test_autocast_leaves_it_alone() -> None:
+    frozen = packed(small())
+    expected = frozen(X[..., :6])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(frozen(X[..., :6]), expected)
+        with pytest.raises(ValueError, match="bfloat16 and 6; autocast leaves packed layers alone"):
+            frozen(X[..., :6].bfloat16())
+
+
+@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+class TestCompilers:
+    def test_compile(self, weights: torch.dtype | None) -> None:
+        model = tagger(weights=weights)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(X), model(X))
+
+    def test_trace(self, weights: torch.dtype | None) -> None:
+        model = tagger(weights=weights)
+        with pytest.warns(torch.jit.TracerWarning):  # of sizes that become constants
+            traced = torch.jit.trace(model, (X,), check_trace=False)
+        assert torch.equal(traced(X + 1), model(X + 1))
+
+    def test_export(self, weights: torch.dtype | None, tmp_path: Path) -> None:
+        model, steps = tagger(weights=weights), torch.export.Dim("T")
+        program = torch.export.export(model, (X,), dynamic_shapes=({0: steps},))
+        torch.export.save(program, tmp_path / "tagger.pt2")
+        loaded = torch.export.load(tmp_path / "tagger.pt2")
+        for x in (X, torch.cat([X, X + 1])):
+            assert torch.equal(loaded.module()(x), model(x))
+
+
+@pytest.mark.slow
+@every_weights
+def test_compile_by_inductor(weights: torch.dtype) -> None:
+    model = tagger(weights=weights)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X))
+
+
+@every_weights
+def test_weights_for_another_processor_are_refused(weights: torch.dtype) -> None:
+    frozen = packed(small(), weights)
+    other = frozen.packed_weight_hh_l0
+    lanes = other[:64].view(torch.int32)[8:10]  # and vectors, of PackedHeader
+    here = "x".join(map(str, lanes.tolist()))
+    lanes[:] = torch.tensor([2, 4])
+    message = f"packed for this processor .* panels of {here}.*, got .* panels of 2x4: pack"
+    with pytest.raises(RuntimeError, match=message):
+        frozen(X[..., :6])
+
+
+@pytest.mark.parametrize("kind", [LSTM, LayerNormLSTM])
+def test_the_op_is_registered_rightly(kind: type[LSTM]) -> None:
+    frozen = packed(make((6, 10, {"bidirectional": True}), kind=kind), torch.int8)
+    x = X[..., :6]
+    state = torch.zeros(2, 3, 10)
+    arguments = (x, state, state, frozen._op_weights(), frozen._layout)
+    for options in ({}, {"save_cells": True}, {"lengths": torch.tensor([1, 0, 5])}):
+        torch.library.opcheck(torch.ops.fastlstm.lstm_packed.default, arguments, options)
+
+
+def test_a_profile_names_it() -> None:
+    frozen, cell = packed(small()), packed(LSTMCell(6, 10).eval())
+    with torch.profiler.profile() as profile:
+        frozen(X[..., :6]), cell(X[0, :, :6])
+    names = [event.name for event in profile.events()]
+    assert names.count("fastlstm::lstm_packed") == 2

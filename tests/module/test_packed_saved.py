@@ -1,0 +1,246 @@
+"""prepack: what is saved and loaded, by other processors, processes and versions too."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from packed_layers import SMALLER, Tagger, X, in_a_model, make, packed, same, small, tagger
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm import (
+    LSTM,
+    LayerNormLSTM,
+    LSTMCell,
+    _build,
+    prepack,
+)
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+
+
+@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "copy", "save", "safetensors"])
+def test_round_trips(way: str, weights: torch.dtype | None, tmp_path: Path) -> None:
+    model = tagger(weights=weights)
+    if way == "state_dict":
+        other = tagger(1, weights)
+        other.load_state_dict(model.state_dict())
+    elif way == "safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        safetensors.save_model(model, tmp_path / "model.safetensors")
+        other = tagger(1, weights)
+        safetensors.load_model(other, tmp_path / "model.safetensors")
+    elif way == "save":
+        torch.save(model, tmp_path / "model.pt")
+        other = torch.load(tmp_path / "model.pt", weights_only=False)
+    else:
+        other = {
+            "pickle": lambda: pickle.loads(pickle.dumps(model)),
+            "deepcopy": lambda: copy.deepcopy(model),
+            "copy": lambda: copy.copy(model),
+        }[way]()
+    assert torch.equal(other(X), model(X)) and repr(other) == repr(model)
+    assert other.state_dict().keys() == model.state_dict().keys()
+    assert same(list(other.state_dict().values()), list(model.state_dict().values()))
+    tensors = other.lstm.state_dict()
+    other.lstm.load_state_dict({name: torch.zeros_like(t) for name, t in tensors.items()})
+    assert (way == "copy") == torch.equal(
+        other(X), model(X)
+    )  # weights of its own, but a shallow one
+
+
+def test_the_names_of_the_state_dict() -> None:
+    names = Tagger().state_dict().keys()
+    assert tagger().state_dict().keys() == names
+    assert tagger(weights=torch.bfloat16).state_dict().keys() == names
+    of_int8 = {n for n in names if "weight" in n and "linear" not in n}
+    found = tagger(weights=torch.int8).state_dict()
+    assert found.keys() == names | {f"{n}_scale" for n in of_int8}
+    assert all(found[n].dtype == torch.int8 and found[f"{n}_scale"].dim() == 1 for n in of_int8)
+
+
+@pytest.mark.parametrize("source", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("target", [None, *SMALLER], ids=str)
+def test_a_dict_of_any_kind_into_any_kind(
+    source: torch.dtype | None, target: torch.dtype | None
+) -> None:
+    """As if the layer that the weights came back to had been packed."""
+    model = tagger(weights=source)
+    loaded = tagger(1, target)
+    assert str(loaded.load_state_dict(model.state_dict())) == "<All keys matched successfully>"
+    expected = prepack(fastlstm.unpack(copy.deepcopy(model)), target)
+    assert torch.equal(loaded(X), expected(X))
+
+
+def test_a_model_before_packing_into_one_of_int8() -> None:
+    torch.manual_seed(0)
+    model = Tagger().eval()
+    loaded = tagger(1, torch.int8)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(loaded(X), packed(model, torch.int8)(X))
+
+
+def test_quantized_again_it_is_the_same() -> None:
+    model = tagger(weights=torch.int8)
+    again = prepack(fastlstm.unpack(copy.deepcopy(model)), torch.int8)
+    a, b = model.state_dict(), again.state_dict()
+    assert all(torch.equal(a[n], b[n]) for n in a if not n.endswith("_scale"))
+    torch.testing.assert_close(a, b)
+
+
+def load_errors(module: nn.Module, state_dict: dict[str, Tensor], **options: Any) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        module.load_state_dict(state_dict, **options)
+    return re.sub("(Packed)?LSTM", "LSTM", str(caught.value))
+
+
+def test_what_does_not_fit_is_reported_as_by_a_module() -> None:
+    lstm = small(num_layers=2)
+    given = {**lstm.state_dict(), "weight_hh_l0": torch.zeros(3, 4), "weight_hr_l0": torch.ones(1)}
+    given |= {"bias_ih_l1": torch.zeros(2)}
+    del given["weight_ih_l1"]
+    assert load_errors(packed(lstm), given) == load_errors(copy.deepcopy(lstm), given)
+    frozen = packed(lstm)
+    result = frozen.load_state_dict({"weight_hh_l0": lstm.weight_hh_l0 * 2}, strict=False)
+    expected = copy.deepcopy(lstm)
+    expected.load_state_dict({"weight_hh_l0": lstm.weight_hh_l0 * 2}, strict=False)
+    assert set(result.missing_keys) == set(lstm.state_dict()) - {"weight_hh_l0"}
+    assert same(frozen(X[..., :6]), expected(X[..., :6]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("weight_hh_l0_scale"), 'Missing key(s) .*: "weight_hh_l0_scale"'),
+        (lambda d: d.update(weight_hh_l0_scale=torch.ones(3)), "size mismatch for weight_hh_l0_"),
+        (
+            lambda d: d["weight_hh_l0_scale"].fill_(float("nan")),
+            "weight_hh_l0_scale: expected finite scales, got nan",
+        ),
+        (
+            lambda d: d["weight_hh_l0"][2].fill_(-128),
+            "weight_hh_l0: expected int8 weights from -127 to 127, got -128",
+        ),
+        (
+            lambda d: d.update(weight_hh_l0=torch.full((40, 10), float("inf"))),
+            "weight_hh_l0: expected finite weights to make int8 of them, got inf",
+        ),
+        (lambda d: d.update(weight_hh_l1=torch.ones(1)), 'Unexpected key(s) .*: "weight_hh_l1"'),
+        (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
+    ],
+)  # fmt: skip
+def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -> None:
+    frozen = packed(small(), torch.int8)
+    given = frozen.state_dict()
+    before = frozen(X[..., :6])
+    change(given)
+    assert re.search(message.replace("(s)", r"\(s\)"), load_errors(frozen, given))
+    assert same(frozen(X[..., :6]), before)
+    inside = {f"lstm.{name}": tensor for name, tensor in given.items()}  # in a model
+    message = re.sub("((weight|bias)_)", r"lstm.\1", message.replace("(s)", r"\(s\)"))
+    assert re.search(message, load_errors(in_a_model(lstm=frozen), inside))
+
+
+@pytest.mark.parametrize("kind", [LSTM, LSTMCell, LayerNormLSTM])
+def test_an_ordinary_layer_refuses_int8(kind: type[nn.Module]) -> None:
+    model = in_a_model(lstm=kind(6, 10).eval())
+    given = prepack(copy.deepcopy(model), torch.int8).state_dict()
+    with pytest.raises(RuntimeError, match=r"lstm\.weight_ih.*: expected floating-point .* int8"):
+        model.load_state_dict(given, strict=False)
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.ones(3), torch.ones(40, dtype=torch.int64), torch.ones(40, 1)], ids=str
+)
+def test_a_scale_that_does_not_fit(scale: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="expected a scale of float32 for each of 40 rows"):
+        _build.library.pack_weight(torch.ones(40, 10, dtype=torch.int8), scale, "int8", True)
+
+
+def test_int8_takes_a_quarter() -> None:
+    lstm = make((256, 256, {}))
+
+    def on_disk(module: nn.Module) -> int:
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        return file.tell()
+
+    def in_memory(module: nn.Module) -> int:
+        return sum(b.nbytes for b in module.buffers())
+
+    whole = on_disk(lstm)
+    for weights, share in ((torch.float32, 1), (torch.bfloat16, 0.5), (torch.int8, 0.25)):
+        frozen = packed(lstm, weights)
+        assert share * 0.98 < on_disk(frozen) / whole < share * 1.05
+        assert share * 0.98 < in_memory(frozen) / whole < share * 1.05
+
+
+NEW_PROCESS = """
+import sys, torch, fastlstm
+sys.path.insert(0, sys.argv[1])
+from packed_layers import Tagger, X
+model = fastlstm.prepack(Tagger().eval(), torch.int8)
+model.load_state_dict(torch.load(f"{sys.argv[2]}/state.pt"))
+unpickled = torch.load(f"{sys.argv[2]}/model.pt", weights_only=False)
+columns = fastlstm._build.library.build_info()["products"]["float32"][2]
+torch.save((columns, model(X), unpickled(X)), f"{sys.argv[2]}/y.pt")
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: Path) -> None:
+    model = tagger(weights=torch.int8)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    torch.save(model, tmp_path / "model.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_PROCESS, Path(__file__).parents[1], tmp_path],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    columns, loaded, unpickled = torch.load(tmp_path / "y.pt")
+    assert columns != _build.library.build_info()["products"]["float32"][2]
+    assert torch.equal(loaded, unpickled)
+    torch.testing.assert_close(loaded, model(X), rtol=0, atol=1e-5)  # other sigmoids
+
+
+def test_threads_share_a_model() -> None:
+    model = tagger(weights=torch.int8)
+    inputs = [X * k for k in range(8)]
+    expected = [model(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert same(list(pool.map(model, inputs)), expected)
+
+
+def _put(model: nn.Module, results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put(model(X).tolist())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_share_a_model(method: str) -> None:
+    model = tagger(weights=torch.int8).share_memory()
+    assert all(buffer.is_shared() for buffer in model.lstm.buffers())
+    context = mp.get_context(method)
+    results = context.Queue()
+    process = context.Process(target=_put, args=(model, results))
+    process.start()
+    found = results.get(timeout=60)
+    process.join()
+    assert found == model(X).tolist()

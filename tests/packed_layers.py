@@ -1,0 +1,141 @@
+"""Layers with packed weights, and calls of them: what the tests of packing share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from fastlstm import (
+    LSTM,
+    LayerNormLSTM,
+    LSTMCell,
+    prepack,
+)
+
+SMALLER = [torch.bfloat16, torch.int8]
+# input_size, hidden_size, options: whole and ragged vectors, pairs and fours.
+LAYERS: list[tuple[int, int, dict[str, Any]]] = [
+    (1, 24, {}),
+    (33, 50, {"batch_first": True}),
+    (64, 64, {"bias": False}),
+    (40, 100, {"proj_size": 30}),
+    (24, 37, {"num_layers": 2, "bidirectional": True}),
+    (7, 20, {"num_layers": 2, "bidirectional": True, "proj_size": 5, "batch_first": True}),
+]
+every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+every_weights = pytest.mark.parametrize("weights", SMALLER, ids=str)
+
+
+kinds_and_weights = pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        *((LSTM, weights) for weights in SMALLER),
+        *((LayerNormLSTM, weights) for weights in (torch.float32, *SMALLER)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+
+
+def make(
+    layer: tuple[int, int, dict[str, Any]],
+    dtype: torch.dtype = torch.float32,
+    kind: type[LSTM] = LSTM,
+) -> LSTM:
+    torch.manual_seed(0)
+    return with_any_norms(kind(*layer[:2], **layer[2], dtype=dtype)).eval()
+
+
+def with_any_norms(lstm: LSTM) -> LSTM:
+    for name, parameter in lstm.named_parameters():
+        if name.startswith(("gain_", "bias_c_")):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return lstm
+
+
+def small(**options: Any) -> LSTM:
+    return make((6, 10, options))
+
+
+def packed(lstm: nn.Module, weights: torch.dtype | None = None) -> Any:
+    return prepack(copy.deepcopy(lstm), weights)
+
+
+def flat(results: Any) -> list[Tensor]:
+    if isinstance(results, Tensor):
+        return [results]
+    if isinstance(results, PackedSequence):
+        return [results.data]
+    return [tensor for part in results for tensor in flat(part)]
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
+
+
+def calls(lstm: LSTM, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Every form of a call: its name, arguments and options."""
+    T, B = 7, 5
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    def sequence(steps: int, batch: int) -> Tensor:
+        x = draw(steps, batch, lstm.input_size)
+        return x.transpose(0, 1).contiguous() if lstm.batch_first else x
+
+    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
+
+    def state(*batch: int) -> tuple[Tensor, Tensor]:
+        sizes = (lstm.proj_size or lstm.hidden_size, lstm.hidden_size)
+        h, c = (draw(count, *batch, size) for size in sizes)
+        return h, c
+
+    x, lengths = sequence(T, B), torch.tensor([3, 7, 0, 1, 5])
+    reset = torch.rand(*x.shape[:2], generator=generator) < 0.3
+    yield "dense", (x,), {}
+    yield "state", (x, state(B)), {}
+    yield "cells", (x, state(B)), {"return_cell_states": True}
+    yield "lengths", (x, state(B)), {"lengths": lengths, "return_cell_states": True}
+    yield "reset", (x, state(B)), {"reset": reset}
+    yield "both", (x,), {"reset": reset, "lengths": lengths}
+    for batch in (1, B, 60):
+        yield f"a step of {batch}", (sequence(1, batch), state(batch)), {}
+    strided = state(2 * B)
+    yield "strided", (sequence(1, B), tuple(s[:, ::2] for s in strided)), {}
+    yield "batch 0", (sequence(T, 0),), {}
+    yield "unbatched", (draw(T, lstm.input_size), state()), {"return_cell_states": True}
+    for enforce_sorted in (True, False):
+        sizes = lengths.sort(descending=True)[0] if enforce_sorted else lengths
+        found = pack_padded_sequence(x, sizes.clamp_min(1), lstm.batch_first, enforce_sorted)
+        yield f"packed, sorted {enforce_sorted}", (found, state(B)), {"return_cell_states": True}
+
+
+class Tagger(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.lstm = LSTM(16, 32, num_layers=2, bidirectional=True, **options)
+        self.norm = with_any_norms(LayerNormLSTM(64, 32, bidirectional=True))
+        self.cell = LSTMCell(64, 24)
+        self.linear = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.cell(self.norm(self.lstm(x)[0])[0][-1])[0])
+
+
+def tagger(seed: int = 0, weights: torch.dtype | None = None, **options: Any) -> Tagger:
+    torch.manual_seed(seed)
+    return prepack(Tagger(**options).eval(), weights)
+
+
+X = torch.linspace(-1, 1, 5 * 3 * 16).view(5, 3, 16)
+
+
+def in_a_model(**layers: nn.Module) -> nn.Module:
+    return nn.ModuleDict(layers).eval()
