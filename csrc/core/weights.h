@@ -40,8 +40,8 @@ constexpr const char* kExtentNames[] = {
 // A weight in the list, what has to be there for it, its shape, and what backward makes of it.
 struct NamedWeight {
   const char* name;
-  Tensor Direction::*tensor;
-  bool WeightLayout::*is_there;
+  Tensor Direction::* tensor;
+  bool WeightLayout::* is_there;
   Extent rows, columns = Extent::kNone;
   bool is_added = false;     // and no more: backward does not read it
   bool has_gradient = true;  // b_hh has b_ih's

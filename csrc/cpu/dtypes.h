@@ -12,8 +12,8 @@ struct int8 {
   int8_t value;
 };
 
-// A float32 as the sum of three bfloat16, in which the products of AMX take it: no tensor of a layer
-// holds them, the rows and panels of a product do (products/bfloat16x3.h).
+// A float32 as the sum of three bfloat16, in which the products of AMX take it: no tensor of a
+// layer holds them, the rows and panels of a product do (products/bfloat16x3.h).
 struct bfloat16x3 {
   uint16_t planes[3];
 };

@@ -67,10 +67,10 @@ struct CpuTask {
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false, normalizes = false;
-  bool only_dense = true;          // neither packed nor ragged, no reset, no mask, no zoneout
+  bool only_dense = true;  // neither packed nor ragged, no reset, no mask, no zoneout
   // torch.backends.mkldnn.rnn.fp32_precision: "bf16", or "ieee", not even sums of such products.
   bool bfloat16_products = false, only_float32 = false;
-  bool saves = false;              // a forward that backward follows
+  bool saves = false;  // a forward that backward follows
   bool backward = false;
   bool saved_gates = true, per_row = false;  // of a backward
   std::optional<Dtype> packed_weights = {};  // of a call whose weights were packed before

@@ -58,7 +58,7 @@ struct CudaDevice {
 // The constants by name.
 struct PlanConstant {
   const char* name;
-  double CudaDevice::*value;
+  double CudaDevice::* value;
 };
 inline constexpr PlanConstant kPlanConstants[] = {
     {"clock_ghz", &CudaDevice::clock_ghz},

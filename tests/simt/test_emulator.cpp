@@ -1,5 +1,5 @@
-// The emulator itself: faults that it must notice, beside those of MUTANTS in tests/cuda/test_simt.py,
-// and the 16-bit types.
+// The emulator itself: faults that it must notice, beside those of MUTANTS in
+// tests/cuda/test_simt.py, and the 16-bit types.
 #include <numeric>
 
 #include "device.h"
