@@ -170,7 +170,7 @@ def skrl() -> None:
         def forward(self, x: Tensor, terminated: Tensor) -> Tensor:
             state = (torch.zeros(1, 3, 8),) * 2
             outputs = []
-            ends = [0, *(terminated.any(0).nonzero().flatten() + 1).tolist(), x.shape[1]]
+            ends = [0, *(terminated[:, :-1].any(0).nonzero().flatten() + 1).tolist(), x.shape[1]]
             for start, end in zip(ends, ends[1:], strict=False):
                 output, state = self.lstm(x[:, start:end], state)
                 state = tuple(s * ~terminated[:, end - 1, None] for s in state)

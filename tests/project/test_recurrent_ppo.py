@@ -14,7 +14,7 @@ from torch import nn
 
 import fastlstm
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # The programs, and what must be installed for them: pip install ".[works-with]".
 NEEDS = {
     "ppo_sb3": "sb3_contrib",
