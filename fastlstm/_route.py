@@ -57,9 +57,18 @@ def autocasts(device: str) -> bool:
     return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def traces_for_onnx() -> bool:
-    """Whether torch.onnx.export(dynamo=False) runs, which knows nn.LSTM's op and not ours."""
-    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
+def traces() -> bool:
+    """Whether torch.jit.trace or torch.onnx.export(dynamo=False) runs."""
+    return torch._C._get_tracing_state() is not None
+
+
+def exports_for_onnx() -> bool:
+    """Whether torch.onnx.export runs and knows nn.LSTM's op alone: where our table is not used."""
+    if traces():
+        return torch.onnx.is_in_onnx_export()
+    if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.onnx.is_in_onnx_export() and not onnx.translations_were_made()
 
 
 def check_engine(engine: Any) -> None:
@@ -107,7 +116,7 @@ def of_stack(
                 f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
                 f"{', '.join(lacking)}; use 'auto'"
             )
-        if traces_for_onnx():
+        if exports_for_onnx() and (traces() or not lacking):  # else run_layer warns
             return _for_onnx(lacking)
         traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
         if not (lacking or traced_in_symbols or is_transformed()):
@@ -138,7 +147,7 @@ def _is_ours(input: Tensor) -> bool:
     """Whether PyTorch's own is not considered, so that no time is spent on a choice."""
     if not (_ALWAYS_OURS and (input.is_cpu or input.is_meta)):
         return False
-    if _measured.active or traces_for_onnx():
+    if _measured.active or exports_for_onnx():
         return False
     is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
     return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)

@@ -335,7 +335,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        seen = _route.is_transformed() or _route.traces_for_onnx()
+        seen = _route.is_transformed() or _route.exports_for_onnx()
         if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
             self._check(input, hx, weights, batch_sizes)
         if input.is_cuda:

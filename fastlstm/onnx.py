@@ -30,6 +30,11 @@ REMEDY = (
 _were_made = False  # the translations: only then can the exporter have got them
 
 
+def translations_were_made() -> bool:
+    """Whether the exporter can know our op."""
+    return _were_made
+
+
 def recommend_translations() -> None:
     """Warns if nobody has asked for the translations: the exporter's own errors hide ours."""
     if not _were_made:
