@@ -295,7 +295,8 @@ def prepack(
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
-            float64, but for the last bits of a LayerNormLSTM). torch.bfloat16 halves the weights of
+            float64, but for the last bits of a LayerNormLSTM, and of large calls of an LSTM that is
+            not packed on processors with AMX). torch.bfloat16 halves the weights of
             float32, and rounds to bfloat16 what is multiplied with them; torch.int8 takes a quarter
             of the memory, with a scale for each row of a matrix, and quantizes what is multiplied
             with them row by row on the way. Sums, states and gate equations stay in float32.
