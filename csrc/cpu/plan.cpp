@@ -178,7 +178,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
     if (!task.packed_weights) plan.product = plan.dtype;
   }
   // A step that trains multiplies in the product's dtype, if that has fewer bits.
-  plan.one_step = !task.backward && task.plain_step() && !task.packed_weights &&
+  plan.one_step = !task.backward && task.steps == 1 && task.only_dense && !task.packed_weights &&
                   (!task.saves || plan.dtype == plan.product);
   plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
   if (task.packed_weights && task.plain_step() && task.directions == 1)

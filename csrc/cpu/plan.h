@@ -67,7 +67,8 @@ struct CpuTask {
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false, normalizes = false;
-  bool only_dense = true;  // neither packed nor ragged, no reset, no mask, no zoneout
+  bool only_dense = true;  // neither packed nor ragged, no mask, no zoneout
+  bool resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision: "bf16", or "ieee", not even sums of such products.
   bool bfloat16_products = false, only_float32 = false;
   bool saves = false;  // a forward that backward follows
@@ -78,7 +79,7 @@ struct CpuTask {
   std::string_view engine = "auto";
 
   // Decoding, reinforcement learning.
-  bool plain_step() const { return steps == 1 && only_dense; }
+  bool plain_step() const { return steps == 1 && only_dense && !resets; }
 };
 
 enum class CpuEngine { kStepwise, kTiled };

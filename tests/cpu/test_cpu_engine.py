@@ -501,3 +501,21 @@ def test_random_shapes_against_the_oracle(
         arguments["reset"] = torch.rand(T, B, generator=generator) < 0.2
     for got, want in zip(run(arguments, engine), run_oracle(arguments), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_a_step_that_resets_is_one_from_zeros(rows: int, bidirectional: bool) -> None:
+    """Rollouts of reinforcement learning: the same bits, and the state of the caller stays."""
+    lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
+    x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
+    reset = torch.arange(rows) % 3 == 0
+    before = h.clone(), c.clone()
+    output, state = lstm(x, (h, c), reset=reset.unsqueeze(0))
+    kept = (~reset).float().unsqueeze(-1)
+    expected, expected_state = lstm(x, (h * kept, c * kept))
+    for found, true in zip((output, *state), (expected, *expected_state), strict=True):
+        assert torch.equal(found, true)
+    assert torch.equal(h, before[0])
+    assert torch.equal(c, before[1])

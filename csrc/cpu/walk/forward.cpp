@@ -208,8 +208,8 @@ class ForwardWalk {
 CpuTask task_of(const Layer& layer) {
   CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
   task.projects = layer.projects(), task.normalizes = layer.normalizes();
-  task.only_dense =
-      !layer.packed() && !layer.lengths && !layer.reset && !layer.h_mask && !layer.zones_out();
+  task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask && !layer.zones_out();
+  task.resets = layer.reset.has_value();
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();

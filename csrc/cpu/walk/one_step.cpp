@@ -1,7 +1,7 @@
 // Every weight is used once per row, so a packed copy of the matrices would cross memory twice
 // more. Instead each thread takes one vector of units and one gate after the other: few rows are
 // multiplied with the weights as they lie, many with a panel that is packed into the cache. The
-// sums run as in a walk, so the bits are those of a walk.
+// sums run as in a walk, so the bits are those of a walk. A row that is reset starts from zeros.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -174,6 +174,20 @@ void run_cells(const OneStep<T>& step, int64_t batch, int64_t row_groups) {
                    });
 }
 
+// A state [D,B,size] of T, contiguous, with zeros where a row is reset.
+template <typename T>
+Tensor after_reset(const Layer& layer, const Tensor& state) {
+  if (!layer.reset) return state;
+  const Tensor reset = layer.reset->contiguous();
+  const bool* const is_reset = reset.const_data_ptr<bool>();
+  const int64_t rows = state.size(1), size = state.size(2);
+  if (std::none_of(is_reset, is_reset + rows, [](bool row) { return row; })) return state;
+  const Tensor zeroed = state.clone();
+  for (int64_t r = 0; r < state.size(0) * rows; ++r)
+    if (is_reset[r % rows]) std::fill_n(data<T>(zeroed) + r * size, size, T(State_t<T>(0)));
+  return zeroed;
+}
+
 }  // namespace
 
 template <typename T>
@@ -182,8 +196,9 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
   const Sizes s = layer.sizes();
   using A = State_t<T>;
   const auto options = layer.input.options(), state = layer.state_options();
-  const Tensor x = layer.input.contiguous(), h_0 = layer.h_0.contiguous();
-  const Tensor c_0 = layer.c_0.to(state).contiguous();
+  const Tensor x = layer.input.contiguous();
+  const Tensor h_0 = after_reset<T>(layer, layer.h_0.contiguous());
+  const Tensor c_0 = after_reset<A>(layer, layer.c_0.to(state).contiguous());
   const int64_t D = s.directions, B = s.batch, H = s.hidden_size, P = s.output_size;
   const Tensor output = at::empty({1, B, D * P}, options), h_n = at::empty({D, B, P}, options);
   const Tensor c_n = at::empty({D, B, H}, state);
