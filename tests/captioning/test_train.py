@@ -288,7 +288,7 @@ def test_best_is_the_epoch_of_the_highest_cider(new_checkpoint, data, tmp_path, 
     values = iter([1.0, 3.0, 2.0])
 
     def validate_with(checkpoint, *args):
-        scores = type("S", (), {"overall": {"CIDEr-D": next(values), "BLEU-4": 0.0}})
+        scores = type("S", (), {"overall": {"CIDEr-D": next(values), "BLEU-4": 0.0}, "notes": []})
         return 1.0, scores, {}
 
     monkeypatch.setattr(module, "validate", validate_with)
@@ -306,7 +306,7 @@ def test_what_fails_behind_an_epoch_costs_neither_it_nor_its_best(
 
     def validate(checkpoint, *args):  # each epoch is better than the one before
         epoch = float(len(checkpoint.training["history"]))
-        return 1.0, type("S", (), {"overall": {"CIDEr-D": epoch, "BLEU-4": 0.0}}), {}
+        return 1.0, type("S", (), {"overall": {"CIDEr-D": epoch, "BLEU-4": 0.0}, "notes": []}), {}
 
     real, saved = Checkpoint.save, []
 

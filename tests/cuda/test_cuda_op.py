@@ -522,7 +522,7 @@ def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
 
 
 FREE_SMS = """
-import sys; sys.path.insert(0, sys.argv[1])
+import sys; sys.path[:0] = sys.argv[1:]
 import torch, test_cuda_op
 call = test_cuda_op.Call("float32", hidden_size=64)
 results = {}
@@ -566,7 +566,14 @@ def test_free_multiprocessors(free, told):
     """Of the SMS that the emulated device has."""
     ops()
     environment = os.environ | {"FASTLSTM_FREE_SMS": free}
-    done = run(sys.executable, "-c", FREE_SMS, str(ROOT / "tests"), env=environment)
+    done = run(
+        sys.executable,
+        "-c",
+        FREE_SMS,
+        str(ROOT / "tests"),
+        str(ROOT / "tests/cuda"),
+        env=environment,
+    )
     for text in told:
         assert text in done.stdout, done.stdout
 

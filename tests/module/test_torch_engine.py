@@ -161,13 +161,20 @@ def test_large_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     if not _build.has_kernels("cpu") or not _build.library.build_info()["multiplies_bfloat16"]:
         pytest.skip("this processor has no products of bfloat16")
     monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
-    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
+    monkeypatch.setattr(
+        _choice, "this_cpu", lambda: _choice.Cpu(True, True, multiplies_bfloat16=True)
+    )
     lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
     found = []
-    for precision in ("bf16", "none"):
-        monkeypatch.setattr(torch.backends.mkldnn.rnn, "fp32_precision", precision)
-        with torch.no_grad():
-            found.append((lstm(x)[0], nn.LSTM.forward(lstm, x)[0]))
+    rnn: Any = torch.backends.mkldnn.rnn
+    before = rnn.fp32_precision
+    try:
+        for precision in ("bf16", "none"):
+            rnn.fp32_precision = precision
+            with torch.no_grad():
+                found.append((lstm(x)[0], nn.LSTM.forward(lstm, x)[0]))
+    finally:
+        rnn.fp32_precision = before
     assert [torch.equal(ours, theirs) for ours, theirs in found] == [False, True]
     torch.testing.assert_close(*found[0], rtol=0.02, atol=0.02)
 
