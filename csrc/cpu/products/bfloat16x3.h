@@ -228,9 +228,10 @@ static void put_split_sums(const PanelProduct<bfloat16x3, float>& p, int64_t fir
   const float* const bias = p.accumulate ? nullptr : p.bias;
   for (int64_t n = panel * kPanelWidth; n < (panel + 1) * kPanelWidth; n += kTileRows) {
     const int64_t column = p.shape.first_column + n, left = p.shape.columns - n;
+    if (left <= 0) return;
     const auto lanes = static_cast<__mmask16>(left >= kTileRows ? 0xffff : first_lanes(left));
     const __m512 of_all = bias ? _mm512_maskz_loadu_ps(lanes, bias + column) : _mm512_setzero_ps();
-    for (int64_t r = 0; left > 0 && r < rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       float* const c = p.c[first + r] + column;
       const __m512 before = p.accumulate ? _mm512_maskz_loadu_ps(lanes, c) : of_all;
       const __m512 sum = _mm512_load_ps(sums + r * kPanelWidth + n % kPanelWidth);
