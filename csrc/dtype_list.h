@@ -9,8 +9,8 @@
 
 namespace fastlstm {
 
-// Their names, that of weights of 8 bits, and that of float32 as sums of bfloat16, for planners.
-enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16, kInt8, kBFloat16x3 };
+// Their names, for planners.
+enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 // Of an element. (Without a default, so that a compiler names the switch that lacks a dtype.)
 constexpr int bytes_of(Dtype dtype) {
@@ -22,10 +22,6 @@ constexpr int bytes_of(Dtype dtype) {
     case Dtype::kBFloat16:
     case Dtype::kFloat16:
       return 2;
-    case Dtype::kInt8:
-      return 1;
-    case Dtype::kBFloat16x3:
-      return 6;
   }
   return 0;  // no value of Dtype
 }

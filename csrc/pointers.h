@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "parts.h"
@@ -17,10 +18,10 @@ const T* const_data(const at::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// Pointers to rows that lie `stride` elements apart.
+// Pointers to rows that lie `stride` elements apart, for whoever knows what they hold.
 template <typename T>
-std::vector<T*> row_pointers(T* first, int64_t rows, int64_t stride) {
-  std::vector<T*> pointers(rows);
+auto row_pointers(T* first, int64_t rows, int64_t stride) {
+  std::vector<std::conditional_t<std::is_const_v<T>, const void*, void*>> pointers(rows);
   for (int64_t r = 0; r < rows; ++r) pointers[r] = first + r * stride;
   return pointers;
 }

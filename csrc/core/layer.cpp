@@ -72,8 +72,6 @@ Dtype dtype_of(at::ScalarType dtype) {
       return Dtype::kBFloat16;
     case at::kHalf:
       return Dtype::kFloat16;
-    case at::kChar:
-      return Dtype::kInt8;
     default:
       TORCH_INTERNAL_ASSERT(false, "no planner knows ", dtype);
   }

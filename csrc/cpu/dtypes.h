@@ -1,5 +1,7 @@
-// The dtypes on the CPU.
+// The dtypes on the CPU, and the formats in which products take rows and weights.
 #pragma once
+#include <cstdint>
+#include <optional>
 #include <type_traits>
 
 #include "cpu/half.h"
@@ -7,53 +9,65 @@
 
 namespace fastlstm {
 
-// Weights of 8 bits: no tensor of a layer holds them, a product does (products/tiles_int8.h).
-struct int8 {
-  int8_t value;
-};
-
-// A float32 as the sum of three bfloat16, in which the products of AMX take it: no tensor of a
-// layer holds them, the rows and panels of a product do (products/bfloat16x3.h).
-struct bfloat16x3 {
-  uint16_t planes[3];
-};
-
-// The elements of a matrix that a product of W packs: W, or what it splits.
-template <typename W>
-using Given_t = std::conditional_t<std::is_same_v<W, bfloat16x3>, float, W>;
-
-// The formats of packed weights: macro(C++ type of an element, name, what a tensor of them holds
-// unpacked, bits of an element, neighbors along K that share a scale). First those of integers.
-#define FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro) macro(int8, int8, Char, 8, INT32_MAX)
-#define FASTLSTM_FOR_EACH_FORMAT(macro)                                     \
-  macro(float, float32, Float, 32, 0) macro(double, float64, Double, 64, 0) \
-      macro(bfloat16, bfloat16, BFloat16, 16, 0) FASTLSTM_FOR_EACH_INTEGER_FORMAT(macro)
-
-// The dtype of a layer's state, and of the scales of weights that are integers; and what a product
-// sums in before its sums are of that dtype. A type of neither list has none.
+// The dtype of a layer's state, in which its products are summed.
 template <typename T>
 struct Arithmetic;
 #define FASTLSTM_FLOATING(T, A, name) \
   template <>                         \
   struct Arithmetic<T> {              \
     using State = A;                  \
-    using Sum = A;                    \
   };
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_FLOATING)
 #undef FASTLSTM_FLOATING
-#define FASTLSTM_INTEGER(T, ...) \
-  template <>                    \
-  struct Arithmetic<T> {         \
-    using State = float;         \
-    using Sum = int32_t;         \
-  };
-FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_INTEGER)
-#undef FASTLSTM_INTEGER
-template <>
-struct Arithmetic<bfloat16x3> : Arithmetic<float> {};
 template <typename T>
 using State_t = typename Arithmetic<T>::State;
+
 template <typename T>
-using Sum_t = typename Arithmetic<T>::Sum;
+constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
+                                : std::is_same_v<T, float>    ? Dtype::kFloat32
+                                : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
+                                                              : Dtype::kFloat16;
+
+// The formats of packed weights: macro(name, what a tensor of them holds unpacked, bits of an
+// element, neighbors along K that share a scale).
+#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                       \
+  macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0) \
+      macro(int8, Char, 8, INT32_MAX)
+
+// And float32 as the sum of three bfloat16 (products/bfloat16x3.h), in which a call packs weights.
+#define FASTLSTM_NAME(name, unpacked, bits, group) name,
+enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) bfloat16x3 };
+#undef FASTLSTM_NAME
+constexpr int kFormats = static_cast<int>(Format::bfloat16x3) + 1;
+
+// That of rows of a layer as they are; nothing for those that no product takes.
+constexpr std::optional<Format> format_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return Format::float64;
+    case Dtype::kFloat32:
+      return Format::float32;
+    case Dtype::kBFloat16:
+      return Format::bfloat16;
+    case Dtype::kFloat16:
+      return std::nullopt;
+  }
+  return std::nullopt;  // no value of Dtype
+}
+
+// function(T()) for a dtype.
+auto dispatch_dtype(Dtype dtype, const auto& function) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return function(double());
+    case Dtype::kFloat32:
+      return function(float());
+    case Dtype::kBFloat16:
+      return function(bfloat16());
+    case Dtype::kFloat16:
+      break;
+  }
+  return function(float16());
+}
 
 }  // namespace fastlstm

@@ -21,7 +21,7 @@ static bool wants(const char* name) {
 }
 
 // float32 by products of bfloat16, emulated where there is no AMX.
-static const Product<bfloat16x3>* float32_by_bfloat16() {
+static const Product* float32_by_bfloat16() {
 #if defined(__x86_64__)
   if (wants("FASTLSTM_AMX"))
     return has_amx() ? &amx::float32_by_bfloat16 : &amx_emulated::float32_by_bfloat16;
@@ -32,12 +32,12 @@ static const Product<bfloat16x3>* float32_by_bfloat16() {
 static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   KernelTable table = own_kernels(capability.c_str());
-  if (capability.starts_with("AVX512")) table.float32_by_bfloat16 = float32_by_bfloat16();
-  if (!wants("FASTLSTM_ONEDNN") || !table.BFloat16.product) return table;
-  if (const auto* product = brgemm_bfloat16())
-    table.BFloat16.product = table.weights.of_bfloat16 = product;
-  if (table.weights.of_int8->excess != kUnsigned) return table;  // a machine that hides VNNI
-  if (const auto* product = brgemm_int8()) table.weights.of_int8 = product;
+  Products& products = table.products;
+  if (capability.starts_with("AVX512")) products[Format::bfloat16x3] = float32_by_bfloat16();
+  if (!wants("FASTLSTM_ONEDNN") || !products[Format::bfloat16]->trains()) return table;
+  if (const auto* product = brgemm_bfloat16()) products[Format::bfloat16] = product;
+  if (products[Format::int8]->excess != kUnsigned) return table;  // a machine that hides VNNI
+  if (const auto* product = brgemm_int8()) products[Format::int8] = product;
   return table;
 }
 
@@ -46,34 +46,10 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-template <typename T>
-static CpuDtype describe() {
-  const Product<T>& product = product_of<T>();
-  return {true, true, product.lanes, product.rows, product.panel_rows, product.bytes_ahead};
-}
-
-static CpuMachine describe_machine() {
-  const KernelTable& table = kernel_table();
-  CpuDtype of_bfloat16 = describe<bfloat16>();
-  of_bfloat16.stepwise = table.BFloat16.row.forward != nullptr;
-  of_bfloat16.multiplies = table.BFloat16.product != nullptr;
-  CpuDtype of_float16 = of_bfloat16;
-  of_float16.multiplies = false;  // no processor multiplies it
-  CpuDtype of_bfloat16x3;
-  of_bfloat16x3.multiplies = table.float32_by_bfloat16 != nullptr;
-  if (of_bfloat16x3.multiplies) of_bfloat16x3 = describe<bfloat16x3>();
-  return {1,
-          l2_cache_bytes(),
-          {describe<double>(), describe<float>(), of_bfloat16, of_float16, describe<int8>(),
-           of_bfloat16x3},
-          table.tuning};
-}
-
 CpuMachine cpu_machine() {
-  static const CpuMachine known = describe_machine();
-  CpuMachine machine = known;
-  machine.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return machine;
+  const KernelTable& table = kernel_table();
+  return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.products,
+          table.BFloat16.row.forward != nullptr, table.tuning};
 }
 
 }  // namespace fastlstm

@@ -24,34 +24,13 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   return plan(task, cpu_machine());
 }
 
-// function(T, W) for the dtype T that a layer is computed in, and W of its products with weights.
-auto dispatch(Dtype dtype, Dtype product, const auto& function) {
-  const bool in_bfloat16 = product == Dtype::kBFloat16;
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return function(double(), double());
-    case Dtype::kFloat32:
-      return in_bfloat16 ? function(float(), bfloat16()) : function(float(), float());
-    case Dtype::kBFloat16:
-      return in_bfloat16 ? function(bfloat16(), bfloat16()) : function(bfloat16(), float());
-    case Dtype::kFloat16:
-      return function(float16(), float());
-    case Dtype::kInt8:
-    case Dtype::kBFloat16x3:
-      break;
-  }
-  TORCH_INTERNAL_ASSERT(false, "no tensor of a layer is of this dtype");
-}
-
 Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
 
 ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOptions& options) {
-  if (plan.product == Dtype::kBFloat16x3)
-    return tiled_forward<float, bfloat16x3>(layer, plan, options.save_cells, options.save_gates);
-  return dispatch(plan.dtype, plan.product, [&](auto t, auto w) {
+  return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
     if (plan.engine == CpuEngine::kTiled)
-      return tiled_forward<T, decltype(w)>(layer, plan, options.save_cells, options.save_gates);
+      return tiled_forward<T>(layer, plan, options.save_cells, options.save_gates);
     return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, options.save_cells,
                                                            options.save_gates);
   });
@@ -59,10 +38,10 @@ ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOpti
 
 BackwardResult backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
                         const OutputGrads& grads, const GradientRequest& request) {
-  return dispatch(plan.dtype, plan.product, [&](auto t, auto w) {
+  return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
     if (plan.engine == CpuEngine::kTiled)
-      return tiled_backward<T, decltype(w)>(layer, plan, saved, grads, request);
+      return tiled_backward<T>(layer, plan, saved, grads, request);
     return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, saved, grads, request);
   });
 }
@@ -104,8 +83,9 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
   CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
   task.bfloat16_products = rnn_precision() == kBf16;
-  return dispatch(task.dtype, product_dtype(task, cpu_machine()),
-                  [&](auto t, auto w) { return step_gradients<decltype(t), decltype(w)>(steps); });
+  const Product& product = product_for(task, cpu_machine());
+  return dispatch_dtype(task.dtype,
+                        [&](auto t) { return step_gradients<decltype(t)>(product, steps); });
 }
 
 }  // namespace fastlstm

@@ -10,16 +10,13 @@
 namespace fastlstm {
 namespace {
 
-// Multiply-adds, compared with float32.
-double rate_of(Dtype dtype) { return dtype == Dtype::kBFloat16x3 ? 2 : 4.0 / bytes_of(dtype); }
-
 // Whether float32 is faster as sums of products of bfloat16. Training gains too little of it.
 bool splits(const CpuTask& task, const CpuMachine& machine) {
-  return task.dtype == Dtype::kFloat32 && machine.of(Dtype::kBFloat16x3).multiplies &&
-         task.engine == "auto" && !task.only_float32 && !task.packed_weights && !task.projects &&
-         !task.saves && !task.backward && task.steps > 1 &&
-         task.rows / task.steps >= machine.tuning.rows_worth_splitting &&
-         task.hidden_size >= machine.tuning.units_worth_splitting;
+  const Product* const split = machine.products[Format::bfloat16x3];
+  return split && task.dtype == Dtype::kFloat32 && task.engine == "auto" && !task.only_float32 &&
+         !task.packed_weights && !task.projects && !task.saves && !task.backward &&
+         task.steps > 1 && task.rows / task.steps >= split->rows_worth_it &&
+         task.hidden_size >= split->units_worth_it;
 }
 
 CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
@@ -31,20 +28,20 @@ CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
   // A single step reads each weight once, and packing it into panels costs more than tiles gain.
   const bool left_to_aten = machine.tuning.leaves_steps_to_aten && task.engine == "auto" &&
                             task.per_row && task.plain_step() &&
-                            product_dtype(task, machine) == task.dtype;
+                            product_for(task, machine).takes(task.dtype);
   return left_to_aten ? CpuEngine::kStepwise : CpuEngine::kTiled;
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
 // a projection, for a single step, where there is little to convert, and where the processor has
 // no kernels for it.
-bool is_converted(const CpuTask& task, const CpuMachine& machine, Dtype product) {
-  if (task.packed_weights && product == Dtype::kBFloat16 && task.dtype == product)
-    return task.projects || !machine.of(product).multiplies;
-  if (task.packed_weights && task.dtype != Dtype::kFloat16) return product != task.dtype;
-  if (task.packed_weights && product != Dtype::kFloat32) return true;
-  return bytes_of(task.dtype) == 2 &&
-         (task.projects || (task.plain_step() && product != task.dtype));
+bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product& product) {
+  if (bytes_of(task.dtype) != 2) return false;
+  const bool own = product.takes(task.dtype);
+  if (!task.packed_weights) return task.projects || (task.plain_step() && !own);
+  if (task.dtype == Dtype::kBFloat16)
+    return !own || task.projects || !machine.own_product(task.dtype);
+  return product.format != Format::float32 || task.projects || task.plain_step();
 }
 
 // The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.
@@ -60,19 +57,14 @@ std::optional<ThreadGrid> requested_grid(std::string_view engine) {
 void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan,
                           const std::optional<ThreadGrid>& requested) {
   const CpuTuning& tuning = machine.tuning;
-  const CpuDtype& product = machine.of(plan.product);
-  const double element = bytes_of(plan.product), hidden = task.hidden_size;
-  const bool split = plan.product == Dtype::kBFloat16x3;
-  // The rest is for rows and sums, which take more of it where both are split.
-  const double cache_bytes = (split ? 0.5 : 0.75) * machine.l2_cache_bytes;
+  const Product& product = *plan.recurrent;
+  const double hidden = task.hidden_size;
+  const double cache_bytes = product.cache_share * machine.l2_cache_bytes;
   const int64_t tiles = divide_up(task.hidden_size, product.lanes);
-  // Threads that share the units encode every row once each, which with many rows costs more than
-  // loading fewer weights saves, unless the weights are large.
-  const CpuDtype of_our_tiles;
   const int64_t panel_rows =
-      plan.dtype == plan.product || split ? product.panel_rows : of_our_tiles.panel_rows;
+      product.takes(plan.dtype) ? product.panel_rows : product.panel_rows_encoded;
   const double work = task.rows * 4 * hidden * hidden;
-  const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / tuning.walk_worth_a_thread);
+  const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkWorthAThread);
   plan.step_us = 1e300;
   const auto consider = [&](int64_t directions, int64_t used) {
     for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
@@ -82,9 +74,9 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       if (requested && ThreadGrid{unit_groups, row_groups, directions} != *requested) continue;
       const int64_t rows = divide_up(task.batch, row_groups);
       const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
-      const double arithmetic = weights * std::max(rows, panel_rows) / rate_of(plan.product) /
-                                tuning.multiply_adds_per_us;
-      const double bytes = weights * element;
+      const double arithmetic =
+          weights * std::max(rows, panel_rows) / product.rate / tuning.multiply_adds_per_us;
+      const double bytes = weights * product.bytes;
       const double loading = bytes > cache_bytes ? bytes / tuning.bytes_per_us : 0;
       const double barrier = unit_groups > 1 ? unit_groups * tuning.barrier_us : 0;
       const double us = task.directions / directions * (std::max(arithmetic, loading) + barrier);
@@ -101,14 +93,16 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
 // The members of a single step with packed weights, which reading them bounds.
 int64_t unit_groups_of_packed_step(const CpuTask& task, const CpuMachine& machine) {
   const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
-  const int64_t bytes = weights * bytes_of(*task.packed_weights) * divide_up(task.batch, 4);
+  const int64_t bytes =
+      weights * machine.products[*task.packed_weights]->bytes * divide_up(task.batch, 4);
   const int64_t most = std::min(machine.threads, divide_up(task.hidden_size, 16));
-  return std::clamp<int64_t>(bytes / machine.tuning.bytes_worth_a_thread, 1, most);
+  return std::clamp<int64_t>(bytes / kBytesWorthAThread, 1, most);
 }
 
 // Where there are more threads than vectors of units, they share the rows of a single step.
-int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine, Dtype product) {
-  const int64_t vectors = divide_up(task.hidden_size, machine.of(product).lanes);
+int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine,
+                               const Product& product) {
+  const int64_t vectors = divide_up(task.hidden_size, product.lanes);
   const int64_t most = std::max<int64_t>(machine.threads / vectors, 1);
   return std::clamp<int64_t>(task.batch / 64, 1, most);
 }
@@ -116,10 +110,9 @@ int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine, D
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  const CpuDtype& product = machine.of(plan.product);
+  const Product& product = *plan.input;
   const int64_t rows_of_step = task.rows / std::max<int64_t>(task.steps, 1);
-  if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups) ||
-      plan.product == Dtype::kBFloat16x3)
+  if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups))
     return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(product.bytes_ahead / bytes_of_row, product.rows);
@@ -154,38 +147,50 @@ bool is_cpu_engine(std::string_view engine, bool normalizes) {
          (!normalizes && (engine == "tiled" || requested_grid(engine)));
 }
 
-Dtype product_dtype(const CpuTask& task, const CpuMachine& machine) {
-  if (task.packed_weights) return *task.packed_weights;
-  const bool multiplies_bfloat16 = machine.of(Dtype::kBFloat16).multiplies;
-  if (task.dtype == Dtype::kFloat32 && !task.projects && task.bfloat16_products)
-    return multiplies_bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
-  if (splits(task, machine)) return Dtype::kBFloat16x3;
-  return machine.of(task.dtype).multiplies ? task.dtype : Dtype::kFloat32;
+const Product* CpuMachine::own_product(Dtype dtype) const {
+  const auto format = format_of(dtype);
+  const Product* const product = format ? products[*format] : nullptr;
+  return product && product->trains() ? product : nullptr;
+}
+
+const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
+  if (task.packed_weights) return *machine.products[*task.packed_weights];
+  const bool rounds = task.dtype == Dtype::kFloat32 && !task.projects && task.bfloat16_products;
+  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
+  if (!rounds && splits(task, machine)) return *machine.products[Format::bfloat16x3];
+  return own ? *own : *machine.products[Format::float32];
 }
 
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   constexpr int64_t kFewRows = 512;
   CpuPlan plan;
   plan.engine = engine_of(task, machine);
-  plan.dtype = plan.product = task.dtype;
+  plan.dtype = task.dtype;
   if (plan.engine == CpuEngine::kStepwise) {
-    if (!machine.of(task.dtype).stepwise) plan.dtype = plan.product = Dtype::kFloat32;
+    if (bytes_of(task.dtype) == 2 && !machine.rows_of_16_bits) plan.dtype = Dtype::kFloat32;
     return plan;
   }
-  plan.product = product_dtype(task, machine);
-  if (is_converted(task, machine, plan.product)) {
+  const Product* product = &product_for(task, machine);
+  if (is_converted(task, machine, *product)) {
     plan.dtype = Dtype::kFloat32;
-    if (!task.packed_weights) plan.product = plan.dtype;
+    if (!task.packed_weights) product = machine.products[Format::float32];
   }
   // A step that trains multiplies in the product's dtype, if that has fewer bits.
   plan.one_step = !task.backward && task.steps == 1 && task.only_dense && !task.packed_weights &&
-                  (!task.saves || plan.dtype == plan.product);
-  plan.in_place = task.steps == 1 && task.batch <= kFewRows && !task.projects;
+                  machine.own_product(plan.dtype) && (!task.saves || product->takes(plan.dtype));
+  if (plan.one_step) product = machine.own_product(plan.dtype);
+  plan.input = plan.recurrent = plan.back = plan.gradients = product;
+  plan.fetches_next_panels = machine.tuning.fetches_next_panels;
+  plan.in_place = task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;
   if (task.packed_weights && task.plain_step() && task.directions == 1)
     plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
   else
     divide_among_threads(task, machine, plan, requested_grid(task.engine));
-  if (plan.one_step) plan.step_row_groups = row_groups_of_one_step(task, machine, plan.product);
+  if (plan.one_step) {
+    plan.step_row_groups = row_groups_of_one_step(task, machine, *product);
+    plan.prefetches_weights =
+        divide_up(task.batch, plan.step_row_groups) >= machine.tuning.rows_worth_prefetching;
+  }
   plan.steps_ahead = steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;

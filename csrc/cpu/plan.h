@@ -7,19 +7,20 @@
 #include <optional>
 #include <string_view>
 
-#include "dtype_list.h"
+#include "cpu/products/product.h"
 
 namespace fastlstm {
+
+// With less to do than this, waking another thread costs more than it helps: multiply-adds of a
+// walk, of a product, and of rows that wait for no others; bytes of weights that few rows read.
+constexpr int64_t kWalkWorthAThread = 1 << 21, kProductWorthAThread = 1 << 19;
+constexpr int64_t kRowsWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
 
 // What was measured on a kind of processor. The defaults hold for those that nobody measured.
 struct CpuTuning {
   // Of a thread, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache, and a
   // barrier on an idle machine, for each thread that meets there.
   double multiply_adds_per_us = 1.2e5, bytes_per_us = 4e4, barrier_us = 0.25;
-  // With less to do than this, waking another thread costs more than it helps: multiply-adds of a
-  // walk, of a product, and of rows that wait for no others; bytes of weights that few rows read.
-  int64_t walk_worth_a_thread = 1 << 21, product_worth_a_thread = 1 << 19;
-  int64_t rows_worth_a_thread = 1 << 17, bytes_worth_a_thread = 128 << 10;
   // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
   // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
@@ -27,9 +28,6 @@ struct CpuTuning {
   int64_t rows_beside_h = INT64_MAX;
   // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
   bool fetches_next_panels = false;
-  // From so many rows of a step and units on, float32 is multiplied as sums of bfloat16 without
-  // gradients, where the processor has such products.
-  int64_t rows_worth_splitting = 64, units_worth_splitting = 256;
   // Whether ATen multiplies a single step backward, if no gradients of weights are requested.
   bool leaves_steps_to_aten = false;
   // From so many weights of a gate on, the step of one row of float32 without gradients is ATen's.
@@ -44,22 +42,15 @@ inline constexpr CpuTuning kIntel{.rows_worth_prefetching = 4,  // lscpu: model 
                                   .row_left_to_aten = 1 << 20};
 inline constexpr CpuTuning kAvx512{.rows_beside_h = 12, .fetches_next_panels = true};  // Zen 4
 
-// What the processor has for a dtype.
-struct CpuDtype {
-  bool stepwise = true;    // cells of the stepwise engine
-  bool multiplies = true;  // products of its rows
-  // Of its product: columns of a vector, rows of a register tile; fewer than `panel_rows` rows are
-  // bound by loading the panel; and how many bytes of gates a walk computes ahead.
-  int64_t lanes = 16, rows = 6, panel_rows = 3, bytes_ahead = 2 << 20;
-};
-
 struct CpuMachine {
   int64_t threads = 1;
   int64_t l2_cache_bytes = 1 << 20;  // of a core
-  CpuDtype dtypes[6];                // by Dtype
+  Products products;
+  bool rows_of_16_bits = true;  // whether the stepwise engine has cells for them
   CpuTuning tuning;
 
-  const CpuDtype& of(Dtype dtype) const { return dtypes[static_cast<int>(dtype)]; }
+  // The product that layers of a dtype are trained with, if there is one.
+  const Product* own_product(Dtype dtype) const;
 };
 
 struct CpuTask {
@@ -73,8 +64,8 @@ struct CpuTask {
   bool bfloat16_products = false, only_float32 = false;
   bool saves = false;  // a forward that backward follows
   bool backward = false;
-  bool saved_gates = true, per_row = false;  // of a backward
-  std::optional<Dtype> packed_weights = {};  // of a call whose weights were packed before
+  bool saved_gates = true, per_row = false;   // of a backward
+  std::optional<Format> packed_weights = {};  // of a call whose weights were packed before
   // Or "stepwise", "tiled", or "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" for a grid of threads.
   std::string_view engine = "auto";
 
@@ -106,11 +97,15 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
 
 struct CpuPlan {
   CpuEngine engine = CpuEngine::kStepwise;
-  Dtype dtype, product;  // what the layer is computed in, and its products with weights
-  // Of the tiled engine:
+  Dtype dtype;  // what the layer is computed in
+  // Of the tiled engine, for each product of a call: x W_ih^T, and h W_hh^T with W_hr's; backward
+  // d_gates with W_hh and W_ih, and those that are the gradients of weights.
+  const Product *input = nullptr, *recurrent = nullptr, *back = nullptr, *gradients = nullptr;
   bool one_step = false;        // the weights as they lie, or packed panel by panel, and no walk
   int64_t step_row_groups = 1;  // of one step
-  bool in_place = false;        // a backward that multiplies once with each weight packs none
+  bool prefetches_weights = false;   // of one step, while it multiplies others
+  bool fetches_next_panels = false;  // the same of a walk
+  bool in_place = false;             // a backward that multiplies once with each weight packs none
   ThreadGrid grid;
   double step_us = 0;       // predicted, not measured
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
@@ -119,8 +114,8 @@ struct CpuPlan {
 
 // Whether there is such an engine, and it serves such a layer.
 bool is_cpu_engine(std::string_view engine, bool normalizes);
-// What a task multiplies in where it is not converted.
-Dtype product_dtype(const CpuTask& task, const CpuMachine& machine);
+// The product of a task that is not converted.
+const Product& product_for(const CpuTask& task, const CpuMachine& machine);
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine);
 
 // Of a core, as the system has it; 1 MB where it does not say.

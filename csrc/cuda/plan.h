@@ -105,9 +105,6 @@ struct Task {
       case Dtype::kBFloat16:
       case Dtype::kFloat16:
         return device.mma_per_clock;
-      case Dtype::kInt8:
-      case Dtype::kBFloat16x3:
-        break;  // what no GPU multiplies
     }
     return 0;
   }

@@ -18,32 +18,33 @@ namespace py = pybind11;
 using namespace py::literals;
 
 // The instructions of a product, and the rows and columns of a register tile.
-template <typename T>
-std::tuple<std::string, int64_t, int64_t> describe(const Product<T>& product) {
-  return {product.instructions, product.rows, product.vectors * product.lanes};
+inline std::tuple<std::string, int64_t, int64_t> describe(const Product& product) {
+  return {product.instructions, product.rows, product.width()};
 }
 
+// By Dtype and by Format.
+constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
+#define FASTLSTM_NAME(name, unpacked, bits, group) #name,
+constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) "bfloat16x3"};
+#undef FASTLSTM_NAME
+
 inline py::dict build_info() {
-  py::dict products(
-      "float32"_a = describe(product_of<float>()), "float64"_a = describe(product_of<double>()),
-      "bfloat16"_a = describe(product_of<bfloat16>()), "int8"_a = describe(product_of<int8>()));
-  const CpuTuning& tuning = kernel_table().tuning;
+  const CpuMachine machine = cpu_machine();
+  const CpuTuning& tuning = machine.tuning;
+  py::dict products;
+  for (int k = 0; k < kFormats; ++k)
+    if (const Product* const product = machine.products.of[k])
+      products[kFormatNames[k]] = describe(*product);
   py::object splits = py::none();
-  if (const auto* by_bfloat16 = kernel_table().float32_by_bfloat16) {
-    products["float32 large"] = describe(*by_bfloat16);
-    splits = py::make_tuple(tuning.rows_worth_splitting, tuning.units_worth_splitting);
-  }
+  if (const Product* const split = machine.products[Format::bfloat16x3])
+    splits = py::make_tuple(split->rows_worth_it, split->units_worth_it);
   return py::dict("cpu_capability"_a = kernel_table().target,
-                  "multiplies_bfloat16"_a = kernel_table().BFloat16.product != nullptr,
+                  "multiplies_bfloat16"_a = machine.own_product(Dtype::kBFloat16) != nullptr,
                   "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
                   "splits_float32"_a = splits,
                   "leaves_steps_to_aten"_a = tuning.leaves_steps_to_aten,
                   "row_left_to_aten"_a = tuning.row_left_to_aten);
 }
-
-// By Dtype; the last is of weights alone.
-constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16",
-                                       "float16", "int8",    "bfloat16x3"};
 
 inline Dtype dtype_named(const std::string& name) {
   for (int k = 0; k < 4; ++k)
@@ -131,13 +132,16 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = plan(task, machine);
-  const auto name = [](Dtype dtype) { return kDtypeNames[static_cast<int>(dtype)]; };
-  return py::dict("engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
-                  "dtype"_a = name(chosen.dtype), "product"_a = name(chosen.product),
-                  "one_step"_a = chosen.one_step, "unit_groups"_a = chosen.grid.unit_groups,
-                  "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
-                  "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
-                  "chunk_steps"_a = chosen.chunk_steps);
+  const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
+  const Product* const product = chosen.recurrent;  // none if ATen multiplies
+  return py::dict(
+      "engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
+      "dtype"_a = dtype_name,
+      "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
+      "one_step"_a = chosen.one_step, "unit_groups"_a = chosen.grid.unit_groups,
+      "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
+      "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
+      "chunk_steps"_a = chosen.chunk_steps);
 }
 
 }  // namespace fastlstm::planners

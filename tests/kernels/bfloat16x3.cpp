@@ -17,7 +17,6 @@ namespace {
 
 using namespace fastlstm;
 using testing::check;
-using Split = Product<bfloat16x3>;
 
 // Whether the processor has AMX with bfloat16, and the system lets this process use it.
 bool has_amx() {
@@ -64,35 +63,33 @@ struct Problem {
   }
   float weight(int64_t k, int64_t n) const { return transposed ? b[n * K + k] : b[k * N + n]; }
 
-  std::vector<float> run(const Split& product) const {
-    const int64_t size = product.encoded_size(K), width = product.vectors * product.lanes;
+  std::vector<float> run(const Product& product) const {
+    const int64_t size = product.encoded_bytes(K), width = product.width();
     const int64_t blocks = (K + product.padding - 1) / product.padding * product.padding;
-    std::vector<bfloat16x3> encoded(rows * (size + 32)),
-        panels((N + width) / width * width * blocks);
-    std::vector<const bfloat16x3*> a_rows;
-    std::vector<const float*> b_rows;
+    std::vector<char> encoded(rows * size),
+        panels((N + width) / width * width * blocks * product.bytes);
+    std::vector<void*> a_rows;
+    std::vector<const void*> b_rows;
     std::vector<float> c = before;
-    std::vector<float*> c_rows;
+    std::vector<void*> c_rows;
     for (int64_t r = 0; r < rows; ++r) {
-      bfloat16x3* const row = &encoded[r * size + (scattered && r % 3 == 0 ? 32 * r : 0) % 32];
-      a_rows.push_back(row), c_rows.push_back(&c[r * N]);
+      a_rows.push_back(&encoded[r * size]), c_rows.push_back(&c[r * N]);
     }
     // Scattered rows lie in another order.
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
-    for (int64_t r = 0; r < rows; ++r)
-      product.encode(&a[r * K], K, const_cast<bfloat16x3*>(a_rows[r]));
+    for (int64_t r = 0; r < rows; ++r) product.encode(&a[r * K], K, a_rows[r]);
     for (int64_t i = 0; i < (transposed ? N : K); ++i)
       b_rows.push_back(&b[i * (transposed ? K : N)]);
-    PanelProduct<bfloat16x3, float> p{a_rows.data(),
-                                      rows,
-                                      0,
-                                      K,
-                                      panels.data(),
-                                      {0, N, product.vectors},
-                                      c_rows.data(),
-                                      accumulate,
-                                      adds_bias ? bias.data() : nullptr};
-    p.panels = (N + width - 1) / width, p.panel_stride = width * blocks;
+    PanelProduct p{a_rows.data(),
+                   rows,
+                   0,
+                   K,
+                   panels.data(),
+                   {0, N, product.vectors},
+                   c_rows.data(),
+                   accumulate,
+                   adds_bias ? bias.data() : nullptr};
+    p.panels = (N + width - 1) / width, p.panel_stride = width * blocks * product.bytes;
     for (int64_t i = 0; i < p.panels; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), product.vectors};
       product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * p.panel_stride]);
@@ -111,7 +108,7 @@ struct Errors {
 };
 
 // Every element, and how far it and a sum of float32 multiply-adds are off.
-void check_sums(const Split& product, unsigned seed, Errors& errors) {
+void check_sums(const Product& product, unsigned seed, Errors& errors) {
   const Problem p(seed);
   const auto c = p.run(product);
   for (int64_t r = 0; r < p.rows; ++r)
@@ -136,7 +133,7 @@ bool same(const std::vector<float>& x, const std::vector<float>& y, int64_t coun
 }
 
 // The bits of a row, whatever is beside it.
-void check_rows_alone(const Split& product, unsigned seed) {
+void check_rows_alone(const Product& product, unsigned seed) {
   Problem p(seed);
   const auto all = p.run(product);
   p.scattered = false;
@@ -149,7 +146,7 @@ void check_rows_alone(const Split& product, unsigned seed) {
 }
 
 // Infinities, NaN and sums that overflow: what plain float32 gives, and other rows as they were.
-void check_special(const Split& product, unsigned seed) {
+void check_special(const Product& product, unsigned seed) {
   Problem p(seed);
   p.rows = p.rows < 2 ? 2 : p.rows, p.a = p.numbers(p.rows * p.K),
   p.before = p.numbers(p.rows * p.N);
@@ -174,7 +171,7 @@ void check_special(const Split& product, unsigned seed) {
 }
 
 // The planes of a number add up to it.
-void check_exact(const Split& product, unsigned seed) {
+void check_exact(const Product& product, unsigned seed) {
   constexpr uint32_t kExtremes[] = {0x7f7fffff, 0xff7fffff, 0x7f7f8000, 0};
   std::mt19937 random(seed);
   for (int i = 0; i < 1000; ++i) {
@@ -184,11 +181,11 @@ void check_exact(const Split& product, unsigned seed) {
     float x, sum = 0;
     std::memcpy(&x, &bits, sizeof x);
     if (exponent == 0) x = 0;
-    bfloat16x3 encoded[32];
+    char encoded[6 * 32];
     product.encode(&x, 1, encoded);
     for (int plane = 2; plane >= 0; --plane) {
       uint16_t half;
-      std::memcpy(&half, reinterpret_cast<const char*>(encoded) + 64 * plane, sizeof half);
+      std::memcpy(&half, encoded + 64 * plane, sizeof half);
       const uint32_t wide = uint32_t(half) << 16;
       float part;
       std::memcpy(&part, &wide, sizeof part);
@@ -200,7 +197,7 @@ void check_exact(const Split& product, unsigned seed) {
 
 constexpr unsigned kSeeds = 60;
 
-void add_cases(const std::string& name, const Split& product) {
+void add_cases(const std::string& name, const Product& product) {
   testing::Case(name + "/float32 by bfloat16/products", [&product] {
     Errors errors;
     for (unsigned seed = 1; seed <= kSeeds; ++seed) check_sums(product, seed, errors);

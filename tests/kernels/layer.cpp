@@ -53,9 +53,9 @@ class Walk {
   using A = State_t<T>;
 
  public:
-  Walk(const Kernels<T>& kernels, const Shape& shape, unsigned seed)
-      : product_(*kernels.product),
-        cell_(*kernels.cell),
+  Walk(const Product& product, const Cell<T>& cell, const Shape& shape, unsigned seed)
+      : product_(product),
+        cell_(cell),
         steps_(shape.T),
         B_(shape.B),
         H_(shape.H),
@@ -91,7 +91,7 @@ class Walk {
   }
 
   // sums[B][N in whole vectors] = rows times columns [first, first + N) of a matrix.
-  std::vector<A> multiply(const std::vector<const T*>& rows, const MatrixRows<T>& matrix, int64_t K,
+  std::vector<A> multiply(const std::vector<const void*>& rows, const MatrixRows& matrix, int64_t K,
                           int64_t first, int64_t N) const {
     const int64_t lanes = product_.lanes, vectors = (N + lanes - 1) / lanes;
     std::vector<A> sums(B_ * vectors * lanes);
@@ -100,7 +100,7 @@ class Walk {
       std::vector<T> panel((divide_up(K, product_.padding) * product_.padding) * width);
       product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), some},
                     panel.data());
-      std::vector<A*> to;
+      std::vector<void*> to;
       for (int64_t b = 0; b < B_; ++b) to.push_back(&sums[(b * vectors + v) * lanes]);
       product_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, some}, to.data(), false});
     }
@@ -127,7 +127,7 @@ class Walk {
     const auto c_0 = converted<A>(problem_.c_0);
     for (int64_t t = 0; t < steps_; ++t) {
       std::vector<T> masked(B_ * H_);
-      std::vector<const T*> h_prev;
+      std::vector<const void*> h_prev;
       std::vector<ForwardRow<T>> rows;
       for (int64_t b = 0; b < B_; ++b) {
         const int64_t row = t * B_ + b;
@@ -143,7 +143,7 @@ class Walk {
       }
       const int64_t lanes = product_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
-        std::vector<const T*> columns;  // of a panel: the gates of a vector of units
+        std::vector<const void*> columns;  // of a panel: the gates of a vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
           for (int64_t u = unit; u < unit + lanes; ++u)
             columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
@@ -160,11 +160,11 @@ class Walk {
     const auto c_0 = converted<A>(problem_.c_0), d_cells = converted<A>(problem_.d_cells);
     auto dc = converted<A>(problem_.d_c_n);
     std::vector<A> kept_dh(B_ * H_, A());
-    std::vector<const T*> w_rows;
+    std::vector<const void*> w_rows;
     for (int64_t r = 0; r < 4 * H_; ++r) w_rows.push_back(&w_hh_[r * H_]);
     for (int64_t t = steps_; t-- > 0;) {
       const bool last = t == steps_ - 1;
-      std::vector<const T*> d_gates_next;
+      std::vector<const void*> d_gates_next;
       std::vector<BackwardRow<T>> rows;
       for (int64_t b = 0; b < B_; ++b) {
         const int64_t row = t * B_ + b, state = b * H_;
@@ -189,7 +189,7 @@ class Walk {
     return dc;
   }
 
-  const Product<T>& product_;
+  const Product& product_;
   const Cell<T>& cell_;
   int64_t steps_, B_, H_;
   oracle::Problem problem_;
@@ -201,15 +201,14 @@ class Walk {
 
 // A NaN stays one, and an infinity shuts or opens a gate.
 template <typename T>
-void check_special(const Kernels<T>& kernels) {
+void check_special(const Cell<T>& cell, int64_t H) {
   using A = State_t<T>;
-  const int64_t H = kernels.product->lanes;
   for (const double x : {double(NAN), double(INFINITY), -double(INFINITY)}) {
     const std::vector<A> x_gates(4 * H, from_double<A>(x)), c_prev(H, A(0.5)), sums(4 * H, A(1));
     std::vector<A> c(H);
     std::vector<T> gates(4 * H), h(H);
     const ForwardRow<T> row{x_gates.data(), gates.data(), c_prev.data(), c.data(), h.data()};
-    kernels.cell->forward(&row, 1, {sums.data(), 4 * H}, {0, H, H});
+    cell.forward(&row, 1, {sums.data(), 4 * H}, {0, H, H});
     for (int64_t u = 0; u < H; ++u)
       if (std::isnan(x))
         check(std::isnan(c[u]) && std::isnan(to_double(h[u])), "c and h of NaN: ", c[u], ", ",
@@ -272,6 +271,14 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   return bytes_of(output, h, gates, cells, d_gates, dh, dc);
 }
 
+// What a table trains layers of T with, or nullptr.
+template <typename T>
+const Product* product_of(const KernelTable& table) {
+  CpuMachine machine;
+  machine.products = table.products;
+  return machine.own_product(dtype_of_rows<T>);
+}
+
 // Whatever fuses x y + z gives the same bits: the equations say what is fused, and no compiler.
 template <typename T>
 void add_comparison(Kernels<T> KernelTable::* kernels) {
@@ -283,20 +290,25 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
       for (const bool zoneout : {false, true})
         for (size_t i = 1; i < tables.size(); ++i) {
           const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
+          const Product *const of_a = product_of<T>(tables[0]), *const of_b =
+                                                                    product_of<T>(tables[i]);
           const std::string where = testing::text(tables[i].target, ", H ", H);
           const Shape step{1, 3, H, false, zoneout, zoneout},
               steps{4, 3, H, true, zoneout, zoneout};
           if (a.row.forward && b.row.forward)
             check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where,
                   ": a step");
-          if (a.product && b.product)
-            check(Walk<T>(a, steps, 1).run() == Walk<T>(b, steps, 1).run(), where);
+          if (of_a && of_b)
+            check(
+                Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
+                where);
         }
   });
 }
 
 template <typename T>
-void add_cases(const char* target, const Kernels<T>& kernels) {
+void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
+  const char* const target = table.target;
   const std::string dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
   // A target without rows of 16 bits converts to float32.
@@ -311,27 +323,29 @@ void add_cases(const char* target, const Kernels<T>& kernels) {
                 ": a unit's bits depend on the units beside it");
         }
     });
-  if (!kernels.product) return;
-  const std::string tiled = kernels.product->instructions + dtype;
-  testing::Case(tiled + "cells", [kernels] {
+  const Product* const product = product_of<T>(table);
+  if (!product) return;
+  const std::string tiled = product->instructions + dtype;
+  testing::Case(tiled + "cells", [product, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
       for (const int options : {0, 1, 2, 4, 7})
         Walk<T>(
-            kernels,
+            *product, *kernels.cell,
             {4, int64_t(1 + H % 7), H, options % 2 == 1, options / 2 % 2 == 1, options / 4 == 1},
             ++seed)
             .run();
   });
-  testing::Case(tiled + "NaN and infinity", [kernels] { check_special(kernels); });
+  testing::Case(tiled + "NaN and infinity",
+                [product, kernels] { check_special(*kernels.cell, product->lanes); });
 }
 
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
-    add_cases<float>(table.target, table.Float);
-    add_cases<double>(table.target, table.Double);
-    add_cases<bfloat16>(table.target, table.BFloat16);
-    add_cases<float16>(table.target, table.Half);
+    add_cases<float>(table, table.Float);
+    add_cases<double>(table, table.Double);
+    add_cases<bfloat16>(table, table.BFloat16);
+    add_cases<float16>(table, table.Half);
   }
   add_comparison<float>(&KernelTable::Float), add_comparison<double>(&KernelTable::Double);
   add_comparison<bfloat16>(&KernelTable::BFloat16), add_comparison<float16>(&KernelTable::Half);

@@ -48,9 +48,9 @@ struct Matrix {
       for (T& x : row) x = random.number<T>();
   }
   Matrix(const Matrix&) = delete;
-  const T* const* at() const { return pointers.data(); }
+  void* const* at() const { return pointers.data(); }
   std::vector<std::vector<T>> of_row;
-  std::vector<T*> pointers;
+  std::vector<void*> pointers;
 };
 
 template <typename T>
@@ -76,10 +76,9 @@ struct Panels {
   std::vector<Panel> panels;
   std::vector<T> data;
 
-  Panels(const Product<T>& product, const MatrixRows<T>& matrix, int64_t k_begin, int64_t K,
-         int64_t N) {
-    const int64_t of_column =
-        product.header + (K + product.padding - 1) / product.padding * product.padding;
+  Panels(const Product& product, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
+    const int64_t of_column = product.header / product.bytes +
+                              (K + product.padding - 1) / product.padding * product.padding;
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
       const int64_t left = (N - column + product.lanes - 1) / product.lanes;
@@ -91,17 +90,18 @@ struct Panels {
     data = testing::unwritten<T>(size);
     for (const auto& [shape, offset] : panels)
       product.pack(matrix, k_begin, K, shape,
-                   &data[offset] + shape.vectors * product.lanes * product.header);
+                   &data[offset] + shape.vectors * product.lanes * product.header / product.bytes);
   }
 
   // Of `product` with the first panel of some: for the others too, as many as it takes together.
-  template <typename P>
-  size_t take(P& product, size_t first, int64_t most) const {
+  size_t take(PanelProduct& product, size_t first, int64_t most) const {
     size_t end = first + 1;
     while (end < panels.size() && int64_t(end - first) < most &&
            panels[end].shape.vectors == product.shape.vectors) {
       product.shape.columns += panels[end].shape.columns;
-      product.panels += 1, product.panel_stride = panels[first + 1].offset - panels[first].offset;
+      product.panels += 1,
+          product.panel_stride =
+              (panels[first + 1].offset - panels[first].offset) * int64_t(sizeof(T));
       ++end;
     }
     return end;
@@ -113,7 +113,7 @@ enum class Before { kNothing, kBias, kSums };
 template <typename T>
 struct Problem {
   using A = State_t<T>;
-  const Product<T>& product;
+  const Product& product;
   Random random;
   int64_t rows, k_begin, K, N;
   bool transposed;
@@ -122,7 +122,7 @@ struct Problem {
   Matrix<A> bias, sums;  // one row; what is accumulated to
   Panels<T> packed;
 
-  Problem(const Product<T>& product, unsigned seed)
+  Problem(const Product& product, unsigned seed)
       : product(product),
         random(seed),
         rows(random.between(1, 2 * product.rows + 1)),
@@ -137,9 +137,8 @@ struct Problem {
         sums(rows, N, random),
         packed(product, {b.at(), transposed}, k_begin, K, N) {}
 
-  template <typename C>
-  PanelProduct<T, C> panel_product(size_t panel, int64_t first, int64_t count, C* const* c,
-                                   Before before) const {
+  PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
+                             Before before) const {
     const auto& [shape, offset] = packed.panels[panel];
     return {a.at() + first,
             count,
@@ -157,7 +156,7 @@ struct Problem {
     for (int64_t first = 0; first < rows; first += step)
       for (size_t p = 0; p < packed.panels.size();) {
         const int64_t count = std::min(step, rows - first);
-        auto some = panel_product<C>(p, first, count, c.pointers.data(), before);
+        auto some = panel_product(p, first, count, c.at(), before);
         p = packed.take(some, p, together);
         run(some);
       }
@@ -219,11 +218,13 @@ struct Problem {
     check_same(other, c, text() + ": and fetch the next panels");
     check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
 
+    if (transposed) check_unpacked(c);
+    if (!product.multiply_rounded) return;  // of 16 bits alone
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
     multiply(rounded, rows, product.panels, product.multiply_rounded);
     fill(expected);
-    put_rows(expected, product.put_rows_rounded);
+    put_rows(expected);
     check_same(rounded, expected, text() + ": rounded");
     if (before != Before::kSums) {
       for (int64_t r = 0; r < rows; ++r)
@@ -231,21 +232,19 @@ struct Problem {
           expected.of_row[r][n] = from_double<T>(to_double(c.of_row[r][n]));
       check_same(rounded, expected, text() + ": rounded once");
     }
-    if (transposed) check_unpacked(c);
   }
 
   // The sums alone, in a buffer of whole vectors, then to where they belong.
-  template <typename C, typename Put>
-  void put_rows(Matrix<C>& c, const Put& put) const {
+  void put_rows(Matrix<T>& c) const {
     for (size_t p = 0; p < packed.panels.size(); ++p) {
       const int64_t width = packed.panels[p].shape.vectors * product.lanes;
       std::vector<A> buffer(rows * width);
-      auto alone = panel_product<A>(p, 0, rows, nullptr, Before::kNothing);
-      std::vector<A*> to;
+      auto alone = panel_product(p, 0, rows, nullptr, Before::kNothing);
+      std::vector<void*> to;
       for (int64_t r = 0; r < rows; ++r) to.push_back(buffer.data() + r * width);
       alone.c = to.data(), alone.shape.first_column = 0, alone.shape.columns = width;
       product.multiply(alone);
-      put(panel_product<C>(p, 0, rows, c.pointers.data(), before), buffer.data(), width);
+      product.put_rows(panel_product(p, 0, rows, c.at(), before), buffer.data(), width);
     }
   }
 
@@ -254,11 +253,11 @@ struct Problem {
     for (int64_t n = 0; n + lanes <= N; n += lanes) {
       Matrix<A> c(rows, N);
       fill(c);
-      std::vector<A*> to;
-      for (int64_t r = 0; r < rows; ++r) to.push_back(c.pointers[r] + n);
+      std::vector<void*> to;
+      for (auto& row : c.of_row) to.push_back(&row[n]);
       product.multiply_unpacked(
           {a.at(), rows, k_begin, K, b.at() + n, n % (2 * lanes) ? nullptr : b.at()[n], to.data(),
-           before == Before::kSums, before == Before::kBias ? bias.at()[0] + n : nullptr});
+           before == Before::kSums, before == Before::kBias ? &bias.of_row[0][n] : nullptr});
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + lanes; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
@@ -268,7 +267,7 @@ struct Problem {
 };
 
 template <typename T>
-void check_transpose(const Product<T>& product, unsigned seed) {
+void check_transpose(const Product& product, unsigned seed) {
   Random random(seed);
   const int64_t rows = random.between(1, 70), columns = random.between(1, 150);
   const int64_t begin = random.between(0, columns), end = random.between(begin, columns);
@@ -282,7 +281,7 @@ void check_transpose(const Product<T>& product, unsigned seed) {
 }
 
 template <typename T>
-void check_sum_rows(const Product<T>& product, unsigned seed) {
+void check_sum_rows(const Product& product, unsigned seed) {
   using A = State_t<T>;
   Random random(seed);
   const int64_t rows = random.between(1, 5), K = random.terms();
@@ -298,11 +297,11 @@ void check_sum_rows(const Product<T>& product, unsigned seed) {
   }
 }
 
-void check_encoded(const Product<bfloat16>& product, unsigned seed) {
+void check_encoded(const Product& product, unsigned seed) {
   Random random(seed);
   const int64_t K = random.terms();
   const Matrix<float> row(1, K, random);
-  std::vector<bfloat16> encoded(product.encoded_size(K));
+  std::vector<bfloat16> encoded(product.encoded_bytes(K) / 2);
   product.encode(row.at()[0], K, encoded.data());
   for (size_t k = 0; k < encoded.size(); ++k)
     check(encoded[k].bits == bfloat16(k < size_t(K) ? row.of_row[0][k] : 0.0f).bits, "encoded ", k,
@@ -311,13 +310,13 @@ void check_encoded(const Product<bfloat16>& product, unsigned seed) {
 
 // int8: rows of a layer, encoded, with weights that are whole numbers times a scale of the column.
 struct Int8Problem {
-  const Product<int8>& product;
+  const Product& product;
   Random random;
   int64_t rows, K, N;
   Matrix<float> row, scales;  // [rows,K] and [1,N]
-  Matrix<int8> weights, encoded;
+  Matrix<int8_t> weights, encoded;
 
-  Int8Problem(const Product<int8>& product, unsigned seed)
+  Int8Problem(const Product& product, unsigned seed)
       : product(product),
         random(seed),
         rows(random.between(1, 2 * product.rows + 1)),
@@ -326,9 +325,9 @@ struct Int8Problem {
         row(rows, K, random),
         scales(1, N, random),
         weights(N, K),
-        encoded(rows, product.encoded_size(K)) {
+        encoded(rows, product.encoded_bytes(K)) {
     for (auto& column : weights.of_row)
-      for (int8& w : column) w.value = random.between(-127, 127);
+      for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
 
   float scale_of(int64_t r) const {
@@ -337,12 +336,12 @@ struct Int8Problem {
     return scale;
   }
   int term(int64_t r, int64_t k) const {
-    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k].value - product.excess);
+    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k] - product.excess);
   }
 
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
-      product.encode(row.at()[r], K, encoded.pointers[r]);
+      product.encode(row.at()[r], K, encoded.at()[r]);
       const float scale = scale_of(r);
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
@@ -354,8 +353,8 @@ struct Int8Problem {
     }
   }
 
-  Panels<int8> pack() const {
-    Panels<int8> packed(product, {weights.at(), true}, 0, K, N);
+  Panels<int8_t> pack() const {
+    Panels<int8_t> packed(product, {weights.at(), true}, 0, K, N);
     for (const auto& [shape, offset] : packed.panels) {
       const int64_t width = shape.vectors * product.lanes;
       auto* const scale = reinterpret_cast<float*>(&packed.data[offset]);
@@ -365,21 +364,21 @@ struct Int8Problem {
         scale[n] = inside ? scales.of_row[0][shape.first_column + n] : 0;
         sum[n] = 0;
         for (int64_t k = 0; inside && k < K; ++k)
-          sum[n] += weights.of_row[shape.first_column + n][k].value;
+          sum[n] += weights.of_row[shape.first_column + n][k];
       }
     }
     return packed;
   }
 
-  void multiply(const Matrix<int8>& a, const Panels<int8>& packed, int64_t step, int64_t together,
-                Matrix<float>& c) const {
+  void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& packed, int64_t step,
+                int64_t together, Matrix<float>& c) const {
     const int64_t count = a.of_row.size();
     for (int64_t first = 0; first < count; first += step)
       for (size_t p = 0; p < packed.panels.size();) {
-        PanelProduct<int8, float> some{};
+        PanelProduct some{};
         some.a = a.at() + first, some.rows = std::min(step, count - first), some.K = K;
         some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
-        some.c = c.pointers.data() + first, some.accumulate = true;
+        some.c = c.at() + first, some.accumulate = true;
         p = packed.take(some, p, together);
         product.multiply(some);
       }
@@ -387,13 +386,13 @@ struct Int8Problem {
 
   void run() {
     encode();
-    const Panels<int8> packed = pack();
+    const Panels<int8_t> packed = pack();
     Matrix<float> c(rows, N, 0.25f), alone(rows, N, 0.25f);
     multiply(encoded, packed, rows, 1, c);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
-        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k].value;
+        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
         const double product = double(sum) * scale_of(r) * scales.of_row[0][n];
         check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
                   4 * roundoff<float>() * (0.25 + std::fabs(product)),
@@ -407,7 +406,7 @@ struct Int8Problem {
   }
 
   // From the sums of what is stored, as a library leaves them.
-  void check_put_rows(const Panels<int8>& packed, const Matrix<float>& expected) const {
+  void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (const auto& [shape, offset] : packed.panels) {
       const int64_t width = shape.vectors * product.lanes;
@@ -416,28 +415,28 @@ struct Int8Problem {
         for (int64_t n = 0; n < shape.columns; ++n)
           for (int64_t k = 0; k < K; ++k)
             sums[r * width + n] +=
-                (term(r, k) + product.excess) * weights.of_row[shape.first_column + n][k].value;
-      PanelProduct<int8, float> p{};
+                (term(r, k) + product.excess) * weights.of_row[shape.first_column + n][k];
+      PanelProduct p{};
       p.a = encoded.at(), p.rows = rows, p.K = K, p.panel = &packed.data[offset], p.shape = shape;
-      p.c = c.pointers.data(), p.accumulate = true;
+      p.c = c.at(), p.accumulate = true;
       product.put_rows(p, sums.data(), width);
     }
     check_same(c, expected, "put rows");
   }
 
   // A row of zero bytes stands for one that has nothing to multiply.
-  void check_zeros(const Panels<int8>& packed) const {
+  void check_zeros(const Panels<int8_t>& packed) const {
     Matrix<float> c(1, N, 0.25f);
-    multiply(Matrix<int8>(1, product.encoded_size(K)), packed, 1, 1, c);
+    multiply(Matrix<int8_t>(1, product.encoded_bytes(K)), packed, 1, 1, c);
     check_same(c, Matrix<float>(1, N, 0.25f), "zeros");
   }
 };
 
-void check_encoded_nan(const Product<int8>& product) {
+void check_encoded_nan(const Product& product) {
   for (const float x : {NAN, -NAN, INFINITY, -INFINITY}) {
     std::vector<float> row(37, 1.0f);
     row[36] = x;
-    std::vector<int8> encoded(product.encoded_size(37));
+    std::vector<int8_t> encoded(product.encoded_bytes(37));
     product.encode(row.data(), 37, encoded.data());
     float scale;
     std::memcpy(&scale, encoded.data(), sizeof scale);
@@ -447,17 +446,17 @@ void check_encoded_nan(const Product<int8>& product) {
     }
     // Finite, so that products are, and large; beside the infinity all else is zero.
     const auto sign = [&](int k) {
-      return static_cast<int8_t>(encoded[kInt8RowHeader + k].value - product.excess);
+      return static_cast<int8_t>(encoded[kInt8RowHeader + k] - product.excess);
     };
     check(scale == 0x1p100f && sign(36) == (x > 0 ? 1 : -1) && sign(0) == 0, "a row with ", x,
           " has the scale ", scale, " and ends with ", int{sign(36)});
   }
 }
 
-void check_encoded_extremes(const Product<int8>& product) {
+void check_encoded_extremes(const Product& product) {
   for (const float x : {0.0f, -0.0f, 1e-45f, 0x1p-100f, 0x1p-99f, FLT_MAX, -FLT_MAX}) {
     const std::vector<float> row(37, x);
-    std::vector<int8> encoded(product.encoded_size(37));
+    std::vector<int8_t> encoded(product.encoded_bytes(37));
     product.encode(row.data(), 37, encoded.data());
     float scale;
     std::memcpy(&scale, encoded.data(), sizeof scale);
@@ -465,8 +464,8 @@ void check_encoded_extremes(const Product<int8>& product) {
     const int8_t byte = static_cast<int8_t>(127 * sign + product.excess);
     check(scale == (sign ? std::fabs(x) / 127 : 0), "the scale of ", x, " is ", scale);
     for (int k = 0; k < 37; ++k)
-      check(encoded[kInt8RowHeader + k].value == byte, x, " became ",
-            int(encoded[kInt8RowHeader + k].value), ", expected ", int(byte));
+      check(encoded[kInt8RowHeader + k] == byte, x, " became ", int(encoded[kInt8RowHeader + k]),
+            ", expected ", int(byte));
   }
 }
 
@@ -480,23 +479,23 @@ void add(const std::string& name, const Body& body) {
 }
 
 template <typename T>
-void add_cases(const std::string& prefix, const Product<T>& product) {
+void add_cases(const std::string& prefix, const Product& product) {
   add(prefix + "products", [&](unsigned seed) { Problem<T>(product, seed).run(); });
   if (!product.transpose) return;
-  add(prefix + "transpose", [&](unsigned seed) { check_transpose(product, seed); });
-  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows(product, seed); });
+  add(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(product, seed); });
+  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(product, seed); });
 }
 
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
     const std::string target = table.target;
-    add_cases(target + "/float32/", *table.Float.product);
-    add_cases(target + "/float64/", *table.Double.product);
-    const auto& pairs = *table.weights.of_bfloat16;
+    add_cases<float>(target + "/float32/", *table.products[Format::float32]);
+    add_cases<double>(target + "/float64/", *table.products[Format::float64]);
+    const Product& pairs = *table.products[Format::bfloat16];
     const std::string bf16 = pairs.instructions + std::string("/bfloat16/");
-    add_cases(bf16, pairs);
+    add_cases<bfloat16>(bf16, pairs);
     add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
-    const auto& whole = *table.weights.of_int8;
+    const Product& whole = *table.products[Format::int8];
     const std::string int8 = whole.instructions + std::string("/int8/");
     add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });

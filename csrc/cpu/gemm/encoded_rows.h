@@ -1,49 +1,45 @@
-// Rows of a layer in the form in which a product takes them: rounded to bfloat16 or int8, or 16
-// bits widened to float32.
+// Rows of a layer in the form in which a product takes them: as they are, in the product's own
+// format, or 16 bits widened to float32.
 #pragma once
 #include <ATen/Parallel.h>
 
 #include <vector>
 
+#include "cpu/products/product.h"
 #include "cpu/scratch.h"
-#include "cpu/targets/kernels.h"
 #include "pointers.h"
 
 namespace fastlstm {
 
-// Whether rows of T, of 16 bits, are multiplied in the dtype of their sums.
-template <typename T, typename W>
-constexpr bool kWidens = !std::is_same_v<T, W> && std::is_same_v<W, State_t<T>>;
-
-// A weight of T for products of W, which is T, bfloat16 or float.
-template <typename T, typename W>
-at::Tensor encoded_weight(const at::Tensor& w) {
-  if constexpr (std::is_same_v<T, W>) return w.contiguous();
-  return w.to(std::is_same_v<W, bfloat16> ? at::kBFloat16 : at::kFloat).contiguous();
-}
-
 // Rows of T, K elements each, in a buffer of `count` places.
-template <typename T, typename W>
+template <typename T>
 class EncodedRows {
  public:
-  EncodedRows(int64_t count, int64_t K)
-      : K_(K),
-        size_(kWidens<T, W> ? K : product_of<W>().encoded_size(K)),
-        rows_(scratch<W>(count * size_)),
-        zeros_(size_) {}
+  EncodedRows(const Product& product, int64_t count, int64_t K)
+      : product_(product), as_they_are_(product.takes(dtype_of_rows<T>)), K_(K) {
+    if (as_they_are_) return;
+    bytes_ = kIsNarrow ? K * int64_t(sizeof(float)) : product.encoded_bytes(K);
+    rows_ = scratch_bytes(count * bytes_);
+    zeros_.resize(bytes_);
+  }
 
   // What stands for `zeros`, recognizable by its address.
-  const W* zeros(const T*) const { return zeros_.data(); }
-  const W* encode(const T* row, int64_t place) const {
-    W* const to = data<W>(rows_) + place * size_;
-    if constexpr (kWidens<T, W>)
-      for (int64_t k = 0; k < K_; ++k) to[k] = W(row[k]);
+  const void* zeros(const T* zeros) const {
+    if (as_they_are_) return zeros;
+    return zeros_.data();
+  }
+  const void* encode(const T* row, int64_t place) const {
+    if (as_they_are_) return row;
+    void* const to = data<char>(rows_) + place * bytes_;
+    if constexpr (kIsNarrow)
+      for (int64_t k = 0; k < K_; ++k) static_cast<float*>(to)[k] = float(row[k]);
     else
-      product_of<W>().encode(row, K_, to);
+      product_.encode(row, K_, to);
     return to;
   }
-  std::vector<const W*> encode(const std::vector<const T*>& rows) const {
-    std::vector<const W*> encoded(rows.size());
+  std::vector<const void*> encode(const std::vector<const T*>& rows) const {
+    std::vector<const void*> encoded(rows.begin(), rows.end());
+    if (as_they_are_) return encoded;
     at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t last) {
       for (; r < last; ++r) encoded[r] = encode(rows[r], r);
     });
@@ -51,19 +47,13 @@ class EncodedRows {
   }
 
  private:
-  int64_t K_, size_;
-  at::Tensor rows_;
-  std::vector<W> zeros_;
-};
+  static constexpr bool kIsNarrow = sizeof(T) == 2;
 
-// Those that the product takes as they are.
-template <typename T>
-class EncodedRows<T, T> {
- public:
-  EncodedRows(int64_t, int64_t) {}
-  const T* zeros(const T* zeros) const { return zeros; }
-  const T* encode(const T* row, int64_t) const { return row; }
-  std::vector<const T*> encode(std::vector<const T*> rows) const { return rows; }
+  const Product& product_;
+  bool as_they_are_;
+  int64_t K_, bytes_ = 0;
+  at::Tensor rows_;
+  std::vector<char> zeros_;
 };
 
 }  // namespace fastlstm

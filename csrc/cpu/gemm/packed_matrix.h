@@ -8,48 +8,40 @@
 
 #include "cpu/products/product.h"
 #include "cpu/scratch.h"
-#include "cpu/targets/kernels.h"
 #include "parts.h"
 #include "pointers.h"
 
 namespace fastlstm {
 
 // Elements [begin, end) of `count` rows, spread over a product of `rows` rows and `terms` terms.
-template <typename T>
-Prefetch prefetch_during(const Product<T>& product, int64_t rows, int64_t terms,
-                         const T* const* next, int64_t count, int64_t begin, int64_t end) {
-  const int64_t first = begin * sizeof(T), last = end * sizeof(T);
-  const int64_t lines = count * divide_up(last - first, 64);
-  const int64_t times = std::max<int64_t>(rows / product.rows * (terms / kTermsPerFetch), 1);
-  return {reinterpret_cast<const void* const*>(next), count, first, last, divide_up(lines, times)};
-}
+Prefetch prefetch_during(const Product& product, int64_t rows, int64_t terms,
+                         const void* const* next, int64_t count, int64_t begin, int64_t end);
 
 // Rows [k_begin, k_begin + K) of a matrix with N columns.
-template <typename T>
 struct Matrix {
-  MatrixRows<Given_t<T>> rows;
+  MatrixRows rows;
   int64_t k_begin, K, N;
 };
 
-template <typename T>
 class PackedMatrix {
  public:
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
   // threads if there are so many vectors.
-  PackedMatrix(const Matrix<T>& matrix, int64_t pieces);
+  PackedMatrix(const Product& product, const Matrix& matrix, int64_t pieces);
   // Panels that were packed before, `offset` bytes into `data`.
-  PackedMatrix(int64_t K, int64_t N, int64_t pieces, const at::Tensor& data, int64_t offset);
+  PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
+               int64_t offset);
 
-  const Product<T>& product() const { return product_; }
+  const Product& product() const { return *product_; }
   const std::vector<PanelShape>& panels() const { return panels_; }
   int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
-  const T* panel(int64_t index) const { return first_ + offsets_[index]; }
-  int64_t width(int64_t index) const { return panels_[index].vectors * product_.lanes; }
-  T* panel(int64_t index) { return first_ + offsets_[index]; }
-  int64_t size() const { return offsets_.back(); }  // elements of all panels
+  const char* panel(int64_t index) const { return first_ + offsets_[index]; }
+  char* panel(int64_t index) { return first_ + offsets_[index]; }
+  int64_t width(int64_t index) const { return panels_[index].vectors * product_->lanes; }
+  int64_t nbytes() const { return offsets_.back(); }  // of all panels
   int64_t K() const { return K_; }
   int64_t N() const { return panels_.back().first_column + panels_.back().columns; }
-  // Panels that a product takes at a time, and their columns.
+  // Panels that a product takes at a time, their columns, and the bytes from one to the next.
   struct Group {
     int64_t first, count, stride;
     PanelShape shape;
@@ -66,11 +58,23 @@ class PackedMatrix {
         panels.begin = group.first + group.count;
     }
   }
+  // Terms [k, k + terms) of rows `a` with a group.
+  PanelProduct product_of(const void* const* a, int64_t rows, int64_t k, int64_t terms,
+                          const Group& group) const {
+    return {.a = a,
+            .rows = rows,
+            .k_begin = k,
+            .K = terms,
+            .panel = panel(group.first) + k * width(group.first) * product_->bytes,
+            .shape = group.shape,
+            .c = nullptr,
+            .accumulate = k > 0,
+            .panels = group.count,
+            .panel_stride = group.stride};
+  }
   // Panels [begin, end) as memory to fetch.
   NextPanels memory(const Range& panels) const {
-    const char* const first = reinterpret_cast<const char*>(panel(0));
-    const auto offset = [&](int64_t p) { return offsets_[p] * int64_t(sizeof(T)); };
-    return {first + offset(panels.begin), first + offset(panels.end)};
+    return {first_ + offsets_[panels.begin], first_ + offsets_[panels.end]};
   }
   // The panels of one of `groups` groups of threads, and the columns of some panels.
   Range share(int64_t group, int64_t groups) const {
@@ -79,100 +83,84 @@ class PackedMatrix {
   Range columns(const Range& panels) const;
 
  private:
-  PackedMatrix(int64_t K, int64_t N, int64_t pieces);
+  PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces);
   Group next_group(const Range& panels, int64_t rows, bool backwards) const;
-  const Product<T>& product_ = product_of<T>();
+  const Product* product_;
   int64_t K_;
   std::vector<PanelShape> panels_;
-  std::vector<int64_t> offsets_;  // of the panels, and where the last one ends
+  std::vector<int64_t> offsets_;  // of the panels, and where the last one ends, in bytes
   at::Tensor data_;
-  T* first_ = nullptr;  // panel
+  char* first_ = nullptr;  // panel
 };
+
+// Of a matrix, contiguous.
+inline std::vector<const void*> rows_of(const at::Tensor& w) {
+  return row_pointers(const_data<char>(w), w.size(0), w.size(1) * w.element_size());
+}
 
 // A matrix [K,N] that `multiply` packs panel by panel into the cache: for a single product of few
 // rows, where packed panels would cross memory twice more.
-template <typename T>
-struct MatrixInPlace {
-  explicit MatrixInPlace(const at::Tensor& w)
-      : w(w), rows(row_pointers(const_data<T>(w), w.size(0), w.size(1))) {}
-  int64_t K() const { return w.size(0); }
-  int64_t N() const { return w.size(1); }
-  at::Tensor w;
-  std::vector<const T*> rows;
+class MatrixInPlace {
+ public:
+  MatrixInPlace(const Product& product, const at::Tensor& w)
+      : product_(&product), w_(w), rows_(rows_of(w)) {}
+  const Product& product() const { return *product_; }
+  const void* const* rows() const { return rows_.data(); }
+  int64_t K() const { return w_.size(0); }
+  int64_t N() const { return w_.size(1); }
+
+ private:
+  const Product* product_;
+  at::Tensor w_;
+  std::vector<const void*> rows_;
 };
-template <typename T>
-using AnyMatrix = std::variant<PackedMatrix<T>, MatrixInPlace<T>>;
+using AnyMatrix = std::variant<PackedMatrix, MatrixInPlace>;
 
 // W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
-template <typename T>
-PackedMatrix<T> pack(const at::Tensor& w, bool transposed, int64_t pieces);
+PackedMatrix pack(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces);
 
 // W [4H,K] as the matrix W^T, its columns in the order vector of units, gate, unit: panels
 // [K][4][lanes], or several narrower ones, hold the four gates of the same units. The last vector
 // is filled up with zeros.
-template <typename T>
-PackedMatrix<T> pack_gates(const at::Tensor& w);
+PackedMatrix pack_gates(const Product& product, const at::Tensor& w);
 inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
-// b_ih + b_hh [4H] in that order, for a product of T; undefined if they are.
+
+// c[r] (+)= a[r] * matrix, r < rows, as sums; bias [N] of sums or nullptr (not with accumulate).
+void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
+              const std::vector<void*>& c, bool accumulate, const void* bias = nullptr);
+
+// The same into rows of T: the sums, or rounded to 16 bits once at the end.
 template <typename T>
-at::Tensor order_gates(const at::Tensor& b_ih, const at::Tensor& b_hh);
+void multiply_into(const std::vector<const void*>& a, const AnyMatrix& matrix,
+                   const std::vector<void*>& c, bool accumulate);
 
-// c[r] (+)= a[r] * matrix, r < rows, as sums, or rounded to T once at the end; bias [N] of sums or
-// nullptr (not with accumulate).
-template <typename T, typename C>
-void multiply(const std::vector<const T*>& a, const PackedMatrix<T>& matrix,
-              const std::vector<C*>& c, bool accumulate, const State_t<T>* bias = nullptr);
-template <typename T, typename C>
-void multiply(const std::vector<const T*>& a, const MatrixInPlace<T>& matrix,
-              const std::vector<C*>& c, bool accumulate);
-
-// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix.
-template <typename T, typename C>
-void multiply_panels(const std::vector<const T*>& a, int64_t rows, const PackedMatrix<T>& matrix,
-                     const Range& panels, const std::vector<C*>& c);
-
-// The same into rows of T, of 16 bits, from products in float32.
-template <typename T>
-void multiply_narrowed(const std::vector<const State_t<T>*>& a, const AnyMatrix<State_t<T>>& matrix,
-                       const std::vector<T*>& c, bool accumulate);
-
-// Rows of T from those of a product of W: sums where T is the dtype of sums, else rounded.
-template <typename T, typename W>
-void multiply_into(const std::vector<const W*>& a, const AnyMatrix<W>& matrix,
-                   const std::vector<T*>& c, bool accumulate) {
-  if constexpr (std::is_same_v<T, State_t<W>> || std::is_same_v<T, W>)
-    std::visit([&](const auto& w) { multiply<W>(a, w, c, accumulate); }, matrix);
-  else
-    multiply_narrowed<T>(a, matrix, c, accumulate);
-}
+// The same for the columns of `panels` in one thread, c[r] = a[r] * matrix, as sums.
+void multiply_panels(const std::vector<const void*>& a, int64_t rows, const PackedMatrix& matrix,
+                     const Range& panels, const std::vector<void*>& c);
 
 // The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side
 // by side (input and previous hidden state), and, if not nullptr, sums[m] (+)= sum over r of
 // a[r][m] (the bias), so that `a` is read once.
-template <typename T>
 struct GradientPart {
-  std::vector<const T*> b;  // R rows of N columns, or the first of them if the others are zero
+  std::vector<const void*> b;  // R rows of N columns, or the first of them if the others are zero
   int64_t N;
-  State_t<T>* c;  // [M,N]
+  void* c;  // [M,N] of sums
 };
-template <typename T>
-void multiply_transposed(std::vector<const T*> a, int64_t M, std::vector<GradientPart<T>> parts,
-                         State_t<T>* sums, bool accumulate);
+void multiply_transposed(const Product& product, std::vector<const void*> a, int64_t M,
+                         std::vector<GradientPart> parts, void* sums, bool accumulate);
 
 // The sums of a few panels for some rows, in a buffer that stays in the L1 cache until the cell
 // equations have read it. A thread has one of its own.
-template <typename T>
 class PanelSums {
-  using A = State_t<T>;
-
  public:
   // For at most `rows` rows, and for panels of `vectors` vectors together.
-  PanelSums(int64_t rows, int64_t vectors)
-      : stride_(vectors * product_of<T>().lanes),
-        buffer_(scratch<A>(rows * stride_)),
-        rows_(row_pointers(data<A>(buffer_), rows, stride_)) {}
+  PanelSums(const Product& product, int64_t rows, int64_t vectors)
+      : stride_(vectors * product.lanes),
+        bytes_of_row_(stride_ * bytes_of(product.sums)),
+        buffer_(scratch_bytes(rows * bytes_of_row_)),
+        rows_(row_pointers(data<char>(buffer_), rows, bytes_of_row_)) {}
 
   int64_t rows() const { return rows_.size(); }
   int64_t stride() const { return stride_; }
@@ -180,14 +168,14 @@ class PanelSums {
   // the bias of their columns, or nullptr. Rows that are `zeros` are not multiplied where there are
   // no others, so that they may meet an infinite weight or not. Meanwhile `next` comes into the
   // cache.
-  const A* multiply(const PackedMatrix<T>& matrix, const Range& panels, const T* const* a,
-                    int64_t rows, int64_t piece, const T* zeros, const A* bias = nullptr,
-                    NextPanels* next = nullptr);
+  const void* multiply(const PackedMatrix& matrix, const Range& panels, const void* const* a,
+                       int64_t rows, int64_t piece, const void* zeros, const void* bias = nullptr,
+                       NextPanels* next = nullptr);
 
  private:
-  int64_t stride_;
+  int64_t stride_, bytes_of_row_;
   at::Tensor buffer_;
-  std::vector<A*> rows_;
+  std::vector<void*> rows_;
 };
 
 }  // namespace fastlstm

@@ -2,8 +2,10 @@
 #pragma once
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "cpu/gemm/packed_matrix.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 
@@ -35,24 +37,26 @@ constexpr char kPackedMagic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'};
 constexpr int64_t kHeaderBytes = 64;  // panels are aligned to cache lines
 static_assert(sizeof(PackedHeader) == kHeaderBytes);
 
-template <typename W>
-WeightFormat format_here();
-template <typename W>
-constexpr at::ScalarType scalar_type_of = at::kFloat;
-#define FASTLSTM_FORMAT(W, name, unpacked, bits, group)                          \
-  template <>                                                                    \
-  inline WeightFormat format_here<W>() {                                         \
-    return {#name, bits, group, product_of<W>().lanes, product_of<W>().vectors}; \
-  }                                                                              \
-  template <>                                                                    \
-  inline constexpr at::ScalarType scalar_type_of<W> = at::k##unpacked;
-FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_FORMAT)
+// What the weights of a format are unpacked, and their description for a product of it.
+inline at::ScalarType unpacked_dtype(Format format) {
+#define FASTLSTM_DTYPE(name, unpacked, bits, group) at::k##unpacked,
+  constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE) at::kFloat};
+#undef FASTLSTM_DTYPE
+  return kDtypes[static_cast<int>(format)];
+}
+inline WeightFormat format_here(const Product& product) {
+#define FASTLSTM_FORMAT(name, unpacked, bits, group) {#name, bits, group, 0, 0},
+  constexpr WeightFormat kFormats[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_FORMAT)};
 #undef FASTLSTM_FORMAT
+  WeightFormat format = kFormats[static_cast<int>(product.format)];
+  format.lanes = static_cast<int32_t>(product.lanes), format.vectors = product.vectors;
+  return format;
+}
 
-// function(W()) for the format of that name.
-auto dispatch_format(std::string_view format, const auto& function) {
-#define FASTLSTM_CASE(W, name, unpacked, bits, group) \
-  if (format == #name) return function(W());
+// The product of this processor for the format of that name.
+inline const Product& product_named(std::string_view format) {
+#define FASTLSTM_CASE(name, unpacked, bits, group) \
+  if (format == #name) return *kernel_table().products[Format::name];
   FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_CASE)
 #undef FASTLSTM_CASE
   TORCH_CHECK(false, "lstm_packed: expected weights in float32, float64, bfloat16 or int8, got \"",

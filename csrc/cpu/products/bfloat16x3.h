@@ -22,6 +22,7 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int kPlanes = 3;
+constexpr int64_t kBytesOfTerm = 2 * kPlanes;
 constexpr int64_t kTileRows = 16, kBlock = 32;       // terms of a tile
 constexpr int64_t kTile = 16 * 32, kLineBytes = 64;  // elements of a tile, bytes of its rows
 constexpr int64_t kPanelWidth = 32, kPanelPlane = 2 * kTile;
@@ -69,10 +70,13 @@ FASTLSTM_INLINE void split_pairs(const Vec<float>& first, const Vec<float>& seco
 
 // An odd number of blocks from a row to the next, so that rows do not compete for the same lines of
 // the L1 cache.
-static int64_t encoded_size_x3(int64_t K) { return ((K + kBlock - 1) / kBlock | 1) * kBlock; }
+static int64_t encoded_bytes_x3(int64_t K) {
+  return ((K + kBlock - 1) / kBlock | 1) * kBlock * kBytesOfTerm;
+}
 
-static void encode_x3(const float* row, int64_t K, bfloat16x3* to) {
-  auto* at = reinterpret_cast<float*>(to);
+static void encode_x3(const void* from, int64_t K, void* to) {
+  const float* const row = static_cast<const float*>(from);
+  float* at = static_cast<float*>(to);
   for (int64_t k = 0; k < K; k += kBlock, at += kPlanes * kTileRows) {
     const int64_t left = K - k, more = left - kTileRows;
     Vec<float> first, second(0.0f), pairs[kPlanes];
@@ -85,32 +89,33 @@ static void encode_x3(const float* row, int64_t K, bfloat16x3* to) {
 
 // 16 columns of a block, from rows [K][N] or from columns [N][K], `count` of them and `terms`
 // terms.
-FASTLSTM_INLINE void pack_rows(const float* const* rows, int64_t column, int64_t count,
+FASTLSTM_INLINE void pack_rows(const void* const* rows, int64_t column, int64_t count,
                                int64_t terms, float* to) {
   for (int64_t k = 0; k < kTileRows; ++k, to += kTileRows) {
     Vec<float> first(0.0f), second(0.0f), pairs[kPlanes];
-    if (k < terms) load(rows[k] + column, first, count);
-    if (k + kTileRows < terms) load(rows[k + kTileRows] + column, second, count);
+    const auto row = [&](int64_t i) { return static_cast<const float*>(rows[i]) + column; };
+    if (k < terms) load(row(k), first, count);
+    if (k + kTileRows < terms) load(row(k + kTileRows), second, count);
     split_pairs(first, second, pairs);
     for (int p = 0; p < kPlanes; ++p) pairs[p].store(to + p * kPanelPlane / 2);
   }
 }
-FASTLSTM_INLINE void pack_columns(const float* const* columns, int64_t k, int64_t count,
+FASTLSTM_INLINE void pack_columns(const void* const* columns, int64_t k, int64_t count,
                                   int64_t terms, float* to) {
-  alignas(64) bfloat16x3 encoded[kTileRows][kBlock] = {};
-  for (int64_t n = 0; n < count; ++n) encode_x3(columns[n] + k, terms, encoded[n]);
+  alignas(64) float encoded[kTileRows][kPlanes * kTileRows] = {};
+  for (int64_t n = 0; n < count; ++n)
+    encode_x3(static_cast<const float*>(columns[n]) + k, terms, encoded[n]);
   for (int p = 0; p < kPlanes; ++p) {
     Vec<float> x[kTileRows];
-    for (int64_t n = 0; n < kTileRows; ++n)
-      x[n] = Vec<float>::load(reinterpret_cast<const float*>(encoded[n]) + p * kTileRows);
+    for (int64_t n = 0; n < kTileRows; ++n) x[n] = Vec<float>::load(encoded[n] + p * kTileRows);
     transpose_square(x);
     for (int64_t n = 0; n < kTileRows; ++n) x[n].store(to + p * kPanelPlane / 2 + n * kTileRows);
   }
 }
 
-static void pack_x3(const MatrixRows<float>& matrix, int64_t k_begin, int64_t K,
-                    const PanelShape& shape, bfloat16x3* panel) {
-  auto* to = reinterpret_cast<float*>(panel);
+static void pack_x3(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+                    void* panel) {
+  float* to = static_cast<float*>(panel);
   for (int64_t k = 0; k < K; k += kBlock, to += kPlanes * kPanelPlane / 2)
     for (int64_t n = 0; n < kPanelWidth; n += kTileRows) {
       const int64_t left = shape.columns - n, terms = K - k < kBlock ? K - k : kBlock;
@@ -127,25 +132,28 @@ static void pack_x3(const MatrixRows<float>& matrix, int64_t k_begin, int64_t K,
 // block.
 class SplitRows {
  public:
-  FASTLSTM_INLINE SplitRows(const PanelProduct<bfloat16x3, float>& p, int64_t first, int64_t count)
-      : rows_(p.a + first), count_(count), first_term_(p.k_begin) {
-    stride_ = count > 1 ? rows_[1] - rows_[0] : 0;
-    for (int64_t r = 2; r < count; ++r)
-      if (rows_[r] - rows_[r - 1] != stride_) stride_ = -1;
-    if (stride_ >= 0) stride_bytes_ = stride_ * int64_t(sizeof(bfloat16x3));
+  FASTLSTM_INLINE SplitRows(const PanelProduct& p, int64_t first, int64_t count)
+      : rows_(p.a + first), count_(count), first_byte_(p.k_begin * kBytesOfTerm) {
+    const int64_t stride = count > 1 ? row(1) - row(0) : 0;
+    at_one_stride_ = stride >= 0;
+    for (int64_t r = 2; r < count; ++r) at_one_stride_ &= row(r) - row(r - 1) == stride;
+    if (at_one_stride_) stride_ = stride;
   }
-  int64_t stride() const { return stride_bytes_; }
+  const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + first_byte_; }
+  int64_t stride() const { return stride_; }
   // The first plane of a block.
   FASTLSTM_INLINE const char* block(int64_t k) {
-    if (stride_ >= 0) return reinterpret_cast<const char*>(rows_[0] + first_term_ + k);
+    const int64_t bytes = k * kBytesOfTerm;
+    if (at_one_stride_) return row(0) + bytes;
     for (int64_t r = 0; r < count_; ++r)
-      std::memcpy(gathered_[r], rows_[r] + first_term_ + k, sizeof gathered_[r]);
+      std::memcpy(gathered_[r], row(r) + bytes, sizeof gathered_[r]);
     return gathered_[0][0];
   }
 
  private:
-  const bfloat16x3* const* rows_;
-  int64_t count_, first_term_, stride_, stride_bytes_ = sizeof gathered_[0];
+  const void* const* rows_;
+  int64_t count_, first_byte_, stride_ = sizeof gathered_[0];
+  bool at_one_stride_;
   alignas(64) char gathered_[2 * kTileRows][kPlanes][kLineBytes];
 };
 
@@ -158,12 +166,11 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 
 // At most 32 rows with a panel: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. A single row is
 // in both tiles of rows.
-static void multiply_panel(SplitRows& a, int64_t rows, const bfloat16x3* panel, int64_t K,
-                           float* sums) {
+static void multiply_panel(SplitRows& a, int64_t rows, const void* panel, int64_t K, float* sums) {
   const int64_t lower = rows > 1 ? rows / 2 : 1, upper = rows > 1 ? rows - lower : 1;
   Tiles::configure(upper, lower);
   Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
-  const auto* b = reinterpret_cast<const char*>(panel);
+  const auto* b = static_cast<const char*>(panel);
   const int64_t stride = a.stride();
   for (int64_t k = 0; k < K; k += kBlock, b += 2 * kPlanes * kPanelPlane) {
     const char* const block = a.block(k);
@@ -196,10 +203,8 @@ FASTLSTM_INLINE float joined(const uint16_t* planes, int64_t plane) {
 }
 
 // Rows of sums in float32, as other products have them: for the few that are not finite.
-static void multiply_in_float32(const bfloat16x3* row, const bfloat16x3* panel, int64_t K,
-                                float* sums) {
-  const auto *a = reinterpret_cast<const uint16_t*>(row),
-             *b = reinterpret_cast<const uint16_t*>(panel);
+static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
+  const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
   for (int64_t n = 0; n < kPanelWidth; ++n) sums[n] = 0;
   for (int64_t k = 0; k < K; ++k) {
     const int64_t block = k / kBlock * kPlanes, pair = k % kTileRows,
@@ -223,16 +228,16 @@ FASTLSTM_INLINE bool all_finite(const float* sums, int64_t rows) {
 }
 
 // Writes the sums of rows [first, first + rows) and a panel to their places in C.
-static void put_split_sums(const PanelProduct<bfloat16x3, float>& p, int64_t first, int64_t rows,
-                           int64_t panel, const float* sums) {
-  const float* const bias = p.accumulate ? nullptr : p.bias;
+static void put_split_sums(const PanelProduct& p, int64_t first, int64_t rows, int64_t panel,
+                           const float* sums) {
+  const float* const bias = p.accumulate ? nullptr : static_cast<const float*>(p.bias);
   for (int64_t n = panel * kPanelWidth; n < (panel + 1) * kPanelWidth; n += kTileRows) {
     const int64_t column = p.shape.first_column + n, left = p.shape.columns - n;
     if (left <= 0) return;
     const auto lanes = static_cast<__mmask16>(left >= kTileRows ? 0xffff : first_lanes(left));
     const __m512 of_all = bias ? _mm512_maskz_loadu_ps(lanes, bias + column) : _mm512_setzero_ps();
     for (int64_t r = 0; r < rows; ++r) {
-      float* const c = p.c[first + r] + column;
+      float* const c = static_cast<float*>(p.c[first + r]) + column;
       const __m512 before = p.accumulate ? _mm512_maskz_loadu_ps(lanes, c) : of_all;
       const __m512 sum = _mm512_load_ps(sums + r * kPanelWidth + n % kPanelWidth);
       _mm512_mask_storeu_ps(c, lanes, _mm512_add_ps(before, sum));
@@ -240,32 +245,38 @@ static void put_split_sums(const PanelProduct<bfloat16x3, float>& p, int64_t fir
   }
 }
 
-static void multiply_x3(const PanelProduct<bfloat16x3, float>& p) {
+static void multiply_x3(const PanelProduct& p) {
   alignas(64) float sums[2 * kTileRows * kPanelWidth];
   const int64_t blocks = (p.rows + 2 * kTileRows - 1) / (2 * kTileRows);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = p.rows * i / blocks, rows = p.rows * (i + 1) / blocks - first;
     SplitRows a(p, first, rows);
     for (int64_t panel = 0; panel < p.panels; ++panel) {
-      const bfloat16x3* const b = p.panel + panel * p.panel_stride;
+      const char* const b = static_cast<const char*>(p.panel) + panel * p.panel_stride;
       multiply_panel(a, rows, b, p.K, sums);
       if (__builtin_expect(!all_finite(sums, rows), 0))
         for (int64_t r = 0; r < rows; ++r)
           if (float* const row = sums + r * kPanelWidth; !all_finite(row, 1))
-            multiply_in_float32(p.a[first + r] + p.k_begin, b, p.K, row);
+            multiply_in_float32(a.row(r), b, p.K, row);
       put_split_sums(p, first, rows, panel, sums);
     }
   }
 }
 
-static constexpr Product<bfloat16x3> bfloat16x3_product(const char* instructions) {
-  Product<bfloat16x3> product{};
+static constexpr Product bfloat16x3_product(const char* instructions) {
+  Product product{};
+  product.format = Format::bfloat16x3, product.given = Format::float32;
+  product.bytes = kBytesOfTerm, product.rate = 2;
   product.lanes = kTileRows, product.vectors = 2, product.padding = kBlock;
-  product.rows = 4 * kTileRows, product.panel_rows = 3 * kTileRows;
+  product.rows = 4 * kTileRows;
+  product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
+  product.cache_share = 0.5;  // encoded rows and sums take more
+  product.bytes_ahead = 0;    // the input is multiplied beside h
+  product.rows_worth_it = 64, product.units_worth_it = 256;
   product.panels = product.panels_of_one_row = 2;
   product.piece = 2048;
   product.pack = pack_x3, product.multiply = multiply_x3;
-  product.encode = encode_x3, product.encoded_size = encoded_size_x3;
+  product.encode = encode_x3, product.encoded_bytes = encoded_bytes_x3;
   product.end_thread = Tiles::release;
   product.instructions = instructions;
   return product;

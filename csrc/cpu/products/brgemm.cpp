@@ -17,10 +17,10 @@ namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
 namespace avx512_bf16 {
-extern const Product<bfloat16> product;
+extern const Product product;
 }
 namespace avx512_vnni {
-extern const Product<int8> int8_weights;
+extern const Product int8_weights;
 }
 namespace {
 
@@ -29,11 +29,12 @@ using at::native::cpublas::brgemm;
 // The distance between neighboring rows; 0 if it is not the same for all, or so large that the
 // rows may belong to different tensors.
 template <typename T>
-int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
+int64_t common_stride(const auto* rows, int64_t count, int64_t otherwise) {
   if (count == 1) return otherwise;
-  const int64_t stride = rows[1] - rows[0];
+  const auto row = [rows](int64_t r) { return static_cast<const T*>(rows[r]); };
+  const int64_t stride = row(1) - row(0);
   for (int64_t r = 2; r < count; ++r)
-    if (rows[r] - rows[r - 1] != stride) return 0;
+    if (row(r) - row(r - 1) != stride) return 0;
   constexpr int64_t kLargest = 1 << 20;  // oneDNN counts bytes in 32 bits
   return stride > 0 && stride <= kLargest ? stride : 0;
 }
@@ -42,20 +43,19 @@ int64_t common_stride(T* const* rows, int64_t count, int64_t otherwise) {
 template <typename T>
 class Factor {
  public:
-  Factor(const T* const* a, int64_t rows, int64_t first, int64_t K, int64_t padded)
-      : stride_(K == padded ? common_stride(a, rows, padded) : 0), data_(a[0] + first) {
+  Factor(const void* const* a, int64_t rows, int64_t first, int64_t K, int64_t padded)
+      : stride_(K == padded ? common_stride<T>(a, rows, padded) : 0),
+        data_(static_cast<const T*>(a[0]) + first) {
     if (stride_ >= padded) return;
     static thread_local std::vector<T> copy;  // grows to the largest product of a thread
     copy.resize(rows * padded);
     for (int64_t r = 0; r < rows; ++r)
-      std::fill_n(std::copy_n(a[r] + first, K, &copy[r * padded]), padded - K, T{});
+      std::fill_n(std::copy_n(static_cast<const T*>(a[r]) + first, K, &copy[r * padded]),
+                  padded - K, T{});
     data_ = copy.data(), stride_ = padded;
   }
   int64_t stride() const { return stride_; }
-  template <typename As>
-  const As* data() const {
-    return reinterpret_cast<const As*>(data_);
-  }
+  const T* data() const { return data_; }
 
  private:
   int64_t stride_;
@@ -65,91 +65,88 @@ class Factor {
 constexpr int64_t kRows = 64;  // four AMX tiles, for which a panel is loaded once
 
 // The sums of rows p.a [rows][columns], rows `stride` apart, from zero or from what is there.
-template <typename C>
-void sum(const PanelProduct<bfloat16, C>& p, float* sums, int64_t stride, bool accumulate) {
+void sum(const PanelProduct& p, float* sums, int64_t stride, bool accumulate) {
   const int64_t K = p.K + p.K % 2;  // whole pairs
-  const Factor<bfloat16> a(p.a, p.rows, p.k_begin, p.K, K);
-  brgemm(p.rows, p.shape.columns, K, a.stride(), p.shape.vectors * 16, stride, accumulate,
-         a.data<at::BFloat16>(), reinterpret_cast<const at::BFloat16*>(p.panel), sums);
+  const Factor<at::BFloat16> a(p.a, p.rows, p.k_begin, p.K, K);
+  brgemm(p.rows, p.shape.columns, K, a.stride(), p.shape.vectors * 16, stride, accumulate, a.data(),
+         static_cast<const at::BFloat16*>(p.panel), sums);
 }
 
 // Our own, which read the same panels.
-const Product<bfloat16>& tiles = avx512_bf16::product;
-const Product<int8>& int8_tiles = avx512_vnni::int8_weights;
+const Product& tiles = avx512_bf16::product;
+const Product& int8_tiles = avx512_vnni::int8_weights;
 
 // The terms that a sum starts from: those of C or the bias. Returns whether there are any.
-bool put_first_terms(const PanelProduct<bfloat16, float>& p, float* sums, int64_t stride) {
+bool put_first_terms(const PanelProduct& p, float* sums, int64_t stride) {
   const bool any = p.accumulate || p.bias;
-  for (int64_t r = 0; any && r < p.rows; ++r)
-    std::copy_n((p.accumulate ? p.c[r] : p.bias) + p.shape.first_column, p.shape.columns,
-                sums + r * stride);
+  for (int64_t r = 0; any && r < p.rows; ++r) {
+    const auto* const first = static_cast<const float*>(p.accumulate ? p.c[r] : p.bias);
+    std::copy_n(first + p.shape.first_column, p.shape.columns, sums + r * stride);
+  }
   return any;
 }
 
 // Multiplies into a buffer of sums, kRows rows at a time, then writes C: in 16 bits it is added to
 // last, and rounded once.
-template <typename C>
-void multiply_buffered(PanelProduct<bfloat16, C> p) {
+template <bool rounded>
+void multiply_buffered(PanelProduct p) {
   alignas(64) float sums[kRows * 64];
   const int64_t stride = p.shape.vectors * 16;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    if constexpr (std::is_same_v<C, float>) {
+    if constexpr (rounded) {
+      sum(p, sums, stride, false);
+      tiles.put_rows(p, sums, stride);
+    } else {
       sum(p, sums, stride, put_first_terms(p, sums, stride));
       for (int64_t r = 0; r < p.rows; ++r)
-        std::copy_n(sums + r * stride, p.shape.columns, p.c[r] + p.shape.first_column);
-    } else {
-      sum(p, sums, stride, false);
-      tiles.put_rows_rounded(p, sums, stride);
+        std::copy_n(sums + r * stride, p.shape.columns,
+                    static_cast<float*>(p.c[r]) + p.shape.first_column);
     }
   }
 }
 
-void multiply(const PanelProduct<bfloat16, float>& p) {
+void multiply(const PanelProduct& p) {
   constexpr int64_t kNear = 64;  // of rows so far apart, writing the bias costs more than a buffer
-  const int64_t stride = common_stride(p.c, p.rows, p.shape.columns);
+  const int64_t stride = common_stride<float>(p.c, p.rows, p.shape.columns);
   const bool adds_bias = p.bias && !p.accumulate;
-  if (stride < p.shape.columns || (adds_bias && stride > kNear)) return multiply_buffered(p);
-  float* const c = p.c[0] + p.shape.first_column;
+  if (stride < p.shape.columns || (adds_bias && stride > kNear)) return multiply_buffered<false>(p);
+  float* const c = static_cast<float*>(p.c[0]) + p.shape.first_column;
   if (adds_bias) put_first_terms(p, c, stride);
   sum(p, c, stride, p.accumulate || p.bias);
 }
 
 // Cases that oneDNN refuses: a sum without terms, or torch.backends.mkldnn.flags(enabled=False).
-template <typename C>
-bool is_refused(const PanelProduct<bfloat16, C>& p) {
+bool is_refused(const PanelProduct& p) {
   return p.K == 0 || !at::globalContext().userEnabledMkldnn();
 }
 
-void multiply_or_tiles(const PanelProduct<bfloat16, float>& p) {
-  is_refused(p) ? tiles.multiply(p) : multiply(p);
-}
+void multiply_or_tiles(const PanelProduct& p) { is_refused(p) ? tiles.multiply(p) : multiply(p); }
 
-void multiply_and_fetch(const PanelProduct<bfloat16, float>& p, Prefetch* prefetch) {
+void multiply_and_fetch(const PanelProduct& p, Prefetch* prefetch) {
   if (is_refused(p)) return tiles.multiply_and_fetch(p, prefetch);
   prefetch->fetch();
   multiply(p);
 }
 
-void multiply_rounded(const PanelProduct<bfloat16, bfloat16>& p) {
-  is_refused(p) ? tiles.multiply_rounded(p) : multiply_buffered(p);
+void multiply_rounded(const PanelProduct& p) {
+  is_refused(p) ? tiles.multiply_rounded(p) : multiply_buffered<true>(p);
 }
 
 // int8. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so few rows
 // are left to our own tiles, which read the same panels and give the same bits.
-void multiply_int8(const PanelProduct<int8, float>& product) {
+void multiply_int8(const PanelProduct& product) {
   constexpr int64_t kRowsWorthACall = 8;
   if (product.rows < kRowsWorthACall || !at::globalContext().userEnabledMkldnn())
     return int8_tiles.multiply(product);
-  PanelProduct<int8, float> p = product;
+  PanelProduct p = product;
   alignas(64) int32_t sums[kRows * 64];
   const int64_t width = p.shape.vectors * 16, K = round_up(p.K, int8_tiles.padding);
-  const int8* const panel = p.panel + width * int8_tiles.header;
+  const auto* const panel = static_cast<const signed char*>(p.panel) + width * int8_tiles.header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
-    const Factor<int8> a(p.a, p.rows, kInt8RowHeader, K, K);
-    brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data<unsigned char>(),
-           reinterpret_cast<const signed char*>(panel), sums);
+    const Factor<unsigned char> a(p.a, p.rows, kInt8RowHeader, K, K);
+    brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data(), panel, sums);
     int8_tiles.put_rows(p, sums, width);
   }
 }
@@ -157,18 +154,17 @@ void multiply_int8(const PanelProduct<int8, float>& product) {
 }  // namespace
 
 // What both have: the rows of AMX's tiles, and the context of a thread.
-template <typename T>
-static Product<T> by_onednn(const Product<T>& own, const char* without_amx) {
-  Product<T> product = own;
+static Product by_onednn(const Product& own, const char* without_amx) {
+  Product product = own;
   product.rows = kRows;
   product.instructions = has_amx() ? "amx (oneDNN)" : without_amx;
   product.end_thread = [] { at::native::cpublas::brgemm_release(true); };
   return product;
 }
 
-const Product<bfloat16>* brgemm_bfloat16() {
-  static const Product<bfloat16> product = [] {
-    Product<bfloat16> product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
+const Product* brgemm_bfloat16() {
+  static const Product product = [] {
+    Product product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
     product.panel_rows = 2 * kRows;
     product.terms = 32;
     product.panels = product.panels_of_one_row = 1;  // what the micro-kernel takes
@@ -181,9 +177,9 @@ const Product<bfloat16>* brgemm_bfloat16() {
   return &product;
 }
 
-const Product<int8>* brgemm_int8() {
-  static const Product<int8> product = [] {
-    Product<int8> product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
+const Product* brgemm_int8() {
+  static const Product product = [] {
+    Product product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
     product.multiply = multiply_int8;
     return product;
   }();
@@ -195,8 +191,8 @@ bool has_amx() {
   return has;
 }
 #else
-const Product<bfloat16>* brgemm_bfloat16() { return nullptr; }
-const Product<int8>* brgemm_int8() { return nullptr; }
+const Product* brgemm_bfloat16() { return nullptr; }
+const Product* brgemm_int8() { return nullptr; }
 bool has_amx() { return false; }
 #endif
 

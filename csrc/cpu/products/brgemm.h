@@ -6,8 +6,8 @@ namespace fastlstm {
 
 // Of bfloat16 and int8. What packs, transposes and sums is ours for AVX-512, whose panels the
 // micro-kernel takes as they are. Nothing where this torch has no such micro-kernel.
-const Product<bfloat16>* brgemm_bfloat16();
-const Product<int8>* brgemm_int8();
+const Product* brgemm_bfloat16();
+const Product* brgemm_int8();
 
 // Whether they use AMX: whether the processor has it, and the system lets this process use it.
 bool has_amx();

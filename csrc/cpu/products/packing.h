@@ -56,20 +56,24 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
 // Columns `n` and following of a panel, from row k on, of a transposed matrix: any column where
 // there is none.
 template <typename T, int L>
-FASTLSTM_INLINE void find_columns(const MatrixRows<T>& matrix, const PanelShape& shape, int64_t n,
+FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
-  for (int l = 0; l < L; ++l)
-    columns[l] = matrix.rows[shape.first_column + (n + l < shape.columns ? n + l : 0)] + k;
+  for (int l = 0; l < L; ++l) {
+    const void* const column =
+        matrix.rows[shape.first_column + (n + l < shape.columns ? n + l : 0)];
+    columns[l] = static_cast<const T*>(column) + k;
+  }
 }
 
 template <typename A>
-static void pack(const MatrixRows<A>& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
-                 A* panel) {
+static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+                 void* to) {
   constexpr int L = Vec<A>::lanes;
   const int64_t width = shape.vectors * L;
+  A* const panel = static_cast<A*>(to);
   if (!matrix.transposed) {
     for (int64_t k = 0; k < K; ++k) {
-      const A* from = matrix.rows[k_begin + k] + shape.first_column;
+      const A* from = static_cast<const A*>(matrix.rows[k_begin + k]) + shape.first_column;
       for (int64_t n = 0; n < width; n += L) {
         Vec<A> x;
         load(from + n, x, shape.columns - n < L ? shape.columns - n : L);
@@ -88,31 +92,36 @@ static void pack(const MatrixRows<A>& matrix, int64_t k_begin, int64_t K, const 
 }
 
 template <typename A>
-static void transpose(const A* const* from, int64_t rows, int64_t begin, int64_t end, A* to) {
+static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
+                      void* transposed) {
   constexpr int L = Vec<A>::lanes;
+  A* const to = static_cast<A*>(transposed);
+  const auto row = [&](int64_t r) { return static_cast<const A*>(from[r]); };
   int64_t r = 0;
   for (; r + L <= rows; r += L) {
     const A* columns[L];
-    for (int l = 0; l < L; ++l) columns[l] = from[r + l] + begin;
+    for (int l = 0; l < L; ++l) columns[l] = row(r + l) + begin;
     transpose_vector(columns, end - begin, to + r, rows);
   }
   for (; r < rows; ++r)
-    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
 }
 
 // sums[r] (+)= the sum of row r.
 template <typename T, typename A>
-static void sum_rows(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate) {
+static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to, bool accumulate) {
   constexpr int L = Vec<A>::lanes;
+  A* const sums = static_cast<A*>(to);
   for (int64_t r = 0; r < count; ++r) {
+    const T* const row = static_cast<const T*>(rows[r]);
     Vec<A> lanes(A(0)), x;
     int64_t k = 0;
     for (; k + L <= K; k += L) {
-      load(rows[r] + k, x);
+      load(row + k, x);
       lanes = lanes + x;
     }
     A sum(0);
-    for (; k < K; ++k) sum += A(rows[r][k]);
+    for (; k < K; ++k) sum += A(row[k]);
     for (int l = 0; l < L; ++l) sum += lanes.v[l];
     sums[r] = accumulate ? sums[r] + sum : sum;
   }
@@ -127,9 +136,11 @@ FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
 // Rounds a row of float32 for a product of bfloat16; an odd K gets a zero.
-[[maybe_unused]] static int64_t whole_pairs(int64_t K) { return K + K % 2; }
-[[maybe_unused]] static void encode_bfloat16(const float* row, int64_t K, bfloat16* to) {
+[[maybe_unused]] static int64_t bytes_of_pairs(int64_t K) { return 2 * (K + K % 2); }
+[[maybe_unused]] static void encode_bfloat16(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
+  const float* const row = static_cast<const float*>(from);
+  bfloat16* const to = static_cast<bfloat16*>(encoded);
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
     const int64_t n = K - k < L ? K - k : L;
@@ -139,10 +150,15 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
   if (K % 2) to[K] = bfloat16(0.0f);
 }
 
-[[maybe_unused]] static void pack(const MatrixRows<bfloat16>& matrix, int64_t k_begin, int64_t K,
-                                  const PanelShape& shape, bfloat16* panel) {
+template <>
+[[maybe_unused]] void pack<bfloat16>(const MatrixRows& matrix, int64_t k_begin, int64_t K,
+                                     const PanelShape& shape, void* to) {
   constexpr int L = Vec<float>::lanes;
   const int64_t width = shape.vectors * L, pairs = K / 2;
+  bfloat16* const panel = static_cast<bfloat16*>(to);
+  const auto row = [&](int64_t k) {
+    return static_cast<const bfloat16*>(matrix.rows[k_begin + k]) + shape.first_column;
+  };
   if (matrix.transposed) {
     for (int64_t n = 0; n < width; n += L) {
       const bfloat16* columns[L];
@@ -156,8 +172,7 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
     }
   } else {
     for (int64_t k = 0; k < K; k += 2) {
-      const bfloat16* even = matrix.rows[k_begin + k] + shape.first_column;
-      const bfloat16* odd = k + 1 < K ? matrix.rows[k_begin + k + 1] + shape.first_column : nullptr;
+      const bfloat16 *even = row(k), *odd = k + 1 < K ? row(k + 1) : nullptr;
       bfloat16* to = panel + k * width;
       for (int64_t n = 0; n < shape.columns; ++n) {
         to[2 * n] = even[n];
@@ -171,9 +186,12 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
 }
 
 // Of targets that multiply whole layers in bfloat16.
-[[maybe_unused]] static void transpose(const bfloat16* const* from, int64_t rows, int64_t begin,
-                                       int64_t end, bfloat16* to) {
+template <>
+[[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
+                                          int64_t end, void* transposed) {
   constexpr int L = Vec<float>::lanes;
+  bfloat16* const to = static_cast<bfloat16*>(transposed);
+  const auto row = [&](int64_t r) { return static_cast<const bfloat16*>(from[r]); };
   int64_t r = 0;
   if (rows % 2 == 0) {  // so that the pairs of every row of `to` are aligned to each other
     bfloat16 pairs[L][2 * 64];
@@ -182,7 +200,7 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
         const int64_t count = end - m < 64 ? end - m : 64;
         const float* columns[L];
         for (int l = 0; l < L; ++l) {
-          const bfloat16 *even = from[r + 2 * l] + m, *odd = from[r + 2 * l + 1] + m;
+          const bfloat16 *even = row(r + 2 * l) + m, *odd = row(r + 2 * l + 1) + m;
           for (int64_t i = 0; i < count; ++i)
             pairs[l][2 * i] = even[i], pairs[l][2 * i + 1] = odd[i];
           columns[l] = as_pairs(pairs[l]);
@@ -191,7 +209,7 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
       }
   }
   for (; r < rows; ++r)
-    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = from[r][m];
+    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -1,6 +1,6 @@
 // A product: how a matrix is packed into panels and how rows are multiplied with them, for one
-// dtype. A table of functions, so that each instruction set, tile shape or library brings its own.
-// Nothing here knows of an LSTM.
+// format. A value, so that each instruction set, tile shape or library brings its own, and a plan
+// chooses among them. Nothing here knows of an LSTM.
 #pragma once
 #include <cstdint>
 
@@ -17,9 +17,8 @@ struct PanelShape {
 };
 
 // A matrix by its rows, or, transposed, by its columns: rows[k][n], or rows[n][k].
-template <typename T>
 struct MatrixRows {
-  const T* const* rows;
+  const void* const* rows;
   bool transposed;
 };
 
@@ -54,31 +53,32 @@ struct NextPanels {
 };
 
 // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k] + bias, r < rows, k < K.
-template <typename T, typename C>
+// Rows of `a` as the product takes them; c and bias are of its sums, or c of what they are rounded
+// to.
 struct PanelProduct {
-  const T* const* a;
+  const void* const* a;
   int64_t rows, k_begin, K;
-  const T* panel;
+  const void* panel;
   PanelShape shape;
-  C* const* c;
+  void* const* c;
   bool accumulate;
-  const State_t<T>* bias = nullptr;  // [N], not read with accumulate
-  // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`.
+  const void* bias = nullptr;  // [N], not read with accumulate
+  // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`,
+  // and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
   NextPanels* next = nullptr;  // read where Target::fetches_next_panels
 };
 
 // The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the
 // next vector of columns begins, comes into the cache, if it is not nullptr.
-template <typename T>
 struct UnpackedProduct {
-  const T* const* a;
+  const void* const* a;
   int64_t rows, k_begin, K;
-  const T* const* columns;
-  const T* next;
-  State_t<T>* const* c;
+  const void* const* columns;
+  const void* next;
+  void* const* c;
   bool accumulate;
-  const State_t<T>* bias;  // [lanes], or nullptr
+  const void* bias;  // [lanes], or nullptr
 };
 
 // Bytes in front of a row that was encoded as int8: its scale.
@@ -88,69 +88,86 @@ constexpr int32_t kUnsigned = 128;  // added to its elements, it makes them unsi
 constexpr int64_t kPiece = 512;
 constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
 
-// How a panel is laid out.
-struct PanelFormat {
-  int lanes;    // columns in a vector
-  int vectors;  // of the widest panel
-  // Neighboring k that lie together, and elements in front of a panel for each column.
+// How rows and panels are laid out, and in which pieces they are summed.
+struct ProductLayout {
+  Format format;  // of their elements
+  Format given;   // of the matrices that are packed; of rows too that are taken as they are
+  Dtype sums = Dtype::kFloat32;
+  int64_t bytes;  // of an element
+  int64_t lanes;  // columns in a vector
+  int vectors;    // of the widest panel
+  // Neighboring k that lie together, and bytes in front of a panel for each column.
   int64_t together = 1, header = 0;
   // K is filled up with zeros; what is there in a row has no effect.
   int64_t padding = 1;
+  int64_t piece = kPiece;  // terms of a sum that it may be cut into
+  int32_t excess = 0;      // by how much the elements of a row encoded as int8 are shifted up
+
+  bool takes(Dtype rows) const { return format == given && format_of(rows) == given; }
 };
 
 // From multiply_and_fetch on, nullptr where only weights that are packed once are multiplied.
-template <typename T>
 struct ProductFunctions {
-  using A = State_t<T>;
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel.
-  void (*pack)(const MatrixRows<Given_t<T>>& matrix, int64_t k_begin, int64_t K,
-               const PanelShape& shape, T* panel);
-  void (*multiply)(const PanelProduct<T, A>& product);
-  void (*multiply_and_fetch)(const PanelProduct<T, A>& product, Prefetch* prefetch);
-  // c rounded to T once, over the whole of K.
-  void (*multiply_rounded)(const PanelProduct<T, T>& product);
+  void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+               void* panel);
+  void (*multiply)(const PanelProduct& product);
+  // A row in the dtype of the sums as `multiply` takes it, and its size; nullptr where rows are
+  // taken as they are.
+  void (*encode)(const void* row, int64_t K, void* to);
+  int64_t (*encoded_bytes)(int64_t K);
+  void (*multiply_and_fetch)(const PanelProduct& product, Prefetch* prefetch);
+  // c rounded to 16 bits once, over the whole of K; nullptr where rows are no 16 bits.
+  void (*multiply_rounded)(const PanelProduct& product);
   // The end of a product, for a library that left the sums in a buffer: whole vectors of a row,
-  // rows `stride` apart. The first is of int8 alone.
-  void (*put_rows)(const PanelProduct<T, A>& product, const Sum_t<T>* sums, int64_t stride);
-  void (*put_rows_rounded)(const PanelProduct<T, T>& product, const A* sums, int64_t stride);
-  void (*multiply_unpacked)(const UnpackedProduct<T>& product);
+  // rows `stride` apart. Those of bfloat16 are rounded, those of int8, in int32, scaled.
+  void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
+  void (*multiply_unpacked)(const UnpackedProduct& product);
   // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
-  void (*transpose)(const T* const* from, int64_t rows, int64_t begin, int64_t end, T* to);
+  void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
   // sums[r] (+)= sum over k < K of rows[r][k], r < count.
-  void (*sum_rows)(const T* const* rows, int64_t count, int64_t K, A* sums, bool accumulate);
+  void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
   // Called in a thread after a series of products, or nullptr.
-  void (*end_thread)() = nullptr;
+  void (*end_thread)();
 };
 
 // What makes a product fast; no result depends on it.
 struct ProductTuning {
-  int rows;  // of a register tile: pass rows by a multiple of it
+  double rate = 1;  // multiply-adds, compared with float32
+  int64_t rows;     // of a register tile: pass rows by a multiple of it
   // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
   // a kernel for every number of terms.
   int64_t terms = 1;
   // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
-  // A product of fewer rows is bound by loading its panel from the L2 cache.
-  int64_t panel_rows = kPanelRows;
+  // A product of fewer rows is bound by loading its panel from the L2 cache. And with rows that
+  // each thread encodes for itself, which then costs more than loading fewer panels saves.
+  int64_t panel_rows = kPanelRows, panel_rows_encoded = kPanelRows;
+  // The share of the L2 cache that the panels of a step may take; the rest is for rows and sums.
+  double cache_share = 0.75;
   // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
-  int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
+  // From so many rows of a step and units on it is faster than float32's own.
+  int64_t rows_worth_it = 0, units_worth_it = 0;
   const char* instructions = nullptr;  // the instruction set, for people
+
+  int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
 };
 
-// For weights in fewer bits than the layer has: what a row of the layer becomes before it is
-// multiplied with them, of how many elements, and the terms of a sum that it may be cut into.
-template <typename T>
-struct RowEncoding {
-  void (*encode)(const State_t<T>* row, int64_t K, T* to) = nullptr;
-  int64_t (*encoded_size)(int64_t K) = nullptr;
-  int32_t excess = 0;  // by how much the elements of a row encoded as int8 are shifted up
-  int64_t piece = kPiece;
+struct Product : ProductLayout, ProductFunctions, ProductTuning {
+  // Whether layers are trained with it.
+  bool trains() const { return transpose; }
+  int64_t width() const { return vectors * lanes; }  // of the widest panel
 };
 
-template <typename T>
-struct Product : PanelFormat, ProductFunctions<T>, ProductTuning, RowEncoding<T> {};
+// Those of a processor by their format; nullptr where there is none.
+struct Products {
+  const Product* of[kFormats];
+
+  const Product*& operator[](Format format) { return of[static_cast<int>(format)]; }
+  const Product* operator[](Format format) const { return of[static_cast<int>(format)]; }
+};
 
 }  // namespace fastlstm

@@ -131,8 +131,8 @@ struct Tile {
 };
 
 // Writes vector v of a row of sums to its place in C; only the last vector may be cut off.
-template <typename T, typename A, typename C>
-FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C* row, int64_t v) {
+template <typename A, typename C>
+FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
   const int64_t left = p.shape.columns - v * Vec<A>::lanes;
   const int64_t n = left < Vec<A>::lanes ? left : Vec<A>::lanes;
@@ -140,36 +140,36 @@ FASTLSTM_INLINE void put_sums(const PanelProduct<T, C>& p, const Vec<A>& sums, C
   if (p.accumulate)
     load(row + column, before, n);
   else if (p.bias)
-    load(p.bias + column, before, n);
+    load(static_cast<const A*>(p.bias) + column, before, n);
   store(before + sums, row + column, n);
 }
 
 // Multiplies rows [first, first + R) with V / W panels of W vectors.
 template <int R, int V, int W, typename T, typename A, typename C, typename Fetch>
-static void multiply_tile(const PanelProduct<T, C>& p, int64_t first, int64_t panel,
-                          const Fetch& fetch) {
+static void multiply_tile(const PanelProduct& p, int64_t first, int64_t panel, const Fetch& fetch) {
   constexpr int L = Vec<A>::lanes;
   const int64_t column = p.shape.first_column + panel * W * L;
-  C* const* const c = p.c + first;
-  Tile<R, V, W, A> tile{p.panel_stride, {}};
+  Tile<R, V, W, A> tile{p.panel_stride / int64_t(sizeof(T)), {}};
   const T* a[R];
+  C* c[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    a[r] = p.a[first + r] + p.k_begin;
+    a[r] = static_cast<const T*>(p.a[first + r]) + p.k_begin;
+    c[r] = static_cast<C*>(p.c[first + r]);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
   }
-  tile.multiply(a, p.K, p.panel + panel * p.panel_stride, fetch);
+  tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.stride, fetch);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) put_sums(p, tile.sum[r][v], c[r], panel * W + v);
+    for (int v = 0; v < V; ++v) put_sums<A, C>(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
 // Calls tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and one panel of
 // W <= V vectors, narrowest <= W, or for tiles of few rows and two panels.
-template <int R, int V, int narrowest = 1, typename P, typename Body>
-FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
+template <int R, int V, int narrowest = 1, typename Body>
+FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;
   with_count<V, narrowest>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
@@ -182,35 +182,38 @@ FASTLSTM_INLINE void for_tiles(const P& p, const Body& tile) {
   });
 }
 
-template <int R, int V, typename T, typename A, int narrowest = 1, typename C, typename Fetch>
-FASTLSTM_INLINE void multiply_tiles(const PanelProduct<T, C>& p, const Fetch& fetch) {
+template <int R, int V, typename T, typename A, typename C, int narrowest = 1, typename Fetch>
+FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, const Fetch& fetch) {
   for_tiles<R, V, narrowest>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
-    multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A>(
+    multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A, C>(
         p, first, panel, fetch);
   });
 }
 
 // The panels of gates, which fetch those after them, are all of V vectors.
 template <int R, int V, typename T, typename A, typename C, bool fetches_next>
-static void multiply(const PanelProduct<T, C>& p) {
+static void multiply(const PanelProduct& p) {
   if constexpr (fetches_next)
-    if (p.next && p.shape.vectors == V) return multiply_tiles<R, V, T, A, V>(p, FetchNext{p.next});
-  multiply_tiles<R, V, T, A>(p, NoFetch());
+    if (p.next && p.shape.vectors == V)
+      return multiply_tiles<R, V, T, A, C, V>(p, FetchNext{p.next});
+  multiply_tiles<R, V, T, A, C>(p, NoFetch());
 }
 
 // Narrow panels of double, rare, do not pay for code of their own.
 template <int R, int V, typename T, typename A>
-static void multiply_and_fetch(const PanelProduct<T, A>& p, Prefetch* prefetch) {
+static void multiply_and_fetch(const PanelProduct& p, Prefetch* prefetch) {
   constexpr int narrowest = sizeof(T) == 8 ? V : 1;
-  if (p.shape.vectors < narrowest) return multiply_tiles<R, V, T, A>(p, NoFetch());
-  multiply_tiles<R, V, T, A, narrowest>(p, FetchAhead{prefetch});
+  if (p.shape.vectors < narrowest) return multiply_tiles<R, V, T, A, A>(p, NoFetch());
+  multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{prefetch});
 }
 
-template <typename T, typename A, typename C>
-static void put_rows(const PanelProduct<T, C>& p, const A* sums, int64_t stride) {
-  for (int64_t r = 0; r < p.rows; ++r)
+template <typename A, typename C>
+static void put_rows(const PanelProduct& p, const void* sums, int64_t stride) {
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const A* const row = static_cast<const A*>(sums) + r * stride;
     for (int64_t v = 0; v < p.shape.vectors; ++v)
-      put_sums(p, Vec<A>::load(sums + r * stride + v * Vec<A>::lanes), p.c[r], v);
+      put_sums<A, C>(p, Vec<A>::load(row + v * Vec<A>::lanes), static_cast<C*>(p.c[r]), v);
+  }
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

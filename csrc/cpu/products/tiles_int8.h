@@ -17,7 +17,7 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
 }
 
-static int64_t encoded_size_int8(int64_t K) { return kInt8RowHeader + padded(K); }
+static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
 // The largest lane. Halves are compared, so the chain is short.
 FASTLSTM_INLINE int32_t largest(const Fours& x) {
@@ -34,18 +34,20 @@ FASTLSTM_INLINE int32_t largest(const Fours& x) {
 // A row with infinities: beside them all else counts as 0. Their number is large enough to shut or
 // open every gate that it reaches, and its products are finite.
 template <int32_t excess>
-static void encode_infinities(const float* row, int64_t K, int8* to) {
+static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
   std::memcpy(to, &scale, sizeof scale);
   for (int64_t k = 0; k < padded(K); ++k) {
     const int sign = k < K ? (row[k] == infinity) - (row[k] == -infinity) : 0;
-    to[kInt8RowHeader + k].value = static_cast<int8_t>(k < K ? sign + excess : 0);
+    to[kInt8RowHeader + k] = static_cast<int8_t>(k < K ? sign + excess : 0);
   }
 }
 
 template <int32_t excess>
-static void encode_int8(const float* row, int64_t K, int8* to) {
+static void encode_int8(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
+  const float* const row = static_cast<const float*>(from);
+  int8_t* const to = static_cast<int8_t*>(encoded);
   // Magnitudes have the order of their bits, in which a NaN or an infinity is beyond any number.
   constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
   Fours magnitudes = {};
@@ -83,44 +85,49 @@ static void encode_int8(const float* row, int64_t K, int8* to) {
 template <int W>
 struct Int8Panel {
   static constexpr int L = Vec<float>::lanes;
-  const int8* at;
+  const char* at;
   FASTLSTM_INLINE Vec<float> scale(int64_t v) const {
     return Vec<float>::load(reinterpret_cast<const float*>(at) + v * L);
   }
   FASTLSTM_INLINE Fours column_sum(int64_t v) const {
     return read<Fours>(at + W * L * sizeof(float) + v * L * sizeof(int32_t));
   }
-  FASTLSTM_INLINE const int8* terms() const { return at + W * L * kHeaderOfColumn; }
+  FASTLSTM_INLINE const char* terms() const { return at + W * L * kHeaderOfColumn; }
 };
+template <int W>
+FASTLSTM_INLINE Int8Panel<W> panel_of(const PanelProduct& p, int64_t panel) {
+  return {static_cast<const char*>(p.panel) + panel * p.panel_stride};
+}
 
 // Writes the sums of vector v of row r to their place in C.
 template <int W>
-FASTLSTM_INLINE void put_int8(const PanelProduct<int8, float>& p, Fours sums, int64_t r, int64_t v,
+FASTLSTM_INLINE void put_int8(const PanelProduct& p, Fours sums, int64_t r, int64_t v,
                               int32_t excess) {
-  const Int8Panel<W> panel{p.panel + v / W * p.panel_stride};
+  const Int8Panel<W> panel = panel_of<W>(p, v / W);
   const float scale = read<float>(p.a[r]);
   if (excess) sums -= excess * panel.column_sum(v % W);
   const Vec<float> whole(__builtin_convertvector(sums, typename Vec<float>::Native));
-  put_sums(p, whole * (panel.scale(v % W) * Vec<float>(scale)), p.c[r], v);
+  const Vec<float> scales = panel.scale(v % W) * Vec<float>(scale);
+  put_sums<float, float>(p, whole * scales, static_cast<float*>(p.c[r]), v);
 }
 
 template <int R, int V, int W, typename Dot>
-static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first, int64_t panel) {
+static void multiply_int8_tile(const PanelProduct& p, int64_t first, int64_t panel) {
   constexpr int L = Vec<float>::lanes;
   // A dot product waits for the one before it in its chain; the sums are exact in any order.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
   Fours sum[chains][R][V] = {};
-  const int8* a[R];
+  const char* a[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) a[r] = p.a[first + r] + kInt8RowHeader;
-  const int8* b = Int8Panel<W>{p.panel + panel * p.panel_stride}.terms();
+  for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
+  const char* b = panel_of<W>(p, panel).terms();
   for (int64_t k = 0; k < p.K; k += chains * kFours) {  // the padding is whole chains
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
       Fours terms[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const int8* const at = b + v / W * p.panel_stride + v % W * L * kFours;
+        const char* const at = b + v / W * p.panel_stride + v % W * L * kFours;
         __builtin_prefetch(at + kBytesAhead);
         terms[v] = read<Fours>(at);
       }
@@ -143,7 +150,7 @@ static void multiply_int8_tile(const PanelProduct<int8, float>& p, int64_t first
 }
 
 template <int R, int V, typename Dot>
-static void multiply_int8(const PanelProduct<int8, float>& p) {
+static void multiply_int8(const PanelProduct& p) {
   for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
     multiply_int8_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, Dot>(
         p, first, panel);
@@ -152,40 +159,43 @@ static void multiply_int8(const PanelProduct<int8, float>& p) {
 
 // Writes the sums that a library left in a buffer.
 template <int most, int32_t excess>
-static void put_int8_rows(const PanelProduct<int8, float>& p, const int32_t* sums, int64_t stride) {
+static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (int64_t r = 0; r < p.rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const Fours sum = read<Fours>(sums + r * stride + v * Vec<float>::lanes);
+        const Fours sum =
+            read<Fours>(static_cast<const int32_t*>(sums) + r * stride + v * Vec<float>::lanes);
         put_int8<V>(p, sum, r, v, excess);
       }
   });
 }
 
 // The rows are those of the transposed matrix, as weights are stored.
-static void pack_int8(const MatrixRows<int8>& matrix, int64_t k_begin, int64_t K,
-                      const PanelShape& shape, int8* panel) {
+static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+                      void* panel) {
   const int64_t width = shape.vectors * Vec<float>::lanes;
+  int8_t* const to = static_cast<int8_t*>(panel);
   for (int64_t n = 0; n < width; ++n)
     for (int64_t k = 0; k < padded(K); ++k) {
       const bool inside = n < shape.columns && k < K;
-      panel[(k / kFours * width + n) * kFours + k % kFours].value =
-          inside ? matrix.rows[shape.first_column + n][k_begin + k].value : 0;
+      to[(k / kFours * width + n) * kFours + k % kFours] =
+          inside ? static_cast<const int8_t*>(matrix.rows[shape.first_column + n])[k_begin + k] : 0;
     }
 }
 
 // Dot: a dot product of four int8 (vec.h has a plain one).
 template <int R, int V, typename Dot>
-static constexpr Product<int8> int8_product() {
-  Product<int8> product{};
+static constexpr Product int8_product() {
+  Product product{};
+  product.format = product.given = Format::int8, product.bytes = 1, product.rate = 4;
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V, Dot::excess>;
   product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.excess = Dot::excess;
-  product.encode = encode_int8<Dot::excess>, product.encoded_size = encoded_size_int8;
+  product.encode = encode_int8<Dot::excess>, product.encoded_bytes = encoded_bytes_int8;
   product.panels = product.panels_of_one_row = 4 / V;
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
   product.piece = int64_t(1) << 62;  // the scales are of a whole row

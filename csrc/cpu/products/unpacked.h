@@ -34,14 +34,19 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const T
 }
 
 template <int R, typename T, typename A>
-static void multiply_unpacked_tile(const UnpackedProduct<T>& p, int64_t first_row) {
+static void multiply_unpacked_tile(const UnpackedProduct& p, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
   constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
-  const T* a[R];
-  const T* next = p.next;
+  const T *a[R], *columns[L];
+  auto* next = static_cast<const T*>(p.next);
   Vec<A> sum[R], piece[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) a[r] = p.a[first_row + r], sum[r] = Vec<A>(A(0));
+  for (int r = 0; r < R; ++r) {
+    a[r] = static_cast<const T*>(p.a[first_row + r]);
+    sum[r] = Vec<A>(A(0));
+  }
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) columns[l] = static_cast<const T*>(p.columns[l]);
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTerms) {
     const int64_t last = end - first < kTerms ? end : first + kTerms;
@@ -54,26 +59,26 @@ static void multiply_unpacked_tile(const UnpackedProduct<T>& p, int64_t first_ro
         for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
         next += L * square;
       }
-      add_square(a, k, square, p.columns, piece);
+      add_square(a, k, square, columns, piece);
     }
-    if (k < last) add_square(a, k, last - k, p.columns, piece);
+    if (k < last) add_square(a, k, last - k, columns, piece);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? piece[r] : sum[r] + piece[r];
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    A* const c = p.c[first_row + r];
+    A* const c = static_cast<A*>(p.c[first_row + r]);
     Vec<A> before(A(0));
     if (p.accumulate)
       load(c, before);
     else if (p.bias)
-      load(p.bias, before);
+      load(static_cast<const A*>(p.bias), before);
     store(before + sum[r], c);
   }
 }
 
 template <int R, typename T, typename A>
-static void multiply_unpacked(const UnpackedProduct<T>& p) {
+static void multiply_unpacked(const UnpackedProduct& p) {
   for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
     multiply_unpacked_tile<decltype(rows)::value, T, A>(p, first);
   });

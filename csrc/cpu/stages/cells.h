@@ -6,26 +6,29 @@
 
 #include "cpu/cell/cell.h"
 #include "cpu/gemm/packed_matrix.h"
+#include "cpu/plan.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 
-// T: of the layer; W: of the product.
-template <typename T, typename W = T>
+template <typename T>
 class CellsForward {
   using A = State_t<T>;
 
  public:
   // Rows of input that are multiplied beside those of h; the bias as order_gates puts it.
   struct Input {
-    const PackedMatrix<W>& w_ih;
-    const at::Tensor& bias;  // may be undefined
-    const W* const* x;
+    const PackedMatrix& w_ih;
+    const void* bias;  // or nullptr
+    const void* const* x;
   };
 
-  explicit CellsForward(int64_t hidden_size)
-      : hidden_size_(hidden_size),
-        x_sums_(rows_at_a_time(), 4 * tiles_for(1)),
-        sums_(rows_at_a_time(), 4 * tiles_for(1)) {}
+  CellsForward(const CpuPlan& plan, int64_t hidden_size)
+      : product_(*plan.recurrent),
+        fetches_next_panels_(plan.fetches_next_panels),
+        hidden_size_(hidden_size),
+        x_sums_(product_, rows_at_a_time(), 4 * tiles_for(1)),
+        sums_(product_, rows_at_a_time(), 4 * tiles_for(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -34,8 +37,9 @@ class CellsForward {
 
   // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply. With an input, the
   // x_gates of the rows are computed, else read.
-  void run(const PackedMatrix<W>& w_hh, const Range& tiles, const W* const* h_prev,
-           const ForwardRow<T>* rows, int64_t count, const W* zeros, const Input* input = nullptr) {
+  void run(const PackedMatrix& w_hh, const Range& tiles, const void* const* h_prev,
+           const ForwardRow<T>* rows, int64_t count, const void* zeros,
+           const Input* input = nullptr) {
     const int64_t at_once = tiles_for(count), turns = divide_up(tiles.end - tiles.begin, at_once);
     backwards_ = !backwards_;
     const auto tiles_of = [&](int64_t turn) {
@@ -43,7 +47,7 @@ class CellsForward {
       return Range{first, std::min(first + at_once, tiles.end)};
     };
     // With several tiles of rows there is time to load the panels of the next turn.
-    const bool fetches = count > product_.rows && kernel_table().tuning.fetches_next_panels;
+    const bool fetches = count > product_.rows && fetches_next_panels_;
     for (int64_t i = 0; i < turns; ++i) {
       const auto [begin, end] = tiles_of(i);
       const Range panels = panels_of({begin, end});
@@ -57,8 +61,8 @@ class CellsForward {
         const int64_t some = std::min(sums_.rows(), count - r);
         const A* x = input ? multiply_input(*input, panels, r, some, fetch_x) : nullptr;
         for (int64_t t = begin; t < end; ++t) cell_.prefetch_forward(rows + r, some, units(t));
-        const A* h =
-            sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr, fetch_h);
+        auto* h = static_cast<const A*>(
+            sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr, fetch_h));
         for (int64_t t = begin; t < end; ++t) {
           cell_.forward(rows + r, some, {h, sums_.stride(), x}, units(t));
           h += 4 * product_.lanes, x += input ? 4 * product_.lanes : 0;
@@ -72,7 +76,7 @@ class CellsForward {
   // are better.
   int64_t rows_at_a_time() const {
     constexpr int64_t kShort = 1024;  // bytes
-    return round_up(hidden_size_ * int64_t(sizeof(W)) <= kShort ? 48 : 12, product_.rows);
+    return round_up(hidden_size_ * product_.bytes <= kShort ? 48 : 12, product_.rows);
   }
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
@@ -89,41 +93,43 @@ class CellsForward {
   const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count,
                           NextPanels* next) {
     const int64_t column = input.w_ih.panels()[panels.begin].first_column;
-    const A* const bias = input.bias.defined() ? const_data<A>(input.bias) + column : nullptr;
-    return x_sums_.multiply(input.w_ih, panels, input.x + row, count, product_.piece, nullptr, bias,
-                            next);
+    const A* const bias = input.bias ? static_cast<const A*>(input.bias) + column : nullptr;
+    return static_cast<const A*>(x_sums_.multiply(input.w_ih, panels, input.x + row, count,
+                                                  product_.piece, nullptr, bias, next));
   }
 
-  const Product<W>& product_ = product_of<W>();
+  const Product& product_;
+  const bool fetches_next_panels_;
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool backwards_ = true;  // every other step: what was read last is still in the L2 cache
-  PanelSums<W> x_sums_, sums_;
+  PanelSums x_sums_, sums_;
 };
 
 // The rows of one step of the walk back that one thread has.
-template <typename T, typename W = T>
+template <typename T>
 struct StepRows {
   explicit StepRows(int64_t most) : d_gates_next(most), d_h(most), cells(most) {}
-  std::vector<const W*> d_gates_next;  // of the step after, or `zeros` where none comes back
-  std::vector<T*> d_h;                 // with a projection, dL/dh_t in full
+  std::vector<const void*> d_gates_next;  // of the step after, or `zeros` where none comes back
+  std::vector<void*> d_h;                 // with a projection, dL/dh_t in full, of T
   std::vector<BackwardRow<T>> cells;
   int64_t count = 0;
 };
 
-template <typename T, typename W = T>
+template <typename T>
 class CellsBackward {
   using A = State_t<T>;
 
  public:
-  explicit CellsBackward(int64_t hidden_size)
-      : hidden_size_(hidden_size),
-        sums_(round_up(kRows, product_.rows), product_.vectors * product_.panels_for(1)) {}
+  CellsBackward(const Product& product, int64_t hidden_size)
+      : product_(product),
+        hidden_size_(hidden_size),
+        sums_(product, round_up(kRows, product.rows), product.vectors * product.panels_for(1)) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
-  void run(const PackedMatrix<W>& to_cells, const Range& panels, const W* const* from,
-           const BackwardRow<T>* rows, int64_t count, const W* zeros) {
+  void run(const PackedMatrix& to_cells, const Range& panels, const void* const* from,
+           const BackwardRow<T>* rows, int64_t count, const void* zeros) {
     backwards_ = !backwards_;
     const auto through = [&](const auto& group) {
       const Range some_panels{group.first, group.first + group.count};
@@ -131,8 +137,8 @@ class CellsBackward {
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
         cell_.prefetch_backward(rows + r, some, units);
-        const A* const sums =
-            sums_.multiply(to_cells, some_panels, from + r, some, kPieceOfPanel, zeros);
+        const auto* const sums = static_cast<const A*>(
+            sums_.multiply(to_cells, some_panels, from + r, some, kPieceOfPanel, zeros));
         cell_.backward(rows + r, some, sums, sums_.stride(), units);
       }
     };
@@ -149,11 +155,11 @@ class CellsBackward {
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
   static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
 
-  const Product<W>& product_ = product_of<W>();
+  const Product& product_;
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool backwards_ = true;  // as in CellsForward
-  PanelSums<W> sums_;
+  PanelSums sums_;
 };
 
 }  // namespace fastlstm

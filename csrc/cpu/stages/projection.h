@@ -18,22 +18,21 @@
 
 namespace fastlstm {
 
-// T: of the layer; W: of W_hr.
-template <typename T, typename W>
+template <typename T>
 class ProjectionForward {
   using A = State_t<T>;
 
  public:
   ProjectionForward(const DirectedRows& rows, int64_t hidden_size, const ThreadGrid& grid,
-                    const PackedMatrix<W>& w_hr)
+                    const PackedMatrix& w_hr)
       : rows_(rows),
         grid_(grid),
         hidden_size_(hidden_size),
         w_hr_(w_hr),
         unprojected_(scratch<T>(rows.all().batch() * hidden_size_)),
-        encoded_(grid.members() * rows.all().batch(), hidden_size_),
-        from_(grid.members(), std::vector<const W*>(rows.all().batch())),
-        to_(grid.members(), std::vector<T*>(rows.all().batch())) {}
+        encoded_(w_hr.product(), grid.members() * rows.all().batch(), hidden_size_),
+        from_(grid.members(), std::vector<const void*>(rows.all().batch())),
+        to_(grid.members(), std::vector<void*>(rows.all().batch())) {}
 
   // Where the cells of a row write o tanh(c).
   T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
@@ -65,11 +64,11 @@ class ProjectionForward {
   const DirectedRows& rows_;
   ThreadGrid grid_;
   int64_t hidden_size_;
-  const PackedMatrix<W>& w_hr_;
+  const PackedMatrix& w_hr_;
   Tensor unprojected_;
-  EncodedRows<T, W> encoded_;
-  std::vector<std::vector<const W*>> from_;
-  std::vector<std::vector<T*>> to_;
+  EncodedRows<T> encoded_;
+  std::vector<std::vector<const void*>> from_;
+  std::vector<std::vector<void*>> to_;
 };
 
 template <typename T>
@@ -78,16 +77,15 @@ class ProjectionBackward {
 
  public:
   // gates [R,4H] and cells [R,H] of the direction.
-  ProjectionBackward(const Layer& layer, const DirectedRows& rows, int64_t d,
-                     const ThreadGrid& grid, int64_t chunk_steps, const Tensor& gates,
-                     const Tensor& cells)
-      : rows_(rows),
-        grid_(grid),
+  ProjectionBackward(const Layer& layer, const CpuPlan& plan, const DirectedRows& rows, int64_t d,
+                     const Tensor& gates, const Tensor& cells)
+      : plan_(plan),
+        rows_(rows),
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
-        chunk_steps_(chunk_steps),
-        w_hr_(pack<T>(layer.directions[d].w_hr.contiguous(), false, grid.unit_groups)),
-        d_h_(scratch<T>(chunk_steps * rows.all().batch() * output_size_)),
+        w_hr_(
+            pack(*plan.back, layer.directions[d].w_hr.contiguous(), false, plan.grid.unit_groups)),
+        d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
     const Tensor c = fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
@@ -95,30 +93,29 @@ class ProjectionBackward {
                        .to(layer.input.scalar_type());
   }
 
-  const PackedMatrix<T>& w_hr() const { return w_hr_; }
+  const PackedMatrix& w_hr() const { return w_hr_; }
   const Tensor& gradient() const { return grad_w_hr_; }
 
   // dL/dh_t of a row in full, before zoneout, for a chunk of steps.
   T* d_h(int64_t t, int64_t row) const {
     const int64_t k = rows_.step_back(t);  // its own inverse
-    return data<T>(d_h_) + (k % chunk_steps_ * rows_.all().batch() + row) * output_size_;
+    return data<T>(d_h_) + (k % plan_.chunk_steps * rows_.all().batch() + row) * output_size_;
   }
 
   // The first phase of a step: d_h of a member's rows and columns, from what comes from outside,
   // from the next step through W_hh and through zoneout.
-  void sum_gradients(const StepRows<T>& step, const PackedMatrix<T>& w_hh, const Member& member,
+  void sum_gradients(const StepRows<T>& step, const PackedMatrix& w_hh, const Member& member,
                      const T* zeros) const {
-    const Range panels = w_hh.share(member.unit_group, grid_.unit_groups);
+    const Range panels = w_hh.share(member.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
     const auto next = step.d_gates_next.begin();
-    if (std::any_of(next, next + step.count, [&](const T* row) { return row != zeros; }))
+    const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };
+    if (std::any_of(next, next + step.count, [&](const void* row) { return row != zeros; }))
       multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
     else  // an infinite W_hh must not make a NaN of them either
-      for (int64_t r = 0; r < step.count; ++r)
-        std::fill(step.d_h[r] + begin, step.d_h[r] + end, T(A(0)));
+      for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
     for (int64_t r = 0; r < step.count; ++r)
-      for (int64_t n = begin; n < end; ++n)
-        step.d_h[r][n] = T(total(step.cells[r], A(step.d_h[r][n]), n));
+      for (int64_t n = begin; n < end; ++n) d_h(r)[n] = T(total(step.cells[r], A(d_h(r)[n]), n));
   }
 
   // The rest of a step starts from d_h, through W_hr; nothing else comes from outside.
@@ -134,15 +131,15 @@ class ProjectionBackward {
   // The share of a chunk's steps in W_hr's gradient.
   void add(const Range& chunk) {
     const auto step_of = [&](int64_t k) { return rows_.step_back(k); };
-    const auto d_h_rows = live_rows<const T*>(rows_.all(), chunk, step_of,
-                                              [&](int64_t t, int64_t row) { return d_h(t, row); });
+    const auto d_h_rows = live_rows<const void*>(
+        rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) { return d_h(t, row); });
     auto hidden_rows =
-        live_rows<const T*>(rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) {
+        live_rows<const void*>(rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) {
           return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
         });
-    multiply_transposed<T>(d_h_rows, output_size_,
-                           {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
-                           chunk.begin > 0);
+    multiply_transposed(*plan_.gradients, d_h_rows, output_size_,
+                        {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
+                        chunk.begin > 0);
   }
 
  private:
@@ -158,10 +155,10 @@ class ProjectionBackward {
     return d_h;
   }
 
+  const CpuPlan& plan_;
   const DirectedRows& rows_;
-  ThreadGrid grid_;
-  int64_t hidden_size_, output_size_, chunk_steps_;
-  PackedMatrix<T> w_hr_;
+  int64_t hidden_size_, output_size_;
+  PackedMatrix w_hr_;
   Tensor d_h_, unprojected_, grad_w_hr_;
 };
 

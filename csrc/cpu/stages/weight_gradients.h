@@ -13,41 +13,43 @@
 
 namespace fastlstm {
 
-template <typename T, typename W>
+template <typename T>
 class WeightGradients {
   using A = State_t<T>;
 
  public:
   // Of at most `rows` rows at a time, in the dtype of the state.
-  WeightGradients(const Sizes& sizes, bool has_bias, const at::TensorOptions& state, int64_t rows)
-      : sizes_(sizes),
-        encoded_d_gates_(rows, 4 * sizes_.hidden_size),
-        encoded_x_(rows, sizes_.input_size),
-        encoded_h_(rows, sizes_.output_size),
+  WeightGradients(const Product& product, const Sizes& sizes, bool has_bias,
+                  const at::TensorOptions& state, int64_t rows)
+      : product_(product),
+        sizes_(sizes),
+        encoded_d_gates_(product, rows, 4 * sizes_.hidden_size),
+        encoded_x_(product, rows, sizes_.input_size),
+        encoded_h_(product, rows, sizes_.output_size),
         w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, state)),
         w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
   // Rows of gradients as the products take them.
-  std::vector<const W*> encode(const std::vector<const T*>& d_gates) const {
+  std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
     return encoded_d_gates_.encode(d_gates);
   }
 
   // Rows of some steps, and `encoded` of them, the first of all steps if not `accumulate`; h_prev
   // may be fewer, if those of the others are zero.
-  void add(const std::vector<const T*>& d_gates, std::vector<const W*> encoded,
-           std::vector<const T*> x, std::vector<const T*> h_prev, bool accumulate) {
-    auto x_rows = encoded_x_.encode(std::move(x)), h_rows = encoded_h_.encode(std::move(h_prev));
+  void add(const std::vector<const T*>& d_gates, std::vector<const void*> encoded,
+           const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
+    auto x_rows = encoded_x_.encode(x), h_rows = encoded_h_.encode(h_prev);
     A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
-    if (bias && !std::is_same_v<T, W>) {
+    if (bias && !product_.takes(dtype_of_rows<T>)) {
       add_rows(d_gates, accumulate);  // in full
       bias = nullptr;
     }
-    multiply_transposed<W>(std::move(encoded), 4 * sizes_.hidden_size,
-                           {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
-                            {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
-                           bias, accumulate);
+    multiply_transposed(product_, std::move(encoded), 4 * sizes_.hidden_size,
+                        {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
+                         {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
+                        bias, accumulate);
   }
 
   // W_ih, W_hh, and the biases' if there are biases.
@@ -70,8 +72,9 @@ class WeightGradients {
     });
   }
 
+  const Product& product_;
   Sizes sizes_;
-  EncodedRows<T, W> encoded_d_gates_, encoded_x_, encoded_h_;
+  EncodedRows<T> encoded_d_gates_, encoded_x_, encoded_h_;
   Tensor w_ih_, w_hh_, bias_;
 };
 

@@ -56,7 +56,7 @@ thread_local uint8_t Tiles::upper = 0, Tiles::lower = 0;
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx {
-const Product<bfloat16x3> float32_by_bfloat16 = bfloat16x3_product("amx");
+const Product float32_by_bfloat16 = bfloat16x3_product("amx");
 }
 FASTLSTM_TARGET_END
 #endif

@@ -75,7 +75,7 @@ thread_local int Tiles::rows[8];
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx_emulated {
-const Product<bfloat16x3> float32_by_bfloat16 = bfloat16x3_product("emulated");
+const Product float32_by_bfloat16 = bfloat16x3_product("emulated");
 }
 FASTLSTM_TARGET_END
 #endif

@@ -21,7 +21,7 @@ struct UnsignedDotProduct {
   }
 };
 
-const Product<int8> int8_weights =
+const Product int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, UnsignedDotProduct>();
 
 }  // namespace fastlstm::avx512_vnni

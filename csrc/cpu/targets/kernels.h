@@ -22,27 +22,15 @@ template <typename T>
 struct Kernels {
   // Of nullptr where the target converts 16 bits to float32 for the stepwise engine.
   RowKernels<T, State_t<T>> row;
-  // For the tiled engine. Where the target has no tiles for T, a 16-bit type, `product` is nullptr
-  // and rows are multiplied in float32.
-  const Product<T>* product = nullptr;
-  const Cell<T>* cell = nullptr;
+  const Cell<T>* cell = nullptr;  // of the tiled engine
 };
-
-// The product of every format of weights.
-#define FASTLSTM_MEMBER(W, name, unpacked, bits, group) const Product<W>* of_##name;
-struct WeightProducts {
-  FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_MEMBER)
-};
-#undef FASTLSTM_MEMBER
 
 #define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
 struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
-  WeightProducts weights;
+  Products products;
   CpuTuning tuning = {};
-  // float32 by products of bfloat16, or nullptr where float32 is not slower.
-  const Product<bfloat16x3>* float32_by_bfloat16 = nullptr;
 };
 #undef FASTLSTM_MEMBER
 
@@ -55,14 +43,14 @@ FASTLSTM_DECLARE(baseline, KernelTable, table)
 FASTLSTM_DECLARE(avx2, KernelTable, table)
 FASTLSTM_DECLARE(avx512, KernelTable, table)
 FASTLSTM_DECLARE(neon, KernelTable, table)
-FASTLSTM_DECLARE(avx_vnni, Product<int8>, int8_weights)
-FASTLSTM_DECLARE(avx512_vnni, Product<int8>, int8_weights)
-FASTLSTM_DECLARE(avx512_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(avx_vnni, Product, int8_weights)
+FASTLSTM_DECLARE(avx512_vnni, Product, int8_weights)
+FASTLSTM_DECLARE(avx512_bf16, Product, product)
 FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
-FASTLSTM_DECLARE(amx, Product<bfloat16x3>, float32_by_bfloat16)
-FASTLSTM_DECLARE(amx_emulated, Product<bfloat16x3>, float32_by_bfloat16)
-FASTLSTM_DECLARE(neon_dotprod, Product<int8>, int8_weights)
-FASTLSTM_DECLARE(neon_bf16, Product<bfloat16>, product)
+FASTLSTM_DECLARE(amx, Product, float32_by_bfloat16)
+FASTLSTM_DECLARE(amx_emulated, Product, float32_by_bfloat16)
+FASTLSTM_DECLARE(neon_dotprod, Product, int8_weights)
+FASTLSTM_DECLARE(neon_bf16, Product, product)
 FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
 #undef FASTLSTM_DECLARE
 
@@ -87,21 +75,6 @@ const Kernels<T>& kernels();
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
 #undef FASTLSTM_KERNELS
 
-// The product for weights of W. bfloat16 layers use it too where there is one.
-template <typename W>
-const Product<W>& product_of();
-#define FASTLSTM_PRODUCT(W, name, unpacked, bits, group) \
-  template <>                                            \
-  inline const Product<W>& product_of() {                \
-    return *kernel_table().weights.of_##name;            \
-  }
-FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_PRODUCT)
-#undef FASTLSTM_PRODUCT
-template <>
-inline const Product<bfloat16x3>& product_of() {
-  return *kernel_table().float32_by_bfloat16;
-}
-
 // Processors compute with subnormal numbers up to a hundred times more slowly, and the states
 // behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal
 // result is zero; operands may be subnormal, since a product with a large number is not.
@@ -116,18 +89,18 @@ class FlushSubnormals {
 #endif
 };
 
-// Around a thread's products of W, of which a library may keep a context. Nothing within may throw.
-template <typename W>
+// Around a thread's products, of which a library may keep a context. Nothing within may throw.
 class ThreadSeries {
  public:
-  ThreadSeries() = default;
+  explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}
   ThreadSeries(const ThreadSeries&) = delete;
   ~ThreadSeries() {
-    if (product_of<W>().end_thread) product_of<W>().end_thread();
+    if (end_) end_();
   }
 
  private:
   FlushSubnormals flush_subnormals_;
+  void (*end_)();
 };
 
 }  // namespace fastlstm

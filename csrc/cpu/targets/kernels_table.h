@@ -18,28 +18,21 @@ static constexpr RowKernels<T, A> row_kernels() {
 }
 
 template <typename T>
-constexpr Product<T> product = tile_product<Target::tile_rows, Target::tile_vectors, T, T>();
-template <typename T>
 constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, State_t<T>>,
                           backward_cells<T, State_t<T>>};
 
-// Of each format of weights.
-template <typename W>
-constexpr Product<W> weights = product<W>;
-template <>
-constexpr Product<bfloat16> weights<bfloat16> =
-    with_rounding(forward_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
-template <>
-constexpr Product<int8> weights<int8> =
-    int8_product<Target::int8_tile_rows, Target::tile_vectors, DotProduct>();
+constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
+constexpr Product float32 = tile_product<kRows, kVectors, float, float>(Format::float32);
+constexpr Product float64 = tile_product<kRows, kVectors, double, double>(Format::float64);
+constexpr Product pairs =
+    with_rounding(forward_product<kRows, kVectors, bfloat16, float>(Format::bfloat16));
+constexpr Product fours = int8_product<Target::int8_tile_rows, kVectors, DotProduct>();
 
-#define FASTLSTM_ADDRESS(W, name, unpacked, bits, group) &weights<W>,
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
-                           {row_kernels<float, float>(), &product<float>, &cell<float>},
-                           {row_kernels<double, double>(), &product<double>, &cell<double>},
-                           {row_kernels<bfloat16, float>(), nullptr, &cell<bfloat16>},
-                           {row_kernels<float16, float>(), nullptr, &cell<float16>},
-                           {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_ADDRESS)}};
-#undef FASTLSTM_ADDRESS
+                           {row_kernels<float, float>(), &cell<float>},
+                           {row_kernels<double, double>(), &cell<double>},
+                           {row_kernels<bfloat16, float>(), &cell<bfloat16>},
+                           {row_kernels<float16, float>(), &cell<float16>},
+                           {&float32, &float64, &pairs, &fours}};
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -20,7 +20,7 @@ struct SignedDotProduct {
   }
 };
 
-const Product<int8> int8_weights =
+const Product int8_weights =
     int8_product<Target::tile_rows, Target::tile_vectors, SignedDotProduct>();
 
 }  // namespace fastlstm::neon_dotprod

@@ -15,16 +15,17 @@ namespace fastlstm {
 static KernelTable kernels_of(const char* capability) {
   if (std::strncmp(capability, "AVX512", 6) == 0) {
     KernelTable table = avx512::table;
-    if (__builtin_cpu_supports("avx512vnni")) table.weights.of_int8 = &avx512_vnni::int8_weights;
+    if (__builtin_cpu_supports("avx512vnni"))
+      table.products[Format::int8] = &avx512_vnni::int8_weights;
     if (__builtin_cpu_supports("avx512bf16")) {
-      table.BFloat16.product = table.weights.of_bfloat16 = &avx512_bf16::product;
+      table.products[Format::bfloat16] = &avx512_bf16::product;
       table.BFloat16.cell = &avx512_bf16::cell;
     }
     return table;
   }
   if (std::strcmp(capability, "AVX2") == 0) {
     KernelTable table = avx2::table;
-    if (__builtin_cpu_supports("avxvnni")) table.weights.of_int8 = &avx_vnni::int8_weights;
+    if (__builtin_cpu_supports("avxvnni")) table.products[Format::int8] = &avx_vnni::int8_weights;
     return table;
   }
   return baseline::table;
@@ -56,9 +57,9 @@ static bool has_bfloat16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
 
 KernelTable own_kernels(const char*) {
   KernelTable table = neon::table;
-  if (has_dot_product()) table.weights.of_int8 = &neon_dotprod::int8_weights;
+  if (has_dot_product()) table.products[Format::int8] = &neon_dotprod::int8_weights;
   if (has_bfloat16()) {
-    table.BFloat16.product = table.weights.of_bfloat16 = &neon_bf16::product;
+    table.products[Format::bfloat16] = &neon_bf16::product;
     table.BFloat16.cell = &neon_bf16::cell;
   }
   return table;

@@ -6,8 +6,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-const Product<bfloat16> product =
-    with_rounding(tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>());
+const Product product = with_rounding(
+    tile_product<Target::tile_rows, Target::tile_vectors, bfloat16, float>(Format::bfloat16));
 const Cell<bfloat16> cell = {prefetch_forward<bfloat16>, prefetch_backward<bfloat16>,
                              forward_cells<bfloat16, float>, backward_cells<bfloat16, float>};
 

@@ -25,8 +25,8 @@ namespace {
 
 Tensor contiguous(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
 
-// What both directions of a call share. Products are of W.
-template <typename T, typename W>
+// What both directions of a call share.
+template <typename T>
 struct BackwardCall {
   using A = State_t<T>;
 
@@ -69,12 +69,12 @@ struct BackwardCall {
   bool adds_to_input() const { return sizes.directions > 1 && plan.chunk_steps < rows.steps(); }
 };
 
-template <typename T, typename W>
+template <typename T>
 class BackwardWalk {
   using A = State_t<T>;
 
  public:
-  BackwardWalk(const BackwardCall<T, W>& call, int64_t d)
+  BackwardWalk(const BackwardCall<T>& call, int64_t d)
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
@@ -84,7 +84,8 @@ class BackwardWalk {
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(make_d_gates()),
-        weights_(call.sizes, call.layer.has_bias(), call.layer.state_options(), chunk_rows()),
+        weights_(*call.plan.gradients, call.sizes, call.layer.has_bias(),
+                 call.layer.state_options(), chunk_rows()),
         cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
@@ -92,7 +93,7 @@ class BackwardWalk {
     if (call.saved.gates.defined())
       gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
     else
-      recomputed_with_.emplace(pack_direction<T, W>(call.layer, d, 1));
+      recomputed_with_.emplace(pack_direction<A>(call.plan, call.layer, d, 1));
     if constexpr (kProjects) make_projection();
     if (call.request.input) {
       w_ih_.emplace(prepared(direction().w_ih, 1));
@@ -100,7 +101,7 @@ class BackwardWalk {
     }
     members_.reserve(call.plan.grid.members());
     for (int64_t k = 0; k < call.plan.grid.members(); ++k)
-      members_.emplace_back(call.rows.batch(), hidden());
+      members_.emplace_back(*call.plan.back, call.rows.batch(), hidden());
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
@@ -111,32 +112,33 @@ class BackwardWalk {
     x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     h_prev_ = previous_hidden(chunk);
     if (recomputed_with_)
-      recompute_gates<T, W>(*recomputed_with_, call_.sizes, x_, h_prev_,
-                            rows_of<T*>(chunk, d_gates_of()), zeros());
+      recompute_gates<T>(call_.plan, *recomputed_with_, call_.sizes, x_, h_prev_,
+                         rows_of<T*>(chunk, d_gates_of()), zeros());
   }
   void step(int64_t k, int64_t phase, const Member& member) {
-    StepRows<T, W>& step = members_[member.index].step;
+    StepRows<T>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
     if (call_.plan.in_place) return lone_step(member);
-    if (!projection_) return through_cells(std::get<0>(w_hh_), step.d_gates_next.data(), member);
+    const PackedMatrix& w_hh = std::get<PackedMatrix>(w_hh_);
+    if (!projection_) return through_cells(w_hh, step.d_gates_next.data(), member);
     if constexpr (kProjects) {
-      if (phase == 0) return projection_->sum_gradients(step, std::get<0>(w_hh_), member, zeros());
+      if (phase == 0) return projection_->sum_gradients(step, w_hh, member, zeros());
       projection_->leave_to_cells(step, zeros());
       through_cells(projection_->w_hr(), step.d_h.data(), member);
     }
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
-    const auto encoded = weights_.encode(d_gates);
+    auto encoded = weights_.encode(d_gates);
     if (w_ih_)
-      multiply_into<T, W>(
+      multiply_into<T>(
           encoded, *w_ih_,
-          rows_of<T*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
+          rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
     if (call_.request.state) add_initial_state(chunk);
     if (call_.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
-    weights_.add(d_gates, encoded, std::move(x_), std::move(h_prev_), chunk.begin > 0);
+    weights_.add(d_gates, std::move(encoded), x_, h_prev_, chunk.begin > 0);
     if constexpr (kProjects)
       if (projection_) projection_->add(chunk);
   }
@@ -150,30 +152,31 @@ class BackwardWalk {
 
  private:
   // Layers of 16 bits with a projection are converted first.
-  static constexpr bool kProjects = std::is_same_v<T, W> && std::is_same_v<T, A>;
+  static constexpr bool kProjects = std::is_same_v<T, A>;
 
   // What a thread needs, allocated before the walk, as in forward.cpp.
   struct Room {
-    Room(int64_t batch, int64_t hidden_size)
-        : step(batch), encoded(batch, 4 * hidden_size), cells(hidden_size) {}
-    StepRows<T, W> step;
-    EncodedRows<T, W> encoded;
-    CellsBackward<T, W> cells;
+    Room(const Product& product, int64_t batch, int64_t hidden_size)
+        : step(batch), encoded(product, batch, 4 * hidden_size), cells(product, hidden_size) {}
+    StepRows<T> step;
+    EncodedRows<T> encoded;
+    CellsBackward<T> cells;
   };
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
-  // A weight [K,N] for products of W.
-  AnyMatrix<W> prepared(const Tensor& w, int64_t pieces) const {
-    const Tensor encoded = encoded_weight<T, W>(w);
-    if (call_.plan.in_place) return MatrixInPlace<W>(encoded);
-    return pack<W>(encoded, false, pieces);
+  // A weight [K,N] for products with d_gates.
+  AnyMatrix prepared(const Tensor& w, int64_t pieces) const {
+    const Product& product = *call_.plan.back;
+    const Tensor given = given_to(product, w);
+    if (call_.plan.in_place) return MatrixInPlace(product, given);
+    return pack(product, given, false, pieces);
   }
   void make_projection() {
     if (!call_.layer.projects()) return;
     const auto of_direction = [&](const Tensor& saved, int64_t size) {
       return saved.view({call_.sizes.directions, flat_rows(), size})[d_];
     };
-    projection_.emplace(call_.layer, directed_, d_, call_.plan.grid, call_.plan.chunk_steps,
+    projection_.emplace(call_.layer, call_.plan, directed_, d_,
                         of_direction(call_.saved.gates, 4 * hidden()),
                         of_direction(call_.saved.cells, hidden()));
   }
@@ -223,7 +226,7 @@ class BackwardWalk {
   // (That of c_0 is what the cells leave.)
   void add_initial_state(const Range& chunk) const {
     std::vector<const T*> through;
-    std::vector<T*> into;
+    std::vector<void*> into;
     for (int64_t row = 0; row < call_.rows.live(0); ++row) {
       const int64_t t = directed_.first_step(row), k = directed_.step_back(t);
       if (k < chunk.begin || k >= chunk.end) continue;
@@ -234,8 +237,8 @@ class BackwardWalk {
         into.push_back(d_h_0(row));
       }
     }
-    const EncodedRows<T, W> encoded(through.size(), 4 * hidden());
-    multiply_into<T, W>(encoded.encode(std::move(through)), w_hh_, into, false);
+    const EncodedRows<T> encoded(*call_.plan.back, through.size(), 4 * hidden());
+    multiply_into<T>(encoded.encode(through), w_hh_, into, false);
   }
   // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
   void finish_initial_state() const {
@@ -261,7 +264,7 @@ class BackwardWalk {
       h_prev.pop_back();
   }
 
-  void through_cells(const PackedMatrix<W>& to_cells, const W* const* from, const Member& member) {
+  void through_cells(const PackedMatrix& to_cells, const void* const* from, const Member& member) {
     Room& room = members_[member.index];
     room.cells.run(to_cells, to_cells.share(member.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
@@ -272,7 +275,7 @@ class BackwardWalk {
     const int64_t count = room.step.count;
     const auto first = room.step.d_gates_next.begin();
     TORCH_INTERNAL_ASSERT(std::count(first, first + count, room.encoded.zeros(zeros())) == count);
-    const int64_t vectors = divide_up(hidden(), product_of<W>().lanes);
+    const int64_t vectors = divide_up(hidden(), call_.plan.back->lanes);
     room.cells.run(part_of(vectors, member.unit_group, call_.plan.grid.unit_groups),
                    room.step.cells.data(), count, call_.zeros.states());
   }
@@ -281,7 +284,7 @@ class BackwardWalk {
   void find_rows(int64_t t, const Member& member) {
     const Rows& rows = call_.rows;
     Room& room = members_[member.index];
-    StepRows<T, W>& step = room.step;
+    StepRows<T>& step = room.step;
     step.count = 0;
     for (int64_t row = member.row_group; row < rows.live(t); row += call_.plan.grid.row_groups) {
       const bool last = t == directed_.last_step(row);
@@ -321,22 +324,22 @@ class BackwardWalk {
     return tensor.defined() ? const_data<T>(tensor) + offset : zeros();
   }
 
-  const BackwardCall<T, W>& call_;
+  const BackwardCall<T>& call_;
   const int64_t d_;
   const DirectedRows directed_;
-  const AnyMatrix<W> w_hh_;
+  const AnyMatrix w_hh_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
   const Tensor d_gates_;
-  WeightGradients<T, W> weights_;
+  WeightGradients<T> weights_;
   const A* const cells_;
   const T* gates_ = nullptr;
   T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
-  std::optional<PackedDirection<W>> recomputed_with_;  // weights, if gates were not saved
+  std::optional<PackedDirection> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
-  std::optional<AnyMatrix<W>> w_ih_;
+  std::optional<AnyMatrix> w_ih_;
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
   std::vector<const T*> x_, h_prev_;  // rows of the chunk
@@ -344,20 +347,20 @@ class BackwardWalk {
 
 }  // namespace
 
-template <typename T, typename W>
+template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
                               const OutputGrads& grads, const GradientRequest& request) {
-  const BackwardCall<T, W> call(layer, plan, saved, grads, request);
-  std::deque<BackwardWalk<T, W>> walks;
+  const BackwardCall<T> call(layer, plan, saved, grads, request);
+  std::deque<BackwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
   const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps<W>(call.plan.grid, walks.size(), chunk, walks[0].phases(),
-                  [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
-                    walks[d].step(k, phase, member);
-                  });
+    walk_steps(*plan.back, plan.grid, walks.size(), chunk, walks[0].phases(),
+               [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
+                 walks[d].step(k, phase, member);
+               });
     for (auto& walk : walks) walk.end(chunk);
   }
   std::vector<Tensor> grad_weights;
@@ -366,8 +369,8 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Sav
 }
 
 // One product of the rows of all the steps.
-template <typename T, typename W>
-std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
+template <typename T>
+std::vector<Tensor> step_gradients(const Product& product, const std::vector<StepFactors>& steps) {
   std::vector<const T*> x, h_prev, d_gates;
   const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
     for (int64_t r = 0; r < of_step.size(1); ++r)
@@ -382,15 +385,15 @@ std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps) {
   const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(2);
   const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
   const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
-  WeightGradients<T, W> gradients(sizes, /*has_bias=*/true, state, rows);
-  gradients.add(d_gates, gradients.encode(d_gates), std::move(x), std::move(h_prev), false);
+  WeightGradients<T> gradients(product, sizes, /*has_bias=*/true, state, rows);
+  gradients.add(d_gates, gradients.encode(d_gates), x, h_prev, false);
   return gradients.all();
 }
 
-#define FASTLSTM_INSTANTIATE(T, W)                                                          \
-  template BackwardResult tiled_backward<T, W>(const Layer&, const CpuPlan&, const Saved&,  \
-                                               const OutputGrads&, const GradientRequest&); \
-  template std::vector<Tensor> step_gradients<T, W>(const std::vector<StepFactors>&);
-FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
+#define FASTLSTM_INSTANTIATE(T, A, name)                                                 \
+  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const Saved&,  \
+                                            const OutputGrads&, const GradientRequest&); \
+  template std::vector<Tensor> step_gradients<T>(const Product&, const std::vector<StepFactors>&);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

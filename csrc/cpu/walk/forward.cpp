@@ -43,8 +43,7 @@ struct ForwardTensors {
   }
 };
 
-// T: of the layer; W: of its packed weights.
-template <typename T, typename W>
+template <typename T>
 class ForwardWalk {
   using A = State_t<T>;
 
@@ -56,10 +55,10 @@ class ForwardWalk {
         directed_(rows, d == 1),
         grid_(plan.grid),
         x_(layer.input, rows),
-        weights_(pack_direction<T, W>(layer, d, plan.grid.unit_groups)),
+        weights_(pack_direction<A>(plan, layer, d, plan.grid.unit_groups)),
         ahead_(plan.steps_ahead),
         x_gates_(scratch<A>(ahead_ * rows.batch() * weights_.w_ih.N())),
-        encoded_x_(ahead_ * rows.batch(), sizes_.input_size),
+        encoded_x_(*plan.input, ahead_ * rows.batch(), sizes_.input_size),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
         dropout_(layer, rows, d, grid_.members() * rows.batch()),
@@ -71,8 +70,7 @@ class ForwardWalk {
         c_n_(data<A>(to.c_n[d])) {
     if constexpr (kProjects)
       if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
-    for (int64_t k = 0; k < grid_.members(); ++k)
-      members_.emplace_back(rows.batch(), sizes_, !ahead_);
+    for (int64_t k = 0; k < grid_.members(); ++k) members_.emplace_back(plan, rows.batch(), sizes_);
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
@@ -106,17 +104,17 @@ class ForwardWalk {
   // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
   struct Room {
-    Room(int64_t batch, const Sizes& sizes, bool multiplies_input)
+    Room(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
         : x(batch),
           h_prev(batch),
-          encoded_x(multiplies_input ? batch : 0, sizes.input_size),
-          encoded_h(batch, sizes.output_size),
+          encoded_x(*plan.input, plan.steps_ahead ? 0 : batch, sizes.input_size),
+          encoded_h(*plan.recurrent, batch, sizes.output_size),
           rows(batch),
-          cells(sizes.hidden_size) {}
-    std::vector<const W*> x, h_prev;
-    EncodedRows<T, W> encoded_x, encoded_h;
+          cells(plan, sizes.hidden_size) {}
+    std::vector<const void*> x, h_prev;
+    EncodedRows<T> encoded_x, encoded_h;
     std::vector<ForwardRow<T>> rows;
-    CellsForward<T, W> cells;
+    CellsForward<T> cells;
   };
 
   int64_t hidden() const { return sizes_.hidden_size; }
@@ -133,18 +131,17 @@ class ForwardWalk {
   // x W_ih^T + b of a chunk of steps.
   void multiply_input(const Range& chunk) {
     const auto step_of = [&](int64_t k) { return directed_.step(k); };
-    multiply<W>(encoded_x_.encode(live_rows<const T*>(
-                    rows_, chunk, step_of, [&](int64_t t, int64_t row) { return x_.at(t, row); })),
-                weights_.w_ih,
-                live_rows<A*>(rows_, chunk, step_of,
-                              [&](int64_t t, int64_t row) { return x_gates(t, row); }),
-                false, weights_.bias.defined() ? const_data<A>(weights_.bias) : nullptr);
+    const auto x = live_rows<const T*>(rows_, chunk, step_of,
+                                       [&](int64_t t, int64_t row) { return x_.at(t, row); });
+    const auto to = live_rows<void*>(rows_, chunk, step_of,
+                                     [&](int64_t t, int64_t row) { return x_gates(t, row); });
+    multiply(encoded_x_.encode(x), weights_.w_ih, to, false, weights_.bias_data());
   }
 
   // One step of a member's rows and units.
   void step(int64_t t, const Member& member) {
     Room& room = members_[member.index];
-    const W* const zeros = room.encoded_h.zeros(zeros_.values());
+    const void* const zeros = room.encoded_h.zeros(zeros_.values());
     int64_t count = 0;
     for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
       const auto before = previous_.at(t, row);
@@ -156,7 +153,7 @@ class ForwardWalk {
               : room.encoded_h.encode(
                     dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
     }
-    const typename CellsForward<T, W>::Input input{weights_.w_ih, weights_.bias, room.x.data()};
+    const typename CellsForward<T>::Input input{weights_.w_ih, weights_.bias_data(), room.x.data()};
     room.cells.run(weights_.w_hh, room.cells.tiles(member.unit_group, grid_.unit_groups),
                    room.h_prev.data(), room.rows.data(), count, zeros, ahead_ ? nullptr : &input);
   }
@@ -185,16 +182,16 @@ class ForwardWalk {
   const DirectedRows directed_;
   const ThreadGrid grid_;
   const SequenceRows<const T> x_;
-  const PackedDirection<W> weights_;
+  const PackedDirection weights_;
   const int64_t ahead_;
   const Tensor x_gates_;
-  const EncodedRows<T, W> encoded_x_;
+  const EncodedRows<T> encoded_x_;
   Range chunk_{0, 0};
   const Zeros<T> zeros_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   const ZoneoutShares<T> zoneout_;
-  std::optional<ProjectionForward<T, W>> projection_;
+  std::optional<ProjectionForward<T>> projection_;
   T* const output_;
   A* const cells_;
   T* const gates_;
@@ -218,33 +215,29 @@ CpuTask task_of(const Layer& layer) {
   return task;
 }
 
-template <typename T, typename W>
+template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
-  if constexpr (!kWidens<T, W> && !std::is_same_v<W, bfloat16x3>)
-    if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
+  if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
   const Rows rows(layer);
   const ForwardTensors to(layer, rows, save_cells, save_gates);
-  std::deque<ForwardWalk<T, W>> walks;
+  std::deque<ForwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();
   for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
     const Range chunk{begin, std::min(begin + chunk_steps, rows.steps())};
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps<W>(plan.grid, walks.size(), chunk, walks[0].phases(),
-                  [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
-                    walks[d].step(k, phase, member);
-                  });
+    walk_steps(*plan.recurrent, plan.grid, walks.size(), chunk, walks[0].phases(),
+               [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
+                 walks[d].step(k, phase, member);
+               });
   }
   for (auto& walk : walks) walk.keep_last_states();
   return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
 }
 
-#define FASTLSTM_INSTANTIATE(T, W) \
-  template ForwardResult tiled_forward<T, W>(const Layer&, const CpuPlan&, bool, bool);
-FASTLSTM_FOR_EACH_PRODUCT(FASTLSTM_INSTANTIATE)
-#define FASTLSTM_OF_INTEGERS(W, name, unpacked, bits, group) FASTLSTM_INSTANTIATE(float, W)
-FASTLSTM_FOR_EACH_INTEGER_FORMAT(FASTLSTM_OF_INTEGERS)
-FASTLSTM_INSTANTIATE(float, bfloat16x3)
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template ForwardResult tiled_forward<T>(const Layer&, const CpuPlan&, bool, bool);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

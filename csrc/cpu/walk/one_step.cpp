@@ -9,6 +9,7 @@
 #include "core/operators.h"
 #include "cpu/cell/cell.h"
 #include "cpu/gemm/packed_matrix.h"
+#include "cpu/targets/kernels.h"
 #include "cpu/walk/tiled.h"
 
 namespace fastlstm {
@@ -35,8 +36,11 @@ class OneStepRows {
   using A = State_t<T>;
 
  public:
-  OneStepRows(const OneStep<T>& step, int64_t begin, int64_t end, int64_t vectors)
-      : s_(step),
+  OneStepRows(const CpuPlan& plan, const OneStep<T>& step, int64_t begin, int64_t end,
+              int64_t vectors)
+      : product_(*plan.recurrent),
+        prefetches_(plan.prefetches_weights),
+        s_(step),
         begin_(begin),
         rows_(end - begin),
         columns_(4 * vectors * lanes_),
@@ -69,7 +73,6 @@ class OneStepRows {
 
  private:
   bool packs() const { return rows_ >= kRowsWorthPacking; }
-  bool prefetches() const { return rows_ >= kernel_table().tuning.rows_worth_prefetching; }
 
   int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
   A* gates(int64_t r, int64_t v, int64_t gate) const {
@@ -96,8 +99,8 @@ class OneStepRows {
     for (int64_t gate = 0; gate < 4; gate += together)
       for (int64_t v = 0; v < vectors_; ++v) {
         for (int64_t r = 0; r < rows_; ++r) sums_[r] = gates(r, v, gate);
-        const T* const* const columns = &columns_[column(v, gate)];
-        const T* const* const next =
+        const void* const* const columns = &columns_[column(v, gate)];
+        const void* const* const next =
             &columns_[v + 1 < vectors_ ? column(v + 1, gate) : column(0, (gate + together) % 4)];
         int64_t k = 0;
         do {  // once if there is no input
@@ -106,17 +109,18 @@ class OneStepRows {
           if (packs())
             multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
           else
-            product_.multiply_unpacked({a_.data(), rows_, k, terms, columns,
-                                        prefetches() ? *next + k * lanes_ : nullptr, sums_.data(),
-                                        accumulate, bias + column(v, gate)});
+            product_.multiply_unpacked(
+                {a_.data(), rows_, k, terms, columns,
+                 prefetches_ ? static_cast<const T*>(*next) + k * lanes_ : nullptr, sums_.data(),
+                 accumulate, bias + column(v, gate)});
           k += terms;
         } while (k < K);
       }
   }
 
-  void multiply_packed(const T* const* columns, int64_t k, int64_t terms, bool accumulate,
-                       const A* bias, const T* const* next) {
-    const int64_t width = product_.vectors * lanes_;
+  void multiply_packed(const void* const* columns, int64_t k, int64_t terms, bool accumulate,
+                       const A* bias, const void* const* next) {
+    const int64_t width = product_.width();
     for (int64_t first = 0; first < 4 * lanes_; first += width) {
       const PanelShape shape{0, width, product_.vectors};
       product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
@@ -125,50 +129,53 @@ class OneStepRows {
       product_.multiply_and_fetch({a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
                                    accumulate, bias + first},
                                   &prefetch);
-      for (A*& sums : sums_) sums += width;
+      for (void*& sums : sums_) sums = static_cast<A*>(sums) + width;
     }
-    for (A*& sums : sums_) sums -= 4 * lanes_;
+    for (void*& sums : sums_) sums = static_cast<A*>(sums) - 4 * lanes_;
   }
 
-  const Product<T>& product_ = product_of<T>();
+  const Product& product_;
+  const bool prefetches_;
   const Cell<T>& cell_ = *kernels<T>().cell;
   const OneStep<T>& s_;
   const int64_t begin_, rows_, lanes_ = product_.lanes;
   int64_t unit_ = 0, vectors_ = 0;
   at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], followed by a bias
-  std::vector<const T*> columns_, a_;
-  std::vector<A*> sums_;
+  std::vector<const void*> columns_, a_;
+  std::vector<void*> sums_;
   std::vector<A> zeros_;
   std::vector<ForwardRow<T>> row_;
 };
 
 // `count` vectors of units from `tile` on, for some rows.
 template <typename T>
-void run_tiles(const OneStep<T>& step, const Range& rows, int64_t tile, int64_t count) {
+void run_tiles(const CpuPlan& plan, const OneStep<T>& step, const Range& rows, int64_t tile,
+               int64_t count) {
   // Gates of so many vectors of units are computed together, then the cell equations.
   constexpr int64_t kGatesBytes = 256 << 10;
-  const int64_t lanes = product_of<T>().lanes;
+  const int64_t lanes = plan.recurrent->lanes;
   const int64_t bytes = 4 * lanes * sizeof(State_t<T>) * (rows.end - rows.begin + 1);
   const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
-  OneStepRows<T> some(step, rows.begin, rows.end, at_once);
+  OneStepRows<T> some(plan, step, rows.begin, rows.end, at_once);
   for (int64_t k = 0; k < count; k += at_once)
     some.run((tile + k) * lanes, std::min(at_once, count - k));
 }
 
 template <typename T>
-void run_cells(const OneStep<T>& step, int64_t batch, int64_t row_groups) {
-  const int64_t lanes = product_of<T>().lanes, tiles = divide_up(step.hidden_size, lanes);
+void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
+  const Product& product = *plan.recurrent;
+  const int64_t lanes = product.lanes, tiles = divide_up(step.hidden_size, lanes);
+  const int64_t row_groups = plan.step_row_groups;
   const int64_t work =
       4 * lanes * (step.input_size + step.hidden_size) * std::max<int64_t>(batch / row_groups, 1);
   // Neighboring items are vectors of units for the same rows.
-  at::parallel_for(0, row_groups * tiles,
-                   divide_up(kernel_table().tuning.rows_worth_a_thread, work),
+  at::parallel_for(0, row_groups * tiles, divide_up(kRowsWorthAThread, work),
                    [&](int64_t first, int64_t last) {
-                     const ThreadSeries<T> series;
+                     const ThreadSeries series(product);
                      for (int64_t k = first; k < last;) {
                        const Range rows = part_of(batch, k / tiles, row_groups);
                        const int64_t count = std::min(last - k, tiles - k % tiles);
-                       run_tiles(step, rows, k % tiles, count);
+                       run_tiles(plan, step, rows, k % tiles, count);
                        k += count;
                      }
                    });
@@ -224,10 +231,10 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
                     P,
                     D * P};
     if (w.w_hr.defined()) step.h = data<T>(unprojected), step.h_stride = H;
-    run_cells(step, B, plan.step_row_groups);
+    run_cells(plan, step, B);
     if (w.w_hr.defined())
-      multiply<T>(row_pointers(const_data<T>(unprojected), B, H), pack<T>(w.w_hr, true, 1),
-                  row_pointers(h, B, D * P), false);
+      multiply_into<T>(row_pointers(const_data<T>(unprojected), B, H),
+                       pack(*plan.recurrent, w.w_hr, true, 1), row_pointers(h, B, D * P), false);
   }
   for (int64_t d = 0; d < D; ++d)
     for (int64_t b = 0; b < B; ++b)
@@ -237,8 +244,8 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
   return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
 }
 
-template ForwardResult one_step_forward<float>(const Layer&, const CpuPlan&, bool, bool);
-template ForwardResult one_step_forward<double>(const Layer&, const CpuPlan&, bool, bool);
-template ForwardResult one_step_forward<bfloat16>(const Layer&, const CpuPlan&, bool, bool);
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template ForwardResult one_step_forward<T>(const Layer&, const CpuPlan&, bool, bool);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/gemm/encoded_rows.h"
 #include "cpu/layer/packed_direction.h"
 #include "cpu/stages/cells.h"
 #include "cpu/walk/threads.h"
@@ -17,7 +18,7 @@ namespace {
 
 // A dense batch of one step, for one direction. Reading the weights once bounds it; with small
 // weights the overhead of the call does.
-template <typename T, typename W>
+template <typename T>
 class PackedStep {
   using A = State_t<T>;
 
@@ -30,59 +31,61 @@ class PackedStep {
     A* c;
   };
 
-  PackedStep(const Sizes& sizes, const ThreadGrid& grid, const PackedDirection<W>& w,
-             const Memory& at)
+  PackedStep(const Sizes& sizes, const CpuPlan& plan, const PackedDirection& w, const Memory& at)
       : s_(sizes),
         w_(w),
-        grid_(grid),
+        product_(*plan.recurrent),
+        grid_(plan.grid),
         h_rows_(row_pointers(at.h, s_.batch, s_.output_size)),
-        encoded_x_(s_.batch, s_.input_size),
-        encoded_h_(s_.batch, s_.output_size),
+        encoded_x_(product_, s_.batch, s_.input_size),
+        encoded_h_(product_, s_.batch, s_.output_size),
         x_(encode(encoded_x_, at.x, s_.input_size)),
         h_prev_(encode(encoded_h_, at.h_prev, s_.output_size)) {
-    for (int64_t k = 0; k < grid_.threads(); ++k) cells_.emplace_back(s_.hidden_size);
+    for (int64_t k = 0; k < grid_.threads(); ++k) cells_.emplace_back(plan, s_.hidden_size);
     if (w_.w_hr) unprojected_ = scratch<T>(s_.batch * s_.hidden_size);
     for (int64_t b = 0; b < s_.batch; ++b)
-      rows_.push_back({nullptr, nullptr, at.c_prev + b * s_.hidden_size, at.c + b * s_.hidden_size,
-                       w_.w_hr ? data<T>(unprojected_) + b * s_.hidden_size : h_rows_[b]});
+      rows_.push_back(
+          {nullptr, nullptr, at.c_prev + b * s_.hidden_size, at.c + b * s_.hidden_size,
+           w_.w_hr ? data<T>(unprojected_) + b * s_.hidden_size : at.h + b * s_.output_size});
   }
 
   void run() {
-    walk_steps<W>(grid_, 1, {0, 1}, w_.w_hr ? 2 : 1,
-                  [&](int64_t, int64_t, int64_t phase, const Member& member) {
-                    if (phase == 0)
-                      multiply(cells_[member.index], member.unit_group);
-                    else
-                      project(w_.w_hr->share(member.unit_group, grid_.unit_groups));
-                  });
+    walk_steps(product_, grid_, 1, {0, 1}, w_.w_hr ? 2 : 1,
+               [&](int64_t, int64_t, int64_t phase, const Member& member) {
+                 if (phase == 0)
+                   multiply(cells_[member.index], member.unit_group);
+                 else
+                   project(w_.w_hr->share(member.unit_group, grid_.unit_groups));
+               });
   }
 
  private:
-  std::vector<const W*> encode(const EncodedRows<T, W>& encoded, const T* rows, int64_t K) const {
-    std::vector<const W*> places(s_.batch);
+  std::vector<const void*> encode(const EncodedRows<T>& encoded, const T* rows, int64_t K) const {
+    std::vector<const void*> places(s_.batch);
     for (int64_t b = 0; b < s_.batch; ++b) places[b] = encoded.encode(rows + b * K, b);
     return places;
   }
 
-  void multiply(CellsForward<T, W>& cells, int64_t unit_group) {
-    const typename CellsForward<T, W>::Input input{w_.w_ih, w_.bias, x_.data()};
+  void multiply(CellsForward<T>& cells, int64_t unit_group) {
+    const typename CellsForward<T>::Input input{w_.w_ih, w_.bias_data(), x_.data()};
     cells.run(w_.w_hh, cells.tiles(unit_group, grid_.unit_groups), h_prev_.data(), rows_.data(),
               s_.batch, nullptr, &input);
   }
 
   void project(const Range& panels) const {
-    const EncodedRows<T, W> encoded(s_.batch, s_.hidden_size);
+    const EncodedRows<T> encoded(product_, s_.batch, s_.hidden_size);
     multiply_panels(encode(encoded, const_data<T>(unprojected_), s_.hidden_size), s_.batch,
                     *w_.w_hr, panels, h_rows_);
   }
 
   const Sizes& s_;
-  const PackedDirection<W>& w_;
+  const PackedDirection& w_;
+  const Product& product_;
   const ThreadGrid grid_;
-  const std::vector<T*> h_rows_;
-  const EncodedRows<T, W> encoded_x_, encoded_h_;
-  const std::vector<const W*> x_, h_prev_;
-  std::vector<CellsForward<T, W>> cells_;
+  const std::vector<void*> h_rows_;
+  const EncodedRows<T> encoded_x_, encoded_h_;
+  const std::vector<const void*> x_, h_prev_;
+  std::vector<CellsForward<T>> cells_;
   Tensor unprojected_;
   std::vector<ForwardRow<T>> rows_;
 };
@@ -90,16 +93,16 @@ class PackedStep {
 // Without the dispatcher, whose overhead a small step would notice.
 Tensor uninitialized_like(const Tensor& t) { return at::detail::empty_cpu(t.sizes(), t.options()); }
 
-template <typename W>
-StepResult run_step(const StepCall& call, const Direction& weights, const Sizes& sizes) {
-  using A = State_t<W>;
+template <typename A>
+StepResult run_step(const Product& product, const StepCall& call, const Direction& weights,
+                    const Sizes& sizes) {
   const Tensor h = uninitialized_like(call.h), c = uninitialized_like(call.c);
-  const auto packed = view_direction<W>(weights, sizes);
+  const auto packed = view_direction<A>(product, weights, sizes);
   CpuTask task = task_of(call.input.scalar_type(), sizes);
-  task.packed_weights = dtype_of(scalar_type_of<W>);
-  PackedStep<A, W>(sizes, plan(task, cpu_machine()).grid, packed,
-                   {const_data<A>(call.input), const_data<A>(call.h), const_data<A>(call.c),
-                    data<A>(h), data<A>(c)})
+  task.packed_weights = product.format;
+  PackedStep<A>(sizes, plan(task, cpu_machine()), packed,
+                {const_data<A>(call.input), const_data<A>(call.h), const_data<A>(call.c),
+                 data<A>(h), data<A>(c)})
       .run();
   return StepResult({h, c});
 }
@@ -113,26 +116,15 @@ bool is_ready(const Tensor& tensor, at::ScalarType dtype, int64_t rows, int64_t 
              tensor.nbytes() + tensor.storage_offset() * tensor.element_size();
 }
 
-template <typename T, typename W>
-PackedResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells) {
-  auto [output, h_n, c_n, cells, gates] =
-      tiled_forward<T, W>(layer, plan, save_cells, /*save_gates=*/false);
-  return {output, h_n, c_n, cells};
-}
-
-// W: of the weights.
-template <typename W>
-PackedResult forward_of(const Layer& layer, bool save_cells) {
+PackedResult packed_walk(const Layer& layer, bool save_cells) {
   CpuTask task = task_of(layer);
-  task.packed_weights = dtype_of(scalar_type_of<W>), task.saves = save_cells;
+  task.packed_weights = product_named(layer.layout.format).format, task.saves = save_cells;
   const CpuPlan plan = fastlstm::plan(task, cpu_machine());
-  if constexpr (std::is_same_v<W, float>)
-    if (plan.dtype == Dtype::kFloat16) return forward<float16, W>(layer, plan, save_cells);
-  if constexpr (std::is_same_v<W, bfloat16>)
-    if (plan.dtype == Dtype::kBFloat16) return forward<bfloat16, W>(layer, plan, save_cells);
+  const auto [output, h_n, c_n, cells, gates] = dispatch_dtype(plan.dtype, [&](auto t) {
+    return tiled_forward<decltype(t)>(plan.dtype == task.dtype ? layer : as_float(layer), plan,
+                                      save_cells, /*save_gates=*/false);
+  });
   const auto dtype = layer.input.scalar_type();
-  auto [output, h_n, c_n, cells] =
-      forward<State_t<W>, W>(plan.dtype == task.dtype ? layer : as_float(layer), plan, save_cells);
   return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
@@ -153,8 +145,9 @@ StepResult lstm_packed_step(const StepCall& call) {
   for (const Tensor* bias : {&weights.b_ih, &weights.b_hh})
     if (bias->defined() && (bias->dim() != 1 || !is_ready(*bias, dtype, 1, 4 * H)))
       return std::nullopt;  // the checks of a call say what is wrong
-  return dispatch_format(layout.format,
-                         [&](auto w) { return run_step<decltype(w)>(call, weights, sizes); });
+  const Product& product = product_named(layout.format);
+  return dtype == at::kDouble ? run_step<double>(product, call, weights, sizes)
+                              : run_step<float>(product, call, weights, sizes);
 }
 
 PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options) {
@@ -174,11 +167,8 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
   const auto dtype = call.input.scalar_type();
   TORCH_CHECK((format == "float64") == (dtype == at::kDouble),
               "lstm_packed: expected input that goes with weights in ", format, ", got ", dtype);
-  auto [output, h_n, c_n, cells] =
-      layer.normalizes() ? packed_layer_norm(layer, options.save_cells)
-                         : dispatch_format(format, [&](auto w) {
-                             return forward_of<decltype(w)>(layer, options.save_cells);
-                           });
+  auto [output, h_n, c_n, cells] = layer.normalizes() ? packed_layer_norm(layer, options.save_cells)
+                                                      : packed_walk(layer, options.save_cells);
   return {output, h_n, c_n.to(call.c_0.scalar_type()), cells};
 }
 

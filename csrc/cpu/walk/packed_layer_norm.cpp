@@ -12,31 +12,34 @@ namespace fastlstm {
 namespace {
 
 // to = rows W^T. Few rows are bound by reading the panels, so threads share these.
-template <typename T, typename W>
+template <typename A>
 void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   const int64_t count = rows.size(0), K = rows.size(1), N = to.size(1);
-  const auto matrix = view_packed<W>(packed, N, K, /*by_gates=*/false);
-  const EncodedRows<T, W> encoded(count, K);
-  const auto a = encoded.encode(row_pointers(const_data<T>(rows), count, K));
-  const auto c = row_pointers(data<T>(to), count, N);
+  const Product& product = product_named(PackedHeader::of(packed).format.name);
+  TORCH_CHECK(product.sums == dtype_of_rows<A>,
+              "lstm_packed: expected rows that go with the weights, got ", rows.scalar_type());
+  const auto matrix = view_packed(product, packed, N, K, /*by_gates=*/false);
+  const EncodedRows<A> encoded(product, count, K);
+  std::vector<const A*> a_rows;
+  for (int64_t r = 0; r < count; ++r) a_rows.push_back(const_data<A>(rows) + r * K);
+  const auto a = encoded.encode(a_rows);
+  const auto c = row_pointers(data<A>(to), count, N);
   constexpr int64_t kManyRows = 48;
-  if (count >= kManyRows) return multiply<W>(a, matrix, c, false);
-  const int64_t bytes_of_panel = K * matrix.width(0) * sizeof(W) * divide_up(count, 4);
-  const int64_t grain = 1 + kernel_table().tuning.bytes_worth_a_thread / (1 + bytes_of_panel);
+  if (count >= kManyRows) return multiply(a, matrix, c, false);
+  const int64_t bytes_of_panel = K * matrix.width(0) * product.bytes * divide_up(count, 4);
+  const int64_t grain = 1 + kBytesWorthAThread / (1 + bytes_of_panel);
   at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t begin, int64_t end) {
-    const ThreadSeries<W> series;
-    multiply_panels<W>(a, count, matrix, {begin, end}, c);
+    const ThreadSeries series(product);
+    multiply_panels(a, count, matrix, {begin, end}, c);
   });
 }
 
 struct PackedStepKernels : CpuSteps {
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
-    dispatch_format(PackedHeader::of(w).format.name, [&](auto element) {
-      using W = decltype(element);
-      TORCH_CHECK(rows.scalar_type() == c10::CppTypeToScalarType<State_t<W>>::value,
-                  "lstm_packed: expected rows that go with the weights, got ", rows.scalar_type());
-      multiply_rows<State_t<W>, W>(rows, w, to);
-    });
+    if (rows.scalar_type() == at::kDouble)
+      multiply_rows<double>(rows, w, to);
+    else
+      multiply_rows<float>(rows, w, to);
   }
 };
 

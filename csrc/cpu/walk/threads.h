@@ -10,6 +10,7 @@
 
 #include "cpu/layer/rows.h"
 #include "cpu/plan.h"
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 
@@ -36,14 +37,14 @@ class FirstException {
 
 // work(i, v) for i in `range` and every thread v < `threads`, and if they `meet` a barrier after
 // each i. Correct for any number of threads that there really are.
-template <typename T, typename Work>
-void with_threads(int64_t threads, bool meet, const Range& range, const Work& work) {
+void with_threads(const Product& product, int64_t threads, bool meet, const Range& range,
+                  const auto& work) {
 #ifdef _OPENMP
   if (threads > 1 && !at::in_parallel_region()) {
     FirstException thrown;
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
-      const ThreadSeries<T> series;
+      const ThreadSeries series(product);
       const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
       const auto do_all = [&](int64_t i) {
         for (int64_t v = id; v < threads; v += team) thrown.guard([&] { work(i, v); });
@@ -58,19 +59,18 @@ void with_threads(int64_t threads, bool meet, const Range& range, const Work& wo
     return;
   }
 #endif
-  const ThreadSeries<T> series;
+  const ThreadSeries series(product);
   for (int64_t i = range.begin; i < range.end; ++i)
     for (int64_t v = 0; v < threads; ++v) work(i, v);
 }
 
 // work(d, k, phase, member) for `directions` directions, every step k of a walk, each phase of a
 // step and every member of the grid.
-template <typename T, typename Work>
-void walk_steps(const ThreadGrid& grid, int64_t directions, const Range& steps, int64_t phases,
-                const Work& work) {
+void walk_steps(const Product& product, const ThreadGrid& grid, int64_t directions,
+                const Range& steps, int64_t phases, const auto& work) {
   const Range range{steps.begin * phases, steps.end * phases};
   for (int64_t d = 0; d < directions; d += grid.directions)
-    with_threads<T>(grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
+    with_threads(product, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
       work(d + v / grid.members(), i / phases, i % phases, member_of(grid, v % grid.members()));
     });
 }

@@ -7,12 +7,6 @@
 
 namespace fastlstm {
 
-// macro(T, W) for the dtypes of layers and what their products multiply: T, bfloat16 for float32
-// layers, float32 for layers of 16 bits.
-#define FASTLSTM_FOR_EACH_PRODUCT(macro)                                                     \
-  macro(float, float) macro(double, double) macro(bfloat16, bfloat16) macro(float, bfloat16) \
-      macro(bfloat16, float) macro(float16, float)
-
 // A forward with this layer, for the planner.
 CpuTask task_of(const Layer& layer);
 inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {
@@ -20,18 +14,19 @@ inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {
           s.flat_rows,     s.input_size, s.hidden_size, s.output_size};
 }
 
+// T: the dtype that a layer is computed in, which is that of its tensors.
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                                bool save_gates);
-template <typename T, typename W>
+template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
-template <typename T, typename W>
+template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
                               const OutputGrads& grads, const GradientRequest& request);
 // Of a layer with layer normalization and packed weights: stepwise.
 PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
-template <typename T, typename W>
-std::vector<Tensor> step_gradients(const std::vector<StepFactors>& steps);
+template <typename T>
+std::vector<Tensor> step_gradients(const Product& product, const std::vector<StepFactors>& steps);
 
 }  // namespace fastlstm
