@@ -10,12 +10,12 @@
 namespace fastlstm {
 namespace {
 
-// Whether float32 is faster as sums of products of bfloat16. Training gains too little of it.
+// Whether float32 is faster as sums of products of bfloat16.
 bool splits(const CpuTask& task, const CpuMachine& machine) {
   const Product* const split = machine.products[Format::bfloat16x3];
   return split && task.dtype == Dtype::kFloat32 && task.engine == "auto" && !task.only_float32 &&
-         !task.packed_weights && !task.projects && !task.saves && !task.backward &&
-         task.steps > 1 && task.rows / task.steps >= split->rows_worth_it &&
+         !task.packed_weights && !task.projects && task.steps > 1 &&
+         task.rows / task.steps >= split->rows_worth_it &&
          task.hidden_size >= split->units_worth_it;
 }
 
@@ -179,7 +179,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.one_step = !task.backward && task.steps == 1 && task.only_dense && !task.packed_weights &&
                   machine.own_product(plan.dtype) && (!task.saves || product->takes(plan.dtype));
   if (plan.one_step) product = machine.own_product(plan.dtype);
-  plan.input = plan.recurrent = plan.back = plan.gradients = product;
+  plan.input = plan.recurrent = plan.back = plan.back_input = plan.gradients = product;
   plan.fetches_next_panels = machine.tuning.fetches_next_panels;
   plan.in_place = task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;
   if (task.packed_weights && task.plain_step() && task.directions == 1)

@@ -108,20 +108,64 @@ def test_where_float32_stays_what_it_is(precision) -> None:
     assert torch.equal(bits(ROWS, UNITS), bits(ROWS, UNITS, "tiled"))
 
 
-def test_gradients_are_of_float32(precision) -> None:
-    """A call that trains takes no product of bfloat16, forward or backward."""
+def gradients(module, x, **call):
+    """The output, and the gradients of the input and of all parameters."""
+    x = x.clone().requires_grad_()
+    output = module(x, **call)[0]
+    wanted = [x, *module.parameters()]
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    return [output, *torch.autograd.grad(output, wanted, direction.to(x.dtype))]
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"num_layers": 2}])
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(70, UNITS), (256, 300), (33, 411)])
+def test_gradients_have_at_most_the_error_of_float32(
+    precision, options, input_size, hidden_size
+) -> None:
     needs_amx()
-    ours, _ = layers(30)
-    x = torch.randn(4, ROWS, 30)
-    found = []
-    for name in "none", "ieee":
-        precision(name)
-        ours.zero_grad()
-        output, _ = ours(x)
-        output.sum().backward()
-        found.append([output, *(p.grad for p in ours.parameters())])
-    for first, second in zip(*found, strict=True):
+    ours, exact = layers(input_size, hidden_size, **options)
+    x = torch.randn(12, ROWS + 3, input_size)
+    expected, found = gradients(exact, x.double()), gradients(ours, x)
+    precision("ieee")
+    for true, split, plain in zip(expected, found, gradients(ours, x), strict=True):
+        assert not torch.equal(split, plain)
+        # A bias has no product: its gradient is a sum of numbers that have the smaller error.
+        most = 1 if split.dim() > 1 else 1.25
+        assert error(split, true) <= most * error(plain, true)
+
+
+def test_gradients_of_ragged_rows_and_resets(precision) -> None:
+    needs_amx()
+    ours, _ = layers(40)
+    lengths = torch.tensor([9] + [8] * 70 + [7] * 30)
+    x = torch.randn(9, len(lengths), 40)
+    for call in {"lengths": lengths}, {"reset": torch.rand(x.shape[:2]) < 0.1}:
+        precision("none")
+        found = gradients(ours, x, **call)
+        precision("ieee")
+        for split, plain in zip(found, gradients(ours, x, **call), strict=True):
+            assert not torch.equal(split, plain)
+            torch.testing.assert_close(split, plain, atol=2e-4, rtol=1e-5)
+
+
+def test_gates_are_recomputed_from_the_same_products() -> None:
+    needs_amx()
+    ours, _ = layers(40)
+    x = torch.randn(5, ROWS, 40)
+    saved = gradients(ours, x)
+    ours.recompute = True
+    for first, second in zip(saved, gradients(ours, x), strict=True):
         assert torch.equal(first, second)
+
+
+def test_gradients_that_are_not_finite() -> None:
+    """An infinity in one row of the input: what nn.LSTM's gradients are."""
+    needs_amx()
+    ours, exact = layers(40)
+    x = torch.randn(3, ROWS, 40)
+    x[1, 5, 7] = float("inf")
+    for found, true in zip(gradients(ours, x), gradients(exact, x.double()), strict=True):
+        torch.testing.assert_close(found.double(), true, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4e38])
@@ -204,8 +248,9 @@ def test_the_plan_names_the_product() -> None:
 
     assert product(UNITS, ROWS) == "bfloat16x3"
     assert product(UNITS, ROWS - 1) == product(UNITS - 1, ROWS) == "float32"
-    assert product(UNITS, ROWS, training=True) == "float32"
-    assert product(UNITS, ROWS, training=True, backward=True) == "float32"
+    assert product(UNITS, ROWS, training=True) == "bfloat16x3"
+    assert product(UNITS, ROWS, training=True, backward=True) == "bfloat16x3"
+    assert product(UNITS, ROWS - 1, training=True, backward=True) == "float32"
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,25 @@ void check_exact(const Product& product, unsigned seed) {
   }
 }
 
+// Columns of rows become rows, as encoding them gives.
+void check_transposed(const Product& product, unsigned seed) {
+  Problem p(seed);
+  const int64_t begin = p.between(0, p.K - 1), end = p.between(begin + 1, p.K);
+  const int64_t bytes = product.encoded_bytes(p.rows);
+  std::vector<const void*> rows;
+  for (int64_t r = 0; r < p.rows; ++r) rows.push_back(&p.a[r * p.K]);
+  std::vector<char> found((end - begin) * bytes), expected(bytes);
+  product.transpose(rows.data(), p.rows, begin, end, found.data());
+  for (int64_t column = begin; column < end; ++column) {
+    std::vector<float> of_column;
+    for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
+    product.encode(of_column.data(), p.rows, expected.data());
+    const int64_t written = (p.rows + 31) / 32 * 32 * product.bytes;
+    check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
+          seed, ": column ", column, " of [", begin, ", ", end, ")");
+  }
+}
+
 constexpr unsigned kSeeds = 60;
 
 void add_cases(const std::string& name, const Product& product) {
@@ -212,6 +231,7 @@ void add_cases(const std::string& name, const Product& product) {
   add("rows alone", check_rows_alone);
   add("special values", check_special);
   add("exact", check_exact);
+  add("transposed", check_transposed);
 }
 
 const bool added = [] {

@@ -41,7 +41,7 @@ std::vector<Named> machines() {
   static const Products amx = [] {
     static Product tiles = *avx512_bf16[Format::bfloat16];
     tiles.rows = 64, tiles.panel_rows = 128, tiles.bytes_ahead = 256 << 10;
-    static Product split = product_of(Format::bfloat16x3, 6, 16, 64, false);
+    static Product split = product_of(Format::bfloat16x3, 6, 16, 64);
     split.given = Format::float32, split.rate = 2, split.bytes_ahead = 0;
     split.rows_worth_it = 64, split.units_worth_it = 256;
     Products products = avx512_bf16;
@@ -86,7 +86,8 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
             grid.unit_groups <= (task.hidden_size + product.lanes - 1) / product.lanes &&
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
-  for (const Product* const used : {found.input, found.recurrent, found.back, found.gradients})
+  for (const Product* const used :
+       {found.input, found.recurrent, found.back, found.back_input, found.gradients})
     check(can_take(*used, found.dtype), what, ": rows of ", int(found.dtype), " for ",
           int(used->format));
   check(found.input->lanes == product.lanes, what, ": two orders of the gates");
@@ -181,8 +182,6 @@ void check_split(const Named& of) {
   refuses("ieee", [](CpuTask& t) { t.only_float32 = true; });
   refuses("bf16", [](CpuTask& t) { t.bfloat16_products = true; });
   refuses("an engine by name", [](CpuTask& t) { t.engine = "tiled"; });
-  refuses("training", [](CpuTask& t) { t.saves = true; });
-  refuses("backward", [](CpuTask& t) { t.backward = true; });
   refuses("a projection", [](CpuTask& t) { t.projects = true; });
   refuses("packed weights", [](CpuTask& t) { t.packed_weights = Format::float32; });
   refuses("a single step", [](CpuTask& t) { t.steps = 1, t.rows = t.batch; });

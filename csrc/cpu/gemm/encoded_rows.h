@@ -15,8 +15,12 @@ namespace fastlstm {
 template <typename T>
 class EncodedRows {
  public:
-  EncodedRows(const Product& product, int64_t count, int64_t K)
-      : product_(product), as_they_are_(product.takes(dtype_of_rows<T>)), K_(K) {
+  // As the product multiplies them, or as it packs them.
+  EncodedRows(const Product& product, int64_t count, int64_t K, bool packs = false)
+      : product_(product),
+        as_they_are_(packs ? format_of(dtype_of_rows<T>) == product.given
+                           : product.takes(dtype_of_rows<T>)),
+        K_(K) {
     if (as_they_are_) return;
     bytes_ = kIsNarrow ? K * int64_t(sizeof(float)) : product.encoded_bytes(K);
     rows_ = scratch_bytes(count * bytes_);

@@ -45,13 +45,15 @@ void share_product(int64_t rows, const PackedMatrix& matrix, const auto& body) {
   });
 }
 
-std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest, int64_t pieces) {
-  const int64_t vectors = divide_up(N, lanes);
-  const int64_t count = std::min(vectors, divide_up(divide_up(vectors, widest), pieces) * pieces);
+std::vector<PanelShape> cut_into_panels(const Product& product, int64_t N, int64_t pieces) {
+  const int64_t narrowest = product.narrowest * product.lanes, parts = divide_up(N, narrowest);
+  const int64_t widest = product.vectors / product.narrowest;
+  const int64_t count = std::min(parts, divide_up(divide_up(parts, widest), pieces) * pieces);
   std::vector<PanelShape> panels;
   for (int64_t p = 0; p < count; ++p) {
-    const auto [begin, end] = part_of(vectors, p, count);
-    panels.push_back({begin * lanes, std::min(end * lanes, N) - begin * lanes, end - begin});
+    const auto [begin, end] = part_of(parts, p, count);
+    panels.push_back({begin * narrowest, std::min(end * narrowest, N) - begin * narrowest,
+                      (end - begin) * product.narrowest});
   }
   return panels;
 }
@@ -61,8 +63,7 @@ std::vector<PanelShape> cut_into_panels(int64_t N, int64_t lanes, int64_t widest
 void for_pieces(const MatrixInPlace& matrix, int64_t rows, int64_t piece, const auto& body) {
   const Product& product = matrix.product();
   const int64_t K = matrix.K(), width = product.width();
-  const auto panels =
-      cut_into_panels(matrix.N(), product.lanes, product.vectors, at::get_num_threads());
+  const auto panels = cut_into_panels(product, matrix.N(), at::get_num_threads());
   piece = round_up(std::min(piece, K), product.padding);
   const int64_t pieces = divide_up(K, piece);
   const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
@@ -95,10 +96,7 @@ Prefetch prefetch_during(const Product& product, int64_t rows, int64_t terms,
 }
 
 PackedMatrix::PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces)
-    : product_(&product),
-      K_(K),
-      panels_(cut_into_panels(N, product.lanes, product.vectors, pieces)),
-      offsets_{0} {
+    : product_(&product), K_(K), panels_(cut_into_panels(product, N, pieces)), offsets_{0} {
   const int64_t of_column = product.header + round_up(K, product.padding) * product.bytes;
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
@@ -261,7 +259,7 @@ void multiply_transposed(const Product& product, std::vector<const void*> a, int
   const int64_t bytes_of_sum = bytes_of(product.sums);
   int64_t widest = M;
   for (const auto& part : parts) widest = std::max(widest, part.N);
-  const std::vector<char> zeros(widest * product.bytes);
+  const std::vector<char> zeros(widest * 8);  // bytes of any element
   const auto pad = [&](std::vector<const void*>& rows) {
     rows.resize(round_up(rows.size(), product.terms), zeros.data());
   };
@@ -285,10 +283,10 @@ void multiply_transposed(const Product& product, std::vector<const void*> a, int
       terms += part_K * part.N;
     }
     for_blocks(product, M, terms, [&](int64_t begin, int64_t end) {
-      const at::Tensor transposed = scratch_bytes((end - begin) * K * product.bytes);
+      const int64_t bytes_of_row = product.bytes_of_row(K);
+      const at::Tensor transposed = scratch_bytes((end - begin) * bytes_of_row);
       product.transpose(a.data() + r, K, begin, end, data<char>(transposed));
-      const auto a_rows =
-          row_pointers(const_data<char>(transposed), end - begin, K * product.bytes);
+      const auto a_rows = row_pointers(const_data<char>(transposed), end - begin, bytes_of_row);
       if (sums)
         product.sum_rows(a_rows.data(), end - begin, K,
                          static_cast<char*>(sums) + begin * bytes_of_sum, accumulate);

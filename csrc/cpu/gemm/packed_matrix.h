@@ -140,9 +140,9 @@ void multiply_into(const std::vector<const void*>& a, const AnyMatrix& matrix,
 void multiply_panels(const std::vector<const void*>& a, int64_t rows, const PackedMatrix& matrix,
                      const Range& panels, const std::vector<void*>& c);
 
-// The sums of a weight gradient: c[m][n] (+)= sum over r of a[r][m] * b[r][n] for matrices b side
-// by side (input and previous hidden state), and, if not nullptr, sums[m] (+)= sum over r of
-// a[r][m] (the bias), so that `a` is read once.
+// The sums of a weight gradient, of rows as the product packs them: c[m][n] (+)= sum over r of
+// a[r][m] * b[r][n] for matrices b side by side (input and previous hidden state), and, if not
+// nullptr, sums[m] (+)= sum over r of a[r][m] (the bias), so that `a` is read once.
 struct GradientPart {
   std::vector<const void*> b;  // R rows of N columns, or the first of them if the others are zero
   int64_t N;

@@ -263,20 +263,45 @@ static void multiply_x3(const PanelProduct& p) {
   }
 }
 
+// Columns [begin, end) of rows of float32 as rows to multiply.
+static void transpose_x3(const void* const* from, int64_t rows, int64_t begin, int64_t end,
+                         void* transposed) {
+  const int64_t bytes_of_row = encoded_bytes_x3(rows);
+  for (int64_t column = begin; column < end; column += kTileRows) {
+    const int64_t count = end - column < kTileRows ? end - column : kTileRows;
+    char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
+    for (int64_t k = 0; k < rows; k += kBlock) {
+      // What a panel of these columns would hold.
+      alignas(64) float pairs[kPlanes * kPanelPlane / 2];
+      pack_rows(from + k, column, count, rows - k < kBlock ? rows - k : kBlock, pairs);
+      for (int p = 0; p < kPlanes; ++p) {
+        Vec<float> x[kTileRows];
+        for (int64_t n = 0; n < kTileRows; ++n)
+          x[n] = Vec<float>::load(pairs + p * kPanelPlane / 2 + n * kTileRows);
+        transpose_square(x);
+        for (int64_t n = 0; n < count; ++n)
+          x[n].store(reinterpret_cast<float*>(to + n * bytes_of_row + k * kBytesOfTerm) +
+                     p * kTileRows);
+      }
+    }
+  }
+}
+
 static constexpr Product bfloat16x3_product(const char* instructions) {
   Product product{};
   product.format = Format::bfloat16x3, product.given = Format::float32;
   product.bytes = kBytesOfTerm, product.rate = 2;
-  product.lanes = kTileRows, product.vectors = 2, product.padding = kBlock;
+  product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
   product.rows = 4 * kTileRows;
   product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
-  product.cache_share = 0.5;  // encoded rows and sums take more
+  product.cache_share = 0.8;  // encoded rows and sums take more
   product.bytes_ahead = 0;    // the input is multiplied beside h
   product.rows_worth_it = 64, product.units_worth_it = 256;
   product.panels = product.panels_of_one_row = 2;
   product.piece = 2048;
   product.pack = pack_x3, product.multiply = multiply_x3;
   product.encode = encode_x3, product.encoded_bytes = encoded_bytes_x3;
+  product.transpose = transpose_x3;
   product.end_thread = Tiles::release;
   product.instructions = instructions;
   return product;

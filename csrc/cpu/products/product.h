@@ -93,9 +93,10 @@ struct ProductLayout {
   Format format;  // of their elements
   Format given;   // of the matrices that are packed; of rows too that are taken as they are
   Dtype sums = Dtype::kFloat32;
-  int64_t bytes;  // of an element
-  int64_t lanes;  // columns in a vector
-  int vectors;    // of the widest panel
+  int64_t bytes;      // of an element
+  int64_t lanes;      // columns in a vector
+  int vectors;        // of the widest panel
+  int narrowest = 1;  // vectors of a panel are a multiple of it
   // Neighboring k that lie together, and bytes in front of a panel for each column.
   int64_t together = 1, header = 0;
   // K is filled up with zeros; what is there in a row has no effect.
@@ -123,9 +124,11 @@ struct ProductFunctions {
   // rows `stride` apart. Those of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
   void (*multiply_unpacked)(const UnpackedProduct& product);
-  // Columns [begin, end) of `rows` rows, transposed: to[column - begin][row].
+  // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
+  // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
-  // sums[r] (+)= sum over k < K of rows[r][k], r < count.
+  // sums[r] (+)= sum over k < K of rows[r][k], r < count; nullptr where rows are not taken as they
+  // are.
   void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
   // Called in a thread after a series of products, or nullptr.
   void (*end_thread)();
@@ -160,6 +163,8 @@ struct Product : ProductLayout, ProductFunctions, ProductTuning {
   // Whether layers are trained with it.
   bool trains() const { return transpose; }
   int64_t width() const { return vectors * lanes; }  // of the widest panel
+  // Of a row of K elements as it is multiplied.
+  int64_t bytes_of_row(int64_t K) const { return format == given ? K * bytes : encoded_bytes(K); }
 };
 
 // Those of a processor by their format; nullptr where there is none.

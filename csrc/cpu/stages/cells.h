@@ -50,16 +50,16 @@ class CellsForward {
     const bool fetches = count > product_.rows && fetches_next_panels_;
     for (int64_t i = 0; i < turns; ++i) {
       const auto [begin, end] = tiles_of(i);
-      const Range panels = panels_of({begin, end});
+      const Range panels = panels_of(w_hh, {begin, end});
       NextPanels next_h{}, next_x{}, *fetch_h = nullptr, *fetch_x = nullptr;
       if (fetches && i + 1 < turns) {
-        const Range after = panels_of(tiles_of(i + 1));
-        next_h = w_hh.memory(after), fetch_h = &next_h;
-        if (input) next_x = input->w_ih.memory(after), fetch_x = &next_x;
+        const Range after = tiles_of(i + 1);
+        next_h = w_hh.memory(panels_of(w_hh, after)), fetch_h = &next_h;
+        if (input) next_x = input->w_ih.memory(panels_of(input->w_ih, after)), fetch_x = &next_x;
       }
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
-        const A* x = input ? multiply_input(*input, panels, r, some, fetch_x) : nullptr;
+        const A* x = input ? multiply_input(*input, {begin, end}, r, some, fetch_x) : nullptr;
         for (int64_t t = begin; t < end; ++t) cell_.prefetch_forward(rows + r, some, units(t));
         auto* h = static_cast<const A*>(
             sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr, fetch_h));
@@ -81,8 +81,8 @@ class CellsForward {
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);
   }
-  Range panels_of(const Range& tiles) const {
-    const int64_t in_tile = 4 / product_.vectors;
+  static Range panels_of(const PackedMatrix& weights, const Range& tiles) {
+    const int64_t in_tile = 4 / weights.product().vectors;
     return {tiles.begin * in_tile, tiles.end * in_tile};
   }
   Units units(int64_t tile) const {
@@ -90,12 +90,13 @@ class CellsForward {
     return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
   }
 
-  const A* multiply_input(const Input& input, const Range& panels, int64_t row, int64_t count,
+  const A* multiply_input(const Input& input, const Range& tiles, int64_t row, int64_t count,
                           NextPanels* next) {
+    const Range panels = panels_of(input.w_ih, tiles);
     const int64_t column = input.w_ih.panels()[panels.begin].first_column;
     const A* const bias = input.bias ? static_cast<const A*>(input.bias) + column : nullptr;
     return static_cast<const A*>(x_sums_.multiply(input.w_ih, panels, input.x + row, count,
-                                                  product_.piece, nullptr, bias, next));
+                                                  input.w_ih.product().piece, nullptr, bias, next));
   }
 
   const Product& product_;

@@ -3,6 +3,7 @@
 #pragma once
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -23,30 +24,25 @@ class WeightGradients {
                   const at::TensorOptions& state, int64_t rows)
       : product_(product),
         sizes_(sizes),
-        encoded_d_gates_(product, rows, 4 * sizes_.hidden_size),
-        encoded_x_(product, rows, sizes_.input_size),
-        encoded_h_(product, rows, sizes_.output_size),
+        d_gates_(product, rows, 4 * sizes_.hidden_size, /*packs=*/true),
+        x_(product, rows, sizes_.input_size, /*packs=*/true),
+        h_(product, rows, sizes_.output_size, /*packs=*/true),
         w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, state)),
         w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
-  // Rows of gradients as the products take them.
-  std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
-    return encoded_d_gates_.encode(d_gates);
-  }
-
-  // Rows of some steps, and `encoded` of them, the first of all steps if not `accumulate`; h_prev
-  // may be fewer, if those of the others are zero.
-  void add(const std::vector<const T*>& d_gates, std::vector<const void*> encoded,
-           const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
-    auto x_rows = encoded_x_.encode(x), h_rows = encoded_h_.encode(h_prev);
+  // Rows of some steps, the first of all steps if not `accumulate`; h_prev may be fewer, if those
+  // of the others are zero.
+  void add(const std::vector<const T*>& d_gates, const std::vector<const T*>& x,
+           const std::vector<const T*>& h_prev, bool accumulate) {
+    auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
     A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
     if (bias && !product_.takes(dtype_of_rows<T>)) {
       add_rows(d_gates, accumulate);  // in full
       bias = nullptr;
     }
-    multiply_transposed(product_, std::move(encoded), 4 * sizes_.hidden_size,
+    multiply_transposed(product_, d_gates_.encode(d_gates), 4 * sizes_.hidden_size,
                         {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
                          {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
                         bias, accumulate);
@@ -60,13 +56,19 @@ class WeightGradients {
   }
 
  private:
+  // A few rows are summed from zero, then added to the sum, which rounds less.
   void add_rows(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kColumns = 64;
+    constexpr size_t kRows = 32;
     A* const bias = data<A>(bias_);
     at::parallel_for(0, bias_.numel(), kColumns, [&](int64_t begin, int64_t end) {
-      std::vector<A> sums(end - begin, A(0));
-      for (const T* row : rows)
-        for (int64_t n = begin; n < end; ++n) sums[n - begin] += A(row[n]);
+      std::vector<A> sums(end - begin, A(0)), few(end - begin);
+      for (size_t first = 0; first < rows.size(); first += kRows) {
+        std::fill(few.begin(), few.end(), A(0));
+        for (size_t r = first; r < std::min(first + kRows, rows.size()); ++r)
+          for (int64_t n = begin; n < end; ++n) few[n - begin] += A(rows[r][n]);
+        for (int64_t n = begin; n < end; ++n) sums[n - begin] += few[n - begin];
+      }
       for (int64_t n = begin; n < end; ++n)
         bias[n] = accumulate ? bias[n] + sums[n - begin] : sums[n - begin];
     });
@@ -74,7 +76,7 @@ class WeightGradients {
 
   const Product& product_;
   Sizes sizes_;
-  EncodedRows<T> encoded_d_gates_, encoded_x_, encoded_h_;
+  EncodedRows<T> d_gates_, x_, h_;
   Tensor w_ih_, w_hh_, bias_;
 };
 

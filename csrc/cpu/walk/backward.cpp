@@ -78,7 +78,7 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
+        w_hh_(prepared(*call.plan.back, direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
                   call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
@@ -96,7 +96,8 @@ class BackwardWalk {
       recomputed_with_.emplace(pack_direction<A>(call.plan, call.layer, d, 1));
     if constexpr (kProjects) make_projection();
     if (call.request.input) {
-      w_ih_.emplace(prepared(direction().w_ih, 1));
+      w_ih_.emplace(prepared(*call.plan.back_input, direction().w_ih, 1));
+      to_input_.emplace(*call.plan.back_input, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
@@ -129,16 +130,15 @@ class BackwardWalk {
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
-    auto encoded = weights_.encode(d_gates);
     if (w_ih_)
       multiply_into<T>(
-          encoded, *w_ih_,
+          to_input_->encode(d_gates), *w_ih_,
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
     if (call_.request.state) add_initial_state(chunk);
     if (call_.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
-    weights_.add(d_gates, std::move(encoded), x_, h_prev_, chunk.begin > 0);
+    weights_.add(d_gates, x_, h_prev_, chunk.begin > 0);
     if constexpr (kProjects)
       if (projection_) projection_->add(chunk);
   }
@@ -165,8 +165,7 @@ class BackwardWalk {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products with d_gates.
-  AnyMatrix prepared(const Tensor& w, int64_t pieces) const {
-    const Product& product = *call_.plan.back;
+  AnyMatrix prepared(const Product& product, const Tensor& w, int64_t pieces) const {
     const Tensor given = given_to(product, w);
     if (call_.plan.in_place) return MatrixInPlace(product, given);
     return pack(product, given, false, pieces);
@@ -340,6 +339,7 @@ class BackwardWalk {
   std::optional<PackedDirection> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<AnyMatrix> w_ih_;
+  std::optional<EncodedRows<T>> to_input_;  // d_gates of a chunk for it
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
   std::vector<const T*> x_, h_prev_;  // rows of the chunk
@@ -386,7 +386,7 @@ std::vector<Tensor> step_gradients(const Product& product, const std::vector<Ste
   const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
   const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
   WeightGradients<T> gradients(product, sizes, /*has_bias=*/true, state, rows);
-  gradients.add(d_gates, gradients.encode(d_gates), x, h_prev, false);
+  gradients.add(d_gates, x, h_prev, false);
   return gradients.all();
 }
 
