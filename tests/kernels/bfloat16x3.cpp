@@ -108,8 +108,7 @@ struct Errors {
 };
 
 // Every element, and how far it and a sum of float32 multiply-adds are off.
-void check_sums(const Product& product, unsigned seed, Errors& errors) {
-  const Problem p(seed);
+void add_errors(const Product& product, const Problem& p, const std::string& what, Errors& errors) {
   const auto c = p.run(product);
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t n = 0; n < p.N; ++n) {
@@ -122,14 +121,38 @@ void check_sums(const Product& product, unsigned seed, Errors& errors) {
       const double first = p.first_term(r, n), unit = 0x1p-24 * (size + std::fabs(first));
       const double error = (c[r * p.N + n] - (sum + first)) / unit;
       const double of_plain = (double(plain + float(first)) - (sum + first)) / unit;
-      check(std::fabs(error) <= 2 + std::sqrt(double(p.K)), "seed ", seed, ", row ", r, ", column ",
-            n, ": ", c[r * p.N + n], ", expected ", sum + first);
+      check(std::fabs(error) <= 2 + std::sqrt(double(p.K)), what, ", row ", r, ", column ", n, ": ",
+            c[r * p.N + n], ", expected ", sum + first);
       errors.split += error * error, errors.plain += of_plain * of_plain;
     }
 }
 
 bool same(const std::vector<float>& x, const std::vector<float>& y, int64_t count) {
   return std::memcmp(x.data(), y.data(), count * sizeof(float)) == 0;
+}
+
+// Long sums, and those whose terms cancel each other: still half of the error.
+void check_long_sums(const Product& product, bool cancels) {
+  Errors errors;
+  for (const int64_t K : {1024, 8192}) {
+    Problem p(static_cast<unsigned>(K));
+    p.rows = 3, p.K = K, p.N = 32, p.accumulate = p.adds_bias = p.scattered = false;
+    p.a = p.numbers(p.rows * K), p.b = p.numbers(p.N * K), p.before = p.numbers(p.rows * p.N);
+    if (cancels)  // each term meets its negative half of the sum later, but for a few bits
+      for (int64_t r = 0; r < p.rows; ++r)
+        for (int64_t k = 0; k < K / 2; ++k) p.a[r * K + K / 2 + k] = -p.a[r * K + k];
+    if (cancels)
+      for (int64_t n = 0; n < p.N; ++n)
+        for (int64_t k = 0; k < K / 2; ++k) {
+          const auto at = [&](int64_t k) -> float& {
+            return p.b[p.transposed ? n * K + k : k * p.N + n];
+          };
+          at(K / 2 + k) = at(k) * (1 + 0x1p-20f);
+        }
+    add_errors(product, p, testing::text("K ", K), errors);
+  }
+  check(errors.split < 0.5 * errors.plain, "a mean square error of ", errors.split,
+        ", of float32 multiply-adds ", errors.plain);
 }
 
 // The bits of a row, whatever is beside it.
@@ -219,9 +242,13 @@ constexpr unsigned kSeeds = 60;
 void add_cases(const std::string& name, const Product& product) {
   testing::Case(name + "/float32 by bfloat16/products", [&product] {
     Errors errors;
-    for (unsigned seed = 1; seed <= kSeeds; ++seed) check_sums(product, seed, errors);
+    for (unsigned seed = 1; seed <= kSeeds; ++seed)
+      add_errors(product, Problem(seed), testing::text("seed ", seed), errors);
     check(errors.split < 0.5 * errors.plain, "a mean square error of ", errors.split,
           ", of float32 multiply-adds ", errors.plain);
+  });
+  testing::Case(name + "/float32 by bfloat16/long sums", [&product] {
+    for (const bool cancels : {false, true}) check_long_sums(product, cancels);
   });
   const auto add = [&](const char* what, auto body) {
     testing::Case(name + "/float32 by bfloat16/" + what, [&product, body] {
