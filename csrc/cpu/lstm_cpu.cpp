@@ -80,7 +80,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 }  // namespace
 
-std::vector<Tensor> step_gradients_cpu(const std::vector<StepFactors>& steps) {
+std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps) {
   CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
   task.bfloat16_products = rnn_precision() == kBf16;
   const Product& product = product_for(task, cpu_machine());

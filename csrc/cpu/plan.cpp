@@ -27,7 +27,7 @@ CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
   if (task.projects && !task.saved_gates) return CpuEngine::kStepwise;
   // A single step reads each weight once, and packing it into panels costs more than tiles gain.
   const bool left_to_aten = machine.tuning.leaves_steps_to_aten && task.engine == "auto" &&
-                            task.per_row && task.plain_step() &&
+                            task.per_row && task.is_one_step() &&
                             product_for(task, machine).takes(task.dtype);
   return left_to_aten ? CpuEngine::kStepwise : CpuEngine::kTiled;
 }
@@ -38,10 +38,10 @@ CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
 bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product& product) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool own = product.takes(task.dtype);
-  if (!task.packed_weights) return task.projects || (task.plain_step() && !own);
+  if (!task.packed_weights) return task.projects || (task.is_one_step() && !own);
   if (task.dtype == Dtype::kBFloat16)
     return !own || task.projects || !machine.own_product(task.dtype);
-  return product.format != Format::float32 || task.projects || task.plain_step();
+  return product.format != Format::float32 || task.projects || task.is_one_step();
 }
 
 // The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.
@@ -181,8 +181,9 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   if (plan.one_step) product = machine.own_product(plan.dtype);
   plan.input = plan.recurrent = plan.back = plan.back_input = plan.gradients = product;
   plan.fetches_next_panels = machine.tuning.fetches_next_panels;
-  plan.in_place = task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;
-  if (task.packed_weights && task.plain_step() && task.directions == 1)
+  plan.leaves_unpacked =
+      task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;
+  if (task.packed_weights && task.is_one_step() && task.directions == 1)
     plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
   else
     divide_among_threads(task, machine, plan, requested_grid(task.engine));

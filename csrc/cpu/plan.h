@@ -70,7 +70,7 @@ struct CpuTask {
   std::string_view engine = "auto";
 
   // Decoding, reinforcement learning.
-  bool plain_step() const { return steps == 1 && only_dense && !resets; }
+  bool is_one_step() const { return steps == 1 && only_dense && !resets; }
 };
 
 enum class CpuEngine { kStepwise, kTiled };
@@ -106,7 +106,7 @@ struct CpuPlan {
   int64_t step_row_groups = 1;  // of one step
   bool prefetches_weights = false;   // of one step, while it multiplies others
   bool fetches_next_panels = false;  // the same of a walk
-  bool in_place = false;             // a backward that multiplies once with each weight packs none
+  bool leaves_unpacked = false;      // a backward that multiplies once with each weight packs none
   ThreadGrid grid;
   double step_us = 0;       // predicted, not measured
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h

@@ -11,7 +11,7 @@ namespace fastlstm {
 template <typename T, typename A>
 cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A, typename C>
-cudaError_t launch_step(const OnlyStep<T, A, C>& step, cudaStream_t stream);
+cudaError_t launch_step(const OneStepForward<T, A, C>& step, cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A>

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> s
 }
 
 template <typename T, typename A, typename C>
-__global__ void __launch_bounds__(kThreads) only_step_kernel(OnlyStep<T, A, C> step) {
+__global__ void __launch_bounds__(kThreads) one_step_kernel(OneStepForward<T, A, C> step) {
   const int64_t hidden = step.hidden_size;
   for_each_row(step, [&](int64_t row, int64_t unit) {
     const int64_t i = row * hidden + unit;
@@ -97,11 +97,11 @@ cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream) {
 }
 
 template <typename T, typename A, typename C>
-cudaError_t launch_step(const OnlyStep<T, A, C>& step, cudaStream_t stream) {
-  return launch_kernel(only_step_kernel<T, A, C>, step, stream);
+cudaError_t launch_step(const OneStepForward<T, A, C>& step, cudaStream_t stream) {
+  return launch_kernel(one_step_kernel<T, A, C>, step, stream);
 }
-template cudaError_t launch_step(const OnlyStep<bfloat16, float, float>&, cudaStream_t);
-template cudaError_t launch_step(const OnlyStep<float16, float, float>&, cudaStream_t);
+template cudaError_t launch_step(const OneStepForward<bfloat16, float, float>&, cudaStream_t);
+template cudaError_t launch_step(const OneStepForward<float16, float, float>&, cudaStream_t);
 
 cudaError_t compiled_capability(int* capability) {
   cudaFuncAttributes attributes{};
@@ -111,9 +111,9 @@ cudaError_t compiled_capability(int* capability) {
   return error;
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                    \
-  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t); \
-  template cudaError_t launch_step(const OnlyStep<T, A, T>&, cudaStream_t); \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                          \
+  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);       \
+  template cudaError_t launch_step(const OneStepForward<T, A, T>&, cudaStream_t); \
   template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 

@@ -25,13 +25,13 @@ struct CudaStepKernels : stepwise::AtenProducts {
 
 // A single step in as many launches as nn.LSTMCell has: two products and a kernel, which adds the
 // biases, converts c and takes the state from h_0 and c_0 to h_n and c_n.
-inline bool is_only_step(const Layer& layer) {
+inline bool is_one_step(const Layer& layer) {
   return layer.steps.expect_int() == 1 && !layer.projects() && !layer.normalizes();
 }
 
 // C: the dtype of c_0.
 template <typename T, typename A, typename C>
-ForwardResult only_step(const Layer& layer, bool save_cells, bool save_gates) {
+ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const stepwise::ForwardTensors to(layer, save_cells, save_gates, {}, /*copies_state=*/false);
   const Tensor input = flat(layer.input, s.batch), c_0 = layer.c_0.contiguous();
@@ -43,7 +43,7 @@ ForwardResult only_step(const Layer& layer, bool save_cells, bool save_gates) {
         save_gates ? to.gates[d] : at::empty({s.batch, 4 * s.hidden_size}, layer.input.options());
     at::mm_out(from_x, input, w.w_ih.t());
     stepwise::ForwardWalk<T, A, CudaStepKernels> only(layer, d, to, from_x);
-    OnlyStep<T, A, C> step{only.prepare(walk(layer, d == 1)[0], h_0[d])};
+    OneStepForward<T, A, C> step{only.prepare(walk(layer, d == 1)[0], h_0[d])};
     if (!save_cells) step.cells = data<A>(cells);
     step.c_state = step.cells;  // c_n may be of another dtype
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();

@@ -49,10 +49,10 @@ struct StepForward : Step {
   int64_t output_stride;
 };
 
-// The only step of a sequence: it takes the state from h_0 and c_0 into h_state and c_state, and
+// A single step: it takes the state from h_0 and c_0 into h_state and c_state, and
 // leaves c in c_n, which has the dtype C of c_0. x_gates lacks the biases.
 template <typename T, typename A, typename C>
-struct OnlyStep : StepForward<T, A> {
+struct OneStepForward : StepForward<T, A> {
   const T *b_ih, *b_hh;  // [4H], or nullptr
   const T* h_0;          // [rows,H]
   const C* c_0;          // [rows,H]

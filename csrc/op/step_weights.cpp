@@ -108,7 +108,7 @@ std::shared_ptr<StepWeights::Sum> StepWeights::sum_of_this_pass(bool create) {
   return sum;
 }
 
-void StepWeights::add(const StepFactors& step) { sum_of_this_pass(true)->add(step); }
+void StepWeights::add(const OneStepFactors& step) { sum_of_this_pass(true)->add(step); }
 
 variable_list StepWeights::apply(variable_list&& gradients) {
   forget();
@@ -124,7 +124,7 @@ variable_list StepWeights::apply(variable_list&& gradients) {
   return std::move(gradients);
 }
 
-void StepWeights::Sum::add(const StepFactors& step) {
+void StepWeights::Sum::add(const OneStepFactors& step) {
   // A product of so many rows takes little longer a row than one of more, and what it reads is in
   // the cache. Without a limit a long loop would keep all its gradients of gates.
   constexpr int64_t kRows = 1024;

@@ -55,7 +55,7 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   static StepWeights* behind_current(size_t first, const torch::autograd::variable_list& grads);
 
   // What that step's backward calls in place of returning gradients of the weights.
-  void add(const StepFactors& step);
+  void add(const OneStepFactors& step);
 
   // Its priority is that of AccumulateGrad: nothing that waits for the weights may run before it.
   StepWeights() : WeaklyHeld(UINT64_MAX) {}
@@ -86,12 +86,12 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   // The sum of one backward pass.
   class Sum {
    public:
-    void add(const StepFactors& step);
+    void add(const OneStepFactors& step);
     std::vector<Tensor> result(at::ScalarType dtype);
 
    private:
     void multiply();
-    std::vector<StepFactors> steps_;
+    std::vector<OneStepFactors> steps_;
     int64_t rows_ = 0;
     std::vector<Tensor> sums_;
   };

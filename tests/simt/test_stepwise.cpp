@@ -48,7 +48,7 @@ void run(const Shape& shape, unsigned seed) {
       steps, B, H, {shape.form, shape.reverse, shape.reset, shape.masks, shape.zoneout}, seed,
       [](double x) { return to_double(from_double<T>(x)); });
   auto x_gates = converted<T>(problem.x_gates);
-  const bool is_only = steps == 1;  // OnlyStep, which adds the biases itself
+  const bool is_only = steps == 1;  // OneStepForward, which adds the biases itself
   std::vector<T> b_ih, b_hh;
   for (int64_t k = 0; is_only && k < 4 * H; ++k) {
     b_ih.push_back(from_double<T>(k % 3 * 0.25)), b_hh.push_back(from_double<T>(0.5));
@@ -104,8 +104,8 @@ void run(const Shape& shape, unsigned seed) {
     step.h_state = h_state.data();
     step.output = &output[t * B * H], step.output_stride = H;
     step.zoneout = zones_at(t);
-    const OnlyStep<T, A, T> only{step,       b_ih.data(),     b_hh.data(),
-                                 h_0.data(), c_0_as_T.data(), c_n.data()};
+    const OneStepForward<T, A, T> only{step,       b_ih.data(),     b_hh.data(),
+                                       h_0.data(), c_0_as_T.data(), c_n.data()};
     testing::check(
         (is_only ? launch_step(only, nullptr) : launch_step(step, nullptr)) == cudaSuccess,
         "launch");

@@ -60,7 +60,7 @@ std::vector<PanelShape> cut_into_panels(const Product& product, int64_t N, int64
 
 // body(k, terms, panel, shape, prefetch) for each panel, `piece` of the matrix's rows at a time.
 // The next piece comes into the cache meanwhile.
-void for_pieces(const MatrixInPlace& matrix, int64_t rows, int64_t piece, const auto& body) {
+void for_pieces(const UnpackedMatrix& matrix, int64_t rows, int64_t piece, const auto& body) {
   const Product& product = matrix.product();
   const int64_t K = matrix.K(), width = product.width();
   const auto panels = cut_into_panels(product, matrix.N(), at::get_num_threads());
@@ -188,7 +188,7 @@ static void multiply(const std::vector<const void*>& a, const PackedMatrix& matr
       });
   });
 }
-static void multiply(const std::vector<const void*>& a, const MatrixInPlace& matrix,
+static void multiply(const std::vector<const void*>& a, const UnpackedMatrix& matrix,
                      const std::vector<void*>& c, bool accumulate, bool rounds, const void*) {
   const Product& product = matrix.product();
   const int64_t rows = a.size();

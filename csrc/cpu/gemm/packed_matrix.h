@@ -100,9 +100,9 @@ inline std::vector<const void*> rows_of(const at::Tensor& w) {
 
 // A matrix [K,N] that `multiply` packs panel by panel into the cache: for a single product of few
 // rows, where packed panels would cross memory twice more.
-class MatrixInPlace {
+class UnpackedMatrix {
  public:
-  MatrixInPlace(const Product& product, const at::Tensor& w)
+  UnpackedMatrix(const Product& product, const at::Tensor& w)
       : product_(&product), w_(w), rows_(rows_of(w)) {}
   const Product& product() const { return *product_; }
   const void* const* rows() const { return rows_.data(); }
@@ -114,7 +114,7 @@ class MatrixInPlace {
   at::Tensor w_;
   std::vector<const void*> rows_;
 };
-using AnyMatrix = std::variant<PackedMatrix, MatrixInPlace>;
+using AnyMatrix = std::variant<PackedMatrix, UnpackedMatrix>;
 
 // W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
 PackedMatrix pack(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces);

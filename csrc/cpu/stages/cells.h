@@ -145,7 +145,7 @@ class CellsBackward {
     };
     to_cells.for_groups(panels, count, through, backwards_);
   }
-  // Vectors of units of a lone step, to which nothing comes back.
+  // Vectors of units of a single step, to which nothing comes back.
   void run(const Range& vectors, const BackwardRow<T>* rows, int64_t count, const A* zeros) const {
     const int64_t lanes = product_.lanes, first = vectors.begin * lanes;
     const int64_t end = std::min(vectors.end * lanes, hidden_size_);

@@ -119,7 +119,7 @@ class BackwardWalk {
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
-    if (call_.plan.in_place) return lone_step(member);
+    if (call_.plan.leaves_unpacked) return one_step(member);
     const PackedMatrix& w_hh = std::get<PackedMatrix>(w_hh_);
     if (!projection_) return through_cells(w_hh, step.d_gates_next.data(), member);
     if constexpr (kProjects) {
@@ -167,7 +167,7 @@ class BackwardWalk {
   // A weight [K,N] for products with d_gates.
   AnyMatrix prepared(const Product& product, const Tensor& w, int64_t pieces) const {
     const Tensor given = given_to(product, w);
-    if (call_.plan.in_place) return MatrixInPlace(product, given);
+    if (call_.plan.leaves_unpacked) return UnpackedMatrix(product, given);
     return pack(product, given, false, pieces);
   }
   void make_projection() {
@@ -269,7 +269,7 @@ class BackwardWalk {
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 
-  void lone_step(const Member& member) {
+  void one_step(const Member& member) {
     const Room& room = members_[member.index];
     const int64_t count = room.step.count;
     const auto first = room.step.d_gates_next.begin();
@@ -370,14 +370,15 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Sav
 
 // One product of the rows of all the steps.
 template <typename T>
-std::vector<Tensor> step_gradients(const Product& product, const std::vector<StepFactors>& steps) {
+std::vector<Tensor> step_gradients(const Product& product,
+                                   const std::vector<OneStepFactors>& steps) {
   std::vector<const T*> x, h_prev, d_gates;
   const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
     for (int64_t r = 0; r < of_step.size(1); ++r)
       rows.push_back(const_data<T>(of_step) + r * of_step.size(2));
   };
   std::vector<Tensor> contiguous;  // lives as long as the rows
-  for (const StepFactors& step : steps) {
+  for (const OneStepFactors& step : steps) {
     append(x, contiguous.emplace_back(step.input.contiguous()));
     append(h_prev, contiguous.emplace_back(step.h_0.contiguous()));
     append(d_gates, contiguous.emplace_back(step.d_gates.contiguous()));
@@ -393,7 +394,8 @@ std::vector<Tensor> step_gradients(const Product& product, const std::vector<Ste
 #define FASTLSTM_INSTANTIATE(T, A, name)                                                 \
   template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const Saved&,  \
                                             const OutputGrads&, const GradientRequest&); \
-  template std::vector<Tensor> step_gradients<T>(const Product&, const std::vector<StepFactors>&);
+  template std::vector<Tensor> step_gradients<T>(const Product&,                         \
+                                                 const std::vector<OneStepFactors>&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -27,6 +27,7 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Sav
 // Of a layer with layer normalization and packed weights: stepwise.
 PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
 template <typename T>
-std::vector<Tensor> step_gradients(const Product& product, const std::vector<StepFactors>& steps);
+std::vector<Tensor> step_gradients(const Product& product,
+                                   const std::vector<OneStepFactors>& steps);
 
 }  // namespace fastlstm
