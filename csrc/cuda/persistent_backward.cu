@@ -26,6 +26,7 @@ struct UnitInputs {
 template <class P, int kUnits, int kTile>
 struct BackwardWalk {
   using T = typename P::T;
+  using Call = PersistentBackward<T>;
   using WalkBlock = Block<P, kUnits, kUnits, kTile>;
   static constexpr int kItems = WalkBlock::kItems;
 
@@ -197,22 +198,6 @@ struct BackwardWalk {
   }
 };
 
-template <class P, int kUnits, int kTile>
-__global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(PersistentBackward<typename P::T> call, Tiling tiling) {
-  if constexpr (kRunsPersistent)
-    BackwardWalk<P, kUnits, kTile>(call, tiling).walk();
-  else
-    __trap();
-}
-
-struct BackwardKernel {
-  template <class P, int kUnits, int kTile>
-  static constexpr auto instance() {
-    return backward_kernel<P, kUnits, kTile>;
-  }
-};
-
 }  // namespace
 
 template <typename T>
@@ -222,7 +207,7 @@ cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const 
   bool aligned = true;
   for (int d = 0; d < tiling.directions; ++d)
     aligned = aligned && is_aligned(call.direction[d].d_gates, row_bytes);
-  return Launcher<BackwardKernel, PersistentBackward<T>>{call, task, tiling, aligned, stream}
+  return Launcher<BackwardWalk, PersistentBackward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();
 }
 

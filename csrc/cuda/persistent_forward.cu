@@ -32,6 +32,7 @@ struct UnitResult {
 template <class P, int kUnits, int kTile>
 struct ForwardWalk {
   using T = typename P::T;
+  using Call = PersistentForward<T>;
   using WalkBlock = Block<P, 4 * kUnits, kUnits, kTile>;
   static constexpr int kItems = WalkBlock::kItems;
 
@@ -182,22 +183,6 @@ struct ForwardWalk {
   }
 };
 
-template <class P, int kUnits, int kTile>
-__global__ void __launch_bounds__(kThreads, 1)
-    forward_kernel(PersistentForward<typename P::T> call, Tiling tiling) {
-  if constexpr (kRunsPersistent)
-    ForwardWalk<P, kUnits, kTile>(call, tiling).walk();
-  else
-    __trap();
-}
-
-struct ForwardKernel {
-  template <class P, int kUnits, int kTile>
-  static constexpr auto instance() {
-    return forward_kernel<P, kUnits, kTile>;
-  }
-};
-
 }  // namespace
 
 template <typename T>
@@ -208,7 +193,7 @@ cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Ta
   for (int d = 0; d < tiling.directions; ++d)
     aligned = aligned && is_aligned(call.direction[d].exchange, call.exchange_stride * size) &&
               is_aligned(call.direction[d].h_0, tiling.exchange_width * size);
-  return Launcher<ForwardKernel, PersistentForward<T>>{call, task, tiling, aligned, stream}
+  return Launcher<ForwardWalk, PersistentForward<T>>{call, task, tiling, aligned, stream}
       .template run_dtype<T>();
 }
 

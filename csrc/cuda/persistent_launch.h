@@ -9,9 +9,18 @@ inline bool is_aligned(const void* pointer, int64_t row_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
 }
 
-// A launch of the instance that was planned. Kernel::template instance<P, kUnits, kTile>() is the
-// kernel; `aligned`: what is exchanged starts at multiples of 16 bytes.
-template <class Kernel, class Call>
+template <class Walk>
+__global__ void __launch_bounds__(kThreads, 1)
+    walk_kernel(typename Walk::Call call, Tiling tiling) {
+  if constexpr (kRunsPersistent)
+    Walk(call, tiling).walk();
+  else
+    __trap();
+}
+
+// A launch of the instance of Walk<P, kUnits, kTile> that was planned. `aligned`: what is exchanged
+// starts at multiples of 16 bytes.
+template <template <class, int, int> class Walk, class Call>
 struct Launcher {
   const Call& call;
   const Task& task;
@@ -23,7 +32,7 @@ struct Launcher {
   cudaError_t run() const {
     if (!aligned) return cudaErrorInvalidValue;
     if (tiling.exchange_width != task.exchange_width()) return cudaErrorInvalidValue;
-    return launch_cooperative(Kernel::template instance<P, kUnits, kTile>(),
+    return launch_cooperative(walk_kernel<Walk<P, kUnits, kTile>>,
                               dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
                               static_cast<size_t>(SharedLayout(task, tiling).total()), stream, call,
                               tiling);

@@ -59,7 +59,10 @@ def write_few(name, tiles, folder, cuda=CUDA):
     text = re.sub('#include "', f"\\g<0>{cuda}/", text)
     text, launchers = re.subn(r"template cudaError_t launch_persistent_[^;]*;", "", text)
     assert launchers == 3
-    kernels = ", ".join(f"reinterpret_cast<const void*>({name}_kernel<{tile}>)" for tile in tiles)
+    walk = f"{name.capitalize()}Walk"
+    kernels = ", ".join(
+        f"reinterpret_cast<const void*>(walk_kernel<{walk}<{tile}>>)" for tile in tiles
+    )
     text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"
     (folder / "few.cu").write_text(text)
     return folder / "few.cu"

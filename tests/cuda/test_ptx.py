@@ -130,11 +130,11 @@ def persistent(kind, *names):
 def mutants():
     """Name, part of the kernel's name, regular expression, what becomes of it, which of the matches
     (-1: all), and options and cases."""
-    forward, backward = "forward_kernel<{}, 8, 8".format, "backward_kernel<{}, 8, 8".format
+    forward, backward = "ForwardWalk<{}, 8, 8".format, "BackwardWalk<{}, 8, 8".format
     bf16, ffma = persistent("bfloat16"), persistent("float32")
     for a, b in [(4, 5), (4, 6), (5, 6), (8, 9), (0, 1), (0, 2)]:
         for kind, opcode, dtype in [("BFloat16Mma", BF16, "bfloat16"), ("Tf32Mma", TF32, "tf32")]:
-            change = f"operands {a}, {b} of {kind}", f"kernel<{kind}", *swapped(opcode, a, b)
+            change = f"operands {a}, {b} of {kind}", f"Walk<{kind}", *swapped(opcode, a, b)
             yield *change, -1, persistent(dtype)
     rounds = ["persistent/tf32 rounds its factors"]
     yield "no rounding to TF32", "Tf32Mma", r"cvt\.rna\.tf32\.f32 ", "mov.b32 ", -1, rounds
@@ -154,7 +154,7 @@ def mutants():
         for i in range(count):
             names = persistent(kind, *passes)
             yield "bar.sync", kernel, r"bar\.sync\s+0;", NOTHING, i, names
-    for kernel in ("forward_kernel<Ffma, 32", "backward_kernel<Ffma, 32"):
+    for kernel in ("ForwardWalk<Ffma, 32", "BackwardWalk<Ffma, 32"):
         for i in range(4):
             names = persistent("float32", "two parts", "very deep")
             yield "bar.warp.sync", kernel, r"bar\.warp\.sync\s+-1;", NOTHING, i, names
@@ -185,11 +185,11 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize("kernel", ["forward_kernel", "backward_kernel"])
-def test_a_block_gives_up(kernel):
+@pytest.mark.parametrize("walk", ["ForwardWalk", "BackwardWalk"])
+def test_a_block_gives_up(walk):
     """After 10^8 polls, here after 3, where stores arrive late."""
     limit = r"(setp\.\w+\.[su]32\s+%p\d+, %r\d+, )100000000;", "$013;", "-1"
-    change = "--mutate", f"{kernel}<BFloat16Mma, 8, 8", *limit
+    change = "--mutate", f"{walk}<BFloat16Mma, 8, 8", *limit
     done = run(build(), *change, "--delays", *persistent("bfloat16", "two parts"))
     told = "fastlstm: a block waits in vain for the values of others"
     assert told in done.stdout and "a trap" in done.stdout and done.returncode == 1, done.stdout

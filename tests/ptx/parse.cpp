@@ -428,14 +428,15 @@ std::map<std::string, std::string> split_module(const std::string& text, Variabl
   return kernels;
 }
 
-// forward_kernel<Tf32Mma, 8, 8>
+// walk_kernel<ForwardWalk<Tf32Mma, 8, 8> >
 std::string Kernel::short_name() const {
   int status = 0;
   char* const demangled = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
   std::string text = status == 0 ? demangled : name;
   std::free(demangled);
   text = text.substr(0, text.rfind(">(") + 1);
-  for (const char* const noise : {"fastlstm::", "(int)", "(bool)", "void "})
+  for (const char* const noise :
+       {"fastlstm::", "(anonymous namespace)::", "(int)", "(bool)", "void "})
     for (size_t at; (at = text.find(noise)) != std::string::npos;)
       text.erase(at, std::string(noise).size());
   const size_t open = text.find('<'), scope = text.rfind("::", open);
