@@ -1,10 +1,11 @@
 // Stepwise engine: one launch per time step, after the GEMM of that step. One thread owns a unit of
 // a row and calls the step functions that the CPU calls too. What limits it is the launch itself:
-// a step moves at most a few megabytes.
+// a step moves at most a few megabytes. With layer normalization a block has a whole row of a step,
+// whose sums its threads share.
 #include <algorithm>
 
 #include "../dtype_list.h"
-#include "../equations/lstm_step.h"
+#include "../equations/layer_norm_step.h"
 #include "../parts.h"
 #include "device.h"
 #include "launch.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
+constexpr int64_t kMaxRowGrid = 65535;
 
 // function(row, unit) for the unit of a thread. Units along x, rows along y; rows beyond the grid
 // are reached by striding.
@@ -82,6 +84,57 @@ cudaError_t launch_kernel(void (*kernel)(S), const S& step, cudaStream_t stream)
   return launch(kernel, grid, block, 0, stream, step);
 }
 
+// The threads of a block, which has a whole row. Sums are added in a fixed order.
+template <typename A>
+struct Block {
+  A* partial;  // [kThreads] in shared memory
+  int64_t thread;
+
+  template <typename F>
+  FASTLSTM_INLINE void each(int64_t n, const F& f) const {
+    for (int64_t k = thread; k < n; k += kThreads) f(k);
+  }
+  template <typename F>
+  FASTLSTM_INLINE A total(int64_t n, const F& f) const {
+    A sum(0);
+    barrier();  // what f reads may be another thread's; and all have read the last total
+    for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
+    partial[thread] = sum;
+    barrier();
+    for (int half = kThreads / 2; half > 0; half /= 2) {
+      if (thread < half) partial[thread] += partial[thread + half];
+      barrier();
+    }
+    return partial[0];
+  }
+  FASTLSTM_INLINE static void barrier() {
+#if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
+    __syncthreads();
+#endif
+  }
+};
+
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) forward_rows_kernel(NormForward<T, A> step) {
+  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
+  for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
+    forward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
+}
+
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) backward_rows_kernel(NormBackward<T, A> step) {
+  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
+  for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
+    backward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
+}
+
+template <typename A, typename S>
+cudaError_t launch_rows(void (*kernel)(S), const S& step, cudaStream_t stream) {
+  if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
+  return launch(kernel, grid, dim3(kThreads), kThreads * sizeof(A), stream, step);
+}
+
 }  // namespace
 
 template <typename T, typename A>
@@ -103,6 +156,16 @@ cudaError_t launch_step(const OneStepForward<T, A, C>& step, cudaStream_t stream
 template cudaError_t launch_step(const OneStepForward<bfloat16, float, float>&, cudaStream_t);
 template cudaError_t launch_step(const OneStepForward<float16, float, float>&, cudaStream_t);
 
+template <typename T, typename A>
+cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream) {
+  return launch_rows<A>(forward_rows_kernel<T, A>, step, stream);
+}
+
+template <typename T, typename A>
+cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream) {
+  return launch_rows<A>(backward_rows_kernel<T, A>, step, stream);
+}
+
 cudaError_t compiled_capability(int* capability) {
   cudaFuncAttributes attributes{};
   const auto* const kernel = reinterpret_cast<const void*>(forward_kernel<float, float, false>);
@@ -114,7 +177,9 @@ cudaError_t compiled_capability(int* capability) {
 #define FASTLSTM_INSTANTIATE(T, A, name)                                          \
   template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);       \
   template cudaError_t launch_step(const OneStepForward<T, A, T>&, cudaStream_t); \
-  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);
+  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);      \
+  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);       \
+  template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -90,15 +90,6 @@ MUTANTS = {
             "cells_before(step, row), is_reset(step, row), false)",
             [STEPWISE + "zoneout"],
         ),
-    },
-    ("stepwise.cu", "../equations/lstm_step.h"): {
-        "a row that starts late forgets c_0": (
-            "starts_here(s, row) ? s.c_0",
-            "s.prev_rows == 0 ? s.c_0",
-            [STEPWISE + "packed reverse"],
-        ),
-    },
-    ("layer_norm.cu", "layer_norm.cu"): {
         "no barrier before the partial sums": (
             """partial[thread] = sum;
     barrier();""",
@@ -119,6 +110,13 @@ MUTANTS = {
             "backward_normed_row(step, row,",
             "backward_normed_row(step, 0,",
             [NORMED + "one row"],
+        ),
+    },
+    ("stepwise.cu", "../equations/lstm_step.h"): {
+        "a row that starts late forgets c_0": (
+            "starts_here(s, row) ? s.c_0",
+            "s.prev_rows == 0 ? s.c_0",
+            [STEPWISE + "packed reverse"],
         ),
     },
     (FORWARD, "device.h"): {
