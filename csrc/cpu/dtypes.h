@@ -11,16 +11,7 @@ namespace fastlstm {
 
 // The dtype of a layer's state, in which its products are summed.
 template <typename T>
-struct Arithmetic;
-#define FASTLSTM_FLOATING(T, A, name) \
-  template <>                         \
-  struct Arithmetic<T> {              \
-    using State = A;                  \
-  };
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_FLOATING)
-#undef FASTLSTM_FLOATING
-template <typename T>
-using State_t = typename Arithmetic<T>::State;
+using State_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T>
 constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64

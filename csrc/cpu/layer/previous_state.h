@@ -8,16 +8,15 @@
 
 namespace fastlstm {
 
-// Zeros to point at, recognizable by their address.
+// Zeros to point at, recognizable by their address. In every dtype all their bits are 0.
 template <typename T>
 class Zeros {
  public:
-  explicit Zeros(int64_t size) : values_(size, T(State_t<T>(0))), states_(size) {}
-  const T* values() const { return values_.data(); }
+  explicit Zeros(int64_t size) : states_(size) {}
+  const T* values() const { return reinterpret_cast<const T*>(states_.data()); }
   const State_t<T>* states() const { return states_.data(); }
 
  private:
-  std::vector<T> values_;
   std::vector<State_t<T>> states_;
 };
 
