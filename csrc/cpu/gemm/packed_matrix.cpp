@@ -170,9 +170,8 @@ PackedMatrix pack_gates(const Product& product, const at::Tensor& w) {
   return {product, {{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
 }
 
-// Into sums, or into what they are rounded to, which needs the whole of K at once.
-static void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
-                     const std::vector<void*>& c, bool accumulate, bool rounds, const void* bias) {
+void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
+              const std::vector<void*>& c, bool accumulate, const void* bias, bool rounds) {
   const Product& product = matrix.product();
   const auto multiply_some = rounds ? product.multiply_rounded : product.multiply;
   const int64_t rows = a.size(), K = matrix.K(), piece = rounds ? K : product.piece;
@@ -189,7 +188,7 @@ static void multiply(const std::vector<const void*>& a, const PackedMatrix& matr
   });
 }
 static void multiply(const std::vector<const void*>& a, const UnpackedMatrix& matrix,
-                     const std::vector<void*>& c, bool accumulate, bool rounds, const void*) {
+                     const std::vector<void*>& c, bool accumulate, const void*, bool rounds) {
   const Product& product = matrix.product();
   const int64_t rows = a.size();
   if (rows == 0) return;
@@ -203,11 +202,6 @@ static void multiply(const std::vector<const void*>& a, const UnpackedMatrix& ma
         else
           product.multiply_and_fetch(one, &next);
       });
-}
-
-void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
-              const std::vector<void*>& c, bool accumulate, const void* bias) {
-  multiply(a, matrix, c, accumulate, /*rounds=*/false, bias);
 }
 
 // Into rows of T, of 16 bits, from products in float32.
@@ -235,7 +229,7 @@ void multiply_into(const std::vector<const void*>& a, const AnyMatrix& matrix,
         if constexpr (kIsNarrow)
           if (!w.product().takes(dtype_of_rows<T>))
             return multiply_narrowed<T>(a, matrix, c, accumulate);
-        multiply(a, w, c, accumulate, /*rounds=*/kIsNarrow, nullptr);
+        multiply(a, w, c, accumulate, nullptr, /*rounds=*/kIsNarrow);
       },
       matrix);
 }

@@ -127,9 +127,11 @@ inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
 
-// c[r] (+)= a[r] * matrix, r < rows, as sums; bias [N] of sums or nullptr (not with accumulate).
+// c[r] (+)= a[r] * matrix, r < rows, as sums, or rounded to 16 bits, which needs the whole of K at
+// once; bias [N] of sums or nullptr (not with accumulate).
 void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
-              const std::vector<void*>& c, bool accumulate, const void* bias = nullptr);
+              const std::vector<void*>& c, bool accumulate, const void* bias = nullptr,
+              bool rounds = false);
 
 // The same into rows of T: the sums, or rounded to 16 bits once at the end.
 template <typename T>

@@ -147,22 +147,10 @@ class OneStepRows {
   std::vector<ForwardRow<T>> row_;
 };
 
-// `count` vectors of units from `tile` on, for some rows.
-template <typename T>
-void run_tiles(const CpuPlan& plan, const OneStep<T>& step, const Range& rows, int64_t tile,
-               int64_t count) {
-  // Gates of so many vectors of units are computed together, then the cell equations.
-  constexpr int64_t kGatesBytes = 256 << 10;
-  const int64_t lanes = plan.recurrent->lanes;
-  const int64_t bytes = 4 * lanes * sizeof(State_t<T>) * (rows.end - rows.begin + 1);
-  const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
-  OneStepRows<T> some(plan, step, rows.begin, rows.end, at_once);
-  for (int64_t k = 0; k < count; k += at_once)
-    some.run((tile + k) * lanes, std::min(at_once, count - k));
-}
-
 template <typename T>
 void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
+  // Gates of so many vectors of units are computed together, then the cell equations.
+  constexpr int64_t kGatesBytes = 256 << 10;
   const Product& product = *plan.recurrent;
   const int64_t lanes = product.lanes, tiles = divide_up(step.hidden_size, lanes);
   const int64_t row_groups = plan.step_row_groups;
@@ -173,9 +161,13 @@ void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
                    [&](int64_t first, int64_t last) {
                      const ThreadSeries series(product);
                      for (int64_t k = first; k < last;) {
-                       const Range rows = part_of(batch, k / tiles, row_groups);
+                       const auto [begin, end] = part_of(batch, k / tiles, row_groups);
                        const int64_t count = std::min(last - k, tiles - k % tiles);
-                       run_tiles(plan, step, rows, k % tiles, count);
+                       const int64_t bytes = 4 * lanes * sizeof(State_t<T>) * (end - begin + 1);
+                       const int64_t at_once = std::clamp<int64_t>(kGatesBytes / bytes, 1, count);
+                       OneStepRows<T> some(plan, step, begin, end, at_once);
+                       for (int64_t done = 0; done < count; done += at_once)
+                         some.run((k % tiles + done) * lanes, std::min(at_once, count - done));
                        k += count;
                      }
                    });
