@@ -79,6 +79,17 @@ class DirectedRows {
   int64_t step_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
   int64_t step_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
 
+  // What find(t, row) says of the live rows of some steps of the walk, or of the walk back.
+  template <typename Pointer>
+  std::vector<Pointer> live(const Range& steps, bool back, const auto& find) const {
+    std::vector<Pointer> found;
+    for (int64_t k = steps.begin; k < steps.end; ++k) {
+      const int64_t t = back ? step_back(k) : step(k);
+      for (int64_t row = 0; row < rows_.live(t); ++row) found.push_back(find(t, row));
+    }
+    return found;
+  }
+
  private:
   const Rows& rows_;
   bool reverse_;
@@ -125,17 +136,5 @@ class MaskRows {
   const T* data_ = nullptr;
   int64_t size_ = 0;
 };
-
-// What find(t, row) says of the live rows of the steps step_of(k), k in `steps`, in this order.
-template <typename Pointer, typename StepOf, typename Find>
-std::vector<Pointer> live_rows(const Rows& rows, const Range& steps, const StepOf& step_of,
-                               const Find& find) {
-  std::vector<Pointer> found;
-  for (int64_t k = steps.begin; k < steps.end; ++k) {
-    const int64_t t = step_of(k);
-    for (int64_t row = 0; row < rows.live(t); ++row) found.push_back(find(t, row));
-  }
-  return found;
-}
 
 }  // namespace fastlstm

@@ -130,13 +130,11 @@ class ProjectionBackward {
 
   // The share of a chunk's steps in W_hr's gradient.
   void add(const Range& chunk) {
-    const auto step_of = [&](int64_t k) { return rows_.step_back(k); };
-    const auto d_h_rows = live_rows<const void*>(
-        rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) { return d_h(t, row); });
-    auto hidden_rows =
-        live_rows<const void*>(rows_.all(), chunk, step_of, [&](int64_t t, int64_t row) {
-          return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
-        });
+    const auto d_h_rows = rows_.live<const void*>(
+        chunk, /*back=*/true, [&](int64_t t, int64_t row) { return d_h(t, row); });
+    auto hidden_rows = rows_.live<const void*>(chunk, /*back=*/true, [&](int64_t t, int64_t row) {
+      return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
+    });
     multiply_transposed(*plan_.gradients, d_h_rows, output_size_,
                         {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
                         chunk.begin > 0);

@@ -208,8 +208,7 @@ class BackwardWalk {
 
   template <typename Pointer, typename Find>
   std::vector<Pointer> rows_of(const Range& chunk, const Find& find) const {
-    return live_rows<Pointer>(
-        call_.rows, chunk, [&](int64_t k) { return directed_.step_back(k); }, find);
+    return directed_.live<Pointer>(chunk, /*back=*/true, find);
   }
 
   // h_{t-1} of the rows of a chunk as W_hh saw it.

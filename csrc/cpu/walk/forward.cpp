@@ -130,11 +130,10 @@ class ForwardWalk {
 
   // x W_ih^T + b of a chunk of steps.
   void multiply_input(const Range& chunk) {
-    const auto step_of = [&](int64_t k) { return directed_.step(k); };
-    const auto x = live_rows<const T*>(rows_, chunk, step_of,
-                                       [&](int64_t t, int64_t row) { return x_.at(t, row); });
-    const auto to = live_rows<void*>(rows_, chunk, step_of,
-                                     [&](int64_t t, int64_t row) { return x_gates(t, row); });
+    const auto x = directed_.live<const T*>(chunk, false,
+                                            [&](int64_t t, int64_t row) { return x_.at(t, row); });
+    const auto to = directed_.live<void*>(chunk, false,
+                                          [&](int64_t t, int64_t row) { return x_gates(t, row); });
     multiply(encoded_x_.encode(x), weights_.w_ih, to, false, weights_.bias_data());
   }
 
