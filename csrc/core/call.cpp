@@ -14,26 +14,22 @@ bool is_wrapper(const Tensor& tensor) {
   return tensor.key_set().has_any(wrappers);
 }
 
-template <typename Function, typename Options>
-static auto flattened(const c10::TypedOperatorHandle<Function>& op, const LstmCall& call,
-                      const Options& options) {
-  return std::apply([&op](const auto&... arguments) { return op.call(arguments...); },
+// function: whose arguments are those of the op.
+template <auto function>
+static auto dispatched(const char* name, const LstmCall& call, const auto& options) {
+  static const auto found = c10::Dispatcher::singleton()
+                                .findSchemaOrThrow(name, "")
+                                .typed<std::remove_cvref_t<decltype(*op<function>)>>();
+  return std::apply([](const auto&... arguments) { return found.call(arguments...); },
                     std::tuple_cat(call.list(), options.list()));
 }
 
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastlstm::lstm", "")
-                             .typed<std::remove_pointer_t<decltype(forward_op<call_lstm>)>>();
-  return flattened(op, call, options);
+  return dispatched<call_lstm>("fastlstm::lstm", call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fastlstm::lstm_backward", "")
-          .typed<std::remove_pointer_t<decltype(backward_op<call_lstm_backward>)>>();
-  return flattened(op, call, arguments);
+  return dispatched<call_lstm_backward>("fastlstm::lstm_backward", call, arguments);
 }
 
 }  // namespace fastlstm

@@ -160,14 +160,10 @@ struct FlatOp<function, std::tuple<const C&...>, std::tuple<const O&...>> {
     return function({call...}, {options...});
   }
 };
-template <auto function, typename Options>
+template <typename Result, typename Options>
+Options options_of(Result (*)(const LstmCall&, const Options&));
+template <auto function>
 constexpr auto op = FlatOp<function, decltype(std::declval<LstmCall>().list()),
-                           decltype(std::declval<Options>().list())>::run;
-template <ForwardResult (*function)(const LstmCall&, const ForwardOptions&)>
-constexpr auto forward_op = op<function, ForwardOptions>;
-template <BackwardResult (*function)(const LstmCall&, const BackwardArguments&)>
-constexpr auto backward_op = op<function, BackwardArguments>;
-template <PackedResult (*function)(const LstmCall&, const PackedOptions&)>
-constexpr auto packed_op = op<function, PackedOptions>;
+                           decltype(options_of(function).list())>::run;
 
 }  // namespace fastlstm

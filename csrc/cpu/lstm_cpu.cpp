@@ -91,6 +91,6 @@ std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps)
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_cpu>);
-  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cpu>);
+  m.impl("lstm", fastlstm::op<fastlstm::lstm_cpu>);
+  m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cpu>);
 }

@@ -120,8 +120,8 @@ int64_t cuda_code(int64_t device) {
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
-  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_cuda>);
-  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
+  m.impl("lstm", fastlstm::op<fastlstm::lstm_cuda>);
+  m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
 }
 
 TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("cuda_code", &fastlstm::cuda_code); }

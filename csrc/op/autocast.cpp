@@ -28,11 +28,11 @@ ForwardResult lstm_autocast(const LstmCall& call, const ForwardOptions& options)
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastlstm, AutocastCPU, m) {
-  m.impl("lstm", forward_op<lstm_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>>);
+  m.impl("lstm", op<lstm_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>>);
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, AutocastCUDA, m) {
-  m.impl("lstm", forward_op<lstm_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>>);
+  m.impl("lstm", op<lstm_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>>);
 }
 
 }  // namespace fastlstm

@@ -212,6 +212,4 @@ ForwardResult lstm_autograd(const LstmCall& c, const ForwardOptions& options) {
 }  // namespace
 }  // namespace fastlstm
 
-TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
-  m.impl("lstm", fastlstm::forward_op<fastlstm::lstm_autograd>);
-}
+TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) { m.impl("lstm", fastlstm::op<fastlstm::lstm_autograd>); }

@@ -182,5 +182,5 @@ std::vector<Tensor> lstm_backward_of_samples(const std::vector<OptionalTensor>& 
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, Batched, m) {
-  m.impl("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_batched>);
+  m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_batched>);
 }

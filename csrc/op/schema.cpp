@@ -89,11 +89,11 @@ TORCH_LIBRARY(fastlstm, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {
-  m.impl("lstm", forward_op<lstm_meta>);
-  m.impl("lstm_backward", backward_op<lstm_backward_meta>);
-  m.impl("lstm_packed", packed_op<lstm_packed_meta>);
+  m.impl("lstm", op<lstm_meta>);
+  m.impl("lstm_backward", op<lstm_backward_meta>);
+  m.impl("lstm_packed", op<lstm_packed_meta>);
 }
-TORCH_LIBRARY_IMPL(fastlstm, CPU, m) { m.impl("lstm_packed", packed_op<lstm_packed_cpu>); }
+TORCH_LIBRARY_IMPL(fastlstm, CPU, m) { m.impl("lstm_packed", op<lstm_packed_cpu>); }
 TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
   m.impl("lstm_packed", torch::autograd::autogradNotImplementedFallback());
 }

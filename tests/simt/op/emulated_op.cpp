@@ -8,8 +8,8 @@
 #include "../../../csrc/cuda/lstm_cuda.cpp"
 
 TORCH_LIBRARY(fastlstm_emulated, m) {
-  m.def("lstm", fastlstm::forward_op<fastlstm::lstm_cuda>);
-  m.def("lstm_backward", fastlstm::backward_op<fastlstm::lstm_backward_cuda>);
+  m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
+  m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
   // The device: persistent launches of more than `blocks` blocks are refused, with this error of
   // CUDA. What was refused before is forgotten.
   simt::resident_blocks() = runtime::shared().sm_count;
