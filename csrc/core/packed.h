@@ -17,14 +17,9 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
 std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed);
 
 // One step of one direction on plain float32 tensors, without the overhead of a call: input
-// [B,I], h [B,P] and c [B,H], or the same with a 1 in front. Nothing for other tensors.
-struct StepCall {
-  const Tensor &input, &h, &c;
-  at::TensorList weights;
-  c10::string_view layout;
-};
-using StepResult = std::optional<std::tuple<Tensor, Tensor>>;
-StepResult lstm_packed_step(const StepCall& call);
+// [B,I], h_0 [B,P] and c_0 [B,H], or the same with a 1 in front. Nothing for other tensors.
+using OneStepResult = std::optional<std::tuple<Tensor, Tensor>>;
+OneStepResult lstm_packed_one_step(const LstmCall& call);
 
 PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options);
 }  // namespace fastlstm

@@ -85,7 +85,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Te
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
   if (x.dim() == 2 && h.dim() == 2 && c.dim() == 2)
-    if (const auto step = lstm_packed_step({x, h, c, weights, layout})) return *step;
+    if (const auto step = lstm_packed_one_step({x, h, c, weights, layout})) return *step;
   const auto [output, h_n, c_n, cells] = lstm_packed_cpu(
       {x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout}, {/*save_cells=*/false});
   return {h_n.squeeze(0), c_n.squeeze(0)};

@@ -41,11 +41,13 @@ class EncodedRows {
       product_.encode(row, K_, to);
     return to;
   }
-  std::vector<const void*> encode(const std::vector<const T*>& rows) const {
+  // Pointers to rows of T, which may be pointers to void.
+  template <typename Pointer>
+  std::vector<const void*> encode(const std::vector<Pointer>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
     if (as_they_are_) return encoded;
     at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t last) {
-      for (; r < last; ++r) encoded[r] = encode(rows[r], r);
+      for (; r < last; ++r) encoded[r] = encode(static_cast<const T*>(rows[r]), r);
     });
     return encoded;
   }

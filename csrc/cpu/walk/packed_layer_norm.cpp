@@ -20,9 +20,7 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
               "lstm_packed: expected rows that go with the weights, got ", rows.scalar_type());
   const auto matrix = view_packed(product, packed, N, K, /*by_gates=*/false);
   const EncodedRows<A> encoded(product, count, K);
-  std::vector<const A*> a_rows;
-  for (int64_t r = 0; r < count; ++r) a_rows.push_back(const_data<A>(rows) + r * K);
-  const auto a = encoded.encode(a_rows);
+  const auto a = encoded.encode(row_pointers(const_data<A>(rows), count, K));
   const auto c = row_pointers(data<A>(to), count, N);
   constexpr int64_t kManyRows = 48;
   if (count >= kManyRows) return multiply(a, matrix, c, false);
