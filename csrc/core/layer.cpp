@@ -1,5 +1,7 @@
 #include "core/layer.h"
 
+#include "core/operators.h"
+
 namespace fastlstm {
 
 Sizes Layer::sizes() const {
@@ -21,6 +23,26 @@ std::vector<c10::SymInt> Layer::sequence(const c10::SymInt& size, bool per_direc
 
 at::TensorOptions Layer::state_options() const {
   return input.options().dtype(state_dtype(input.scalar_type()));
+}
+
+ForwardTensors::ForwardTensors(const Layer& layer, bool save_cells, bool save_gates,
+                               bool copies_state) {
+  const auto options = layer.input.options(), state = layer.state_options();
+  const auto sequence = [&](bool saved, const c10::SymInt& size, bool per_direction,
+                            const at::TensorOptions& of) {
+    const auto shape = saved ? layer.sequence(size, per_direction) : std::vector<c10::SymInt>{0};
+    return at::empty_symint(shape, of);
+  };
+  output = sequence(true, layer.num_directions() * layer.output_size, false, options);
+  cells = sequence(save_cells, layer.hidden_size, true, state);
+  gates = sequence(save_gates, 4 * layer.hidden_size, true, options);
+  if (copies_state) {
+    h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
+    c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  } else {
+    h_n = at::empty_symint(layer.h_0.sym_sizes(), options);
+    c_n = at::empty_symint(layer.c_0.sym_sizes(), layer.c_0.options());
+  }
 }
 
 std::string Layer::options() const {

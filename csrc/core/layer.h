@@ -41,6 +41,17 @@ struct Layer : CallTensors {
   at::TensorOptions state_options() const;
 };
 
+// What forward returns, before it is computed. The states begin as h_0 and c_0, in the dtype of the
+// state, unless `copies_state` is false. Cells and gates that are not saved are empty.
+struct ForwardTensors {
+  Tensor output, h_n, c_n, cells, gates;
+
+  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, bool copies_state = true);
+  ForwardResult result(const Layer& layer) const {
+    return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
+  }
+};
+
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
 // came. These three serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
 // matrices they see the device: who reads them knows their sizes.

@@ -59,8 +59,8 @@ bool launch_directions(const char* name,
   return true;
 }
 
-// Empty where the device refuses the launch: then `gates` [D,R,4H] holds the input's part of the
-// first tiling.directions directions.
+// Empty where the device refuses the launch: then `gates`, shaped as they are saved, holds the
+// input's part of the first tiling.directions directions.
 template <typename T>
 std::optional<ForwardResult> persistent_forward(const Layer& layer, const PlannedCall& planned,
                                                 bool save_cells, bool save_gates, Tensor& gates) {
@@ -68,8 +68,8 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
-  gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
-  const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
+  ForwardTensors to(layer, save_cells, /*save_gates=*/true);
+  gates = to.gates;
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const Tensor h_0 = exchangeable(h_mask.defined() ? to.h_n * h_mask : layer.h_0, width);
   const bool separate = h_mask.defined() || width != hidden;
@@ -85,7 +85,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   call.output_stride = s.directions * hidden;
   call.exchange_stride = s.directions * width;
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
-    Tensor x_gates = gates[d];
+    Tensor x_gates = flat(gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
     return {data<T>(w_hh[d]),
             data<T>(h_0[d]),
@@ -101,7 +101,8 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   if (!launch_directions("launch_persistent_forward", launch_persistent_forward<T>, call, layer,
                          planned, exchange, direction_of))
     return std::nullopt;
-  return to.result(layer, save_cells, save_gates);
+  if (!save_gates) to.gates = at::empty({0}, options);
+  return to.result(layer);
 }
 
 // Empty where the device refuses the launch: then `saved` has the gates, recomputed if need be.

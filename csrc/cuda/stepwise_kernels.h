@@ -33,14 +33,14 @@ inline bool is_one_step(const Layer& layer) {
 template <typename T, typename A, typename C>
 ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
-  const stepwise::ForwardTensors to(layer, save_cells, save_gates, {}, /*copies_state=*/false);
+  const ForwardTensors to(layer, save_cells, save_gates, /*copies_state=*/false);
   const Tensor input = flat(layer.input, s.batch), c_0 = layer.c_0.contiguous();
   const Tensor h_0 = layer.h_0.contiguous();
   const Tensor cells = at::empty({s.batch, s.hidden_size}, layer.state_options());
   for (int64_t d = 0; d < s.directions; ++d) {
     const Direction& w = layer.directions[d];
-    Tensor from_x =
-        save_gates ? to.gates[d] : at::empty({s.batch, 4 * s.hidden_size}, layer.input.options());
+    Tensor from_x = save_gates ? flat(to.gates[d], s.batch)
+                               : at::empty({s.batch, 4 * s.hidden_size}, layer.input.options());
     at::mm_out(from_x, input, w.w_ih.t());
     stepwise::ForwardWalk<T, A, CudaStepKernels> only(layer, d, to, from_x);
     OneStepForward<T, A, C> step{only.prepare(walk(layer, d == 1)[0], h_0[d])};
@@ -53,7 +53,7 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates) {
     step.c_0 = const_data<C>(c_0[d]), step.c_n = data<C>(to.c_n[d]);
     CudaStepKernels::run(step);
   }
-  return to.result(layer, save_cells, save_gates);
+  return to.result(layer);
 }
 
 }  // namespace fastlstm

@@ -11,27 +11,16 @@
 namespace fastlstm {
 namespace {
 
-ForwardResult results_of(const Layer& layer, bool save_cells, bool save_gates) {
-  const c10::SymInt directions = layer.num_directions();
-  const auto options = layer.input.options();
-  const auto saved = [&](bool save, const c10::SymInt& size, const at::TensorOptions& of) {
-    return at::empty_symint(save ? layer.sequence(size, true) : std::vector<c10::SymInt>{0}, of);
-  };
-  return {at::empty_symint(layer.sequence(directions * layer.output_size, false), options),
-          at::empty_symint({directions, layer.batch, layer.output_size}, options),
-          at::empty_symint({directions, layer.batch, layer.hidden_size}, layer.c_0.options()),
-          saved(save_cells, layer.hidden_size, layer.state_options()),
-          saved(save_gates, 4 * layer.hidden_size, options)};
-}
-
 ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& options) {
-  return results_of(check_layer(call), options.save_cells, options.save_gates);
+  const Layer layer = check_layer(call);
+  return ForwardTensors(layer, options.save_cells, options.save_gates, /*copies_state=*/false)
+      .result(layer);
 }
 
 PackedResult lstm_packed_meta(const LstmCall& call, const PackedOptions& options) {
-  const auto [output, h_n, c_n, cells, gates] =
-      results_of(check_layer(call, /*packed=*/true), options.save_cells, false);
-  return {output, h_n, c_n, cells};
+  const Layer layer = check_layer(call, /*packed=*/true);
+  const ForwardTensors to(layer, options.save_cells, false, /*copies_state=*/false);
+  return {to.output, to.h_n, to.c_n, to.cells};
 }
 
 BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments& arguments) {

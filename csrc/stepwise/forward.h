@@ -25,43 +25,6 @@ inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const 
           reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
 }
 
-// What the op returns, flat over rows.
-struct ForwardTensors {
-  Tensor output;  // [R,D*P]
-  Tensor h_n, c_n;
-  Tensor cells;  // [D,R,H], or [0,R,H]
-  Tensor gates;  // [D,R,4H], or undefined
-
-  // copies_state: whether h_n and c_n begin as h_0 and c_0, in the dtype of the state.
-  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, const Tensor& given_gates,
-                 bool copies_state = true)
-      : gates(given_gates) {
-    const Sizes s = layer.sizes();
-    const auto options = layer.input.options();
-    output = at::empty({s.flat_rows, s.directions * s.output_size}, options);
-    if (copies_state) {
-      h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-      c_n = layer.c_0.to(layer.state_options(), /*non_blocking=*/false, /*copy=*/true).contiguous();
-    } else {
-      h_n = at::empty(layer.h_0.sizes(), options);
-      c_n = at::empty(layer.c_0.sizes(), layer.c_0.options());
-    }
-    cells = at::empty({save_cells ? s.directions : 0, s.flat_rows, s.hidden_size},
-                      layer.state_options());
-    if (save_gates && !gates.defined())
-      gates = at::empty({s.directions, s.flat_rows, 4 * s.hidden_size}, options);
-  }
-
-  ForwardResult result(const Layer& layer, bool save_cells, bool save_gates) const {
-    const auto shaped = [&](bool saved, const Tensor& flat, bool per_direction) {
-      if (!saved) return at::empty({0}, flat.defined() ? flat.options() : output.options());
-      return flat.view_symint(layer.sequence(flat.size(-1), per_direction));
-    };
-    return {shaped(true, output, false), h_n, c_n.to(layer.c_0.scalar_type()),
-            shaped(save_cells, cells, true), shaped(save_gates, gates, true)};
-  }
-};
-
 // The walk of one direction.
 template <typename T, typename A, typename StepKernels>
 class ForwardWalk {
@@ -78,7 +41,7 @@ class ForwardWalk {
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
         h_(to.h_n[d]),
         c_(to.c_n[d]),
-        y_(to.output.narrow(1, d * sizes_.output_size, sizes_.output_size)),
+        y_(flat(to.output, sizes_.flat_rows).narrow(1, d * sizes_.output_size, sizes_.output_size)),
         cells_(to.cells.size(0) ? to.cells[d] : Tensor()),
         hidden_state_(h_) {
     const Direction& w = layer.directions[d];
@@ -143,24 +106,26 @@ class ForwardWalk {
 
 }  // namespace stepwise
 
-// gates [D,R,4H], or undefined: memory for them, which holds the input's part (multiply_input) of
-// the first `multiplied` directions already.
+// gates, as they are saved, or undefined: memory for them, which holds the input's part
+// (multiply_input) of the first `multiplied` directions already.
 template <typename T, typename A, typename StepKernels>
 ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
                                const Tensor& gates = {}, int64_t multiplied = 0) {
   const Sizes s = layer.sizes();
   const Tensor input = flat(layer.input, s.flat_rows);
-  const stepwise::ForwardTensors to(layer, save_cells, save_gates, gates);
+  ForwardTensors to(layer, save_cells, save_gates && !gates.defined());
+  if (gates.defined()) to.gates = gates;
   for (int64_t d = 0; d < s.directions; ++d) {
     // Activated gates overwrite the pre-activations, saved or not.
-    Tensor x_gates = to.gates.defined()
-                         ? to.gates[d]
+    Tensor x_gates = to.gates.size(0)
+                         ? flat(to.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
     if (d >= multiplied)
       stepwise::multiply_input<StepKernels>(layer, layer.directions[d], input, x_gates);
     stepwise::ForwardWalk<T, A, StepKernels>(layer, d, to, x_gates).run();
   }
-  return to.result(layer, save_cells, save_gates);
+  if (!save_gates) to.gates = at::empty({0}, layer.input.options());
+  return to.result(layer);
 }
 
 }  // namespace fastlstm

@@ -22,27 +22,6 @@
 namespace fastlstm {
 namespace {
 
-// What the op returns. Positions that no step writes (after the end of a row) are zero.
-struct ForwardTensors {
-  Tensor output, h_n, c_n, cells, gates;
-
-  ForwardTensors(const Layer& layer, const Rows& rows, bool save_cells, bool save_gates)
-      : h_n(layer.h_0.clone(at::MemoryFormat::Contiguous)),
-        c_n(layer.c_0.to(layer.state_options(), false, /*copy=*/true).contiguous()) {
-    const Sizes s = layer.sizes();
-    const auto sequence = [&](bool saved, int64_t size, bool per_direction, const auto& options) {
-      if (!saved) return at::empty({0}, options);
-      const auto shape = layer.sequence(size, per_direction);
-      return rows.total() < s.flat_rows ? at::zeros_symint(shape, options)
-                                        : at::empty_symint(shape, options);
-    };
-    const auto options = layer.input.options();
-    output = sequence(true, s.directions * s.output_size, false, options);
-    cells = sequence(save_cells, s.hidden_size, true, layer.state_options());
-    gates = sequence(save_gates, 4 * s.hidden_size, true, options);
-  }
-};
-
 template <typename T>
 class ForwardWalk {
   using A = State_t<T>;
@@ -219,7 +198,10 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
                             bool save_gates) {
   if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
   const Rows rows(layer);
-  const ForwardTensors to(layer, rows, save_cells, save_gates);
+  const ForwardTensors to(layer, save_cells, save_gates);
+  if (rows.total() <
+      layer.flat_rows.expect_int())  // no step writes to what is after the end of a row
+    for (const Tensor& tensor : {to.output, to.cells, to.gates}) tensor.zero_();
   std::deque<ForwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();
@@ -232,7 +214,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
                });
   }
   for (auto& walk : walks) walk.keep_last_states();
-  return {to.output, to.h_n, to.c_n.to(layer.c_0.scalar_type()), to.cells, to.gates};
+  return to.result(layer);
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \
