@@ -73,6 +73,13 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
   return h_prev;
 }
 
+// Where the gradient of a state begins on the way back: dL/dh_n or dL/dc_n, or zeros, of its own.
+inline Tensor initial_gradient(const Tensor& grad, const Tensor& state,
+                               const at::TensorOptions& options) {
+  return grad.defined() ? grad.to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
+                        : at::zeros(state.sizes(), options);
+}
+
 // [...,4H] by gate.
 inline Gates<Tensor> split(const Tensor& gates) {
   const auto parts = gates.chunk(4, -1);

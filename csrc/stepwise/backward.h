@@ -34,10 +34,8 @@ struct BackwardCall {
       d_cells = grads.cells.to(state_options).contiguous().view({sizes.directions, R, H});
     c_0 = layer.c_0.to(state_options).contiguous();
     grad_input = request.input ? at::empty({R, input.size(1)}, options) : at::empty({0}, options);
-    grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
-                                   : at::zeros(layer.h_0.sizes(), options);
-    grad_c_0 = grads.c_n.defined() ? grads.c_n.to(state_options, false, true).contiguous()
-                                   : at::zeros(layer.c_0.sizes(), state_options);
+    grad_h_0 = initial_gradient(grads.h_n, layer.h_0, options);
+    grad_c_0 = initial_gradient(grads.c_n, layer.c_0, state_options);
   }
 
   // The columns of a direction in output or d_output.

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/flat_rows.h"
 #include "core/operators.h"
 #include "cpu/layer/previous_state.h"
 #include "cpu/layer/rows.h"
@@ -56,11 +57,8 @@ struct BackwardCall {
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
                      : at::empty(layer.input.sizes(), layer.input.options());
-    grad_h_0 = grads.h_n.defined() ? grads.h_n.clone(at::MemoryFormat::Contiguous)
-                                   : at::zeros(layer.h_0.sizes(), layer.input.options());
-    grad_c_0 = grads.c_n.defined()
-                   ? grads.c_n.to(layer.state_options(), false, /*copy=*/true).contiguous()
-                   : at::zeros(layer.c_0.sizes(), layer.state_options());
+    grad_h_0 = initial_gradient(grads.h_n, layer.h_0, layer.input.options());
+    grad_c_0 = initial_gradient(grads.c_n, layer.c_0, layer.state_options());
   }
 
   // Whether there are positions that no step reaches.
