@@ -24,120 +24,110 @@ void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef sh
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
-// The meaning of Layer::sequence.
-struct SequenceMeaning {
-  const Layer& layer;
-  const char* size;
-  bool per_direction;
-};
-std::ostream& operator<<(std::ostream& out, const SequenceMeaning& m) {
-  return out << (m.per_direction ? "(directions, " : "(")
-             << (m.layer.packed() ? "packed rows, " : "steps, batch, ") << m.size << ")";
-}
-void check_sequence(const Layer& layer, const Tensor& tensor, const char* name,
-                    const c10::SymInt& size, const char* meaning, bool per_direction,
-                    at::ScalarType dtype) {
-  check_tensor(tensor, name, layer.sequence(size, per_direction),
-               SequenceMeaning{layer, meaning, per_direction}, dtype, layer.input);
-}
-
-// What has the shape of h_0, and of c_0.
-void check_h(const Layer& layer, const Tensor& tensor, const char* name) {
-  check_tensor(tensor, name, {layer.num_directions(), layer.batch, layer.output_size},
-               "(directions, batch, output size)", layer.input.scalar_type(), layer.input);
-}
-void check_c(const Layer& layer, const Tensor& tensor, const char* name, at::ScalarType dtype) {
-  check_tensor(tensor, name, {layer.num_directions(), layer.batch, layer.hidden_size},
-               "(directions, batch, hidden_size)", dtype, layer.input);
-}
-
 void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
   TORCH_CHECK(tensor.dim() == dims, "lstm: expected ", name, " to have ", dims,
               " dimension(s), got shape ", tensor.sym_sizes());
 }
 
-// The sizes of a layer that shapes of weights are made of.
-struct Extents {
-  c10::SymInt gates, input, hidden, output;
-
-  const c10::SymInt& of(Extent extent) const {
-    switch (extent) {
-      case Extent::kGates:
-        return gates;
-      case Extent::kInput:
-        return input;
-      case Extent::kHidden:
-        return hidden;
-      default:
-        return output;
-    }
-  }
+struct NamedSize {
+  const char* name;
+  c10::SymInt size;
 };
+NamedSize size_of(const Layer& layer, Extent extent) {
+  switch (extent) {
+    case Extent::kGates:
+      return {"4 * hidden_size", 4 * layer.hidden_size};
+    case Extent::kInput:
+      return {"input_size", layer.input_size};
+    case Extent::kHidden:
+      return {"hidden_size", layer.hidden_size};
+    case Extent::kOutputs:
+      return {"directions * output size", layer.num_directions() * layer.output_size};
+    case Extent::kProjection:
+      return {"proj_size", layer.output_size};
+    default:
+      return {"output size", layer.output_size};
+  }
+}
 
-struct ShapeMeaning {
+// What stands before the last dimension: that of a state, or of a sequence for all directions or
+// for each.
+enum class Leading { kState, kSequence, kSequences };
+struct Shape {
+  const Layer& layer;
+  Leading leading;
+  Extent size;
+};
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  return out << (shape.leading == Leading::kSequence ? "(" : "(directions, ")
+             << (shape.leading == Leading::kState ? "batch, "
+                 : shape.layer.packed()           ? "packed rows, "
+                                                  : "steps, batch, ")
+             << size_of(shape.layer, shape.size).name << ")";
+}
+void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype) {
+  const Layer& layer = shape.layer;
+  const c10::SymInt size = size_of(layer, shape.size).size;
+  if (shape.leading == Leading::kState)
+    return check_tensor(tensor, name, {layer.num_directions(), layer.batch, size}, shape, dtype,
+                        layer.input);
+  const auto sequence = layer.sequence(size, shape.leading == Leading::kSequences);
+  check_tensor(tensor, name, sequence, shape, dtype, layer.input);
+}
+
+struct WeightShape {
+  const Layer& layer;
   const NamedWeight& weight;
 };
-std::ostream& operator<<(std::ostream& out, const ShapeMeaning& m) {
-  out << "(" << kExtentNames[int(m.weight.rows)];
-  if (m.weight.is_matrix()) out << ", " << kExtentNames[int(m.weight.columns)];
+std::ostream& operator<<(std::ostream& out, const WeightShape& shape) {
+  out << "(" << size_of(shape.layer, shape.weight.rows).name;
+  if (shape.weight.is_matrix()) out << ", " << size_of(shape.layer, shape.weight.columns).name;
   return out << ")";
 }
-void check_weight(const NamedWeight& weight, const Tensor& tensor, const Extents& extents,
-                  at::ScalarType dtype, const Tensor& input) {
+void check_weight(const Layer& layer, const NamedWeight& weight, const Tensor& tensor,
+                  at::ScalarType dtype) {
   const auto sizes = tensor.sym_sizes();
   const bool fits = sizes.size() == (weight.is_matrix() ? 2 : 1) &&
-                    sizes[0] == extents.of(weight.rows) &&
-                    (!weight.is_matrix() || sizes[1] == extents.of(weight.columns));
-  if (fits && tensor.scalar_type() == dtype && tensor.device() == input.device()) return;
-  std::vector<c10::SymInt> shape{extents.of(weight.rows)};
-  if (weight.is_matrix()) shape.push_back(extents.of(weight.columns));
-  check_tensor(tensor, weight.name, shape, ShapeMeaning{weight}, dtype, input);
+                    sizes[0] == size_of(layer, weight.rows).size &&
+                    (!weight.is_matrix() || sizes[1] == size_of(layer, weight.columns).size);
+  if (fits && tensor.scalar_type() == dtype && tensor.device() == layer.input.device()) return;
+  std::vector<c10::SymInt> shape{size_of(layer, weight.rows).size};
+  if (weight.is_matrix()) shape.push_back(size_of(layer, weight.columns).size);
+  check_tensor(tensor, weight.name, shape, WeightShape{layer, weight}, dtype, layer.input);
 }
 
-void check_direction(const Direction& w, const Tensor& input) {
-  for (const NamedWeight& weight : kWeights)
-    if (weight.is_matrix() && (w.*weight.tensor).defined())
-      check_dims(w.*weight.tensor, weight.name, 2);
-  const auto gates = w.w_ih.sym_size(0), hidden = gates / 4;
-  TORCH_CHECK(gates % 4 == 0, "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ",
-              w.w_ih.sym_sizes());
-  const Extents sizes{gates, input.sym_size(-1), hidden,
-                      w.w_hr.defined() ? w.w_hr.sym_size(0) : hidden};
-  for (const NamedWeight& weight : kWeights)
-    if ((w.*weight.tensor).defined())
-      check_weight(weight, w.*weight.tensor, sizes, input.scalar_type(), input);
-}
-
-void check_weights(Layer& layer) {
-  const Direction& first = layer.directions[0];
-  for (const Direction& w : layer.directions) {
-    check_direction(w, layer.input);
-    TORCH_CHECK(w.w_ih.sym_sizes() == first.w_ih.sym_sizes() &&
-                    w.w_hh.sym_sizes() == first.w_hh.sym_sizes(),
-                "lstm: expected both directions to have weights of the same shapes, got W_ih ",
-                first.w_ih.sym_sizes(), " and ", w.w_ih.sym_sizes());
+// hidden_size and output_size, from the first weights. Packed matrices have no shapes, so then they
+// are those of the state.
+void find_sizes(Layer& layer) {
+  if (layer.has_packed_weights()) {
+    check_dims(layer.c_0, "c_0", 3);
+    layer.hidden_size = layer.c_0.sym_size(2);
+    layer.output_size = layer.h_0.sym_size(2);
+    TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
+                "lstm: expected h_0 and c_0 of the same size without W_hr, got ", layer.output_size,
+                " and ", layer.hidden_size);
+    return;
   }
-  layer.hidden_size = first.w_ih.sym_size(0) / 4;
-  layer.output_size = first.w_hh.sym_size(1);
+  const Tensor &w_ih = layer.directions[0].w_ih, &w_hr = layer.directions[0].w_hr;
+  check_dims(w_ih, "W_ih", 2);
+  TORCH_CHECK(w_ih.sym_size(0) % 4 == 0,
+              "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ", w_ih.sym_sizes());
+  if (w_hr.defined()) check_dims(w_hr, "W_hr", 2);
+  layer.hidden_size = w_ih.sym_size(0) / 4;
+  layer.output_size = w_hr.defined() ? w_hr.sym_size(0) : layer.hidden_size;
 }
 
-// Packed matrices have no shapes, so the sizes are those of the state.
-void check_packed_weights(Layer& layer) {
-  check_dims(layer.c_0, "c_0", 3);
-  layer.hidden_size = layer.c_0.sym_size(2);
-  layer.output_size = layer.h_0.sym_size(2);
-  TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
-              "lstm: expected h_0 and c_0 of the same size without W_hr, got ", layer.output_size,
-              " and ", layer.hidden_size);
-  const auto dtype = state_dtype(layer.input.scalar_type());
-  const Extents sizes{4 * layer.hidden_size, layer.input_size, layer.hidden_size,
-                      layer.output_size};
+void check_weights(const Layer& layer) {
+  const bool packed = layer.has_packed_weights();
+  const auto given = layer.input.scalar_type(), dtype = packed ? state_dtype(given) : given;
   for (const Direction& w : layer.directions)
     for (const NamedWeight& weight : kWeights) {
       const Tensor& tensor = w.*weight.tensor;
       if (!tensor.defined()) continue;
-      check_device(tensor, weight.name, layer.input);
-      if (!weight.is_matrix()) check_weight(weight, tensor, sizes, dtype, layer.input);
+      if (packed && weight.is_matrix())
+        check_device(tensor, weight.name, layer.input);
+      else
+        check_weight(layer, weight, tensor, dtype);
     }
 }
 
@@ -200,13 +190,13 @@ void check_options(const Layer& layer) {
   if (layer.reset)
     check_tensor(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
                  layer.input);
-  if (layer.h_mask) check_h(layer, *layer.h_mask, "h_mask");
-  if (layer.zoneout_h)
-    check_sequence(layer, *layer.zoneout_h, "zoneout_h", layer.output_size, "output size", true,
-                   dtype);
-  if (layer.zoneout_c)
-    check_sequence(layer, *layer.zoneout_c, "zoneout_c", layer.hidden_size, "hidden_size", true,
-                   dtype);
+  const auto check_option = [&](const OptionalTensor& option, const char* name, Leading leading,
+                                Extent size) {
+    if (option) check(*option, name, {layer, leading, size}, dtype);
+  };
+  check_option(layer.h_mask, "h_mask", Leading::kState, Extent::kOutput);
+  check_option(layer.zoneout_h, "zoneout_h", Leading::kSequences, Extent::kOutput);
+  check_option(layer.zoneout_c, "zoneout_c", Leading::kSequences, Extent::kHidden);
 }
 
 void check_batch_sizes(const Layer& layer) {
@@ -263,47 +253,41 @@ std::vector<Direction> WeightLayout::directions(at::TensorList weights, int64_t 
 Layer check_layer(const LstmCall& call, bool packed) {
   check_input(call);
   Layer layer = unpack(call, packed);
-  packed ? check_packed_weights(layer) : check_weights(layer);
+  find_sizes(layer);
+  check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  check_h(layer, layer.h_0, "h_0");
   const auto dtype = layer.input.scalar_type(), of_c = layer.c_0.scalar_type();
-  check_c(layer, layer.c_0, "c_0", of_c == state_dtype(dtype) ? of_c : dtype);
+  check(layer.h_0, "h_0", {layer, Leading::kState, Extent::kOutput}, dtype);
+  check(layer.c_0, "c_0", {layer, Leading::kState, Extent::kHidden},
+        of_c == state_dtype(dtype) ? of_c : dtype);
   check_options(layer);
   return layer;
 }
 
-Saved check_saved(const Layer& layer, const BackwardArguments& a) {
+BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
   const auto dtype = layer.input.scalar_type();
   const Tensor& gates = a.gates;
   const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
   TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
               "lstm_backward: expected saved gates and no layer normalization with per_row");
-  check_sequence(layer, a.output, "the saved output", layer.num_directions() * layer.output_size,
-                 "directions * output size", false, dtype);
-  check_sequence(layer, a.cells, "the saved cells", layer.hidden_size, "hidden_size", true,
-                 state_dtype(dtype));
+  check(a.output, "the saved output", {layer, Leading::kSequence, Extent::kOutputs}, dtype);
+  check(a.cells, "the saved cells", {layer, Leading::kSequences, Extent::kHidden},
+        state_dtype(dtype));
   if (recompute)
     check_tensor(gates, "the saved gates", {0}, "(0)", dtype, layer.input);
   else
-    check_sequence(layer, gates, "the saved gates", 4 * layer.hidden_size, "4 * hidden_size", true,
-                   dtype);
-  return {a.output, a.cells, recompute ? Tensor() : gates};
-}
-
-OutputGrads check_grads(const Layer& layer, const BackwardArguments& a) {
-  const auto dtype = layer.input.scalar_type();
-  const auto given = [](const OptionalTensor& grad) { return grad.value_or(Tensor()); };
-  const OutputGrads grads{given(a.grad_output), given(a.grad_h_n), given(a.grad_c_n),
-                          given(a.grad_cells)};
-  if (grads.output.defined())
-    check_sequence(layer, grads.output, "grad_output", layer.num_directions() * layer.output_size,
-                   "directions * output size", false, dtype);
-  if (grads.h_n.defined()) check_h(layer, grads.h_n, "grad_h_n");
-  if (grads.c_n.defined()) check_c(layer, grads.c_n, "grad_c_n", layer.c_0.scalar_type());
-  if (grads.cells.defined())
-    check_sequence(layer, grads.cells, "grad_cells", layer.hidden_size, "hidden_size", true,
-                   state_dtype(dtype));
-  return grads;
+    check(gates, "the saved gates", {layer, Leading::kSequences, Extent::kGates}, dtype);
+  const auto given = [&](const OptionalTensor& grad, const char* name, Leading leading, Extent size,
+                         at::ScalarType dtype) {
+    if (grad) check(*grad, name, {layer, leading, size}, dtype);
+    return grad.value_or(Tensor());
+  };
+  const OutputGrads grads{
+      given(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype),
+      given(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype),
+      given(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type()),
+      given(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state_dtype(dtype))};
+  return {a.output, a.cells, recompute ? Tensor() : gates, grads, a.request};
 }
 
 void check_memory(const Tensor& tensor, const char* name) {
@@ -316,13 +300,13 @@ void check_memory(const Tensor& tensor, const char* name) {
               storage.data() ? storage.nbytes() : 0);
 }
 
-void check_values(const Layer& layer, const Saved& saved, const OutputGrads& grads) {
+void check_values(const Layer& layer, const BackwardInputs& in) {
   for_each_tensor(layer, check_memory);
   for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
-  check_memory(saved.output, "the saved output"), check_memory(saved.cells, "the saved cells");
-  check_memory(saved.gates, "the saved gates"), check_memory(grads.output, "grad_output");
-  check_memory(grads.h_n, "grad_h_n"), check_memory(grads.c_n, "grad_c_n");
-  check_memory(grads.cells, "grad_cells");
+  check_memory(in.output, "the saved output"), check_memory(in.cells, "the saved cells");
+  check_memory(in.gates, "the saved gates"), check_memory(in.grads.output, "grad_output");
+  check_memory(in.grads.h_n, "grad_h_n"), check_memory(in.grads.c_n, "grad_c_n");
+  check_memory(in.grads.cells, "grad_cells");
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();

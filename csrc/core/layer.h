@@ -53,26 +53,27 @@ struct ForwardTensors {
 };
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
-// came. These three serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
+// came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
 // matrices they see the device: who reads them knows their sizes.
 Layer check_layer(const LstmCall& call, bool packed = false);
 
 // Every tensor in float32.
 Layer as_float(const Layer& layer);
 
-// What backward needs besides the layer. Without gates (undefined) it recomputes them.
-struct Saved {
-  Tensor output, cells, gates;
-};
+// What backward needs besides the layer.
 struct OutputGrads {  // undefined: zero
   Tensor output, h_n, c_n, cells;
 };
-Saved check_saved(const Layer& layer, const BackwardArguments& arguments);
-OutputGrads check_grads(const Layer& layer, const BackwardArguments& arguments);
+struct BackwardInputs {
+  Tensor output, cells, gates;  // saved; without gates (undefined) backward recomputes them
+  OutputGrads grads;
+  GradientRequest request;
+};
+BackwardInputs check_backward(const Layer& layer, const BackwardArguments& arguments);
 
 // What only tensors with values have: the values inside batch_sizes, those of lengths where reading
 // them needs no device synchronization, and memory for every element.
-void check_values(const Layer& layer, const Saved& saved = {}, const OutputGrads& grads = {});
+void check_values(const Layer& layer, const BackwardInputs& inputs = {});
 
 // Whether there is memory for every element: it may have been freed
 // (tensor.untyped_storage().resize_(0)). May be undefined.

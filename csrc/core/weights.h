@@ -32,10 +32,8 @@ struct WeightLayout {
   std::vector<Direction> directions(at::TensorList weights, int64_t count) const;
 };
 
-// The size of a weight along a dimension. A vector has no columns.
-enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kProjection };
-constexpr const char* kExtentNames[] = {
-    "", "4 * hidden_size", "input_size", "hidden_size", "output size", "proj_size"};
+// The size of a weight, or of a row, along a dimension. A vector has no columns.
+enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
 // A weight in the list, what has to be there for it, its shape, and what backward makes of it.
 struct NamedWeight {

@@ -24,8 +24,6 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   return plan(task, cpu_machine());
 }
 
-Tensor as_float(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; }
-
 ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOptions& options) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
@@ -36,13 +34,11 @@ ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOpti
   });
 }
 
-BackwardResult backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
-                        const OutputGrads& grads, const GradientRequest& request) {
+BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.engine == CpuEngine::kTiled)
-      return tiled_backward<T>(layer, plan, saved, grads, request);
-    return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, saved, grads, request);
+    if (plan.engine == CpuEngine::kTiled) return tiled_backward<T>(layer, plan, in);
+    return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, in);
   });
 }
 
@@ -60,18 +56,18 @@ ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
 
 BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(call);
-  const Saved saved = check_saved(layer, arguments);
-  const OutputGrads grads = check_grads(layer, arguments);
-  check_values(layer, saved, grads);
+  const BackwardInputs in = check_backward(layer, arguments);
+  check_values(layer, in);
   CpuTask task = task_of(layer);
-  task.backward = true, task.saved_gates = saved.gates.defined();
-  task.per_row = arguments.request.per_row;
+  task.backward = true, task.saved_gates = in.gates.defined();
+  task.per_row = in.request.per_row;
   const CpuPlan plan = plan_of(layer, task, arguments.engine);
-  if (plan.dtype == task.dtype) return backward(layer, plan, saved, grads, arguments.request);
-  auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
-      backward(as_float(layer), plan, {as_float(saved.output), saved.cells, as_float(saved.gates)},
-               {as_float(grads.output), as_float(grads.h_n), as_float(grads.c_n), grads.cells},
-               arguments.request);
+  if (plan.dtype == task.dtype) return backward(layer, plan, in);
+  BackwardInputs as_floats = in;
+  for (Tensor* const tensor : {&as_floats.output, &as_floats.gates, &as_floats.grads.output,
+                               &as_floats.grads.h_n, &as_floats.grads.c_n})
+    if (tensor->defined()) *tensor = tensor->to(at::kFloat);
+  auto [grad_input, grad_h_0, grad_c_0, grad_weights] = backward(as_float(layer), plan, as_floats);
   const auto dtype = layer.input.scalar_type();
   for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
   return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),

@@ -65,13 +65,12 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, Saved saved, const OutputGrads& grads,
-                        const GradientRequest& request, c10::string_view engine) {
+BackwardResult backward(const Layer& layer, BackwardInputs in, c10::string_view engine) {
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
-      if (auto done = persistent_backward<T>(layer, planned, saved, grads, request)) return *done;
-  return stepwise_backward<T, A, CudaStepKernels>(layer, saved, grads, request);
+      if (auto done = persistent_backward<T>(layer, planned, in)) return *done;
+  return stepwise_backward<T, A, CudaStepKernels>(layer, in);
 }
 
 // function(T, A) for the dtype T of a tensor and the dtype A of its state.
@@ -99,14 +98,12 @@ ForwardResult lstm_cuda(const LstmCall& call, const ForwardOptions& options) {
 
 BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(call);
-  const Saved saved = check_saved(layer, arguments);
-  const OutputGrads grads = check_grads(layer, arguments);
-  check_values(layer, saved, grads);
+  const BackwardInputs in = check_backward(layer, arguments);
+  check_values(layer, in);
   const c10::cuda::CUDAGuard device(call.input.device());
   const GemmPrecision precision(call.input.scalar_type());
   return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
-    return backward<decltype(t), decltype(a)>(layer, saved, grads, arguments.request,
-                                              arguments.engine);
+    return backward<decltype(t), decltype(a)>(layer, in, arguments.engine);
   });
 }
 

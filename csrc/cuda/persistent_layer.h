@@ -105,12 +105,11 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   return to.result(layer);
 }
 
-// Empty where the device refuses the launch: then `saved` has the gates, recomputed if need be.
+// Empty where the device refuses the launch: then `in` has the gates, recomputed if need be.
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
-                                                  Saved& saved, const OutputGrads& grads,
-                                                  const GradientRequest& request) {
-  stepwise::BackwardCall tensors(layer, saved, grads, request);
+                                                  BackwardInputs& in) {
+  stepwise::BackwardCall tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
   const auto options = layer.input.options();
@@ -118,8 +117,8 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden<T>(layer, tables.sequence, d, tensors.of_direction(tensors.output, d));
   };
-  if (!saved.gates.defined()) {  // not where their gradient will lie: that must be unwritten
-    saved.gates = tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
+  if (!in.gates.defined()) {  // not where their gradient will lie: that must be unwritten
+    in.gates = tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
     for (int64_t d = 0; d < s.directions; ++d)
       stepwise::make_gates<T, float, CudaStepKernels>(layer, d, tensors.input, h_prev_of(d),
                                                       tensors.gates[d]);
@@ -132,7 +131,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   PersistentBackward<T> call{};
   call.sequence = tables.sequence;
   call.d_output_stride = s.directions * hidden;
-  call.state_needs_grad = request.state;
+  call.state_needs_grad = in.request.state;
   const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
     return {data<T>(w_hh[d]),
             data<float>(tensors.c_0[d]),

@@ -25,8 +25,7 @@ PackedResult lstm_packed_meta(const LstmCall& call, const PackedOptions& options
 
 BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(call);
-  check_saved(layer, arguments);
-  check_grads(layer, arguments);
+  check_backward(layer, arguments);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (Direction d : layer.directions) {

@@ -20,15 +20,15 @@ struct BackwardCall {
   Tensor grad_input, grad_h_0, grad_c_0;
   std::vector<Tensor> grad_weights;  // as BackwardResult has them
 
-  BackwardCall(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-               const GradientRequest& request)
-      : layer(layer), request(request), sizes(layer.sizes()) {
+  BackwardCall(const Layer& layer, const BackwardInputs& in)
+      : layer(layer), request(in.request), sizes(layer.sizes()) {
+    const OutputGrads& grads = in.grads;
     const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
     input = flat(without_padding(layer), R);
-    output = flat(saved.output, R);
-    cells = saved.cells.contiguous().view({sizes.directions, R, H});
-    if (saved.gates.defined()) gates = saved.gates.contiguous().view({sizes.directions, R, 4 * H});
+    output = flat(in.output, R);
+    cells = in.cells.contiguous().view({sizes.directions, R, H});
+    if (in.gates.defined()) gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
     if (grads.output.defined()) d_output = flat(grads.output, R);
     if (grads.cells.defined())
       d_cells = grads.cells.to(state_options).contiguous().view({sizes.directions, R, H});
@@ -199,12 +199,11 @@ class BackwardWalk {
 }  // namespace stepwise
 
 template <typename T, typename A, typename StepKernels>
-BackwardResult stepwise_backward(const Layer& layer, const Saved& saved, const OutputGrads& grads,
-                                 const GradientRequest& request) {
-  stepwise::BackwardCall call(layer, saved, grads, request);
+BackwardResult stepwise_backward(const Layer& layer, const BackwardInputs& in) {
+  stepwise::BackwardCall call(layer, in);
   Tensor d_gates;
   for (int64_t d = 0; d < call.sizes.directions; ++d) {
-    if (d == 0 || request.per_row)
+    if (d == 0 || call.request.per_row)
       d_gates =
           at::empty({call.sizes.flat_rows, 4 * call.sizes.hidden_size}, layer.input.options());
     stepwise::BackwardWalk<T, A, StepKernels> walk(call, d, d_gates);

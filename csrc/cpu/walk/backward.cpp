@@ -32,33 +32,33 @@ struct BackwardCall {
   using A = State_t<T>;
 
   const Layer& layer;
-  const GradientRequest& request;
   const Sizes sizes;
   const Rows rows;
   const CpuPlan& plan;
-  const Saved saved;
-  const OutputGrads grads;
+  const BackwardInputs in;
   const SequenceRows<const T> x;
   const Zeros<T> zeros;
   Tensor grad_input, grad_h_0, grad_c_0;
 
-  BackwardCall(const Layer& layer, const CpuPlan& plan, const Saved& saved,
-               const OutputGrads& grads, const GradientRequest& request)
+  BackwardCall(const Layer& layer, const CpuPlan& plan, const BackwardInputs& given)
       : layer(layer),
-        request(request),
         sizes(layer.sizes()),
         rows(layer),
         plan(plan),
-        saved{saved.output.contiguous(), saved.cells.contiguous(), contiguous(saved.gates)},
-        grads{contiguous(grads.output), contiguous(grads.h_n), grads.c_n, contiguous(grads.cells)},
+        in{given.output.contiguous(),
+           given.cells.contiguous(),
+           contiguous(given.gates),
+           {contiguous(given.grads.output), contiguous(given.grads.h_n), given.grads.c_n,
+            contiguous(given.grads.cells)},
+           given.request},
         x(layer.input, rows),
         zeros(std::max({4 * sizes.hidden_size, sizes.output_size, int64_t(16)})) {  // a vector
-    grad_input = !request.input ? at::empty({0}, layer.input.options())
+    grad_input = !in.request.input ? at::empty({0}, layer.input.options())
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
                      : at::empty(layer.input.sizes(), layer.input.options());
-    grad_h_0 = initial_gradient(grads.h_n, layer.h_0, layer.input.options());
-    grad_c_0 = initial_gradient(grads.c_n, layer.c_0, layer.state_options());
+    grad_h_0 = initial_gradient(in.grads.h_n, layer.h_0, layer.input.options());
+    grad_c_0 = initial_gradient(in.grads.c_n, layer.c_0, layer.state_options());
   }
 
   // Whether there are positions that no step reaches.
@@ -77,23 +77,22 @@ class BackwardWalk {
         d_(d),
         directed_(call.rows, d == 1),
         w_hh_(prepared(*call.plan.back, direction().w_hh, call.plan.grid.unit_groups)),
-        previous_(call.layer, directed_, d, call.saved.output, call.saved.cells, nullptr,
-                  call.zeros),
+        previous_(call.layer, directed_, d, call.in.output, call.in.cells, nullptr, call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(make_d_gates()),
         weights_(*call.plan.gradients, call.sizes, call.layer.has_bias(),
                  call.layer.state_options(), chunk_rows()),
-        cells_(const_data<A>(call.saved.cells) + d * flat_rows() * hidden()),
+        cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
     zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
-    if (call.saved.gates.defined())
-      gates_ = const_data<T>(call.saved.gates) + d * flat_rows() * 4 * hidden();
+    if (call.in.gates.defined())
+      gates_ = const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden();
     else
       recomputed_with_.emplace(pack_direction<A>(call.plan, call.layer, d, 1));
     if constexpr (kProjects) make_projection();
-    if (call.request.input) {
+    if (call.in.request.input) {
       w_ih_.emplace(prepared(*call.plan.back_input, direction().w_ih, 1));
       to_input_.emplace(*call.plan.back_input, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
@@ -133,8 +132,8 @@ class BackwardWalk {
           to_input_->encode(d_gates), *w_ih_,
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
-    if (call_.request.state) add_initial_state(chunk);
-    if (call_.request.per_row) return;
+    if (call_.in.request.state) add_initial_state(chunk);
+    if (call_.in.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
     weights_.add(d_gates, x_, h_prev_, chunk.begin > 0);
     if constexpr (kProjects)
@@ -142,8 +141,8 @@ class BackwardWalk {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.request.state) finish_initial_state();
-    if (call_.request.per_row) return gradients.push_back(d_gates_);
+    if (call_.in.request.state) finish_initial_state();
+    if (call_.in.request.per_row) return gradients.push_back(d_gates_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
@@ -174,8 +173,8 @@ class BackwardWalk {
       return saved.view({call_.sizes.directions, flat_rows(), size})[d_];
     };
     projection_.emplace(call_.layer, call_.plan, directed_, d_,
-                        of_direction(call_.saved.gates, 4 * hidden()),
-                        of_direction(call_.saved.cells, hidden()));
+                        of_direction(call_.in.gates, 4 * hidden()),
+                        of_direction(call_.in.cells, hidden()));
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
@@ -191,16 +190,16 @@ class BackwardWalk {
   // d_gates of all steps if they are requested per row, else of a chunk and of the step before it
   // in this walk, as a ring.
   Tensor make_d_gates() const {
-    if (!call_.request.per_row)
+    if (!call_.in.request.per_row)
       return scratch<T>((call_.plan.chunk_steps + 1) * call_.rows.batch() * 4 * hidden());
-    const auto shape = call_.saved.gates.sizes().slice(1);
+    const auto shape = call_.in.gates.sizes().slice(1);
     const auto options = call_.layer.input.options();
     return call_.padded() ? at::zeros(shape, options) : at::empty(shape, options);
   }
   T* d_gates(int64_t t, int64_t row) const {
     const int64_t k = directed_.step_back(t) % (call_.plan.chunk_steps + 1);  // its own inverse
     const int64_t place =
-        call_.request.per_row ? call_.rows.flat(t, row) : k * call_.rows.batch() + row;
+        call_.in.request.per_row ? call_.rows.flat(t, row) : k * call_.rows.batch() + row;
     return data<T>(d_gates_) + place * 4 * hidden();
   }
 
@@ -298,10 +297,10 @@ class BackwardWalk {
     const int64_t out = call_.sizes.output_size;
     BackwardRow<T> cell;
     cell.reset = call_.rows.is_reset(t, row);
-    cell.d_output = or_zeros(call_.grads.output, (flat * call_.sizes.directions + d_) * out);
-    cell.d_h_n = last ? or_zeros(call_.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
-    cell.d_cells = call_.grads.cells.defined()
-                       ? const_data<A>(call_.grads.cells) + (d_ * flat_rows() + flat) * hidden()
+    cell.d_output = or_zeros(call_.in.grads.output, (flat * call_.sizes.directions + d_) * out);
+    cell.d_h_n = last ? or_zeros(call_.in.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
+    cell.d_cells = call_.in.grads.cells.defined()
+                       ? const_data<A>(call_.in.grads.cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
     // Gates that were not saved are recomputed where their gradient takes their place.
     cell.d_gates = d_gates(t, row);
@@ -345,9 +344,8 @@ class BackwardWalk {
 }  // namespace
 
 template <typename T>
-BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
-                              const OutputGrads& grads, const GradientRequest& request) {
-  const BackwardCall<T> call(layer, plan, saved, grads, request);
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
+  const BackwardCall<T> call(layer, plan, in);
   std::deque<BackwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
   const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
@@ -388,10 +386,9 @@ std::vector<Tensor> step_gradients(const Product& product,
   return gradients.all();
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                 \
-  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const Saved&,  \
-                                            const OutputGrads&, const GradientRequest&); \
-  template std::vector<Tensor> step_gradients<T>(const Product&,                         \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
+  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardInputs&); \
+  template std::vector<Tensor> step_gradients<T>(const Product&,                                  \
                                                  const std::vector<OneStepFactors>&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 

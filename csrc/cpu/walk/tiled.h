@@ -22,8 +22,7 @@ template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
 template <typename T>
-BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Saved& saved,
-                              const OutputGrads& grads, const GradientRequest& request);
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in);
 // Of a layer with layer normalization and packed weights: stepwise.
 PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
 template <typename T>
