@@ -35,7 +35,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 URL = "https://github.com/fastlstm/fastlstm"
 TORCH_FLOOR = (2, 8)
 KERNELS = "csrc/cpu/targets"  # the sources that know no torch
-CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # where nvcc knows them
+CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]  # where nvcc knows them
 
 try:
     import torch
@@ -236,7 +236,8 @@ def wheel_extensions(kinds, packages):
     """The kernels, which know no torch, and what calls them, for each torch in `packages`."""
     from torch.utils import cpp_extension
 
-    kernels, core = glob(f"{KERNELS}/*.cpp"), glob("csrc/core/*.cpp")
+    kernels = [*glob(f"{KERNELS}/*.cpp"), "csrc/gpu_state.cpp"]
+    core = glob("csrc/core/*.cpp")
     cuda, cuda_kernels = glob("csrc/cuda/*.cpp"), glob("csrc/cuda/*.cu")
     rest = set(glob("csrc/**/*.cpp", recursive=True)) - {*kernels, *cuda}
     home = os.environ.get("CUDA_HOME", "")
@@ -253,7 +254,8 @@ def wheel_extensions(kinds, packages):
         libraries = [*torch_libraries, "torch_python", "fastlstm_kernels"]
         found.append(shared_library(f"{module}._C", rest, libraries, folders, headers))
         if "cuda" in kinds:
-            libraries = [*torch_libraries, "c10_cuda", "fastlstm_cuda_kernels", "cudart_static"]
+            own = ["fastlstm_kernels", "fastlstm_cuda_kernels"]
+            libraries = [*torch_libraries, "c10_cuda", *own, "cudart_static"]
             places = [*folders, os.path.join(package, "lib")]
             headers.append(os.path.join(home, "include"))
             name = f"{module}.libfastlstm_cuda"
@@ -263,7 +265,7 @@ def wheel_extensions(kinds, packages):
 
 def in_one_file(sources, folder):
     """Sources, those that include torch as one: its headers are most of their time."""
-    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp")
+    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp", "csrc/gpu_state.cpp")
     few = [s for s in sources if s.startswith("csrc/") and not s.startswith(apart)]
     if len(few) < 2:
         return sources

@@ -1,9 +1,10 @@
-"""Fit the constants of the CUDA planner to steps that a GPU took: sweep.py's, or gpu-check's.
+"""Fit the constants of the CUDA planner to what a GPU took: sweep.py's and cudnn_grid.py's times.
 
     python benchmarks/fit_plan.py gpu-check.json
 
-Prints each constant as in csrc/cuda/plan.h and as fitted, with its standard error. A constant on
-which no time depends is kept.
+Prints each constant as in csrc/cuda/plan.h and as fitted, those of a step with their standard
+error, those of a whole call with the range of what was measured. A constant on which no time
+depends is kept.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import Any
 from sweep import Entry, plan
 
 from fastlstm import _build
-from fastlstm._choice import CUDNN_STEP_US
 
 # What the times of steps can show. The clock is in the record; the others are facts or do not show.
 FITTED = (
-    "trip_us",
-    "cell_us",
-    "l2_gb_per_s",
+    "trip_clocks",
+    "cell_clocks",
+    "l2_bytes_per_clock",
     "sm_bytes_per_clock",
     "shared_bytes_per_clock",
     "marking_share",
@@ -48,15 +48,18 @@ class Fit:
         errors: median of |measured / predicted - 1|, before and after.
     """
 
-    def __init__(self, entries: Sequence[Entry], sms: int, capability: int) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], sms: int, capability: int, clock_ghz: float = 0.0
+    ) -> None:
         self.entries, self.sms, self.capability = entries, sms, capability
+        self.clock_ghz = clock_ghz
         self.before: Constants = _build.library.cuda_constants(sm_count=sms, capability=capability)
         self.constants, self.standard_errors = self._fit()
         self.errors = tuple(self._error(c) for c in ({}, self.constants))
 
     def predicted(self, constants: Mapping[str, float]) -> list[float]:
         return [
-            plan(entry, self.sms, self.capability, dict(constants))["step_us"]
+            plan(entry, self.sms, self.capability, dict(constants), self.clock_ghz)["step_us"]
             for entry in self.entries
         ]
 
@@ -98,6 +101,44 @@ class Fit:
         return statistics.median(abs(float(entry["step_us"]) / p - 1) for entry, p in pairs)
 
 
+def starts(record: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What was measured of the constants of a whole call, by name."""
+    found: dict[str, list[float]] = {
+        "prologue_us": [
+            entry["start_us"]
+            for entry in record.get("sweep", [])
+            if "start_us" in entry and entry["engine"] != "stepwise"
+        ],
+        "host_walk_us": record.get("host_us", []),
+        "cudnn_call_us": [],
+        "cudnn_step_us": [],
+        "cudnn_stacked_step_us": [],
+    }
+    calls: dict[str, list[dict[str, Any]]] = {}
+    for row in record.get("cudnn", []):
+        if row.get("cudnn") == "standard" and "us" in row:
+            kind = {k: row[k] for k in ("dtype", "hidden_size", "batch", "layers", "training")}
+            calls.setdefault(json.dumps(kind), []).append(row)
+    for rows in calls.values():
+        short, long = (pick(rows, key=lambda row: row["steps"]) for pick in (min, max))
+        if short["steps"] == long["steps"]:
+            continue
+        passes, layers = 1 + long["training"], long["layers"]
+        step = (long["us"] - short["us"]) / (long["steps"] - short["steps"]) / passes
+        found["cudnn_stacked_step_us" if layers > 1 else "cudnn_step_us"].append(step / layers)
+        if layers == 1:
+            found["cudnn_call_us"].append(short["us"] / passes - short["steps"] * step)
+    return {name: values for name, values in found.items() if values}
+
+
+def cautious(name: str, values: Sequence[float]) -> float:
+    """Of what one constant stands for ours at the third quartile, and cuDNN's at the first."""
+    if len(values) < 2:
+        return values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first if name.startswith("cudnn") else third
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("record", type=Path, metavar="RECORD.json")
@@ -109,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{args.record}: expected the steps of a sweep, {len(FITTED)} or more, "
             f"got {len(entries)}"
         )
-    fit = Fit(entries, record["machine"]["sms"], record["machine"]["gpu_capability"])
+    machine = record["machine"]
+    fit = Fit(entries, machine["sms"], machine["gpu_capability"], machine.get("gpu_ghz", 0.0))
     print(f"{len(entries)} steps; median error {fit.errors[0]:.1%}, fitted {fit.errors[1]:.1%}\n")
     print(f"{'constant':<24}{'plan.h':>10}{'fitted':>10}")
     for name in FITTED:
@@ -117,10 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in fit.constants:
             new = f"{fit.constants[name]:10.3g}  +- {fit.standard_errors[name]:.0%}"
         print(f"{name:<24}{fit.before[name]:>10.3g}{new}")
-    if cudnn := record.get("cudnn_us"):
-        # Of fastlstm/_choice.py: a plain call goes to ours only where that is well below.
-        print(f"{'cudnn_us':<24}{CUDNN_STEP_US:>10.3g}{statistics.median(cudnn):10.3g}", end="")
-        print(f"  from {min(cudnn):.3g} to {max(cudnn):.3g}")
+    for name, values in starts(record).items():
+        print(f"{name:<24}{fit.before[name]:>10.3g}{cautious(name, values):10.3g}", end="")
+        print(f"  from {min(values):.3g} to {max(values):.3g}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def cuda_step(case: Case) -> float | None:
 def _step(case: Case, factor: int, rate: float) -> float:
     B, H, size = case.batch, case.hidden_size, case.dtype.itemsize
     device = h100()
-    clock, l2 = device["clock_ghz"] * GIGA, device["l2_gb_per_s"] * GIGA
+    clock = device["clock_ghz"] * GIGA
+    l2 = device["l2_bytes_per_clock"] * SMS * clock
     best = math.inf
     for blocks in range(1, min(H, SMS) + 1):
         units = math.ceil(H / blocks)
@@ -125,5 +126,5 @@ def _step(case: Case, factor: int, rate: float) -> float:
         exchange = max(into_sm, blocks * B * state / l2)
         macs = 4 * units * H * 8 * math.ceil(rows / 8)
         product = max(macs / rate, weights / device["shared_bytes_per_clock"]) / clock
-        best = min(best, device["trip_us"] * 1e-6 + exchange + product + CELL)
+        best = min(best, device["trip_clocks"] / clock + exchange + product + CELL)
     return best

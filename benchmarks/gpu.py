@@ -40,7 +40,7 @@ def plans(case: Case, engine: str, sm_count: int, capability: int) -> dict[str, 
             dtype=str(case.dtype).removeprefix("torch."),
             allow_tf32=case.precision == "tf32",
             backward=name == "backward",
-            sm_count=max(1, sm_count - _build.library.free_sms()),
+            sm_count=max(0, sm_count - _build.library.free_sms()),
             capability=capability,
             engine=engine,
         )

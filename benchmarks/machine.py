@@ -91,6 +91,7 @@ def describe(device: str) -> dict[str, Any]:
         machine["gpu"] = properties.name
         machine["sms"] = properties.multi_processor_count
         machine["gpu_capability"] = 10 * properties.major + properties.minor
+        machine["gpu_ghz"] = _build.gpu(0)[2] if _build.has_kernels("cuda") else 0.0
         machine["gpu_memory"] = properties.total_memory
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -3,7 +3,8 @@
     python benchmarks/sweep.py sweep.json && python benchmarks/fit_plan.py sweep.json
 
 A step is the slope between T = 64 and T = 512 of the op itself, forward and backward alone, with a
-small input and without gradients of weights: so no GEMM around the walk counts.
+small input and without gradients of weights: so no GEMM around the walk counts. What T = 64 takes
+beside its steps is the start. A call of two steps is as long as the host needs to launch it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from report import write_json
 from timing import Effort, Step, cuda_clock, median_time
 
+import fastlstm
 from fastlstm import _build
 
 SHORT, LONG = 64, 512
@@ -41,12 +43,14 @@ SHAPES = (
 Entry = dict[str, Any]
 
 
-def plan(entry: Entry, sms: int, capability: int, constants: dict[str, float]) -> Entry:
+def plan(
+    entry: Entry, sms: int, capability: int, constants: dict[str, float], clock_ghz: float = 0.0
+) -> Entry:
     """What the planner says of an entry's division: see `_C.plan_cuda`."""
     names = "hidden_size batch steps directions dtype allow_tf32 backward engine".split()
     task = {name: entry[name] for name in names}
     found: Entry = _build.library.plan_cuda(
-        **task, sm_count=sms, capability=capability, constants=constants
+        **task, sm_count=sms, capability=capability, clock_ghz=clock_ghz, constants=constants
     )
     return found
 
@@ -105,8 +109,8 @@ def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
     )
 
 
-def measure(entry: Entry) -> float:
-    """Microseconds of a step."""
+def measure(entry: Entry) -> dict[str, float]:
+    """Microseconds of a step, and of what comes before the first."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = entry["allow_tf32"]
     try:
@@ -116,29 +120,32 @@ def measure(entry: Entry) -> float:
             )
     finally:
         torch.backends.cudnn.allow_tf32 = before
-    return 1e6 * (long - short) / (LONG - SHORT)
+    step = (long - short) / (LONG - SHORT)
+    return {"step_us": 1e6 * step, "start_us": 1e6 * (short - SHORT * step)}
 
 
-def cudnn_step_us(walk: Entry, training: bool) -> float:
-    """Microseconds of a step of nn.LSTM: of a walk, two of which make a step of training."""
-    H, B, dtype = walk["hidden_size"], walk["batch"], getattr(torch, walk["dtype"])
-    lstm = torch.nn.LSTM(INPUT_SIZE, H, bias=False, device="cuda", dtype=dtype)
-
-    def run(steps: int) -> Step:
-        x = torch.randn(steps, B, INPUT_SIZE, device="cuda", dtype=dtype)
-
-        def step() -> object:
-            with torch.set_grad_enabled(training):
-                output, _ = lstm(x)
-            return (
-                torch.autograd.grad(output.sum(), list(lstm.parameters())) if training else output
-            )
-
-        return step
-
+def host_us(walk: Entry) -> float:
+    """Microseconds of two steps by the module: of a walk, two of which make a step of training."""
+    H, training = walk["hidden_size"], walk["backward"]
+    lstm = fastlstm.LSTM(INPUT_SIZE, H, device="cuda", dtype=getattr(torch, walk["dtype"]))
+    lstm.engine = "persistent"
     torch.backends.cudnn.allow_tf32 = walk["allow_tf32"]
-    long, short = (median_time(run(steps), cuda_clock, EFFORT) for steps in (LONG, SHORT))
-    return 1e6 * (long - short) / (LONG - SHORT) / (1 + training)
+    step = call_of(lstm, 2, walk["batch"], training)
+    return 1e6 * median_time(step, cuda_clock, EFFORT) / (1 + training)
+
+
+def call_of(lstm: torch.nn.RNNBase, steps: int, batch: int, training: bool) -> Step:
+    """A call of a module, in training with the gradients of its weights."""
+    weights = list(lstm.parameters())
+    like = weights[0].new_empty(0)
+    x = torch.randn(steps, batch, lstm.input_size).to(like)
+
+    def call() -> object:
+        with torch.set_grad_enabled(training):
+            output = lstm(x)[0]
+        return torch.autograd.grad(output.sum(), weights) if training else output
+
+    return call
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,17 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
     args = parser.parse_args(arguments)
     start = time.monotonic()
-    record = machine.describe("cuda") | {"complete": False, "sweep": [], "cudnn_us": []}
-    record["cudnn_us"] = [cudnn_step_us(walk, walk["backward"]) for walk in walks(LONG)]
-    sms, capability = (record["machine"][key] for key in ("sms", "gpu_capability"))
+    record = machine.describe("cuda") | {"complete": False, "sweep": []}
+    record["host_us"] = [host_us(walk) for walk in walks(2)]
+    sms, capability, ghz = (record["machine"][k] for k in ("sms", "gpu_capability", "gpu_ghz"))
     todo = list(entries(sms, capability))
     random.Random(0).shuffle(todo)  # so that any part of it covers all shapes
     for entry in todo:
         if args.limit and time.monotonic() - start > args.limit:
             break
-        predicted = plan(entry, sms, capability, {})["step_us"]
+        predicted = plan(entry, sms, capability, {}, ghz)["step_us"]
         try:
-            found = entry | {"predicted_us": predicted, "step_us": measure(entry)}
+            found = entry | {"predicted_us": predicted} | measure(entry)
         except RuntimeError as error:
             found = entry | {"error": str(error).splitlines()[0]}
         record["sweep"].append(found)

@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import sys
@@ -58,16 +59,33 @@ def _minor(version: str) -> str:
 
 
 @functools.cache
-def has_code_for_gpu(index: int) -> bool:
-    """Whether the CUDA kernels of the extension were compiled for a GPU of this machine."""
-    return bool(torch.ops.fastlstm.cuda_code(index))
+def gpu(index: int) -> tuple[int, int, float, str]:
+    """Of a GPU of this machine: multiprocessors, capability as 90 for 9.0, GHz, and an error.
+
+    The capability is that of the kernels where they were compiled for less than sm_80, and 0 where
+    they cannot run, as under an old driver: then the error says why, unless there is no such code.
+    """
+    found: tuple[int, int, float, str] = torch.ops.fastlstm.cuda_device(index)
+    return found
 
 
-def leave_sms_to_other_processes() -> None:
-    """Let the persistent engine leave 16 multiprocessors to NCCL, if nobody says how many."""
-    group = torch.distributed
-    several = group.is_available() and group.is_initialized() and group.get_world_size() > 1
-    library.set_default_free_sms(16 if several else 0)
+@functools.cache
+def _under_mps() -> bool:
+    """Whether NVIDIA's MPS lets other processes use a GPU at the same time."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
+
+
+def leave_sms_to_others(sm_count: int, capability: int) -> None:
+    """Let the persistent engine leave some to NCCL, and half under MPS, if nobody says how many.
+
+    All blocks of a launch run at once, so that under MPS two launches that need more than half
+    might each wait for the other's multiprocessors.
+    """
+    group, free = torch.distributed, 0
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        most = os.environ.get("NCCL_MAX_CTAS", "")  # else what NCCL takes on such GPUs
+        free = int(most) if most.isdecimal() else 32 if capability >= 90 else 24
+    library.set_default_free_sms(max(free, sm_count // 2 if _under_mps() else 0))
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
@@ -159,10 +177,10 @@ _WITHOUT_KERNELS = (
 
 
 @functools.cache
-def warn_of_no_cuda_kernels() -> None:
+def warn_of_no_cuda_kernels(error: str) -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels."""
     record = build_record()
-    reason = _cuda_reason or record["note"]
+    reason = _cuda_reason or error or record["note"]
     reason = reason or f"they were built for {record['cuda_arch_list']}, not for this GPU"
     warnings.warn(
         f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "

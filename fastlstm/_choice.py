@@ -1,8 +1,9 @@
 """Who computes a plain call under engine="auto": pure functions of the call and the device.
 
 In this order: PyTorch's own where a GPU refused to launch ours; what `fastlstm.tune` measured;
-PyTorch's where ours would go step by step or cuDNN has a persistent kernel too; ours where it is
-predicted well ahead. On a CPU ours was measured ahead, but for large products on Intel's.
+PyTorch's where ours would go step by step or cuDNN has a persistent kernel too; ours where the
+whole call is predicted well ahead. On a CPU ours was measured ahead, but for large products on
+Intel's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ._call import LstmCall
 # While fastlstm.tune runs a model: its calls of `of`, by device and kind.
 noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 
-CUDNN_STEP_US = 6.0  # of cuDNN's standard kernels, which need 6 to 8
-AHEAD = 0.8  # of that time, at most, ours is predicted to take where it is chosen
+# Of the time predicted for cuDNN ours is to take this at most, until a GPU has measured both: the
+# constants of csrc/cuda/plan.h are from data sheets.
+AHEAD = 0.55
 LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
@@ -80,6 +82,7 @@ class Gpu(NamedTuple):
     capability: int
     allow_tf32: bool = True
     free_sms: int = 0  # of sm_count, for others
+    clock_ghz: float = 0.0  # 0 stands for that of the data sheet
 
 
 class Choice(NamedTuple):
@@ -109,7 +112,7 @@ def cudnn_class(stack: Stack, gpu: Gpu) -> str:
 
 
 def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
-    """What the planner says of a layer's walks, forward and in training backward."""
+    """What the planner says of the walks of each layer, forward and in training backward."""
     plan = functools.partial(
         _build.library.plan_cuda,
         hidden_size=stack.hidden_size,
@@ -118,8 +121,10 @@ def plans(stack: Stack, gpu: Gpu) -> list[dict[str, Any]]:
         directions=stack.directions,
         dtype=stack.dtype,
         allow_tf32=gpu.allow_tf32,
-        sm_count=max(gpu.sm_count - gpu.free_sms, 1),
+        layers=stack.num_layers,
+        sm_count=max(gpu.sm_count - gpu.free_sms, 0),
         capability=gpu.capability,
+        clock_ghz=gpu.clock_ghz,
     )
     return [plan(backward=backward) for backward in ([False, True] if stack.training else [False])]
 
@@ -133,8 +138,8 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     kind = cudnn_class(stack, gpu)
     if kind != "standard":
         return Choice("torch", f"cuDNN has a persistent kernel too ({kind}); nobody measured which")
-    ours, theirs = sum(w["step_us"] for w in walks), CUDNN_STEP_US * len(walks)
-    times = f"{ours:.1f} us a step are predicted, of cuDNN {theirs:.1f} or more"
+    ours, theirs = (sum(walk[who] for walk in walks) for who in ("stack_us", "cudnn_us"))
+    times = f"{ours:.0f} us are predicted, of cuDNN {theirs:.0f} or more"
     return Choice("auto" if ours < AHEAD * theirs else "torch", times)
 
 
@@ -189,18 +194,11 @@ def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
     return Choice("auto", "measured ahead on two processors")
 
 
-@functools.cache
-def _gpu(index: int) -> tuple[int, int]:
-    found, code = torch.cuda.get_device_properties(index), torch.ops.fastlstm.cuda_code(index)
-    capability = 10 * found.major + found.minor
-    # Code for older GPUs lacks the persistent kernels, even where a newer one runs it.
-    return found.multi_processor_count, code if code < 80 else capability
-
-
 def this_gpu(index: int) -> Gpu:
     """A GPU of this machine."""
+    sm_count, capability, clock_ghz, _ = _build.gpu(index)
     tf32 = _measured.rnn_precision("cuda") == "tf32"
-    return Gpu(*_gpu(index), tf32, _build.library.free_sms())
+    return Gpu(sm_count, capability, tf32, _build.library.free_sms(), clock_ghz)
 
 
 def unmeasured(stack: Stack, device: torch.device) -> Choice:

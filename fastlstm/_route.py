@@ -199,14 +199,16 @@ def of_input(input: Tensor, engine: str, transformed: bool = False, plain: bool 
             return _OURS  # as choose_engine says, in a third of the time
     device, served = input.device.type, _OP_DEVICES
     on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
+    error = ""
     if on_gpu and device in served:
-        if _build.has_code_for_gpu(input.device.index):
-            _build.leave_sms_to_other_processes()
+        sm_count, capability, _, error = _build.gpu(input.device.index)
+        if capability:
+            _build.leave_sms_to_others(sm_count, capability)
         else:
             served = tuple(name for name in served if name != device)
     route = route_for(engine, device, input.dtype, transformed, served, plain)
     if on_gpu and device not in served and route.engine != engine:
-        _build.warn_of_no_cuda_kernels()
+        _build.warn_of_no_cuda_kernels(error)
     return route
 
 

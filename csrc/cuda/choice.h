@@ -30,7 +30,7 @@ inline int code_capability() {
   return capability;
 }
 
-// The device as the persistent engine may use it.
+// The current device; of none of its multiprocessors if it makes no cooperative launches.
 inline CudaDevice cuda_device() {
   const int index = current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -43,10 +43,10 @@ inline CudaDevice cuda_device() {
   // Code for older GPUs lacks the persistent kernels, even where a newer one runs it.
   const int code = code_capability();
   CudaDevice device =
-      CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), code < 80 ? code : capability);
+      CudaDevice::of(attribute(cudaDevAttrMultiProcessorCount), code < 80 ? code : capability,
+                     1e-6 * attribute(cudaDevAttrClockRate));
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
-  device.sm_count = cooperates ? std::max(0, device.sm_count - free_sms()) : 0;
+  if (!attribute(cudaDevAttrCooperativeLaunch)) device.sm_count = 0;
   return device;
 }
 
@@ -58,8 +58,8 @@ inline bool is_refusal(cudaError_t error) {
          error == cudaErrorNotPermitted;
 }
 
-inline void remember_refusal(const Task& task, cudaError_t error) {
-  if (const int device = current_device(); Refusals::add(device, task))
+inline void note_refusal(const Task& task, cudaError_t error) {
+  if (const int device = current_device(); remember_refusal(device, task))
     TORCH_WARN("fastlstm: device ", device, " refuses a launch of the persistent engine (",
                cudaGetErrorString(error),
                "). From now on plain calls of that shape run PyTorch's own LSTM, and others the "
@@ -90,9 +90,10 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;
   if (request->engine == EngineRequest::kStepwise ||
-      (is_auto && Refusals::contain(current_device(), task)))
+      (is_auto && is_refused(current_device(), task)))
     return {task, {}, false};
-  const CudaDevice device = cuda_device();
+  CudaDevice device = cuda_device();
+  device.sm_count = std::max(0, device.sm_count - free_sms());
   if (is_auto) return {task, plan(task, device), false};
   const Plan forced = plan_persistent(task, device, request->division);
   TORCH_CHECK(

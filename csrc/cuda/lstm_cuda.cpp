@@ -107,10 +107,15 @@ BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments&
   });
 }
 
-// The compute capability of the code that a device runs; 0 where the build has none for it.
-int64_t cuda_code(int64_t device) {
-  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
-  return code_capability();
+// fastlstm._build.gpu: of a device as the kernels may use it, or the error that keeps them from it.
+std::tuple<int64_t, int64_t, double, std::string> cuda_device_of(int64_t index) {
+  try {
+    const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
+    const CudaDevice device = cuda_device();
+    return {device.sm_count, device.capability, device.clock_ghz, ""};
+  } catch (const c10::Error& error) {
+    return {0, 0, 0, error.what_without_backtrace()};
+  }
 }
 
 }  // namespace
@@ -121,4 +126,4 @@ TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
   m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
 }
 
-TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("cuda_code", &fastlstm::cuda_code); }
+TORCH_LIBRARY_FRAGMENT(fastlstm, m) { m.def("cuda_device", &fastlstm::cuda_device_of); }

@@ -26,32 +26,42 @@ struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
   int64_t shared_bytes;  // a block may ask for
-  double clock_ghz, l2_gb_per_s;
-  double mma_per_clock;  // 16-bit multiply-adds of an SM per clock; half of it with TF32
+  double clock_ghz;
+  double l2_bytes_per_clock;  // an SM's share of what L2 gives to all
+  double mma_per_clock;       // 16-bit multiply-adds of an SM per clock; half of it with TF32
 
   double sm_bytes_per_clock = 64;       // from L2 into one SM
   double shared_bytes_per_clock = 128;  // of one SM
-  double trip_us = 0.5;   // from a store in one SM to another SM that sees it, through L2
-  double cell_us = 0.35;  // of a pass beside its product: some 300 to 600 instructions a warp, two
-                          // warps a scheduler, half of it waiting
+  double trip_clocks = 875;    // from a store in one SM to another SM that sees it, through L2
+  double cell_clocks = 612;    // of a pass beside its product: some 300 to 600 instructions a warp,
+                               // two warps a scheduler, half of it waiting
   double marking_share = 0.4;  // of L2's rate, at which memory is marked as unwritten
   double repeated_polls = 1;   // fruitless, from 64 rows on and in backward
-  double prologue_us = 20;     // filling shared memory with W_hh before the first step
+  double prologue_us = 35;     // of a walk before its first step: launches, W_hh to shared memory
+  double host_walk_us = 75;    // of the host, which launches the next walk while one runs
   double stepwise_us = 6;      // a GEMM and a kernel that have almost nothing to do
   double host_step_us = 12;    // launching both; without a CUDA graph a step takes no less
   double gemm_share = 0.6;     // of the peak, in a step's GEMM
+  // cuDNN's standard kernels, of which no clock and no size is known: the least that they take.
+  double cudnn_call_us = 10;
+  double cudnn_step_us = 6;
+  double cudnn_stacked_step_us = 4.4;  // of a layer, of several that it walks at once
 
   double clock_us() const { return 1e-3 / clock_ghz; }
+  double l2_bytes_per_us() const { return l2_bytes_per_clock * std::max(sm_count, 1) / clock_us(); }
 
-  // From the data sheets of the largest part of a generation.
-  static CudaDevice of(int sm_count, int capability) {
-    const int64_t kib = 1024;
-    if (capability >= 120) return {sm_count, capability, 99 * kib, 2.4, 5000, 512};
-    if (capability >= 100) return {sm_count, capability, 227 * kib, 1.9, 8000, 2048};
-    if (capability >= 90) return {sm_count, capability, 227 * kib, 1.75, 5500, 1024};
-    if (capability == 80) return {sm_count, capability, 163 * kib, 1.41, 4000, 1024};
-    if (capability >= 80) return {sm_count, capability, 99 * kib, 1.7, 3000, 512};
-    return {sm_count, capability, 48 * kib, 1.5, 1500, 512};
+  // From data sheets; where parts differ, of the slower: GeForce has half of the rate of mma with
+  // float32 sums. `ghz`: the device's own clock, 0 if nobody knows it.
+  static CudaDevice of(int sm_count, int capability, double ghz = 0) {
+    const auto device = [&](int64_t kib, double usual_ghz, double l2, double mma) {
+      return CudaDevice{sm_count, capability, kib * 1024, ghz > 0 ? ghz : usual_ghz, l2, mma};
+    };
+    if (capability >= 120) return device(99, 2.4, 12.2, 256);
+    if (capability >= 100) return device(227, 1.9, 28.4, 2048);
+    if (capability >= 90) return device(227, 1.75, 23.8, 1024);
+    if (capability == 80) return device(163, 1.41, 26.3, 1024);
+    if (capability >= 80) return device(99, 1.7, 13.8, 256);
+    return device(48, 1.5, 25, 512);
   }
 };
 
@@ -62,18 +72,22 @@ struct PlanConstant {
 };
 inline constexpr PlanConstant kPlanConstants[] = {
     {"clock_ghz", &CudaDevice::clock_ghz},
-    {"l2_gb_per_s", &CudaDevice::l2_gb_per_s},
+    {"l2_bytes_per_clock", &CudaDevice::l2_bytes_per_clock},
     {"mma_per_clock", &CudaDevice::mma_per_clock},
     {"sm_bytes_per_clock", &CudaDevice::sm_bytes_per_clock},
     {"shared_bytes_per_clock", &CudaDevice::shared_bytes_per_clock},
-    {"trip_us", &CudaDevice::trip_us},
-    {"cell_us", &CudaDevice::cell_us},
+    {"trip_clocks", &CudaDevice::trip_clocks},
+    {"cell_clocks", &CudaDevice::cell_clocks},
     {"marking_share", &CudaDevice::marking_share},
     {"repeated_polls", &CudaDevice::repeated_polls},
     {"prologue_us", &CudaDevice::prologue_us},
+    {"host_walk_us", &CudaDevice::host_walk_us},
     {"stepwise_us", &CudaDevice::stepwise_us},
     {"host_step_us", &CudaDevice::host_step_us},
     {"gemm_share", &CudaDevice::gemm_share},
+    {"cudnn_call_us", &CudaDevice::cudnn_call_us},
+    {"cudnn_step_us", &CudaDevice::cudnn_step_us},
+    {"cudnn_stacked_step_us", &CudaDevice::cudnn_stacked_step_us},
 };
 
 struct Task {
@@ -189,7 +203,7 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
   const double bytes = static_cast<double>(task.element_bytes() * task.depth());
   const double matrix = matrix_rows(task.backward, tiling.units);
   const double passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
-  const double l2 = device.l2_gb_per_s * 1e3;  // bytes a microsecond
+  const double l2 = device.l2_bytes_per_us();
   const double state_bytes = bytes * static_cast<double>(task.batch) * tiling.directions;
   // A warp polls what it has in flight before it is there, and again.
   const int in_flight =
@@ -205,17 +219,19 @@ inline double predict_persistent(const Task& task, const Tiling& tiling, const C
       matrix * static_cast<double>(task.depth()) * tiling.row_tile / task.rate(device));
   const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / device.shared_bytes_per_clock;
   const double launches = static_cast<double>(task.directions) / tiling.directions;
-  const double pass = (multiply + reduce) * device.clock_us() + device.cell_us;
+  const double pass = (multiply + reduce + device.cell_clocks) * device.clock_us();
   // While the results of one pass travel, the block works on the next.
-  return launches * (exchange + marking + std::max(device.trip_us + pass, passes * pass));
+  const double trip = device.trip_clocks * device.clock_us();
+  return launches * (exchange + marking + std::max(trip + pass, passes * pass));
 }
 
 inline double predict_stepwise(const Task& task, const CudaDevice& device) {
   const double b = static_cast<double>(task.batch), h = static_cast<double>(task.hidden_size);
   const double gemm = 4 * h * h * std::max(b, 16.0) /
-                      (device.gemm_share * task.rate(device) * device.sm_count) * device.clock_us();
+                      (device.gemm_share * task.rate(device) * std::max(device.sm_count, 1)) *
+                      device.clock_us();
   const double weights =
-      4 * h * h * static_cast<double>(task.element_bytes()) / (device.l2_gb_per_s * 1e3);
+      4 * h * h * static_cast<double>(task.element_bytes()) / device.l2_bytes_per_us();
   return task.directions *
          std::max(device.host_step_us, device.stepwise_us + std::max(gemm, weights));
 }
@@ -270,6 +286,20 @@ inline Plan plan(const Task& task, const CudaDevice& device) {
   Plan stepwise;
   stepwise.step_us = stepwise.stepwise_step_us = best.stepwise_step_us;
   return stepwise;
+}
+
+// One pass of a stack of `layers` such layers, by a plan and by cuDNN; without the products before
+// and after the walk, which both have. What starts is one layer after the other, the host ahead.
+inline double predict_stack(const Task& task, const Plan& plan, int layers,
+                            const CudaDevice& device) {
+  const double start = plan.persistent ? device.prologue_us : 0;
+  const double walk = start + static_cast<double>(task.steps) * plan.step_us;
+  return layers * std::max(device.host_walk_us, walk);
+}
+
+inline double predict_cudnn(const Task& task, int layers, const CudaDevice& device) {
+  const double step = layers > 1 ? layers * device.cudnn_stacked_step_us : device.cudnn_step_us;
+  return device.cudnn_call_us + static_cast<double>(task.steps) * step;
 }
 
 }  // namespace fastlstm

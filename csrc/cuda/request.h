@@ -1,14 +1,10 @@
 // What a user asks of the CUDA engines, one of them by name and multiprocessors for other streams,
 // and what a GPU refused.
 #pragma once
-#include <array>
-#include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -44,44 +40,16 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
-// What free_sms() is where the user says nothing; Python sets it.
-inline std::atomic<int> default_free_sms = 0;
-
 // Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
-// processes: FASTLSTM_FREE_SMS, read once.
-inline int free_sms() {
-  static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
-  return requested.value_or(default_free_sms);
-}
+// processes: FASTLSTM_FREE_SMS, read once, or else what Python has set. This and what follows is
+// kept in gpu_state.cpp, once for all libraries of a wheel.
+int free_sms();
+void set_default_free_sms(int count);
 
 // Calls whose persistent launch a GPU refused: "auto" makes no such launch again, which would be
 // refused too, after memory was marked and a GEMM was run for it.
-class Refusals {
- public:
-  static bool contain(int device, const Task& task) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return calls_.count(key(device, task)) > 0;
-  }
-  // False if it was known.
-  static bool add(int device, const Task& task) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return calls_.insert(key(device, task)).second;
-  }
-  static void forget() {  // for tests
-    const std::lock_guard<std::mutex> lock(mutex_);
-    calls_.clear();
-  }
-
- private:
-  // Of the task all that decides how many blocks there are, and how large.
-  using Key = std::array<int64_t, 7>;
-  static Key key(int device, const Task& task) {
-    return {device,          task.hidden_size, task.batch,   task.directions,
-            int(task.dtype), task.allow_tf32,  task.backward};
-  }
-
-  static inline std::mutex mutex_;
-  static inline std::set<Key> calls_;
-};
+bool is_refused(int device, const Task& task);
+bool remember_refusal(int device, const Task& task);  // false if it was known
+void forget_refusals();                               // for tests
 
 }  // namespace fastlstm

@@ -33,7 +33,7 @@ PYBIND11_MODULE(_C, m) {
         "How a plain layer would run on this processor, with other threads or caches too.");
   m.def("plan_cuda", &planners::plan_cuda, py::kw_only(), "hidden_size"_a, "batch"_a, "steps"_a,
         "directions"_a, "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a,
-        "engine"_a = "auto", "constants"_a = py::dict(),
+        "clock_ghz"_a = 0.0, "layers"_a = 1, "engine"_a = "auto", "constants"_a = py::dict(),
         "The engine that a layer would get on a CUDA device, which need not be present.");
   m.def("is_refused", &planners::is_refused, py::kw_only(), "device"_a, "hidden_size"_a, "batch"_a,
         "directions"_a, "dtype"_a, "training"_a,
@@ -42,9 +42,8 @@ PYBIND11_MODULE(_C, m) {
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def(
-      "set_default_free_sms", [](int count) { default_free_sms = count; },
-      "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
+  m.def("set_default_free_sms", &set_default_free_sms,
+        "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
   m.def("lstm", &short_calls::lstm, no_gil(), "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &short_calls::lstm_cell, no_gil(),
         "One step; like torch.ops.fastlstm.lstm with T = 1");

@@ -54,8 +54,9 @@ inline Dtype dtype_named(const std::string& name) {
 }
 
 // `constants`: other values for some of kPlanConstants, by name.
-inline CudaDevice device_with(int sm_count, int capability, const py::dict& constants) {
-  CudaDevice device = CudaDevice::of(sm_count, capability);
+inline CudaDevice device_with(int sm_count, int capability, double clock_ghz,
+                              const py::dict& constants) {
+  CudaDevice device = CudaDevice::of(sm_count, capability, clock_ghz);
   for (const auto& [key, value] : constants) {
     const auto name = key.cast<std::string>();
     const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
@@ -78,10 +79,13 @@ inline py::dict cuda_constants(int sm_count, int capability) {
 // Takes the fields of Task and more, which Python passes by name.
 inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                           const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
-                          int capability, const std::string& engine, const py::dict& constants) {
-  if (hidden_size < 1 || batch < 1 || steps < 1 || sm_count < 1 || directions < 1 || directions > 2)
+                          int capability, double clock_ghz, int layers, const std::string& engine,
+                          const py::dict& constants) {
+  const bool has_sizes = std::min({hidden_size, batch, steps, int64_t{layers}}) >= 1;
+  if (!has_sizes || sm_count < 0 || directions < 1 || directions > 2)
     throw std::invalid_argument(
-        "expected hidden_size, batch, steps and sm_count of at least 1 and 1 or 2 directions");
+        "expected hidden_size, batch, steps and layers of at least 1, sm_count of at least 0 and 1 "
+        "or 2 directions");
   const auto request = parse_engine(engine);
   if (!request)
     throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
@@ -90,13 +94,15 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
   const bool only_stepwise = request->engine == EngineRequest::kStepwise;
   const Task task{hidden_size,        batch,      steps,         directions,
                   dtype_named(dtype), allow_tf32, only_stepwise, backward};
-  const CudaDevice device = device_with(sm_count, capability, constants);
+  const CudaDevice device = device_with(sm_count, capability, clock_ghz, constants);
   const Plan chosen = request->engine == EngineRequest::kPersistent
                           ? plan_persistent(task, device, request->division)
                           : plan(task, device);
   const Tiling& tiling = chosen.tiling;  // times are predicted, not measured
   return py::dict("engine"_a = chosen.engine(), "step_us"_a = chosen.step_us,
-                  "stepwise_step_us"_a = chosen.stepwise_step_us, "units"_a = tiling.units,
+                  "stepwise_step_us"_a = chosen.stepwise_step_us,
+                  "stack_us"_a = predict_stack(task, chosen, layers, device),
+                  "cudnn_us"_a = predict_cudnn(task, layers, device), "units"_a = tiling.units,
                   "shared_bytes"_a = chosen.shared_bytes,
                   "shared_bytes_available"_a = device.shared_bytes, "row_tile"_a = tiling.row_tile,
                   "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
@@ -107,9 +113,9 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
 inline bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,
                        const std::string& dtype, bool training) {
   Task task{hidden_size, batch, 1, directions, dtype_named(dtype), rnn_allows_tf32(), false, false};
-  if (Refusals::contain(device, task)) return true;
+  if (fastlstm::is_refused(device, task)) return true;
   task.backward = true;
-  return training && Refusals::contain(device, task);
+  return training && fastlstm::is_refused(device, task);
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.

@@ -19,7 +19,7 @@ import torch
 from native import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
-from fastlstm import _build, _choice
+from fastlstm import _build, _choice, _route
 
 SIMT = ROOT / "tests/simt"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
@@ -446,7 +446,7 @@ def test_a_refusal_is_remembered(kind, refuse, told):
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_a_fault_is_no_refusal(kind, refuse):
     """Of all numbers that an error of CUDA may have, the five above and success are none."""
-    call, faults = Call(kind, steps=2, batch=1), []
+    call, faults = Call(kind, steps=5, batch=1), []
     for code in range(1000):
         refuse(code)
         try:
@@ -507,18 +507,38 @@ def compiled_for():
     """compiled_for(capability): what the device's code was compiled for; 0 if there is none."""
     yield lambda capability: ops().set_code(capability)
     ops().set_code(90)
+    ops().set_driver_error(0)
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
     call, expected = Call(kind), Call(kind).forward("stepwise")
-    assert ops().cuda_code(0) == 90 and not torch.equal(call.forward("auto")[0], expected[0])
+    assert ops().cuda_device(0) == (SMS, 90, 1.755, "")
+    assert not torch.equal(call.forward("auto")[0], expected[0])
     compiled_for(75)
-    assert ops().cuda_code(0) == 75 and torch.equal(call.forward("auto")[0], expected[0])
+    assert ops().cuda_device(0) == (SMS, 75, 1.755, "")
+    assert torch.equal(call.forward("auto")[0], expected[0])
     with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
         call.forward("persistent")
     compiled_for(0)
-    assert ops().cuda_code(0) == 0
+    assert ops().cuda_device(0) == (SMS, 0, 1.755, "")
+
+
+@pytest.mark.parametrize("error", [35, 100, 999])
+def test_an_old_driver_means_no_code(error, compiled_for, monkeypatch):
+    """Too old for the runtime, no device, or anything: plain calls are nn.LSTM's, and one warns."""
+    ops().set_driver_error(error)
+    sms, capability, _, text = ops().cuda_device(0)
+    assert (sms, capability) == (0, 0) and "failed: an error of the emulator" in text
+    monkeypatch.setattr(_build, "gpu", lambda index: ops().cuda_device(index or 0))
+    monkeypatch.setattr(_build, "build_record", lambda: {"note": None})
+    monkeypatch.setattr(_route, "_OP_DEVICES", (*_route._OP_DEVICES, "cuda"))
+    _build.warn_of_no_cuda_kernels.cache_clear()
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(4, 2, 3, device="cuda")
+    with pytest.warns(RuntimeWarning, match="no CUDA kernels: .* failed: an error") as caught:
+        chosen = [_route.of_input(x, "auto", plain=plain).engine for plain in (True, False, True)]
+    assert chosen == ["torch", "reference", "torch"] and len(caught) == 1
 
 
 FREE_SMS = """

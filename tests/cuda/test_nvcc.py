@@ -19,7 +19,7 @@ CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 PERSISTENT = {name: CUDA / f"persistent_{name}.cu" for name in ("forward", "backward")}
 FAST = {"80", "90"}
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
 # Arithmetic, units and rows of a tile.
 FEW = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
 

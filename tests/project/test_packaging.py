@@ -431,7 +431,7 @@ def test_choose_names_all_that_is_missing(kind: str, missing: str) -> None:
     ("nvcc", "expected"),
     [
         ("compute_75 compute_80 compute_86 compute_90", "7.5;8.0;8.6;9.0+PTX"),
-        ("compute_80 compute_90 compute_100 compute_120 compute_121", "8.0;9.0;10.0;12.0+PTX"),
+        ("compute_80 compute_90 compute_100 compute_110 compute_121", "8.0;9.0;10.0;11.0+PTX"),
     ],
 )
 def test_default_cuda_arches(tmp_path: Path, monkeypatch, nvcc: str, expected: str) -> None:

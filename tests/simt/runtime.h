@@ -17,7 +17,8 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrCooperativeLaunch
+  cudaDevAttrCooperativeLaunch,
+  cudaDevAttrClockRate
 };
 struct cudaFuncAttributes {
   int ptxVersion;
@@ -44,6 +45,7 @@ struct Runtime {
   std::mutex mutex;  // of everything, the emulator included
   int sm_count = 24, shared_bytes = 227 * 1024;
   int code = 90;  // for which compute capability kernels were compiled; 0: they were not
+  cudaError_t driver_error = cudaSuccess;
   std::map<std::pair<int, const void*>, int> shared_limit;  // of a function on a device
   std::vector<Event> events;
   std::function<void()> attribute_is_set;  // the moment between a function's attribute and a launch
@@ -118,17 +120,19 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = runtime::shared().code;
+  if (runtime::shared().driver_error) return runtime::result(runtime::shared().driver_error);
   return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = runtime::thread().device;
-  return cudaSuccess;
+  return runtime::result(runtime::shared().driver_error);
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
-  const int values[] = {9, 0, runtime::shared().sm_count, runtime::shared().shared_bytes, 1};
+  const auto& [sms, bytes] = std::tie(runtime::shared().sm_count, runtime::shared().shared_bytes);
+  const int values[] = {9, 0, sms, bytes, 1, 1755000};
   *value = values[attribute];
-  return cudaSuccess;
+  return runtime::result(runtime::shared().driver_error);
 }
 
 inline cudaError_t cudaMemsetAsync(void* address, int byte, size_t count, cudaStream_t stream) {

@@ -157,9 +157,9 @@ const Case polls_in_vain("plan/what a repeated poll costs", [] {
       device.repeated_polls = polls;
       return predict_persistent(task, tiling, device);
     };
-    device.sm_bytes_per_clock = device.l2_gb_per_s = 1e9;
+    device.sm_bytes_per_clock = device.l2_bytes_per_clock = 1e9;
     const double rest = us(0);
-    device.sm_bytes_per_clock = 64, device.l2_gb_per_s = 5500;
+    device.sm_bytes_per_clock = 64, device.l2_bytes_per_clock = 23.8;
     return (us(1) - us(0)) / (us(0) - rest);
   };
   const auto check_share = [&](const Task& task, int units, int row_tile, double expected) {
@@ -181,6 +181,32 @@ const Case polls_in_vain("plan/what a repeated poll costs", [] {
   check_share(short_rows, 8, 8, 1);
 });
 
+const Case faster_devices("plan/predictions fall with multiprocessors and clock", [] {
+  std::mt19937 random(2);
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  for (int n = 0; n < 2000; ++n) {
+    const Task task{draw(1, 2048),     draw(1, 256),    draw(1, 200), static_cast<int>(draw(1, 2)),
+                    Dtype(draw(1, 3)), draw(0, 1) == 1, false,        draw(0, 1) == 1};
+    const int capability = kCards[draw(0, 7)].capability, sms = static_cast<int>(draw(0, 160));
+    const double ghz = 0.1 * static_cast<double>(draw(10, 25));
+    const auto us = [&](int more_sms, double more_ghz) {
+      const auto device = CudaDevice::of(sms + more_sms, capability, ghz + more_ghz);
+      return predict_stack(task, plan(task, device), 1, device);
+    };
+    const auto where = testing::text("H ", task.hidden_size, " B ", task.batch, " T ", task.steps,
+                                     " dtype ", int(task.dtype), " backward ", task.backward,
+                                     " on sm_", capability, ", ", sms, " SMs at ", ghz, " GHz");
+    for (int more : {1, 8, 40}) check(us(more, 0) <= us(0, 0), more, " more SMs, ", where);
+    for (double more : {0.1, 1.0}) check(us(0, more) <= us(0, 0), more, " more GHz, ", where);
+  }
+  const auto slow = CudaDevice::of(132, 90, 1), fast = CudaDevice::of(132, 90, 2);
+  const Task task{512, 16, 512, 1, Dtype::kBFloat16, true, false, false};
+  check(std::abs(plan(task, slow).step_us - 2 * plan(task, fast).step_us) < 1e-9, "all in clocks");
+  check(CudaDevice::of(132, 90).clock_ghz == 1.75, "that of the data sheet");
+});
+
 // So that it can be fitted to measured times.
 const Case constants("plan/every constant counts", [] {
   const auto costs = [](const CudaDevice& device) {
@@ -191,6 +217,9 @@ const Case constants("plan/every constant counts", [] {
           const Task task{hidden, batch, 4, 1, Dtype::kBFloat16, true, false, backward};
           sum += predict_stepwise(task, device) + plan_persistent(task, device).step_us +
                  plan(task, device).step_us;
+          for (int layers : {1, 3})
+            sum += predict_stack(task, plan(task, device), layers, device) +
+                   predict_cudnn(task, layers, device);
         }
       }
     }

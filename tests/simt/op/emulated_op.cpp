@@ -16,13 +16,16 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
-    fastlstm::Refusals::forget();
+    fastlstm::forget_refusals();
   });
   m.def("set_resident_blocks",
         [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
   // For which compute capability the kernels were compiled.
   m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
-  m.def("cuda_code", fastlstm::cuda_code);
+  // An error of every call of the runtime that asks about the device, as under an old driver.
+  m.def("set_driver_error",
+        [](int64_t error) { runtime::shared().driver_error = static_cast<cudaError_t>(error); });
+  m.def("cuda_device", fastlstm::cuda_device_of);
   // The current device and stream.
   m.def("use", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
