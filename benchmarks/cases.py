@@ -406,4 +406,5 @@ def _cuda_groups() -> tuple[Group, ...]:
     return tuple(groups)
 
 
-CUDA_GROUPS = (REAL_GROUP, *_cuda_groups())
+_GPU_GROUPS = _cuda_groups()
+CUDA_GROUPS = (*_GPU_GROUPS[:2], REAL_GROUP, *_GPU_GROUPS[2:])  # what it is written for comes first

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from sweep import Entry, build
 STEPS, BATCH, HIDDEN_SIZE = 12, 16, 256
 # Largest difference of the two engines, over the largest value: rounding, many times over.
 LARGEST = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 1e-1, "float16": 2e-2}
+READY = "ready"  # what a process prints once it has a device
+SECONDS_TO_START = 90.0
 CASES = [(kind, walk) for kind in LARGEST for walk in ("forward", "backward")]
 
 
@@ -54,44 +58,68 @@ def _results(entry: Entry, device: str) -> Sequence[torch.Tensor]:
 
 
 def run_case(kind: str, walk: str) -> None:
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")  # which may take long
+    print(READY, flush=True)
     found = difference(kind, walk)
     print(f"differs by {found:.1e} of the largest value, {LARGEST[kind]:.0e} allowed")
     if not found <= LARGEST[kind]:  # nor a NaN
         raise SystemExit(1)
 
 
-def run_all(seconds: float) -> int:
-    """Starts a process for each case; returns how many failed."""
-    deadline = time.monotonic() + seconds
-    children = {
-        case: subprocess.Popen(
+class Child:
+    """A case in a process of its own, whose time counts from when it has a device."""
+
+    def __init__(self, case: tuple[str, str]) -> None:
+        self.case, self.lines, self.since = case, list[str](), time.monotonic()
+        self.allowed = SECONDS_TO_START
+        self.process = subprocess.Popen(
             [sys.executable, __file__, *case],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for case in CASES
-    }
-    failed = 0
-    for case, child in children.items():
-        try:
-            output, _ = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, _ = child.communicate()
-            output += f"hangs: killed after {seconds:g} s"
-        failed += child.returncode != 0
-        words = "ok" if child.returncode == 0 else f"FAILED ({child.returncode})"
-        print(f"{' '.join(case)}: {words}: {'; '.join(output.splitlines())}", flush=True)
-    print(f"{failed} of {len(CASES)} failed")
-    return failed
+
+    def watch(self, seconds: float) -> None:
+        """Reads what it prints to its end, and notes when it is ready."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.strip() == READY:
+                self.since, self.allowed = time.monotonic(), seconds
+            else:
+                self.lines.append(line.strip())
+
+    def finish(self, seconds: float) -> bool:
+        """Waits, but kills it when its time is over; whether it has passed."""
+        reader = threading.Thread(target=self.watch, args=(seconds,))
+        reader.start()
+        while self.process.poll() is None:
+            if time.monotonic() - self.since > self.allowed:
+                self.process.kill()
+                self.lines.append(f"hangs: killed after {self.allowed:g} s")
+                self.process.wait()
+            time.sleep(0.02)
+        reader.join()
+        status = self.process.returncode
+        words = "ok" if status == 0 else f"FAILED ({status})"
+        print(f"{' '.join(self.case)}: {words}: {'; '.join(self.lines)}", flush=True)
+        return status == 0
+
+
+def run_all(seconds: float) -> int:
+    """Starts a process for each case; returns how many failed."""
+    children = [Child(case) for case in CASES]
+    with ThreadPoolExecutor(len(children)) as pool:
+        passed = sum(pool.map(lambda child: child.finish(seconds), children))
+    print(f"{len(CASES) - passed} of {len(CASES)} failed")
+    return len(CASES) - passed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("kind", nargs="?", choices=LARGEST, help="one case only, in this process")
     parser.add_argument("walk", nargs="?", choices=("forward", "backward"), default="forward")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for all together; default: 20")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each case; default: 10")
     args = parser.parse_args(arguments)
     if args.kind is None:
         return min(1, run_all(args.seconds))

@@ -1,14 +1,17 @@
 """What only a GPU can show: the CUDA kernels themselves, graphs, streams, and large batches."""
 
 import copy
+import os
 import warnings
+from itertools import product
 
 import op_call
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import fastlstm
-from fastlstm import _build
+from fastlstm import _build, _choice
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,9 +76,37 @@ def test_float64(form):
     call.check_backward(call.backward(saved, "auto"))
 
 
+# The layers of the tests below: dtype, hidden_size, batch.
+LARGE = [
+    *product(("float32", "tf32", "bfloat16", "float16"), (256, 1024), (1, 16, 64, 128)),
+    *product(("float32", "bfloat16", "float16"), (128, 256, 512), (3, 64)),
+]
+
+
+def ours(kind, hidden_size, batch, gpu, steps=100):
+    """The engine of ours that is to be judged: "auto" might choose cuDNN."""
+    task = dict(
+        hidden_size=hidden_size,
+        batch=batch,
+        steps=steps,
+        directions=1,
+        dtype=str(op_call.dtype_of(kind)).removeprefix("torch."),
+        allow_tf32=kind == "tf32",
+        sm_count=max(gpu.sm_count - gpu.free_sms, 0),
+        capability=gpu.capability,
+        engine="persistent",
+    )
+    walks = {_build.library.plan_cuda(backward=b, **task)["engine"] for b in (False, True)}
+    return "persistent" if walks == {"persistent"} else "stepwise"
+
+
 def large(dtype, hidden_size=512, batch=64, steps=100):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
+    kind = str(dtype).removeprefix("torch.")
+    kind = "tf32" if kind == "float32" and torch.backends.cudnn.allow_tf32 else kind
+    asked = os.environ.get("FASTLSTM_ENGINE")
+    lstm.engine = asked or ours(kind, hidden_size, batch, _choice.this_gpu(0), steps)
     x = torch.randn(steps, batch, hidden_size, device="cuda", dtype=dtype, requires_grad=True)
     return lstm, x
 
@@ -132,6 +163,7 @@ def test_many_steps():
 def test_large_batch():
     """More rows than a grid may be high."""
     lstm = fastlstm.LSTM(3, 5, device="cuda")
+    lstm.engine = "stepwise"
     x = torch.randn(2, 70_000, 3, device="cuda", requires_grad=True)
     theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
     torch.testing.assert_close(lstm(x)[0], theirs(x)[0], rtol=1e-3, atol=1e-3)
@@ -168,6 +200,21 @@ def test_cuda_graph(dtype, packed):
         graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("batch, steps", [(1, 512), (16, 100), (64, 2), (256, 20)])
+@pytest.mark.parametrize("hidden_size", [128, 512, 2048])
+def test_auto_runs_what_it_chooses(hidden_size, batch, steps, training):
+    lstm, x = large(torch.bfloat16, hidden_size, batch, steps)
+    lstm.engine, x = "auto", x.detach()
+    stack = _choice.Stack("bfloat16", hidden_size, hidden_size, batch, steps, training=training)
+    chosen = _choice.on_gpu(stack, _choice.this_gpu(0)).engine
+    with torch.set_grad_enabled(training), profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        lstm(x)
+        torch.cuda.synchronize()
+    names = [event.name for event in profiler.events()]
+    assert any("fastlstm" in name and "Mma" in name for name in names) == (chosen == "auto"), names
 
 
 def test_two_streams():
@@ -257,7 +304,7 @@ def test_compile(dynamic):
     expected = run(lstm, x)
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)
     y, _ = compiled(x)
-    torch.testing.assert_close(y, expected[0])
+    assert torch.equal(y, expected[0])  # of the same engine
     y.float().square().sum().backward()
     assert x.grad.isfinite().all()
 
