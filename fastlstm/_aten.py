@@ -34,8 +34,8 @@ def lstm(
         output, h_n, c_n = run(input, (h_0, c_0), weights, *options, False)  # steps first
     else:
         output, h_n, c_n = run(input, batch_sizes, (h_0, c_0), weights, *options)
-    if not input.is_cpu and output.grad_fn is not None:
-        differentiate_twice(output.grad_fn)
+    if not input.is_cpu:
+        differentiate_twice(output)
     return output, (h_n, c_n), []
 
 
@@ -60,13 +60,14 @@ def lstm_cell(
 _ONCE_DIFFERENTIABLE = ("CudnnRnnBackward0", "MiopenRnnBackward0", "LstmMpsBackward0")
 
 
-def differentiate_twice(node: Any) -> None:
-    """Gives a node of the graph second derivatives if it has none.
+def differentiate_twice(output: Tensor) -> None:
+    """Gives the node of the graph that made an output second derivatives if it has none.
 
     The hook costs nothing but its call: under create_graph it computes the layers again, from what
     the node saved, by an engine that can be differentiated twice.
     """
-    if node.name() in _ONCE_DIFFERENTIABLE:
+    node: Any = output.grad_fn
+    if node is not None and node.name() in _ONCE_DIFFERENTIABLE:
         node.register_hook(_differentiable_gradients)
 
 

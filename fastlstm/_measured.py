@@ -33,6 +33,7 @@ Entries = dict[str, dict[str, Any]]  # by call
 machines: dict[str, Entries] = {}
 forced: str | None = None
 active = False
+generation = 0  # grows with every change of what was measured
 
 
 def path() -> Path | None:
@@ -76,19 +77,19 @@ def read(file: Path) -> dict[str, Entries] | None:
 
 def load() -> None:
     """Reads the file; at import, once."""
-    global machines, active
+    global machines, active, generation
     machines = {}
     with contextlib.suppress(OSError):  # where there is no home, nothing was stored
         file = path()
         machines = (read(file) if file else None) or {}
-    active = any(machines.values())
+    active, generation = any(machines.values()), generation + 1
 
 
 def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     """Takes entries of a machine, and drops those that are None."""
-    global active
+    global active, generation
     _merge(machines.setdefault(name, {}), found)
-    active = any(machines.values())
+    active, generation = any(machines.values()), generation + 1
 
 
 def _merge(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> None:
@@ -144,12 +145,15 @@ def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
             new.unlink(missing_ok=True)
 
 
+# What torch.backends asks, in a thirtieth of the time; torch 2.8 has none.
+_precision: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
+
+
 def rnn_precision(device_type: str) -> str:
     """In what PyTorch's LSTM multiplies float32 on a device: "ieee", "tf32", "bf16" or "none"."""
-    backend: Any = torch.backends.cudnn if device_type == "cuda" else torch.backends.mkldnn
-    if hasattr(backend, "rnn"):
-        return str(backend.rnn.fp32_precision)
-    return "tf32" if device_type == "cuda" and backend.allow_tf32 else "ieee"  # before torch 2.9
+    if _precision is None:
+        return "tf32" if device_type == "cuda" and torch.backends.cudnn.allow_tf32 else "ieee"
+    return str(_precision("cuda" if device_type == "cuda" else "mkldnn", "rnn"))
 
 
 def machine(device: torch.device) -> str:

@@ -95,6 +95,59 @@ def is_left_to_torch(engine: str, input: Tensor) -> bool:
     return not (is_transformed() or torch._C._is_tracing())
 
 
+_GPU = "cuda"  # tests, which have none, say "cpu"
+
+
+def gpu_leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> bool:
+    """Whether nn.LSTM's forward is all that a plain call of a module on a GPU needs.
+
+    It is remembered for each kind of call, so that what goes to cuDNN costs as much as nn.LSTM.
+    """
+    engine = _DEFAULT_ENGINE if lstm.engine == "auto" else lstm.engine
+    if input.device.type != _GPU or engine not in ("auto", "torch") or is_transformed():
+        return False
+    grads, dims = torch.is_grad_enabled(), input.dim() if batch_sizes is None else 3
+    # In eval mode `_aten.lstm` tells cuDNN to keep what backward needs; it also copies states.
+    if (grads and not lstm.training) or dims not in (2, 3) or torch._C._is_tracing():
+        return False
+    if hx is not None and not all(type(h) is Tensor and h.is_contiguous() for h in hx):
+        return False
+    dtype, precision = input.dtype, None
+    if dtype != torch.float64 and torch.is_autocast_enabled(_GPU):
+        dtype = torch.get_autocast_dtype(_GPU)
+    if dtype == torch.float32:
+        precision = _measured.rnn_precision(_GPU)
+    if batch_sizes is not None:
+        steps, batch = len(batch_sizes), int(batch_sizes[0])
+    else:
+        rows = (len(input), 1) if dims == 2 else input.shape[:2]
+        steps, batch = reversed(rows) if lstm.batch_first and dims == 3 else rows
+    sizes = lstm.input_size, lstm.hidden_size, batch, steps, lstm.proj_size, lstm.num_layers
+    training = grads and (input.requires_grad or lstm._flat_weights[0].requires_grad)
+    layout = 1 + lstm.bidirectional, lstm.bias, batch_sizes is not None, training
+    told = _measured.generation if _measured.forced is None and _choice.noted is None else None
+    index = input.device.index or 0
+    return _gpu_leaves(engine, dtype, sizes, layout, index, precision, told)
+
+
+@functools.lru_cache(maxsize=4096)
+def _gpu_leaves(
+    engine: str, dtype: torch.dtype, sizes: Any, layout: Any, index: int, *told: Any
+) -> bool:
+    """By what is measured or predicted; not while fastlstm.tune looks for calls to measure."""
+    if told[-1] is None or dtype not in DTYPES:
+        return False
+    stack = _choice.Stack(str(dtype).removeprefix("torch."), *sizes, *layout)
+    capability, error = 0, ""
+    if engine == "auto" and _GPU in _OP_DEVICES:
+        _, capability, _, error = _build.gpu(index)
+    if capability:
+        return _choice.of_stack(stack, torch.device("cuda", index)).engine == "torch"
+    if engine == "auto" and _OP_DEVICES:
+        _build.warn_of_no_cuda_kernels(error)
+    return True
+
+
 def of_stack(
     call: LstmCall,
     engine: str,

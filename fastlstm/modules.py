@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _route, functional
+from . import _aten, _route, functional
 from ._call import layout_of
 from ._checks import check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
@@ -368,12 +368,16 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
-        if not self._is_left_to_torch(data) or self.recompute or self._NORMALIZES:
+        if self.recompute or self._NORMALIZES:
+            return None
+        if not (self._is_left_to_torch(data) or _route.gpu_leaves_to_torch(self, data, sizes, hx)):
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         try:
             found: tuple[Any, ...] = _torch_lstm.forward(self, input, hx)
+            if not data.is_cpu:
+                _aten.differentiate_twice(found[0][0] if sizes is not None else found[0])
             return found
         except (IndexError, RuntimeError):
             if sizes is not None:  # of which nn.LSTM looks at less

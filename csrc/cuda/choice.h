@@ -58,8 +58,12 @@ inline bool is_refusal(cudaError_t error) {
          error == cudaErrorNotPermitted;
 }
 
-inline void note_refusal(const Task& task, cudaError_t error) {
-  if (const int device = current_device(); remember_refusal(device, task))
+inline void remember_refusal(const Task& task, cudaError_t error) {
+  const int device = current_device();
+  std::unique_lock<std::mutex> lock(gpu_state().mutex);
+  const bool is_new = gpu_state().refused.insert(refused_call(device, task)).second;
+  lock.unlock();  // a warning may wait for Python
+  if (is_new)
     TORCH_WARN("fastlstm: device ", device, " refuses a launch of the persistent engine (",
                cudaGetErrorString(error),
                "). From now on plain calls of that shape run PyTorch's own LSTM, and others the "

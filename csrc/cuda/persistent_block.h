@@ -57,6 +57,9 @@ struct Block {
   uint32_t* slice;
   float *stage, *partials, *state;
   int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
+  // From where a lane counts its polls. Until it has seen values of the blocks that it waits for,
+  // these may themselves wait for a multiprocessor that NCCL holds: it gives up much later.
+  mutable int polls = INT32_MIN;
 
   __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates)
       : sequence(sequence), tiling(tiling) {
@@ -174,7 +177,9 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
-    add_chunks<kChunks>(product, parts, first_chunk, last_chunk);
+    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, polls);
+    for (const auto& part : parts)
+      if (part.exchanged) polls = 0;
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
   }
 

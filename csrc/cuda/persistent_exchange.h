@@ -127,9 +127,9 @@ struct LoadedChunks {
     }
   }
 
-  // Until every value is there.
-  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin) {
-    for (int polls = 0; is_missing(parts); ++polls) {
+  // Until every value is there. The polls count from `polls` on.
+  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int polls) {
+    for (; is_missing(parts); ++polls) {
       if (polls == FASTLSTM_SPIN_LIMIT) give_up();
       reload_missing(parts, begin);
     }

@@ -51,7 +51,7 @@ bool launch_directions(const char* name,
     if (first == 0) mark_unwritten(exchange);
     const cudaError_t error = launch(call, planned.task, tiling, c10::cuda::getCurrentCUDAStream());
     if (first == 0 && !planned.by_name && is_refusal(error)) {
-      note_refusal(planned.task, error);
+      remember_refusal(planned.task, error);
       return false;
     }
     check_cuda(error, name);

@@ -220,19 +220,19 @@ struct WarpProduct<Ffma, kRows, kTile> {
 };
 
 // Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
-// are on their way.
+// are on their way. `polls`: see LoadedChunks::wait.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
-                           int last) {
+                           int last, int polls) {
   LoadedChunks<T, kChunks, kColumns> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
     if (end < last) next.load(parts, end);
     product.add(loaded.words, begin, last);
-    if (end < last) next.wait(parts, end);
+    if (end < last) next.wait(parts, end, polls);
   };
   one.load(parts, first);
-  one.wait(parts, first);
+  one.wait(parts, first, polls);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);

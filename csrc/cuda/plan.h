@@ -20,8 +20,26 @@ constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes loa
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
 constexpr int kStageFloats = 16 * 12 + 8;  // per warp, of the FFMA path (stage_row)
 
-// What the planner knows of a device: sizes, and the constants of its predictions, all from data
-// sheets and arithmetic.
+// The constants of the predictions, from data sheets and arithmetic: name, value, meaning. Those of
+// cuDNN are of its standard kernels, the least that they take at any size and clock.
+#define FASTLSTM_PLAN_CONSTANTS(X)                                                                \
+  X(sm_bytes_per_clock, 64)      /* from L2 into one SM */                                        \
+  X(shared_bytes_per_clock, 128) /* of one SM */                                                  \
+  X(trip_clocks, 875)            /* from a store in one SM to another that sees it, through L2 */ \
+  X(cell_clocks, 612)            /* of a pass beside its product: 300 to 600 instructions a */    \
+                                 /* warp, two warps a scheduler, half of it waiting */            \
+  X(marking_share, 0.4)          /* of L2's rate, at which memory is marked as unwritten */       \
+  X(repeated_polls, 1)           /* fruitless, from 64 rows on and in backward */                 \
+  X(prologue_us, 35)             /* of a walk before its first step: launches, W_hh to shared */  \
+  X(host_walk_us, 75)            /* of the host, which launches the next walk while one runs */   \
+  X(stepwise_us, 6)              /* a GEMM and a kernel that have almost nothing to do */         \
+  X(host_step_us, 12)            /* launching both, unless in a CUDA graph */                     \
+  X(gemm_share, 0.6)             /* of the peak, in a step's GEMM */                              \
+  X(cudnn_call_us, 10)                                                                            \
+  X(cudnn_step_us, 6)                                                                             \
+  X(cudnn_stacked_step_us, 4.4) /* of a layer, of several that it walks at once */
+
+// What the planner knows of a device.
 struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
@@ -29,23 +47,9 @@ struct CudaDevice {
   double clock_ghz;
   double l2_bytes_per_clock;  // an SM's share of what L2 gives to all
   double mma_per_clock;       // 16-bit multiply-adds of an SM per clock; half of it with TF32
-
-  double sm_bytes_per_clock = 64;       // from L2 into one SM
-  double shared_bytes_per_clock = 128;  // of one SM
-  double trip_clocks = 875;    // from a store in one SM to another SM that sees it, through L2
-  double cell_clocks = 612;    // of a pass beside its product: some 300 to 600 instructions a warp,
-                               // two warps a scheduler, half of it waiting
-  double marking_share = 0.4;  // of L2's rate, at which memory is marked as unwritten
-  double repeated_polls = 1;   // fruitless, from 64 rows on and in backward
-  double prologue_us = 35;     // of a walk before its first step: launches, W_hh to shared memory
-  double host_walk_us = 75;    // of the host, which launches the next walk while one runs
-  double stepwise_us = 6;      // a GEMM and a kernel that have almost nothing to do
-  double host_step_us = 12;    // launching both; without a CUDA graph a step takes no less
-  double gemm_share = 0.6;     // of the peak, in a step's GEMM
-  // cuDNN's standard kernels, of which no clock and no size is known: the least that they take.
-  double cudnn_call_us = 10;
-  double cudnn_step_us = 6;
-  double cudnn_stacked_step_us = 4.4;  // of a layer, of several that it walks at once
+#define FASTLSTM_MEMBER(name, value) double name = value;
+  FASTLSTM_PLAN_CONSTANTS(FASTLSTM_MEMBER)
+#undef FASTLSTM_MEMBER
 
   double clock_us() const { return 1e-3 / clock_ghz; }
   double l2_bytes_per_us() const { return l2_bytes_per_clock * std::max(sm_count, 1) / clock_us(); }
@@ -74,20 +78,9 @@ inline constexpr PlanConstant kPlanConstants[] = {
     {"clock_ghz", &CudaDevice::clock_ghz},
     {"l2_bytes_per_clock", &CudaDevice::l2_bytes_per_clock},
     {"mma_per_clock", &CudaDevice::mma_per_clock},
-    {"sm_bytes_per_clock", &CudaDevice::sm_bytes_per_clock},
-    {"shared_bytes_per_clock", &CudaDevice::shared_bytes_per_clock},
-    {"trip_clocks", &CudaDevice::trip_clocks},
-    {"cell_clocks", &CudaDevice::cell_clocks},
-    {"marking_share", &CudaDevice::marking_share},
-    {"repeated_polls", &CudaDevice::repeated_polls},
-    {"prologue_us", &CudaDevice::prologue_us},
-    {"host_walk_us", &CudaDevice::host_walk_us},
-    {"stepwise_us", &CudaDevice::stepwise_us},
-    {"host_step_us", &CudaDevice::host_step_us},
-    {"gemm_share", &CudaDevice::gemm_share},
-    {"cudnn_call_us", &CudaDevice::cudnn_call_us},
-    {"cudnn_step_us", &CudaDevice::cudnn_step_us},
-    {"cudnn_stacked_step_us", &CudaDevice::cudnn_stacked_step_us},
+#define FASTLSTM_ROW(name, value) {#name, &CudaDevice::name},
+    FASTLSTM_PLAN_CONSTANTS(FASTLSTM_ROW)
+#undef FASTLSTM_ROW
 };
 
 struct Task {

@@ -1,10 +1,14 @@
 // What a user asks of the CUDA engines, one of them by name and multiprocessors for other streams,
 // and what a GPU refused.
 #pragma once
+#include <array>
+#include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -40,16 +44,34 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
-// Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
-// processes: FASTLSTM_FREE_SMS, read once, or else what Python has set. This and what follows is
-// kept in gpu_state.cpp, once for all libraries of a wheel.
-int free_sms();
-void set_default_free_sms(int count);
+// Calls whose persistent launch a GPU refused. Of the task all that decides how many blocks there
+// are, and how large.
+using RefusedCall = std::array<int64_t, 7>;
+inline RefusedCall refused_call(int device, const Task& task) {
+  return {device,          task.hidden_size, task.batch,   task.directions,
+          int(task.dtype), task.allow_tf32,  task.backward};
+}
 
-// Calls whose persistent launch a GPU refused: "auto" makes no such launch again, which would be
-// refused too, after memory was marked and a GEMM was run for it.
-bool is_refused(int device, const Task& task);
-bool remember_refusal(int device, const Task& task);  // false if it was known
-void forget_refusals();                               // for tests
+// One for all libraries of a wheel (gpu_state.cpp).
+struct GpuState {
+  std::atomic<int> default_free_sms = 0;  // what free_sms() is where the user says nothing
+  std::mutex mutex;
+  std::set<RefusedCall> refused;
+};
+GpuState& gpu_state();
+
+// Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
+// processes: FASTLSTM_FREE_SMS, read once.
+inline int free_sms() {
+  static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
+  return requested.value_or(gpu_state().default_free_sms);
+}
+
+// "auto" makes no refused launch again, which would be refused too, after memory was marked and a
+// GEMM was run for it.
+inline bool is_refused(int device, const Task& task) {
+  const std::lock_guard<std::mutex> lock(gpu_state().mutex);
+  return gpu_state().refused.count(refused_call(device, task)) > 0;
+}
 
 }  // namespace fastlstm

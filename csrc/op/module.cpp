@@ -42,8 +42,9 @@ PYBIND11_MODULE(_C, m) {
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def("set_default_free_sms", &set_default_free_sms,
-        "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
+  m.def(
+      "set_default_free_sms", [](int count) { gpu_state().default_free_sms = count; },
+      "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
   m.def("lstm", &short_calls::lstm, no_gil(), "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &short_calls::lstm_cell, no_gil(),
         "One step; like torch.ops.fastlstm.lstm with T = 1");

@@ -207,6 +207,11 @@ MUTANTS = {
         ),
     },
     (FORWARD, BLOCK): {
+        "polls count before the other blocks run": (
+            "mutable int polls = INT32_MIN;",
+            "mutable int polls = 0;",
+            ["persistent/a block that starts late"],
+        ),
         "dead positions are left as they were": (
             "t < steps || (steps >= 0 && !sequence.offsets)",
             "t < steps",

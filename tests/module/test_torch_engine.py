@@ -6,6 +6,7 @@ import copy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _aten, _build, _choice, functional
+from fastlstm import _aten, _build, _choice, _measured, _route, functional
 from fastlstm._call import layout_of
 
 STACKS = [
@@ -128,6 +129,84 @@ def test_a_row_of_a_large_cell_on_intel(sizes: tuple[int, int], bias: bool) -> N
         assert "aten::lstm_cell" not in {event.name for event in profile.events()}
     ours.float(), theirs.float()
     assert not same_bits(x[:1])  # with gradients
+
+
+@pytest.fixture
+def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CPU stands for an H100 where a module asks whether a call is left to cuDNN."""
+    monkeypatch.setattr(_route, "_GPU", "cpu")
+    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
+    _route._gpu_leaves.cache_clear()
+    yield
+    _route._gpu_leaves.cache_clear()
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+@pytest.mark.parametrize("form", ["dense", "batch_first", "unbatched", "packed"])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_cudnn_gets_is_remembered(
+    form: str, training: bool, as_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of few steps is nn.LSTM's from then on, one of many ours; bits and shapes are its."""
+    asked: list[_choice.Stack] = []
+    real = _choice.of_stack
+    monkeypatch.setattr(_choice, "of_stack", lambda s, d: asked.append(s) or real(s, d))
+    long_way: list[None] = []
+    run = fastlstm.LSTM._run
+    monkeypatch.setattr(fastlstm.LSTM, "_run", lambda *args: (long_way.append(None), run(*args))[1])
+    ours = fastlstm.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
+    theirs = nn.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
+    theirs.load_state_dict(ours.state_dict())
+    for steps, is_ours in ((4, False), (100, True)):
+        shape = {"dense": (steps, 3, 256), "unbatched": (steps, 256)}.get(form, (3, steps, 256))
+        x: Any = torch.randn(shape).bfloat16()
+        if form == "packed":
+            x = pack_padded_sequence(x.transpose(0, 1), [steps, 2, 1])
+        asked.clear(), long_way.clear()
+        with torch.set_grad_enabled(training):
+            for _ in range(3):
+                found, expected = ours(x)[0], theirs(x)[0]
+        assert len(long_way) == 3 * is_ours and len(asked) == 1
+        batch = 1 if form == "unbatched" else 3
+        assert asked[0] == _choice.Stack(
+            "bfloat16", 256, 256, batch, steps, 0, 2, 1, True, form == "packed", training
+        )
+        if not is_ours:
+            data = (lambda t: t.data) if form == "packed" else (lambda t: t)
+            assert torch.equal(data(found), data(expected))
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, x = fastlstm.LSTM(8, 8), torch.randn(4, 3, 8)
+
+    def left(lstm: fastlstm.LSTM = lstm, x: Tensor = x, hx: Any = None) -> bool:
+        return _route.gpu_leaves_to_torch(lstm, x, None, hx)
+
+    state = torch.zeros(1, 3, 8)
+    assert left() and left(hx=(state, state))
+    assert not left(hx=(state, torch.zeros(1, 8, 3).transpose(1, 2)))
+    assert not left(x=x[0, 0]) and not left(x=x.to(torch.complex64))
+    lstm.eval()
+    assert not left()  # with gradients
+    with torch.no_grad():
+        assert left()
+        with _measured.force("auto"):
+            assert not left()
+        monkeypatch.setattr(_choice, "noted", {})
+        assert not left()
+        monkeypatch.setattr(_choice, "noted", None)
+        lstm.engine = "stepwise"
+        assert not left()
+        lstm.engine = "auto"
+        before = _measured.generation
+        _measured.update("nobody's machine", {"a call": None})
+        assert _measured.generation == before + 1 and left()
+        _build.warn_of_no_cuda_kernels.cache_clear()
+        monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, 0.0, "the driver is too old"))
+        _route._gpu_leaves.cache_clear()
+        with pytest.warns(RuntimeWarning, match="no CUDA kernels: the driver is too old"):
+            assert left() and left()
 
 
 def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +439,7 @@ def test_second_derivatives_of_a_node_without(kind: str, packed: bool, hooked: b
         inputs = (x, *weights, h, c) if kind == "cudnn" else (x, h, c, *weights)
         outputs = FakeRnn.apply(options, kind, *inputs)
         if hooked:
-            _aten.differentiate_twice(outputs[0].grad_fn)
+            _aten.differentiate_twice(outputs[0])
         return outputs
 
     def known(h: Tensor, c: Tensor) -> Any:

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -53,6 +54,8 @@ enum cudaError_t {
   cudaErrorNotPermitted = 800,
   cudaErrorNotSupported = 801
 };
+
+#define FASTLSTM_SPIN_LIMIT 1000  // polls; a thread here polls again only when something was stored
 
 namespace simt {
 
@@ -109,6 +112,7 @@ struct Machine {
   std::vector<Block> blocks;
   std::vector<Fiber> fibers;
   std::vector<Fiber*> ready;
+  std::vector<Fiber*> late;  // of a block that has no multiprocessor yet
   std::unordered_map<const void*, std::vector<Fiber*>> awaiting;  // by address
   const std::function<void()>* body = nullptr;
   Fiber* current = nullptr;
@@ -135,6 +139,11 @@ inline unsigned& seed() {
 }
 inline unsigned& resident_blocks() {
   static unsigned n = 1024;
+  return n;
+}
+// How often threads poll in vain before the last block of a cooperative launch starts.
+inline int& late_polls() {
+  static int n = 0;
   return n;
 }
 inline cudaError_t& refusal() {
@@ -240,6 +249,11 @@ inline void exchange_store(uint32_t* address, uint32_t word) {
 
 // Until the first of `count` words that is missing has been stored.
 inline void await_store(const uint32_t* address, int count) {
+  if (late_polls() > 0) {
+    --late_polls();
+    make_ready(*machine(), machine()->current);
+    return suspend();
+  }
   for (int i = 0; i < count; ++i) {
     if (address[i] != kUnwritten) continue;
     machine()->awaiting[address + i].push_back(machine()->current);
@@ -314,10 +328,15 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
       f.index = unravel(i, m.block_size);
       f.lane = i % 32;
       prepare(f, stack_of(size_t(b) * threads + i));
-      make_ready(m, &f);
+      if (late_polls() > 0 && count > 1 && b == count - 1)
+        m.late.push_back(&f);
+      else
+        make_ready(m, &f);
     }
   }
   while (m.running > 0) {
+    if (late_polls() == 0 || m.ready.empty())
+      std::move(m.late.begin(), m.late.end(), std::back_inserter(m.ready)), m.late.clear();
     if (m.ready.empty())
       throw Fault("deadlock: " + std::to_string(m.running) +
                   " threads wait at a barrier or for a value that the others never reach");

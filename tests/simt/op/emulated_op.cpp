@@ -16,7 +16,7 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
-    fastlstm::forget_refusals();
+    fastlstm::gpu_state().refused.clear();
   });
   m.def("set_resident_blocks",
         [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
