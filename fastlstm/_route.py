@@ -110,7 +110,8 @@ def gpu_leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx
     # In eval mode `_aten.lstm` tells cuDNN to keep what backward needs; it also copies states.
     if (grads and not lstm.training) or dims not in (2, 3) or torch._C._is_tracing():
         return False
-    if hx is not None and not all(type(h) is Tensor and h.is_contiguous() for h in hx):
+    states: Any = () if hx is None else hx if type(hx) is tuple else (None,)
+    if not all(type(h) is Tensor and h.is_contiguous() for h in states):
         return False
     dtype, precision = input.dtype, None
     if dtype != torch.float64 and torch.is_autocast_enabled(_GPU):
@@ -118,10 +119,12 @@ def gpu_leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx
     if dtype == torch.float32:
         precision = _measured.rnn_precision(_GPU)
     if batch_sizes is not None:
-        steps, batch = len(batch_sizes), int(batch_sizes[0])
+        rows: tuple[int, ...] = len(batch_sizes), int(batch_sizes[0]) if len(batch_sizes) else 0
     else:
         rows = (len(input), 1) if dims == 2 else input.shape[:2]
-        steps, batch = reversed(rows) if lstm.batch_first and dims == 3 else rows
+    steps, batch = reversed(rows) if lstm.batch_first and input.dim() == 3 else rows
+    if steps == 0:
+        return False
     sizes = lstm.input_size, lstm.hidden_size, batch, steps, lstm.proj_size, lstm.num_layers
     training = grads and (input.requires_grad or lstm._flat_weights[0].requires_grad)
     layout = 1 + lstm.bidirectional, lstm.bias, batch_sizes is not None, training

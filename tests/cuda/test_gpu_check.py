@@ -40,6 +40,7 @@ esac
 """
 STEPS = {
     "probe": "ok",
+    "native": "ok",
     "build": "ok",
     "info": "ok",
     "smoke": "ok",
@@ -68,6 +69,9 @@ class Checked:
         nvcc.parent.mkdir(exist_ok=True)
         nvcc.write_text("#!/bin/sh\necho 'echo trip' >build/probe; chmod +x build/probe\n")
         nvcc.chmod(0o755)
+        make = folder / "bin/make"
+        make.write_text("#!/bin/sh\necho 'make '$* >>calls\necho 60 cases, 0 skipped\n")
+        make.chmod(0o755)
         shutil.copy(ROOT / ".ci/gpu-check", folder / ".ci")
         (folder / "tests/cuda/test_gpu.py").write_text("mark.gpu")
         (folder / "tests/op/test_layer.py").write_text("from samples import Route")
@@ -110,6 +114,8 @@ def test_what_fails_loses_nothing(tmp_path):
     assert run.results == {**STEPS, "build": "failed"}
     assert run.steps["build"]["last_line"] == "nvcc broke"
     assert run.steps["probe"]["last_line"] == "trip"
+    assert run.steps["native"]["last_line"] == "60 cases, 0 skipped"
+    assert run.call("tests/native").endswith("-C tests/native check")
     assert run.steps["tests"]["last_line"] == "2 passed"
     assert [run.record[key] for key in ("groups", "sweep", "cudnn")] == [[1, 2], [3], [4]]
     assert run.record["cpu"]["1"] == {"groups": [9]}
@@ -185,7 +191,10 @@ def test_a_dry_run_tells_what_each_stage_may_take(tmp_path):
     run = Checked(tmp_path, DRY_RUN="1")
     told = [line.split(": ")[0][4:] for line in run.printed.splitlines() if line[:4] == "=== "]
     assert run.status == 0 and not run.record and not run.log.exists()
-    assert [name for name in told if "check" not in name] == list(STEPS)
+    assert told == [
+        "probe", "native", "racecheck", "synccheck", *[*STEPS][2:8], "stepwise", "memcheck",
+        *[*STEPS][9:],
+    ]  # fmt: skip
     assert "=== sweep: up to 100 s, " in run.printed and not any("sweep" in c for c in run.calls)
 
 
@@ -197,6 +206,19 @@ def test_no_engine_but_ours_is_judged():
     assert {test_gpu.ours(*layer, h100) for layer in test_gpu.LARGE} == {"persistent"}
     assert test_gpu.ours("float32", 1024, 16, _choice.Gpu(58, 89)) == "stepwise"
     assert test_gpu.ours("bfloat16", 512, 16, h100._replace(free_sms=100000)) == "stepwise"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
+def test_the_native_tests_link(tmp_path):
+    """With every case of the drivers; they run on a GPU alone."""
+    done = check("make", "-s", "-j2", "-C", str(ROOT / "tests/native"), "ARCH=sm_90",
+                 f"BUILD={tmp_path}")  # fmt: skip
+    names = check(str(tmp_path / "native_tests"), "--list").stdout.splitlines()
+    assert "persistent/bfloat16/two parts" in names and any(n.startswith("deep/") for n in names)
+    if not torch.cuda.is_available():
+        done = run(str(tmp_path / "native_tests"), "persistent/bfloat16/two parts")
+        assert done.returncode == 1 and "ended: CUDA driver version" in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")

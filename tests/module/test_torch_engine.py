@@ -186,7 +186,8 @@ def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.Monk
     state = torch.zeros(1, 3, 8)
     assert left() and left(hx=(state, state))
     assert not left(hx=(state, torch.zeros(1, 8, 3).transpose(1, 2)))
-    assert not left(x=x[0, 0]) and not left(x=x.to(torch.complex64))
+    assert not left(x=x[0, 0]) and not left(x=x.to(torch.complex64)) and not left(x=x[:0])
+    assert not left(hx=5) and not left(hx=[state, state])
     lstm.eval()
     assert not left()  # with gradients
     with torch.no_grad():
