@@ -49,6 +49,8 @@ __asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC2E
 #if __cplusplus > 201703L
 template std::string std::stringbuf::str() const&;
 __asm__(".hidden _ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
+template std::string std::stringbuf::str() &&;
+__asm__(".hidden _ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
 #endif
 
 #endif
