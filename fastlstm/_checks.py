@@ -58,15 +58,17 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
     """[T,B] bool of a mask in the order of the input, where any value but 0 is a reset."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
-    names = "(batch, steps)" if batch_first else "(steps, batch)"
-    expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
-    _check(reset.shape == input.shape[:2] and not reset.is_complex(), expected, _describe(reset))
+    fits = reset.shape == input.shape[:2] and not reset.is_complex()
     try:
-        if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
-            raise ValueError("reset: expected true or false, or numbers, got NaN")
-        if reset.dtype != torch.bool:
+        if fits and reset.dtype != torch.bool:
+            if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
+                raise ValueError("reset: expected true or false, or numbers, got NaN")
             reset = reset != 0
     except NotImplementedError:  # torch compares no numbers of this dtype
+        fits = False
+    if not fits:  # not before: a text takes as long as all the rest
+        names = "(batch, steps)" if batch_first else "(steps, batch)"
+        expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
         _check(False, expected, _describe(reset))
     return reset.transpose(0, 1) if batch_first else reset
 

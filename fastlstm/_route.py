@@ -151,6 +151,16 @@ def _gpu_leaves(
     return True
 
 
+def is_ours_at_once(engine: str, input: Tensor) -> bool:
+    """Whether the op serves a call with this input on the CPU, whatever else is in it."""
+    if torch.compiler.is_compiling() or not engine == _DEFAULT_ENGINE == "auto":
+        return False
+    differentiates = transforms_active() or forward_ad._current_level >= 0
+    chooses = _measured.active or traces() or input.numel() >= _LEAST_OF_A_LARGE_STEP
+    is_known = _ALWAYS_OURS and input.is_cpu and input.dtype in DTYPES
+    return is_known and not (differentiates or chooses)
+
+
 def of_stack(
     call: LstmCall,
     engine: str,
@@ -161,10 +171,10 @@ def of_stack(
     recompute: bool,
 ) -> Route:
     """Of a stack of layers that is given together as `call`, with these options."""
+    if is_ours_at_once(engine, call.input):
+        return _OURS  # what the rest would say
     name = _DEFAULT_ENGINE if engine == "auto" else engine
     is_ours = name == "auto" and _is_ours(call.input)
-    if is_ours and _is_simple(call.input):
-        return _OURS  # what the rest would say
     if name == "torch" or (name == "auto" and not is_ours):
         lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
         if name == "torch" and lacking:
@@ -191,12 +201,6 @@ def of_op(call: LstmCall, engine: str, has_masks: bool = False) -> Route:
         folds = not (torch.compiler.is_compiling() or autocasts(call.input.device.type))
         transformed = not (folds and not has_masks and _transforms.serves(call))
     return of_input(call.input, engine, transformed)
-
-
-def _is_simple(input: Tensor) -> bool:
-    """Whether the op serves a call with this input on the CPU, whatever else is in it."""
-    differentiates = transforms_active() or forward_ad._current_level >= 0
-    return input.is_cpu and input.dtype in DTYPES and not differentiates
 
 
 def _is_ours(input: Tensor) -> bool:

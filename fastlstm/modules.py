@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import has_torch_function_variadic
 
-from . import _aten, _route, functional
+from . import _aten, _build, _route, functional
 from ._call import layout_of
-from ._checks import check_batch_sizes, check_flags
+from ._checks import as_reset, check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -175,9 +176,12 @@ class SequenceModule(nn.Module):
         flag: Any = return_cell_states
         if type(flag) is not bool:
             check_flags(return_cell_states=flag)
-        options = lengths is not None or reset is not None or return_cell_states
-        if not options and (found := self._forward_by_torch(input, hx)) is not None:
-            return found
+        if lengths is None and not return_cell_states:
+            found = self._forward_by_op(input, hx, reset)
+            if found is None and reset is None:
+                found = self._forward_by_torch(input, hx)
+            if found is not None:
+                return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, return_cell_states)
         dim = input.dim()
@@ -229,6 +233,10 @@ class SequenceModule(nn.Module):
         output, state, *cells = self._run(data, hx, batch_sizes, *options)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
+
+    def _forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        """A call of one layer by the op alone, if nothing else is to be decided."""
+        return None
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         """A call without options by nn.LSTM's own forward, if that is all that it needs."""
@@ -365,6 +373,32 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
             self._check(input, hx, weights, batch_sizes)
         return found
+
+    def _forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        if self.num_layers > 1 or type(input) is not Tensor or type(hx) is not tuple:
+            return None
+        if self.training and any(getattr(self, name) for name in Regularizers._fields):
+            return None
+        weights = _by_name(self, self._flat_weights_names)
+        try:
+            h_0, c_0 = hx
+            is_known = input.dim() == 3 and input.size(-1) == self.input_size
+            is_known = is_known and c_0.size(-1) == self.hidden_size
+            if not (is_known and _route.is_ours_at_once(self.engine, input)) or (
+                has_torch_function_variadic(input, h_0, c_0, *weights)
+            ):
+                return None
+            if reset is not None:
+                reset = as_reset(reset, input, self.batch_first)
+            layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
+            x = input.transpose(0, 1) if self.batch_first else input
+            output, h_n, c_n, _ = _build.library.lstm(
+                *(x, h_0, c_0, weights, layout, None, None, reset, None, None, None),
+                *(False, self.recompute, "auto"),
+            )
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return None  # the long way says what is wrong
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
