@@ -7,7 +7,7 @@
 The programs of `examples/` train the same policy from the same seed, in alternation in one process,
 on one thread. A figure is the time of nn.LSTM divided by that of the column: the median of the
 rounds, of the CPU time, environments and optimizer included. The libraries must be installed:
-`pip install ".[recurrent-ppo]"`.
+`pip install ".[works-with]"`.
 """
 
 from __future__ import annotations

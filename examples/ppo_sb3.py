@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 import fastlstm
 
 State = tuple[Tensor, Tensor]
+PADDING = 2  # in episode_starts, behind the end of a sequence
 
 
 class Converted(MlpLstmPolicy):
@@ -44,8 +46,20 @@ class WithResets(Converted):
         sequences = lstm_states[0].shape[1]
         x = features.reshape(sequences, -1, lstm.input_size).transpose(0, 1)
         starts = episode_starts.reshape(sequences, -1).transpose(0, 1)
-        output, state = lstm(x, tuple(lstm_states), reset=starts)
+        lengths = (starts < PADDING).sum(0) if len(starts) > 1 else None
+        output, state = lstm(x, tuple(lstm_states), lengths=lengths, reset=starts)
         return output.transpose(0, 1).flatten(0, 1), state
+
+
+def mark_padding(buffer: RecurrentRolloutBuffer) -> None:
+    """Puts PADDING into the episode_starts of its batches, so that the LSTM leaves it out."""
+    samples = buffer._get_samples
+
+    def marked(*args: Any) -> Any:
+        batch = samples(*args)
+        return batch._replace(episode_starts=batch.episode_starts + PADDING * (1 - batch.mask))
+
+    buffer._get_samples = marked
 
 
 LSTMS = {"nn.LSTM": MlpLstmPolicy, "convert": Converted, "reset": WithResets}
@@ -69,6 +83,8 @@ def train(lstm: str, steps: int, hidden: int = 64) -> float:
         seed=0,
         device="cpu",
     )
+    if lstm == "reset":
+        mark_padding(model.rollout_buffer)
     model.learn(steps)
     return float(np.mean([episode["r"] for episode in model.ep_info_buffer]))
 
