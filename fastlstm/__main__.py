@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
     """Names the engines that serve a device and dtype, by making one step with each of them."""
-    if functional.choose_engine("auto", device.type, dtype) == "reference":
+    if not _build.has_kernels(device.type):
         return "torch, reference"
     x = torch.ones(1, 8, 32, device=device, dtype=dtype)
     weights = [torch.ones(128, 32, device=device, dtype=dtype)] * 2

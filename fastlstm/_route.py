@@ -250,13 +250,13 @@ def _of_plain_stack(call: LstmCall, engine: str, num_layers: int, directions: in
 
 
 def of_input(input: Tensor, engine: str, transformed: bool = False, plain: bool = False) -> Route:
-    """Of a call with this input; for `transformed` and `plain` see `choose_engine`."""
+    """Of a call with this input; for `transformed` and `plain` see `route_for`."""
     transformed = transformed or forward_ad._current_level >= 0
     if engine == "auto":
         engine = _DEFAULT_ENGINE
         op_serves = engine == "auto" and input.dtype in DTYPES and not transformed
         if op_serves and _ALWAYS_OURS and input.is_cpu:
-            return _OURS  # as choose_engine says, in a third of the time
+            return _OURS  # as route_for says, in a third of the time
     device, served = input.device.type, _OP_DEVICES
     on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
     error = ""
@@ -272,27 +272,6 @@ def of_input(input: Tensor, engine: str, transformed: bool = False, plain: bool 
     return route
 
 
-def choose_engine(
-    engine: str,
-    device: str,
-    dtype: torch.dtype,
-    transformed: bool = False,
-    op_devices: Sequence[str] | None = None,
-    plain: bool = False,
-) -> str:
-    """Decides what computes a call: "torch", "reference", or the engine that the op is called with.
-
-    `device` and `dtype` are those of the input, `op_devices` the device types that the compiled op
-    serves; those of this installation if None. `transformed`: under forward-mode differentiation,
-    or a `torch.func` transform that the op cannot serve. `plain`: without an option that nn.LSTM
-    lacks; "torch" serves no other call, and none that is transformed, so "auto" decides there.
-    Raises a ValueError if there is no such engine, a RuntimeError if one of the op was requested
-    and cannot serve this call.
-    """
-    devices = _OP_DEVICES if op_devices is None else op_devices
-    return route_for(engine, device, dtype, transformed, devices, plain).engine
-
-
 def route_for(
     engine: str,
     device: str,
@@ -301,7 +280,14 @@ def route_for(
     op_devices: Sequence[str],
     plain: bool,
 ) -> Route:
-    """What `choose_engine` says, and why."""
+    """What computes a call: "torch", "reference", or the engine that the op is called with; why.
+
+    `device` and `dtype` are those of the input, `op_devices` the device types that the compiled op
+    serves. `transformed`: under forward-mode differentiation, or a `torch.func` transform that the
+    op cannot serve. `plain`: without an option that nn.LSTM lacks; "torch" serves no other call,
+    and none that is transformed, so "auto" decides there. Raises a ValueError if there is no such
+    engine, a RuntimeError if one of the op was requested and cannot serve this call.
+    """
     check_engine(engine)
     if engine == "reference":
         return Route(engine, "requested")

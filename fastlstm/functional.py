@@ -19,9 +19,9 @@ from ._call import LstmCall, layout_of_stack, weight_names
 from ._checks import check_dims, check_flags, check_kinds, check_num_layers
 from ._layers import as_call, by_layers, results, run_layer
 from ._regularize import Regularizers, check_probabilities, regularize
-from ._route import choose_engine, is_transformed, of_input, of_op, of_stack
+from ._route import is_transformed, of_input, of_op, of_stack
 
-__all__ = ["ENGINES", "choose_engine", "lstm", "lstm_cell"]
+__all__ = ["ENGINES", "lstm", "lstm_cell"]
 
 #: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
 #: the equations in Python, the others are engines of the op (csrc/<device>/).

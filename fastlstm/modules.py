@@ -106,10 +106,6 @@ class EngineModule(nn.Module):
     def _get_name(self) -> str:
         return qualified_name(self)
 
-    def _is_left_to_torch(self, input: Tensor) -> bool:
-        """Whether torch.nn's forward is all that a plain call of this module needs."""
-        return _route.is_left_to_torch(self.engine, input)
-
     def _forced_engine(self) -> str:
         """For the repr."""
         return "" if self.engine == "auto" else f", engine={self.engine!r}"
@@ -404,7 +400,10 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
         if self.recompute or self._NORMALIZES:
             return None
-        if not (self._is_left_to_torch(data) or _route.gpu_leaves_to_torch(self, data, sizes, hx)):
+        if not (
+            _route.is_left_to_torch(self.engine, data)
+            or _route.gpu_leaves_to_torch(self, data, sizes, hx)
+        ):
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
@@ -487,7 +486,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if self._is_left_to_torch(input):
+        if _route.is_left_to_torch(self.engine, input):
             try:
                 found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
                 return found

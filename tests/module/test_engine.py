@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from fastlstm import _build, _route
-from fastlstm.functional import choose_engine
+from fastlstm._route import route_for
 
 CPU = ("cpu", "meta")
 BOTH = ("cpu", "cuda", "meta")
@@ -64,7 +64,7 @@ def test_choice(
     op_devices: tuple[str, ...],
     expected: str,
 ) -> None:
-    assert choose_engine(engine, device, dtype, transformed, op_devices) == expected
+    assert route_for(engine, device, dtype, transformed, op_devices, False).engine == expected
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_choice_for_a_plain_call(
     op_devices: tuple[str, ...],
     expected: str,
 ) -> None:
-    assert choose_engine(engine, device, dtype, transformed, op_devices, plain=True) == expected
+    assert route_for(engine, device, dtype, transformed, op_devices, True).engine == expected
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_forced_engine_that_cannot_serve(
     device: str, dtype: torch.dtype, transformed: bool, op_devices: tuple[str, ...], why: str
 ) -> None:
     with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call: .*{why}"):
-        choose_engine("stepwise", device, dtype, transformed, op_devices)
+        route_for("stepwise", device, dtype, transformed, op_devices, False)
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_an_unknown_engine_lists_the_known(device: str) -> None:
     with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):
-        choose_engine("cudnn", device, torch.float32, False, CPU)
+        route_for("cudnn", device, torch.float32, False, CPU, False)
     for module in (fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)):
         with pytest.raises(ValueError, match="engine: expected one of"):
             module.engine = "cudnn"
