@@ -160,24 +160,76 @@ def sample_factory() -> None:
     same(ModelCoreRNN(options, 8), call)
 
 
-@case("skrl", "a GaussianMixin policy with an nn.LSTM that resets at `terminated`", package="")
+@case("skrl", "PPO_RNN, a whole training of a GaussianMixin policy that resets where episodes end")
 def skrl() -> None:
-    class Policy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+    torch.set_default_dtype(torch.float32)  # of its memory
+    same_losses(train_skrl)
 
-        def forward(self, x: Tensor, terminated: Tensor) -> Tensor:
-            state = (torch.zeros(1, 3, 8),) * 2
+
+def train_skrl(change: Any) -> list[float]:
+    """The parameters that PPO_RNN has learned."""
+    import gymnasium
+    from skrl.agents.torch.ppo import PPO_RNN
+    from skrl.envs.wrappers.torch import wrap_env
+    from skrl.memories.torch import RandomMemory
+    from skrl.models.torch import DeterministicMixin, GaussianMixin, Model
+    from skrl.trainers.torch import SequentialTrainer
+
+    steps, envs, hidden = 8, 4, 16
+
+    class Policy(GaussianMixin, Model):
+        def __init__(self, **spaces: Any) -> None:
+            Model.__init__(self, **spaces)
+            GaussianMixin.__init__(self)
+            self.lstm, self.head = nn.LSTM(3, hidden, batch_first=True), nn.Linear(hidden, 1)
+            self.log_std = nn.Parameter(torch.zeros(1))
+
+        def get_specification(self) -> dict[str, Any]:
+            return {"rnn": {"sequence_length": steps, "sizes": [(1, envs, hidden)] * 2}}
+
+        def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
+            x, state = inputs["observations"], tuple(inputs["rnn"])
+            if not self.training:
+                output, state = self.lstm(x.unsqueeze(1), state)
+                return self.head(output[:, 0]), {"log_std": self.log_std, "rnn": list(state)}
+            x = x.view(-1, steps, 3)
+            state = tuple(s.view(1, -1, steps, hidden)[:, :, 0].contiguous() for s in state)
+            ended = (inputs["terminated"] | inputs["truncated"]).view(-1, steps)
             outputs = []
-            ends = [0, *(terminated[:, :-1].any(0).nonzero().flatten() + 1).tolist(), x.shape[1]]
+            ends = [0, *(ended[:, :-1].any(0).nonzero().flatten() + 1).tolist(), steps]
             for start, end in zip(ends, ends[1:], strict=False):
                 output, state = self.lstm(x[:, start:end], state)
-                state = tuple(s * ~terminated[:, end - 1, None] for s in state)
+                state = tuple(s * ~ended[:, end - 1, None] for s in state)
                 outputs.append(output)
-            return self.head(torch.cat(outputs, 1))
+            return self.head(torch.cat(outputs, 1).flatten(0, 1)), {"log_std": self.log_std}
 
-    same(Policy(), lambda policy: policy(torch.randn(3, 9, 4), torch.rand(3, 9) < 0.1))
+    class Value(DeterministicMixin, Model):
+        def __init__(self, **spaces: Any) -> None:
+            Model.__init__(self, **spaces)
+            DeterministicMixin.__init__(self)
+            self.head = nn.Linear(3, 1)
+
+        def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
+            return self.head(inputs["observations"]), {}
+
+    made = gymnasium.make_vec("Pendulum-v1", envs, "sync", max_episode_steps=13)
+    env = wrap_env(made, verbose=False)
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    models = {"policy": change(Policy(**spaces, device="cpu")), "value": Value(**spaces)}
+    before = [parameter.clone() for parameter in models["policy"].parameters()]
+    nothing = {"write_interval": 0, "checkpoint_interval": 0}
+    agent = PPO_RNN(
+        models=models,
+        memory=RandomMemory(memory_size=32, num_envs=envs, device="cpu"),
+        cfg={"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "experiment": nothing},
+        device="cpu",
+        **spaces,
+    )
+    options = {"timesteps": 64, "disable_progressbar": True, "headless": True}
+    SequentialTrainer(env=env, agents=agent, cfg=options).train()
+    after = [*models["policy"].parameters()]
+    assert not any(map(torch.equal, before, after)), "nothing was learned"
+    return torch.cat([parameter.flatten() for parameter in after]).tolist()
 
 
 @case("lightning", "Trainer.fit")
