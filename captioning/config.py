@@ -146,6 +146,14 @@ class ModelConfig(Checked):
 
 
 @dataclass(frozen=True)
+class BeamConfig(Checked):
+    """How beam search writes unless told otherwise; `train` chooses by what is best on --val."""
+
+    beam_size: int = field(default=5, metadata={"bounds": FROM_1})
+    length_penalty: float = field(default=0.7, metadata={"bounds": FROM_0})
+
+
+@dataclass(frozen=True)
 class TrainConfig(Checked):
     """How to train."""
 

@@ -10,7 +10,7 @@ import torch
 
 from captioning.cnn import CNNChoice, Extraction
 from captioning.config import option, settings_of
-from captioning.model import DECODERS, HELP, LSTMS, WEIGHTS, Checkpoint, freeze, load_checkpoint
+from captioning.model import DECODERS, HELP, LSTMS, WEIGHTS, Checkpoint, freeze, load_ensemble
 
 
 def device(name: str) -> str:
@@ -81,8 +81,8 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
 
 
 def load_captioner(args: argparse.Namespace) -> Checkpoint:
-    """The captioner `args.checkpoint`, ready to write as `add_inference` lets one choose."""
-    checkpoint = load_checkpoint(args.checkpoint, args.lstm, args.device)
+    """The captioners `args.checkpoint`, ready to write as `add_inference` lets one choose."""
+    checkpoint = load_ensemble(args.checkpoint, args.lstm, args.device)
     freeze(checkpoint.model, args.weights)
     return checkpoint
 

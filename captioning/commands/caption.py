@@ -28,8 +28,9 @@ OPTIONS = {  # by the method that they belong to
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    parser.add_argument("pictures", nargs="*", help="files, folders, globs")
+    parser.add_argument("checkpoint", help="the captioner, such as runs/demo/best.pt")
+    told = "files, folders, globs; first more captioners, *.pt, that write together with it"
+    parser.add_argument("pictures", nargs="*", help=told)
     parser.add_argument("--annotations", type=Path, help="caption the pictures of a COCO file")
     parser.add_argument("--images", type=Path, help="folder of those pictures")
     parser.add_argument(
@@ -53,6 +54,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     keep_freed_blocks()
     config = config_of(args)
+    more = [name for name in args.pictures if name.endswith(".pt")]
+    args.checkpoint = [args.checkpoint, *more]
+    args.pictures = [name for name in args.pictures if name not in more]
     with lock_files(args.json, args.attention, args.sheet):
         dataset = pictures_of(args)
         checkpoint = load_captioner(args)
@@ -88,7 +92,7 @@ def check_captioner(
     if config.neighbors and not model.neighbors:
         raise CaptioningError(
             "--neighbors: expected a captioner that keeps its training pictures, got "
-            f"{args.checkpoint}"
+            f"{', '.join(args.checkpoint)}"
         )
     if args.attention and not (count == 1 and isinstance(model.decoder, Attentive)):
         raise CaptioningError(

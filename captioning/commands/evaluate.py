@@ -16,9 +16,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--meteor", action="store_true", help="score METEOR too (needs Java)")
     parser.add_argument("--json", type=Path, help="JSON to write: scores, of each picture too")
     parser.add_argument("--report", type=Path, help="HTML page to write: scores and pictures")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="captioner whose curves and attention maps the report shows"
+    told = (
+        "captioner whose curves and attention maps the report shows; of several the first's curves"
     )
+    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[], help=told)
 
 
 def run(args: argparse.Namespace) -> None:

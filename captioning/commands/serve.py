@@ -9,7 +9,8 @@ from captioning.serving import ServerSettings, serve
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
+    told = "the captioner, such as runs/demo/best.pt, or several that write together"
+    parser.add_argument("checkpoint", type=Path, nargs="+", help=told)
     add_settings(parser, ServerSettings)
     add_inference(parser)
 
@@ -19,4 +20,4 @@ def run(args: argparse.Namespace) -> None:
     settings = ServerSettings(**given(args, ServerSettings))
     checkpoint = load_captioner(args)
     cnn = checkpoint.cnn.load().to(args.device)
-    serve(checkpoint, cnn, settings, str(args.checkpoint))
+    serve(checkpoint, cnn, settings, ", ".join(map(str, args.checkpoint)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import ModelConfig
+from captioning.config import BeamConfig, ModelConfig
 from captioning.model.decoders import Decoder, decoder_class
 from captioning.model.loss import linear_cross_entropy
 from captioning.model.neighbors import Neighbors
@@ -31,7 +31,8 @@ class EncoderCNN(nn.Module):
 class Captioner(nn.Module):
     """Features of pictures in, captions out, by an LSTM of `captioning.model.LSTMS`.
 
-    `neighbors` are training pictures whose captions help to rank those that beam search finds.
+    `neighbors` are training pictures whose captions help to rank those that beam search finds, as
+    `beam` says.
     """
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
@@ -43,6 +44,7 @@ class Captioner(nn.Module):
         self.encoder = EncoderCNN(config.feature_size, config.embed_size)
         self.decoder: Decoder = decoder(config, lstm)
         self.neighbors: Neighbors | None = None
+        self.beam = BeamConfig()
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:

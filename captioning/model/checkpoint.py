@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import ModelConfig, from_dict, settings_of
+from captioning.config import BeamConfig, ModelConfig, from_dict, settings_of
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
 from captioning.errors import CaptioningError, naming
@@ -83,6 +83,7 @@ class Checkpoint:
                 "weights": self.cnn.weights,
             },
             "training": self.training,
+            "beam": asdict(self.model.beam),
         }
         if self.model.neighbors:
             data["neighbors"] = self.model.neighbors.state_dict()
@@ -117,6 +118,7 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
         vocabulary = Vocabulary(parts["vocabulary"])
         model = _model(parts["model"], parts["weights"], vocabulary, lstm)
+        model.beam = from_dict(BeamConfig, data.get("beam", {}), "beam")
         if "neighbors" in data:
             size = model.config.feature_size
             model.neighbors = Neighbors.from_state_dict(data["neighbors"], size)

@@ -1,12 +1,13 @@
 """Scores of a COCO results file against a COCO captions file, and its report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.console import short
 from captioning.data import CaptionDataset, is_picture_id
 from captioning.errors import CaptioningError
 from captioning.files import read_json
-from captioning.model import load_checkpoint, training_history
+from captioning.model import load_ensemble, training_history
 from captioning.results.metrics import Scores, score_captions
 from captioning.results.report import Picture, Section, write_report
 
@@ -48,13 +49,13 @@ def write_evaluation(
     results: dict[int, str],
     dataset: CaptionDataset,
     scores: Scores,
-    captioner: str | Path | None = None,
+    captioners: Sequence[str | Path] = (),
     name: str = "captions",
 ) -> None:
     """The HTML report: best, worst and random pictures, distribution of scores.
 
-    The file of a captioner adds the curves of its training and, with attention, its maps; `name` is
-    that of the captions.
+    The files of captioners add the curves of the first one's training and, with attention, their
+    maps; `name` is that of the captions.
     """
     pictures = [
         Picture(image.id, image.path, results[image.id], image.captions)
@@ -62,6 +63,6 @@ def write_evaluation(
         if image.id in results
     ]
     section = Section(name, f"{len(pictures)} pictures", pictures, scores)
-    checkpoint = load_checkpoint(captioner) if captioner else None
-    history = training_history(checkpoint, captioner) if checkpoint and captioner else []
+    checkpoint = load_ensemble(captioners) if captioners else None
+    history = training_history(checkpoint, captioners[0]) if checkpoint else []
     write_report(path, "Evaluation of captions", "", [section], history, checkpoint)

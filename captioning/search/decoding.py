@@ -10,7 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captioning.config import ANY_INTEGER, FROM_0, FROM_1, MAX_TOKENS, POSITIVE, Checked, setting
+from captioning.config import (
+    ANY_INTEGER,
+    FROM_0,
+    FROM_1,
+    MAX_TOKENS,
+    POSITIVE,
+    BeamConfig,
+    Checked,
+    setting,
+)
 from captioning.data import END, PAD, START, UNK
 from captioning.model import Decoder
 
@@ -24,10 +33,13 @@ class DecodeConfig(Checked):
         "greedy",
         choices=("greedy", "beam", "sample"),
     )
-    beam_size: int = setting("beam: number of beams", 5, bounds=FROM_1)
-    length_penalty: float = setting(
-        "beam: captions are ranked by log probability / length^X; 0 prefers short ones",
-        0.7,
+    beam_size: int | None = setting(
+        "beam: number of beams (what was best on --val, or 5)", None, bounds=FROM_1
+    )
+    length_penalty: float | None = setting(
+        "beam: captions are ranked by log probability / length^X; 0 prefers short ones (what was "
+        "best on --val, or 0.7)",
+        None,
         bounds=FROM_0,
     )
     neighbors: float | None = setting(
@@ -45,7 +57,7 @@ class DecodeConfig(Checked):
     )
 
 
-DEFAULT = DecodeConfig()
+DEFAULT, BEAM = DecodeConfig(), BeamConfig()
 
 
 class Hypothesis(NamedTuple):
@@ -139,17 +151,21 @@ def write_captions(
 
 @torch.no_grad()
 def beam_search(
-    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT
+    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT, beam: BeamConfig = BEAM
 ) -> list[list[Hypothesis]]:
     """Keep the K best unfinished captions at every step, for all pictures at once.
+
+    `beam` has what `config` leaves open.
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
     kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
     no unfinished one can end better. At the last step they count too: something is returned, K
     hypotheses per picture, best first, or fewer if there are no more.
     """
-    batch, k, device = len(image), config.beam_size, image.device
+    batch, k, device = len(image), config.beam_size or beam.beam_size, image.device
     steps, length_penalty = config.max_seq_length or decoder.max_seq_length, config.length_penalty
+    if length_penalty is None:
+        length_penalty = beam.length_penalty
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows

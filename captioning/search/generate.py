@@ -43,7 +43,7 @@ def decode_batch(
         image = model.encoder.embed(features)
     if config.method != "beam":
         return [[h] for h in write_captions(model.decoder, image, config, generator)]
-    found, near = beam_search(model.decoder, image, config), model.neighbors
+    found, near = beam_search(model.decoder, image, config, model.beam), model.neighbors
     weight = near.weight if near and config.neighbors is None else config.neighbors
     return rank(found, agreement(near, features, found), weight) if near and weight else found
 

@@ -29,7 +29,7 @@ from captioning.search import DecodeConfig, generate_captions
 from fastlstm import PackedLSTM, PackedLSTMCell
 
 MIN_SIDE = 8  # pixels
-MAX_BEAM = 10
+MAX_BEAM = 20
 PORTS = range(7860, 7960)  # the first free one is the default
 MAX_CONNECTIONS = 500
 
@@ -69,7 +69,7 @@ def answer(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
     picture: bytes,
-    beam_size: int = 5,
+    beam_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """What greedy and beam search write about a picture, the content of a file, for JSON.
@@ -82,11 +82,11 @@ def answer(
         raise ImageError(
             f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
         )
-    features = cnn.encode(image)
+    features, size = cnn.encode(image), beam_size or checkpoint.model.beam.beam_size
     searches = []
     for title, config in (
         ("Greedy search", DecodeConfig("greedy")),
-        (f"Beam search, {beam_size} wide", DecodeConfig("beam", beam_size=beam_size)),
+        (f"Beam search, {size} wide", DecodeConfig("beam", beam_size=size)),
     ):
         start = time.perf_counter()
         found = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)[0]
@@ -131,12 +131,14 @@ def serve(
         about=f"{about}{describe_lstm(model)}. {len(checkpoint.vocabulary):,} words.",
         examples=draw_examples(checkpoint),
         max_beam=MAX_BEAM,
+        beam=min(model.beam.beam_size, MAX_BEAM),
         max_megabytes=settings.max_megabytes,
     )
 
-    def caption(picture: bytes, beam_size: int) -> dict[str, Any]:
+    def caption(picture: bytes, beam_size: int | None) -> dict[str, Any]:
         pixels = int(settings.max_megapixels * 1e6)
-        return answer(checkpoint, cnn, picture, min(max(beam_size, 1), MAX_BEAM), pixels)
+        size = model.beam.beam_size if beam_size is None else beam_size
+        return answer(checkpoint, cnn, picture, min(max(size, 1), MAX_BEAM), pixels)
 
     app = CaptionApp(page, caption, int(settings.max_megabytes * 1e6))
     config = uvicorn.Config(

@@ -1,25 +1,46 @@
 """From a request for training to a captioner that was validated and tested."""
 
 import contextlib
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils.rnn import pad_sequence
 
 from captioning.cnn import FeatureTable
-from captioning.config import SMALL_SET
+from captioning.config import SMALL_SET, BeamConfig
 from captioning.console import progress, say
+from captioning.data import END
 from captioning.errors import CaptioningError
 from captioning.files import lock_folder
-from captioning.model import Checkpoint, Neighbors, freeze, load_checkpoint
+from captioning.model import (
+    Checkpoint,
+    CiderD,
+    Neighbors,
+    freeze,
+    load_checkpoint,
+    load_ensemble,
+)
 from captioning.results import score_captions
-from captioning.search import DecodeConfig, agreement, best_captions, decode_batch, rank
+from captioning.search import DecodeConfig, agreement, best_captions, decode_batch
 from captioning.training.preparation import prepare_training
-from captioning.training.processes import distributed
+from captioning.training.processes import Process, distributed
 from captioning.training.request import TrainingRequest
-from captioning.training.run import train
+from captioning.training.run import estimate_seconds, train
 
-NEIGHBOR_WEIGHTS = (0, 1, 2, 3, 4, 6, 8)  # the first of the best is taken
+# What beam search on --val tries; the first of the best is taken.
+BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
+NEIGHBOR_WEIGHTS = (0, 1, 2, 3, 4, 6, 8)
+MAX_TRIED = 2000  # pictures of --val
+FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
+OF_SECOND = (
+    "self_critical",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+)  # settings of this stage only
 LEGEND = {
     "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
@@ -30,56 +51,118 @@ SCORES = "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val"
 def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
     """Train as requested: writes last.pt and best.pt to `request.output`.
 
-    Under torchrun, every process calls this with the same request.
+    Several members are in its folders 1, 2 and so on. Self-critical training without a captioner to
+    start from first trains one in the folder cross-entropy. Under torchrun, every process calls
+    this with the same request.
 
     Returns:
-        What happened in each epoch: its loss or reward and, with `val`, the scores.
+        What happened in each epoch (of the last run, if there are several): its loss or reward and,
+        with `val`, the scores.
 
     Raises:
         CaptioningError: the request contradicts itself, its files, or the captioner that it
             continues with.
     """
-    output, lstm = request.output, request.lstm
+    runs, output = runs_of(request), request.output
     with (
         distributed(request.extraction.device) as process,
         lock_folder(output) if process.is_first else contextlib.nullcontext(),
     ):
-        if (output / "last.pt").exists() and not request.resume:
-            raise CaptioningError(
-                f"{output} holds a captioner already: --resume, or another --output"
-            )
-        if not process.is_first:  # until the first has encoded the pictures
-            dist.barrier()
-        checkpoint, config, tables = prepare_training(request)
-        if process.is_first and process.world_size > 1:
-            dist.barrier()
-        table, val = tables["train"], tables.get("val")
-        unit = "pictures" if config.self_critical else "captions"
-        say(
-            f"{len(table.images):,} pictures, {len(checkpoint.vocabulary):,} words; "
-            f"{config.epochs} epochs, batches of {config.batch_size} {unit}, "
-            f"learning rate {config.learning_rate}",
-            LEGEND["reward" if config.self_critical else "loss"],
-            SCORES,
-        )
-        resume = "trainer" in checkpoint.training
-        history = train(checkpoint, config, table, val, output, resume, process)
-        if process.is_first:
-            best = output / "best.pt"
-            say(summary(history, best))
-            if best.exists() or "test" in tables:
-                found = load_checkpoint(best, lstm, process.device)
-                before = found.model.neighbors  # of the run that is resumed
-                found.model.neighbors = None
-                if val and len(table.images) < SMALL_SET and not config.no_neighbors:
-                    say(add_neighbors(found, table, val))
-                if before or found.model.neighbors:
-                    found.save(best)
-            if "test" in tables:
-                freeze(found.model)
-                say(test(found, tables["test"]))
-            say(f"next: python -m captioning caption {best} PICTURE --method beam")
+        for run in runs:
+            if (run.output / "last.pt").exists() and not run.resume:
+                raise CaptioningError(
+                    f"{run.output} holds a captioner already: --resume, or another --output"
+                )
+        for i, run in enumerate(runs):
+            is_final = run.output / "best.pt" not in [other.start for other in runs]
+            history, tables = _train(run, process, is_final, runs if i == 0 else [])
+        if process.is_first and request.members > 1:
+            paths = [output / str(i + 1) / "best.pt" for i in range(request.members)]
+            found = load_ensemble(paths, request.lstm, process.device)
+            freeze(found.model)
+            for split in ("val", "test"):
+                if split in tables:
+                    say(f"all {len(paths)} together: {test(found, tables[split], split)}")
+            say(f"next: python -m captioning caption {output}/*/best.pt PICTURE --method beam")
     return history
+
+
+def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
+    """The runs that a request stands for: of each member, and of both stages."""
+    runs = []
+    for i in range(request.members):
+        run = request
+        if request.members > 1:
+            run = replace(
+                request,
+                output=request.output / str(i + 1),
+                features=request.features or request.output / "features",
+                settings={**request.settings, "seed": request.settings.get("seed", 0) + i},
+            )
+        resumes = run.resume and (run.output / "last.pt").exists()
+        if run.settings.get("self_critical") and not run.start and not resumes:
+            kept = {name: v for name, v in run.settings.items() if name not in OF_SECOND}
+            run = replace(run, features=run.features or run.output / "features")
+            first = replace(run, output=run.output / FIRST_STAGE, settings=kept, test=None)
+            runs.append(first)
+            run = replace(run, start=first.output / "best.pt")
+        runs.append(run)
+    return runs
+
+
+def _train(
+    request: TrainingRequest, process: Process, is_final: bool, runs: list[TrainingRequest]
+) -> tuple[list[dict[str, float]], dict[str, FeatureTable]]:
+    """One run; it says how long `runs` will take, if they are several."""
+    output, best = request.output, request.output / "best.pt"
+    if not process.is_first:  # until the first has encoded the pictures
+        dist.barrier()
+    checkpoint, config, tables = prepare_training(request)
+    if process.is_first and process.world_size > 1:
+        dist.barrier()
+    table, val = tables["train"], tables.get("val")
+    if len(runs) > 1:
+        say(forecast(checkpoint, table, runs, process))
+    unit = "pictures" if config.self_critical else "captions"
+    say(
+        f"{len(table.images):,} pictures, {len(checkpoint.vocabulary):,} words; "
+        f"{config.epochs} epochs, batches of {config.batch_size} {unit}, "
+        f"learning rate {config.learning_rate}",
+        LEGEND["reward" if config.self_critical else "loss"],
+        SCORES,
+    )
+    resume = "trainer" in checkpoint.training
+    history = train(checkpoint, config, table, val, output, resume, process)
+    if process.is_first:
+        say(summary(history, best))
+    if process.is_first and is_final:
+        if best.exists() or "test" in tables:
+            found = load_checkpoint(best, request.lstm, process.device)
+            had, found.model.neighbors = found.model.neighbors, None  # of the run that is resumed
+            if val:
+                similar = len(table.images) < SMALL_SET and not config.no_neighbors
+                say(choose_search(found, val, table if similar else None))
+            if val or had:
+                found.save(best)
+        if "test" in tables:
+            freeze(found.model)
+            say(test(found, tables["test"], "test"))
+        say(f"next: python -m captioning caption {best} PICTURE --method beam")
+    return history, tables
+
+
+def forecast(
+    checkpoint: Checkpoint, table: FeatureTable, runs: list[TrainingRequest], process: Process
+) -> str:
+    """One line on how long runs will take, each from its beginning."""
+    minutes: dict[str, float] = {}
+    for run in runs:
+        config = run.config(len(table.images), None)
+        stage = "self-critical training" if config.self_critical else "cross-entropy"
+        seconds = estimate_seconds(checkpoint, config, table, process)
+        minutes[stage] = minutes.get(stage, 0.0) + seconds / 60
+    parts = [f"{number:.0f} of {stage}" for stage, number in minutes.items()]
+    return f"about {sum(minutes.values()):.0f} minutes, without validation: {', '.join(parts)}"
 
 
 def summary(history: list[dict[str, float]], best: Path) -> str:
@@ -94,41 +177,66 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
     )
 
 
-def add_neighbors(checkpoint: Checkpoint, table: FeatureTable, val: FeatureTable) -> str:
-    """Gives a captioner its training pictures, if their captions help its beam search on `val`.
+def choose_search(
+    checkpoint: Checkpoint, val: FeatureTable, table: FeatureTable | None = None
+) -> str:
+    """Gives a captioner the beam search that has the best CIDEr-D on `val`; says what it has.
 
-    They weigh what is best for CIDEr-D there. Returns one line on what they are worth.
+    If the captions of the training pictures in `table` help to rank, it keeps them.
     """
     model, vocabulary = checkpoint.model, checkpoint.vocabulary
-    neighbors = Neighbors.of(table, vocabulary)
+    neighbors = Neighbors.of(table, vocabulary) if table else None
+    found = {size: _beams(checkpoint, val, size, neighbors) for size in BEAM_SIZES}
+    cider: dict[tuple[int, float, float], float] = {}
+    weights = NEIGHBOR_WEIGHTS if neighbors else (0,)
+    for size, penalty, weight in product(BEAM_SIZES, LENGTH_PENALTIES, weights):
+        log_probs, lengths, agreed, scores = found[size].unbind(2)
+        ranks = log_probs / lengths**penalty + weight * agreed
+        cider[size, penalty, weight] = scores.gather(1, ranks.argmax(1, True)).mean().item()
+    best = max(cider, key=cider.__getitem__)
+    model.beam = BeamConfig(*best[:2])
+    line = f"beam search on --val: CIDEr-D {cider[best]:.3f} with {best[0]} beams, length penalty "
+    line += f"{best[1]}"
+    if neighbors and best[2]:
+        neighbors.weight, model.neighbors = best[2], neighbors
+        without = cider[best[0], best[1], 0]
+        line += f" and the captions of similar training pictures, {without:.3f} without"
+    return line
+
+
+def _beams(
+    checkpoint: Checkpoint, val: FeatureTable, size: int, neighbors: Neighbors | None
+) -> torch.Tensor:
+    """What beam search finds: log probability, length, agreement and CIDEr-D [M,K,4]."""
+    model, rows = checkpoint.model, []
+    references = val.tokens(checkpoint.vocabulary)
+    reward = CiderD([[caption[:-1] for caption in captions] for captions in references])
     device = next(model.parameters()).device
-    beams, agreed = [], []
-    parts = torch.arange(len(val.images)).split(128)
-    for rows in progress(parts, "compare with similar training pictures", unit="batch"):
-        features = val.read(rows)
-        found = decode_batch(model, features.to(device), DecodeConfig("beam", neighbors=0.0))
-        beams += found
-        agreed += agreement(neighbors, features, found)
-    cider = {}
-    for weight in NEIGHBOR_WEIGHTS:
-        best = [vocabulary.decode(group[0].tokens) for group in rank(beams, agreed, weight)]
-        scores = score_captions(dict(zip(val.ids, best, strict=True)), val.references)
-        cider[weight] = scores.overall["CIDEr-D"]
-    weight = max(cider, key=cider.__getitem__)
-    line = f"beam search on --val: CIDEr-D {cider[0]:.3f}"
-    if not weight:
-        return f"{line}, not higher with the captions of similar training pictures"
-    neighbors.weight, model.neighbors = weight, neighbors
-    return f"{line}, {cider[weight]:.3f} with the captions of similar training pictures"
+    parts = torch.arange(len(val.images))[:MAX_TRIED].split(128)
+    for pictures in progress(parts, f"try {size} beams on --val", unit="batch"):
+        features = val.read(pictures).to(device)
+        groups = decode_batch(model, features, DecodeConfig("beam", size, 0.7, neighbors=0.0))
+        agreed = (
+            agreement(neighbors, features, groups) if neighbors else [[0.0] * size] * len(groups)
+        )
+        for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
+            words = [[token for token in h.tokens if token != END] for h in group]
+            scores = reward.scores(picture, words)
+            sums = [(sum(h.log_probs), len(h.tokens)) for h in group]
+            entries = zip(sums, row, scores, strict=False)
+            rows.append(torch.tensor([(*s, a, c) for s, a, c in entries]))
+    padded = pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+    padded[..., 1:3] = padded[..., 1:3].clamp(min=1e-9)  # where there are fewer than K
+    return padded
 
 
-def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
-    """One line of scores on pictures that had no part in training or validation."""
-    parts = []
+def test(checkpoint: Checkpoint, table: FeatureTable, split: str) -> str:
+    """One line of scores on pictures that had no part in training."""
+    parts, model = [], checkpoint.model
     for config in (DecodeConfig("greedy"), DecodeConfig("beam")):
-        model, words = checkpoint.model, checkpoint.vocabulary
+        words = checkpoint.vocabulary
         written = best_captions(model, words, table.read(), table.ids, config=config)
         scores = score_captions(written, table.references).overall
-        name = f"beam of {config.beam_size}" if config.method == "beam" else config.method
+        name = f"beam of {model.beam.beam_size}" if config.method == "beam" else config.method
         parts.append(f"{name} CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}")
-    return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"
+    return f"{split}, {len(table.images):,} pictures: {'; '.join(parts)}"

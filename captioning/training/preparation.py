@@ -35,10 +35,7 @@ def prepare_training(
     """The captioner before training, the settings, and the feature tables by split."""
     # Errors are found before weights are downloaded and pictures encoded.
     origin = origin_of(request)
-    if request.config(0, origin).self_critical and not origin:
-        raise CaptioningError(
-            "--self-critical continues with a trained captioner: give --start CHECKPOINT"
-        )
+    request.config(0, origin)
     if origin:
         check_same(request, origin)
     choice = replace(request.cnn, pool=None if origin else pool_of(request))

@@ -49,6 +49,11 @@ class TrainingRequest(Checked):
         "be given again",
         False,
     )
+    members: int = setting(
+        "captioners to train, of the seeds SEED, SEED + 1, ..., which write together",
+        1,
+        bounds=FROM_1,
+    )
     lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
     cnn: CNNChoice = CNNChoice()
     extraction: Extraction = Extraction()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from captioning.config import BeamConfig
 from captioning.errors import CaptioningError
 from captioning.model import neighbors
 from captioning.model.checkpoint import load_checkpoint
@@ -136,19 +137,56 @@ def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypat
     """The right caption is the second of two beams, or the first already."""
     model, val = new_checkpoint().model, data.val
     right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]
-    pairs = iter(zip(right, right[1:] + right[:1], strict=True))
 
     def beams(model, features, config):
         assert model.neighbors is None
-        found = [next(pairs) for _ in features]
-        if helps:
-            found = [pair[::-1] for pair in found]
+        pairs = zip(right, right[1:] + right[:1], strict=True)
+        found = [pair[::-1] if helps else pair for pair in pairs]
         return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
 
     monkeypatch.setattr(pipeline, "decode_batch", beams)
     # The training pictures are those of val.
     checkpoint = SimpleNamespace(model=model, vocabulary=data.vocabulary)
-    line = pipeline.add_neighbors(checkpoint, val, val)
+    line = pipeline.choose_search(checkpoint, val, val)
     assert (model.neighbors is not None) == helps
-    assert line.endswith("not higher with the captions of similar training pictures") != helps
+    assert ("the captions of similar training pictures" in line) == helps
     assert not helps or model.neighbors.weight in pipeline.NEIGHBOR_WEIGHTS[1:]
+    assert model.beam == BeamConfig()  # the first of what is equal
+
+
+@pytest.mark.parametrize(("size", "penalty"), [(5, 0.5), (20, 0.9), (20, 1.1)])
+def test_the_number_of_beams_and_the_penalty_are_what_is_best_on_val(
+    new_checkpoint, data, monkeypatch, size, penalty
+):
+    """Only so many beams have the right caption, and only this penalty ranks it first."""
+    model, val = new_checkpoint().model, data.val
+    right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]
+    short, long = [4, 2], [4] * 40 + [2]  # smaller penalties prefer the one, larger ones the other
+
+    def beams(model, features, config):
+        groups = []
+        for tokens in right:
+            group = [hypothesis(t, -(len(t) ** penalty)) for t in (short, long)]
+            if config.beam_size == size:
+                group.append(hypothesis(tokens, -0.98 * len(tokens) ** penalty))
+            groups.append(group)
+        return groups
+
+    monkeypatch.setattr(pipeline, "decode_batch", beams)
+    pipeline.choose_search(SimpleNamespace(model=model, vocabulary=data.vocabulary), val)
+    assert model.neighbors is None and model.beam == BeamConfig(size, penalty)
+
+
+def test_beam_search_is_as_the_captioner_has_it_unless_told_otherwise(
+    new_checkpoint, data, tmp_path
+):
+    checkpoint, features = new_checkpoint(), data.val.read()
+    checkpoint.model.beam = BeamConfig(3, 2.0)
+    checkpoint.save(tmp_path / "c.pt")
+    model = load_checkpoint(tmp_path / "c.pt").model
+    assert model.beam == BeamConfig(3, 2.0)
+    found = decode_batch(model, features, DecodeConfig("beam"))
+    assert found == decode_batch(model, features, DecodeConfig("beam", 3, 2.0))
+    other = decode_batch(model, features, DecodeConfig("beam", 2, 0.0))
+    model.beam = BeamConfig(2, 0.0)
+    assert decode_batch(model, features, DecodeConfig("beam")) == other != found

@@ -1,0 +1,135 @@
+"""One command that stands for several runs: members, and both stages."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning import console
+from captioning.__main__ import main
+from captioning.model.checkpoint import load_checkpoint
+from captioning.training import pipeline
+
+
+@pytest.fixture
+def train(scenes_root, tmp_path) -> list[str]:
+    files = scenes_root / "annotations"
+    words = ["train", "--train", str(files / "captions_train.json"), "--cnn", "scenes_cnn"]
+    words += ["--val", str(files / "captions_val.json"), "--output", str(tmp_path / "run")]
+    return [*words, "--hidden-size", "24", "--embed-size", "16"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The first stage has few epochs, which no option says."""
+    from captioning.training.request import config
+
+    recipe = config.recipe
+
+    def short(pictures, self_critical=False, *more):
+        found = recipe(pictures, self_critical, *more)
+        return found if self_critical else config.replace(found, epochs=2)
+
+    monkeypatch.setattr(config, "recipe", short)
+
+
+def test_members_are_trained_on_one_feature_cache_and_scored_together(
+    train, tmp_path, scenes_root, capsys
+):
+    test = str(scenes_root / "annotations" / "captions_unseen.json")
+    command = [*train, "--members", "2", "--epochs", "1", "--seed", "5", "--test", test]
+    assert main(command) == 0
+    run = tmp_path / "run"
+    assert len(list(run.rglob("*.st"))) == len(list((run / "features").iterdir())) == 3
+    found = [load_checkpoint(run / name / "best.pt") for name in "12"]
+    assert [c.training["config"]["seed"] for c in found] == [5, 6]
+    assert found[0].vocabulary.words == found[1].vocabulary.words
+    weights = [c.model.decoder.linear.weight for c in found]
+    assert not torch.equal(*weights)
+    out = capsys.readouterr().out
+    assert re.search(r"about \d+ minutes, without validation: \d+ of cross-entropy\n", out)
+    assert all(f"all 2 together: {split}, 12 pictures: greedy" in out for split in ("val", "test"))
+    assert out.endswith(f"caption {run}/*/best.pt PICTURE --method beam\n")
+    caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
+    assert main([*caption, str(scenes_root / "val"), "--method", "beam"]) == 0
+
+    assert main(command) == 1
+    assert "1 holds a captioner already: --resume" in capsys.readouterr().err
+    assert main([*command, "--resume", "--epochs", "2"]) == 0
+    for name in "12":
+        assert len(load_checkpoint(run / name / "last.pt").training["history"]) == 2
+
+
+def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick, capsys):
+    command = [*train, "--self-critical", "2", "--epochs", "1", "--dropout", "0.1"]
+    assert main(command) == 0
+    run, out = tmp_path / "run", capsys.readouterr().out
+    first, second = (
+        load_checkpoint(run / "cross-entropy" / "last.pt"),
+        load_checkpoint(run / "last.pt"),
+    )
+    assert ["loss" in entry for entry in first.training["history"]] == [True, True]
+    assert ["reward" in entry for entry in second.training["history"]] == [True]
+    assert first.training["config"]["self_critical"] == 0
+    assert second.training["config"]["learning_rate"] == 2e-4
+    assert first.model.config == second.model.config and first.model.config.dropout == 0.1
+    assert len(list(run.rglob("*.st"))) == len(list((run / "features").iterdir())) == 2
+    told, begins = out.index("of cross-entropy, "), out.index("epoch 1: loss")
+    assert told < out.index("of self-critical training\n") < begins < out.index("epoch 1: reward")
+    assert out.count("beam search on --val") == 1 and out.count("next:") == 1
+
+
+def test_both_stages_resume_where_they_were_stopped(train, tmp_path, quick, monkeypatch, capsys):
+    command, run = [*train, "--self-critical", "2", "--epochs", "2"], tmp_path / "run"
+    real, killed = pipeline.train, []
+
+    def stopped(*args):
+        """Stop before the second stage, then within it."""
+        if args[1].self_critical and len(killed) == 0:
+            killed.append(1)
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(pipeline, "train", stopped)
+    assert main(command) == 130
+    assert not (run / "last.pt").exists()
+    written = (run / "cross-entropy" / "last.pt").stat().st_mtime_ns
+    assert main(command) == 1 and "cross-entropy holds a captioner" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert (run / "cross-entropy" / "last.pt").stat().st_mtime_ns == written
+    assert len(load_checkpoint(run / "last.pt").training["history"]) == 2
+    assert main([*command[:-1], "3", "--resume"]) == 0
+    assert len(load_checkpoint(run / "last.pt").training["history"]) == 3
+
+
+def test_members_of_both_stages(train, tmp_path, quick):
+    command = [*train, "--members", "2", "--self-critical", "2", "--epochs", "1"]
+    assert main(command) == 0
+    run = tmp_path / "run"
+    found = [load_checkpoint(path) for path in sorted(run.rglob("best.pt"))]
+    assert len(found) == 4
+    assert ["loss" in c.training["history"][0] for c in found] == [False, True, False, True]
+
+
+def test_the_forecast_is_about_the_time_it_takes(train, tmp_path, quick, monkeypatch, capsys):
+    """On a clock on which every step takes 30 s: 2 epochs, then 1."""
+    from captioning.training import run
+
+    clock, steps = [0.0], []
+    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
+    for kind in {run.Trainer, run.SelfCriticalTrainer}:
+        real = kind.train_step
+
+        def slow(self, indices, total, real=real):
+            clock[0] += 30.0
+            steps.append(total)
+            return real(self, indices, total)
+
+        if "train_step" in vars(kind):
+            monkeypatch.setattr(kind, "train_step", slow)
+    assert main([*train, "--self-critical", "2", "--epochs", "1"]) == 0
+    first, second = (int(n) for n in re.findall(r"(\d+) of ", capsys.readouterr().out)[:2])
+    # 480 captions in batches of 128, 96 pictures in batches of 64
+    assert (first, second) == (2 * 4 // 2, 1 * 2 // 2)
+    assert console is not None and Path(tmp_path / "run").exists()
