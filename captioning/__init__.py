@@ -11,15 +11,8 @@ _PUBLIC = {
     "config": ("ModelConfig", "TrainConfig"),
     "cnn": ("CNNChoice", "Extraction"),
     "errors": ("CaptioningError",),
-    "model": (
-        "Attentive",
-        "Checkpoint",
-        "Decoder",
-        "decoder_class",
-        "load_checkpoint",
-        "load_ensemble",
-        "register",
-    ),
+    "model": "Attentive Checkpoint Decoder decoder_class load_checkpoint load_ensemble "
+    "register".split(),
     "results": ("score_captions",),
     "search": ("Caption", "DecodeConfig", "best_captions", "caption_files"),
     "training": ("TrainingRequest", "train_captioner"),

@@ -141,7 +141,7 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str
     pictures = hashlib.sha256(os.fsencode("".join(lines)))
     return {
         "cnn": cnn.config.name,
-        "weights": Path(cnn.config.weights).name,  # a file may move
+        "weights": os.path.basename(cnn.config.weights),  # a file may move
         "pool": cnn.config.pool,
         "transform": json.dumps(asdict(cnn.transform)),
         "fingerprint": cnn.fingerprint(),

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import io
 import math
+import os
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,8 +76,8 @@ class CNNChoice:
     )
 
     def __post_init__(self) -> None:
-        if self.weights and Path(self.weights).is_file():  # to be found from other folders too
-            object.__setattr__(self, "weights", str(Path(self.weights).resolve()))
+        if self.weights and os.path.isfile(self.weights):  # to be found from other folders too
+            object.__setattr__(self, "weights", os.path.abspath(self.weights))
 
     def load(self) -> "FrozenCNN":
         """The CNN, with its weights."""
@@ -257,16 +258,13 @@ def _timm(config: CNNConfig) -> FrozenCNN:
         raise CaptioningError(
             f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[timm]'"
         ) from error
-    name = config.name.removeprefix("timm:")
-    model = name.partition(".")[0]
+    model, _, tag = config.name.removeprefix("timm:").partition(".")
     if not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), 3) or [
-            "convnext_tiny.fb_in22k"
-        ]
+        close = difflib.get_close_matches(model, timm.list_models(), 1) or ["convnext_tiny"]
         raise CaptioningError(
-            f"CNN {config.name!r}: expected a model of timm, such as timm:{' or timm:'.join(close)}"
+            f"CNN {config.name!r}: expected a model of timm, such as timm:{close[0]}"
         )
-    net = _load_timm(timm, name, config.weights)
+    net = _load_timm(timm, model, tag, config.weights)
     if config.weights == "DEFAULT":
         config = replace(config, weights=net.pretrained_cfg["tag"] or "DEFAULT")
     preset = timm.data.resolve_model_data_config(net)
@@ -276,33 +274,29 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     return FrozenCNN(_TimmTrunk(net.eval()), config, transform)
 
 
-def _load_timm(timm: Any, name: str, weights: str) -> Any:
+def _load_timm(timm: Any, model: str, tag: str, weights: str) -> Any:
     """A model of timm without classifier, by the name of its weights or the file that has them."""
-    model, is_file = name.partition(".")[0], Path(weights).is_file()
-    if not is_file and weights not in ("none", "DEFAULT"):
-        name = f"{model}.{weights}"
+    told, file = f"weights of timm:{model}", os.path.isfile(weights)
+    tag = tag if file or weights in ("none", "DEFAULT") else weights
     options: dict[str, Any] = {"num_classes": 0, "pretrained": weights != "none"}
-    if is_file:
+    if file:
         options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
     try:
-        net = timm.create_model(name, **options)
+        create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
+        net = create()
         # What a file lacks is drawn at random, so it differs.
-        again = timm.create_model(name, **options).state_dict() if is_file else net.state_dict()
-        lacking = [key for key, tensor in net.state_dict().items() if not tensor.equal(again[key])]
+        again = create().state_dict() if file else net.state_dict()
+        if lacking := [k for k, tensor in net.state_dict().items() if not tensor.equal(again[k])]:
+            raise ValueError(f"no {lacking[0]} in it")
     except OSError as error:  # those of a download are
         raise CaptioningError(
-            f"cannot download the weights of timm:{name} ({error}). Download them on a machine "
-            "with internet access, and give the file: --weights model.safetensors"
+            f"cannot download the {told} ({error}). Download them on a machine with internet "
+            "access, and give the file: --weights model.safetensors"
         ) from error
     except Exception as error:  # a damaged file raises anything
-        tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{model}.*")]
-        raise CaptioningError(
-            f"weights of timm:{name}: expected a file of them or one of {tags}, got {weights!r}: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
-    if lacking:
-        told = f"weights of timm:{name}: expected {lacking[0]} and {len(lacking) - 1} more"
-        raise CaptioningError(f"{told} in {weights}, got none")
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+        reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
+        raise CaptioningError(f"{told}: expected a file or one of {tags}, got {reason}") from error
     return net
 
 

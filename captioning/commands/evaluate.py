@@ -17,9 +17,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="JSON to write: scores, of each picture too")
     parser.add_argument("--report", type=Path, help="HTML page to write: scores and pictures")
     told = (
-        "captioner whose curves and attention maps the report shows; of several the first's curves"
+        "captioner whose curves and attention maps the report shows; again for one more beside it"
     )
-    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[], help=told)
+    parser.add_argument("--checkpoint", type=Path, action="append", default=[], help=told)
 
 
 def run(args: argparse.Namespace) -> None:

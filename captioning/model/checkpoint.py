@@ -5,6 +5,7 @@ untrusted checkpoint runs no code.
 """
 
 import io
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +45,9 @@ class CNNIdentity:
 
     def load(self) -> FrozenCNN:
         """The CNN; a CaptioningError if its weights here are not those that it was trained on."""
-        moved = Path(self.origin).with_name(Path(self.config.weights).name)
-        cnn = load_cnn(replace(self.config, weights=str(moved)) if moved.is_file() else self.config)
+        beside = os.path.join(os.path.dirname(self.origin), os.path.basename(self.config.weights))
+        found = os.path.isfile(beside)  # weights in a file, which moved with the checkpoint
+        cnn = load_cnn(replace(self.config, weights=beside) if found else self.config)
         if self.weights is not None:
             what = f"{self.origin}: weights of its CNN"
             check_fit(cnn.state_dict(), self.weights, what)
@@ -142,16 +144,9 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
     return data[name]
 
 
-# Settings that files of older versions have for every decoder, at values that say nothing.
-_OF_EVERY_DECODER = {"num_layers": 1, "image_at": "first"}
-
-
 def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
     decoder = DECODERS.get(settings.get("decoder", ModelConfig.decoder))
     kind = decoder.Settings if decoder else ModelConfig
-    for name, value in _OF_EVERY_DECODER.items():
-        if name not in kind.__dataclass_fields__ and settings.get(name) == value:
-            settings = {k: v for k, v in settings.items() if k != name}
     config = from_dict(kind, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(

@@ -16,62 +16,50 @@ from captioning.model.checkpoint import Checkpoint, load_checkpoint
 from captioning.model.decoders import Attentive
 
 
-class Ensemble(Captioner):
-    """Captioners of the same words and features; to write with, not to train.
+class Ensemble(nn.Module):
+    """What writing needs of a `Captioner`; it is its own encoder and `Decoder`.
 
-    It has as many beams as the member that has most. The length penalty and the weight of similar
-    pictures are the mean of what was best for each.
+    Images stand side by side, and a state is those of the members. It has as many beams as the
+    member with most; its length penalty and weight of similar pictures are the mean of theirs.
     """
 
+    encoder = decoder = property(lambda self: self)
+
     def __init__(self, members: Sequence[Captioner]) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
+        self.members: Any = nn.ModuleList(members)
         self.config = members[0].config
-        self.encoder = cast(Any, _Encoders(members))
-        self.decoder = cast(Any, _Decoders(members))
-        sizes = [member.beam.beam_size for member in members]
-        self.beam = BeamConfig(max(sizes), fmean(m.beam.length_penalty for m in members))
+        self.sizes = [member.config.embed_size for member in members]
+        self.max_seq_length = min(member.decoder.max_seq_length for member in members)
+        beams = [member.beam for member in members]
+        penalty = fmean(beam.length_penalty for beam in beams)
+        self.beam = BeamConfig(max(beam.beam_size for beam in beams), penalty)
         near = [member.neighbors for member in members]
         weight = fmean(n.weight if n else 0.0 for n in near)
         self.neighbors = next((replace(n, weight=weight) for n in near if n), None)
-
-
-class _Encoders(nn.Module):
-    """The members' vectors of a picture, side by side."""
-
-    def __init__(self, members: Sequence[Captioner]) -> None:
-        super().__init__()
-        self.members: Any = nn.ModuleList(member.encoder for member in members)
-
-    def embed(self, features: Tensor) -> Tensor:
-        return torch.cat([member.embed(features) for member in self.members], -1)
-
-
-class _Decoders(nn.Module):
-    """A `Decoder` whose state is the states of its members."""
-
-    def __init__(self, members: Sequence[Captioner]) -> None:
-        super().__init__()
-        self.members: Any = nn.ModuleList(cast(Any, member.decoder) for member in members)
-        self.sizes = [member.config.embed_size for member in members]
-        self.max_seq_length = min(member.decoder.max_seq_length for member in members)
         if all(isinstance(member.decoder, Attentive) for member in members):
             self.attention = self._attention
 
+    def embed(self, features: Tensor) -> Tensor:
+        return torch.cat([member.encoder.embed(features) for member in self.members], -1)
+
     def start(self, image: Tensor) -> list[Any]:
-        parts = image.split(self.sizes, -1)
-        return [member.start(part) for member, part in zip(self.members, parts, strict=True)]
+        parts = zip(self.members, image.split(self.sizes, -1), strict=True)
+        return [member.decoder.start(part) for member, part in parts]
 
     def step(self, words: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
-        found = [member.step(words, own) for member, own in zip(self.members, state, strict=True)]
-        scores = torch.stack([scores.float().log_softmax(1) for scores, _ in found])
-        return scores.logsumexp(0), [own for _, own in found]
+        pairs = zip(self.members, state, strict=True)
+        found = [member.decoder.step(words, own) for member, own in pairs]
+        log_probs = torch.stack([scores.float().log_softmax(1) for scores, _ in found])
+        return log_probs.logsumexp(0), [own for _, own in found]
 
     def select(self, state: list[Any], rows: Tensor) -> list[Any]:
-        return [member.select(own, rows) for member, own in zip(self.members, state, strict=True)]
+        pairs = zip(self.members, state, strict=True)
+        return [member.decoder.select(own, rows) for member, own in pairs]
 
     def _attention(self, image: Tensor, tokens: Tensor) -> Tensor:
         parts = zip(self.members, image.split(self.sizes, -1), strict=True)
-        return torch.stack([member.attention(part, tokens) for member, part in parts]).mean(0)
+        return torch.stack([m.decoder.attention(part, tokens) for m, part in parts]).mean(0)
 
 
 def load_ensemble(
@@ -80,23 +68,21 @@ def load_ensemble(
     """Read a checkpoint, or several as one captioner; its history is that of the first.
 
     Raises:
-        CaptioningError: as of `load_checkpoint`, or the words or the CNNs are not the same.
+        CaptioningError: as of `load_checkpoint`, or their words or CNNs are not the same.
     """
-    first, *others = found = [load_checkpoint(path, lstm, device) for path in paths]
-    for path, other in zip(paths[1:], others, strict=True):
+    found = [load_checkpoint(path, lstm, device) for path in paths]
+    first, cnn = found[0], found[0].cnn
+    for path, other in zip(paths, found, strict=True):
+        words, got = len(other.vocabulary), other.cnn.config
         if other.vocabulary.words != first.vocabulary.words:
+            told = f"the {len(first.vocabulary)} words of {paths[0]}, got {words}, not the same"
+            raise CaptioningError(f"{path}: expected {told} (train --members makes fitting ones)")
+        if other.cnn.fingerprint != cnn.fingerprint:
+            told = f"{path}: expected the CNN of {paths[0]}, {cnn.config.name}, with its weights, "
             raise CaptioningError(
-                f"{path}: expected the {len(first.vocabulary)} words of {paths[0]}, got "
-                f"{len(other.vocabulary)} words that are not the same (train --members N trains "
-                "captioners that fit)"
+                f"{told}pooled by {cnn.config.pool}; got {got.name}, pooled by {got.pool}"
             )
-        if other.cnn.fingerprint != first.cnn.fingerprint:
-            cnn, got = first.cnn.config, other.cnn.config
-            raise CaptioningError(
-                f"{path}: expected the CNN of {paths[0]}, {cnn.name} pooled by {cnn.pool}, with "
-                f"the same weights; got {got.name} pooled by {got.pool}"
-            )
-    if not others:
+    if len(found) == 1:
         return first
-    model = Ensemble([checkpoint.model for checkpoint in found]).eval()
+    model = cast(Captioner, Ensemble([checkpoint.model for checkpoint in found]).eval())
     return replace(first, model=model)

@@ -20,12 +20,12 @@ MAX_WAITING = 50  # pictures
 class CaptionApp(Starlette):
     """Answers ``GET /`` with a page, and ``POST /caption?beam=5`` of a picture with JSON.
 
-    `caption` makes the latter from the content of the picture's file and the width of the beam, or
-    None.
+    `caption` makes the latter from the content of the picture's file and the width of the beam,
+    which is 0 if it is not given.
     """
 
     def __init__(
-        self, page: str, caption: Callable[[bytes, int | None], dict[str, Any]], max_bytes: int
+        self, page: str, caption: Callable[[bytes, int], dict[str, Any]], max_bytes: int
     ) -> None:
         self.caption, self.max_bytes = caption, max_bytes
         self.one_at_a_time = anyio.CapacityLimiter(1)
@@ -37,15 +37,14 @@ class CaptionApp(Starlette):
         super().__init__(routes=routes)
 
     async def _caption(self, request: Request) -> Response:
-        beam = request.query_params.get("beam")
-        if beam is not None and not beam.isdecimal():
+        beam = request.query_params.get("beam", "0")
+        if not beam.isdecimal():
             raise HTTPException(400, "beam: expected an integer")
-        beam_size = None if beam is None else int(beam[:9])
         picture = bytearray()
         try:
             await self._receive(request, picture)
             found = await anyio.to_thread.run_sync(
-                self.caption, bytes(picture), beam_size, limiter=self.one_at_a_time
+                self.caption, bytes(picture), int(beam[:9]), limiter=self.one_at_a_time
             )
         except CaptioningError as error:
             return JSONResponse({"error": str(error)}, 422)

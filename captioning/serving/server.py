@@ -69,13 +69,14 @@ def answer(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
     picture: bytes,
-    beam_size: int | None = None,
+    beam_size: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """What greedy and beam search write about a picture, the content of a file, for JSON.
 
     For each search its title, its milliseconds, its captions, the best first, and where it looked
-    for the words of the best, if the decoder attends. An ImageError says why a picture is refused.
+    for the words of the best, if the decoder attends. With a `beam_size` of 0 the beam is as wide
+    as was best for the captioner. An ImageError says why a picture is refused.
     """
     image = load_image(io.BytesIO(picture), 2 * cnn.transform.resize_size, max_pixels)
     if min(image.size) < MIN_SIDE:
@@ -135,10 +136,9 @@ def serve(
         max_megabytes=settings.max_megabytes,
     )
 
-    def caption(picture: bytes, beam_size: int | None) -> dict[str, Any]:
+    def caption(picture: bytes, beam_size: int) -> dict[str, Any]:
         pixels = int(settings.max_megapixels * 1e6)
-        size = model.beam.beam_size if beam_size is None else beam_size
-        return answer(checkpoint, cnn, picture, min(max(size, 1), MAX_BEAM), pixels)
+        return answer(checkpoint, cnn, picture, min(beam_size, MAX_BEAM), pixels)
 
     app = CaptionApp(page, caption, int(settings.max_megabytes * 1e6))
     config = uvicorn.Config(

@@ -1,13 +1,15 @@
 """From a request for training to a captioner that was validated and tested."""
 
 import contextlib
+import copy
+import time
+from collections import defaultdict
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils.rnn import pad_sequence
 
 from captioning.cnn import FeatureTable
 from captioning.config import SMALL_SET, BeamConfig
@@ -15,32 +17,20 @@ from captioning.console import progress, say
 from captioning.data import END
 from captioning.errors import CaptioningError
 from captioning.files import lock_folder
-from captioning.model import (
-    Checkpoint,
-    CiderD,
-    Neighbors,
-    freeze,
-    load_checkpoint,
-    load_ensemble,
-)
+from captioning.model import Checkpoint, CiderD, Neighbors, freeze, load_checkpoint, load_ensemble
 from captioning.results import score_captions
 from captioning.search import DecodeConfig, agreement, best_captions, decode_batch
 from captioning.training.preparation import prepare_training
 from captioning.training.processes import Process, distributed
 from captioning.training.request import TrainingRequest
-from captioning.training.run import estimate_seconds, train
+from captioning.training.run import new_trainer, train
 
 # What beam search on --val tries; the first of the best is taken.
 BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
 NEIGHBOR_WEIGHTS = (0, 1, 2, 3, 4, 6, 8)
 MAX_TRIED = 2000  # pictures of --val
 FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
-OF_SECOND = (
-    "self_critical",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-)  # settings of this stage only
+OF_SECOND = "self_critical epochs batch_size learning_rate".split()  # settings of this one alone
 LEGEND = {
     "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
@@ -103,7 +93,7 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
         if run.settings.get("self_critical") and not run.start and not resumes:
             kept = {name: v for name, v in run.settings.items() if name not in OF_SECOND}
             run = replace(run, features=run.features or run.output / "features")
-            first = replace(run, output=run.output / FIRST_STAGE, settings=kept, test=None)
+            first = replace(run, output=run.output / FIRST_STAGE, settings=kept)
             runs.append(first)
             run = replace(run, start=first.output / "best.pt")
         runs.append(run)
@@ -154,13 +144,18 @@ def _train(
 def forecast(
     checkpoint: Checkpoint, table: FeatureTable, runs: list[TrainingRequest], process: Process
 ) -> str:
-    """One line on how long runs will take, each from its beginning."""
-    minutes: dict[str, float] = {}
+    """One line on how long runs take from their beginning, by three steps of each on a copy."""
+    minutes: dict[str, float] = defaultdict(float)
     for run in runs:
-        config = run.config(len(table.images), None)
+        config = replace(run.config(len(table.images), None), consensus=0.0)
+        trainer = new_trainer(copy.deepcopy(checkpoint), config, table, process)
+        batches, seconds = trainer.batches(0), []
+        for indices in batches[:3]:
+            start = time.perf_counter()
+            trainer.train_step(indices, len(batches))
+            seconds.append(time.perf_counter() - start)
         stage = "self-critical training" if config.self_critical else "cross-entropy"
-        seconds = estimate_seconds(checkpoint, config, table, process)
-        minutes[stage] = minutes.get(stage, 0.0) + seconds / 60
+        minutes[stage] += min(seconds) * len(batches) * config.epochs / 60
     parts = [f"{number:.0f} of {stage}" for stage, number in minutes.items()]
     return f"about {sum(minutes.values()):.0f} minutes, without validation: {', '.join(parts)}"
 
@@ -184,50 +179,32 @@ def choose_search(
 
     If the captions of the training pictures in `table` help to rank, it keeps them.
     """
-    model, vocabulary = checkpoint.model, checkpoint.vocabulary
-    neighbors = Neighbors.of(table, vocabulary) if table else None
-    found = {size: _beams(checkpoint, val, size, neighbors) for size in BEAM_SIZES}
-    cider: dict[tuple[int, float, float], float] = {}
-    weights = NEIGHBOR_WEIGHTS if neighbors else (0,)
-    for size, penalty, weight in product(BEAM_SIZES, LENGTH_PENALTIES, weights):
-        log_probs, lengths, agreed, scores = found[size].unbind(2)
-        ranks = log_probs / lengths**penalty + weight * agreed
-        cider[size, penalty, weight] = scores.gather(1, ranks.argmax(1, True)).mean().item()
-    best = max(cider, key=cider.__getitem__)
-    model.beam = BeamConfig(*best[:2])
-    line = f"beam search on --val: CIDEr-D {cider[best]:.3f} with {best[0]} beams, length penalty "
-    line += f"{best[1]}"
-    if neighbors and best[2]:
-        neighbors.weight, model.neighbors = best[2], neighbors
-        without = cider[best[0], best[1], 0]
-        line += f" and the captions of similar training pictures, {without:.3f} without"
-    return line
-
-
-def _beams(
-    checkpoint: Checkpoint, val: FeatureTable, size: int, neighbors: Neighbors | None
-) -> torch.Tensor:
-    """What beam search finds: log probability, length, agreement and CIDEr-D [M,K,4]."""
-    model, rows = checkpoint.model, []
-    references = val.tokens(checkpoint.vocabulary)
-    reward = CiderD([[caption[:-1] for caption in captions] for captions in references])
+    model, words = checkpoint.model, checkpoint.vocabulary
+    neighbors = Neighbors.of(table, words) if table else None
+    weights = NEIGHBOR_WEIGHTS if table else (0,)
+    reward = CiderD([[caption[:-1] for caption in group] for group in val.tokens(words)])
     device = next(model.parameters()).device
     parts = torch.arange(len(val.images))[:MAX_TRIED].split(128)
-    for pictures in progress(parts, f"try {size} beams on --val", unit="batch"):
-        features = val.read(pictures).to(device)
-        groups = decode_batch(model, features, DecodeConfig("beam", size, 0.7, neighbors=0.0))
-        agreed = (
-            agreement(neighbors, features, groups) if neighbors else [[0.0] * size] * len(groups)
-        )
+    cider: dict[tuple[int, float, float], float] = defaultdict(float)
+    for size, pictures in progress([*product(BEAM_SIZES, parts)], "try beams on --val"):
+        features = val.read(pictures)
+        how = DecodeConfig("beam", size, LENGTH_PENALTIES[0], neighbors=0.0)
+        groups = decode_batch(model, features.to(device), how)
+        none = [[0.0] * len(group) for group in groups]
+        agreed = agreement(neighbors, features, groups) if neighbors else none
         for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
-            words = [[token for token in h.tokens if token != END] for h in group]
-            scores = reward.scores(picture, words)
-            sums = [(sum(h.log_probs), len(h.tokens)) for h in group]
-            entries = zip(sums, row, scores, strict=False)
-            rows.append(torch.tensor([(*s, a, c) for s, a, c in entries]))
-    padded = pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
-    padded[..., 1:3] = padded[..., 1:3].clamp(min=1e-9)  # where there are fewer than K
-    return padded
+            scores = reward.scores(picture, [[t for t in h.tokens if t != END] for h in group])
+            sums = [(sum(h.log_probs), len(h.tokens), a) for h, a in zip(group, row, strict=True)]
+            for penalty, weight in product(LENGTH_PENALTIES, weights):
+                ranks = [log_prob / n**penalty + weight * a for log_prob, n, a in sums]
+                cider[size, penalty, weight] += scores[ranks.index(max(ranks))]
+    best = max(cider, key=cider.__getitem__)
+    told = f"beam search on --val: CIDEr-D {cider[best] / len(torch.cat(parts)):.3f}"
+    model.beam = BeamConfig(*best[:2])
+    if neighbors and best[2]:
+        model.neighbors = replace(neighbors, weight=best[2])
+        told += " with the captions of similar training pictures"
+    return f"{told}, {best[0]} beams, length penalty {best[1]}"
 
 
 def test(checkpoint: Checkpoint, table: FeatureTable, split: str) -> str:

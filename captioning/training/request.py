@@ -10,8 +10,7 @@ from captioning.cnn import CNNChoice, Extraction
 from captioning.config import FROM_1, Checked, ModelConfig, TrainConfig, setting
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
-from captioning.errors import CaptioningError
-from captioning.model import DECODERS, HELP, LSTMS, Checkpoint, check_settings, decoder_class
+from captioning.model import HELP, LSTMS, Checkpoint, check_settings, decoder_class
 
 MIN_COUNT = 4
 
@@ -59,13 +58,6 @@ class TrainingRequest(Checked):
     extraction: Extraction = Extraction()
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        every = [name for kind in DECODERS.values() for name in config.settings_of(kind.Settings)]
-        known = tuple(dict.fromkeys(("decoder", *every)))
-        if unknown := [name for name in self.model if name not in known]:
-            raise CaptioningError(f"model: expected {', '.join(known)}, got {unknown[0]}")
 
     @property
     def splits(self) -> dict[str, Path]:

@@ -1,12 +1,11 @@
 """A run: epochs of training and validation, checkpoints, curves, resuming."""
 
-import copy
 import math
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -81,20 +80,6 @@ def new_trainer(
     return kind(checkpoint, config, table, process)
 
 
-def estimate_seconds(
-    checkpoint: Checkpoint, config: TrainConfig, table: FeatureTable, process: Process
-) -> float:
-    """How long training will take, without validation, by three steps of a copy."""
-    copied = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-    trainer = new_trainer(copied, replace(config, consensus=0.0), table, process)
-    batches, seconds = trainer.batches(0), []
-    for indices in batches[:3]:
-        start = time.perf_counter()
-        trainer.train_step(indices, len(batches))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds) * len(batches) * config.epochs
-
-
 class _Run:
     """The epochs of one call of `train`."""
 
@@ -130,11 +115,10 @@ class _Run:
         return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Runs the remaining steps of an epoch; returns its entry in the history."""
+        """Runs an epoch; returns its entry in the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen, total = time.perf_counter(), 0, 0.0
-        # A run of an older version may have been saved within an epoch.
-        order = trainer.batches(epoch)[trainer.step - epoch * self.steps_per_epoch :]
+        order = trainer.batches(epoch)
         bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)

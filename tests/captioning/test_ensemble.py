@@ -136,7 +136,7 @@ def test_every_command_takes_several(files, scenes_root, tmp_path, data, capsys)
     assert main(["caption", *names, *options]) == 0
     report = tmp_path / "report.html"
     evaluate = ["evaluate", str(results), "--references", str(val), "--report", str(report)]
-    assert main([*evaluate, "--checkpoint", *names]) == 0
+    assert main([*evaluate, "--checkpoint", names[0], "--checkpoint", names[1]]) == 0
     assert "Evaluation of captions" in report.read_text()
 
 

@@ -1,15 +1,15 @@
 """One command that stands for several runs: members, and both stages."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from captioning import console
 from captioning.__main__ import main
 from captioning.model.checkpoint import load_checkpoint
 from captioning.training import pipeline
+from captioning.training.request import config
+from captioning.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -23,8 +23,6 @@ def train(scenes_root, tmp_path) -> list[str]:
 @pytest.fixture
 def quick(monkeypatch):
     """The first stage has few epochs, which no option says."""
-    from captioning.training.request import config
-
     recipe = config.recipe
 
     def short(pictures, self_critical=False, *more):
@@ -114,22 +112,16 @@ def test_members_of_both_stages(train, tmp_path, quick):
 
 def test_the_forecast_is_about_the_time_it_takes(train, tmp_path, quick, monkeypatch, capsys):
     """On a clock on which every step takes 30 s: 2 epochs, then 1."""
-    from captioning.training import run
+    clock = [0.0]
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
+    real = Trainer.train_step
 
-    clock, steps = [0.0], []
-    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
-    for kind in {run.Trainer, run.SelfCriticalTrainer}:
-        real = kind.train_step
+    def slow(self, indices, steps):
+        clock[0] += 30.0
+        return real(self, indices, steps)
 
-        def slow(self, indices, total, real=real):
-            clock[0] += 30.0
-            steps.append(total)
-            return real(self, indices, total)
-
-        if "train_step" in vars(kind):
-            monkeypatch.setattr(kind, "train_step", slow)
+    monkeypatch.setattr(Trainer, "train_step", slow)
     assert main([*train, "--self-critical", "2", "--epochs", "1"]) == 0
     first, second = (int(n) for n in re.findall(r"(\d+) of ", capsys.readouterr().out)[:2])
     # 480 captions in batches of 128, 96 pictures in batches of 64
     assert (first, second) == (2 * 4 // 2, 1 * 2 // 2)
-    assert console is not None and Path(tmp_path / "run").exists()

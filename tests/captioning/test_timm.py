@@ -93,13 +93,20 @@ def test_a_file_that_moved_is_found_beside_the_checkpoint(weights, picture, tmp_
         cnn.fingerprint(),
         origin=str(tmp_path / "best.pt"),
     )
-    with pytest.raises(CaptioningError, match="expected a file of them or one of .*got '/nowhere"):
+    with pytest.raises(CaptioningError, match="expected a file or one of .*got '/nowhere"):
         moved.load()
     beside.write_bytes(content)
     assert torch.equal(moved.load().encode(picture), cnn.encode(picture))
     save_file({k: v + 1 for k, v in timm.create_model("test_vit").state_dict().items()}, beside)
     with pytest.raises(CaptioningError, match="are not those that it was trained on"):
         moved.load()
+
+
+@pytest.mark.parametrize("weights", ["", "/", ".", "a\0b", "x" * 5000])
+def test_strange_names_of_weights_are_refused(weights):
+    identity = CNNIdentity(CNNConfig("timm:test_vit", weights), None, "", origin="/tmp/best.pt")
+    with pytest.raises(CaptioningError, match="timm:test_vit"):
+        identity.load()
 
 
 def test_it_stands_beside_another_cnn(weights, picture):
@@ -115,7 +122,7 @@ def test_it_stands_beside_another_cnn(weights, picture):
         (CNNConfig("timm:zzz"), "expected a model of timm, such as timm:convnext_tiny"),
         (CNNConfig("timm:hf-hub:someone/model"), "expected a model of timm"),
         (CNNConfig("timm:resnet18.nothing", "none"), "one of .*'a1_in1k'.*Invalid pretrained tag"),
-        (CNNConfig("timm:resnet18", "nothing"), "timm:resnet18.nothing: expected a file of them"),
+        (CNNConfig("timm:resnet18", "nothing"), "timm:resnet18: expected a file or one of"),
         (CNNConfig("timm:pit_ti_224", "none", "grid"), "has no feature map to pool by 'grid'"),
     ],
 )
