@@ -144,9 +144,16 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
     return data[name]
 
 
+# Settings that files of older versions have for every decoder, at values that say nothing.
+_OF_EVERY_DECODER = {"num_layers": 1, "image_at": "first"}
+
+
 def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
     decoder = DECODERS.get(settings.get("decoder", ModelConfig.decoder))
     kind = decoder.Settings if decoder else ModelConfig
+    for name, value in _OF_EVERY_DECODER.items():
+        if name not in kind.__dataclass_fields__ and settings.get(name) == value:
+            settings = {k: v for k, v in settings.items() if k != name}
     config = from_dict(kind, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from captioning.cnn import FeatureTable
 from captioning.config import SMALL_SET, BeamConfig
 from captioning.console import progress, say
-from captioning.data import END
+from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.files import lock_folder
 from captioning.model import Checkpoint, CiderD, Neighbors, freeze, load_checkpoint, load_ensemble
@@ -79,6 +79,7 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
 
 def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
     """The runs that a request stands for: of each member, and of both stages."""
+    request.config(0, None)  # finds errors of the second stage before the first
     runs = []
     for i in range(request.members):
         run = request
@@ -182,7 +183,10 @@ def choose_search(
     model, words = checkpoint.model, checkpoint.vocabulary
     neighbors = Neighbors.of(table, words) if table else None
     weights = NEIGHBOR_WEIGHTS if table else (0,)
-    reward = CiderD([[caption[:-1] for caption in group] for group in val.tokens(words)])
+    # All words count, as they do in `score_captions`, also those that the captioner does not know.
+    every = Vocabulary.build(caption for image in val.images for caption in image.captions)
+    tokens = lambda caption: every.encode(caption)[1:-1]
+    reward = CiderD([[*map(tokens, image.captions)] for image in val.images])
     device = next(model.parameters()).device
     parts = torch.arange(len(val.images))[:MAX_TRIED].split(128)
     cider: dict[tuple[int, float, float], float] = defaultdict(float)
@@ -193,7 +197,7 @@ def choose_search(
         none = [[0.0] * len(group) for group in groups]
         agreed = agreement(neighbors, features, groups) if neighbors else none
         for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
-            scores = reward.scores(picture, [[t for t in h.tokens if t != END] for h in group])
+            scores = reward.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
             sums = [(sum(h.log_probs), len(h.tokens), a) for h, a in zip(group, row, strict=True)]
             for penalty, weight in product(LENGTH_PENALTIES, weights):
                 ranks = [log_prob / n**penalty + weight * a for log_prob, n, a in sums]

@@ -83,7 +83,7 @@ def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentiv
     results = {image.id: "a red square" for image in dataset.images}
     scores = evaluate(results, dataset)
     attentive.save(tmp_path / "c.pt")
-    write_evaluation(tmp_path / "r.html", results, dataset, scores, tmp_path / "c.pt")
+    write_evaluation(tmp_path / "r.html", results, dataset, scores, [tmp_path / "c.pt"])
     report = (tmp_path / "r.html").read_text()
     shown = report.count("<figure>")
     lost = report.count("none.png: no such file")

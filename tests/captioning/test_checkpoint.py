@@ -58,6 +58,19 @@ def test_attention_without_places_is_refused(attentive, tmp_path):
         load_checkpoint(path)
 
 
+def test_files_of_older_versions_have_settings_of_the_lstm_for_every_decoder(attentive, tmp_path):
+    path = tmp_path / "c.pt"
+    attentive.save(path)
+    data = torch.load(path, weights_only=True)
+    data["model"] |= {"num_layers": 1, "image_at": "first"}
+    torch.save(data, path)
+    assert load_checkpoint(path).model.config == attentive.model.config
+    data["model"]["num_layers"] = 2
+    torch.save(data, path)
+    with pytest.raises(CaptioningError, match="c.pt: model: expected .*, got 'num_layers'"):
+        load_checkpoint(path)
+
+
 def contents(path):
     """Everything that a checkpoint holds, in a form that compares."""
     found = load_checkpoint(path)

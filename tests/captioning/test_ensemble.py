@@ -149,7 +149,7 @@ def test_other_words_and_another_cnn_are_refused(files):
     identity = replace(other.cnn, fingerprint="0" * 32)
     replace(other, cnn=identity).save(files[1])
     with pytest.raises(
-        CaptioningError, match=r"b\.pt: expected the CNN of .*a\.pt, scenes_cnn pool"
+        CaptioningError, match=r"b\.pt: expected the CNN of .*a\.pt, scenes_cnn, with"
     ):
         load_ensemble(files)
     assert type(load_ensemble(files[:1]).model) is Captioner

@@ -63,7 +63,7 @@ def ask(app: CaptionApp, *chunks: bytes | None, query: str = "", held: int = 0) 
 
 def test_answers_with_what_is_written_or_wrong(app):
     status, text = ask(app, b"x" * 60_000, b"x" * 40_000)
-    assert status == 200 and json.loads(text) == {"bytes": 100_000, "beam": 5}
+    assert status == 200 and json.loads(text) == {"bytes": 100_000, "beam": 0}
     assert json.loads(ask(app, b"x", query="beam=3")[1]) == {"bytes": 1, "beam": 3}
     assert ask(app, b"bad") == (422, '{"error":"not a picture"}')
     for beam in ("x", "-1", "2.5", ""):

@@ -233,7 +233,7 @@ def test_a_client_gets_captions_and_messages(server, attentive, grid_cnn, pictur
             status, text = post(server, path.read_bytes())
             assert status == 422 and json.loads(text)["error"].startswith(message)
     wide = post(server, picture.read_bytes(), "?beam=1000000000")[1]
-    assert "Beam search, 10 wide" in wide
+    assert "Beam search, 20 wide" in wide
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_the_report_shows_the_picture_under_its_masks(browser, attentive, data, 
     results = {image.id: "a red square" for image in dataset.images}
     scores = evaluate(results, dataset)
     attentive.save(tmp_path / "c.pt")
-    write_evaluation(tmp_path / "report.html", results, dataset, scores, tmp_path / "c.pt")
+    write_evaluation(tmp_path / "report.html", results, dataset, scores, [tmp_path / "c.pt"])
     browser.get((tmp_path / "report.html").as_uri())
     mask = browser.find_element("css selector", ".attention img")
     panel = browser.find_element("css selector", ".attention i")
