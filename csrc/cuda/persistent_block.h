@@ -178,8 +178,9 @@ struct Block {
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
     add_chunks<kChunks>(product, parts, first_chunk, last_chunk, polls);
+    // The widest tile has no register for it: it is always as patient.
     for (const auto& part : parts)
-      if (part.exchanged) polls = 0;
+      if (kChunks > 1 && part.exchanged) polls = 0;
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
   }
 
