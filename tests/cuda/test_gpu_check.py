@@ -218,7 +218,7 @@ def test_the_native_tests_link(tmp_path):
     assert "persistent/bfloat16/two parts" in names and any(n.startswith("deep/") for n in names)
     if not torch.cuda.is_available():
         done = run(str(tmp_path / "native_tests"), "persistent/bfloat16/two parts")
-        assert done.returncode == 1 and "ended: CUDA driver version" in done.stdout
+        assert done.returncode == 1 and done.stdout.startswith("device: ")
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
