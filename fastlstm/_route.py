@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from . import _build, _choice, _measured, _transforms, onnx
 from ._call import DTYPES, LstmCall, weight_shapes
@@ -151,14 +152,14 @@ def _gpu_leaves(
     return True
 
 
-def is_ours_at_once(engine: str, input: Tensor) -> bool:
-    """Whether the op serves a call with this input on the CPU, whatever else is in it."""
+def is_ours_at_once(engine: str, input: Tensor, *others: Tensor) -> bool:
+    """Whether the op serves a call with this input on the CPU, and nothing has to see `others`."""
     if torch.compiler.is_compiling() or not engine == _DEFAULT_ENGINE == "auto":
         return False
     differentiates = transforms_active() or forward_ad._current_level >= 0
     chooses = _measured.active or traces() or input.numel() >= _LEAST_OF_A_LARGE_STEP
     is_known = _ALWAYS_OURS and input.is_cpu and input.dtype in DTYPES
-    return is_known and not (differentiates or chooses)
+    return is_known and not (differentiates or chooses or has_torch_function_variadic(*others))
 
 
 def of_stack(

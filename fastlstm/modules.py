@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import has_torch_function_variadic
 
 from . import _aten, _build, _route, functional
 from ._call import layout_of
@@ -173,9 +172,7 @@ class SequenceModule(nn.Module):
         if type(flag) is not bool:
             check_flags(return_cell_states=flag)
         if lengths is None and not return_cell_states:
-            found = self._forward_by_op(input, hx, reset)
-            if found is None and reset is None:
-                found = self._forward_by_torch(input, hx)
+            found = self._forward_at_once(input, hx, reset)
             if found is not None:
                 return found
         if isinstance(input, PackedSequence):
@@ -230,12 +227,8 @@ class SequenceModule(nn.Module):
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
-        """A call of one layer by the op alone, if nothing else is to be decided."""
-        return None
-
-    def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """A call without options by nn.LSTM's own forward, if that is all that it needs."""
+    def _forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        """A call by one function, if nothing else is to be decided."""
         return None
 
 
@@ -370,7 +363,12 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             self._check(input, hx, weights, batch_sizes)
         return found
 
+    def _forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        found = self._forward_by_op(input, hx, reset)
+        return self._forward_by_torch(input, hx) if found is None and reset is None else found
+
     def _forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        """One layer by the op alone."""
         if self.num_layers > 1 or type(input) is not Tensor or type(hx) is not tuple:
             return None
         if self.training and any(getattr(self, name) for name in Regularizers._fields):
@@ -378,11 +376,10 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         weights = _by_name(self, self._flat_weights_names)
         try:
             h_0, c_0 = hx
-            is_known = input.dim() == 3 and input.size(-1) == self.input_size
-            is_known = is_known and c_0.size(-1) == self.hidden_size
-            if not (is_known and _route.is_ours_at_once(self.engine, input)) or (
-                has_torch_function_variadic(input, h_0, c_0, *weights)
-            ):
+            sizes = input.dim(), input.size(-1), c_0.size(-1)
+            if sizes != (3, self.input_size, self.hidden_size):
+                return None
+            if not _route.is_ours_at_once(self.engine, input, h_0, c_0, *weights):
                 return None
             if reset is not None:
                 reset = as_reset(reset, input, self.batch_first)
@@ -397,6 +394,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
     def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """By nn.LSTM's own forward."""
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
         if self.recompute or self._NORMALIZES:
             return None

@@ -225,8 +225,8 @@ def train_skrl(change: Any) -> list[float]:
         device="cpu",
         **spaces,
     )
-    options = {"timesteps": 64, "disable_progressbar": True, "headless": True}
-    SequentialTrainer(env=env, agents=agent, cfg=options).train()
+    quiet = {"disable_progressbar": True, "close_environment_at_exit": False, "headless": True}
+    SequentialTrainer(env=env, agents=agent, cfg={"timesteps": 64, **quiet}).train()
     after = [*models["policy"].parameters()]
     assert not any(map(torch.equal, before, after)), "nothing was learned"
     return torch.cat([parameter.flatten() for parameter in after]).tolist()

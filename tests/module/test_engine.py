@@ -308,3 +308,39 @@ def test_subnormal_numbers_are_zero_within_a_call_alone() -> None:
         output[-1].sum().backward()
         assert c_n.abs().max() < 1e-16
         assert (tiny * 0.5 > 0).all()
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+@pytest.mark.parametrize("reset", [None, torch.tensor([[True, False], [False, False]])])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"bidirectional": True}, {"proj_size": 2}, {"bias": False}],
+    ids=str,
+)
+def test_a_layer_with_a_state_reaches_the_op_at_once(
+    options: dict[str, Any], reset: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options)
+    state = torch.randn(1 + lstm.bidirectional, 2, lstm.proj_size or 5), torch.randn(1, 2, 5)
+    state = state[0], state[1].expand(1 + lstm.bidirectional, 2, 5)
+    x = torch.randn(2, 2, 3)
+    expected = lstm._run(x, state, None, None, reset, False)
+    monkeypatch.setattr(fastlstm.functional, "lstm", None)
+    torch.testing.assert_close(lstm(x, state, reset=reset), expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+def test_what_has_something_to_decide_does_not_reach_the_op_at_once() -> None:
+    x, state = torch.randn(2, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5))
+    lstm = fastlstm.LSTM(3, 5)
+    assert lstm._forward_by_op(x, state, None) is not None
+    assert lstm._forward_by_op(x[:, 0], (state[0][0], state[1][0]), None) is None
+    assert lstm._forward_by_op(x, (state[0], state[1][..., :4]), None) is None
+    assert lstm._forward_by_op(x.to(torch.complex64), state, None) is None
+    with fastlstm._measured.force("torch"):
+        assert lstm._forward_by_op(x, state, None) is None
+    lstm.zoneout_h = 0.5
+    assert lstm._forward_by_op(x, state, None) is None
+    assert lstm.eval()._forward_by_op(x, state, None) is not None
+    lstm.engine = "stepwise"
+    assert lstm._forward_by_op(x, state, None) is None
