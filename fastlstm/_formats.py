@@ -7,11 +7,12 @@ from torch import Tensor
 
 from . import _build
 
+Weights = torch.dtype  # by what `prepack` calls a format
 SMALLER = (torch.bfloat16, torch.int8)  # what weights of 32 or 16 bits may become
 
 
 def problem(
-    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
+    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: Weights
 ) -> str | None:
     """Why a weight, of int8 with its scale, cannot be packed."""
     for of, given, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
@@ -38,18 +39,23 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.round().clamp(-127, 127).to(torch.int8), scale
 
 
-def name_of(weights: torch.dtype) -> str:
+def dequantize(tensor: Tensor, scale: Tensor | None) -> Tensor:
+    """A weight by its whole numbers and the scales of its rows."""
+    return tensor if scale is None else tensor * scale.unsqueeze(1)
+
+
+def name_of(weights: Weights) -> str:
     """The format of weights of a dtype; no processor multiplies float16."""
     return "float32" if weights == torch.float16 else str(weights).removeprefix("torch.")
 
 
-def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
+def pack(tensor: Tensor, scale: Tensor | None, weights: Weights, by_gates: bool) -> Tensor:
     """A matrix in the panels of this processor: bytes, behind a header that describes them.
 
     `weights` is the dtype wanted. With `by_gates` a panel holds all four gates of a unit.
     """
     if scale is not None and not weights == tensor.dtype == torch.int8:
-        tensor, scale = tensor * scale.unsqueeze(1), None
+        tensor, scale = dequantize(tensor, scale), None
     if scale is None and weights == torch.int8:
         tensor, scale = quantize(tensor)
     name = name_of(weights)
@@ -59,7 +65,7 @@ def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: b
     return packed
 
 
-def unpack(packed: Tensor, weights: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def unpack(packed: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
     """The matrix that was packed, of that dtype, and its scales."""
     tensor, scale = _build.library.unpack_weight(packed)
     return (tensor if scale is not None else tensor.to(weights)), scale

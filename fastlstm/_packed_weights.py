@@ -23,12 +23,12 @@ class PackedWeights(nn.Module):
     """A module without parameters, its matrices packed for the processor at hand.
 
     `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer that was
-    packed, so that another processor can pack them again; a matrix in int8 comes with its scales,
+    packed, so that another processor can pack them again; whole numbers come with their scales,
     `NAME_scale`.
     """
 
     dtype: torch.dtype
-    weights: torch.dtype
+    weights: _formats.Weights
     bias: bool
     proj_size: int = 0
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
@@ -36,7 +36,7 @@ class PackedWeights(nn.Module):
     _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
 
-    def _hold(self, tensors: dict[str, Tensor], weights: torch.dtype | None) -> None:
+    def _hold(self, tensors: dict[str, Tensor], weights: _formats.Weights | None) -> None:
         """Packs the weights of a layer, given in its dtype, in that dtype or another."""
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
@@ -44,7 +44,7 @@ class PackedWeights(nn.Module):
         self._pack(tensors)
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
-        """Packs the matrices, given in any dtype, of int8 with `NAME_scale` beside them."""
+        """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
         layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
         self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
         self._op_names = [f"packed_{name}" for name in self._shapes]

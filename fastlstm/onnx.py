@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _build
+from . import _build, _formats
 from ._call import LstmCall
 
 __all__ = ["translations"]
@@ -148,7 +148,9 @@ class _Operators:
         """A packed matrix, or the scales of its rows: by the dimensions of `shape`."""
 
         def make() -> Any:  # when the file is made: only then do packed weights have values
-            found = _build.library.unpack_weight(weight.const_value.raw)[len(shape) == 1]
+            tensor, scale = _build.library.unpack_weight(weight.const_value.raw)
+            matrix = _formats.dequantize(tensor, None if dtype == "INT8" else scale)
+            found = scale if len(shape) == 1 else matrix
             return self.ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
 
         late = self.ir.LazyTensor(make, self.ir.DataType[dtype], self.ir.Shape(shape))

@@ -48,7 +48,7 @@ class _Frozen(PackedWeights):
     hidden_size: int
     _layer_class: type[nn.Module]  # of the layer that was packed
 
-    def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
+    def __init__(self, layer: nn.Module, weights: _formats.Weights | None = None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
@@ -263,22 +263,22 @@ for _kind in _KINDS.values():
 
 @overload
 def prepack(
-    model: LayerNormLSTM, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LayerNormLSTM, weights: _formats.Weights | None = None, *, convert: bool = False
 ) -> PackedLayerNormLSTM: ...
 @overload
 def prepack(
-    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTM | nn.LSTM, weights: _formats.Weights | None = None, *, convert: bool = False
 ) -> PackedLSTM: ...
 @overload
 def prepack(
-    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTMCell | nn.LSTMCell, weights: _formats.Weights | None = None, *, convert: bool = False
 ) -> PackedLSTMCell: ...
 @overload
 def prepack(
-    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
+    model: Model, weights: _formats.Weights | None = None, *, convert: bool = False
 ) -> Model: ...
 def prepack(
-    model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
+    model: nn.Module, weights: _formats.Weights | None = None, *, convert: bool = False
 ) -> nn.Module:
     """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
@@ -346,7 +346,7 @@ def prepack(
     return replace_modules(model, packed)
 
 
-def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
+def _of_torch_ao(quantized: Any, weights: _formats.Weights | None) -> nn.Module:
     """A packed layer with the weights of one that quantize_dynamic made, in int8 unless told."""
     kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
     state = quantized.get_bias() if quantized.bias else {}
@@ -366,7 +366,7 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
     return packed
 
 
-def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
+def _check_layer(path: str, module: nn.Module, weights: _formats.Weights | None) -> None:
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
@@ -405,7 +405,7 @@ def unpack(model: Model) -> Model: ...
 def unpack(model: nn.Module) -> nn.Module:
     """Turns what `prepack` packed back into what it was, in place.
 
-    Weights that were packed in their own dtype come back as they were; those of bfloat16 and int8
+    Weights that were packed in their own dtype come back as they were; those in fewer bits
     come back rounded.
 
     Args:
@@ -425,8 +425,6 @@ def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            scale = tensors.get(f"{name}_scale")
-            tensor = tensors[name]
-            parameter.copy_(tensor if scale is None else tensor * scale.unsqueeze(1))
+            parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
     _copy_attributes(packed, layer)
     return layer.eval()

@@ -76,7 +76,7 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
       const double arithmetic =
           weights * std::max(rows, panel_rows) / product.rate / tuning.multiply_adds_per_us;
-      const double bytes = weights * product.bytes;
+      const double bytes = weights * product.bits / 8;
       const double loading = bytes > cache_bytes ? bytes / tuning.bytes_per_us : 0;
       const double barrier = unit_groups > 1 ? unit_groups * tuning.barrier_us : 0;
       const double us = task.directions / directions * (std::max(arithmetic, loading) + barrier);
@@ -94,7 +94,7 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
 int64_t unit_groups_of_packed_step(const CpuTask& task, const CpuMachine& machine) {
   const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
   const int64_t bytes =
-      weights * machine.products[*task.packed_weights]->bytes * divide_up(task.batch, 4);
+      machine.products[*task.packed_weights]->bytes(weights) * divide_up(task.batch, 4);
   const int64_t most = std::min(machine.threads, divide_up(task.hidden_size, 16));
   return std::clamp<int64_t>(bytes / kBytesWorthAThread, 1, most);
 }

@@ -67,7 +67,7 @@ struct Problem {
     const int64_t size = product.encoded_bytes(K), width = product.width();
     const int64_t blocks = (K + product.padding - 1) / product.padding * product.padding;
     std::vector<char> encoded(rows * size),
-        panels((N + width) / width * width * blocks * product.bytes);
+        panels((N + width) / width * width * product.bytes(blocks));
     std::vector<void*> a_rows;
     std::vector<const void*> b_rows;
     std::vector<float> c = before;
@@ -89,7 +89,7 @@ struct Problem {
                    c_rows.data(),
                    accumulate,
                    adds_bias ? bias.data() : nullptr};
-    p.panels = (N + width - 1) / width, p.panel_stride = width * blocks * product.bytes;
+    p.panels = (N + width - 1) / width, p.panel_stride = width * product.bytes(blocks);
     for (int64_t i = 0; i < p.panels; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), product.vectors};
       product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * p.panel_stride]);
@@ -231,7 +231,7 @@ void check_transposed(const Product& product, unsigned seed) {
     std::vector<float> of_column;
     for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
     product.encode(of_column.data(), p.rows, expected.data());
-    const int64_t written = (p.rows + 31) / 32 * 32 * product.bytes;
+    const int64_t written = product.bytes((p.rows + 31) / 32 * 32);
     check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
           seed, ": column ", column, " of [", begin, ", ", end, ")");
   }

@@ -13,7 +13,7 @@ using testing::check;
 // A product as planners see it: it is never run.
 Product product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   Product product{};
-  product.format = product.given = format, product.bytes = bytes, product.lanes = lanes;
+  product.format = product.given = format, product.bits = 8 * bytes, product.lanes = lanes;
   product.sums = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
   product.rows = rows, product.vectors = 4, product.rate = 4.0 / bytes;
   if (format != Format::float32 && format != Format::float64)

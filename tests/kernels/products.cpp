@@ -77,8 +77,9 @@ struct Panels {
   std::vector<T> data;
 
   Panels(const Product& product, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
-    const int64_t of_column = product.header / product.bytes +
-                              (K + product.padding - 1) / product.padding * product.padding;
+    const int64_t header = product.header / int64_t(sizeof(T));
+    const int64_t terms = (K + product.padding - 1) / product.padding * product.padding;
+    const int64_t of_column = header + product.bytes(terms) / int64_t(sizeof(T));
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
       const int64_t left = (N - column + product.lanes - 1) / product.lanes;
@@ -90,7 +91,7 @@ struct Panels {
     data = testing::unwritten<T>(size);
     for (const auto& [shape, offset] : panels)
       product.pack(matrix, k_begin, K, shape,
-                   &data[offset] + shape.vectors * product.lanes * product.header / product.bytes);
+                   &data[offset] + shape.vectors * product.lanes * header);
   }
 
   // Of `product` with the first panel of some: for the others too, as many as it takes together.
@@ -308,26 +309,28 @@ void check_encoded(const Product& product, unsigned seed) {
           " of ", K);
 }
 
-// int8: rows of a layer, encoded, with weights that are whole numbers times a scale of the column.
-struct Int8Problem {
+// int8 and int4: rows of a layer, encoded, with weights that are whole numbers times a scale of the
+// column, or of a group of terms in it.
+struct WholeProblem {
   const Product& product;
   Random random;
-  int64_t rows, K, N;
-  Matrix<float> row, scales;  // [rows,K] and [1,N]
+  int64_t rows, K, N, group;
+  Matrix<float> row, scales;  // [rows,K] and [N,groups]
   Matrix<int8_t> weights, encoded;
 
-  Int8Problem(const Product& product, unsigned seed)
+  WholeProblem(const Product& product, unsigned seed, int largest, int64_t group_of_format)
       : product(product),
         random(seed),
         rows(random.between(1, 2 * product.rows + 1)),
         K(random.terms()),
         N(random.between(1, 9 * product.lanes + 1)),
+        group(std::min(group_of_format, K)),
         row(rows, K, random),
-        scales(1, N, random),
+        scales(N, (K + group - 1) / group, random),
         weights(N, K),
         encoded(rows, product.encoded_bytes(K)) {
     for (auto& column : weights.of_row)
-      for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
+      for (int8_t& w : column) w = static_cast<int8_t>(random.between(-largest, largest));
   }
 
   float scale_of(int64_t r) const {
@@ -357,17 +360,23 @@ struct Int8Problem {
     Panels<int8_t> packed(product, {weights.at(), true}, 0, K, N);
     for (const auto& [shape, offset] : packed.panels) {
       const int64_t width = shape.vectors * product.lanes;
-      auto* const scale = reinterpret_cast<float*>(&packed.data[offset]);
-      auto* const sum = reinterpret_cast<int32_t*>(scale + width);
-      for (int64_t n = 0; n < width; ++n) {
-        const bool inside = n < shape.columns;
-        scale[n] = inside ? scales.of_row[0][shape.first_column + n] : 0;
-        sum[n] = 0;
-        for (int64_t k = 0; inside && k < K; ++k)
-          sum[n] += weights.of_row[shape.first_column + n][k];
+      auto* const panel = reinterpret_cast<char*>(&packed.data[offset]);
+      std::memset(panel, 0, width * product.header);
+      for (int64_t n = 0; n < shape.columns; ++n) {
+        const PanelColumn column{panel, width, K, n};
+        const size_t index = shape.first_column + n;
+        product.put_scales(column, scales.of_row[index].data());
+        check_unpacked(column, index);
       }
     }
     return packed;
+  }
+  void check_unpacked(const PanelColumn& column, size_t n) const {
+    std::vector<int8_t> elements(K);
+    std::vector<float> of_groups(scales.of_row[n].size());
+    product.unpack(column, elements.data(), of_groups.data());
+    check(elements == weights.of_row[n] && of_groups == scales.of_row[n], "column ", n, " of ", K,
+          " terms is unpacked as another");
   }
 
   void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& packed, int64_t step,
@@ -391,17 +400,23 @@ struct Int8Problem {
     multiply(encoded, packed, rows, 1, c);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
+        double product = 0, magnitude = 0.25;
         int64_t sum = 0;  // exact
-        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double product = double(sum) * scale_of(r) * scales.of_row[0][n];
+        for (int64_t k = 0; k < K; ++k) {
+          sum += term(r, k) * weights.of_row[n][k];
+          if (k + 1 < K && (k + 1) % group != 0) continue;
+          const double of_group = double(sum) * scale_of(r) * scales.of_row[n][k / group];
+          product += of_group, magnitude += std::fabs(of_group), sum = 0;
+        }
+        const double roundings = 3 + scales.of_row[n].size();
         check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
-                  4 * roundoff<float>() * (0.25 + std::fabs(product)),
+                  roundings * roundoff<float>() * magnitude,
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
               c.of_row[r][n], ", expected ", 0.25 + product);
       }
     multiply(encoded, packed, 1, product.panels_for(1), alone);
     check_same(alone, c, "row by row");
-    check_put_rows(packed, c);
+    if (product.put_rows) check_put_rows(packed, c);
     check_zeros(packed);
   }
 
@@ -497,7 +512,7 @@ const bool added = [] {
     add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
     const Product& whole = *table.products[Format::int8];
     const std::string int8 = whole.instructions + std::string("/int8/");
-    add(int8 + "products", [&](unsigned seed) { Int8Problem(whole, seed).run(); });
+    add(int8 + "products", [&](unsigned seed) { WholeProblem(whole, seed, 127, INT32_MAX).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
     testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });
   }

@@ -70,7 +70,7 @@ void for_pieces(const UnpackedMatrix& matrix, int64_t rows, int64_t piece, const
   const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
   const int64_t grain = divide_up(kProductWorthAThread, std::max<int64_t>(rows * K * width, 1));
   at::parallel_for(0, panels.size(), grain, [&](int64_t first, int64_t last) {
-    const at::Tensor packed = scratch_bytes(piece * width * product.bytes);
+    const at::Tensor packed = scratch_bytes(width * product.bytes(piece));
     void* const panel = data<char>(packed);
     const ThreadSeries series(product);
     for (int64_t i = first * pieces; i < last * pieces; ++i) {
@@ -89,7 +89,7 @@ void for_pieces(const UnpackedMatrix& matrix, int64_t rows, int64_t piece, const
 
 Prefetch prefetch_during(const Product& product, int64_t rows, int64_t terms,
                          const void* const* next, int64_t count, int64_t begin, int64_t end) {
-  const int64_t first = begin * product.bytes, last = end * product.bytes;
+  const int64_t first = product.bytes(begin), last = product.bytes(end);
   const int64_t lines = count * divide_up(last - first, 64);
   const int64_t times = std::max<int64_t>(rows / product.rows * (terms / kTermsPerFetch), 1);
   return {next, count, first, last, divide_up(lines, times)};
@@ -97,7 +97,7 @@ Prefetch prefetch_during(const Product& product, int64_t rows, int64_t terms,
 
 PackedMatrix::PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces)
     : product_(&product), K_(K), panels_(cut_into_panels(product, N, pieces)), offsets_{0} {
-  const int64_t of_column = product.header + round_up(K, product.padding) * product.bytes;
+  const int64_t of_column = product.header + product.bytes(round_up(K, product.padding));
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
 }
@@ -123,7 +123,7 @@ PackedMatrix::PackedMatrix(const Product& product, const Matrix& matrix, int64_t
     for (; i < last; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
       product.pack(matrix.rows, matrix.k_begin + k, std::min(kPackRows, K_ - k), panels_[p],
-                   panel(p) + (product.header + k * product.bytes) * width(p));
+                   panel(p) + (product.header + product.bytes(k)) * width(p));
     }
   });
 }

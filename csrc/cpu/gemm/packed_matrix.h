@@ -65,7 +65,7 @@ class PackedMatrix {
             .rows = rows,
             .k_begin = k,
             .K = terms,
-            .panel = panel(group.first) + k * width(group.first) * product_->bytes,
+            .panel = panel(group.first) + width(group.first) * product_->bytes(k),
             .shape = group.shape,
             .c = nullptr,
             .accumulate = k > 0,

@@ -59,8 +59,8 @@ inline const Product& product_named(std::string_view format) {
   if (format == #name) return *kernel_table().products[Format::name];
   FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_CASE)
 #undef FASTLSTM_CASE
-  TORCH_CHECK(false, "lstm_packed: expected weights in float32, float64, bfloat16 or int8, got \"",
-              format, "\"");
+  TORCH_CHECK(false, "lstm_packed: expected a format that fastlstm.prepack takes, got \"", format,
+              "\"");
 }
 
 }  // namespace fastlstm

@@ -290,7 +290,7 @@ static void transpose_x3(const void* const* from, int64_t rows, int64_t begin, i
 static constexpr Product bfloat16x3_product(const char* instructions) {
   Product product{};
   product.format = Format::bfloat16x3, product.given = Format::float32;
-  product.bytes = kBytesOfTerm, product.rate = 2;
+  product.bits = 8 * kBytesOfTerm, product.rate = 2;
   product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
   product.rows = 4 * kTileRows;
   product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;

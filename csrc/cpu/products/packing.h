@@ -91,6 +91,15 @@ static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const Pan
   }
 }
 
+// Elements of a panel in which `together` neighboring k of a column lie together.
+template <typename T, int together>
+[[maybe_unused]] static void unpack(const PanelColumn& of, void* elements, float*) {
+  for (int64_t k = 0; k < of.K; ++k) {
+    const int64_t place = (k / together * of.width + of.n) * together + k % together;
+    __builtin_memcpy(static_cast<T*>(elements) + k, of.panel + place * sizeof(T), sizeof(T));
+  }
+}
+
 template <typename A>
 static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                       void* transposed) {

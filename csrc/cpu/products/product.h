@@ -93,25 +93,34 @@ struct ProductLayout {
   Format format;  // of their elements
   Format given;   // of the matrices that are packed; of rows too that are taken as they are
   Dtype sums = Dtype::kFloat32;
-  int64_t bytes;      // of an element
-  int64_t lanes;      // columns in a vector
-  int vectors;        // of the widest panel
-  int narrowest = 1;  // vectors of a panel are a multiple of it
-  // Neighboring k that lie together, and bytes in front of a panel for each column.
-  int64_t together = 1, header = 0;
+  int64_t bits;        // of an element in a panel, with its share of a scale beside it
+  int64_t lanes;       // columns in a vector
+  int vectors;         // of the widest panel
+  int narrowest = 1;   // vectors of a panel are a multiple of it
+  int64_t header = 0;  // bytes in front of a panel for each column
   // K is filled up with zeros; what is there in a row has no effect.
   int64_t padding = 1;
   int64_t piece = kPiece;  // terms of a sum that it may be cut into
   int32_t excess = 0;      // by how much the elements of a row encoded as int8 are shifted up
 
+  int64_t bytes(int64_t K) const { return K * bits / 8; }  // of K terms of a column, all padding
   bool takes(Dtype rows) const { return format == given && format_of(rows) == given; }
+};
+
+// Column n of a panel of `width` columns of K terms.
+struct PanelColumn {
+  char* panel;
+  int64_t width, K, n;
 };
 
 // From multiply_and_fetch on, nullptr where only weights that are packed once are multiplied.
 struct ProductFunctions {
-  // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel.
+  // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
+  // Of weights packed once: scales, if any, into a column; its elements and the scales out of it.
+  void (*put_scales)(const PanelColumn& column, const float* scales);
+  void (*unpack)(const PanelColumn& column, void* elements, float* scales);
   void (*multiply)(const PanelProduct& product);
   // A row in the dtype of the sums as `multiply` takes it, and its size; nullptr where rows are
   // taken as they are.
@@ -164,7 +173,7 @@ struct Product : ProductLayout, ProductFunctions, ProductTuning {
   bool trains() const { return transpose; }
   int64_t width() const { return vectors * lanes; }  // of the widest panel
   // Of a row of K elements as it is multiplied.
-  int64_t bytes_of_row(int64_t K) const { return format == given ? K * bytes : encoded_bytes(K); }
+  int64_t bytes_of_row(int64_t K) const { return format == given ? bytes(K) : encoded_bytes(K); }
 };
 
 // Those of a processor by their format; nullptr where there is none.

@@ -11,10 +11,10 @@ template <int R, int V, typename T, typename A, bool fetches_next = false>
 static constexpr Product forward_product(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   Product product{};
-  product.format = product.given = format, product.bytes = sizeof(T);
+  product.format = product.given = format, product.bits = 8 * sizeof(T);
   if (sizeof(A) == 8) product.sums = Dtype::kFloat64;
   product.lanes = Vec<A>::lanes, product.rows = R, product.vectors = V;
-  product.pack = pack<T>;
+  product.pack = pack<T>, product.unpack = unpack<T, 1>;
   product.multiply = multiply<R, V, T, A, A, fetches_next>;
   product.rate = 4.0 / sizeof(T);
   product.panels = 4 / V;
@@ -41,7 +41,7 @@ static constexpr Product tile_product(Format format) {
 
 // A product of bfloat16 also takes float32 rounded to it.
 static constexpr Product with_rounding(Product product) {
-  product.together = product.padding = 2;
+  product.padding = 2, product.unpack = unpack<bfloat16, 2>;
   product.encode = encode_bfloat16, product.encoded_bytes = bytes_of_pairs;
   return product;
 }

@@ -185,15 +185,32 @@ static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, cons
     }
 }
 
+// Element k of a column of a panel.
+FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& of, int64_t k) {
+  auto* const terms = reinterpret_cast<int8_t*>(of.panel + kHeaderOfColumn * of.width);
+  return terms[(k / kFours * of.width + of.n) * kFours + k % kFours];
+}
+static void put_scale_int8(const PanelColumn& of, const float* scale) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < of.K; ++k) sum += element_int8(of, k);
+  std::memcpy(of.panel + of.n * sizeof(float), scale, sizeof(float));
+  std::memcpy(of.panel + (of.width + of.n) * sizeof(float), &sum, sizeof sum);
+}
+static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
+  for (int64_t k = 0; k < of.K; ++k) static_cast<int8_t*>(elements)[k] = element_int8(of, k);
+  *scale = read<float>(of.panel + of.n * sizeof(float));
+}
+
 // Dot: a dot product of four int8 (vec.h has a plain one).
 template <int R, int V, typename Dot>
 static constexpr Product int8_product() {
   Product product{};
-  product.format = product.given = Format::int8, product.bytes = 1, product.rate = 4;
+  product.format = product.given = Format::int8, product.bits = 8, product.rate = 4;
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V, Dot::excess>;
-  product.together = kFours, product.padding = kInt8Padding, product.header = kHeaderOfColumn;
+  product.put_scales = put_scale_int8, product.unpack = unpack_int8;
+  product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.excess = Dot::excess;
   product.encode = encode_int8<Dot::excess>, product.encoded_bytes = encoded_bytes_int8;
   product.panels = product.panels_of_one_row = 4 / V;

@@ -76,7 +76,7 @@ class CellsForward {
   // are better.
   int64_t rows_at_a_time() const {
     constexpr int64_t kShort = 1024;  // bytes
-    return round_up(hidden_size_ * product_.bytes <= kShort ? 48 : 12, product_.rows);
+    return round_up(product_.bytes(hidden_size_) <= kShort ? 48 : 12, product_.rows);
   }
   int64_t tiles_for(int64_t rows) const {
     return std::max<int64_t>(product_.panels_for(rows) * product_.vectors / 4, 1);

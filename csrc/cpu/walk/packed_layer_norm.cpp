@@ -24,7 +24,7 @@ void multiply_rows(const Tensor& rows, const Tensor& packed, Tensor& to) {
   const auto c = row_pointers(data<A>(to), count, N);
   constexpr int64_t kManyRows = 48;
   if (count >= kManyRows) return multiply(a, matrix, c, false);
-  const int64_t bytes_of_panel = K * matrix.width(0) * product.bytes * divide_up(count, 4);
+  const int64_t bytes_of_panel = matrix.width(0) * product.bytes(K) * divide_up(count, 4);
   const int64_t grain = 1 + kBytesWorthAThread / (1 + bytes_of_panel);
   at::parallel_for(0, matrix.panel_count(), grain, [&](int64_t begin, int64_t end) {
     const ThreadSeries series(product);
