@@ -14,6 +14,7 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
@@ -25,7 +26,8 @@ import fastlstm
 SIZES = (32, 64, 128, 256, 512, 1024)
 STEPS, BATCH = 1000, 8
 KINDS = ("LSTM", "LayerNormLSTM")
-WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
+WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)  # of the captioner
+OF_LAYERS: tuple[Any, ...] = (*WEIGHTS, "int4")
 
 
 def random_layer(kind: str, size: int) -> list[str]:
@@ -35,7 +37,7 @@ def random_layer(kind: str, size: int) -> list[str]:
     with torch.inference_mode():
         exact = copy.deepcopy(lstm).double()(x.double())[0]
         cells = []
-        for weights in WEIGHTS:
+        for weights in OF_LAYERS:
             found = fastlstm.prepack(copy.deepcopy(lstm), weights)(x)[0]
             cells += [error(found[t], exact[t]) for t in (0, STEPS - 1)]
     return cells
@@ -77,7 +79,7 @@ def facts_right(demo: Path) -> list[str]:
 
 
 def report(demo: Path | None) -> str:
-    names = [str(weights).removeprefix("torch.") for weights in WEIGHTS]
+    names = [str(weights).removeprefix("torch.") for weights in OF_LAYERS]
     columns = [f"{name}, {after}" for name in names for after in ("1 step", f"{STEPS} steps")]
     header = ["layer", "input and hidden size", *columns]
     parts = [
@@ -88,7 +90,7 @@ def report(demo: Path | None) -> str:
         ),
     ]
     if demo:
-        header = ["captioner of the demo", "pictures", *names]
+        header = ["captioner of the demo", "pictures", *names[: len(WEIGHTS)]]
         parts.append(table(header, [["all facts right", *facts_right(demo)]]))
     else:
         parts.append("Without --demo: the captioner was left out.")

@@ -132,7 +132,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
     Attributes:
         dtype: of the input, the output and the state.
-        weights: dtype of the weights.
+        weights: dtype of the weights, or "int4".
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
             as in `LSTM`.
     """
@@ -213,7 +213,7 @@ class PackedLSTMCell(_Frozen):
 
     Attributes:
         dtype: of the input and the state.
-        weights: dtype of the weights.
+        weights: dtype of the weights, or "int4".
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
@@ -299,7 +299,8 @@ def prepack(
             not packed on processors with AMX). torch.bfloat16 halves the weights of
             float32, and rounds to bfloat16 what is multiplied with them; torch.int8 takes a quarter
             of the memory, with a scale for each row of a matrix, and quantizes what is multiplied
-            with them row by row on the way. Sums, states and gate equations stay in float32.
+            with them row by row on the way; "int4" takes 5/32, with a scale for 32 neighbors in a
+            row, and does the same. Sums, states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
@@ -316,7 +317,8 @@ def prepack(
     """
     if weights not in (None, torch.float32, *_formats.SMALLER):
         raise ValueError(
-            f"weights: expected None, torch.float32, torch.bfloat16 or torch.int8, got {weights!r}"
+            "weights: expected None, torch.float32, torch.bfloat16, torch.int8 or 'int4', "
+            f"got {weights!r}"
         )
     check_model(model)
     require_extension()

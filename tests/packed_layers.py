@@ -18,7 +18,7 @@ from fastlstm import (
     prepack,
 )
 
-SMALLER = [torch.bfloat16, torch.int8]
+SMALLER = [torch.bfloat16, torch.int8, "int4"]
 # input_size, hidden_size, options: whole and ragged vectors, pairs and fours.
 LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 24, {}),
@@ -62,7 +62,7 @@ def small(**options: Any) -> LSTM:
     return make((6, 10, options))
 
 
-def packed(lstm: nn.Module, weights: torch.dtype | None = None) -> Any:
+def packed(lstm: nn.Module, weights: Any = None) -> Any:
     return prepack(copy.deepcopy(lstm), weights)
 
 
@@ -129,7 +129,7 @@ class Tagger(nn.Module):
         return self.linear(self.cell(self.norm(self.lstm(x)[0])[0][-1])[0])
 
 
-def tagger(seed: int = 0, weights: torch.dtype | None = None, **options: Any) -> Tagger:
+def tagger(seed: int = 0, weights: Any = None, **options: Any) -> Tagger:
     torch.manual_seed(seed)
     return prepack(Tagger(**options).eval(), weights)
 

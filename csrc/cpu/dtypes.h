@@ -23,7 +23,7 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
 // element, neighbors along K that share a scale).
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                       \
   macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0) \
-      macro(int8, Char, 8, INT32_MAX)
+      macro(int8, Char, 8, INT32_MAX) macro(int4, Char, 4, 32)
 
 // And float32 as the sum of three bfloat16 (products/bfloat16x3.h), in which a call packs weights.
 #define FASTLSTM_NAME(name, unpacked, bits, group) name,

@@ -515,6 +515,8 @@ const bool added = [] {
     add(int8 + "products", [&](unsigned seed) { WholeProblem(whole, seed, 127, INT32_MAX).run(); });
     testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
     testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });
+    const Product& int4 = *table.products[Format::int4];
+    add(target + "/int4/products", [&](unsigned seed) { WholeProblem(int4, seed, 7, 32).run(); });
   }
   return true;
 }();

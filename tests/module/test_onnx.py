@@ -139,7 +139,7 @@ def causes(error: BaseException) -> str:
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.int8, "int4"], ids=str)
 @pytest.mark.parametrize(
     ("given", "options"),
     [
@@ -147,7 +147,7 @@ def causes(error: BaseException) -> str:
         ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
     ],
 )
-def test_packed_layers(given: str, options: dict[str, Any], weights: torch.dtype) -> None:
+def test_packed_layers(given: str, options: dict[str, Any], weights: Any) -> None:
     model = Model(**options)
     with torch.no_grad():  # rows of different scales
         for name, parameter in model.lstm.named_parameters():

@@ -199,6 +199,8 @@ def not_a_number() -> LSTM:
             LSTM(3, 4, dtype=torch.float64), (torch.int8,), ValueError,
             "bad is torch.float64: expected weights to be one of None, torch.float64, got",
         ),
+        (LSTM(3, 4, dtype=torch.float64), ("int4",), ValueError, "one of None, .*64, got int4"),
+        (LSTM(3, 4), ("int3",), ValueError, "torch.int8 or 'int4', got 'int3'"),
         (LSTM(3, 4, dtype=torch.float16), (torch.float32,), ValueError, "bad is torch.float16"),
         (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
         (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
@@ -206,6 +208,7 @@ def not_a_number() -> LSTM:
             not_a_number(), (torch.int8,), ValueError,
             "bad: weight_hh_l0: expected finite weights to make int8 of them, got nan",
         ),
+        (not_a_number(), ("int4",), ValueError, "expected finite weights to make int4 of them"),
         (
             prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5), (), ValueError,
             "weight_hh_l0 of bad is computed by a hook in every call; make it permanent",

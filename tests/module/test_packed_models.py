@@ -40,14 +40,18 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 def test_repr() -> None:
     lstm = packed(small(num_layers=2), torch.int8)
     assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
+    lstm = packed(small(), "int4")
+    assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, weights=int4)"
     norm = packed(LayerNormLSTM(3, 4).eval(), torch.bfloat16)
     assert repr(norm) == "fastlstm.PackedLayerNormLSTM(3, 4, weights=torch.bfloat16)"
     cell = "fastlstm.PackedLSTMCell(3, 4, weights=torch.float32)"
     assert repr(packed(LSTMCell(3, 4).eval())) == cell
 
 
-@pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
-def test_unpack(weights: torch.dtype | None) -> None:
+@pytest.mark.parametrize(
+    ("weights", "steps"), [(None, None), (torch.int8, 254), ("int4", 14)], ids=str
+)
+def test_unpack(weights: Any, steps: Any) -> None:
     torch.manual_seed(0)
     original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
     original.lstm.tag = "kept"
@@ -56,7 +60,7 @@ def test_unpack(weights: torch.dtype | None) -> None:
     assert not model.training and type(model.lstm) is LSTM and type(model.cell) is LSTMCell
     assert type(model.norm) is LayerNormLSTM
     for name, parameter in model.state_dict().items():
-        bound = 0 if weights is None else original.state_dict()[name].abs().max() / 254
+        bound = original.state_dict()[name].abs().max() / steps if steps else 0
         assert (parameter - original.state_dict()[name]).abs().max() <= bound * 1.001, name
     model.train()(X).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -164,18 +168,18 @@ def test_autocast_leaves_it_alone() -> None:
 
 @pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
 class TestCompilers:
-    def test_compile(self, weights: torch.dtype | None) -> None:
+    def test_compile(self, weights: Any) -> None:
         model = tagger(weights=weights)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(X), model(X))
 
-    def test_trace(self, weights: torch.dtype | None) -> None:
+    def test_trace(self, weights: Any) -> None:
         model = tagger(weights=weights)
         with pytest.warns(torch.jit.TracerWarning):  # of sizes that become constants
             traced = torch.jit.trace(model, (X,), check_trace=False)
         assert torch.equal(traced(X + 1), model(X + 1))
 
-    def test_export(self, weights: torch.dtype | None, tmp_path: Path) -> None:
+    def test_export(self, weights: Any, tmp_path: Path) -> None:
         model, steps = tagger(weights=weights), torch.export.Dim("T")
         program = torch.export.export(model, (X,), dynamic_shapes=({0: steps},))
         torch.export.save(program, tmp_path / "tagger.pt2")
@@ -186,13 +190,13 @@ class TestCompilers:
 
 @pytest.mark.slow
 @every_weights
-def test_compile_by_inductor(weights: torch.dtype) -> None:
+def test_compile_by_inductor(weights: Any) -> None:
     model = tagger(weights=weights)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X))
 
 
 @every_weights
-def test_weights_for_another_processor_are_refused(weights: torch.dtype) -> None:
+def test_weights_for_another_processor_are_refused(weights: Any) -> None:
     frozen = packed(small(), weights)
     other = frozen.packed_weight_hh_l0
     lanes = other[:64].view(torch.int32)[8:10]  # and vectors, of PackedHeader
