@@ -236,7 +236,7 @@ def wheel_extensions(kinds, packages):
     """The kernels, which know no torch, and what calls them, for each torch in `packages`."""
     from torch.utils import cpp_extension
 
-    kernels = [*glob(f"{KERNELS}/*.cpp"), "csrc/gpu_state.cpp"]
+    kernels = [*glob(f"{KERNELS}/*.cpp"), *glob("csrc/gpu_state.cpp")]
     core = glob("csrc/core/*.cpp")
     cuda, cuda_kernels = glob("csrc/cuda/*.cpp"), glob("csrc/cuda/*.cu")
     rest = set(glob("csrc/**/*.cpp", recursive=True)) - {*kernels, *cuda}
