@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <vector>
 
 namespace fastlstm {
@@ -13,10 +12,8 @@ namespace {
 constexpr int64_t kKeptBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps such blocks itself
 
-// Who cannot have the mutex does without: in a forked process another thread may have locked it for
-// ever.
 struct Kept {
-  std::mutex mutex;
+  std::atomic_flag taken = ATOMIC_FLAG_INIT;
   std::vector<at::Tensor> blocks;  // the longest unused first
   int64_t bytes = 0;
 };
@@ -25,6 +22,22 @@ Kept& kept() {
   static auto* const forever = new Kept;  // threads may still run when the process ends
   return *forever;
 }
+
+// Takes what is kept, or does not get it. It never waits: in a forked process another thread may
+// have taken it for ever.
+class Lock {
+ public:
+  explicit Lock(Kept& kept)
+      : kept_(kept), is_ours_(!kept.taken.test_and_set(std::memory_order_acquire)) {}
+  ~Lock() {
+    if (is_ours_) kept_.taken.clear(std::memory_order_release);
+  }
+  explicit operator bool() const { return is_ours_; }
+
+ private:
+  Kept& kept_;
+  const bool is_ours_;
+};
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
@@ -47,17 +60,28 @@ at::Tensor scratch_bytes(int64_t bytes) {
   };
   if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
   Kept& kept = fastlstm::kept();
-  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  const Lock lock(kept);
   if (!lock) return fresh();
   auto& blocks = kept.blocks;
-  const auto found = std::find_if(blocks.begin(), blocks.end(), [&](const at::Tensor& block) {
-    const auto size = static_cast<int64_t>(block.nbytes());
-    return is_free(block) && size >= bytes && size <= bytes + bytes / 8;
-  });
+  // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
+  const auto similar = [](int64_t smaller, int64_t larger) {
+    return smaller <= larger && larger <= smaller + smaller / 8;
+  };
+  const auto find = [&](const auto& fits) {
+    return std::find_if(blocks.begin(), blocks.end(), [&](const at::Tensor& block) {
+      return is_free(block) && fits(static_cast<int64_t>(block.nbytes()));
+    });
+  };
+  const auto found = find([&](int64_t size) { return similar(bytes, size); });
   if (found != blocks.end()) {
     std::atomic_thread_fence(std::memory_order_acquire);  // after its last user released it
     std::rotate(found, found + 1, blocks.end());
     return blocks.back();
+  }
+  const auto smaller = find([&](int64_t size) { return similar(size, bytes); });
+  if (smaller != blocks.end()) {
+    kept.bytes -= smaller->nbytes();
+    blocks.erase(smaller);
   }
   at::Tensor block = fresh();
   shrink(kept, kKeptBytes - bytes);
@@ -69,7 +93,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
 
 int64_t release_scratch() {
   Kept& kept = fastlstm::kept();
-  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  const Lock lock(kept);
   if (!lock) return 0;
   const int64_t before = kept.bytes;
   shrink(kept, 0);
