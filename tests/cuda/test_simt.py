@@ -133,8 +133,8 @@ MUTANTS = {
     },
     (FORWARD, EXCHANGE): {
         "nobody waits": (
-            "for (int polls = 0; is_missing(parts); ++polls)",
-            "for (int polls = 0; false; ++polls)",
+            "for (; is_missing(parts); ++polls)",
+            "for (; false; ++polls)",
             [FFMA + "two parts", BF16 + "two parts"],
         ),
         "a NaN that looks unwritten": (
@@ -225,7 +225,7 @@ MUTANTS = {
     },
     (FORWARD, PRODUCT): {
         "the next group of loads is not waited for": (
-            "if (end < last) next.wait(parts, end);",
+            "if (end < last) next.wait(parts, end, polls);",
             "",
             [FFMA + "very deep", TF32 + "very deep, wide tile"],
         ),
@@ -313,7 +313,7 @@ MUTANTS = {
     },
     (BACKWARD, PRODUCT): {
         "the next group of loads is not waited for": (
-            "if (end < last) next.wait(parts, end);",
+            "if (end < last) next.wait(parts, end, polls);",
             "",
             [TF32 + "very deep", FFMA + "very deep"],
         ),

@@ -635,6 +635,5 @@ def test_never_slower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(never_slower, "ratio", lambda *args: next(ratios))
     never_slower.main(["--cases", "2", "--seconds", "0.01", "--device", "cpu"])
     told = capsys.readouterr().out
-    first, _ = never_slower.draw(2, seed=0)
-    assert f"before tune: 1 of 2 below 0.97; least 0.50\n  0.50  {first}\n" in told
+    assert "before tune: 1 of 2 below 0.97; least 0.50\n" in told
     assert "after tune: 0 of 2 below 0.97; least 1.00\n" in told
