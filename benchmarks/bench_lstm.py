@@ -15,7 +15,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import peers
 import torch
 from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group, cudnn_class
 from report import Result, Table, peer_lines, verdicts, write_json, write_plot
-from timing import CLOCKS, Effort, Pairs, alternate, median_time, settle_malloc
+from timing import CLOCKS, Effort, Pairs, alternate, capture, median_time, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm import _choice
@@ -268,20 +268,6 @@ def single(case: Case) -> bool:
 def is_h100(name: str, sms: int) -> bool:
     """Whether the constants in floor.py hold: an H100 SXM or NVL, or an H200, with all its SMs."""
     return sms == floor.SMS and ("H100" in name or "H200" in name)
-
-
-def capture(step: Callable[[], object]) -> Callable[[], object]:
-    """Captures a step as a CUDA graph; returns what replays it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def output_path(args: argparse.Namespace, commit: str | None) -> Path:

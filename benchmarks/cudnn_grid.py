@@ -9,6 +9,7 @@ kernels of fastlstm. `fit_plan.py` takes cuDNN's constants from it.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from typing import Any
 
 import machine
 import torch
-from report import write_json
+from report import write_rows
 from sweep import EFFORT, call_of
-from timing import Step, cuda_clock, median_time
+from timing import Step, capture, cuda_clock, median_time
 
 from fastlstm import _choice
 
@@ -50,26 +51,13 @@ def build(row: Row, device: str = "cuda") -> Step:
     return call_of(lstm, row["steps"], row["batch"], row["training"])
 
 
-def captured(step: Step) -> Step:
-    """The replay of a CUDA graph of a call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def measure(row: Row) -> Row:
     """Microseconds of a call, eager and captured; an error in their place where there is one."""
     found: Row = {}
     try:
         step = build(row)
         found["us"] = 1e6 * median_time(step, cuda_clock, EFFORT)
-        found["graph_us"] = 1e6 * median_time(captured(step), cuda_clock, EFFORT)
+        found["graph_us"] = 1e6 * median_time(capture(step), cuda_clock, EFFORT)
     except RuntimeError as error:
         found["error"] = str(error).splitlines()[0]
     return found
@@ -87,20 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, metavar="FILE.json")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
     args = parser.parse_args(arguments)
-    start = time.monotonic()
+    end = time.monotonic() + (args.limit or math.inf)
     record = machine.describe("cuda") | {"complete": False, "cudnn": []}
     gpu = _choice.Gpu(record["machine"]["sms"], record["machine"]["gpu_capability"])
     torch.backends.cudnn.allow_tf32 = True
-    for row in grid():
-        if args.limit and time.monotonic() - start > args.limit:
-            break
-        found = row | {"cudnn": kind(row, gpu)} | measure(row)
-        record["cudnn"].append(found)
-        print(", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
-        write_json(args.output, record)
-    else:
-        record["complete"] = True
-        write_json(args.output, record)
+
+    def found(row: Row) -> tuple[str, Row]:
+        result = row | {"cudnn": kind(row, gpu)} | measure(row)
+        return ", ".join(f"{name} {value}" for name, value in result.items()), result
+
+    write_rows(args.output, record, "cudnn", grid(), found, end)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,31 @@ def write_json(path: Path, record: Result) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def write_rows(
+    path: Path,
+    record: Result,
+    key: str,
+    entries: Iterable[Result],
+    measure: Callable[[Result], tuple[str, Result]],
+    end: float,
+) -> None:
+    """Writes what was measured of each entry, into the list record[key], as it comes.
+
+    `measure` returns a line to print and the row. Ends at `end` by time.monotonic(); the record is
+    `complete` if no entry is left out.
+    """
+    for entry in entries:
+        if time.monotonic() > end:
+            break
+        line, row = measure(entry)
+        record[key].append(row)
+        print(line, flush=True)
+        write_json(path, record)
+    else:
+        record["complete"] = True
+        write_json(path, record)
 
 
 def write_plot(path: Path, record: Result) -> None:

@@ -10,6 +10,7 @@ beside its steps is the start. A call of two steps is as long as the host needs 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import machine
 import torch
-from report import write_json
+from report import write_rows
 from timing import Effort, Step, cuda_clock, median_time
 
 import fastlstm
@@ -153,27 +154,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, metavar="FILE.json")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="end after this long")
     args = parser.parse_args(arguments)
-    start = time.monotonic()
+    end = time.monotonic() + (args.limit or math.inf)
     record = machine.describe("cuda") | {"complete": False, "sweep": []}
     record["host_us"] = [host_us(walk) for walk in walks(2)]
     sms, capability, ghz = (record["machine"][k] for k in ("sms", "gpu_capability", "gpu_ghz"))
     todo = list(entries(sms, capability))
     random.Random(0).shuffle(todo)  # so that any part of it covers all shapes
-    for entry in todo:
-        if args.limit and time.monotonic() - start > args.limit:
-            break
+
+    def found(entry: Entry) -> tuple[str, Entry]:
         predicted = plan(entry, sms, capability, {}, ghz)["step_us"]
         try:
-            found = entry | {"predicted_us": predicted} | measure(entry)
+            result = entry | {"predicted_us": predicted} | measure(entry)
         except RuntimeError as error:
-            found = entry | {"error": str(error).splitlines()[0]}
-        record["sweep"].append(found)
-        measured = f"{found['step_us']:.2f} us" if "step_us" in found else found["error"]
-        print(f"{title(entry)}: {measured}, predicted {predicted:.2f}", flush=True)
-        write_json(args.output, record)
-    else:
-        record["complete"] = True
-        write_json(args.output, record)
+            result = entry | {"error": str(error).splitlines()[0]}
+        measured = f"{result['step_us']:.2f} us" if "step_us" in result else result["error"]
+        return f"{title(entry)}: {measured}, predicted {predicted:.2f}", result
+
+    write_rows(args.output, record, "sweep", todo, found, end)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_cudnn_is_timed_over_a_grid(tmp_path, monkeypatch, capsys):
         cudnn_grid, "build", lambda row, on_cpu=cudnn_grid.build: on_cpu(row, "cpu")
     )
     monkeypatch.setattr(cudnn_grid, "cuda_clock", cpu_clock)
-    monkeypatch.setattr(cudnn_grid, "captured", lambda step: step)
+    monkeypatch.setattr(cudnn_grid, "capture", lambda step: step)
     about = {"machine": {"sms": 132, "gpu_capability": 90}}
     monkeypatch.setattr(cudnn_grid.machine, "describe", lambda device: dict(about))
     cudnn_grid.main([str(tmp_path / "cudnn.json")])
