@@ -171,9 +171,12 @@ struct ProductTuning {
 struct Product : ProductLayout, ProductFunctions, ProductTuning {
   // Whether layers are trained with it.
   bool trains() const { return transpose; }
-  int64_t width() const { return vectors * lanes; }  // of the widest panel
+  int64_t width() const { return vectors * lanes; }                  // of the widest panel
+  bool packs_what_it_multiplies() const { return format == given; }  // the same rows
   // Of a row of K elements as it is multiplied.
-  int64_t bytes_of_row(int64_t K) const { return format == given ? bytes(K) : encoded_bytes(K); }
+  int64_t bytes_of_row(int64_t K) const {
+    return packs_what_it_multiplies() ? bytes(K) : encoded_bytes(K);
+  }
 };
 
 // Those of a processor by their format; nullptr where there is none.

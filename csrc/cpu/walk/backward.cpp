@@ -94,7 +94,9 @@ class BackwardWalk {
     if constexpr (kProjects) make_projection();
     if (call.in.request.input) {
       w_ih_.emplace(prepared(*call.plan.back_input, direction().w_ih, 1));
-      to_input_.emplace(*call.plan.back_input, chunk_rows(), 4 * hidden());
+      if (call.plan.back_input != call.plan.gradients ||
+          !call.plan.gradients->packs_what_it_multiplies())
+        to_input_.emplace(*call.plan.back_input, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
@@ -127,15 +129,16 @@ class BackwardWalk {
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
+    auto encoded = weights_.encode(d_gates);
     if (w_ih_)
       multiply_into<T>(
-          to_input_->encode(d_gates), *w_ih_,
+          to_input_ ? to_input_->encode(d_gates) : encoded, *w_ih_,
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
     if (call_.in.request.state) add_initial_state(chunk);
     if (call_.in.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
-    weights_.add(d_gates, x_, h_prev_, chunk.begin > 0);
+    weights_.add(d_gates, std::move(encoded), x_, h_prev_, chunk.begin > 0);
     if constexpr (kProjects)
       if (projection_) projection_->add(chunk);
   }
@@ -335,7 +338,7 @@ class BackwardWalk {
   std::optional<PackedDirection> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<AnyMatrix> w_ih_;
-  std::optional<EncodedRows<T>> to_input_;  // d_gates of a chunk for it
+  std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
   std::vector<const T*> x_, h_prev_;  // rows of the chunk
@@ -382,7 +385,7 @@ std::vector<Tensor> step_gradients(const Product& product,
   const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
   const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
   WeightGradients<T> gradients(product, sizes, /*has_bias=*/true, state, rows);
-  gradients.add(d_gates, x, h_prev, false);
+  gradients.add(d_gates, gradients.encode(d_gates), x, h_prev, false);
   return gradients.all();
 }
 
