@@ -16,7 +16,6 @@ struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   task.engine = {engine.data(), engine.size()};
-  task.bfloat16_products = rnn_precision() == kBf16, task.only_float32 = rnn_precision() == kIeee;
   TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization, got \"",

@@ -14,7 +14,7 @@ namespace {
 bool splits(const CpuTask& task, const CpuMachine& machine) {
   const Product* const split = machine.products[Format::bfloat16x3];
   return split && task.dtype == Dtype::kFloat32 && task.engine == "auto" && !task.only_float32 &&
-         !task.packed_weights && !task.projects && task.steps > 1 &&
+         task.packed_weights.value_or(Format::float32) == Format::float32 && task.steps > 1 &&
          task.rows / task.steps >= split->rows_worth_it &&
          task.hidden_size >= split->units_worth_it;
 }
@@ -154,10 +154,11 @@ const Product* CpuMachine::own_product(Dtype dtype) const {
 }
 
 const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
-  if (task.packed_weights) return *machine.products[*task.packed_weights];
-  const bool rounds = task.dtype == Dtype::kFloat32 && !task.projects && task.bfloat16_products;
-  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
+  const bool rounds = task.dtype == Dtype::kFloat32 && !task.projects && !task.packed_weights &&
+                      task.bfloat16_products;
   if (!rounds && splits(task, machine)) return *machine.products[Format::bfloat16x3];
+  if (task.packed_weights) return *machine.products[*task.packed_weights];
+  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
   return own ? *own : *machine.products[Format::float32];
 }
 

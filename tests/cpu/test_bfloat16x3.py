@@ -57,8 +57,10 @@ def error(found, exact):
     return (found.double() - exact).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
-@pytest.mark.parametrize("steps", [3, 200])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"num_layers": 2}, {"proj_size": 90}]
+)
+@pytest.mark.parametrize("steps", [3, 1000])
 @torch.no_grad()
 def test_at_most_the_error_of_float32(precision, options, steps) -> None:
     needs_amx()
@@ -91,6 +93,34 @@ def test_ragged_and_packed_rows(precision) -> None:
     assert error(output, expected) <= error(plain, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+@torch.no_grad()
+def test_packed_weights(precision, options) -> None:
+    """Packed as float32 they take the same products as the layer, bit for bit."""
+    needs_amx()
+    ours, _ = layers(40, 270, **options)
+    packed = fastlstm.prepack(ours, torch.float32)
+    x = torch.randn(5, ROWS + 6, 40)
+    lengths = torch.tensor([5] * ROWS + [4] * 6)
+    split = packed(x, lengths=lengths)[0]
+    assert torch.equal(split, ours(x, lengths=lengths)[0])
+    precision("ieee")
+    plain = packed(x, lengths=lengths)[0]
+    assert torch.equal(plain, ours(x, lengths=lengths)[0])
+    assert not torch.equal(plain, split)
+
+
+@torch.no_grad()
+def test_packed_weights_with_a_projection(precision) -> None:
+    needs_amx()
+    ours, exact = layers(40, 270, proj_size=50)
+    packed = fastlstm.prepack(ours, torch.float32)
+    x = torch.randn(5, ROWS, 40)
+    expected, found = exact(x.double())[0], packed(x)[0]
+    precision("ieee")
+    assert error(found, expected) <= error(packed(x)[0], expected)
+
+
 @torch.no_grad()
 def test_where_float32_stays_what_it_is(precision) -> None:
     """Steps of few rows, few units, a requested engine or precision: the bits of "tiled"."""
@@ -117,7 +147,15 @@ def gradients(module, x, **call):
     return [output, *torch.autograd.grad(output, wanted, direction.to(x.dtype))]
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"num_layers": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bidirectional": True, "bias": False},
+        {"num_layers": 2},
+        {"bidirectional": True, "proj_size": 90},
+    ],
+)
 @pytest.mark.parametrize(("input_size", "hidden_size"), [(70, UNITS), (256, 300), (33, 411)])
 def test_gradients_have_at_most_the_error_of_float32(
     precision, options, input_size, hidden_size

@@ -173,17 +173,23 @@ void check_split(const Named& of) {
     return found.recurrent && found.recurrent->format == Format::bfloat16x3;
   };
   check(splits(task) == (of.machine.products[Format::bfloat16x3] != nullptr), of.name);
-  const auto refuses = [&](const char* why, const auto& change) {
+  const auto takes = [&](const auto& change) {
     CpuTask other = task;
     change(other);
-    check(!splits(other), of.name, ": ", why);
+    return splits(other);
   };
+  const auto refuses = [&](const char* why, const auto& change) {
+    check(!takes(change), of.name, ": ", why);
+  };
+  check(takes([](CpuTask& t) { t.projects = true, t.output_size = 64; }) == splits(task), of.name,
+        ": a projection");
+  check(takes([](CpuTask& t) { t.packed_weights = Format::float32; }) == splits(task), of.name,
+        ": weights packed as float32");
   refuses("float64", [](CpuTask& t) { t.dtype = Dtype::kFloat64; });
   refuses("ieee", [](CpuTask& t) { t.only_float32 = true; });
   refuses("bf16", [](CpuTask& t) { t.bfloat16_products = true; });
   refuses("an engine by name", [](CpuTask& t) { t.engine = "tiled"; });
-  refuses("a projection", [](CpuTask& t) { t.projects = true; });
-  refuses("packed weights", [](CpuTask& t) { t.packed_weights = Format::float32; });
+  refuses("weights packed as int8", [](CpuTask& t) { t.packed_weights = Format::int8; });
   refuses("a single step", [](CpuTask& t) { t.steps = 1, t.rows = t.batch; });
   refuses("few rows", [](CpuTask& t) { t.rows = 20 * 63; });
   refuses("few units", [](CpuTask& t) { t.hidden_size = t.output_size = 255; });

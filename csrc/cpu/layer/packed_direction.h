@@ -77,12 +77,18 @@ PackedDirection view_direction(const Product& product, const Direction& w, const
 }
 
 // Packs the weights for one call, W_hr for `unit_groups` groups of threads, unless they are packed.
+// Weights packed as float32 are packed again for the call where that is faster.
 template <typename A>
 PackedDirection pack_direction(const CpuPlan& plan, const Layer& layer, int64_t d,
                                int64_t unit_groups) {
   const Direction& w = layer.directions[d];
   const Product &of_x = *plan.input, &of_h = *plan.recurrent;
-  if (layer.has_packed_weights()) return view_direction<A>(of_h, w, layer.sizes());
+  if (layer.has_packed_weights()) {
+    auto found = view_direction<A>(product_named(layer.layout.format), w, layer.sizes());
+    if (found.w_ih.product().format != of_x.format) found.w_ih = repack(of_x, found.w_ih);
+    if (found.w_hh.product().format != of_h.format) found.w_hh = repack(of_h, found.w_hh);
+    return found;
+  }
   PackedDirection packed{
       pack_gates(of_x, given_to(of_x, w.w_ih)), pack_gates(of_h, given_to(of_h, w.w_hh)), {}, {}};
   if (w.w_hr.defined()) packed.w_hr.emplace(pack(of_h, given_to(of_h, w.w_hr), true, unit_groups));

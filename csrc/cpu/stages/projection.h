@@ -86,6 +86,7 @@ class ProjectionBackward {
         w_hr_(
             pack(*plan.back, layer.directions[d].w_hr.contiguous(), false, plan.grid.unit_groups)),
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
+        encoded_(*plan.back, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
     const Tensor c = fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
@@ -105,12 +106,12 @@ class ProjectionBackward {
   // The first phase of a step: d_h of a member's rows and columns, from what comes from outside,
   // from the next step through W_hh and through zoneout.
   void sum_gradients(const StepRows<T>& step, const PackedMatrix& w_hh, const Member& member,
-                     const T* zeros) const {
+                     const void* encoded_zeros) const {
     const Range panels = w_hh.share(member.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
     const auto next = step.d_gates_next.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };
-    if (std::any_of(next, next + step.count, [&](const void* row) { return row != zeros; }))
+    if (std::any_of(next, next + step.count, [&](const void* row) { return row != encoded_zeros; }))
       multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
     else  // an infinite W_hh must not make a NaN of them either
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
@@ -118,14 +119,18 @@ class ProjectionBackward {
       for (int64_t n = begin; n < end; ++n) d_h(r)[n] = T(total(step.cells[r], A(d_h(r)[n]), n));
   }
 
-  // The rest of a step starts from d_h, through W_hr; nothing else comes from outside.
-  static void leave_to_cells(StepRows<T>& step, const T* zeros) {
+  // The rest of a step starts from d_h, through W_hr; nothing else comes from outside. Returns d_h
+  // as the product takes it, in place of d_gates_next.
+  const void* const* leave_to_cells(StepRows<T>& step, const Member& member, const T* zeros) const {
     for (int64_t r = 0; r < step.count; ++r) {
+      step.d_gates_next[r] = encoded_.encode(static_cast<const T*>(step.d_h[r]),
+                                             member.index * rows_.all().batch() + r);
       BackwardRow<T>& row = step.cells[r];
       row.d_output = row.d_h_n = zeros;
       row.h_mask = row.zoneout_h = nullptr;
       row.kept_dh = nullptr;
     }
+    return step.d_gates_next.data();
   }
 
   // The share of a chunk's steps in W_hr's gradient.
@@ -157,7 +162,9 @@ class ProjectionBackward {
   const DirectedRows& rows_;
   int64_t hidden_size_, output_size_;
   PackedMatrix w_hr_;
-  Tensor d_h_, unprojected_, grad_w_hr_;
+  Tensor d_h_;
+  EncodedRows<T> encoded_;
+  Tensor unprojected_, grad_w_hr_;
 };
 
 }  // namespace fastlstm

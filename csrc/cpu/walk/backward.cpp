@@ -122,9 +122,10 @@ class BackwardWalk {
     const PackedMatrix& w_hh = std::get<PackedMatrix>(w_hh_);
     if (!projection_) return through_cells(w_hh, step.d_gates_next.data(), member);
     if constexpr (kProjects) {
-      if (phase == 0) return projection_->sum_gradients(step, w_hh, member, zeros());
-      projection_->leave_to_cells(step, zeros());
-      through_cells(projection_->w_hr(), step.d_h.data(), member);
+      const void* const encoded_zeros = members_[member.index].encoded.zeros(zeros());
+      if (phase == 0) return projection_->sum_gradients(step, w_hh, member, encoded_zeros);
+      through_cells(projection_->w_hr(), projection_->leave_to_cells(step, member, zeros()),
+                    member);
     }
   }
   void end(const Range& chunk) {

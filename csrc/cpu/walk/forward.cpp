@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "core/operators.h"
+#include "core/torch_versions.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/layer/packed_direction.h"
 #include "cpu/layer/previous_state.h"
@@ -185,6 +186,7 @@ CpuTask task_of(const Layer& layer) {
   task.projects = layer.projects(), task.normalizes = layer.normalizes();
   task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask && !layer.zones_out();
   task.resets = layer.reset.has_value();
+  task.bfloat16_products = rnn_precision() == kBf16, task.only_float32 = rnn_precision() == kIeee;
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();
