@@ -19,7 +19,7 @@ H100 = _choice.Gpu(sm_count=132, capability=90)
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
-    "tf32": torch.float32,  # float32 with torch.backends.cudnn.allow_tf32
+    "tf32": torch.float32,  # float32 with torch.backends.cudnn.allow_tf32, or on a CPU as below
     "products in bfloat16": torch.float32,  # by torch.backends.mkldnn.rnn.fp32_precision
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -216,6 +216,20 @@ CPU_GROUPS: tuple[Group, ...] = (
         ),
         3.0,
         2.0,
+        detailed=False,
+    ),
+    Group(
+        "tf32",
+        "training and inference, float32 with fp32_precision = tf32, which AMX gains from",
+        tuple(
+            case
+            for mode in ("training", "inference")
+            for case in _cases(
+                ((64, 100, 128, 256), (128, 20, 256, 512), (128, 20, 512, 1024)),
+                mode,
+                precision="tf32",
+            )
+        ),
         detailed=False,
     ),
     Group(  # no threshold for these two; --engine stepwise shows what they gain

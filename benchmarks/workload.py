@@ -185,7 +185,8 @@ def settings(case: Case) -> Iterator[None]:
     rnn = mkldnn.rnn
     before = torch.backends.cudnn.allow_tf32, rnn.fp32_precision
     torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
-    rnn.fp32_precision = "bf16" if case.precision == "products in bfloat16" else "none"
+    precisions = {"products in bfloat16": "bf16", "tf32": "tf32"}
+    rnn.fp32_precision = precisions.get(case.precision, "none")
     try:
         with torch.set_grad_enabled(case.mode == "training"):
             yield

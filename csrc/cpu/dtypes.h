@@ -25,11 +25,12 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
   macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0) \
       macro(int8, Char, 8, INT32_MAX) macro(int4, Char, 4, 32)
 
-// And float32 as the sum of three bfloat16 (products/bfloat16x3.h), in which a call packs weights.
+// And float32 as the sum of three bfloat16, or two (products/split_float32.h), in which a call
+// packs weights.
 #define FASTLSTM_NAME(name, unpacked, bits, group) name,
-enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) bfloat16x3 };
+enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) bfloat16x3, bfloat16x2 };
 #undef FASTLSTM_NAME
-constexpr int kFormats = static_cast<int>(Format::bfloat16x3) + 1;
+constexpr int kFormats = static_cast<int>(Format::bfloat16x2) + 1;
 
 // That of rows of a layer as they are; nothing for those that no product takes.
 constexpr std::optional<Format> format_of(Dtype dtype) {

@@ -21,19 +21,19 @@ static bool wants(const char* name) {
 }
 
 // float32 by products of bfloat16, emulated where there is no AMX.
-static const Product* float32_by_bfloat16() {
+static void add_split_float32(Products& products) {
 #if defined(__x86_64__)
-  if (wants("FASTLSTM_AMX"))
-    return has_amx() ? &amx::float32_by_bfloat16 : &amx_emulated::float32_by_bfloat16;
+  if (!wants("FASTLSTM_AMX")) return;
+  products[Format::bfloat16x3] = has_amx() ? &amx::bfloat16x3 : &amx_emulated::bfloat16x3;
+  products[Format::bfloat16x2] = has_amx() ? &amx::bfloat16x2 : &amx_emulated::bfloat16x2;
 #endif
-  return nullptr;
 }
 
 static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   KernelTable table = own_kernels(capability.c_str());
   Products& products = table.products;
-  if (capability.starts_with("AVX512")) products[Format::bfloat16x3] = float32_by_bfloat16();
+  if (capability.starts_with("AVX512")) add_split_float32(products);
   if (!wants("FASTLSTM_ONEDNN") || !products[Format::bfloat16]->trains()) return table;
   if (const auto* product = brgemm_bfloat16()) products[Format::bfloat16] = product;
   if (products[Format::int8]->excess != kUnsigned) return table;  // a machine that hides VNNI

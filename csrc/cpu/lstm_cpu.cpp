@@ -1,7 +1,6 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
 #include <torch/library.h>
 
-#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/step.h"
 #include "cpu/targets/kernels.h"
@@ -77,7 +76,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps) {
   CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
-  task.bfloat16_products = rnn_precision() == kBf16;
+  task.precision = precision();
   const Product& product = product_for(task, cpu_machine());
   return dispatch_dtype(task.dtype,
                         [&](auto t) { return step_gradients<decltype(t)>(product, steps); });

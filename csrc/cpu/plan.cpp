@@ -10,13 +10,16 @@
 namespace fastlstm {
 namespace {
 
-// Whether float32 is faster as sums of products of bfloat16.
-bool splits(const CpuTask& task, const CpuMachine& machine) {
-  const Product* const split = machine.products[Format::bfloat16x3];
-  return split && task.dtype == Dtype::kFloat32 && task.engine == "auto" && !task.only_float32 &&
-         task.packed_weights.value_or(Format::float32) == Format::float32 && task.steps > 1 &&
-         task.rows / task.steps >= split->rows_worth_it &&
-         task.hidden_size >= split->units_worth_it;
+// The product of float32 as sums of products of bfloat16, where that is faster; or nullptr.
+const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
+  const bool may = task.dtype == Dtype::kFloat32 && task.engine == "auto" && task.steps > 1 &&
+                   (task.precision == Precision::kNone || task.precision == Precision::kTf32) &&
+                   task.packed_weights.value_or(Format::float32) == Format::float32;
+  const bool two = task.precision == Precision::kTf32;
+  const Product* const split = machine.products[two ? Format::bfloat16x2 : Format::bfloat16x3];
+  const bool is_worth_it = may && split && task.rows / task.steps >= split->rows_worth_it &&
+                           task.hidden_size >= split->units_worth_it;
+  return is_worth_it ? split : nullptr;
 }
 
 CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
@@ -155,8 +158,8 @@ const Product* CpuMachine::own_product(Dtype dtype) const {
 
 const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
   const bool rounds = task.dtype == Dtype::kFloat32 && !task.projects && !task.packed_weights &&
-                      task.bfloat16_products;
-  if (!rounds && splits(task, machine)) return *machine.products[Format::bfloat16x3];
+                      task.precision == Precision::kBf16;
+  if (const Product* const split = split_product(task, machine)) return *split;
   if (task.packed_weights) return *machine.products[*task.packed_weights];
   const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
   return own ? *own : *machine.products[Format::float32];

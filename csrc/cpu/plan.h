@@ -53,6 +53,10 @@ struct CpuMachine {
   const Product* own_product(Dtype dtype) const;
 };
 
+// How float32 may be multiplied: with at most its own error, as float32, with three products of
+// bfloat16, or rounded to bfloat16.
+enum class Precision { kNone, kIeee, kTf32, kBf16 };
+
 struct CpuTask {
   Dtype dtype;
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
@@ -60,8 +64,8 @@ struct CpuTask {
   bool projects = false, normalizes = false;
   bool only_dense = true;  // neither packed nor ragged, no mask, no zoneout
   bool resets = false;
-  // torch.backends.mkldnn.rnn.fp32_precision: "bf16", or "ieee", not even sums of such products.
-  bool bfloat16_products = false, only_float32 = false;
+  // torch.backends.mkldnn.rnn.fp32_precision.
+  Precision precision = Precision::kNone;
   bool saves = false;  // a forward that backward follows
   bool backward = false;
   bool saved_gates = true, per_row = false;   // of a backward

@@ -25,7 +25,8 @@ inline std::tuple<std::string, int64_t, int64_t> describe(const Product& product
 // By Dtype and by Format.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
 #define FASTLSTM_NAME(name, unpacked, bits, group) #name,
-constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) "bfloat16x3"};
+constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) "bfloat16x3",
+                                        "bfloat16x2"};
 #undef FASTLSTM_NAME
 
 inline py::dict build_info() {

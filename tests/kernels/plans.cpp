@@ -44,8 +44,11 @@ std::vector<Named> machines() {
     static Product split = product_of(Format::bfloat16x3, 6, 16, 64);
     split.given = Format::float32, split.rate = 2, split.bytes_ahead = 0;
     split.rows_worth_it = 64, split.units_worth_it = 256;
+    static Product two_planes = split;
+    two_planes.format = Format::bfloat16x2, two_planes.bits = 32, two_planes.rate = 3.5;
     Products products = avx512_bf16;
     products[Format::bfloat16] = &tiles, products[Format::bfloat16x3] = &split;
+    products[Format::bfloat16x2] = &two_planes;
     return products;
   }();
   return {{"Intel with AMX", {1, 2 << 20, amx, true, kIntel}},
@@ -119,7 +122,7 @@ void for_tasks(const auto& body) {
               task.input_size = 40, task.hidden_size = task.output_size = hidden;
               task.saves = kind == 1, task.backward = kind == 2;
               task.projects = options & 1, task.directions = options & 2 ? 2 : 1;
-              task.bfloat16_products = options & 4;
+              task.precision = options & 4 ? Precision::kBf16 : Precision::kNone;
               if (task.projects) task.output_size = 1 + hidden / 2;
               body(task);
             }
@@ -186,8 +189,13 @@ void check_split(const Named& of) {
   check(takes([](CpuTask& t) { t.packed_weights = Format::float32; }) == splits(task), of.name,
         ": weights packed as float32");
   refuses("float64", [](CpuTask& t) { t.dtype = Dtype::kFloat64; });
-  refuses("ieee", [](CpuTask& t) { t.only_float32 = true; });
-  refuses("bf16", [](CpuTask& t) { t.bfloat16_products = true; });
+  if (splits(task)) {
+    CpuTask with_tf32 = task;
+    with_tf32.precision = Precision::kTf32;
+    check(plan(with_tf32, of.machine).input->format == Format::bfloat16x2, of.name, ": tf32");
+  }
+  refuses("ieee", [](CpuTask& t) { t.precision = Precision::kIeee; });
+  refuses("bf16", [](CpuTask& t) { t.precision = Precision::kBf16; });
   refuses("an engine by name", [](CpuTask& t) { t.engine = "tiled"; });
   refuses("weights packed as int8", [](CpuTask& t) { t.packed_weights = Format::int8; });
   refuses("a single step", [](CpuTask& t) { t.steps = 1, t.rows = t.batch; });

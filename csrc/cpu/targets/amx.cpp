@@ -1,4 +1,4 @@
-// float32 by six products of bfloat16 on AMX's tiles.
+// float32 by products of bfloat16 on AMX's tiles.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16")
@@ -52,11 +52,12 @@ thread_local uint8_t Tiles::upper = 0, Tiles::lower = 0;
 
 }  // namespace fastlstm::amx
 
-#include "cpu/products/bfloat16x3.h"
+#include "cpu/products/split_float32.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx {
-const Product float32_by_bfloat16 = bfloat16x3_product("amx");
-}
+const Product bfloat16x3 = SplitFloat32<3>::product("amx");
+const Product bfloat16x2 = SplitFloat32<2>::product("amx");
+}  // namespace fastlstm::amx
 FASTLSTM_TARGET_END
 #endif

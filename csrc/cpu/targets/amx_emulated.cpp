@@ -71,11 +71,12 @@ thread_local int Tiles::rows[8];
 
 }  // namespace fastlstm::amx_emulated
 
-#include "cpu/products/bfloat16x3.h"
+#include "cpu/products/split_float32.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx_emulated {
-const Product float32_by_bfloat16 = bfloat16x3_product("emulated");
-}
+const Product bfloat16x3 = SplitFloat32<3>::product("emulated");
+const Product bfloat16x2 = SplitFloat32<2>::product("emulated");
+}  // namespace fastlstm::amx_emulated
 FASTLSTM_TARGET_END
 #endif

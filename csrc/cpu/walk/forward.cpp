@@ -181,12 +181,20 @@ class ForwardWalk {
 
 }  // namespace
 
+Precision precision() {
+  const auto requested = rnn_precision();
+  return requested == kIeee   ? Precision::kIeee
+         : requested == kTf32 ? Precision::kTf32
+         : requested == kBf16 ? Precision::kBf16
+                              : Precision::kNone;
+}
+
 CpuTask task_of(const Layer& layer) {
   CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
   task.projects = layer.projects(), task.normalizes = layer.normalizes();
   task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask && !layer.zones_out();
   task.resets = layer.reset.has_value();
-  task.bfloat16_products = rnn_precision() == kBf16, task.only_float32 = rnn_precision() == kIeee;
+  task.precision = precision();
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();

@@ -7,6 +7,7 @@
 
 namespace fastlstm {
 
+Precision precision();  // as requested
 // A forward with this layer, for the planner.
 CpuTask task_of(const Layer& layer);
 inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {

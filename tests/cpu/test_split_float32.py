@@ -1,4 +1,4 @@
-"""float32 by six products of bfloat16 (csrc/cpu/products/bfloat16x3.h), as layers use them."""
+"""float32 by products of bfloat16 (csrc/cpu/products/split_float32.h), as layers use them."""
 
 import os
 import subprocess
@@ -170,6 +170,18 @@ def test_gradients_have_at_most_the_error_of_float32(
         # A bias has no product: its gradient is a sum of numbers that have the smaller error.
         most = 1 if split.dim() > 1 else 1.25
         assert error(split, true) <= most * error(plain, true)
+
+
+def test_tf32_takes_three_products(precision) -> None:
+    """Two planes leave out 3 * 2^-18 of a product at most; TF32 would round to 2^-11."""
+    needs_amx()
+    ours, exact = layers(70, 300, bidirectional=True)
+    x = torch.randn(12, ROWS, 70)
+    expected, six = gradients(exact, x.double()), gradients(ours, x)
+    precision("tf32")
+    for true, more, less in zip(expected, six, gradients(ours, x), strict=True):
+        size = true.square().mean().sqrt().item()
+        assert error(more, true) < error(less, true) <= 3 * 2**-18 * size
 
 
 def test_gradients_of_ragged_rows_and_resets(precision) -> None:

@@ -1,0 +1,324 @@
+// Products of float32 as products of bfloat16, on tiles: included once for each target that has
+// tiles, after its `Tiles`.
+//
+// A float32 is exactly the sum of three bfloat16, its planes: 8 bits of the significand each. Of
+// the nine products of two such sums the six largest are added up, smallest first; the other three
+// are below 2^-26 of the product. With two planes, where less precision is allowed, it is three
+// products, without those below 2^-17. A tile adds 32 terms before it touches the sum, so that sums
+// of K terms are rounded K / 32 times, and have less than half of the error of float32
+// multiply-adds.
+//
+// A row is [K / 32][plane][16 pairs of terms], a panel [K / 32][plane][2 tiles of 16 columns][16
+// pairs][16 columns]; terms k and k + 16 of a block are a pair, which takes no shuffle to put
+// together. K is filled up with zeros. A thread multiplies two tiles of rows, of at most 32 rows,
+// with the 32 columns of a panel: for 24 products of tiles 14 are loaded, or 10 for 12. The
+// products bound it, which processors slow down to save power; with few rows, or a panel beyond the
+// L2 cache, loading does.
+//
+// A sum that is not finite is computed again in float32, since the planes of an infinity, or of a
+// sum that overflows, make a NaN of what is none.
+#pragma once
+#include "cpu/products/packing.h"
+#include "cpu/products/tiles.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+constexpr int64_t kTileRows = 16, kBlock = 32;       // terms of a tile
+constexpr int64_t kTile = 16 * 32, kLineBytes = 64;  // elements of a tile, bytes of its rows
+constexpr int64_t kPanelWidth = 32, kPanelPlane = 2 * kTile;
+static_assert(Vec<float>::lanes == kTileRows);
+
+// Of `rows` rows of sums.
+FASTLSTM_INLINE bool all_finite(const float* sums, int64_t rows) {
+  Vec<float>
+      zeros[4];  // 0 times what is not finite is a NaN; chains that do not wait for each other
+  for (auto& zero : zeros) zero = Vec<float>(0.0f);
+  for (int64_t i = 0; i < 2 * rows; ++i)
+    zeros[i % 4] = fused(Vec<float>::load(sums + i * kTileRows), Vec<float>(0.0f), zeros[i % 4]);
+  const Vec<float> all = (zeros[0] + zeros[1]) + (zeros[2] + zeros[3]);
+  return _mm512_cmp_ps_mask(all.v, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
+}
+
+// Writes the sums of rows [first, first + rows) and a panel to their places in C.
+static void put_split_sums(const PanelProduct& p, int64_t first, int64_t rows, int64_t panel,
+                           const float* sums) {
+  const float* const bias = p.accumulate ? nullptr : static_cast<const float*>(p.bias);
+  for (int64_t n = panel * kPanelWidth; n < (panel + 1) * kPanelWidth; n += kTileRows) {
+    const int64_t column = p.shape.first_column + n, left = p.shape.columns - n;
+    if (left <= 0) return;
+    const auto lanes = static_cast<__mmask16>(left >= kTileRows ? 0xffff : first_lanes(left));
+    const __m512 of_all = bias ? _mm512_maskz_loadu_ps(lanes, bias + column) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < rows; ++r) {
+      float* const c = static_cast<float*>(p.c[first + r]) + column;
+      const __m512 before = p.accumulate ? _mm512_maskz_loadu_ps(lanes, c) : of_all;
+      const __m512 sum = _mm512_load_ps(sums + r * kPanelWidth + n % kPanelWidth);
+      _mm512_mask_storeu_ps(c, lanes, _mm512_add_ps(before, sum));
+    }
+  }
+}
+
+template <int kPlanes>
+struct SplitFloat32 {
+  static_assert(kPlanes == 2 || kPlanes == 3);
+  static constexpr int64_t kBytesOfTerm = 2 * kPlanes;
+
+  // The upper halves of 16 float32 are their bfloat16. The planes of each number are the upper
+  // halves of planes[0], [1] and [2], whose lower halves are zero. Ties round away: what they leave
+  // is exact.
+  FASTLSTM_INLINE static void split(__m512i bits, __m512i (&planes)[kPlanes]) {
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(0xffff0000);
+    const auto rounded = [&](__m512i x) __attribute__((always_inline)) {
+      return _mm512_and_si512(_mm512_add_epi32(x, half), upper);
+    };
+    const auto minus = [&](__m512i x, __m512i y) __attribute__((always_inline)) {
+      return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y)));
+    };
+    planes[0] = rounded(bits);
+    const __m512i rest = minus(bits, planes[0]);
+    planes[1] = rounded(rest);
+    if constexpr (kPlanes == 3) planes[2] = minus(rest, planes[1]);
+    // What would round to infinity is cut off, and what is not finite is in the first plane alone.
+    const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    const __mmask16 large = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f8000));
+    if (__builtin_expect(large == 0, 1)) return;
+    const __m512i infinity = _mm512_set1_epi32(0x7f800000);
+    const __mmask16 finite = _mm512_cmplt_epu32_mask(magnitude, infinity);
+    const __mmask16 is_nan = _mm512_cmpgt_epu32_mask(magnitude, infinity);
+    __m512i cut = _mm512_and_si512(bits, upper);
+    cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // a NaN keeps a bit
+    planes[0] = _mm512_mask_mov_epi32(planes[0], large, cut);
+    const __m512i left = minus(bits, planes[0]);
+    planes[1] = _mm512_maskz_mov_epi32(finite, rounded(left));
+    if constexpr (kPlanes == 3) planes[2] = _mm512_maskz_mov_epi32(finite, minus(left, planes[1]));
+  }
+
+  // The planes of 16 pairs of numbers: each lane has the bfloat16 of `first` and that of `second`.
+  FASTLSTM_INLINE static void split_pairs(const Vec<float>& first, const Vec<float>& second,
+                                          Vec<float> (&to)[kPlanes]) {
+    __m512i of_first[kPlanes], of_second[kPlanes];
+    split(_mm512_castps_si512(first.v), of_first), split(_mm512_castps_si512(second.v), of_second);
+    for (int p = 0; p < kPlanes; ++p)
+      to[p].v = _mm512_castsi512_ps(
+          _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
+  }
+
+  // An odd number of blocks from a row to the next, so that rows do not compete for the same lines
+  // of the L1 cache.
+  static int64_t encoded_bytes(int64_t K) {
+    return ((K + kBlock - 1) / kBlock | 1) * kBlock * kBytesOfTerm;
+  }
+
+  static void encode(const void* from, int64_t K, void* to) {
+    const float* const row = static_cast<const float*>(from);
+    float* at = static_cast<float*>(to);
+    for (int64_t k = 0; k < K; k += kBlock, at += kPlanes * kTileRows) {
+      const int64_t left = K - k, more = left - kTileRows;
+      Vec<float> first, second(0.0f), pairs[kPlanes];
+      load(row + k, first, left < kTileRows ? left : kTileRows);
+      if (more > 0) load(row + k + kTileRows, second, more < kTileRows ? more : kTileRows);
+      split_pairs(first, second, pairs);
+      for (int p = 0; p < kPlanes; ++p) pairs[p].store(at + p * kTileRows);
+    }
+  }
+
+  // 16 columns of a block, from rows [K][N] or from columns [N][K], `count` of them and `terms`
+  // terms.
+  FASTLSTM_INLINE static void pack_rows(const void* const* rows, int64_t column, int64_t count,
+                                        int64_t terms, float* to) {
+    for (int64_t k = 0; k < kTileRows; ++k, to += kTileRows) {
+      Vec<float> first(0.0f), second(0.0f), pairs[kPlanes];
+      const auto row = [&](int64_t i) { return static_cast<const float*>(rows[i]) + column; };
+      if (k < terms) load(row(k), first, count);
+      if (k + kTileRows < terms) load(row(k + kTileRows), second, count);
+      split_pairs(first, second, pairs);
+      for (int p = 0; p < kPlanes; ++p) pairs[p].store(to + p * kPanelPlane / 2);
+    }
+  }
+  FASTLSTM_INLINE static void pack_columns(const void* const* columns, int64_t k, int64_t count,
+                                           int64_t terms, float* to) {
+    alignas(64) float encoded[kTileRows][kPlanes * kTileRows] = {};
+    for (int64_t n = 0; n < count; ++n)
+      encode(static_cast<const float*>(columns[n]) + k, terms, encoded[n]);
+    for (int p = 0; p < kPlanes; ++p) {
+      Vec<float> x[kTileRows];
+      for (int64_t n = 0; n < kTileRows; ++n) x[n] = Vec<float>::load(encoded[n] + p * kTileRows);
+      transpose_square(x);
+      for (int64_t n = 0; n < kTileRows; ++n) x[n].store(to + p * kPanelPlane / 2 + n * kTileRows);
+    }
+  }
+
+  static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+                   void* panel) {
+    float* to = static_cast<float*>(panel);
+    for (int64_t k = 0; k < K; k += kBlock, to += kPlanes * kPanelPlane / 2)
+      for (int64_t n = 0; n < kPanelWidth; n += kTileRows) {
+        const int64_t left = shape.columns - n, terms = K - k < kBlock ? K - k : kBlock;
+        const int64_t count = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
+        const int64_t column = shape.first_column + n;
+        if (matrix.transposed)
+          pack_columns(matrix.rows + column, k_begin + k, count, terms, to + n * kTileRows);
+        else
+          pack_rows(matrix.rows + k_begin + k, column, count, terms, to + n * kTileRows);
+      }
+  }
+
+  // Rows [first, first + count) of A, from k_begin on: at one stride, or else gathered block by
+  // block.
+  class SplitRows {
+   public:
+    FASTLSTM_INLINE SplitRows(const PanelProduct& p, int64_t first, int64_t count)
+        : rows_(p.a + first), count_(count), first_byte_(p.k_begin * kBytesOfTerm) {
+      const int64_t stride = count > 1 ? row(1) - row(0) : 0;
+      at_one_stride_ = stride >= 0;
+      for (int64_t r = 2; r < count; ++r) at_one_stride_ &= row(r) - row(r - 1) == stride;
+      if (at_one_stride_) stride_ = stride;
+    }
+    const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + first_byte_; }
+    int64_t stride() const { return stride_; }
+    // The first plane of a block.
+    FASTLSTM_INLINE const char* block(int64_t k) {
+      const int64_t bytes = k * kBytesOfTerm;
+      if (at_one_stride_) return row(0) + bytes;
+      for (int64_t r = 0; r < count_; ++r)
+        std::memcpy(gathered_[r], row(r) + bytes, sizeof gathered_[r]);
+      return gathered_[0][0];
+    }
+
+   private:
+    const void* const* rows_;
+    int64_t count_, first_byte_, stride_ = sizeof gathered_[0];
+    bool at_one_stride_;
+    alignas(64) char gathered_[2 * kTileRows][kPlanes][kLineBytes];
+  };
+
+  // The products of planes (of A, of B) of a block, smallest first; body(a, b).
+  template <typename Body>
+  FASTLSTM_INLINE static void for_each_product(const Body& body) {
+    if constexpr (kPlanes == 3) body(Int<0>(), Int<2>());
+    body(Int<0>(), Int<1>());
+    if constexpr (kPlanes == 3) body(Int<1>(), Int<1>());
+    body(Int<1>(), Int<0>());
+    if constexpr (kPlanes == 3) body(Int<2>(), Int<0>());
+    body(Int<0>(), Int<0>());
+  }
+
+  // At most 32 rows with a panel: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. A single row is
+  // in both tiles of rows.
+  static void multiply_panel(SplitRows& a, int64_t rows, const void* panel, int64_t K,
+                             float* sums) {
+    const int64_t lower = rows > 1 ? rows / 2 : 1, upper = rows > 1 ? rows - lower : 1;
+    Tiles::configure(upper, lower);
+    Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+    const auto* b = static_cast<const char*>(panel);
+    const int64_t stride = a.stride();
+    for (int64_t k = 0; k < K; k += kBlock, b += 2 * kPlanes * kPanelPlane) {
+      const char* const block = a.block(k);
+      int of_a = -1, of_b = -1;
+      for_each_product([&](auto plane_of_a, auto plane_of_b) {
+        constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
+        if (of_a != i) {
+          Tiles::load<4>(block + i * kLineBytes, stride);
+          Tiles::load<5>(block + i * kLineBytes + upper * stride, stride);
+        }
+        if (of_b != j) {
+          Tiles::load<6>(b + 2 * j * kPanelPlane, kLineBytes);
+          Tiles::load<7>(b + 2 * (j * kPanelPlane + kTile), kLineBytes);
+        }
+        of_a = i, of_b = j;
+        Tiles::multiply_add<0, 4, 6>(), Tiles::multiply_add<1, 4, 7>();
+        Tiles::multiply_add<2, 5, 6>(), Tiles::multiply_add<3, 5, 7>();
+      });
+    }
+    constexpr int64_t kStride = kPanelWidth * sizeof(float);
+    float* const below = sums + upper * kPanelWidth;
+    Tiles::store<0>(sums, kStride), Tiles::store<1>(sums + kTileRows, kStride);
+    Tiles::store<2>(below, kStride), Tiles::store<3>(below + kTileRows, kStride);
+  }
+
+  // The number whose planes lie at `planes`, `plane` elements apart.
+  FASTLSTM_INLINE static float joined(const uint16_t* planes, int64_t plane) {
+    const auto of = [&](int p) { return bits_as<float>(uint32_t(planes[p * plane]) << 16); };
+    float sum = of(kPlanes - 1);
+    for (int p = kPlanes - 2; p >= 0; --p) sum += of(p);
+    return sum;
+  }
+
+  // Rows of sums in float32, as other products have them: for the few that are not finite.
+  static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
+    const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
+    for (int64_t n = 0; n < kPanelWidth; ++n) sums[n] = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t block = k / kBlock * kPlanes, pair = k % kTileRows,
+                    place = k % kBlock / kTileRows;
+      const float x = joined(a + block * kBlock + 2 * pair + place, kBlock);
+      const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlock + place;
+      for (int64_t n = 0; n < kPanelWidth; ++n)
+        sums[n] += x * joined(pairs + n / kTileRows * kTile + n % kTileRows * 2, kPanelPlane);
+    }
+  }
+
+  static void multiply(const PanelProduct& p) {
+    alignas(64) float sums[2 * kTileRows * kPanelWidth];
+    const int64_t blocks = (p.rows + 2 * kTileRows - 1) / (2 * kTileRows);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t first = p.rows * i / blocks, rows = p.rows * (i + 1) / blocks - first;
+      SplitRows a(p, first, rows);
+      for (int64_t panel = 0; panel < p.panels; ++panel) {
+        const char* const b = static_cast<const char*>(p.panel) + panel * p.panel_stride;
+        multiply_panel(a, rows, b, p.K, sums);
+        if (__builtin_expect(!all_finite(sums, rows), 0))
+          for (int64_t r = 0; r < rows; ++r)
+            if (float* const row = sums + r * kPanelWidth; !all_finite(row, 1))
+              multiply_in_float32(a.row(r), b, p.K, row);
+        put_split_sums(p, first, rows, panel, sums);
+      }
+    }
+  }
+
+  // Columns [begin, end) of rows of float32 as rows to multiply.
+  static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
+                        void* transposed) {
+    const int64_t bytes_of_row = encoded_bytes(rows);
+    for (int64_t column = begin; column < end; column += kTileRows) {
+      const int64_t count = end - column < kTileRows ? end - column : kTileRows;
+      char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
+      for (int64_t k = 0; k < rows; k += kBlock) {
+        // What a panel of these columns would hold.
+        alignas(64) float pairs[kPlanes * kPanelPlane / 2];
+        pack_rows(from + k, column, count, rows - k < kBlock ? rows - k : kBlock, pairs);
+        for (int p = 0; p < kPlanes; ++p) {
+          Vec<float> x[kTileRows];
+          for (int64_t n = 0; n < kTileRows; ++n)
+            x[n] = Vec<float>::load(pairs + p * kPanelPlane / 2 + n * kTileRows);
+          transpose_square(x);
+          for (int64_t n = 0; n < count; ++n)
+            x[n].store(reinterpret_cast<float*>(to + n * bytes_of_row + k * kBytesOfTerm) +
+                       p * kTileRows);
+        }
+      }
+    }
+  }
+
+  static constexpr Product product(const char* instructions) {
+    Product product{};
+    product.format = kPlanes == 3 ? Format::bfloat16x3 : Format::bfloat16x2;
+    product.given = Format::float32;
+    product.bits = 8 * kBytesOfTerm, product.rate = kPlanes == 3 ? 2 : 3.5;
+    product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
+    product.rows = 4 * kTileRows;
+    product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
+    product.cache_share = 0.8;  // encoded rows and sums take more
+    product.bytes_ahead = 0;    // the input is multiplied beside h
+    product.rows_worth_it = 64, product.units_worth_it = 256;
+    product.panels = product.panels_of_one_row = 2;
+    product.piece = 2048;
+    product.pack = pack, product.multiply = multiply;
+    product.encode = encode, product.encoded_bytes = encoded_bytes;
+    product.transpose = transpose;
+    product.end_thread = Tiles::release;
+    product.instructions = instructions;
+    return product;
+  }
+};
+
+}  // namespace fastlstm::FASTLSTM_ISA
