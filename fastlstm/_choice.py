@@ -9,6 +9,8 @@ Intel's.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -150,10 +152,11 @@ class Cpu(NamedTuple):
     is_intel: bool
     has_avx512: bool = True
     #: What its user allows for float32 (torch.backends.mkldnn.rnn.fp32_precision), whether it
-    #: multiplies bfloat16, and from how many rows and units on float32 as sums of such products.
+    #: multiplies bfloat16, and for each precision from how many rows, units, and both multiplied on
+    #: float32 as sums of such products.
     precision: str = "none"
     multiplies_bfloat16: bool = False
-    splits_float32: tuple[int, int] | None = None
+    splits_float32: Mapping[str, tuple[int, int, int]] = MappingProxyType({})
 
 
 @functools.cache
@@ -173,10 +176,11 @@ def this_cpu() -> Cpu:
 
 def splits(stack: Stack, cpu: Cpu) -> bool:
     """Whether float32 is multiplied as sums of products of bfloat16 (csrc/cpu/plan.cpp)."""
-    if cpu.splits_float32 is None or cpu.precision not in ("none", "tf32") or stack.training:
+    if stack.training or cpu.precision not in cpu.splits_float32:
         return False
-    rows, units = cpu.splits_float32
-    return stack.batch >= rows and stack.hidden_size >= units
+    rows, units, cells = cpu.splits_float32[cpu.precision]
+    has_cells = stack.batch * stack.hidden_size >= cells
+    return stack.batch >= rows and stack.hidden_size >= units and has_cells
 
 
 def on_cpu(stack: Stack, cpu: Cpu) -> Choice:

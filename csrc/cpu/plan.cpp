@@ -17,8 +17,10 @@ const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
                    task.packed_weights.value_or(Format::float32) == Format::float32;
   const bool two = task.precision == Precision::kTf32;
   const Product* const split = machine.products[two ? Format::bfloat16x2 : Format::bfloat16x3];
-  const bool is_worth_it = may && split && task.rows / task.steps >= split->rows_worth_it &&
-                           task.hidden_size >= split->units_worth_it;
+  if (!may || !split) return nullptr;
+  const int64_t rows = task.rows / task.steps, units = task.hidden_size;  // of a step
+  const bool is_worth_it = rows >= split->rows_worth_it && units >= split->units_worth_it &&
+                           rows * units >= split->cells_worth_it;
   return is_worth_it ? split : nullptr;
 }
 

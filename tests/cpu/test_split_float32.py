@@ -21,7 +21,7 @@ def cpu():
 
 
 def needs_amx():
-    if cpu()["splits_float32"] is None:
+    if not cpu()["splits_float32"]:
         pytest.skip("this processor has no AMX with bfloat16")
 
 
@@ -132,7 +132,7 @@ def test_where_float32_stays_what_it_is(precision) -> None:
         zeros = torch.zeros(1, rows, units)
         return fastlstm.functional.lstm(x, (zeros, zeros), weights, engine=engine)[0]
 
-    for rows, units in [(ROWS - 1, UNITS), (ROWS, UNITS - 1)]:
+    for rows, units in [(ROWS - 1, UNITS), (ROWS, UNITS - 1), (47, 2 * UNITS)]:
         assert torch.equal(bits(rows, units), bits(rows, units, "tiled"))
     precision("ieee")
     assert torch.equal(bits(ROWS, UNITS), bits(ROWS, UNITS, "tiled"))
@@ -297,7 +297,9 @@ def test_the_plan_names_the_product() -> None:
         )["product"]
 
     assert product(UNITS, ROWS) == "bfloat16x3"
-    assert product(UNITS, ROWS - 1) == product(UNITS - 1, ROWS) == "float32"
+    assert product(342, 48) == product(1000, 48) == "bfloat16x3"
+    for units, rows in (UNITS, ROWS - 1), (341, 48), (1000, 47), (UNITS - 1, 2 * ROWS):
+        assert product(units, rows) == "float32"
     assert product(UNITS, ROWS, training=True) == "bfloat16x3"
     assert product(UNITS, ROWS, training=True, backward=True) == "bfloat16x3"
     assert product(UNITS, ROWS - 1, training=True, backward=True) == "float32"
@@ -315,6 +317,7 @@ def test_the_plan_names_the_product() -> None:
 def test_large_inference_stays_with_us(precision_name, batch, training, engine) -> None:
     """Which goes to oneDNN on Intel's processors otherwise."""
     stack = _choice.Stack("float32", 2048, 2048, batch, 20, training=training)
-    amx = _choice.Cpu(True, True, splits_float32=(ROWS, UNITS), precision=precision_name)
+    splits = {"none": (ROWS, UNITS, ROWS * UNITS), "tf32": (8, 128, 2048)}
+    amx = _choice.Cpu(True, True, splits_float32=splits, precision=precision_name)
     assert _choice.on_cpu(stack, amx).engine == engine
-    assert _choice.on_cpu(stack, amx._replace(splits_float32=None)).engine == "torch"
+    assert _choice.on_cpu(stack, amx._replace(splits_float32={})).engine == "torch"
