@@ -60,7 +60,8 @@ def command(program: str, arguments: Sequence[str]) -> str:
 
 def name(record: dict[str, Any]) -> str:
     """The processor or GPU of a result."""
-    return record["machine"].get("gpu") or record["machine"]["cpu"]
+    machine = record["machine"]
+    return machine.get("gpu") or machine["cpu"] + (" with AMX" if machine.get("amx") else "")
 
 
 def line(record: dict[str, Any]) -> str:
@@ -83,6 +84,7 @@ def describe(device: str) -> dict[str, Any]:
     machine: dict[str, Any] = {
         "cpu": cpu_model(),
         "cores": cores(),
+        "amx": _build.has_kernels("cpu") and bool(_build.library.build_info()["splits_float32"]),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -64,6 +64,7 @@ def summary(record: Record) -> str:
 ROWS = {
     "dense batches, training and inference": ("training", "inference"),
     "packed batches, training and inference": ("packed-training", "packed-inference"),
+    "large dense batches, fp32_precision = tf32": ("tf32",),
     "single steps, LSTM": ("step",),
     "single steps, LSTMCell": ("cell",),
 }
@@ -81,8 +82,9 @@ def front_page(records: Sequence[Record], packed: Sequence[Record]) -> str:
     for record, frozen_record in zip(records, packed, strict=True):
         header += [f"{machine.name(record)}: mean", "worst"]
         for title, ratios in front_rows(record, frozen_record).items():
-            mean, worst = statistics.geometric_mean(ratios), min(ratios)
-            lines.setdefault(title, [title]).extend([f"{mean:.2f}", f"{worst:.2f}"])
+            functions = (statistics.geometric_mean, min)
+            numbers = [f"{function(ratios):.2f}" if ratios else "-" for function in functions]
+            lines.setdefault(title, [title]).extend(numbers)
     return table(header, lines.values())
 
 
@@ -92,7 +94,10 @@ def front_rows(record: Record, frozen_record: Record) -> dict[str, list[float]]:
         group["key"]: [result for result in group["results"] if "ratio" in result]
         for group in record["groups"]
     }
-    rows = {title: [r["ratio"] for k in keys for r in found[k]] for title, keys in ROWS.items()}
+    rows = {
+        title: [r["ratio"] for key in keys for r in found.get(key, [])]
+        for title, keys in ROWS.items()
+    }
     (rows["single steps, LSTMCell packed in int8"],) = (
         r["ratios"]
         for r in frozen_record["results"]

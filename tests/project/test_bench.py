@@ -47,6 +47,7 @@ STEPS = " ".join(
     f"({B},1,{sizes})" for sizes in ("256,512", "64,64", "512,1024") for B in (1, 5, 32)
 )
 # What the CPU engine was asked to reach: shapes, geometric mean, worst, and what all cases are.
+LARGE = "(64,100,128,256) (128,20,256,512) (128,20,512,1024)"
 CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] = {
     "training": (DENSE, 1.4, 1.05, {"mode": "training", "precision": "float32"}),
     "inference": (DENSE, 1.4, 1.05, {"mode": "inference", "precision": "float32"}),
@@ -65,6 +66,7 @@ CPU_TABLE: dict[str, tuple[str, float | None, float | None, dict[str, object]]] 
         2,
         {"mode": "training", "precision": "products in bfloat16"},
     ),
+    "tf32": (" ".join([LARGE, LARGE]), None, None, {"precision": "tf32"}),
     "float16": ("(32,35,200,200) (32,35,200,200)", None, None, {"precision": "float16"}),
     "projection": ("(32,35,200,400) (32,35,200,400)", None, None, {"proj_size": 200}),
     "saturated": ("(16,64,64,256) (16,64,64,256)", None, None, {"saturated": True}),

@@ -342,20 +342,22 @@ def test_the_front_page_has_the_rows_that_decide() -> None:
         packed_inference=[3],
         step=[5, 0.5],
         cell=[1.5],
+        tf32=[2],
         bfloat16=[99],
     )
     record["groups"][1]["results"].append({"error": "RuntimeError: no"})
     peers = [("one step, int8", "torch.ao cell", [99]), ("one step, int8", "nn.LSTMCell", [2, 8])]
     packed = {"results": [{"title": t, "peer": p, "ratios": r} for t, p, r in peers]}
-    other = record | {"machine": {"cpu": "other"}}
+    other = record | {"machine": {"cpu": "other"}, "groups": record["groups"][:-2]}
     assert summary.front_page([record, other], [packed, packed]).splitlines() == [
         "| nn.LSTM = 1, float32 on a CPU | a CPU: mean | worst | other: mean | worst |",
         "| --- | ---: | ---: | ---: | ---: |",
         *(
-            f"| {title} | {numbers} | {numbers} |"
+            f"| {title} | {numbers} | {'- | -' if 'tf32' in title else numbers} |"
             for title, numbers in {
                 "dense batches, training and inference": "2.83 | 1.00",
                 "packed batches, training and inference": "3.00 | 3.00",
+                "large dense batches, fp32_precision = tf32": "2.00 | 2.00",
                 "single steps, LSTM": "1.58 | 0.50",
                 "single steps, LSTMCell": "1.50 | 1.50",
                 "single steps, LSTMCell packed in int8": "4.00 | 2.00",
