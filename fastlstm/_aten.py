@@ -1,7 +1,7 @@
 """PyTorch's own LSTM as an engine: all layers in one call of `aten::lstm`, as nn.LSTM makes it.
 
 Autograd is aten's too, so results and gradients have the bits of nn.LSTM. What aten lacks on a GPU
-is added: gradients in eval mode, and second derivatives.
+is added: gradients in eval mode, and second derivatives (`_twice`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _route
-from ._call import LstmCall, layout_of, layout_of_stack
+from . import _twice
+from ._call import LstmCall, layout_of
 from ._checks import check_layer
-from ._layers import by_layers, run_layer
 
 
 def lstm(
@@ -35,7 +34,7 @@ def lstm(
     else:
         output, h_n, c_n = run(input, batch_sizes, (h_0, c_0), weights, *options)
     if not input.is_cpu:
-        differentiate_twice(output)
+        _twice.differentiate(output)
     return output, (h_n, c_n), []
 
 
@@ -54,68 +53,3 @@ def lstm_cell(
         check_layer(LstmCall(input.unsqueeze(0), *state, weights, layout_of(len(weights) > 2)))
         raise
     return step
-
-
-# The nodes of the graph whose backward has no derivative, as of torch 2.13.
-_ONCE_DIFFERENTIABLE = ("CudnnRnnBackward0", "MiopenRnnBackward0", "LstmMpsBackward0")
-
-
-def differentiate_twice(output: Tensor) -> None:
-    """Gives the node of the graph that made an output second derivatives if it has none.
-
-    The hook costs nothing but its call: under create_graph it computes the layers again, from what
-    the node saved, by an engine that can be differentiated twice.
-    """
-    node: Any = output.grad_fn
-    if node is not None and node.name() in _ONCE_DIFFERENTIABLE:
-        node.register_hook(_differentiable_gradients)
-
-
-def _differentiable_gradients(
-    grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...] | None:
-    """The gradients of the node at work, under create_graph; None leaves them as they are."""
-    node: Any = torch._C._current_autograd_node()
-    if not torch.is_grad_enabled() or node._saved_dropout > 0:  # whose mask nobody can draw again
-        return None
-    tensors, weights = _saved_tensors(node)
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        # Views, so that a state that was computed from the input is a variable of its own.
-        own = [tensor.view_as(tensor) for tensor in tensors]
-        others = own.copy()
-        del others[weights]
-        input, h_0, c_0 = others
-        sizes = getattr(node, "_saved_batch_sizes", ())
-        call = LstmCall(
-            input.transpose(0, 1) if node._saved_batch_first else input,
-            h_0,
-            c_0,
-            own[weights],
-            layout_of_stack(own[weights], len(h_0)),
-            torch.tensor(sizes) if sizes else None,
-        )
-        engine = _route.of_op(call, "auto").engine
-        output, state, _ = by_layers(
-            call, node._saved_num_layers, lambda layer, _: run_layer(layer, engine, recompute=True)
-        )
-        if node._saved_batch_first:
-            output = output.transpose(0, 1)
-    pairs = [(r, g) for r, g in zip((output, *state), grad_outputs, strict=False) if g is not None]
-    needed = [k for k, gradient in enumerate(grad_inputs) if gradient is not None]
-    found = torch.autograd.grad(
-        [result for result, _ in pairs],
-        [own[k] for k in needed],
-        [gradient for _, gradient in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    by_place = dict(zip(needed, found, strict=True))
-    return tuple(by_place.get(k) for k in range(len(grad_inputs)))
-
-
-def _saved_tensors(node: Any) -> tuple[list[Tensor], slice]:
-    """What a node was computed from, in the order of its gradients, and where the weights stand."""
-    if hasattr(node, "_saved_params"):  # Apple's
-        return [node._saved_input, *node._saved_hx, *node._saved_params], slice(3, None)
-    weights = node._saved_weight
-    return [node._saved_input, *weights, node._saved_hx, node._saved_cx], slice(1, -2)

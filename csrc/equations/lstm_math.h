@@ -1,8 +1,8 @@
 // Gate equations of one LSTM unit: the only place in the C++ code where they are written down.
 //
 // Every function is a template over the value type A, so one text serves double and float on both
-// devices, and at::Tensor for the differentiable recomputation behind double backward. A value
-// type brings its own sigmoid(A) and tanh(A), found by argument-dependent lookup or below.
+// devices, and at::Tensor for what the stepwise engine computes outside the loop. A value type
+// brings its own sigmoid(A) and tanh(A), found by argument-dependent lookup or below.
 //
 // Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000); names and gate
 // order (i, f, g, o) as in torch.nn.LSTM. docs/design.md has the table to the lecture's notation.

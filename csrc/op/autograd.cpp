@@ -1,8 +1,9 @@
 // Autograd key: forward saves gates and cells, backward is an op of its own, so that a compiled
 // graph holds one forward and one backward node whatever the number of steps. Under create_graph
-// the gradient is recomputed from differentiable operations instead (backward.h).
+// the gradients come from the equations in Python instead, which can be differentiated.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,7 +12,6 @@
 
 #include "core/call.h"
 #include "core/layer.h"
-#include "op/backward.h"
 #include "op/step_weights.h"
 
 namespace fastlstm {
@@ -88,6 +88,15 @@ struct SavedCall : OwnedCall {
     for (size_t k = 0; k < weights.size(); ++k)
       if (!weights[k].defined()) weights[k] = ctx->saved_data.at(unread(k)).toTensor();
   }
+  // The gradients of input, h_0, c_0 and the weights, which have derivatives of their own.
+  std::vector<OptionalTensor> differentiable_gradients(const variable_list& grads) const {
+    const pybind11::gil_scoped_acquire gil;
+    return pybind11::module_::import("fastlstm._twice")
+        .attr("of_layer")(variable_list(grads.begin(), grads.begin() + 4),
+                          FASTLSTM_FOR_EACH_INPUT(FASTLSTM_BEFORE) weights,
+                          layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_AFTER))
+        .cast<std::vector<OptionalTensor>>();
+  }
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result,
                    const variable_list& weights) {
     const auto& [output, h_n, c_n, cells, gates] = result;
@@ -129,17 +138,13 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     variable_list result(end + 2);  // the last 2 have no gradient
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
-    const auto layout = WeightLayout::of(saved.layout);
     if (at::GradMode::is_enabled()) {
       connect_weights(ctx, saved.weights);
-      auto found = differentiable_backward(check_layer(saved.call()),
-                                           {grads[0], grads[1], grads[2], grads[3]});
-      std::move(found.begin(), found.end(), result.begin());
-      if (layout.bias)
-        for (size_t b_hh = kFirstWeight + 3; b_hh < end; b_hh += layout.each())
-          if (result[b_hh].defined()) result[b_hh] = result[b_hh].clone();
+      const auto found = saved.differentiable_gradients(grads);
+      for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());
       return result;
     }
+    const auto layout = WeightLayout::of(saved.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // Without gradients of weights those of the gates are enough, which saves the products.

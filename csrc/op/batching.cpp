@@ -3,13 +3,14 @@
 // N times the batch rows of one call, and the gradients of the weights are products of its d_gates.
 // Where d_gates are not enough for that (a projection, layer normalization, gates that backward
 // recomputes), or more than gradients is batched, each sample has a call of its own.
+#include "op/batching.h"
+
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
 #include "core/flat_rows.h"
 #include "core/layer.h"
 #include "core/operators.h"
-#include "op/backward.h"
 
 namespace fastlstm {
 namespace {

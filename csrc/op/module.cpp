@@ -4,7 +4,7 @@
 
 #include "core/packed.h"
 #include "cpu/scratch.h"
-#include "op/backward.h"
+#include "op/batching.h"
 #include "op/planners.h"
 #include "op/short_calls.h"
 
@@ -55,5 +55,5 @@ PYBIND11_MODULE(_C, m) {
         "One step; input [B,I], h and c [B,H]");
   m.def("lstm_backward_of_samples", &lstm_backward_of_samples, "tensors"_a, "batched"_a, "layout"_a,
         "input_needs_grad"_a, "state_needs_grad"_a, "per_row"_a = false, "engine"_a = "auto",
-        "torch.ops.fastlstm.lstm_backward with some tensors batched; see backward.h");
+        "torch.ops.fastlstm.lstm_backward with some tensors batched; see batching.h");
 }

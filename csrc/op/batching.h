@@ -1,14 +1,8 @@
-// Backward in other ways than one call of the op: with derivatives of its own, or for many
-// gradients of one forward at once.
+// Backward for many gradients of one forward at once.
 #pragma once
-#include "core/layer.h"
+#include "core/call.h"
 
 namespace fastlstm {
-
-// The gradients of `layer` with respect to input, h_0, c_0 and every weight, in this order,
-// themselves differentiable (create_graph): the layer is composed of ATen operations, by the
-// equations of lstm_math.h over at::Tensor. Undefined where the tensor needs no gradient.
-std::vector<Tensor> differentiable_backward(const Layer& layer, const OutputGrads& grads);
 
 // lstm_backward where some tensors hold N samples along their first dimension, from Python: its
 // tensors in the order of the schema, but the weights last, and which of them are batched. The
