@@ -14,16 +14,6 @@ void check_device(const Tensor& tensor, const char* name, const Tensor& input) {
               " like input, got ", tensor.device());
 }
 
-// meaning: whatever << takes, so that a message is built only if it is needed.
-void check_tensor(const Tensor& tensor, const char* name, c10::SymIntArrayRef shape,
-                  const auto& meaning, at::ScalarType dtype, const Tensor& input) {
-  TORCH_CHECK(tensor.sym_sizes() == shape, "lstm: expected ", name, " of shape ", meaning, " = ",
-              shape, ", got ", tensor.sym_sizes());
-  check_device(tensor, name, input);
-  TORCH_CHECK(tensor.scalar_type() == dtype, "lstm: expected ", name, " of dtype ", dtype,
-              dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
-}
-
 void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
   TORCH_CHECK(tensor.dim() == dims, "lstm: expected ", name, " to have ", dims,
               " dimension(s), got shape ", tensor.sym_sizes());
@@ -33,6 +23,16 @@ struct NamedSize {
   const char* name;
   c10::SymInt size;
 };
+using Shape = c10::SmallVector<NamedSize, 4>;
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  std::vector<c10::SymInt> sizes;
+  for (const NamedSize& each : shape) {
+    out << (sizes.empty() ? "(" : ", ") << each.name;
+    sizes.push_back(each.size);
+  }
+  return out << ") = " << c10::SymIntArrayRef(sizes);
+}
+
 NamedSize size_of(const Layer& layer, Extent extent) {
   switch (extent) {
     case Extent::kGates:
@@ -53,47 +53,34 @@ NamedSize size_of(const Layer& layer, Extent extent) {
 // What stands before the last dimension: that of a state, or of a sequence for all directions or
 // for each.
 enum class Leading { kState, kSequence, kSequences };
-struct Shape {
-  const Layer& layer;
-  Leading leading;
-  Extent size;
-};
-std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  return out << (shape.leading == Leading::kSequence ? "(" : "(directions, ")
-             << (shape.leading == Leading::kState ? "batch, "
-                 : shape.layer.packed()           ? "packed rows, "
-                                                  : "steps, batch, ")
-             << size_of(shape.layer, shape.size).name << ")";
-}
-void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype) {
-  const Layer& layer = shape.layer;
-  const c10::SymInt size = size_of(layer, shape.size).size;
-  if (shape.leading == Leading::kState)
-    return check_tensor(tensor, name, {layer.num_directions(), layer.batch, size}, shape, dtype,
-                        layer.input);
-  const auto sequence = layer.sequence(size, shape.leading == Leading::kSequences);
-  check_tensor(tensor, name, sequence, shape, dtype, layer.input);
+Shape shape_of(const Layer& layer, Leading leading, Extent size) {
+  Shape shape;
+  const bool by_rows = leading != Leading::kState && layer.packed();
+  if (leading != Leading::kSequence) shape.push_back({"directions", layer.num_directions()});
+  if (by_rows) shape.push_back({"packed rows", layer.flat_rows});
+  if (leading != Leading::kState && !by_rows) shape.push_back({"steps", layer.steps});
+  if (!by_rows) shape.push_back({"batch", layer.batch});
+  shape.push_back(size_of(layer, size));
+  return shape;
 }
 
-struct WeightShape {
-  const Layer& layer;
-  const NamedWeight& weight;
-};
-std::ostream& operator<<(std::ostream& out, const WeightShape& shape) {
-  out << "(" << size_of(shape.layer, shape.weight.rows).name;
-  if (shape.weight.is_matrix()) out << ", " << size_of(shape.layer, shape.weight.columns).name;
-  return out << ")";
+Shape shape_of(const Layer& layer, const NamedWeight& weight) {
+  Shape shape{size_of(layer, weight.rows)};
+  if (weight.is_matrix()) shape.push_back(size_of(layer, weight.columns));
+  return shape;
 }
-void check_weight(const Layer& layer, const NamedWeight& weight, const Tensor& tensor,
-                  at::ScalarType dtype) {
+
+void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype,
+           const Tensor& input) {
   const auto sizes = tensor.sym_sizes();
-  const bool fits = sizes.size() == (weight.is_matrix() ? 2 : 1) &&
-                    sizes[0] == size_of(layer, weight.rows).size &&
-                    (!weight.is_matrix() || sizes[1] == size_of(layer, weight.columns).size);
-  if (fits && tensor.scalar_type() == dtype && tensor.device() == layer.input.device()) return;
-  std::vector<c10::SymInt> shape{size_of(layer, weight.rows).size};
-  if (weight.is_matrix()) shape.push_back(size_of(layer, weight.columns).size);
-  check_tensor(tensor, weight.name, shape, WeightShape{layer, weight}, dtype, layer.input);
+  const auto is = [](const c10::SymInt& size, const NamedSize& named) {
+    return size == named.size;
+  };
+  TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end(), is),
+              "lstm: expected ", name, " of shape ", shape, ", got ", sizes);
+  check_device(tensor, name, input);
+  TORCH_CHECK(tensor.scalar_type() == dtype, "lstm: expected ", name, " of dtype ", dtype,
+              dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
 // hidden_size and output_size, from the first weights. Packed matrices have no shapes, so then they
@@ -127,7 +114,7 @@ void check_weights(const Layer& layer) {
       if (packed && weight.is_matrix())
         check_device(tensor, weight.name, layer.input);
       else
-        check_weight(layer, weight, tensor, dtype);
+        check(tensor, weight.name, shape_of(layer, weight), dtype, layer.input);
     }
 }
 
@@ -184,15 +171,13 @@ Layer unpack(const LstmCall& call, bool packed) {
 }
 
 void check_options(const Layer& layer) {
-  const auto dtype = layer.input.scalar_type();
-  if (layer.lengths)
-    check_tensor(*layer.lengths, "lengths", {layer.batch}, "(batch)", at::kLong, layer.input);
-  if (layer.reset)
-    check_tensor(*layer.reset, "reset", {layer.steps, layer.batch}, "(steps, batch)", at::kBool,
-                 layer.input);
+  const Tensor& input = layer.input;
+  const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
+  if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
+  if (layer.reset) check(*layer.reset, "reset", {steps, batch}, at::kBool, input);
   const auto check_option = [&](const OptionalTensor& option, const char* name, Leading leading,
                                 Extent size) {
-    if (option) check(*option, name, {layer, leading, size}, dtype);
+    if (option) check(*option, name, shape_of(layer, leading, size), input.scalar_type(), input);
   };
   check_option(layer.h_mask, "h_mask", Leading::kState, Extent::kOutput);
   check_option(layer.zoneout_h, "zoneout_h", Leading::kSequences, Extent::kOutput);
@@ -257,9 +242,9 @@ Layer check_layer(const LstmCall& call, bool packed) {
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   const auto dtype = layer.input.scalar_type(), of_c = layer.c_0.scalar_type();
-  check(layer.h_0, "h_0", {layer, Leading::kState, Extent::kOutput}, dtype);
-  check(layer.c_0, "c_0", {layer, Leading::kState, Extent::kHidden},
-        of_c == state_dtype(dtype) ? of_c : dtype);
+  check(layer.h_0, "h_0", shape_of(layer, Leading::kState, Extent::kOutput), dtype, layer.input);
+  check(layer.c_0, "c_0", shape_of(layer, Leading::kState, Extent::kHidden),
+        of_c == state_dtype(dtype) ? of_c : dtype, layer.input);
   check_options(layer);
   return layer;
 }
@@ -270,23 +255,23 @@ BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
   const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
   TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
               "lstm_backward: expected saved gates and no layer normalization with per_row");
-  check(a.output, "the saved output", {layer, Leading::kSequence, Extent::kOutputs}, dtype);
-  check(a.cells, "the saved cells", {layer, Leading::kSequences, Extent::kHidden},
-        state_dtype(dtype));
-  if (recompute)
-    check_tensor(gates, "the saved gates", {0}, "(0)", dtype, layer.input);
-  else
-    check(gates, "the saved gates", {layer, Leading::kSequences, Extent::kGates}, dtype);
-  const auto given = [&](const OptionalTensor& grad, const char* name, Leading leading, Extent size,
-                         at::ScalarType dtype) {
-    if (grad) check(*grad, name, {layer, leading, size}, dtype);
-    return grad.value_or(Tensor());
+  const auto given = [&](const OptionalTensor& tensor, const char* name, Leading leading,
+                         Extent size, at::ScalarType dtype) {
+    if (tensor) check(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
+    return tensor.value_or(Tensor());
   };
+  const auto state = state_dtype(dtype);
+  given(a.output, "the saved output", Leading::kSequence, Extent::kOutputs, dtype);
+  given(a.cells, "the saved cells", Leading::kSequences, Extent::kHidden, state);
+  if (recompute)
+    check(gates, "the saved gates", {{"0", 0}}, dtype, layer.input);
+  else
+    given(gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
   const OutputGrads grads{
       given(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype),
       given(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype),
       given(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type()),
-      given(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state_dtype(dtype))};
+      given(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state)};
   return {a.output, a.cells, recompute ? Tensor() : gates, grads, a.request};
 }
 
