@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import torch
@@ -78,10 +79,7 @@ def run(args: argparse.Namespace) -> None:
     gpu = _choice.Gpu(args.sms, args.capability, not args.no_tf32, free)
     print(f"sm_{args.capability} with {args.sms} SMs{note}")
     _print_choice(_choice.on_gpu(stack, gpu), "persistent")
-    print("\nfastlstm's own engine, by its planner:")
-    for name, plan in zip(("forward", "backward"), _choice.plans(stack, gpu), strict=False):
-        _print_walk(name, plan)
-    print("\nTimes are predictions from data sheets; none was measured.")
+    _print_walks(_choice.plans(stack, gpu))
 
 
 def _print_choice(choice: _choice.Choice, ours: str) -> None:
@@ -93,31 +91,15 @@ def _print_cpu(stack: _choice.Stack, threads: int) -> None:
     names = "dtype input_size hidden_size batch steps directions training".split()
     task = {name: getattr(stack, name) for name in names}
     machine = {"threads": threads, "l2_cache_bytes": _build.library.build_info()["l2_cache_bytes"]}
-    for name in ("forward", "backward") if stack.training else ("forward",):
-        plan = _build.library.plan_cpu(**task, **machine, backward=name == "backward")
-        print(f"\n{name}: {plan['engine']}, in {plan['dtype']}, products in {plan['product']}")
-        if plan["one_step"]:
-            print("  a single step, its weights as they lie")
-            continue
-        ahead = plan["chunk_steps"] if name == "backward" else plan["steps_ahead"]
-        print(
-            f"  {threads} threads: {plan['directions']} direction(s) x {plan['row_groups']} row "
-            f"groups x {plan['unit_groups']} groups of units\n"
-            f"  {f'{ahead} steps a chunk' if ahead else 'input multiplied beside h'}\n"
-            f"  {plan['step_us']:.2f} us a step, predicted"
-        )
+    plan = functools.partial(_build.library.plan_cpu, **task, **machine)
+    _print_walks([plan(backward=back) for back in ([False, True] if stack.training else [False])])
 
 
-def _print_walk(name: str, plan: dict[str, Any]) -> None:
-    print(f"\n{name}: {plan['engine']}")
-    if plan["engine"] != "persistent":
-        print(f"  {plan['stepwise_step_us']:.2f} us a step")
-        return
-    print(
-        f"  {plan['blocks']} blocks: {plan['directions']} direction(s) x {plan['row_groups']} row "
-        f"groups x {plan['unit_blocks']} parts of {plan['units']} units\n"
-        f"  {plan['group_rows']} rows a group, {plan['row_tile']} at a time\n"
-        f"  {plan['shared_bytes']:,} of {plan['shared_bytes_available']:,} bytes of shared memory "
-        f"a block\n"
-        f"  {plan['step_us']:.2f} us a step, stepwise {plan['stepwise_step_us']:.2f} us"
-    )
+def _print_walks(plans: list[dict[str, Any]]) -> None:
+    """What the planner says of forward, and of backward if there is one."""
+    for name, plan in zip(("forward", "backward"), plans, strict=False):
+        print(f"\n{name}")
+        for key, value in plan.items():
+            text = f"{value:.2f}" if isinstance(value, float) else value
+            print(f"  {key.replace('_', ' '):<24}{text}")
+    print("\nTimes are predictions, in microseconds; none was measured.")
