@@ -84,15 +84,6 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
         raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
 
 
-def are_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> bool:
-    """Whether a tensor is the batch_sizes of a PackedSequence of so many rows and data rows."""
-    try:
-        check_batch_sizes(batch_sizes, batch, rows)
-    except RuntimeError:
-        return False
-    return True
-
-
 def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
@@ -104,12 +95,11 @@ def check_layer(call: LstmCall) -> None:
         "h_0 of shape (1 or 2 directions, batch, output size)",
         tuple(h_0.shape),
     )
-    steps, batch = input.shape[:2]
-    if batch_sizes is not None:
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        _check_steps(steps)
+    else:
         steps, batch = batch_sizes.numel(), h_0.size(1)
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if batch_sizes is not None:
         check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
@@ -144,8 +134,8 @@ def check_layer(call: LstmCall) -> None:
 def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     """Raises a RuntimeError unless it is that of a PackedSequence of so many rows and data rows."""
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    is_list = batch_sizes.dim() == 1 and batch_sizes.numel() > 0
-    _check(is_list and are_integers, _BATCH_SIZES, _describe(batch_sizes))
+    _check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, _describe(batch_sizes))
+    _check_steps(batch_sizes.numel())
     sizes = batch_sizes.tolist()
     _check(
         sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
@@ -153,6 +143,11 @@ def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
         sizes,
     )
     _check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
+
+
+def _check_steps(steps: int) -> None:
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def _check_weights(call: LstmCall) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _choice, _measured, _transforms, onnx
 from ._call import DTYPES, LstmCall, weight_shapes
-from ._checks import are_batch_sizes
+from ._checks import check_batch_sizes
 from ._choice import Choice as Route
 from ._regularize import Regularizers
 
@@ -69,7 +69,7 @@ def exports_for_onnx() -> bool:
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
         return False
-    return torch.onnx.is_in_onnx_export() and not onnx.translations_were_made()
+    return torch.onnx.is_in_onnx_export() and not onnx.were_made
 
 
 def check_engine(engine: Any) -> None:
@@ -87,29 +87,23 @@ except ValueError as error:  # of the calls too, but an import never fails
     warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
-def is_left_to_torch(engine: str, input: Tensor) -> bool:
-    """Whether torch.nn's forward is all that a plain call of a module needs."""
-    engine = _DEFAULT_ENGINE if engine == "auto" else engine
-    is_torch = engine == "torch" or (engine == "auto" and not _ALWAYS_OURS)
-    if not is_torch or not input.is_cpu:
-        return False
-    return not (is_transformed() or torch._C._is_tracing())
-
-
 _GPU = "cuda"  # tests, which have none, say "cpu"
 
 
-def gpu_leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> bool:
-    """Whether nn.LSTM's forward is all that a plain call of a module on a GPU needs.
+def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> bool:
+    """Whether nn.LSTM's forward is all that a plain call of a module needs.
 
-    It is remembered for each kind of call, so that what goes to cuDNN costs as much as nn.LSTM.
+    On a GPU it is remembered for each kind of call, so that what goes to cuDNN costs as much as
+    nn.LSTM.
     """
     engine = _DEFAULT_ENGINE if lstm.engine == "auto" else lstm.engine
-    if input.device.type != _GPU or engine not in ("auto", "torch") or is_transformed():
+    if engine not in ("auto", "torch") or is_transformed() or torch._C._is_tracing():
         return False
+    if input.device.type != _GPU:
+        return input.is_cpu and (engine == "torch" or not _ALWAYS_OURS)
     grads, dims = torch.is_grad_enabled(), input.dim() if batch_sizes is None else 3
     # In eval mode `_aten.lstm` tells cuDNN to keep what backward needs; it also copies states.
-    if (grads and not lstm.training) or dims not in (2, 3) or torch._C._is_tracing():
+    if (grads and not lstm.training) or dims not in (2, 3):
         return False
     states: Any = () if hx is None else hx if type(hx) is tuple else (None,)
     if not all(type(h) is Tensor and h.is_contiguous() for h in states):
@@ -153,13 +147,10 @@ def _gpu_leaves(
 
 
 def is_ours_at_once(engine: str, input: Tensor, *others: Tensor) -> bool:
-    """Whether the op serves a call with this input on the CPU, and nothing has to see `others`."""
-    if torch.compiler.is_compiling() or not engine == _DEFAULT_ENGINE == "auto":
+    """Whether the op serves a call with this input, and nothing has to see `others`."""
+    if is_transformed() or not engine == _DEFAULT_ENGINE == "auto" or input.dtype not in DTYPES:
         return False
-    differentiates = transforms_active() or forward_ad._current_level >= 0
-    chooses = _measured.active or traces() or input.numel() >= _LEAST_OF_A_LARGE_STEP
-    is_known = _ALWAYS_OURS and input.is_cpu and input.dtype in DTYPES
-    return is_known and not (differentiates or chooses or has_torch_function_variadic(*others))
+    return _is_ours(input) and not (traces() or has_torch_function_variadic(*others))
 
 
 def of_stack(
@@ -183,8 +174,14 @@ def of_stack(
                 f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
                 f"{', '.join(lacking)}; use 'auto'"
             )
-        if exports_for_onnx() and (traces() or not lacking):  # else run_layer warns
-            return _for_onnx(lacking)
+        if exports_for_onnx():
+            if not lacking:
+                return _ONNX
+            if traces():  # else run_layer warns
+                raise RuntimeError(
+                    "onnx: with dynamo=False only plain calls can be exported, got "
+                    f"{', '.join(lacking)}; use {onnx.REMEDY}"
+                )
         traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
         if not (lacking or traced_in_symbols or is_transformed()):
             return _of_plain_stack(call, name, num_layers, directions)
@@ -210,8 +207,9 @@ def _is_ours(input: Tensor) -> bool:
         return False
     if _measured.active or exports_for_onnx():
         return False
-    is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
-    return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
+    if isinstance(n := input.numel(), torch.SymInt) or n < _LEAST_OF_A_LARGE_STEP:
+        return True
+    return torch.compiler.is_compiling() or not _choice.this_cpu().is_intel
 
 
 def _lacking_in_torch(
@@ -227,15 +225,6 @@ def _lacking_in_torch(
         **(regularizers._asdict() if regularizers else {}),
     }
     return [name for name, is_used in used.items() if is_used]
-
-
-def _for_onnx(lacking: list[str]) -> Route:
-    if lacking:
-        raise RuntimeError(
-            "onnx: with dynamo=False only plain calls can be exported, got "
-            f"{', '.join(lacking)}; use {onnx.REMEDY}"
-        )
-    return _ONNX
 
 
 def _of_plain_stack(call: LstmCall, engine: str, num_layers: int, directions: int) -> Route:
@@ -341,7 +330,9 @@ def _fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, .
             return False
         if tensor.dtype is not dtype and not torch.is_autocast_enabled(device.type):
             return False
-    return batch_sizes is None or are_batch_sizes(batch_sizes, states[-1], input.size(0))
+    if batch_sizes is not None:
+        check_batch_sizes(batch_sizes, states[-1], input.size(0))
+    return True
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _aten, _build, _route, functional
+from . import _build, _route, _twice, functional
 from ._call import layout_of
 from ._checks import as_reset, check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
@@ -252,15 +252,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
 
     Args:
-        input_size: number of features of the input.
-        hidden_size: number of features of the hidden and the cell state.
-        num_layers: number of stacked layers.
-        bias: whether there are b_ih and b_hh.
-        batch_first: whether input, output and reset put the batch before the steps.
-        dropout: probability of dropping an element of the output of each layer but the last.
-        bidirectional: whether each layer also walks from the last step to the first.
-        proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
-        device, dtype: of the parameters.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device, dtype: as in nn.LSTM.
         input_dropout: probability of dropping a feature of each layer's input for a whole sequence
             (variational dropout, Gal & Ghahramani, 2016).
         recurrent_dropout: the same for h_{t-1} before W_hh.
@@ -398,17 +391,14 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
         if self.recompute or self._NORMALIZES:
             return None
-        if not (
-            _route.is_left_to_torch(self.engine, data)
-            or _route.gpu_leaves_to_torch(self, data, sizes, hx)
-        ):
+        if not _route.leaves_to_torch(self, data, sizes, hx):
             return None
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         try:
             found: tuple[Any, ...] = _torch_lstm.forward(self, input, hx)
             if not data.is_cpu:
-                _aten.differentiate_twice(found[0][0] if sizes is not None else found[0])
+                _twice.differentiate(found[0][0] if sizes is not None else found[0])
             return found
         except (IndexError, RuntimeError):
             if sizes is not None:  # of which nn.LSTM looks at less
@@ -484,13 +474,6 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if _route.is_left_to_torch(self.engine, input):
-            try:
-                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
-                return found
-            except RuntimeError:
-                self._compare(input, hx)
-                raise
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)

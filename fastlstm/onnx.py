@@ -27,17 +27,12 @@ REMEDY = (
     "torch.onnx.export(model, ..., dynamo=True, "
     "custom_translation_table=fastlstm.onnx.translations())"
 )
-_were_made = False  # the translations: only then can the exporter have got them
-
-
-def translations_were_made() -> bool:
-    """Whether the exporter can know our op."""
-    return _were_made
+were_made = False  # the translations: only then can the exporter have got them
 
 
 def recommend_translations() -> None:
     """Warns if nobody has asked for the translations: the exporter's own errors hide ours."""
-    if not _were_made:
+    if not were_made:
         warnings.warn(
             f"the ONNX exporter does not know fastlstm's op: use {REMEDY}",
             RuntimeWarning,
@@ -63,8 +58,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
             'fastlstm.convert(model, to="torch") instead'
         )
     _Operators()  # raises the ImportError
-    global _were_made
-    _were_made = True
+    global were_made
+    were_made = True
     ops = torch.ops.fastlstm
     return {ops.lstm.default: _lstm, ops.lstm_packed.default: _lstm_packed}
 

@@ -235,7 +235,7 @@ def test_the_exporter_that_traces(tmp_path: Path) -> None:
 
 def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that exports for its user cannot be given our table."""
-    monkeypatch.setattr(fastlstm.onnx, "_were_made", False)
+    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval(), torch.randn(6, 2, 3)
     program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model.graph].count("LSTM") == 2
@@ -243,7 +243,7 @@ def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_translations_are_named_for_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastlstm.onnx, "_were_made", False)
+    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
 
     class Options(nn.Module):
         def __init__(self) -> None:
@@ -261,7 +261,7 @@ def test_the_translations_are_named_for_an_option(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_translations_are_named_if_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastlstm.onnx, "_were_made", False)
+    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTMCell(3, 5).eval(), torch.randn(2, 3)
     with (
         pytest.warns(RuntimeWarning, match=r"custom_translation_table=fastlstm.onnx.translations"),

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _aten, _build, _choice, _measured, _route, functional
+from fastlstm import _aten, _build, _choice, _measured, _route, _twice, functional
 from fastlstm._call import layout_of
 
 STACKS = [
@@ -181,7 +181,7 @@ def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.Monk
     lstm, x = fastlstm.LSTM(8, 8), torch.randn(4, 3, 8)
 
     def left(lstm: fastlstm.LSTM = lstm, x: Tensor = x, hx: Any = None) -> bool:
-        return _route.gpu_leaves_to_torch(lstm, x, None, hx)
+        return _route.leaves_to_torch(lstm, x, None, hx)
 
     state = torch.zeros(1, 3, 8)
     assert left() and left(hx=(state, state))
@@ -409,7 +409,7 @@ def by_name(kind: str, tensors: Any) -> tuple[Tensor, Tensor, Tensor, list[Tenso
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_aten, "_ONCE_DIFFERENTIABLE", ("FakeRnnBackward",))
+    monkeypatch.setattr(_twice, "_ONCE_DIFFERENTIABLE", ("FakeRnnBackward",))
 
 
 @pytest.mark.usefixtures("fake")
@@ -440,7 +440,7 @@ def test_second_derivatives_of_a_node_without(kind: str, packed: bool, hooked: b
         inputs = (x, *weights, h, c) if kind == "cudnn" else (x, h, c, *weights)
         outputs = FakeRnn.apply(options, kind, *inputs)
         if hooked:
-            _aten.differentiate_twice(outputs[0])
+            _twice.differentiate(outputs[0])
         return outputs
 
     def known(h: Tensor, c: Tensor) -> Any:
