@@ -38,35 +38,26 @@ class Regularizers(NamedTuple):
 
 def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
     """The call of a layer with its input and W_hh dropped out, and with masks for its state."""
-    input = drop_input(call.input, p.input_dropout, call.h_0.size(1), call.batch_sizes)
-    weights = call.weights
+    input, weights, h_0, h_mask = call.input, call.weights, call.h_0, None
+    if p.input_dropout:  # variational: the same features at every step of a row
+        mask = F.dropout(input.new_ones(h_0.size(1), input.size(-1)), p.input_dropout)
+        if call.batch_sizes is not None:
+            mask = torch.cat([mask[:rows] for rows in call.batch_sizes.tolist()])
+        input = input * mask
     if p.weight_dropout:
         dropped = [d._replace(W_hh=F.dropout(d.W_hh, p.weight_dropout)) for d in call.directions]
         weights = [weight for d in dropped for weight in d.tensors()]
-    h_mask, zoneout_h, zoneout_c = draw_masks(input, call.h_0, call.c_0, p)
-    return call._replace(
-        input=input, weights=weights, h_mask=h_mask, zoneout_h=zoneout_h, zoneout_c=zoneout_c
-    )
-
-
-def drop_input(input: Tensor, p: float, batch: int, batch_sizes: Tensor | None) -> Tensor:
-    """Variational dropout: the same features of `input` are dropped at every step of a row."""
-    if p == 0:
-        return input
-    mask = F.dropout(input.new_ones(batch, input.size(-1)), p)
-    if batch_sizes is not None:
-        mask = torch.cat([mask[:rows] for rows in batch_sizes.tolist()])
-    return input * mask
-
-
-def draw_masks(
-    input: Tensor, h_0: Tensor, c_0: Tensor, p: Regularizers
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """h_mask, zoneout_h and zoneout_c of one layer, None where the probability is 0."""
+    if p.recurrent_dropout:
+        h_mask = F.dropout(torch.ones_like(h_0), p.recurrent_dropout)
 
     def zones(state: Tensor, p: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))
         return input.new_empty(shape).bernoulli_(p) if p > 0 else None
 
-    h_mask = F.dropout(torch.ones_like(h_0), p.recurrent_dropout) if p.recurrent_dropout else None
-    return h_mask, zones(h_0, p.zoneout_h), zones(c_0, p.zoneout_c)
+    return call._replace(
+        input=input,
+        weights=weights,
+        h_mask=h_mask,
+        zoneout_h=zones(h_0, p.zoneout_h),
+        zoneout_c=zones(call.c_0, p.zoneout_c),
+    )

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastlstm
 from fastlstm import _build, _layers, _route, functional
 from fastlstm._call import LstmCall, layout_of
-from fastlstm._regularize import Regularizers, draw_masks, drop_input, regularize
+from fastlstm._regularize import Regularizers, regularize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 ALL = {
@@ -166,12 +166,11 @@ def test_a_rate_of_one(route: Route) -> None:
 def test_what_is_drawn() -> None:
     torch.manual_seed(0)
     x, h_0, c_0 = torch.ones(50, 40, 30), torch.zeros(2, 40, 20), torch.zeros(2, 40, 25)
-    dropped = drop_input(x, 0.25, 40, None)
+    rates = Regularizers(0.25, recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.3)
+    drawn = regularize(LstmCall(x, h_0, c_0, []), rates)
+    dropped, h_mask, zoneout_h, zoneout_c = drawn.input, *drawn[-3:]
     assert torch.equal(dropped, dropped[:1].expand_as(dropped))  # the same at every step
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    h_mask, zoneout_h, zoneout_c = draw_masks(
-        x, h_0, c_0, Regularizers(recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.3)
-    )
     assert h_mask is not None and h_mask.shape == h_0.shape
     assert zoneout_h is not None and zoneout_h.shape == (2, 50, 40, 20)
     assert zoneout_c is not None and zoneout_c.shape == (2, 50, 40, 25)
@@ -184,16 +183,19 @@ def test_what_is_drawn() -> None:
     ):
         count = mask.numel() if mask is not dropped else mask[0].numel()
         assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / min(count, 1200)) ** 0.5
-    assert draw_masks(x, h_0, c_0, Regularizers()) == (None, None, None)
+    call = LstmCall(x, h_0, c_0, [])
+    assert all(a is b for a, b in zip(regularize(call, Regularizers()), call, strict=True))
 
 
 def test_packed_input_is_dropped_as_padded_input_is() -> None:
     x, lengths = draw(5, 3, 4), torch.tensor([5, 3, 1])
     packed = pack_padded_sequence(x, lengths)
     torch.manual_seed(0)
-    padded = drop_input(x, 0.5, 3, None)
+    h_0, rates = torch.zeros(1, 3, 2), Regularizers(input_dropout=0.5)
+    padded = regularize(LstmCall(x, h_0, h_0, []), rates).input
     torch.manual_seed(0)
-    data = drop_input(packed.data, 0.5, 3, packed.batch_sizes)
+    call = LstmCall(packed.data, h_0, h_0, [], batch_sizes=packed.batch_sizes)
+    data = regularize(call, rates).input
     assert torch.equal(data, pack_padded_sequence(padded, lengths).data)
 
 
