@@ -132,7 +132,7 @@ class PackedLSTM(_Frozen, SequenceModule):
 
     Attributes:
         dtype: of the input, the output and the state.
-        weights: dtype of the weights, or "int4".
+        weights: the format of the weights, as `prepack` takes it.
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
             as in `LSTM`.
     """
@@ -213,7 +213,7 @@ class PackedLSTMCell(_Frozen):
 
     Attributes:
         dtype: of the input and the state.
-        weights: dtype of the weights, or "int4".
+        weights: the format of the weights, as `prepack` takes it.
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
@@ -294,13 +294,12 @@ def prepack(
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
-        weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
-            float64, but for the last bits of a LayerNormLSTM, and of large calls of an LSTM that is
-            not packed on processors with AMX). torch.bfloat16 halves the weights of
-            float32, and rounds to bfloat16 what is multiplied with them; torch.int8 takes a quarter
-            of the memory, with a scale for each row of a matrix, and quantizes what is multiplied
-            with them row by row on the way; "int4" takes 5/32, with a scale for 32 neighbors in a
-            row, and does the same. Sums, states and gate equations stay in float32.
+        weights: their format. None keeps the dtype of each layer, and its results (bit for bit in
+            float32 and float64, but for the last bits of a LayerNormLSTM, and of large calls of an
+            LSTM that is not packed on processors with AMX). One of fewer bits, such as torch.int8
+            ("Inference with packed weights" in the documentation has them), takes less memory and
+            rounds what is multiplied with the weights too; sums, states and gate equations stay in
+            float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
@@ -316,10 +315,8 @@ def prepack(
         UserWarning: for each subclass of your own: it stays as it is.
     """
     if weights not in (None, torch.float32, *_formats.SMALLER):
-        raise ValueError(
-            "weights: expected None, torch.float32, torch.bfloat16, torch.int8 or 'int4', "
-            f"got {weights!r}"
-        )
+        known = ", ".join(map(repr, (torch.float32, *_formats.SMALLER)))
+        raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
     check_model(model)
     require_extension()
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
