@@ -1,9 +1,14 @@
 """One call of the ops with its arguments, the oracle's answer, and the comparison."""
 
-import torch
-from oracle import oracle
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
 
-from fastlstm._call import LstmCall, layout_of
+import torch
+from samples import MASKS, Sample, floating, with_floating
+from torch import Tensor
+
+from fastlstm._call import LstmCall
 
 # Roundoff of each kind of arithmetic; errors are stated in multiples of it.
 ROUNDOFF = {
@@ -25,93 +30,83 @@ def dtype_of(kind):
 
 
 class Call:
-    """ops: torch.ops.fastlstm or its stand-in. Values are drawn and judged on the CPU."""
+    """A sample in one dtype, as the ops take it, and as tests may change it.
+
+    ops: torch.ops.fastlstm or its stand-in. Values are drawn and judged on the CPU.
+    """
 
     def __init__(
         self,
-        kind,
-        form="dense",
-        directions=1,
-        steps=5,
-        batch=5,
-        input_size=6,
-        hidden_size=16,
-        bias=True,
-        reset=False,
-        masks=False,
-        norms=False,
-        ops=None,
-        device="cpu",
-    ):
+        kind: str,
+        form: str = "dense",
+        directions: int = 1,
+        steps: int = 5,
+        batch: int = 5,
+        input_size: int = 6,
+        hidden_size: int = 16,
+        bias: bool = True,
+        reset: bool = False,
+        masks: bool | Sequence[bool] = False,
+        norms: bool = False,
+        ops: Any = None,
+        device: str = "cpu",
+    ) -> None:
         torch.manual_seed(0)
-        self.kind, self.form, self.batch_sizes, self.lengths = kind, form, None, None
+        self.kind, self.form, self.ops = kind, form, ops
         # A norm divides by deviations well below one, and errors with them.
         self.tolerance = 4 * TOLERANCE if norms else TOLERANCE
-        dtype, D, T, B, H = dtype_of(kind), directions, steps, batch, hidden_size
-        rand = lambda *shape: torch.randn(shape).to(dtype)
-        self.h_0, self.c_0 = rand(D, B, H) / 2, rand(D, B, H) / 2
-        shapes = [(4 * H, input_size), (4 * H, H)] + [(4 * H,)] * (2 * bias)
-        shapes += [(4 * H,), (4 * H,), (H,), (H,)] * norms
-        self.weights = [rand(*shape) / shape[-1] ** 0.5 for _ in range(D) for shape in shapes]
-        if norms:
-            for first in range(len(shapes) - 4, len(self.weights), len(shapes)):
-                for gain in self.weights[first : first + 3]:
-                    gain += 1
-        lengths = [T] * B
-        if form != "dense":
-            lengths = [T, *torch.randint(int(form == "packed"), T + 1, (B - 1,)).tolist()]
-        if form == "packed":
-            lengths.sort(reverse=True)
-            self.batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(T)])
-        elif form == "lengths":
-            self.lengths = torch.tensor(lengths)
-        self.reset = torch.rand(T, B) < 0.25 if reset else None
-        self.masks = [None] * 3  # h_mask, zoneout_h, zoneout_c
-        if masks:
-            wanted = [True] * 3 if masks is True else masks
-            self.masks = [
-                torch.randint(3, shape).to(dtype) / 2 if is_there else None
-                for shape, is_there in zip(
-                    [(D, B, H), (D, T, B, H), (D, T, B, H)], wanted, strict=True
-                )
-            ]
-        x, dy, dcells = rand(T, B, input_size), rand(T, B, D * H), torch.randn(D, T, B, H)
-        live = torch.arange(T)[:, None] < torch.tensor(lengths)
-        dy, dcells = dy * live[..., None], dcells * live[..., None]
-        state = torch.float64 if kind == "float64" else torch.float32
-        grads = [dy, rand(D, B, H), rand(D, B, H), dcells.to(state)]
-
-        wide = [
-            t.to(torch.float64, copy=True).requires_grad_()
-            for t in (x, self.h_0, self.c_0, *self.weights)
-        ]
-        outputs = oracle(
-            *wide[:3],
-            wide[3:],
-            lengths,
-            self.reset,
-            *(m if m is None else m.double() for m in self.masks),
+        drawn = torch.randint(1, steps + 1, (batch - 1,)).tolist()
+        if form == "lengths" and drawn:
+            drawn[-1] = 0
+        lengths = (steps, *sorted(drawn, reverse=True))
+        sample = Sample(
+            "call",
+            steps,
+            batch,
+            input_size,
+            hidden_size,
+            directions=directions,
+            bias=bias,
+            lengths=None if form == "dense" else lengths,
+            packed=form == "packed",
+            reset=reset,
+            norms=norms,
+            masks=tuple(compress(MASKS, [masks] * 3 if isinstance(masks, bool) else masks)),
         )
-        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
-        flat = lambda t, dim: t[live] if dim == 0 else t[:, live]
-        self.input, self.grads = x, grads
-        self.expected = [o.detach() for o in outputs]
+        padded = sample.padded(dtype_of(kind))
+        self.live = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
+        self._expect(sample, padded)
+        given = sample.as_layer(padded)
+        for name, value in given.items():
+            if isinstance(value, Tensor) and name != "batch_sizes":
+                given[name] = value.to(device)
+        self.input, self.h_0, self.c_0 = given["input"], given["h_0"], given["c_0"]
+        self.weights = [weight.to(device) for weight in given["weights"]]
+        self.layout, self.batch_sizes = given["layout"], given["batch_sizes"]
+        self.lengths, self.reset = given["lengths"], given["reset"]
+        self.masks = [given[name] for name in MASKS]
+        self.grads = [grad.to(device) for grad in self.grads]
+
+    def _expect(self, sample: Sample, padded: dict[str, Any]) -> None:
+        """Draws gradients of the results, and takes the oracle's answer in float64."""
+        wide = [t.to(torch.float64, copy=True).requires_grad_() for t in floating(padded)]
+        masks = {name: None if (m := padded[name]) is None else m.double() for name in MASKS}
+        outputs = sample.oracle({**with_floating(padded, wide), **masks})
+        state = torch.float64 if self.kind == "float64" else torch.float32
+        self.grads = [torch.randn(each.shape).to(dtype_of(self.kind)) for each in outputs]
+        self.grads[3] = self.grads[3].to(state)
+        if self.form == "lengths":
+            self.grads[0] *= self.live[..., None]
+            self.grads[3] *= self.live[..., None]
+        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in self.grads])
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
-        if form == "packed":
-            self.input = flat(x, 0)
-            self.masks[1:] = [m if m is None else flat(m, 1) for m in self.masks[1:]]
-            self.grads = [flat(dy, 0), *grads[1:3], flat(grads[3], 1)]
-            self.expected[0], self.expected[3] = flat(outputs[0], 0), flat(outputs[3], 1)
-            grad_input = flat(grad_input, 0)
-        each = len(shapes)
-        grad_weights = [g for i, g in enumerate(grad_weights) if i % each != 3 or not bias]
+        if self.form == "packed":
+            grad_input = grad_input[self.live]
+        if sample.bias:  # b_hh has b_ih's
+            each = len(grad_weights) // sample.directions
+            grad_weights = [g for k, g in enumerate(grad_weights) if k % each != 3]
+        self.expected = [each.detach() for each in outputs]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
-        self.live, self.ops, self.layout = live, ops, layout_of(bias, layer_norm=norms)
-        move = lambda t: None if t is None else t.to(device)
-        self.input, self.h_0, self.c_0 = move(self.input), move(self.h_0), move(self.c_0)
-        self.weights, self.grads = [move(w) for w in self.weights], [move(g) for g in self.grads]
-        self.lengths, self.reset = move(self.lengths), move(self.reset)
-        self.masks = [move(m) for m in self.masks]
 
     def arguments(self):
         """The tensors of a layer, as both ops take them."""

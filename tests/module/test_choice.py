@@ -159,3 +159,29 @@ def test_on_cpu() -> None:
         assert on_cpu(training, Cpu(True, True, has_avx512)).engine == engine
     for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
         assert on_cpu(large._replace(**other), Cpu(True, is_intel=True)).engine == "auto", other
+
+
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no kernels")
+def test_splits_are_those_of_the_plan() -> None:
+    """Who leaves a call to oneDNN knows when the plan multiplies float32 as bfloat16."""
+    cpu = _choice.this_cpu()
+    least_rows, least_units = cpu.splits_float32 or (16, 128)
+    found = set()
+    for more_rows, more_units in product((-1, 0, 1), repeat=2):
+        B, H = least_rows + more_rows, least_units + more_units
+        plan = _build.library.plan_cpu(
+            dtype="float32",
+            input_size=H,
+            hidden_size=H,
+            batch=B,
+            steps=20,
+            directions=1,
+            training=False,
+            backward=False,
+            threads=1,
+            l2_cache_bytes=1 << 21,
+        )
+        splits = _choice.splits(Stack("float32", H, H, B, 20), cpu)
+        assert (plan["product"] == "bfloat16x3") == splits, (B, H)
+        found.add(splits)
+    assert found == ({False} if cpu.splits_float32 is None else {False, True})
