@@ -105,13 +105,12 @@ def run_layer(
     if exports and torch.onnx.is_in_onnx_export():
         onnx.recommend_translations()
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
-        results = torch.ops.fastlstm.lstm(*call, save_cells, False, recompute, engine)
-        output, h_n, c_n, cells, _ = results
-        return output, h_n, c_n, cells
-    short: tuple[Tensor, Tensor, Tensor, Tensor] = _build.library.lstm(
-        *call, save_cells, recompute, engine
-    )
-    return short
+        output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
+            *call, save_cells, False, recompute, engine
+        )
+    else:
+        output, h_n, c_n, cells = _build.library.lstm(*call, save_cells, recompute, engine)
+    return output, h_n, c_n, cells
 
 
 def _zero_states(

@@ -319,14 +319,7 @@ def prepack(
         raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
     check_model(model)
     require_extension()
-    kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
-    layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
-    quantized = [module for module in model.modules() if is_quantized_by_torch_ao(module)]
-    if not layers and not quantized:
-        hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
-        if any(isinstance(module, _Frozen) for module in model.modules()):
-            hint = ", and not one that is packed already; fastlstm.unpack turns it back"
-        raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
+    layers, quantized = _what_to_pack(model, convert)
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
     if convert and layers:
@@ -343,6 +336,19 @@ def prepack(
     packed = {found[path]: _KINDS[own_class(found[path])](found[path], weights) for path in layers}
     packed |= {module: _of_torch_ao(module, weights) for module in quantized}
     return replace_modules(model, packed)
+
+
+def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module], list[nn.Module]]:
+    """The layers by their paths, and those that torch.ao has quantized."""
+    kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
+    layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
+    quantized = [module for module in model.modules() if is_quantized_by_torch_ao(module)]
+    if not layers and not quantized:
+        hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
+        if any(isinstance(module, _Frozen) for module in model.modules()):
+            hint = ", and not one that is packed already; fastlstm.unpack turns it back"
+        raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
+    return layers, quantized
 
 
 def _of_torch_ao(quantized: Any, weights: _formats.Weights | None) -> nn.Module:

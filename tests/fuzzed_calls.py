@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from oracle import oracle
+from samples import MASKS, Sample
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -255,45 +256,25 @@ def compare(
 
 
 def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of a layer, with padded sequences and `lengths` as a list or None."""
-    steps, batch, directions = draw.size(1, 5), draw.size(1, 4), draw.pick(1, 2)
-    I, H = draw.size(1, 9), draw.size(1, 20)
-    P = draw.size(1, H) if draw.chance(0.3) else H
-    weights = []
-    bias, projects, norms = draw.chance(0.8), draw.chance(0.3), draw.chance(0.2)
-    P = P if projects else H
-    for _ in range(directions):
-        weights += [draw.values(4 * H, I) / 2, draw.values(4 * H, P) / 2]
-        weights += [draw.values(4 * H), draw.values(4 * H)] * bias
-        weights += [draw.values(P, H)] * projects
-        if norms:
-            weights += [1 + draw.values(size) / 4 for size in (4 * H, 4 * H, H)] + [draw.values(H)]
-    found: dict[str, Any] = {
-        "input": draw.values(steps, batch, I),
-        "h_0": draw.values(directions, batch, P),
-        "c_0": draw.values(directions, batch, H),
-        "weights": weights,
-        "layout": layout_of(bias, projects, norms),
-        "lengths": None,
-        "reset": torch.rand(steps, batch) < 0.3 if draw.chance(0.3) else None,
-        "h_mask": None,
-        "zoneout_h": None,
-        "zoneout_c": None,
-    }
-    if draw.chance(0.4):
-        found["lengths"] = [draw.size(0, steps) for _ in range(batch)]
-    for name, shape in {
-        "h_mask": (directions, batch, P),
-        "zoneout_h": (directions, steps, batch, P),
-        "zoneout_c": (directions, steps, batch, H),
-    }.items():
-        if draw.chance(0.2):
-            found[name] = torch.randint(3, shape).double() / 2
-    for name, value in found.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found[name] = value.to(dtype)
-    found["weights"] = [w.to(dtype) for w in weights]
-    return found
+    """The arguments of a layer, with padded sequences and `lengths` as a tuple or None."""
+    steps, batch, H = draw.size(1, 5), draw.size(1, 4), draw.size(1, 20)
+    sample = Sample(
+        "fuzzed",
+        steps,
+        batch,
+        input_size=draw.size(1, 9),
+        hidden_size=H,
+        proj_size=draw.size(1, H) if draw.chance(0.3) else 0,
+        directions=draw.pick(1, 2),
+        bias=draw.chance(0.8),
+        norms=draw.chance(0.2),
+        reset=draw.chance(0.3),
+        lengths=tuple(draw.size(0, steps) for _ in range(batch)) if draw.chance(0.4) else None,
+        masks=tuple(name for name in MASKS if draw.chance(0.2)),
+        seed=draw.size(0, 1 << 30),
+    )
+    layout = layout_of(sample.bias, sample.proj_size > 0, sample.norms)
+    return {**sample.padded(dtype), "layout": layout}
 
 
 def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:

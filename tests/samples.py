@@ -86,10 +86,11 @@ class Sample:
     masks: tuple[str, ...] = ()  # of h_mask, zoneout_h, zoneout_c
     expanded: bool = False  # one state for all rows, with a stride of 0
     change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
+    seed: int = 0
 
     def padded(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
         """The arguments of a layer, with lengths as a tuple and nothing packed."""
-        generator = torch.Generator().manual_seed(len(self.name) * 100 + self.steps)
+        generator = torch.Generator().manual_seed(len(self.name) * 100 + self.steps + self.seed)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)

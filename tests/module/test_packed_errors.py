@@ -200,7 +200,7 @@ def not_a_number() -> LSTM:
             "bad is torch.float64: expected weights to be one of None, torch.float64, got",
         ),
         (LSTM(3, 4, dtype=torch.float64), ("int4",), ValueError, "one of None, .*64, got int4"),
-        (LSTM(3, 4), ("int3",), ValueError, "torch.int8 or 'int4', got 'int3'"),
+        (LSTM(3, 4), ("int3",), ValueError, "torch.int8, 'int4', got 'int3'"),
         (LSTM(3, 4, dtype=torch.float16), (torch.float32,), ValueError, "bad is torch.float16"),
         (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
         (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
