@@ -164,11 +164,10 @@ def test_on_cpu() -> None:
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no kernels")
 def test_splits_are_those_of_the_plan() -> None:
     """Who leaves a call to oneDNN knows when the plan multiplies float32 as bfloat16."""
-    cpu = _choice.this_cpu()
-    least_rows, least_units = cpu.splits_float32 or (16, 128)
+    cpu = _choice.this_cpu()._replace(precision="none")
+    rows, units, _ = cpu.splits_float32.get("none", (64, 256, 0))
     found = set()
-    for more_rows, more_units in product((-1, 0, 1), repeat=2):
-        B, H = least_rows + more_rows, least_units + more_units
+    for B, H in product((rows - 1, rows, 4 * rows), (units - 1, units, 4 * units)):
         plan = _build.library.plan_cpu(
             dtype="float32",
             input_size=H,
@@ -184,4 +183,4 @@ def test_splits_are_those_of_the_plan() -> None:
         splits = _choice.splits(Stack("float32", H, H, B, 20), cpu)
         assert (plan["product"] == "bfloat16x3") == splits, (B, H)
         found.add(splits)
-    assert found == ({False} if cpu.splits_float32 is None else {False, True})
+    assert found == ({False, True} if cpu.splits_float32 else {False})
