@@ -147,10 +147,16 @@ def _gpu_leaves(
 
 
 def is_ours_at_once(engine: str, input: Tensor, *others: Tensor) -> bool:
-    """Whether the op serves a call with this input, and nothing has to see `others`."""
-    if is_transformed() or not engine == _DEFAULT_ENGINE == "auto" or input.dtype not in DTYPES:
+    """Whether the op serves a call with this input on the CPU, and nothing has to see `others`.
+
+    What is found without it, in a third of the time.
+    """
+    if torch.compiler.is_compiling() or not engine == _DEFAULT_ENGINE == "auto":
         return False
-    return _is_ours(input) and not (traces() or has_torch_function_variadic(*others))
+    differentiates = transforms_active() or forward_ad._current_level >= 0
+    chooses = _measured.active or traces() or input.numel() >= _LEAST_OF_A_LARGE_STEP
+    is_known = _ALWAYS_OURS and input.is_cpu and input.dtype in DTYPES
+    return is_known and not (differentiates or chooses or has_torch_function_variadic(*others))
 
 
 def of_stack(
