@@ -213,9 +213,8 @@ def _is_ours(input: Tensor) -> bool:
         return False
     if _measured.active or exports_for_onnx():
         return False
-    if isinstance(n := input.numel(), torch.SymInt) or n < _LEAST_OF_A_LARGE_STEP:
-        return True
-    return torch.compiler.is_compiling() or not _choice.this_cpu().is_intel
+    is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
+    return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
 
 
 def _lacking_in_torch(
