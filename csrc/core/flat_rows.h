@@ -80,17 +80,13 @@ inline Tensor initial_gradient(const Tensor& grad, const Tensor& state,
                         : at::zeros(state.sizes(), options);
 }
 
-// [...,4H] by gate.
-inline Gates<Tensor> split(const Tensor& gates) {
-  const auto parts = gates.chunk(4, -1);
-  return {parts[0], parts[1], parts[2], parts[3]};
-}
-
 // c before zoneout, of every flat row [R,H], from the saved cells, which are those after it.
 inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
                           const Tensor& c_0, const std::vector<WalkStep>& steps) {
   if (!layer.zoneout_c) return cells;
-  return next_cell(split(gates.to(cells.scalar_type())), previous(layer, d, cells, c_0, steps));
+  const auto gate = gates.to(cells.scalar_type()).chunk(4, -1);
+  return next_cell(Gates<Tensor>{gate[0], gate[1], gate[2], gate[3]},
+                   previous(layer, d, cells, c_0, steps));
 }
 
 }  // namespace fastlstm

@@ -17,11 +17,6 @@ namespace fastlstm::planners {
 namespace py = pybind11;
 using namespace py::literals;
 
-// The instructions of a product, and the rows and columns of a register tile.
-inline std::tuple<std::string, int64_t, int64_t> describe(const Product& product) {
-  return {product.instructions, product.rows, product.width()};
-}
-
 // By Dtype and by Format.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
 #define FASTLSTM_NAME(name, unpacked, bits, group) #name,
@@ -32,10 +27,11 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) 
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
   const CpuTuning& tuning = machine.tuning;
-  py::dict products;
+  py::dict products;  // their instructions, and the rows and columns of a register tile
   for (int k = 0; k < kFormats; ++k)
     if (const Product* const product = machine.products.of[k])
-      products[kFormatNames[k]] = describe(*product);
+      products[kFormatNames[k]] =
+          py::make_tuple(product->instructions, product->rows, product->width());
   py::dict splits;  // by precision, from what on
   for (const auto& [precision, format] :
        {std::pair("none", Format::bfloat16x3), std::pair("tf32", Format::bfloat16x2)})
