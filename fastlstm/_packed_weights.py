@@ -105,17 +105,9 @@ class PackedWeights(nn.Module):
         for name, tensor in self._unpacked().items():
             destination[prefix + name] = tensor
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Takes weights of any dtype: those of the model before packing, or of a packed one."""
+        _, strict, missing_keys, unexpected_keys, error_msgs = others
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
             given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
