@@ -9,11 +9,12 @@ Intel's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import _build, _measured
 from ._call import LstmCall
@@ -222,6 +223,26 @@ def of_stack(stack: Stack, device: torch.device) -> Choice:
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)
+
+
+def fuses_step(stack: Stack) -> bool:
+    """Whether the engine "one_step" serves a stack on a GPU (csrc/cuda/choice.h)."""
+    piece = {"float32": 4, "bfloat16": 8, "float16": 8}.get(stack.dtype, 0)
+    sizes = stack.input_size, stack.hidden_size
+    return (
+        stack.steps == 1
+        and bool(piece)
+        and not stack.proj_size
+        and not any(n % piece for n in sizes)
+    )
+
+
+def of_step(input: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor], layout: str) -> str:
+    """The engine of an LSTMCell on a GPU: PyTorch's own, which has as many kernels, or measured."""
+    if noted is None and not _measured.active:
+        return "torch"
+    call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
+    return of(call, 1, 1).engine
 
 
 def of(call: LstmCall, num_layers: int, directions: int) -> Choice:

@@ -22,9 +22,9 @@ import torch
 
 from . import _build
 
-# "auto" is the op, whose planner decides within it; "tiled:..." is the op with a division of ours.
+# "auto" is the op, whose planner decides within it; "one_step" and "tiled:..." are engines of it.
 ENGINES = ("auto", "torch")
-_ENGINE = re.compile("auto|torch|tiled:N(xN){2}".replace("N", "[1-9][0-9]{0,3}"))
+_ENGINE = re.compile("auto|torch|one_step|tiled:N(xN){2}".replace("N", "[1-9][0-9]{0,3}"))
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 _LOCK_SECONDS = 10
 Entries = dict[str, dict[str, Any]]  # by call
@@ -60,7 +60,7 @@ def read(file: Path) -> dict[str, Entries] | None:
         for entries in found.values():
             for call, entry in entries.items():
                 if not _ENGINE.fullmatch(entry["engine"]):
-                    expected = f"one of {ENGINES} or tiled:1x1x1"
+                    expected = f"one of {ENGINES}, one_step or tiled:1x1x1"
                     raise ValueError(f"engine of {call!r}: expected {expected}")
     except FileNotFoundError:
         return {}

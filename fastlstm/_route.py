@@ -24,7 +24,7 @@ from ._regularize import Regularizers
 
 #: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
 #: the equations in Python, the others are engines of the op (csrc/<device>/).
-ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent")
+ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent", "one_step")
 
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
 if _OP_DEVICES:
@@ -101,18 +101,13 @@ def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: An
         return False
     if input.device.type != _GPU:
         return input.is_cpu and (engine == "torch" or not _ALWAYS_OURS)
-    grads, dims = torch.is_grad_enabled(), input.dim() if batch_sizes is None else 3
+    dims = input.dim() if batch_sizes is None else 3
     # In eval mode `_aten.lstm` tells cuDNN to keep what backward needs; it also copies states.
-    if (grads and not lstm.training) or dims not in (2, 3):
+    if (torch.is_grad_enabled() and not lstm.training) or dims not in (2, 3):
         return False
     states: Any = () if hx is None else hx if type(hx) is tuple else (None,)
     if not all(type(h) is Tensor and h.is_contiguous() for h in states):
         return False
-    dtype, precision = input.dtype, None
-    if dtype != torch.float64 and torch.is_autocast_enabled(_GPU):
-        dtype = torch.get_autocast_dtype(_GPU)
-    if dtype == torch.float32:
-        precision = _measured.rnn_precision(_GPU)
     if batch_sizes is not None:
         rows: tuple[int, ...] = len(batch_sizes), int(batch_sizes[0]) if len(batch_sizes) else 0
     else:
@@ -121,11 +116,33 @@ def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: An
     if steps == 0:
         return False
     sizes = lstm.input_size, lstm.hidden_size, batch, steps, lstm.proj_size, lstm.num_layers
-    training = grads and (input.requires_grad or lstm._flat_weights[0].requires_grad)
-    layout = 1 + lstm.bidirectional, lstm.bias, batch_sizes is not None, training
+    layout = 1 + lstm.bidirectional, lstm.bias, batch_sizes is not None
+    return _gpu_leaves_call(engine, input, lstm._flat_weights[0], sizes, layout)
+
+
+def gpu_leaves_step_to_torch(cell: Any, input: Tensor) -> bool:
+    """The same for nn.LSTMCell's forward, of which a layer of one step says which is faster."""
+    engine = _DEFAULT_ENGINE if cell.engine == "auto" else cell.engine
+    if input.device.type != _GPU or engine not in ("auto", "torch"):
+        return False
+    if is_transformed() or torch._C._is_tracing():
+        return False
+    batch = len(input) if input.dim() == 2 else 1
+    sizes = cell.input_size, cell.hidden_size, batch, 1, 0, 1
+    layout = 1, cell.bias, False
+    return _gpu_leaves_call(engine, input, cell.weight_ih, sizes, layout)
+
+
+def _gpu_leaves_call(engine: str, input: Tensor, weight: Tensor, sizes: Any, layout: Any) -> bool:
+    dtype, precision = input.dtype, None
+    if dtype != torch.float64 and torch.is_autocast_enabled(_GPU):
+        dtype = torch.get_autocast_dtype(_GPU)
+    if dtype == torch.float32:
+        precision = _measured.rnn_precision(_GPU)
+    training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     told = _measured.generation if _measured.forced is None and _choice.noted is None else None
     index = input.device.index or 0
-    return _gpu_leaves(engine, dtype, sizes, layout, index, precision, told)
+    return _gpu_leaves(engine, dtype, sizes, (*layout, training), index, precision, told)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from . import _aten, _build, _route
+from . import _aten, _build, _choice, _route
 from ._call import LstmCall, layout_of_stack, weight_names
 from ._checks import check_dims, check_flags, check_kinds, check_num_layers
 from ._layers import as_call, by_layers, results, run_layer
@@ -220,7 +220,7 @@ def lstm_cell(
         if not (is_transformed() or has_torch_function_variadic(input, h, c, *weights)):
             chosen = of_input(input, engine, plain=True).engine
             if chosen == "auto" and input.is_cuda:
-                chosen = "torch"  # ours has as many kernels
+                chosen = _choice.of_step(input, h, c, weights, layout)
             if chosen not in ("torch", "reference"):
                 run = _build.library.lstm_cell
                 step: tuple[Tensor, Tensor] = run(input, h, c, weights, layout, chosen)

@@ -474,6 +474,13 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
+        if _route.gpu_leaves_step_to_torch(self, input):
+            try:
+                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
+                return found
+            except RuntimeError:
+                self._compare(input, hx)
+                raise
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)

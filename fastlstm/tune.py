@@ -29,8 +29,9 @@ class Measurement(NamedTuple):
 
     Attributes:
         call: what it is; calls of the same name are alike.
-        chosen: "auto" (an engine of fastlstm), "torch" (PyTorch's own LSTM), or on a CPU
-            "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS", a division of each step among threads.
+        chosen: "auto" (an engine of fastlstm), "torch" (PyTorch's own LSTM), for one step on a GPU
+            "one_step" (one kernel), or on a CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS", a
+            division of each step among threads.
         microseconds: median time of a call by each of them; with its gradients in training.
     """
 
@@ -125,9 +126,11 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
     return [(_runner(call, stack), stack, call.input.device) for call, stack in calls.values()]
 
 
-def _candidates(directions: int, device: torch.device) -> list[str]:
-    """The engines, and on a CPU the divisions of a step among its threads."""
-    threads = torch.get_num_threads()
+def _candidates(stack: Stack, device: torch.device) -> list[str]:
+    """The engines, on a GPU for one step too, and on a CPU the divisions of it among threads."""
+    threads, directions = torch.get_num_threads(), stack.directions
+    if device.type == "cuda" and _choice.fuses_step(stack) and _build.gpu(device.index)[1] >= 80:
+        return [*_measured.ENGINES, "one_step"]
     if device.type != "cpu" or threads == 1:
         return list(_measured.ENGINES)
     grids = {(1, 1, 1)}
@@ -142,7 +145,7 @@ def _measure(
     run: Run, stack: Stack, device: torch.device, default: str, seconds: float, clock: Clock
 ) -> Measurement:
     """Times the candidates, then the best of them once more against the default alone."""
-    times = _alternate(run, device, _candidates(stack.directions, device), seconds, clock)
+    times = _alternate(run, device, _candidates(stack, device), seconds, clock)
     others = [engine for engine in times if engine != default]
     best = max(others, key=lambda engine: _ratio(times, default, engine))
     if _ratio(times, default, best) >= MARGIN:

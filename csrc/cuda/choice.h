@@ -74,14 +74,27 @@ inline void remember_refusal(const Task& task, cudaError_t error) {
 struct PlannedCall {
   Task task;
   Plan plan;
-  bool by_name;  // the persistent engine was requested by name: a refusal is an error
+  bool by_name;             // the persistent engine was requested by name: a refusal is an error
+  bool fused_step = false;  // one_step.cu
 };
+
+inline bool is_one_step(const Layer& layer) {
+  return layer.steps.expect_int() == 1 && !layer.projects() && !layer.normalizes();
+}
+
+// Whether one_step.cu serves a layer: rows are whole pieces of 16 bytes.
+inline bool fuses_step(const Layer& layer, const CudaDevice& device) {
+  const int64_t piece = 16 / layer.input.element_size();
+  return is_one_step(layer) && layer.input.scalar_type() != at::kDouble &&
+         device.capability >= 80 && layer.input_size.expect_int() % piece == 0 &&
+         layer.hidden_size.expect_int() % piece == 0;
+}
 
 inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool backward) {
   const std::string name(engine.data(), engine.size());
   const auto request = parse_engine(name);
   TORCH_CHECK(request,
-              "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
+              "lstm: expected engine to be \"auto\", \"stepwise\", \"one_step\", \"persistent\" or "
               "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
               name, "\"");
   const Task task{layer.hidden_size.expect_int(),
@@ -93,10 +106,21 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   layer.projects() || layer.normalizes(),
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;
-  if (request->engine == EngineRequest::kStepwise ||
+  const bool is_step = request->engine == EngineRequest::kOneStep;
+  if (request->engine == EngineRequest::kStepwise || (is_step && backward) ||
       (is_auto && is_refused(current_device(), task)))
     return {task, {}, false};
   CudaDevice device = cuda_device();
+  if (is_step) {
+    TORCH_CHECK(fuses_step(layer, device),
+                "lstm: the engine \"one_step\" takes one step without proj_size and layer "
+                "normalization of float32, bfloat16 and float16 on sm_80 or newer, with input_size "
+                "and hidden_size in whole pieces of 16 bytes, got ",
+                layer.input.scalar_type(), ", ", task.steps, " steps, input_size ",
+                layer.input_size.expect_int(), ", hidden_size ", task.hidden_size, " on sm_",
+                device.capability);
+    return {task, {}, false, true};
+  }
   device.sm_count = std::max(0, device.sm_count - free_sms());
   if (is_auto) return {task, plan(task, device), false};
   const Plan forced = plan_persistent(task, device, request->division);

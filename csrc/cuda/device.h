@@ -109,6 +109,7 @@ inline void prefetch(const void* address) { *static_cast<const volatile char*>(a
 using simt::mma_bfloat16;
 using simt::mma_float16;
 using simt::mma_tf32;
+using simt::shuffle;
 using simt::shuffle_xor;
 using simt::to_tf32;
 
@@ -163,6 +164,9 @@ __device__ inline void prefetch(const void* address) {
 
 __device__ inline uint32_t shuffle_xor(uint32_t word, int mask) {
   return __shfl_xor_sync(0xffffffffu, word, mask);
+}
+__device__ inline uint32_t shuffle(uint32_t word, int lane) {
+  return __shfl_sync(0xffffffffu, word, lane);
 }
 
 // Round to nearest, ties away from zero, to the 10 mantissa bits of TF32.

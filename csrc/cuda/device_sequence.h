@@ -15,6 +15,16 @@ inline void check_cuda(cudaError_t error, const char* call) {
   TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
 }
 
+// Rows as blocks load them: `width` values, with zeros after those that exist, from a multiple
+// of 16 bytes on.
+inline Tensor exchangeable(const Tensor& rows, int64_t width) {
+  const int64_t padding = width - rows.size(-1);
+  if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
+  const Tensor contiguous = rows.contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.data_ptr()) % 16 == 0;
+  return aligned ? contiguous : contiguous.clone();
+}
+
 // The sequence as the kernels see it, and the tensors that it points into.
 struct DeviceSequence {
   Tensor table, lengths, order, reset;

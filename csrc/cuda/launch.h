@@ -10,8 +10,13 @@ namespace fastlstm {
 // dtypes of dtype_list.h.
 template <typename T, typename A>
 cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream);
-template <typename T, typename A, typename C>
-cudaError_t launch_step(const OneStepForward<T, A, C>& step, cudaStream_t stream);
+template <typename T, typename A>
+cudaError_t launch_step(const OneStepForward<T, A>& step, cudaStream_t stream);
+// With its products (one_step.cu). cudaErrorInvalidValue where rows are no whole pieces of 16
+// bytes.
+template <typename T>
+cudaError_t launch_step(const FusedStepForward<T, float>& step, bool allow_tf32,
+                        cudaStream_t stream);
 template <typename T, typename A>
 cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream);
 template <typename T, typename A>

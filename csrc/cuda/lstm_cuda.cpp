@@ -52,9 +52,7 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, recompute, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   if (!planned.plan.persistent && is_one_step(layer))
-    return layer.c_0.scalar_type() == layer.input.scalar_type()
-               ? one_step<T, A, T>(layer, save_cells, save_gates)
-               : one_step<T, A, A>(layer, save_cells, save_gates);
+    return one_step<T, A>(layer, save_cells, save_gates, planned.fused_step);
   Tensor gates;
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)

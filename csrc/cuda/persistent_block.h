@@ -184,20 +184,10 @@ struct Block {
     product.store_sums(partials + warp * kTile * partial_stride(kRows));
   }
 
-  // Of batch row b of the pass: matrix rows r .. r + kCount - 1, over all warps.
-  template <int kCount>
-  struct alignas(4 * kCount) Sums {
-    float value[kCount];
-  };
+  // Of batch row b of the pass: matrix rows r .. r + kCount - 1.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
-    Sums<kCount> sum = {};
-    for (int w = 0; w < kWarps; ++w) {
-      const auto part = *reinterpret_cast<const Sums<kCount>*>(
-          partials + (w * kTile + b) * partial_stride(kRows) + r);
-      for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
-    }
-    return sum;
+    return sum_partials<kCount>(partials, kTile, kRows, b, r);
   }
 };
 

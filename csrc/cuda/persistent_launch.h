@@ -9,6 +9,19 @@ inline bool is_aligned(const void* pointer, int64_t row_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
 }
 
+// function(P()) for the kind of arithmetic of a dtype.
+template <typename T, class Function>
+cudaError_t with_product(bool ffma, const Function& function) {
+  if constexpr (std::is_same<T, bfloat16>::value)
+    return function(BFloat16Mma());
+  else if constexpr (std::is_same<T, float16>::value)
+    return function(Float16Mma());
+  else {
+    static_assert(std::is_same<T, float>::value, "a dtype without a product");
+    return ffma ? function(Ffma()) : function(Tf32Mma());
+  }
+}
+
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     walk_kernel(typename Walk::Call call, Tiling tiling) {
@@ -56,14 +69,7 @@ struct Launcher {
 
   template <typename T>
   cudaError_t run_dtype() const {
-    if constexpr (std::is_same<T, bfloat16>::value)
-      return run_product<BFloat16Mma>();
-    else if constexpr (std::is_same<T, float16>::value)
-      return run_product<Float16Mma>();
-    else {
-      static_assert(std::is_same<T, float>::value, "a dtype without a product");
-      return task.ffma() ? run_product<Ffma>() : run_product<Tf32Mma>();
-    }
+    return with_product<T>(task.ffma(), [&](auto p) { return run_product<decltype(p)>(); });
   }
 };
 

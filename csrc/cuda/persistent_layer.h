@@ -20,16 +20,6 @@ inline void mark_unwritten(const Tensor& tensor) {
       "cudaMemsetAsync");
 }
 
-// Rows as blocks load them: `width` values, with zeros after those that exist, from a multiple
-// of 16 bytes on.
-inline Tensor exchangeable(const Tensor& rows, int64_t width) {
-  const int64_t padding = width - rows.size(-1);
-  if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
-  const Tensor contiguous = rows.contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.data_ptr()) % 16 == 0;
-  return aligned ? contiguous : contiguous.clone();
-}
-
 inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
   std::vector<Tensor> w_hh;
   for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());

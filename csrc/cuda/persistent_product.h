@@ -18,17 +18,19 @@ namespace fastlstm {
 // The kinds of arithmetic. operand(): a word of memory (two 16-bit values or a float) as the
 // multiplication takes it.
 
-struct BFloat16Mma {
-  using T = bfloat16;
+template <typename Value>
+struct AsStored {
+  using T = Value;
   static __device__ uint32_t operand(uint32_t word) { return word; }
+};
+
+struct BFloat16Mma : AsStored<bfloat16> {
   static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
     mma_bfloat16(d, a, b0, b1);
   }
 };
 
-struct Float16Mma {
-  using T = float16;
-  static __device__ uint32_t operand(uint32_t word) { return word; }
+struct Float16Mma : AsStored<float16> {
   static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
     mma_float16(d, a, b0, b1);
   }
@@ -42,10 +44,24 @@ struct Tf32Mma {
   }
 };
 
-// IEEE float32 without tensor cores.
-struct Ffma {
-  using T = float;
-  static __device__ uint32_t operand(uint32_t word) { return word; }
+// IEEE float32 without tensor cores. WarpProduct has a layout of its own for it; mma() is the tile
+// of mma_tf32, whose factors lanes hand each other.
+struct Ffma : AsStored<float> {
+  static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
+    const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const auto factor = [&](uint32_t word, int first) {
+        return bits_as<float>(shuffle(word, first + k % 4));
+      };
+      const uint32_t b = k < 4 ? b0 : b1;
+      const float upper = factor(a.word[k / 4 * 2], row);
+      const float lower = factor(a.word[k / 4 * 2 + 1], row);
+      const float even = factor(b, column), odd = factor(b, column + 4);
+      d[0] = fused(upper, even, d[0]), d[1] = fused(upper, odd, d[1]);
+      d[2] = fused(lower, even, d[2]), d[3] = fused(lower, odd, d[3]);
+    }
+  }
 };
 
 // Where the words of the slice lie. mma: [row tile][chunk][step 0, 1][lane][register], so that a
@@ -158,6 +174,23 @@ struct WarpProduct {
     }
   }
 };
+
+// Sums over all warps, which left theirs in partials [kWarps][tile][partial_stride(rows)]: of batch
+// row b the matrix rows r .. r + kCount - 1.
+template <int kCount>
+struct alignas(4 * kCount) Sums {
+  float value[kCount];
+};
+template <int kCount>
+__device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, int b, int r) {
+  Sums<kCount> sum = {};
+  for (int w = 0; w < kWarps; ++w) {
+    const auto part = *reinterpret_cast<const Sums<kCount>*>(
+        partials + (w * tile + b) * partial_stride(rows) + r);
+    for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
+  }
+  return sum;
+}
 
 // Where the 8 batch rows of a chunk's K word k lie in a warp's stage, in floats: aligned for Batch,
 // and the 32 lanes that fill it (lane 4 g + q stores row g of word 4 q + j) meet 32 banks.

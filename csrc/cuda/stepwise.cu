@@ -49,25 +49,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> s
   });
 }
 
-template <typename T, typename A, typename C>
-__global__ void __launch_bounds__(kThreads) one_step_kernel(OneStepForward<T, A, C> step) {
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) one_step_kernel(OneStepForward<T, A> step) {
   const int64_t hidden = step.hidden_size;
   for_each_row(step, [&](int64_t row, int64_t unit) {
-    const int64_t i = row * hidden + unit;
-    step.h_state[i] = step.h_0[i];
-    step.c_state[i] = A(step.c_0[i]);
-    if (is_live(step, row)) {
-      auto pre = load_gates<T, A>(step.x_gates + row * 4 * step.hidden_size, unit, hidden);
-      for (const T* bias : {step.b_ih, step.b_hh}) {
-        if (!bias) continue;
-        const auto b = load_gates<T, A>(bias, unit, hidden);
-        pre = {pre.i + b.i, pre.f + b.f, pre.g + b.g, pre.o + b.o};
-      }
-      forward_unit(step, row, unit, is_reset(step, row), step.zoneout.h, pre);
-    } else {
-      forward_dead_unit(step, row, unit);
-    }
-    step.c_n[i] = C(step.c_state[i]);
+    auto pre = load_gates<T, A>(step.x_gates + row * 4 * hidden, unit, hidden);
+    if (!is_reset(step, row)) add_gates(pre, step.h_gates + row * 4 * hidden, unit, hidden);
+    one_step_unit(step, row, unit, pre);
   });
 }
 
@@ -149,12 +137,10 @@ cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream) {
                        step, stream);
 }
 
-template <typename T, typename A, typename C>
-cudaError_t launch_step(const OneStepForward<T, A, C>& step, cudaStream_t stream) {
-  return launch_kernel(one_step_kernel<T, A, C>, step, stream);
+template <typename T, typename A>
+cudaError_t launch_step(const OneStepForward<T, A>& step, cudaStream_t stream) {
+  return launch_kernel(one_step_kernel<T, A>, step, stream);
 }
-template cudaError_t launch_step(const OneStepForward<bfloat16, float, float>&, cudaStream_t);
-template cudaError_t launch_step(const OneStepForward<float16, float, float>&, cudaStream_t);
 
 template <typename T, typename A>
 cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream) {
@@ -174,11 +160,11 @@ cudaError_t compiled_capability(int* capability) {
   return error;
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                          \
-  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);       \
-  template cudaError_t launch_step(const OneStepForward<T, A, T>&, cudaStream_t); \
-  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);      \
-  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);       \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                       \
+  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);    \
+  template cudaError_t launch_step(const OneStepForward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);   \
+  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);    \
   template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 

@@ -23,35 +23,53 @@ struct CudaStepKernels : stepwise::AtenProducts {
   }
 };
 
-// A single step in as many launches as nn.LSTMCell has: two products and a kernel, which adds the
-// biases, converts c and takes the state from h_0 and c_0 to h_n and c_n.
-inline bool is_one_step(const Layer& layer) {
-  return layer.steps.expect_int() == 1 && !layer.projects() && !layer.normalizes();
-}
-
-// C: the dtype of c_0.
-template <typename T, typename A, typename C>
-ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates) {
+// A single step: `fused`, or in as many launches as nn.LSTMCell has, two products and a kernel,
+// which adds the biases and takes the state from h_0 and c_0 to h_n and c_n.
+template <typename T, typename A>
+ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, bool fused) {
   const Sizes s = layer.sizes();
   const ForwardTensors to(layer, save_cells, save_gates, /*copies_state=*/false);
-  const Tensor input = flat(layer.input, s.batch), c_0 = layer.c_0.contiguous();
-  const Tensor h_0 = layer.h_0.contiguous();
-  const Tensor cells = at::empty({s.batch, s.hidden_size}, layer.state_options());
+  const Tensor input = flat(layer.input, s.batch);
+  const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.contiguous();
+  const Tensor seen = layer.h_mask ? h_0 * *layer.h_mask : h_0;
+  const Tensor lengths = contiguous_or_undefined(layer.lengths);
+  const Tensor reset = contiguous_or_undefined(layer.reset);
+  const stepwise::ZoneoutRows<T> zoneout(layer);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Direction& w = layer.directions[d];
-    Tensor from_x = save_gates ? flat(to.gates[d], s.batch)
-                               : at::empty({s.batch, 4 * s.hidden_size}, layer.input.options());
-    at::mm_out(from_x, input, w.w_ih.t());
-    stepwise::ForwardWalk<T, A, CudaStepKernels> only(layer, d, to, from_x);
-    OneStepForward<T, A, C> step{only.prepare(walk(layer, d == 1)[0], h_0[d])};
-    if (!save_cells) step.cells = data<A>(cells);
-    step.c_state = step.cells;  // c_n may be of another dtype
+    const WalkStep at = walk(layer, d == 1)[0];
+    FusedStepForward<T, A> step{};
+    static_cast<Step&>(step) = stepwise::step_of(layer, at, d == 1, lengths, reset);
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
     if (layer.has_bias()) step.b_ih = const_data<T>(b_ih), step.b_hh = const_data<T>(b_hh);
-    step.h_0 = const_data<T>(h_0[d]);
-    step.c_0 = const_data<C>(c_0[d]), step.c_n = data<C>(to.c_n[d]);
-    CudaStepKernels::run(step);
+    step.h_0 = const_data<T>(h_0[d]), step.h_state = data<T>(to.h_n[d]);
+    if (c_0.scalar_type() == layer.state_options().dtype())
+      step.c_0 = const_data<A>(c_0[d]), step.c_n = data<A>(to.c_n[d]);
+    else
+      step.c_0_narrow = const_data<T>(c_0[d]), step.c_n_narrow = data<T>(to.c_n[d]);
+    step.output = data<T>(to.output) + d * s.hidden_size;
+    step.output_stride = s.directions * s.hidden_size;
+    if (save_cells) step.cells = data<A>(to.cells[d]);
+    if (save_gates) step.gates = data<T>(to.gates[d]);
+    step.zoneout = zoneout.at(d, at);
+    if constexpr (std::is_same_v<A, float>) {
+      if (fused) {
+        const Tensor x = exchangeable(input, s.input_size),
+                     h = exchangeable(seen[d], s.hidden_size);
+        const Tensor w_ih = exchangeable(w.w_ih, s.input_size);
+        const Tensor w_hh = exchangeable(w.w_hh, s.hidden_size);
+        step.input = const_data<T>(x), step.w_ih = const_data<T>(w_ih);
+        step.h_seen = const_data<T>(h), step.w_hh = const_data<T>(w_hh);
+        step.input_size = s.input_size;
+        const auto stream = c10::cuda::getCurrentCUDAStream();
+        check_cuda(launch_step(step, rnn_allows_tf32(), stream), "launch_step");
+        continue;
+      }
+    }
+    const Tensor from_x = at::mm(input, w.w_ih.t()), from_h = at::mm(seen[d], w.w_hh.t());
+    step.x_gates = const_data<T>(from_x), step.h_gates = const_data<T>(from_h);
+    CudaStepKernels::run(static_cast<const OneStepForward<T, A>&>(step));
   }
   return to.result(layer);
 }

@@ -49,14 +49,24 @@ struct StepForward : Step {
   int64_t output_stride;
 };
 
-// A single step: it takes the state from h_0 and c_0 into h_state and c_state, and
-// leaves c in c_n, which has the dtype C of c_0. x_gates lacks the biases.
-template <typename T, typename A, typename C>
+// A single step: it takes the state from h_0 and c_0 to h_state and c_n. cells and gates may be
+// null; c_state is not used, and x_gates lacks the biases.
+template <typename T, typename A>
 struct OneStepForward : StepForward<T, A> {
   const T *b_ih, *b_hh;  // [4H], or nullptr
   const T* h_0;          // [rows,H]
-  const C* c_0;          // [rows,H]
-  C* c_n;                // [rows,H]
+  const A* c_0;          // [rows,H], or nullptr: c is in T
+  A* c_n;                // [rows,H]; may be c_0
+  const T* c_0_narrow;   // instead of c_0 and c_n
+  T* c_n_narrow;
+};
+
+// The same before its products: x_gates and h_gates are not used.
+template <typename T, typename A>
+struct FusedStepForward : OneStepForward<T, A> {
+  const T *input, *w_ih;   // [rows,I] [4H,I]
+  const T *h_seen, *w_hh;  // [rows,H] h_0 as W_hh sees it, with a mask or without; [4H,H]
+  int64_t input_size;
 };
 
 template <typename T, typename A>

@@ -24,6 +24,12 @@ FASTLSTM_INLINE Gates<A> load_gates(const T* row, int64_t unit, int64_t hidden_s
 }
 
 template <typename T, typename A>
+FASTLSTM_INLINE void add_gates(Gates<A>& to, const T* row, int64_t unit, int64_t hidden_size) {
+  const auto more = load_gates<T, A>(row, unit, hidden_size);
+  to = {to.i + more.i, to.f + more.f, to.g + more.g, to.o + more.o};
+}
+
+template <typename T, typename A>
 FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, const Gates<A>& gates) {
   row[unit] = T(gates.i);
   row[unit + hidden_size] = T(gates.f);
@@ -53,28 +59,19 @@ FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_
   s.cells[row * s.hidden_size + unit] = state.c;
 }
 
-// `pre`: the input's part of the pre-activations.
 template <typename T, typename A>
 FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                                  bool zoned, Gates<A> pre) {
+                                  bool zoned) {
+  auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
   A c_prev = s.c_state[row * s.hidden_size + unit];
-  if (reset) {
+  if (reset)
     c_prev = A(0);
-  } else {
-    const auto from_h = load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-    pre = {pre.i + from_h.i, pre.f + from_h.f, pre.g + from_h.g, pre.o + from_h.o};
-  }
+  else
+    add_gates(pre, s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
   const Gates<A> gates = activate(pre);
   const A c = next_cell(gates, c_prev);
   store_state(s, row, unit, reset, zoned, CellState<A>{hidden(gates.o, c), c});
   store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
-}
-
-template <typename T, typename A>
-FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                                  bool zoned) {
-  const T* const from_x = s.x_gates + row * 4 * s.hidden_size;
-  forward_unit(s, row, unit, reset, zoned, load_gates<T, A>(from_x, unit, s.hidden_size));
 }
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
@@ -84,6 +81,34 @@ FASTLSTM_INLINE void forward_dead_unit(const StepForward<T, A>& s, int64_t row, 
   s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
   store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size,
               Gates<A>{A(0), A(0), A(0), A(0)});
+}
+
+// A unit of a single step, alive or not. `pre`: both products, or where reset that of the input.
+template <typename T, typename A>
+FASTLSTM_INLINE void one_step_unit(const OneStepForward<T, A>& s, int64_t row, int64_t unit,
+                                   Gates<A> pre) {
+  const int64_t i = row * s.hidden_size + unit;
+  const bool live = is_live(s, row);
+  CellState<A> before{A(s.h_0[i]), s.c_0 ? s.c_0[i] : A(s.c_0_narrow[i])}, state = before;
+  Gates<A> gates{A(0), A(0), A(0), A(0)};
+  if (live) {
+    if (is_reset(s, row)) before = {A(0), A(0)};
+    if (s.b_ih) add_gates(pre, s.b_ih, unit, s.hidden_size);
+    if (s.b_hh) add_gates(pre, s.b_hh, unit, s.hidden_size);
+    gates = activate(pre);
+    const A c = next_cell(gates, before.c);
+    state = {hidden(gates.o, c), c};
+    if (s.zoneout.h)
+      state = keep_state(state, before, zoneout_of<T, A>(s.zoneout, row, unit), {true, true});
+  }
+  s.h_state[i] = T(state.h);
+  if (s.c_0)
+    s.c_n[i] = state.c;
+  else
+    s.c_n_narrow[i] = T(state.c);
+  s.output[row * s.output_stride + unit] = T(live ? state.h : A(0));
+  if (s.cells) s.cells[i] = state.c;
+  if (s.gates) store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
 }
 
 // The row of c_{t-1}, if the row is not reset.

@@ -87,7 +87,7 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
         "expected hidden_size, batch, steps and layers of at least 1, sm_count of at least 0 and 1 "
         "or 2 directions");
   const auto request = parse_engine(engine);
-  if (!request)
+  if (!request || request->engine == EngineRequest::kOneStep)
     throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
                                 R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
                                 engine + '"');

@@ -61,6 +61,7 @@ STEPWISE, NORMED, FFMA, TF32, BF16 = (
 )
 FORWARD, BACKWARD = "persistent_forward.cu", "persistent_backward.cu"
 EXCHANGE, PRODUCT, BLOCK = ("persistent_exchange.h", "persistent_product.h", "persistent_block.h")
+ONE_STEP = "one_step.cu"
 CELL_STEP = "../equations/cell_step.h"
 MUTANTS = {
     ("stepwise.cu", "stepwise.cu"): {
@@ -117,6 +118,63 @@ MUTANTS = {
             "starts_here(s, row) ? s.c_0",
             "s.prev_rows == 0 ? s.c_0",
             [STEPWISE + "packed reverse"],
+        ),
+    },
+    (ONE_STEP, ONE_STEP): {
+        "a reset keeps h": (
+            "recurrent && is_reset(step, row)",
+            "false",
+            ["one step/float32/resets"],
+        ),
+        "rows beyond the first eight": (
+            "if (j >= live) break;",
+            "if (j >= 1) break;",
+            ["one step/tf32/more rows", "one step/bfloat16/more rows"],
+        ),
+        "rows beyond a block": (
+            "const int64_t first_row = int64_t(blockIdx.y) * kTile;",
+            "const int64_t first_row = 0;",
+            ["one step/float16/rows in several blocks"],
+        ),
+        "W_hh is multiplied by every warp": (
+            "begin > chunks_x ? begin - chunks_x : 0",
+            "0",
+            ["one step/float32/deep in h"],
+        ),
+        "gates in another order": (
+            "r % 4 * step.hidden_size + first_unit + r / 4",
+            "r / 4 * step.hidden_size + first_unit + r % 4",
+            ["one step/bfloat16/one row"],
+        ),
+        "no barrier before the sums": (
+            "__syncthreads();",
+            "",
+            ["one step/bfloat16/a tile of 8 rows"],
+        ),
+        "any sizes": ("return cudaErrorInvalidValue;", ";", ["one step/odd rows are refused"]),
+    },
+    (ONE_STEP, PRODUCT): {
+        "float32 takes a factor of the wrong row": (
+            "factor(b, column + 4)",
+            "factor(b, column)",
+            ["one step/float32/a tile of 8 rows"],
+        ),
+    },
+    (ONE_STEP, "../equations/lstm_step.h"): {
+        "c does not stay where it is": (
+            "s.c_n[i] = state.c;",
+            "(void)0;",
+            ["one step/float32/c in place, nothing saved"],
+        ),
+        "a dead row has an output": (
+            "T(live ? state.h : A(0))",
+            "T(state.h)",
+            ["one step/float32/lengths, masks, zoneout"],
+        ),
+        "a bias is forgotten": (
+            "if (s.b_hh)",
+            "if (false)",
+            ["one step/float32/one row"],
         ),
     },
     (FORWARD, "device.h"): {

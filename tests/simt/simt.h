@@ -280,6 +280,8 @@ T shuffle_xor(T value, int mask) {
   return bits_of<T>(post(&word, 1)[lane ^ mask][0]);
 }
 
+inline uint32_t shuffle(uint32_t word, int lane) { return post(&word, 1)[lane][0]; }
+
 // --- launch ---
 
 enum Residency { kBlocksInTurn, kAllBlocks };  // an ordinary launch; a cooperative one
