@@ -13,7 +13,9 @@ namespace fastlstm {
 namespace {
 
 constexpr int kUnits = 4, kRows = 4 * kUnits;
-constexpr int kAhead = 4;  // chunks of its rows that a warp loads at once
+// Chunks of its rows that a warp loads at once. The code for a chunk of FFMA is long.
+template <class P>
+constexpr int kAhead = std::is_same<P, Ffma>::value ? 1 : 4;
 
 // The sums of a warp. add() takes 16 bytes a lane of a chunk: of the matrix rows g and g + 8, and
 // of batch row g of each column of 8, lane 4 g + q. `live`: columns that have rows.
@@ -74,11 +76,11 @@ struct FusedStep {
       const bool is_zero = row >= step.rows || (recurrent && is_reset(step, row));
       columns[j] = lane_part<T>({is_zero ? nullptr : vectors + row * depth}, end, depth, lane);
     }
-    for (int chunk = begin; chunk < end; chunk += kAhead) {
-      LoadedChunks<T, kAhead, 2> matrix;
+    for (int chunk = begin; chunk < end; chunk += kAhead<P>) {
+      LoadedChunks<T, kAhead<P>, 2> matrix;
       matrix.load(rows, chunk);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
+      for (int a = 0; a < kAhead<P>; ++a) {
         if (chunk + a >= end) break;
         LoadedChunks<T, 1, kColumns> state;
         state.load(columns, chunk + a);

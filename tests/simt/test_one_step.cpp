@@ -104,10 +104,11 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("rows in several blocks", {8, 8, 70}, 1);
   add_shape("deep", {1040, 8, 3}, 1);
   add_shape("deep in h", {8, 264, 2}, 1);
+  add_shape("deep, many rows", {2080 / int64_t(sizeof(T)), 136, 61}, 1);
   Shape s{16, 16, 5};
   s.reset = true;
   add_shape("resets", s);
-  s.form = kLengths, s.masks = s.zoneout = true, s.output_stride = 40;
+  s.B = 12, s.form = kLengths, s.masks = s.zoneout = true, s.output_stride = 40;
   add_shape("lengths, masks, zoneout", s);
   s = {16, 8, 11};
   s.bias = s.save = false, s.in_place = true;
