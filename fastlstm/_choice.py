@@ -25,6 +25,8 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 # Of the time predicted for cuDNN ours is to take this at most, until a GPU has measured both: the
 # constants of csrc/cuda/plan.h are from data sheets.
 AHEAD = 0.55
+# Why ours would have to go step by step on a GPU.
+NO_WALK = ("ours would go step by step", "this GPU refused to launch ours")
 LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
@@ -137,7 +139,7 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     """The choice where nothing was measured; "auto" is the persistent engine."""
     walks = plans(stack, gpu)
     if stack.proj_size or stack.batch == 0 or any(w["engine"] == "stepwise" for w in walks):
-        return Choice("torch", "ours would go step by step")
+        return Choice("torch", NO_WALK[0])
     kind = cudnn_class(stack, gpu)
     if kind != "standard":
         return Choice("torch", f"cuDNN has a persistent kernel too ({kind}); nobody measured which")
@@ -219,7 +221,7 @@ def of_stack(stack: Stack, device: torch.device) -> Choice:
         names = ("hidden_size", "batch", "directions", "dtype", "training")
         task = {name: getattr(stack, name) for name in names}
         if _build.library.is_refused(device=device.index, **task):
-            return Choice("torch", "this GPU refused to launch ours")
+            return Choice("torch", NO_WALK[1])
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)

@@ -43,6 +43,7 @@ _AUTOCAST_DEVICES = frozenset(
 )
 
 _OURS = Route("auto", "measured ahead on two processors")
+_COMPILED = Route("torch", "in compiled code as one op")
 _ONNX = Route("torch", "the exporter knows nn.LSTM's op, and not ours")
 
 transforms_active = torch._C._are_functorch_transforms_active
@@ -208,6 +209,9 @@ def of_stack(
         traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
         if not (lacking or traced_in_symbols or is_transformed()):
             return _of_plain_stack(call, name, num_layers, directions)
+        compiles = not (lacking or traced_in_symbols or regularizers) and _compiles_here()
+        if compiles and _is_left_compiled(call, name, num_layers, directions):
+            return _COMPILED
         name = "auto"
     return of_op(call, name, has_masks=regularizers is not None and regularizers.have_masks())
 
@@ -232,6 +236,51 @@ def _is_ours(input: Tensor) -> bool:
         return False
     is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
     return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
+
+
+def _compiles_here() -> bool:
+    """Whether torch.compile traces a call, and neither torch.export nor a transform."""
+    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        return False
+    return not transforms_active() and forward_ad._current_level < 0
+
+
+def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: int) -> bool:
+    """Whether the op of PyTorch's own serves a compiled plain call.
+
+    Where it was requested, or on a GPU where it is predicted to be faster, though in training it
+    runs forward twice. Nobody predicts a call of symbolic sizes.
+    """
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports much
+
+    input, h_0, packed = call.input, call.h_0, call.batch_sizes is not None
+    if autocasts(input.device.type) or input.dtype not in DTYPES:
+        return False
+    batch = h_0.size(1) if packed else input.size(1)
+    if not _fits(call, num_layers, directions, (num_layers * directions, batch)):
+        return False
+    if engine == "torch" or input.device.type != _GPU:
+        return engine == "torch"
+    steps = input.size(0) if call.batch_sizes is None else call.batch_sizes.size(0)
+    if not (has_static_value(steps) and has_static_value(batch)):
+        return False
+    proj_size = h_0.size(-1) if "projection" in call.layout else 0
+    sizes = input.size(-1), call.c_0.size(-1), int(batch), int(steps), proj_size, num_layers
+    tensors = (input, h_0, call.c_0, *call.weights)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    layout = directions, "bias" in call.layout, packed, training
+    return _gpu_leaves_compiled(str(input.dtype), sizes, layout, input.device.index or 0)
+
+
+@torch.compiler.assume_constant_result
+def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> bool:
+    _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
+    if not capability:
+        _build.warn_of_no_cuda_kernels(error)
+        return True
+    stack = _choice.Stack(dtype.removeprefix("torch."), *sizes, *layout)
+    choice = _choice.of_stack(stack, torch.device("cuda", index))
+    return choice.why in _choice.NO_WALK if stack.training else choice.engine == "torch"
 
 
 def _lacking_in_torch(
@@ -339,11 +388,13 @@ def _fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, .
     """
     input, h_0, c_0, weights, layout, batch_sizes = call[:6]
     gates, output_size = weights[0].size(0), weights[1].size(-1)
+    # torch.compile warns of a cache.
+    shapes = _shapes_of_stack if torch.compiler.is_compiling() else _known_shapes_of_stack
     sizes = layout, num_layers, directions, input.size(-1), gates // 4, output_size
     if (
         h_0.shape != (*states, output_size)
         or c_0.shape != (*states, gates // 4)
-        or tuple([weight.shape for weight in weights]) != _shapes_of_stack(*sizes)
+        or tuple([weight.shape for weight in weights]) != shapes(*sizes)
     ):
         return False
     device, dtype = input.device, input.dtype
@@ -357,7 +408,6 @@ def _fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, .
     return True
 
 
-@functools.lru_cache(maxsize=256)
 def _shapes_of_stack(
     layout: str, num_layers: int, directions: int, input_size: int, hidden: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
@@ -367,3 +417,6 @@ def _shapes_of_stack(
     first = weight_shapes(layout, input_size, hidden, output_size)
     others = weight_shapes(layout, directions * output_size, hidden, output_size)
     return first * directions + others * (directions * (num_layers - 1))
+
+
+_known_shapes_of_stack = functools.lru_cache(maxsize=256)(_shapes_of_stack)
