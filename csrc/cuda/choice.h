@@ -90,6 +90,26 @@ inline bool fuses_step(const Layer& layer, const CudaDevice& device) {
          layer.hidden_size.expect_int() % piece == 0;
 }
 
+// The current device, without the multiprocessors that are left to others.
+inline CudaDevice own_device() {
+  CudaDevice device = cuda_device();
+  device.sm_count = std::max(0, device.sm_count - free_sms());
+  return device;
+}
+
+// plan(), which takes microseconds, remembered.
+inline Plan known_plan(const Task& task) {
+  const PlannedTask key = planned_task(current_device(), free_sms(), task);
+  std::unique_lock<std::mutex> lock(gpu_state().mutex);
+  auto& plans = gpu_state().plans;
+  if (const auto found = plans.find(key); found != plans.end()) return found->second;
+  lock.unlock();  // an error of the device is raised
+  const Plan fresh = plan(task, own_device());
+  lock.lock();
+  if (plans.size() >= 4096) plans.clear();
+  return plans[key] = fresh;
+}
+
 inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool backward) {
   const std::string name(engine.data(), engine.size());
   const auto request = parse_engine(name);
@@ -110,7 +130,8 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
   if (request->engine == EngineRequest::kStepwise || (is_step && backward) ||
       (is_auto && is_refused(current_device(), task)))
     return {task, {}, false};
-  CudaDevice device = cuda_device();
+  if (is_auto) return {task, known_plan(task), false};
+  const CudaDevice device = own_device();
   if (is_step) {
     TORCH_CHECK(fuses_step(layer, device),
                 "lstm: the engine \"one_step\" takes one step without proj_size and layer "
@@ -121,8 +142,6 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                 device.capability);
     return {task, {}, false, true};
   }
-  device.sm_count = std::max(0, device.sm_count - free_sms());
-  if (is_auto) return {task, plan(task, device), false};
   const Plan forced = plan_persistent(task, device, request->division);
   TORCH_CHECK(
       forced.persistent, "lstm: the engine \"", name,

@@ -253,7 +253,8 @@ struct WarpProduct<Ffma, kRows, kTile> {
 };
 
 // Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
-// are on their way. `polls`: see LoadedChunks::wait.
+// are on their way. `polls`: see LoadedChunks::wait. With FASTLSTM_PROBE a warp asks for one chunk
+// until it is there, and only then for the others, which are mostly there by then.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
                            int last, int polls) {
@@ -264,6 +265,11 @@ __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns
     product.add(loaded.words, begin, last);
     if (end < last) next.wait(parts, end, polls);
   };
+#if defined(FASTLSTM_PROBE)  // off: nobody has timed it
+  LoadedChunks<T, 1, kColumns> probe;
+  probe.load(parts, first);
+  probe.wait(parts, first, polls);
+#endif
   one.load(parts, first);
   one.wait(parts, first, polls);
   for (int begin = first; begin < last; begin += 2 * kChunks) {

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -46,6 +47,13 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
+// What "auto" planned: of a device, the SMs that are left free, and a task.
+using PlannedTask = std::array<int64_t, 10>;
+inline PlannedTask planned_task(int device, int free_sms, const Task& task) {
+  return {device,          free_sms,        task.hidden_size, task.batch,         task.steps,
+          task.directions, int(task.dtype), task.allow_tf32,  task.only_stepwise, task.backward};
+}
+
 // Calls whose persistent launch a GPU refused. Of the task all that decides how many blocks there
 // are, and how large.
 using RefusedCall = std::array<int64_t, 7>;
@@ -59,6 +67,7 @@ struct GpuState {
   std::atomic<int> default_free_sms = 0;  // what free_sms() is where the user says nothing
   std::mutex mutex;
   std::set<RefusedCall> refused;
+  std::map<PlannedTask, Plan> plans;
 };
 GpuState& gpu_state();
 

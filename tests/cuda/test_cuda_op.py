@@ -453,6 +453,28 @@ def told(capfd):
         yield lambda: capfd.readouterr().err + "".join(str(warning.message) for warning in shown)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
+def test_a_plan_is_remembered(kind, refuse):
+    """By shape and direction of the pass, for as long as the process lives."""
+
+    def kinds_of(run):
+        ops().take_events()
+        run()
+        return {kind for kind, *_ in ops().take_events()}
+
+    call, other = Call(kind, steps=40), Call(kind, steps=41)
+    ops().refuse(SMS, 720)  # forgets
+    saved = call.forward("auto")
+    try:
+        ops().set_code(75)  # on which nothing persistent runs
+        assert COOPERATIVE_LAUNCH in kinds_of(lambda: call.forward("auto"))
+        assert COOPERATIVE_LAUNCH not in kinds_of(lambda: other.forward("auto"))
+        assert COOPERATIVE_LAUNCH not in kinds_of(lambda: call.backward(saved, "auto"))
+    finally:
+        ops().set_code(90)
+        ops().refuse(SMS, 720)
+
+
 # cudaErrorInvalidConfiguration, LaunchOutOfResources, CooperativeLaunchTooLarge, NotPermitted,
 # NotSupported
 @pytest.mark.parametrize("code", [9, 701, 720, 800, 801])
@@ -554,8 +576,13 @@ def test_plain_calls_of_a_refused_shape_are_left_to_torch(kind, walk, refuse, mo
 @pytest.fixture
 def compiled_for():
     """compiled_for(capability): what the device's code was compiled for; 0 if there is none."""
-    yield lambda capability: ops().set_code(capability)
-    ops().set_code(90)
+
+    def set_code(capability):
+        ops().set_code(capability)
+        ops().refuse(SMS, 720)  # forgets what was planned
+
+    yield set_code
+    set_code(90)
     ops().set_driver_error(0)
 
 

@@ -395,6 +395,30 @@ def test_too_many_parameters_do_not_compile(tmp_path):
     assert "what CUDA allows on every GPU" in done.stdout
 
 
+@pytest.mark.parametrize("source", [FORWARD, BACKWARD])
+def test_probe(source, tmp_path):
+    """FASTLSTM_PROBE: rows of a chunk a warp are waited for by the probe alone, others by both."""
+    build()
+    wait = "one.wait(parts, first, polls);"
+    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.name != f"{source}.o"]
+
+    def program(name, fault, *flags):
+        cuda = plant(fault, wait, PRODUCT, tmp_path / name)
+        changed, built = str(tmp_path / f"{name}.o"), str(tmp_path / f"{name}_tests")
+        done = compile_with_emulator(cuda / source, cuda, *flags, "-c", "-o", changed)
+        assert done.returncode == 0, done.stdout
+        check(*CXX, "-pthread", changed, *others, "-o", built)
+        return built
+
+    short, long = FFMA + "two parts", TF32 + "very deep"
+    probing = program("probing", wait, "-DFASTLSTM_PROBE")
+    check(probing, short, long, BF16 + "odd sizes", "persistent/a block that starts late")
+    alone = program("alone", "", "-DFASTLSTM_PROBE")
+    check(alone, short)
+    assert run(alone, long, timeout=120).returncode != 0
+    assert run(program("none", ""), short, timeout=120).returncode != 0
+
+
 def plant(fault, line, name, folder):
     """A copy of the sources with a fault in place of a line; returns its csrc/cuda."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")

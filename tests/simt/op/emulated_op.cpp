@@ -11,12 +11,12 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
   m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
   // The device: persistent launches of more than `blocks` blocks are refused, with this error of
-  // CUDA. What was refused before is forgotten.
+  // CUDA. What was refused and planned before is forgotten.
   simt::resident_blocks() = runtime::shared().sm_count;
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
-    fastlstm::gpu_state().refused.clear();
+    fastlstm::gpu_state().refused.clear(), fastlstm::gpu_state().plans.clear();
   });
   m.def("set_resident_blocks",
         [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
