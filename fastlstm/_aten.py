@@ -22,8 +22,7 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
     """output, (h_n, c_n) and no cell states of a stack of layers, given together as `call`."""
     if torch.compiler.is_dynamo_compiling():
-        run = torch.ops.fastlstm.torch_lstm
-        output, h_n, c_n = run(*call[:6], num_layers, directions)
+        output, h_n, c_n = torch.ops.fastlstm.torch_lstm(*call[:6], num_layers, directions)
         return output, (h_n, c_n), []
     input, h_0, c_0, weights, layout, batch_sizes, *_ = call
     if not input.is_cpu:
@@ -33,7 +32,7 @@ def lstm(
             training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
             dropout = 0.0
     options = "bias" in layout, num_layers, dropout, training, directions == 2
-    run = torch._VF.lstm  # type: ignore[attr-defined]
+    run: Any = torch._VF.lstm
     if batch_sizes is None:
         output, h_n, c_n = run(input, (h_0, c_0), weights, *options, False)  # steps first
     else:
@@ -66,7 +65,8 @@ _ARGUMENTS = (
     "Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, Tensor? batch_sizes, "
     "int num_layers, int directions"
 )
-_library = torch.library.Library("fastlstm", "FRAGMENT")
+_as_library: Any = torch.library.Library
+_library = _as_library("fastlstm", "FRAGMENT")
 _library.define(f"torch_lstm({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 _library.define(f"torch_lstm_backward(Tensor?[] grads, {_ARGUMENTS}) -> Tensor[]")
 
@@ -75,7 +75,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *call, num_layers, directions = arguments
     with torch.no_grad():
         output, state, _ = lstm(LstmCall(*call), num_layers, directions, 0.0, False)
-    return output.contiguous(), *(h.contiguous() for h in state)
+    return output.contiguous(), state[0].contiguous(), state[1].contiguous()
 
 
 def _forward_shapes(
@@ -93,7 +93,7 @@ def _backward(grads: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
     input, h_0, c_0, weights, layout, batch_sizes, num_layers, directions = arguments
     leaves = [t.detach().requires_grad_() for t in (input, h_0, c_0, *weights)]
     with torch.enable_grad():
-        call = LstmCall(*leaves[:3], leaves[3:], layout, batch_sizes)
+        call = LstmCall(leaves[0], leaves[1], leaves[2], leaves[3:], layout, batch_sizes)
         output, state, _ = lstm(call, num_layers, directions, 0.0, True)
     pairs = [(r, g) for r, g in zip((output, *state), grads, strict=True) if g is not None]
     found = torch.autograd.grad([r for r, _ in pairs], leaves, [g for _, g in pairs])

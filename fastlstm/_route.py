@@ -269,10 +269,11 @@ def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: 
     tensors = (input, h_0, call.c_0, *call.weights)
     training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     layout = directions, "bias" in call.layout, packed, training
-    return _gpu_leaves_compiled(str(input.dtype), sizes, layout, input.device.index or 0)
+    index = input.device.index or 0
+    return bool(_gpu_leaves_compiled(str(input.dtype), sizes, layout, index))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> bool:
     _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
     if not capability:

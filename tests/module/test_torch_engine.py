@@ -210,6 +210,30 @@ def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.Monk
             assert left() and left()
 
 
+def test_a_step_that_torch_gets(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LSTMCell on a GPU: nn.LSTMCell's forward, unless a layer of one step was measured faster."""
+    cell, theirs = fastlstm.LSTMCell(8, 16), nn.LSTMCell(8, 16)
+    theirs.load_state_dict(cell.state_dict())
+    x, state = torch.randn(3, 8), (torch.randn(3, 16), torch.randn(3, 16))
+    assert _route.gpu_leaves_step_to_torch(cell, x) and _route.gpu_leaves_step_to_torch(cell, x[0])
+    assert all(map(torch.equal, cell(x, state), theirs(x, state)))
+    with pytest.raises(RuntimeError, match="expected"):
+        cell(x, (state[0][:, 1:], state[1]))
+    with _measured.force("one_step"):
+        assert not _route.gpu_leaves_step_to_torch(cell, x)
+    cell.engine = "one_step"
+    assert not _route.gpu_leaves_step_to_torch(cell, x)
+    measured = _choice.Choice("one_step", "measured by fastlstm.tune")
+    monkeypatch.setattr(_choice, "of_stack", lambda stack, device: measured)
+    _route._gpu_leaves.cache_clear()
+    cell.engine = "auto"
+    assert not _route.gpu_leaves_step_to_torch(cell, x)
+    weights = list(cell.parameters())
+    assert _choice.of_step(x, *state, weights, "bias") == "torch"  # nothing was measured
+    monkeypatch.setattr(_measured, "active", True)
+    assert _choice.of_step(x, *state, weights, "bias") == "one_step"
+
+
 def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     real = _aten.lstm

@@ -391,3 +391,17 @@ def test_a_lock_that_somebody_keeps(file: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     assert not file.exists() and _measured.active
+
+
+def test_one_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine "one_step", where its kernel serves the call."""
+    candidates = sys.modules["fastlstm.tune"]._candidates  # type: ignore[attr-defined]
+    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
+    gpu, stack = torch.device("cuda", 0), _choice.Stack("bfloat16", 8, 16, batch=3, steps=1)
+    assert candidates(stack, gpu) == ["auto", "torch", "one_step"]
+    assert _measured._ENGINE.fullmatch("one_step")
+    others = dict(steps=2), dict(input_size=12), dict(dtype="float64"), dict(proj_size=8)
+    for change in others:
+        assert candidates(stack._replace(**change), gpu) == ["auto", "torch"]
+    monkeypatch.setattr(_build, "gpu", lambda index: (40, 75, 1.5, ""))
+    assert candidates(stack, gpu) == ["auto", "torch"]
