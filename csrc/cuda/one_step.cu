@@ -112,7 +112,7 @@ struct FusedStep {
 };
 
 template <class P, int kTile>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     fused_step_kernel(FusedStepForward<typename P::T, float> step) {
   if constexpr (kRunsPersistent) {
     const int thread = threadIdx.x;
