@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioning.cnn import FrozenCNN
+from captioning.console import printable
 from captioning.data import END, UNK, data_uri, load_image, tokenize
 from captioning.model import Attentive, Checkpoint
 
@@ -25,6 +26,15 @@ class AttentionMaps:
     view: Image.Image
     words: Sequence[str]
     weights: Tensor
+
+    def pictures(self) -> list[tuple[Image.Image, str]]:
+        """For each word, the picture, dark where the decoder did not look before it wrote it."""
+        found = []
+        for word, weights in zip(self.words, self.weights, strict=True):
+            picture = self.view.copy()
+            picture.paste("black", mask=shade(weights, picture.size))
+            found.append((picture, printable(word)))
+        return found
 
     def panels(self) -> dict[str, Any]:
         """The picture, and a mask for each word, as data URIs; a page lays them over each other."""

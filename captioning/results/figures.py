@@ -13,7 +13,7 @@ from PIL import Image
 from captioning.console import printable
 from captioning.data import load_image
 from captioning.files import write_atomically
-from captioning.results.attention_maps import AttentionMaps, shade
+from captioning.results.attention_maps import AttentionMaps
 
 History = Sequence[Mapping[str, float]]
 INK, ACCENT = "#22303c", "#2a6f97"
@@ -108,11 +108,7 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
 
 def write_panels(path: str | Path, maps: AttentionMaps) -> None:
     """Write a PNG: the picture, then one panel for each word, dark where it did not look."""
-    panels = [(maps.view, "")]
-    for word, weights in zip(maps.words, maps.weights, strict=True):
-        panel = maps.view.copy()
-        panel.paste("black", mask=shade(weights, panel.size))
-        panels.append((panel, printable(word)))
+    panels = [(maps.view, ""), *maps.pictures()]
     _write_grid(path, panels, 6, (1.8, 2.05), 100, {"fontsize": 13})
 
 

@@ -1,3 +1,3 @@
-"""The web page: who may ask, and what is answered."""
+"""The web page."""
 
 from captioning.serving.server import ServerSettings, serve

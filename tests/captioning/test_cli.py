@@ -605,7 +605,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
         (["serve", "c.pt", "--port", "65536"], "port: expected <= 65,535, got 65536"),
-        (["serve", "c.pt", "--port=-1"], "port: expected >= 0, got -1"),
+        (["serve", "c.pt", "--port=-1"], "port: expected >= 1, got -1"),
         (["serve", "c.pt", "--max-megabytes", "0"], "max_megabytes: expected > 0, got 0.0"),
         (["serve", "c.pt", "--max-megapixels", "0"], "max_megapixels: expected > 0, got 0.0"),
         (["serve", "c.pt", "--max-megabytes", "nan"], "max_megabytes: expected > 0, got nan"),
