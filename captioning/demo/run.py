@@ -92,9 +92,10 @@ def _report(
         "would be right: nothing can be guessed without looking."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    title, parts = "Captions of drawn scenes", list(sections.values())
-    results.write_report(report, title, text, parts, history, checkpoint)
-    results.write_contact_sheet(sheet, title, parts, history)
+    parts = list(sections.values())
+    results.write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint)
+    drawn = [p for section in parts for p in results.choose(section)["Drawn at random"]]
+    results.write_sheet(sheet, {picture.path: picture.caption for picture in drawn})
     for split, section in sections.items():
         written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]
         write_json(output / f"results_{split}.json", written)

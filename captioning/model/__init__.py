@@ -1,7 +1,7 @@
 """The captioner: encoder, decoders, loss, and the file that holds it."""
 
 from captioning.model.captioner import Captioner
-from captioning.model.checkpoint import Checkpoint, CNNIdentity, load_checkpoint, training_history
+from captioning.model.checkpoint import Checkpoint, CNNIdentity, load_checkpoint
 from captioning.model.cider import CiderD
 from captioning.model.decoders import (
     DECODERS,

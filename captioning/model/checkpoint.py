@@ -144,16 +144,9 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
     return data[name]
 
 
-# Settings that files of older versions have for every decoder, at values that say nothing.
-_OF_EVERY_DECODER = {"num_layers": 1, "image_at": "first"}
-
-
 def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
     decoder = DECODERS.get(settings.get("decoder", ModelConfig.decoder))
     kind = decoder.Settings if decoder else ModelConfig
-    for name, value in _OF_EVERY_DECODER.items():
-        if name not in kind.__dataclass_fields__ and settings.get(name) == value:
-            settings = {k: v for k, v in settings.items() if k != name}
     config = from_dict(kind, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(
@@ -189,18 +182,3 @@ def _check_training(training: dict[str, Any]) -> None:
         fits = isinstance(entry, dict) and {type(v) for v in entry.values()} <= {int, float}
         if not fits or "epoch" not in entry or not {"loss", "reward"} & entry.keys():
             raise CaptioningError(f"history: expected numbers by name, got {short(entry)}")
-
-
-def training_history(checkpoint: Checkpoint, path: str | Path) -> list[dict[str, float]]:
-    """Every epoch of the run that wrote `checkpoint` to `path`.
-
-    The history in best.pt ends with the best epoch. If last.pt beside it is of the same run, its
-    history is returned instead.
-    """
-    history = list(checkpoint.training.get("history", ()))
-    last = Path(path).with_name("last.pt")
-    if history and last.exists():
-        longer = load_checkpoint(last).training.get("history", ())
-        if longer[: len(history)] == history:
-            return list(longer)
-    return history

@@ -7,7 +7,7 @@ from captioning.console import short
 from captioning.data import CaptionDataset, is_picture_id
 from captioning.errors import CaptioningError
 from captioning.files import read_json
-from captioning.model import load_ensemble, training_history
+from captioning.model import load_ensemble
 from captioning.results.metrics import Scores, score_captions
 from captioning.results.report import Picture, Section, write_report
 
@@ -64,5 +64,5 @@ def write_evaluation(
     ]
     section = Section(name, f"{len(pictures)} pictures", pictures, scores)
     checkpoint = load_ensemble(captioners) if captioners else None
-    history = training_history(checkpoint, captioners[0]) if checkpoint else []
+    history = checkpoint.training.get("history", []) if checkpoint else []
     write_report(path, "Evaluation of captions", "", [section], history, checkpoint)

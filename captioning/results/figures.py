@@ -73,11 +73,6 @@ def new_figure(size: tuple[float, float]) -> Any:
     return Figure(size, layout="constrained")
 
 
-def save(figure: Any, path: str | Path, dpi: int) -> None:
-    """Write a figure as PNG."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
-
-
 def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     """What ``draw(axes)`` draws, for an HTML page; the size is in inches."""
     figure, buffer = new_figure(size), io.StringIO()
@@ -129,4 +124,4 @@ def _write_grid(
     for axes, (image, title) in zip(grid.flat, pictures, strict=False):
         axes.imshow(image, interpolation="lanczos")
         axes.set_title(title, parse_math=False, **style)
-    save(figure, path, dpi)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))

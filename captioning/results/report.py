@@ -1,4 +1,4 @@
-"""Results to look at: an HTML report in one file, and a contact sheet."""
+"""Results to look at: an HTML report in one file."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,10 @@ from captioning.files import render, write_text
 from captioning.model import Attentive, Checkpoint
 from captioning.results import figures
 from captioning.results.attention_maps import AttentionMaps, file_maps
-from captioning.results.figures import History, fill
+from captioning.results.figures import History
 from captioning.results.metrics import Scores
 
 MapsFor = Callable[[Path, str], AttentionMaps | None]
-# Of a caption, by whether it is right.
-COLORS = {True: "#2e7d4f", False: "#b3402e", None: figures.INK}
 
 
 @dataclass(frozen=True)
@@ -108,33 +106,3 @@ def _figure(picture: Picture, score: float, maps_for: MapsFor | None) -> dict[st
         return shown | {"panels": maps and maps.panels()}
     except ImageError as error:
         return shown | {"error": str(error)}
-
-
-def write_contact_sheet(
-    path: str | Path, title: str, sections: Sequence[Section], history: History
-) -> None:
-    """Write a PNG: random pictures of each section with captions and a reference, and curves."""
-    heights = [5.8] * len(sections) + [2.9] * bool(history)
-    figure = figures.new_figure((11, sum(heights) + 0.7))
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    figure.suptitle(title, x=0.03, ha="left", fontsize=17, fontweight="bold")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
-    for section, part in zip(sections, parts, strict=False):
-        facts = section.facts.get("all")
-        right = "" if facts is None else f"   all facts right: {facts:.0%}"
-        text = f"{section.title}   CIDEr-D {section.scores.overall['CIDEr-D']:.2f}{right}"
-        part.suptitle(text, x=0.03, ha="left", fontsize=12, color="#5c6b77")
-        pictures = choose(section)["Drawn at random"]
-        for axes, picture in zip(part.subplots(2, 4).flat, pictures, strict=False):
-            axes.imshow(figures.small(picture.path), interpolation="lanczos")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(visible=True, color="#d5dbe0", linewidth=0.8)
-            style = {"transform": axes.transAxes, "ha": "center", "va": "top"}
-            reference = fill("ref: " + picture.references[0], 44)
-            caption, color = fill(picture.caption, 36), COLORS[picture.right]
-            axes.text(0.5, -0.04, caption, fontsize=9.5, color=color, **style)
-            axes.text(0.5, -0.29, reference, fontsize=7.5, color="#7a8791", **style)
-    if history:
-        for axes, draw in zip(next(parts).subplots(1, 2), figures.curves(history), strict=False):
-            draw(axes)
-    figures.save(figure, path, dpi=110)

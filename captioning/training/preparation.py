@@ -24,9 +24,6 @@ from captioning.training.request import MIN_COUNT, Origin, TrainingRequest
 
 # Settings that may differ from those of the run that is resumed.
 MAY_CHANGE = {"epochs", "no_neighbors"}
-# Those of older versions: what no longer matters, and the only values that can go on.
-_GONE = ("compile", "patience", "save_every")
-_ONLY = {"schedule": "cosine", "scheduled_sampling": 0.0}
 
 
 def prepare_training(
@@ -75,22 +72,11 @@ def origin_of(request: TrainingRequest) -> Origin | None:
         checkpoint = load_checkpoint(last, request.lstm)
         if lacking := {"trainer", "history"} - checkpoint.training.keys():
             raise CaptioningError(f"{last}: expected a run to resume, got none: no {lacking.pop()}")
-        return Origin(last, checkpoint, saved_config(checkpoint, last))
+        saved = from_dict(TrainConfig, checkpoint.training.get("config"), f"{last}: settings")
+        return Origin(last, checkpoint, saved)
     if request.start:
         return Origin(request.start, load_checkpoint(request.start, request.lstm))
     return None
-
-
-def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
-    """The settings of the run that wrote a checkpoint, without those that were dropped since."""
-    settings = checkpoint.training.get("config")
-    if isinstance(settings, dict):
-        settings = {
-            name: value
-            for name, value in settings.items()
-            if name not in _GONE and (name not in _ONLY or value != _ONLY[name])
-        }
-    return from_dict(TrainConfig, settings, f"{path}: settings")
 
 
 def check_same(request: TrainingRequest, origin: Origin) -> None:

@@ -115,11 +115,10 @@ class _Run:
         return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Runs the remaining steps of an epoch; returns its entry in the history."""
+        """Runs the steps of an epoch; returns its entry in the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen, total = time.perf_counter(), 0, 0.0
-        # A run of an older version may have been saved within an epoch.
-        order = trainer.batches(epoch)[trainer.step - epoch * self.steps_per_epoch :]
+        order = trainer.batches(epoch)
         bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)

@@ -18,7 +18,7 @@ import torch
 from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.errors import CaptioningError
 from captioning.files.atomic import write_text
-from captioning.model.checkpoint import load_checkpoint, training_history
+from captioning.model.checkpoint import load_checkpoint
 from captioning.model.tensors import load_tensors
 
 
@@ -55,19 +55,6 @@ def test_attention_without_places_is_refused(attentive, tmp_path):
     with pytest.raises(
         CaptioningError, match="c.pt: grid: expected .*, got 0 .captioners of an older version"
     ):
-        load_checkpoint(path)
-
-
-def test_files_of_older_versions_have_settings_of_the_lstm_for_every_decoder(attentive, tmp_path):
-    path = tmp_path / "c.pt"
-    attentive.save(path)
-    data = torch.load(path, weights_only=True)
-    data["model"] |= {"num_layers": 1, "image_at": "first"}
-    torch.save(data, path)
-    assert load_checkpoint(path).model.config == attentive.model.config
-    data["model"]["num_layers"] = 2
-    torch.save(data, path)
-    with pytest.raises(CaptioningError, match="c.pt: model: expected .*, got 'num_layers'"):
         load_checkpoint(path)
 
 
@@ -384,19 +371,3 @@ def test_a_vocabulary_of_another_size_is_refused(new_checkpoint, tmp_path):
     checkpoint.save(tmp_path / "c.pt")
     with pytest.raises(CaptioningError, match="its vocabulary has"):
         load_checkpoint(tmp_path / "c.pt")
-
-
-def test_the_history_goes_on_behind_the_best_epoch(new_checkpoint, tmp_path):
-    epochs = [{"epoch": e, "loss": 1 / e} for e in (1, 2, 3)]
-    best = new_checkpoint()
-    best.training = {"history": epochs[:1]}
-    path = tmp_path / "best.pt"
-    assert training_history(best, path) == epochs[:1]
-    last = new_checkpoint()
-    last.training = {"history": epochs}
-    last.save(tmp_path / "last.pt")
-    assert training_history(best, path) == epochs
-    last.training = {"history": [{"epoch": 1, "loss": 7.0}, epochs[1]]}  # of another run
-    last.save(tmp_path / "last.pt")
-    assert training_history(best, path) == epochs[:1]
-    assert training_history(new_checkpoint(), path) == []  # an imported one

@@ -12,8 +12,7 @@ import captioning
 ROOT = Path(captioning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Each may import those to its left; the files beside them (config, console, errors) are for all.
-ORDER = ["files", "data", "cnn", "model", "search", "results", "training", "demo", "serving"]
-ORDER += ["commands"]
+ORDER = ["files", "data", "cnn", "model", "search", "results", "training", "demo", "commands"]
 
 
 def folder_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from captioning.__main__ import main
+from captioning.commands.serve import answer
 from captioning.config import BeamConfig
 from captioning.data.images import load_image
 from captioning.data.vocabulary import PAD, START, UNK, Vocabulary
@@ -17,7 +18,6 @@ from captioning.model.ensemble import Ensemble, load_ensemble
 from captioning.model.neighbors import Neighbors
 from captioning.results.attention_maps import compute_maps
 from captioning.search.generate import DecodeConfig, decode_batch
-from captioning.serving.server import answer
 
 METHODS = ("greedy", "beam", "sample")
 

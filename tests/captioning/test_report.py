@@ -10,7 +10,7 @@ from PIL import Image
 
 from captioning.errors import CaptioningError
 from captioning.results.metrics import Scores
-from captioning.results.report import Picture, Section, choose, write_contact_sheet, write_report
+from captioning.results.report import Picture, Section, choose, write_report
 
 COUNT = 5000
 HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
@@ -109,12 +109,11 @@ def test_draws_loss_of_training_and_validation(drawn):
     assert cider == ("CIDEr-D (validation)", [1, 2, 3], [0.1, 0.2, 0.3])
 
 
-def test_draws_the_reward_of_self_critical_training(drawn, section, tmp_path):
+def test_draws_the_reward_of_self_critical_training(drawn):
     history = [{"epoch": e, "reward": e / 5, "val_loss": 2.0, "CIDEr-D": 0.1 * e} for e in (1, 2)]
     reward, cider = drawn(history)
     assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4])
     assert cider[2] == [0.1, 0.2]
-    write_contact_sheet(tmp_path / "sheet.png", "", [section], history)
 
 
 def test_draws_what_was_validated_if_not_all_was(drawn):
@@ -132,7 +131,5 @@ def test_a_full_disk_leaves_the_old_report(section, report, tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CaptioningError, match="r.html: No space left on device; what was there"):
         write_report(tmp_path / "r.html", "", "", [section], HISTORY)
-    with pytest.raises(CaptioningError, match="s.png: No space left on device"):
-        write_contact_sheet(tmp_path / "s.png", "", [section], HISTORY)
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
     assert (tmp_path / "r.html").read_text() == "old"

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
+from captioning.commands.serve import ServerSettings, answer, serve
 from captioning.data.datasets import CaptionDataset
 from captioning.data.images import ImageError
 from captioning.errors import CaptioningError
 from captioning.results.evaluation import evaluate, write_evaluation
 from captioning.search.generate import DecodeConfig, caption_files
-from captioning.serving.server import ServerSettings, answer, describe_lstm, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES = 2.5
@@ -76,18 +76,6 @@ def test_what_is_wrong_with_a_picture_is_said(attentive, grid_cnn, bad):
     for message, path in bad.items():
         with pytest.raises(ImageError, match=f"^{message}"):
             answer(attentive, grid_cnn, path, 2)
-
-
-@pytest.mark.parametrize(
-    ("lstm", "words"),
-    [
-        ("fastlstm", "fastlstm.LSTM (engine auto) on cpu, float32"),
-        ("reference", "fastlstm.LSTM (engine reference) on cpu, float32"),
-        ("torch", "torch.LSTM on cpu, float32"),
-    ],
-)
-def test_names_the_lstm_that_runs(new_checkpoint, lstm, words):
-    assert describe_lstm(new_checkpoint(lstm).model) == words
 
 
 def test_without_its_libraries_the_command_says_how_to_install_them(
@@ -226,9 +214,9 @@ def test_a_taken_port_and_a_foreign_address_are_named(attentive, grid_cnn):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CaptioningError, match=f"cannot listen on 127.0.0.1, port {port}: "):
-            serve(attentive, grid_cnn, ServerSettings(port=port))
+            serve(attentive, grid_cnn, ServerSettings(port=port), "c")
     with pytest.raises(CaptioningError, match="cannot listen on 192.0.2.1: "):
-        serve(attentive, grid_cnn, ServerSettings(host="192.0.2.1"))
+        serve(attentive, grid_cnn, ServerSettings(host="192.0.2.1"), "c")
 
 
 # The browser ------------------------------------------------------------------------------------
@@ -276,7 +264,7 @@ def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, pic
     wait_for(browser, lambda: "Beam search, 5 wide, " in said(browser))
     masks = lambda: browser.find_elements("css selector", ".grid-container img")
     wait_for(browser, lambda: masks() and all(m.get_property("naturalWidth") for m in masks()))
-    assert browser.title == "Caption a picture" and "fastlstm.PackedLSTMCell" in said(browser)
+    assert browser.title == "Caption a picture" and "CNN: scenes_cnn. Decoder: att" in said(browser)
 
 
 def test_a_visitor_may_click_on_an_example(browser):

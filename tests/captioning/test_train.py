@@ -245,43 +245,6 @@ def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monk
         assert a["loss"] == b["loss"] and a["CIDEr-D"] == b["CIDEr-D"]
 
 
-@pytest.mark.parametrize(
-    ("gone", "refused"),
-    [
-        ({"compile": True, "patience": 3, "save_every": 2, "schedule": "cosine"}, None),
-        ({"scheduled_sampling": 0.0}, None),
-        ({"scheduled_sampling": 0.5}, "scheduled_sampling"),
-        ({"schedule": "constant"}, "schedule"),
-    ],
-)
-def test_a_run_of_an_older_version_is_resumed(new_checkpoint, data, tmp_path, gone, refused):
-    """Its settings have some that are gone; what others did cannot go on."""
-    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
-    stored = torch.load(tmp_path / "last.pt")
-    stored["training"]["config"] |= gone
-    torch.save(stored, tmp_path / "last.pt")
-    if refused is None:
-        assert len(run(new_checkpoint(), data, tmp_path, resume=True)) == 2
-    else:
-        with pytest.raises(CaptioningError, match=f"last.pt: settings: .*'{refused}'"):
-            run(new_checkpoint(), data, tmp_path, resume=True)
-
-
-def test_a_run_that_an_older_version_saved_within_an_epoch_goes_on(new_checkpoint, data, tmp_path):
-    checkpoint = new_checkpoint()
-    trainer = Trainer(checkpoint, FAST, data.train)
-    for indices in trainer.batches(0)[:3]:
-        trainer.train_step(indices, 20)
-    state = {"trainer": trainer.state_dict(), "history": [], "config": asdict(FAST)}
-    checkpoint.training = state | {"running": 9.0}
-    checkpoint.save(tmp_path / "last.pt")
-    run(new_checkpoint(), data, tmp_path, resume=True)
-    run(new_checkpoint(), data, tmp_path / "whole")
-    expected = weights(tmp_path / "whole" / "last.pt")
-    for name, tensor in weights(tmp_path / "last.pt").items():
-        assert torch.equal(tensor, expected[name]), name
-
-
 def test_best_is_the_epoch_of_the_highest_cider(new_checkpoint, data, tmp_path, monkeypatch):
     import captioning.training.run as module
 

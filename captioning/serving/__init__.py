@@ -1,3 +1,0 @@
-"""The web page."""
-
-from captioning.serving.server import ServerSettings, serve
