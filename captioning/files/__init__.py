@@ -11,4 +11,3 @@ from captioning.files.atomic import (
     writing,
 )
 from captioning.files.locks import lock_files, lock_folder
-from captioning.files.templates import render

@@ -1,18 +1,14 @@
 """Locks, so that only one run at a time writes a folder or a file.
 
-A second run is refused, with the name of the process that holds the lock, or it waits. The lock is
-a file next to what it guards. The kernel releases it when its process ends, however that happens,
-and processes that it forked do not hold it.
+A second run is refused, or it waits. The lock is a file next to what it guards. The kernel releases
+it when its process ends, however that happens, and processes that it forked do not hold it.
 """
 
 import contextlib
 import errno
 import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from captioning.console import say
 from captioning.errors import CaptioningError
@@ -50,13 +46,23 @@ def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
-    from filelock import FileLock  # not at the top: `captioning --help` locks nothing
+    from filelock import FileLock, Timeout  # not at the top: `captioning --help` locks nothing
 
     created = not path.parent.exists()
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.absolute(), is_singleton=True)
-        _acquire(lock, what, wait)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            if not wait:
+                raise CaptioningError(f"{what} is being written by another process") from error
+            say(f"waiting for another process, which writes {what}", error=True)
+            lock.acquire()
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # as some network disks
+                raise
+            say(f"{what} cannot be locked ({error.strerror}): start no second run", error=True)
     try:
         yield
     finally:
@@ -67,29 +73,3 @@ def _locked(path: Path, what: Path, wait: bool) -> Iterator[None]:
         if created:
             with contextlib.suppress(OSError):  # unless it has files now
                 path.parent.rmdir()
-
-
-def _acquire(lock: Any, what: Path, wait: bool) -> None:
-    """Lock a file, and write into it who holds it."""
-    from filelock import Timeout
-
-    path = Path(lock.lock_file)
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            holder = ""
-            with contextlib.suppress(OSError):  # it is gone, or Windows lets nobody read it
-                holder = path.read_text(errors="replace")
-            holder = holder or "another process"
-            if not wait:
-                raise CaptioningError(f"{what} is being written by {holder}") from error
-            say(f"waiting for {holder}, which writes {what}", error=True)
-            lock.acquire()
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # as some network disks
-            raise
-        say(f"{what} cannot be locked ({error.strerror}): start no second run", error=True)
-    else:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")

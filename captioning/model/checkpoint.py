@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import BeamConfig, ModelConfig, from_dict, settings_of
+from captioning.config import BeamConfig, ModelConfig, check_choice, from_dict, settings_of
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
 from captioning.errors import CaptioningError, naming
@@ -145,9 +145,9 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
-    decoder = DECODERS.get(settings.get("decoder", ModelConfig.decoder))
-    kind = decoder.Settings if decoder else ModelConfig
-    config = from_dict(kind, settings, "model")
+    decoder = settings.get("decoder", ModelConfig.decoder)
+    check_choice("decoder", decoder, tuple(DECODERS))  # a list has no hash
+    config = from_dict(DECODERS[decoder].Settings, settings, "model")
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(
             f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.data import ImageError, data_uri
-from captioning.files import render, write_text
+from captioning.files import write_text
 from captioning.model import Attentive, Checkpoint
 from captioning.results import figures
 from captioning.results.attention_maps import AttentionMaps, file_maps
@@ -67,11 +67,13 @@ def write_report(
     `text` is the paragraph below the title, `history` the epochs of training, for the curves, and
     `checkpoint` the captioner, for its attention maps.
     """
+    from jinja2 import Environment, PackageLoader  # not at the top: few commands need it
+
     maps_for = None
     if checkpoint and isinstance(checkpoint.model.decoder, Attentive):
         maps_for = partial(file_maps, checkpoint, checkpoint.cnn.load())
-    page = render(
-        "results/report.html",
+    environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
+    page = environment.get_template("results/report.html").render(
         title=title,
         text=text,
         scores={s.title: s.scores.overall for s in sections},

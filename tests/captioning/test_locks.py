@@ -4,9 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,10 +55,9 @@ def hold():
         process.communicate()
 
 
-def test_the_second_is_told_who_holds_it(hold, tmp_path):
-    process = hold(tmp_path)
-    host = re.escape(socket.gethostname())
-    told = rf"{tmp_path} is being written by process {process.pid} on {host} since 2\d{{3}}-"
+def test_the_second_is_told(hold, tmp_path):
+    hold(tmp_path)
+    told = f"{tmp_path} is being written by another process"
     with pytest.raises(CaptioningError, match=told), lock_folder(tmp_path):
         pass
     with lock_folder(tmp_path.parent), lock_folder(tmp_path / "inner"):
@@ -114,9 +111,8 @@ def test_every_one_that_waits_gets_it_alone(tmp_path):
     assert [process.returncode for process in processes] == [0] * 4, errors
     assert path.read_text() == "200"
     assert list(tmp_path.iterdir()) == [path]
-    told = rf"waiting for (process \d+ on .+|another process), which writes {path}"
     lines = "".join(errors).splitlines()
-    assert lines and all(re.fullmatch(told, line) for line in lines)
+    assert set(lines) == {f"waiting for another process, which writes {path}"}
 
 
 def test_what_a_killed_save_left_is_removed(hold, tmp_path):
