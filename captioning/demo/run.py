@@ -94,7 +94,7 @@ def _report(
     report, sheet = output / "report.html", output / "contact_sheet.png"
     parts = list(sections.values())
     results.write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint)
-    drawn = [p for section in parts for p in results.choose(section)["Drawn at random"]]
+    drawn = [p for section in parts for p in results.choose(section)["Drawn at random"][:3]]
     results.write_sheet(sheet, {picture.path: picture.caption for picture in drawn})
     for split, section in sections.items():
         written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]
