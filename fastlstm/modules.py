@@ -396,7 +396,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         try:
-            found: tuple[Any, ...] = _torch_lstm.forward(self, input, hx)
+            forward = _torch_lstm.forward if sizes is not None or hx else LSTM._from_zeros
+            found: tuple[Any, ...] = forward(self, input, hx)
             if not data.is_cpu:
                 _twice.differentiate(found[0][0] if sizes is not None else found[0])
             return found
@@ -405,6 +406,29 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 self._check(data, hx, [*self.parameters()], sizes)
                 check_batch_sizes(sizes, int(sizes[0]), data.size(0))
             raise
+
+    def _from_zeros(self, input: Tensor, _: None) -> Any:
+        """nn.LSTM's forward without a state, in less time: it makes its zeros once."""
+        self._update_flat_weights()
+        weights: Any = self._flat_weights
+        is_plain = input.dim() == 3 and input.size(-1) == self.input_size and not self.proj_size
+        if not is_plain or input.dtype is not weights[0].dtype:
+            return _torch_lstm.forward(self, input)
+        batch = input.size(0 if self.batch_first else 1)
+        states = self.num_layers * (1 + self.bidirectional)
+        zeros = input.new_zeros(states, batch, self.hidden_size)
+        output, *state = torch._VF.lstm(
+            input,
+            (zeros, zeros),
+            weights,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+        )
+        return output, tuple(state)
 
     def _keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
