@@ -252,8 +252,15 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
-            device, dtype: as in nn.LSTM.
+        input_size: number of features of the input.
+        hidden_size: number of features of the hidden and the cell state.
+        num_layers: number of stacked layers.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input, output and reset put the batch before the steps.
+        dropout: probability of dropping an element of the output of each layer but the last.
+        bidirectional: whether each layer also walks from the last step to the first.
+        proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
+        device, dtype: of the parameters.
         input_dropout: probability of dropping a feature of each layer's input for a whole sequence
             (variational dropout, Gal & Ghahramani, 2016).
         recurrent_dropout: the same for h_{t-1} before W_hh.
@@ -396,7 +403,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         try:
-            forward = _torch_lstm.forward if sizes is not None or hx else LSTM._from_zeros
+            plain = sizes is None and hx is None
+            forward = LSTM._from_zeros if plain else _torch_lstm.forward
             found: tuple[Any, ...] = forward(self, input, hx)
             if not data.is_cpu:
                 _twice.differentiate(found[0][0] if sizes is not None else found[0])
