@@ -294,12 +294,12 @@ def prepack(
 
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
-        weights: their format. None keeps the dtype of each layer, and its results (bit for bit in
-            float32 and float64, but for the last bits of a LayerNormLSTM, and of large calls of an
-            LSTM that is not packed on processors with AMX). One of fewer bits, such as torch.int8
-            ("Inference with packed weights" in the documentation has them), takes less memory and
-            rounds what is multiplied with the weights too; sums, states and gate equations stay in
-            float32.
+        weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
+            float64, but for the last bits of a LayerNormLSTM, and of large calls with proj_size on
+            processors with AMX). torch.bfloat16 halves the weights of float32, torch.int8 takes a
+            quarter of the memory, with a scale for each row of a matrix, "int4" takes 5/32, with a
+            scale for 32 neighbors in a row. What is multiplied with them is rounded or quantized
+            too, row by row; sums, states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
