@@ -50,8 +50,10 @@ def say(*lines: object, error: bool = False) -> None:
     """Print lines to stdout or stderr, above progress bars."""
     from tqdm import tqdm  # not at the top: __main__ says how to install it
 
+    stream = sys.stderr if error else sys.stdout
     for line in () if _silent and not error else lines:
-        tqdm.write(printable(line), file=sys.stderr if error else sys.stdout)
+        tqdm.write(printable(line), file=stream)
+    stream.flush()  # somebody may read the address of `serve` from a pipe
 
 
 def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:

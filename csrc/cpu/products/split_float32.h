@@ -4,7 +4,7 @@
 // A float32 is exactly the sum of three bfloat16, its planes: 8 bits of the significand each. Of
 // the nine products of two such sums the six largest are added up, smallest first; the other three
 // are below 2^-26 of the product. With two planes, where less precision is allowed, it is three
-// products, without those below 2^-17. A tile adds 32 terms before it touches the sum, so that sums
+// products, without those below 2^-15. A tile adds 32 terms before it touches the sum, so that sums
 // of K terms are rounded K / 32 times, and have less than half of the error of float32
 // multiply-adds.
 //
@@ -88,7 +88,10 @@ struct SplitFloat32 {
     cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // a NaN keeps a bit
     planes[0] = _mm512_mask_mov_epi32(planes[0], large, cut);
     const __m512i left = minus(bits, planes[0]);
-    planes[1] = _mm512_maskz_mov_epi32(finite, rounded(left));
+    __m512i second = rounded(left);
+    if constexpr (kPlanes == 2)  // else both could add up to infinity
+      second = _mm512_mask_and_epi32(second, large, left, upper);
+    planes[1] = _mm512_maskz_mov_epi32(finite, second);
     if constexpr (kPlanes == 3) planes[2] = _mm512_maskz_mov_epi32(finite, minus(left, planes[1]));
   }
 
