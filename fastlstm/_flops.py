@@ -38,7 +38,8 @@ def _backward(*call: Any, **options: Any) -> int:
 
 
 def register() -> None:
-    """Once the extension is loaded."""
-    ops = torch.ops.fastlstm
-    register_flop_formula([ops.lstm, ops.lstm_packed])(_forward)
-    register_flop_formula(ops.lstm_backward)(_backward)
+    """For those ops that the extension has, once it is loaded."""
+    formulas = {"lstm": _forward, "lstm_packed": _forward, "lstm_backward": _backward}
+    for name, formula in formulas.items():
+        if hasattr(torch.ops.fastlstm, name):
+            register_flop_formula(getattr(torch.ops.fastlstm, name))(formula)

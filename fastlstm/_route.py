@@ -273,7 +273,6 @@ def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: 
     return bool(_gpu_leaves_compiled(str(input.dtype), sizes, layout, index))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> bool:
     _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
     if not capability:
@@ -282,6 +281,10 @@ def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> boo
     stack = _choice.Stack(dtype.removeprefix("torch."), *sizes, *layout)
     choice = _choice.of_stack(stack, torch.device("cuda", index))
     return choice.why in _choice.NO_WALK if stack.training else choice.engine == "torch"
+
+
+# torch.compiler.assume_constant_result would import the compiler, which takes seconds.
+_gpu_leaves_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _lacking_in_torch(
