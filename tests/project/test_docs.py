@@ -381,7 +381,7 @@ def test_the_first_paragraph_agrees_with_the_results() -> None:
 
     number = r"([\w.]+)"
     ranges = {
-        "dense batches, training and inference": said(f"dense batches {number} times") * 2,
+        "dense batches, training and inference": said(f"dense batches {number} to {number} times"),
         "packed batches, training and inference": said(f"about {number} times as fast") * 2,
         "single steps, LSTM": said(f"single steps {number} to {number} times"),
         "single steps, LSTMCell": said(f"LSTMCell {number} to {number} times"),
