@@ -3,10 +3,10 @@
 //
 // A float32 is exactly the sum of three bfloat16, its planes: 8 bits of the significand each. Of
 // the nine products of two such sums the six largest are added up, smallest first; the other three
-// are below 2^-26 of the product. With two planes, where less precision is allowed, it is three
-// products, without those below 2^-15. A tile adds 32 terms before it touches the sum, so that sums
-// of K terms are rounded K / 32 times, and have less than half of the error of float32
-// multiply-adds.
+// are 2^-24 of the product at most, and 2^-27 in the mean. With two planes, where less precision is
+// allowed, it is three products, without those below 2^-15. A tile adds 32 terms before it touches
+// the sum, so that sums of K terms are rounded K / 32 times, and have less than half of the error
+// of float32 multiply-adds.
 //
 // A row is [K / 32][plane][16 pairs of terms], a panel [K / 32][plane][2 tiles of 16 columns][16
 // pairs][16 columns]; terms k and k + 16 of a block are a pair, which takes no shuffle to put
