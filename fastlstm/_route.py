@@ -154,14 +154,17 @@ def _gpu_leaves(
     if told[-1] is None or dtype not in DTYPES:
         return False
     stack = _choice.Stack(str(dtype).removeprefix("torch."), *sizes, *layout)
-    capability, error = 0, ""
-    if engine == "auto" and _GPU in _OP_DEVICES:
-        _, capability, _, error = _build.gpu(index)
+    choice = _gpu_choice(stack, index) if engine == "auto" and _OP_DEVICES else None
+    return choice is None or choice.engine == "torch"
+
+
+def _gpu_choice(stack: _choice.Stack, index: int) -> _choice.Choice | None:
+    """That of "auto"; None, after a warning, where a GPU has no kernels of ours."""
+    _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
     if capability:
-        return _choice.of_stack(stack, torch.device("cuda", index)).engine == "torch"
-    if engine == "auto" and _OP_DEVICES:
-        _build.warn_of_no_cuda_kernels(error)
-    return True
+        return _choice.of_stack(stack, torch.device("cuda", index))
+    _build.warn_of_no_cuda_kernels(error)
+    return None
 
 
 def is_ours_at_once(engine: str, input: Tensor, *others: Tensor) -> bool:
@@ -274,12 +277,10 @@ def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: 
 
 
 def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> bool:
-    _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
-    if not capability:
-        _build.warn_of_no_cuda_kernels(error)
-        return True
     stack = _choice.Stack(dtype.removeprefix("torch."), *sizes, *layout)
-    choice = _choice.of_stack(stack, torch.device("cuda", index))
+    choice = _gpu_choice(stack, index)
+    if choice is None:
+        return True
     return choice.why in _choice.NO_WALK if stack.training else choice.engine == "torch"
 
 

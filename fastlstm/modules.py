@@ -403,9 +403,11 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
             return None
         try:
-            plain = sizes is None and hx is None
-            forward = LSTM._from_zeros if plain else _torch_lstm.forward
-            found: tuple[Any, ...] = forward(self, input, hx)
+            found: tuple[Any, ...] = (
+                self._from_zeros(input)
+                if sizes is None and hx is None
+                else _torch_lstm.forward(self, input, hx)
+            )
             if not data.is_cpu:
                 _twice.differentiate(found[0][0] if sizes is not None else found[0])
             return found
@@ -415,7 +417,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 check_batch_sizes(sizes, int(sizes[0]), data.size(0))
             raise
 
-    def _from_zeros(self, input: Tensor, _: None) -> Any:
+    def _from_zeros(self, input: Tensor) -> Any:
         """nn.LSTM's forward without a state, in less time: it makes its zeros once."""
         self._update_flat_weights()
         weights: Any = self._flat_weights
