@@ -6,6 +6,7 @@ what it makes of them.
 """
 
 import functools
+import re
 import shutil
 
 import pytest
@@ -92,8 +93,7 @@ MUTANTS = {
             [STEPWISE + "zoneout"],
         ),
         "no barrier before the partial sums": (
-            """partial[thread] = sum;
-    barrier();""",
+            "partial[thread] = sum; barrier();",
             "partial[thread] = sum;",
             [NORMED + "more units than threads"],
         ),
@@ -419,13 +419,17 @@ def test_probe(source, tmp_path):
     assert run(program("none", ""), short, timeout=120).returncode != 0
 
 
-def plant(fault, line, name, folder):
-    """A copy of the sources with a fault in place of a line; returns its csrc/cuda."""
+def plant(fault, code, name, folder):
+    """A copy of the sources with a fault in place of some code; returns its csrc/cuda.
+
+    Spaces and line breaks do not count, so that the code may be formatted in another way.
+    """
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     path = folder / "csrc/cuda" / name
-    text = path.read_text()
-    assert line in text, f"{name} no longer holds {line!r}"
-    path.write_text(text.replace(line, fault))
+    pattern = r"\s*".join(re.escape(token) for token in re.findall(r"\w+|[^\w\s]", code))
+    text, count = re.subn(pattern, lambda _: fault, path.read_text())
+    assert count, f"{name} no longer holds {code!r}"
+    path.write_text(text)
     return folder / "csrc/cuda"
 
 
