@@ -24,9 +24,10 @@ TOLERANCE = 32
 FACTOR = 2
 
 
-def dtype_of(kind):
+def dtype_of(kind: str) -> torch.dtype:
     """kind is a dtype's name, or "tf32": float32 with products in TF32."""
-    return getattr(torch, "float32" if kind == "tf32" else kind)
+    dtype: torch.dtype = getattr(torch, "float32" if kind == "tf32" else kind)
+    return dtype
 
 
 class Call:
@@ -75,7 +76,7 @@ class Call:
         )
         padded = sample.padded(dtype_of(kind))
         self.live = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
-        self._expect(sample, padded)
+        self.grads = [grad.to(device) for grad in self._expect(sample, padded)]
         given = sample.as_layer(padded)
         for name, value in given.items():
             if isinstance(value, Tensor) and name != "batch_sizes":
@@ -85,20 +86,19 @@ class Call:
         self.layout, self.batch_sizes = given["layout"], given["batch_sizes"]
         self.lengths, self.reset = given["lengths"], given["reset"]
         self.masks = [given[name] for name in MASKS]
-        self.grads = [grad.to(device) for grad in self.grads]
 
-    def _expect(self, sample: Sample, padded: dict[str, Any]) -> None:
-        """Draws gradients of the results, and takes the oracle's answer in float64."""
+    def _expect(self, sample: Sample, padded: dict[str, Any]) -> list[Tensor]:
+        """Draws and returns gradients of the results; takes the oracle's answer in float64."""
         wide = [t.to(torch.float64, copy=True).requires_grad_() for t in floating(padded)]
         masks = {name: None if (m := padded[name]) is None else m.double() for name in MASKS}
         outputs = sample.oracle({**with_floating(padded, wide), **masks})
         state = torch.float64 if self.kind == "float64" else torch.float32
-        self.grads = [torch.randn(each.shape).to(dtype_of(self.kind)) for each in outputs]
-        self.grads[3] = self.grads[3].to(state)
+        grads: list[Tensor] = [torch.randn(each.shape).to(dtype_of(self.kind)) for each in outputs]
+        grads[3] = grads[3].to(state)
         if self.form == "lengths":
-            self.grads[0] *= self.live[..., None]
-            self.grads[3] *= self.live[..., None]
-        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in self.grads])
+            grads[0] *= self.live[..., None]
+            grads[3] *= self.live[..., None]
+        gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
         if self.form == "packed":
             grad_input = grad_input[self.live]
@@ -107,8 +107,9 @@ class Call:
             grad_weights = [g for k, g in enumerate(grad_weights) if k % each != 3]
         self.expected = [each.detach() for each in outputs]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
+        return grads
 
-    def arguments(self):
+    def arguments(self) -> LstmCall:
         """The tensors of a layer, as both ops take them."""
         return LstmCall(
             self.input,
@@ -122,15 +123,22 @@ class Call:
             *self.masks,
         )
 
-    def forward(self, engine):
-        return self.ops.lstm(*self.arguments(), True, True, False, engine)
+    def forward(self, engine: str) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments(), True, True, False, engine)
+        return results
 
     def backward(
-        self, saved, engine, grads=None, state_needs_grad=True, per_row=False, recompute=False
-    ):
+        self,
+        saved: Sequence[Tensor],
+        engine: str,
+        grads: list[Tensor | None] | None = None,
+        state_needs_grad: bool = True,
+        per_row: bool = False,
+        recompute: bool = False,
+    ) -> tuple[Any, ...]:
         output, _, _, cells, gates = saved
         gates = gates.new_empty(0) if recompute else gates
-        return self.ops.lstm_backward(
+        results: tuple[Any, ...] = self.ops.lstm_backward(
             *self.arguments(),
             *(grads or self.grads),
             output,
@@ -141,14 +149,15 @@ class Call:
             per_row,
             engine,
         )
+        return results
 
-    def check_close(self, actual, expected, what):
+    def check_close(self, actual: Tensor, expected: Tensor, what: str) -> None:
         assert actual.shape == expected.shape, what
         bound = self.tolerance * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
         error = (actual.cpu().double() - expected).abs().max().item()
         assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
 
-    def check_forward(self, results):
+    def check_forward(self, results: Sequence[Tensor]) -> None:
         for actual, expected, what in zip(
             results, self.expected, ("output", "h_n", "c_n", "cells"), strict=False
         ):
@@ -156,7 +165,7 @@ class Call:
                 actual = actual.cpu() * self.live[..., None]  # carried state where a row is dead
             self.check_close(actual, expected, what)
 
-    def check_backward(self, results):
+    def check_backward(self, results: Sequence[Any]) -> None:
         grad_input, grad_h_0, grad_c_0, grad_weights = results
         actual = [grad_input, grad_h_0, grad_c_0, *grad_weights]
         assert len(actual) == len(self.expected_gradients)

@@ -39,8 +39,8 @@ def oracle(
     directions, each = h_0.shape[0], len(weights) // h_0.shape[0]
     hidden_size = c_0.shape[2]
     lengths = [steps] * batch if lengths is None else lengths
-    outputs = [[[] for _ in range(steps)] for _ in range(directions)]
-    cells = [[[] for _ in range(steps)] for _ in range(directions)]
+    outputs: list[list[list[Tensor]]] = [[[] for _ in range(steps)] for _ in range(directions)]
+    cells: list[list[list[Tensor]]] = [[[] for _ in range(steps)] for _ in range(directions)]
     h_n: list[list[Tensor]] = [[] for _ in range(directions)]
     c_n: list[list[Tensor]] = [[] for _ in range(directions)]
     for d in range(directions):

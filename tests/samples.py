@@ -30,7 +30,8 @@ class Route:
         """output, h_n, c_n, cells of one layer; cells after the end of a row are unspecified."""
         if self.engine == "reference":
             return reference.lstm_layer(**arguments)
-        return torch.ops.fastlstm.lstm(**arguments, save_cells=True, engine=self.engine)[:4]
+        run: Callable[..., tuple[Tensor, ...]] = torch.ops.fastlstm.lstm
+        return run(**arguments, save_cells=True, engine=self.engine)[:4]
 
 
 def _op_routes(device: str) -> list[Any]:
@@ -85,6 +86,7 @@ class Sample:
     norms: bool = False  # layer normalization
     masks: tuple[str, ...] = ()  # of h_mask, zoneout_h, zoneout_c
     expanded: bool = False  # one state for all rows, with a stride of 0
+    exact: bool = False  # small multiples of 1/128, the same in every dtype
     change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
     seed: int = 0
 
@@ -92,15 +94,17 @@ class Sample:
         """The arguments of a layer, with lengths as a tuple and nothing packed."""
         generator = torch.Generator().manual_seed(len(self.name) * 100 + self.steps + self.seed)
 
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        def draw(*shape: int, divisor: float = 1.0) -> Tensor:
+            if self.exact:
+                return torch.randint(-64, 65, shape, generator=generator).double() / 128
+            return torch.randn(*shape, generator=generator, dtype=torch.float64) / divisor
 
         H, P = self.hidden_size, self.proj_size or self.hidden_size
         weights: list[Tensor] = []
         for _ in range(self.directions):
-            weights += [draw(4 * H, self.input_size) / 2, draw(4 * H, P) / H**0.5]
-            weights += [draw(4 * H) / 2, draw(4 * H) / 2] if self.bias else []
-            weights += [draw(P, H) / H**0.5] if self.proj_size else []
+            weights += [draw(4 * H, self.input_size, divisor=2), draw(4 * H, P, divisor=H**0.5)]
+            weights += [draw(4 * H, divisor=2), draw(4 * H, divisor=2)] if self.bias else []
+            weights += [draw(P, H, divisor=H**0.5)] if self.proj_size else []
             if self.norms:
                 weights += [1 + draw(size) / 4 for size in (4 * H, 4 * H, H)] + [draw(H) / 4]
         floating = {
@@ -115,7 +119,7 @@ class Sample:
         if self.expanded:
             floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
         sequence = (self.directions, self.steps, self.batch)
-        shapes = {"h_mask": (self.directions, self.batch, P)}
+        shapes: dict[str, tuple[int, ...]] = {"h_mask": (self.directions, self.batch, P)}
         shapes |= {"zoneout_h": (*sequence, P), "zoneout_c": (*sequence, H)}
         values = torch.tensor([0.0, 1.0, 0.25])  # dropped, kept, and a share as in an expectation
         masks = {

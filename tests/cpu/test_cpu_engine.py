@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import oracle
+from samples import MASKS, Sample
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +32,6 @@ SHAPES = [
     (5, 70, 4, 24),
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-MASKS = ("h_mask", "zoneout_h", "zoneout_c")
 OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "recompute", *MASKS)
 every_option = pytest.mark.parametrize(
     ("P", "masks"), [(0, False), (23, False), (0, True), (23, True)]
@@ -48,30 +48,10 @@ def layer(
     P: int = 0,
     masks: bool = False,
 ) -> dict[str, object]:
-    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularizers.
-
-    Values are multiples of 1/128, the same in every dtype.
-    """
-    generator = torch.Generator().manual_seed(T + 10 * B + 100 * input_size + H)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randint(-64, 65, shape, generator=generator).to(dtype) / 128
-
-    shapes = [(4 * H, input_size), (4 * H, P or H), (4 * H,), (4 * H,)]
-    shapes += [(P, H)] if P else []
-    found: dict[str, object] = {
-        "input": 2 * draw(T, B, input_size),
-        "h_0": draw(directions, B, P or H),
-        "c_0": draw(directions, B, H),
-        "weights": [draw(*shape) for _ in range(directions) for shape in shapes],
-        "layout": "bias projection" if P else "bias",
-    }
-    if masks:
-        sizes = {"h_mask": (P or H,), "zoneout_h": (T, P or H), "zoneout_c": (T, H)}
-        for name, (*steps, size) in sizes.items():
-            shape = (directions, *steps, B, size)
-            found[name] = torch.randint(3, shape, generator=generator).to(dtype) / 2
-    return found
+    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularizers."""
+    sizes = T, B, input_size, H, P, directions
+    sample = Sample("layer", *sizes, masks=MASKS if masks else (), exact=True)
+    return {name: given for name, given in sample.arguments(dtype).items() if given is not None}
 
 
 def weighting(outputs: list[Tensor]) -> list[Tensor]:
