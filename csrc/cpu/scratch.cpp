@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <vector>
 
 namespace fastlstm {
@@ -13,7 +14,8 @@ constexpr int64_t kKeptBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps such blocks itself
 
 struct Kept {
-  std::atomic_flag taken = ATOMIC_FLAG_INIT;
+  // Only ever tried: in a forked process another thread may have taken it for ever.
+  std::mutex mutex;
   std::vector<at::Tensor> blocks;  // the longest unused first
   int64_t bytes = 0;
 };
@@ -22,22 +24,6 @@ Kept& kept() {
   static auto* const forever = new Kept;  // threads may still run when the process ends
   return *forever;
 }
-
-// Takes what is kept, or does not get it. It never waits: in a forked process another thread may
-// have taken it for ever.
-class Lock {
- public:
-  explicit Lock(Kept& kept)
-      : kept_(kept), is_ours_(!kept.taken.test_and_set(std::memory_order_acquire)) {}
-  ~Lock() {
-    if (is_ours_) kept_.taken.clear(std::memory_order_release);
-  }
-  explicit operator bool() const { return is_ours_; }
-
- private:
-  Kept& kept_;
-  const bool is_ours_;
-};
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
@@ -60,7 +46,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
   };
   if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
   Kept& kept = fastlstm::kept();
-  const Lock lock(kept);
+  const std::unique_lock lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh();
   auto& blocks = kept.blocks;
   // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
@@ -93,7 +79,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
 
 int64_t release_scratch() {
   Kept& kept = fastlstm::kept();
-  const Lock lock(kept);
+  const std::unique_lock lock(kept.mutex, std::try_to_lock);
   if (!lock) return 0;
   const int64_t before = kept.bytes;
   shrink(kept, 0);
