@@ -108,8 +108,8 @@ struct GradientRequest {
 };
 
 struct BackwardArguments {
-  const OptionalTensor &grad_output, &grad_h_n, &grad_c_n, &grad_cells;
-  const Tensor &output, &cells, &gates;  // saved
+  OptionalTensor grad_output, grad_h_n, grad_c_n, grad_cells;
+  Tensor output, cells, gates;  // saved
   GradientRequest request;
   c10::string_view engine;
   auto list() const {

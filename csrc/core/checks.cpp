@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "core/layer.h"
-#include "dtype_list.h"
 
 namespace fastlstm {
 namespace {
@@ -118,17 +117,9 @@ void check_weights(const Layer& layer) {
     }
 }
 
-bool is_supported(at::ScalarType dtype) {
-#define FASTLSTM_IS(T, A, name) || dtype == at::k##name
-  return false FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_IS);
-#undef FASTLSTM_IS
-}
-
 void check_input(const LstmCall& call) {
   const Tensor& input = call.input;
-  TORCH_CHECK(is_supported(input.scalar_type()),
-              "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ",
-              input.scalar_type());
+  dtype_of(input.scalar_type());
   TORCH_CHECK(input.dim() == (call.batch_sizes ? 2 : 3), "lstm: expected input of shape ",
               call.batch_sizes ? "(packed rows, input_size), since batch_sizes is given"
                                : "(steps, batch, input_size)",

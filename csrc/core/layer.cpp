@@ -95,7 +95,9 @@ Dtype dtype_of(at::ScalarType dtype) {
     case at::kHalf:
       return Dtype::kFloat16;
     default:
-      TORCH_INTERNAL_ASSERT(false, "no planner knows ", dtype);
+      TORCH_CHECK(false,
+                  "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ",
+                  dtype);
   }
 }
 

@@ -92,6 +92,7 @@ std::vector<WalkStep> walk(const Layer& layer, bool reverse);
 // float for the 16-bit types, else the dtype itself: the cell state and all arithmetic.
 at::ScalarType state_dtype(at::ScalarType dtype);
 
+// Of the input; an error for those that are not supported.
 Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace fastlstm

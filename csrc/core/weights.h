@@ -41,25 +41,18 @@ struct NamedWeight {
   Tensor Direction::* tensor;
   bool WeightLayout::* is_there;
   Extent rows, columns = Extent::kNone;
-  bool is_added = false;     // and no more: backward does not read it
-  bool has_gradient = true;  // b_hh has b_ih's
 
   bool is_matrix() const { return columns != Extent::kNone; }
+  // It is added and no more: backward does not read it.
+  bool is_bias() const { return is_there == &WeightLayout::bias; }
+  // b_hh has b_ih's.
+  bool has_gradient() const { return tensor != &Direction::b_hh; }
 };
 constexpr NamedWeight kWeights[] = {
     {"W_ih", &Direction::w_ih, &WeightLayout::matrices, Extent::kGates, Extent::kInput},
     {"W_hh", &Direction::w_hh, &WeightLayout::matrices, Extent::kGates, Extent::kOutput},
-    {.name = "b_ih",
-     .tensor = &Direction::b_ih,
-     .is_there = &WeightLayout::bias,
-     .rows = Extent::kGates,
-     .is_added = true},
-    {.name = "b_hh",
-     .tensor = &Direction::b_hh,
-     .is_there = &WeightLayout::bias,
-     .rows = Extent::kGates,
-     .is_added = true,
-     .has_gradient = false},
+    {"b_ih", &Direction::b_ih, &WeightLayout::bias, Extent::kGates},
+    {"b_hh", &Direction::b_hh, &WeightLayout::bias, Extent::kGates},
     {"W_hr", &Direction::w_hr, &WeightLayout::projects, Extent::kProjection, Extent::kHidden},
     {"gain_ih", &Direction::gain_ih, &WeightLayout::normalizes, Extent::kGates},
     {"gain_hh", &Direction::gain_hh, &WeightLayout::normalizes, Extent::kGates},
@@ -80,7 +73,7 @@ void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
 // Appends the gradients of a direction, by the names of their weights, in the order of the list.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
-    if (weight.has_gradient && (gradients.*weight.tensor).defined())
+    if (weight.has_gradient() && (gradients.*weight.tensor).defined())
       list.push_back(gradients.*weight.tensor);
 }
 

@@ -39,7 +39,7 @@ bool is_read(const NamedWeight& weight, const LstmCall& call) {
   const Tensor& steps = call.batch_sizes ? *call.batch_sizes : call.input;
   if (weight.tensor == &Direction::w_ih) return call.input.requires_grad();
   if (weight.tensor == &Direction::w_hh) return steps.size(0) > 1 || call.h_0.requires_grad();
-  return !weight.is_added;
+  return !weight.is_bias();
 }
 
 // Where ctx has the k-th weight if backward does not read it. (In an entry of its own: compiled
@@ -155,11 +155,10 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const bool per_row = leaves_weights || (!weights_need_grad && !layout.normalizes && !recompute);
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
-    const OptionalTensor grad_output = if_defined(grads[0]), grad_h_n = if_defined(grads[1]),
-                         grad_c_n = if_defined(grads[2]), grad_cells = if_defined(grads[3]);
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
-        saved.call(), {grad_output, grad_h_n, grad_c_n, grad_cells, saved.output, saved.cells,
-                       saved.gates, GradientRequest{input_needs_grad, state_needs_grad, per_row},
+        saved.call(), {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
+                       if_defined(grads[3]), saved.output, saved.cells, saved.gates,
+                       GradientRequest{input_needs_grad, state_needs_grad, per_row},
                        ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
@@ -193,7 +192,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     for (auto next = gradients.begin(); next != gradients.end();)
       for_each_weight_of(layout, [&](const NamedWeight& weight) {
         // Another's values in memory of its own: users scale gradients in place.
-        *to++ = weight.has_gradient ? *next++ : std::prev(next)->clone();
+        *to++ = weight.has_gradient() ? *next++ : std::prev(next)->clone();
       });
   }
 };

@@ -16,11 +16,7 @@ namespace fastlstm {
 namespace {
 
 // A call of lstm_backward in which some tensors hold `count` samples along their first dimension.
-struct SampledBackward : OwnedCall {
-  OptionalTensor grad_output, grad_h_n, grad_c_n, grad_cells;
-  Tensor output, cells, gates;
-  GradientRequest request;
-  std::string engine;
+struct SampledBackward : OwnedCall, BackwardArguments {
   std::vector<bool> batched;  // of the members
   int64_t count = 0;
 
@@ -47,9 +43,7 @@ struct SampledBackward : OwnedCall {
 
 // The gradients in one list: of the input, h_0, c_0, and what stands for those of the weights.
 std::vector<Tensor> run(const SampledBackward& c) {
-  auto [grad_input, grad_h_0, grad_c_0, found] =
-      call_lstm_backward(c.call(), {c.grad_output, c.grad_h_n, c.grad_c_n, c.grad_cells, c.output,
-                                    c.cells, c.gates, c.request, c.engine});
+  auto [grad_input, grad_h_0, grad_c_0, found] = call_lstm_backward(c.call(), c);
   found.insert(found.begin(), {grad_input, grad_h_0, grad_c_0});
   return found;
 }
@@ -137,9 +131,7 @@ std::vector<Tensor> backward_of_samples(SampledBackward call) {
 // autograd's own batched gradients come from torch._vmap_internals, the older vmap: all its levels
 // are one dimension here. (torch.func's has a rule in fastlstm/_transforms.py.)
 BackwardResult lstm_backward_batched(const LstmCall& c, const BackwardArguments& a) {
-  SampledBackward call{OwnedCall(c),  a.grad_output, a.grad_h_n, a.grad_c_n, a.grad_cells,
-                       a.output,      a.cells,       a.gates,    a.request,  std::string(a.engine),
-                       /*batched=*/{}};
+  SampledBackward call{OwnedCall(c), a, /*batched=*/{}};
   std::vector<Tensor> logical;
   call.for_each([&](const OptionalTensor& member, const char*) {
     call.batched.push_back(member && at::isBatchedTensor(*member));

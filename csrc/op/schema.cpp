@@ -2,8 +2,6 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include <string_view>
-
 #include "core/layer.h"
 #include "core/operators.h"
 #include "core/packed.h"
