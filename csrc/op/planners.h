@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <string>
-#include <tuple>
 
 #include "core/torch_versions.h"
 #include "cpu/plan.h"
@@ -17,12 +16,8 @@ namespace fastlstm::planners {
 namespace py = pybind11;
 using namespace py::literals;
 
-// By Dtype and by Format.
+// By Dtype.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
-#define FASTLSTM_NAME(name, unpacked, bits, group) #name,
-constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) "bfloat16x3",
-                                        "bfloat16x2"};
-#undef FASTLSTM_NAME
 
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();

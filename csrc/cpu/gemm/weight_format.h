@@ -40,7 +40,7 @@ static_assert(sizeof(PackedHeader) == kHeaderBytes);
 // What the weights of a format are unpacked, and their description for a product of it.
 inline at::ScalarType unpacked_dtype(Format format) {
 #define FASTLSTM_DTYPE(name, unpacked, bits, group) at::k##unpacked,
-  constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE) at::kFloat};
+  constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
 #undef FASTLSTM_DTYPE
   return kDtypes[static_cast<int>(format)];
 }
@@ -55,10 +55,9 @@ inline WeightFormat format_here(const Product& product) {
 
 // The product of this processor for the format of that name.
 inline const Product& product_named(std::string_view format) {
-#define FASTLSTM_CASE(name, unpacked, bits, group) \
-  if (format == #name) return *kernel_table().products[Format::name];
-  FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_CASE)
-#undef FASTLSTM_CASE
+  for (const Product* const product : kernel_table().products.of)
+    if (product && product->unpack && format == kFormatNames[static_cast<int>(product->format)])
+      return *product;
   TORCH_CHECK(false, "lstm_packed: expected a format that fastlstm.prepack takes, got \"", format,
               "\"");
 }
