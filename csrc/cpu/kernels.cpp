@@ -35,9 +35,10 @@ static KernelTable choose() {
   Products& products = table.products;
   if (capability.starts_with("AVX512")) add_split_float32(products);
   if (!wants("FASTLSTM_ONEDNN") || !products[Format::bfloat16]->trains()) return table;
-  if (const auto* product = brgemm_bfloat16()) products[Format::bfloat16] = product;
-  if (products[Format::int8]->excess != kUnsigned) return table;  // a machine that hides VNNI
-  if (const auto* product = brgemm_int8()) products[Format::int8] = product;
+  const Product &pairs = *products[Format::bfloat16], &fours = *products[Format::int8];
+  if (const auto* product = brgemm_bfloat16(pairs)) products[Format::bfloat16] = product;
+  if (fours.excess != kUnsigned) return table;  // a machine that hides VNNI
+  if (const auto* product = brgemm_int8(fours)) products[Format::int8] = product;
   return table;
 }
 

@@ -204,12 +204,12 @@ struct Problem {
     multiply(other, 1, product.panels_for(1), product.multiply);
     check_same(other, c, text() + ": row by row");
 
-    if (!product.multiply_and_fetch) return;  // of packed weights alone
+    if (!product.trains()) return;  // of packed weights alone
     fill(other);
     const void* const fetched[] = {a.at()[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
     multiply(other, rows, product.panels,
-             [&](const auto& p) { product.multiply_and_fetch(p, &prefetch); });
+             [&](auto p) { p.prefetch = &prefetch, product.multiply(p); });
     check_same(other, c, text() + ": and fetch");
 
     fill(other);
@@ -220,10 +220,10 @@ struct Problem {
     check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
 
     if (transposed) check_unpacked(c);
-    if (!product.multiply_rounded) return;  // of 16 bits alone
+    if (!product.put_rows) return;  // of 16 bits alone
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
-    multiply(rounded, rows, product.panels, product.multiply_rounded);
+    multiply(rounded, rows, product.panels, [&](auto p) { p.rounds = true, product.multiply(p); });
     fill(expected);
     put_rows(expected);
     check_same(rounded, expected, text() + ": rounded");
@@ -256,9 +256,16 @@ struct Problem {
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
-      product.multiply_unpacked(
-          {a.at(), rows, k_begin, K, b.at() + n, n % (2 * lanes) ? nullptr : b.at()[n], to.data(),
-           before == Before::kSums, before == Before::kBias ? &bias.of_row[0][n] : nullptr});
+      product.multiply_unpacked({a.at(),
+                                 rows,
+                                 k_begin,
+                                 K,
+                                 b.at() + n,
+                                 {0, lanes, 1},
+                                 to.data(),
+                                 before == Before::kSums,
+                                 before == Before::kBias ? &bias.of_row[0][n] : nullptr},
+                                n % (2 * lanes) ? nullptr : b.at()[n]);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + lanes; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,

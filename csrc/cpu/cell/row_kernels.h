@@ -4,7 +4,6 @@
 // Only plain loops and always-inline functions here: an inline function of the standard library,
 // compiled for AVX-512 in one file, could be the copy that the linker keeps for all of them.
 #pragma once
-#include "cpu/half.h"
 #include "equations/layer_norm_step.h"
 
 namespace fastlstm::FASTLSTM_ISA {

@@ -191,7 +191,6 @@ PackedMatrix repack(const Product& product, const PackedMatrix& packed) {
 void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
               const std::vector<void*>& c, bool accumulate, const void* bias, bool rounds) {
   const Product& product = matrix.product();
-  const auto multiply_some = rounds ? product.multiply_rounded : product.multiply;
   const int64_t rows = a.size(), K = matrix.K(), piece = rounds ? K : product.piece;
   if (rows == 0) return;  // libraries refuse empty products
   share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
@@ -199,9 +198,9 @@ void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
       matrix.for_groups(panels, end - begin, [&](const auto& group) {
         PanelProduct some =
             matrix.product_of(a.data() + begin, end - begin, k, std::min(piece, K - k), group);
-        some.c = c.data() + begin, some.accumulate |= accumulate;
+        some.c = c.data() + begin, some.accumulate |= accumulate, some.rounds = rounds;
         if (k == 0) some.bias = bias;
-        multiply_some(some);
+        product.multiply(some);
       });
   });
 }
@@ -213,12 +212,9 @@ static void multiply(const std::vector<const void*>& a, const UnpackedMatrix& ma
   for_pieces(
       matrix, rows, rounds ? matrix.K() : product.piece,
       [&](int64_t k, int64_t terms, const void* panel, const PanelShape& shape, Prefetch& next) {
-        const PanelProduct one{a.data(), rows,  k,        terms,
-                               panel,    shape, c.data(), accumulate || k > 0};
-        if (rounds)
-          product.multiply_rounded(one);
-        else
-          product.multiply_and_fetch(one, &next);
+        PanelProduct one{a.data(), rows, k, terms, panel, shape, c.data(), accumulate || k > 0};
+        one.prefetch = &next, one.rounds = rounds;
+        product.multiply(one);
       });
 }
 

@@ -16,12 +16,6 @@
 namespace fastlstm {
 
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_U8I8I32) && defined(__x86_64__)
-namespace avx512_bf16 {
-extern const Product product;
-}
-namespace avx512_vnni {
-extern const Product int8_weights;
-}
 namespace {
 
 using at::native::cpublas::brgemm;
@@ -73,8 +67,7 @@ void sum(const PanelProduct& p, float* sums, int64_t stride, bool accumulate) {
 }
 
 // Our own, which read the same panels.
-const Product& tiles = avx512_bf16::product;
-const Product& int8_tiles = avx512_vnni::int8_weights;
+const Product *tiles = nullptr, *int8_tiles = nullptr;
 
 // The terms that a sum starts from: those of C or the bias. Returns whether there are any.
 bool put_first_terms(const PanelProduct& p, float* sums, int64_t stride) {
@@ -96,7 +89,7 @@ void multiply_buffered(PanelProduct p) {
     p.rows = std::min(kRows, left);
     if constexpr (rounded) {
       sum(p, sums, stride, false);
-      tiles.put_rows(p, sums, stride);
+      tiles->put_rows(p, sums, stride);
     } else {
       sum(p, sums, stride, put_first_terms(p, sums, stride));
       for (int64_t r = 0; r < p.rows; ++r)
@@ -121,16 +114,11 @@ bool is_refused(const PanelProduct& p) {
   return p.K == 0 || !at::globalContext().userEnabledMkldnn();
 }
 
-void multiply_or_tiles(const PanelProduct& p) { is_refused(p) ? tiles.multiply(p) : multiply(p); }
-
-void multiply_and_fetch(const PanelProduct& p, Prefetch* prefetch) {
-  if (is_refused(p)) return tiles.multiply_and_fetch(p, prefetch);
-  prefetch->fetch();
+void multiply_or_tiles(const PanelProduct& p) {
+  if (is_refused(p)) return tiles->multiply(p);
+  if (p.rounds) return multiply_buffered<true>(p);
+  if (p.prefetch) p.prefetch->fetch();
   multiply(p);
-}
-
-void multiply_rounded(const PanelProduct& p) {
-  is_refused(p) ? tiles.multiply_rounded(p) : multiply_buffered<true>(p);
 }
 
 // int8. The sums are exact; the target's own code scales them. An AMX tile has 16 rows, so few rows
@@ -138,16 +126,16 @@ void multiply_rounded(const PanelProduct& p) {
 void multiply_int8(const PanelProduct& product) {
   constexpr int64_t kRowsWorthACall = 8;
   if (product.rows < kRowsWorthACall || !at::globalContext().userEnabledMkldnn())
-    return int8_tiles.multiply(product);
+    return int8_tiles->multiply(product);
   PanelProduct p = product;
   alignas(64) int32_t sums[kRows * 64];
-  const int64_t width = p.shape.vectors * 16, K = round_up(p.K, int8_tiles.padding);
-  const auto* const panel = static_cast<const signed char*>(p.panel) + width * int8_tiles.header;
+  const int64_t width = p.shape.vectors * 16, K = round_up(p.K, int8_tiles->padding);
+  const auto* const panel = static_cast<const signed char*>(p.panel) + width * int8_tiles->header;
   for (int64_t left = p.rows; left > 0; left -= kRows, p.a += kRows, p.c += kRows) {
     p.rows = std::min(kRows, left);
     const Factor<unsigned char> a(p.a, p.rows, kInt8RowHeader, K, K);
     brgemm(p.rows, width, K, a.stride(), width, width, /*add_C=*/false, a.data(), panel, sums);
-    int8_tiles.put_rows(p, sums, width);
+    int8_tiles->put_rows(p, sums, width);
   }
 }
 
@@ -162,24 +150,24 @@ static Product by_onednn(const Product& own, const char* without_amx) {
   return product;
 }
 
-const Product* brgemm_bfloat16() {
-  static const Product product = [] {
-    Product product = by_onednn(tiles, "avx512_bf16 (oneDNN)");
+const Product* brgemm_bfloat16(const Product& own) {
+  static const Product product = [&own] {
+    tiles = &own;
+    Product product = by_onednn(own, "avx512_bf16 (oneDNN)");
     product.panel_rows = 2 * kRows;
     product.terms = 32;
     product.panels = product.panels_of_one_row = 1;  // what the micro-kernel takes
     product.bytes_ahead = 256 << 10;
     product.multiply = multiply_or_tiles;
-    product.multiply_and_fetch = multiply_and_fetch;
-    product.multiply_rounded = multiply_rounded;
     return product;
   }();
   return &product;
 }
 
-const Product* brgemm_int8() {
-  static const Product product = [] {
-    Product product = by_onednn(int8_tiles, "avx512_vnni (oneDNN)");
+const Product* brgemm_int8(const Product& own) {
+  static const Product product = [&own] {
+    int8_tiles = &own;
+    Product product = by_onednn(own, "avx512_vnni (oneDNN)");
     product.multiply = multiply_int8;
     return product;
   }();
@@ -191,8 +179,8 @@ bool has_amx() {
   return has;
 }
 #else
-const Product* brgemm_bfloat16() { return nullptr; }
-const Product* brgemm_int8() { return nullptr; }
+const Product* brgemm_bfloat16(const Product&) { return nullptr; }
+const Product* brgemm_int8(const Product&) { return nullptr; }
 bool has_amx() { return false; }
 #endif
 

@@ -66,19 +66,9 @@ struct PanelProduct {
   // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`,
   // and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
-  NextPanels* next = nullptr;  // read where Target::fetches_next_panels
-};
-
-// The same for one vector of columns that lie unpacked: columns[n][k]. Meanwhile `next`, where the
-// next vector of columns begins, comes into the cache, if it is not nullptr.
-struct UnpackedProduct {
-  const void* const* a;
-  int64_t rows, k_begin, K;
-  const void* const* columns;
-  const void* next;
-  void* const* c;
-  bool accumulate;
-  const void* bias;  // [lanes], or nullptr
+  NextPanels* next = nullptr;    // read where Target::fetches_next_panels
+  Prefetch* prefetch = nullptr;  // read by products that train
+  bool rounds = false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
 };
 
 // Bytes in front of a row that was encoded as int8: its scale.
@@ -86,7 +76,6 @@ constexpr int64_t kInt8RowHeader = 64;
 constexpr int32_t kUnsigned = 128;  // added to its elements, it makes them unsigned
 // Terms of a sum over k for which a panel stays in the L2 cache.
 constexpr int64_t kPiece = 512;
-constexpr int64_t kPanelRows = 3;  // `panel_rows` of our own tiles
 
 // How rows and panels are laid out, and in which pieces they are summed.
 struct ProductLayout {
@@ -113,7 +102,7 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
-// From multiply_and_fetch on, nullptr where only weights that are packed once are multiplied.
+// From put_rows on, nullptr where only weights that are packed once are multiplied.
 struct ProductFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
@@ -126,13 +115,12 @@ struct ProductFunctions {
   // taken as they are.
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
-  void (*multiply_and_fetch)(const PanelProduct& product, Prefetch* prefetch);
-  // c rounded to 16 bits once, over the whole of K; nullptr where rows are no 16 bits.
-  void (*multiply_rounded)(const PanelProduct& product);
   // The end of a product, for a library that left the sums in a buffer: whole vectors of a row,
   // rows `stride` apart. Those of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
-  void (*multiply_unpacked)(const UnpackedProduct& product);
+  // The same with one vector of columns that lie unpacked, panel[n][k]. Meanwhile `next`, where the
+  // next vector of columns begins, comes into the cache, if it is not nullptr.
+  void (*multiply_unpacked)(const PanelProduct& product, const void* next);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
@@ -155,7 +143,7 @@ struct ProductTuning {
   int64_t bytes_ahead = 2 << 20;
   // A product of fewer rows is bound by loading its panel from the L2 cache. And with rows that
   // each thread encodes for itself, which then costs more than loading fewer panels saves.
-  int64_t panel_rows = kPanelRows, panel_rows_encoded = kPanelRows;
+  int64_t panel_rows = 3, panel_rows_encoded = 3;
   // The share of the L2 cache that the panels of a step may take; the rest is for rows and sums.
   double cache_share = 0.75;
   // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few

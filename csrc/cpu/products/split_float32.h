@@ -42,19 +42,10 @@ FASTLSTM_INLINE bool all_finite(const float* sums, int64_t rows) {
 // Writes the sums of rows [first, first + rows) and a panel to their places in C.
 static void put_split_sums(const PanelProduct& p, int64_t first, int64_t rows, int64_t panel,
                            const float* sums) {
-  const float* const bias = p.accumulate ? nullptr : static_cast<const float*>(p.bias);
-  for (int64_t n = panel * kPanelWidth; n < (panel + 1) * kPanelWidth; n += kTileRows) {
-    const int64_t column = p.shape.first_column + n, left = p.shape.columns - n;
-    if (left <= 0) return;
-    const auto lanes = static_cast<__mmask16>(left >= kTileRows ? 0xffff : first_lanes(left));
-    const __m512 of_all = bias ? _mm512_maskz_loadu_ps(lanes, bias + column) : _mm512_setzero_ps();
-    for (int64_t r = 0; r < rows; ++r) {
-      float* const c = static_cast<float*>(p.c[first + r]) + column;
-      const __m512 before = p.accumulate ? _mm512_maskz_loadu_ps(lanes, c) : of_all;
-      const __m512 sum = _mm512_load_ps(sums + r * kPanelWidth + n % kPanelWidth);
-      _mm512_mask_storeu_ps(c, lanes, _mm512_add_ps(before, sum));
-    }
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t v = 2 * panel; v < 2 * panel + 2 && v * kTileRows < p.shape.columns; ++v)
+      put_sums(p, Vec<float>::load(sums + r * kPanelWidth + v % 2 * kTileRows),
+               static_cast<float*>(p.c[first + r]), v);
 }
 
 template <int kPlanes>

@@ -7,7 +7,7 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 // By tiles of at most R x V: what weights that are packed once need.
-template <int R, int V, typename T, typename A, bool fetches_next = false>
+template <int R, int V, typename T, typename A, bool trains = false>
 static constexpr Product forward_product(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   Product product{};
@@ -15,7 +15,7 @@ static constexpr Product forward_product(Format format) {
   if (sizeof(A) == 8) product.sums = Dtype::kFloat64;
   product.lanes = Vec<A>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack<T>, product.unpack = unpack<T, 1>;
-  product.multiply = multiply<R, V, T, A, A, fetches_next>;
+  product.multiply = multiply<R, V, T, A, trains>;
   product.rate = 4.0 / sizeof(T);
   product.panels = 4 / V;
   product.panels_of_one_row = V == 4 ? 2 : 4 / V;
@@ -26,12 +26,8 @@ static constexpr Product forward_product(Format format) {
 // The whole table.
 template <int R, int V, typename T, typename A>
 static constexpr Product tile_product(Format format) {
-  Product product = forward_product<R, V, T, A, Target::fetches_next_panels>(format);
-  product.multiply_and_fetch = multiply_and_fetch<R, V, T, A>;
-  if constexpr (sizeof(T) < sizeof(A)) {
-    product.multiply_rounded = multiply<R, V, T, A, T, false>;
-    product.put_rows = put_rows<A, T>;
-  }
+  Product product = forward_product<R, V, T, A, /*trains=*/true>(format);
+  if constexpr (sizeof(T) < sizeof(A)) product.put_rows = put_rows<A, T>;
   product.multiply_unpacked = multiply_unpacked<R, T, A>;
   product.transpose = transpose<T>;
   product.sum_rows = sum_rows<T, A>;

@@ -145,8 +145,9 @@ FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row,
 }
 
 // Multiplies rows [first, first + R) with V / W panels of W vectors.
-template <int R, int V, int W, typename T, typename A, typename C, typename Fetch>
-static void multiply_tile(const PanelProduct& p, int64_t first, int64_t panel, const Fetch& fetch) {
+template <typename T, typename A, typename C, typename Fetch, int R, int V, int W>
+static void multiply_tile(const PanelProduct& p, const Fetch& fetch, Int<R>, Int<V>, Int<W>,
+                          int64_t first, int64_t panel) {
   constexpr int L = Vec<A>::lanes;
   const int64_t column = p.shape.first_column + panel * W * L;
   Tile<R, V, W, A> tile{p.panel_stride / int64_t(sizeof(T)), {}};
@@ -184,27 +185,24 @@ FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
 
 template <int R, int V, typename T, typename A, typename C, int narrowest = 1, typename Fetch>
 FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, const Fetch& fetch) {
-  for_tiles<R, V, narrowest>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
-    multiply_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, T, A, C>(
-        p, first, panel, fetch);
-  });
+  for_tiles<R, V, narrowest>(p, [&](auto... tile) { multiply_tile<T, A, C>(p, fetch, tile...); });
 }
 
-// The panels of gates, which fetch those after them, are all of V vectors.
-template <int R, int V, typename T, typename A, typename C, bool fetches_next>
+// The panels of gates, which fetch those after them, are all of V vectors. Narrow panels of double,
+// rare, do not pay for code that fetches.
+template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
-  if constexpr (fetches_next)
-    if (p.next && p.shape.vectors == V)
-      return multiply_tiles<R, V, T, A, C, V>(p, FetchNext{p.next});
-  multiply_tiles<R, V, T, A, C>(p, NoFetch());
-}
-
-// Narrow panels of double, rare, do not pay for code of their own.
-template <int R, int V, typename T, typename A>
-static void multiply_and_fetch(const PanelProduct& p, Prefetch* prefetch) {
-  constexpr int narrowest = sizeof(T) == 8 ? V : 1;
-  if (p.shape.vectors < narrowest) return multiply_tiles<R, V, T, A, A>(p, NoFetch());
-  multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{prefetch});
+  if constexpr (trains) {
+    constexpr int narrowest = sizeof(T) == 8 ? V : 1;
+    if constexpr (sizeof(T) < sizeof(A))
+      if (p.rounds) return multiply_tiles<R, V, T, A, T>(p, NoFetch());
+    if (p.prefetch && p.shape.vectors >= narrowest)
+      return multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{p.prefetch});
+    if constexpr (Target::fetches_next_panels)
+      if (p.next && p.shape.vectors == V)
+        return multiply_tiles<R, V, T, A, A, V>(p, FetchNext{p.next});
+  }
+  multiply_tiles<R, V, T, A, A>(p, NoFetch());
 }
 
 template <typename A, typename C>

@@ -10,8 +10,9 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kInt4Group = 32, kBytesOfGroup = kInt4Group / 2 + sizeof(float);
 
-template <int R, int V, int W, typename Dot>
-static void multiply_int4_tile(const PanelProduct& p, int64_t first, int64_t panel) {
+template <typename Dot, int R, int V, int W>
+static void multiply_int4_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
+                               int64_t panel) {
   using Native = Vec<float>::Native;
   constexpr int L = Vec<float>::lanes;
   // The upper halves of bytes are elements 16 times as large, with their sign.
@@ -54,10 +55,7 @@ static void multiply_int4_tile(const PanelProduct& p, int64_t first, int64_t pan
 
 template <int R, int V, typename Dot>
 static void multiply_int4(const PanelProduct& p) {
-  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
-    multiply_int4_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, Dot>(
-        p, first, panel);
-  });
+  for_tiles<R, V>(p, [&](auto... tile) { multiply_int4_tile<Dot>(p, tile...); });
 }
 
 // Where the scale of element k of a column lies, and the byte of which it is a half.

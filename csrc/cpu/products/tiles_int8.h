@@ -81,38 +81,23 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
 }
 
-// The layout of a panel of W vectors.
-template <int W>
-struct Int8Panel {
-  static constexpr int L = Vec<float>::lanes;
-  const char* at;
-  FASTLSTM_INLINE Vec<float> scale(int64_t v) const {
-    return Vec<float>::load(reinterpret_cast<const float*>(at) + v * L);
-  }
-  FASTLSTM_INLINE Fours column_sum(int64_t v) const {
-    return read<Fours>(at + W * L * sizeof(float) + v * L * sizeof(int32_t));
-  }
-  FASTLSTM_INLINE const char* terms() const { return at + W * L * kHeaderOfColumn; }
-};
-template <int W>
-FASTLSTM_INLINE Int8Panel<W> panel_of(const PanelProduct& p, int64_t panel) {
-  return {static_cast<const char*>(p.panel) + panel * p.panel_stride};
-}
-
 // Writes the sums of vector v of row r to their place in C.
 template <int W>
 FASTLSTM_INLINE void put_int8(const PanelProduct& p, Fours sums, int64_t r, int64_t v,
                               int32_t excess) {
-  const Int8Panel<W> panel = panel_of<W>(p, v / W);
-  const float scale = read<float>(p.a[r]);
-  if (excess) sums -= excess * panel.column_sum(v % W);
-  const Vec<float> whole(__builtin_convertvector(sums, typename Vec<float>::Native));
-  const Vec<float> scales = panel.scale(v % W) * Vec<float>(scale);
+  constexpr int L = Vec<float>::lanes;
+  const char* const scale =
+      static_cast<const char*>(p.panel) + v / W * p.panel_stride + v % W * L * sizeof(float);
+  if (excess) sums -= excess * read<Fours>(scale + W * L * sizeof(float));
+  const Vec<float> whole(__builtin_convertvector(sums, Vec<float>::Native));
+  const Vec<float> scales =
+      Vec<float>(read<Vec<float>::Native>(scale)) * Vec<float>(read<float>(p.a[r]));
   put_sums<float, float>(p, whole * scales, static_cast<float*>(p.c[r]), v);
 }
 
-template <int R, int V, int W, typename Dot>
-static void multiply_int8_tile(const PanelProduct& p, int64_t first, int64_t panel) {
+template <typename Dot, int R, int V, int W>
+static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
+                               int64_t panel) {
   constexpr int L = Vec<float>::lanes;
   // A dot product waits for the one before it in its chain; the sums are exact in any order.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
@@ -120,7 +105,8 @@ static void multiply_int8_tile(const PanelProduct& p, int64_t first, int64_t pan
   const char* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
-  const char* b = panel_of<W>(p, panel).terms();
+  const char* b =
+      static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kHeaderOfColumn;
   for (int64_t k = 0; k < p.K; k += chains * kFours) {  // the padding is whole chains
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
@@ -151,10 +137,7 @@ static void multiply_int8_tile(const PanelProduct& p, int64_t first, int64_t pan
 
 template <int R, int V, typename Dot>
 static void multiply_int8(const PanelProduct& p) {
-  for_tiles<R, V>(p, [&](auto r, auto v, auto width, int64_t first, int64_t panel) {
-    multiply_int8_tile<decltype(r)::value, decltype(v)::value, decltype(width)::value, Dot>(
-        p, first, panel);
-  });
+  for_tiles<R, V>(p, [&](auto... tile) { multiply_int8_tile<Dot>(p, tile...); });
 }
 
 // Writes the sums that a library left in a buffer.
@@ -172,23 +155,23 @@ static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t strid
   });
 }
 
-// The rows are those of the transposed matrix, as weights are stored.
-static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
-                      void* panel) {
-  const int64_t width = shape.vectors * Vec<float>::lanes;
-  int8_t* const to = static_cast<int8_t*>(panel);
-  for (int64_t n = 0; n < width; ++n)
-    for (int64_t k = 0; k < padded(K); ++k) {
-      const bool inside = n < shape.columns && k < K;
-      to[(k / kFours * width + n) * kFours + k % kFours] =
-          inside ? static_cast<const int8_t*>(matrix.rows[shape.first_column + n])[k_begin + k] : 0;
-    }
-}
-
 // Element k of a column of a panel.
 FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& of, int64_t k) {
   auto* const terms = reinterpret_cast<int8_t*>(of.panel + kHeaderOfColumn * of.width);
   return terms[(k / kFours * of.width + of.n) * kFours + k % kFours];
+}
+
+// The rows are those of the transposed matrix, as weights are stored.
+static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
+                      void* panel) {
+  const int64_t width = shape.vectors * Vec<float>::lanes;
+  char* const to = static_cast<char*>(panel);
+  std::memset(to, 0, padded(K) * width);
+  for (int64_t n = 0; n < shape.columns; ++n) {
+    const PanelColumn column{to - kHeaderOfColumn * width, width, K, n};
+    const auto* const from = static_cast<const int8_t*>(matrix.rows[shape.first_column + n]);
+    for (int64_t k = 0; k < K; ++k) element_int8(column, k) = from[k_begin + k];
+  }
 }
 static void put_scale_int8(const PanelColumn& of, const float* scale) {
   int32_t sum = 0;

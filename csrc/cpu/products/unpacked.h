@@ -33,12 +33,13 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const T
   }
 }
 
-template <int R, typename T, typename A>
-static void multiply_unpacked_tile(const UnpackedProduct& p, int64_t first_row) {
+template <typename T, typename A, int R>
+static void multiply_unpacked_tile(const PanelProduct& p, const void* fetched, Int<R>,
+                                   int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
   constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
   const T *a[R], *columns[L];
-  auto* next = static_cast<const T*>(p.next);
+  auto* next = static_cast<const T*>(fetched);
   Vec<A> sum[R], piece[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -46,7 +47,8 @@ static void multiply_unpacked_tile(const UnpackedProduct& p, int64_t first_row) 
     sum[r] = Vec<A>(A(0));
   }
 #pragma GCC unroll 16
-  for (int l = 0; l < L; ++l) columns[l] = static_cast<const T*>(p.columns[l]);
+  for (int l = 0; l < L; ++l)
+    columns[l] = static_cast<const T*>(static_cast<const void* const*>(p.panel)[l]);
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTerms) {
     const int64_t last = end - first < kTerms ? end : first + kTerms;
@@ -66,22 +68,12 @@ static void multiply_unpacked_tile(const UnpackedProduct& p, int64_t first_row) 
     for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? piece[r] : sum[r] + piece[r];
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    A* const c = static_cast<A*>(p.c[first_row + r]);
-    Vec<A> before(A(0));
-    if (p.accumulate)
-      load(c, before);
-    else if (p.bias)
-      load(static_cast<const A*>(p.bias), before);
-    store(before + sum[r], c);
-  }
+  for (int r = 0; r < R; ++r) put_sums(p, sum[r], static_cast<A*>(p.c[first_row + r]), 0);
 }
 
 template <int R, typename T, typename A>
-static void multiply_unpacked(const UnpackedProduct& p) {
-  for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
-    multiply_unpacked_tile<decltype(rows)::value, T, A>(p, first);
-  });
+static void multiply_unpacked(const PanelProduct& p, const void* next) {
+  for_row_tiles<R>(p.rows, [&](auto... tile) { multiply_unpacked_tile<T, A>(p, next, tile...); });
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -96,6 +96,7 @@ class OneStepRows {
       }
     // Neighboring vectors of a gate are neighbors in memory, so few rows take gate after gate.
     const int64_t together = packs() ? 4 : 1;
+    const PanelShape vector{0, lanes_, 1};
     for (int64_t gate = 0; gate < 4; gate += together)
       for (int64_t v = 0; v < vectors_; ++v) {
         for (int64_t r = 0; r < rows_; ++r) sums_[r] = gates(r, v, gate);
@@ -110,9 +111,9 @@ class OneStepRows {
             multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
           else
             product_.multiply_unpacked(
-                {a_.data(), rows_, k, terms, columns,
-                 prefetches_ ? static_cast<const T*>(*next) + k * lanes_ : nullptr, sums_.data(),
-                 accumulate, bias + column(v, gate)});
+                {a_.data(), rows_, k, terms, columns, vector, sums_.data(), accumulate,
+                 bias + column(v, gate)},
+                prefetches_ ? static_cast<const T*>(*next) + k * lanes_ : nullptr);
           k += terms;
         } while (k < K);
       }
@@ -126,9 +127,10 @@ class OneStepRows {
       product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
       Prefetch prefetch =
           prefetch_during(product_, rows_, terms, next + first, width, k, k + terms);
-      product_.multiply_and_fetch({a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
-                                   accumulate, bias + first},
-                                  &prefetch);
+      PanelProduct some{a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
+                        accumulate, bias + first};
+      some.prefetch = &prefetch;
+      product_.multiply(some);
       for (void*& sums : sums_) sums = static_cast<A*>(sums) + width;
     }
     for (void*& sums : sums_) sums = static_cast<A*>(sums) - 4 * lanes_;
