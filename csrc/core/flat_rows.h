@@ -15,7 +15,7 @@ inline Tensor flat(const Tensor& sequence, int64_t rows) {
 }
 
 inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
-  return tensor ? tensor->contiguous() : Tensor();
+  return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
 // [T,B,1] whether a row is alive at a step, or undefined without lengths.

@@ -22,16 +22,6 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   return plan(task, cpu_machine());
 }
 
-ForwardResult forward(const Layer& layer, const CpuPlan& plan, const ForwardOptions& options) {
-  return dispatch_dtype(plan.dtype, [&](auto t) {
-    using T = decltype(t);
-    if (plan.engine == CpuEngine::kTiled)
-      return tiled_forward<T>(layer, plan, options.save_cells, options.save_gates);
-    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, options.save_cells,
-                                                           options.save_gates);
-  });
-}
-
 BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
@@ -45,11 +35,8 @@ ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
   check_values(layer);
   CpuTask task = task_of(layer);
   task.saves = options.save_cells || options.save_gates;
-  const CpuPlan plan = plan_of(layer, task, options.engine);
-  if (plan.dtype == task.dtype) return forward(layer, plan, options);
-  const auto dtype = layer.input.scalar_type();
-  auto [output, h_n, c_n, cells, gates] = forward(as_float(layer), plan, options);
-  return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells, gates.to(dtype)};
+  return forward_as_planned(layer, plan_of(layer, task, options.engine), options.save_cells,
+                            options.save_gates);
 }
 
 BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& arguments) {
@@ -74,12 +61,21 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 }  // namespace
 
-std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps) {
-  CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
-  task.precision = precision();
-  const Product& product = product_for(task, cpu_machine());
-  return dispatch_dtype(task.dtype,
-                        [&](auto t) { return step_gradients<decltype(t)>(product, steps); });
+ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                                 bool save_gates) {
+  const auto dtype = layer.input.scalar_type();
+  if (plan.dtype != dtype_of(dtype)) {
+    const auto [output, h_n, c_n, cells, gates] =
+        forward_as_planned(as_float(layer), plan, save_cells, save_gates);
+    return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
+            gates.to(dtype)};
+  }
+  return dispatch_dtype(plan.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (plan.engine == CpuEngine::kTiled)
+      return tiled_forward<T>(layer, plan, save_cells, save_gates);
+    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
+  });
 }
 
 }  // namespace fastlstm

@@ -62,7 +62,7 @@ std::optional<ThreadGrid> requested_grid(std::string_view engine) {
 void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan,
                           const std::optional<ThreadGrid>& requested) {
   const CpuTuning& tuning = machine.tuning;
-  const Product& product = *plan.recurrent;
+  const Product& product = *plan.product;
   const double hidden = task.hidden_size;
   const double cache_bytes = product.cache_share * machine.l2_cache_bytes;
   const int64_t tiles = divide_up(task.hidden_size, product.lanes);
@@ -115,7 +115,7 @@ int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine,
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  const Product& product = *plan.input;
+  const Product& product = *plan.product;
   const int64_t rows_of_step = task.rows / std::max<int64_t>(task.steps, 1);
   if (rows_of_step >= std::max(machine.tuning.rows_beside_h, product.rows * plan.grid.row_groups))
     return 0;
@@ -185,7 +185,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.one_step = !task.backward && task.steps == 1 && task.only_dense && !task.packed_weights &&
                   machine.own_product(plan.dtype) && (!task.saves || product->takes(plan.dtype));
   if (plan.one_step) product = machine.own_product(plan.dtype);
-  plan.input = plan.recurrent = plan.back = plan.back_input = plan.gradients = product;
+  plan.product = product;
   plan.fetches_next_panels = machine.tuning.fetches_next_panels;
   plan.leaves_unpacked =
       task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;

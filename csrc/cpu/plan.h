@@ -101,11 +101,8 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
 
 struct CpuPlan {
   CpuEngine engine = CpuEngine::kStepwise;
-  Dtype dtype;  // what the layer is computed in
-  // Of the tiled engine, for each product of a call: x W_ih^T, and h W_hh^T with W_hr's; backward
-  // d_gates W_hh, d_gates W_ih, and those that are the gradients of weights.
-  const Product *input = nullptr, *recurrent = nullptr;
-  const Product *back = nullptr, *back_input = nullptr, *gradients = nullptr;
+  Dtype dtype;                       // what the layer is computed in
+  const Product* product = nullptr;  // of the tiled engine
   bool one_step = false;        // the weights as they lie, or packed panel by panel, and no walk
   int64_t step_row_groups = 1;  // of one step
   bool prefetches_weights = false;   // of one step, while it multiplies others

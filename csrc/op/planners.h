@@ -134,7 +134,7 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = plan(task, machine);
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
-  const Product* const product = chosen.recurrent;  // none if ATen multiplies
+  const Product* const product = chosen.product;  // none if ATen multiplies
   return py::dict(
       "engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
       "dtype"_a = dtype_name,

@@ -82,27 +82,24 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
         what, ": converted to ", int(found.dtype));
   if (found.engine == CpuEngine::kStepwise) {
-    check(!found.recurrent, what, ": a product that the stepwise engine has not");
+    check(!found.product, what, ": a product that the stepwise engine has not");
     return;
   }
   const ThreadGrid& grid = found.grid;
-  const Product& product = *found.recurrent;
+  const Product& product = *found.product;
   check(grid.threads() >= 1 && grid.threads() <= machine.threads && grid.row_groups <= task.batch &&
             grid.unit_groups <= (task.hidden_size + product.lanes - 1) / product.lanes &&
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
-  for (const Product* const used :
-       {found.input, found.recurrent, found.back, found.back_input, found.gradients})
-    check(can_take(*used, found.dtype), what, ": rows of ", int(found.dtype), " for ",
-          int(used->format));
-  check(found.input->lanes == product.lanes, what, ": two orders of the gates");
+  check(can_take(product, found.dtype), what, ": rows of ", int(found.dtype), " for ",
+        int(product.format));
+  // Its walk has rows in the dtype of the state only.
+  check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.packed_weights)
-    check((product.format == *task.packed_weights ||
-           (product.given == *task.packed_weights && !product.takes(Dtype::kFloat32))) &&
-              found.input == found.recurrent,
+    check(product.format == *task.packed_weights ||
+              (product.given == *task.packed_weights && !product.takes(Dtype::kFloat32)),
           what, ": another product than that of the weights");
-  if (task.backward || found.one_step)
-    check(found.back->trains() && found.gradients->trains(), what, ": no product to train with");
+  if (task.backward || found.one_step) check(product.trains(), what, ": no product to train with");
   if (found.one_step)
     check(product.takes(found.dtype) && task.steps == 1 && !task.packed_weights, what,
           ": weights that do not lie as they are multiplied");
@@ -177,7 +174,7 @@ void check_split(const Named& of) {
   task.input_size = task.hidden_size = task.output_size = 256;
   const auto splits = [&](const CpuTask& task) {
     const CpuPlan found = plan(task, of.machine);
-    return found.recurrent && found.recurrent->format == Format::bfloat16x3;
+    return found.product && found.product->format == Format::bfloat16x3;
   };
   check(splits(task) == (of.machine.products[Format::bfloat16x3] != nullptr), of.name);
   const auto takes = [&](const auto& change) {
@@ -196,7 +193,7 @@ void check_split(const Named& of) {
   if (splits(task)) {
     CpuTask with_tf32 = task;
     with_tf32.precision = Precision::kTf32;
-    check(plan(with_tf32, of.machine).input->format == Format::bfloat16x2, of.name, ": tf32");
+    check(plan(with_tf32, of.machine).product->format == Format::bfloat16x2, of.name, ": tf32");
   }
   refuses("ieee", [](CpuTask& t) { t.precision = Precision::kIeee; });
   refuses("bf16", [](CpuTask& t) { t.precision = Precision::kBf16; });

@@ -58,33 +58,6 @@ std::vector<PanelShape> cut_into_panels(const Product& product, int64_t N, int64
   return panels;
 }
 
-// body(k, terms, panel, shape, prefetch) for each panel, `piece` of the matrix's rows at a time.
-// The next piece comes into the cache meanwhile.
-void for_pieces(const UnpackedMatrix& matrix, int64_t rows, int64_t piece, const auto& body) {
-  const Product& product = matrix.product();
-  const int64_t K = matrix.K(), width = product.width();
-  const auto panels = cut_into_panels(product, matrix.N(), at::get_num_threads());
-  piece = round_up(std::min(piece, K), product.padding);
-  const int64_t pieces = divide_up(K, piece);
-  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
-  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
-  const int64_t grain = divide_up(kProductWorthAThread, std::max<int64_t>(rows * K * width, 1));
-  at::parallel_for(0, panels.size(), grain, [&](int64_t first, int64_t last) {
-    const at::Tensor packed = scratch_bytes(width * product.bytes(piece));
-    void* const panel = data<char>(packed);
-    const ThreadSeries series(product);
-    for (int64_t i = first * pieces; i < last * pieces; ++i) {
-      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
-      const PanelShape &shape = panels[i / pieces], &after = panels[next / pieces];
-      product.pack({matrix.rows(), false}, k, terms, shape, panel);
-      Prefetch prefetch =
-          prefetch_during(product, rows, terms, matrix.rows() + begin_of(next), terms_of(next),
-                          after.first_column, after.first_column + after.columns);
-      body(k, terms, panel, shape, prefetch);
-    }
-  });
-}
-
 }  // namespace
 
 Prefetch prefetch_during(const Product& product, int64_t rows, int64_t terms,
@@ -100,6 +73,17 @@ PackedMatrix::PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t
   const int64_t of_column = product.header + product.bytes(round_up(K, product.padding));
   for (size_t p = 0; p < panels_.size(); ++p)
     offsets_.push_back(offsets_.back() + width(p) * of_column);
+}
+
+// Of a matrix, contiguous.
+static std::vector<const void*> rows_of(const at::Tensor& w) {
+  return row_pointers(const_data<char>(w), w.size(0), w.size(1) * w.element_size());
+}
+
+PackedMatrix::PackedMatrix(const Product& product, const at::Tensor& w)
+    : PackedMatrix(product, w.size(0), w.size(1), at::get_num_threads()) {
+  data_ = w;
+  rows_ = rows_of(w);
 }
 
 PackedMatrix::PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces,
@@ -188,11 +172,41 @@ PackedMatrix repack(const Product& product, const PackedMatrix& packed) {
   return matrix;
 }
 
+// The same, a panel at a time, of which some rows are packed while the next come into the cache.
+static void multiply_unpacked(const std::vector<const void*>& a, const PackedMatrix& matrix,
+                              const std::vector<void*>& c, bool accumulate, bool rounds) {
+  const Product& product = matrix.product();
+  const int64_t rows = a.size(), K = matrix.K(), width = product.width();
+  const auto& panels = matrix.panels();
+  const int64_t piece = round_up(rounds ? K : std::min(product.piece, K), product.padding);
+  const int64_t pieces = divide_up(K, piece);
+  const auto begin_of = [&](int64_t i) { return i % pieces * piece; };
+  const auto terms_of = [&](int64_t i) { return std::min(piece, K - begin_of(i)); };
+  const int64_t grain = divide_up(kProductWorthAThread, std::max<int64_t>(rows * K * width, 1));
+  at::parallel_for(0, panels.size(), grain, [&](int64_t first, int64_t last) {
+    const at::Tensor packed = scratch_bytes(width * product.bytes(piece));
+    void* const panel = data<char>(packed);
+    const ThreadSeries series(product);
+    for (int64_t i = first * pieces; i < last * pieces; ++i) {
+      const int64_t k = begin_of(i), terms = terms_of(i), next = std::min(i + 1, last * pieces - 1);
+      const PanelShape &shape = panels[i / pieces], &after = panels[next / pieces];
+      product.pack({matrix.unpacked_rows(), false}, k, terms, shape, panel);
+      Prefetch prefetch =
+          prefetch_during(product, rows, terms, matrix.unpacked_rows() + begin_of(next),
+                          terms_of(next), after.first_column, after.first_column + after.columns);
+      PanelProduct some{a.data(), rows, k, terms, panel, shape, c.data(), accumulate || k > 0};
+      some.prefetch = &prefetch, some.rounds = rounds;
+      product.multiply(some);
+    }
+  });
+}
+
 void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
               const std::vector<void*>& c, bool accumulate, const void* bias, bool rounds) {
   const Product& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K(), piece = rounds ? K : product.piece;
   if (rows == 0) return;  // libraries refuse empty products
+  if (matrix.unpacked_rows()) return multiply_unpacked(a, matrix, c, accumulate, rounds);
   share_product(rows, matrix, [&](int64_t begin, int64_t end, const Range& panels) {
     for (int64_t k = 0; k < K; k += piece)
       matrix.for_groups(panels, end - begin, [&](const auto& group) {
@@ -204,27 +218,15 @@ void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
       });
   });
 }
-static void multiply(const std::vector<const void*>& a, const UnpackedMatrix& matrix,
-                     const std::vector<void*>& c, bool accumulate, const void*, bool rounds) {
-  const Product& product = matrix.product();
-  const int64_t rows = a.size();
-  if (rows == 0) return;
-  for_pieces(
-      matrix, rows, rounds ? matrix.K() : product.piece,
-      [&](int64_t k, int64_t terms, const void* panel, const PanelShape& shape, Prefetch& next) {
-        PanelProduct one{a.data(), rows, k, terms, panel, shape, c.data(), accumulate || k > 0};
-        one.prefetch = &next, one.rounds = rounds;
-        product.multiply(one);
-      });
-}
-
-// Into rows of T, of 16 bits, from products in float32.
 template <typename T>
-static void multiply_narrowed(const std::vector<const void*>& a, const AnyMatrix& matrix,
-                              const std::vector<void*>& c, bool accumulate) {
-  const int64_t rows = a.size(), N = std::visit([](const auto& w) { return w.N(); }, matrix);
+void multiply_into(const std::vector<const void*>& a, const PackedMatrix& matrix,
+                   const std::vector<void*>& c, bool accumulate) {
+  constexpr bool kIsNarrow = sizeof(T) == 2;
+  if (!kIsNarrow || matrix.product().takes(dtype_of_rows<T>))
+    return multiply(a, matrix, c, accumulate, nullptr, /*rounds=*/kIsNarrow);
+  const int64_t rows = a.size(), N = matrix.N();
   const at::Tensor buffer = scratch<float>(rows * N);
-  multiply_into<float>(a, matrix, row_pointers(data<float>(buffer), rows, N), false);
+  multiply(a, matrix, row_pointers(data<float>(buffer), rows, N), false);
   at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
     for (; r < last; ++r) {
       const float* const sums = const_data<float>(buffer) + r * N;
@@ -233,22 +235,8 @@ static void multiply_narrowed(const std::vector<const void*>& a, const AnyMatrix
     }
   });
 }
-
-template <typename T>
-void multiply_into(const std::vector<const void*>& a, const AnyMatrix& matrix,
-                   const std::vector<void*>& c, bool accumulate) {
-  constexpr bool kIsNarrow = sizeof(T) == 2;
-  std::visit(
-      [&](const auto& w) {
-        if constexpr (kIsNarrow)
-          if (!w.product().takes(dtype_of_rows<T>))
-            return multiply_narrowed<T>(a, matrix, c, accumulate);
-        multiply(a, w, c, accumulate, nullptr, /*rounds=*/kIsNarrow);
-      },
-      matrix);
-}
-#define FASTLSTM_INSTANTIATE(T, A, name)                                            \
-  template void multiply_into<T>(const std::vector<const void*>&, const AnyMatrix&, \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                               \
+  template void multiply_into<T>(const std::vector<const void*>&, const PackedMatrix&, \
                                  const std::vector<void*>&, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 

@@ -2,8 +2,6 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <algorithm>
-#include <variant>
 #include <vector>
 
 #include "cpu/products/product.h"
@@ -28,11 +26,16 @@ class PackedMatrix {
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
   // threads if there are so many vectors.
   PackedMatrix(const Product& product, const Matrix& matrix, int64_t pieces);
+  // w [K,N], contiguous, which `multiply` packs panel by panel into the cache: for a single product
+  // of few rows, where packed panels would cross memory twice more.
+  PackedMatrix(const Product& product, const at::Tensor& w);
   // Panels that were packed before, `offset` bytes into `data`.
   PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
                int64_t offset);
 
   const Product& product() const { return *product_; }
+  // Those of the matrix where they are packed when they are multiplied; else nullptr.
+  const void* const* unpacked_rows() const { return rows_.empty() ? nullptr : rows_.data(); }
   const std::vector<PanelShape>& panels() const { return panels_; }
   int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
   const char* panel(int64_t index) const { return first_ + offsets_[index]; }
@@ -91,31 +94,9 @@ class PackedMatrix {
   std::vector<PanelShape> panels_;
   std::vector<int64_t> offsets_;  // of the panels, and where the last one ends, in bytes
   at::Tensor data_;
-  char* first_ = nullptr;  // panel
+  char* first_ = nullptr;          // panel
+  std::vector<const void*> rows_;  // if unpacked
 };
-
-// Of a matrix, contiguous.
-inline std::vector<const void*> rows_of(const at::Tensor& w) {
-  return row_pointers(const_data<char>(w), w.size(0), w.size(1) * w.element_size());
-}
-
-// A matrix [K,N] that `multiply` packs panel by panel into the cache: for a single product of few
-// rows, where packed panels would cross memory twice more.
-class UnpackedMatrix {
- public:
-  UnpackedMatrix(const Product& product, const at::Tensor& w)
-      : product_(&product), w_(w), rows_(rows_of(w)) {}
-  const Product& product() const { return *product_; }
-  const void* const* rows() const { return rows_.data(); }
-  int64_t K() const { return w_.size(0); }
-  int64_t N() const { return w_.size(1); }
-
- private:
-  const Product* product_;
-  at::Tensor w_;
-  std::vector<const void*> rows_;
-};
-using AnyMatrix = std::variant<PackedMatrix, UnpackedMatrix>;
 
 // W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
 PackedMatrix pack(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces);
@@ -139,7 +120,7 @@ void multiply(const std::vector<const void*>& a, const PackedMatrix& matrix,
 
 // The same into rows of T: the sums, or rounded to 16 bits once at the end.
 template <typename T>
-void multiply_into(const std::vector<const void*>& a, const AnyMatrix& matrix,
+void multiply_into(const std::vector<const void*>& a, const PackedMatrix& matrix,
                    const std::vector<void*>& c, bool accumulate);
 
 // The same for the columns of `panels` in one thread, c[r] = a[r] * matrix, as sums.

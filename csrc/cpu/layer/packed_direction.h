@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "core/layer.h"
-#include "core/operators.h"
 #include "cpu/gemm/weight_format.h"
 #include "cpu/plan.h"
 
@@ -82,19 +81,22 @@ template <typename A>
 PackedDirection pack_direction(const CpuPlan& plan, const Layer& layer, int64_t d,
                                int64_t unit_groups) {
   const Direction& w = layer.directions[d];
-  const Product &of_x = *plan.input, &of_h = *plan.recurrent;
+  const Product& product = *plan.product;
   if (layer.has_packed_weights()) {
     auto found = view_direction<A>(product_named(layer.layout.format), w, layer.sizes());
-    if (found.w_ih.product().format != of_x.format) found.w_ih = repack(of_x, found.w_ih);
-    if (found.w_hh.product().format != of_h.format) found.w_hh = repack(of_h, found.w_hh);
+    if (found.w_ih.product().format != product.format) found.w_ih = repack(product, found.w_ih);
+    if (found.w_hh.product().format != product.format) found.w_hh = repack(product, found.w_hh);
     return found;
   }
-  PackedDirection packed{
-      pack_gates(of_x, given_to(of_x, w.w_ih)), pack_gates(of_h, given_to(of_h, w.w_hh)), {}, {}};
-  if (w.w_hr.defined()) packed.w_hr.emplace(pack(of_h, given_to(of_h, w.w_hr), true, unit_groups));
+  PackedDirection packed{pack_gates(product, given_to(product, w.w_ih)),
+                         pack_gates(product, given_to(product, w.w_hh)),
+                         {},
+                         {}};
+  if (w.w_hr.defined())
+    packed.w_hr.emplace(pack(product, given_to(product, w.w_hr), true, unit_groups));
   if (w.b_ih.defined())
     packed.bias = order_gates<A>(w.b_ih.to(layer.state_options()), w.b_hh.to(layer.state_options()),
-                                 of_x.lanes);
+                                 product.lanes);
   return packed;
 }
 

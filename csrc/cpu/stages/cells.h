@@ -5,8 +5,7 @@
 #include <vector>
 
 #include "cpu/cell/cell.h"
-#include "cpu/gemm/packed_matrix.h"
-#include "cpu/plan.h"
+#include "cpu/layer/packed_direction.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm {
@@ -16,15 +15,8 @@ class CellsForward {
   using A = State_t<T>;
 
  public:
-  // Rows of input that are multiplied beside those of h; the bias as order_gates puts it.
-  struct Input {
-    const PackedMatrix& w_ih;
-    const void* bias;  // or nullptr
-    const void* const* x;
-  };
-
   CellsForward(const CpuPlan& plan, int64_t hidden_size)
-      : product_(*plan.recurrent),
+      : product_(*plan.product),
         fetches_next_panels_(plan.fetches_next_panels),
         hidden_size_(hidden_size),
         x_sums_(product_, rows_at_a_time(), 4 * tiles_for(1)),
@@ -35,11 +27,11 @@ class CellsForward {
     return part_of(divide_up(hidden_size_, product_.lanes), group, groups);
   }
 
-  // w_hh: pack_gates. Rows whose h_prev is `zeros` have nothing to multiply. With an input, the
-  // x_gates of the rows are computed, else read.
-  void run(const PackedMatrix& w_hh, const Range& tiles, const void* const* h_prev,
-           const ForwardRow<T>* rows, int64_t count, const void* zeros,
-           const Input* input = nullptr) {
+  // Rows whose h_prev is `zeros` have nothing to multiply. With rows x of the input, the x_gates of
+  // the rows are computed, else (nullptr) read.
+  void run(const PackedDirection& weights, const Range& tiles, const void* const* x,
+           const void* const* h_prev, const ForwardRow<T>* rows, int64_t count, const void* zeros) {
+    const PackedMatrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
     const int64_t at_once = tiles_for(count), turns = divide_up(tiles.end - tiles.begin, at_once);
     backwards_ = !backwards_;
     const auto tiles_of = [&](int64_t turn) {
@@ -55,17 +47,17 @@ class CellsForward {
       if (fetches && i + 1 < turns) {
         const Range after = tiles_of(i + 1);
         next_h = w_hh.memory(panels_of(w_hh, after)), fetch_h = &next_h;
-        if (input) next_x = input->w_ih.memory(panels_of(input->w_ih, after)), fetch_x = &next_x;
+        if (x) next_x = w_ih.memory(panels_of(w_ih, after)), fetch_x = &next_x;
       }
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
-        const A* x = input ? multiply_input(*input, {begin, end}, r, some, fetch_x) : nullptr;
+        const A* from_x = x ? multiply_input(weights, {begin, end}, x + r, some, fetch_x) : nullptr;
         for (int64_t t = begin; t < end; ++t) cell_.prefetch_forward(rows + r, some, units(t));
         auto* h = static_cast<const A*>(
             sums_.multiply(w_hh, panels, h_prev + r, some, w_hh.K(), zeros, nullptr, fetch_h));
         for (int64_t t = begin; t < end; ++t) {
-          cell_.forward(rows + r, some, {h, sums_.stride(), x}, units(t));
-          h += 4 * product_.lanes, x += input ? 4 * product_.lanes : 0;
+          cell_.forward(rows + r, some, {h, sums_.stride(), from_x}, units(t));
+          h += 4 * product_.lanes, from_x += x ? 4 * product_.lanes : 0;
         }
       }
     }
@@ -90,13 +82,13 @@ class CellsForward {
     return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
   }
 
-  const A* multiply_input(const Input& input, const Range& tiles, int64_t row, int64_t count,
-                          NextPanels* next) {
-    const Range panels = panels_of(input.w_ih, tiles);
-    const int64_t column = input.w_ih.panels()[panels.begin].first_column;
-    const A* const bias = input.bias ? static_cast<const A*>(input.bias) + column : nullptr;
-    return static_cast<const A*>(x_sums_.multiply(input.w_ih, panels, input.x + row, count,
-                                                  input.w_ih.product().piece, nullptr, bias, next));
+  const A* multiply_input(const PackedDirection& weights, const Range& tiles, const void* const* x,
+                          int64_t count, NextPanels* next) {
+    const Range panels = panels_of(weights.w_ih, tiles);
+    const int64_t column = weights.w_ih.panels()[panels.begin].first_column;
+    const A* const bias = weights.bias.defined() ? const_data<A>(weights.bias) + column : nullptr;
+    return static_cast<const A*>(
+        x_sums_.multiply(weights.w_ih, panels, x, count, product_.piece, nullptr, bias, next));
   }
 
   const Product& product_;
@@ -144,12 +136,6 @@ class CellsBackward {
       }
     };
     to_cells.for_groups(panels, count, through, backwards_);
-  }
-  // Vectors of units of a single step, to which nothing comes back.
-  void run(const Range& vectors, const BackwardRow<T>* rows, int64_t count, const A* zeros) const {
-    const int64_t lanes = product_.lanes, first = vectors.begin * lanes;
-    const int64_t end = std::min(vectors.end * lanes, hidden_size_);
-    cell_.backward(rows, count, zeros, 0, {first, end - first, hidden_size_});
   }
 
  private:

@@ -83,10 +83,10 @@ class ProjectionBackward {
         rows_(rows),
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
-        w_hr_(
-            pack(*plan.back, layer.directions[d].w_hr.contiguous(), false, plan.grid.unit_groups)),
+        w_hr_(pack(*plan.product, layer.directions[d].w_hr.contiguous(), false,
+                   plan.grid.unit_groups)),
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
-        encoded_(*plan.back, plan.grid.members() * rows.all().batch(), output_size_),
+        encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
     const Tensor c = fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
@@ -140,7 +140,7 @@ class ProjectionBackward {
     auto hidden_rows = rows_.live<const void*>(chunk, /*back=*/true, [&](int64_t t, int64_t row) {
       return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
     });
-    multiply_transposed(*plan_.gradients, d_h_rows, output_size_,
+    multiply_transposed(*plan_.product, d_h_rows, output_size_,
                         {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
                         chunk.begin > 0);
   }

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/layer/packed_direction.h"
 #include "cpu/stages/cells.h"
 
 namespace fastlstm {
@@ -19,8 +18,8 @@ void recompute_gates(const CpuPlan& plan, const PackedDirection& weights, const 
                      const std::vector<T*>& gates, const T* zeros) {
   using A = State_t<T>;
   const int64_t rows = gates.size(), hidden = sizes.hidden_size;
-  const EncodedRows<T> encoded_x(*plan.input, rows, sizes.input_size);
-  const EncodedRows<T> encoded_h(*plan.recurrent, rows, sizes.output_size);
+  const EncodedRows<T> encoded_x(*plan.product, rows, sizes.input_size);
+  const EncodedRows<T> encoded_h(*plan.product, rows, sizes.output_size);
   const auto x_rows = encoded_x.encode(x);
   auto h_rows = encoded_h.encode(h_prev);
   const void* const encoded_zeros = encoded_h.zeros(zeros);
@@ -28,7 +27,7 @@ void recompute_gates(const CpuPlan& plan, const PackedDirection& weights, const 
     if (h_prev[r] == zeros) h_rows[r] = encoded_zeros;
   const int64_t grain = 1 + kRowsWorthAThread / (4 * hidden * hidden);
   at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    const ThreadSeries series(*plan.recurrent);
+    const ThreadSeries series(*plan.product);
     const std::vector<A> c_prev(hidden, A(0));
     std::vector<A> c(hidden);
     std::vector<T> h(hidden);
@@ -36,9 +35,8 @@ void recompute_gates(const CpuPlan& plan, const PackedDirection& weights, const 
     for (int64_t r = first; r < last; ++r)
       cell_rows.push_back({nullptr, gates[r], c_prev.data(), c.data(), h.data()});
     CellsForward<T> cells(plan, hidden);
-    const typename CellsForward<T>::Input input{weights.w_ih, weights.bias_data(), &x_rows[first]};
-    cells.run(weights.w_hh, cells.tiles(0, 1), &h_rows[first], cell_rows.data(), last - first,
-              encoded_zeros, &input);
+    cells.run(weights, cells.tiles(0, 1), &x_rows[first], &h_rows[first], cell_rows.data(),
+              last - first, encoded_zeros);
   });
 }
 

@@ -24,8 +24,6 @@
 namespace fastlstm {
 namespace {
 
-Tensor contiguous(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
-
 // What both directions of a call share.
 template <typename T>
 struct BackwardCall {
@@ -47,9 +45,9 @@ struct BackwardCall {
         plan(plan),
         in{given.output.contiguous(),
            given.cells.contiguous(),
-           contiguous(given.gates),
-           {contiguous(given.grads.output), contiguous(given.grads.h_n), given.grads.c_n,
-            contiguous(given.grads.cells)},
+           contiguous_or_undefined(given.gates),
+           {contiguous_or_undefined(given.grads.output), contiguous_or_undefined(given.grads.h_n),
+            given.grads.c_n, contiguous_or_undefined(given.grads.cells)},
            given.request},
         x(layer.input, rows),
         zeros(std::max({4 * sizes.hidden_size, sizes.output_size, int64_t(16)})) {  // a vector
@@ -76,13 +74,13 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(prepared(*call.plan.back, direction().w_hh, call.plan.grid.unit_groups)),
+        w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.in.output, call.in.cells, nullptr, call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         zoneout_(call.layer, d),
         d_gates_(make_d_gates()),
-        weights_(*call.plan.gradients, call.sizes, call.layer.has_bias(),
-                 call.layer.state_options(), chunk_rows()),
+        weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
+                 chunk_rows()),
         cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
@@ -91,17 +89,18 @@ class BackwardWalk {
       gates_ = const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden();
     else
       recomputed_with_.emplace(pack_direction<A>(call.plan, call.layer, d, 1));
-    if constexpr (kProjects) make_projection();
+    if (call.layer.projects())
+      projection_.emplace(call.layer, call.plan, directed_, d, flat(call.in.gates[d], flat_rows()),
+                          flat(call.in.cells[d], flat_rows()));
     if (call.in.request.input) {
-      w_ih_.emplace(prepared(*call.plan.back_input, direction().w_ih, 1));
-      if (call.plan.back_input != call.plan.gradients ||
-          !call.plan.gradients->packs_what_it_multiplies())
-        to_input_.emplace(*call.plan.back_input, chunk_rows(), 4 * hidden());
+      w_ih_.emplace(prepared(direction().w_ih, 1));
+      if (!call.plan.product->packs_what_it_multiplies())
+        to_input_.emplace(*call.plan.product, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
     for (int64_t k = 0; k < call.plan.grid.members(); ++k)
-      members_.emplace_back(*call.plan.back, call.rows.batch(), hidden());
+      members_.emplace_back(*call.plan.product, call.rows.batch(), hidden());
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
@@ -118,15 +117,10 @@ class BackwardWalk {
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
-    if (call_.plan.leaves_unpacked) return one_step(member);
-    const PackedMatrix& w_hh = std::get<PackedMatrix>(w_hh_);
-    if (!projection_) return through_cells(w_hh, step.d_gates_next.data(), member);
-    if constexpr (kProjects) {
-      const void* const encoded_zeros = members_[member.index].encoded.zeros(zeros());
-      if (phase == 0) return projection_->sum_gradients(step, w_hh, member, encoded_zeros);
-      through_cells(projection_->w_hr(), projection_->leave_to_cells(step, member, zeros()),
-                    member);
-    }
+    if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
+    const void* const encoded_zeros = members_[member.index].encoded.zeros(zeros());
+    if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, encoded_zeros);
+    through_cells(projection_->w_hr(), projection_->leave_to_cells(step, member, zeros()), member);
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
@@ -140,8 +134,7 @@ class BackwardWalk {
     if (call_.in.request.per_row) return;
     drop_zeros(h_prev_, d_gates);
     weights_.add(d_gates, std::move(encoded), x_, h_prev_, chunk.begin > 0);
-    if constexpr (kProjects)
-      if (projection_) projection_->add(chunk);
+    if (projection_) projection_->add(chunk);
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
@@ -152,9 +145,6 @@ class BackwardWalk {
   }
 
  private:
-  // Layers of 16 bits with a projection are converted first.
-  static constexpr bool kProjects = std::is_same_v<T, A>;
-
   // What a thread needs, allocated before the walk, as in forward.cpp.
   struct Room {
     Room(const Product& product, int64_t batch, int64_t hidden_size)
@@ -166,19 +156,11 @@ class BackwardWalk {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products with d_gates.
-  AnyMatrix prepared(const Product& product, const Tensor& w, int64_t pieces) const {
+  PackedMatrix prepared(const Tensor& w, int64_t pieces) const {
+    const Product& product = *call_.plan.product;
     const Tensor given = given_to(product, w);
-    if (call_.plan.leaves_unpacked) return UnpackedMatrix(product, given);
+    if (call_.plan.leaves_unpacked) return {product, given};
     return pack(product, given, false, pieces);
-  }
-  void make_projection() {
-    if (!call_.layer.projects()) return;
-    const auto of_direction = [&](const Tensor& saved, int64_t size) {
-      return saved.view({call_.sizes.directions, flat_rows(), size})[d_];
-    };
-    projection_.emplace(call_.layer, call_.plan, directed_, d_,
-                        of_direction(call_.in.gates, 4 * hidden()),
-                        of_direction(call_.in.cells, hidden()));
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
@@ -236,7 +218,7 @@ class BackwardWalk {
         into.push_back(d_h_0(row));
       }
     }
-    const EncodedRows<T> encoded(*call_.plan.back, through.size(), 4 * hidden());
+    const EncodedRows<T> encoded(*call_.plan.product, through.size(), 4 * hidden());
     multiply_into<T>(encoded.encode(through), w_hh_, into, false);
   }
   // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
@@ -267,16 +249,6 @@ class BackwardWalk {
     Room& room = members_[member.index];
     room.cells.run(to_cells, to_cells.share(member.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
-  }
-
-  void one_step(const Member& member) {
-    const Room& room = members_[member.index];
-    const int64_t count = room.step.count;
-    const auto first = room.step.d_gates_next.begin();
-    TORCH_INTERNAL_ASSERT(std::count(first, first + count, room.encoded.zeros(zeros())) == count);
-    const int64_t vectors = divide_up(hidden(), call_.plan.back->lanes);
-    room.cells.run(part_of(vectors, member.unit_group, call_.plan.grid.unit_groups),
-                   room.step.cells.data(), count, call_.zeros.states());
   }
 
   // A member's rows of a step.
@@ -326,7 +298,7 @@ class BackwardWalk {
   const BackwardCall<T>& call_;
   const int64_t d_;
   const DirectedRows directed_;
-  const AnyMatrix w_hh_;
+  const PackedMatrix w_hh_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
   ZoneoutShares<T> zoneout_;
@@ -338,7 +310,7 @@ class BackwardWalk {
   A* const dc_;
   std::optional<PackedDirection> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
-  std::optional<AnyMatrix> w_ih_;
+  std::optional<PackedMatrix> w_ih_;
   std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
@@ -356,7 +328,7 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Bac
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps(*plan.back, plan.grid, walks.size(), chunk, walks[0].phases(),
+    walk_steps(*plan.product, plan.grid, walks.size(), chunk, walks[0].phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                  walks[d].step(k, phase, member);
                });
@@ -369,18 +341,19 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Bac
 
 // One product of the rows of all the steps.
 template <typename T>
-std::vector<Tensor> step_gradients(const Product& product,
-                                   const std::vector<OneStepFactors>& steps) {
+static std::vector<Tensor> step_gradients(const Product& product,
+                                          const std::vector<OneStepFactors>& steps) {
   std::vector<const T*> x, h_prev, d_gates;
-  const auto append = [](std::vector<const T*>& rows, const Tensor& of_step) {
+  std::vector<Tensor> contiguous;  // lives as long as the rows
+  const auto append = [&contiguous](std::vector<const T*>& rows, const Tensor& given) {
+    const Tensor& of_step = contiguous.emplace_back(given.contiguous());
     for (int64_t r = 0; r < of_step.size(1); ++r)
       rows.push_back(const_data<T>(of_step) + r * of_step.size(2));
   };
-  std::vector<Tensor> contiguous;  // lives as long as the rows
   for (const OneStepFactors& step : steps) {
-    append(x, contiguous.emplace_back(step.input.contiguous()));
-    append(h_prev, contiguous.emplace_back(step.h_0.contiguous()));
-    append(d_gates, contiguous.emplace_back(step.d_gates.contiguous()));
+    append(x, step.input);
+    append(h_prev, step.h_0);
+    append(d_gates, step.d_gates);
   }
   const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(2);
   const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
@@ -390,10 +363,16 @@ std::vector<Tensor> step_gradients(const Product& product,
   return gradients.all();
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                                          \
-  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardInputs&); \
-  template std::vector<Tensor> step_gradients<T>(const Product&,                                  \
-                                                 const std::vector<OneStepFactors>&);
+std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps) {
+  CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
+  task.precision = precision();
+  const Product& product = product_for(task, cpu_machine());
+  return dispatch_dtype(task.dtype,
+                        [&](auto t) { return step_gradients<decltype(t)>(product, steps); });
+}
+
+#define FASTLSTM_INSTANTIATE(T, A, name) \
+  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardInputs&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

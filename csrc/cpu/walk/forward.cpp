@@ -5,9 +5,7 @@
 #include <deque>
 #include <numeric>
 #include <optional>
-#include <type_traits>
 
-#include "core/operators.h"
 #include "core/torch_versions.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/layer/packed_direction.h"
@@ -38,7 +36,7 @@ class ForwardWalk {
         weights_(pack_direction<A>(plan, layer, d, plan.grid.unit_groups)),
         ahead_(plan.steps_ahead),
         x_gates_(scratch<A>(ahead_ * rows.batch() * weights_.w_ih.N())),
-        encoded_x_(*plan.input, ahead_ * rows.batch(), sizes_.input_size),
+        encoded_x_(*plan.product, ahead_ * rows.batch(), sizes_.input_size),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
         dropout_(layer, rows, d, grid_.members() * rows.batch()),
@@ -48,8 +46,7 @@ class ForwardWalk {
         gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
         h_n_(data<T>(to.h_n[d])),
         c_n_(data<A>(to.c_n[d])) {
-    if constexpr (kProjects)
-      if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
+    if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
     for (int64_t k = 0; k < grid_.members(); ++k) members_.emplace_back(plan, rows.batch(), sizes_);
   }
 
@@ -64,9 +61,8 @@ class ForwardWalk {
   void step(int64_t k, int64_t phase, const Member& member) {
     const int64_t t = directed_.step(k);
     if (phase == 0) return step(t, member);
-    if constexpr (kProjects)
-      projection_->forward(t, member, zoneout_, previous_,
-                           [&](int64_t t, int64_t row) { return output(t, row); });
+    projection_->forward(t, member, zoneout_, previous_,
+                         [&](int64_t t, int64_t row) { return output(t, row); });
   }
   void keep_last_states() {
     for (int64_t row = 0; row < rows_.live(0); ++row) {
@@ -78,17 +74,14 @@ class ForwardWalk {
   }
 
  private:
-  // Layers of 16 bits with a projection are converted first.
-  static constexpr bool kProjects = std::is_same_v<T, A>;
-
   // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
   struct Room {
     Room(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
         : x(batch),
           h_prev(batch),
-          encoded_x(*plan.input, plan.steps_ahead ? 0 : batch, sizes.input_size),
-          encoded_h(*plan.recurrent, batch, sizes.output_size),
+          encoded_x(*plan.product, plan.steps_ahead ? 0 : batch, sizes.input_size),
+          encoded_h(*plan.product, batch, sizes.output_size),
           rows(batch),
           cells(plan, sizes.hidden_size) {}
     std::vector<const void*> x, h_prev;
@@ -132,9 +125,9 @@ class ForwardWalk {
               : room.encoded_h.encode(
                     dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
     }
-    const typename CellsForward<T>::Input input{weights_.w_ih, weights_.bias_data(), room.x.data()};
-    room.cells.run(weights_.w_hh, room.cells.tiles(member.unit_group, grid_.unit_groups),
-                   room.h_prev.data(), room.rows.data(), count, zeros, ahead_ ? nullptr : &input);
+    room.cells.run(weights_, room.cells.tiles(member.unit_group, grid_.unit_groups),
+                   ahead_ ? nullptr : room.x.data(), room.h_prev.data(), room.rows.data(), count,
+                   zeros);
   }
 
   ForwardRow<T> row_of_step(int64_t t, int64_t row,
@@ -218,7 +211,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
     const Range chunk{begin, std::min(begin + chunk_steps, rows.steps())};
     for (auto& walk : walks) walk.begin(chunk);
-    walk_steps(*plan.recurrent, plan.grid, walks.size(), chunk, walks[0].phases(),
+    walk_steps(*plan.product, plan.grid, walks.size(), chunk, walks[0].phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                  walks[d].step(k, phase, member);
                });

@@ -38,7 +38,7 @@ class OneStepRows {
  public:
   OneStepRows(const CpuPlan& plan, const OneStep<T>& step, int64_t begin, int64_t end,
               int64_t vectors)
-      : product_(*plan.recurrent),
+      : product_(*plan.product),
         prefetches_(plan.prefetches_weights),
         s_(step),
         begin_(begin),
@@ -127,8 +127,8 @@ class OneStepRows {
       product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
       Prefetch prefetch =
           prefetch_during(product_, rows_, terms, next + first, width, k, k + terms);
-      PanelProduct some{a_.data(), rows_, k, terms, data<T>(panel_), shape, sums_.data(),
-                        accumulate, bias + first};
+      PanelProduct some{a_.data(), rows_,        k,          terms,       data<T>(panel_),
+                        shape,     sums_.data(), accumulate, bias + first};
       some.prefetch = &prefetch;
       product_.multiply(some);
       for (void*& sums : sums_) sums = static_cast<A*>(sums) + width;
@@ -153,7 +153,7 @@ template <typename T>
 void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
   // Gates of so many vectors of units are computed together, then the cell equations.
   constexpr int64_t kGatesBytes = 256 << 10;
-  const Product& product = *plan.recurrent;
+  const Product& product = *plan.product;
   const int64_t lanes = product.lanes, tiles = divide_up(step.hidden_size, lanes);
   const int64_t row_groups = plan.step_row_groups;
   const int64_t work =
@@ -175,18 +175,13 @@ void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
                    });
 }
 
-// A state [D,B,size] of T, contiguous, with zeros where a row is reset.
-template <typename T>
+// A state [D,B,size], contiguous, with zeros where a row is reset.
 Tensor after_reset(const Layer& layer, const Tensor& state) {
   if (!layer.reset) return state;
   const Tensor reset = layer.reset->contiguous();
   const bool* const is_reset = reset.const_data_ptr<bool>();
-  const int64_t rows = state.size(1), size = state.size(2);
-  if (std::none_of(is_reset, is_reset + rows, [](bool row) { return row; })) return state;
-  const Tensor zeroed = state.clone();
-  for (int64_t r = 0; r < state.size(0) * rows; ++r)
-    if (is_reset[r % rows]) std::fill_n(data<T>(zeroed) + r * size, size, T(State_t<T>(0)));
-  return zeroed;
+  const bool any = std::count(is_reset, is_reset + reset.numel(), true) > 0;
+  return any ? state.masked_fill(reset.view({-1, 1}), 0) : state;
 }
 
 }  // namespace
@@ -198,8 +193,8 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
   using A = State_t<T>;
   const auto options = layer.input.options(), state = layer.state_options();
   const Tensor x = layer.input.contiguous();
-  const Tensor h_0 = after_reset<T>(layer, layer.h_0.contiguous());
-  const Tensor c_0 = after_reset<A>(layer, layer.c_0.to(state).contiguous());
+  const Tensor h_0 = after_reset(layer, layer.h_0.contiguous());
+  const Tensor c_0 = after_reset(layer, layer.c_0.to(state).contiguous());
   const int64_t D = s.directions, B = s.batch, H = s.hidden_size, P = s.output_size;
   const Tensor output = at::empty({1, B, D * P}, options), h_n = at::empty({D, B, P}, options);
   const Tensor c_n = at::empty({D, B, H}, state);
@@ -228,7 +223,7 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
     run_cells(plan, step, B);
     if (w.w_hr.defined())
       multiply_into<T>(row_pointers(const_data<T>(unprojected), B, H),
-                       pack(*plan.recurrent, w.w_hr, true, 1), row_pointers(h, B, D * P), false);
+                       pack(*plan.product, w.w_hr, true, 1), row_pointers(h, B, D * P), false);
   }
   for (int64_t d = 0; d < D; ++d)
     for (int64_t b = 0; b < B; ++b)

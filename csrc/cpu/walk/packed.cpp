@@ -3,7 +3,6 @@
 
 #include <ATen/EmptyTensor.h>
 
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -45,9 +44,8 @@ OneStepResult run_one_step(const Product& product, const LstmCall& call, const D
   const auto work = [&](int64_t, int64_t, int64_t phase, const Member& member) {
     const int64_t group = member.unit_group, groups = plan.grid.unit_groups;
     if (phase == 0) {
-      const typename CellsForward<A>::Input input{w.w_ih, w.bias_data(), x.data()};
-      return cells[member.index].run(w.w_hh, cells[member.index].tiles(group, groups),
-                                     h_prev.data(), rows.data(), B, nullptr, &input);
+      return cells[member.index].run(w, cells[member.index].tiles(group, groups), x.data(),
+                                     h_prev.data(), rows.data(), B, nullptr);
     }
     const EncodedRows<A> hidden_rows(product, B, H);
     multiply_panels(encoded(hidden_rows, unprojected, H), B, *w.w_hr, w.w_hr->share(group, groups),
@@ -64,18 +62,6 @@ bool is_ready(const Tensor& tensor, at::ScalarType dtype, int64_t rows, int64_t 
          tensor.numel() == rows * columns &&
          tensor.storage().nbytes() >=
              tensor.nbytes() + tensor.storage_offset() * tensor.element_size();
-}
-
-PackedResult packed_walk(const Layer& layer, bool save_cells) {
-  CpuTask task = task_of(layer);
-  task.packed_weights = product_named(layer.layout.format).format, task.saves = save_cells;
-  const CpuPlan plan = fastlstm::plan(task, cpu_machine());
-  const auto [output, h_n, c_n, cells, gates] = dispatch_dtype(plan.dtype, [&](auto t) {
-    return tiled_forward<decltype(t)>(plan.dtype == task.dtype ? layer : as_float(layer), plan,
-                                      save_cells, /*save_gates=*/false);
-  });
-  const auto dtype = layer.input.scalar_type();
-  return {output.to(dtype), h_n.to(dtype), c_n, cells};
 }
 
 }  // namespace
@@ -115,9 +101,12 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
   const auto dtype = call.input.scalar_type();
   TORCH_CHECK((format == "float64") == (dtype == at::kDouble),
               "lstm_packed: expected input that goes with weights in ", format, ", got ", dtype);
-  auto [output, h_n, c_n, cells] = layer.normalizes() ? packed_layer_norm(layer, options.save_cells)
-                                                      : packed_walk(layer, options.save_cells);
-  return {output, h_n, c_n.to(call.c_0.scalar_type()), cells};
+  if (layer.normalizes()) return packed_layer_norm(layer, options.save_cells);
+  CpuTask task = task_of(layer);
+  task.packed_weights = product_named(format).format, task.saves = options.save_cells;
+  const auto [output, h_n, c_n, cells, gates] = forward_as_planned(
+      layer, plan(task, cpu_machine()), options.save_cells, /*save_gates=*/false);
+  return {output, h_n, c_n, cells};
 }
 
 }  // namespace fastlstm

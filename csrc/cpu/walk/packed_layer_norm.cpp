@@ -51,7 +51,7 @@ PackedResult packed_layer_norm(const Layer& given, bool save_cells) {
     return stepwise_forward<T, T, PackedStepKernels>(layer, save_cells, /*save_gates=*/false);
   };
   const auto [output, h_n, c_n, cells, gates] = dtype == at::kDouble ? run(double()) : run(float());
-  return {output.to(dtype), h_n.to(dtype), c_n, cells};
+  return {output.to(dtype), h_n.to(dtype), c_n.to(given.c_0.scalar_type()), cells};
 }
 
 }  // namespace fastlstm

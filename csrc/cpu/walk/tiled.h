@@ -15,6 +15,10 @@ inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {
           s.flat_rows,     s.input_size, s.hidden_size, s.output_size};
 }
 
+// As planned, by either engine, with the results in the dtypes of the layer.
+ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool save_cells,
+                                 bool save_gates);
+
 // T: the dtype that a layer is computed in, which is that of its tensors.
 template <typename T>
 ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
@@ -26,8 +30,5 @@ template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in);
 // Of a layer with layer normalization and packed weights: stepwise.
 PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
-template <typename T>
-std::vector<Tensor> step_gradients(const Product& product,
-                                   const std::vector<OneStepFactors>& steps);
 
 }  // namespace fastlstm
