@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
     splits = formats.Splits(**chosen, listed=formats.read_split_lists(lists))
     images = args.images or formats.find_images(args.source, source)
-    with lock_folder(args.output, *(f"captions_{split}.json" for split in formats.SPLITS)):
+    with lock_folder(args.output):
         counts, skipped = formats.prepare(source, images, args.output, splits, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
