@@ -38,7 +38,7 @@ def keep_freed_blocks() -> None:
 
     glibc returns every large block that is freed, until one that is larger, but below 32 MiB, was
     freed before. The page faults of new blocks cost more than the convolutions of a small CNN.
-    Commands that encode pictures call this; it does nothing with other allocators.
+    Every `FrozenCNN` calls this; it does nothing with other allocators.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
@@ -98,6 +98,7 @@ class FrozenCNN(nn.Module):
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
         super().__init__()
         check_choice("pool", config.pool, POOLS)
+        keep_freed_blocks()
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads

@@ -156,24 +156,6 @@ def test_a_library_that_is_missing_is_named(name, command, scenes_root):
     assert done.returncode == 1 and not done.stdout
 
 
-@pytest.mark.parametrize("command", ["features", "train", "caption", "serve", "demo"])
-def test_a_command_that_encodes_pictures_lets_malloc_keep_blocks(command, monkeypatch):
-    class Called(Exception):
-        pass
-
-    def keep():
-        raise Called
-
-    monkeypatch.setattr(module_of(command), "keep_freed_blocks", keep)
-    arguments = {
-        "features": ["c.json", "--features", "f"],
-        "train": ["--train", "c.json", "--output", "o"],
-        "demo": [],
-    }.get(command, ["c.pt"])
-    with pytest.raises(Called):
-        main([command, *arguments])
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_waits_for_the_imports(monkeypatch, capsys):
     """In the middle of them, torch swallowed it and left half of numpy."""
