@@ -5,7 +5,6 @@ from captioning.data.datasets import (
     CaptionDataset,
     CaptionedImage,
     EncodedCaptions,
-    is_picture_id,
     load_coco,
     load_references,
     shuffled,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.console import short
-from captioning.data import CaptionDataset, is_picture_id
+from captioning.data import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.model import load_ensemble
@@ -20,7 +20,7 @@ def read_results(path: str | Path) -> dict[int, str]:
     results: dict[int, str] = {}
     for row in data:
         fits = isinstance(row, dict) and isinstance(row.get("caption"), str)
-        if not fits or not is_picture_id(row.get("image_id")):
+        if not fits or type(row.get("image_id")) is not int:
             raise CaptioningError(
                 f'{path}: expected {{"image_id": 1, "caption": "..."}}, got {short(row)}'
             )

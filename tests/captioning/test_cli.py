@@ -140,7 +140,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     [
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
-        ("pycocotools", "caption c.pt p.jpg"),
+        ("filelock", "caption c.pt p.jpg --json r.json"),
         ("nltk", "features {val} --features f"),  # read when it is used
     ],
 )
