@@ -304,16 +304,13 @@ def _load_timm(timm: Any, model: str, tag: str, weights: str) -> Any:
 def _torchvision(config: CNNConfig) -> FrozenCNN:
     from torchvision import models
 
-    try:
-        builder = models.get_model_builder(config.name)
-        weights_enum = models.get_model_weights(config.name)
-        if "." in builder.__module__.removeprefix("torchvision.models."):
-            raise ValueError("a detection, segmentation, video, optical flow or quantized model")
-    except ValueError as error:
+    if config.name.lower() not in models.list_models(models):  # those of classification
         raise CaptioningError(
             f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
             f"timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
-        ) from error
+        )
+    builder = models.get_model_builder(config.name)
+    weights_enum = models.get_model_weights(config.name)
     try:
         weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]
     except KeyError as error:

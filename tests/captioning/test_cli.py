@@ -581,7 +581,7 @@ def test_the_size_of_the_set_decides_what_is_not_given(trained):
         ),
         (
             [*TRAIN_ATTENTION, "--num-layers", "2"],
-            "num_layers: decoder 'attention' has no such setting, but embed_size, hidden_size, ",
+            "model: expected feature_size, vocab_size, embed_size, hidden_size, ",
         ),
         (["train", "--train", "x", "--output", "o", "--self-critical", "1"], "at least 2 captions"),
         (["train", "--train", "x", "--output", "o", "--start", "none.pt"], "cannot read none.pt"),
