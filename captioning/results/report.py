@@ -80,31 +80,25 @@ def write_report(
         notes={note: s.title for s in sections for note in s.scores.notes},
         facts={s.title: s.facts for s in sections if s.facts},
         curves=[figures.svg(draw, (4.8, 2.9)) for draw in figures.curves(history)],
-        sections=[_shown(section, maps_for) for section in sections],
+        sections=sections,
+        histogram=_histogram,
+        choose=choose,
+        look=partial(_look, maps_for=maps_for),
         wide=maps_for is not None,
     )
     write_text(path, page)
 
 
-def _shown(section: Section, maps_for: MapsFor | None) -> dict[str, Any]:
-    """What the report shows of a section."""
-    scores = [section.score(picture) for picture in section.pictures]
-    return {
-        "title": section.title,
-        "text": section.text,
-        "histogram": figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2)),
-        "groups": {
-            heading: [_figure(p, section.score(p), maps_for) for p in pictures]
-            for heading, pictures in choose(section).items()
-        },
-    }
+def _histogram(section: Section) -> str:
+    scores = [*map(section.score, section.pictures)]
+    return figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2))
 
 
-def _figure(picture: Picture, score: float, maps_for: MapsFor | None) -> dict[str, Any]:
-    shown: dict[str, Any] = {"picture": picture, "score": score}
+def _look(picture: Picture, maps_for: MapsFor | None) -> dict[str, Any]:
+    """The pixels of a picture, and the maps if there are any; or why there are none."""
     try:
-        shown["uri"] = data_uri(figures.small(picture.path))
+        uri = data_uri(figures.small(picture.path))
         maps = maps_for(picture.path, picture.caption) if maps_for else None
-        return shown | {"panels": maps and maps.panels()}
+        return {"uri": uri, "panels": maps and maps.panels()}
     except ImageError as error:
-        return shown | {"error": str(error)}
+        return {"error": str(error)}
