@@ -11,12 +11,13 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from captioning.cnn.frozen import FrozenCNN
 from captioning.config import FROM_0, Checked, setting
@@ -114,16 +115,6 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str
     }
 
 
-class _Pictures(Dataset[tuple[int, Tensor | str]]):
-    """By row, the input of the CNN or what is wrong with the picture."""
-
-    def __init__(self, images: Sequence[CaptionedImage], transform: Transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
-        return row, self.transform.load(self.images[row].path)
-
-
 @dataclass(frozen=True)
 class Extraction(Checked):
     """How pictures are encoded."""
@@ -183,10 +174,8 @@ def _encode(
 ) -> None:
     """Fill the rows that are to do."""
     rows = (cache.state == TO_DO).nonzero().flatten().tolist()
-    pictures = _Pictures(images, cnn.transform)
-    loader = DataLoader(
-        pictures, batch_size, sampler=rows, num_workers=how.workers, collate_fn=list
-    )
+    load = partial(_load, images, cnn.transform)
+    loader = DataLoader(cast(Any, rows), batch_size, num_workers=how.workers, collate_fn=load)
     device = next(cnn.parameters()).device
     broken = []
     stem = cache.path.stem
@@ -210,6 +199,13 @@ def _encode(
         os.fsync(file)  # what was mapped too
     if broken:
         say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
+
+
+def _load(
+    images: Sequence[CaptionedImage], transform: Transform, rows: list[int]
+) -> list[tuple[int, Tensor | str]]:
+    """By row, the input of the CNN or what is wrong with the picture."""
+    return [(row, transform.load(images[row].path)) for row in rows]
 
 
 class FeatureTable:

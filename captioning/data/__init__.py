@@ -10,7 +10,6 @@ from captioning.data.datasets import (
     shuffled,
 )
 from captioning.data.images import (
-    EXTENSIONS,
     MAX_PIXELS,
     ImageError,
     Transform,
@@ -19,4 +18,4 @@ from captioning.data.images import (
     load_image,
 )
 from captioning.data.tokenizer import ptb_tokenize, tokenize
-from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
