@@ -46,10 +46,14 @@ class FeatureCache:
     def __init__(self, path: str | Path, writable: bool = False) -> None:
         self.path = Path(path)
         open_regular(self.path).close()
+        mapped = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
         try:
-            mapped = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
-            with torch.serialization.set_default_mmap_options(mapped):
-                data = torch.load(self.path, mmap=True, weights_only=True)
+            with (
+                torch.serialization.set_default_mmap_options(mapped),
+                self.path.open("r+b" if writable else "rb") as file,
+            ):
+                # By its number: PyTorch takes no name that is not UTF-8.
+                data = torch.load(f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
             self.key, self.features, self.state = data["key"], data["features"], data["state"]
             if not (self.features.is_floating_point() and self.features.is_contiguous()):
                 raise ValueError("its features are no table of numbers")

@@ -239,6 +239,11 @@ def test_a_finished_cache_is_read_where_nothing_can_be_written(cnn, images, tmp_
     monkeypatch.setattr(mmap, "MAP_SHARED", real)
 
 
+def test_its_name_may_be_of_any_bytes(cnn, images, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9\n.pt")
+    assert torch.equal(extract(cnn, images, path).features, extract(cnn, images, path).features)
+
+
 def test_a_finished_cache_is_not_changed_by_who_reads_it(cnn, images, tmp_path):
     before = extract(cnn, images, tmp_path / "f.pt").path.read_bytes()
     cache = extract(cnn, images, tmp_path / "f.pt")
