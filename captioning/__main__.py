@@ -108,32 +108,26 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
-        close = difflib.get_close_matches(argv[0], COMMANDS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-        parser.error(f"no command {argv[0]!r}: {hint}")
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, formatter_class=Help)
-        if name in argv[:1]:
-            module = module_of(name)
-            module.add(command)
-            command.set_defaults(run=module.run)
+        commands.add_parser(name, help=text, description=text, formatter_class=Help)
     if not argv:
         parser.print_help()
         return 0
-    args, left = parser.parse_known_args(argv)
-    if args.version:
+    name = argv[0]
+    if name in COMMANDS:
+        module, command = module_of(name), commands.choices[name]
+        module.add(command)
+        # Intermixed: options may stand between the checkpoint and the pictures.
+        return module.run(command.parse_intermixed_args(argv[1:])) or 0
+    if not name.startswith("-"):
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        parser.error(f"no command {name!r}: {hint}")
+    if parser.parse_args(argv).version:
         from fastlstm import __version__
 
         print(f"captioning {__version__}")
-        return 0
-    # argparse allows no option between the checkpoint and the pictures.
-    if left and hasattr(args, "pictures") and not any(word.startswith("-") for word in left):
-        args.pictures += left
-    elif left:
-        # The command's parser names its own --help.
-        commands.choices.get(argv[0], parser).error(f"unrecognized arguments: {' '.join(left)}")
-    return args.run(args) or 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
 """The feature cache: each picture goes through the frozen CNN once, and training reads features.
 
-A cache is one safetensors file: "features" [N, ...], "ids" [N] and "state" [N] (one byte per
-picture: 0 to do, 1 done, 2 broken picture), with a key in its metadata. It is memory-mapped for
-writing and for reading; after a killed run, the pictures whose state is 0 are still to do.
+A cache is one file of torch.save: "features" [N,...], "state" [N] (one byte per picture: 0 to do, 1
+done, 2 broken picture) and a "key". It is memory-mapped for writing and for reading; after a killed
+run, the pictures whose state is 0 are still to do.
 """
 
 import hashlib
 import json
-import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from captioning.cnn.frozen import FrozenCNN
 from captioning.config import FROM_0, Checked, setting
@@ -32,93 +31,64 @@ from captioning.data import (
     Vocabulary,
 )
 from captioning.errors import CaptioningError
-from captioning.files import lock_files, open_regular, write_atomically
+from captioning.files import lock_files, open_regular, write_atomically, writing
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
-_NAMES = {"float16": "F16", "float32": "F32"}
 TO_DO, DONE, BROKEN = range(3)
 
 
 class FeatureCache:
     """An open cache file.
 
-    Its arrays `features` [N,...], `ids` [N] and `state` [N] (TO_DO, DONE or BROKEN) are mapped,
-    one row per picture; `metadata` is the key: which CNN, weights, transform and pictures.
+    Its tensors `features` [N,...] and `state` [N] (TO_DO, DONE or BROKEN) are mapped, one row per
+    picture; `key` says which CNN, weights, transform and pictures they belong to.
     """
 
-    def __init__(self, path: str | Path, mode: Literal["r", "r+"] = "r") -> None:
+    def __init__(self, path: str | Path, writable: bool = False) -> None:
         self.path = Path(path)
+        open_regular(self.path).close()
+        mapped = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
         try:
-            # safe_open checks the header and the size, and numpy maps what it may write.
-            with open_regular(self.path) as file, safe_open(self.path, "np") as checked:
-                self.metadata = checked.metadata() or {}
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-            arrays = []
-            for entry in (header["features"], header["ids"], header["state"]):
-                dtype, begin = _DTYPES[entry["dtype"]], 8 + size + entry["data_offsets"][0]
-                arrays.append(np.memmap(path, dtype, mode, begin, tuple(entry["shape"])))
-            self.features, self.ids, self.state = arrays
-            if not self.ids.shape == self.state.shape == self.features.shape[:1]:
-                raise ValueError("its tables are not of the same pictures")
-            if (self.state > BROKEN).any():
+            with (
+                torch.serialization.set_default_mmap_options(mapped),
+                self.path.open("r+b" if writable else "rb") as file,
+            ):
+                # By its number: PyTorch takes no name that is not UTF-8.
+                data = torch.load(f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
+            self.key, self.features, self.state = data["key"], data["features"], data["state"]
+            if not (self.features.is_floating_point() and self.features.is_contiguous()):
+                raise ValueError("its features are no table of numbers")
+            if self.state.dtype != torch.uint8 or (self.state > BROKEN).any():
                 raise ValueError("a picture is neither to do, nor done, nor broken")
-            if self.features.dtype.name not in _NAMES:
-                raise ValueError(f"its features are {self.features.dtype}")
-        except (SafetensorError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged zip or pickle raises anything
             raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
 
     @staticmethod
-    def create(
-        path: Path, ids: Sequence[int], shape: Sequence[int], dtype: str, key: dict[str, str]
-    ) -> None:
+    def create(path: Path, shape: tuple[int, ...], dtype: torch.dtype, key: dict[str, str]) -> None:
         """Reserve the whole file at once, so that a full disk is noticed at the beginning."""
-        header: dict[str, Any] = {"__metadata__": {**key, "dtype": dtype}}
-        end = 0
-        for name, kind, row in (
-            ("ids", "I64", ()),
-            ("features", _NAMES[dtype], shape),
-            ("state", "U8", ()),
-        ):
-            full = [len(ids), *row]
-            begin, end = end, end + math.prod(full) * np.dtype(_DTYPES[kind]).itemsize
-            header[name] = {"dtype": kind, "shape": full, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # aligned, as in safetensors
+        features, state = torch.empty(shape, dtype=dtype), torch.empty(shape[0], dtype=torch.uint8)
 
         def reserve(file: Any) -> None:
-            file.write(len(text).to_bytes(8, "little") + text + np.asarray(ids, "<i8").tobytes())
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
-            else:
-                file.truncate(8 + len(text) + end)
+            with torch.serialization.skip_data():  # which leaves zeros in the file
+                torch.save({"key": key, "features": features, "state": state}, file)
+            with writing(path, f" ({features.nbytes / 1e6:,.0f} MB needed)"):
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, file.tell())
 
-        try:
-            write_atomically(path, reserve)
-        except CaptioningError as error:
-            raise CaptioningError(f"{error} ({end / 1e6:,.0f} MB needed)") from error
+        write_atomically(path, reserve)
 
-    def check(self, key: dict[str, str], ids: Sequence[int], shape: Sequence[int]) -> None:
-        """Refuse it unless it has this key and these pictures."""
+    def check(self, key: dict[str, str], shape: tuple[int, ...]) -> None:
+        """Refuse it unless it has this key, and features of this shape."""
+        found = self.key if isinstance(self.key, dict) else {}
         changed = [
-            f"its {name} is {short(self.metadata.get(name))}, expected {value!r}"
+            f"its {name} is {short(found.get(name))}, expected {value!r}"
             for name, value in key.items()
-            if self.metadata.get(name) != value
+            if found.get(name) != value
         ]
-        if self.ids.tolist() != list(ids) or self.features.shape[1:] != tuple(shape):
+        if (self.features.shape, self.state.shape) != (shape, shape[:1]):
             changed.append("its tables are of other pictures")
         if changed:
             told = f"{self.path} is stale: {changed[0]}. Delete it or name another file."
             raise CaptioningError(told)
-
-    def rows(self, ids: Sequence[int]) -> Tensor:
-        """The rows of these pictures; -1 for broken and missing ones."""
-        where = {int(i): row for row, i in enumerate(self.ids) if self.state[row] == DONE}
-        return torch.tensor([where.get(i, -1) for i in ids])
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Features of the given rows, as they are stored: float16 or float32."""
-        return torch.from_numpy(np.asarray(self.features[rows.numpy()]))
 
 
 def cache_path(folder: str | Path, annotations: str | Path) -> Path:
@@ -128,7 +98,7 @@ def cache_path(folder: str | Path, annotations: str | Path) -> Path:
     """
     annotations = Path(annotations)
     parent = hashlib.sha256(os.fsencode(annotations.resolve().parent)).hexdigest()[:8]
-    return Path(folder) / f"{annotations.stem}-{parent}.st"
+    return Path(folder) / f"{annotations.stem}-{parent}.pt"
 
 
 def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str]:
@@ -147,16 +117,6 @@ def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str
         "fingerprint": cnn.fingerprint(),
         "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",
     }
-
-
-class _Pictures(Dataset[tuple[int, Tensor | str]]):
-    """By row, the input of the CNN or what is wrong with the picture."""
-
-    def __init__(self, images: Sequence[CaptionedImage], transform: Transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
-        return row, self.transform.load(self.images[row].path)
 
 
 @dataclass(frozen=True)
@@ -187,24 +147,24 @@ def extract_features(
     weights, transform or pictures, or if the disk is full.
     """
     path, how = Path(path), how or Extraction()
-    ids, key = [image.id for image in images], cache_key(cnn, images)
-    unfinished = (TO_DO, BROKEN) if how.on_error == "refuse" else (TO_DO,)
+    key, shape = cache_key(cnn, images), (len(images), *cnn.feature_shape)
+    unfinished = torch.tensor([TO_DO, BROKEN] if how.on_error == "refuse" else [TO_DO])
 
-    def opened(mode: Literal["r", "r+"]) -> FeatureCache:
-        cache = FeatureCache(path, mode)
-        cache.check(key, ids, cnn.feature_shape)
+    def opened(writable: bool = False) -> FeatureCache:
+        cache = FeatureCache(path, writable)
+        cache.check(key, shape)
         return cache
 
     if path.exists():  # a finished one is neither locked nor written
-        cache = opened("r")
-        if not np.isin(cache.state, unfinished).any():
+        cache = opened()
+        if not torch.isin(cache.state, unfinished).any():
             return cache
     with lock_files(path, wait=True):
         if not path.exists():
-            dtype = "float16" if cnn.grid else "float32"
-            FeatureCache.create(path, ids, cnn.feature_shape, dtype, key)
-        cache = opened("r+")
-        cache.state[np.isin(cache.state, unfinished)] = TO_DO
+            dtype = torch.float16 if cnn.grid else torch.float32
+            FeatureCache.create(path, shape, dtype, key)
+        cache = opened(writable=True)
+        cache.state[torch.isin(cache.state, unfinished)] = TO_DO
         _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
 
@@ -217,11 +177,9 @@ def _encode(
     batch_size: int,
 ) -> None:
     """Fill the rows that are to do."""
-    rows = np.flatnonzero(cache.state == TO_DO).tolist()
-    pictures = _Pictures(images, cnn.transform)
-    loader = DataLoader(
-        pictures, batch_size, sampler=rows, num_workers=how.workers, collate_fn=list
-    )
+    rows = (cache.state == TO_DO).nonzero().flatten().tolist()
+    load = partial(_load, images, cnn.transform)
+    loader = DataLoader(cast(Any, rows), batch_size, num_workers=how.workers, collate_fn=load)
     device = next(cnn.parameters()).device
     broken = []
     stem = cache.path.stem
@@ -237,32 +195,38 @@ def _encode(
                     cache.state[row] = BROKEN
             if good:
                 found, pixels = zip(*good, strict=True)
-                cache.features[[*found]] = cnn(torch.stack(pixels).to(device)).cpu().numpy()
+                features = cnn(torch.stack(pixels).to(device))
+                cache.features[[*found]] = features.to("cpu", cache.features.dtype)
                 cache.state[[*found]] = DONE  # after the features: a killed run repeats them
             bar.update(len(items))
-    cache.features.flush()
-    cache.state.flush()
+    with cache.path.open("rb") as file:
+        os.fsync(file)  # what was mapped too
     if broken:
         say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
 
 
+def _load(
+    images: Sequence[CaptionedImage], transform: Transform, rows: list[int]
+) -> list[tuple[int, Tensor | str]]:
+    """By row, the input of the CNN or what is wrong with the picture."""
+    return [(row, transform.load(images[row].path)) for row in rows]
+
+
 class FeatureTable:
-    """Captioned pictures with features; broken pictures are left out."""
+    """The pictures of a data set with the features in its cache; broken ones are left out."""
 
     def __init__(self, dataset: CaptionDataset, cache: FeatureCache) -> None:
-        rows = cache.rows([image.id for image in dataset.images])
-        self.images = [image for image, r in zip(dataset.images, rows, strict=True) if r >= 0]
+        self.cache, self.rows = cache, (cache.state == DONE).nonzero().flatten()
+        self.images = [dataset.images[row] for row in self.rows.tolist()]
         if not self.images:
             raise CaptioningError(f"{cache.path} holds no features of this data set")
-        self.rows = rows[rows >= 0]
         self.ids = [image.id for image in self.images]
         self.references = {image.id: image.captions for image in self.images}
-        self.cache = cache
 
     def tokens(self, vocabulary: Vocabulary) -> list[list[list[int]]]:
         """The tokens of each picture's captions, without <start>."""
         return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
     def read(self, images: Tensor | None = None) -> Tensor:
-        """Features of pictures by position, as the cache stores them; of all if None."""
-        return self.cache.read(self.rows if images is None else self.rows[images])
+        """Features of pictures by position, in the cache's dtype; of all if None."""
+        return self.cache.features[self.rows if images is None else self.rows[images]]

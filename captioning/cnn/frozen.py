@@ -38,7 +38,7 @@ def keep_freed_blocks() -> None:
 
     glibc returns every large block that is freed, until one that is larger, but below 32 MiB, was
     freed before. The page faults of new blocks cost more than the convolutions of a small CNN.
-    Commands that encode pictures call this; it does nothing with other allocators.
+    Every `FrozenCNN` calls this; it does nothing with other allocators.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
@@ -98,6 +98,7 @@ class FrozenCNN(nn.Module):
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
         super().__init__()
         check_choice("pool", config.pool, POOLS)
+        keep_freed_blocks()
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads
@@ -303,16 +304,13 @@ def _load_timm(timm: Any, model: str, tag: str, weights: str) -> Any:
 def _torchvision(config: CNNConfig) -> FrozenCNN:
     from torchvision import models
 
-    try:
-        builder = models.get_model_builder(config.name)
-        weights_enum = models.get_model_weights(config.name)
-        if "." in builder.__module__.removeprefix("torchvision.models."):
-            raise ValueError("a detection, segmentation, video, optical flow or quantized model")
-    except ValueError as error:
+    if config.name.lower() not in models.list_models(models):  # those of classification
         raise CaptioningError(
             f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
             f"timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
-        ) from error
+        )
+    builder = models.get_model_builder(config.name)
+    weights_enum = models.get_model_weights(config.name)
     try:
         weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]
     except KeyError as error:

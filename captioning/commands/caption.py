@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from captioning.cnn import FrozenCNN, cache_path, keep_freed_blocks
+from captioning.cnn import FrozenCNN, cache_path
 from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import option
 from captioning.console import say
@@ -52,7 +52,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    keep_freed_blocks()
     config = config_of(args)
     more = [name for name in args.pictures if name.endswith(".pt")]
     args.checkpoint = [args.checkpoint, *more]

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import keep_freed_blocks
 from captioning.commands.arguments import add_decoder, add_lstm
 from captioning.demo import demo
 from captioning.model import DECODERS
@@ -21,5 +20,4 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    keep_freed_blocks()
     demo(args.output, args.epochs, args.lstm, args.seed, args.decoder)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import CNNChoice, Extraction, cache_path, extract_features, keep_freed_blocks
+from captioning.cnn import CNNChoice, Extraction, cache_path, extract_features
 from captioning.commands.arguments import add_encoding, given
 from captioning.console import say
 from captioning.data import load_coco
@@ -22,7 +22,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    keep_freed_blocks()
     extraction = Extraction(**given(args, Extraction))
     # train encodes no picture without captions either
     dataset = load_coco(args.annotations, args.images, extraction.on_error, need_captions=True)

@@ -5,10 +5,11 @@ import shutil
 import textwrap
 from pathlib import Path
 
+from captioning.cnn import Extraction
 from captioning.commands.arguments import add_settings, given
 from captioning.config import FEW_PICTURES
 from captioning.console import say
-from captioning.data import ON_ERROR, formats
+from captioning.data import formats
 from captioning.errors import list_reasons
 from captioning.files import lock_folder
 
@@ -32,12 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             type=Path,
             help=f"file that lists {split} pictures, one per line, with or without extension",
         )
-    parser.add_argument(
-        "--on-error",
-        choices=ON_ERROR,
-        default="refuse",
-        help="what to do about broken or missing pictures, captions without words, bad rows",
-    )
+    add_settings(parser, Extraction, left_out=("device", "workers"))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
         say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
     splits = formats.Splits(**chosen, listed=formats.read_split_lists(lists))
     images = args.images or formats.find_images(args.source, source)
-    with lock_folder(args.output, *(f"captions_{split}.json" for split in formats.SPLITS)):
-        counts, skipped = formats.prepare(source, images, args.output, splits, args.on_error)
+    with lock_folder(args.output):
+        on_error = given(args, Extraction)
+        counts, skipped = formats.prepare(source, images, args.output, splits, **on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
     for split in ("val", "test"):

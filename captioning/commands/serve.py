@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn import FrozenCNN, keep_freed_blocks
+from captioning.cnn import FrozenCNN
 from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import POSITIVE, Checked, setting
 from captioning.console import say
@@ -51,7 +51,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    keep_freed_blocks()
     settings = ServerSettings(**given(args, ServerSettings))
     checkpoint = load_captioner(args)
     cnn = checkpoint.cnn.load().to(args.device)

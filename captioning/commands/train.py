@@ -3,7 +3,7 @@
 import argparse
 
 from captioning import config
-from captioning.cnn import CNNChoice, Extraction, keep_freed_blocks
+from captioning.cnn import CNNChoice, Extraction
 from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
 from captioning.config import ModelConfig, TrainConfig, settings_of
 from captioning.model import DECODERS
@@ -43,7 +43,6 @@ def default_of(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    keep_freed_blocks()
     train_captioner(request_of(args))
 
 

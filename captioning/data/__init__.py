@@ -5,13 +5,11 @@ from captioning.data.datasets import (
     CaptionDataset,
     CaptionedImage,
     EncodedCaptions,
-    is_picture_id,
     load_coco,
     load_references,
     shuffled,
 )
 from captioning.data.images import (
-    EXTENSIONS,
     MAX_PIXELS,
     ImageError,
     Transform,
@@ -20,4 +18,4 @@ from captioning.data.images import (
     load_image,
 )
 from captioning.data.tokenizer import ptb_tokenize, tokenize
-from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary

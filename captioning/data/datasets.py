@@ -1,7 +1,5 @@
-"""Captioned pictures: COCO caption files through pycocotools, and batches of their captions."""
+"""Captioned pictures: COCO caption files, and batches of their captions."""
 
-import contextlib
-import io
 import itertools
 import os
 from collections import Counter, defaultdict
@@ -10,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pycocotools.coco import COCO
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captioning.config import check_choice
 from captioning.console import short
 from captioning.data.tokenizer import tokenize
 from captioning.data.vocabulary import PAD, Vocabulary
@@ -64,7 +60,6 @@ def load_coco(
     Captions without words, pictures without a file and, with `need_captions`, without captions are
     refused or, if `on_error` is "skip", counted in the result. A damaged file is refused.
     """
-    check_choice("on_error", on_error, ON_ERROR)
     data, annotations_of = _read_coco(annotations)
     folder = picture_folder(data, annotations, image_folder)
     images: list[CaptionedImage] = []
@@ -119,12 +114,11 @@ def load_references(
     """
     data, annotations_of = _read_coco(annotations)
     folder = picture_folder(data, annotations, image_folder) if need_folder else Path()
-    captions = {i: [a["caption"] for a in found] for i, found in annotations_of.items()}
-    images = [
-        CaptionedImage(i["id"], folder / i["file_name"], captions.get(i["id"], []))
-        for i in data["images"]
-    ]
-    return CaptionDataset(images)
+    captions = lambda image: [a["caption"] for a in annotations_of[image["id"]]]
+    images = data["images"]
+    return CaptionDataset(
+        [CaptionedImage(i["id"], folder / i["file_name"], captions(i)) for i in images]
+    )
 
 
 def _read_coco(path: str | Path) -> tuple[Any, defaultdict[int, list[Any]]]:
@@ -137,11 +131,10 @@ def _read_coco(path: str | Path) -> tuple[Any, defaultdict[int, list[Any]]]:
                 f"{path}: expected a COCO captions file with a list {table!r}; {PREPARE}"
             )
         for row, key in itertools.product(data[table], keys):
-            value = row.get(key) if isinstance(row, dict) else None
-            kind = "an integer of 64 bits" if key.endswith("id") else "text"
-            if not (is_picture_id(value) if key.endswith("id") else isinstance(value, str)):
+            kind, told = (int, "an integer") if key.endswith("id") else (str, "text")
+            if not isinstance(row, dict) or type(row.get(key)) is not kind:
                 raise CaptioningError(
-                    f"{path}: expected {kind} as {key!r} in {table!r}, got {short(row)}"
+                    f"{path}: expected {told} as {key!r} in {table!r}, got {short(row)}"
                 )
         counts = Counter(row["id"] for row in data[table])
         if twice := [i for i, n in counts.items() if n > 1]:
@@ -149,16 +142,10 @@ def _read_coco(path: str | Path) -> tuple[Any, defaultdict[int, list[Any]]]:
     known = {image["id"] for image in data["images"]}
     if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in known]:
         raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
-    coco = COCO()
-    coco.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        coco.createIndex()
-    return data, coco.imgToAnns
-
-
-def is_picture_id(value: Any) -> bool:
-    """Whether it is an integer that the feature cache can hold."""
-    return type(value) is int and -(2**63) <= value < 2**63
+    annotations_of: defaultdict[int, list[Any]] = defaultdict(list)
+    for annotation in data["annotations"]:
+        annotations_of[annotation["image_id"]].append(annotation)
+    return data, annotations_of
 
 
 @dataclass(frozen=True)

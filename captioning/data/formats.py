@@ -11,7 +11,6 @@ from pathlib import Path
 
 from captioning.config import setting
 from captioning.console import progress, say, short
-from captioning.data.datasets import is_picture_id
 from captioning.data.images import EXTENSIONS, ImageError, image_files, load_image
 from captioning.data.tokenizer import tokenize
 from captioning.errors import CaptioningError, list_reasons
@@ -62,8 +61,8 @@ def _read_karpathy(path: Path) -> Source:
             split = _text(image["split"])
             source.splits[name] = {"restval": "train"}.get(split, split)
             if "cocoid" in image:
-                if not is_picture_id(image["cocoid"]):
-                    raise TypeError(f"expected an integer of 64 bits, got {short(image['cocoid'])}")
+                if type(image["cocoid"]) is not int:
+                    raise TypeError(f"expected an integer, got {short(image['cocoid'])}")
                 source.ids[name] = image["cocoid"]
             for sentence in image["sentences"]:
                 source.captions[name].append(_text(sentence["raw"]))

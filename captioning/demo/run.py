@@ -44,7 +44,7 @@ def demo(
     output, settings, start = Path(output), DECODERS[decoder].demo, time.perf_counter()
     epochs = settings.epochs if epochs is None else epochs
     config = TrainConfig(epochs, learning_rate=4e-3, seed=seed)
-    with lock_folder(output, *_FILES):
+    with lock_folder(output):
         say(f"1/5  drawing {sum(splits.values()):,} pictures with five captions each")
         files = scenes.generate(output / "scenes", splits, seed) / "annotations"
 
@@ -70,9 +70,6 @@ def demo(
         return _report(output, lstm, tables, start)
 
 
-_FILES = ["report.html", "contact_sheet.png", *(f"results_{split}.json" for split in TEXT)]
-
-
 def _report(
     output: Path, lstm: str, tables: dict[str, FeatureTable], start: float
 ) -> dict[str, results.Section]:
@@ -94,10 +91,10 @@ def _report(
     report, sheet = output / "report.html", output / "contact_sheet.png"
     parts = list(sections.values())
     results.write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint)
-    drawn = [p for section in parts for p in results.choose(section)["Drawn at random"][:3]]
-    results.write_sheet(sheet, {picture.path: picture.caption for picture in drawn})
+    drawn = [(s, p) for s in parts for p in results.choose(s)["Drawn at random"][:3]]
+    results.write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in drawn})
     for split, section in sections.items():
-        written = [{"image_id": p.id, "caption": p.caption} for p in section.pictures]
+        written = [{"image_id": i, "caption": text} for i, text in section.captions.items()]
         write_json(output / f"results_{split}.json", written)
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
@@ -113,13 +110,10 @@ def _truth(table: FeatureTable) -> dict[int, scenes.Facts]:
 
 def _caption(checkpoint: Checkpoint, table: FeatureTable, split: str) -> results.Section:
     written = best_captions(checkpoint.model, checkpoint.vocabulary, table.read(), table.ids)
-    truth, pictures = _truth(table), []
-    for image in table.images:
-        caption = written[image.id]
-        right = scenes.parse(caption) == truth[image.id]
-        pictures.append(results.Picture(image.id, image.path, caption, image.captions, right))
-    scores = results.score_captions(written, table.references)
-    return results.Section(split, TEXT[split], pictures, scores, scenes.fact_scores(written, truth))
+    truth, scores = _truth(table), results.score_captions(written, table.references)
+    facts = scenes.fact_scores(written, truth)
+    right = [i for i, caption in written.items() if scenes.parse(caption) == truth[i]]
+    return results.Section(split, TEXT[split], table.images, written, scores, facts, right)
 
 
 def _blind(checkpoint: Checkpoint, table: FeatureTable) -> float:

@@ -2,11 +2,8 @@
 
 import contextlib
 import errno
-import glob
 import json
 import os
-import re
-import secrets
 import signal
 import stat
 import threading
@@ -30,15 +27,15 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
     """Call ``write(file)`` on a temporary file beside `path`, then move it to `path`.
 
     A failure (disk full, killed process) leaves the old file unchanged; Ctrl-C waits for the new.
-    `remove_stale` removes the temporary file of a killed process.
+    What a killed process leaves has always the same name, so the next write replaces it.
     """
     with delay_interrupts(), writing(path, "; what was there before is untouched"):
         check_output(Path(path))
         path = Path(os.path.realpath(path))  # a link stays one
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.new")
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,13 +67,6 @@ def check_output(path: Path) -> None:
     """Refuse to replace a folder or a device, which root could."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "Not a regular file")
-
-
-def remove_stale(path: Path) -> None:
-    """Remove what killed processes left of `path`; call it while holding the lock."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")):
-            left.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:

@@ -12,20 +12,15 @@ from pathlib import Path
 
 from captioning.console import say
 from captioning.errors import CaptioningError
-from captioning.files.atomic import check_output, remove_stale, writing
+from captioning.files.atomic import check_output, writing
 
 
-@contextlib.contextmanager
-def lock_folder(folder: str | Path, *names: str) -> Iterator[None]:
-    """Lock `folder`, and remove the temporary files that killed runs left of its files `names`.
+def lock_folder(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Lock `folder`; if another process holds the lock, it is a CaptioningError.
 
-    The same process may lock it again inside. If another holds the lock, it is a CaptioningError.
+    The same process may lock it again inside.
     """
-    folder = Path(folder)
-    with _locked(folder / ".lock", folder, wait=False):
-        for name in names:
-            remove_stale(folder / name)
-        yield
+    return _locked(Path(folder, ".lock"), Path(folder), wait=False)
 
 
 @contextlib.contextmanager
@@ -40,7 +35,6 @@ def lock_files(*paths: Path | None, wait: bool = False) -> Iterator[None]:
                 check_output(path)
             path = Path(os.path.realpath(path))
             stack.enter_context(_locked(path.with_name(f".{path.name}.lock"), path, wait))
-            remove_stale(path)
         yield
 
 

@@ -7,8 +7,8 @@ from captioning.model.decoders import (
     DECODERS,
     Attentive,
     Decoder,
-    check_settings,
     decoder_class,
+    model_config,
     register,
 )
 from captioning.model.ensemble import load_ensemble

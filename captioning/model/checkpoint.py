@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import BeamConfig, ModelConfig, check_choice, from_dict, settings_of
+from captioning.config import BeamConfig, ModelConfig, from_dict, settings_of
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
 from captioning.errors import CaptioningError, naming
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner
-from captioning.model.decoders import DECODERS
+from captioning.model.decoders import model_config
 from captioning.model.neighbors import Neighbors
 from captioning.model.tensors import check_fit, check_numbers, load_tensors
 
@@ -145,9 +145,7 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
-    decoder = settings.get("decoder", ModelConfig.decoder)
-    check_choice("decoder", decoder, tuple(DECODERS))  # a list has no hash
-    config = from_dict(DECODERS[decoder].Settings, settings, "model")
+    config = model_config(settings)
     if len(vocabulary) != config.vocab_size:
         raise CaptioningError(
             f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"

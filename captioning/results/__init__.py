@@ -4,4 +4,4 @@ from captioning.results.attention_maps import compute_maps, file_maps
 from captioning.results.evaluation import evaluate, read_results, write_evaluation
 from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
 from captioning.results.metrics import Scores, score_captions
-from captioning.results.report import Picture, Section, choose, write_report
+from captioning.results.report import Section, choose, write_report

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.console import short
-from captioning.data import CaptionDataset, is_picture_id
+from captioning.data import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.files import read_json
 from captioning.model import load_ensemble
 from captioning.results.metrics import Scores, score_captions
-from captioning.results.report import Picture, Section, write_report
+from captioning.results.report import Section, write_report
 
 
 def read_results(path: str | Path) -> dict[int, str]:
@@ -20,7 +20,7 @@ def read_results(path: str | Path) -> dict[int, str]:
     results: dict[int, str] = {}
     for row in data:
         fits = isinstance(row, dict) and isinstance(row.get("caption"), str)
-        if not fits or not is_picture_id(row.get("image_id")):
+        if not fits or type(row.get("image_id")) is not int:
             raise CaptioningError(
                 f'{path}: expected {{"image_id": 1, "caption": "..."}}, got {short(row)}'
             )
@@ -57,12 +57,8 @@ def write_evaluation(
     The files of captioners add the curves of the first one's training and, with attention, their
     maps; `name` is that of the captions.
     """
-    pictures = [
-        Picture(image.id, image.path, results[image.id], image.captions)
-        for image in dataset.images
-        if image.id in results
-    ]
-    section = Section(name, f"{len(pictures)} pictures", pictures, scores)
+    pictures = [image for image in dataset.images if image.id in results]
+    section = Section(name, f"{len(pictures)} pictures", pictures, results, scores)
     checkpoint = load_ensemble(captioners) if captioners else None
     history = checkpoint.training.get("history", []) if checkpoint else []
     write_report(path, "Evaluation of captions", "", [section], history, checkpoint)

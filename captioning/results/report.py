@@ -1,13 +1,13 @@
 """Results to look at: an HTML report in one file."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from captioning.data import ImageError, data_uri
+from captioning.data import CaptionedImage, ImageError, data_uri
 from captioning.files import write_text
 from captioning.model import Attentive, Checkpoint
 from captioning.results import figures
@@ -19,35 +19,27 @@ MapsFor = Callable[[Path, str], AttentionMaps | None]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in a report, with the caption that was written for it."""
-
-    id: int
-    path: Path
-    caption: str
-    references: Sequence[str]
-    right: bool | None = None  # whether all facts are right; None if there are no facts
-
-
-@dataclass(frozen=True)
 class Section:
     """One split in the report: its heading, a text, and all pictures that were captioned.
 
-    `facts` is the share of right captions by fact, if there are facts.
+    `captions` are what was written, by the ids of the pictures. If there are facts, `facts` is the
+    share of right captions by fact, and `right` the ids of those in which all are right.
     """
 
     title: str
     text: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[CaptionedImage]
+    captions: Mapping[int, str]
     scores: Scores
     facts: Mapping[str, float] = field(default_factory=dict)
+    right: Collection[int] = ()
 
-    def score(self, picture: Picture) -> float:
+    def score(self, picture: CaptionedImage) -> float:
         """The CIDEr-D of its caption."""
         return self.scores.per_image[picture.id]["CIDEr-D"]
 
 
-def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[Picture]]:
+def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
     """Random, best and worst pictures of a section by CIDEr-D."""
     ordered = sorted(section.pictures, key=section.score, reverse=True)
     drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
@@ -80,31 +72,25 @@ def write_report(
         notes={note: s.title for s in sections for note in s.scores.notes},
         facts={s.title: s.facts for s in sections if s.facts},
         curves=[figures.svg(draw, (4.8, 2.9)) for draw in figures.curves(history)],
-        sections=[_shown(section, maps_for) for section in sections],
+        sections=sections,
+        histogram=_histogram,
+        choose=choose,
+        look=partial(_look, maps_for=maps_for),
         wide=maps_for is not None,
     )
     write_text(path, page)
 
 
-def _shown(section: Section, maps_for: MapsFor | None) -> dict[str, Any]:
-    """What the report shows of a section."""
-    scores = [section.score(picture) for picture in section.pictures]
-    return {
-        "title": section.title,
-        "text": section.text,
-        "histogram": figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2)),
-        "groups": {
-            heading: [_figure(p, section.score(p), maps_for) for p in pictures]
-            for heading, pictures in choose(section).items()
-        },
-    }
+def _histogram(section: Section) -> str:
+    scores = [*map(section.score, section.pictures)]
+    return figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2))
 
 
-def _figure(picture: Picture, score: float, maps_for: MapsFor | None) -> dict[str, Any]:
-    shown: dict[str, Any] = {"picture": picture, "score": score}
+def _look(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
+    """The pixels of a picture, and the maps if there are any; or why there are none."""
     try:
-        shown["uri"] = data_uri(figures.small(picture.path))
-        maps = maps_for(picture.path, picture.caption) if maps_for else None
-        return shown | {"panels": maps and maps.panels()}
+        uri = data_uri(figures.small(path))
+        maps = maps_for(path, caption) if maps_for else None
+        return {"uri": uri, "panels": maps and maps.panels()}
     except ImageError as error:
-        return shown | {"error": str(error)}
+        return {"error": str(error)}

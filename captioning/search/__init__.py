@@ -1,6 +1,6 @@
 """Writing captions: searches, and the pictures they are for."""
 
-from captioning.search.decoding import Hypothesis, random_words, write_tokens
+from captioning.search.decoding import random_words, write_tokens
 from captioning.search.generate import (
     Caption,
     CaptionedFile,
@@ -12,5 +12,4 @@ from captioning.search.generate import (
     decode_batch,
     find_pictures,
     generate_captions,
-    rank,
 )

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from captioning.cnn import FeatureTable, cache_path, extract_features
-from captioning.config import TrainConfig, from_dict, option, settings_of, suited
+from captioning.config import TrainConfig, from_dict, option, suited
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model import (
     Captioner,
     Checkpoint,
     CNNIdentity,
-    check_settings,
     decoder_class,
     load_checkpoint,
+    model_config,
 )
 from captioning.training.request import MIN_COUNT, Origin, TrainingRequest
 
@@ -82,8 +82,8 @@ def origin_of(request: TrainingRequest) -> Origin | None:
 def check_same(request: TrainingRequest, origin: Origin) -> None:
     """Refuse what differs from the captioner that training continues with."""
     model, cnn = origin.checkpoint.model.config, origin.checkpoint.cnn
-    check_settings(model.decoder, request.model.keys() - {"decoder"})
-    known = {name: getattr(model, name) for name in ("decoder", *settings_of(type(model)))}
+    known = asdict(model)
+    model_config({**known, **request.model, "decoder": model.decoder})  # finds unknown names
     known |= {"cnn": cnn.config.name, "weights": cnn.config.weights, "pool": cnn.config.pool}
     if request.cnn.weights == "DEFAULT":  # which stands for a name
         del known["weights"]

@@ -10,7 +10,7 @@ from captioning.cnn import CNNChoice, Extraction
 from captioning.config import FROM_1, Checked, ModelConfig, TrainConfig, setting
 from captioning.console import say
 from captioning.data import CaptionDataset, load_coco
-from captioning.model import HELP, LSTMS, Checkpoint, check_settings, decoder_class
+from captioning.model import HELP, LSTMS, Checkpoint, decoder_class, model_config
 
 MIN_COUNT = 4
 
@@ -76,10 +76,8 @@ class TrainingRequest(Checked):
 
     def sizes(self, feature_size: int = 1, vocab_size: int = 1, grid: int = 1) -> ModelConfig:
         """The sizes of a new captioner; without those that the data will decide they are 1."""
-        settings = dict(self.model)
-        decoder = settings.pop("decoder", ModelConfig.decoder)
-        kind = check_settings(decoder, settings)
-        return kind(feature_size, vocab_size, grid=grid, decoder=decoder, **settings)
+        sizes = {"feature_size": feature_size, "vocab_size": vocab_size, "grid": grid}
+        return model_config({**self.model, **sizes})
 
     def load(self, split: str) -> CaptionDataset:
         """The captions and pictures of a split; says which were skipped."""

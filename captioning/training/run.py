@@ -61,7 +61,7 @@ def train(
     last.pt unless an epoch before `resume` was validated. With `resume` it goes on with the run
     that saved `checkpoint`, last.pt in `output`. Returns what happened in each epoch.
     """
-    lock = lock_folder(output, "last.pt", "best.pt") if process.is_first else nullcontext()
+    lock = lock_folder(output) if process.is_first else nullcontext()
     with lock:
         trainer = new_trainer(checkpoint, config, train_table, process)
         run = _Run(checkpoint, trainer, val_table, Path(output))

@@ -59,7 +59,7 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     for split in ("train", "val"):
         annotations = scenes_root / "annotations" / f"captions_{split}.json"
         dataset = load_coco(annotations, scenes_root / split)
-        cache = extract_features(cnn, dataset.images, folder / f"{split}.st", Extraction())
+        cache = extract_features(cnn, dataset.images, folder / f"{split}.pt", Extraction())
         tables[split] = FeatureTable(dataset, cache)
     captions = [c for image in tables["train"].images for c in image.captions]
     return SimpleNamespace(

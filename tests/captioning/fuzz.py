@@ -40,7 +40,7 @@ COMMANDS = {  # what is called, and the files that it reads
         *("pictures/4.gif", "pictures/5.tif", "pictures/6.bmp")
     ],
     "caption run/best.pt --annotations train.json --features run/features": [
-        *("train.json", "run/features/*.st", "run/best.pt")
+        *("train.json", "run/features/*.pt", "run/best.pt")
     ],
     "caption attention/best.pt pictures/000001.png --attention a.png": ["attention/best.pt"],
     "caption run/best.pt pictures/000001.png --sheet s.png": ["run/best.pt"],
@@ -48,13 +48,13 @@ COMMANDS = {  # what is called, and the files that it reads
         "train.json"
     ],
     "train --train train.json --output run --resume --epochs 2": [
-        *("run/last.pt", "run/features/*.st", "train.json")
+        *("run/last.pt", "run/features/*.pt", "train.json")
     ],
     "train --train train.json --output new --start run/best.pt --self-critical 2 --epochs 1": [
         "run/best.pt"
     ],
     "features train.json --features run/features --cnn scenes_cnn": [
-        *("train.json", "run/features/*.st", "pictures/000001.png")
+        *("train.json", "run/features/*.pt", "pictures/000001.png")
     ],
     "evaluate results.json --references train.json --json s.json": ["results.json", "train.json"],
     "evaluate results.json --references train.json --report r.html --checkpoint run/best.pt": [
@@ -162,17 +162,10 @@ def change_tensors(content: bytes, rng: random.Random) -> bytes:
     return file.getvalue()
 
 
-def change_cache(content: bytes, rng: random.Random) -> bytes:
-    size = int.from_bytes(content[:8], "little")
-    header = change_json(content[8 : 8 + size], rng)
-    return len(header).to_bytes(8, "little") + header + content[8 + size :]
-
-
 BY_STRUCTURE: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".json": change_json,
     ".pt": change_tensors,
     ".ckpt": change_tensors,
-    ".st": change_cache,
 }
 KINDS = ["pipe", "folder", "socket", "nothing", "loop", "/dev/zero", "/dev/full", "a stranger"]
 
@@ -284,7 +277,7 @@ def _be_the_command(words: list[str]) -> None:
         os._exit(code)
 
 
-LEFT = re.compile(r"\..*\.[a-z0-9_]{8}|.*\.lock")  # temporary files, and locks
+LEFT = re.compile(r"\..*\.new|.*\.lock")  # temporary files, and locks
 
 
 def complaints(status: int, out: str, err: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What every registered decoder must do, whatever is in it."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import pytest
@@ -15,7 +15,7 @@ from captioning.config import ModelConfig, setting
 from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
-from captioning.model.decoders import DECODERS, Attentive, check_settings, decoder_class
+from captioning.model.decoders import DECODERS, Attentive, decoder_class, model_config
 from captioning.model.decoders.base import DemoSettings
 from captioning.model.layers import WEIGHTS, freeze
 from captioning.search.decoding import beam_search, write_captions
@@ -126,8 +126,8 @@ def test_it_says_what_it_is(config, decoder):
     assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
     assert decoder.linear.weight.shape == (V, H)
     assert issubclass(decoder.Settings, ModelConfig)
-    with pytest.raises(CaptioningError, match="depth: decoder '.*' has no such setting, but "):
-        check_settings(config.decoder, ["depth"])
+    with pytest.raises(CaptioningError, match="model: expected feature_size, .*, got 'depth'"):
+        model_config({**asdict(config), "depth": 3})
     # Less than it has, or its checkpoints would be refused.
     of_captioner = sum(p.numel() for p in Captioner(config).parameters())
     assert config.least_numbers() <= of_captioner

@@ -205,3 +205,10 @@ def test_embedding_of_a_grid_keeps_the_cells():
     features = torch.randn(2, 5, 6)
     embedded = encoder.embed(features)
     torch.testing.assert_close(embedded[:, 3], encoder.embed(features[:, 3]))
+
+
+def test_whatever_loads_a_cnn_lets_malloc_keep_blocks(monkeypatch):
+    called = []
+    monkeypatch.setattr("captioning.cnn.frozen.keep_freed_blocks", lambda: called.append(True))
+    frozen()
+    assert called

@@ -1,16 +1,14 @@
 """The feature cache: contents, going on after a kill, staleness, broken pictures, full disks."""
 
-import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 import captioning.cnn.features
 import captioning.data.images
@@ -20,12 +18,13 @@ from captioning.cnn.features import (
     DONE,
     Extraction,
     FeatureCache,
+    FeatureTable,
     cache_key,
     cache_path,
     extract_features,
 )
 from captioning.cnn.frozen import CNNConfig, load_cnn
-from captioning.data.datasets import CaptionedImage, load_coco
+from captioning.data.datasets import CaptionDataset, CaptionedImage, load_coco
 from captioning.data.images import ImageError, load_image
 from captioning.errors import CaptioningError
 from captioning.files.atomic import read_json, write_json
@@ -49,32 +48,27 @@ def extract(cnn, images, path, **options):
     return extract_features(cnn, images, path, Extraction(**options), 5)
 
 
-def test_holds_what_the_cnn_says_and_is_a_safetensors_file(cnn, images, tmp_path):
-    cache = extract(cnn, images, tmp_path / "f.st")
+def test_holds_what_the_cnn_says_and_is_a_file_of_torch(cnn, images, tmp_path):
+    cache = extract(cnn, images, tmp_path / "f.pt")
     expected = cnn(torch.stack([cnn.transform(load_image(i.path)) for i in images]))
-    rows = cache.rows([image.id for image in images])
-    torch.testing.assert_close(cache.read(rows), expected)
-    plain = load_file(tmp_path / "f.st")
-    assert set(plain) == {"features", "ids", "state"}
-    np.testing.assert_array_equal(plain["features"], cache.features)
-    assert cache.rows([images[3].id, 10**9]).tolist() == [3, -1]
+    torch.testing.assert_close(FeatureTable(CaptionDataset(images), cache).read(), expected)
+    plain = torch.load(tmp_path / "f.pt")
+    assert plain["key"] == cache_key(cnn, images) and plain["state"].tolist() == [DONE] * 12
+    assert torch.equal(plain["features"], cache.features)
 
 
-@pytest.mark.parametrize(("pool", "dtype"), [("2x2", "float32"), ("grid", "float16")])
-def test_a_new_cache_of_a_grid_is_float16_and_one_that_is_there_stays(
-    pool, dtype, images, tmp_path
-):
-    cnn, images = load_cnn(CNNConfig("scenes_cnn", pool=pool)), images[:2]
-    assert extract(cnn, images, tmp_path / "new.st").features.dtype == dtype
-    for given in ("float16", "float32"):
-        path, key = tmp_path / f"{given}.st", cache_key(cnn, images)
-        ids = [image.id for image in images]
-        FeatureCache.create(path, ids, cnn.feature_shape, given, key)
+def test_a_new_cache_of_a_grid_is_float16_and_one_that_is_there_stays(cnn, images, tmp_path):
+    grid, images = load_cnn(CNNConfig("scenes_cnn", pool="grid")), images[:2]
+    assert extract(cnn, images, tmp_path / "new.pt").features.dtype == torch.float32
+    assert extract(grid, images, tmp_path / "grid.pt").features.dtype == torch.float16
+    for given in (torch.float16, torch.float32):
+        path, shape = tmp_path / f"{given}.pt", (2, *cnn.feature_shape)
+        FeatureCache.create(path, shape, given, cache_key(cnn, images))
         assert extract(cnn, images, path).features.dtype == given
 
 
 def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
-    whole = extract(cnn, images, tmp_path / "whole.st")
+    whole = extract(cnn, images, tmp_path / "whole.pt")
     seen = []
 
     def watched(path, *args):
@@ -85,23 +79,23 @@ def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(captioning.data.images, "load_image", watched)
     with pytest.raises(KeyboardInterrupt):
-        extract(cnn, images, tmp_path / "f.st")
-    assert int((FeatureCache(tmp_path / "f.st").state == DONE).sum()) == 5
+        extract(cnn, images, tmp_path / "f.pt")
+    assert int((FeatureCache(tmp_path / "f.pt").state == DONE).sum()) == 5
     seen.clear()
     monkeypatch.setattr(
         captioning.data.images, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
     )
-    cache = extract(cnn, images, tmp_path / "f.st")
+    cache = extract(cnn, images, tmp_path / "f.pt")
     assert seen == [image.path for image in images[5:]]
-    np.testing.assert_array_equal(cache.features, whole.features)
+    assert torch.equal(cache.features, whole.features)
     seen.clear()
-    extract(cnn, images, tmp_path / "f.st")
+    extract(cnn, images, tmp_path / "f.pt")
     assert not seen
 
 
 def test_a_stale_cache_is_refused_and_kept(cnn, images, tmp_path):
-    extract(cnn, images, tmp_path / "f.st")
-    before = (tmp_path / "f.st").read_bytes()
+    extract(cnn, images, tmp_path / "f.pt")
+    before = (tmp_path / "f.pt").read_bytes()
     other = load_cnn(CNNConfig("scenes_cnn", pool="avg"))
     changed = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     changed.trunk.body[0].weight.data += 1
@@ -111,20 +105,20 @@ def test_a_stale_cache_is_refused_and_kept(cnn, images, tmp_path):
         ((cnn, images[:-1]), "stale: its pictures is '12 pictures"),
     ):
         with pytest.raises(CaptioningError, match=message):
-            extract(*arguments, tmp_path / "f.st")
-    assert (tmp_path / "f.st").read_bytes() == before
+            extract(*arguments, tmp_path / "f.pt")
+    assert (tmp_path / "f.pt").read_bytes() == before
 
 
 def test_broken_pictures_are_refused_or_left_out(cnn, images, tmp_path):
     images[6].path.write_bytes(images[6].path.read_bytes()[:200])
     with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
-        extract(cnn, images, tmp_path / "f.st")
-    cache = extract(cnn, images, tmp_path / "f.st", on_error="skip")
+        extract(cnn, images, tmp_path / "f.pt")
+    cache = extract(cnn, images, tmp_path / "f.pt", on_error="skip")
     assert cache.state.tolist() == [DONE] * 6 + [BROKEN] + [DONE] * 5
-    assert cache.rows([images[6].id]).tolist() == [-1]
+    assert images[6].id not in FeatureTable(CaptionDataset(images), cache).ids
     with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
-        extract(cnn, images, tmp_path / "f.st")  # one that skipped is not what was asked for
-    assert extract(cnn, images, tmp_path / "f.st", on_error="skip").state[6] == BROKEN
+        extract(cnn, images, tmp_path / "f.pt")  # one that skipped is not what was asked for
+    assert extract(cnn, images, tmp_path / "f.pt", on_error="skip").state[6] == BROKEN
 
 
 def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, monkeypatch):
@@ -133,28 +127,28 @@ def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, 
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(CaptioningError, match=r"cannot write .*No space left.*MB needed"):
-        extract(cnn, images, tmp_path / "f.st")
-    assert not list(tmp_path.glob("f.st*"))
+        extract(cnn, images, tmp_path / "f.pt")
+    assert not list(tmp_path.glob("f.pt*"))
 
 
 def test_a_folder_that_cannot_be_made_is_told(cnn, images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CaptioningError, match="cannot write .*Not a directory"):
-        FeatureCache.create(tmp_path / "file" / "sub" / "f.st", [1], (2,), "float32", {})
+        FeatureCache.create(tmp_path / "file" / "sub" / "f.pt", (1, 2), torch.float32, {})
 
 
 def test_a_changed_picture_is_noticed_by_its_size(cnn, images, tmp_path):
-    extract(cnn, images, tmp_path / "f.st")
+    extract(cnn, images, tmp_path / "f.pt")
     with open(images[2].path, "ab") as file:
         file.write(b" ")
     with pytest.raises(CaptioningError, match="stale: its pictures"):
-        extract(cnn, images, tmp_path / "f.st")
+        extract(cnn, images, tmp_path / "f.pt")
 
 
 def test_each_captions_file_has_a_cache_of_its_own(tmp_path, monkeypatch):
     a, b = (cache_path("caches", tmp_path / name / "captions.json") for name in "ab")
     assert a != b and a.parent == b.parent == Path("caches")
-    assert a.name.startswith("captions-") and a.suffix == ".st"
+    assert a.name.startswith("captions-") and a.suffix == ".pt"
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")  # however the file is called
     assert cache_path("caches", "captions.json") == cache_path("caches", "../a/captions.json") == a
@@ -184,17 +178,17 @@ def test_the_command_wants_captions_as_training_does(scenes_root, tmp_path, caps
 
 def test_a_file_that_is_no_cache_is_refused(tmp_path):
     for content in (b"", b"x" * 100, (5).to_bytes(8, "little") + b"{...}"):
-        (tmp_path / "f.st").write_bytes(content)
+        (tmp_path / "f.pt").write_bytes(content)
         with pytest.raises(CaptioningError, match="is not a feature cache"):
-            FeatureCache(tmp_path / "f.st")
+            FeatureCache(tmp_path / "f.pt")
     with pytest.raises(CaptioningError, match="cannot read "):
-        FeatureCache(tmp_path / "none.st")
+        FeatureCache(tmp_path / "none.pt")
 
 
 def test_worker_processes_change_nothing(cnn, images, tmp_path):
-    alone = extract(cnn, images, tmp_path / "a.st")
-    helped = extract(cnn, images, tmp_path / "b.st", workers=2)
-    np.testing.assert_array_equal(alone.features, helped.features)
+    alone = extract(cnn, images, tmp_path / "a.pt")
+    helped = extract(cnn, images, tmp_path / "b.pt", workers=2)
+    assert torch.equal(alone.features, helped.features)
 
 
 def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
@@ -216,7 +210,7 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
             while not (folder / f"{i}.{other}").exists():
                 time.sleep(0)
             quietly = features.Extraction()
-            cache = features.extract_features(cnn, images, folder / f"{i}.st", quietly)
+            cache = features.extract_features(cnn, images, folder / f"{i}.pt", quietly)
             assert (cache.state == features.DONE).all()
         print(len(read))
         """
@@ -232,66 +226,70 @@ def test_two_processes_make_a_cache_once(scenes_root, tmp_path):
     done = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], done
     assert sum(int(out) for out, _ in done) == 12 * 3
-    assert {path.suffix for path in tmp_path.iterdir()} == {".st", ".a", ".b"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".a", ".b"}
 
 
 def test_a_finished_cache_is_read_where_nothing_can_be_written(cnn, images, tmp_path, monkeypatch):
-    extract(cnn, images, tmp_path / "f.st")
+    extract(cnn, images, tmp_path / "f.pt")
     monkeypatch.setattr(captioning.cnn.features, "lock_files", lambda *_: pytest.fail("locked"))
-    real = np.memmap
-
-    def read_only(path, dtype, mode, *args):
-        assert mode == "r"
-        return real(path, dtype, mode, *args)
-
-    monkeypatch.setattr(np, "memmap", read_only)
-    assert (extract(cnn, images, tmp_path / "f.st").state == DONE).all()
+    (tmp_path / "f.pt").chmod(0o444)
+    real = mmap.MAP_SHARED
+    monkeypatch.setattr(mmap, "MAP_SHARED", None)
+    assert (extract(cnn, images, tmp_path / "f.pt").state == DONE).all()
+    monkeypatch.setattr(mmap, "MAP_SHARED", real)
 
 
-def edit_header(path, change):
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    change(header)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+def test_its_name_may_be_of_any_bytes(cnn, images, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9\n.pt")
+    assert torch.equal(extract(cnn, images, path).features, extract(cnn, images, path).features)
+
+
+def test_a_finished_cache_is_not_changed_by_who_reads_it(cnn, images, tmp_path):
+    before = extract(cnn, images, tmp_path / "f.pt").path.read_bytes()
+    cache = extract(cnn, images, tmp_path / "f.pt")
+    cache.features.zero_()
+    cache.state.zero_()
+    assert (tmp_path / "f.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda h: h["features"].update(shape=[10**6, 10**6]),
-        lambda h: h["features"].update(data_offsets=[10**9, 2 * 10**9]),
-        lambda h: h["features"].update(data_offsets=[-8, 0]),
-        lambda h: h["features"].update(shape=[3, 5]),
-        lambda h: h["features"].update(shape=[12, 2.5]),
-        lambda h: h["features"].update(dtype="F16"),
-        lambda h: h["features"].update(dtype=[]),
-        lambda h: h["state"].update(data_offsets=h["ids"]["data_offsets"], shape=[12]),
-        lambda h: h.update(__metadata__=[]),
-        lambda h: h.update(ids=5),
+        {"features": torch.zeros(12, 240).long()},
+        {"features": torch.zeros(1, 1).expand(12, 240)},
+        {"features": torch.zeros(12, 240).to_sparse()},
+        {"features": [0.0] * 12},
+        {"features": 5},
+        {"state": torch.ones(12)},
+        {"state": torch.full((12,), 3, dtype=torch.uint8)},
+        {"state": None},
     ],
 )
 def test_a_damaged_cache_is_refused_and_not_made_longer(cnn, images, tmp_path, change):
-    path = tmp_path / "f.st"
+    path = tmp_path / "f.pt"
     extract(cnn, images, path)
-    edit_header(path, change)
+    torch.save(torch.load(path) | change, path)
     before = path.read_bytes()
-    for mode in ("r", "r+"):
-        with pytest.raises(CaptioningError, match="f.st is not a feature cache"):
-            FeatureCache(path, mode)
-    assert path.read_bytes() == before
+    for content in (before, before[:-1], before[:1000], before + b"x"):
+        path.write_bytes(content)
+        for writable in (False, True):
+            with pytest.raises(CaptioningError, match="f.pt is not a feature cache"):
+                FeatureCache(path, writable)
+        assert path.read_bytes() == content
 
 
-def test_a_cache_of_other_pictures_by_the_same_key_is_refused(cnn, images, tmp_path):
-    extract(cnn, images, tmp_path / "f.st")
-    FeatureCache(tmp_path / "f.st", "r+").ids[3] = 1000
-    with pytest.raises(CaptioningError, match="stale: its tables are of other pictures"):
-        extract(cnn, images, tmp_path / "f.st")
-
-
-def test_a_header_nested_without_end_is_refused(tmp_path):
-    text = b"[" * 100_000
-    (tmp_path / "f.st").write_bytes(len(text).to_bytes(8, "little") + text)
-    with pytest.raises(CaptioningError, match="is not a feature cache"):
-        FeatureCache(tmp_path / "f.st")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.zeros(12, 5)}, "its tables are of other pictures"),
+        ({"features": torch.zeros(11, 240)}, "its tables are of other pictures"),
+        ({"state": torch.ones(11, dtype=torch.uint8)}, "its tables are of other pictures"),
+        ({"key": {}}, "its cnn is None, expected 'scenes_cnn'"),
+        ({"key": [[]]}, "its cnn is None, expected 'scenes_cnn'"),
+    ],
+)
+def test_a_cache_of_other_pictures_is_refused(cnn, images, tmp_path, change, message):
+    extract(cnn, images, tmp_path / "f.pt")
+    torch.save(torch.load(tmp_path / "f.pt") | change, tmp_path / "f.pt")
+    with pytest.raises(CaptioningError, match=f"stale: {message}"):
+        extract(cnn, images, tmp_path / "f.pt")

@@ -115,28 +115,19 @@ def test_every_one_that_waits_gets_it_alone(tmp_path):
     assert set(lines) == {f"waiting for another process, which writes {path}"}
 
 
-def test_what_a_killed_save_left_is_removed(hold, tmp_path):
+def test_what_a_killed_save_left_is_replaced_by_the_next(tmp_path):
     code = """if True:
         import os, signal, sys
         from captioning.files.atomic import write_text
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-        write_text(sys.argv[1], "new")
+        write_text(sys.argv[1], "a longer text")
         """
-    for name in ("last.pt", "[1].json"):
-        assert start(code, tmp_path / name).wait() == -signal.SIGKILL
-    others = {tmp_path / name for name in (".last.pt.backup", ".last.pt.tar_gz.old", "last.pt")}
-    for path in others:
-        path.write_text("mine")
-    assert len(list(tmp_path.iterdir())) == 5
-    process = hold(tmp_path)
-    with pytest.raises(CaptioningError), lock_folder(tmp_path, "last.pt"):
-        pass
-    assert len(list(tmp_path.iterdir())) == 6  # its holder may be writing
-    process.kill()
-    process.wait()
-    with lock_folder(tmp_path, "last.pt"), lock_files(tmp_path / "[1].json"):
-        pass
-    assert set(tmp_path.iterdir()) == others
+    path = tmp_path / "last.pt"
+    path.write_text("old")
+    assert start(code, path).wait() == -signal.SIGKILL
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    write_text(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "below a file"])

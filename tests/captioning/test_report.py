@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captioning.data.datasets import CaptionedImage
 from captioning.errors import CaptioningError
 from captioning.results.metrics import Scores
-from captioning.results.report import Picture, Section, choose, write_report
+from captioning.results.report import Section, choose, write_report
 
 COUNT = 5000
 HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
@@ -25,11 +26,12 @@ def section(tmp_path_factory) -> Section:
     for path in photographs:
         Image.frombytes("RGB", (1200, 900), os.urandom(1200 * 900 * 3)).save(path)
     pictures = [
-        Picture(i, photographs[i % 3], f"{EVIL} caption {i}.", [f"{EVIL} reference {i}"] * 5)
-        for i in range(COUNT)
+        CaptionedImage(i, photographs[i % 3], [f"{EVIL} reference {i}"] * 5) for i in range(COUNT)
     ]
+    captions = {i: f"{EVIL} caption {i}." for i in range(COUNT)}
     per_image = {i: {"CIDEr-D": (COUNT - i) / 1000} for i in range(COUNT)}
-    return Section("test & more", EVIL, pictures, Scores({"CIDEr-D": 2.5}, per_image, [EVIL]))
+    scores = Scores({"CIDEr-D": 2.5}, per_image, [EVIL])
+    return Section("test & more", EVIL, pictures, captions, scores)
 
 
 @pytest.fixture(scope="module")

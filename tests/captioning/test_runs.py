@@ -39,7 +39,7 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
     command = [*train, "--members", "2", "--epochs", "1", "--seed", "5", "--test", test]
     assert main(command) == 0
     run = tmp_path / "run"
-    assert len(list(run.rglob("*.st"))) == len(list((run / "features").iterdir())) == 3
+    assert len(list(run.rglob("*-*.pt"))) == len(list((run / "features").iterdir())) == 3
     found = [load_checkpoint(run / name / "best.pt") for name in "12"]
     assert [c.training["config"]["seed"] for c in found] == [5, 6]
     assert found[0].vocabulary.words == found[1].vocabulary.words
@@ -72,7 +72,7 @@ def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick
     assert first.training["config"]["self_critical"] == 0
     assert second.training["config"]["learning_rate"] == 2e-4
     assert first.model.config == second.model.config and first.model.config.dropout == 0.1
-    assert len(list(run.rglob("*.st"))) == len(list((run / "features").iterdir())) == 2
+    assert len(list(run.rglob("*-*.pt"))) == len(list((run / "features").iterdir())) == 2
     told, begins = out.index("of cross-entropy, "), out.index("epoch 1: loss")
     assert told < out.index("of self-critical training\n") < begins < out.index("epoch 1: reward")
     assert out.count("beam search on --val") == 1 and out.count("next:") == 1

@@ -5,7 +5,7 @@ from captioning.model.decoders.base import (
     DECODERS,
     Attentive,
     Decoder,
-    check_settings,
     decoder_class,
+    model_config,
     register,
 )

@@ -1,11 +1,11 @@
 """What the captioner needs of a decoder, and the registry of decoders."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from captioning.config import ModelConfig, check_choice, settings_of
+from captioning.config import ModelConfig, check_choice, from_dict
 from captioning.errors import CaptioningError
 
 
@@ -115,13 +115,8 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
     return decoder
 
 
-def check_settings(decoder: str, names: Iterable[str]) -> type[ModelConfig]:
-    """The class of a decoder's settings; a CaptioningError if one of the names is none of them."""
-    check_choice("decoder", decoder, DECODERS)
-    kind = DECODERS[decoder].Settings
-    known = settings_of(kind)
-    if unknown := [name for name in names if name not in known]:
-        raise CaptioningError(
-            f"{unknown[0]}: decoder {decoder!r} has no such setting, but {', '.join(known)}"
-        )
-    return kind
+def model_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The `Settings` of the decoder that `settings` name, from their fields by name."""
+    name = settings.get("decoder", ModelConfig.decoder)
+    check_choice("decoder", name, tuple(DECODERS))  # a list has no hash
+    return from_dict(DECODERS[name].Settings, settings, "model")
