@@ -88,16 +88,12 @@ def load() -> None:
 def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     """Takes entries of a machine, and drops those that are None."""
     global active, generation
-    _merge(machines.setdefault(name, {}), found)
+    machines[name] = _merged(machines.get(name, {}), found)
     active, generation = any(machines.values()), generation + 1
 
 
-def _merge(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> None:
-    for call, entry in found.items():
-        if entry is None:
-            entries.pop(call, None)
-        else:
-            entries[call] = entry
+def _merged(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> Entries:
+    return {call: entry for call, entry in (entries | dict(found)).items() if entry is not None}
 
 
 def engine(device: torch.device, call: str) -> str | None:
@@ -127,13 +123,10 @@ def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{file}.lock", timeout=_LOCK_SECONDS):
-        record = read(file)
-        if record is None:  # somebody may want it
-            if not file.is_file():
-                raise OSError(f"{file} is no regular file")
-            os.replace(file, f"{file}.damaged")
-        everything = record or {}
-        _merge(everything.setdefault(name, {}), found)
+        everything = read(file)
+        if everything is None:  # somebody may want it
+            raise OSError(f"{file} is not what fastlstm.tune writes")
+        everything[name] = _merged(everything.get(name, {}), found)
         new = Path(f"{file}.new")
         new.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody else
         try:

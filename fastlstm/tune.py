@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from .convert import check_model
 
 MARGIN = 1.03  # how many times as fast another engine must be to be chosen
 LEAST_ROUNDS, MOST_ROUNDS = 3, 1000
+_HEADER = f"{'fastlstm, us':>14}{'torch, us':>12}{'chosen, us':>12}  {'chosen':<12}  call"
+_NOTHING = "tune: there are no kernels for the device, so PyTorch's own LSTM runs anyway"
 
 Run = Callable[[], object]
 Clock = Callable[[Run, torch.device], float]  # seconds of one call
@@ -78,7 +79,7 @@ def tune(
         model: any module with a `fastlstm.LSTM`.
         example: the arguments of a call of it.
         seconds: how long each kind of call is measured.
-        quiet: whether to print nothing; else there is progress on stderr and a table on stdout.
+        quiet: whether to print nothing; else a table, a row as soon as it is measured.
         clock: times a call of a function on a device, in seconds.
 
     Returns:
@@ -98,15 +99,14 @@ def tune(
         raise RuntimeError("tune: expected to run before torch.distributed is initialized")
     calls = _plain_calls(model, example)
     found = []
-    for number, (run, stack, device) in enumerate(calls):
-        if not quiet:
-            _show_progress(number, len(calls))
+    if not quiet:
+        print(_HEADER if calls else _NOTHING)
+    for run, stack, device in calls:
         default = _choice.unmeasured(stack, device).engine
         found.append(_measure(run, stack, device, default, seconds, clock))
         _remember(_measured.machine(device), found[-1], default)
-    if not quiet:
-        _show_progress(len(calls), len(calls))
-        print(_table(found))
+        if not quiet:
+            print(_row(found[-1]), flush=True)
     return found
 
 
@@ -220,22 +220,7 @@ def _remember(machine: str, measured: Measurement, default: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-def _show_progress(done: int, total: int) -> None:
-    """A bar that is drawn again in its line; one line at the end where stderr is no terminal."""
-    if sys.stderr.isatty():
-        bar = "#" * (30 * done // max(total, 1))
-        end = "\n" if done == total else ""
-        print(f"\rtune [{bar:<30}] {done}/{total} kinds of calls", end=end, file=sys.stderr)
-    elif done == total:
-        print(f"tune: measured {total} kinds of calls", file=sys.stderr)
-
-
-def _table(measurements: Sequence[Measurement]) -> str:
-    if not measurements:
-        return "tune: there are no kernels for the device, so PyTorch's own LSTM runs anyway"
-    lines = [f"{'fastlstm, us':>14}{'torch, us':>12}{'chosen, us':>12}  {'chosen':<12}  call"]
-    for call, chosen, us in measurements:
-        name = "fastlstm" if chosen == "auto" else chosen
-        times = f"{us['auto']:>14.1f}{us['torch']:>12.1f}{us[chosen]:>12.1f}"
-        lines.append(f"{times}  {name:<12}  {call}")
-    return "\n".join(lines)
+def _row(measured: Measurement) -> str:
+    call, chosen, us = measured
+    name = "fastlstm" if chosen == "auto" else chosen
+    return f"{us['auto']:>14.1f}{us['torch']:>12.1f}{us[chosen]:>12.1f}  {name:<12}  {call}"
