@@ -3,20 +3,16 @@
 It is also the route where no compiled op can go: under `torch.func` transforms and forward-mode
 differentiation, on devices and dtypes without an engine, and where the extension is not built.
 
-The lecture that the project began from writes the equations with other letters:
+With x the input of a step, and h and c the state before it::
 
-    ===============  =========================  ==============================================
-    lecture          here, as torch.nn.LSTM     equation
-    ===============  =========================  ==============================================
-    input gate g     i                          i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
-    forget gate f    f                          f = sigmoid(W_if x + b_if + W_hf h + b_hf)
-    new content a    g = tanh(a)                g = tanh(W_ig x + b_ig + W_hg h + b_hg)
-    output gate q    o                          o = sigmoid(W_io x + b_io + W_ho h + b_ho)
-    memory s         c, the cell state          c = f * c + i * g
-    hidden unit h    h, the hidden state        h = o * tanh(c)
-    output unit o    a Linear after the LSTM    o = V h
-    U^*, W^*         W_ih, W_hh                 row blocks (i, f, g, o) of one matrix each
-    ===============  =========================  ==============================================
+    i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+    f = sigmoid(W_if x + b_if + W_hf h + b_hf)
+    g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+    o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+    c = f * c + i * g
+    h = o * tanh(c)
+
+docs/design.md has the letters of the lecture that the project began from.
 
 Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers, Schmidhuber & Cummins (2000);
 the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
