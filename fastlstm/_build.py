@@ -190,7 +190,7 @@ def warn_of_no_cuda_kernels(error: str) -> None:
     )
 
 
-def load(stacklevel: int = 2) -> None:
+def load() -> None:
     """Load the extension; if it cannot serve, warn once, naming the reason and the remedy."""
     global _reason
     _reason = _load()
@@ -199,5 +199,5 @@ def load(stacklevel: int = 2) -> None:
             f"fastlstm runs without its extension: {_reason}. Now {_WITHOUT_KERNELS} prepack is "
             f"not available. To build it: {rebuild_command()}",
             RuntimeWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=3,
         )
