@@ -25,8 +25,6 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 # Of the time predicted for cuDNN ours is to take this at most, until a GPU has measured both: the
 # constants of csrc/cuda/plan.h are from data sheets.
 AHEAD = 0.55
-# Why ours would have to go step by step on a GPU.
-NO_WALK = ("ours would go step by step", "this GPU refused to launch ours")
 LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
@@ -49,14 +47,12 @@ class Stack(NamedTuple):
     def of(cls, call: LstmCall, num_layers: int, directions: int) -> Stack:
         """Of a stack that is given together as `call`."""
         input, h_0, c_0, weights, layout, batch_sizes, *_ = call
-        casts = input.is_cuda and torch.is_autocast_enabled("cuda") and input.dtype != torch.float64
-        dtype = torch.get_autocast_dtype("cuda") if casts else input.dtype
         return cls(
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype_of(input),
             input_size=input.size(-1),
             hidden_size=c_0.size(-1),
-            batch=h_0.size(1),
-            steps=input.size(0) if batch_sizes is None else batch_sizes.size(0),
+            batch=int(h_0.size(1)),
+            steps=int(input.size(0) if batch_sizes is None else batch_sizes.size(0)),
             proj_size=h_0.size(-1) if "projection" in layout else 0,
             num_layers=num_layers,
             directions=directions,
@@ -95,6 +91,15 @@ class Choice(NamedTuple):
 
     engine: str
     why: str
+    no_walk: bool = False  # whether ours would have to go step by step on a GPU
+
+
+def dtype_of(input: Tensor) -> str:
+    """The name of the dtype in which a call is computed: on a GPU that of autocast, if it is on."""
+    dtype = input.dtype
+    if input.is_cuda and dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+    return str(dtype).removeprefix("torch.")
 
 
 def cudnn_class(stack: Stack, gpu: Gpu) -> str:
@@ -139,7 +144,7 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     """The choice where nothing was measured; "auto" is the persistent engine."""
     walks = plans(stack, gpu)
     if stack.proj_size or stack.batch == 0 or any(w["engine"] == "stepwise" for w in walks):
-        return Choice("torch", NO_WALK[0])
+        return Choice("torch", "ours would go step by step", no_walk=True)
     kind = cudnn_class(stack, gpu)
     if kind != "standard":
         return Choice("torch", f"cuDNN has a persistent kernel too ({kind}); nobody measured which")
@@ -221,7 +226,7 @@ def of_stack(stack: Stack, device: torch.device) -> Choice:
         names = ("hidden_size", "batch", "directions", "dtype", "training")
         task = {name: getattr(stack, name) for name in names}
         if _build.library.is_refused(device=device.index, **task):
-            return Choice("torch", NO_WALK[1])
+            return Choice("torch", "this GPU refused to launch ours", no_walk=True)
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)
@@ -241,7 +246,7 @@ def fuses_step(stack: Stack) -> bool:
 
 def of_step(input: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor], layout: str) -> str:
     """The engine of an LSTMCell on a GPU: PyTorch's own, which has as many kernels, or measured."""
-    if noted is None and not _measured.active:
+    if not _measured.active:
         return "torch"
     call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
     return of(call, 1, 1).engine

@@ -22,8 +22,7 @@ from ._checks import check_batch_sizes
 from ._choice import Choice as Route
 from ._regularize import Regularizers
 
-#: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
-#: the equations in Python, the others are engines of the op (csrc/<device>/).
+# What each is says fastlstm.functional.
 ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent", "one_step")
 
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
@@ -118,7 +117,7 @@ def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: An
         return False
     sizes = lstm.input_size, lstm.hidden_size, batch, steps, lstm.proj_size, lstm.num_layers
     layout = 1 + lstm.bidirectional, lstm.bias, batch_sizes is not None
-    return _gpu_leaves_call(engine, input, lstm._flat_weights[0], sizes, layout)
+    return _gpu_leaves_call(engine, input, lstm._flat_weights[0], *sizes, *layout)
 
 
 def gpu_leaves_step_to_torch(cell: Any, input: Tensor) -> bool:
@@ -129,32 +128,24 @@ def gpu_leaves_step_to_torch(cell: Any, input: Tensor) -> bool:
     if is_transformed() or torch._C._is_tracing():
         return False
     batch = len(input) if input.dim() == 2 else 1
-    sizes = cell.input_size, cell.hidden_size, batch, 1, 0, 1
-    layout = 1, cell.bias, False
-    return _gpu_leaves_call(engine, input, cell.weight_ih, sizes, layout)
+    sizes = cell.input_size, cell.hidden_size, batch, 1, 0, 1, 1, cell.bias, False
+    return _gpu_leaves_call(engine, input, cell.weight_ih, *sizes)
 
 
-def _gpu_leaves_call(engine: str, input: Tensor, weight: Tensor, sizes: Any, layout: Any) -> bool:
-    dtype, precision = input.dtype, None
-    if dtype != torch.float64 and torch.is_autocast_enabled(_GPU):
-        dtype = torch.get_autocast_dtype(_GPU)
-    if dtype == torch.float32:
-        precision = _measured.rnn_precision(_GPU)
+def _gpu_leaves_call(engine: str, input: Tensor, weight: Tensor, *sizes: Any) -> bool:
+    if _measured.forced is not None or input.dtype not in DTYPES:
+        return False  # fastlstm.tune looks for calls to measure, or measures one
+    if engine == "torch" or not _OP_DEVICES:
+        return True
     training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    told = _measured.generation if _measured.forced is None and _choice.noted is None else None
-    index = input.device.index or 0
-    return _gpu_leaves(engine, dtype, sizes, (*layout, training), index, precision, told)
+    stack = _choice.Stack._make((_choice.dtype_of(input), *sizes, training))
+    precision = _measured.rnn_precision(_GPU) if stack.dtype == "float32" else None
+    return _gpu_leaves(stack, input.device.index or 0, precision, _measured.generation)
 
 
 @functools.lru_cache(maxsize=4096)
-def _gpu_leaves(
-    engine: str, dtype: torch.dtype, sizes: Any, layout: Any, index: int, *told: Any
-) -> bool:
-    """By what is measured or predicted; not while fastlstm.tune looks for calls to measure."""
-    if told[-1] is None or dtype not in DTYPES:
-        return False
-    stack = _choice.Stack(str(dtype).removeprefix("torch."), *sizes, *layout)
-    choice = _gpu_choice(stack, index) if engine == "auto" and _OP_DEVICES else None
+def _gpu_leaves(stack: _choice.Stack, index: int, *told: Any) -> bool:
+    choice = _gpu_choice(stack, index)
     return choice is None or choice.engine == "torch"
 
 
@@ -212,8 +203,10 @@ def of_stack(
         traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
         if not (lacking or traced_in_symbols or is_transformed()):
             return _of_plain_stack(call, name, num_layers, directions)
-        compiles = not (lacking or traced_in_symbols or regularizers) and _compiles_here()
-        if compiles and _is_left_compiled(call, name, num_layers, directions):
+        compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        differentiates = transforms_active() or forward_ad._current_level >= 0
+        plain = not (lacking or traced_in_symbols or regularizers or differentiates)
+        if compiles and plain and _is_left_compiled(call, name, num_layers, directions):
             return _COMPILED
         name = "auto"
     return of_op(call, name, has_masks=regularizers is not None and regularizers.have_masks())
@@ -241,13 +234,6 @@ def _is_ours(input: Tensor) -> bool:
     return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
 
 
-def _compiles_here() -> bool:
-    """Whether torch.compile traces a call, and neither torch.export nor a transform."""
-    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
-        return False
-    return not transforms_active() and forward_ad._current_level < 0
-
-
 def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: int) -> bool:
     """Whether the op of PyTorch's own serves a compiled plain call.
 
@@ -260,28 +246,23 @@ def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: 
     if autocasts(input.device.type) or input.dtype not in DTYPES:
         return False
     batch = h_0.size(1) if packed else input.size(1)
-    if not _fits(call, num_layers, directions, (num_layers * directions, batch)):
+    if not _fits(call, num_layers, directions):
         return False
     if engine == "torch" or input.device.type != _GPU:
         return engine == "torch"
     steps = input.size(0) if call.batch_sizes is None else call.batch_sizes.size(0)
     if not (has_static_value(steps) and has_static_value(batch)):
         return False
-    proj_size = h_0.size(-1) if "projection" in call.layout else 0
-    sizes = input.size(-1), call.c_0.size(-1), int(batch), int(steps), proj_size, num_layers
-    tensors = (input, h_0, call.c_0, *call.weights)
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    layout = directions, "bias" in call.layout, packed, training
-    index = input.device.index or 0
-    return bool(_gpu_leaves_compiled(str(input.dtype), sizes, layout, index))
+    stack = _choice.Stack.of(call, num_layers, directions)
+    return bool(_gpu_leaves_compiled(input.device.index or 0, *stack))
 
 
-def _gpu_leaves_compiled(dtype: str, sizes: Any, layout: Any, index: int) -> bool:
-    stack = _choice.Stack(dtype.removeprefix("torch."), *sizes, *layout)
+def _gpu_leaves_compiled(index: int, *of_stack: Any) -> bool:
+    stack = _choice.Stack(*of_stack)
     choice = _gpu_choice(stack, index)
     if choice is None:
         return True
-    return choice.why in _choice.NO_WALK if stack.training else choice.engine == "torch"
+    return choice.no_walk if stack.training else choice.engine == "torch"
 
 
 # torch.compiler.assume_constant_result would import the compiler, which takes seconds.
@@ -306,11 +287,9 @@ def _lacking_in_torch(
 def _of_plain_stack(call: LstmCall, engine: str, num_layers: int, directions: int) -> Route:
     """Of a call without options and transforms, by "auto" or "torch"."""
     route = of_input(call.input, engine, plain=True)
-    packed = call.batch_sizes is not None
-    states = num_layers * directions, call.h_0.size(1) if packed else call.input.size(1)
     if route.engine == "reference":
         return route
-    if not _fits(call, num_layers, directions, states):  # for the checks of our own
+    if not _fits(call, num_layers, directions):  # for the checks of our own
         return of_input(call.input, "auto")
     return route if route.engine == "torch" else _choice.of(call, num_layers, directions)
 
@@ -386,12 +365,10 @@ def _why_not_the_op(
     return f"it serves {', '.join(map(str, DTYPES))}, and the input is {dtype}"
 
 
-def _fits(call: LstmCall, num_layers: int, directions: int, states: tuple[int, ...]) -> bool:
-    """Whether the tensors agree in shape, device and dtype, which aten does not always check.
-
-    `states` is the expected shape of h_0 and c_0 without the last dimension.
-    """
+def _fits(call: LstmCall, num_layers: int, directions: int) -> bool:
+    """Whether the tensors agree in shape, device and dtype, which aten does not always check."""
     input, h_0, c_0, weights, layout, batch_sizes = call[:6]
+    states = num_layers * directions, input.size(1) if batch_sizes is None else h_0.size(1)
     gates, output_size = weights[0].size(0), weights[1].size(-1)
     # torch.compile warns of a cache.
     shapes = _shapes_of_stack if torch.compiler.is_compiling() else _known_shapes_of_stack

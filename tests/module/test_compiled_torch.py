@@ -125,7 +125,7 @@ def test_who_is_chosen_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm.engine = "stepwise"
     assert ops_of(lstm, few.double()) == {"lstm"}
     lstm.engine = "auto"
-    refused = _choice.Choice("torch", _choice.NO_WALK[1])
+    refused = _choice.Choice("torch", "this GPU refused to launch ours", no_walk=True)
     monkeypatch.setattr(_choice, "of_stack", lambda stack, device: refused)
     assert ops_of(lstm.bfloat16(), few.bfloat16()) == {"torch_lstm"}
     monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, 0.0, "the driver is too old"))

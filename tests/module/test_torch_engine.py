@@ -194,9 +194,6 @@ def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.Monk
         assert left()
         with _measured.force("auto"):
             assert not left()
-        monkeypatch.setattr(_choice, "noted", {})
-        assert not left()
-        monkeypatch.setattr(_choice, "noted", None)
         lstm.engine = "stepwise"
         assert not left()
         lstm.engine = "auto"
