@@ -89,6 +89,7 @@ class EngineModule(nn.Module):
     """What modules that run an engine share: its name, and theirs."""
 
     engine: str = "auto"
+    _get_name = qualified_name
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
@@ -101,9 +102,6 @@ class EngineModule(nn.Module):
         if name == "engine":
             _route.check_engine(value)
         super().__setattr__(name, value)
-
-    def _get_name(self) -> str:
-        return qualified_name(self)
 
     def _forced_engine(self) -> str:
         """For the repr."""
@@ -180,24 +178,20 @@ class SequenceModule(nn.Module):
         dim = input.dim()
         if dim not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
-        if dim == 2:
-            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
-        if hx is not None and (hx[0].dim() != 3 or hx[1].dim() != 3):
+        if hx is not None and (hx[0].dim() != dim or hx[1].dim() != dim):
+            kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
             raise RuntimeError(
-                "For batched 3-D input, hx and cx should also be 3-D but got "
+                f"For {kind} input, hx and cx should also be {dim}-D but got "
                 f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
+        if dim == 2:
+            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
         return self._run(input, hx, None, lengths, reset, return_cell_states)
 
     def _forward_unbatched(
         self, input: Tensor, hx: State | None, lengths: Any, reset: Any, return_cell_states: bool
     ) -> tuple[Any, ...]:
         if hx is not None:
-            if hx[0].dim() != 2 or hx[1].dim() != 2:
-                raise RuntimeError(
-                    "For unbatched 2-D input, hx and cx should also be 2-D but got "
-                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         for name, given, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
             if isinstance(given, Tensor) and given.shape != shape:
@@ -508,20 +502,16 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if _route.gpu_leaves_step_to_torch(self, input):
-            try:
-                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
-                return found
-            except RuntimeError:
-                self._compare(input, hx)
-                raise
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
         if torch.compiler.is_compiling() or not isinstance(hx, (tuple, list)):
             self._check(input, hx)
-        weights = _by_name(self, _CELL_WEIGHTS)
         try:
+            if _route.gpu_leaves_step_to_torch(self, input):
+                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
+                return found
+            weights = _by_name(self, _CELL_WEIGHTS)
             if input.dim() == 1:
                 row = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
                 h, c = LSTMCell.forward(self, *row)  # a subclass may override it
