@@ -36,13 +36,6 @@ class PackedWeights(nn.Module):
     _op_names: list[str]  # of the buffers that the op takes
     _NORMALIZES = False
 
-    def _hold(self, tensors: dict[str, Tensor], weights: _formats.Weights | None) -> None:
-        """Packs the weights of a layer, given in its dtype, in that dtype or another."""
-        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
-        self.dtype = next(iter(tensors.values())).dtype
-        self.weights = weights or self.dtype
-        self._pack(tensors)
-
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
         layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)

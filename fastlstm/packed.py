@@ -47,13 +47,18 @@ class _Frozen(PackedWeights):
     input_size: int
     hidden_size: int
     _layer_class: type[nn.Module]  # of the layer that was packed
+    _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: _formats.Weights | None = None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
         self._layer_class = own_class(layer)
-        self._hold({name: getattr(layer, name).detach() for name in _names_of(layer)}, weights)
+        tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
+        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
+        self.dtype = next(iter(tensors.values())).dtype
+        self.weights = weights or self.dtype
+        self._pack(tensors)
         super().train(False)
 
     def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
@@ -103,9 +108,6 @@ class _Frozen(PackedWeights):
                 "model that it was packed from, or turn it back: fastlstm.unpack(model)"
             )
         return super().train(False)
-
-    def _get_name(self) -> str:
-        return qualified_name(self)
 
     def extra_repr(self) -> str:
         """That of the layer that was packed, and the dtype of the weights."""
