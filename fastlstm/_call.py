@@ -7,7 +7,7 @@ in C++ those are csrc/core/call.h and csrc/core/weights.h.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, compress, product
 from typing import NamedTuple
 
 import torch
@@ -71,18 +71,13 @@ _SHAPES = {
 }
 
 
-def _names(biases: bool, projects: bool, normalizes: bool) -> tuple[str, ...]:
-    names = Direction._fields
-    return names[:2] + names[2:4] * biases + names[4:5] * projects + names[5:] * normalizes
-
-
 # A layout says in words which weights there are beside W_ih and W_hh, in this order.
-_WORDS = ("bias", "projection", "layer_norm")
-_LAYOUTS = {
-    has: " ".join(word for word, is_there in zip(_WORDS, has, strict=True) if is_there)
-    for has in product((False, True), repeat=3)
+_NAMES = Direction._fields
+_WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
+_LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
+_WEIGHTS = {
+    words: (*_NAMES[:2], *chain(*compress(_WORDS.values(), has))) for has, words in _LAYOUTS.items()
 }
-_WEIGHTS = {words: _names(*has) for has, words in _LAYOUTS.items()}
 
 
 def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) -> str:

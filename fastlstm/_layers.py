@@ -42,7 +42,9 @@ def as_call(
         lengths = as_lengths(lengths, input)
     if hx is None:
         output_size, hidden_size = sizes or (weights[1].size(-1), weights[0].size(0) // 4)
-        h_0, c_0 = _zero_states(input, count, output_size, hidden_size, batch_sizes)
+        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+        c_0 = input.new_zeros(count, batch, hidden_size)
+        h_0 = c_0 if output_size == hidden_size else input.new_zeros(count, batch, output_size)
     else:
         h_0, c_0 = hx
         if h_0.size(0) != count or c_0.size(0) != count:
@@ -111,15 +113,6 @@ def run_layer(
     else:
         output, h_n, c_n, cells = _build.library.lstm(*call, save_cells, recompute, engine)
     return output, h_n, c_n, cells
-
-
-def _zero_states(
-    input: Tensor, count: int, output_size: int, hidden_size: int, batch_sizes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-    c_0 = input.new_zeros(count, batch, hidden_size)
-    h_0 = c_0 if output_size == hidden_size else input.new_zeros(count, batch, output_size)
-    return h_0, c_0
 
 
 def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
