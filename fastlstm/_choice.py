@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _build, _measured
-from ._call import LstmCall
+from ._call import DTYPES, LstmCall
 
 # While fastlstm.tune runs a model: its calls of `of`, by device and kind.
 noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
@@ -25,6 +25,7 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 # Of the time predicted for cuDNN ours is to take this at most, until a GPU has measured both: the
 # constants of csrc/cuda/plan.h are from data sheets.
 AHEAD = 0.55
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
@@ -99,7 +100,7 @@ def dtype_of(input: Tensor) -> str:
     dtype = input.dtype
     if input.is_cuda and dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def cudnn_class(stack: Stack, gpu: Gpu) -> str:

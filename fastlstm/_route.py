@@ -137,15 +137,16 @@ def _gpu_leaves_call(engine: str, input: Tensor, weight: Tensor, *sizes: Any) ->
         return False  # fastlstm.tune looks for calls to measure, or measures one
     if engine == "torch" or not _OP_DEVICES:
         return True
+    dtype = _choice.dtype_of(input)
+    precision = _measured.rnn_precision(_GPU) if dtype == "float32" else None
     training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    stack = _choice.Stack._make((_choice.dtype_of(input), *sizes, training))
-    precision = _measured.rnn_precision(_GPU) if stack.dtype == "float32" else None
-    return _gpu_leaves(stack, input.device.index or 0, precision, _measured.generation)
+    told = precision, _measured.generation
+    return _gpu_leaves(told, input.device.index or 0, dtype, *sizes, training)
 
 
 @functools.lru_cache(maxsize=4096)
-def _gpu_leaves(stack: _choice.Stack, index: int, *told: Any) -> bool:
-    choice = _gpu_choice(stack, index)
+def _gpu_leaves(told: tuple[str | None, int], index: int, *of_stack: Any) -> bool:
+    choice = _gpu_choice(_choice.Stack(*of_stack), index)
     return choice is None or choice.engine == "torch"
 
 

@@ -46,7 +46,7 @@ def test_no_plain_call_goes_step_by_step(gpu: Gpu, tf32: bool) -> None:
     gpu = gpu._replace(allow_tf32=tf32)
     chosen = {"auto": 0, "torch": 0}
     for stack in stacks():
-        engine, why = on_gpu(stack, gpu)
+        engine, why, _ = on_gpu(stack, gpu)
         chosen[engine] += 1
         if engine == "auto":
             walks = _choice.plans(stack, gpu)
