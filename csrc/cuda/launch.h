@@ -6,23 +6,15 @@
 
 namespace fastlstm {
 
-// One step of the stepwise engine, all rows and units (lstm_step.h, layer_norm_step.h). T, A: the
-// dtypes of dtype_list.h.
-template <typename T, typename A>
-cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream);
-template <typename T, typename A>
-cudaError_t launch_step(const OneStepForward<T, A>& step, cudaStream_t stream);
+// One step of the stepwise engine, all rows and units. S: StepForward, StepBackward,
+// OneStepForward, NormForward or NormBackward. T, A: the dtypes of dtype_list.h.
+template <template <typename, typename> class S, typename T, typename A>
+cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 // With its products (one_step.cu). cudaErrorInvalidValue where rows are no whole pieces of 16
 // bytes.
 template <typename T>
 cudaError_t launch_step(const FusedStepForward<T, float>& step, bool allow_tf32,
                         cudaStream_t stream);
-template <typename T, typename A>
-cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream);
-template <typename T, typename A>
-cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream);
-template <typename T, typename A>
-cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream);
 
 // For which compute capability the code was compiled that the current device runs, as
 // 10 * major + minor; cudaErrorNoKernelImageForDevice where the build has none for it.

@@ -17,59 +17,25 @@ constexpr int kThreads = 256;
 constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
 constexpr int64_t kMaxRowGrid = 65535;
 
-// function(row, unit) for the unit of a thread. Units along x, rows along y; rows beyond the grid
-// are reached by striding.
-template <class Function>
-__device__ void for_each_row(const Step& step, const Function& function) {
+// A thread that has one unit of a row.
+struct OneUnit {
+  int64_t unit;
+
+  template <typename F>
+  FASTLSTM_INLINE void each(int64_t, const F& f) const {
+    f(unit);
+  }
+};
+
+// Units along x, rows along y; rows beyond the grid are reached by striding.
+template <template <typename, typename> class S, typename T, typename A>
+__global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid)
-    function(row, unit);
-}
-
-template <typename T, typename A, bool zoned>
-__global__ void __launch_bounds__(kThreads) forward_kernel(StepForward<T, A> step) {
-  for_each_row(step, [&](int64_t row, int64_t unit) {
-    if (is_live(step, row))
-      forward_unit(step, row, unit, is_reset(step, row), zoned);
-    else
-      forward_dead_unit(step, row, unit);
-  });
-}
-
-template <typename T, typename A, bool zoned>
-__global__ void __launch_bounds__(kThreads) backward_kernel(StepBackward<T, A> step) {
-  for_each_row(step, [&](int64_t row, int64_t unit) {
-    if (is_live(step, row))
-      backward_unit(step, row, unit, cells_before(step, row), is_reset(step, row), zoned);
-    else
-      backward_dead_unit(step, row, unit);
-  });
-}
-
-template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) one_step_kernel(OneStepForward<T, A> step) {
-  const int64_t hidden = step.hidden_size;
-  for_each_row(step, [&](int64_t row, int64_t unit) {
-    auto pre = load_gates<T, A>(step.x_gates + row * 4 * hidden, unit, hidden);
-    if (!is_reset(step, row)) add_gates(pre, step.h_gates + row * 4 * hidden, unit, hidden);
-    one_step_unit(step, row, unit, pre);
-  });
-}
-
-template <typename S>
-cudaError_t launch_kernel(void (*kernel)(S), const S& step, cudaStream_t stream) {
-  if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
-  int64_t width = 32;  // lanes along the units: no wider than they are
-  while (width < kThreads && width < step.hidden_size) width *= 2;
-  const int64_t height = kThreads / width;
-  const int64_t grid_y = std::min(divide_up(step.rows, height), kMaxGridY);
-  const dim3 grid(static_cast<unsigned>(divide_up(step.hidden_size, width)),
-                  static_cast<unsigned>(grid_y));
-  const dim3 block(static_cast<unsigned>(width), static_cast<unsigned>(height));
-  return launch(kernel, grid, block, 0, stream, step);
+    step_row(step, row, is_reset(step, row), step.zoneout.h, OneUnit{unit});
 }
 
 // The threads of a block, which has a whole row. Sums are added in a fixed order.
@@ -102,59 +68,36 @@ struct Block {
   }
 };
 
-template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) forward_rows_kernel(NormForward<T, A> step) {
+template <template <typename, typename> class S, typename T, typename A>
+__global__ void __launch_bounds__(kThreads) rows_kernel(S<T, A> step) {
   const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
   for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
-    forward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
-}
-
-template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) backward_rows_kernel(NormBackward<T, A> step) {
-  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
-  for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
-    backward_normed_row(step, row, is_reset(step, row), step.zoneout.h, block);
-}
-
-template <typename A, typename S>
-cudaError_t launch_rows(void (*kernel)(S), const S& step, cudaStream_t stream) {
-  if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
-  return launch(kernel, grid, dim3(kThreads), kThreads * sizeof(A), stream, step);
+    step_row(step, row, is_reset(step, row), step.zoneout.h, block);
 }
 
 }  // namespace
 
-template <typename T, typename A>
-cudaError_t launch_step(const StepForward<T, A>& step, cudaStream_t stream) {
-  return launch_kernel(step.zoneout.h ? forward_kernel<T, A, true> : forward_kernel<T, A, false>,
-                       step, stream);
-}
-
-template <typename T, typename A>
-cudaError_t launch_step(const StepBackward<T, A>& step, cudaStream_t stream) {
-  return launch_kernel(step.zoneout.h ? backward_kernel<T, A, true> : backward_kernel<T, A, false>,
-                       step, stream);
-}
-
-template <typename T, typename A>
-cudaError_t launch_step(const OneStepForward<T, A>& step, cudaStream_t stream) {
-  return launch_kernel(one_step_kernel<T, A>, step, stream);
-}
-
-template <typename T, typename A>
-cudaError_t launch_step(const NormForward<T, A>& step, cudaStream_t stream) {
-  return launch_rows<A>(forward_rows_kernel<T, A>, step, stream);
-}
-
-template <typename T, typename A>
-cudaError_t launch_step(const NormBackward<T, A>& step, cudaStream_t stream) {
-  return launch_rows<A>(backward_rows_kernel<T, A>, step, stream);
+template <template <typename, typename> class S, typename T, typename A>
+cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream) {
+  if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
+  if constexpr (S<T, A>::kWholeRows) {
+    const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
+    return launch(rows_kernel<S, T, A>, grid, dim3(kThreads), kThreads * sizeof(A), stream, step);
+  } else {
+    int64_t width = 32;  // lanes along the units: no wider than they are
+    while (width < kThreads && width < step.hidden_size) width *= 2;
+    const int64_t height = kThreads / width;
+    const int64_t grid_y = std::min(divide_up(step.rows, height), kMaxGridY);
+    const dim3 grid(static_cast<unsigned>(divide_up(step.hidden_size, width)),
+                    static_cast<unsigned>(grid_y));
+    const dim3 block(static_cast<unsigned>(width), static_cast<unsigned>(height));
+    return launch(units_kernel<S, T, A>, grid, block, 0, stream, step);
+  }
 }
 
 cudaError_t compiled_capability(int* capability) {
   cudaFuncAttributes attributes{};
-  const auto* const kernel = reinterpret_cast<const void*>(forward_kernel<float, float, false>);
+  const auto* const kernel = reinterpret_cast<const void*>(units_kernel<StepForward, float, float>);
   const cudaError_t error = cleared(cudaFuncGetAttributes(&attributes, kernel));
   *capability = attributes.ptxVersion;
   return error;

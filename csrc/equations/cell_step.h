@@ -54,8 +54,11 @@ FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A
     cell = next_cell(gates, c_prev);  // before zoneout
     kept_dc = zoneout_backward(into.keep.c, dc);
   }
+  const HiddenGradient<A> through_h = hidden_backward(gates.o, cell, dh);
+  dc = dc + through_h.c;
   PreviousGradient<A> before;
-  before.d_pre = cell_backward(gates, c_prev, cell, dh, dc, kept_dc);
+  before.d_pre = next_cell_backward(gates, c_prev, dc, kept_dc);
+  before.d_pre.o = through_h.o_pre;
   before.dh = kept_dh, before.dc = dc;
   if (into.reset) before.dh = A(0), before.dc = A(0);
   return before;

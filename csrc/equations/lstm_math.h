@@ -18,6 +18,11 @@ struct Gates {
 };
 
 template <typename A>
+FASTLSTM_INLINE Gates<A> operator+(const Gates<A>& a, const Gates<A>& b) {
+  return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
+}
+
+template <typename A>
 FASTLSTM_INLINE Gates<A> activate(const Gates<A>& pre) {
   return {sigmoid(pre.i), sigmoid(pre.f), tanh(pre.g), sigmoid(pre.o)};
 }
@@ -70,18 +75,6 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
   dc = fused(dc_t, gates.f, kept);
   return {dc_t * gates.g * gates.i * (one - gates.i), dc_t * c_prev * gates.f * (one - gates.f),
           dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
-}
-
-// dL/d(pre-activations) of a whole step. dc enters as dL/dc_t (from the future and from outside)
-// and leaves as dL/dc_{t-1}, `kept` included; dh is dL/dh_t.
-template <typename A>
-FASTLSTM_INLINE Gates<A> cell_backward(const Gates<A>& gates, const A& c_prev, const A& c,
-                                       const A& dh, A& dc, const A& kept) {
-  const HiddenGradient<A> through_h = hidden_backward(gates.o, c, dh);
-  dc = dc + through_h.c;
-  Gates<A> d_pre = next_cell_backward(gates, c_prev, dc, kept);
-  d_pre.o = through_h.o_pre;
-  return d_pre;
 }
 
 }  // namespace fastlstm

@@ -17,6 +17,8 @@ namespace fastlstm {
 
 // What forward and backward share about one step of one direction.
 struct Step {
+  static constexpr bool kWholeRows = false;  // whether a row's sums are needed on the way
+
   int64_t t;
   int64_t rows;
   int64_t hidden_size;

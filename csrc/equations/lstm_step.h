@@ -1,5 +1,6 @@
-// One unit of one row of one step: loads, the cell equations, stores. Both devices call these two
-// functions, each for its own (row, unit).
+// One row of one step: loads, the cell equations, stores. Both devices call step_row(), of which
+// there is one for each kind of step; with `reset` and `zoned` constants no loop has a branch. A
+// Team is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0, n).
 #pragma once
 #include "cell_step.h"
 #include "lstm_params.h"
@@ -21,12 +22,6 @@ template <typename T, typename A>
 FASTLSTM_INLINE Gates<A> load_gates(const T* row, int64_t unit, int64_t hidden_size) {
   return {A(row[unit]), A(row[unit + hidden_size]), A(row[unit + 2 * hidden_size]),
           A(row[unit + 3 * hidden_size])};
-}
-
-template <typename T, typename A>
-FASTLSTM_INLINE void add_gates(Gates<A>& to, const T* row, int64_t unit, int64_t hidden_size) {
-  const auto more = load_gates<T, A>(row, unit, hidden_size);
-  to = {to.i + more.i, to.f + more.f, to.g + more.g, to.o + more.o};
 }
 
 template <typename T, typename A>
@@ -59,28 +54,33 @@ FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_
   s.cells[row * s.hidden_size + unit] = state.c;
 }
 
-template <typename T, typename A>
-FASTLSTM_INLINE void forward_unit(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                                  bool zoned) {
-  auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-  A c_prev = s.c_state[row * s.hidden_size + unit];
-  if (reset)
-    c_prev = A(0);
-  else
-    add_gates(pre, s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-  const Gates<A> gates = activate(pre);
-  const A c = next_cell(gates, c_prev);
-  store_state(s, row, unit, reset, zoned, CellState<A>{hidden(gates.o, c), c});
-  store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
+// A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void dead_row(const StepForward<T, A>& s, int64_t row, const Team& team) {
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    s.output[row * s.output_stride + unit] = T(A(0));
+    s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
+    store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size,
+                Gates<A>{A(0), A(0), A(0), A(0)});
+  });
 }
 
-// A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
-template <typename T, typename A>
-FASTLSTM_INLINE void forward_dead_unit(const StepForward<T, A>& s, int64_t row, int64_t unit) {
-  s.output[row * s.output_stride + unit] = T(A(0));
-  s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
-  store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size,
-              Gates<A>{A(0), A(0), A(0), A(0)});
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool reset, bool zoned,
+                              const Team& team) {
+  if (!is_live(s, row)) return dead_row(s, row, team);
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
+    A c_prev = s.c_state[row * s.hidden_size + unit];
+    if (reset)
+      c_prev = A(0);
+    else
+      pre = pre + load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
+    const Gates<A> gates = activate(pre);
+    const A c = next_cell(gates, c_prev);
+    store_state(s, row, unit, reset, zoned, CellState<A>{hidden(gates.o, c), c});
+    store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
+  });
 }
 
 // A unit of a single step, alive or not. `pre`: both products, or where reset that of the input.
@@ -93,8 +93,8 @@ FASTLSTM_INLINE void one_step_unit(const OneStepForward<T, A>& s, int64_t row, i
   Gates<A> gates{A(0), A(0), A(0), A(0)};
   if (live) {
     if (is_reset(s, row)) before = {A(0), A(0)};
-    if (s.b_ih) add_gates(pre, s.b_ih, unit, s.hidden_size);
-    if (s.b_hh) add_gates(pre, s.b_hh, unit, s.hidden_size);
+    if (s.b_ih) pre = pre + load_gates<T, A>(s.b_ih, unit, s.hidden_size);
+    if (s.b_hh) pre = pre + load_gates<T, A>(s.b_hh, unit, s.hidden_size);
     gates = activate(pre);
     const A c = next_cell(gates, before.c);
     state = {hidden(gates.o, c), c};
@@ -111,35 +111,51 @@ FASTLSTM_INLINE void one_step_unit(const OneStepForward<T, A>& s, int64_t row, i
   if (s.gates) store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
 }
 
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void step_row(const OneStepForward<T, A>& s, int64_t row, bool reset, bool,
+                              const Team& team) {
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
+    if (!reset)
+      pre = pre + load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
+    one_step_unit(s, row, unit, pre);
+  });
+}
+
 // The row of c_{t-1}, if the row is not reset.
 template <typename T, typename A>
 FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) {
   return (starts_here(s, row) ? s.c_0 : s.prev_cells) + row * s.hidden_size;
 }
 
-// `before`: cells_before.
-template <typename T, typename A>
-FASTLSTM_INLINE void backward_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit,
-                                   const A* before, bool reset, bool zoned) {
-  const auto gates = load_gates<T, A>(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-  const A c_prev = reset ? A(0) : before[unit];
-  T* dh_state = s.dh_state + row * s.hidden_size + unit;
-  A* dc_state = s.dc_state + row * s.hidden_size + unit;
-  StepGradient<A> into;
-  into.dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
-  into.dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
-  into.reset = reset, into.zoned = {zoned, zoned};
-  if (zoned) into.keep = zoneout_of<T, A>(s.zoneout, row, unit);
-  const auto d = step_backward(gates, c_prev, s.cells[row * s.hidden_size + unit], into);
-  *dh_state = T(d.dh);
-  *dc_state = d.dc;
-  store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d.d_pre);
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void dead_row(const StepBackward<T, A>& s, int64_t row, const Team& team) {
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size,
+                Gates<A>{A(0), A(0), A(0), A(0)});
+  });
 }
 
-template <typename T, typename A>
-FASTLSTM_INLINE void backward_dead_unit(const StepBackward<T, A>& s, int64_t row, int64_t unit) {
-  store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size,
-              Gates<A>{A(0), A(0), A(0), A(0)});
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool reset, bool zoned,
+                              const Team& team) {
+  if (!is_live(s, row)) return dead_row(s, row, team);
+  const A* const before = cells_before(s, row);
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    const auto gates = load_gates<T, A>(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size);
+    const A c_prev = reset ? A(0) : before[unit];
+    T* dh_state = s.dh_state + row * s.hidden_size + unit;
+    A* dc_state = s.dc_state + row * s.hidden_size + unit;
+    StepGradient<A> into;
+    into.dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
+    into.dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
+    into.reset = reset, into.zoned = {zoned, zoned};
+    if (zoned) into.keep = zoneout_of<T, A>(s.zoneout, row, unit);
+    const auto d = step_backward(gates, c_prev, s.cells[row * s.hidden_size + unit], into);
+    *dh_state = T(d.dh);
+    *dc_state = d.dc;
+    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d.d_pre);
+  });
 }
 
 }  // namespace fastlstm

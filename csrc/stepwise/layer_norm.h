@@ -44,30 +44,14 @@ class StepNorms {
         cells_(at::empty({rows, gain_c_.size(0)},
                          gain_c_.options().dtype(state_dtype(gain_c_.scalar_type())))) {}
 
-  NormForward<T, A> forward(const StepForward<T, A>& step) const {
-    return {step,
-            const_data<T>(gain_hh_),
-            const_data<T>(gain_c_),
-            const_data<T>(bias_c_),
-            data<A>(cells_),
-            inverse_size()};
+  NormWeights<T> weights() const {
+    return {const_data<T>(gain_hh_), const_data<T>(gain_c_), const_data<T>(bias_c_)};
   }
-  // h_gates, d_h_gates [R,4H] and d_cells [R,H] of all flat rows, of which the step begins at one.
-  NormBackward<T, A> backward(const StepBackward<T, A>& step, int64_t offset, const Tensor& h_gates,
-                              const Tensor& d_h_gates, const Tensor& d_cells) const {
-    return {step,
-            const_data<T>(gain_hh_),
-            const_data<T>(gain_c_),
-            const_data<T>(bias_c_),
-            const_data<T>(h_gates) + offset * h_gates.size(1),
-            data<T>(d_h_gates) + offset * d_h_gates.size(1),
-            data<A>(d_cells) + offset * d_cells.size(1),
-            inverse_size()};
+  NormForward<T, A> forward(const StepForward<T, A>& step) const {
+    return {step, weights(), data<A>(cells_)};
   }
 
  private:
-  A inverse_size() const { return A(1) / A(gain_c_.size(0)); }
-
   Tensor gain_hh_, gain_c_, bias_c_, cells_;
 };
 
@@ -77,7 +61,7 @@ class NormsBackward {
  public:
   NormsBackward(const Direction& w, const Tensor& h_prev, const Tensor& cells)
       : w_(w),
-        steps_(w, 0),
+        norms_(w, 0),
         h_gates_(at::mm(h_prev, w.w_hh.t())),
         d_h_gates_(at::empty_like(h_gates_)),
         d_normed_cells_(at::empty_like(cells)) {}
@@ -87,7 +71,9 @@ class NormsBackward {
     return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
   }
   NormBackward<T, A> step(const StepBackward<T, A>& step, int64_t offset) const {
-    return steps_.backward(step, offset, h_gates_, d_h_gates_, d_normed_cells_);
+    const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
+    return {step, norms_.weights(), const_data<T>(h_gates_) + at(h_gates_),
+            data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};
   }
   // dL/d(W_hh h_{t-1}) of all rows, after the walk.
   const Tensor& d_h_gates() const { return d_h_gates_; }
@@ -106,7 +92,7 @@ class NormsBackward {
 
  private:
   const Direction& w_;
-  StepNorms<T, A> steps_;
+  StepNorms<T, A> norms_;
   Tensor h_gates_, d_h_gates_, d_normed_cells_;
   std::optional<RowNorm> cells_;
 };

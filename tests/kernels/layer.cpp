@@ -219,6 +219,12 @@ void check_special(const Cell<T>& cell, int64_t H) {
   }
 }
 
+// The kernel for a kind of step, or nullptr.
+template <template <typename, typename> class S, typename T, typename A>
+auto kernel_of(const RowKernels<T, A>& kernels) {
+  return static_cast<const RowKernel<S<T, A>>&>(kernels).run;
+}
+
 // The stepwise engine: its products are ATen's, so that one step tells all. It takes `together`
 // units at a time; the bits of everything that it computes.
 template <typename T, typename A>
@@ -248,7 +254,8 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
     for (int64_t b = 0; b < B; ++b)
       for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
   };
-  for_pieces([&](int64_t b, int64_t u, int64_t end) { kernels.forward(to, b, u, end); });
+  for_pieces(
+      [&](int64_t b, int64_t u, int64_t end) { kernel_of<StepForward>(kernels)(to, b, u, end); });
   check_close(output, solution.output, roundoff<T>(), 16, "output");
   check_close(h, solution.h_n, roundoff<T>(), 16, "h");
   check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
@@ -264,7 +271,9 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
   back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
   back.d_output_stride = back.d_cells_stride = H, back.zoneout = zoneout;
-  for_pieces([&](int64_t b, int64_t u, int64_t end) { kernels.backward(back, b, u, end); });
+  for_pieces([&](int64_t b, int64_t u, int64_t end) {
+    kernel_of<StepBackward>(kernels)(back, b, u, end);
+  });
   check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
   check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
   check_close(dc, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
@@ -295,7 +304,7 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
           const std::string where = testing::text(tables[i].target, ", H ", H);
           const Shape step{1, 3, H, false, zoneout, zoneout},
               steps{4, 3, H, true, zoneout, zoneout};
-          if (a.row.forward && b.row.forward)
+          if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
             check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where,
                   ": a step");
           if (of_a && of_b)
@@ -312,7 +321,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   const std::string dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
   // A target without rows of 16 bits converts to float32.
-  if (row.forward)
+  if (kernel_of<StepForward>(row))
     testing::Case(target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37})

@@ -170,7 +170,6 @@ void run(int64_t H, bool zoneout) {
   forward.zoneout = zoneout_rows;
   forward.gain_hh = gain_hh_T.data(), forward.gain_c = gain_c_T.data();
   forward.bias_c = bias_c_T.data(), forward.fresh_cells = fresh.data();
-  forward.inverse_size = A(1) / A(H);
   check(launch_step(forward, nullptr) == cudaSuccess, "launch");
 
   // Central differences leave some 1e-9; a norm divides by deviations below one, and errors too.
@@ -200,7 +199,6 @@ void run(int64_t H, bool zoneout) {
   backward.gain_hh = gain_hh_T.data(), backward.gain_c = gain_c_T.data();
   backward.bias_c = bias_c_T.data(), backward.h_gates = h_gates_T.data();
   backward.d_h_gates = d_h_gates_T.data(), backward.d_normed_cells = d_normed_A.data();
-  backward.inverse_size = A(1) / A(H);
   check(launch_step(backward, nullptr) == cudaSuccess, "launch");
   check_close(d_gates_T, d_gates, unit_backward, 128, "d_gates");
   check_close(d_h_gates_T, d_h_gates, unit_backward, 128, "d_h_gates");

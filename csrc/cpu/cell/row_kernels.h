@@ -19,38 +19,14 @@ FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const auto& body) {
     body(false, false);
 }
 
-template <typename T, typename A>
-static void forward(const StepForward<T, A>& step, int64_t row, int64_t begin, int64_t end) {
-  const StepForward<T, A> s = step;
-  if (!is_live(s, row)) {
-    for (int64_t u = begin; u < end; ++u) forward_dead_unit(s, row, u);
-    return;
-  }
-  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) forward_unit(s, row, u, reset, zoned);
-  });
-}
-
-template <typename T, typename A>
-static void backward(const StepBackward<T, A>& step, int64_t row, int64_t begin, int64_t end) {
-  const StepBackward<T, A> s = step;
-  if (!is_live(s, row)) {
-    for (int64_t u = begin; u < end; ++u) backward_dead_unit(s, row, u);
-    return;
-  }
-  const A* const before = cells_before(s, row);
-  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
-#pragma omp simd
-    for (int64_t u = begin; u < end; ++u) backward_unit(s, row, u, before, reset, zoned);
-  });
-}
-
-// One thread has the whole row.
+// One thread has [begin, end) of what a row has; where sums are needed that is all of it.
 struct OneThread {
+  int64_t begin, end;
+
   FASTLSTM_INLINE void each(int64_t n, const auto& f) const {
+    const int64_t last = end < n ? end : n;
 #pragma omp simd
-    for (int64_t k = 0; k < n; ++k) f(k);
+    for (int64_t k = begin; k < last; ++k) f(k);
   }
   FASTLSTM_INLINE auto total(int64_t n, const auto& f) const {
     decltype(f(n)) sum(0);
@@ -60,19 +36,12 @@ struct OneThread {
   }
 };
 
-template <typename T, typename A>
-static void forward_normed(const NormForward<T, A>& step, int64_t row) {
-  const NormForward<T, A> s = step;
+template <typename S>
+static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
+  const S s = step;
+  const OneThread team{begin, S::kWholeRows ? 4 * s.hidden_size : end};
   with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
-    forward_normed_row(s, row, reset, zoned, OneThread());
-  });
-}
-
-template <typename T, typename A>
-static void backward_normed(const NormBackward<T, A>& step, int64_t row) {
-  const NormBackward<T, A> s = step;
-  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
-    backward_normed_row(s, row, reset, zoned, OneThread());
+    step_row(s, row, reset, zoned, team);
   });
 }
 

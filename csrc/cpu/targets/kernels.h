@@ -8,15 +8,16 @@
 
 namespace fastlstm {
 
-// Units [begin, end) of one row of the stepwise engine.
-template <typename T, typename A>
-struct RowKernels {
-  void (*forward)(const StepForward<T, A>&, int64_t row, int64_t begin, int64_t end);
-  void (*backward)(const StepBackward<T, A>&, int64_t row, int64_t begin, int64_t end);
-  // Whole rows, with layer normalization.
-  void (*forward_normed)(const NormForward<T, A>&, int64_t row);
-  void (*backward_normed)(const NormBackward<T, A>&, int64_t row);
+// Units [begin, end) of one row of a step of the stepwise engine, or the row if kWholeRows.
+template <typename S>
+struct RowKernel {
+  void (*run)(const S& step, int64_t row, int64_t begin, int64_t end);
 };
+template <typename T, typename A>
+struct RowKernels : RowKernel<StepForward<T, A>>,
+                    RowKernel<StepBackward<T, A>>,
+                    RowKernel<NormForward<T, A>>,
+                    RowKernel<NormBackward<T, A>> {};
 
 template <typename T>
 struct Kernels {

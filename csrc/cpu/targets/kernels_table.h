@@ -14,7 +14,8 @@ static constexpr RowKernels<T, A> row_kernels() {
   if constexpr (sizeof(T) == 2 && !Target::rows_of_16_bits)
     return {};
   else
-    return {forward<T, A>, backward<T, A>, forward_normed<T, A>, backward_normed<T, A>};
+    return {run_row<StepForward<T, A>>, run_row<StepBackward<T, A>>, run_row<NormForward<T, A>>,
+            run_row<NormBackward<T, A>>};
 }
 
 template <typename T>
