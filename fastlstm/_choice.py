@@ -233,18 +233,6 @@ def of_stack(stack: Stack, device: torch.device) -> Choice:
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)
 
 
-def fuses_step(stack: Stack) -> bool:
-    """Whether the engine "one_step" serves a stack on a GPU (csrc/cuda/choice.h)."""
-    piece = {"float32": 4, "bfloat16": 8, "float16": 8}.get(stack.dtype, 0)
-    sizes = stack.input_size, stack.hidden_size
-    return (
-        stack.steps == 1
-        and bool(piece)
-        and not stack.proj_size
-        and not any(n % piece for n in sizes)
-    )
-
-
 def of_step(input: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor], layout: str) -> str:
     """The engine of an LSTMCell on a GPU: PyTorch's own, which has as many kernels, or measured."""
     if not _measured.active:

@@ -129,8 +129,11 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
 def _candidates(stack: Stack, device: torch.device) -> list[str]:
     """The engines, on a GPU for one step too, and on a CPU the divisions of it among threads."""
     threads, directions = torch.get_num_threads(), stack.directions
-    if device.type == "cuda" and _choice.fuses_step(stack) and _build.gpu(device.index)[1] >= 80:
-        return [*_measured.ENGINES, "one_step"]
+    if device.type == "cuda" and stack.steps == 1 and not stack.proj_size:
+        sizes = dict(input_size=stack.input_size, hidden_size=stack.hidden_size)
+        capability = _build.gpu(device.index)[1]
+        if _build.library.fuses_step(dtype=stack.dtype, capability=capability, **sizes):
+            return [*_measured.ENGINES, "one_step"]
     if device.type != "cpu" or threads == 1:
         return list(_measured.ENGINES)
     grids = {(1, 1, 1)}

@@ -1,6 +1,8 @@
 // Which engine serves a call on a GPU: what was requested, what the device can do, what the planner
 // says.
 #pragma once
+#include <c10/cuda/CUDAFunctions.h>
+
 #include <algorithm>
 #include <string>
 
@@ -13,12 +15,7 @@
 
 namespace fastlstm {
 
-// The device of the call, whose CUDAGuard made it the current one.
-inline int current_device() {
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  return device;
-}
+using c10::cuda::current_device;  // that of the call, whose CUDAGuard made it so
 
 // The compute capability for which the code was compiled that the current device runs, which may be
 // less than its own; 0 where the build has none for it.
@@ -61,7 +58,7 @@ inline bool is_refusal(cudaError_t error) {
 inline void remember_refusal(const Task& task, cudaError_t error) {
   const int device = current_device();
   std::unique_lock<std::mutex> lock(gpu_state().mutex);
-  const bool is_new = gpu_state().refused.insert(refused_call(device, task)).second;
+  const bool is_new = gpu_state().refused.insert(refused_task(device, task)).second;
   lock.unlock();  // a warning may wait for Python
   if (is_new)
     TORCH_WARN("fastlstm: device ", device, " refuses a launch of the persistent engine (",
@@ -77,18 +74,6 @@ struct PlannedCall {
   bool by_name;             // the persistent engine was requested by name: a refusal is an error
   bool fused_step = false;  // one_step.cu
 };
-
-inline bool is_one_step(const Layer& layer) {
-  return layer.steps.expect_int() == 1 && !layer.projects() && !layer.normalizes();
-}
-
-// Whether one_step.cu serves a layer: rows are whole pieces of 16 bytes.
-inline bool fuses_step(const Layer& layer, const CudaDevice& device) {
-  const int64_t piece = 16 / layer.input.element_size();
-  return is_one_step(layer) && layer.input.scalar_type() != at::kDouble &&
-         device.capability >= 80 && layer.input_size.expect_int() % piece == 0 &&
-         layer.hidden_size.expect_int() % piece == 0;
-}
 
 // The current device, without the multiprocessors that are left to others.
 inline CudaDevice own_device() {
@@ -133,7 +118,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
   if (is_auto) return {task, known_plan(task), false};
   const CudaDevice device = own_device();
   if (is_step) {
-    TORCH_CHECK(fuses_step(layer, device),
+    TORCH_CHECK(fuses_step(task, layer.input_size.expect_int(), device.capability),
                 "lstm: the engine \"one_step\" takes one step without proj_size and layer "
                 "normalization of float32, bfloat16 and float16 on sm_80 or newer, with input_size "
                 "and hidden_size in whole pieces of 16 bytes, got ",

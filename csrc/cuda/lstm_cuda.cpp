@@ -51,19 +51,16 @@ template <typename T, typename A>
 ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, recompute, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
-  if (!planned.plan.persistent && is_one_step(layer))
+  if (!planned.plan.persistent && planned.task.steps == 1 && !planned.task.only_stepwise)
     return one_step<T, A>(layer, save_cells, save_gates, planned.fused_step);
-  Tensor gates;
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
-      if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates, gates))
-        return *done;
-  return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates, gates,
-                                                 planned.plan.tiling.directions);
+      if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates)) return *done;
+  return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates);
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, BackwardInputs in, c10::string_view engine) {
+BackwardResult backward(const Layer& layer, const BackwardInputs& in, c10::string_view engine) {
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)

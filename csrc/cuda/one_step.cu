@@ -17,48 +17,34 @@ constexpr int kUnits = 4, kRows = 4 * kUnits;
 template <class P>
 constexpr int kAhead = std::is_same<P, Ffma>::value ? 1 : 4;
 
-// The sums of a warp. add() takes 16 bytes a lane of a chunk: of the matrix rows g and g + 8, and
-// of batch row g of each column of 8, lane 4 g + q. `live`: columns that have rows.
-template <class P, int kColumns>
-struct StepProduct {
-  float sum[kColumns][4] = {};
-
-  __device__ void add(const Bits128 (&rows)[2], const Bits128 (&vectors)[kColumns], int live) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto weight = [&](int lower, int high) {
-        return P::operand(rows[lower].word[2 * half + high]);
-      };
-      const Bits128 a = {{weight(0, 0), weight(1, 0), weight(0, 1), weight(1, 1)}};
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (j >= live) break;
-        P::mma(sum[j], a, P::operand(vectors[j].word[2 * half]),
-               P::operand(vectors[j].word[2 * half + 1]));
-      }
-    }
-  }
-
-  __device__ void store(float* partial, int g, int q) const {
-    constexpr int stride = partial_stride(kRows);
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        partial[(8 * j + 2 * q + i % 2) * stride + g + 8 * (i / 2)] = sum[j][i];
-    }
-  }
-};
-
 template <class P, int kTile>
 struct FusedStep {
   using T = typename P::T;
   static constexpr int kColumns = kTile / 8;
 
   const FusedStepForward<T, float>& step;
-  int lane, warp, first_unit, live;
+  int lane, warp, first_unit, live;  // live: columns of 8 that have rows
   int64_t first_row;
-  StepProduct<P, kColumns> product;
+  WarpSums<kRows, kTile> sums;
+
+  // 16 bytes a lane of a chunk: of the matrix rows g and g + 8, and of batch row g of each column
+  // of 8, lane 4 g + q.
+  __device__ void multiply(const Bits128 (&rows)[2], const Bits128 (&vectors)[kColumns]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto weight = [&](int lower, int high) {
+        return P::operand(rows[lower].word[2 * half + high]);
+      };
+      const auto a = P::rows({{weight(0, 0), weight(1, 0), weight(0, 1), weight(1, 1)}});
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        if (j >= live) break;
+        P::mma(sums.tile[0][j], a,
+               P::columns(P::operand(vectors[j].word[2 * half]),
+                          P::operand(vectors[j].word[2 * half + 1])));
+      }
+    }
+  }
 
   // Adds chunks [begin, end) of weights [4H,depth] times vectors [rows,depth].
   __device__ void add(const T* weights, const T* vectors, int depth, bool recurrent, int begin,
@@ -84,7 +70,7 @@ struct FusedStep {
         if (chunk + a >= end) break;
         LoadedChunks<T, 1, kColumns> state;
         state.load(columns, chunk + a);
-        product.add(matrix.words[a], state.words[0], live);
+        multiply(matrix.words[a], state.words[0]);
       }
     }
   }
@@ -99,14 +85,13 @@ struct FusedStep {
     add(step.w_hh, step.h_seen, depth_h, true, begin > chunks_x ? begin - chunks_x : 0,
         end - chunks_x);
     float* const partials = reinterpret_cast<float*>(shared_memory());
-    product.store(partials + warp * kTile * partial_stride(kRows), lane / 4, lane % 4);
+    sums.store(partials + warp * kTile * partial_stride(kRows), lane);
     __syncthreads();
     for (int i = 32 * warp + lane; i < kTile * kUnits; i += kThreads) {
       const int row = i / kUnits, unit = i % kUnits;
       if (first_row + row >= step.rows) continue;
       const Sums<4> sum = sum_partials<4>(partials, kTile, kRows, row, 4 * unit);
-      one_step_unit(step, first_row + row, first_unit + unit,
-                    Gates<float>{sum.value[0], sum.value[1], sum.value[2], sum.value[3]});
+      one_step_unit(step, first_row + row, first_unit + unit, bits_as<Gates<float>>(sum));
     }
   }
 };
@@ -132,6 +117,10 @@ cudaError_t launch_tile(const FusedStepForward<typename P::T, float>& step, cuda
                   static_cast<unsigned>(divide_up(step.rows, kTile)));
   return launch(fused_step_kernel<P, kTile>, grid, dim3(kThreads),
                 sizeof(float) * kWarps * kTile * partial_stride(kRows), stream, step);
+}
+
+bool is_aligned(const void* pointer, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
 }
 
 }  // namespace

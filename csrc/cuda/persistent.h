@@ -92,15 +92,15 @@ struct PersistentBackward {
   int64_t d_output_stride;
 };
 
-// Walks the whole sequence in one cooperative launch, divided as planned for `task`.
+// Walks the whole sequence in one cooperative launch, divided as planned.
 // cudaErrorCooperativeLaunchTooLarge (or another error of the launch) means that nothing ran, and
-// so does cudaErrorInvalidValue: no such tile, or rows that are not aligned.
+// so does cudaErrorInvalidValue: no such tile.
 template <typename T>
-cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
-                                      const Tiling& tiling, cudaStream_t stream);
+cudaError_t launch_walk(const PersistentForward<T>& call, const Tiling& tiling,
+                        cudaStream_t stream);
 template <typename T>
-cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
-                                       const Tiling& tiling, cudaStream_t stream);
+cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
+                        cudaStream_t stream);
 
 // Copies host values to the device as parameters of kernels: no synchronization, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);

@@ -19,7 +19,8 @@ struct UnitInputs {
   GatesAddress<T> d_gates;
   Gates<T> gates;
   float c, c_prev, d_cells;
-  T d_output, d_h, h_mask, zoneout_h, zoneout_c;
+  T d_output, d_h, h_mask;
+  CellState<T> keep;  // with zoneout
   unsigned char reset;
 };
 
@@ -27,26 +28,15 @@ template <class P, int kUnits, int kTile>
 struct BackwardWalk {
   using T = typename P::T;
   using Call = PersistentBackward<T>;
-  using WalkBlock = Block<P, kUnits, kUnits, kTile>;
-  static constexpr int kItems = WalkBlock::kItems;
+  using Inputs = UnitInputs<T>;
+  using Result = float;  // dL/dc_{t-1}
 
-  // A step, its neighbors in time, and the one to prefetch.
-  struct Step {
-    int t, t_next, t_soon;
-    int64_t offset, offset_prev, offset_next, offset_soon;
-  };
-
-  const PersistentBackward<T>& call;
-  const WalkBlock block;
-  const BackwardDirection<T> d;
-  const int hidden_size, width;
-
-  __device__ BackwardWalk(const PersistentBackward<T>& call, const Tiling& tiling)
-      : call(call),
-        block(call.sequence, tiling, call.first_reverse, 4),
-        d(fetch(call.direction, block.direction)),
-        hidden_size(call.sequence.hidden_size),
-        width(tiling.exchange_width) {}
+  const Call& call;
+  const Tiling& tiling;
+  const Block<P, kUnits, kUnits, kTile> block{call.sequence, tiling, call.first_reverse,
+                                              4 * tiling.exchange_width};
+  const BackwardDirection<T> d = fetch(call.direction, block.direction);
+  const int hidden_size = call.sequence.hidden_size, width = tiling.exchange_width;
 
   __device__ void load() const {
     block.load(d.d_c, [&](int unit, int k) {
@@ -58,18 +48,11 @@ struct BackwardWalk {
     });
   }
 
-  __device__ Step step(int n, int64_t offset_next) const {
-    const int t = block.reverse ? call.sequence.steps - 1 - n : n, later = block.reverse ? -1 : 1;
-    const int t_soon = t - kPrefetch * later;
-    return {t,           t + later,           t_soon, block.offset(t), block.offset(t - later),
-            offset_next, block.offset(t_soon)};
-  }
-
   __device__ T* d_gates_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.d_gates + flat_row * 4 * width + block.column(at);
   }
 
-  __device__ void prefetch_step(const Step& step, const ThreadUnit& at) const {
+  __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
     if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
     const int column = block.column(at);
     const int64_t flat_row = step.offset_soon + at.batch_row;
@@ -83,7 +66,7 @@ struct BackwardWalk {
   }
 
   // All that does not come from other blocks, before waiting for them.
-  __device__ UnitInputs<T> load_inputs(const Step& step, const ThreadUnit& at) const {
+  __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
@@ -94,19 +77,16 @@ struct BackwardWalk {
     if (!at.live) return in;
     in.gates = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.c = d.cells[flat_row * hidden_size + column];
-    in.reset = block.reset_flag(step.t, at.row);
+    in.reset = block.is_reset(step.t, at.row);
     in.c_prev = block.is_first_step(step.t, at.row)
                     ? d.c_0[in.index]
-                    : d.cells[(step.offset_prev + at.batch_row) * hidden_size + column];
+                    : d.cells[(step.offset_after + at.batch_row) * hidden_size + column];
     in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
     // With zoneout: what it let through from the step after, whose place is d_h.
     in.d_h = d.zoneout.h || block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
     if (d.h_mask) in.h_mask = d.h_mask[in.index];
-    if (d.zoneout.h) {
-      in.zoneout_h = d.zoneout.h[flat_row * d.zoneout.h_stride + column];
-      in.zoneout_c = d.zoneout.c[flat_row * d.zoneout.c_stride + column];
-    }
+    if (d.zoneout.h) in.keep = zoneout_of<T, T>(d.zoneout, flat_row, column);
     return in;
   }
 
@@ -114,11 +94,12 @@ struct BackwardWalk {
   __device__ RowVector<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  __device__ RowVector<T> next_d_gates(const Step& step, int row) const {
+  // Those of the step that came after in time, which this walk had before.
+  __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
-        block.is_reset(step.t_next, row))
+        block.is_reset(step.t_before, row))
       return {};
-    return d_gates_of(row, step.offset_next);
+    return d_gates_of(row, step.offset_before);
   }
   // Of the row's first step.
   __device__ RowVector<T> first_d_gates(int row) const {
@@ -135,7 +116,7 @@ struct BackwardWalk {
     into.dh = float(in.d_output) + float(in.d_h), into.dc = dc + in.d_cells;
     into.dh = fused(d.h_mask ? float(in.h_mask) : 1.0f, from_next, into.dh);
     into.reset = in.reset, into.zoned = {zoned, zoned};
-    if (zoned) into.keep = {float(in.zoneout_h), float(in.zoneout_c)};
+    if (zoned) into.keep = {float(in.keep.h), float(in.keep.c)};
     const float c_prev = in.reset ? 0.0f : in.c_prev;
     const auto before = step_backward(to_float(in.gates), c_prev, in.c, into);
     if (zoned) d.d_h[in.index] = T(before.dh);
@@ -143,9 +124,9 @@ struct BackwardWalk {
     return before.d_pre;
   }
 
-  __device__ void compute_and_publish(const UnitInputs<T>& in) const {
+  __device__ float compute_and_publish(const UnitInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kTile) return;  // whole warps
+    if (at.pass_row >= kTile) return 0.0f;  // whole warps
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
@@ -154,38 +135,25 @@ struct BackwardWalk {
     }
     publish(in.d_gates, Gates<T>{T(d_gates.i), T(d_gates.f), T(d_gates.g), T(d_gates.o)}, at.unit,
             at.exchanged);
+    return dc;
+  }
+
+  __device__ void store(const TimeStep&, const ThreadUnit& at, float dc) const {
     if (at.live) block.state_of(at) = dc;
   }
 
   __device__ void walk() const {
     load();
-    int64_t offset_next = 0;
-    for (int n = call.sequence.steps - 1; n >= 0; --n) {
-      const Step at = step(n, offset_next);
-      for (int pass = 0; pass < block.passes; ++pass) run(at, pass);
-      offset_next = at.offset;
-    }
+    block.run(*this, !block.reverse);
     if (!call.state_needs_grad) return;
     for (int pass = 0; pass < block.passes; ++pass) run_initial_state(pass);
-  }
-
-  __device__ void run(const Step& step, int pass) const {
-    UnitInputs<T> inputs[kItems];
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) inputs[j] = load_inputs(step, block.unit(step.t, pass, j));
-    if (block.pass_is_live(step.t, pass))
-      block.multiply(pass, [&](int row) { return next_d_gates(step, row); });
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) compute_and_publish(inputs[j]);
-    __syncthreads();  // before the next pass overwrites the sums
   }
 
   // dL/dh_0, dL/dc_0. A row of length 0 keeps dL/dh_n, dL/dc_n.
   __device__ void run_initial_state(int pass) const {
     block.multiply(pass, [&](int row) { return first_d_gates(row); });
     __syncthreads();
-    for (int j = 0; j < kItems; ++j) {
+    for (int j = 0; j < block.kItems; ++j) {
       const ThreadUnit at = block.unit(0, pass, j);
       if (!at.live) continue;
       const int64_t index = block.index(at);
@@ -201,21 +169,15 @@ struct BackwardWalk {
 }  // namespace
 
 template <typename T>
-cudaError_t launch_persistent_backward(const PersistentBackward<T>& call, const Task& task,
-                                       const Tiling& tiling, cudaStream_t stream) {
-  const int64_t row_bytes = 4 * sizeof(T) * tiling.exchange_width;
-  bool aligned = true;
-  for (int d = 0; d < tiling.directions; ++d)
-    aligned = aligned && is_aligned(call.direction[d].d_gates, row_bytes);
-  return Launcher<BackwardWalk, PersistentBackward<T>>{call, task, tiling, aligned, stream}
-      .template run_dtype<T>();
+cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
+                        cudaStream_t stream) {
+  return with_product<T>(tiling.ffma, [&](auto product) {
+    return launch_tile<BackwardWalk, decltype(product)>(call, tiling, stream);
+  });
 }
 
-template cudaError_t launch_persistent_backward(const PersistentBackward<float>&, const Task&,
-                                                const Tiling&, cudaStream_t);
-template cudaError_t launch_persistent_backward(const PersistentBackward<bfloat16>&, const Task&,
-                                                const Tiling&, cudaStream_t);
-template cudaError_t launch_persistent_backward(const PersistentBackward<float16>&, const Task&,
-                                                const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentBackward<float>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentBackward<bfloat16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentBackward<float16>&, const Tiling&, cudaStream_t);
 
 }  // namespace fastlstm

@@ -38,6 +38,13 @@ struct ThreadUnit {
   int batch_row;
 };
 
+// A step of a walk, with those before and after it in the order of the walk, and the one to
+// prefetch: their times, and their first flat rows.
+struct TimeStep {
+  int t, t_before, t_soon;
+  int64_t offset, offset_before, offset_after, offset_soon;
+};
+
 // P: the kind of arithmetic; kRows: matrix rows of the slice.
 template <class P, int kRows, int kUnits, int kTile>
 struct Block {
@@ -48,47 +55,30 @@ struct Block {
 
   const Sequence& sequence;
   const Tiling& tiling;
-  int direction, group, part;  // part: which units
-  bool reverse;
-  int first_unit, units, exchanged_units;  // fewer than kUnits in the last part
-  int passes;
-  int depth, chunks;  // of the rows that the slice is multiplied with
-  int thread, lane, warp, first_chunk, last_chunk;
-  uint32_t* slice;
-  float *stage, *partials, *state;
-  int *batch_row, *length;  // [group_rows] of the batch; length -1: no such row
+  const bool first_reverse;
+  const int depth;  // of the rows that the slice is multiplied with
+  const int chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
+  const int part = blockIdx.x % tiling.unit_blocks;  // which units: fewer than kUnits in the last
+  const int first_unit = part * kUnits;
+  const int units = min(sequence.hidden_size - first_unit, kUnits);
+  const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
+  const int group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
+  const int passes = (tiling.group_rows + kTile - 1) / kTile;
+  const int direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
+  const bool reverse = first_reverse || direction == 1;
+  const int thread = in_register(static_cast<int>(threadIdx.x));
+  const int lane = thread % 32, warp = thread / 32;
+  const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
+  // The shared memory, as shared_bytes_of counts it.
+  uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
+  float* const partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
+  float* const state = partials + kWarps * kTile * partial_stride(kRows);
+  // Of the group's rows, in the batch; length -1: no such row.
+  int* const batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
+  int* const length = batch_row + tiling.group_rows;
   // From where a lane counts its polls. Until it has seen values of the blocks that it waits for,
   // these may themselves wait for a multiprocessor that NCCL holds: it gives up much later.
   mutable int polls = INT32_MIN;
-
-  __device__ Block(const Sequence& sequence, const Tiling& tiling, bool first_reverse, int gates)
-      : sequence(sequence), tiling(tiling) {
-    part = blockIdx.x % tiling.unit_blocks;
-    group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
-    direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
-    reverse = first_reverse || direction == 1;
-    first_unit = part * kUnits;
-    units = min(sequence.hidden_size - first_unit, kUnits);
-    exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
-    depth = gates * tiling.exchange_width;
-    passes = (tiling.group_rows + kTile - 1) / kTile;
-    chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
-    thread = in_register(static_cast<int>(threadIdx.x)), lane = thread % 32, warp = thread / 32;
-    first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
-    divide_memory();
-    find_rows();
-  }
-
-  // As SharedLayout counts it.
-  __device__ void divide_memory() {
-    slice = reinterpret_cast<uint32_t*>(shared_memory());
-    stage = reinterpret_cast<float*>(slice + kRows * chunks * 16) + warp * kStageFloats;
-    partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
-    if (std::is_same<P, Ffma>::value) partials += kWarps * kStageFloats;
-    state = partials + kWarps * kTile * partial_stride(kRows);
-    batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
-    length = batch_row + tiling.group_rows;
-  }
 
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
@@ -104,6 +94,7 @@ struct Block {
   // Fills the slice with element(row, k), as load_slice, and the state from `initial` [B,H].
   template <class Element>
   __device__ void load(const float* initial, const Element& element) const {
+    find_rows();
     load_slice<P, kRows>(slice, chunks, element);
     __syncthreads();  // find_rows is done
     for (int i = thread; i < tiling.group_rows * kUnits; i += kThreads)
@@ -117,6 +108,13 @@ struct Block {
   __device__ int64_t offset(int t) const {
     if (t < 0 || t >= sequence.steps) return 0;
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
+  }
+
+  // The n-th step, from the first or from the last in time.
+  __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
+    const int t = from_last ? sequence.steps - 1 - n : n, way = from_last ? -1 : 1;
+    const int t_soon = t + kPrefetch * way;
+    return {t, t - way, t_soon, offset(t), offset_before, offset(t + way), offset(t_soon)};
   }
 
   // The thread's j-th unit of a pass; none of it is true where there is no such row.
@@ -145,8 +143,8 @@ struct Block {
   __device__ bool is_live(int t, int row) const {
     return row < tiling.group_rows && t < length[row];
   }
-  __device__ bool is_reset(int t, int row) const { return reset_flag(t, row); }
-  __device__ unsigned char reset_flag(int t, int row) const {
+  // A flag as it lies in memory.
+  __device__ unsigned char is_reset(int t, int row) const {
     if (!sequence.reset) return 0;
     return reinterpret_cast<const unsigned char*>(
         sequence.reset)[int64_t(t) * sequence.batch + batch_row[row]];
@@ -176,12 +174,40 @@ struct Block {
     LanePart<T> parts[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
-    WarpProduct<P, kRows, kTile> product{slice, chunks, lane, stage};
+    WarpProduct<P, kRows, kTile> product{slice, chunks, lane, {}};
     add_chunks<kChunks>(product, parts, first_chunk, last_chunk, polls);
     // The widest tile has no register for it: it is always as patient.
     for (const auto& part : parts)
       if (kChunks > 1 && part.exchanged) polls = 0;
-    product.store_sums(partials + warp * kTile * partial_stride(kRows));
+    product.sums.store(partials + warp * kTile * partial_stride(kRows), lane);
+  }
+
+  // All steps of a walk, which says what comes before the product of a pass (load_inputs), what is
+  // multiplied (vector_of), and what comes after it (compute_and_publish, store).
+  template <class Walk>
+  __device__ void run(const Walk& walk, bool from_last) const {
+    int64_t offset_before = 0;
+    for (int n = 0; n < sequence.steps; ++n) {
+      const TimeStep at = step(n, from_last, offset_before);
+      for (int pass = 0; pass < passes; ++pass) run_pass(walk, at, pass);
+      offset_before = at.offset;
+    }
+  }
+
+  template <class Walk>
+  __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
+    typename Walk::Inputs inputs[kItems];
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
+    if (pass_is_live(step.t, pass))
+      multiply(pass, [&](int row) { return walk.vector_of(step, row); });
+    __syncthreads();
+    typename Walk::Result results[kItems];
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) results[j] = walk.compute_and_publish(inputs[j]);
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) walk.store(step, inputs[j].at, results[j]);
+    __syncthreads();  // before the next pass overwrites the sums
   }
 
   // Of batch row b of the pass: matrix rows r .. r + kCount - 1.

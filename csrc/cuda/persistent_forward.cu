@@ -16,9 +16,10 @@ namespace {
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
-  T* exchanged;                            // where h_t goes
-  Gates<T> from_x;                         // the input's part
-  T h_mask, zoneout_h, zoneout_c, h_prev;  // the last three: with zoneout
+  T* exchanged;       // where h_t goes
+  Gates<T> from_x;    // the input's part
+  CellState<T> keep;  // with zoneout
+  T h_mask, h_prev;
   unsigned char reset;
 };
 
@@ -33,25 +34,15 @@ template <class P, int kUnits, int kTile>
 struct ForwardWalk {
   using T = typename P::T;
   using Call = PersistentForward<T>;
-  using WalkBlock = Block<P, 4 * kUnits, kUnits, kTile>;
-  static constexpr int kItems = WalkBlock::kItems;
+  using Inputs = UnitInputs<T>;
+  using Result = UnitResult<T>;
 
-  // A step, the one before it and the one to prefetch.
-  struct Step {
-    int t, t_soon;
-    int64_t offset, offset_prev, offset_soon;
-  };
-
-  const PersistentForward<T>& call;
-  const WalkBlock block;
-  const ForwardDirection<T> d;
-  const int hidden_size;
-
-  __device__ ForwardWalk(const PersistentForward<T>& call, const Tiling& tiling)
-      : call(call),
-        block(call.sequence, tiling, call.first_reverse, 1),
-        d(fetch(call.direction, block.direction)),
-        hidden_size(call.sequence.hidden_size) {}
+  const Call& call;
+  const Tiling& tiling;
+  const Block<P, 4 * kUnits, kUnits, kTile> block{call.sequence, tiling, call.first_reverse,
+                                                  tiling.exchange_width};
+  const ForwardDirection<T> d = fetch(call.direction, block.direction);
+  const int hidden_size = call.sequence.hidden_size;
 
   __device__ void load() const {
     block.load(d.c_n, [&](int row, int k) {
@@ -62,17 +53,11 @@ struct ForwardWalk {
     });
   }
 
-  __device__ Step step(int n, int64_t offset_prev) const {
-    const int last = call.sequence.steps - 1, soon = n + kPrefetch;
-    const int t = block.reverse ? last - n : n, t_soon = block.reverse ? last - soon : soon;
-    return {t, t_soon, block.offset(t), offset_prev, block.offset(t_soon)};
-  }
-
   __device__ T* exchange_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.exchange + flat_row * call.exchange_stride + block.column(at);
   }
 
-  __device__ void prefetch_step(const Step& step, const ThreadUnit& at) const {
+  __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
     if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
     const int column = block.column(at);
     const int64_t flat_row = step.offset_soon + at.batch_row;
@@ -83,7 +68,7 @@ struct ForwardWalk {
   }
 
   // All that does not come from other blocks, before waiting for them.
-  __device__ UnitInputs<T> load_inputs(const Step& step, const ThreadUnit& at) const {
+  __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     UnitInputs<T> in;
     in.at = at;
@@ -92,38 +77,34 @@ struct ForwardWalk {
     in.exchanged = exchange_at(at, flat_row);
     if (!at.live) return in;
     in.from_x = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
-    in.reset = block.reset_flag(step.t, at.row);
+    in.reset = block.is_reset(step.t, at.row);
     if (d.h_mask) in.h_mask = d.h_mask[block.index(at)];
     if (d.zoneout.h) {
-      in.zoneout_h = d.zoneout.h[flat_row * d.zoneout.h_stride + column];
-      in.zoneout_c = d.zoneout.c[flat_row * d.zoneout.c_stride + column];
+      in.keep = zoneout_of<T, T>(d.zoneout, flat_row, column);
       in.h_prev = d.h_n[block.index(at)];
     }
     return in;
   }
 
   // h_{t-1} of a row of the group.
-  __device__ RowVector<T> h_prev_of(const Step& step, int row) const {
+  __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))
       return {d.h_0 + int64_t(block.batch_row[row]) * block.depth, false};
-    return {d.exchange + (step.offset_prev + block.batch_row[row]) * call.exchange_stride, true};
+    return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
   }
 
   // The cell equations of a live unit.
   __device__ UnitResult<T> compute(const UnitInputs<T>& in, float c_prev) const {
     const auto from_h = block.template sums<4>(in.at.pass_row, 4 * in.at.unit);
-    const auto from_x = to_float(in.from_x);
-    const auto gates =
-        activate(Gates<float>{from_x.i + from_h.value[0], from_x.f + from_h.value[1],
-                              from_x.g + from_h.value[2], from_x.o + from_h.value[3]});
+    const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
     if (in.reset) c_prev = 0.0f;
     const float c = next_cell(gates, c_prev);
     CellState<float> state = {hidden(gates.o, c), c};
     if (d.zoneout.h) {
       const float h_prev = in.reset ? 0.0f : float(in.h_prev);
-      state = keep_state(state, {h_prev, c_prev}, {float(in.zoneout_h), float(in.zoneout_c)},
-                         {true, true});
+      state =
+          keep_state(state, {h_prev, c_prev}, {float(in.keep.h), float(in.keep.c)}, {true, true});
     }
     return {gates, state.c, T(state.h)};
   }
@@ -140,7 +121,7 @@ struct ForwardWalk {
   }
 
   // What no other block waits for.
-  __device__ void store(const Step& step, const ThreadUnit& at, UnitResult<T> result) const {
+  __device__ void store(const TimeStep& step, const ThreadUnit& at, UnitResult<T> result) const {
     if (!at.exists) return;
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
@@ -159,49 +140,22 @@ struct ForwardWalk {
 
   __device__ void walk() const {
     load();
-    int64_t offset_prev = 0;
-    for (int n = 0; n < call.sequence.steps; ++n) {
-      const Step at = step(n, offset_prev);
-      for (int pass = 0; pass < block.passes; ++pass) run(at, pass);
-      offset_prev = at.offset;
-    }
-  }
-
-  __device__ void run(const Step& step, int pass) const {
-    UnitInputs<T> inputs[kItems];
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) inputs[j] = load_inputs(step, block.unit(step.t, pass, j));
-    if (block.pass_is_live(step.t, pass))
-      block.multiply(pass, [&](int row) { return h_prev_of(step, row); });
-    __syncthreads();
-    UnitResult<T> results[kItems];
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) results[j] = compute_and_publish(inputs[j]);
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) store(step, inputs[j].at, results[j]);
-    __syncthreads();  // before the next pass overwrites the sums
+    block.run(*this, block.reverse);
   }
 };
 
 }  // namespace
 
 template <typename T>
-cudaError_t launch_persistent_forward(const PersistentForward<T>& call, const Task& task,
-                                      const Tiling& tiling, cudaStream_t stream) {
-  const int64_t size = sizeof(T);
-  bool aligned = true;
-  for (int d = 0; d < tiling.directions; ++d)
-    aligned = aligned && is_aligned(call.direction[d].exchange, call.exchange_stride * size) &&
-              is_aligned(call.direction[d].h_0, tiling.exchange_width * size);
-  return Launcher<ForwardWalk, PersistentForward<T>>{call, task, tiling, aligned, stream}
-      .template run_dtype<T>();
+cudaError_t launch_walk(const PersistentForward<T>& call, const Tiling& tiling,
+                        cudaStream_t stream) {
+  return with_product<T>(tiling.ffma, [&](auto product) {
+    return launch_tile<ForwardWalk, decltype(product)>(call, tiling, stream);
+  });
 }
 
-template cudaError_t launch_persistent_forward(const PersistentForward<float>&, const Task&,
-                                               const Tiling&, cudaStream_t);
-template cudaError_t launch_persistent_forward(const PersistentForward<bfloat16>&, const Task&,
-                                               const Tiling&, cudaStream_t);
-template cudaError_t launch_persistent_forward(const PersistentForward<float16>&, const Task&,
-                                               const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentForward<float>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentForward<bfloat16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const PersistentForward<float16>&, const Tiling&, cudaStream_t);
 
 }  // namespace fastlstm

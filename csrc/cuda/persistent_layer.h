@@ -13,13 +13,6 @@
 
 namespace fastlstm {
 
-// Memory through which blocks exchange values: all bits set, which means that none is there yet.
-inline void mark_unwritten(const Tensor& tensor) {
-  check_cuda(
-      cudaMemsetAsync(tensor.data_ptr(), 0xff, tensor.nbytes(), c10::cuda::getCurrentCUDAStream()),
-      "cudaMemsetAsync");
-}
-
 inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
   std::vector<Tensor> w_hh;
   for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
@@ -27,45 +20,44 @@ inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
 }
 
 // Fills in `call` and launches it for as many directions at a time as the plan says. Just before
-// the first launch `exchange` is marked, so that it is in L2 when it is polled. False where the
-// device refuses that launch, which is remembered.
+// the first launch all bits of `exchange` are set, which means that no value is there yet, so that
+// it is in L2 when it is polled. False where the device refuses that launch, which is remembered.
 template <typename Call, typename DirectionOf>
-bool launch_directions(const char* name,
-                       cudaError_t (*launch)(const Call&, const Task&, const Tiling&, cudaStream_t),
-                       Call& call, const Layer& layer, const PlannedCall& planned,
+bool launch_directions(Call& call, const Layer& layer, const PlannedCall& planned,
                        const Tensor& exchange, const DirectionOf& direction_of) {
   const Tiling& tiling = planned.plan.tiling;
+  const auto stream = c10::cuda::getCurrentCUDAStream();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
     for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
-    if (first == 0) mark_unwritten(exchange);
-    const cudaError_t error = launch(call, planned.task, tiling, c10::cuda::getCurrentCUDAStream());
+    if (first == 0)
+      check_cuda(cudaMemsetAsync(exchange.data_ptr(), 0xff, exchange.nbytes(), stream),
+                 "cudaMemsetAsync");
+    const cudaError_t error = launch_walk(call, tiling, stream);
     if (first == 0 && !planned.by_name && is_refusal(error)) {
       remember_refusal(planned.task, error);
       return false;
     }
-    check_cuda(error, name);
+    check_cuda(error, "launch_walk");
   }
   return true;
 }
 
-// Empty where the device refuses the launch: then `gates`, shaped as they are saved, holds the
-// input's part of the first tiling.directions directions.
+// Empty where the device refuses the launch.
 template <typename T>
 std::optional<ForwardResult> persistent_forward(const Layer& layer, const PlannedCall& planned,
-                                                bool save_cells, bool save_gates, Tensor& gates) {
+                                                bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
   ForwardTensors to(layer, save_cells, /*save_gates=*/true);
-  gates = to.gates;
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const Tensor h_0 = exchangeable(h_mask.defined() ? to.h_n * h_mask : layer.h_0, width);
   const bool separate = h_mask.defined() || width != hidden;
   const Tensor exchange =
       separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
-  const stepwise::ZoneoutRows<T> zoneout(layer);
+  const stepwise::ZoneoutRows zoneout(layer);
   const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
@@ -75,7 +67,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   call.output_stride = s.directions * hidden;
   call.exchange_stride = s.directions * width;
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
-    Tensor x_gates = flat(gates[d], s.flat_rows);
+    Tensor x_gates = flat(to.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
     return {data<T>(w_hh[d]),
             data<T>(h_0[d]),
@@ -86,19 +78,16 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
             data<T>(to.h_n[d]),
             data<float>(to.c_n[d]),
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-            zoneout.all(d)};
+            zoneout.all<T>(d)};
   };
-  if (!launch_directions("launch_persistent_forward", launch_persistent_forward<T>, call, layer,
-                         planned, exchange, direction_of))
-    return std::nullopt;
+  if (!launch_directions(call, layer, planned, exchange, direction_of)) return std::nullopt;
   if (!save_gates) to.gates = at::empty({0}, options);
   return to.result(layer);
 }
 
-// Empty where the device refuses the launch: then `in` has the gates, recomputed if need be.
 template <typename T>
 std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
-                                                  BackwardInputs& in) {
+                                                  const BackwardInputs& in) {
   stepwise::BackwardCall tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
@@ -107,15 +96,15 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden<T>(layer, tables.sequence, d, tensors.of_direction(tensors.output, d));
   };
-  if (!in.gates.defined()) {  // not where their gradient will lie: that must be unwritten
-    in.gates = tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
+  if (!tensors.gates.defined()) {  // not where their gradient will lie: that must be unwritten
+    tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
     for (int64_t d = 0; d < s.directions; ++d)
       stepwise::make_gates<T, float, CudaStepKernels>(layer, d, tensors.input, h_prev_of(d),
                                                       tensors.gates[d]);
   }
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
-  const stepwise::ZoneoutRows<T> zoneout(layer);
+  const stepwise::ZoneoutRows zoneout(layer);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentBackward<T> call{};
@@ -133,11 +122,9 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
             data<T>(tensors.grad_h_0[d]),
             data<float>(tensors.grad_c_0[d]),
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-            zoneout.all(d)};
+            zoneout.all<T>(d)};
   };
-  if (!launch_directions("launch_persistent_backward", launch_persistent_backward<T>, call, layer,
-                         planned, d_gates, direction_of))
-    return std::nullopt;
+  if (!launch_directions(call, layer, planned, d_gates, direction_of)) return std::nullopt;
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
     const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // a copy where there is padding

@@ -16,61 +16,86 @@
 namespace fastlstm {
 
 // The kinds of arithmetic. operand(): a word of memory (two 16-bit values or a float) as the
-// multiplication takes it.
+// multiplication takes it. mma(): d += a b of one tile of 16 rows and 8 columns, whose registers
+// are those of mma (device.h); rows() and columns() make its factors of what a lane has of them.
 
 template <typename Value>
-struct AsStored {
+struct TensorCores {
   using T = Value;
+  using Rows = Bits128;
+  struct Columns {
+    uint32_t low, high;
+  };
   static __device__ uint32_t operand(uint32_t word) { return word; }
+  static __device__ Rows rows(const Bits128& own) { return own; }
+  static __device__ Columns columns(uint32_t low, uint32_t high) { return {low, high}; }
 };
 
-struct BFloat16Mma : AsStored<bfloat16> {
-  static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-    mma_bfloat16(d, a, b0, b1);
+struct BFloat16Mma : TensorCores<bfloat16> {
+  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+    mma_bfloat16(d, a, b.low, b.high);
   }
 };
 
-struct Float16Mma : AsStored<float16> {
-  static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-    mma_float16(d, a, b0, b1);
+struct Float16Mma : TensorCores<float16> {
+  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+    mma_float16(d, a, b.low, b.high);
   }
 };
 
-struct Tf32Mma {
-  using T = float;
+struct Tf32Mma : TensorCores<float> {
   static __device__ uint32_t operand(uint32_t word) { return to_tf32(bits_as<float>(word)); }
-  static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-    mma_tf32(d, a, b0, b1);
+  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+    mma_tf32(d, a, b.low, b.high);
   }
 };
 
-// IEEE float32 without tensor cores. WarpProduct has a layout of its own for it; mma() is the tile
-// of mma_tf32, whose factors lanes hand each other.
-struct Ffma : AsStored<float> {
-  static __device__ void mma(float (&d)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-    const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+// IEEE float32 without tensor cores: what the four lanes of a row or of a column have is handed to
+// each lane that multiplies it. Of rows in shared memory the lanes read all four (Fragments).
+struct Ffma {
+  using T = float;
+  struct Rows {
+    Bits128 of_lane[4];
+  };
+  struct Columns {
+    float even[8], odd[8];
+  };
+  static __device__ uint32_t operand(uint32_t word) { return word; }
+  static __device__ Rows rows(const Bits128& own) {
+    Rows all;
+#pragma unroll
+    for (int k = 0; k < 16; ++k)
+      all.of_lane[k / 4].word[k % 4] = shuffle(own.word[k % 4], threadIdx.x % 32 / 4 * 4 + k / 4);
+    return all;
+  }
+  static __device__ Columns columns(uint32_t low, uint32_t high) {
+    const int first = threadIdx.x % 4 * 8;
+    Columns all;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      const auto factor = [&](uint32_t word, int first) {
-        return bits_as<float>(shuffle(word, first + k % 4));
-      };
-      const uint32_t b = k < 4 ? b0 : b1;
-      const float upper = factor(a.word[k / 4 * 2], row);
-      const float lower = factor(a.word[k / 4 * 2 + 1], row);
-      const float even = factor(b, column), odd = factor(b, column + 4);
-      d[0] = fused(upper, even, d[0]), d[1] = fused(upper, odd, d[1]);
-      d[2] = fused(lower, even, d[2]), d[3] = fused(lower, odd, d[3]);
+      all.even[k] = bits_as<float>(shuffle(k < 4 ? low : high, first + k % 4));
+      all.odd[k] = bits_as<float>(shuffle(k < 4 ? low : high, first + 4 + k % 4));
+    }
+    return all;
+  }
+  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const uint32_t* const words = a.of_lane[k % 4].word + k / 4 * 2;
+      const float upper = bits_as<float>(words[0]), lower = bits_as<float>(words[1]);
+      d[0] = fused(upper, b.even[k], d[0]), d[1] = fused(upper, b.odd[k], d[1]);
+      d[2] = fused(lower, b.even[k], d[2]), d[3] = fused(lower, b.odd[k], d[3]);
     }
   }
 };
 
-// Where the words of the slice lie. mma: [row tile][chunk][step 0, 1][lane][register], so that a
-// lane reads a fragment at once; a tile of only 8 rows leaves out the registers of the others.
-// FFMA: [word][row], so that lanes read neighboring rows.
+// Where the words of the slice lie: [row tile][chunk][step 0, 1][lane][register], so that a lane
+// reads a fragment at once; a tile of only 8 rows leaves out the registers of the others. With FFMA
+// lanes that read the same fragment stand side by side: [quarter of a chunk][row] for [lane].
 template <class P, int kRows>
 struct Fragments {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
-  static constexpr int kTiles = kRows == 8 ? 1 : kRows / 16;
+  static constexpr bool kShared = std::is_same<P, Ffma>::value;
   struct alignas(8) Pair {
     uint32_t low, high;
   };
@@ -81,24 +106,27 @@ struct Fragments {
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
     const bool lower_rows = kRegisters == 4 && r % 2 == 1;
     const int high = kRegisters == 4 ? r / 2 : r;
-    row = 16 * tile + lane / 4 + 8 * lower_rows;
-    word = 16 * chunk + 4 * (lane % 4) + 2 * step + high;
+    row = 16 * tile + (kShared ? lane % 8 : lane / 4) + 8 * lower_rows;
+    word = 16 * chunk + 4 * (kShared ? lane / 8 : lane % 4) + 2 * step + high;
   }
 
-  static __device__ Bits128 load(const uint32_t* slice, int chunks, int tile, int chunk, int step,
-                                 int lane) {
-    const int i = (((tile * chunks + chunk) * 2 + step) * 32 + lane) * kRegisters;
-    if constexpr (kRegisters == 4) return *reinterpret_cast<const Bits128*>(slice + i);
-    const auto [low, high] = *reinterpret_cast<const Pair*>(slice + i);
+  static __device__ Bits128 load_one(const uint32_t* slice, int index) {
+    if constexpr (kRegisters == 4) return reinterpret_cast<const Bits128*>(slice)[index];
+    const auto [low, high] = reinterpret_cast<const Pair*>(slice)[index];
     return {{low, 0, high, 0}};
   }
-};
 
-template <int kRows>
-struct Fragments<Ffma, kRows> {
-  static __device__ void place(int i, int, int& row, int& word) {
-    row = i % kRows;
-    word = i / kRows;
+  static __device__ typename P::Rows load(const uint32_t* slice, int chunks, int tile, int chunk,
+                                          int step, int lane) {
+    const int first = ((tile * chunks + chunk) * 2 + step) * 32;
+    if constexpr (kShared) {
+      typename P::Rows rows;
+#pragma unroll
+      for (int q = 0; q < 4; ++q) rows.of_lane[q] = load_one(slice, first + 8 * q + lane / 4);
+      return rows;
+    } else {
+      return load_one(slice, first + lane);
+    }
   }
 };
 
@@ -122,54 +150,59 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// The sums of a warp. add() takes loaded chunks from `begin` on, up to chunk `last`; a lane has the
-// batch rows 8 j + lane / 4 of the pass.
+// The sums of a warp as mma has them, in tiles of 16 matrix rows and 8 batch rows.
+template <int kRows, int kTile>
+struct WarpSums {
+  static constexpr int kTiles = (kRows + 15) / 16, kColumns = kTile / 8;
+
+  float tile[kTiles][kColumns][4] = {};
+
+  __device__ void store(float* partial, int lane) const {
+    constexpr int stride = partial_stride(kRows);
+    const int g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        float* column = partial + (8 * j + 2 * q) * stride + 16 * m + g;
+        column[0] = tile[m][j][0];
+        column[stride] = tile[m][j][1];
+        if (kRows == 8) continue;
+        column[8] = tile[m][j][2];
+        column[stride + 8] = tile[m][j][3];
+      }
+    }
+  }
+};
+
+// A warp's product with the slice. add() takes loaded chunks from `begin` on, up to chunk `last`; a
+// lane has the batch rows 8 j + lane / 4 of the pass.
 template <class P, int kRows, int kTile>
 struct WarpProduct {
-  using F = Fragments<P, kRows>;
-  static constexpr int kColumns = kTile / 8;
+  using Tiles = WarpSums<kRows, kTile>;
 
   const uint32_t* slice;
   int chunks, lane;
-  float* stage;  // of FFMA
-  float sum[F::kTiles][kColumns][4] = {};
+  Tiles sums;
 
   template <int kChunks>
-  __device__ void add(const Bits128 (&words)[kChunks][kColumns], int begin, int last) {
+  __device__ void add(const Bits128 (&words)[kChunks][Tiles::kColumns], int begin, int last) {
 #pragma unroll
     for (int a = 0; a < kChunks; ++a) {
       if (begin + a >= last) break;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        uint32_t b[kColumns][2];
+        typename P::Columns columns[Tiles::kColumns];
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          b[j][0] = P::operand(words[a][j].word[2 * half]);
-          b[j][1] = P::operand(words[a][j].word[2 * half + 1]);
+        for (int j = 0; j < Tiles::kColumns; ++j)
+          columns[j] = P::columns(P::operand(words[a][j].word[2 * half]),
+                                  P::operand(words[a][j].word[2 * half + 1]));
+#pragma unroll
+        for (int m = 0; m < Tiles::kTiles; ++m) {
+          const auto rows = Fragments<P, kRows>::load(slice, chunks, m, begin + a, half, lane);
+#pragma unroll
+          for (int j = 0; j < Tiles::kColumns; ++j) P::mma(sums.tile[m][j], rows, columns[j]);
         }
-#pragma unroll
-        for (int m = 0; m < F::kTiles; ++m) {
-          const Bits128 weights = F::load(slice, chunks, m, begin + a, half, lane);
-#pragma unroll
-          for (int j = 0; j < kColumns; ++j) P::mma(sum[m][j], weights, b[j][0], b[j][1]);
-        }
-      }
-    }
-  }
-
-  __device__ void store_sums(float* partial) const {
-    constexpr int stride = partial_stride(kRows);
-    const int g = lane / 4, q = lane % 4;
-#pragma unroll
-    for (int m = 0; m < F::kTiles; ++m) {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        float* column = partial + (8 * j + 2 * q) * stride + 16 * m + g;
-        column[0] = sum[m][j][0];
-        column[stride] = sum[m][j][1];
-        if (kRows == 8) continue;
-        column[8] = sum[m][j][2];
-        column[stride + 8] = sum[m][j][3];
       }
     }
   }
@@ -191,66 +224,6 @@ __device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, 
   }
   return sum;
 }
-
-// Where the 8 batch rows of a chunk's K word k lie in a warp's stage, in floats: aligned for Batch,
-// and the 32 lanes that fill it (lane 4 g + q stores row g of word 4 q + j) meet 32 banks.
-constexpr __host__ __device__ int stage_row(int k) { return 12 * k + 8 * (k / 8); }
-static_assert(stage_row(15) + 8 <= kStageFloats, "the stage has room");
-
-// Lanes lie along the matrix rows, and where those are fewer than 32, along the batch rows too.
-template <int kRows, int kTile>
-struct WarpProduct<Ffma, kRows, kTile> {
-  static_assert(kTile == 8, "one tile");
-  static constexpr int kAcross = kRows < 32 ? kRows : 32;  // lanes along the matrix rows
-  static constexpr int kPerLane = kRows / kAcross;         // matrix rows of a lane
-  static constexpr int kBatch = kTile * kAcross / 32;      // batch rows of a lane
-  struct alignas(kBatch < 4 ? 8 : 16) Batch {
-    float value[kBatch];
-  };
-
-  const uint32_t* slice;
-  int chunks, lane;
-  float* stage;
-  float sum[kPerLane][kBatch] = {};
-
-  template <int kChunks>
-  __device__ void add(const Bits128 (&words)[kChunks][1], int begin, int last) {
-#pragma unroll
-    for (int a = 0; a < kChunks; ++a) {
-      if (begin + a >= last) break;
-      add_chunk(words[a][0], begin + a);
-    }
-  }
-
-  __device__ void add_chunk(const Bits128& words, int chunk) {
-    const int g = lane / 4, q = lane % 4;
-    const int row = lane % kAcross, batch = lane / kAcross * kBatch;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) stage[stage_row(4 * q + j) + g] = bits_as<float>(words.word[j]);
-    __syncwarp();
-    for (int k = 0; k < 16; ++k) {
-      const float* w = reinterpret_cast<const float*>(slice) + (chunk * 16 + k) * kRows + row;
-      const Batch v = *reinterpret_cast<const Batch*>(stage + stage_row(k) + batch);
-#pragma unroll
-      for (int r = 0; r < kPerLane; ++r) {
-        const float weight = w[r * kAcross];
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) sum[r][b] = fused(weight, v.value[b], sum[r][b]);
-      }
-    }
-    __syncwarp();
-  }
-
-  __device__ void store_sums(float* partial) const {
-    const int row = lane % kAcross, batch = lane / kAcross * kBatch;
-#pragma unroll
-    for (int r = 0; r < kPerLane; ++r) {
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        partial[(batch + b) * partial_stride(kRows) + row + r * kAcross] = sum[r][b];
-    }
-  }
-};
 
 // Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
 // are on their way. `polls`: see LoadedChunks::wait. With FASTLSTM_PROBE a warp asks for one chunk

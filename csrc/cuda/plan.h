@@ -18,7 +18,6 @@ namespace fastlstm {
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
-constexpr int kStageFloats = 16 * 12 + 8;  // per warp, of the FFMA path (stage_row)
 
 // The constants of the predictions, from data sheets and arithmetic: name, value, meaning. Those of
 // cuDNN are of its standard kernels, the least that they take at any size and clock.
@@ -127,6 +126,8 @@ struct Tiling {
   int group_rows = 0;      // rows of the largest group
   int directions = 0;      // walked in the same launch
   int exchange_width = 0;  // Task::exchange_width
+  bool ffma = false;       // Task::ffma
+  int64_t shared_bytes = 0;
 
   int blocks() const { return unit_blocks * row_groups * directions; }
   bool has_passes() const { return group_rows > row_tile; }  // of a block, over its rows
@@ -135,7 +136,6 @@ struct Tiling {
 struct Plan {
   bool persistent = false;
   Tiling tiling;
-  int64_t shared_bytes = 0;
   double step_us = 0;           // predicted, of the chosen engine, all directions together
   double stepwise_step_us = 0;  // predicted, of the stepwise engine
 
@@ -159,20 +159,15 @@ constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile
   return (backward ? 8 : 4) / columns;
 }
 
-// Bytes of shared memory of a block, in the order in which they lie there.
-struct SharedLayout {
-  int64_t weights, stage, partials, state, rows;
-
-  SharedLayout(const Task& task, const Tiling& tiling) {
-    const int64_t matrix = matrix_rows(task.backward, tiling.units);
-    weights = matrix * task.chunks() * kChunkBytes;
-    stage = task.ffma() ? int64_t{4} * kWarps * kStageFloats : 0;
-    partials = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
-    state = int64_t{4} * tiling.group_rows * tiling.units;
-    rows = int64_t{4} * 2 * tiling.group_rows;
-  }
-  int64_t total() const { return weights + stage + partials + state + rows; }
-};
+// Bytes of shared memory of a block, in the order in which they lie there (persistent_block.h).
+inline int64_t shared_bytes_of(const Task& task, const Tiling& tiling) {
+  const int64_t matrix = matrix_rows(task.backward, tiling.units);
+  const int64_t weights = matrix * task.chunks() * kChunkBytes;
+  const int64_t partials = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
+  const int64_t state = int64_t{4} * tiling.group_rows * tiling.units;
+  const int64_t rows = int64_t{4} * 2 * tiling.group_rows;
+  return weights + partials + state + rows;
+}
 
 inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_groups,
                           int directions) {
@@ -182,13 +177,9 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
   tiling.group_rows = static_cast<int>(divide_up(task.batch, row_groups));
   tiling.directions = directions;
   tiling.exchange_width = static_cast<int>(task.exchange_width());
+  tiling.ffma = task.ffma();
+  tiling.shared_bytes = shared_bytes_of(task, tiling);
   return tiling;
-}
-
-// Whether all blocks run at once, each with the shared memory it needs.
-inline bool fits(const Task& task, const Tiling& tiling, const CudaDevice& device) {
-  return tiling.blocks() <= device.sm_count &&
-         SharedLayout(task, tiling).total() <= device.shared_bytes;
 }
 
 // One step of all directions.
@@ -256,18 +247,26 @@ inline Plan plan_persistent(const Task& task, const CudaDevice& device,
         for (int64_t groups = first; groups <= std::min({last, room, task.batch}); ++groups) {
           const Tiling tiling =
               make_tiling(task, units, row_tile, static_cast<int>(groups), directions);
-          if (!fits(task, tiling, device)) continue;
+          // All blocks must run at once, each with the shared memory it needs.
+          if (tiling.blocks() > device.sm_count || tiling.shared_bytes > device.shared_bytes)
+            continue;
           const double us = predict_persistent(task, tiling, device);
           if (best.persistent && us >= best.step_us) continue;
           best.persistent = true;
           best.step_us = us;
           best.tiling = tiling;
-          best.shared_bytes = SharedLayout(task, tiling).total();
         }
       }
     }
   }
   return best;
+}
+
+// Whether one_step.cu serves a layer of one step: rows are whole pieces of 16 bytes.
+inline bool fuses_step(const Task& task, int64_t input_size, int capability) {
+  const int64_t piece = 16 / task.element_bytes();
+  return task.steps == 1 && task.dtype != Dtype::kFloat64 && !task.only_stepwise &&
+         capability >= 80 && input_size % piece == 0 && task.hidden_size % piece == 0;
 }
 
 inline Plan plan(const Task& task, const CudaDevice& device) {

@@ -47,27 +47,26 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
-// What "auto" planned: of a device, the SMs that are left free, and a task.
+// A device, the SMs that are left free, and a task.
 using PlannedTask = std::array<int64_t, 10>;
 inline PlannedTask planned_task(int device, int free_sms, const Task& task) {
   return {device,          free_sms,        task.hidden_size, task.batch,         task.steps,
           task.directions, int(task.dtype), task.allow_tf32,  task.only_stepwise, task.backward};
 }
 
-// Calls whose persistent launch a GPU refused. Of the task all that decides how many blocks there
-// are, and how large.
-using RefusedCall = std::array<int64_t, 7>;
-inline RefusedCall refused_call(int device, const Task& task) {
-  return {device,          task.hidden_size, task.batch,   task.directions,
-          int(task.dtype), task.allow_tf32,  task.backward};
+// Tasks whose persistent launch a GPU refused: all that decides how many blocks there are, and how
+// large.
+inline PlannedTask refused_task(int device, Task task) {
+  task.steps = 0;
+  return planned_task(device, 0, task);
 }
 
 // One for all libraries of a wheel (gpu_state.cpp).
 struct GpuState {
   std::atomic<int> default_free_sms = 0;  // what free_sms() is where the user says nothing
   std::mutex mutex;
-  std::set<RefusedCall> refused;
-  std::map<PlannedTask, Plan> plans;
+  std::set<PlannedTask> refused;
+  std::map<PlannedTask, Plan> plans;  // of "auto"
 };
 GpuState& gpu_state();
 
@@ -82,7 +81,7 @@ inline int free_sms() {
 // GEMM was run for it.
 inline bool is_refused(int device, const Task& task) {
   const std::lock_guard<std::mutex> lock(gpu_state().mutex);
-  return gpu_state().refused.count(refused_call(device, task)) > 0;
+  return gpu_state().refused.count(refused_task(device, task)) > 0;
 }
 
 }  // namespace fastlstm

@@ -32,14 +32,11 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, boo
   const Tensor input = flat(layer.input, s.batch);
   const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.contiguous();
   const Tensor seen = layer.h_mask ? h_0 * *layer.h_mask : h_0;
-  const Tensor lengths = contiguous_or_undefined(layer.lengths);
-  const Tensor reset = contiguous_or_undefined(layer.reset);
-  const stepwise::ZoneoutRows<T> zoneout(layer);
+  const stepwise::ZoneoutRows zoneout(layer);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Direction& w = layer.directions[d];
-    const WalkStep at = walk(layer, d == 1)[0];
-    FusedStepForward<T, A> step{};
-    static_cast<Step&>(step) = stepwise::step_of(layer, at, d == 1, lengths, reset);
+    const stepwise::DirectionWalk walk(layer, d, zoneout);
+    auto step = walk.begin<FusedStepForward, T, A>(walk.steps()[0]);
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
     if (layer.has_bias()) step.b_ih = const_data<T>(b_ih), step.b_hh = const_data<T>(b_hh);
@@ -52,7 +49,6 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, boo
     step.output_stride = s.directions * s.hidden_size;
     if (save_cells) step.cells = data<A>(to.cells[d]);
     if (save_gates) step.gates = data<T>(to.gates[d]);
-    step.zoneout = zoneout.at(d, at);
     if constexpr (std::is_same_v<A, float>) {
       if (fused) {
         const Tensor x = exchangeable(input, s.input_size),

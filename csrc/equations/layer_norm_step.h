@@ -42,10 +42,10 @@ struct Normalizer {
   FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
-// Of at(k), k < n.
+// Of at(k), k < n; inverse_n = 1 / n.
 template <typename A, typename Team, typename At>
-FASTLSTM_INLINE Normalizer<A> normalizer(const Team& team, int64_t n, const At& at) {
-  const A inverse_n = A(1) / A(n), mean = team.total(n, at) * inverse_n;
+FASTLSTM_INLINE Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
+  const A mean = team.total(n, at) * inverse_n;
   const A squares = team.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
@@ -61,10 +61,10 @@ struct NormalizerGradient {
 };
 
 template <typename A, typename Team, typename X, typename D>
-FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n,
+FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n, A inverse_n,
                                                           const Normalizer<A>& normal, const X& x,
                                                           const D& d) {
-  const A inverse_n = A(1) / A(n), mean_d = team.total(n, d) * inverse_n;
+  const A mean_d = team.total(n, d) * inverse_n;
   const A mean_dx = team.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
   return {normal, mean_d, mean_dx};
 }
@@ -73,12 +73,13 @@ template <typename T, typename A, typename Team>
 FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool reset, bool zoned,
                               const Team& team) {
   const int64_t hidden_size = s.hidden_size;
+  const A inverse_size = A(1) / A(hidden_size);
   if (!is_live(s, row)) return dead_row(s, row, team);
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.fresh_cells + row * hidden_size;
-  const auto normal_h =
-      normalizer<A>(team, 4 * hidden_size, [&](int64_t k) { return A(from_h[k]); });
+  const auto normal_h = normalizer<A>(team, 4 * hidden_size, inverse_size / 4,
+                                      [&](int64_t k) { return A(from_h[k]); });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
@@ -91,7 +92,8 @@ FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool rese
     store_gates(gates_row, u, hidden_size, gates);
     cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * hidden_size + u]);
   });
-  const auto normal_c = normalizer<A>(team, hidden_size, [&](int64_t u) { return cells[u]; });
+  const auto normal_c =
+      normalizer<A>(team, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
     const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
@@ -103,6 +105,7 @@ template <typename T, typename A, typename Team>
 FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool reset, bool zoned,
                               const Team& team) {
   const int64_t hidden_size = s.hidden_size;
+  const A inverse_size = A(1) / A(hidden_size);
   T* const d_gates = s.d_gates + row * 4 * hidden_size;
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
   A* const d_normed = s.d_normed_cells + row * hidden_size;
@@ -121,7 +124,7 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const auto c = [&](int64_t u) {
     return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * hidden_size + u];
   };
-  const auto normal_c = normalizer<A>(team, hidden_size, c);
+  const auto normal_c = normalizer<A>(team, hidden_size, inverse_size, c);
   // h = o tanh(normed), before zoneout
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     T* const dh_state = s.dh_state + row * hidden_size + u;
@@ -134,7 +137,7 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
     d_normed[u] = d.c;
     d_gates[3 * hidden_size + u] = T(d.o_pre);  // where the gates lie here too, o has served
   });
-  const auto d_c = normalizer_gradient<A>(team, hidden_size, normal_c, c,
+  const auto d_c = normalizer_gradient<A>(team, hidden_size, inverse_size, normal_c, c,
                                           [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
@@ -150,8 +153,8 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   const auto x = [&](int64_t k) { return A(from_h[k]); };
   const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
-  const auto normal_h = normalizer<A>(team, 4 * hidden_size, x);
-  const auto d_h = normalizer_gradient<A>(team, 4 * hidden_size, normal_h, x, d);
+  const auto normal_h = normalizer<A>(team, 4 * hidden_size, inverse_size / 4, x);
+  const auto d_h = normalizer_gradient<A>(team, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
   team.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
     d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k)));
   });

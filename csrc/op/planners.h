@@ -98,11 +98,18 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
                   "stepwise_step_us"_a = chosen.stepwise_step_us,
                   "stack_us"_a = predict_stack(task, chosen, layers, device),
                   "cudnn_us"_a = predict_cudnn(task, layers, device), "units"_a = tiling.units,
-                  "shared_bytes"_a = chosen.shared_bytes,
+                  "shared_bytes"_a = tiling.shared_bytes,
                   "shared_bytes_available"_a = device.shared_bytes, "row_tile"_a = tiling.row_tile,
                   "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
                   "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
                   "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
+}
+
+// Of a plain layer of one step.
+inline bool fuses_step(const std::string& dtype, int64_t input_size, int64_t hidden_size,
+                       int capability) {
+  const Task task{hidden_size, 1, 1, 1, dtype_named(dtype), false, false, false};
+  return fastlstm::fuses_step(task, input_size, capability);
 }
 
 inline bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,

@@ -66,21 +66,13 @@ struct BackwardCall {
   }
 };
 
-// One direction.
 template <typename T, typename A, typename StepKernels>
-class BackwardWalk {
+class BackwardWalk : DirectionWalk {
  public:
   // d_gates [R,4H]: where the gradients of the gates go.
   BackwardWalk(BackwardCall& call, int64_t d, const Tensor& d_gates)
-      : call_(call),
-        layer_(call.layer),
-        w_(call.layer.directions[d]),
-        d_(d),
-        sizes_(call.sizes),
-        steps_(walk(call.layer, d == 1)),
-        lengths_(contiguous_or_undefined(layer_.lengths)),
-        reset_(contiguous_or_undefined(layer_.reset)),
-        zoneout_(layer_),
+      : DirectionWalk(call.layer, d, ZoneoutRows(call.layer)),
+        call_(call),
         d_gates_(d_gates),
         gates_(call.gates.defined() ? call.gates[d] : d_gates),
         h_prev_(StepKernels::template previous_hidden<T>(
@@ -148,8 +140,7 @@ class BackwardWalk {
   StepBackward<T, A> cells(const WalkStep& at) const {
     const int64_t hidden = sizes_.hidden_size;
     const A* const all_cells = const_data<A>(call_.cells[d_]);
-    StepBackward<T, A> step;
-    static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
+    auto step = begin<StepBackward, T, A>(at);
     step.gates = const_data<T>(gates_) + at.offset * 4 * hidden;
     step.cells = all_cells + at.offset * hidden;
     step.prev_cells = all_cells + at.prev_offset * hidden;
@@ -164,7 +155,6 @@ class BackwardWalk {
     step.dh_state = data<T>(d_hidden_);
     step.dc_state = data<A>(dc_);
     step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
-    step.zoneout = zoneout_.at(d_, at);
     return step;
   }
 
@@ -180,13 +170,6 @@ class BackwardWalk {
   }
 
   BackwardCall& call_;
-  const Layer& layer_;
-  const Direction& w_;
-  int64_t d_;
-  Sizes sizes_;
-  std::vector<WalkStep> steps_;
-  Tensor lengths_, reset_;
-  ZoneoutRows<T> zoneout_;
   Tensor d_gates_, gates_, h_prev_;
   Tensor dy_, dh_, dc_;
   Tensor d_hidden_;  // dL/d(o tanh(c)), which is dL/dh where nothing is projected

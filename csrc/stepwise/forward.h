@@ -14,29 +14,51 @@
 namespace fastlstm {
 namespace stepwise {
 
-inline Step step_of(const Layer& layer, const WalkStep& at, bool reverse, const Tensor& lengths,
-                    const Tensor& reset) {
-  return {at.t,
-          at.rows,
-          layer.hidden_size.expect_int(),
-          at.prev_rows,
-          reverse,
-          lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
-          reset.defined() ? reset.const_data_ptr<bool>() + at.offset : nullptr};
-}
+// The walk of one direction: its steps, and what is alike in all passes over them.
+class DirectionWalk {
+ public:
+  DirectionWalk(const Layer& layer, int64_t d, const ZoneoutRows& zoneout)
+      : layer_(layer),
+        w_(layer.directions[d]),
+        d_(d),
+        sizes_(layer.sizes()),
+        steps_(walk(layer, d == 1)),
+        lengths_(contiguous_or_undefined(layer.lengths)),
+        reset_(contiguous_or_undefined(layer.reset)),
+        zoneout_(zoneout) {}
 
-// The walk of one direction.
+  const std::vector<WalkStep>& steps() const { return steps_; }
+
+  // A step that has nothing yet but the sizes, which rows take it, and zoneout.
+  template <template <typename, typename> class S, typename T, typename A>
+  S<T, A> begin(const WalkStep& at) const {
+    S<T, A> step{};
+    step.t = at.t, step.rows = at.rows, step.prev_rows = at.prev_rows;
+    step.hidden_size = sizes_.hidden_size, step.reverse = d_ == 1;
+    if (lengths_.defined()) step.lengths = const_data<int64_t>(lengths_);
+    if (reset_.defined()) step.reset = const_data<bool>(reset_) + at.offset;
+    step.zoneout = zoneout_.at<T>(d_, at);
+    return step;
+  }
+
+ protected:
+  const Layer& layer_;
+  const Direction& w_;
+  int64_t d_;
+  Sizes sizes_;
+  std::vector<WalkStep> steps_;
+
+ private:
+  Tensor lengths_, reset_;
+  ZoneoutRows zoneout_;
+};
+
 template <typename T, typename A, typename StepKernels>
-class ForwardWalk {
+class ForwardWalk : DirectionWalk {
  public:
   // x_gates [R,4H] holds the input's part, and in the end the activated gates.
   ForwardWalk(const Layer& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
-      : layer_(layer),
-        d_(d),
-        sizes_(layer.sizes()),
-        lengths_(contiguous_or_undefined(layer.lengths)),
-        reset_(contiguous_or_undefined(layer.reset)),
-        zoneout_(layer),
+      : DirectionWalk(layer, d, ZoneoutRows(layer)),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
         h_(to.h_n[d]),
@@ -44,17 +66,20 @@ class ForwardWalk {
         y_(flat(to.output, sizes_.flat_rows).narrow(1, d * sizes_.output_size, sizes_.output_size)),
         cells_(to.cells.size(0) ? to.cells[d] : Tensor()),
         hidden_state_(h_) {
-    const Direction& w = layer.directions[d];
-    if (layer.normalizes()) norms_.emplace(w, sizes_.batch);
+    if (layer.normalizes()) norms_.emplace(w_, sizes_.batch);
     if (!layer.projects()) return;
     projection_.emplace(layer, d);
     hidden_state_ = at::zeros({sizes_.batch, sizes_.hidden_size}, layer.input.options());
   }
 
   void run() {
-    for (const WalkStep& at : walk(layer_, d_ == 1)) {
+    for (const WalkStep& at : steps_) {
       const Tensor h_t = h_.narrow(0, 0, at.rows);
-      const StepForward<T, A> step = prepare(at, h_t);
+      Tensor from_h = h_gates_.narrow(0, 0, at.rows);
+      const Tensor seen =
+          layer_.h_mask ? h_t * layer_.h_mask->select(0, d_).narrow(0, 0, at.rows) : h_t;
+      StepKernels::multiply(seen, w_.w_hh, from_h);
+      const StepForward<T, A> step = cells(at, from_h);
       if (norms_)
         StepKernels::run(norms_->forward(step));
       else
@@ -65,22 +90,10 @@ class ForwardWalk {
     }
   }
 
-  // A step whose product with h [rows,P] is done.
-  StepForward<T, A> prepare(const WalkStep& at, const Tensor& h) {
-    Tensor from_h = h_gates_.narrow(0, 0, at.rows);
-    StepKernels::multiply(masked(h), layer_.directions[d_].w_hh, from_h);
-    return cells(at, from_h);
-  }
-
  private:
-  Tensor masked(const Tensor& h_t) const {
-    return layer_.h_mask ? h_t * layer_.h_mask->select(0, d_).narrow(0, 0, h_t.size(0)) : h_t;
-  }
-
   StepForward<T, A> cells(const WalkStep& at, const Tensor& from_h) const {
     const int64_t hidden = sizes_.hidden_size, output_stride = y_.stride(0);
-    StepForward<T, A> step;
-    static_cast<Step&>(step) = step_of(layer_, at, d_ == 1, lengths_, reset_);
+    auto step = begin<StepForward, T, A>(at);
     step.x_gates = step.gates = data<T>(x_gates_) + at.offset * 4 * hidden;
     step.h_gates = const_data<T>(from_h);
     step.c_state = data<A>(c_);
@@ -88,15 +101,9 @@ class ForwardWalk {
     step.h_state = data<T>(hidden_state_);
     step.output = projection_ ? step.h_state : data<T>(y_) + at.offset * output_stride;
     step.output_stride = projection_ ? hidden : output_stride;
-    step.zoneout = zoneout_.at(d_, at);
     return step;
   }
 
-  const Layer& layer_;
-  int64_t d_;
-  Sizes sizes_;
-  Tensor lengths_, reset_;
-  ZoneoutRows<T> zoneout_;
   Tensor x_gates_, h_gates_;
   Tensor h_, c_, y_, cells_;
   Tensor hidden_state_;  // o tanh(c), which is h where nothing is projected
@@ -106,25 +113,19 @@ class ForwardWalk {
 
 }  // namespace stepwise
 
-// gates, as they are saved, or undefined: memory for them, which holds the input's part
-// (multiply_input) of the first `multiplied` directions already.
 template <typename T, typename A, typename StepKernels>
-ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates,
-                               const Tensor& gates = {}, int64_t multiplied = 0) {
+ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const Tensor input = flat(layer.input, s.flat_rows);
-  ForwardTensors to(layer, save_cells, save_gates && !gates.defined());
-  if (gates.defined()) to.gates = gates;
+  const ForwardTensors to(layer, save_cells, save_gates);
   for (int64_t d = 0; d < s.directions; ++d) {
     // Activated gates overwrite the pre-activations, saved or not.
-    Tensor x_gates = to.gates.size(0)
+    Tensor x_gates = save_gates
                          ? flat(to.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
-    if (d >= multiplied)
-      stepwise::multiply_input<StepKernels>(layer, layer.directions[d], input, x_gates);
+    stepwise::multiply_input<StepKernels>(layer, layer.directions[d], input, x_gates);
     stepwise::ForwardWalk<T, A, StepKernels>(layer, d, to, x_gates).run();
   }
-  if (!save_gates) to.gates = at::empty({0}, layer.input.options());
   return to.result(layer);
 }
 

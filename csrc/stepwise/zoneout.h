@@ -7,7 +7,6 @@
 namespace fastlstm::stepwise {
 
 // After a projection h is zoned out by the walk itself.
-template <typename T>
 class ZoneoutRows {
  public:
   explicit ZoneoutRows(const Layer& layer) {
@@ -16,6 +15,7 @@ class ZoneoutRows {
     if (!layer.projects()) h_ = contiguous_or_undefined(layer.zoneout_h);
     c_ = contiguous_or_undefined(layer.zoneout_c);
   }
+  template <typename T>
   Zoneout<T> at(int64_t d, const WalkStep& at) const {
     if (!none_.defined()) return {};
     const auto rows = [&](const Tensor& shares) {
@@ -25,7 +25,10 @@ class ZoneoutRows {
     const int64_t stride = none_.size(0);
     return {rows(h_), rows(c_), h_.defined() ? stride : 0, c_.defined() ? stride : 0};
   }
-  Zoneout<T> all(int64_t d) const { return at(d, {0, 0, 1, 0, 0}); }  // from the first flat row on
+  template <typename T>
+  Zoneout<T> all(int64_t d) const {  // from the first flat row on
+    return at<T>(d, {0, 0, 1, 0, 0});
+  }
 
  private:
   Tensor none_, h_, c_;

@@ -57,7 +57,7 @@ def write_few(name, tiles, folder, cuda=CUDA):
     """persistent_NAME.cu with the kernels of these tiles only: all of them take a minute."""
     text = (cuda / f"persistent_{name}.cu").read_text()
     text = re.sub('#include "', f"\\g<0>{cuda}/", text)
-    text, launchers = re.subn(r"template cudaError_t launch_persistent_[^;]*;", "", text)
+    text, launchers = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
     assert launchers == 3
     walk = f"{name.capitalize()}Walk"
     kernels = ", ".join(
@@ -208,9 +208,9 @@ def short_polls(step):
 EXCHANGE = "persistent_exchange.h"
 RULES = {
     early_uses: (
-        "persistent_{name}.cu",
-        "inputs[j] = load_inputs(step, block.unit(step.t, pass, j));",
-        "if (float((inputs[j] = load_inputs(step, block.unit(step.t, pass, j))).{gates}.i) == 7)"
+        "persistent_block.h",
+        "inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));",
+        "if (float((inputs[j] = walk.load_inputs(step, unit(step.t, pass, j))).{gates}.i) == 7)"
         " return;",
     ),
     moved_groups: (

@@ -154,10 +154,6 @@ def mutants():
         for i in range(count):
             names = persistent(kind, *passes)
             yield "bar.sync", kernel, r"bar\.sync\s+0;", NOTHING, i, names
-    for kernel in ("ForwardWalk<Ffma, 32", "BackwardWalk<Ffma, 32"):
-        for i in range(4):
-            names = persistent("float32", "two parts", "very deep")
-            yield "bar.warp.sync", kernel, r"bar\.warp\.sync\s+-1;", NOTHING, i, names
     yield "no publication", forward("Ffma"), PUBLICATION, NOTHING, 0, ffma
     yield "weak publications", forward("Ffma"), r"st\.relaxed\.gpu\.", "st.", -1, ffma
     yield "weak polls", forward("Ffma"), r"ld\.relaxed\.gpu\.", "ld.", -1, ffma
@@ -180,8 +176,6 @@ def mutants():
 # Changes that no result depends on, and why.
 HARMLESS = {
     ("bar.sync", 1): "Block::load: the state, which it orders, is read after the next barrier",
-    ("bar.warp.sync", 0): "multiply: it holds loads above the wait, which only time depends on",
-    ("bar.warp.sync", 1): "wait: it brings lanes together for an mma, and FFMA has none",
 }
 
 

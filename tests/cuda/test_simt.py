@@ -72,25 +72,14 @@ MUTANTS = {
             ["stepwise/more rows than a grid is high"],
         ),
         "a reset is ignored": (
-            "forward_unit(step, row, unit, is_reset(step, row), zoned)",
-            "forward_unit(step, row, unit, false, zoned)",
+            "is_reset(step, row), step.zoneout.h, OneUnit",
+            "false, step.zoneout.h, OneUnit",
             [STEPWISE + "reset"],
         ),
-        "gradients cross a reset": (
-            "cells_before(step, row), is_reset(step, row), zoned)",
-            "cells_before(step, row), false, zoned)",
-            [STEPWISE + "reset"],
-        ),
-        "dead rows go on": ("if (is_live(step, row))", "if (true)", [STEPWISE + "lengths"]),
         "zoneout is ignored": (
-            "forward_unit(step, row, unit, is_reset(step, row), zoned)",
-            "forward_unit(step, row, unit, is_reset(step, row), false)",
+            "step.zoneout.h, OneUnit",
+            "false, OneUnit",
             [STEPWISE + "zoneout", STEPWISE + "zoneout, nothing saved"],
-        ),
-        "zoneout is ignored by gradients": (
-            "cells_before(step, row), is_reset(step, row), zoned)",
-            "cells_before(step, row), is_reset(step, row), false)",
-            [STEPWISE + "zoneout"],
         ),
         "no barrier before the partial sums": (
             "partial[thread] = sum; barrier();",
@@ -108,12 +97,27 @@ MUTANTS = {
             [NORMED + "one row", NORMED + "zoneout"],
         ),
         "rows beyond the first": (
-            "backward_normed_row(step, row,",
-            "backward_normed_row(step, 0,",
+            "step_row(step, row, is_reset(step, row), step.zoneout.h, block)",
+            "step_row(step, 0, is_reset(step, row), step.zoneout.h, block)",
             [NORMED + "one row"],
         ),
     },
     ("stepwise.cu", "../equations/lstm_step.h"): {
+        "gradients cross a reset": (
+            "into.reset = reset,",
+            "into.reset = false,",
+            [STEPWISE + "reset"],
+        ),
+        "dead rows go on": (
+            "if (!is_live(s, row)) return dead_row(s, row, team);",
+            "",
+            [STEPWISE + "lengths"],
+        ),
+        "zoneout is ignored by gradients": (
+            "into.zoned = {zoned, zoned};",
+            "into.zoned = {false, false};",
+            [STEPWISE + "zoneout"],
+        ),
         "a row that starts late forgets c_0": (
             "starts_here(s, row) ? s.c_0",
             "s.prev_rows == 0 ? s.c_0",
@@ -155,8 +159,8 @@ MUTANTS = {
     },
     (ONE_STEP, PRODUCT): {
         "float32 takes a factor of the wrong row": (
-            "factor(b, column + 4)",
-            "factor(b, column)",
+            "first + 4 + k % 4",
+            "first + k % 4",
             ["one step/float32/a tile of 8 rows"],
         ),
     },
@@ -229,8 +233,8 @@ MUTANTS = {
             [BF16 + "odd sizes"],
         ),
         "the forget gate takes the input gate's sum": (
-            "from_x.f + from_h.value[1]",
-            "from_x.f + from_h.value[0]",
+            "bits_as<Gates<float>>(from_h)",
+            "Gates<float>{from_h.value[0], from_h.value[0], from_h.value[2], from_h.value[3]}",
             [BF16 + "two parts"],
         ),
         "a row that starts late forgets h_0": (
@@ -259,8 +263,8 @@ MUTANTS = {
             [FFMA + "zoneout", BF16 + "zoneout, lengths"],
         ),
         "zoneout of the step before": (
-            "d.zoneout.c[flat_row *",
-            "d.zoneout.c[(flat_row ? flat_row - 1 : 0) *",
+            "zoneout_of<T, T>(d.zoneout, flat_row, column)",
+            "zoneout_of<T, T>(d.zoneout, flat_row ? flat_row - 1 : 0, column)",
             [FFMA + "zoneout"],
         ),
     },
@@ -321,18 +325,13 @@ MUTANTS = {
             [BF16 + "odd sizes"],
         ),
         "gradients cross a reset": (
-            " ||\n        block.is_reset(step.t_next, row)",
+            " ||\n        block.is_reset(step.t_before, row)",
             "",
             [FFMA + "resets"],
         ),
         "nobody waits before dL/dh_0": (
             "d_gates_of(row, block.offset(t));",
             "RowVector<T>{d_gates_of(row, block.offset(t)).values, false};",
-            [FFMA + "two parts"],
-        ),
-        "reads the step before the one that came after": (
-            "offset_next = at.offset;",
-            "offset_next = offset_next;",
             [FFMA + "two parts"],
         ),
     },
@@ -343,13 +342,18 @@ MUTANTS = {
             [FFMA + "zoneout"],
         ),
         "what zoneout kept of dc is lost": (
-            "dh, dc, kept_dc)",
-            "dh, dc, A(0))",
+            "c_prev, dc, kept_dc)",
+            "c_prev, dc, A(0))",
             [FFMA + "zoneout"],
         ),
         "c behind zoneout": ("cell = next_cell(gates, c_prev);", "", [FFMA + "zoneout"]),
     },
     (BACKWARD, BLOCK): {
+        "reads the step before the one that came after": (
+            "offset_before = at.offset;",
+            "offset_before = offset_before;",
+            [FFMA + "two parts"],
+        ),
         "padding behind a gate is not written": (
             "at.unit < exchanged_units",
             "at.unit < units",

@@ -209,7 +209,7 @@ struct Run {
     call.save_gates = save;
     call.output_stride = shape.directions * shape.H;
     call.exchange_stride = shape.directions * width(false);
-    check(launch_persistent_forward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+    check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
   void backward(bool state_needs_grad = true) {
@@ -233,7 +233,7 @@ struct Run {
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;
     call.d_output_stride = shape.directions * shape.H;
-    check(launch_persistent_backward(call, task, tiling(), nullptr) == cudaSuccess, "launch");
+    check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
   // What both passes have written.

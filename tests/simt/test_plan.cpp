@@ -36,11 +36,9 @@ void check_plan(const Plan& plan, const Task& task, const Card& card) {
   check(int64_t(t.row_groups) * t.group_rows >= task.batch && t.row_groups <= task.batch, where,
         "rows are left out or a group has none");
   check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
-  check(plan.shared_bytes == SharedLayout(task, t).total() &&
-            plan.shared_bytes <= device.shared_bytes,
-        where, plan.shared_bytes, " bytes of shared memory");
-  check(SharedLayout(task, t).weights >=
-            matrix_rows(task.backward, t.units) * task.depth() * task.element_bytes(),
+  check(t.shared_bytes == shared_bytes_of(task, t) && t.shared_bytes <= device.shared_bytes, where,
+        t.shared_bytes, " bytes of shared memory");
+  check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.depth() * task.element_bytes(),
         where, "the slice does not fit its place");
   check(t.exchange_width >= task.hidden_size && t.exchange_width <= t.unit_blocks * t.units, where,
         t.exchange_width, " values exchanged");
