@@ -65,8 +65,8 @@ def gpu(index: int) -> tuple[int, int, float, str]:
     The capability is that of the kernels where they were compiled for less than sm_80, and 0 where
     they cannot run, as under an old driver: then the error says why, unless there is no such code.
     """
-    found: tuple[int, int, float, str] = torch.ops.fastlstm.cuda_device(index)
-    return found
+    sm_count, capability, ghz, error = torch.ops.fastlstm.cuda_device(index)
+    return sm_count, capability, ghz, error.partition("\n")[0]  # without how to debug kernels
 
 
 @functools.cache

@@ -582,3 +582,10 @@ def test_without_the_extension(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_error_of_a_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch adds how to debug kernels, which no user of an old driver has to do."""
+    told = "CUDA driver version is insufficient\nCUDA kernel errors might be reported later."
+    monkeypatch.setattr(torch.ops.fastlstm, "cuda_device", lambda index: (0, 0, 0.0, told), False)
+    assert _build.gpu(1 << 20) == (0, 0, 0.0, "CUDA driver version is insufficient")
