@@ -11,7 +11,7 @@ from captioning.model.decoders import (
     model_config,
     register,
 )
-from captioning.model.ensemble import load_ensemble
+from captioning.model.ensemble import Ensemble, load_ensemble
 from captioning.model.layers import HELP, LSTMS, WEIGHTS, freeze
 from captioning.model.neighbors import Neighbors
 from captioning.model.yunjey import import_yunjey

@@ -53,9 +53,9 @@ class CiderD:
                 totals[i] += factor * _score(caption, references)
         return totals
 
-    def consensus(self, picture: int) -> list[float]:
-        """CIDEr-D of each reference of a picture against its other references; 0 without any."""
-        found = [self._weigh(reference) for reference in self.references[picture]]
+    def consensus(self, captions: Sequence[Sequence[int]]) -> list[float]:
+        """CIDEr-D of each of several captions of one picture against the others; 0 without any."""
+        found = [self._weigh(caption) for caption in captions]
         return [_score(one, found[:k] + found[k + 1 :]) for k, one in enumerate(found)]
 
     def _weigh(self, tokens: Sequence[int]) -> _Weighed:

@@ -1,6 +1,6 @@
 """Several captioners as one, which writes by the mean of their probabilities of each word."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -43,9 +43,12 @@ class Ensemble(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         return torch.cat([member.encoder.embed(features) for member in self.members], -1)
 
+    def parts(self, image: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Each member with its part of what `embed` gave."""
+        return zip(self.members, image.split(self.sizes, -1), strict=True)
+
     def start(self, image: Tensor) -> list[Any]:
-        parts = zip(self.members, image.split(self.sizes, -1), strict=True)
-        return [member.decoder.start(part) for member, part in parts]
+        return [member.decoder.start(part) for member, part in self.parts(image)]
 
     def step(self, words: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         pairs = zip(self.members, state, strict=True)
@@ -58,8 +61,8 @@ class Ensemble(nn.Module):
         return [member.decoder.select(own, rows) for member, own in pairs]
 
     def _attention(self, image: Tensor, tokens: Tensor) -> Tensor:
-        parts = zip(self.members, image.split(self.sizes, -1), strict=True)
-        return torch.stack([m.decoder.attention(part, tokens) for m, part in parts]).mean(0)
+        maps = [member.decoder.attention(part, tokens) for member, part in self.parts(image)]
+        return torch.stack(maps).mean(0)
 
 
 def load_ensemble(

@@ -26,6 +26,7 @@ from captioning.model.tensors import check_numbers
 
 NEAREST = 40  # training pictures that a new one is compared with
 TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
+OTHERS = 0.04  # how much the other hypotheses of a picture count beside them
 
 
 @dataclass(eq=False)
@@ -57,16 +58,19 @@ class Neighbors:
         """CIDEr-D of new captions of each picture against the captions of similar pictures.
 
         For each, from features [M,C] or [M,cells,C] and the tokens of its captions, it is the mean
-        over the `NEAREST` most similar training pictures, weighted by their similarity.
+        over the `NEAREST` most similar training pictures, weighted by their similarity, and a
+        little of that against its other new captions.
         """
         directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
-        return [
-            self.cider.agreement(group, dict(zip(near, share, strict=True)))
-            for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True)
-        ]
+        found = []
+        for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
+            agreed = self.cider.agreement(group, dict(zip(near, share, strict=True)))
+            others = self.cider.consensus(group)
+            found.append([a + OTHERS * other for a, other in zip(agreed, others, strict=True)])
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers for a checkpoint."""

@@ -3,12 +3,14 @@
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captioning.config import (
     ANY_INTEGER,
@@ -58,6 +60,7 @@ class DecodeConfig(Checked):
 
 
 DEFAULT, BEAM = DecodeConfig(), BeamConfig()
+MOST_ROWS = 2048  # captions that are rescored at a time
 
 
 class Hypothesis(NamedTuple):
@@ -100,6 +103,15 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
         top = sums[:, -1:]
         points = torch.minimum(uniform[going, t, None] * top, top.nextafter(torch.zeros_like(top)))
         return torch.searchsorted(sums, points, right=True).squeeze(1)
+
+    return choose
+
+
+def given_words(tokens: Tensor) -> Choose:
+    """The words of given captions [B,steps]."""
+
+    def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+        return tokens[going, t]
 
     return choose
 
@@ -147,6 +159,26 @@ def write_captions(
         uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
         choose = random_words(uniform, config.temperature)
     return _hypotheses(*write_tokens(decoder, image, choose, steps))
+
+
+def rescore(
+    decoder: Decoder,
+    image: Tensor,
+    pictures: Sequence[Sequence[Sequence[int]]],
+    config: DecodeConfig,
+    beam: BeamConfig,
+) -> list[list[Hypothesis]]:
+    """Ranks the given captions of each picture as `beam_search` ranks; best first."""
+    tokens = pad_sequence([torch.tensor(c) for picture in pictures for c in picture], True, PAD)
+    tokens, counts = tokens.to(image.device), [len(picture) for picture in pictures]
+    rows = torch.arange(len(image)).repeat_interleave(torch.tensor(counts))
+    found: list[Hypothesis] = []
+    for some in torch.arange(len(rows), device=image.device).split(MOST_ROWS):
+        choose = given_words(tokens[some])
+        found += _hypotheses(*write_tokens(decoder, image[rows[some]], choose, tokens.size(1)))
+    penalty = beam.length_penalty if config.length_penalty is None else config.length_penalty
+    scored = (h._replace(score=h.score / len(h.tokens) ** penalty) for h in found)
+    return [sorted(islice(scored, n), key=lambda h: h.score, reverse=True) for n in counts]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,14 @@ from captioning import console
 from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
-from captioning.model import Captioner, Checkpoint, Neighbors
-from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
+from captioning.model import Captioner, Checkpoint, Ensemble, Neighbors
+from captioning.search.decoding import (
+    DecodeConfig,
+    Hypothesis,
+    beam_search,
+    rescore,
+    write_captions,
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,24 @@ def decode_batch(
         image = model.encoder.embed(features)
     if config.method != "beam":
         return [[h] for h in write_captions(model.decoder, image, config, generator)]
-    found, near = beam_search(model.decoder, image, config, model.beam), model.neighbors
+    found, near = _beams(model, image, config), model.neighbors
     weight = near.weight if near and config.neighbors is None else config.neighbors
     return rank(found, agreement(near, features, found), weight) if near and weight else found
+
+
+def _beams(model: Captioner, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
+    """What beam search finds; of several captioners what each finds alone, ranked by all."""
+    if not isinstance(model, Ensemble):
+        return beam_search(model.decoder, image, config, model.beam)
+    config = replace(config, max_seq_length=config.max_seq_length or model.max_seq_length)
+    found = [
+        beam_search(member.decoder, part, config, model.beam) for member, part in model.parts(image)
+    ]
+    pooled = [
+        list({tuple(h.tokens) for group in groups for h in group})
+        for groups in zip(*found, strict=True)
+    ]
+    return rescore(model.decoder, image, pooled, config, model.beam)
 
 
 def agreement(

@@ -40,7 +40,7 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     over all captions. Without it a word or two would decide where people agree on little.
     """
     cider = CiderD(table.tokens(vocabulary))
-    agreement = [torch.tensor(cider.consensus(picture)) for picture in range(len(table.images))]
+    agreement = [torch.tensor(cider.consensus(captions)) for captions in cider.references]
     floor = torch.cat(agreement).mean() / 5
     if floor == 0:
         return torch.ones(sum(map(len, agreement)))

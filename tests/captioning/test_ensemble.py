@@ -68,13 +68,29 @@ def test_the_probability_of_a_word_is_the_mean_of_theirs(pair):
 def test_it_writes_neither_what_the_one_nor_what_the_other_writes(pair, method):
     one, two, features = pair
 
-    def words(model) -> list[list[int]]:
+    def words(model) -> list[list[list[int]]]:
         same = torch.Generator().manual_seed(0)
-        return [g[0].tokens for g in decode_batch(model, features, DecodeConfig(method), same)]
+        found = decode_batch(model, features, DecodeConfig(method), same)
+        return [[hypothesis.tokens for hypothesis in group] for group in found]
 
     both, alone = words(Ensemble([one.model, two.model])), words(one.model)
     assert both != alone and both != words(two.model)
     assert words(Ensemble([one.model, one.model])) == alone
+
+
+def test_beam_search_ranks_all_that_the_members_find(pair):
+    one, two, features = pair
+    config = DecodeConfig("beam", 3, 0.7)
+    both, *alone = (
+        decode_batch(model, features, config)
+        for model in (Ensemble([one.model, two.model]), one.model, two.model)
+    )
+    for group, *parts in zip(both, *alone, strict=True):
+        expected = {tuple(h.tokens) for part in parts for h in part}
+        assert {tuple(h.tokens) for h in group} == expected and len(group) == len(expected)
+        scores = [sum(h.log_probs) / len(h.tokens) ** 0.7 for h in group]
+        assert [h.score for h in group] == pytest.approx(scores)
+        assert scores == sorted(scores, reverse=True)
 
 
 def test_its_search_is_what_was_best_for_its_members(new_checkpoint, data):
@@ -89,7 +105,7 @@ def test_its_search_is_what_was_best_for_its_members(new_checkpoint, data):
     assert both.neighbors.weight == 2.0 and members[1].neighbors.weight == 4.0
     features = data.val.read()
     plain = decode_batch(both, features, DecodeConfig("beam", neighbors=0.0))
-    assert len(plain[0]) == 20 and decode_batch(both, features, DecodeConfig("beam")) != plain
+    assert len(plain[0]) >= 20 and decode_batch(both, features, DecodeConfig("beam")) != plain
 
 
 def test_the_map_is_the_mean_of_theirs(attentive, grid_cnn, data):

@@ -46,6 +46,13 @@ def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch)
     assert found[0] > found[1] > 0
 
 
+def test_agreement_with_the_other_captions_counts_a_little(three):
+    picture = torch.eye(3)[:1]
+    alone, pair = three.agreement(picture, [[A]])[0], three.agreement(picture, [[A, A]])[0]
+    other = three.cider.consensus([A, A])[0]
+    assert other > 0 and pair == pytest.approx([alone[0] + neighbors.OTHERS * other] * 2)
+
+
 def test_the_caption_that_agrees_comes_first(three):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]

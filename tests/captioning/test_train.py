@@ -169,7 +169,7 @@ def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
             break
     agreement = torch.tensor(expected).view(3, 5)
     assert (weights[:3].argsort(1) == agreement.argsort(1)).all()
-    floor = torch.tensor([CiderD(captions).consensus(p) for p in range(len(captions))]).mean() / 5
+    floor = torch.tensor([CiderD(captions).consensus(c) for c in captions]).mean() / 5
     share = (agreement + floor) / (agreement + floor).mean(1, keepdim=True)
     torch.testing.assert_close(weights[:3], 0.6 + 0.4 * share)
 
