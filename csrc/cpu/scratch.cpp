@@ -13,9 +13,16 @@ namespace {
 constexpr int64_t kKeptBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps such blocks itself
 
+// Only ever tried: in a forked process another thread may have taken it for ever. std::mutex would
+// ask for glibc 2.34 when built there.
+struct Mutex {
+  std::atomic_flag taken = ATOMIC_FLAG_INIT;
+  bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
+  void unlock() { taken.clear(std::memory_order_release); }
+};
+
 struct Kept {
-  // Only ever tried: in a forked process another thread may have taken it for ever.
-  std::mutex mutex;
+  Mutex mutex;
   std::vector<at::Tensor> blocks;  // the longest unused first
   int64_t bytes = 0;
 };
@@ -46,7 +53,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
   };
   if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
   Kept& kept = fastlstm::kept();
-  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh();
   auto& blocks = kept.blocks;
   // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
@@ -79,7 +86,7 @@ at::Tensor scratch_bytes(int64_t bytes) {
 
 int64_t release_scratch() {
   Kept& kept = fastlstm::kept();
-  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
   if (!lock) return 0;
   const int64_t before = kept.bytes;
   shrink(kept, 0);

@@ -68,7 +68,9 @@ def test_architecture(architecture):
     that are repeated when a store arrives late, what is special about an option in this tile."""
     names = [name for name in cases() if not name.startswith("counted/")]
     report = check(build(architecture), "--delays", "--coverage", *names)
-    for ran, of in re.findall(r"_kernel<\w+Mma?, .* (\d+) of +(\d+) instructions ran", report):
+    counts = re.findall(r"Walk<\w+, .* (\d+) of +(\d+) instructions ran", report)
+    assert counts, report
+    for ran, of in counts:
         assert int(ran) > 7 / 8 * int(of), report
 
 

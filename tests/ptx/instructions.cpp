@@ -666,6 +666,7 @@ std::map<std::string, Operation> make_operations() {
   all["copysign.f32"] = lanewise([](f32 a, f32 b) -> f32 { return std::copysign(b, a); });
   all["div.approx.f32"] = lanewise([](f32 a, f32 b) -> f32 { return div_approx(a, b); });
   all["ex2.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return ex2_approx_ftz(a); });
+  all["rcp.rn.f32"] = lanewise([](f32 a) -> f32 { return 1 / a; });
   all["rcp.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return rcp_approx_ftz(a); });
   all["rsqrt.approx.f32"] = lanewise([](f32 a) -> f32 { return rsqrt_approx(a); });
   all["add.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a + b; });
@@ -690,6 +691,8 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.u32.u64"] = lanewise([](u64 a) -> u32 { return static_cast<u32>(a); });
   all["cvt.u16.u32"] = lanewise([](u32 a) -> u16 { return static_cast<u16>(a); });
   all["cvt.u32.u16"] = lanewise([](u16 a) -> u32 { return a; });
+  all["cvt.rn.f32.s64"] = lanewise([](s64 a) -> f32 { return static_cast<f32>(a); });
+  all["cvt.rn.f64.s64"] = lanewise([](s64 a) -> f64 { return static_cast<f64>(a); });
   all["cvt.f64.f32"] = lanewise([](f32 a) -> f64 { return a; });
   all["cvt.rn.f32.f64"] = lanewise([](f64 a) -> f32 { return static_cast<f32>(a); });
   all["cvt.rni.f32.f32"] = lanewise([](f32 a) -> f32 { return std::nearbyint(a); });
