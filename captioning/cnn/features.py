@@ -45,13 +45,10 @@ class FeatureCache:
 
     def __init__(self, path: str | Path, writable: bool = False) -> None:
         self.path = Path(path)
-        open_regular(self.path).close()
         mapped = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
+        file = open_regular(self.path, "r+b" if writable else "rb")
         try:
-            with (
-                torch.serialization.set_default_mmap_options(mapped),
-                self.path.open("r+b" if writable else "rb") as file,
-            ):
+            with file, torch.serialization.set_default_mmap_options(mapped):
                 # By its number: PyTorch takes no name that is not UTF-8.
                 data = torch.load(f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
             self.key, self.features, self.state = data["key"], data["features"], data["state"]

@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from captioning.errors import CaptioningError
 
@@ -80,13 +80,13 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read, but no named pipe, which would block; a CaptioningError if it fails."""
+def open_regular(path: str | Path, mode: Literal["rb", "r+b"] = "rb") -> BinaryIO:
+    """Open a file, but no named pipe, which would block; a CaptioningError if it fails."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses folders
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # open refuses folders
             raise OSError(errno.EINVAL, "Not a regular file")
-        return open(path, "rb")
+        return open(path, mode)
     except OSError as error:
         raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
 

@@ -1,4 +1,7 @@
-"""Several captioners as one, which writes by the mean of their probabilities of each word."""
+"""Several captioners as one, whose probability of each word is the mean of theirs.
+
+Beam search lets each search alone, and ranks by this mean what they find (search/generate.py).
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -161,6 +161,10 @@ def write_captions(
     return _hypotheses(*write_tokens(decoder, image, choose, steps))
 
 
+def _length_penalty(config: DecodeConfig, beam: BeamConfig) -> float:
+    return beam.length_penalty if config.length_penalty is None else config.length_penalty
+
+
 def rescore(
     decoder: Decoder,
     image: Tensor,
@@ -169,14 +173,14 @@ def rescore(
     beam: BeamConfig,
 ) -> list[list[Hypothesis]]:
     """Ranks the given captions of each picture as `beam_search` ranks; best first."""
+    counts, device = [len(picture) for picture in pictures], image.device
     tokens = pad_sequence([torch.tensor(c) for picture in pictures for c in picture], True, PAD)
-    tokens, counts = tokens.to(image.device), [len(picture) for picture in pictures]
     rows = torch.arange(len(image)).repeat_interleave(torch.tensor(counts))
     found: list[Hypothesis] = []
-    for some in torch.arange(len(rows), device=image.device).split(MOST_ROWS):
-        choose = given_words(tokens[some])
-        found += _hypotheses(*write_tokens(decoder, image[rows[some]], choose, tokens.size(1)))
-    penalty = beam.length_penalty if config.length_penalty is None else config.length_penalty
+    for given, some in zip(tokens.split(MOST_ROWS), rows.split(MOST_ROWS), strict=True):
+        choose = given_words(given.to(device))
+        found += _hypotheses(*write_tokens(decoder, image[some], choose, given.size(1)))
+    penalty = _length_penalty(config, beam)
     scored = (h._replace(score=h.score / len(h.tokens) ** penalty) for h in found)
     return [sorted(islice(scored, n), key=lambda h: h.score, reverse=True) for n in counts]
 
@@ -195,9 +199,10 @@ def beam_search(
     hypotheses per picture, best first, or fewer if there are no more.
     """
     batch, k, device = len(image), config.beam_size or beam.beam_size, image.device
-    steps, length_penalty = config.max_seq_length or decoder.max_seq_length, config.length_penalty
-    if length_penalty is None:
-        length_penalty = beam.length_penalty
+    steps, length_penalty = (
+        config.max_seq_length or decoder.max_seq_length,
+        _length_penalty(config, beam),
+    )
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows

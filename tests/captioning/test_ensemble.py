@@ -17,6 +17,7 @@ from captioning.model.checkpoint import load_checkpoint
 from captioning.model.ensemble import Ensemble, load_ensemble
 from captioning.model.neighbors import Neighbors
 from captioning.results.attention_maps import compute_maps
+from captioning.search import decoding
 from captioning.search.generate import DecodeConfig, decode_batch
 
 METHODS = ("greedy", "beam", "sample")
@@ -78,8 +79,9 @@ def test_it_writes_neither_what_the_one_nor_what_the_other_writes(pair, method):
     assert words(Ensemble([one.model, one.model])) == alone
 
 
-def test_beam_search_ranks_all_that_the_members_find(pair):
+def test_beam_search_ranks_all_that_the_members_find(pair, monkeypatch):
     one, two, features = pair
+    monkeypatch.setattr(decoding, "MOST_ROWS", 4)
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (
         decode_batch(model, features, config)
