@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from captioning.cnn import FeatureTable
-from captioning.config import SMALL_SET, BeamConfig
+from captioning.config import SMALL_SET, BeamConfig, TrainConfig
 from captioning.console import progress, say
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
@@ -64,16 +64,11 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
                     f"{run.output} holds a captioner already: --resume, or another --output"
                 )
         for i, run in enumerate(runs):
-            is_final = run.output / "best.pt" not in [other.start for other in runs]
-            history, tables = _train(run, process, is_final, runs if i == 0 else [])
-        if process.is_first and request.members > 1:
-            paths = [output / str(i + 1) / "best.pt" for i in range(request.members)]
-            found = load_ensemble(paths, request.lstm, process.device)
-            freeze(found.model)
-            for split in ("val", "test"):
-                if split in tables:
-                    say(f"all {len(paths)} together: {test(found, tables[split], split)}")
-            say(f"next: python -m captioning caption {output}/*/best.pt PICTURE --method beam")
+            history, config, tables = _train(run, process, runs if i == 0 else [])
+        if process.is_first:
+            stages = [run.start for run in runs]
+            files = [run.output / "best.pt" for run in runs]
+            finish([f for f in files if f not in stages], request.lstm, process, config, tables)
     return history
 
 
@@ -102,10 +97,9 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
 
 
 def _train(
-    request: TrainingRequest, process: Process, is_final: bool, runs: list[TrainingRequest]
-) -> tuple[list[dict[str, float]], dict[str, FeatureTable]]:
+    request: TrainingRequest, process: Process, runs: list[TrainingRequest]
+) -> tuple[list[dict[str, float]], TrainConfig, dict[str, FeatureTable]]:
     """One run; it says how long `runs` will take, if they are several."""
-    output, best = request.output, request.output / "best.pt"
     if not process.is_first:  # until the first has encoded the pictures
         dist.barrier()
     checkpoint, config, tables = prepare_training(request)
@@ -123,23 +117,38 @@ def _train(
         SCORES,
     )
     resume = "trainer" in checkpoint.training
-    history = train(checkpoint, config, table, val, output, resume, process)
+    history = train(checkpoint, config, table, val, request.output, resume, process)
     if process.is_first:
-        say(summary(history, best))
-    if process.is_first and is_final:
-        if best.exists() or "test" in tables:
-            found = load_checkpoint(best, request.lstm, process.device)
-            had, found.model.neighbors = found.model.neighbors, None  # of the run that is resumed
-            if val:
-                similar = len(table.images) < SMALL_SET and not config.no_neighbors
-                say(choose_search(found, val, table if similar else None))
-            if val or had:
-                found.save(best)
+        say(summary(history, request.output / "best.pt"))
+    return history, config, tables
+
+
+def finish(
+    paths: list[Path],
+    lstm: str,
+    process: Process,
+    config: TrainConfig,
+    tables: dict[str, FeatureTable],
+) -> None:
+    """Chooses the search of the captioner that was trained, of several together, and tests it."""
+    table, val = tables["train"], tables.get("val")
+    several = len(paths) > 1
+    if "test" in tables or all(path.exists() for path in paths):
+        found = load_ensemble(paths, lstm, process.device)
+        freeze(found.model)
+        who = f"all {len(paths)} together: " if several else ""
+        had, found.model.neighbors = found.model.neighbors, None  # of the run that is resumed
+        if val:
+            similar = len(table.images) < SMALL_SET and not config.no_neighbors
+            say(who + choose_search(found, val, table if similar else None))
+        for path in paths if val or had else ():
+            one = load_checkpoint(path, lstm)
+            one.model.beam, one.model.neighbors = found.model.beam, found.model.neighbors
+            one.save(path)
         if "test" in tables:
-            freeze(found.model)
-            say(test(found, tables["test"], "test"))
-        say(f"next: python -m captioning caption {best} PICTURE --method beam")
-    return history, tables
+            say(who + test(found, tables["test"]))
+    best = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
+    say(f"next: python -m captioning caption {best} PICTURE --method beam")
 
 
 def forecast(
@@ -211,7 +220,7 @@ def choose_search(
     return f"{told}, {best[0]} beams, length penalty {best[1]}"
 
 
-def test(checkpoint: Checkpoint, table: FeatureTable, split: str) -> str:
+def test(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """One line of scores on pictures that had no part in training."""
     parts, model = [], checkpoint.model
     for config in (DecodeConfig("greedy"), DecodeConfig("beam")):
@@ -220,4 +229,4 @@ def test(checkpoint: Checkpoint, table: FeatureTable, split: str) -> str:
         scores = score_captions(written, table.references).overall
         name = f"beam of {model.beam.beam_size}" if config.method == "beam" else config.method
         parts.append(f"{name} CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}")
-    return f"{split}, {len(table.images):,} pictures: {'; '.join(parts)}"
+    return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"

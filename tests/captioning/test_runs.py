@@ -47,7 +47,9 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
     assert not torch.equal(*weights)
     out = capsys.readouterr().out
     assert re.search(r"about \d+ minutes, without validation: \d+ of cross-entropy\n", out)
-    assert all(f"all 2 together: {split}, 12 pictures: greedy" in out for split in ("val", "test"))
+    assert out.count("all 2 together: beam search on --val: ") == out.count("beam search on") == 1
+    assert out.count("all 2 together: test, 12 pictures: greedy") == out.count("test, 12") == 1
+    assert found[0].model.beam == found[1].model.beam
     assert out.endswith(f"caption {run}/*/best.pt PICTURE --method beam\n")
     caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
     assert main([*caption, str(scenes_root / "val"), "--method", "beam"]) == 0
