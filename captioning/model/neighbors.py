@@ -24,8 +24,11 @@ from captioning.errors import CaptioningError
 from captioning.model.cider import CiderD
 from captioning.model.tensors import check_numbers
 
-NEAREST = 40  # training pictures that a new one is compared with
-TEMPERATURE = 0.1  # of the softmax of their cosines, by which they count
+NEAREST = 100  # training pictures that a new one is compared with
+TEMPERATURE = 0.15  # of the softmax of their cosines, by which they count
+AXES = 256  # of the features, at most, and one for so many pictures:
+PICTURES_OF_AN_AXIS = 20
+SMALLEST = 1e-6  # variance on an axis
 OTHERS = 0.04  # how much the other hypotheses of a picture count beside them
 
 
@@ -34,7 +37,8 @@ class Neighbors:
     """Training pictures with their features and captions."""
 
     mean: Tensor  # [C], of the features of all of them
-    directions: Tensor  # [N,C], the features of each minus the mean, scaled to length 1
+    axes: Tensor  # [C,A]: of the features minus the mean it makes A numbers of equal variances
+    directions: Tensor  # [N,A], those of each, scaled to length 1
     captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
     weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
@@ -44,8 +48,10 @@ class Neighbors:
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
-        directions = F.normalize(features - mean, dim=1).half()  # as `state_dict` keeps them
-        return cls(mean, directions.float(), table.tokens(vocabulary), weight)
+        features -= mean
+        axes = _axes(features).half().float()  # as `state_dict` keeps them
+        directions = F.normalize(features @ axes, dim=1).half().float()
+        return cls(mean, axes, directions, table.tokens(vocabulary), weight)
 
     @cached_property
     def cider(self) -> CiderD:
@@ -61,7 +67,7 @@ class Neighbors:
         over the `NEAREST` most similar training pictures, weighted by their similarity, and a
         little of that against its other new captions.
         """
-        directions = F.normalize(_vectors(features).cpu() - self.mean, dim=1)
+        directions = F.normalize((_vectors(features).cpu() - self.mean) @ self.axes, dim=1)
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
@@ -78,6 +84,7 @@ class Neighbors:
         return {
             "weight": self.weight,
             "mean": self.mean,
+            "axes": self.axes.half(),
             "directions": self.directions.half(),
             "captions": torch.tensor([len(captions) for captions in self.captions]),
             "lengths": torch.tensor([len(caption) for caption in every]),
@@ -92,9 +99,11 @@ class Neighbors:
             mean, directions, counts, lengths, tokens = (
                 state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
             )
+            axes = state.get("axes", torch.eye(feature_size))  # older ones compare all features
             for tensor, shape, floating in (
                 (mean, (feature_size,), True),
-                (directions, (len(counts), feature_size), True),
+                (axes, (feature_size, directions.size(1)), True),
+                (directions, (len(counts), axes.size(1)), True),
                 (counts, (max(1, len(counts)),), False),
                 (lengths, (int(counts.sum()),), False),
                 (tokens, (int(lengths.sum()),), False),
@@ -112,10 +121,22 @@ class Neighbors:
                 f"neighbors: expected pictures and captions of {feature_size} features, got: "
                 f"{short(str(error))}"
             ) from error
-        return cls(mean.float(), directions.float(), groups, weight)
+        return cls(mean.float(), axes.float(), directions.float(), groups, weight)
 
 
 def _vectors(features: Tensor) -> Tensor:
     """One vector for each picture: the mean of its cells, if it has cells."""
     features = features.float()
     return features.mean(1) if features.dim() == 3 else features
+
+
+def _axes(features: Tensor) -> Tensor:
+    """The principal axes of features [N,C] without mean, each divided by its deviation.
+
+    Pictures that differ in what most pictures differ in are no less similar for it (whitening:
+    Jegou & Chum, 2012, "Negative Evidences and Co-occurrences in Image Retrieval").
+    """
+    count = min(AXES, max(1, len(features) // PICTURES_OF_AN_AXIS), features.size(1))
+    squares, axes = torch.linalg.eigh(features.t() @ features)  # the largest come last
+    deviations = (squares[-count:] / len(features)).clamp_min(SMALLEST).sqrt()
+    return axes[:, -count:] / deviations

@@ -28,7 +28,8 @@ def three() -> Neighbors:
     """Three training pictures in three directions, each with captions of its own."""
     directions = torch.eye(3) - 1 / 3
     directions /= directions.norm(dim=1, keepdim=True)
-    return Neighbors(torch.full((3,), 1 / 3), directions, [[A, A], [B, B], [C]], 2.0)
+    mean, captions = torch.full((3,), 1 / 3), [[A, A], [B, B], [C]]
+    return Neighbors(mean, torch.eye(3), directions, captions, 2.0)
 
 
 def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch):
@@ -85,8 +86,10 @@ def test_they_are_all_training_pictures(data):
     found = Neighbors.of(data.train, data.vocabulary)
     features = data.train.read()
     torch.testing.assert_close(found.mean, features.mean(0))
-    offsets = features - features.mean(0)
-    directions = offsets / offsets.norm(dim=1, keepdim=True)
+    numbers = (features - features.mean(0)) @ found.axes
+    assert numbers.size(1) == len(features) // neighbors.PICTURES_OF_AN_AXIS == 4
+    torch.testing.assert_close(numbers.T.cov(correction=0), torch.eye(4), rtol=0, atol=5e-3)
+    directions = numbers / numbers.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found.directions, directions, rtol=0, atol=5e-4)
     assert len(found.captions) == len(features)
     for tokens, caption in zip(found.captions[3], data.train.images[3].captions, strict=True):
@@ -102,7 +105,16 @@ def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
     after = load_checkpoint(tmp_path / "c.pt").model.neighbors
     assert after.weight == 3.0 and after.captions == before.captions
     assert torch.equal(after.mean, before.mean)
+    assert torch.equal(after.axes, before.axes)
     assert torch.equal(after.directions, before.directions)
+
+
+def test_one_of_an_older_version_compares_all_features(three):
+    state, picture = three.state_dict(), torch.eye(3)[1:2]
+    del state["axes"]
+    old = Neighbors.from_state_dict(state, 3)
+    expected = three.agreement(picture, [[A, B]])[0]
+    assert old.agreement(picture, [[A, B]])[0] == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +125,9 @@ def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
         lambda state: state.update(weight=math.nan),
         lambda state: state.update(mean=state["mean"][1:]),
         lambda state: state.update(directions=state["directions"][1:]),
+        lambda state: state.update(axes=state["axes"][1:]),
+        lambda state: state.update(axes=state["axes"][:, 1:]),
+        lambda state: state.pop("axes"),
         lambda state: state.update(directions=state["directions"].tolist()),
         lambda state: state.update(captions=state["captions"] + 1),
         lambda state: state["captions"][:2].copy_(torch.tensor([-1, 11])),
