@@ -15,6 +15,8 @@ namespace fastlstm {
 // walk, of a product, and of rows that wait for no others; bytes of weights that few rows read.
 constexpr int64_t kWalkWorthAThread = 1 << 21, kProductWorthAThread = 1 << 19;
 constexpr int64_t kRowsWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
+// Rows of a product that each thread is to have, or it would load the panels for too few.
+constexpr int64_t kRowsOfAThread = 24;
 
 // What was measured on a kind of processor. The defaults hold for those that nobody measured.
 struct CpuTuning {

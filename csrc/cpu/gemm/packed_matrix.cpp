@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;       // rows that pass a panel piece together
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
-constexpr int64_t kRowsOfAThread = 24;   // a thread with fewer would load the panels for too few
 
 // body(begin, end) for rows in blocks of at most kBlockRows, which threads take as they finish.
 // Their number is a multiple of the threads': where there are few, one more takes a third longer.
