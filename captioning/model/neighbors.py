@@ -29,7 +29,7 @@ TEMPERATURE = 0.15  # of the softmax of their cosines, by which they count
 AXES = 256  # of the features, at most, and one for so many pictures:
 PICTURES_OF_AN_AXIS = 20
 SMALLEST = 1e-6  # variance on an axis
-OTHERS = 0.04  # how much the other hypotheses of a picture count beside them
+OTHERS = 0.02  # how much the other hypotheses of a picture count beside them
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ from captioning.training.run import new_trainer, train
 
 # What beam search on --val tries; the first of the best is taken.
 BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
-NEIGHBOR_WEIGHTS = (0, 1, 2, 3, 4, 6, 8)
+NEIGHBOR_WEIGHTS = (0, 1, 2, 4, 6, 8, 12, 16)
 MAX_TRIED = 2000  # pictures of --val
 FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
 OF_SECOND = "self_critical epochs batch_size learning_rate".split()  # settings of this one alone
