@@ -26,9 +26,9 @@ from captioning.model.tensors import check_numbers
 
 NEAREST = 100  # training pictures that a new one is compared with
 TEMPERATURE = 0.15  # of the softmax of their cosines, by which they count
-AXES = 256  # of the features, at most, and one for so many pictures:
-PICTURES_OF_AN_AXIS = 20
-SMALLEST = 1e-6  # variance on an axis
+# Principal axes of the features: one for so many pictures, but at least, and at most, so many.
+PICTURES_OF_AN_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
+SMALLEST = 0.003  # deviation on an axis beside that on the first; less is rounding
 OTHERS = 0.02  # how much the other hypotheses of a picture count beside them
 
 
@@ -37,8 +37,8 @@ class Neighbors:
     """Training pictures with their features and captions."""
 
     mean: Tensor  # [C], of the features of all of them
-    axes: Tensor  # [C,A]: of the features minus the mean it makes A numbers of equal variances
-    directions: Tensor  # [N,A], those of each, scaled to length 1
+    axes: Tensor | None  # [C,A]: (features - mean) @ axes are A numbers of equal variances
+    directions: Tensor  # [N,A], those of each, scaled to length 1; without axes, [N,C] of features
     captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
     weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
@@ -67,7 +67,8 @@ class Neighbors:
         over the `NEAREST` most similar training pictures, weighted by their similarity, and a
         little of that against its other new captions.
         """
-        directions = F.normalize((_vectors(features).cpu() - self.mean) @ self.axes, dim=1)
+        vectors = _vectors(features).cpu() - self.mean
+        directions = F.normalize(vectors if self.axes is None else vectors @ self.axes, dim=1)
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
@@ -84,7 +85,7 @@ class Neighbors:
         return {
             "weight": self.weight,
             "mean": self.mean,
-            "axes": self.axes.half(),
+            **({} if self.axes is None else {"axes": self.axes.half()}),
             "directions": self.directions.half(),
             "captions": torch.tensor([len(captions) for captions in self.captions]),
             "lengths": torch.tensor([len(caption) for caption in every]),
@@ -99,11 +100,12 @@ class Neighbors:
             mean, directions, counts, lengths, tokens = (
                 state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
             )
-            axes = state.get("axes", torch.eye(feature_size))  # older ones compare all features
+            axes = state.get("axes")  # which older versions did not have
+            sizes = (len(counts), feature_size if axes is None else axes.size(1))
             for tensor, shape, floating in (
                 (mean, (feature_size,), True),
-                (axes, (feature_size, directions.size(1)), True),
-                (directions, (len(counts), axes.size(1)), True),
+                *([] if axes is None else [(axes, (feature_size, sizes[1]), True)]),
+                (directions, sizes, True),
                 (counts, (max(1, len(counts)),), False),
                 (lengths, (int(counts.sum()),), False),
                 (tokens, (int(lengths.sum()),), False),
@@ -121,7 +123,8 @@ class Neighbors:
                 f"neighbors: expected pictures and captions of {feature_size} features, got: "
                 f"{short(str(error))}"
             ) from error
-        return cls(mean.float(), axes.float(), directions.float(), groups, weight)
+        axes = None if axes is None else axes.float()
+        return cls(mean.float(), axes, directions.float(), groups, weight)
 
 
 def _vectors(features: Tensor) -> Tensor:
@@ -136,7 +139,11 @@ def _axes(features: Tensor) -> Tensor:
     Pictures that differ in what most pictures differ in are no less similar for it (whitening:
     Jegou & Chum, 2012, "Negative Evidences and Co-occurrences in Image Retrieval").
     """
-    count = min(AXES, max(1, len(features) // PICTURES_OF_AN_AXIS), features.size(1))
-    squares, axes = torch.linalg.eigh(features.t() @ features)  # the largest come last
-    deviations = (squares[-count:] / len(features)).clamp_min(SMALLEST).sqrt()
-    return axes[:, -count:] / deviations
+    count = min(MOST_AXES, max(LEAST_AXES, len(features) // PICTURES_OF_AN_AXIS), *features.shape)
+    more = min(3 * count // 2, *features.shape)  # and 6 rounds, so that each is precise
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        _, deviations, axes = torch.svd_lowrank(features, more, niter=6)
+    deviations, axes = deviations[:count], axes[:, :count]
+    axes = torch.where(deviations > SMALLEST * deviations[0], axes / deviations, 0.0)
+    return axes / axes.abs().max().clamp_min(1e-30)  # cosines do not see it, float16 does

@@ -63,12 +63,15 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
                 raise CaptioningError(
                     f"{run.output} holds a captioner already: --resume, or another --output"
                 )
+        no_neighbors = False  # not even if one run was resumed without saying so again
         for i, run in enumerate(runs):
             history, config, tables = _train(run, process, runs if i == 0 else [])
+            no_neighbors |= config.no_neighbors
         if process.is_first:
-            stages = [run.start for run in runs]
+            stages = {run.start for run in runs} - {request.start}
             files = [run.output / "best.pt" for run in runs]
-            finish([f for f in files if f not in stages], request.lstm, process, config, tables)
+            last = [file for file in files if file not in stages]
+            finish(last, request.lstm, process, tables, no_neighbors)
     return history
 
 
@@ -127,10 +130,10 @@ def finish(
     paths: list[Path],
     lstm: str,
     process: Process,
-    config: TrainConfig,
     tables: dict[str, FeatureTable],
+    no_neighbors: bool,
 ) -> None:
-    """Chooses the search of the captioner that was trained, of several together, and tests it."""
+    """Chooses one search for the captioners that were trained, saves it in each, and tests them."""
     table, val = tables["train"], tables.get("val")
     several = len(paths) > 1
     if "test" in tables or all(path.exists() for path in paths):
@@ -139,7 +142,7 @@ def finish(
         who = f"all {len(paths)} together: " if several else ""
         had, found.model.neighbors = found.model.neighbors, None  # of the run that is resumed
         if val:
-            similar = len(table.images) < SMALL_SET and not config.no_neighbors
+            similar = len(table.images) < SMALL_SET and not no_neighbors
             say(who + choose_search(found, val, table if similar else None))
         for path in paths if val or had else ():
             one = load_checkpoint(path, lstm)

@@ -87,13 +87,33 @@ def test_they_are_all_training_pictures(data):
     features = data.train.read()
     torch.testing.assert_close(found.mean, features.mean(0))
     numbers = (features - features.mean(0)) @ found.axes
-    assert numbers.size(1) == len(features) // neighbors.PICTURES_OF_AN_AXIS == 4
-    torch.testing.assert_close(numbers.T.cov(correction=0), torch.eye(4), rtol=0, atol=5e-3)
+    covariance = numbers.T.cov()
+    assert numbers.size(1) == neighbors.LEAST_AXES
+    torch.testing.assert_close(covariance / covariance[0, 0], torch.eye(16), rtol=0, atol=5e-3)
     directions = numbers / numbers.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found.directions, directions, rtol=0, atol=5e-4)
     assert len(found.captions) == len(features)
     for tokens, caption in zip(found.captions[3], data.train.images[3].captions, strict=True):
         assert tokens == data.vocabulary.encode(caption)[1:]
+
+
+def test_what_no_training_picture_has_makes_none_different():
+    """Features of rank 3: what is new in a picture counts for nothing, not for all."""
+    features = torch.randn(100, 3) @ torch.randn(3, 20)
+    axes = neighbors._axes(features - features.mean(0))
+    assert axes.shape == (20, 16) and (axes.norm(dim=0) > 0).sum() == 3
+    assert axes.isfinite().all() and axes.abs().max() == 1
+    assert torch.equal(neighbors._axes(torch.zeros(5, 4)), torch.zeros(4, 4))
+
+
+def test_axes_are_those_of_the_largest_variance():
+    features = torch.randn(2000, 300) * torch.linspace(3, 1, 300) @ torch.randn(300, 300)
+    features -= features.mean(0)
+    axes = neighbors._axes(features)
+    _, _, exact = torch.linalg.svd(features, full_matrices=False)
+    assert axes.shape == (300, 100)
+    inside = exact[:90] @ torch.linalg.qr(axes)[0]  # the last ones are as large as their next
+    torch.testing.assert_close(inside.norm(dim=1), torch.ones(90), rtol=0, atol=0.02)
 
 
 def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from captioning.__main__ import main
+from captioning.config import BeamConfig
 from captioning.model.checkpoint import load_checkpoint
+from captioning.model.neighbors import Neighbors
 from captioning.training import pipeline
 from captioning.training.request import config
 from captioning.training.trainer import Trainer
@@ -49,7 +51,6 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
     assert re.search(r"about \d+ minutes, without validation: \d+ of cross-entropy\n", out)
     assert out.count("all 2 together: beam search on --val: ") == out.count("beam search on") == 1
     assert out.count("all 2 together: test, 12 pictures: greedy") == out.count("test, 12") == 1
-    assert found[0].model.beam == found[1].model.beam
     assert out.endswith(f"caption {run}/*/best.pt PICTURE --method beam\n")
     caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
     assert main([*caption, str(scenes_root / "val"), "--method", "beam"]) == 0
@@ -59,6 +60,31 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
     assert main([*command, "--resume", "--epochs", "2"]) == 0
     for name in "12":
         assert len(load_checkpoint(run / name / "last.pt").training["history"]) == 2
+
+
+def test_one_search_is_chosen_for_all_members_and_kept_in_each(train, tmp_path, monkeypatch):
+    def choose(checkpoint, val, table):
+        assert len(checkpoint.model.members) == 2 and checkpoint.model.neighbors is None
+        checkpoint.model.beam = BeamConfig(3, 0.5)
+        checkpoint.model.neighbors = table and Neighbors.of(table, checkpoint.vocabulary, 2.0)
+        return "chosen"
+
+    monkeypatch.setattr(pipeline, "choose_search", choose)
+    command = [*train, "--members", "2", "--epochs", "1"]
+    files = [tmp_path / "run" / name / "best.pt" for name in "12"]
+    for more, weights in ((), [2.0, 2.0]), (("--resume", "--no-neighbors"), [None, None]):
+        assert main([*command, *more]) == 0
+        found = [load_checkpoint(path).model for path in files]
+        assert [model.beam for model in found] == [BeamConfig(3, 0.5)] * 2
+        assert [m.neighbors and m.neighbors.weight for m in found] == weights
+
+
+def test_a_captioner_to_start_from_may_lie_in_the_output(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*train, "--epochs", "1"]) == 0
+    (run / "last.pt").unlink()
+    assert main([*train, "--epochs", "1", "--start", str(run / "best.pt")]) == 0
+    assert capsys.readouterr().out.count("beam search on --val: ") == 2
 
 
 def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick, capsys):
