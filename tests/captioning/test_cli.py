@@ -527,7 +527,7 @@ def test_training_pictures_are_kept_unless_told_otherwise(
 
     start = load_checkpoint(trained / "best.pt")
     size = start.model.config.feature_size
-    start.model.neighbors = Neighbors(torch.zeros(size), torch.ones(1, size), [[[5, 2]]], 3.0)
+    start.model.neighbors = Neighbors(torch.zeros(size), None, torch.ones(1, size), [[[5, 2]]], 3.0)
     start.save(first)
     # Nothing chooses a weight, and those of `first` may be of other pictures.
     assert main([*train, "--start", str(first), "--epochs", "1"]) == 0
