@@ -203,6 +203,12 @@ void check_split(const Named& of) {
   refuses("few rows", [](CpuTask& t) { t.rows = 20 * 47, t.hidden_size = t.output_size = 600; });
   refuses("few cells", [](CpuTask& t) { t.rows = 20 * 63; });
   refuses("few units", [](CpuTask& t) { t.hidden_size = t.output_size = 255; });
+  const auto ragged = [](int64_t rows, bool saves) {
+    return [=](CpuTask& t) { t.batch = 256, t.rows = 20 * rows, t.saves = saves; };
+  };
+  check(takes(ragged(64, false)) == splits(task), of.name, ": ragged inference");
+  check(takes(ragged(144, true)) == splits(task), of.name, ": ragged training");
+  refuses("ragged training of few rows", ragged(143, true));
 }
 
 const bool added = [] {
