@@ -199,10 +199,8 @@ def beam_search(
     hypotheses per picture, best first, or fewer if there are no more.
     """
     batch, k, device = len(image), config.beam_size or beam.beam_size, image.device
-    steps, length_penalty = (
-        config.max_seq_length or decoder.max_seq_length,
-        _length_penalty(config, beam),
-    )
+    steps = config.max_seq_length or decoder.max_seq_length
+    length_penalty = _length_penalty(config, beam)
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows

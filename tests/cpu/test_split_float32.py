@@ -80,7 +80,7 @@ def test_ragged_and_packed_rows(precision) -> None:
     """As many rows as a step has on average; the last steps have few, or one."""
     needs_amx()
     ours, exact = layers(40)
-    lengths = torch.tensor([9] + [8] * 120 + [7] * 60)  # 154 rows of a mean step
+    lengths = torch.tensor([9] + [8] * 70 + [7] * 30)
     x = torch.randn(9, len(lengths), 40)
     for row, length in enumerate(lengths):
         x[length:, row] = 0
