@@ -12,13 +12,16 @@ namespace fastlstm::FASTLSTM_ISA {
 
 // sum[r] += the products of the n terms of a square that begins at k.
 template <int R, typename T, typename A>
-FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const T* const* columns,
+FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const void* const* columns,
                                 Vec<A> (&sum)[R]) {
   constexpr int L = Vec<A>::lanes, P = Terms<T>::at_once;
   Vec<A> x[L];
+  asm("" : "+r"(columns));  // or GCC loads all pointers before the loop, and spills vectors
 #pragma GCC unroll 16
-  for (int l = 0; l < L; ++l)
-    x[l] = n == L * P ? load_lanes<A>(columns[l] + k) : Terms<T>::load_first(columns[l] + k, n);
+  for (int l = 0; l < L; ++l) {
+    auto* const column = static_cast<const T*>(columns[l]) + k;
+    x[l] = n == L * P ? load_lanes<A>(column) : Terms<T>::load_first(column, n);
+  }
   transpose_square(x);
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
@@ -38,7 +41,8 @@ static void multiply_unpacked_tile(const PanelProduct& p, const void* fetched, I
                                    int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
   constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
-  const T *a[R], *columns[L];
+  const T* a[R];
+  auto* const columns = static_cast<const void* const*>(p.panel);
   auto* next = static_cast<const T*>(fetched);
   Vec<A> sum[R], piece[R];
 #pragma GCC unroll 8
@@ -46,9 +50,6 @@ static void multiply_unpacked_tile(const PanelProduct& p, const void* fetched, I
     a[r] = static_cast<const T*>(p.a[first_row + r]);
     sum[r] = Vec<A>(A(0));
   }
-#pragma GCC unroll 16
-  for (int l = 0; l < L; ++l)
-    columns[l] = static_cast<const T*>(static_cast<const void* const*>(p.panel)[l]);
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTerms) {
     const int64_t last = end - first < kTerms ? end : first + kTerms;
