@@ -21,7 +21,7 @@ const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
   const int64_t rows = task.rows / task.steps, units = task.hidden_size;  // of a step
   // The last steps of a ragged call have few rows, for which a tile of AMX takes as long as for 16.
   const bool ends_narrow = (task.saves || task.backward) && task.rows < task.batch * task.steps;
-  const int64_t fewest = split->rows_worth_it * (ends_narrow ? 3 : 1);
+  const int64_t fewest = split->rows_worth_it * (ends_narrow && !two ? 3 : 1);
   const bool is_worth_it =
       rows >= fewest && units >= split->units_worth_it && rows * units >= split->cells_worth_it;
   return is_worth_it ? split : nullptr;

@@ -194,6 +194,9 @@ void check_split(const Named& of) {
     CpuTask with_tf32 = task;
     with_tf32.precision = Precision::kTf32;
     check(plan(with_tf32, of.machine).product->format == Format::bfloat16x2, of.name, ": tf32");
+    with_tf32.rows = 20 * 10, with_tf32.saves = true;
+    check(plan(with_tf32, of.machine).product->format == Format::bfloat16x2, of.name,
+          ": ragged training of few rows by tf32");
   }
   refuses("ieee", [](CpuTask& t) { t.precision = Precision::kIeee; });
   refuses("bf16", [](CpuTask& t) { t.precision = Precision::kBf16; });
