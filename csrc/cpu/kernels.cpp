@@ -2,43 +2,47 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <ATen/cpu/Utils.h>
 
 #include <cstdlib>
 #include <string>
 
-#include "cpu/products/brgemm.h"
-
 namespace fastlstm {
 
-// An environment variable that lets tests run either code on any processor; by default what uses
-// AMX where there is AMX.
-static bool wants(const char* name) {
-  const char* const variable = std::getenv(name);
+#if defined(__x86_64__)
+// Whether the processor has AMX, and the system lets this process use it.
+static bool has_amx() {
+  static const bool has = at::cpu::init_amx();
+  return has;
+}
+
+// By an environment variable tests run either code on any processor.
+static bool wants_amx() {
+  const char* const variable = std::getenv("FASTLSTM_AMX");
   const std::string value = variable ? variable : "";
-  TORCH_CHECK(value.empty() || value == "0" || value == "1", name, ": expected 0 or 1, got ",
+  TORCH_CHECK(value.empty() || value == "0" || value == "1", "FASTLSTM_AMX: expected 0 or 1, got ",
               value);
   return value.empty() ? has_amx() : value == "1";
 }
 
-// float32 by products of bfloat16, emulated where there is no AMX.
-static void add_split_float32(Products& products) {
-#if defined(__x86_64__)
-  if (!wants("FASTLSTM_AMX")) return;
-  products[Format::bfloat16x3] = has_amx() ? &amx::bfloat16x3 : &amx_emulated::bfloat16x3;
-  products[Format::bfloat16x2] = has_amx() ? &amx::bfloat16x2 : &amx_emulated::bfloat16x2;
-#endif
+static void use_tiles(Products& products, const TileProducts& tiles) {
+  products[Format::bfloat16x3] = &tiles.bfloat16x3;
+  products[Format::bfloat16x2] = &tiles.bfloat16x2;
+  const Product &pairs = *products[Format::bfloat16], &fours = *products[Format::int8];
+  if (!pairs.trains() || fours.excess != kUnsigned) return;  // a machine that hides them
+  static const Product bfloat16 = bfloat16_on_tiles(pairs, tiles),
+                       int8 = int8_on_tiles(fours, tiles);
+  products[Format::bfloat16] = &bfloat16, products[Format::int8] = &int8;
 }
+#endif
 
 static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   KernelTable table = own_kernels(capability.c_str());
-  Products& products = table.products;
-  if (capability.starts_with("AVX512")) add_split_float32(products);
-  if (!wants("FASTLSTM_ONEDNN") || !products[Format::bfloat16]->trains()) return table;
-  const Product &pairs = *products[Format::bfloat16], &fours = *products[Format::int8];
-  if (const auto* product = brgemm_bfloat16(pairs)) products[Format::bfloat16] = product;
-  if (fours.excess != kUnsigned) return table;  // a machine that hides VNNI
-  if (const auto* product = brgemm_int8(fours)) products[Format::int8] = product;
+#if defined(__x86_64__)
+  if (capability.starts_with("AVX512") && wants_amx())
+    use_tiles(table.products, has_amx() ? amx::tiles : amx_emulated::tiles);
+#endif
   return table;
 }
 

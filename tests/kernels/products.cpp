@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <random>
 
 #include "../simt/harness.h"
@@ -82,8 +83,9 @@ struct Panels {
     const int64_t of_column = header + product.bytes(terms) / int64_t(sizeof(T));
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
-      const int64_t left = (N - column + product.lanes - 1) / product.lanes;
-      const int64_t vectors = std::min<int64_t>(left, product.vectors);
+      const int64_t narrowest = product.narrowest * product.lanes;
+      const int64_t parts = (N - column + narrowest - 1) / narrowest;
+      const int64_t vectors = std::min<int64_t>(parts * product.narrowest, product.vectors);
       const int64_t width = vectors * product.lanes;
       panels.push_back({{column, std::min(N - column, width), vectors}, size});
       column += width, size += width * of_column;
@@ -219,7 +221,8 @@ struct Problem {
     check_same(other, c, text() + ": and fetch the next panels");
     check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
 
-    if (transposed) check_unpacked(c);
+    const bool on_tiles = product.end_thread;  // whose sums have another order
+    if (transposed && !on_tiles) check_unpacked(c);
     if (!product.put_rows) return;  // of 16 bits alone
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
@@ -508,23 +511,45 @@ void add_cases(const std::string& prefix, const Product& product) {
   add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(product, seed); });
 }
 
+void add_bfloat16(const Product& pairs) {
+  const std::string name = pairs.instructions + std::string("/bfloat16/");
+  add_cases<bfloat16>(name, pairs);
+  add(name + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
+}
+
+void add_int8(const Product& whole) {
+  const std::string name = whole.instructions + std::string("/int8/");
+  add(name + "products", [&](unsigned seed) { WholeProblem(whole, seed, 127, INT32_MAX).run(); });
+  testing::Case(name + "NaN", [&] { check_encoded_nan(whole); });
+  testing::Case(name + "extremes", [&] { check_encoded_extremes(whole); });
+}
+
+#if defined(__x86_64__) && defined(__linux__)
+void add_tiles(const TileProducts& tiles) {
+  static std::deque<Product> products;
+  const Products own = testing::tables().back().products;
+  add_bfloat16(products.emplace_back(bfloat16_on_tiles(*own[Format::bfloat16], tiles)));
+  add_int8(products.emplace_back(int8_on_tiles(*own[Format::int8], tiles)));
+}
+#endif
+
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
     const std::string target = table.target;
     add_cases<float>(target + "/float32/", *table.products[Format::float32]);
     add_cases<double>(target + "/float64/", *table.products[Format::float64]);
-    const Product& pairs = *table.products[Format::bfloat16];
-    const std::string bf16 = pairs.instructions + std::string("/bfloat16/");
-    add_cases<bfloat16>(bf16, pairs);
-    add(bf16 + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
-    const Product& whole = *table.products[Format::int8];
-    const std::string int8 = whole.instructions + std::string("/int8/");
-    add(int8 + "products", [&](unsigned seed) { WholeProblem(whole, seed, 127, INT32_MAX).run(); });
-    testing::Case(int8 + "NaN", [&] { check_encoded_nan(whole); });
-    testing::Case(int8 + "extremes", [&] { check_encoded_extremes(whole); });
+    add_bfloat16(*table.products[Format::bfloat16]);
+    add_int8(*table.products[Format::int8]);
     const Product& int4 = *table.products[Format::int4];
     add(target + "/int4/products", [&](unsigned seed) { WholeProblem(int4, seed, 7, 32).run(); });
   }
+#if defined(__x86_64__) && defined(__linux__)
+  const KernelTable& last = testing::tables().back();
+  if (last.target != std::string("avx512") || !last.products[Format::bfloat16]->trains())
+    return true;
+  add_tiles(amx_emulated::tiles);
+  if (testing::has_amx()) add_tiles(amx::tiles);
+#endif
   return true;
 }();
 

@@ -9,22 +9,11 @@
 #include "../simt/harness.h"
 #include "targets.h"
 #if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace {
 
 using namespace fastlstm;
 using testing::check;
-
-// Whether the processor has AMX with bfloat16, and the system lets this process use it.
-bool has_amx() {
-  unsigned a, b, c, d;
-  const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && d >> 24 & 1;
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  return has && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
 
 // Rows [rows,K] times columns [N,K], or their transpose [K,N].
 struct Problem {
@@ -80,21 +69,26 @@ struct Problem {
     for (int64_t r = 0; r < rows; ++r) product.encode(&a[r * K], K, a_rows[r]);
     for (int64_t i = 0; i < (transposed ? N : K); ++i)
       b_rows.push_back(&b[i * (transposed ? K : N)]);
-    PanelProduct p{a_rows.data(),
-                   rows,
-                   0,
-                   K,
-                   panels.data(),
-                   {0, N, product.vectors},
-                   c_rows.data(),
-                   accumulate,
-                   adds_bias ? bias.data() : nullptr};
-    p.panels = (N + width - 1) / width, p.panel_stride = width * product.bytes(blocks);
-    for (int64_t i = 0; i < p.panels; ++i) {
+    const int64_t count = (N + width - 1) / width, stride = width * product.bytes(blocks);
+    for (int64_t i = 0; i < count; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), product.vectors};
-      product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * p.panel_stride]);
+      product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * stride]);
     }
-    product.multiply(p);
+    for (int64_t i = 0; i < count; i += product.panels) {
+      const PanelShape shape{i * width, std::min(product.panels * width, N - i * width),
+                             product.vectors};
+      PanelProduct p{a_rows.data(),
+                     rows,
+                     0,
+                     K,
+                     &panels[i * stride],
+                     shape,
+                     c_rows.data(),
+                     accumulate,
+                     adds_bias ? bias.data() : nullptr};
+      p.panels = std::min(product.panels, count - i), p.panel_stride = stride;
+      product.multiply(p);
+    }
     product.end_thread();
     return c;
   }
@@ -271,11 +265,11 @@ void add_cases(const std::string& name, const Product& product) {
 
 const bool added = [] {
   if (testing::tables().back().target != std::string("avx512")) return false;
-  add_cases("amx_emulated/six", amx_emulated::bfloat16x3);
-  add_cases("amx_emulated/three", amx_emulated::bfloat16x2);
-  if (!has_amx()) return true;
-  add_cases("amx/six", amx::bfloat16x3);
-  add_cases("amx/three", amx::bfloat16x2);
+  add_cases("amx_emulated/six", amx_emulated::tiles.bfloat16x3);
+  add_cases("amx_emulated/three", amx_emulated::tiles.bfloat16x2);
+  if (!testing::has_amx()) return true;
+  add_cases("amx/six", amx::tiles.bfloat16x3);
+  add_cases("amx/three", amx::tiles.bfloat16x2);
   const auto compare = [](const Product& product, const Product& emulated) {
     for (unsigned seed = 1; seed <= kSeeds; ++seed) {
       const Problem p(seed);
@@ -285,8 +279,8 @@ const bool added = [] {
     }
   };
   testing::Case("amx/float32 by bfloat16/as emulated", [compare] {
-    compare(amx::bfloat16x3, amx_emulated::bfloat16x3);
-    compare(amx::bfloat16x2, amx_emulated::bfloat16x2);
+    compare(amx::tiles.bfloat16x3, amx_emulated::tiles.bfloat16x3);
+    compare(amx::tiles.bfloat16x2, amx_emulated::tiles.bfloat16x2);
   });
   return true;
 }();

@@ -3,6 +3,11 @@
 #include <vector>
 
 #include "cpu/targets/kernels.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace testing {
 
@@ -16,6 +21,18 @@ inline std::vector<fastlstm::KernelTable> tables() {
   if (avx512) all.push_back(fastlstm::own_kernels("AVX512"));
 #endif
   return all;
+}
+
+// Whether the processor has AMX with bfloat16 and int8, and the system lets this process use it.
+inline bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d;
+  const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && (d >> 24 & 3) == 3;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return has && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace testing

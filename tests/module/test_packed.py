@@ -53,17 +53,17 @@ def test_the_bits_of_an_unpacked_cell(
     sizes: tuple[int, int], bias: bool, dtype: torch.dtype
 ) -> None:
     """In bfloat16 rows may be summed in another order, so that the last bit differs: many rows, or
-    any with oneDNN's products.
+    any with AMX's tiles.
     """
     torch.manual_seed(0)
-    onednn = "oneDNN" in _build.library.build_info()["products"]["bfloat16"][0]
+    on_tiles = "amx" in _build.library.build_info()["products"]["bfloat16"][0]
     cell = LSTMCell(*sizes, bias=bias, dtype=dtype).eval()
     frozen = packed(cell)
     with torch.no_grad():
         for batch in ((), (0,), (1,), (5,), (40,)):
             x = torch.randn(*batch, sizes[0], dtype=dtype)
             state = tuple(torch.randn(2, *batch, sizes[1], dtype=dtype))
-            reorders = dtype == torch.bfloat16 and (onednn or batch == (40,))
+            reorders = dtype == torch.bfloat16 and (on_tiles or batch == (40,))
             tolerance = {"rtol": 2.0**-7 if reorders else 0, "atol": 0}
             torch.testing.assert_close(frozen(x, state), cell(x, state), **tolerance)
             torch.testing.assert_close(frozen(x), cell(x), **tolerance)

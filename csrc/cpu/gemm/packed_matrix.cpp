@@ -252,14 +252,6 @@ void multiply_panels(const std::vector<const void*>& a, int64_t rows, const Pack
 void multiply_transposed(const Product& product, std::vector<const void*> a, int64_t M,
                          std::vector<GradientPart> parts, void* sums, bool accumulate) {
   const int64_t bytes_of_sum = bytes_of(product.sums);
-  int64_t widest = M;
-  for (const auto& part : parts) widest = std::max(widest, part.N);
-  const std::vector<char> zeros(widest * 8);  // bytes of any element
-  const auto pad = [&](std::vector<const void*>& rows) {
-    rows.resize(round_up(rows.size(), product.terms), zeros.data());
-  };
-  pad(a);
-  for (auto& part : parts) pad(part.b);
   const int64_t rows = a.size();
   if (rows == 0 && !accumulate) {
     for (const auto& part : parts) std::memset(part.c, 0, M * part.N * bytes_of_sum);

@@ -1,5 +1,5 @@
 // A product: how a matrix is packed into panels and how rows are multiplied with them, for one
-// format. A value, so that each instruction set, tile shape or library brings its own, and a plan
+// format. A value, so that each instruction set or tile shape brings its own, and a plan
 // chooses among them. Nothing here knows of an LSTM.
 #pragma once
 #include <cstdint>
@@ -63,8 +63,8 @@ struct PanelProduct {
   void* const* c;
   bool accumulate;
   const void* bias = nullptr;  // [N], not read with accumulate
-  // So many panels of `vectors` vectors side by side, whose columns together are those of `shape`,
-  // and the bytes from one to the next.
+  // So many panels of `vectors` vectors side by side, at most the product's, whose columns together
+  // are those of `shape`, and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
   NextPanels* next = nullptr;    // read where Target::fetches_next_panels
   Prefetch* prefetch = nullptr;  // read by products that train
@@ -115,8 +115,8 @@ struct ProductFunctions {
   // taken as they are.
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
-  // The end of a product, for a library that left the sums in a buffer: whole vectors of a row,
-  // rows `stride` apart. Those of bfloat16 are rounded, those of int8, in int32, scaled.
+  // The end of a product whose sums are in a buffer: whole vectors of a row, rows `stride` apart.
+  // Those of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
   // The same with one vector of columns that lie unpacked, panel[n][k]. Meanwhile `next`, where the
   // next vector of columns begins, comes into the cache, if it is not nullptr.
@@ -135,9 +135,6 @@ struct ProductFunctions {
 struct ProductTuning {
   double rate = 1;  // multiply-adds, compared with float32
   int64_t rows;     // of a register tile: pass rows by a multiple of it
-  // Sums over varying numbers of rows are padded to a multiple of so many terms: a library may keep
-  // a kernel for every number of terms.
-  int64_t terms = 1;
   // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;

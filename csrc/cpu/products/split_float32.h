@@ -10,42 +10,28 @@
 //
 // A row is [K / 32][plane][16 pairs of terms], a panel [K / 32][plane][2 tiles of 16 columns][16
 // pairs][16 columns]; terms k and k + 16 of a block are a pair, which takes no shuffle to put
-// together. K is filled up with zeros. A thread multiplies two tiles of rows, of at most 32 rows,
-// with the 32 columns of a panel: for 24 products of tiles 14 are loaded, or 10 for 12. The
-// products bound it, which processors slow down to save power; with few rows, or a panel beyond the
-// L2 cache, loading does.
+// together. K is filled up with zeros. Of 32 rows and columns 24 products of tiles load 14 tiles,
+// or 12 load 10. The products bound it, which processors slow down to save power; with few rows, or
+// a panel beyond the L2 cache, loading does.
 //
 // A sum that is not finite is computed again in float32, since the planes of an infinity, or of a
 // sum that overflows, make a NaN of what is none.
 #pragma once
-#include "cpu/products/packing.h"
-#include "cpu/products/tiles.h"
+#include "cpu/products/amx_tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kTileRows = 16, kBlock = 32;       // terms of a tile
-constexpr int64_t kTile = 16 * 32, kLineBytes = 64;  // elements of a tile, bytes of its rows
-constexpr int64_t kPanelWidth = 32, kPanelPlane = 2 * kTile;
-static_assert(Vec<float>::lanes == kTileRows);
+constexpr int64_t kBlock = 32, kTile = 16 * 32;  // terms and elements of a tile
+constexpr int64_t kPanelPlane = 2 * kTile;
 
-// Of `rows` rows of sums.
-FASTLSTM_INLINE bool all_finite(const float* sums, int64_t rows) {
-  Vec<float>
-      zeros[4];  // 0 times what is not finite is a NaN; chains that do not wait for each other
+FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
+  // 0 times what is not finite is a NaN; chains that do not wait for each other
+  Vec<float> zeros[4];
   for (auto& zero : zeros) zero = Vec<float>(0.0f);
-  for (int64_t i = 0; i < 2 * rows; ++i)
+  for (int64_t i = 0; i < vectors; ++i)
     zeros[i % 4] = fused(Vec<float>::load(sums + i * kTileRows), Vec<float>(0.0f), zeros[i % 4]);
   const Vec<float> all = (zeros[0] + zeros[1]) + (zeros[2] + zeros[3]);
   return _mm512_cmp_ps_mask(all.v, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
-}
-
-// Writes the sums of rows [first, first + rows) and a panel to their places in C.
-static void put_split_sums(const PanelProduct& p, int64_t first, int64_t rows, int64_t panel,
-                           const float* sums) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t v = 2 * panel; v < 2 * panel + 2 && v * kTileRows < p.shape.columns; ++v)
-      put_sums(p, Vec<float>::load(sums + r * kPanelWidth + v % 2 * kTileRows),
-               static_cast<float*>(p.c[first + r]), v);
 }
 
 template <int kPlanes>
@@ -145,7 +131,7 @@ struct SplitFloat32 {
                    void* panel) {
     float* to = static_cast<float*>(panel);
     for (int64_t k = 0; k < K; k += kBlock, to += kPlanes * kPanelPlane / 2)
-      for (int64_t n = 0; n < kPanelWidth; n += kTileRows) {
+      for (int64_t n = 0; n < kPairWidth; n += kTileRows) {
         const int64_t left = shape.columns - n, terms = K - k < kBlock ? K - k : kBlock;
         const int64_t count = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
         const int64_t column = shape.first_column + n;
@@ -154,79 +140,6 @@ struct SplitFloat32 {
         else
           pack_rows(matrix.rows + k_begin + k, column, count, terms, to + n * kTileRows);
       }
-  }
-
-  // Rows [first, first + count) of A, from k_begin on: at one stride, or else gathered block by
-  // block.
-  class SplitRows {
-   public:
-    FASTLSTM_INLINE SplitRows(const PanelProduct& p, int64_t first, int64_t count)
-        : rows_(p.a + first), count_(count), first_byte_(p.k_begin * kBytesOfTerm) {
-      const int64_t stride = count > 1 ? row(1) - row(0) : 0;
-      at_one_stride_ = stride >= 0;
-      for (int64_t r = 2; r < count; ++r) at_one_stride_ &= row(r) - row(r - 1) == stride;
-      if (at_one_stride_) stride_ = stride;
-    }
-    const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + first_byte_; }
-    int64_t stride() const { return stride_; }
-    // The first plane of a block.
-    FASTLSTM_INLINE const char* block(int64_t k) {
-      const int64_t bytes = k * kBytesOfTerm;
-      if (at_one_stride_) return row(0) + bytes;
-      for (int64_t r = 0; r < count_; ++r)
-        std::memcpy(gathered_[r], row(r) + bytes, sizeof gathered_[r]);
-      return gathered_[0][0];
-    }
-
-   private:
-    const void* const* rows_;
-    int64_t count_, first_byte_, stride_ = sizeof gathered_[0];
-    bool at_one_stride_;
-    alignas(64) char gathered_[2 * kTileRows][kPlanes][kLineBytes];
-  };
-
-  // The products of planes (of A, of B) of a block, smallest first; body(a, b).
-  template <typename Body>
-  FASTLSTM_INLINE static void for_each_product(const Body& body) {
-    if constexpr (kPlanes == 3) body(Int<0>(), Int<2>());
-    body(Int<0>(), Int<1>());
-    if constexpr (kPlanes == 3) body(Int<1>(), Int<1>());
-    body(Int<1>(), Int<0>());
-    if constexpr (kPlanes == 3) body(Int<2>(), Int<0>());
-    body(Int<0>(), Int<0>());
-  }
-
-  // At most 32 rows with a panel: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. A single row is
-  // in both tiles of rows.
-  static void multiply_panel(SplitRows& a, int64_t rows, const void* panel, int64_t K,
-                             float* sums) {
-    const int64_t lower = rows > 1 ? rows / 2 : 1, upper = rows > 1 ? rows - lower : 1;
-    Tiles::configure(upper, lower);
-    Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
-    const auto* b = static_cast<const char*>(panel);
-    const int64_t stride = a.stride();
-    for (int64_t k = 0; k < K; k += kBlock, b += 2 * kPlanes * kPanelPlane) {
-      const char* const block = a.block(k);
-      int of_a = -1, of_b = -1;
-      for_each_product([&](auto plane_of_a, auto plane_of_b) {
-        constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
-        if (of_a != i) {
-          Tiles::load<4>(block + i * kLineBytes, stride);
-          Tiles::load<5>(block + i * kLineBytes + upper * stride, stride);
-        }
-        if (of_b != j) {
-          Tiles::load<6>(b + 2 * j * kPanelPlane, kLineBytes);
-          Tiles::load<7>(b + 2 * (j * kPanelPlane + kTile), kLineBytes);
-        }
-        of_a = i, of_b = j;
-        Tiles::multiply_add<0, 4, 6>(), Tiles::multiply_add<1, 4, 7>();
-        Tiles::multiply_add<2, 5, 6>(), Tiles::multiply_add<3, 5, 7>();
-      });
-    }
-    constexpr int64_t kStride = kPanelWidth * sizeof(float);
-    float* const below = sums + upper * kPanelWidth;
-    Tiles::store<0>(sums, kStride), Tiles::store<1>(sums + kTileRows, kStride);
-    Tiles::store<2>(below, kStride), Tiles::store<3>(below + kTileRows, kStride);
   }
 
   // The number whose planes lie at `planes`, `plane` elements apart.
@@ -240,33 +153,41 @@ struct SplitFloat32 {
   // Rows of sums in float32, as other products have them: for the few that are not finite.
   static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
-    for (int64_t n = 0; n < kPanelWidth; ++n) sums[n] = 0;
+    for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;
     for (int64_t k = 0; k < K; ++k) {
       const int64_t block = k / kBlock * kPlanes, pair = k % kTileRows,
                     place = k % kBlock / kTileRows;
       const float x = joined(a + block * kBlock + 2 * pair + place, kBlock);
       const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlock + place;
-      for (int64_t n = 0; n < kPanelWidth; ++n)
+      for (int64_t n = 0; n < kPairWidth; ++n)
         sums[n] += x * joined(pairs + n / kTileRows * kTile + n % kTileRows * 2, kPanelPlane);
     }
   }
 
-  static void multiply(const PanelProduct& p) {
-    alignas(64) float sums[2 * kTileRows * kPanelWidth];
-    const int64_t blocks = (p.rows + 2 * kTileRows - 1) / (2 * kTileRows);
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t first = p.rows * i / blocks, rows = p.rows * (i + 1) / blocks - first;
-      SplitRows a(p, first, rows);
-      for (int64_t panel = 0; panel < p.panels; ++panel) {
-        const char* const b = static_cast<const char*>(p.panel) + panel * p.panel_stride;
-        multiply_panel(a, rows, b, p.K, sums);
-        if (__builtin_expect(!all_finite(sums, rows), 0))
-          for (int64_t r = 0; r < rows; ++r)
-            if (float* const row = sums + r * kPanelWidth; !all_finite(row, 1))
-              multiply_in_float32(a.row(r), b, p.K, row);
-        put_split_sums(p, first, rows, panel, sums);
-      }
+  // Those sums again in float32 that are not finite.
+  static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
+    for (int64_t i = 0; i < p.rows * p.panels; ++i) {
+      const int64_t r = i / p.panels, panel = i % p.panels;
+      float* const some = sums + r * width + panel * kPairWidth;
+      if (all_finite(some, kPairWidth / kTileRows)) continue;
+      const auto* const b = static_cast<const char*>(p.panel) + panel * p.panel_stride;
+      multiply_in_float32(a.row(r), b, p.K, some);
     }
+  }
+
+  static void multiply(const PanelProduct& p) {
+    constexpr int64_t block = 2 * kPlanes * kPanelPlane;
+    const int64_t blocks = (p.K + kBlock - 1) / kBlock, bytes = blocks * kBlock * kBytesOfTerm;
+    const auto* const first = static_cast<const char*>(p.panel);
+    multiply_on_tiles<bfloat16, kPlanes>(
+        p, p.k_begin * kBytesOfTerm, bytes,
+        {first, block, 2 * kPanelPlane, p.panel_stride, 2 * kTile, kLineBytes},
+        [](const auto& a, const PanelProduct& some, void* found, int64_t width) {
+          float* const sums = static_cast<float*>(found);
+          if (__builtin_expect(!all_finite(sums, some.rows * width / kTileRows), 0))
+            mend(a, some, sums, width);
+          put_rows<float, float>(some, sums, width);
+        });
   }
 
   // Columns [begin, end) of rows of float32 as rows to multiply.

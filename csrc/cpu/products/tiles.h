@@ -209,7 +209,7 @@ template <typename A, typename C>
 static void put_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   for (int64_t r = 0; r < p.rows; ++r) {
     const A* const row = static_cast<const A*>(sums) + r * stride;
-    for (int64_t v = 0; v < p.shape.vectors; ++v)
+    for (int64_t v = 0; v * Vec<A>::lanes < p.shape.columns; ++v)
       put_sums<A, C>(p, Vec<A>::load(row + v * Vec<A>::lanes), static_cast<C*>(p.c[r]), v);
   }
 }

@@ -140,7 +140,7 @@ static void multiply_int8(const PanelProduct& p) {
   for_tiles<R, V>(p, [&](auto... tile) { multiply_int8_tile<Dot>(p, tile...); });
 }
 
-// Writes the sums that a library left in a buffer.
+// Writes sums that are in a buffer.
 template <int most, int32_t excess>
 static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {

@@ -1,7 +1,7 @@
-// float32 by products of bfloat16 on AMX's tiles.
+// bfloat16, int8, and float32 by products of bfloat16, on AMX's tiles.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
-FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16")
+FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,amx-int8")
 #define FASTLSTM_ISA amx
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
@@ -22,21 +22,25 @@ struct Tiles {
   FASTLSTM_INLINE static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(t));
   }
-  // sum += a b, of pairs of bfloat16.
-  template <int sum, int a, int b>
+  // sum += a b, of pairs of bfloat16, or of fours of int8, unsigned in a.
+  template <typename T, int sum, int a, int b>
   FASTLSTM_INLINE static void multiply_add() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+    if constexpr (sizeof(T) == 2)
+      asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+    else
+      asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
   }
-  // So many rows in the two tiles of A, 4 and 5, and in those of their sums, 0 to 3; tiles of B are
-  // full.
+  // So many rows in the two tiles of A, 4 and 5, and in those of their sums, 0 to 3; or, if
+  // `lower_rows` is 0, in 4 and in all sums. The others, of B, are full.
   FASTLSTM_INLINE static void configure(int64_t upper_rows, int64_t lower_rows) {
     if (upper_rows == upper && lower_rows == lower) return;
     upper = static_cast<uint8_t>(upper_rows), lower = static_cast<uint8_t>(lower_rows);
+    const uint8_t last = lower ? lower : upper, fifth = lower ? lower : 16;
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16];
-    } tiles{.rows = {upper, upper, lower, lower, upper, lower, 16, 16}};
+    } tiles{.rows = {upper, upper, last, last, upper, fifth, 16, 16}};
     asm volatile("ldtilecfg %0" ::"m"(tiles));
   }
   static void release() {
@@ -53,11 +57,6 @@ thread_local uint8_t Tiles::upper = 0, Tiles::lower = 0;
 }  // namespace fastlstm::amx
 
 #include "cpu/products/split_float32.h"
-#include "cpu/targets/kernels.h"
-
-namespace fastlstm::amx {
-const Product bfloat16x3 = SplitFloat32<3>::product("amx");
-const Product bfloat16x2 = SplitFloat32<2>::product("amx");
-}  // namespace fastlstm::amx
+#include "cpu/targets/tiles_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -23,11 +23,16 @@ struct Tiles {
   static void zero() {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
-  // The sums of the first elements of the pairs and of the second, each by multiply-adds from zero,
-  // are added to each other and then to `sum`. Subnormal numbers are zeros.
-  template <int sum, int a, int b>
+  // Of bfloat16 the sums of the first elements of the pairs and of the second, each by
+  // multiply-adds from zero, are added to each other and then to `sum`. Subnormal numbers are
+  // zeros.
+  template <typename T, int sum, int a, int b>
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {
+      if constexpr (sizeof(T) == 1) {
+        for (int k = 0; k < rows[b]; ++k) add_fours(tiles[a][r] + k, tiles[b][k], tiles[sum][r]);
+        continue;
+      }
       Vec<float> sums[2] = {Vec<float>(0.0f), Vec<float>(0.0f)};
       for (int k = 0; k < rows[b]; ++k)
         for (int place = 0; place < 2; ++place) {
@@ -41,12 +46,22 @@ struct Tiles {
   }
   static void configure(int64_t upper_rows, int64_t lower_rows) {
     const int upper = static_cast<int>(upper_rows), lower = static_cast<int>(lower_rows);
-    const int all[] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    const int last = lower ? lower : upper, fifth = lower ? lower : 16;
+    const int all[] = {upper, upper, last, last, upper, fifth, 16, 16};
     std::memcpy(rows, all, sizeof rows);
   }
   static void release() {}
 
  private:
+  // Each of 16 sums in int32 gets the products of four unsigned with its four signed numbers.
+  static void add_fours(const void* of_a, const void* of_b, void* to) {
+    const auto* const a = static_cast<const uint8_t*>(of_a);
+    const auto* const b = static_cast<const int8_t*>(of_b);
+    for (int n = 0; n < 64; ++n) {
+      int32_t* const sum = static_cast<int32_t*>(to) + n / 4;
+      *sum += a[n % 4] * b[n];
+    }
+  }
   FASTLSTM_INLINE static Vec<float> flushed(const Vec<float>& x) {
     const __m512i bits = _mm512_castps_si512(x.v);
     const __mmask16 is_normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
@@ -72,11 +87,6 @@ thread_local int Tiles::rows[8];
 }  // namespace fastlstm::amx_emulated
 
 #include "cpu/products/split_float32.h"
-#include "cpu/targets/kernels.h"
-
-namespace fastlstm::amx_emulated {
-const Product bfloat16x3 = SplitFloat32<3>::product("emulated");
-const Product bfloat16x2 = SplitFloat32<2>::product("emulated");
-}  // namespace fastlstm::amx_emulated
+#include "cpu/targets/tiles_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -35,6 +35,17 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
+// What AMX's tiles multiply: float32, and the panels of our own products of bfloat16 and int8.
+struct TileProducts {
+  Product bfloat16x3, bfloat16x2;
+  decltype(Product::pack) pack_bfloat16;
+  decltype(Product::multiply) multiply_bfloat16, multiply_int8;
+};
+
+// The products of AVX512_BF16 and AVX512_VNNI, whose panels are multiplied on tiles.
+Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles);
+Product int8_on_tiles(const Product& own, const TileProducts& tiles);
+
 // What the targets have: their tables, and optional instructions.
 #define FASTLSTM_DECLARE(target, type, name) \
   namespace target {                         \
@@ -48,10 +59,8 @@ FASTLSTM_DECLARE(avx_vnni, Product, int8_weights)
 FASTLSTM_DECLARE(avx512_vnni, Product, int8_weights)
 FASTLSTM_DECLARE(avx512_bf16, Product, product)
 FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
-FASTLSTM_DECLARE(amx, Product, bfloat16x3)
-FASTLSTM_DECLARE(amx, Product, bfloat16x2)
-FASTLSTM_DECLARE(amx_emulated, Product, bfloat16x3)
-FASTLSTM_DECLARE(amx_emulated, Product, bfloat16x2)
+FASTLSTM_DECLARE(amx, TileProducts, tiles)
+FASTLSTM_DECLARE(amx_emulated, TileProducts, tiles)
 FASTLSTM_DECLARE(neon_dotprod, Product, int8_weights)
 FASTLSTM_DECLARE(neon_bf16, Product, product)
 FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
@@ -62,7 +71,7 @@ FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
 KernelTable own_kernels(const char* capability);
 
 // The kernels for this machine, or for less if the environment variable ATEN_CPU_CAPABILITY says
-// so, as with PyTorch's own kernels. Products of a library where they are faster.
+// so, as with PyTorch's own kernels.
 const KernelTable& kernel_table();
 
 // This machine with the threads that a call may use now, for the planner.
@@ -92,7 +101,7 @@ class FlushSubnormals {
 #endif
 };
 
-// Around a thread's products, of which a library may keep a context. Nothing within may throw.
+// Around a thread's products, of which tiles keep a context. Nothing within may throw.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}

@@ -40,6 +40,28 @@ KernelTable own_kernels(const char* capability) {
   return table;
 }
 
+static Product on_tiles(const Product& own, const Product& split) {
+  Product product = own;
+  product.rows = split.rows;
+  product.end_thread = split.end_thread, product.instructions = split.instructions;
+  return product;
+}
+
+Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles) {
+  Product product = on_tiles(own, tiles.bfloat16x3);
+  product.padding = tiles.bfloat16x3.padding;
+  product.pack = tiles.pack_bfloat16, product.multiply = tiles.multiply_bfloat16;
+  product.panel_rows = 2 * product.rows, product.bytes_ahead = 256 << 10;
+  product.panels = product.panels_of_one_row = 1;
+  return product;
+}
+
+Product int8_on_tiles(const Product& own, const TileProducts& tiles) {
+  Product product = on_tiles(own, tiles.bfloat16x3);
+  product.multiply = tiles.multiply_int8;
+  return product;
+}
+
 #elif defined(__aarch64__)
 #if defined(__APPLE__)
 static bool has(const char* feature) {

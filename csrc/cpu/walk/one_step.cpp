@@ -49,7 +49,7 @@ class OneStepRows {
         zeros_(gate_columns(s_.hidden_size, lanes_), A(0)),
         row_(rows_) {
     const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
-    if (packs()) panel_ = scratch<T>(4 * lanes_ * (terms + terms % 2));
+    if (packs()) panel_ = scratch<T>(4 * lanes_ * round_up(terms, product_.padding));
     gates_ = scratch<A>((rows_ + 1) * 4 * vectors * lanes_);
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t row = begin + r, of_row = row * s_.hidden_size;

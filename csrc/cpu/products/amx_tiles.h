@@ -1,0 +1,171 @@
+// Products on AMX's tiles: included once for each target that has tiles, after its `Tiles`.
+//
+// A block of terms is 64 bytes of a row, 32 terms of bfloat16 or 64 of int8, and a tile has 16 rows
+// of A, or 16 columns of a panel. A thread multiplies two tiles of rows with two of columns, each
+// of which is loaded for two products; or one tile of rows with four of columns, since sums that
+// fewer tiles share would wait for each other. Loading tiles from the L1 and L2 caches bounds it.
+#pragma once
+#include "cpu/products/packing.h"
+#include "cpu/products/tiles.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+constexpr int64_t kTileRows = 16, kLineBytes = 64, kMostRows = 2 * kTileRows;
+constexpr int64_t kPairWidth = 32;  // columns of two tiles
+static_assert(Vec<float>::lanes == kTileRows);
+
+// Rows of A as tiles load them, block by block, a line for each plane of a row: where they lie if
+// they are at one stride, or else gathered, as in the first step and after a reset. A block of one
+// plane in which K ends is filled up with zeros.
+template <int kPlanes>
+class TileRows {
+ public:
+  // The rows of a product, at most 32, of which `bytes` bytes from `begin` on are the terms.
+  FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
+      : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
+    stride_ = count_ > 1 ? row(1) - row(0) : 0;
+    at_one_stride_ = stride_ >= 0;
+    for (int64_t r = 2; r < count_; ++r) at_one_stride_ &= row(r) - row(r - 1) == stride_;
+    for (int64_t r = 0; r < count_ && rest_; ++r)
+      _mm512_store_si512(
+          last_[r], _mm512_maskz_loadu_epi8((uint64_t(1) << rest_) - 1, row(r) + whole_ * kBytes));
+  }
+  int64_t count() const { return count_; }
+  int64_t blocks() const { return whole_ + (rest_ > 0); }
+  const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + begin_; }
+
+  struct Block {
+    const char* first;
+    int64_t stride;
+  };
+  FASTLSTM_INLINE Block block(int64_t k) {
+    if (k == whole_) return {last_[0], kLineBytes};
+    if (at_one_stride_) return {row(0) + k * kBytes, stride_};
+    for (int64_t r = 0; r < count_; ++r) std::memcpy(gathered_[r], row(r) + k * kBytes, kBytes);
+    return {gathered_[0], kBytes};
+  }
+
+ private:
+  static constexpr int64_t kBytes = kPlanes * kLineBytes;
+  const void* const* rows_;
+  int64_t count_, begin_, whole_, rest_, stride_;
+  bool at_one_stride_;
+  alignas(64) char gathered_[kMostRows][kBytes], last_[kMostRows][kLineBytes];
+};
+
+// Where the tiles of panels lie: the first, and how many bytes it is to the next block of terms,
+// the next plane, the next pair of tiles side by side, the second of a pair, and the next line.
+struct PanelTiles {
+  const char* first;
+  int64_t block, plane, pair, second, line;
+};
+
+// The products of planes (of A, of B) of a block, smallest first; body(a, b).
+template <int kPlanes, typename Body>
+FASTLSTM_INLINE void for_each_product(const Body& body) {
+  if constexpr (kPlanes == 3) body(Int<0>(), Int<2>());
+  if constexpr (kPlanes > 1) body(Int<0>(), Int<1>());
+  if constexpr (kPlanes == 3) body(Int<1>(), Int<1>());
+  if constexpr (kPlanes > 1) body(Int<1>(), Int<0>());
+  if constexpr (kPlanes == 3) body(Int<2>(), Int<0>());
+  body(Int<0>(), Int<0>());
+}
+
+// Two tiles of rows by a pair of tiles: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. A single
+// row is in both tiles of rows. `stride` bytes are between rows of sums.
+template <typename T, int kPlanes>
+static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
+  const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
+                upper = rows > 1 ? rows - lower : 1;
+  Tiles::configure(upper, lower);
+  Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+  for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
+    const auto of_a = a.block(k);
+    int loaded_a = -1, loaded_b = -1;
+    for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
+      constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
+      if (loaded_a != i) {
+        Tiles::load<4>(of_a.first + i * kLineBytes, of_a.stride);
+        Tiles::load<5>(of_a.first + i * kLineBytes + upper * of_a.stride, of_a.stride);
+      }
+      if (loaded_b != j) {
+        Tiles::load<6>(b.first + j * b.plane, b.line);
+        Tiles::load<7>(b.first + j * b.plane + b.second, b.line);
+      }
+      loaded_a = i, loaded_b = j;
+      Tiles::multiply_add<T, 0, 4, 6>(), Tiles::multiply_add<T, 1, 4, 7>();
+      Tiles::multiply_add<T, 2, 5, 6>(), Tiles::multiply_add<T, 3, 5, 7>();
+    });
+  }
+  Tiles::store<0>(sums, stride), Tiles::store<1>(sums + kLineBytes, stride);
+  sums += upper * stride;
+  Tiles::store<2>(sums, stride), Tiles::store<3>(sums + kLineBytes, stride);
+}
+
+// One tile of rows by two pairs of tiles: sums in tiles 0 to 3, A in 4, B in 5 to 7.
+template <typename T, int kPlanes>
+static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
+  Tiles::configure(a.count(), 0);
+  Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+  for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
+    const auto of_a = a.block(k);
+    int loaded_a = -1;
+    for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
+      constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
+      if (loaded_a != i) Tiles::load<4>(of_a.first + i * kLineBytes, of_a.stride);
+      loaded_a = i;
+      const char* const of_b = b.first + j * b.plane;
+      Tiles::load<5>(of_b, b.line), Tiles::load<6>(of_b + b.second, b.line);
+      Tiles::multiply_add<T, 0, 4, 5>(), Tiles::multiply_add<T, 1, 4, 6>();
+      Tiles::load<7>(of_b + b.pair, b.line), Tiles::load<5>(of_b + b.pair + b.second, b.line);
+      Tiles::multiply_add<T, 2, 4, 7>(), Tiles::multiply_add<T, 3, 4, 5>();
+    });
+  }
+  Tiles::store<0>(sums, stride), Tiles::store<1>(sums + kLineBytes, stride);
+  Tiles::store<2>(sums + 2 * kLineBytes, stride), Tiles::store<3>(sums + 3 * kLineBytes, stride);
+}
+
+// The sums of at most 32 rows at a time with all columns, at most 64: put(rows of A, the product of
+// these rows, sums, elements between rows of sums). Of a row `bytes` bytes from `begin` on are the
+// terms.
+template <typename T, int kPlanes, typename Put>
+FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
+                                       PanelTiles tiles, const Put& put) {
+  const int64_t vectors = p.panels * p.shape.vectors, pairs = (vectors + 1) / 2;
+  const int64_t width = pairs * kPairWidth, stride = width * sizeof(float);
+  const int64_t parts = (p.rows + kMostRows - 1) / kMostRows;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = p.rows * i / parts;
+    PanelProduct some = p;
+    some.a += first, some.c += first, some.rows = p.rows * (i + 1) / parts - first;
+    TileRows<kPlanes> a(some, begin, bytes);
+    alignas(64) char sums[kMostRows * 2 * kPairWidth * sizeof(float)];
+    PanelTiles b = tiles;
+    for (int64_t pair = 0; pair < pairs;) {
+      char* const to = sums + 2 * pair * kLineBytes;
+      const int64_t count = some.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
+      if (2 * pair + 1 == vectors) b.second = 0;  // half a pair: its tile twice
+      if (count == 2)
+        multiply_two_pairs<T>(a, b, to, stride);
+      else
+        multiply_pair<T>(a, b, to, stride);
+      pair += count, b.first += count * b.pair;
+    }
+    put(a, some, sums, width);
+  }
+}
+
+// Of bfloat16 or int8, by a panel of the register tiles behind its header.
+template <typename T>
+static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
+                           decltype(Product::put_rows) put) {
+  const int64_t line = p.shape.vectors * kLineBytes;
+  const char* const first = static_cast<const char*>(p.panel) + header;
+  multiply_on_tiles<T, 1>(p, begin, bytes,
+                          {first, kTileRows * line, 0, 2 * kLineBytes, kLineBytes, line},
+                          [&](auto&, const PanelProduct& some, const void* sums, int64_t width) {
+                            put(some, sums, width);
+                          });
+}
+
+}  // namespace fastlstm::FASTLSTM_ISA

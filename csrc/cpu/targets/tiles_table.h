@@ -1,0 +1,36 @@
+// The products of a target that has tiles: included once by its source file, at its end.
+#pragma once
+#include "cpu/products/split_float32.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+static void pack_bfloat16(const MatrixRows& matrix, int64_t k_begin, int64_t K,
+                          const PanelShape& shape, void* panel) {
+  avx512_bf16::product.pack(matrix, k_begin, K, shape, panel);
+  const int64_t line = 4 * kTileRows * shape.vectors, lines = (K + 1) / 2;
+  const int64_t all = (K + kBlock - 1) / kBlock * kTileRows;
+  std::memset(static_cast<char*>(panel) + lines * line, 0, (all - lines) * line);
+}
+
+static void multiply_bfloat16(const PanelProduct& p) {
+  if (p.prefetch) p.prefetch->fetch();
+  multiply_panel<bfloat16>(p, 2 * p.k_begin, 2 * p.K, 0,
+                           p.rounds ? avx512_bf16::product.put_rows : put_rows<float, float>);
+}
+
+// A tile has 16 rows, so few are left to the register tiles. The sums are exact.
+static void multiply_int8(const PanelProduct& p) {
+  constexpr int64_t kRowsWorthATile = 8;
+  const Product& own = avx512_vnni::int8_weights;
+  if (p.rows < kRowsWorthATile) return own.multiply(p);
+  const int64_t bytes = (p.K + own.padding - 1) / own.padding * own.padding;
+  multiply_panel<int8_t>(p, kInt8RowHeader, bytes, own.header * p.shape.vectors * kTileRows,
+                         own.put_rows);
+}
+
+const TileProducts tiles = {SplitFloat32<3>::product(FASTLSTM_STRING(FASTLSTM_ISA)),
+                            SplitFloat32<2>::product(FASTLSTM_STRING(FASTLSTM_ISA)), pack_bfloat16,
+                            multiply_bfloat16, multiply_int8};
+
+}  // namespace fastlstm::FASTLSTM_ISA
