@@ -39,18 +39,14 @@ class WeightGradients {
 
   // Rows of some steps, and `encoded` of them, the first of all steps if not `accumulate`; h_prev
   // may be fewer, if those of the others are zero.
-  void add(const std::vector<const T*>& d_gates, std::vector<const void*> encoded,
+  void add(const std::vector<const T*>& d_gates, const std::vector<const void*>& encoded,
            const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
     auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
-    A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
-    if (bias && !product_.takes(dtype_of_rows<T>)) {
-      add_rows(d_gates, accumulate);  // in full
-      bias = nullptr;
-    }
-    multiply_transposed(product_, std::move(encoded), 4 * sizes_.hidden_size,
+    if (bias_.defined()) add_rows(d_gates, accumulate);
+    multiply_transposed(product_, encoded, 4 * sizes_.hidden_size,
                         {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
                          {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
-                        bias, accumulate);
+                        accumulate);
   }
 
   // W_ih, W_hh, and the biases' if there are biases.
