@@ -21,9 +21,11 @@ const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
   const int64_t rows = task.rows / task.steps, units = task.hidden_size;  // of a step
   // The last steps of a ragged call have few rows, for which a tile of AMX takes as long as for 16.
   const bool ends_narrow = (task.saves || task.backward) && task.rows < task.batch * task.steps;
-  const int64_t fewest = split->rows_worth_it * (ends_narrow && !two ? 3 : 1);
-  const bool is_worth_it =
-      rows >= fewest && units >= split->units_worth_it && rows * units >= split->cells_worth_it;
+  const int64_t fewest = ends_narrow ? split->ragged_rows_worth_it : split->rows_worth_it;
+  // Rows of the call that pay for packing more bytes of a weight, or again what was packed before.
+  const int64_t paying = task.packed_weights ? 384 : 128;
+  const bool is_worth_it = task.rows >= paying && rows >= fewest &&
+                           units >= split->units_worth_it && rows * units >= split->cells_worth_it;
   return is_worth_it ? split : nullptr;
 }
 

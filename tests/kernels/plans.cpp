@@ -43,10 +43,11 @@ std::vector<Named> machines() {
     tiles.rows = 64, tiles.panel_rows = 128, tiles.bytes_ahead = 256 << 10;
     static Product split = product_of(Format::bfloat16x3, 6, 16, 64);
     split.given = Format::float32, split.rate = 2, split.bytes_ahead = 0;
-    split.rows_worth_it = 48, split.units_worth_it = 256, split.cells_worth_it = 1 << 14;
+    split.rows_worth_it = 24, split.ragged_rows_worth_it = 144, split.units_worth_it = 256,
+    split.cells_worth_it = 1 << 14;
     static Product two_planes = split;
     two_planes.format = Format::bfloat16x2, two_planes.bits = 32, two_planes.rate = 3.5;
-    two_planes.rows_worth_it = 8, two_planes.units_worth_it = 128;
+    two_planes.rows_worth_it = two_planes.ragged_rows_worth_it = 8, two_planes.units_worth_it = 128;
     two_planes.cells_worth_it = 1 << 11;
     Products products = avx512_bf16;
     products[Format::bfloat16] = &tiles, products[Format::bfloat16x3] = &split;
@@ -203,7 +204,10 @@ void check_split(const Named& of) {
   refuses("an engine by name", [](CpuTask& t) { t.engine = "tiled"; });
   refuses("weights packed as int8", [](CpuTask& t) { t.packed_weights = Format::int8; });
   refuses("a single step", [](CpuTask& t) { t.steps = 1, t.rows = t.batch; });
-  refuses("few rows", [](CpuTask& t) { t.rows = 20 * 47, t.hidden_size = t.output_size = 600; });
+  refuses("few rows", [](CpuTask& t) { t.rows = 20 * 23, t.hidden_size = t.output_size = 900; });
+  refuses("two steps of few rows", [](CpuTask& t) { t.steps = 2, t.batch = 63, t.rows = 126; });
+  refuses("few rows of weights packed as float32",
+          [](CpuTask& t) { t.packed_weights = Format::float32, t.steps = 5, t.rows = 5 * 64; });
   refuses("few cells", [](CpuTask& t) { t.rows = 20 * 63; });
   refuses("few units", [](CpuTask& t) { t.hidden_size = t.output_size = 255; });
   const auto ragged = [](int64_t rows, bool saves) {

@@ -77,7 +77,7 @@ template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
                 upper = rows > 1 ? rows - lower : 1;
-  Tiles::configure(upper, lower);
+  Tiles::configure({upper, upper, lower, lower, upper, lower, 16, 16});
   Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto of_a = a.block(k);
@@ -105,7 +105,8 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
 // One tile of rows by two pairs of tiles: sums in tiles 0 to 3, A in 4, B in 5 to 7.
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
-  Tiles::configure(a.count(), 0);
+  const int64_t rows = a.count();
+  Tiles::configure({rows, rows, rows, rows, rows, 16, 16, 16});
   Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto of_a = a.block(k);

@@ -225,9 +225,11 @@ struct SplitFloat32 {
     product.cache_share = 0.8;  // encoded rows and sums take more
     product.bytes_ahead = 0;    // the input is multiplied beside h
     if constexpr (kPlanes == 3)
-      product.rows_worth_it = 48, product.units_worth_it = 256, product.cells_worth_it = 1 << 14;
+      product.rows_worth_it = 24, product.ragged_rows_worth_it = 144, product.units_worth_it = 256,
+      product.cells_worth_it = 1 << 14;
     else
-      product.rows_worth_it = 8, product.units_worth_it = 128, product.cells_worth_it = 1 << 11;
+      product.rows_worth_it = product.ragged_rows_worth_it = 8, product.units_worth_it = 128,
+      product.cells_worth_it = 1 << 11;
     product.panels = product.panels_of_one_row = 2;
     product.piece = 2048;
     product.pack = pack, product.multiply = multiply;

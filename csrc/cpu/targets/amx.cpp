@@ -30,29 +30,28 @@ struct Tiles {
     else
       asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
   }
-  // So many rows in the two tiles of A, 4 and 5, and in those of their sums, 0 to 3; or, if
-  // `lower_rows` is 0, in 4 and in all sums. The others, of B, are full.
-  FASTLSTM_INLINE static void configure(int64_t upper_rows, int64_t lower_rows) {
-    if (upper_rows == upper && lower_rows == lower) return;
-    upper = static_cast<uint8_t>(upper_rows), lower = static_cast<uint8_t>(lower_rows);
-    const uint8_t last = lower ? lower : upper, fifth = lower ? lower : 16;
+  // How many rows each has.
+  static void configure(const int64_t (&rows)[8]) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16];
-    } tiles{.rows = {upper, upper, last, last, upper, fifth, 16, 16}};
+      uint8_t rows[16] = {};
+    } tiles;
+    for (int t = 0; t < 8; ++t) tiles.rows[t] = static_cast<uint8_t>(rows[t]);
+    if (__builtin_memcmp(tiles.rows, configured, sizeof configured) == 0) return;
+    __builtin_memcpy(configured, tiles.rows, sizeof configured);
     asm volatile("ldtilecfg %0" ::"m"(tiles));
   }
   static void release() {
-    if (!upper) return;
+    if (!configured[0]) return;
     asm volatile("tilerelease");
-    upper = lower = 0;
+    configured[0] = 0;
   }
 
  private:
-  static thread_local uint8_t upper, lower;  // as configured, 0 if the tiles are released
+  static thread_local uint8_t configured[8];  // the first is 0 if the tiles are released
 };
-thread_local uint8_t Tiles::upper = 0, Tiles::lower = 0;
+thread_local uint8_t Tiles::configured[8] = {};
 
 }  // namespace fastlstm::amx
 

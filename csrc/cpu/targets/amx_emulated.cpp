@@ -44,11 +44,8 @@ struct Tiles {
       flushed(Vec<float>::load(tiles[sum][r]) + both).store(tiles[sum][r]);
     }
   }
-  static void configure(int64_t upper_rows, int64_t lower_rows) {
-    const int upper = static_cast<int>(upper_rows), lower = static_cast<int>(lower_rows);
-    const int last = lower ? lower : upper, fifth = lower ? lower : 16;
-    const int all[] = {upper, upper, last, last, upper, fifth, 16, 16};
-    std::memcpy(rows, all, sizeof rows);
+  static void configure(const int64_t (&of_each)[8]) {
+    for (int t = 0; t < 8; ++t) rows[t] = static_cast<int>(of_each[t]);
   }
   static void release() {}
 
