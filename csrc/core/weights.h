@@ -43,8 +43,6 @@ struct NamedWeight {
   Extent rows, columns = Extent::kNone;
 
   bool is_matrix() const { return columns != Extent::kNone; }
-  // It is added and no more: backward does not read it.
-  bool is_bias() const { return is_there == &WeightLayout::bias; }
   // b_hh has b_ih's.
   bool has_gradient() const { return tensor != &Direction::b_hh; }
 };

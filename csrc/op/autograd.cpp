@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <string>
-#include <utility>
 
 #include "core/call.h"
 #include "core/layer.h"
@@ -33,44 +32,6 @@ Tensor present_memory(const Tensor& tensor) {
       torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
 }
 
-// Whether backward reads the values of a weight; else they may be written to before it, but for
-// second derivatives.
-bool is_read(const NamedWeight& weight, const LstmCall& call) {
-  const Tensor& steps = call.batch_sizes ? *call.batch_sizes : call.input;
-  if (weight.tensor == &Direction::w_ih) return call.input.requires_grad();
-  if (weight.tensor == &Direction::w_hh) return steps.size(0) > 1 || call.h_0.requires_grad();
-  return !weight.is_bias();
-}
-
-// Where ctx has the k-th weight if backward does not read it. (In an entry of its own: compiled
-// autograd does not look into lists.)
-std::string unread(size_t k) { return "weight" + std::to_string(k); }
-
-// What autograd is to keep of the weights: those that backward reads, without the others, which go
-// to ctx.
-variable_list kept_weights(AutogradContext* ctx, const LstmCall& call, bool recompute) {
-  variable_list kept(call.weights.begin(), call.weights.end());
-  const auto has_values = [](const Tensor& t) {  // and so sizes, which a traced tensor may not have
-    return !is_wrapper(t) || t.is_neg() || t.is_conj() || t._is_zerotensor();
-  };
-  if (!has_values(call.input) || !has_values(call.h_0) ||
-      std::any_of(kept.begin(), kept.end(), is_wrapper))
-    return kept;
-  const auto layout = WeightLayout::of(call.layout);
-  int64_t writes = 0;
-  for (size_t k = 0; k < kept.size();)
-    for_each_weight_of(layout, [&](const NamedWeight& weight) {
-      kept[k] = present_memory(kept[k]);
-      if (!recompute && !layout.normalizes && !is_read(weight, call)) {
-        writes += kept[k]._version();
-        ctx->saved_data[unread(k)] = std::exchange(kept[k], Tensor());
-      }
-      ++k;
-    });
-  ctx->saved_data["writes"] = writes;
-  return kept;
-}
-
 // What backward gets of forward's arguments and results.
 struct SavedCall : OwnedCall {
   Tensor output, cells, gates;
@@ -85,8 +46,6 @@ struct SavedCall : OwnedCall {
     });
     for (Tensor* tensor : {&output, &cells, &gates}) *tensor = *next++;
     weights.assign(next, saved.end());
-    for (size_t k = 0; k < weights.size(); ++k)
-      if (!weights[k].defined()) weights[k] = ctx->saved_data.at(unread(k)).toTensor();
   }
   // The gradients of input, h_0, c_0 and the weights, which have derivatives of their own.
   std::vector<OptionalTensor> differentiable_gradients(const variable_list& grads) const {
@@ -97,15 +56,14 @@ struct SavedCall : OwnedCall {
                           layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_AFTER))
         .cast<std::vector<OptionalTensor>>();
   }
-  static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result,
-                   const variable_list& weights) {
+  static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved;
     for_each_member(call, [&saved](const OptionalTensor& member, const char*) {
       saved.push_back(member.value_or(Tensor()));
     });
     for (const Tensor* tensor : {&output, &cells, &gates}) saved.push_back(present_memory(*tensor));
-    saved.insert(saved.end(), weights.begin(), weights.end());
+    for (const Tensor& weight : call.weights) saved.push_back(present_memory(weight));
     ctx->save_for_backward(saved);
     ctx->saved_data["layout"] = std::string(call.layout);
   }
@@ -123,7 +81,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const ForwardResult result =
         call_lstm(call, {/*save_cells=*/true, /*save_gates=*/!options.recompute, options.recompute,
                          options.engine});
-    SavedCall::save(ctx, call, result, kept_weights(ctx, call, options.recompute));
+    SavedCall::save(ctx, call, result);
     ctx->saved_data["engine"] = std::string(options.engine);
     ctx->saved_data["recompute"] = options.recompute;
     ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
@@ -139,7 +97,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
     if (at::GradMode::is_enabled()) {
-      connect_weights(ctx, saved.weights);
+      connect_weights(saved.weights);
       const auto found = saved.differentiable_gradients(grads);
       for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());
       return result;
@@ -171,19 +129,14 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
 
  private:
   // Gives the weights their graph back, for second derivatives.
-  static void connect_weights(AutogradContext* ctx, std::vector<Tensor>& weights) {
-    const auto& saved = ctx->saved_data;
-    if (saved.find("writes") == saved.end()) return;
-    int64_t writes = 0;
-    for (size_t k = 0; k < weights.size(); ++k)
-      if (saved.find(unread(k)) != saved.end()) writes += weights[k]._version();
-    TORCH_CHECK(writes == saved.at("writes").toInt(),
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation: a weight of an LSTM, which second derivatives need");
+  static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
-    for (size_t k = 0; k < weights.size(); ++k)
-      if (const auto& edge = node->next_edge(kFirstWeight + k); edge.is_valid())
-        weights[k] = torch::autograd::make_variable(weights[k], edge);
+    for (size_t k = 0; k < weights.size(); ++k) {
+      const auto& edge = node->next_edge(kFirstWeight + k);
+      if (!edge.is_valid() || weights[k].requires_grad()) continue;
+      weights[k] = weights[k].detach();
+      torch::autograd::impl::set_gradient_edge(weights[k], edge);
+    }
   }
 
   // The gradients of the weights in the order of the weights.

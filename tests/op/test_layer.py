@@ -180,6 +180,18 @@ def test_gradients_under_create_graph_are_the_same(route: Route, sample: Sample)
 
 
 @every_route
+def test_a_weight_written_to_before_second_derivatives_is_noticed(route: Route) -> None:
+    """After the first ones, whose graph has the weights."""
+    padded = leaves(Sample("plain"), route)
+    output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
+    first = torch.autograd.grad(output.sum(), padded["weights"], create_graph=True)
+    with torch.no_grad():
+        padded["weights"][1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(sum(g.square().sum() for g in first), padded["weights"])
+
+
+@every_route
 def test_second_gradient_of_a_shared_weight(route: Route) -> None:
     """Two layers with one W_ih: its second derivative runs through both."""
     torch.manual_seed(0)
@@ -258,6 +270,18 @@ def test_an_output_changed_in_place_is_noticed(route: Route) -> None:
     output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
     loss = output.square().sum()
     output.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@every_op_route
+@pytest.mark.parametrize("k", range(4))
+def test_a_weight_changed_in_place_is_noticed(route: Route, k: int) -> None:
+    """A bias too, whose values no gradient needs."""
+    padded = leaves(Sample("plain"), route)
+    loss = route.lstm_layer(**Sample("plain").as_layer(padded))[0].sum()
+    with torch.no_grad():
+        padded["weights"][k].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
