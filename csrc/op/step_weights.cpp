@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "core/operators.h"
 
@@ -16,9 +18,13 @@ using torch::autograd::variable_list;
 
 namespace {
 
+// In newer versions of torch nodes count their references themselves.
+template <typename Pointer>
+constexpr bool is_shared = std::is_same_v<Pointer, std::shared_ptr<Node>>;
+
 template <typename Pointer, typename Made>
 Pointer make() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
+  if constexpr (is_shared<Pointer>)
     return std::make_shared<Made>();
   else
     return c10::make_intrusive<Made>();
@@ -30,16 +36,6 @@ bool is_plain(const Tensor& tensor) {
 
 }  // namespace
 
-StepWeights::Registry& StepWeights::registry() {
-  static auto* const registry = new Registry;  // graphs may outlive static objects
-  return *registry;
-}
-
-StepWeights::Pointer StepWeights::Registry::find(const Key& key) {
-  const auto found = nodes.find(key);
-  return found == nodes.end() ? Pointer() : found->second.lock();
-}
-
 bool StepWeights::serves(const LstmCall& call) {
   const at::TensorList weights = call.weights;
   return call.is_plain() && weights[0].requires_grad() && weights[1].requires_grad() &&
@@ -50,34 +46,31 @@ bool StepWeights::serves(const LstmCall& call) {
 }
 
 StepWeights::Pointer StepWeights::of(at::TensorList weights) {
+  using Key = std::vector<std::pair<Node*, uint32_t>>;
+  using Weak =
+      std::conditional_t<is_shared<Pointer>, std::weak_ptr<Node>, c10::weak_intrusive_ptr<Node>>;
+  // By where the gradients go. Graphs own the nodes. What is left of one that was freed has no
+  // edges; it is removed when there are twice as many.
+  thread_local std::map<Key, Weak> nodes;
+  thread_local size_t most = 16;
   torch::autograd::edge_list edges;
-  Key key{std::this_thread::get_id(), {}};
+  Key key;
   for (const Tensor& weight : weights) {
     edges.push_back(torch::autograd::impl::gradient_edge(weight));
-    key.second.emplace_back(edges.back().function.get(), edges.back().input_nr);
+    key.emplace_back(edges.back().function.get(), edges.back().input_nr);
   }
-  Registry& all = registry();
-  {
-    const std::lock_guard guard(all.mutex);
-    if (Pointer node = all.find(key)) return node;
-  }
-  // Outside of the lock: in anomaly mode a new node calls Python, which may free others.
+  if (const auto found = nodes.find(key); found != nodes.end())
+    if (Pointer node = found->second.lock(); node && !static_cast<StepWeights&>(*node).has_run_)
+      return node;
   Pointer pointer = make<Pointer, StepWeights>();
-  auto* const node = static_cast<StepWeights*>(pointer.get());
-  node->set_next_edges(std::move(edges));
-  for (const Tensor& weight : weights) node->add_input_metadata(weight);
-  node->key_ = std::move(key);
-  const std::lock_guard guard(all.mutex);
-  all.nodes.insert_or_assign(node->key_, Weak(pointer));
+  pointer->set_next_edges(std::move(edges));
+  for (const Tensor& weight : weights) pointer->add_input_metadata(weight);
+  if (nodes.size() >= most) {
+    std::erase_if(nodes, [](const auto& node) { return node.second.expired(); });
+    most = 2 * nodes.size() + 16;
+  }
+  nodes.insert_or_assign(std::move(key), Weak(pointer));
   return pointer;
-}
-
-void StepWeights::forget() {
-  Registry& all = registry();
-  Pointer found;  // freed after the lock
-  const std::lock_guard guard(all.mutex);
-  found = all.find(key_);
-  if (!found || found.get() == this) all.nodes.erase(key_);
 }
 
 void StepWeights::insert_behind(Node& step, size_t first, at::TensorList weights) {
@@ -111,7 +104,7 @@ std::shared_ptr<StepWeights::Sum> StepWeights::sum_of_this_pass(bool create) {
 void StepWeights::add(const OneStepFactors& step) { sum_of_this_pass(true)->add(step); }
 
 variable_list StepWeights::apply(variable_list&& gradients) {
-  forget();
+  has_run_ = true;
   TORCH_CHECK(std::any_of(next_edges().begin(), next_edges().end(),
                           [](const auto& edge) { return edge.is_valid(); }),
               "lstm: another thread freed the graph of these steps");

@@ -5,42 +5,17 @@
 #pragma once
 #include <torch/csrc/autograd/function.h>
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <thread>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "core/call.h"
 
 namespace fastlstm {
 
-// A node and the type of weak pointers to it. In newer versions of torch nodes count their
-// references themselves, and a weak pointer keeps one from being destroyed: it has to be forgotten
-// before.
-template <typename N, bool counts_itself = std::is_base_of_v<c10::intrusive_ptr_target, N>>
-class WeaklyHeld : public N {
- public:
-  using N::N;
-  using Weak = c10::weak_intrusive_ptr<N>;
-  void release_resources() override {
-    forget();
-    N::release_resources();
-  }
-
- private:
-  virtual void forget() = 0;
-};
-template <typename N>
-class WeaklyHeld<N, false> : public N {
- public:
-  using N::N;
-  using Weak = std::weak_ptr<N>;
-};
-
-class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
+class StepWeights final : public torch::autograd::Node {
  public:
   using Pointer = decltype(torch::autograd::Edge::function);
 
@@ -58,8 +33,7 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   void add(const OneStepFactors& step);
 
   // Its priority is that of AccumulateGrad: nothing that waits for the weights may run before it.
-  StepWeights() : WeaklyHeld(UINT64_MAX) {}
-  ~StepWeights() override { forget(); }
+  StepWeights() : Node(UINT64_MAX) {}
 
   // Under compiled autograd the steps return gradients as usual.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
@@ -70,18 +44,9 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   }
 
  private:
-  // A thread, and where the gradients of the weights go. Steps that agree in this share a node,
-  // from the first of them to the first backward.
-  using Key = std::pair<std::thread::id, std::vector<std::pair<Node*, uint32_t>>>;
-  struct Registry {
-    std::mutex mutex;
-    std::map<Key, Weak> nodes;
-
-    Pointer find(const Key& key);  // call it with the mutex held
-  };
-  static Registry& registry();
+  // Steps of a thread share a node, from the first of them to the first backward, if the gradients
+  // of their weights go to the same places.
   static Pointer of(at::TensorList weights);
-  virtual void forget();
 
   // The sum of one backward pass.
   class Sum {
@@ -99,7 +64,7 @@ class StepWeights final : public WeaklyHeld<torch::autograd::Node> {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   std::shared_ptr<Sum> sum_of_this_pass(bool create);
 
-  Key key_;
+  std::atomic<bool> has_run_ = false;
   std::mutex mutex_;
   // By the backward pass, of which there may be several. A pass owns its sum, also if it fails.
   std::map<int, std::weak_ptr<Sum>> sums_;

@@ -8,6 +8,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -125,6 +126,16 @@ def test_a_graph_that_is_still_alive() -> None:
         for loss in losses + later:
             loss.backward()
         assert_same(ours, both[0], theirs, both[1])
+
+
+def test_weights_go_with_the_graph_of_steps() -> None:
+    """Of steps without a backward, whose node no other steps take."""
+    cell = pair()[0]
+    loss = loop(cell, inputs())
+    weights = [weakref.ref(weight) for weight in cell.parameters()]
+    del cell, loss
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_what_waits_for_the_weights_runs_after_them() -> None:
