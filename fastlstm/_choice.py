@@ -223,11 +223,9 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:
     """The choice of `fastlstm.tune`, if it has measured such a call, else that without."""
-    if device.type == "cuda" and not _measured.forced:
-        names = ("hidden_size", "batch", "directions", "dtype", "training")
-        task = {name: getattr(stack, name) for name in names}
-        if _build.library.is_refused(device=device.index, **task):
-            return Choice("torch", "this GPU refused to launch ours", no_walk=True)
+    is_gpu = device.type == "cuda"
+    if is_gpu and not _measured.forced and _build.library.is_refused(device.index):
+        return Choice("torch", "this GPU refused to launch ours", no_walk=True)
     is_known = _measured.active and device.type != "meta"
     engine = _measured.engine(device, stack.key()) if is_known else None
     return Choice(engine, "measured by fastlstm.tune") if engine else unmeasured(stack, device)

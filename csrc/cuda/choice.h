@@ -55,17 +55,14 @@ inline bool is_refusal(cudaError_t error) {
          error == cudaErrorNotPermitted;
 }
 
-inline void remember_refusal(const Task& task, cudaError_t error) {
+inline void remember_refusal(cudaError_t error) {
   const int device = current_device();
-  std::unique_lock<std::mutex> lock(gpu_state().mutex);
-  const bool is_new = gpu_state().refused.insert(refused_task(device, task)).second;
-  lock.unlock();  // a warning may wait for Python
-  if (is_new)
+  if (!gpu_state().refused.at(device).exchange(true))
     TORCH_WARN("fastlstm: device ", device, " refuses a launch of the persistent engine (",
                cudaGetErrorString(error),
-               "). From now on plain calls of that shape run PyTorch's own LSTM, and others the "
-               "stepwise engine, which is slower. Where MPS or another program holds "
-               "multiprocessors, FASTLSTM_FREE_SMS=N plans without N of them.");
+               "). From now on plain calls run PyTorch's own LSTM there, and others the stepwise "
+               "engine, which is slower. Where MPS or another program holds multiprocessors, "
+               "FASTLSTM_FREE_SMS=N plans without N of them.");
 }
 
 struct PlannedCall {
@@ -84,15 +81,14 @@ inline CudaDevice own_device() {
 
 // plan(), which takes microseconds, remembered.
 inline Plan known_plan(const Task& task) {
-  const PlannedTask key = planned_task(current_device(), free_sms(), task);
-  std::unique_lock<std::mutex> lock(gpu_state().mutex);
+  const std::array<int64_t, 10> key = {
+      current_device(), free_sms(),      task.hidden_size, task.batch,         task.steps,
+      task.directions,  int(task.dtype), task.allow_tf32,  task.only_stepwise, task.backward};
+  const std::lock_guard<std::mutex> lock(gpu_state().mutex);
   auto& plans = gpu_state().plans;
   if (const auto found = plans.find(key); found != plans.end()) return found->second;
-  lock.unlock();  // an error of the device is raised
-  const Plan fresh = plan(task, own_device());
-  lock.lock();
   if (plans.size() >= 4096) plans.clear();
-  return plans[key] = fresh;
+  return plans.emplace(key, plan(task, own_device())).first->second;
 }
 
 inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool backward) {
@@ -113,7 +109,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
   const bool is_auto = request->engine == EngineRequest::kAuto;
   const bool is_step = request->engine == EngineRequest::kOneStep;
   if (request->engine == EngineRequest::kStepwise || (is_step && backward) ||
-      (is_auto && is_refused(current_device(), task)))
+      (is_auto && gpu_state().refused.at(current_device())))
     return {task, {}, false};
   if (is_auto) return {task, known_plan(task), false};
   const CudaDevice device = own_device();

@@ -35,7 +35,7 @@ bool launch_directions(Call& call, const Layer& layer, const PlannedCall& planne
                  "cudaMemsetAsync");
     const cudaError_t error = launch_walk(call, tiling, stream);
     if (first == 0 && !planned.by_name && is_refusal(error)) {
-      remember_refusal(planned.task, error);
+      remember_refusal(error);
       return false;
     }
     check_cuda(error, "launch_walk");

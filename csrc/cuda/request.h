@@ -1,5 +1,5 @@
 // What a user asks of the CUDA engines, one of them by name and multiprocessors for other streams,
-// and what a GPU refused.
+// and which GPUs refused a launch.
 #pragma once
 #include <array>
 #include <atomic>
@@ -9,7 +9,6 @@
 #include <map>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -47,26 +46,14 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
-// A device, the SMs that are left free, and a task.
-using PlannedTask = std::array<int64_t, 10>;
-inline PlannedTask planned_task(int device, int free_sms, const Task& task) {
-  return {device,          free_sms,        task.hidden_size, task.batch,         task.steps,
-          task.directions, int(task.dtype), task.allow_tf32,  task.only_stepwise, task.backward};
-}
-
-// Tasks whose persistent launch a GPU refused: all that decides how many blocks there are, and how
-// large.
-inline PlannedTask refused_task(int device, Task task) {
-  task.steps = 0;
-  return planned_task(device, 0, task);
-}
-
 // One for all libraries of a wheel (gpu_state.cpp).
 struct GpuState {
   std::atomic<int> default_free_sms = 0;  // what free_sms() is where the user says nothing
-  std::mutex mutex;
-  std::set<PlannedTask> refused;
-  std::map<PlannedTask, Plan> plans;  // of "auto"
+  // By device: whether it refused a persistent launch. "auto" makes none there again, which would
+  // be refused too, after memory was marked and a GEMM was run for it.
+  std::array<std::atomic<bool>, 128> refused = {};
+  std::mutex mutex;                               // of the plans
+  std::map<std::array<int64_t, 10>, Plan> plans;  // of "auto", by known_plan
 };
 GpuState& gpu_state();
 
@@ -75,13 +62,6 @@ GpuState& gpu_state();
 inline int free_sms() {
   static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
   return requested.value_or(gpu_state().default_free_sms);
-}
-
-// "auto" makes no refused launch again, which would be refused too, after memory was marked and a
-// GEMM was run for it.
-inline bool is_refused(int device, const Task& task) {
-  const std::lock_guard<std::mutex> lock(gpu_state().mutex);
-  return gpu_state().refused.count(refused_task(device, task)) > 0;
 }
 
 }  // namespace fastlstm

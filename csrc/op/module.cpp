@@ -38,9 +38,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("fuses_step", &planners::fuses_step, py::kw_only(), "dtype"_a, "input_size"_a,
         "hidden_size"_a, "capability"_a,
         "Whether the engine \"one_step\" serves such an LSTMCell.");
-  m.def("is_refused", &planners::is_refused, py::kw_only(), "device"_a, "hidden_size"_a, "batch"_a,
-        "directions"_a, "dtype"_a, "training"_a,
-        "Whether a GPU refused to launch the persistent engine for such a layer.");
+  m.def(
+      "is_refused", [](int device) { return gpu_state().refused.at(device).load(); }, "device"_a,
+      "Whether a GPU refused to launch the persistent engine.");
   m.def("cuda_constants", &planners::cuda_constants, py::kw_only(), "sm_count"_a, "capability"_a,
         "The constants of the CUDA planner's predictions, by name.");
   m.def("free_sms", &free_sms,

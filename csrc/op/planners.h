@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <string>
 
-#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/targets/kernels.h"
 #include "cuda/plan.h"
@@ -110,14 +109,6 @@ inline bool fuses_step(const std::string& dtype, int64_t input_size, int64_t hid
                        int capability) {
   const Task task{hidden_size, 1, 1, 1, dtype_named(dtype), false, false, false};
   return fastlstm::fuses_step(task, input_size, capability);
-}
-
-inline bool is_refused(int device, int64_t hidden_size, int64_t batch, int directions,
-                       const std::string& dtype, bool training) {
-  Task task{hidden_size, batch, 1, directions, dtype_named(dtype), rnn_allows_tf32(), false, false};
-  if (fastlstm::is_refused(device, task)) return true;
-  task.backward = true;
-  return training && fastlstm::is_refused(device, task);
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.

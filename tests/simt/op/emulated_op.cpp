@@ -16,7 +16,8 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
-    fastlstm::gpu_state().refused.clear(), fastlstm::gpu_state().plans.clear();
+    for (auto& refused : fastlstm::gpu_state().refused) refused = false;
+    fastlstm::gpu_state().plans.clear();
   });
   m.def("set_resident_blocks",
         [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
