@@ -16,7 +16,7 @@ template <typename T>
 struct UnitInputs {
   ThreadUnit at;
   int64_t index;  // of the unit in [B,H]
-  GatesAddress<T> d_gates;
+  T *d_i, *d_f;   // where the gradients of these gates go; those of g and o are as far apart
   Gates<T> gates;
   float c, c_prev, d_cells;
   T d_output, d_h, h_mask;
@@ -73,7 +73,8 @@ struct BackwardWalk {
     UnitInputs<T> in;
     in.at = at;
     in.index = block.index(at);
-    in.d_gates = {d_gates_at(at, flat_row), width, at.unit};
+    in.d_i = d_gates_at(at, flat_row);
+    in.d_f = in_register(in.d_i + width);
     if (!at.live) return in;
     in.gates = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.c = d.cells[flat_row * hidden_size + column];
@@ -133,8 +134,11 @@ struct BackwardWalk {
       dc = block.state_of(at);
       d_gates = compute(in, dc);
     }
-    publish(in.d_gates, Gates<T>{T(d_gates.i), T(d_gates.f), T(d_gates.g), T(d_gates.o)}, at.unit,
-            at.exchanged);
+    const int64_t apart = in.d_f - in.d_i;  // of registers: width would be fetched again
+    publish(in.d_i, T(d_gates.i), at.unit, at.exchanged);
+    publish(in.d_f, T(d_gates.f), at.unit, at.exchanged);
+    publish(in.d_f + apart, T(d_gates.g), at.unit, at.exchanged);
+    publish(in.d_f + 2 * apart, T(d_gates.o), at.unit, at.exchanged);
     return dc;
   }
 

@@ -13,8 +13,6 @@
 
 namespace fastlstm {
 
-FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
-
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
@@ -46,40 +44,6 @@ __device__ void publish(T* address, T value, int unit, bool store) {
     store = store && unit % 2 == 0;
   }
   if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
-}
-
-// Four gates are published `width` values apart. Of 16-bit values the even lane stores i and f of
-// two units, the odd lane g and o, so that the two exchange only one word each way.
-template <typename T>
-struct GatesAddress {
-  T *first, *second;  // of the gates that this lane stores
-
-  GatesAddress() = default;
-  __device__ GatesAddress(T* i, int width, int unit)
-      : first(sizeof(T) == 2 && unit % 2 == 1 ? i + 2 * width - 1 : i),
-        second(in_register(first + width)) {}
-};
-
-template <typename T>
-__device__ void publish(const GatesAddress<T>& to, const Gates<T>& gates, int unit, bool store) {
-  const auto store_at = [&](T* address, uint32_t word) {
-    if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
-  };
-  if constexpr (sizeof(T) == 2) {
-    const bool odd = unit % 2;
-    const uint32_t i_f = pack(published_bits(gates.i), published_bits(gates.f));
-    const uint32_t g_o = pack(published_bits(gates.g), published_bits(gates.o));
-    const uint32_t mine = odd ? g_o : i_f, other = shuffle_xor(odd ? i_f : g_o, 1);
-    const uint32_t even_unit = odd ? other : mine, odd_unit = odd ? mine : other;
-    store_at(to.first, (even_unit & 0xffff) | odd_unit << 16);
-    store_at(to.second, even_unit >> 16 | (odd_unit & 0xffff0000));
-  } else {
-    const int64_t width = to.second - to.first;
-    store_at(to.first, published_bits(gates.i));
-    store_at(to.second, published_bits(gates.f));
-    store_at(to.second + width, published_bits(gates.g));
-    store_at(to.second + 2 * width, published_bits(gates.o));
-  }
 }
 
 // The row that the slice is multiplied with for a batch row; nullptr: zeros.

@@ -130,6 +130,8 @@ struct Fragments {
   }
 };
 
+FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+
 // Fills the slice; element(row, k) is its value, or 0 beyond the matrix.
 template <class P, int kRows, typename Element>
 __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {

@@ -184,10 +184,9 @@ def late_fetches(step):
 
 
 def needless_shuffles(step):
-    """Shuffles beyond one for a word of h, or for two words of gates."""
-    shuffles = [x for x in step.cells if x.is_a("SHFL")]
-    words = sum(x.is_publication and ".U16" not in x.opcode for x in step.cells)
-    return shuffles[words // 2 if step.backward else words :]
+    """Shuffles beyond one for each word that is published."""
+    words = sum(x.is_publication for x in step.cells)
+    return [x for x in step.cells if x.is_a("SHFL")][words:]
 
 
 def incomplete_prefetches(step):
@@ -237,8 +236,8 @@ RULES = {
     ),
     needless_shuffles: (
         EXCHANGE,
-        "shuffle_xor(odd ? i_f : g_o, 1)",
-        "shuffle_xor(odd ? i_f : g_o, 1) ^ shuffle_xor(i_f, 2)",
+        "shuffle_xor(word, 1) << 16",
+        "shuffle_xor(word, 1) << 16 ^ shuffle_xor(word, 2)",
     ),
     incomplete_prefetches: ("persistent_block.h", "prefetch(zoneout.h + flat", "(void)(flat"),
     short_polls: (
@@ -247,11 +246,6 @@ RULES = {
         "v2.u32 {%0, %1}, [%4]; ld.relaxed.gpu.global.v2.u32 {%2, %3}, [%4 + 8];",
     ),
 }
-ONLY_BACKWARD = {needless_shuffles}  # forward has one gate
-
-
-def rules_of(name):
-    return [rule for rule in RULES if name == "backward" or rule not in ONLY_BACKWARD]
 
 
 # Where the widest tile takes almost all registers, ptxas moves a value that was loaded early, and
@@ -293,7 +287,7 @@ def test_machine_code(name, architecture, compiled):
     [
         pytest.param(name, rule, marks=[pytest.mark.slow] * (rule is not early_uses))
         for name in PERSISTENT
-        for rule in rules_of(name)
+        for rule in RULES
     ],
 )
 def test_rule_is_broken_without_what_it_tests(name, rule, tmp_path):

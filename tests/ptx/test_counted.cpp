@@ -104,9 +104,8 @@ void check_tile(const Tile& tile) {
   // Of 8 rows and 64 bytes; one that is repeated may be of less.
   check(looks.sectors_each() > 15 && looks.sectors_each() <= 16, "a look takes ",
         looks.sectors_each(), " sectors");
-  // A value of each unit and row; of 16 bits backward, two gates of two units.
-  const int gates = tile.backward() && tile.bytes() == 2 ? 2 : 1;
-  const int sectors = gates * 32 / tile.units * ((tile.units * tile.bytes() + 31) / 32);
+  // A value of each unit and row.
+  const int sectors = 32 / tile.units * ((tile.units * tile.bytes() + 31) / 32);
   check(published.sectors_each() == sectors, "a publication takes ", published.sectors_each(),
         " sectors, expected ", sectors);
   const auto in_flight =
