@@ -2,6 +2,7 @@
 // No host synchronization here, so a CUDA graph can capture it.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "core/layer.h"
 #include "core/operators.h"
@@ -39,38 +40,55 @@ inline Tensor rows_of_step(const Tensor& tensor, int64_t d, const WalkStep& at) 
 }
 
 // The state before every flat row, from the states [R,size] after them: those one step earlier in
-// walking order, the initial state [B,size] where a row starts, zero where it was reset.
-inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, const Tensor& initial,
-                       const std::vector<WalkStep>& steps) {
-  Tensor before = at::empty_like(states, at::MemoryFormat::Contiguous);
+// walking order, the initial state [B,size] where a row starts, zero where it was reset and at dead
+// positions. Pieces of both that lie one after the other are one, so that there are few of them:
+// two of padded data, at most two for each row of packed data.
+inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, const Tensor& initial) {
+  struct Piece {
+    const Tensor* of;
+    int64_t first, rows;
+  };
+  std::vector<Piece> pieces = {{&states, 0, 0}};
+  const auto append = [&](const Tensor& of, int64_t first, int64_t rows) {
+    Piece& last = pieces.back();
+    if (last.of == &of && last.first + last.rows == first)
+      last.rows += rows;
+    else if (rows > 0)
+      pieces.push_back({&of, first, rows});
+  };
+  std::vector<WalkStep> steps = walk(layer, d == 1);
+  if (d == 1) std::reverse(steps.begin(), steps.end());  // as the flat rows lie
   for (const WalkStep& at : steps) {
-    Tensor rows = before.narrow(0, at.offset, at.rows);
     const int64_t carried = std::min(at.rows, at.prev_rows);
-    if (carried > 0) rows.narrow(0, 0, carried).copy_(states.narrow(0, at.prev_offset, carried));
-    if (carried < at.rows)
-      rows.narrow(0, carried, at.rows - carried)
-          .copy_(initial.narrow(0, carried, at.rows - carried));
+    append(states, at.prev_offset, carried);
+    append(initial, carried, at.rows - carried);
   }
+  std::vector<Tensor> rows;
+  for (const Piece& piece : pieces) rows.push_back(piece.of->narrow(0, piece.first, piece.rows));
+  Tensor before = at::cat(rows);
   if (layer.packed()) return before;
-  const int64_t steps_count = layer.steps.expect_int();
-  Tensor by_step = before.view({steps_count, layer.batch.expect_int(), states.size(-1)});
+  before = before.view({layer.steps.expect_int(), layer.batch.expect_int(), states.size(-1)});
   if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
-    const auto t = at::arange(steps_count, layer.lengths->options()).view({-1, 1, 1});
-    const auto last = layer.lengths->view({1, -1, 1}) - 1;
-    by_step.copy_(at::where(t.eq(last), initial.unsqueeze(0), by_step));
+    const auto t = at::arange(before.size(0), layer.lengths->options()).view({-1, 1, 1});
+    before = at::where(t.eq(layer.lengths->view({1, -1, 1}) - 1), initial, before);
   }
-  if (layer.reset) by_step.masked_fill_(layer.reset->unsqueeze(2), 0);
-  return before;
+  if (layer.lengths) before.masked_fill_(live_mask(layer).logical_not(), 0);
+  if (layer.reset) before.masked_fill_(layer.reset->unsqueeze(2), 0);
+  return before.view(states.sizes());
 }
 
 // h_{t-1} of every flat row [R,P] as W_hh sees it: times h_mask.
-inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
-                              const std::vector<WalkStep>& steps) {
-  Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d), steps);
-  if (layer.h_mask)
-    for (const WalkStep& at : steps)
-      h_prev.narrow(0, at.offset, at.rows).mul_(layer.h_mask->select(0, d).narrow(0, 0, at.rows));
-  return h_prev;
+inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output) {
+  const Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d));
+  if (!layer.h_mask) return h_prev;
+  const Tensor mask = layer.h_mask->select(0, d);
+  if (!layer.packed()) {
+    h_prev.view({layer.steps.expect_int(), mask.size(0), mask.size(1)}).mul_(mask);
+    return h_prev;
+  }
+  std::vector<Tensor> of_steps;
+  for (const WalkStep& at : walk(layer, false)) of_steps.push_back(mask.narrow(0, 0, at.rows));
+  return h_prev * at::cat(of_steps);
 }
 
 // Where the gradient of a state begins on the way back: dL/dh_n or dL/dc_n, or zeros, of its own.
@@ -82,11 +100,11 @@ inline Tensor initial_gradient(const Tensor& grad, const Tensor& state,
 
 // c before zoneout, of every flat row [R,H], from the saved cells, which are those after it.
 inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
-                          const Tensor& c_0, const std::vector<WalkStep>& steps) {
+                          const Tensor& c_0) {
   if (!layer.zoneout_c) return cells;
   const auto gate = gates.to(cells.scalar_type()).chunk(4, -1);
   return next_cell(Gates<Tensor>{gate[0], gate[1], gate[2], gate[3]},
-                   previous(layer, d, cells, c_0, steps));
+                   previous(layer, d, cells, c_0));
 }
 
 }  // namespace fastlstm

@@ -1,4 +1,4 @@
-// The rows of a call on the device: tables for the kernels, and h_{t-1} of every row.
+// The rows of a call as tables on the device, for the kernels.
 #pragma once
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "../core/layer.h"
-#include "../pointers.h"
 #include "persistent.h"
 
 namespace fastlstm {
@@ -65,24 +64,5 @@ struct DeviceSequence {
     }
   }
 };
-
-// previous_hidden in one launch.
-template <typename T>
-Tensor previous_hidden(const Layer& layer, const Sequence& sequence, int64_t d,
-                       const Tensor& output) {
-  const Tensor h_0 = layer.h_0[d].contiguous();
-  const Tensor h_mask = layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor();
-  const Tensor h_prev = at::empty(output.sizes(), output.options());
-  const PreviousHidden<T> call{sequence,
-                               d == 1,
-                               const_data<T>(output),
-                               output.stride(0),
-                               const_data<T>(h_0),
-                               h_mask.defined() ? const_data<T>(h_mask) : nullptr,
-                               data<T>(h_prev)};
-  check_cuda(launch_previous_hidden(call, c10::cuda::getCurrentCUDAStream()),
-             "launch_previous_hidden");
-  return h_prev;
-}
 
 }  // namespace fastlstm

@@ -105,18 +105,4 @@ cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
 // Copies host values to the device as parameters of kernels: no synchronization, capture-safe.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
-// h_prev := h_{t-1} of every flat row in walking order, times h_mask: h_0 where a row starts, 0
-// where it is reset and at dead positions.
-template <typename T>
-struct PreviousHidden {
-  Sequence sequence;
-  bool reverse;
-  const T* output;  // [R,H], rows output_stride apart
-  int64_t output_stride;
-  const T *h_0, *h_mask;  // [B,H], or nullptr: no mask
-  T* h_prev;              // [R,H]
-};
-template <typename T>
-cudaError_t launch_previous_hidden(const PreviousHidden<T>& call, cudaStream_t stream);
-
 }  // namespace fastlstm

@@ -94,7 +94,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const auto options = layer.input.options();
   const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
   const auto h_prev_of = [&](int64_t d) {
-    return previous_hidden<T>(layer, tables.sequence, d, tensors.of_direction(tensors.output, d));
+    return previous_hidden(layer, d, tensors.of_direction(tensors.output, d));
   };
   if (!tensors.gates.defined()) {  // not where their gradient will lie: that must be unwritten
     tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);

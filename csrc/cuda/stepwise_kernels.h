@@ -2,8 +2,6 @@
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
-#include <vector>
-
 #include "../core/layer.h"
 #include "../stepwise/forward.h"
 #include "device_sequence.h"
@@ -14,12 +12,6 @@ namespace fastlstm {
 struct CudaStepKernels : stepwise::AtenProducts {
   static void run(const auto& step) {
     check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");
-  }
-  template <typename T>
-  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
-                                const std::vector<WalkStep>&) {
-    const DeviceSequence tables(layer, /*sorted=*/false);
-    return fastlstm::previous_hidden<T>(layer, tables.sequence, d, output);
   }
 };
 

@@ -87,7 +87,7 @@ void add_products(std::vector<Tensor>& found, const SampledBackward& call, const
   const Tensor output = flat(call.output, rows).narrow(1, d * out, out);
   Direction gradients;
   gradients.w_ih = product(flat(without_padding(layer), rows));
-  gradients.w_hh = product(previous_hidden(layer, d, output, walk(layer, d == 1)));
+  gradients.w_hh = product(previous_hidden(layer, d, output));
   if (layer.has_bias()) gradients.b_ih = by_row.sum(0).view({count, gates});
   append_gradients(found, gradients);
 }

@@ -75,8 +75,7 @@ class BackwardWalk : DirectionWalk {
         call_(call),
         d_gates_(d_gates),
         gates_(call.gates.defined() ? call.gates[d] : d_gates),
-        h_prev_(StepKernels::template previous_hidden<T>(
-            layer_, d, call.of_direction(call.output, d), steps_)),
+        h_prev_(previous_hidden(layer_, d, call.of_direction(call.output, d))),
         dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : Tensor()),
         dh_(call.grad_h_0[d]),
         dc_(call.grad_c_0[d]),
@@ -131,7 +130,7 @@ class BackwardWalk : DirectionWalk {
 
   // o * tanh(c) of all rows, for W_hr's gradient.
   void keep_unprojected() {
-    Tensor c = fresh_cells(layer_, d_, gates_, call_.cells[d_], call_.c_0[d_], steps_);
+    Tensor c = fresh_cells(layer_, d_, gates_, call_.cells[d_], call_.c_0[d_]);
     if (norms_) c = norms_->normalize_cells(c);
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     if (projection_) unprojected_ = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());

@@ -5,15 +5,10 @@
 
 namespace fastlstm::stepwise {
 
-// The products of a walk, to = rows W^T, and its previous_hidden as ATen makes them.
+// The products of a walk, to = rows W^T, as ATen makes them.
 struct AtenProducts {
   static void multiply(const Tensor& rows, const Tensor& w, Tensor& to) {
     at::mm_out(to, rows, w.t());
-  }
-  template <typename T>
-  static Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output,
-                                const std::vector<WalkStep>& steps) {
-    return fastlstm::previous_hidden(layer, d, output, steps);
   }
 };
 

@@ -251,39 +251,6 @@ struct Run {
     return all;
   }
 
-  // Exactly the rows that the walk has used.
-  void check_previous_hidden() {
-    for (int d = 0; d < shape.directions; ++d) {
-      const auto& p = problems[d];
-      const auto h_0 = testing::converted<T>(p.h_0);
-      auto h_prev = unwritten<T>(buffers.flat_rows * shape.H);
-      const int64_t stride = shape.directions * shape.H;
-      const PreviousHidden<T> call{sequence(),
-                                   p.options.reverse,
-                                   buffers.output.data() + d * shape.H,
-                                   stride,
-                                   h_0.data(),
-                                   shape.masks ? buffers.direction[d].h_mask.data() : nullptr,
-                                   h_prev.data()};
-      check(launch_previous_hidden(call, nullptr) == cudaSuccess, "launch");
-      for (int64_t t = 0; t < shape.T; ++t)
-        for (int64_t b = 0; b < buffers.rows[t]; ++b)
-          for (int64_t j = 0; j < shape.H; ++j) {
-            const int64_t t_prev = p.options.reverse ? t + 1 : t - 1;
-            const bool starts = t == (p.options.reverse ? p.length[b] - 1 : 0);
-            const double expected =
-                !p.alive(t, b) || p.resets(t, b) ? 0
-                : starts
-                    ? p.h_0[b * shape.H + j]
-                    : to_double(
-                          buffers.output[(buffers.offsets[t_prev] + b) * stride + d * shape.H + j]);
-            check(to_double(h_prev[(buffers.offsets[t] + b) * shape.H + j]) ==
-                      to_double(from_double<T>(p.mask(b * shape.H + j) * expected)),
-                  "h_prev at t ", t, ", row ", b, ", unit ", j);
-          }
-    }
-  }
-
   void compare(double unit) const {
     for (int d = 0; d < shape.directions; ++d) {
       const auto solution = oracle::solve(problems[d]);

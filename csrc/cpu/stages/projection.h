@@ -89,7 +89,7 @@ class ProjectionBackward {
         encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
-    const Tensor c = fresh_cells(layer, d, gates, cells, c_0, walk(layer, rows.reverse()));
+    const Tensor c = fresh_cells(layer, d, gates, cells, c_0);
     unprojected_ = hidden(gates.narrow(1, 3 * hidden_size_, hidden_size_).to(c.scalar_type()), c)
                        .to(layer.input.scalar_type());
   }
