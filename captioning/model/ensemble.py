@@ -1,6 +1,7 @@
 """Several captioners as one, whose probability of each word is the mean of theirs.
 
-Beam search lets each search alone, and ranks by this mean what they find (search/generate.py).
+Beam search lets each search alone, and ranks what they find by the mean of their scores
+(search/generate.py).
 """
 
 from collections.abc import Iterator, Sequence

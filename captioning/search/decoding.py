@@ -3,14 +3,12 @@
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from captioning.config import (
     ANY_INTEGER,
@@ -60,7 +58,6 @@ class DecodeConfig(Checked):
 
 
 DEFAULT, BEAM = DecodeConfig(), BeamConfig()
-MOST_ROWS = 2048  # captions that are rescored at a time
 
 
 class Hypothesis(NamedTuple):
@@ -103,15 +100,6 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
         top = sums[:, -1:]
         points = torch.minimum(uniform[going, t, None] * top, top.nextafter(torch.zeros_like(top)))
         return torch.searchsorted(sums, points, right=True).squeeze(1)
-
-    return choose
-
-
-def given_words(tokens: Tensor) -> Choose:
-    """The words of given captions [B,steps]."""
-
-    def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
-        return tokens[going, t]
 
     return choose
 
@@ -161,30 +149,6 @@ def write_captions(
     return _hypotheses(*write_tokens(decoder, image, choose, steps))
 
 
-def _length_penalty(config: DecodeConfig, beam: BeamConfig) -> float:
-    return beam.length_penalty if config.length_penalty is None else config.length_penalty
-
-
-def rescore(
-    decoder: Decoder,
-    image: Tensor,
-    pictures: Sequence[Sequence[Sequence[int]]],
-    config: DecodeConfig,
-    beam: BeamConfig,
-) -> list[list[Hypothesis]]:
-    """Ranks the given captions of each picture as `beam_search` ranks; best first."""
-    counts, device = [len(picture) for picture in pictures], image.device
-    tokens = pad_sequence([torch.tensor(c) for picture in pictures for c in picture], True, PAD)
-    rows = torch.arange(len(image)).repeat_interleave(torch.tensor(counts))
-    found: list[Hypothesis] = []
-    for given, some in zip(tokens.split(MOST_ROWS), rows.split(MOST_ROWS), strict=True):
-        choose = given_words(given.to(device))
-        found += _hypotheses(*write_tokens(decoder, image[some], choose, given.size(1)))
-    penalty = _length_penalty(config, beam)
-    scored = (h._replace(score=h.score / len(h.tokens) ** penalty) for h in found)
-    return [sorted(islice(scored, n), key=lambda h: h.score, reverse=True) for n in counts]
-
-
 @torch.no_grad()
 def beam_search(
     decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT, beam: BeamConfig = BEAM
@@ -200,7 +164,8 @@ def beam_search(
     """
     batch, k, device = len(image), config.beam_size or beam.beam_size, image.device
     steps = config.max_seq_length or decoder.max_seq_length
-    length_penalty = _length_penalty(config, beam)
+    given = config.length_penalty
+    length_penalty = beam.length_penalty if given is None else given
     pictures = torch.arange(batch, device=device)  # those that are not done
     live = _Beams.empty(batch, k, steps, device)
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows

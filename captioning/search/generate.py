@@ -4,6 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,13 +15,7 @@ from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
 from captioning.model import Captioner, Checkpoint, Ensemble, Neighbors
-from captioning.search.decoding import (
-    DecodeConfig,
-    Hypothesis,
-    beam_search,
-    rescore,
-    write_captions,
-)
+from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,8 @@ class Caption:
 
     Attributes:
         text: the sentence.
-        words: each word written, <end> too, and its probability.
+        words: each word written, <end> too, and its probability; in beam search of several
+            captioners, by one that found the caption.
         score: what the search ranked it by.
     """
 
@@ -55,18 +51,29 @@ def decode_batch(
 
 
 def _beams(model: Captioner, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
-    """What beam search finds; of several captioners what each finds alone, ranked by all."""
+    """What beam search finds; of several captioners what each finds alone."""
     if not isinstance(model, Ensemble):
         return beam_search(model.decoder, image, config, model.beam)
     config = replace(config, max_seq_length=config.max_seq_length or model.max_seq_length)
     found = [
         beam_search(member.decoder, part, config, model.beam) for member, part in model.parts(image)
     ]
+    return [_pool(groups) for groups in zip(*found, strict=True)]
+
+
+def _pool(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
+    """What several captioners found for one picture, by the mean of their scores; best first.
+
+    Where one has not found a caption, the score of its worst counts. Log-probabilities are those of
+    a captioner that found it.
+    """
+    scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
+    every = {tuple(h.tokens): h for group in groups for h in group}
     pooled = [
-        list({tuple(h.tokens) for group in groups for h in group})
-        for groups in zip(*found, strict=True)
+        h._replace(score=fmean(own.get(tokens, min(own.values())) for own in scores))
+        for tokens, h in every.items()
     ]
-    return rescore(model.decoder, image, pooled, config, model.beam)
+    return sorted(pooled, key=lambda h: h.score, reverse=True)
 
 
 def agreement(

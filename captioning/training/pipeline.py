@@ -210,9 +210,10 @@ def choose_search(
         agreed = agreement(neighbors, features, groups) if neighbors else none
         for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
             scores = reward.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
-            sums = [(sum(h.log_probs), len(h.tokens), a) for h, a in zip(group, row, strict=True)]
+            found = [(h.score, len(h.tokens), a) for h, a in zip(group, row, strict=True)]
             for penalty, weight in product(LENGTH_PENALTIES, weights):
-                ranks = [log_prob / n**penalty + weight * a for log_prob, n, a in sums]
+                more = penalty - LENGTH_PENALTIES[0]  # than the scores have
+                ranks = [score / n**more + weight * a for score, n, a in found]
                 cider[size, penalty, weight] += scores[ranks.index(max(ranks))]
     best = max(cider, key=cider.__getitem__)
     told = f"beam search on --val: CIDEr-D {cider[best] / len(torch.cat(parts)):.3f}"

@@ -207,10 +207,11 @@ def test_the_number_of_beams_and_the_penalty_are_what_is_best_on_val(
 
     def beams(model, features, config):
         groups = []
+        power = penalty - config.length_penalty
         for tokens in right:
-            group = [hypothesis(t, -(len(t) ** penalty)) for t in (short, long)]
+            group = [hypothesis(t, -(len(t) ** power)) for t in (short, long)]
             if config.beam_size == size:
-                group.append(hypothesis(tokens, -0.98 * len(tokens) ** penalty))
+                group.append(hypothesis(tokens, -0.98 * len(tokens) ** power))
             groups.append(group)
         return groups
 
