@@ -21,6 +21,7 @@ AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 # Bounds of a setting; an integer is also below LIMIT.
 ANY_INTEGER, POSITIVE, FROM_0, FROM_1 = {">=": -LIMIT}, {">": 0}, {">=": 0}, {">=": 1}
 SHARE = {">=": 0, "<": 1}
+SIZE = {">=": 1, "<=": 2**20}  # so that torch can count the bytes of any matrix
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
@@ -121,10 +122,10 @@ class ModelConfig(Checked):
         grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 
-    feature_size: int = field(metadata={"bounds": FROM_1})
-    vocab_size: int = field(metadata={"bounds": FROM_1})
-    embed_size: int = setting("size of the vectors of words and pictures", 256, bounds=FROM_1)
-    hidden_size: int = setting("size of the LSTM's state", 512, bounds=FROM_1)
+    feature_size: int = field(metadata={"bounds": SIZE})
+    vocab_size: int = field(metadata={"bounds": SIZE})
+    embed_size: int = setting("size of the vectors of words and pictures", 256, bounds=SIZE)
+    hidden_size: int = setting("size of the LSTM's state", 512, bounds=SIZE)
     max_seq_length: int = setting(
         "maximum number of tokens of a caption, <end> included",
         20,
@@ -139,10 +140,6 @@ class ModelConfig(Checked):
     )
     decoder: str = "lstm"
     grid: int = field(default=0, metadata={"bounds": {">=": 0, "<=": MAX_SIDE}})
-
-    def least_numbers(self) -> int:
-        """How many numbers the weights of such a captioner have at least."""
-        return self.embed_size * self.feature_size + self.hidden_size * self.vocab_size
 
 
 @dataclass(frozen=True)

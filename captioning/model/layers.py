@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 import fastlstm
 from captioning.config import check_choice
+from captioning.data import PAD
 from captioning.errors import CaptioningError
 
 LSTMS = ("fastlstm", "torch", "reference")
@@ -21,6 +22,13 @@ def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) 
     if kind == "reference":
         lstm.engine = "reference"
     return lstm
+
+
+def make_embedding(words: int, size: int) -> nn.Embedding:
+    """`nn.Embedding`, which on the device "meta" would import PyTorch's compiler."""
+    vectors = torch.randn(words, size)
+    vectors[PAD] = 0.0
+    return nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=PAD)
 
 
 class Dropout(nn.Dropout):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.config import ModelConfig
-from captioning.data import PAD, START
+from captioning.data import START
 from captioning.model.decoders.base import DemoSettings, register
-from captioning.model.layers import Dropout, make_lstm
+from captioning.model.layers import Dropout, make_embedding, make_lstm
 
 POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
 
@@ -32,14 +32,6 @@ class AttentionState(NamedTuple):
     weights: Tensor
 
 
-class AttentionSettings(ModelConfig):
-    """The sizes of a captioner with this decoder."""
-
-    def least_numbers(self) -> int:
-        rows = self.vocab_size + self.grid + self.hidden_size
-        return super().least_numbers() + self.embed_size * rows + self.hidden_size**2
-
-
 @register("attention")
 class AttentionDecoder(nn.Module):
     """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
@@ -51,7 +43,7 @@ class AttentionDecoder(nn.Module):
     help = "slower; looks at the cells of the feature map before each word, and shows where"
     pools: tuple[str, ...] = ("grid",)
     batches_of = "pictures"
-    Settings: type[ModelConfig] = AttentionSettings
+    Settings: type[ModelConfig] = ModelConfig
     # It compares 256 cells with its state before every word, so it is smaller.
     demo = DemoSettings("grid", 8, {"embed_size": 64, "hidden_size": 128})
 
@@ -59,9 +51,10 @@ class AttentionDecoder(nn.Module):
         super().__init__()
         embed_size, hidden_size = config.embed_size, config.hidden_size
         self.max_seq_length = config.max_seq_length
-        self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
-        self.row = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
-        self.column = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.embed = make_embedding(config.vocab_size, embed_size)
+        # A product with a number would import PyTorch's compiler on the device "meta".
+        self.row = nn.Parameter(torch.randn(config.grid, embed_size).mul_(POSITION_STD))
+        self.column = nn.Parameter(torch.randn(config.grid, embed_size).mul_(POSITION_STD))
         self.key = nn.Linear(embed_size, embed_size)
         self.query = nn.Linear(hidden_size, embed_size, bias=False)
         self.energy = nn.Linear(embed_size, 1, bias=False)  # softmax ignores a bias

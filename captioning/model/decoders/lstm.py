@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import FROM_1, ModelConfig, setting
-from captioning.data import PAD
+from captioning.config import ModelConfig, setting
 from captioning.model.decoders.base import DemoSettings, register
-from captioning.model.layers import Dropout, make_lstm
+from captioning.model.layers import Dropout, make_embedding, make_lstm
 
 
 class State(NamedTuple):
@@ -38,18 +37,13 @@ class State(NamedTuple):
 class LSTMSettings(ModelConfig):
     """The sizes of a captioner with this decoder."""
 
-    num_layers: int = setting("number of LSTM layers", 1, bounds=FROM_1)
+    num_layers: int = setting("number of LSTM layers", 1, bounds={">=": 1, "<=": 100})
     image_at: str = setting(
         "the steps at which the lstm decoder reads the image",
         "first",
         choices=("first", "every"),
         suits=("every", "first"),
     )
-
-    def least_numbers(self) -> int:
-        words, hidden_size = self.vocab_size, self.hidden_size
-        of_lstm = self.embed_size * hidden_size + self.num_layers * hidden_size**2
-        return super().least_numbers() + self.embed_size * words + of_lstm
 
 
 @register("lstm")
@@ -66,7 +60,7 @@ class DecoderRNN(nn.Module):
         super().__init__()
         embed_size, hidden_size, dropout = config.embed_size, config.hidden_size, config.dropout
         self.max_seq_length = config.max_seq_length
-        self.embed = nn.Embedding(config.vocab_size, embed_size, padding_idx=PAD)
+        self.embed = make_embedding(config.vocab_size, embed_size)
         self.every_step = config.image_at == "every"
         input_size = embed_size * (2 if self.every_step else 1)
         between = dropout if config.num_layers > 1 else 0.0  # nn.LSTM warns otherwise
