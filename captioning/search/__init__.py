@@ -5,7 +5,6 @@ from captioning.search.generate import (
     Caption,
     CaptionedFile,
     DecodeConfig,
-    agreement,
     best_captions,
     caption_dataset,
     caption_files,

@@ -14,7 +14,7 @@ from captioning import console
 from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
-from captioning.model import Captioner, Checkpoint, Ensemble, Neighbors
+from captioning.model import Captioner, Checkpoint, Ensemble
 from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
 
 
@@ -47,7 +47,10 @@ def decode_batch(
         return [[h] for h in write_captions(model.decoder, image, config, generator)]
     found, near = _beams(model, image, config), model.neighbors
     weight = near.weight if near and config.neighbors is None else config.neighbors
-    return rank(found, agreement(near, features, found), weight) if near and weight else found
+    if not near or not weight:
+        return found
+    agreed = near.agreement(features, [[h.tokens for h in group] for group in found])
+    return rank(found, agreed, weight)
 
 
 def _beams(model: Captioner, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
@@ -74,13 +77,6 @@ def _pool(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
         for tokens, h in every.items()
     ]
     return sorted(pooled, key=lambda h: h.score, reverse=True)
-
-
-def agreement(
-    neighbors: Neighbors, features: Tensor, hypotheses: list[list[Hypothesis]]
-) -> list[list[float]]:
-    """How well each hypothesis agrees with the captions of similar training pictures."""
-    return neighbors.agreement(features, [[h.tokens for h in group] for group in hypotheses])
 
 
 def rank(

@@ -19,7 +19,7 @@ from captioning.errors import CaptioningError
 from captioning.files import lock_folder
 from captioning.model import Checkpoint, CiderD, Neighbors, freeze, load_checkpoint, load_ensemble
 from captioning.results import score_captions
-from captioning.search import DecodeConfig, agreement, best_captions, decode_batch
+from captioning.search import DecodeConfig, best_captions, decode_batch
 from captioning.training.preparation import prepare_training
 from captioning.training.processes import Process, distributed
 from captioning.training.request import TrainingRequest
@@ -206,14 +206,15 @@ def choose_search(
         features = val.read(pictures)
         how = DecodeConfig("beam", size, LENGTH_PENALTIES[0], neighbors=0.0)
         groups = decode_batch(model, features.to(device), how)
+        found = [[h.tokens for h in group] for group in groups]
         none = [[0.0] * len(group) for group in groups]
-        agreed = agreement(neighbors, features, groups) if neighbors else none
+        agreed = neighbors.agreement(features, found) if neighbors else none
         for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
             scores = reward.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
-            found = [(h.score, len(h.tokens), a) for h, a in zip(group, row, strict=True)]
+            scored = [(h.score, len(h.tokens), a) for h, a in zip(group, row, strict=True)]
             for penalty, weight in product(LENGTH_PENALTIES, weights):
                 more = penalty - LENGTH_PENALTIES[0]  # than the scores have
-                ranks = [score / n**more + weight * a for score, n, a in found]
+                ranks = [score / n**more + weight * a for score, n, a in scored]
                 cider[size, penalty, weight] += scores[ranks.index(max(ranks))]
     best = max(cider, key=cider.__getitem__)
     told = f"beam search on --val: CIDEr-D {cider[best] / len(torch.cat(parts)):.3f}"

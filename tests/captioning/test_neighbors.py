@@ -13,7 +13,7 @@ from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
 from captioning.model.neighbors import Neighbors
 from captioning.search.decoding import Hypothesis
-from captioning.search.generate import DecodeConfig, agreement, decode_batch, rank
+from captioning.search.generate import DecodeConfig, decode_batch, rank
 from captioning.training import pipeline
 
 A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
@@ -57,8 +57,7 @@ def test_agreement_with_the_other_captions_counts_a_little(three):
 def test_the_caption_that_agrees_comes_first(three):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]
-    found = agreement(three, first, [beams])
-    assert found == three.agreement(first, [[B, A]])
+    found = three.agreement(first, [[B, A]])
     assert [h.tokens for h in rank([beams], found, three.weight)[0]] == [A, B]
     ranked = rank([beams], found, 1e-3)[0]
     assert [h.tokens for h in ranked] == [B, A]
@@ -77,7 +76,7 @@ def test_only_beam_search_reads_them(new_checkpoint, data):
     assert decode_batch(model, features, DecodeConfig("greedy")) == plain["greedy"]
     assert decode_batch(model, features, DecodeConfig("beam", neighbors=0.0)) == plain["beam"]
     found = decode_batch(model, features, DecodeConfig("beam"))
-    agreed = agreement(model.neighbors, features, plain["beam"])
+    agreed = model.neighbors.agreement(features, [[h.tokens for h in g] for g in plain["beam"]])
     assert found == rank(plain["beam"], agreed, 5.0) != plain["beam"]
     assert found == decode_batch(model, features, DecodeConfig("beam", neighbors=5.0))
 
