@@ -27,9 +27,7 @@ from captioning.training.trainer import Trainer, learning_rate
 
 
 @torch.no_grad()
-def validate(
-    checkpoint: Checkpoint, table: FeatureTable, batch_size: int = 256
-) -> tuple[float, Scores, dict[int, str]]:
+def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores, dict[int, str]]:
     """Mean cross-entropy per token, teacher-forced; and what greedy search writes, with scores."""
     model, words = checkpoint.model, checkpoint.vocabulary
     written = best_captions(model, words, table.read(), table.ids, progress="validate")
@@ -37,7 +35,7 @@ def validate(
     model.eval()
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for indices in torch.arange(len(captions)).split(batch_size):
+    for indices in torch.arange(len(captions)).split(256):
         batch = captions.batch(indices)
         features = table.read(batch.images).to(device)
         rows, inputs = batch.rows.to(device), batch.captions.to(device)
