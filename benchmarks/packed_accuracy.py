@@ -49,7 +49,7 @@ def error(found: Tensor, exact: Tensor) -> str:
 
 def facts_right(demo: Path) -> list[str]:
     """The share of right captions in each dtype, of both splits."""
-    from captioning.cnn.features import Extraction, FeatureTable, cache_path, extract_features
+    from captioning.cnn.features import FeatureTable, extract_features
     from captioning.data.datasets import load_coco
     from captioning.demo import scenes
     from captioning.model.checkpoint import load_checkpoint
@@ -64,10 +64,8 @@ def facts_right(demo: Path) -> list[str]:
         for split in ("val", "unseen"):
             annotations = demo / "scenes" / "annotations" / f"captions_{split}.json"
             dataset = load_coco(annotations, demo / "scenes" / split)
-            cache = cache_path(demo / "features", annotations)
-            features = FeatureTable(
-                dataset, extract_features(cnn, dataset.images, cache, Extraction())
-            )
+            cache = extract_features(cnn, dataset.images, demo / "features", annotations)
+            features = FeatureTable(dataset, cache)
             written = best_captions(
                 checkpoint.model, checkpoint.vocabulary, features.read(), features.ids
             )

@@ -1,16 +1,15 @@
 """The feature cache: each picture goes through the frozen CNN once, and training reads features.
 
-A cache is one file of torch.save: "features" [N,...], "state" [N] (one byte per picture: 0 to do, 1
-done, 2 broken picture) and a "key". It is memory-mapped for writing and for reading; after a killed
-run, the pictures whose state is 0 are still to do.
+A cache is one file of torch.save: "features" [N,...] and "state" [N] (one byte per picture: 0 to
+do, 1 done, 2 broken picture). Its name says which CNN and pictures it is of. It is memory-mapped
+for writing and for reading; after a killed run, the pictures whose state is 0 are still to do.
 """
 
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from captioning.cnn.frozen import FrozenCNN
 from captioning.config import FROM_0, Checked, setting
-from captioning.console import printable, progress, say, short
+from captioning.console import printable, progress, say
 from captioning.data import (
     ON_ERROR,
     CaptionDataset,
@@ -37,13 +36,13 @@ TO_DO, DONE, BROKEN = range(3)
 
 
 class FeatureCache:
-    """An open cache file.
+    """An open cache file; it is a CaptioningError if its features have not the given shape [N,...].
 
     Its tensors `features` [N,...] and `state` [N] (TO_DO, DONE or BROKEN) are mapped, one row per
-    picture; `key` says which CNN, weights, transform and pictures they belong to.
+    picture.
     """
 
-    def __init__(self, path: str | Path, writable: bool = False) -> None:
+    def __init__(self, path: str | Path, shape: tuple[int, ...], writable: bool = False) -> None:
         self.path = Path(path)
         mapped = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
         file = open_regular(self.path, "r+b" if writable else "rb")
@@ -51,69 +50,48 @@ class FeatureCache:
             with file, torch.serialization.set_default_mmap_options(mapped):
                 # By its number: PyTorch takes no name that is not UTF-8.
                 data = torch.load(f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
-            self.key, self.features, self.state = data["key"], data["features"], data["state"]
+            self.features, self.state = data["features"], data["state"]
             if not (self.features.is_floating_point() and self.features.is_contiguous()):
                 raise ValueError("its features are no table of numbers")
+            shapes = tuple(self.features.shape), tuple(self.state.shape)
+            if shapes != (shape, shape[:1]):
+                raise ValueError(f"expected shapes {(shape, shape[:1])}, got {shapes}")
             if self.state.dtype != torch.uint8 or (self.state > BROKEN).any():
                 raise ValueError("a picture is neither to do, nor done, nor broken")
         except Exception as error:  # a damaged zip or pickle raises anything
-            raise CaptioningError(f"{path} is not a feature cache (truncated?): {error}") from error
+            told = f"{path} is not a feature cache (truncated?): {error}. Delete it."
+            raise CaptioningError(told) from error
 
     @staticmethod
-    def create(path: Path, shape: tuple[int, ...], dtype: torch.dtype, key: dict[str, str]) -> None:
+    def create(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Reserve the whole file at once, so that a full disk is noticed at the beginning."""
         features, state = torch.empty(shape, dtype=dtype), torch.empty(shape[0], dtype=torch.uint8)
 
         def reserve(file: Any) -> None:
             with torch.serialization.skip_data():  # which leaves zeros in the file
-                torch.save({"key": key, "features": features, "state": state}, file)
+                torch.save({"features": features, "state": state}, file)
             with writing(path, f" ({features.nbytes / 1e6:,.0f} MB needed)"):
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, file.tell())
 
         write_atomically(path, reserve)
 
-    def check(self, key: dict[str, str], shape: tuple[int, ...]) -> None:
-        """Refuse it unless it has this key, and features of this shape."""
-        found = self.key if isinstance(self.key, dict) else {}
-        changed = [
-            f"its {name} is {short(found.get(name))}, expected {value!r}"
-            for name, value in key.items()
-            if found.get(name) != value
-        ]
-        if (self.features.shape, self.state.shape) != (shape, shape[:1]):
-            changed.append("its tables are of other pictures")
-        if changed:
-            told = f"{self.path} is stale: {changed[0]}. Delete it or name another file."
-            raise CaptioningError(told)
 
+def cache_path(
+    folder: str | Path, annotations: str | Path, cnn: FrozenCNN, images: Sequence[CaptionedImage]
+) -> Path:
+    """The cache, in a folder of caches, of a captions file's pictures: STEM-HASH.pt.
 
-def cache_path(folder: str | Path, annotations: str | Path) -> Path:
-    """The file, in a folder of caches, of the pictures of a captions file.
-
-    A hash of the folder of `annotations` distinguishes a/captions.json from b/captions.json.
+    The hash is of all that it depends on: the CNN, its weights, pooling and transform, the folder
+    of `annotations`, and each picture's id, the name of its file without folders and the file's
+    size. What is in these files is left out, because reading all of them would take too long.
     """
     annotations = Path(annotations)
-    parent = hashlib.sha256(os.fsencode(annotations.resolve().parent)).hexdigest()[:8]
-    return Path(folder) / f"{annotations.stem}-{parent}.pt"
-
-
-def cache_key(cnn: FrozenCNN, images: Sequence[CaptionedImage]) -> dict[str, str]:
-    """What a cache depends on: CNN, weights, pooling, transform, and the pictures.
-
-    Pictures are compared by their ids, the names of their files without folders, and the sizes of
-    these files, not by their contents, because reading all of them would take too long.
-    """
-    lines = [f"{i.id} {i.path.name} {i.path.stat().st_size}\n" for i in images]
-    pictures = hashlib.sha256(os.fsencode("".join(lines)))
-    return {
-        "cnn": cnn.config.name,
-        "weights": os.path.basename(cnn.config.weights),  # a file may move
-        "pool": cnn.config.pool,
-        "transform": json.dumps(asdict(cnn.transform)),
-        "fingerprint": cnn.fingerprint(),
-        "pictures": f"{len(images)} pictures, {pictures.hexdigest()[:16]}",
-    }
+    # The CNN's name too: some differ only in what has no weights.
+    parts = [annotations.resolve().parent, cnn.config.name, cnn.fingerprint()]
+    pictures = [f"{i.id} {i.path.name} {i.path.stat().st_size}" for i in images]
+    digest = hashlib.sha256(os.fsencode("\n".join(map(str, parts + pictures))))
+    return Path(folder) / f"{annotations.stem}-{digest.hexdigest()[:16]}.pt"
 
 
 @dataclass(frozen=True)
@@ -132,35 +110,28 @@ class Extraction(Checked):
 def extract_features(
     cnn: FrozenCNN,
     images: Sequence[CaptionedImage],
-    path: str | Path,
+    folder: str | Path,
+    annotations: str | Path,
     how: Extraction | None = None,
     batch_size: int = 32,
 ) -> FeatureCache:
-    """Encode every picture into the cache `path`, or those that an unfinished cache lacks.
+    """Encode every picture of a captions file into its cache, or those that the cache lacks.
 
-    A changed picture is noticed if its file has another size, see `cache_key`. With on_error
-    "refuse" it stops at a broken picture, even at one that was skipped before; with "skip" it names
-    and marks broken pictures. A CaptioningError says so if the cache belongs to another CNN,
-    weights, transform or pictures, or if the disk is full.
+    Which file in `folder` that is says `cache_path`. With on_error "refuse" it stops at a broken
+    picture, even at one that was skipped before; with "skip" it names and marks broken pictures. A
+    CaptioningError says so if the cache is damaged, or if the disk is full.
     """
-    path, how = Path(path), how or Extraction()
-    key, shape = cache_key(cnn, images), (len(images), *cnn.feature_shape)
+    path, how = cache_path(folder, annotations, cnn, images), how or Extraction()
+    shape = (len(images), *cnn.feature_shape)
     unfinished = torch.tensor([TO_DO, BROKEN] if how.on_error == "refuse" else [TO_DO])
-
-    def opened(writable: bool = False) -> FeatureCache:
-        cache = FeatureCache(path, writable)
-        cache.check(key, shape)
-        return cache
-
     if path.exists():  # a finished one is neither locked nor written
-        cache = opened()
+        cache = FeatureCache(path, shape)
         if not torch.isin(cache.state, unfinished).any():
             return cache
     with lock_files(path, wait=True):
         if not path.exists():
-            dtype = torch.float16 if cnn.grid else torch.float32
-            FeatureCache.create(path, shape, dtype, key)
-        cache = opened(writable=True)
+            FeatureCache.create(path, shape, torch.float16 if cnn.grid else torch.float32)
+        cache = FeatureCache(path, shape, writable=True)
         cache.state[torch.isin(cache.state, unfinished)] = TO_DO
         _encode(cnn.to(how.device), images, cache, how, batch_size)
     return cache
@@ -179,8 +150,7 @@ def _encode(
     loader = DataLoader(cast(Any, rows), batch_size, num_workers=how.workers, collate_fn=load)
     device = next(cnn.parameters()).device
     broken = []
-    stem = cache.path.stem
-    title = f"encode {printable(stem.rpartition('-')[0] or stem)}"  # without `cache_path`'s hash
+    title = f"encode {printable(cache.path.stem.rpartition('-')[0])}"  # without its hash
     with progress(None, title, total=len(rows), unit="img") as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]

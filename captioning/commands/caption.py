@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from captioning.cnn import FrozenCNN, cache_path
+from captioning.cnn import FrozenCNN
 from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
 from captioning.config import option
 from captioning.console import say
@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
         cnn = checkpoint.cnn.load().to(args.device)
         start, captioned = time.perf_counter(), {}
         if args.features:
-            cache = cache_path(args.features, args.annotations)
-            found = caption_dataset(checkpoint, cnn, dataset, cache, config)
+            found = caption_dataset(
+                checkpoint, cnn, dataset, args.features, args.annotations, config
+            )
         else:
             paths = [image.path for image in dataset.images]
             found = caption_files(checkpoint, cnn, paths, config)

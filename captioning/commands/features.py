@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import CNNChoice, Extraction, cache_path, extract_features
+from captioning.cnn import CNNChoice, Extraction, extract_features
 from captioning.commands.arguments import add_encoding, given
 from captioning.console import say
 from captioning.data import load_coco
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     dataset = load_coco(args.annotations, args.images, extraction.on_error, need_captions=True)
     say(*dataset.report_skipped())
     cnn = CNNChoice(**given(args, CNNChoice)).load()
-    cache = cache_path(args.features, args.annotations)
-    extract_features(cnn, dataset.images, cache, extraction)
+    cache = extract_features(cnn, dataset.images, args.features, args.annotations, extraction)
     shape = " x ".join(map(str, cnn.feature_shape))
-    say(f"{cache}: {len(dataset.images):,} pictures, {shape} features each, by {cnn.config.name}")
+    told = f"{len(dataset.images):,} pictures, {shape} features each, by {cnn.config.name}"
+    say(f"{cache.path}: {told}")

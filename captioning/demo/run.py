@@ -49,13 +49,11 @@ def demo(
         files = scenes.generate(output / "scenes", splits, seed) / "annotations"
 
         say("2/5  encoding each picture once with the frozen, pretrained CNN")
-        cached = [settings.pool, scenes.VERSION, seed, *splits.values()]
         request = TrainingRequest(
             train=files / "captions_train.json",
             val=files / "captions_val.json",
             test=files / "captions_unseen.json",
             output=output,
-            features=output / "features" / "-".join(map(str, cached)),
             min_count=1,
             lstm=lstm,
             cnn=CNNChoice("scenes_cnn", pool=settings.pool),

@@ -197,13 +197,14 @@ def caption_dataset(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
     dataset: CaptionDataset,
-    cache: Path,
+    folder: Path,
+    annotations: Path,
     config: DecodeConfig,
 ) -> Iterator[CaptionedFile]:
-    """`caption_files` of a data set, by features that are read from `cache` or written to it."""
+    """`caption_files` of a data set, by features in a cache in `folder`, see `extract_features`."""
     device, model = next(cnn.parameters()).device, checkpoint.model
     how = Extraction(on_error="skip", device=str(device))
-    table = FeatureTable(dataset, extract_features(cnn, dataset.images, cache, how))
+    table = FeatureTable(dataset, extract_features(cnn, dataset.images, folder, annotations, how))
     captions: dict[int, list[Caption]] = {}
     # So many that a grid of features fits into memory.
     for some in console.progress(torch.arange(len(table.ids)).split(1024), "caption", unit="batch"):

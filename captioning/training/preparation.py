@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from captioning.cnn import FeatureTable, cache_path, extract_features
+from captioning.cnn import FeatureTable, extract_features
 from captioning.config import TrainConfig, from_dict, option, suited
 from captioning.data import Vocabulary
 from captioning.errors import CaptioningError
@@ -46,8 +46,8 @@ def prepare_training(
     folder = features_folder(request, origin)
     tables = {}
     for split, dataset in data.items():
-        path = cache_path(folder, request.splits[split])
-        cache = extract_features(cnn, dataset.images, path, request.extraction)
+        annotations = request.splits[split]
+        cache = extract_features(cnn, dataset.images, folder, annotations, request.extraction)
         tables[split] = FeatureTable(dataset, cache)
     training = {}
     with contextlib.suppress(ValueError):  # they are on another drive

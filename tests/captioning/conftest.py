@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning.cnn.features import Extraction, FeatureTable, extract_features
+from captioning.cnn.features import FeatureTable, extract_features
 from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.config import ModelConfig
 from captioning.data.datasets import load_coco
@@ -59,7 +59,7 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     for split in ("train", "val"):
         annotations = scenes_root / "annotations" / f"captions_{split}.json"
         dataset = load_coco(annotations, scenes_root / split)
-        cache = extract_features(cnn, dataset.images, folder / f"{split}.pt", Extraction())
+        cache = extract_features(cnn, dataset.images, folder, annotations)
         tables[split] = FeatureTable(dataset, cache)
     captions = [c for image in tables["train"].images for c in image.captions]
     return SimpleNamespace(

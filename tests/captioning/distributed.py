@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from captioning.cnn.features import FeatureCache, FeatureTable
+from captioning.cnn.features import FeatureTable, extract_features
 from captioning.cnn.frozen import CNNConfig, load_cnn
 from captioning.config import ModelConfig, TrainConfig
 from captioning.data.datasets import load_coco
@@ -17,15 +17,16 @@ from captioning.model.checkpoint import Checkpoint, CNNIdentity
 from captioning.training.processes import distributed
 from captioning.training.run import train
 
-out, root, cache = map(Path, sys.argv[1:4])
+out, root, features = map(Path, sys.argv[1:4])
 stage = sys.argv[4]
-dataset = load_coco(root / "annotations" / "captions_train.json", root / "train")
-table = FeatureTable(dataset, FeatureCache(cache))
+annotations = root / "annotations" / "captions_train.json"
+dataset = load_coco(annotations, root / "train")
+cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+table = FeatureTable(dataset, extract_features(cnn, dataset.images, features, annotations))
 vocabulary = Vocabulary.build(c for image in dataset.images for c in image.captions)
 torch.manual_seed(0)
 model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
-identity = CNNIdentity.of(load_cnn(CNNConfig("scenes_cnn", pool="2x2")))
-checkpoint = Checkpoint(model, vocabulary, identity, {})
+checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
 config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0, consensus=0.5)
 if stage == "reward":
     config = replace(config, self_critical=3)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captioning.__main__ import main
-from captioning.cnn.features import cache_key
+from captioning.cnn.features import cache_path
 from captioning.cnn.frozen import CNNChoice, CNNConfig, load_cnn
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import CNNIdentity, load_checkpoint
@@ -67,17 +67,14 @@ def test_pictures_are_seen_as_timm_prepares_them(name):
     torch.testing.assert_close(cnn.transform(inner), theirs(Image.fromarray(noise)))
 
 
-def test_weights_from_a_file_are_those_and_are_named_in_the_key_of_a_cache(
-    weights, picture, tmp_path, monkeypatch
-):
+def test_weights_from_a_file_are_those_wherever_it_lies(weights, picture, tmp_path, monkeypatch):
     path = weights("test_vit")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(open(path, "rb").read())
     here = CNNChoice("timm:test_vit", weights="w.safetensors")
     cnn, same = here.load(), load_cnn(CNNConfig("timm:test_vit", path))
     assert torch.equal(cnn.encode(picture), same.encode(picture))
-    assert cache_key(cnn, [])["weights"] == "w.safetensors"
-    assert cache_key(cnn, [])["cnn"] == "timm:test_vit"
+    assert cache_path("f", "c.json", cnn, []) == cache_path("f", "c.json", same, [])
     identity = CNNIdentity.of(cnn)
     monkeypatch.chdir("/")
     assert torch.equal(identity.load().encode(picture), cnn.encode(picture))
