@@ -1,9 +1,8 @@
 """Printing: each message on one line, whatever names and words contain."""
 
-import contextlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 # Control characters, ends of lines and paragraphs, marks that change the direction of writing, and
@@ -32,26 +31,19 @@ def short(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-_silent = False  # as all but the first of several processes are
+def _is_silent() -> bool:
+    """Whether this is one of several processes that train together, and not the first."""
+    from torch import distributed as dist  # not at the top: `captioning --help` is quick
 
-
-@contextlib.contextmanager
-def silence(wanted: bool) -> Iterator[None]:
-    """Within, `say` and `progress` print nothing, if that is wanted; errors are told."""
-    global _silent
-    before, _silent = _silent, wanted
-    try:
-        yield
-    finally:
-        _silent = before
+    return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print lines to stdout or stderr, above progress bars."""
+    """Print lines to stdout or stderr, above progress bars; one of several processes prints."""
     from tqdm import tqdm  # not at the top: __main__ says how to install it
 
     stream = sys.stderr if error else sys.stdout
-    for line in () if _silent and not error else lines:
+    for line in lines if error or not _is_silent() else ():
         tqdm.write(printable(line), file=stream)
     stream.flush()  # somebody may read the address of `serve` from a pipe
 
@@ -75,7 +67,7 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
         def clear(self, *_: Any, **__: Any) -> None:
             """There is no bar to remove."""
 
-    more["disable"] = _silent or title is None
+    more["disable"] = title is None or _is_silent()
     if sys.stderr.isatty():
         return tqdm(work, title, **more)
     line = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}{postfix}"

@@ -10,8 +10,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from captioning.console import silence
-
 
 @dataclass(frozen=True)
 class Process:
@@ -44,8 +42,7 @@ def distributed(device: str) -> Iterator[Process]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
     process = Process(dist.get_rank(), dist.get_world_size(), device)
     try:
-        with silence(not process.is_first):
-            yield process
+        yield process
         dist.barrier()  # gloo aborts if one leaves while others communicate
     finally:
         # DistributedDataParallel is in reference cycles and keeps the group alive. The group's

@@ -10,7 +10,7 @@ import pytest
 
 import captioning
 from captioning.__main__ import main
-from captioning.console import printable, progress, say, short, silence
+from captioning.console import printable, progress, say, short
 from captioning.errors import CaptioningError
 
 
@@ -74,12 +74,19 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     list(progress(range(5), "work"))
     list(progress(range(5), None))
-    with silence(True):
-        list(progress(range(5), "hidden"))
-        say("hidden")
-        say("an error", error=True)
+    assert "\rwork: 100%|" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_of_several_processes_prints_and_all_tell_errors(rank, monkeypatch, capsys):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+    list(progress(range(5), "work"))
+    say("a line")
+    say("an error", error=True)
     out, err = capsys.readouterr()
-    assert "\rwork: 100%|" in err and "an error" in err and "hidden" not in out + err
+    assert out == ("" if rank else "a line\n")
+    assert err.endswith("an error\n") and ("work: 5/5" in err) == (rank == 0)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -448,8 +448,8 @@ def test_a_second_run_in_a_folder_is_refused(new_checkpoint, data, tmp_path, cap
     assert len(run(new_checkpoint(), data, tmp_path)) == 2
 
 
-def run_processes(count: int, *command: object) -> None:
-    """Run Python with this command line, in several processes by torchrun."""
+def run_processes(count: int, *command: object) -> str:
+    """Run Python with this command line, in several processes by torchrun; returns its output."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -461,6 +461,7 @@ def run_processes(count: int, *command: object) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @pytest.mark.parametrize("stage", ["loss", "reward"])
@@ -481,10 +482,11 @@ def test_two_processes_do_what_one_does(scenes_root, data, tmp_path, stage):
 def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
     captions = scenes_root / "annotations" / "captions_val.json"
     sizes = ["--hidden-size", 8, "--embed-size", 8, "--min-count", 1]
-    run_processes(
+    out = run_processes(
         *(2, "-m", "captioning", "train", "--train", captions, "--output", tmp_path),
         *("--cnn", "scenes_cnn", "--epochs", 1, "--batch-size", 20, *sizes),
     )
+    assert out.count("12 pictures, ") == 1  # said by the first alone
     (cache,) = (tmp_path / "features").iterdir()
     assert torch.load(cache)["state"].tolist() == [DONE] * 12
     assert len(load_checkpoint(tmp_path / "last.pt").training["history"]) == 1
