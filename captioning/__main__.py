@@ -1,7 +1,6 @@
 """The command line: ``python -m captioning <command>``, installed as ``captioning``."""
 
 import argparse
-import difflib
 import importlib
 import io
 import os
@@ -54,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # escapes what its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        try:
+            return run(sys.argv[1:] if argv is None else argv)
+        finally:
+            flush_output()
     except ModuleNotFoundError as error:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
@@ -74,8 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncaptioning: stopped", file=sys.stderr)
         return 130
-    finally:
-        flush_output()
 
 
 # PyTorch's messages; only CUDA's error has a class of its own.
@@ -95,7 +95,8 @@ def flush_output() -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
-        sys.exit(1 if isinstance(error, BrokenPipeError) else fail(f"output: {error.strerror}"))
+        error.filename = "output"  # which `main` names
+        raise
 
 
 def run(argv: list[str]) -> int:
@@ -110,20 +111,12 @@ def run(argv: list[str]) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, formatter_class=Help)
-    if not argv:
-        parser.print_help()
-        return 0
-    name = argv[0]
-    if name in COMMANDS:
-        module, command = module_of(name), commands.choices[name]
+    if argv and argv[0] in COMMANDS:
+        module, command = module_of(argv[0]), commands.choices[argv[0]]
         module.add(command)
         # Intermixed: options may stand between the checkpoint and the pictures.
         return module.run(command.parse_intermixed_args(argv[1:])) or 0
-    if not name.startswith("-"):
-        close = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-        parser.error(f"no command {name!r}: {hint}")
-    if parser.parse_args(argv).version:
+    if parser.parse_args(argv or ["--help"]).version:
         from fastlstm import __version__
 
         print(f"captioning {__version__}")

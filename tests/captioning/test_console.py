@@ -89,27 +89,39 @@ def test_the_first_of_several_processes_prints_and_all_tell_errors(rank, monkeyp
     assert err.endswith("an error\n") and ("work: 5/5" in err) == (rank == 0)
 
 
+SAYS = """if True:  # what a command says, instead of what argparse prints
+    import sys
+    import captioning.__main__ as program
+    program.run = lambda _: program.importlib.import_module("captioning.console").say("a line")
+    sys.exit(program.main())
+    """
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "captioning"], ["-m", "captioning", "--help"], ["-c", SAYS]]
+)
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_on_a_full_disk_is_told():
+def test_output_on_a_full_disk_is_told(arguments):
     with open("/dev/full", "w") as full:
-        for arguments in ([], ["--help"]):
-            done = run(sys.executable, "-m", "captioning", *arguments, stdout=full)
-            assert done.stderr == "captioning: output: No space left on device\n"
-            assert done.returncode == 1
+        done = run(sys.executable, *arguments, stdout=full)
+    assert done.stderr == "captioning: output: No space left on device\n"
+    assert done.returncode == 1
 
 
-def test_a_reader_that_is_gone_is_no_crash():
+@pytest.mark.parametrize("arguments", [["-m", "captioning"], ["-c", SAYS]])
+def test_a_reader_that_is_gone_is_no_crash(arguments):
     read, write = os.pipe()
     os.close(read)
-    done = run(sys.executable, "-m", "captioning", stdout=write)
+    done = run(sys.executable, *arguments, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_what_the_encoding_lacks_is_escaped(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    code = "from captioning.__main__ import main; from captioning.console import say; main([]); "
-    done = run(sys.executable, "-c", code + "say('caf\xe9')", stdout=subprocess.PIPE)
+    code = "from captioning.__main__ import main; from captioning.console import say; "
+    code += "main(['--version']); say('caf\xe9')"
+    done = run(sys.executable, "-c", code, stdout=subprocess.PIPE)
     assert done.stdout.endswith("caf\\xe9\n") and not done.stderr
 
 
