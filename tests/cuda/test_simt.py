@@ -361,17 +361,16 @@ MUTANTS = {
         ),
     },
     (BACKWARD, EXCHANGE): {
-        "lanes keep what the other was to get": (
-            "shuffle_xor(odd ? i_f : g_o, 1)",
-            "shuffle_xor(odd ? g_o : i_f, 1)",
+        "a word gets its second unit from elsewhere": (
+            "shuffle_xor(word, 1)",
+            "shuffle_xor(word, 2)",
             [BF16 + "two parts"],
         ),
-        "the odd lane stores a unit further on": (
-            "i + 2 * width - 1 : i",
-            "i + 2 * width : i",
+        "the odd lane of a word stores it": (
+            "unit % 2 == 0",
+            "unit % 2 == 1",
             [BF16 + "two parts"],
         ),
-        "the odd lane stores i and f": ("i + 2 * width - 1 : i", "i - 1 : i", [BF16 + "two parts"]),
     },
     (BACKWARD, PRODUCT): {
         "the next group of loads is not waited for": (

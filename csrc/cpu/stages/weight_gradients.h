@@ -57,13 +57,14 @@ class WeightGradients {
   }
 
  private:
-  // A few rows are summed from zero, then added to the sum, which rounds less.
+  // A few rows are summed from zero, then added to a sum in float64, which rounds less.
   void add_rows(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kColumns = 64;
-    constexpr size_t kRows = 32;
+    constexpr size_t kRows = 8;
     A* const bias = data<A>(bias_);
     at::parallel_for(0, bias_.numel(), kColumns, [&](int64_t begin, int64_t end) {
-      std::vector<A> sums(end - begin, A(0)), few(end - begin);
+      std::vector<double> sums(end - begin);
+      std::vector<A> few(end - begin);
       for (size_t first = 0; first < rows.size(); first += kRows) {
         std::fill(few.begin(), few.end(), A(0));
         for (size_t r = first; r < std::min(first + kRows, rows.size()); ++r)
@@ -71,7 +72,7 @@ class WeightGradients {
         for (int64_t n = begin; n < end; ++n) sums[n - begin] += few[n - begin];
       }
       for (int64_t n = begin; n < end; ++n)
-        bias[n] = accumulate ? bias[n] + sums[n - begin] : sums[n - begin];
+        bias[n] = static_cast<A>(accumulate ? bias[n] + sums[n - begin] : sums[n - begin]);
     });
   }
 
