@@ -291,6 +291,23 @@ void check_transpose(const Product& product, unsigned seed) {
             columns, "]: row ", r, ", column ", m);
 }
 
+template <typename T>
+void check_sum_rows(const Product& product, unsigned seed) {
+  using A = State_t<T>;
+  Random random(seed);
+  const int64_t rows = random.between(1, 5), K = random.terms();
+  const bool accumulate = random.coin();
+  const Matrix<T> matrix(rows, K, random);
+  std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
+  product.sum_rows(matrix.at(), rows, K, sums.data(), accumulate);
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = accumulate ? 0.5 : 0, size = sum;
+    for (T x : matrix.of_row[r]) sum += to_double(x), size += std::fabs(to_double(x));
+    check(std::fabs(sums[r] - sum) <= (2 + std::sqrt(double(K))) * roundoff<A>() * size,
+          "sum of row ", r, " of ", K, " terms: ", sums[r], ", expected ", sum);
+  }
+}
+
 void check_encoded(const Product& product, unsigned seed) {
   Random random(seed);
   const int64_t K = random.terms();
@@ -491,6 +508,7 @@ void add_cases(const std::string& prefix, const Product& product) {
   add(prefix + "products", [&](unsigned seed) { Problem<T>(product, seed).run(); });
   if (!product.transpose) return;
   add(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(product, seed); });
+  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(product, seed); });
 }
 
 void add_bfloat16(const Product& pairs) {

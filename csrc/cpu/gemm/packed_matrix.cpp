@@ -250,11 +250,13 @@ void multiply_panels(const std::vector<const void*>& a, int64_t rows, const Pack
 }
 
 void multiply_transposed(const Product& product, const std::vector<const void*>& a, int64_t M,
-                         const std::vector<GradientPart>& parts, bool accumulate) {
+                         const std::vector<GradientPart>& parts, void* sums, bool accumulate) {
   const int64_t bytes_of_sum = bytes_of(product.sums);
   const int64_t rows = a.size();
-  if (rows == 0 && !accumulate)
+  if (rows == 0 && !accumulate) {
     for (const auto& part : parts) std::memset(part.c, 0, M * part.N * bytes_of_sum);
+    if (sums) std::memset(sums, 0, M * bytes_of_sum);
+  }
   std::vector<std::vector<void*>> c;
   for (const auto& part : parts)
     c.push_back(row_pointers(static_cast<char*>(part.c), M, part.N * bytes_of_sum));
@@ -272,6 +274,9 @@ void multiply_transposed(const Product& product, const std::vector<const void*>&
       const at::Tensor transposed = scratch_bytes((end - begin) * bytes_of_row);
       product.transpose(a.data() + r, K, begin, end, data<char>(transposed));
       const auto a_rows = row_pointers(const_data<char>(transposed), end - begin, bytes_of_row);
+      if (sums)
+        product.sum_rows(a_rows.data(), end - begin, K,
+                         static_cast<char*>(sums) + begin * bytes_of_sum, accumulate);
       for (size_t i = 0; i < parts.size(); ++i)
         for (int64_t p = 0; p < packed[i].panel_count(); ++p)
           product.multiply({a_rows.data(), end - begin, 0, packed[i].K(), packed[i].panel(p),

@@ -128,14 +128,15 @@ void multiply_panels(const std::vector<const void*>& a, int64_t rows, const Pack
                      const Range& panels, const std::vector<void*>& c);
 
 // The sums of a weight gradient, of rows as the product packs them: c[m][n] (+)= sum over r of
-// a[r][m] * b[r][n] for matrices b side by side (input and previous hidden state).
+// a[r][m] * b[r][n] for matrices b side by side (input and previous hidden state), and, if not
+// nullptr, sums[m] (+)= sum over r of a[r][m] (the bias), so that `a` is read once.
 struct GradientPart {
   std::vector<const void*> b;  // R rows of N columns, or the first of them if the others are zero
   int64_t N;
   void* c;  // [M,N] of sums
 };
 void multiply_transposed(const Product& product, const std::vector<const void*>& a, int64_t M,
-                         const std::vector<GradientPart>& parts, bool accumulate);
+                         const std::vector<GradientPart>& parts, void* sums, bool accumulate);
 
 // The sums of a few panels for some rows, in a buffer that stays in the L1 cache until the cell
 // equations have read it. A thread has one of its own.

@@ -1,5 +1,5 @@
-// Packs matrices into panels, and transposes blocks for the register tiles. Included once for each
-// target.
+// Packs matrices into panels, transposes blocks for the register tiles, and sums rows. Included
+// once for each target.
 #pragma once
 #include "cpu/products/product.h"
 #include "cpu/vec.h"
@@ -114,6 +114,26 @@ static void transpose(const void* const* from, int64_t rows, int64_t begin, int6
   }
   for (; r < rows; ++r)
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
+}
+
+// sums[r] (+)= the sum of row r.
+template <typename T, typename A>
+static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to, bool accumulate) {
+  constexpr int L = Vec<A>::lanes;
+  A* const sums = static_cast<A*>(to);
+  for (int64_t r = 0; r < count; ++r) {
+    const T* const row = static_cast<const T*>(rows[r]);
+    Vec<A> lanes(A(0)), x;
+    int64_t k = 0;
+    for (; k + L <= K; k += L) {
+      load(row + k, x);
+      lanes = lanes + x;
+    }
+    A sum(0);
+    for (; k < K; ++k) sum += A(row[k]);
+    for (int l = 0; l < L; ++l) sum += lanes.v[l];
+    sums[r] = accumulate ? sums[r] + sum : sum;
+  }
 }
 
 // Pairs of bfloat16.

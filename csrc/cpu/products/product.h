@@ -124,6 +124,9 @@ struct ProductFunctions {
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
+  // sums[r] (+)= sum over k < K of rows[r][k], r < count; nullptr where rows are not taken as they
+  // are.
+  void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
   // Called in a thread after a series of products, or nullptr.
   void (*end_thread)();
 };

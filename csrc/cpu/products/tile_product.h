@@ -31,6 +31,7 @@ static constexpr Product tile_product(Format format) {
   // 8 rows transpose a square half as often as 4 and 4, and AVX-512 has the registers.
   product.multiply_unpacked = multiply_unpacked<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
   product.transpose = transpose<T>;
+  product.sum_rows = sum_rows<T, A>;
   if (sizeof(T) == 8) product.bytes_ahead = 3 << 17;  // for the sake of its peak memory
   return product;
 }

@@ -141,7 +141,7 @@ class ProjectionBackward {
       return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
     });
     multiply_transposed(*plan_.product, d_h_rows, output_size_,
-                        {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}},
+                        {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
                         chunk.begin > 0);
   }
 

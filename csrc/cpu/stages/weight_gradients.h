@@ -42,11 +42,15 @@ class WeightGradients {
   void add(const std::vector<const T*>& d_gates, const std::vector<const void*>& encoded,
            const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
     auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
-    if (bias_.defined()) add_rows(d_gates, accumulate);
+    A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
+    if (bias && !product_.takes(dtype_of_rows<T>)) {
+      add_rows(d_gates, accumulate);  // in full
+      bias = nullptr;
+    }
     multiply_transposed(product_, encoded, 4 * sizes_.hidden_size,
                         {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
                          {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
-                        accumulate);
+                        bias, accumulate);
   }
 
   // W_ih, W_hh, and the biases' if there are biases.
@@ -57,14 +61,13 @@ class WeightGradients {
   }
 
  private:
-  // A few rows are summed from zero, then added to a sum in float64, which rounds less.
+  // A few rows are summed from zero, then added to the sum, which rounds less.
   void add_rows(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kColumns = 64;
-    constexpr size_t kRows = 8;
+    constexpr size_t kRows = 32;
     A* const bias = data<A>(bias_);
     at::parallel_for(0, bias_.numel(), kColumns, [&](int64_t begin, int64_t end) {
-      std::vector<double> sums(end - begin);
-      std::vector<A> few(end - begin);
+      std::vector<A> sums(end - begin, A(0)), few(end - begin);
       for (size_t first = 0; first < rows.size(); first += kRows) {
         std::fill(few.begin(), few.end(), A(0));
         for (size_t r = first; r < std::min(first + kRows, rows.size()); ++r)
@@ -72,7 +75,7 @@ class WeightGradients {
         for (int64_t n = begin; n < end; ++n) sums[n - begin] += few[n - begin];
       }
       for (int64_t n = begin; n < end; ++n)
-        bias[n] = static_cast<A>(accumulate ? bias[n] + sums[n - begin] : sums[n - begin]);
+        bias[n] = accumulate ? bias[n] + sums[n - begin] : sums[n - begin];
     });
   }
 
