@@ -1,8 +1,8 @@
 // Every weight is used once per row, so a packed copy of the matrices would cross memory twice
 // more. Instead each thread takes one vector of units and one gate after the other: few rows are
 // multiplied with the weights as they lie, many with a panel that is packed into the cache. The
-// sums run as in a walk, so the bits are those of a walk, but for few rows of bfloat16 on AMX. A row
-// that is reset starts from zeros.
+// sums run as in a walk, so the bits are those of a walk, but for few rows of bfloat16 on AMX. A
+// row that is reset starts from zeros.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
