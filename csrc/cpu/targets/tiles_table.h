@@ -24,7 +24,7 @@ static void multiply_int8(const PanelProduct& p) {
   constexpr int64_t kRowsWorthATile = 8;
   const Product& own = avx512_vnni::int8_weights;
   if (p.rows < kRowsWorthATile) return own.multiply(p);
-  const int64_t bytes = (p.K + own.padding - 1) / own.padding * own.padding;
+  const int64_t bytes = own.encoded_bytes(p.K) - kInt8RowHeader;
   multiply_panel<int8_t>(p, kInt8RowHeader, bytes, own.header * p.shape.vectors * kTileRows,
                          own.put_rows);
 }
