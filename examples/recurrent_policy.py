@@ -67,7 +67,7 @@ class Policy(nn.Module):
         super().__init__()
         self.lstm = LSTMS[lstm](4, hidden)
         self.heads = nn.Linear(hidden, 4)  # logits of three actions, and the value
-        fastlstm.init.chrono_(self.lstm, 20)
+        fastlstm.init.forget_bias_(self.lstm, 2.0)
 
     def forward(self, x: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor, State]:
         """x [T,B,4], reset [T,B]; returns logits [T,B,3], values [T,B] and the last state."""

@@ -1,10 +1,6 @@
 """A fused LSTM for PyTorch: `fastlstm.LSTM` is a drop-in for `torch.nn.LSTM`."""
 
-from fastlstm import _source
-
-_source.prefer_installed()  # before any other import of a submodule
-
-from fastlstm import _build, _flops, _measured  # noqa: E402
+from fastlstm import _build, _flops, _measured
 
 _build.load()
 _measured.load()

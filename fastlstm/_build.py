@@ -140,6 +140,8 @@ def _load_cuda(path: Path) -> None:
 def _load() -> str | None:
     """Import the extension, or return the reason why it is not imported."""
     record = build_record()
+    if not record and (_PACKAGE.parent / "setup.py").is_file():
+        return f"{_PACKAGE.parent} is a source that was not built, found before any installed one"
     if not record:
         return "it was not built"
     if not record["kinds"]:

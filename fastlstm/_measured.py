@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import platform
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,9 +21,8 @@ import torch
 
 from . import _build
 
-# "auto" is the op, whose planner decides within it; "one_step" and "tiled:..." are engines of it.
+# "auto" is the op, whose planner decides within it; "one_step" is an engine of it.
 ENGINES = ("auto", "torch")
-_ENGINE = re.compile("auto|torch|one_step|tiled:N(xN){2}".replace("N", "[1-9][0-9]{0,3}"))
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 _LOCK_SECONDS = 10
 Entries = dict[str, dict[str, Any]]  # by call
@@ -59,9 +57,8 @@ def read(file: Path) -> dict[str, Entries] | None:
         found: dict[str, Entries] = record["machines"]
         for entries in found.values():
             for call, entry in entries.items():
-                if not _ENGINE.fullmatch(entry["engine"]):
-                    expected = f"one of {ENGINES}, one_step or tiled:1x1x1"
-                    raise ValueError(f"engine of {call!r}: expected {expected}")
+                if entry["engine"] not in (*ENGINES, "one_step"):
+                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}, one_step")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

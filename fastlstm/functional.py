@@ -7,11 +7,9 @@ where the op cannot go; or all layers are one call of PyTorch's own LSTM. `_rout
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
@@ -241,20 +239,3 @@ def lstm_cell(
 def _as_state(step: tuple[Tensor, Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
     """The dtype of torch.lstm_cell under CPU autocast, which leaves the state in its own."""
     return (step[0].to(c.dtype), step[1].to(c.dtype)) if c.is_cpu else step
-
-
-def choose_engine(
-    engine: str,
-    device: str,
-    dtype: torch.dtype,
-    transformed: bool = False,
-    op_devices: Sequence[str] | None = None,
-    plain: bool = False,
-) -> str:
-    """Deprecated: `python -m fastlstm plan` says which engine computes a call, and why."""
-    told = (
-        "choose_engine is deprecated: `python -m fastlstm plan` says which engine computes a call"
-    )
-    warnings.warn(told, DeprecationWarning, stacklevel=2)
-    devices = _route._OP_DEVICES if op_devices is None else op_devices
-    return _route.route_for(engine, device, dtype, transformed, devices, plain).engine

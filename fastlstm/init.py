@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from .modules import LSTM, LSTMCell
 
-__all__ = ["chrono_", "forget_bias_", "orthogonal_"]
+__all__ = ["forget_bias_", "orthogonal_"]
 
-_INPUT, _FORGET = 0, 1  # of the gates, whose rows stand in the order i, f, g, o
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -31,34 +30,8 @@ def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
     """
     with torch.no_grad():
         for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
-            b_ih.chunk(4)[_FORGET].fill_(value)
-            b_hh.chunk(4)[_FORGET].zero_()
-    return lstm
-
-
-def chrono_(lstm: _Module, max_steps: float, generator: torch.Generator | None = None) -> _Module:
-    """Draws the biases of forget and input gate for dependencies of up to `max_steps` steps.
-
-    b_f = log(u), u ~ U(1, max_steps - 1), b_i = -b_f: unit by unit the gates then forget over times
-    spread evenly up to `max_steps`. In b_ih; those rows of b_hh become zero.
-    Source: Tallec & Ollivier (2018), equation 16.
-
-    Args:
-        lstm: the module.
-        max_steps: the longest range of dependencies, in steps; at least 2.
-        generator: draws u.
-
-    Raises:
-        TypeError: `lstm` is no LSTM or LSTMCell.
-        ValueError: `max_steps` is below 2, there are no biases, or the bias is parametrized.
-    """
-    if not max_steps >= 2:
-        raise ValueError(f"max_steps: expected a number of steps of at least 2, got {max_steps}")
-    with torch.no_grad():
-        for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
-            forget = b_ih.chunk(4)[_FORGET].uniform_(1, max_steps - 1, generator=generator).log_()
-            b_ih.chunk(4)[_INPUT].copy_(-forget)
-            b_hh[: 2 * forget.numel()] = 0
+            b_ih.chunk(4)[1].fill_(value)  # the rows of the gates stand in the order i, f, g, o
+            b_hh.chunk(4)[1].zero_()
     return lstm
 
 

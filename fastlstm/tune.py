@@ -22,7 +22,6 @@ _HEADER = f"{'fastlstm, us':>14}{'torch, us':>12}{'chosen, us':>12}  {'chosen':<
 _NOTHING = "tune: there are no kernels for the device, so PyTorch's own LSTM runs anyway"
 
 Run = Callable[[], object]
-Clock = Callable[[Run, torch.device], float]  # seconds of one call
 
 
 class Measurement(NamedTuple):
@@ -31,8 +30,7 @@ class Measurement(NamedTuple):
     Attributes:
         call: what it is; calls of the same name are alike.
         chosen: "auto" (an engine of fastlstm), "torch" (PyTorch's own LSTM), for one step on a GPU
-            "one_step" (one kernel), or on a CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS", a
-            division of each step among threads.
+            "one_step" (one kernel).
         microseconds: median time of a call by each of them; with its gradients in training.
     """
 
@@ -61,16 +59,15 @@ def tune(
     *example: Any,
     seconds: float = 1.0,
     quiet: bool = False,
-    clock: Clock = seconds_of,
 ) -> list[Measurement]:
     """Measures which engine is the fastest for the LSTM calls of a model, and remembers it.
 
     The model runs once, in its mode and under the gradient mode of the caller. For each kind of
     plain call of a `fastlstm.LSTM` with engine "auto", fastlstm's engine and PyTorch's own take
-    turns, and on a CPU the ways to divide a step among the threads, all without dropout. Where one
-    that "auto" would not have chosen is at least 3 % faster, twice in a row, that is stored for
-    this machine, these threads and these versions, and "auto" follows it, here and in every later
-    process. Batch sizes and numbers of steps up to the same power of two count as alike.
+    turns, without dropout. Where one that "auto" would not have chosen is at least 3 % faster,
+    twice in a row, that is stored for this machine, these threads and these versions, and "auto"
+    follows it, here and in every later process. Batch sizes and numbers of steps up to the same
+    power of two count as alike.
 
     Under `torch.use_deterministic_algorithms(True)` only later processes follow it, so that no run
     depends on its own measurement.
@@ -80,7 +77,6 @@ def tune(
         example: the arguments of a call of it.
         seconds: how long each kind of call is measured.
         quiet: whether to print nothing; else a table, a row as soon as it is measured.
-        clock: times a call of a function on a device, in seconds.
 
     Returns:
         What was measured; empty where there is no choice, as without kernels for the device.
@@ -103,7 +99,7 @@ def tune(
         print(_HEADER if calls else _NOTHING)
     for run, stack, device in calls:
         default = _choice.unmeasured(stack, device).engine
-        found.append(_measure(run, stack, device, default, seconds, clock))
+        found.append(_measure(run, stack, device, default, seconds))
         _remember(_measured.machine(device), found[-1], default)
         if not quiet:
             print(_row(found[-1]), flush=True)
@@ -127,32 +123,24 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
 
 
 def _candidates(stack: Stack, device: torch.device) -> list[str]:
-    """The engines, on a GPU for one step too, and on a CPU the divisions of it among threads."""
-    threads, directions = torch.get_num_threads(), stack.directions
+    """The engines, on a GPU for one step too."""
     if device.type == "cuda" and stack.steps == 1 and not stack.proj_size:
         sizes = dict(input_size=stack.input_size, hidden_size=stack.hidden_size)
         capability = _build.gpu(device.index)[1]
         if _build.library.fuses_step(dtype=stack.dtype, capability=capability, **sizes):
             return [*_measured.ENGINES, "one_step"]
-    if device.type != "cpu" or threads == 1:
-        return list(_measured.ENGINES)
-    grids = {(1, 1, 1)}
-    for at_once in range(1, directions + 1):
-        each = threads // at_once
-        unit_groups = [1 << k for k in range(each.bit_length())]
-        grids |= {(units, each // units, at_once) for units in unit_groups}
-    return [*_measured.ENGINES, *("tiled:{}x{}x{}".format(*grid) for grid in sorted(grids))]
+    return list(_measured.ENGINES)
 
 
 def _measure(
-    run: Run, stack: Stack, device: torch.device, default: str, seconds: float, clock: Clock
+    run: Run, stack: Stack, device: torch.device, default: str, seconds: float
 ) -> Measurement:
     """Times the candidates, then the best of them once more against the default alone."""
-    times = _alternate(run, device, _candidates(stack, device), seconds, clock)
+    times = _alternate(run, device, _candidates(stack, device), seconds)
     others = [engine for engine in times if engine != default]
     best = max(others, key=lambda engine: _ratio(times, default, engine))
     if _ratio(times, default, best) >= MARGIN:
-        times |= _alternate(run, device, [default, best], seconds, clock)
+        times |= _alternate(run, device, [default, best], seconds)
     chosen = best if _ratio(times, default, best) >= MARGIN else default
     microseconds = {n: round(1e6 * statistics.median(each), 1) for n, each in times.items()}
     return Measurement(stack.key(), chosen, microseconds)
@@ -164,14 +152,14 @@ def _ratio(times: dict[str, list[float]], default: str, engine: str) -> float:
 
 
 def _alternate(
-    run: Run, device: torch.device, engines: list[str], seconds: float, clock: Clock
+    run: Run, device: torch.device, engines: list[str], seconds: float
 ) -> dict[str, list[float]]:
     """Seconds of calls by each engine in turn, in one order and in the other."""
     times: dict[str, list[float]] = {engine: [] for engine in engines}
 
     def sample(engine: str) -> float:
         with _measured.force(engine):
-            return clock(run, device)
+            return seconds_of(run, device)
 
     for engine in times:
         sample(engine)  # memory, plans and caches

@@ -110,11 +110,6 @@ def test_a_forced_engine_that_cannot_serve(
         route_for("stepwise", device, dtype, transformed, op_devices, False)
 
 
-def test_the_deprecated_name_of_the_choice() -> None:
-    with pytest.warns(DeprecationWarning, match="python -m fastlstm plan"):
-        assert fastlstm.functional.choose_engine("auto", "cpu", torch.float32, False, CPU) == "auto"
-
-
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_an_unknown_engine_lists_the_known(device: str) -> None:
     with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):

@@ -64,22 +64,6 @@ def test_orthogonal_projection() -> None:
         torch.testing.assert_close(block.t() @ block, torch.eye(8), rtol=0, atol=1e-5)
 
 
-@every_module
-def test_chrono(make: Any) -> None:
-    module = make()
-    before = copy.deepcopy(module)
-    assert init.chrono_(module, 100, torch.Generator().manual_seed(0)) is module
-    for b_ih, b_hh in zip(gates(module, "bias_ih"), gates(module, "bias_hh"), strict=True):
-        i, f = b_ih[0] + b_hh[0], b_ih[1] + b_hh[1]
-        assert torch.equal(i, -f)
-        steps = f.exp()  # uniform between 1 and 99: 64 draws have a mean of 50 +- 3.5
-        assert 1 <= steps.min() and steps.max() <= 99 * (1 + 1e-6)
-        assert 36 < steps.mean() < 64 and steps.std() > 20
-    for kind in ("bias_ih", "bias_hh"):
-        for a, b in zip(gates(module, kind), gates(before, kind), strict=True):
-            assert torch.equal(a[2], b[2]) and torch.equal(a[3], b[3])
-
-
 def test_the_default_is_that_of_torch() -> None:
     torch.manual_seed(0)
     ours = fastlstm.LSTM(3, 64)
@@ -103,12 +87,8 @@ def test_forgetting_starts_where_it_is_told() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match="lstm: expected an LSTM or an LSTMCell, got GRU"):
         init.orthogonal_(nn.GRU(3, 4))
-    for function in (init.forget_bias_, lambda m: init.chrono_(m, 10)):
-        with pytest.raises(ValueError, match="with biases, got one with bias=False"):
-            function(fastlstm.LSTM(3, 4, bias=False))
-    for wrong in (1, float("nan")):
-        with pytest.raises(ValueError, match="max_steps: expected .* at least 2, got"):
-            init.chrono_(fastlstm.LSTM(3, 4), wrong)
+    with pytest.raises(ValueError, match="with biases, got one with bias=False"):
+        init.forget_bias_(fastlstm.LSTM(3, 4, bias=False))
     lstm = parametrizations.weight_norm(fastlstm.LSTM(3, 4), "weight_hh_l0")
     with pytest.raises(ValueError, match="weight_hh_l0 to be a parameter, got one made from"):
         init.orthogonal_(lstm)

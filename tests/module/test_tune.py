@@ -18,10 +18,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import _aten, _build, _choice, _measured, functional, tune
+from fastlstm import _aten, _build, _choice, _measured, tune
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
+MODULE = sys.modules["fastlstm.tune"]  # fastlstm.tune is the function
 
 
 @pytest.fixture(autouse=True)
@@ -41,22 +42,27 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Clock:
-    """Seconds of a call: those of its engine in turn, the last for ever; 99 of a division."""
+    """Seconds of a call: those of its engine in turn, the last for ever."""
 
-    def __init__(self, auto: list[float], torch: list[float], **divisions: list[float]) -> None:
-        self.seconds = {"auto": auto, "torch": torch, **divisions}
+    def __init__(self, auto: list[float], torch: list[float]) -> None:
+        self.seconds = {"auto": auto, "torch": torch}
         self.taken: Counter[str] = Counter()
 
     def __call__(self, run: Any, device: torch.device) -> float:
         run()
         engine = str(_measured.forced)
-        seconds, k = self.seconds.get(engine, [99.0]), self.taken[engine]
+        seconds, k = self.seconds[engine], self.taken[engine]
         self.taken[engine] += 1
         return seconds[min(k, len(seconds) - 1)]
 
 
-def quick(model: nn.Module, clock: Any, x: Any = X) -> list[fastlstm.Measurement]:
-    return tune(model, x, seconds=0, quiet=True, clock=clock)
+def quick(
+    model: nn.Module, clock: Any, seconds: float = 0, quiet: bool = True
+) -> list[fastlstm.Measurement]:
+    """tune(model, X) by a clock of the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "seconds_of", clock)
+        return tune(model, X, seconds=seconds, quiet=quiet)
 
 
 def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[int]) -> None:
@@ -122,7 +128,7 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
             self.first(input=pack_sequence([x[0], x[1, :2]]), hx=None)
             return self.second(self.first(x)[0])
 
-    found = tune(Model(), X, seconds=0, clock=Clock([1.0], [2.0]))
+    found = quick(Model(), Clock([1.0], [2.0]), quiet=False)
     sizes = [m.call for m in found]
     assert len(sizes) == len(set(sizes)) == 5 and all("training" in call for call in sizes)
     assert "batch up to 1, steps up to 4" in sizes[0] and "packed" in sizes[2]
@@ -131,14 +137,13 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.count("fastlstm  ") == 5 and all(call in told for call in sizes)
 
-    tune(fastlstm.LSTM(4, 6), X, seconds=0, clock=Clock([2.0], [1.0]))
+    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]), quiet=False)
     columns = capsys.readouterr().out.splitlines()[1].split()
     assert columns[:4] == ["2000000.0", "1000000.0", "1000000.0", "torch"]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     lstm, order, shapes = fastlstm.LSTM(4, 6), [], []
 
     def clock(run: Any, device: torch.device) -> float:
@@ -153,38 +158,15 @@ def test_how_a_call_is_timed(training: bool, monkeypatch: pytest.MonkeyPatch) ->
     there, back = ["auto", "torch"], ["torch", "auto"]
     assert order == [*there, *there, *back, *there]  # one to warm up, three rounds
     order.clear()
-    monkeypatch.setattr(sys.modules[tune.__module__], "MOST_ROUNDS", 5)
-    tune(lstm, X, seconds=1e9, quiet=True, clock=clock)
+    monkeypatch.setattr(MODULE, "MOST_ROUNDS", 5)
+    quick(lstm, clock, seconds=1e9)
     assert len(order) == 2 * (1 + 5)
     assert _choice.noted is None
 
 
-def test_a_division_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    lstm, asked = fastlstm.LSTM(4, 6, bidirectional=True), []
-    (found,) = quick(lstm, Clock([2.0], [1.5], **{"tiled:2x1x2": [1.0]}))
-    grids = [name for name in found.microseconds if name.startswith("tiled:")]
-    expected = ["1x1x1", "1x3x2", "1x6x1", "2x1x2", "2x3x1", "4x1x1"]
-    assert found.chosen == "tiled:2x1x2" and grids == [f"tiled:{grid}" for grid in expected]
-    real = functional.run_layer
-
-    def layer(call: Any, engine: str, *args: Any) -> Any:
-        asked.append(engine)
-        return real(call, engine, *args)
-
-    monkeypatch.setattr(functional, "run_layer", layer)
-    output, _ = lstm(X)
-    assert asked == ["tiled:2x1x2"]
-    lstm.engine = "tiled"
-    assert torch.equal(lstm(X)[0], output)
-
-
 def test_a_lucky_round_is_measured_again() -> None:
-    lstm = fastlstm.LSTM(4, 6)
-    lucky = {"tiled:1x1x1": [9.0, 0.5, 0.5, 0.5, 1.0]}  # one to warm up, three rounds, then again
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 2)
-        (found,) = quick(lstm, Clock([1.0], [1.0], **lucky))
+    lucky = [9.0, 0.5, 0.5, 0.5, 1.0]  # one to warm up, three rounds, then again
+    (found,) = quick(fastlstm.LSTM(4, 6), Clock([1.0], lucky))
     assert found.chosen == "auto"
 
 
@@ -220,8 +202,6 @@ def test_it_is_not_for_processes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> 
 
 BAD = ["", "{", "[]", '{"format": 2, "machines": {}}', '{"format": 1}',
        '{"format": 1, "machines": {"m": {"c": {"engine": "cudnn"}}}}',
-       '{"format": 1, "machines": {"m": {"c": {"engine": "tiled:abc"}}}}',
-       '{"format": 1, "machines": {"m": {"c": {"engine": "tiled:0x1x1"}}}}',
        '{"format": 1, "machines": {"m": ["c"]}}']  # fmt: skip
 
 
@@ -394,11 +374,10 @@ def test_a_lock_that_somebody_keeps(file: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_one_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine "one_step", where its kernel serves the call."""
-    candidates = sys.modules["fastlstm.tune"]._candidates  # type: ignore[attr-defined]
+    candidates = MODULE._candidates
     monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
     gpu, stack = torch.device("cuda", 0), _choice.Stack("bfloat16", 8, 16, batch=3, steps=1)
     assert candidates(stack, gpu) == ["auto", "torch", "one_step"]
-    assert _measured._ENGINE.fullmatch("one_step")
     others = dict(steps=2), dict(input_size=12), dict(dtype="float64"), dict(proj_size=8)
     for change in others:
         assert candidates(stack._replace(**change), gpu) == ["auto", "torch"]
