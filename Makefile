@@ -28,7 +28,9 @@ export UNPACK_HEADERS
 
 # What must be there before fastlstm is built without build isolation.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.8"
-EXTRAS := captioning,serve,test,lint,docs
+# The two distributions of this repository; EXTRAS are those of fastlstm, MORE those of captioning.
+EXTRAS := [test,lint,docs]
+MORE := [test]
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
 
@@ -78,6 +80,7 @@ wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## a wheel in dist/ for ea
 	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
 	  --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist ./captioning
 # Only the headers of torch's wheels, which are the same for every Python.
 $(HEADERS)/%/torch:
 	@echo "Downloads torch $*, about 0.7 GB, and keeps its headers in $(HEADERS)/$*."
@@ -88,7 +91,7 @@ $(HEADERS)/%/torch:
 	mv $(HEADERS)/$*.new $(HEADERS)/$*
 wheels-check:  ## test the newest wheel in dist/ beside each torch in TORCH, without a compiler
 	$(PYTHON) -m pip install --quiet "twine>=6.1"
-	$(PYTHON) -m twine check --strict $$(ls -t dist/*.whl | head -n 1)
+	$(PYTHON) -m twine check --strict dist/*.whl
 	for torch in $(TORCH); do bash .ci/wheel-check $(PYTHON) $$torch; done
 ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is needed
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
@@ -110,12 +113,12 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 	FASTLSTM_BUILD=cuda PATH="$(CUDA_ENV)/bin:$$PATH" $(CUDA_ENV)/bin/python -m pip install -v \
 	  --no-build-isolation --no-deps --force-reinstall .
 	cd $(CUDA_ENV) && bin/python -m fastlstm && bin/python -c \
-	  'from fastlstm import _build; assert _build.has_kernels("cuda"), _build.unavailable_reason()'
+	  'import fastlstm; assert fastlstm.has_kernels("cuda")'
 
 ##@ Clean
 .PHONY: clean distclean help
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist {.,captioning}/*.egg-info captioning/{build,dist} .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT) $(DEMO)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 distclean: clean  ## remove the environments as well
@@ -139,14 +142,15 @@ endef
 $(CURDIR)/.venv/bin/python:
 	$(call make-venv,$(CURDIR)/.venv,$(BASE_PYTHON))
 
-$(DEMO): EXTRAS := captioning
+$(DEMO): EXTRAS :=
+$(DEMO): MORE :=
 
 # The folders stand for files that came or went.
-$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) \
+$(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml captioning/pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) \
     $(INSTALLED_TORCH)
 	@echo "Into $(ENV): PyTorch and torchvision, unless they are there (with CUDA several GB), then the"
-	@echo "libraries of fastlstm[$(EXTRAS)]. Then the kernels are compiled, for some minutes."
+	@echo "libraries of fastlstm$(EXTRAS) and captioning$(MORE). Then the kernels are compiled, for minutes."
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
-	$(PYTHON) -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
+	$(PYTHON) -m pip install --no-build-isolation -e ".$(EXTRAS)" -e "./captioning$(MORE)"
 	$(PYTHON) -m fastlstm
 	touch $(if $(filter $(BUILT),$@),$(DEMO)) $@

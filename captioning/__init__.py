@@ -6,6 +6,8 @@ The public names of docs/reference/captioning.md can be imported from here.
 import importlib
 from typing import Any
 
+__version__ = "0.1.0"
+
 # By folder, which is imported when a name is asked for: `captioning --help` waits for none.
 _PUBLIC = {
     "config": ("ModelConfig", "TrainConfig"),
@@ -29,6 +31,6 @@ def __getattr__(name: str) -> Any:
                 missing = str(error.name).partition(".")[0]
                 if missing in ("captioning", "fastlstm"):
                     raise
-                told = f"captioning needs {missing}: pip install 'fastlstm[captioning]'"
+                told = f"captioning needs {missing}: pip install ./captioning"
                 raise ModuleNotFoundError(told, name=missing) from error
     raise AttributeError(f"module 'captioning' has no attribute {name!r}")

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
             raise  # part of this package: pip would not help
-        return fail(f"needs {name}: pip install 'fastlstm[captioning]'")
+        return fail(f"needs {name}: pip install ./captioning")
     except BrokenPipeError:
         return 1  # `| head -1` has read enough
     except OSError as error:
@@ -117,7 +117,7 @@ def run(argv: list[str]) -> int:
         # Intermixed: options may stand between the checkpoint and the pictures.
         return module.run(command.parse_intermixed_args(argv[1:])) or 0
     if parser.parse_args(argv or ["--help"]).version:
-        from fastlstm import __version__
+        from captioning import __version__
 
         print(f"captioning {__version__}")
     return 0

@@ -8,6 +8,7 @@ if _build.extension_available():
     _flops.register()
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
+from fastlstm._build import has_kernels  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "PackedLayerNormLSTM",
     "convert",
     "functional",
+    "has_kernels",
     "init",
     "onnx",
     "prepack",

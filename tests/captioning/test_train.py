@@ -92,7 +92,7 @@ def test_says_what_it_leaves_out(new_checkpoint, data, tmp_path, monkeypatch, ca
     count, limit = len(lengths), int(lengths.max()) - 1
     cut = int((lengths > limit).sum())
     assert said(replace(once, max_words=limit)) == [
-        "no curves in TensorBoard: pip install 'fastlstm[tensorboard]'",
+        "no curves in TensorBoard: pip install tensorboard",
         f"{cut} of {count} captions were cut: they have more than {limit} words (--max-words)",
     ]
 

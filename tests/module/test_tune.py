@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 import torch
 from torch import nn
@@ -249,7 +248,7 @@ def test_a_full_disk(file: Path, monkeypatch: pytest.MonkeyPatch, by_torch: list
     with pytest.warns(RuntimeWarning, match="cannot be written .*No space left"):
         quick(fastlstm.LSTM(4, 7), Clock([2.0], [1.0]))
     assert file.read_text() == before
-    assert sorted(p.name for p in file.parent.iterdir()) == ["tuned.json", "tuned.json.lock"]
+    assert sorted(p.name for p in file.parent.iterdir()) == ["tuned.json"]
     by_torch.clear()
     fastlstm.LSTM(4, 7)(X)
     assert by_torch  # this process follows it all the same
@@ -284,12 +283,13 @@ for k in range(40):
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
-def test_two_processes_lose_nothing(file: Path) -> None:
+def test_of_two_processes_the_last_one_wins(file: Path) -> None:
     command = [sys.executable, "-c", WRITER]
     writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
     assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
-    assert len(json.loads(file.read_text())["machines"]["m"]) == 80
+    entries = json.loads(file.read_text())["machines"]["m"]
+    assert {"one 39", "two 39"} & entries.keys()
+    assert [path.name for path in file.parent.iterdir()] == ["tuned.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
@@ -356,20 +356,9 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None
     file.parent.mkdir()
     other = file.parent / "other"
     other.write_text("precious")
-    Path(f"{file}.new").symlink_to(other)
+    Path(f"{file}.{os.getpid()}.new").symlink_to(other)
     quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
-
-
-def test_a_lock_that_somebody_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_measured, "_LOCK_SECONDS", 0.1)
-    file.parent.mkdir()
-    with (
-        filelock.FileLock(f"{file}.lock", is_singleton=False),
-        pytest.warns(RuntimeWarning, match=r"tuned.json.lock.* could not be acquired"),
-    ):
-        quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-    assert not file.exists() and _measured.active
 
 
 def test_one_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

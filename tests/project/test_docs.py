@@ -64,6 +64,8 @@ def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The snippets of a document, in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
+    if any("captioning" in snippet for snippet in code(doc, "python")):
+        pytest.importorskip("pycocoevalcap", reason="needs the libraries of captioning")
     namespace: dict[str, object] = {"__name__": doc.stem}
     for k, snippet in enumerate(code(doc, "python")):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
@@ -224,7 +226,8 @@ def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]
     if words[1] == "fastlstm":
         main = fastlstm.__main__.main
     elif words[1] == "captioning":
-        main = pytest.importorskip("captioning.__main__").main
+        pytest.importorskip("pycocoevalcap", reason="needs the libraries of captioning")
+        main = importlib.import_module("captioning.__main__").main
     else:
         return None
     # COMMAND is a placeholder.

@@ -106,9 +106,29 @@ def test_sdist_carries_the_sources_and_nothing_that_was_built(project: Path) -> 
         (project / leftover).write_text("left over from a build")
     with tarfile.open(make_sdist(project)) as tar:
         carried = {name.partition("/")[2] for name in tar.getnames()}
-    expected = {path for path in sources if not path.startswith((".git", ".pre-commit"))}
-    assert expected <= carried
+    others = (".git", ".pre-commit", "captioning/", "tests/captioning/")
+    assert {path for path in sources if not path.startswith(others)} <= carried
     assert not carried & set(leftovers)
+    assert not any(path.startswith(("captioning/", "tests/captioning")) for path in carried)
+
+
+def test_captioning_is_a_distribution_of_its_own(project: Path, tmp_path: Path) -> None:
+    """Its sdist and its wheel have all of its package and nothing else."""
+    target, folder = tmp_path / "target", project / "captioning"
+    own = {f"captioning/{path}" for path in files_below(folder)}
+    assert install(folder, target).returncode == 0
+    shutil.rmtree(folder / "build", ignore_errors=True)
+    with tarfile.open(make_sdist(folder)) as tar:
+        carried = {f"captioning/{name.partition('/')[2]}" for name in tar.getnames()}
+    assert own <= carried
+    about = {f"captioning/{name}" for name in ("pyproject.toml", "README.md", "LICENSE")}
+    installed = {path for path in files_below(target) if "__pycache__" not in path}
+    assert {path for path in installed if path.startswith("captioning/")} == own - about
+    assert {path.partition("/")[0] for path in installed} == {
+        *("bin", "captioning", "fastlstm_captioning-0.1.0.dist-info")
+    }
+    done = run(target / "bin" / "captioning", "--version", PYTHONPATH=f"{target}:{ROOT}")
+    assert done.stdout == "captioning 0.1.0\n"
 
 
 @pytest.mark.slow
@@ -124,8 +144,7 @@ def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
     assert record(target)["kinds"] == ["cpu"]
     assert record(target)["torch"] == torch.__version__
     installed = files_below(target)
-    packaged = {path for path in sources if path.startswith(("fastlstm/", "captioning/"))}
-    assert packaged <= installed
+    assert {path for path in sources if path.startswith("fastlstm/")} <= installed
     done = python(target, FORWARD_EQUALS_TORCH)
     assert done.stdout == f"True {target}/fastlstm/__init__.py\n"
 
@@ -136,6 +155,10 @@ def test_none_installs_pure_python_that_works(small_project: Path, tmp_path: Pat
     assert done.returncode == 0, done.stdout
     assert "installed as pure Python, without its fast kernels: FASTLSTM_BUILD=none" in done.stdout
     assert "-py3-none-any.whl" in done.stdout
+    (metadata,) = target.glob("*.dist-info/METADATA")
+    needs = re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata.read_text(), re.M)
+    assert needs == ["torch>=2.8"]
+    assert {path.name for path in target.iterdir()} == {"fastlstm", metadata.parent.name}
     done = python(target, FORWARD_EQUALS_TORCH)
     assert "it was not built (FASTLSTM_BUILD=none)" in done.stdout
     assert f"False {target}/fastlstm/__init__.py" in done.stdout
@@ -469,6 +492,9 @@ def test_one_version_and_one_torch_floor() -> None:
     init = (ROOT / "fastlstm" / "__init__.py").read_text()
     (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
     assert f'__version__ = "{version}"' in init
+    captioning = ROOT / "captioning"  # which the sdist of fastlstm does not carry
+    for file in ("pyproject.toml", "__init__.py") if captioning.exists() else ():
+        assert re.search(f'version(__)? = "{version}"', (captioning / file).read_text())
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## [{version}] - 2" in (ROOT / "CHANGELOG.md").read_text()
     url = load_setup().URL
