@@ -2,15 +2,13 @@
 
 In this order: PyTorch's own where a GPU refused to launch ours; what `fastlstm.tune` measured;
 PyTorch's where ours would go step by step or cuDNN has a persistent kernel too; ours where the
-whole call is predicted well ahead. On a CPU ours was measured ahead, but for large products on
-Intel's.
+whole call is predicted well ahead. On a CPU it is ours.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +24,6 @@ noted: dict[tuple[str, str], tuple[LstmCall, Stack]] | None = None
 # constants of csrc/cuda/plan.h are from data sheets.
 AHEAD = 0.55
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
-LARGE_STEP = 1 << 27  # multiply-adds that oneDNN's products bound on Intel's; in training 4 times
 
 
 class Stack(NamedTuple):
@@ -154,56 +151,10 @@ def on_gpu(stack: Stack, gpu: Gpu) -> Choice:
     return Choice("auto" if ours < AHEAD * theirs else "torch", times)
 
 
-class Cpu(NamedTuple):
-    """What a choice knows of a processor; oneDNN is written for Intel's."""
-
-    has_kernels: bool
-    is_intel: bool
-    has_avx512: bool = True
-    #: What its user allows for float32 (torch.backends.mkldnn.rnn.fp32_precision), whether it
-    #: multiplies bfloat16, and for each precision from how many rows, units, and both multiplied on
-    #: float32 as sums of such products.
-    precision: str = "none"
-    multiplies_bfloat16: bool = False
-    splits_float32: Mapping[str, tuple[int, int, int]] = MappingProxyType({})
-
-
-@functools.cache
-def this_cpu() -> Cpu:
-    """The processor of this machine."""
+def on_cpu() -> Choice:
+    """The choice on this machine where nothing was measured: the op, whose planner decides more."""
     if not _build.has_kernels("cpu"):
-        return Cpu(has_kernels=False, is_intel=False)
-    built = _build.library.build_info()
-    return Cpu(
-        True,
-        built["leaves_steps_to_aten"],
-        built["cpu_capability"] == "avx512",
-        multiplies_bfloat16=built["multiplies_bfloat16"],
-        splits_float32=built["splits_float32"],
-    )
-
-
-def splits(stack: Stack, cpu: Cpu) -> bool:
-    """Whether float32 is multiplied as sums of products of bfloat16 (csrc/cpu/plan.cpp)."""
-    if stack.training or cpu.precision not in cpu.splits_float32:
-        return False
-    rows, units, cells = cpu.splits_float32[cpu.precision]
-    has_cells = stack.batch * stack.hidden_size >= cells
-    return stack.batch >= rows and stack.hidden_size >= units and has_cells
-
-
-def on_cpu(stack: Stack, cpu: Cpu) -> Choice:
-    """The choice where nothing was measured; "auto" is the tiled engine."""
-    if not cpu.has_kernels:
         return Choice("torch", "there are no kernels")
-    step = stack.batch * 4 * stack.hidden_size * (stack.input_size + stack.hidden_size)
-    ahead = (stack.training and cpu.has_avx512) or stack.packed or stack.proj_size
-    is_large = step >= LARGE_STEP << 2 * stack.training and stack.steps >= 16
-    rounds = cpu.precision == "bf16" and cpu.multiplies_bfloat16
-    if stack.dtype == "float32" and is_large and cpu.is_intel and not (ahead or rounds):
-        if splits(stack, cpu):
-            return Choice("auto", "float32 by bfloat16 on AMX is ahead of oneDNN's products")
-        return Choice("torch", "large products bound it, and oneDNN's are up to 8 % faster")
     return Choice("auto", "measured ahead on two processors")
 
 
@@ -218,7 +169,7 @@ def unmeasured(stack: Stack, device: torch.device) -> Choice:
     """The choice without measurements, on a GPU for which there are kernels or on this CPU."""
     if device.type == "cuda":
         return on_gpu(stack, this_gpu(device.index))
-    return on_cpu(stack, this_cpu()._replace(precision=_measured.rnn_precision("cpu")))
+    return on_cpu()
 
 
 def of_stack(stack: Stack, device: torch.device) -> Choice:

@@ -31,7 +31,6 @@ if _OP_DEVICES:
 
 # Whether "auto" on a CPU does not consider PyTorch's own, unless fastlstm.tune has measured.
 _ALWAYS_OURS = _build.has_kernels("cpu")
-_LEAST_OF_A_LARGE_STEP = 1 << 17  # numbers of input: below it nobody asks which engine is faster
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 _DEFAULT_ENGINE = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -167,7 +166,7 @@ def is_ours_at_once(engine: str, input: Tensor, *others: Tensor) -> bool:
     if torch.compiler.is_compiling() or not engine == _DEFAULT_ENGINE == "auto":
         return False
     differentiates = transforms_active() or forward_ad._current_level >= 0
-    chooses = _measured.active or traces() or input.numel() >= _LEAST_OF_A_LARGE_STEP
+    chooses = _measured.active or traces()
     is_known = _ALWAYS_OURS and input.is_cpu and input.dtype in DTYPES
     return is_known and not (differentiates or chooses or has_torch_function_variadic(*others))
 
@@ -229,10 +228,7 @@ def _is_ours(input: Tensor) -> bool:
     """Whether PyTorch's own is not considered, so that no time is spent on a choice."""
     if not (_ALWAYS_OURS and (input.is_cpu or input.is_meta)):
         return False
-    if _measured.active or exports_for_onnx():
-        return False
-    is_large = isinstance(n := input.numel(), int) and n >= _LEAST_OF_A_LARGE_STEP
-    return not (is_large and not torch.compiler.is_compiling() and _choice.this_cpu().is_intel)
+    return not (_measured.active or exports_for_onnx())
 
 
 def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: int) -> bool:

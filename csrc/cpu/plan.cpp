@@ -29,17 +29,12 @@ const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
   return is_worth_it ? split : nullptr;
 }
 
-CpuEngine engine_of(const CpuTask& task, const CpuMachine& machine) {
+CpuEngine engine_of(const CpuTask& task) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
-  if (task.engine == "stepwise" || task.normalizes || empty) return CpuEngine::kStepwise;
-  if (!task.backward) return CpuEngine::kTiled;
   // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
-  if (task.projects && !task.saved_gates) return CpuEngine::kStepwise;
-  // A single step reads each weight once, and packing it into panels costs more than tiles gain.
-  const bool left_to_aten = machine.tuning.leaves_steps_to_aten && task.engine == "auto" &&
-                            task.per_row && task.is_one_step() &&
-                            product_for(task, machine).takes(task.dtype);
-  return left_to_aten ? CpuEngine::kStepwise : CpuEngine::kTiled;
+  const bool lacks_gates = task.backward && task.projects && !task.saved_gates;
+  return task.engine == "stepwise" || task.normalizes || empty || lacks_gates ? CpuEngine::kStepwise
+                                                                              : CpuEngine::kTiled;
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
@@ -175,7 +170,7 @@ const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   constexpr int64_t kFewRows = 512;
   CpuPlan plan;
-  plan.engine = engine_of(task, machine);
+  plan.engine = engine_of(task);
   plan.dtype = task.dtype;
   if (plan.engine == CpuEngine::kStepwise) {
     if (bytes_of(task.dtype) == 2 && !machine.rows_of_16_bits) plan.dtype = Dtype::kFloat32;

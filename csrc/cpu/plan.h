@@ -30,18 +30,10 @@ struct CpuTuning {
   int64_t rows_beside_h = INT64_MAX;
   // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
   bool fetches_next_panels = false;
-  // Whether ATen multiplies a single step backward, if no gradients of weights are requested.
-  bool leaves_steps_to_aten = false;
-  // From so many weights of a gate on, the step of one row of float32 without gradients is ATen's.
-  int64_t row_left_to_aten = INT64_MAX;
 };
 
-// Below 4 rows a Xeon's product is bound by memory, and its own prefetcher is faster. MKL is fast
-// there, which on other processors leaves out the widest instructions.
-inline constexpr CpuTuning kIntel{.rows_worth_prefetching = 4,  // lscpu: model 207
-                                  .rows_beside_h = 48,
-                                  .leaves_steps_to_aten = true,
-                                  .row_left_to_aten = 1 << 20};
+// Below 4 rows a Xeon's product is bound by memory, and its own prefetcher is faster.
+inline constexpr CpuTuning kIntel{.rows_worth_prefetching = 4, .rows_beside_h = 48};
 inline constexpr CpuTuning kAvx512{.rows_beside_h = 12, .fetches_next_panels = true};  // Zen 4
 
 struct CpuMachine {

@@ -20,7 +20,6 @@ constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float1
 
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
-  const CpuTuning& tuning = machine.tuning;
   py::dict products;  // their instructions, and the rows and columns of a register tile
   for (int k = 0; k < kFormats; ++k)
     if (const Product* const product = machine.products.of[k])
@@ -35,9 +34,7 @@ inline py::dict build_info() {
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = machine.own_product(Dtype::kBFloat16) != nullptr,
                   "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
-                  "splits_float32"_a = splits,
-                  "leaves_steps_to_aten"_a = tuning.leaves_steps_to_aten,
-                  "row_left_to_aten"_a = tuning.row_left_to_aten);
+                  "splits_float32"_a = splits);
 }
 
 inline Dtype dtype_named(const std::string& name) {

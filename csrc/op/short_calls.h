@@ -1,9 +1,7 @@
 // The forward ops as plain functions: the same calls through the dispatcher, a few microseconds
 // cheaper than torch.ops, which matters when a call makes a single step.
 #pragma once
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/lstm_cell.h>
 #include <ATen/record_function.h>
 
 #include <optional>
@@ -15,7 +13,6 @@
 #include "core/layer.h"
 #include "core/operators.h"
 #include "core/packed.h"
-#include "cpu/targets/kernels.h"
 
 namespace fastlstm::short_calls {
 
@@ -31,17 +28,6 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   return {output, h_n, c_n, save_cells ? cells : Tensor()};
 }
 
-// Whether MKL, which ATen calls, reads the weights of this step faster than we do.
-inline bool is_left_to_aten(const LstmCall& call, const std::string& engine) {
-  const Tensor& x = call.input;
-  return engine == "auto" && call.is_plain() && call.weights.size() >= 2 &&
-         !at::GradMode::is_enabled() &&
-         (call.weights[0].numel() + call.weights[1].numel()) / 4 >=
-             kernel_table().tuning.row_left_to_aten &&
-         x.is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 3 && x.size(1) == 1 &&
-         !at::autocast::is_autocast_enabled(at::kCPU);
-}
-
 // input [B,I], h and c [B,H]
 inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
                                             const std::vector<Tensor>& weights,
@@ -51,12 +37,6 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h
   if (!at::GradMode::is_enabled()) guard.emplace();
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
   const LstmCall call{x, h_0, c_0, weights, layout};
-  if (is_left_to_aten(call, engine)) {
-    check_layer(call);
-    const bool bias = layout == "bias";
-    return at::lstm_cell(input, {h, c}, weights[0], weights[1], bias ? weights[2] : Tensor(),
-                         bias ? weights[3] : Tensor());
-  }
   const auto [output, h_n, c_n, cells, gates] =
       call_lstm(call, {/*save_cells=*/false, /*save_gates=*/false, false, engine});
   // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To

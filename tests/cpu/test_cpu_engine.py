@@ -144,7 +144,6 @@ ON_EVERY_INSTRUCTION_SET = [
     "module/test_regularizers.py::test_every_dtype",
     "module/test_regularizers.py::test_every_engine_draws_the_same",
     "module/test_layer_norm.py::test_two_bidirectional_layers",
-    "module/test_torch_engine.py::test_a_row_of_a_large_cell_on_intel",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import _build, _choice
+from fastlstm import _build
 
 ROWS, UNITS = 64, 256  # from which on they are used
 PRECISION = torch.backends.mkldnn
@@ -307,21 +307,3 @@ def test_the_plan_names_the_product() -> None:
     assert product(UNITS, ROWS, training=True) == "bfloat16x3"
     assert product(UNITS, ROWS, training=True, backward=True) == "bfloat16x3"
     assert product(UNITS, ROWS - 1, training=True, backward=True) == "float32"
-
-
-@pytest.mark.parametrize(
-    ("precision_name", "batch", "training", "engine"),
-    [
-        ("none", 128, False, "auto"),
-        ("tf32", 128, False, "auto"),
-        ("ieee", 128, False, "torch"),
-        ("none", 32, False, "torch"),
-    ],
-)
-def test_large_inference_stays_with_us(precision_name, batch, training, engine) -> None:
-    """Which goes to oneDNN on Intel's processors otherwise."""
-    stack = _choice.Stack("float32", 2048, 2048, batch, 20, training=training)
-    splits = {"none": (ROWS, UNITS, ROWS * UNITS), "tf32": (8, 128, 2048)}
-    amx = _choice.Cpu(True, True, splits_float32=splits, precision=precision_name)
-    assert _choice.on_cpu(stack, amx).engine == engine
-    assert _choice.on_cpu(stack, amx._replace(splits_float32={})).engine == "torch"

@@ -226,18 +226,6 @@ const bool added = [] {
       check_split(of);
     });
   }
-  testing::Case("plans/a step backward", [] {
-    // MKL's product of one step is faster than packing panels for it, where it has all
-    // instructions.
-    for (const Named& of : machines()) {
-      CpuTask task{Dtype::kFloat32};
-      task.hidden_size = task.output_size = 64, task.backward = task.per_row = true;
-      const bool left = plan(task, of.machine).engine == CpuEngine::kStepwise;
-      check(left == of.machine.tuning.leaves_steps_to_aten, of.name);
-      task.steps = 2;
-      check(plan(task, of.machine).engine == CpuEngine::kTiled, of.name, ": two steps");
-    }
-  });
   testing::Case("plans/grids by name", [] {
     CpuTask task{Dtype::kFloat32};
     task.steps = 10, task.batch = 64, task.rows = 640, task.hidden_size = task.output_size = 512;

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from fastlstm import _build, _choice
-from fastlstm._choice import Cpu, Gpu, Stack, cudnn_class, on_cpu, on_gpu
+from fastlstm._choice import Gpu, Stack, cudnn_class, on_gpu
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
@@ -141,46 +141,3 @@ def test_where_cudnn_is_persistent(name: str, has: bool) -> None:
 )
 def test_which_calls(change: dict[str, object], kind: str) -> None:
     assert cudnn_class(PERSISTENT._replace(**change), GPUS["H100"]) == kind  # type: ignore[arg-type]
-
-
-def test_on_cpu() -> None:
-    large = Stack("float32", 512, 1024, batch=128, steps=20)
-    assert on_cpu(large, Cpu(True, is_intel=True)).engine == "torch"
-    assert on_cpu(large, Cpu(True, is_intel=False)).engine == "auto"
-    assert on_cpu(large._replace(batch=8), Cpu(True, is_intel=True)).engine == "auto"
-    assert on_cpu(large._replace(steps=1), Cpu(True, is_intel=True)).engine == "auto"
-    assert on_cpu(large._replace(batch=8), Cpu(False, is_intel=True)).engine == "torch"
-    for batch, has_avx512, engine in (
-        (128, False, "torch"),
-        (64, False, "auto"),
-        (128, True, "auto"),
-    ):
-        training = Stack("float32", 512, 1024, batch, 20, training=True)
-        assert on_cpu(training, Cpu(True, True, has_avx512)).engine == engine
-    for other in ({"training": True}, {"packed": True}, {"proj_size": 64}, {"dtype": "bfloat16"}):
-        assert on_cpu(large._replace(**other), Cpu(True, is_intel=True)).engine == "auto", other
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no kernels")
-def test_splits_are_those_of_the_plan() -> None:
-    """Who leaves a call to oneDNN knows when the plan multiplies float32 as bfloat16."""
-    cpu = _choice.this_cpu()._replace(precision="none")
-    rows, units, _ = cpu.splits_float32.get("none", (64, 256, 0))
-    found = set()
-    for B, H in product((rows - 1, rows, 4 * rows), (units - 1, units, 4 * units)):
-        plan = _build.library.plan_cpu(
-            dtype="float32",
-            input_size=H,
-            hidden_size=H,
-            batch=B,
-            steps=20,
-            directions=1,
-            training=False,
-            backward=False,
-            threads=1,
-            l2_cache_bytes=1 << 21,
-        )
-        splits = _choice.splits(Stack("float32", H, H, B, 20), cpu)
-        assert (plan["product"] == "bfloat16x3") == splits, (B, H)
-        found.add(splits)
-    assert found == ({False, True} if cpu.splits_float32 else {False})

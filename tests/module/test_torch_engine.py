@@ -101,36 +101,6 @@ def test_bits_of_a_cell(bias: bool) -> None:
             assert [state.dtype for state in ours(x)] == expected
 
 
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("sizes", [(512, 1024), (512, 128), (512, 32)])
-def test_a_row_of_a_large_cell_on_intel(sizes: tuple[int, int], bias: bool) -> None:
-    """The bits of nn.LSTMCell from so many weights of a gate on, which depends on the processor."""
-    (I, H), x = sizes, torch.randn(2, sizes[0])
-    ours, theirs = fastlstm.LSTMCell(I, H, bias), nn.LSTMCell(I, H, bias)
-    ours.load_state_dict(theirs.state_dict())
-
-    def same_bits(x: Tensor) -> bool:
-        return all(map(torch.equal, ours(x), theirs(x)))
-
-    with torch.no_grad():
-        left = H * (I + H) >= _build.library.build_info()["row_left_to_aten"]
-        assert same_bits(x[:1]) == same_bits(x[0]) == left
-        assert not same_bits(x)
-        ours.engine = "tiled"
-        assert not same_bits(x[:1])
-        ours.engine = "auto"
-        with torch.autocast("cpu", torch.bfloat16):
-            state = torch.zeros(1, H, dtype=torch.bfloat16), torch.zeros(1, H)
-            assert ours(x[:1], state)[0].dtype == theirs(x[:1], state)[0].dtype
-        ours.bfloat16(), theirs.bfloat16()
-        with torch.profiler.profile() as profile:
-            ours(x[:1].bfloat16())
-        assert "aten::lstm_cell" not in {event.name for event in profile.events()}
-    ours.float(), theirs.float()
-    assert not same_bits(x[:1])  # with gradients
-
-
 @pytest.fixture
 def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU stands for an H100 where a module asks whether a call is left to cuDNN."""
@@ -229,55 +199,6 @@ def test_a_step_that_torch_gets(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -
     assert _choice.of_step(x, *state, weights, "bias") == "torch"  # nothing was measured
     monkeypatch.setattr(_measured, "active", True)
     assert _choice.of_step(x, *state, weights, "bias") == "one_step"
-
-
-def test_large_products_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    real = _aten.lstm
-    monkeypatch.setattr(_aten, "lstm", lambda *args: (taken.append(1), real(*args))[1])
-    monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
-    monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
-    lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
-    with torch.no_grad():
-        output, (h_n, c_n) = lstm(x)
-        assert len(taken) == 1
-        expected = nn.LSTM.forward(lstm, x)
-        for ours, theirs in zip((output, h_n, c_n), (expected[0], *expected[1]), strict=True):
-            assert torch.equal(ours, theirs)
-        lstm(x[:, 1:])  # smaller
-        lstm(x[:15])  # short
-        lstm(x.double().float()[:, :8])
-        lstm(x, return_cell_states=True)
-        fastlstm.LSTM(2, 4, dtype=torch.bfloat16)(x.bfloat16())
-        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, False))
-        lstm(x)
-        monkeypatch.setattr(_choice, "this_cpu", lambda: _choice.Cpu(True, True))
-        torch.compile(lstm, backend="eager")(x)
-    lstm(x)  # with gradients
-    assert len(taken) == 1
-
-
-def test_large_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are ours on Intel's processors too: PyTorch's own LSTM would ignore the switch."""
-    if not _build.has_kernels("cpu") or not _build.library.build_info()["multiplies_bfloat16"]:
-        pytest.skip("this processor has no products of bfloat16")
-    monkeypatch.setattr(_choice, "LARGE_STEP", 4 * 6 * (1 << 14))
-    monkeypatch.setattr(
-        _choice, "this_cpu", lambda: _choice.Cpu(True, True, multiplies_bfloat16=True)
-    )
-    lstm, x = fastlstm.LSTM(2, 4), torch.randn(16, 1 << 12, 2)
-    found = []
-    rnn: Any = torch.backends.mkldnn.rnn
-    before = rnn.fp32_precision
-    try:
-        for precision in ("bf16", "none"):
-            rnn.fp32_precision = precision
-            with torch.no_grad():
-                found.append((lstm(x)[0], nn.LSTM.forward(lstm, x)[0]))
-    finally:
-        rnn.fp32_precision = before
-    assert [torch.equal(ours, theirs) for ours, theirs in found] == [False, True]
-    torch.testing.assert_close(*found[0], rtol=0.02, atol=0.02)
 
 
 class Once(TorchDispatchMode):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
-from fastlstm import _build, _choice
+from fastlstm import _build
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 Results = dict[str, Tensor]
@@ -92,12 +92,6 @@ def outputs_of(results: Results) -> Results:
     return {name: results[name] for name in ("output", "h_n", "c_n")}
 
 
-def is_left_to_aten(case: Case) -> bool:
-    """Of a single step on Intel's processors "auto" leaves gradients to ATen's products."""
-    is_plain = len(case.x) == 1 and case.lengths is None
-    return case.lstm.engine == "auto" and is_plain and _choice.this_cpu().is_intel
-
-
 def again(case: Case, rng: random.Random) -> tuple[Results, Results]:
     return run(case), run(case)
 
@@ -109,7 +103,7 @@ def on_other_threads(case: Case, rng: random.Random) -> tuple[Results, Results]:
         after = run(case)
     finally:
         torch.set_num_threads(threads)
-    if is_left_to_aten(case) or case.is_stepwise_backward:
+    if case.is_stepwise_backward:
         return outputs_of(before), outputs_of(after)
     return before, after
 
@@ -120,7 +114,7 @@ def with_other_rows(case: Case, rng: random.Random) -> tuple[Results, Results]:
     lengths = None if case.lengths is None else case.lengths[rows]
     some = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
     names = {"output", "h_n", "c_n"}
-    is_exact = not case.is_stepwise_backward and not is_left_to_aten(case)
+    is_exact = not case.is_stepwise_backward
     if is_exact and not case.lstm.bidirectional:
         names |= {"d input", "d h_0", "d c_0"}
     elif is_exact and case.lstm.num_layers == 1:
@@ -141,7 +135,7 @@ def with_recompute(case: Case, rng: random.Random) -> tuple[Results, Results]:
     other.recompute = not other.recompute
     before, after = run(case), run(case._replace(lstm=other))
     of_16_bits = case.is_16_bits and len(case.x) == 1
-    if case.lstm.proj_size or of_16_bits or is_left_to_aten(case):
+    if case.lstm.proj_size or of_16_bits:
         return outputs_of(before), outputs_of(after)
     return before, after
 

@@ -33,10 +33,10 @@ static KernelTable kernels_of(const char* capability) {
 
 KernelTable own_kernels(const char* capability) {
   KernelTable table = kernels_of(capability);
-  const bool avx512 = std::strncmp(capability, "AVX512", 6) == 0, intel = __builtin_cpu_is("intel");
-  if (avx512) table.tuning = kAvx512;
-  if (intel) table.tuning = kIntel;
-  if (intel && !avx512) table.tuning.row_left_to_aten = 1 << 15;
+  if (__builtin_cpu_is("intel"))
+    table.tuning = kIntel;
+  else if (std::strncmp(capability, "AVX512", 6) == 0)
+    table.tuning = kAvx512;
   return table;
 }
 
