@@ -639,3 +639,20 @@ def test_never_slower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     told = capsys.readouterr().out
     assert "before tune: 1 of 2 below 0.97; least 0.50\n" in told
     assert "after tune: 0 of 2 below 0.97; least 1.00\n" in told
+
+
+def test_overhead(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each row has a time of the module, and what a row compares gives the same."""
+    import overhead
+
+    path = tmp_path / "overhead.json"
+    overhead.main(["--seconds", "0", "--json", str(path)])
+    printed = capsys.readouterr().out
+    for name, us in json.loads(path.read_text()).items():
+        assert f"| {name} |" in printed and us["module"] > 0
+    with torch.no_grad():
+        for columns in overhead.cases(3, 4, 5).values():
+            theirs, ours, op = (columns.get(name) for name in ("nn", "module", "op"))
+            found: Any = ours and ours()
+            for other in filter(None, (theirs, op)):
+                torch.testing.assert_close(other()[0], found[0])  # type: ignore[index]
