@@ -91,7 +91,7 @@ def by_layers(
 
 
 def run_layer(
-    call: LstmCall, engine: str, save_cells: bool = False, recompute: bool = False
+    call: LstmCall, engine: str, save_cells: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """output, h_n, c_n and, if they are to be saved, every cell state.
 
@@ -108,10 +108,10 @@ def run_layer(
         onnx.recommend_translations()
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
         output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
-            *call, save_cells, False, recompute, engine
+            *call, save_cells, False, False, engine
         )
     else:
-        output, h_n, c_n, cells = _build.library.lstm(*call, save_cells, recompute, engine)
+        output, h_n, c_n, cells = _build.library.lstm(*call, save_cells, False, engine)
     return output, h_n, c_n, cells
 
 

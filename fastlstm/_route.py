@@ -95,7 +95,8 @@ def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: An
     On a GPU it is remembered for each kind of call, so that what goes to cuDNN costs as much as
     nn.LSTM.
     """
-    engine = _DEFAULT_ENGINE if lstm.engine == "auto" else lstm.engine
+    asked = lstm._fastlstm_options.engine
+    engine = _DEFAULT_ENGINE if asked == "auto" else asked
     if engine not in ("auto", "torch") or is_transformed() or torch._C._is_tracing():
         return False
     if input.device.type != _GPU:
@@ -121,7 +122,8 @@ def leaves_to_torch(lstm: Any, input: Tensor, batch_sizes: Tensor | None, hx: An
 
 def gpu_leaves_step_to_torch(cell: Any, input: Tensor) -> bool:
     """The same for nn.LSTMCell's forward, of which a layer of one step says which is faster."""
-    engine = _DEFAULT_ENGINE if cell.engine == "auto" else cell.engine
+    asked = cell._fastlstm_options.engine
+    engine = _DEFAULT_ENGINE if asked == "auto" else asked
     if input.device.type != _GPU or engine not in ("auto", "torch"):
         return False
     if is_transformed() or torch._C._is_tracing():
@@ -178,7 +180,6 @@ def of_stack(
     directions: int,
     regularizers: Regularizers | None,
     return_cell_states: bool,
-    recompute: bool,
 ) -> Route:
     """Of a stack of layers that is given together as `call`, with these options."""
     if is_ours_at_once(engine, call.input):
@@ -186,7 +187,7 @@ def of_stack(
     name = _DEFAULT_ENGINE if engine == "auto" else engine
     is_ours = name == "auto" and _is_ours(call.input)
     if name == "torch" or (name == "auto" and not is_ours):
-        lacking = _lacking_in_torch(call, return_cell_states, recompute, regularizers)
+        lacking = _lacking_in_torch(call, return_cell_states, regularizers)
         if name == "torch" and lacking:
             raise RuntimeError(
                 f"engine 'torch' cannot serve this call: PyTorch's own LSTM has no "
@@ -267,14 +268,13 @@ _gpu_leaves_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined
 
 
 def _lacking_in_torch(
-    call: LstmCall, return_cell_states: bool, recompute: bool, regularizers: Regularizers | None
+    call: LstmCall, return_cell_states: bool, regularizers: Regularizers | None
 ) -> list[str]:
     """The options of a call that nn.LSTM lacks."""
     used = {
         "lengths": call.lengths is not None,
         "reset": call.reset is not None,
         "return_cell_states": return_cell_states,
-        "recompute": recompute,
         "layer normalization": "layer_norm" in call.layout,
         **(regularizers._asdict() if regularizers else {}),
     }

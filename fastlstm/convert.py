@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import _OPTIONS, LSTM, LSTMCell
+from .modules import LSTM, LSTMCell, Options
 
 
 class _Adapter(nn.Module):
@@ -133,7 +133,7 @@ def convert(
             torch.ao has quantized (`prepack` takes it); or, on the way to torch, a subclass of
             fastlstm.LSTM or LSTMCell (LayerNormLSTM, for instance). And for each module that goes
             back to torch with options that nn.LSTM lacks: input_dropout, recurrent_dropout,
-            zoneout_h, zoneout_c, weight_dropout, recompute.
+            zoneout_h, zoneout_c, weight_dropout.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
@@ -238,8 +238,8 @@ def _to_torch(module: nn.Module) -> _Target:
     cls = own_class(module)
     for of_torch, ours, adapter in _CLASSES:
         if issubclass(cls, ours):
-            values = ((name, getattr(module, name, None)) for name in _OPTIONS)
-            lost = ", ".join(f"{name}={value}" for name, value in values if value)
+            values = vars(module).get("_fastlstm_options", Options()).regularizers._asdict()
+            lost = ", ".join(f"{name}={value}" for name, value in values.items() if value)
             note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
             if issubclass(cls, adapter):
                 return cls.torch_class, note
@@ -277,7 +277,9 @@ def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
     if cls not in _stand_ins:
         adapter = next(adapter for of_torch, _, adapter in _CLASSES if issubclass(cls, of_torch))
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _stand_ins[cls] = type(cls.__name__, (cls, adapter), {**members, "torch_class": cls})
+        _stand_ins[cls] = type(
+            cls.__name__, (cls, adapter), {**members, "torch_class": cls, "_fastlstm_names": ()}
+        )
     return _stand_ins[cls]
 
 
@@ -298,7 +300,6 @@ def _transplant(module: nn.Module, target: type[nn.Module]) -> nn.Module:
     for name, value in module.__dict__.items():
         if name in ("_parameters", "_buffers", "_modules") or isinstance(value, list):
             new.__dict__[name] = value.copy()
-    new.__dict__.pop("engine", None)
     if isinstance(new, nn.RNNBase):
         new.flatten_parameters()
     return new

@@ -48,7 +48,6 @@ def lstm(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     weight_dropout: float = 0.0,
-    recompute: bool = False,
     engine: str = "auto",
 ) -> tuple[Any, ...]:
     """Applies a multi-layer LSTM to a batch of sequences; the equations are those of nn.LSTM.
@@ -97,9 +96,6 @@ def lstm(
             `training` neither acts, whereas the paper then mixes old and new by the probability.
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
-        recompute: keep only the outputs and the cell states for backward, which recomputes the
-            gates: a third of the memory (2H values instead of 6H for a row and step) for two more
-            matrix products.
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call. For
             measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md), on a
@@ -143,12 +139,12 @@ def lstm(
         )
         call = LstmCall(*given)
         chosen = of_stack(
-            call, engine, num_layers, directions, regularizers, return_cell_states, recompute
+            call, engine, num_layers, directions, regularizers, return_cell_states
         ).engine
         if chosen == "torch":
             found = _aten.lstm(call, num_layers, directions, dropout, training)
         elif num_layers == 1 and not regularizers:  # spares a small step the loop
-            output, h_n, c_n, cells = run_layer(call, chosen, return_cell_states, recompute)
+            output, h_n, c_n, cells = run_layer(call, chosen, return_cell_states)
             found = output, (h_n, c_n), [cells]
         else:
 
@@ -157,7 +153,7 @@ def lstm(
                     if layer > 0:
                         call = call._replace(input=F.dropout(call.input, dropout))
                     call = regularize(call, regularizers)
-                return run_layer(call, chosen, return_cell_states, recompute)
+                return run_layer(call, chosen, return_cell_states)
 
             found = by_layers(call, num_layers, run)
         return results(found, lengths, batch_first, return_cell_states)
@@ -165,7 +161,7 @@ def lstm(
         named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
         check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
         check_num_layers(num_layers)
-        check_flags(return_cell_states=return_cell_states, recompute=recompute)
+        check_flags(return_cell_states=return_cell_states)
         raise
 
 

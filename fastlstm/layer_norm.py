@@ -27,7 +27,7 @@ class LayerNormLSTM(LSTM):
     bias_c at 0; the others are what nn.LSTM draws from the same seed.
     """
 
-    _NORMALIZES = True
+    _fastlstm_normalizes = True
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
         super().__init__(input_size, hidden_size, *args, **options)

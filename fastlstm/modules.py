@@ -8,7 +8,7 @@ those of torch.nn by construction. `convert` swaps the modules of a model both w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +85,45 @@ def _check_is_no_option(hx: Any) -> None:
         )
 
 
-class EngineModule(nn.Module):
-    """What modules that run an engine share: its name, and theirs."""
+class Options(NamedTuple):
+    """What an LSTM of ours has beyond nn.LSTM."""
 
     engine: str = "auto"
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_dropout: float = 0.0
+
+    @property
+    def regularizers(self) -> Regularizers:
+        """All but the engine."""
+        return Regularizers(*self[1:])
+
+
+class _Option:
+    """An attribute that reads one of the options, where its name is not the user's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        if module is None:
+            return self
+        if not module._fastlstm_has(self.name):
+            raise AttributeError(self.name)  # Python then asks __getattr__, as for nn.LSTM
+        return getattr(module._fastlstm_options, self.name)
+
+
+class EngineModule(nn.Module):
+    """What modules that run an engine share: its name, and theirs.
+
+    Of a converted module most names are the user's. So options lie under a name that nobody else
+    uses, and so do private methods.
+    """
+
+    _fastlstm_options = Options()
+    _fastlstm_names: ClassVar[tuple[str, ...]] = ("engine",)  # of options, as attributes
     _get_name = qualified_name
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -98,14 +133,27 @@ class EngineModule(nn.Module):
 
         return _scripting.prepare(self, to_be_scripted(self))
 
+    def _fastlstm_has(self, name: str) -> bool:
+        """Whether an attribute is an option, and not something that the user has set."""
+        if name not in self._fastlstm_names:
+            return False
+        tables = [vars(self).get(table, ()) for table in ("_parameters", "_buffers", "_modules")]
+        return not any(name in table for table in (vars(self), *tables))
+
     def __setattr__(self, name: str, value: Any) -> None:
+        if not self._fastlstm_has(name):
+            super().__setattr__(name, value)
+            return
         if name == "engine":
             _route.check_engine(value)
-        super().__setattr__(name, value)
+        else:
+            check_probabilities(**{name: value})
+        vars(self)["_fastlstm_options"] = self._fastlstm_options._replace(**{name: value})
 
-    def _forced_engine(self) -> str:
+    def _fastlstm_forced_engine(self) -> str:
         """For the repr."""
-        return "" if self.engine == "auto" else f", engine={self.engine!r}"
+        engine = self._fastlstm_options.engine
+        return "" if engine == "auto" else f", engine={engine!r}"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Refuses the int8 weights of a packed layer, which copy_() would take for numbers."""
@@ -120,17 +168,13 @@ class EngineModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-_OPTIONS = (*Regularizers._fields, "recompute")  # that nn.LSTM lacks; false or 0 by default
-_IN_TRAINING = ("training", "dropout", *Regularizers._fields)  # what acts in no other mode
-
-
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
     batch_first: bool
     permute_hidden = _torch_lstm.permute_hidden
     # Runs the layers over a batch of three dimensions, or over packed data.
-    _run: Callable[..., tuple[Any, ...]]
+    _fastlstm_run: Callable[..., tuple[Any, ...]]
 
     def forward(
         self,
@@ -170,11 +214,11 @@ class SequenceModule(nn.Module):
         if type(flag) is not bool:
             check_flags(return_cell_states=flag)
         if lengths is None and not return_cell_states:
-            found = self._forward_at_once(input, hx, reset)
+            found = self._fastlstm_forward_at_once(input, hx, reset)
             if found is not None:
                 return found
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, return_cell_states)
+            return self._fastlstm_forward_packed(input, hx, lengths, reset, return_cell_states)
         dim = input.dim()
         if dim not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
@@ -185,10 +229,10 @@ class SequenceModule(nn.Module):
                 f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
         if dim == 2:
-            return self._forward_unbatched(input, hx, lengths, reset, return_cell_states)
-        return self._run(input, hx, None, lengths, reset, return_cell_states)
+            return self._fastlstm_forward_unbatched(input, hx, lengths, reset, return_cell_states)
+        return self._fastlstm_run(input, hx, None, lengths, reset, return_cell_states)
 
-    def _forward_unbatched(
+    def _fastlstm_forward_unbatched(
         self, input: Tensor, hx: State | None, lengths: Any, reset: Any, return_cell_states: bool
     ) -> tuple[Any, ...]:
         if hx is not None:
@@ -200,7 +244,7 @@ class SequenceModule(nn.Module):
                     f"{tuple(given.shape)}"
                 )
         batch_dim = 0 if self.batch_first else 1
-        output, (h_n, c_n), *cells = self._run(  # not forward, which a subclass may override
+        output, (h_n, c_n), *cells = self._fastlstm_run(
             input.unsqueeze(batch_dim),
             hx,
             None,
@@ -211,17 +255,17 @@ class SequenceModule(nn.Module):
         cells = [c.squeeze(batch_dim + 1) for c in cells]
         return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
 
-    def _forward_packed(
+    def _fastlstm_forward_packed(
         self, input: PackedSequence, hx: State | None, *options: Any
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *cells = self._run(data, hx, batch_sizes, *options)
+        output, state, *cells = self._fastlstm_run(data, hx, batch_sizes, *options)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+    def _fastlstm_forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
         """A call by one function, if nothing else is to be decided."""
         return None
 
@@ -263,7 +307,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         zoneout_c: the same for c.
         weight_dropout: probability of dropping a weight of W_hh for a whole call (DropConnect,
             Merity et al., 2018).
-        recompute: whether backward recomputes the gates instead of keeping them in memory.
 
     The five regularizers act in training mode; in eval mode the module computes what an nn.LSTM
     with the same weights computes. They draw from torch's generator, in the same way on every
@@ -273,15 +316,16 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
-    _NORMALIZES = False
+    _fastlstm_normalizes = False
     check_forward_args = _torch_lstm.check_forward_args
     get_expected_cell_size = _torch_lstm.get_expected_cell_size
-    input_dropout: float = 0.0  # here too for pickles and conversions of an nn.LSTM
-    recurrent_dropout: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    weight_dropout: float = 0.0
-    recompute: bool = False
+    _fastlstm_names = Options._fields
+    engine: str
+    input_dropout: float
+    recurrent_dropout: float
+    zoneout_h: float
+    zoneout_c: float
+    weight_dropout: float
 
     def __init__(
         self,
@@ -301,22 +345,20 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         zoneout_h: float = 0.0,
         zoneout_c: float = 0.0,
         weight_dropout: float = 0.0,
-        recompute: bool = False,
     ) -> None:
         options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
         super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-        regularizers = Regularizers(*drawn)._asdict()
-        check_probabilities(**regularizers)
-        self.__dict__.update(regularizers, recompute=recompute)
+        check_probabilities(**Regularizers(*drawn)._asdict())
+        self._fastlstm_options = Options("auto", *drawn)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTM, the options that nn.LSTM lacks, if they are on, and the engine."""
-        options = ((name, getattr(self, name)) for name in _OPTIONS)
+        options = self._fastlstm_options.regularizers._asdict().items()
         given = "".join(f", {name}={value}" for name, value in options if value)
-        return super().extra_repr() + given + self._forced_engine()
+        return super().extra_repr() + given + self._fastlstm_forced_engine()
 
-    def _run(
+    def _fastlstm_run(
         self,
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None,
@@ -328,16 +370,18 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         weights = _by_name(self, self._flat_weights_names)
         seen = _route.is_transformed() or _route.exports_for_onnx()
         if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
-            self._check(input, hx, weights, batch_sizes)
+            self._fastlstm_check(input, hx, weights, batch_sizes)
         if input.is_cuda:
-            self._keep_flat(weights)
-        act = {name: getattr(self, name) for name in _IN_TRAINING} if self.training else {}
+            self._fastlstm_keep_flat(weights)
+        options, act = self._fastlstm_options, {}
+        if self.training:
+            act = {"training": True, "dropout": self.dropout, **options.regularizers._asdict()}
         try:
             found = functional.lstm(
                 input,
                 hx,
                 weights,
-                layout=layout_of(self.bias, self.proj_size > 0, self._NORMALIZES),
+                layout=layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes),
                 num_layers=self.num_layers,
                 bidirectional=self.bidirectional,
                 batch_first=self.batch_first and batch_sizes is None,
@@ -345,27 +389,31 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 lengths=lengths,
                 reset=reset,
                 return_cell_states=return_cell_states,
-                recompute=self.recompute,
-                engine=self.engine,
+                engine=options.engine,
                 **act,
             )
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            self._check(input, hx, weights, batch_sizes)  # only now: looking before costs time
+            self._fastlstm_check(
+                input, hx, weights, batch_sizes
+            )  # only now: looking before costs time
             _check_devices(input, weights[0], hx)
             raise
         if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
-            self._check(input, hx, weights, batch_sizes)
+            self._fastlstm_check(input, hx, weights, batch_sizes)
         return found
 
-    def _forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
-        found = self._forward_by_op(input, hx, reset)
-        return self._forward_by_torch(input, hx) if found is None and reset is None else found
+    def _fastlstm_forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+        found = self._fastlstm_forward_by_op(input, hx, reset)
+        return (
+            self._fastlstm_forward_by_torch(input, hx) if found is None and reset is None else found
+        )
 
-    def _forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
+    def _fastlstm_forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
         """One layer by the op alone."""
         if self.num_layers > 1 or type(input) is not Tensor or type(hx) is not tuple:
             return None
-        if self.training and any(getattr(self, name) for name in Regularizers._fields):
+        options = self._fastlstm_options
+        if self.training and any(options[1:]):
             return None
         weights = _by_name(self, self._flat_weights_names)
         try:
@@ -373,32 +421,32 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             sizes = input.dim(), input.size(-1), c_0.size(-1)
             if sizes != (3, self.input_size, self.hidden_size):
                 return None
-            if not _route.is_ours_at_once(self.engine, input, h_0, c_0, *weights):
+            if not _route.is_ours_at_once(options.engine, input, h_0, c_0, *weights):
                 return None
             if reset is not None:
                 reset = as_reset(reset, input, self.batch_first)
-            layout = layout_of(self.bias, self.proj_size > 0, self._NORMALIZES)
+            layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
             x = input.transpose(0, 1) if self.batch_first else input
             output, h_n, c_n, _ = _build.library.lstm(
                 *(x, h_0, c_0, weights, layout, None, None, reset, None, None, None),
-                *(False, self.recompute, "auto"),
+                *(False, False, "auto"),
             )
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None  # the long way says what is wrong
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
-    def _forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+    def _fastlstm_forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         """By nn.LSTM's own forward."""
         data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
-        if self.recompute or self._NORMALIZES:
+        if self._fastlstm_normalizes:
             return None
         if not _route.leaves_to_torch(self, data, sizes, hx):
             return None
-        if self.training and any(getattr(self, name) for name in _IN_TRAINING[1:]):
+        if self.training and any((self.dropout, *self._fastlstm_options[1:])):
             return None
         try:
             found: tuple[Any, ...] = (
-                self._from_zeros(input)
+                self._fastlstm_from_zeros(input)
                 if sizes is None and hx is None
                 else _torch_lstm.forward(self, input, hx)
             )
@@ -407,11 +455,11 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             return found
         except (IndexError, RuntimeError):
             if sizes is not None:  # of which nn.LSTM looks at less
-                self._check(data, hx, [*self.parameters()], sizes)
+                self._fastlstm_check(data, hx, [*self.parameters()], sizes)
                 check_batch_sizes(sizes, int(sizes[0]), data.size(0))
             raise
 
-    def _from_zeros(self, input: Tensor) -> Any:
+    def _fastlstm_from_zeros(self, input: Tensor) -> Any:
         """nn.LSTM's forward without a state, in less time: it makes its zeros once."""
         self._update_flat_weights()
         weights: Any = self._flat_weights
@@ -434,7 +482,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         )
         return output, tuple(state)
 
-    def _keep_flat(self, weights: list[Tensor]) -> None:
+    def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return
@@ -448,7 +496,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.flatten_parameters()  # deepcopy and pickle copy weight by weight
 
-    def _check(
+    def _fastlstm_check(
         self, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
     ) -> None:
         """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
@@ -476,6 +524,8 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
     Attributes:
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
+
+    engine: str
 
     def __init__(
         self,
@@ -506,7 +556,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
         if torch.compiler.is_compiling() or not isinstance(hx, (tuple, list)):
-            self._check(input, hx)
+            self._fastlstm_check(input, hx)
         try:
             if _route.gpu_leaves_step_to_torch(self, input):
                 found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
@@ -516,13 +566,13 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
                 row = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
                 h, c = LSTMCell.forward(self, *row)  # a subclass may override it
                 return h.squeeze(0), c.squeeze(0)
-            return functional.lstm_cell(input, hx, *weights, engine=self.engine)
+            return functional.lstm_cell(input, hx, *weights, engine=self._fastlstm_options.engine)
         except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
-            self._check(input, hx)
-            self._compare(input, hx)
+            self._fastlstm_check(input, hx)
+            self._fastlstm_compare(input, hx)
             raise
 
-    def _compare(self, input: Tensor, hx: State | None) -> None:
+    def _fastlstm_compare(self, input: Tensor, hx: State | None) -> None:
         """Raises an error if input and parameters are of different devices or dtypes."""
         weight = next(self.parameters())
         _check_devices(input, weight, hx)
@@ -534,7 +584,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
                 f"convert model: model.to({input.dtype})"
             ) from None
 
-    def _check(self, input: Tensor, hx: Any) -> None:
+    def _fastlstm_check(self, input: Tensor, hx: Any) -> None:
         """Raises nn.LSTMCell's errors, but where it ends the process instead."""
         shape = (*input.shape[:-1], self.hidden_size)
         fits = input.dim() in (1, 2) and isinstance(hx, (tuple, list)) and len(hx) == 2
@@ -546,4 +596,9 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""
-        return super().extra_repr() + self._forced_engine()
+        return super().extra_repr() + self._fastlstm_forced_engine()
+
+
+for _class in (LSTM, LSTMCell):
+    for _name in _class._fastlstm_names:  # not in their bodies, where a type checker reads the type
+        setattr(_class, _name, _Option(_name))

@@ -123,7 +123,7 @@ def _names_of(layer: nn.Module) -> list[str]:
 
 def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
     """Sizes, options, hooks and whatever the user has set."""
-    kept = ("_forward_hooks", "_forward_pre_hooks")
+    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_options")
     left = ("dtype", "weights")  # of _Frozen
     own = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
     to.__dict__.update({k: v for k, v in own.items() if k not in left})
@@ -146,7 +146,7 @@ class PackedLSTM(_Frozen, SequenceModule):
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
 
-    def _run(
+    def _fastlstm_run(
         self,
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None,
@@ -188,7 +188,7 @@ class PackedLayerNormLSTM(PackedLSTM):
     """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
 
     _layer_class = LayerNormLSTM
-    _NORMALIZES = True
+    _fastlstm_normalizes = True
 
 
 def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:

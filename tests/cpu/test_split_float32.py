@@ -202,16 +202,6 @@ def test_gradients_of_ragged_rows_and_resets(precision) -> None:
             torch.testing.assert_close(split, plain, atol=2e-4, rtol=1e-5)
 
 
-def test_gates_are_recomputed_from_the_same_products() -> None:
-    needs_amx()
-    ours, _ = layers(40)
-    x = torch.randn(5, ROWS, 40)
-    saved = gradients(ours, x)
-    ours.recompute = True
-    for first, second in zip(saved, gradients(ours, x), strict=True):
-        assert torch.equal(first, second)
-
-
 def test_gradients_that_are_not_finite() -> None:
     """An infinity in one row of the input: what nn.LSTM's gradients are."""
     needs_amx()

@@ -159,12 +159,12 @@ def test_the_forced_engine_is_no_attribute_of_torch() -> None:
 def test_options_that_torch_has_not_are_named_once_per_module() -> None:
     first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
     model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
-    model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2, recompute=True))
+    model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2))
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model, to="torch")
     assert [str(warning.message) for warning in caught] == [
         "convert: a goes on without recurrent_dropout=0.5, zoneout_c=0.1, which nn.LSTM lacks",
-        "convert: last.0 goes on without weight_dropout=0.2, recompute=True, which nn.LSTM lacks",
+        "convert: last.0 goes on without weight_dropout=0.2, which nn.LSTM lacks",
     ]
     assert {warning.filename for warning in caught} == {__file__}
     with warnings.catch_warnings():

@@ -319,7 +319,7 @@ def test_a_layer_with_a_state_reaches_the_op_at_once(
     state = torch.randn(1 + lstm.bidirectional, 2, lstm.proj_size or 5), torch.randn(1, 2, 5)
     state = state[0], state[1].expand(1 + lstm.bidirectional, 2, 5)
     x = torch.randn(2, 2, 3)
-    expected = lstm._run(x, state, None, None, reset, False)
+    expected = lstm._fastlstm_run(x, state, None, None, reset, False)
     monkeypatch.setattr(fastlstm.functional, "lstm", None)
     torch.testing.assert_close(lstm(x, state, reset=reset), expected, rtol=0, atol=0)
 
@@ -328,14 +328,14 @@ def test_a_layer_with_a_state_reaches_the_op_at_once(
 def test_what_has_something_to_decide_does_not_reach_the_op_at_once() -> None:
     x, state = torch.randn(2, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5))
     lstm = fastlstm.LSTM(3, 5)
-    assert lstm._forward_by_op(x, state, None) is not None
-    assert lstm._forward_by_op(x[:, 0], (state[0][0], state[1][0]), None) is None
-    assert lstm._forward_by_op(x, (state[0], state[1][..., :4]), None) is None
-    assert lstm._forward_by_op(x.to(torch.complex64), state, None) is None
+    assert lstm._fastlstm_forward_by_op(x, state, None) is not None
+    assert lstm._fastlstm_forward_by_op(x[:, 0], (state[0][0], state[1][0]), None) is None
+    assert lstm._fastlstm_forward_by_op(x, (state[0], state[1][..., :4]), None) is None
+    assert lstm._fastlstm_forward_by_op(x.to(torch.complex64), state, None) is None
     with fastlstm._measured.force("torch"):
-        assert lstm._forward_by_op(x, state, None) is None
+        assert lstm._fastlstm_forward_by_op(x, state, None) is None
     lstm.zoneout_h = 0.5
-    assert lstm._forward_by_op(x, state, None) is None
-    assert lstm.eval()._forward_by_op(x, state, None) is not None
+    assert lstm._fastlstm_forward_by_op(x, state, None) is None
+    assert lstm.eval()._fastlstm_forward_by_op(x, state, None) is not None
     lstm.engine = "stepwise"
-    assert lstm._forward_by_op(x, state, None) is None
+    assert lstm._fastlstm_forward_by_op(x, state, None) is None

@@ -272,10 +272,6 @@ def test_flags_and_options_in_the_place_of_others(route: Route) -> None:
             TypeError, match="^return_cell_states: expected True or False, got 'yes'"
         ):
             call(x, return_cell_states="yes")
-    if route.engine != "reference":  # which has no use for it
-        lstm.recompute = "yes"
-        with pytest.raises((TypeError, RuntimeError), match="recompute"):
-            lstm(x)
     for wrong in (torch.tensor([4, 2, 1]), torch.tensor(4), torch.zeros(T, B, dtype=torch.bool)):
         with pytest.raises(TypeError, match=r"^hx: .*got a tensor of (int64|bool); lengths and"):
             lstm(x if wrong.dim() else x[:, 0], wrong)

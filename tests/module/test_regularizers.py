@@ -89,7 +89,6 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
             "proj_size": st.sampled_from([0, 2]),
             "dropout": st.sampled_from([0.0, 0.5]),
             "bias": st.booleans(),
-            "recompute": st.booleans(),
         }
     ),
     ragged=st.booleans(),
@@ -231,7 +230,7 @@ def fresh_dynamo() -> Iterator[None]:
 @every_op_route
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiles(route: Route) -> None:
-    lstm = make(route, **ALL, num_layers=2, recompute=True)
+    lstm = make(route, **ALL, num_layers=2)
     x, lengths = draw(5, 3, 3).to(route.device), torch.tensor([2, 5, 0])
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
     found = seeded(compiled, x, lengths=lengths)
@@ -259,6 +258,8 @@ def test_no_probability(name: str, value: Any) -> None:
         fastlstm.LSTM(3, 4, **{name: value})
     lstm = fastlstm.LSTM(3, 4)
     with pytest.raises(ValueError, match=message):
+        setattr(lstm, name, value)
+    with pytest.raises(ValueError, match=message):
         functional.lstm(
             torch.zeros(2, 1, 3), None, lstm._flat_weights, training=True, **{name: value}
         )
@@ -284,6 +285,6 @@ def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
 
 
 def test_repr() -> None:
-    text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1, recompute=True))
-    assert text == "fastlstm.LSTM(3, 4, zoneout_c=0.1, recompute=True)"
+    text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1))
+    assert text == "fastlstm.LSTM(3, 4, zoneout_c=0.1)"
     assert repr(fastlstm.LSTM(3, 4)) == "fastlstm.LSTM(3, 4)"

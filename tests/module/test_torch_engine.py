@@ -122,8 +122,10 @@ def test_what_cudnn_gets_is_remembered(
     real = _choice.of_stack
     monkeypatch.setattr(_choice, "of_stack", lambda s, d: asked.append(s) or real(s, d))
     long_way: list[None] = []
-    run = fastlstm.LSTM._run
-    monkeypatch.setattr(fastlstm.LSTM, "_run", lambda *args: (long_way.append(None), run(*args))[1])
+    run = fastlstm.LSTM._fastlstm_run
+    monkeypatch.setattr(
+        fastlstm.LSTM, "_fastlstm_run", lambda *args: (long_way.append(None), run(*args))[1]
+    )
     ours = fastlstm.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
     theirs = nn.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
     theirs.load_state_dict(ours.state_dict())
@@ -281,7 +283,7 @@ OPTIONS = {
     "reset": {"reset": torch.zeros(4, 2)},
     "return_cell_states": {"return_cell_states": True},
 }
-ATTRIBUTES = {"recompute": True, "zoneout_h": 0.5, "input_dropout": 0.5, "weight_dropout": 0.5}
+ATTRIBUTES = {"zoneout_h": 0.5, "input_dropout": 0.5, "weight_dropout": 0.5}
 
 
 def test_options_that_it_lacks_are_named() -> None:
@@ -432,10 +434,10 @@ def test_weights_are_flat_whatever_made_them(flat: list[list[Tensor]]) -> None:
     assert is_flat(fastlstm.convert(nn.Sequential(nn.LSTM(3, 5)))[0], flat)
     flat.clear()
     lstm.load_state_dict(lstm.state_dict(), assign=True)
-    lstm._keep_flat(list(lstm.parameters()))  # as a call on a GPU does
+    lstm._fastlstm_keep_flat(list(lstm.parameters()))  # as a call on a GPU does
     assert is_flat(lstm, flat)
     flat.clear()
-    lstm._keep_flat(list(lstm.parameters()))
+    lstm._fastlstm_keep_flat(list(lstm.parameters()))
     assert not flat
 
 
@@ -446,13 +448,13 @@ def test_weights_that_must_not_be_flattened(
     nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
     fastlstm.LayerNormLSTM(3, 5)
     flat.clear()
-    lstm._keep_flat([getattr(lstm, name) for name in lstm._flat_weights_names])
+    lstm._fastlstm_keep_flat([getattr(lstm, name) for name in lstm._flat_weights_names])
     assert not flat
     lstm = fastlstm.LSTM(3, 5)
     lstm.load_state_dict(lstm.state_dict(), assign=True)
     flat.clear()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    lstm._keep_flat(list(lstm.parameters()))
+    lstm._fastlstm_keep_flat(list(lstm.parameters()))
     assert not flat
     fastlstm.LayerNormLSTM(3, 5).double()
     assert not flat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -29,10 +28,6 @@ class Case(NamedTuple):
     lengths: Tensor | None
 
     @property
-    def is_stepwise_backward(self) -> bool:
-        return bool(self.lstm.proj_size and self.lstm.recompute)
-
-    @property
     def is_16_bits(self) -> bool:
         return self.x.dtype in (torch.bfloat16, torch.float16)
 
@@ -47,7 +42,6 @@ def draw(rng: random.Random) -> Case:
         "bidirectional": rng.random() < 0.3,
         "bias": rng.random() < 0.8,
         "proj_size": rng.randint(1, H - 1) if H > 1 and rng.random() < 0.2 else 0,
-        "recompute": rng.random() < 0.2,
     }
     torch.manual_seed(rng.randrange(1 << 30))
     lstm = fastlstm.LSTM(I, H, dtype=dtype, **options)
@@ -103,8 +97,6 @@ def on_other_threads(case: Case, rng: random.Random) -> tuple[Results, Results]:
         after = run(case)
     finally:
         torch.set_num_threads(threads)
-    if case.is_stepwise_backward:
-        return outputs_of(before), outputs_of(after)
     return before, after
 
 
@@ -114,10 +106,9 @@ def with_other_rows(case: Case, rng: random.Random) -> tuple[Results, Results]:
     lengths = None if case.lengths is None else case.lengths[rows]
     some = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
     names = {"output", "h_n", "c_n"}
-    is_exact = not case.is_stepwise_backward
-    if is_exact and not case.lstm.bidirectional:
+    if not case.lstm.bidirectional:
         names |= {"d input", "d h_0", "d c_0"}
-    elif is_exact and case.lstm.num_layers == 1:
+    elif case.lstm.num_layers == 1:
         names |= {"d h_0", "d c_0"}
     whole, part = run(case), run(some)
     return {name: whole[name][:, rows] for name in names}, {name: part[name] for name in names}
@@ -130,16 +121,6 @@ def without_gradients(case: Case, rng: random.Random) -> tuple[Results, Results]
     return outputs_of(run(case)), {"output": output, "h_n": h_n, "c_n": c_n}
 
 
-def with_recompute(case: Case, rng: random.Random) -> tuple[Results, Results]:
-    other = copy.deepcopy(case.lstm)
-    other.recompute = not other.recompute
-    before, after = run(case), run(case._replace(lstm=other))
-    of_16_bits = case.is_16_bits and len(case.x) == 1
-    if case.lstm.proj_size or of_16_bits:
-        return outputs_of(before), outputs_of(after)
-    return before, after
-
-
 def packed(case: Case, rng: random.Random) -> tuple[Results, Results]:
     T, B = case.x.shape[:2]
     lengths = [T, *(rng.randint(1, T) for _ in range(B - 1))]
@@ -147,9 +128,7 @@ def packed(case: Case, rng: random.Random) -> tuple[Results, Results]:
         lengths.sort(reverse=True)
     case = case._replace(lengths=torch.tensor(lengths))
     before, after = run(case), run_packed(case)
-    if case.is_stepwise_backward:
-        before = outputs_of(before)
-    elif not in_order:  # the rows that weights sum over are
+    if not in_order:  # the rows that weights sum over are
         before = {
             name: r for name, r in before.items() if "weight" not in name and "bias" not in name
         }
@@ -191,7 +170,6 @@ OF_TILED = [
     *OF_ALL,
     on_other_threads,
     with_other_rows,
-    with_recompute,
     packed,
     in_two_calls,
     step_by_step,

@@ -254,7 +254,6 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
         ("benchmarks/README.md", "frozen"),
         ("docs/numerics.md", "numerics"),
         ("docs/numerics.md", "packed"),
-        ("docs/howto/memory.md", "recompute"),
         ("docs/howto/memory.md", "growth"),
         ("docs/howto/regularizers.md", "regularizers"),
     ],
