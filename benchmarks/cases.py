@@ -1,21 +1,17 @@
-"""What is measured, and what it has to reach: the cases of each device, grouped, with thresholds.
+"""What is measured: the cases of each device, in groups; tests and other benchmarks take them too.
 
-A ratio is time of torch.nn / time of fastlstm, so larger is better. "training" is forward and
-backward with the gradients of the input and of all weights, "inference" is forward without
-gradients.
+A ratio is the time of torch.nn, or of another peer, divided by that of fastlstm: larger is better.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 import torch
 
-from fastlstm import _choice
-
-H100 = _choice.Gpu(sm_count=132, capability=90)
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -24,6 +20,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+MODES = ("inference", "training")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,8 @@ class Case:
     Attributes:
         batch, steps, input_size, hidden_size: B, T, I and H; T is the longest length if ragged, and
             the calls of an LSTMCell.
-        mode: "training" or "inference".
+        mode: "training" is forward and backward with the gradients of the input and of all weights,
+            "inference" is forward without gradients.
         precision: a key of `DTYPES`.
         module: "LSTM" or "LSTMCell".
         ragged: whether the input is a PackedSequence of different lengths, given in any order.
@@ -42,8 +40,9 @@ class Case:
         resets: whether the state is zeroed in the middle of the rows, where an episode ends:
             `reset=` in fastlstm, a loop over single steps in torch.nn, as in CleanRL.
         name: the project that runs such a case, if it was found in one.
-        gemm_fraction: share of the GEMM peak that has to be reached (CPU), if any.
-        over_floor: largest time per step over the floor of `floor.cuda_step` (CUDA), if any.
+        prepacked: dtype of the weights if ours are prepacked.
+        beside: with what ours is compared: "torch.nn", "torch.ao" (dynamic quantization),
+            "onnxruntime" or "onnxruntime int8".
     """
 
     batch: int
@@ -60,8 +59,8 @@ class Case:
     saturated: bool = False
     resets: bool = False
     name: str = ""
-    gemm_fraction: float | None = None
-    over_floor: float | None = None
+    prepacked: str = ""
+    beside: str = "torch.nn"
 
     @property
     def output_size(self) -> int:
@@ -75,12 +74,15 @@ class Case:
         shape = f"({self.batch},{self.steps},{self.input_size},{self.hidden_size})"
         traits = {
             self.precision: self.precision != "float32",
+            self.module: self.module != "LSTM",
             "ragged": self.ragged,
             f"{self.num_layers} layers": self.num_layers > 1,
             "bidirectional": self.bidirectional,
             f"proj_size {self.proj_size}": self.proj_size,
             "saturated": self.saturated,
             "resets": self.resets,
+            f"prepacked {self.prepacked}": self.prepacked,
+            f"beside {self.beside}": self.beside != "torch.nn",
         }
         words = [shape, *(name for name, shown in traits.items() if shown), self.mode]
         return " ".join([f"{self.name}:", *words] if self.name else words)
@@ -88,17 +90,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases with the same thresholds: minimum geometric mean and minimum single ratio.
-
-    `detailed` is false where only the ratio is needed, because there are many cases.
-    """
+    """Cases whose mean counts, in inference and in training apart."""
 
     key: str
     title: str
     cases: tuple[Case, ...]
-    geometric_mean: float | None = None
-    worst: float | None = None
-    detailed: bool = True
 
 
 Shape = tuple[int, int, int, int]
@@ -122,11 +118,13 @@ RAGGED: tuple[Shape, ...] = (
     (32, 200, 128, 256),
     (8, 400, 80, 320),
 )
-NEAR_PEAK: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (128, 20, 512, 1024))
+LARGE: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (128, 20, 512, 1024))
 BFLOAT16: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 200, 512, 512))
 ONE_STEP: tuple[Shape, ...] = tuple(
     (batch, 1, *sizes) for sizes, batch in product(((256, 512), (64, 64), (512, 1024)), (1, 5, 32))
 )
+# The first is that of the captioner's attention decoder.
+CELL_LOOPS: tuple[Shape, ...] = ((128, 8, 1536, 512), (32, 8, 256, 512), (8, 8, 64, 128))
 
 # What these projects run, read from their source.
 BOTH_WAYS: dict[str, Any] = {"bidirectional": True}
@@ -152,273 +150,92 @@ REAL = (
     Case(64, 32, 512, 128, "inference", num_layers=2, **BOTH_WAYS, name="docTR crnn"),
     Case(1, 120, 512, 256, "inference", ragged=True, **BOTH_WAYS, name="Kokoro text encoder"),
 )  # fmt: skip
-REAL_GROUP = Group("real", "real workloads", REAL, 1.7, 1.05, detailed=False)
+REAL_GROUP = Group("real", "LSTMs of known projects, with their options", REAL)
 
 
-def _cases(shapes: tuple[Shape, ...], mode: str, **traits: Any) -> tuple[Case, ...]:
-    return tuple(Case(*shape, mode=mode, **traits) for shape in shapes)
+def _group(
+    key: str,
+    title: str,
+    shapes: Iterable[Shape],
+    modes: Iterable[str] = MODES,
+    **traits: Any,
+) -> Group:
+    cases = (Case(*shape, mode, **traits) for mode, shape in product(modes, shapes))
+    return Group(key, title, tuple(cases))
 
 
-CPU_GROUPS: tuple[Group, ...] = (
-    REAL_GROUP,
-    Group(
-        "training",
-        "training, dense float32",
-        tuple(
-            replace(case, gemm_fraction=0.85 if shape in NEAR_PEAK else None)
-            for shape, case in zip(DENSE, _cases(DENSE, "training"), strict=True)
+def _cpu_groups() -> tuple[Group, ...]:
+    one = ((32, 35, 200, 400),)
+    cells = [Case(*shape, "inference", module="LSTMCell") for shape in ONE_STEP]
+    cells += [Case(*shape, "training", module="LSTMCell") for shape in CELL_LOOPS]
+    frozen: dict[str, Any] = {"modes": ("inference",)}
+    return (
+        REAL_GROUP,
+        _group("dense", "dense batches", DENSE),
+        _group("packed", "packed sequences", RAGGED, ragged=True),
+        _group(
+            "two-layers", "two layers, bidirectional", ((16, 50, 128, 256), (32, 35, 200, 200)),
+            num_layers=2, bidirectional=True,
         ),
-        1.4,
-        1.05,
-    ),
-    Group("inference", "inference, dense float32", _cases(DENSE, "inference"), 1.4, 1.05),
-    Group(
-        "packed-training",
-        "training, packed float32, ragged lengths",
-        _cases(RAGGED, "training", ragged=True),
-        4.0,
-        2.0,
-    ),
-    Group(
-        "packed-inference",
-        "inference, packed float32, ragged lengths",
-        _cases(RAGGED, "inference", ragged=True),
-        2.5,
-        1.5,
-    ),
-    Group(
-        "bidirectional",
-        "two layers, bidirectional, training",
-        _cases(
-            ((16, 50, 128, 256), (32, 35, 200, 200)), "training", num_layers=2, bidirectional=True
+        _group("step", "single steps, LSTM", ONE_STEP, MODES[:1]),
+        Group("cell", "single steps, LSTMCell; in training 8 of them", tuple(cells)),
+        _group("bfloat16", "bfloat16", BFLOAT16, precision="bfloat16"),
+        _group("float16", "float16", ((32, 35, 200, 200),), precision="float16"),
+        _group("double", "float64", ((32, 35, 200, 200), (8, 50, 64, 128)), precision="float64"),
+        _group("tf32", 'float32, fp32_precision = "tf32"', LARGE, precision="tf32"),
+        _group(
+            "products-in-bfloat16", 'float32, fp32_precision = "bf16"',
+            LARGE, precision="products in bfloat16",
         ),
-        1.4,
-        1.2,
-    ),
-    Group(
-        "bfloat16",
-        "bfloat16, training and inference",
-        tuple(
-            case
-            for mode in ("training", "inference")
-            for case in _cases(BFLOAT16, mode, precision="bfloat16")
+        _group("projection", "projection", one, proj_size=200),
+        # As fast as with other gates: nothing may be computed on subnormal numbers.
+        _group("saturated", "saturated gates", ((16, 64, 64, 256),), saturated=True),
+        *(
+            _group(f"prepacked-{weights}", f"prepacked in {weights}", DENSE,
+                   prepacked=weights, **frozen)
+            for weights in ("float32", "bfloat16", "int8")
         ),
-        1.2,
-        1.0,
-    ),
-    Group(
-        "products-in-bfloat16",
-        "training, float32 with products in bfloat16 where the CPU has them",
-        _cases(
-            (*NEAR_PEAK, (16, 200, 512, 512), (32, 35, 200, 200)),
-            "training",
-            precision="products in bfloat16",
+        *(
+            _group(f"prepacked-cell-{weights}", f"LSTMCell, prepacked in {weights}", ONE_STEP,
+                   module="LSTMCell", prepacked=weights, **frozen)
+            for weights in ("float32", "bfloat16", "int8")
         ),
-        3.0,
-        2.0,
-        detailed=False,
-    ),
-    Group(
-        "tf32",
-        "training and inference, float32 with fp32_precision = tf32, which AMX gains from",
-        tuple(
-            case
-            for mode in ("training", "inference")
-            for case in _cases(
-                ((64, 100, 128, 256), (128, 20, 256, 512), (128, 20, 512, 1024)),
-                mode,
-                precision="tf32",
-            )
-        ),
-        detailed=False,
-    ),
-    Group(  # no threshold for these two; --engine stepwise shows what they gain
-        "float16",
-        "float16, training and inference",
-        tuple(
-            case
-            for mode in ("training", "inference")
-            for case in _cases(((32, 35, 200, 200),), mode, precision="float16")
-        ),
-    ),
-    Group(
-        "projection",
-        "projection of h, training and inference, float32",
-        tuple(
-            case
-            for mode in ("training", "inference")
-            for case in _cases(((32, 35, 200, 400),), mode, proj_size=200)
-        ),
-    ),
-    Group(  # as fast as with other gates: nothing may be computed on subnormal numbers
-        "saturated",
-        "saturated gates, training and inference, float32",
-        tuple(
-            case
-            for mode in ("training", "inference")
-            for case in _cases(((16, 64, 64, 256),), mode, saturated=True)
-        ),
-    ),
-    Group(
-        "double",
-        "double, training",
-        _cases(((32, 35, 200, 200), (8, 50, 64, 128)), "training", precision="float64"),
-        2.0,
-        1.5,
-    ),
-    Group(
-        "step",
-        "one step, no gradient, LSTM with T = 1 and given state",
-        _cases(ONE_STEP, "inference"),
-        5.0,
-        2.0,
-    ),
-    Group(
-        "cell",
-        "one step, no gradient, LSTMCell",
-        _cases(ONE_STEP, "inference", module="LSTMCell"),
-        1.7,
-        1.2,
-    ),
-    Group(  # the first is that of the captioner's attention decoder
-        "cell-training",
-        "LSTMCell, training over 8 steps",
-        _cases(
-            ((128, 8, 1536, 512), (32, 8, 256, 512), (8, 8, 64, 128)),
-            "training",
-            module="LSTMCell",
-        ),
-        1.1,
-        1.0,
-    ),
-)
-
-# On a GPU T = 512 and input_size = hidden_size. The thresholds are those of each single ratio.
-CUDA_STEPS = 512
-CUDA_MODES = ("inference", "training")
-GRID_LIMITS = {"standard": 0.95, "small H": 0.95, "persist static": 0.9}  # least ratios
-OVER_FLOOR = {"inference": 1.5, "training": 2.0}
-
-
-def cudnn_class(case: Case, gpu: _choice.Gpu = H100) -> str:
-    """Which kernels cuDNN has for nn.LSTM: see `fastlstm._choice.cudnn_class`."""
-    stack = _choice.Stack(
-        str(case.dtype).removeprefix("torch."),
-        case.input_size,
-        case.hidden_size,
-        case.batch,
-        case.steps,
-        case.proj_size,
-        case.num_layers,
-        1 + case.bidirectional,
-        packed=case.ragged,
-        training=case.mode == "training",
-    )
-    return _choice.cudnn_class(stack, gpu)
-
-
-def _has_floor(precision: str, hidden_size: int, batch: int) -> bool:
-    """Whether a persistent kernel holds the weights on chip, so that the floor binds."""
-    largest = {
-        ("bfloat16", 256): 128,
-        ("bfloat16", 512): 128,
-        ("bfloat16", 1024): 64,
-        ("tf32", 256): 128,
-        ("tf32", 512): 128,
-        ("tf32", 1024): 16,
-    }
-    return batch <= largest.get((precision, hidden_size), 0)
-
-
-def _cuda_case(mode: str, precision: str, hidden_size: int, batch: int, ragged: bool) -> Case:
-    bound = not ragged and _has_floor(precision, hidden_size, batch)
-    return Case(
-        batch,
-        CUDA_STEPS,
-        hidden_size,
-        hidden_size,
-        mode,
-        precision,
-        ragged=ragged,
-        over_floor=OVER_FLOOR[mode] if bound else None,
-    )
+        _group("torch-ao", "prepacked in int8, beside torch.ao's", LARGE,
+               prepacked="int8", beside="torch.ao", **frozen),
+        _group("onnxruntime", "prepacked in float32, beside onnxruntime", DENSE,
+               prepacked="float32", beside="onnxruntime", **frozen),
+        _group("onnxruntime-int8", "prepacked in int8, beside onnxruntime's int8", DENSE,
+               prepacked="int8", beside="onnxruntime int8", **frozen),
+    )  # fmt: skip
 
 
 def _cuda_groups() -> tuple[Group, ...]:
-    named = (
-        # key, title, precisions, hidden sizes, batches, ragged, least ratio per mode
-        (
-            "bf16",
-            "bf16, H 256 and 512",
-            ("bfloat16",),
-            (256, 512),
-            (1, 16, 64, 128),
-            False,
-            (2.5, 2.0),
-        ),
-        ("bf16-1024", "bf16, H 1024", ("bfloat16",), (1024,), (1, 16), False, (2.0, 1.5)),
-        ("tf32", "TF32, H 256 and 512", ("tf32",), (256, 512), (1, 16), False, (2.5, 2.0)),
-        (
-            "packed",
-            "packed, ragged lengths",
-            ("float32", "tf32", "bfloat16", "float16"),
-            (256, 512),
-            (32, 128),
-            True,
-            (4.0, 4.0),
-        ),
-        (  # the stepwise engine
-            "packed-float64",
-            "packed, ragged lengths, double",
-            ("float64",),
-            (256, 512),
-            (32, 128),
-            True,
-            (None, None),
-        ),
-        (
-            "fp16",
-            "fp16, cuDNN's persistent shapes",
-            ("float16",),
-            (512, 768, 1024),
-            (16,),
-            False,
-            (0.9, 0.9),
-        ),
-    )
-    groups = [
-        Group(
-            f"{key}-{mode}",
-            f"{title}, {mode}",
-            tuple(
-                _cuda_case(mode, *traits, ragged) for traits in product(precisions, sizes, batches)
-            ),
-            worst=least,
-        )
-        for key, title, precisions, sizes, batches, ragged, limits in named
-        for mode, least in zip(CUDA_MODES, limits, strict=True)
-    ]
-    for mode, least in zip(CUDA_MODES, (2.0, 1.7), strict=True):
-        case = Case(32, CUDA_STEPS, 512, 512, mode, "bfloat16", num_layers=2, bidirectional=True)
-        title = f"two layers, bidirectional, bf16, H 512, B 32, {mode}"
-        groups.append(Group(f"bidirectional-{mode}", title, (case,), worst=least))
-    measured = {case for group in groups for case in group.cases}
-    for mode, (kind, worst) in product(CUDA_MODES, GRID_LIMITS.items()):
-        grid = (
-            _cuda_case(mode, *traits)
-            for traits in product(
-                ("bfloat16", "float16", "tf32", "float32"),
-                (128, 256, 512, 768, 1024),
-                (1, 16, 64, 128),
-                (False, True),
-            )
-        )
-        cases = tuple(c for c in grid if c not in measured and cudnn_class(c) == kind)
-        key = f"grid-{kind.replace(' ', '-').lower()}-{mode}"
-        title = f"the rest of the grid, where cuDNN's class is {kind}, {mode}"
-        groups.append(Group(key, title, cases, worst=worst, detailed=False))
-    return tuple(groups)
+    """T = 512 and input_size = hidden_size; what the kernels are written for comes first."""
+
+    def group(
+        key: str,
+        title: str,
+        kinds: Iterable[str],
+        sizes: Iterable[int],
+        batches: Iterable[int],
+        **traits: Any,
+    ) -> Group:
+        shapes = tuple((batch, 512, size, size) for size, batch in product(sizes, batches))
+        parts = (_group(key, title, shapes, precision=kind, **traits).cases for kind in kinds)
+        return Group(key, title, tuple(chain(*parts)))
+
+    halves, singles = ("bfloat16", "float16"), ("tf32", "float32")
+    sizes, batches = (256, 512, 1024), (1, 16, 64)
+    both_ways: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
+    return (
+        group("dense-half", "dense batches, 16 bits", halves, sizes, batches),
+        REAL_GROUP,
+        group("dense", "dense batches, float32", singles, sizes, batches),
+        group("packed", "packed sequences", (*halves, "tf32"), sizes[:2], (32, 128), ragged=True),
+        group("two-layers", "two layers, bidirectional", halves[:1], (512,), (32,), **both_ways),
+        group("double", "packed sequences, float64", ("float64",), (256,), (32,), ragged=True),
+    )  # fmt: skip
 
 
-_GPU_GROUPS = _cuda_groups()
-CUDA_GROUPS = (*_GPU_GROUPS[:2], REAL_GROUP, *_GPU_GROUPS[2:])  # what it is written for comes first
+CPU_GROUPS = _cpu_groups()
+CUDA_GROUPS = _cuda_groups()

@@ -1,106 +1,141 @@
-"""Other CUDA LSTMs, if they are installed: haste_pytorch and flashrnn.
-
-Each walks the steps of a layer. flashrnn leaves the input projection x W_ih^T + b to its caller;
-haste_pytorch computes it inside. So both are reported with and without it: the time of that product
-alone is added or subtracted.
-"""
+"""Who else runs an LSTM for inference on a CPU: onnxruntime, and the int8 of torch.ao."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from cases import Case
-from timing import Clock, Effort, median_time
-from torch import Tensor
+import numpy as np
 
-
-def _step(case: Case, forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Tensor]:
-    if case.mode == "inference":
-        return forward
-    for leaf in leaves:
-        leaf.requires_grad_()
-    grad_output = torch.randn_like(forward())
-
-    def training_step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        output = forward()
-        output.backward(grad_output)
-        return output
-
-    return training_step
+if TYPE_CHECKING:  # the process of onnxruntime starts without torch
+    from torch import Tensor, nn
 
 
-def projection(case: Case, device: str) -> Callable[[], Tensor]:
-    """The input projection of all steps, as every LSTM needs it; gradients too in training."""
-    options: dict[str, Any] = {"device": device, "dtype": case.dtype}
-    x = torch.randn(case.steps, case.batch, case.input_size, **options)
-    weight = torch.randn(4 * case.hidden_size, case.input_size, **options)
-    bias = torch.randn(4 * case.hidden_size, **options)
-    return _step(case, lambda: F.linear(x, weight, bias), [x, weight, bias])
+def is_installed(peer: str) -> bool:
+    names = ("onnxruntime", "onnx") if peer.startswith("onnxruntime") else ("torch",)
+    return all(map(importlib.util.find_spec, names))
 
 
-def haste(case: Case, device: str) -> Callable[[], Tensor]:
-    import haste_pytorch
+def quantized_by_torch_ao(module: nn.Module) -> nn.Module:
+    """What quantize_dynamic makes of an LSTM or LSTMCell in int8."""
+    import warnings
 
-    module = haste_pytorch.LSTM(case.input_size, case.hidden_size).to(device, case.dtype)
-    module.train(case.mode == "training")
-    x = torch.randn(case.steps, case.batch, case.input_size, device=device, dtype=case.dtype)
-    return _step(case, lambda: module(x)[0], [x, *module.parameters()])
+    import torch
 
-
-def flashrnn(case: Case, device: str) -> Callable[[], Tensor]:
-    from flashrnn import flashrnn
-
-    B, T, H = case.batch, case.steps, case.hidden_size
-    options: dict[str, Any] = {"device": device, "dtype": case.dtype}
-    Wx = torch.randn(B, T, 4, 1, H, **options)
-    R = torch.randn(4, 1, H, H, **options) / H**0.5
-    b = torch.randn(4, 1, H, **options)
-
-    def forward() -> Tensor:
-        states, _ = flashrnn(Wx, R, b, function="lstm", backend="cuda_fused")
-        return states[0]
-
-    return _step(case, forward, [Wx, R, b])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        whole = torch.ao.quantization.quantize_dynamic(
+            torch.nn.Sequential(module), {type(module)}, dtype=torch.qint8
+        )
+    return whole[0]
 
 
-# name of the module: (how to build a step, whether the step makes the input projection)
-PEERS = {"haste_pytorch": (haste, True), "flashrnn": (flashrnn, False)}
+def save_onnx(lstm: Any, path: Path) -> None:
+    """Writes an ONNX LSTM of opset 17, from a state of zeros, with the weights of a layer."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def in_order(weight: Tensor) -> Any:  # ONNX has i, o, f, g
+        i, f, g, o = weight.detach().numpy().reshape(4, lstm.hidden_size, -1)
+        return np.concatenate([i, o, f, g])[None]
+
+    biases = in_order(lstm.bias_ih_l0), in_order(lstm.bias_hh_l0)
+    weights = {
+        "W": in_order(lstm.weight_ih_l0),
+        "R": in_order(lstm.weight_hh_l0),
+        "B": np.concatenate(biases, axis=1)[:, :, 0],
+    }
+    node = helper.make_node("LSTM", ["X", *weights], ["Y"], hidden_size=lstm.hidden_size)
+    graph = helper.make_graph(
+        [node],
+        "lstm",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [None, None, lstm.input_size])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
 
 
-def installed() -> list[str]:
-    return [name for name in PEERS if importlib.util.find_spec(name)]
+class Onnxruntime:
+    """A layer by onnxruntime, in a process that is stopped while others work.
 
+    Its threads wait by spinning. In int8 it is a DynamicQuantizeLSTM.
 
-def measure(case: Case, device: str, clock: Clock, effort: Effort) -> dict[str, object]:
-    """Seconds of each installed peer on a case, with and without the input projection.
-
-    Returns:
-        "projection" and each peer: seconds, `{"with_projection": s, "without_projection": s}`, or
-        the message of the error with which the peer refused.
+    Attributes:
+        output: [T,B,H], of the first call.
     """
-    result: dict[str, object] = {}
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = case.precision == "tf32"
-    try:
-        product = median_time(projection(case, device), clock, effort)
-        result["projection"] = product
-        for name in installed():
-            build, projects = PEERS[name]
-            try:
-                seconds = median_time(build(case, device), clock, effort)
-            except Exception as error:  # a peer may refuse a shape in any way
-                result[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-                continue
-            result[name] = {
-                "with_projection": seconds if projects else seconds + product,
-                "without_projection": seconds - product if projects else seconds,
-            }
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-    return result
+
+    def __init__(self, lstm: nn.Module, x: Tensor, int8: bool) -> None:
+        import torch
+
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_onnx(lstm, folder / "lstm.onnx")
+            np.save(folder / "x.npy", x.numpy())
+            words = [name, str(torch.get_num_threads()), *["int8"] * int8]
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self._read()
+            self.output = torch.from_numpy(np.load(folder / "y.npy")).squeeze(1)
+        self.process.send_signal(signal.SIGSTOP)
+
+    def _read(self) -> float:
+        assert self.process.stdout
+        return float(self.process.stdout.readline())
+
+    def __call__(self) -> Tensor:
+        return self.output
+
+    def seconds(self, calls: int) -> float:
+        """Runs it; the seconds of a call."""
+        self.process.send_signal(signal.SIGCONT)
+        assert self.process.stdin
+        self.process.stdin.write(f"{calls}\n")
+        self.process.stdin.flush()
+        found = self._read()
+        self.process.send_signal(signal.SIGSTOP)
+        return found
+
+    def __del__(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(folder: Path, threads: int, int8: bool) -> None:
+    """Calls the layer as often as a line of the input says, and prints the seconds of a call."""
+    import onnxruntime
+
+    path, x = folder / "lstm.onnx", {"X": np.load(folder / "x.npy")}
+    if int8:
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(path, path, op_types_to_quantize=["LSTM"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    np.save(folder / "y.npy", session.run(None, x)[0])
+    print(0, flush=True)
+    for line in sys.stdin:
+        for _ in range(2):  # the first after its rest
+            start = time.perf_counter()
+            for _ in range(int(line)):
+                session.run(None, x)
+            seconds = (time.perf_counter() - start) / int(line)
+        print(seconds, flush=True)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # advice of quantize_dynamic
+    serve(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["int8"])

@@ -1,7 +1,7 @@
-"""Put the newest results of bench_lstm.py and frozen.py into the documents, or print some.
+"""Put the newest results of bench_lstm.py into the documents, or print some.
 
-python benchmarks/summary.py                # writes README.md, benchmarks/README.md, docs/img
-python benchmarks/summary.py RESULT.json    # prints the table of a result of bench_lstm.py
+python benchmarks/summary.py                # writes README.md and benchmarks/README.md
+python benchmarks/summary.py RESULT.json    # prints the table of a result
 
 Of each processor the newest result in benchmarks/results counts.
 """
@@ -15,37 +15,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import frozen
 import machine
 from markdown import replace_section, table
+from report import memory_ratio, ratios
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
+MODES = ("inference", "training")
+#: Groups on the front page. Of the group "real" cases with resets are a row of their own.
+FRONT = (
+    "dense packed two-layers bfloat16 step cell "
+    "prepacked-float32 prepacked-int8 prepacked-cell-int8 onnxruntime onnxruntime-int8"
+).split()
 
-HEADER = ["torch.nn / fastlstm", "cases", "geometric mean", "worst", "best", "also measured"]
 
-
-def _found(verdict: Record) -> str:
-    sign = ">=" if verdict["at_least"] else "<="
-    missed = "" if verdict["met"] else ", missed"
-    return f"{verdict['measured']:.2f} ({sign} {verdict['limit']:g}{missed})"
+def cell(found: Sequence[float]) -> str:
+    """The geometric mean, and the worst in brackets."""
+    if not found:
+        return "-"
+    mean = f"{statistics.geometric_mean(found):.2f}"
+    return mean if len(found) == 1 else f"{mean} ({min(found):.2f})"
 
 
 def row(group: Record) -> list[str]:
-    """The line of a group; each number is followed by its threshold."""
-    found = {verdict["name"]: verdict for verdict in group["verdicts"]}
-    ratios = [result["ratio"] for result in group["results"] if "ratio" in result]
-    mean, worst, best = (
-        f"{function(ratios):.2f}" if ratios else "-"
-        for function in (statistics.geometric_mean, min, max)
-    )
-    mean, worst = (
-        _found(found.pop(name)) if name in found else text
-        for name, text in (("geometric mean", mean), ("worst", worst))
-    )
-    others = "; ".join(f"{name} {_found(verdict)}" for name, verdict in found.items())
-    return [group["title"], str(len(group["results"])), mean, worst, best, others]
+    results = group["results"]
+    failed = sum("error" in result for result in results)
+    count = f"{len(results)}, {failed} failed" if failed else f"{len(results)}"
+    cells = [group["title"], count, *(cell(ratios(results, mode)) for mode in MODES)]
+    for kind in ("allocated", "resident"):
+        found = [ratio for r in results if (ratio := memory_ratio(r, kind)) is not None]
+        cells.append(f"{max(found):.2f}" if found else "-")
+    return cells
 
 
 def summary(record: Record) -> str:
@@ -56,85 +57,57 @@ def summary(record: Record) -> str:
         words.append(f"GEMM peak in GFLOP/s: {', '.join(peaks)}")
     if record["quick"] or not record["complete"]:
         words.append("quick run" if record["quick"] else "stopped before the end")
+    header = ["peer / fastlstm", "cases", *MODES, "peak memory, allocated", "resident"]
     about = f"{'; '.join(words)}. `{record['command']}`"
-    return f"{about}\n\n{table(HEADER, map(row, record['groups']))}"
+    return f"{about}\n\n{table(header, map(row, record['groups']))}"
 
 
-# The rows of the front page, and the groups whose cases they count.
-ROWS = {
-    "dense batches, training and inference": ("training", "inference"),
-    "packed batches, training and inference": ("packed-training", "packed-inference"),
-    "large dense batches, fp32_precision = tf32": ("tf32",),
-    "single steps, LSTM": ("step",),
-    "single steps, LSTMCell": ("cell",),
-}
-
-
-def front_page(records: Sequence[Record], packed: Sequence[Record]) -> str:
-    """The few rows that decide whether fastlstm is worth it, for all processors.
-
-    Args:
-        records: of bench_lstm.py, one for each processor.
-        packed: of frozen.py, for the same processors.
-    """
-    header = ["nn.LSTM = 1, float32 on a CPU"]
-    lines: dict[str, list[str]] = {}
-    for record, frozen_record in zip(records, packed, strict=True):
-        header += [f"{machine.name(record)}: mean", "worst"]
-        for title, ratios in front_rows(record, frozen_record).items():
-            functions = (statistics.geometric_mean, min)
-            numbers = [f"{function(ratios):.2f}" if ratios else "-" for function in functions]
-            lines.setdefault(title, [title]).extend(numbers)
-    return table(header, lines.values())
-
-
-def front_rows(record: Record, frozen_record: Record) -> dict[str, list[float]]:
-    """The ratios that each row counts."""
-    found = {
-        group["key"]: [result for result in group["results"] if "ratio" in result]
-        for group in record["groups"]
+def front_rows(record: Record) -> dict[str, list[str]]:
+    """By title the cells of each mode."""
+    groups = {group["key"]: group for group in record["groups"]}
+    rows = {groups[key]["title"]: groups[key]["results"] for key in FRONT if key in groups}
+    real = groups["real"]["results"] if "real" in groups else []
+    rows["resets, beside a loop over the steps"] = [r for r in real if r["case"]["resets"]]
+    rows["LSTMs of known projects without resets"] = [r for r in real if not r["case"]["resets"]]
+    return {
+        title: [cell(ratios(results, mode)) for mode in MODES]
+        for title, results in rows.items()
+        if results
     }
-    rows = {
-        title: [r["ratio"] for key in keys for r in found.get(key, [])]
-        for title, keys in ROWS.items()
-    }
-    (rows["single steps, LSTMCell packed in int8"],) = (
-        r["ratios"]
-        for r in frozen_record["results"]
-        if (r["title"], r["peer"]) == ("one step, int8", "nn.LSTMCell")
-    )
-    real = [(r["case"]["resets"], r["case"]["steps"] == 1, r["ratio"]) for r in found["real"]]
-    rows["resets, beside a loop over the steps"] = [ratio for resets, _, ratio in real if resets]
-    rows[f"the {len(real)} LSTMs of the picture"] = [ratio for *_, ratio in real]
-    rows["the same without resets and single steps"] = [
-        ratio for resets, single, ratio in real if not (resets or single)
-    ]
-    return rows
 
 
-def newest(pattern: str) -> list[Record]:
+def front_page(records: Sequence[Record]) -> str:
+    """What decides whether fastlstm is worth it, for all processors."""
+    header = ["nn.LSTM's time / fastlstm's: mean (worst)"]
+    found = [front_rows(record) for record in records]
+    for record in records:
+        where = f"{machine.name(record)}, {record['threads']} threads"
+        commit = (record["git"]["commit"] or "unknown")[:7]
+        header += [f"{where}, {record['date'][:10]}, {commit}: inference", "training"]
+    titles = dict.fromkeys(title for rows in found for title in rows)
+    lines = [[t, *(c for rows in found for c in rows.get(t, ["-", "-"]))] for t in titles]
+    return table(header, lines)
+
+
+def newest() -> list[Record]:
     """The newest result of each processor, by the processor's name.
 
     Raises:
         ValueError: there is none.
     """
-    records = [json.loads(path.read_text()) for path in RESULTS.glob(pattern)]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("lstm-cpu-2*.json")]
     by_name = {machine.name(record): record for record in sorted(records, key=lambda r: r["date"])}
     if not by_name:
-        raise ValueError(f"expected files {pattern} in {RESULTS}, found none")
+        raise ValueError(f"expected files lstm-cpu-2*.json in {RESULTS}, found none")
     return [by_name[name] for name in sorted(by_name)]
 
 
 def publish() -> None:
-    """Writes the tables and the picture."""
-    import real_plot
-
-    records, packed = newest("lstm-cpu-2*.json"), newest("frozen-*.json")
-    replace_section(ROOT / "README.md", "speed", front_page(records, packed))
+    """Writes the tables."""
+    records = newest()
+    replace_section(ROOT / "README.md", "speed", front_page(records))
     document = ROOT / "benchmarks" / "README.md"
     replace_section(document, "benchmark", "\n\n".join(map(summary, records)))
-    replace_section(document, "frozen", "\n\n".join(map(frozen.as_table, packed)))
-    real_plot.draw_themes(max(records, key=lambda record: record["date"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

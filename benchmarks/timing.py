@@ -26,6 +26,8 @@ def settle_malloc() -> None:
 
 
 def cpu_clock(step: Step, calls: int) -> float:
+    if own := getattr(step, "seconds", None):  # in another process
+        return float(own(calls))
     start = time.perf_counter()
     for _ in range(calls):
         step()

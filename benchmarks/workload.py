@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import peers
 import torch
 from cases import Case
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ AGREEMENT = {
     "products in bfloat16": 5e-2,
     "bfloat16": 1e-1,
     "float16": 2e-2,
+    "int8": 1e-1,
 }
 
 
@@ -86,38 +88,44 @@ def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
-    """Builds the module of a case: "torch.nn" is that of torch.nn, else a fastlstm engine."""
+    """Builds the module of a case: that of torch.nn or torch.ao, else ours by an engine."""
     layers: dict[str, Any] = {}
     if case.module == "LSTM":
         names = ("num_layers", "bidirectional", "proj_size")
         layers = {name: getattr(case, name) for name in names}
-    kind = getattr(nn if implementation == "torch.nn" else fastlstm, case.module)
+    is_ours = not implementation.startswith("torch.")
+    kind = getattr(fastlstm if is_ours else nn, case.module)
     torch.manual_seed(SEED)
     module: Any = kind(case.input_size, case.hidden_size, **layers, device=device, dtype=case.dtype)
     if case.saturated:
         with torch.no_grad():
             module.bias_ih_l0[: case.hidden_size] -= 100
-    if implementation != "torch.nn":
+    module.train(case.mode == "training")
+    if implementation == "torch.ao":
+        return peers.quantized_by_torch_ao(module)
+    if case.prepacked and is_ours:
+        return fastlstm.prepack(module, getattr(torch, case.prepacked))
+    if is_ours:
         module.engine = implementation
-    return module.train(case.mode == "training")
+    return module
 
 
 def build(
     case: Case,
     implementation: str,
     device: str,
-    wrap: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
 ) -> Workload:
     """Builds the workload of a case: equal inputs and weights for every implementation.
 
     Args:
         case: what to build.
-        implementation: "torch.nn", or one of `fastlstm.functional.ENGINES`.
+        implementation: "torch.nn", a peer as in `Case.beside`, or one of
+            `fastlstm.functional.ENGINES`.
         device: "cpu" or "cuda".
-        wrap: what to do to the module before it is called, such as torch.compile.
     """
-    module = build_module(case, implementation, device)
-    call = wrap(module)
+    in_process = implementation.startswith("onnxruntime")
+    module = build_module(case, "torch.nn" if in_process else implementation, device)
+    call: Any = module
     # On the device: a CPU would take longer to draw the input than a GPU to walk it.
     generator = torch.Generator(device).manual_seed(SEED)
 
@@ -127,6 +135,8 @@ def build(
     B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size
     cell = case.module == "LSTMCell"
     x = draw(B, I) if cell and T == 1 else draw(T, B, I)
+    if in_process:
+        return Workload(peers.Onnxruntime(module, x, implementation.endswith("int8")), [x])
     if cell and T > 1:
         call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
@@ -174,7 +184,7 @@ def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
         pairs += [(a.grad, b.grad) for a, b in zip(expected.leaves, actual.leaves, strict=True)]
     for a, b in pairs:
         error = (a - b).abs().max().item() / (a.abs().max().item() or 1)
-        if not error <= AGREEMENT[case.precision]:
+        if not error <= max(AGREEMENT[case.precision], AGREEMENT[case.prepacked or "float32"]):
             raise RuntimeError(f"{case}: the results differ by {error:.1e} of the largest value")
 
 

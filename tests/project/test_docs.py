@@ -5,12 +5,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-import json
 import os
 import re
 import shlex
 import socket
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +23,6 @@ import fastlstm.__main__
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import summary  # noqa: E402
 from markdown import replace_section  # noqa: E402
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -35,7 +32,6 @@ DOCS = [*(ROOT / name for name in FRONT), *PAGES]
 SEVERAL_PROCESSES = ROOT / "docs" / "howto" / "several-processes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
-PICTURE = re.compile(r"<picture>.*?</picture>", re.S)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
@@ -210,14 +206,6 @@ def is_code(member: object) -> bool:
     return inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
 
 
-def test_the_picture_of_the_front_page_is_the_one_that_is_drawn() -> None:
-    real_plot = pytest.importorskip("real_plot", reason="needs matplotlib")
-    (picture,) = PICTURE.findall((ROOT / "README.md").read_text())
-    assert set(re.findall(r'src(?:set)?="(.+?)"', picture)) == {
-        f"docs/img/real-{theme}.svg" for theme in real_plot.COLORS
-    }
-
-
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str] | None:
     """The options that a command takes, or None if it is a program of somebody else."""
     if words[0] != "-m":
@@ -251,7 +239,6 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
     [
         ("README.md", "speed"),
         ("benchmarks/README.md", "benchmark"),
-        ("benchmarks/README.md", "frozen"),
         ("docs/numerics.md", "numerics"),
         ("docs/numerics.md", "packed"),
         ("docs/howto/memory.md", "growth"),
@@ -277,155 +264,3 @@ def test_a_document_without_its_section_is_left_alone(text: str, tmp_path: Path)
     with pytest.raises(ValueError, match="doc.md: expected one line <!-- x -->"):
         replace_section(path, "x", "new")
     assert path.read_text() == text
-
-
-def test_summary_says_what_was_missed_and_what_failed() -> None:
-    def verdict(name: str, measured: float, limit: float, at_least: bool = True) -> dict:
-        met = measured >= limit if at_least else measured <= limit
-        return {"name": name, "measured": measured, "limit": limit, "at_least": at_least} | {
-            "met": met
-        }
-
-    dense = {
-        "title": "dense",
-        "results": [{"ratio": 1.0}, {"ratio": 4.0}, {"error": "RuntimeError: no"}],
-        "verdicts": [
-            verdict("failed cases", 1, 0, at_least=False),
-            verdict("geometric mean", 2.0, 1.4),
-            verdict("worst", 1.0, 1.05),
-        ],
-    }
-    record = {
-        "machine": {"cpu": "a CPU", "capability": "AVX2"},
-        "threads": 2,
-        "versions": {"torch": "2.13.0"},
-        "git": {"commit": "0123456789", "dirty": True},
-        "date": "2026-01-02T03:04:05+00:00",
-        "gemm_peak": {"float32": 5.3e11},
-        "quick": False,
-        "complete": False,
-        "command": "python bench",
-        "groups": [dense, {"title": "nothing", "results": [], "verdicts": []}],
-    }
-    assert summary.summary(record).splitlines() == [
-        "a CPU, 2 threads, AVX2; torch 2.13.0; commit 0123456 with changes; 2026-01-02; "
-        "GEMM peak in GFLOP/s: float32 530; stopped before the end. `python bench`",
-        "",
-        "| torch.nn / fastlstm | cases | geometric mean | worst | best | also measured |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| dense | 3 | 2.00 (>= 1.4) | 1.00 (>= 1.05, missed) | 4.00 | "
-        "failed cases 1.00 (<= 0, missed) |",
-        "| nothing | 0 | - | - | - |  |",
-    ]
-
-
-def front_record(**ratios: list[float]) -> dict[str, Any]:
-    """A result with these ratios; of the group "real" with resets, a single step and neither."""
-    traits = [{"resets": True, "steps": 9}, {"resets": False, "steps": 1}]
-    traits += [{"resets": False, "steps": 9}] * 2
-    groups = [
-        {
-            "key": key.replace("_", "-"),
-            "results": [
-                {"case": case, "ratio": ratio} for case, ratio in zip(traits, values, strict=False)
-            ],
-        }
-        for key, values in ratios.items()
-    ]
-    return {"machine": {"cpu": "a CPU"}, "groups": groups}
-
-
-def test_the_front_page_has_the_rows_that_decide() -> None:
-    record = front_record(
-        real=[16, 4, 1, 4],
-        training=[1, 2],
-        inference=[4, 8],
-        packed_training=[3],
-        packed_inference=[3],
-        step=[5, 0.5],
-        cell=[1.5],
-        tf32=[2],
-        bfloat16=[99],
-    )
-    record["groups"][1]["results"].append({"error": "RuntimeError: no"})
-    peers = [("one step, int8", "torch.ao cell", [99]), ("one step, int8", "nn.LSTMCell", [2, 8])]
-    packed = {"results": [{"title": t, "peer": p, "ratios": r} for t, p, r in peers]}
-    other = record | {"machine": {"cpu": "other"}, "groups": record["groups"][:-2]}
-    assert summary.front_page([record, other], [packed, packed]).splitlines() == [
-        "| nn.LSTM = 1, float32 on a CPU | a CPU: mean | worst | other: mean | worst |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {title} | {numbers} | {'- | -' if 'tf32' in title else numbers} |"
-            for title, numbers in {
-                "dense batches, training and inference": "2.83 | 1.00",
-                "packed batches, training and inference": "3.00 | 3.00",
-                "large dense batches, fp32_precision = tf32": "2.00 | 2.00",
-                "single steps, LSTM": "1.58 | 0.50",
-                "single steps, LSTMCell": "1.50 | 1.50",
-                "single steps, LSTMCell packed in int8": "4.00 | 2.00",
-                "resets, beside a loop over the steps": "16.00 | 16.00",
-                "the 4 LSTMs of the picture": "4.00 | 1.00",
-                "the same without resets and single steps": "2.00 | 1.00",
-            }.items()
-        ),
-    ]
-
-
-def test_the_first_paragraph_agrees_with_the_results() -> None:
-    """Every machine's means are what it says, rounded as it rounds them."""
-    first = " ".join((ROOT / "README.md").read_text().split("\n\n")[1].split())
-    words = {"two": 2, "three": 3, "five": 5}
-
-    def said(pattern: str) -> list[float]:
-        found = re.search(pattern, first)
-        assert found, pattern
-        return [float(words.get(n, n)) for n in found.groups()]
-
-    number = r"([\w.]+)"
-    ranges = {
-        "dense batches, training and inference": said(f"dense batches {number} to {number} times"),
-        "packed batches, training and inference": said(f"about {number} times as fast") * 2,
-        "single steps, LSTM": said(f"single steps {number} to {number} times"),
-        "single steps, LSTMCell": said(f"LSTMCell {number} to {number} times"),
-    }
-    packed = {summary.machine.name(r): r for r in summary.newest("frozen-*.json")}
-    for record in summary.newest("lstm-cpu-2*.json"):
-        rows = summary.front_rows(record, packed[summary.machine.name(record)])
-        for title, (low, high) in ranges.items():
-            digits = 0 if low == int(low) else 1
-            mean = round(statistics.geometric_mean(rows[title]), digits)
-            assert low <= mean <= high, title
-
-
-def test_of_each_processor_the_newest_result_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(summary, "RESULTS", tmp_path)
-    for k, cpu, date in ((1, "b", "2026-01-02"), (0, "b", "2026-01-03"), (2, "a", "2026-01-01")):
-        text = json.dumps({"machine": {"cpu": cpu}, "date": date})
-        (tmp_path / f"lstm-cpu-2026{k}.json").write_text(text)
-    found = [(r["machine"]["cpu"], r["date"]) for r in summary.newest("lstm-cpu-2*.json")]
-    assert found == [("a", "2026-01-01"), ("b", "2026-01-03")]
-    with pytest.raises(ValueError, match="expected files frozen"):
-        summary.newest("frozen-*.json")
-
-
-def test_the_documents_show_the_newest_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They hold what `python benchmarks/summary.py` writes; the picture names its processor."""
-    real_plot = pytest.importorskip("real_plot", reason="needs matplotlib")
-    monkeypatch.setattr(summary, "ROOT", tmp_path)
-    drawn = []
-    monkeypatch.setattr(real_plot, "draw_themes", drawn.append)
-    documents = ["README.md", "benchmarks/README.md"]
-    (tmp_path / "benchmarks").mkdir()
-    for name in documents:
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    summary.main([])
-    for name in documents:
-        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
-    (record,) = drawn
-    picture = (ROOT / "docs" / "img" / "real-light.svg").read_text()
-    assert f"{record['machine']['cpu']}, 2 threads, torch" in picture
-    assert record["date"][:10] in picture
