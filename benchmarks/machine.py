@@ -84,7 +84,8 @@ def describe(device: str) -> dict[str, Any]:
     machine: dict[str, Any] = {
         "cpu": cpu_model(),
         "cores": cores(),
-        "amx": _build.has_kernels("cpu") and bool(_build.library.build_info()["splits_float32"]),
+        "amx": _build.has_kernels("cpu")
+        and "bfloat16x2" in _build.library.build_info()["products"],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
     }

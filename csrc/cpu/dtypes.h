@@ -20,12 +20,11 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                                               : Dtype::kFloat16;
 
 // The formats of products: macro(name, what a tensor of weights in it holds unpacked, bits of an
-// element, neighbors along K that share a scale). The last two are float32 as the sum of three
-// bfloat16, or two (products/split_float32.h), in which only a call packs weights.
-#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                        \
-  macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0)  \
-      macro(int8, Char, 8, INT32_MAX) macro(int4, Char, 4, 32) macro(bfloat16x3, Float, 48, 0) \
-          macro(bfloat16x2, Float, 32, 0)
+// element, neighbors along K that share a scale). The last is float32 as the sum of two bfloat16
+// (products/split_float32.h), in which only a call packs weights.
+#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                       \
+  macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0) \
+      macro(int8, Char, 8, INT32_MAX) macro(int4, Char, 4, 32) macro(bfloat16x2, Float, 32, 0)
 
 #define FASTLSTM_NAME(name, unpacked, bits, group) name,
 enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) };

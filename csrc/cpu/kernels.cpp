@@ -26,7 +26,6 @@ static bool wants_amx() {
 }
 
 static void use_tiles(Products& products, const TileProducts& tiles) {
-  products[Format::bfloat16x3] = &tiles.bfloat16x3;
   products[Format::bfloat16x2] = &tiles.bfloat16x2;
   const Product &pairs = *products[Format::bfloat16], &fours = *products[Format::int8];
   if (!pairs.trains() || fours.excess != kUnsigned) return;  // a machine that hides them

@@ -10,25 +10,6 @@
 namespace fastlstm {
 namespace {
 
-// The product of float32 as sums of products of bfloat16, where that is faster; or nullptr.
-const Product* split_product(const CpuTask& task, const CpuMachine& machine) {
-  const bool may = task.dtype == Dtype::kFloat32 && task.engine == "auto" && task.steps > 1 &&
-                   (task.precision == Precision::kNone || task.precision == Precision::kTf32) &&
-                   task.packed_weights.value_or(Format::float32) == Format::float32;
-  const bool two = task.precision == Precision::kTf32;
-  const Product* const split = machine.products[two ? Format::bfloat16x2 : Format::bfloat16x3];
-  if (!may || !split) return nullptr;
-  const int64_t rows = task.rows / task.steps, units = task.hidden_size;  // of a step
-  // The last steps of a ragged call have few rows, for which a tile of AMX takes as long as for 16.
-  const bool ends_narrow = (task.saves || task.backward) && task.rows < task.batch * task.steps;
-  const int64_t fewest = ends_narrow ? split->ragged_rows_worth_it : split->rows_worth_it;
-  // Rows of the call that pay for packing more bytes of a weight, or again what was packed before.
-  const int64_t paying = task.packed_weights ? 384 : 128;
-  const bool is_worth_it = task.rows >= paying && rows >= fewest &&
-                           units >= split->units_worth_it && rows * units >= split->cells_worth_it;
-  return is_worth_it ? split : nullptr;
-}
-
 CpuEngine engine_of(const CpuTask& task) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
   // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
@@ -159,10 +140,12 @@ const Product* CpuMachine::own_product(Dtype dtype) const {
 }
 
 const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
-  const bool rounds = task.dtype == Dtype::kFloat32 && !task.projects && !task.packed_weights &&
-                      task.precision == Precision::kBf16;
-  if (const Product* const split = split_product(task, machine)) return *split;
   if (task.packed_weights) return *machine.products[*task.packed_weights];
+  const bool is_float32 = task.dtype == Dtype::kFloat32;
+  const Product* const split = machine.products[Format::bfloat16x2];
+  // A single step reads each weight once, and is bound by that.
+  if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
+  const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
   const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
   return own ? *own : *machine.products[Format::float32];
 }

@@ -47,9 +47,8 @@ struct CpuMachine {
   const Product* own_product(Dtype dtype) const;
 };
 
-// How float32 may be multiplied: with at most its own error, as float32, with three products of
-// bfloat16, or rounded to bfloat16.
-enum class Precision { kNone, kIeee, kTf32, kBf16 };
+// How float32 is multiplied: as it is, as three products of bfloat16, or rounded to bfloat16.
+enum class Precision { kFloat32, kTf32, kBf16 };
 
 struct CpuTask {
   Dtype dtype;
@@ -59,7 +58,7 @@ struct CpuTask {
   bool only_dense = true;  // neither packed nor ragged, no mask, no zoneout
   bool resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision.
-  Precision precision = Precision::kNone;
+  Precision precision = Precision::kFloat32;
   bool saves = false;  // a forward that backward follows
   bool backward = false;
   bool saved_gates = true, per_row = false;   // of a backward

@@ -25,16 +25,9 @@ inline py::dict build_info() {
     if (const Product* const product = machine.products.of[k])
       products[kFormatNames[k]] =
           py::make_tuple(product->instructions, product->rows, product->width());
-  py::dict splits;  // by precision, from what on
-  for (const auto& [precision, format] :
-       {std::pair("none", Format::bfloat16x3), std::pair("tf32", Format::bfloat16x2)})
-    if (const Product* const split = machine.products[format])
-      splits[precision] =
-          py::make_tuple(split->rows_worth_it, split->units_worth_it, split->cells_worth_it);
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = machine.own_product(Dtype::kBFloat16) != nullptr,
-                  "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products,
-                  "splits_float32"_a = splits);
+                  "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products);
 }
 
 inline Dtype dtype_named(const std::string& name) {

@@ -73,8 +73,7 @@ def test_more_threads_are_never_predicted_slower(sizes, l2_cache_bytes, **task):
     before = float("inf")
     for threads in (1, 2, 3, 4, 6, 8, 16, 31, 64, 128):
         plan = _build.library.plan_cpu(threads=threads, **task)
-        products = (plan["dtype"], "float32", "bfloat16x3" if task["dtype"] == "float32" else "")
-        assert plan["engine"] == "tiled" and plan["product"] in products
+        assert plan["engine"] == "tiled" and plan["product"] in (plan["dtype"], "float32")
         assert plan["unit_groups"] * plan["row_groups"] * plan["directions"] <= threads
         assert plan["unit_groups"] <= task["hidden_size"] and plan["row_groups"] <= task["batch"]
         assert plan["directions"] in (1, task["directions"])

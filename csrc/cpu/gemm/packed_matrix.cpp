@@ -153,24 +153,6 @@ PackedMatrix pack_gates(const Product& product, const at::Tensor& w) {
   return {product, {{columns.data(), true}, 0, K, tiles * 4 * lanes}, 1};
 }
 
-PackedMatrix repack(const Product& product, const PackedMatrix& packed) {
-  PackedMatrix matrix(product, packed.K(), packed.N(), 1);
-  matrix.data_ = scratch_bytes(matrix.nbytes());
-  matrix.first_ = data<char>(matrix.data_);
-  const int64_t width = packed.width(0), bytes_of_row = packed.product().bytes(width);
-  at::parallel_for(0, matrix.panel_count(), 1, [&](int64_t p, int64_t last) {
-    std::vector<const void*> rows(packed.K());
-    for (; p < last; ++p) {
-      PanelShape shape = matrix.panels()[p];
-      const char* const panel = packed.panel(shape.first_column / width);
-      for (size_t k = 0; k < rows.size(); ++k) rows[k] = panel + k * bytes_of_row;
-      shape.first_column %= width;
-      product.pack({rows.data(), false}, 0, packed.K(), shape, matrix.panel(p));
-    }
-  });
-  return matrix;
-}
-
 // The same, a panel at a time, of which some rows are packed while the next come into the cache.
 static void multiply_unpacked(const std::vector<const void*>& a, const PackedMatrix& matrix,
                               const std::vector<void*>& c, bool accumulate, bool rounds) {

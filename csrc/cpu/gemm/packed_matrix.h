@@ -87,7 +87,6 @@ class PackedMatrix {
 
  private:
   PackedMatrix(const Product& product, int64_t K, int64_t N, int64_t pieces);
-  friend PackedMatrix repack(const Product& product, const PackedMatrix& packed);
   Group next_group(const Range& panels, int64_t rows, bool backwards) const;
   const Product* product_;
   int64_t K_;
@@ -108,9 +107,6 @@ PackedMatrix pack_gates(const Product& product, const at::Tensor& w);
 inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
-
-// Weights of gates for another product, from panels of the dtype that it packs.
-PackedMatrix repack(const Product& product, const PackedMatrix& packed);
 
 // c[r] (+)= a[r] * matrix, r < rows, as sums, or rounded to 16 bits, which needs the whole of K at
 // once; bias [N] of sums or nullptr (not with accumulate).

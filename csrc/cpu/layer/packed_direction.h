@@ -76,18 +76,12 @@ PackedDirection view_direction(const Product& product, const Direction& w, const
 }
 
 // Packs the weights for one call, W_hr for `unit_groups` groups of threads, unless they are packed.
-// Weights packed as float32 are packed again for the call where that is faster.
 template <typename A>
 PackedDirection pack_direction(const CpuPlan& plan, const Layer& layer, int64_t d,
                                int64_t unit_groups) {
   const Direction& w = layer.directions[d];
   const Product& product = *plan.product;
-  if (layer.has_packed_weights()) {
-    auto found = view_direction<A>(product_named(layer.layout.format), w, layer.sizes());
-    if (found.w_ih.product().format != product.format) found.w_ih = repack(product, found.w_ih);
-    if (found.w_hh.product().format != product.format) found.w_hh = repack(product, found.w_hh);
-    return found;
-  }
+  if (layer.has_packed_weights()) return view_direction<A>(product, w, layer.sizes());
   PackedDirection packed{pack_gates(product, given_to(product, w.w_ih)),
                          pack_gates(product, given_to(product, w.w_hh)),
                          {},

@@ -63,11 +63,8 @@ struct PanelTiles {
 // The products of planes (of A, of B) of a block, smallest first; body(a, b).
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
-  if constexpr (kPlanes == 3) body(Int<0>(), Int<2>());
-  if constexpr (kPlanes > 1) body(Int<0>(), Int<1>());
-  if constexpr (kPlanes == 3) body(Int<1>(), Int<1>());
-  if constexpr (kPlanes > 1) body(Int<1>(), Int<0>());
-  if constexpr (kPlanes == 3) body(Int<2>(), Int<0>());
+  static_assert(kPlanes <= 2);
+  if constexpr (kPlanes == 2) body(Int<0>(), Int<1>()), body(Int<1>(), Int<0>());
   body(Int<0>(), Int<0>());
 }
 

@@ -146,9 +146,6 @@ struct ProductTuning {
   // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
-  // From so many rows of a step, units, and both multiplied on it is faster than float32's own.
-  int64_t rows_worth_it = 0, units_worth_it = 0, cells_worth_it = 0;
-  int64_t ragged_rows_worth_it = 0;    // the same of a mean step in training, if the last have few
   const char* instructions = nullptr;  // the instruction set, for people
 
   int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }

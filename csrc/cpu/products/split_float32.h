@@ -1,18 +1,16 @@
-// Products of float32 as products of bfloat16, on tiles: included once for each target that has
-// tiles, after its `Tiles`.
+// float32 as three products of bfloat16, on tiles: included once for each target that has tiles,
+// after its `Tiles`.
 //
-// A float32 is exactly the sum of three bfloat16, its planes: 8 bits of the significand each. Of
-// the nine products of two such sums the six largest are added up, smallest first; the other three
-// are 2^-24 of the product at most, and 2^-27 in the mean. With two planes, where less precision is
-// allowed, it is three products, without those below 2^-15. A tile adds 32 terms before it touches
-// the sum, so that sums of K terms are rounded K / 32 times, and have less than half of the error
-// of float32 multiply-adds.
+// A float32 is nearly the sum of two bfloat16, its planes: 8 bits of the significand each. Of the
+// four products of two such sums the three largest are added up, smallest first, which leaves out
+// 2^-15 of a product at most. A tile adds 32 terms before it touches the sum, so that sums of K
+// terms are rounded K / 32 times.
 //
 // A row is [K / 32][plane][16 pairs of terms], a panel [K / 32][plane][2 tiles of 16 columns][16
 // pairs][16 columns]; terms k and k + 16 of a block are a pair, which takes no shuffle to put
-// together. K is filled up with zeros. Of 32 rows and columns 24 products of tiles load 14 tiles,
-// or 12 load 10. The products bound it, which processors slow down to save power; with few rows, or
-// a panel beyond the L2 cache, loading does.
+// together. K is filled up with zeros. Of 32 rows and columns 12 products of tiles load 10 tiles.
+// The products bound it, which processors slow down to save power; with few rows, or a panel beyond
+// the L2 cache, loading does.
 //
 // A sum that is not finite is computed again in float32, since the planes of an infinity, or of a
 // sum that overflows, make a NaN of what is none.
@@ -34,14 +32,12 @@ FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
   return _mm512_cmp_ps_mask(all.v, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
 }
 
-template <int kPlanes>
 struct SplitFloat32 {
-  static_assert(kPlanes == 2 || kPlanes == 3);
+  static constexpr int kPlanes = 2;
   static constexpr int64_t kBytesOfTerm = 2 * kPlanes;
 
   // The upper halves of 16 float32 are their bfloat16. The planes of each number are the upper
-  // halves of planes[0], [1] and [2], whose lower halves are zero. Ties round away: what they leave
-  // is exact.
+  // halves of planes[0] and planes[1]. Ties round away.
   FASTLSTM_INLINE static void split(__m512i bits, __m512i (&planes)[kPlanes]) {
     const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(0xffff0000);
     const auto rounded = [&](__m512i x) __attribute__((always_inline)) {
@@ -51,9 +47,7 @@ struct SplitFloat32 {
       return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y)));
     };
     planes[0] = rounded(bits);
-    const __m512i rest = minus(bits, planes[0]);
-    planes[1] = rounded(rest);
-    if constexpr (kPlanes == 3) planes[2] = minus(rest, planes[1]);
+    planes[1] = rounded(minus(bits, planes[0]));
     // What would round to infinity is cut off, and what is not finite is in the first plane alone.
     const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __mmask16 large = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f8000));
@@ -65,11 +59,9 @@ struct SplitFloat32 {
     cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // a NaN keeps a bit
     planes[0] = _mm512_mask_mov_epi32(planes[0], large, cut);
     const __m512i left = minus(bits, planes[0]);
-    __m512i second = rounded(left);
-    if constexpr (kPlanes == 2)  // else both could add up to infinity
-      second = _mm512_mask_and_epi32(second, large, left, upper);
+    // Rounded, both could add up to infinity.
+    const __m512i second = _mm512_mask_and_epi32(rounded(left), large, left, upper);
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
-    if constexpr (kPlanes == 3) planes[2] = _mm512_maskz_mov_epi32(finite, minus(left, planes[1]));
   }
 
   // The planes of 16 pairs of numbers: each lane has the bfloat16 of `first` and that of `second`.
@@ -81,7 +73,6 @@ struct SplitFloat32 {
       to[p].v = _mm512_castsi512_ps(
           _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
   }
-
   // An odd number of blocks from a row to the next, so that rows do not compete for the same lines
   // of the L1 cache.
   static int64_t encoded_bytes(int64_t K) {
@@ -145,9 +136,7 @@ struct SplitFloat32 {
   // The number whose planes lie at `planes`, `plane` elements apart.
   FASTLSTM_INLINE static float joined(const uint16_t* planes, int64_t plane) {
     const auto of = [&](int p) { return bits_as<float>(uint32_t(planes[p * plane]) << 16); };
-    float sum = of(kPlanes - 1);
-    for (int p = kPlanes - 2; p >= 0; --p) sum += of(p);
-    return sum;
+    return of(1) + of(0);
   }
 
   // Rows of sums in float32, as other products have them: for the few that are not finite.
@@ -160,7 +149,8 @@ struct SplitFloat32 {
       const float x = joined(a + block * kBlock + 2 * pair + place, kBlock);
       const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlock + place;
       for (int64_t n = 0; n < kPairWidth; ++n)
-        sums[n] += x * joined(pairs + n / kTileRows * kTile + n % kTileRows * 2, kPanelPlane);
+        sums[n] = __builtin_fmaf(
+            x, joined(pairs + n / kTileRows * kTile + n % kTileRows * 2, kPanelPlane), sums[n]);
     }
   }
 
@@ -216,20 +206,13 @@ struct SplitFloat32 {
 
   static constexpr Product product(const char* instructions) {
     Product product{};
-    product.format = kPlanes == 3 ? Format::bfloat16x3 : Format::bfloat16x2;
-    product.given = Format::float32;
-    product.bits = 8 * kBytesOfTerm, product.rate = kPlanes == 3 ? 2 : 3.5;
+    product.format = Format::bfloat16x2, product.given = Format::float32;
+    product.bits = 8 * kBytesOfTerm, product.rate = 3.5;
     product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
     product.rows = 4 * kTileRows;
     product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
     product.cache_share = 0.8;  // encoded rows and sums take more
     product.bytes_ahead = 0;    // the input is multiplied beside h
-    if constexpr (kPlanes == 3)
-      product.rows_worth_it = 24, product.ragged_rows_worth_it = 144, product.units_worth_it = 256,
-      product.cells_worth_it = 1 << 14;
-    else
-      product.rows_worth_it = product.ragged_rows_worth_it = 8, product.units_worth_it = 128,
-      product.cells_worth_it = 1 << 11;
     product.panels = product.panels_of_one_row = 2;
     product.piece = 2048;
     product.pack = pack, product.multiply = multiply;

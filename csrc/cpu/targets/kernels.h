@@ -37,7 +37,7 @@ struct KernelTable {
 
 // What AMX's tiles multiply: float32, and the panels of our own products of bfloat16 and int8.
 struct TileProducts {
-  Product bfloat16x3, bfloat16x2;
+  Product bfloat16x2;
   decltype(Product::pack) pack_bfloat16;
   decltype(Product::multiply) multiply_bfloat16, multiply_int8;
 };

@@ -48,8 +48,8 @@ static Product on_tiles(const Product& own, const Product& split) {
 }
 
 Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles) {
-  Product product = on_tiles(own, tiles.bfloat16x3);
-  product.padding = tiles.bfloat16x3.padding;
+  Product product = on_tiles(own, tiles.bfloat16x2);
+  product.padding = tiles.bfloat16x2.padding;
   product.pack = tiles.pack_bfloat16, product.multiply = tiles.multiply_bfloat16;
   product.panel_rows = 2 * product.rows, product.bytes_ahead = 256 << 10;
   product.panels = product.panels_of_one_row = 1;
@@ -57,7 +57,7 @@ Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles) {
 }
 
 Product int8_on_tiles(const Product& own, const TileProducts& tiles) {
-  Product product = on_tiles(own, tiles.bfloat16x3);
+  Product product = on_tiles(own, tiles.bfloat16x2);
   product.multiply = tiles.multiply_int8;
   return product;
 }

@@ -29,8 +29,7 @@ static void multiply_int8(const PanelProduct& p) {
                          own.put_rows);
 }
 
-const TileProducts tiles = {SplitFloat32<3>::product(FASTLSTM_STRING(FASTLSTM_ISA)),
-                            SplitFloat32<2>::product(FASTLSTM_STRING(FASTLSTM_ISA)), pack_bfloat16,
+const TileProducts tiles = {SplitFloat32::product(FASTLSTM_STRING(FASTLSTM_ISA)), pack_bfloat16,
                             multiply_bfloat16, multiply_int8};
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -176,10 +176,9 @@ class ForwardWalk {
 
 Precision precision() {
   const auto requested = rnn_precision();
-  return requested == kIeee   ? Precision::kIeee
-         : requested == kTf32 ? Precision::kTf32
+  return requested == kTf32   ? Precision::kTf32
          : requested == kBf16 ? Precision::kBf16
-                              : Precision::kNone;
+                              : Precision::kFloat32;
 }
 
 CpuTask task_of(const Layer& layer) {
