@@ -1,44 +1,70 @@
-"""torch.jit.script of a model whose LSTMs are ours: it compiles modules of torch.nn instead."""
+"""torch.jit.script of a model whose LSTMs are ours: it compiles them as modules of torch.nn."""
 
 from __future__ import annotations
 
-import functools
+import sys
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-_to_script: dict[nn.Module, nn.Module] = {}  # what to compile instead, until the next compilation
+from .convert import _new_class, _to_torch
+
+_SCRIPT = torch.jit.script.__globals__  # of the file that has it
 
 
-def prepare(module: nn.Module, instead: nn.Module) -> nn.Module:
-    """What `__prepare_scriptable__` returns for a module: itself.
+class _InScript:
+    """First base of the class that a module has while torch.jit.script compiles it.
 
-    torch writes what that method returns into the model, and never takes it out. So the module
-    stays, and `instead` stands in its place only while torch.jit.script compiles the model, which
-    is the next call of `create_script_module`.
+    torch tells a module when that begins, and not when it ends or fails. So the module gets its own
+    class back as soon as anybody else asks it for an attribute; until then `type` sees this one.
     """
-    if not _to_script:
-        _wrap_the_next_compilation()
-    _to_script[module] = instead
+
+    _fastlstm_own: type[nn.Module]
+
+    def __init_subclass__(cls) -> None:
+        """Not that of a class of the user's."""
+
+    def __getattribute__(self, name: str) -> Any:
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_globals is not _SCRIPT:
+            frame = frame.f_back
+        if frame is None:
+            own = type(self)._fastlstm_own
+            if name == "__class__":  # isinstance() asks, and compares with the type that it saw
+                return own
+            object.__setattr__(self, "__class__", own)
+            return getattr(self, name)
+        return super().__getattribute__(name)
+
+
+def prepare(module: nn.Module) -> nn.Module:
+    """What `__prepare_scriptable__` returns for a module: itself, in a class that compiles.
+
+    Raises a RuntimeError if convert(to="torch") would not give the same.
+    """
+    of_torch, note = _to_torch(module)
+    if parametrize.is_parametrized(module):
+        note = "is parametrized, which torch cannot compile"
+    if of_torch is None or note:
+        raise RuntimeError(
+            f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
+            f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
+        )
+    own = type(module)
+    if own not in _in_script:
+        named = (
+            "__module__",
+            "__qualname__",
+            "__firstlineno__",
+        )  # torch looks for the source by them
+        members = {name: vars(of_torch)[name] for name in named if name in vars(of_torch)}
+        members |= {"_fastlstm_own": own}
+        bases = (_InScript, of_torch)
+        _in_script[own] = _new_class(of_torch.__name__, bases, members, type(of_torch))
+    object.__setattr__(module, "__class__", _in_script[own])
     return module
 
 
-def _wrap_the_next_compilation() -> None:
-    from .convert import replace_modules
-
-    recursive: Any = torch.jit._recursive
-    compile = recursive.create_script_module
-
-    @functools.wraps(compile)
-    def compile_with_torch_nn(model: nn.Module, *args: Any, **options: Any) -> Any:
-        recursive.create_script_module = compile
-        replaced = dict(_to_script)
-        _to_script.clear()
-        model = replace_modules(model, replaced)
-        try:
-            return compile(model, *args, **options)
-        finally:
-            replace_modules(model, {new: old for old, new in replaced.items()})
-
-    recursive.create_script_module = compile_with_torch_nn
+_in_script: dict[type[nn.Module], type[nn.Module]] = {}

@@ -1,7 +1,8 @@
-"""`convert` swaps the LSTM modules of a model between torch.nn and fastlstm."""
+"""`convert` gives the LSTM modules of a model another class: from torch.nn to fastlstm and back."""
 
 from __future__ import annotations
 
+import abc
 import functools
 import inspect
 import types
@@ -15,19 +16,36 @@ from torch.nn.utils import parametrize
 from .modules import LSTM, LSTMCell, Options
 
 
-class _Adapter(nn.Module):
-    """Base of the classes that stand in for nn.LSTM, nn.LSTMCell or a subclass of theirs.
+class _StandIn(nn.Module):
+    """First base of the classes that stand in for nn.LSTM, nn.LSTMCell or a subclass of theirs.
 
-    `class Own(nn.LSTM)` becomes a class with the bases Own and `_LSTMAdapter`. Python puts the
-    methods of fastlstm.LSTM between those of Own and those of nn.LSTM, so `super().forward` in Own
-    reaches fastlstm.
+    What stands in for `class Own(nn.LSTM)` has the bases _StandIn, Own and _LSTMMethods. Python
+    puts the methods of fastlstm.LSTM between those of Own and those of nn.LSTM, so
+    `super().forward` in Own reaches fastlstm.
     """
 
-    torch_class: ClassVar[type[nn.Module]]  # nn.LSTM, nn.LSTMCell or Own
+    _fastlstm_of: ClassVar[type[nn.Module]]  # nn.LSTM, nn.LSTMCell or Own
+
+    def __init_subclass__(cls) -> None:
+        """Not that of Own, which may keep a list of its subclasses, or refuse them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that was made at run time."""
-        return _empty_stand_in, (self.torch_class,), *super().__reduce_ex__(protocol)[2:]
+        found = super().__reduce_ex__(protocol)
+        if isinstance(found, str):
+            return found
+        make, arguments, *rest = found
+        named = [self._fastlstm_of if a is type(self) else a for a in (make, *arguments)]
+        return _make, tuple(named), *rest
+
+
+def _make(make: Any, *arguments: Any) -> nn.Module:
+    """What pickle and copy make of an instance of Own, converted."""
+    module: nn.Module = make(*arguments)
+    target, _ = _to_fastlstm(module, keep_class=True)
+    if target is not None:
+        _change_class(module, target)
+    return module
 
 
 def _not_compiled_in_parts(function: Any) -> Any:
@@ -43,34 +61,36 @@ def _not_compiled_in_parts(function: Any) -> Any:
     return functools.update_wrapper(new, function)
 
 
-class _LSTMAdapter(_Adapter, LSTM, nn.LSTM):
+class _LSTMMethods(LSTM, nn.LSTM):
     __init__ = nn.LSTM.__init__
     forward = _not_compiled_in_parts(LSTM.forward)
-    torch_class = nn.LSTM
 
 
-class _LSTMCellAdapter(_Adapter, LSTMCell, nn.LSTMCell):
+class _LSTMCellMethods(LSTMCell, nn.LSTMCell):
     __init__ = nn.LSTMCell.__init__
-    torch_class = nn.LSTMCell
+
+
+class _LSTMStandIn(_StandIn, _LSTMMethods):
+    _fastlstm_of = nn.LSTM
+
+
+class _LSTMCellStandIn(_StandIn, _LSTMCellMethods):
+    _fastlstm_of = nn.LSTMCell
 
 
 # (of torch, of fastlstm, both at once)
-_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[_Adapter]], ...] = (
-    (nn.LSTM, LSTM, _LSTMAdapter),
-    (nn.LSTMCell, LSTMCell, _LSTMCellAdapter),
+_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[nn.Module]], ...] = (
+    (nn.LSTM, LSTM, _LSTMStandIn),
+    (nn.LSTMCell, LSTMCell, _LSTMCellStandIn),
 )
-for _, _ours, _adapter in _CLASSES:
-    _adapter.__name__ = _ours.__name__  # for repr; pickle goes by __qualname__
+for _, _ours, _both in _CLASSES:
+    _both.__name__ = _ours.__name__  # for repr; pickle goes by __qualname__
 
 # What nn.LSTM.forward calls in every call, and fastlstm only where it needs it.
 _PARTS_OF_FORWARD = (
-    "check_forward_args",
-    "check_hidden_size",
-    "check_input",
-    "get_expected_cell_size",
-    "get_expected_hidden_size",
-    "permute_hidden",
-)
+    "check_forward_args check_hidden_size check_input get_expected_cell_size "
+    "get_expected_hidden_size permute_hidden"
+).split()
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -95,38 +115,35 @@ def convert(
 def convert(
     model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
 ) -> nn.Module:
-    """Replaces every LSTM and LSTMCell of a model, in place, and returns the model.
+    """Gives every LSTM and LSTMCell of a model its class of fastlstm, and returns the model.
 
-    Of a model that is itself an LSTM only the result is new: `lstm = convert(lstm)`.
+    The modules stay the objects that they are, with their Parameters, hooks, parametrizations and
+    attributes, so optimizers and whoever else holds them need not know.
 
-    The new modules hold the same Parameter objects (an optimizer that has them stays valid), the
-    training mode, hooks, parametrizations and other attributes of those that they replace. A module
-    that is used in several places is replaced by one module. Convert before `torch.compile`.
-
-    What replaces an nn.LSTM is both an nn.LSTM and a `fastlstm.LSTM`: code that asks
+    What was an nn.LSTM is both an nn.LSTM and a `fastlstm.LSTM`: code that asks
     `isinstance(module, nn.LSTM)` goes on as before. `torch.compile` breaks the graph at every
     nn.LSTM; for one graph say `keep_class=False`.
 
-    A subclass of nn.LSTM or nn.LSTMCell keeps its name and methods too; its `super().forward` then
-    runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as `permute_hidden`, or
-    never calls nn.LSTM.forward, it is left alone.
+    A module of a subclass of nn.LSTM or nn.LSTMCell keeps its methods too; its `super().forward`
+    then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as
+    `permute_hidden`, or never calls nn.LSTM.forward, it is left alone.
 
     Args:
         model: any module; it may be an LSTM itself.
-        to: "fastlstm" replaces nn.LSTM and nn.LSTMCell by those of fastlstm; "torch" goes back.
+        to: "fastlstm" turns nn.LSTM and nn.LSTMCell into those of fastlstm; "torch" goes back.
             Options that nn.LSTM lacks (zoneout, for instance) then have no effect.
-        keep_class: whether what replaces nn.LSTM and nn.LSTMCell still derives from them; if not,
-            it is a `fastlstm.LSTM` or `LSTMCell`, also where convert has kept the class before.
+        keep_class: whether what was an nn.LSTM or nn.LSTMCell still is one; if not, it is a
+            `fastlstm.LSTM` or `LSTMCell`, also where convert has kept the class before.
             Subclasses always keep theirs.
 
     Returns:
-        The model; if it is itself replaced, what replaces it.
+        The model.
 
     Raises:
         ValueError: `to` is neither "fastlstm" nor "torch", or the model has no LSTM or LSTMCell, of
             either.
-        TypeError: `model` is no module (a class, for instance), or an LSTM of it is scripted,
-            compiled or sharded. Nothing is changed then.
+        TypeError: `model` is no module (a class, for instance), or an LSTM of it is scripted
+            or sharded. Nothing is changed then.
 
     Warns:
         UserWarning: for each module that is left alone, with the reason: a subclass as above; what
@@ -138,20 +155,25 @@ def convert(
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
     check_model(model)
-    replacements, notes = {}, []
-    for path, module in model.named_modules():
-        _refuse_wrapped(path or "the model itself", module)
-        target, note = _to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
-        if target is not None:
-            replacements[module] = _transplant(module, target)
+    modules = {path or "the model itself": module for path, module in model.named_modules()}
+    for path, module in modules.items():
+        _refuse_wrapped(path, module)
+    notes = []
+    for path, module in modules.items():
+        try:
+            target, note = _to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
+            if target is not None:
+                _change_class(module, target)
+        except TypeError as error:  # of Python, which takes not every class as a base
+            note = f"stays as it is: its class {own_class(module).__qualname__}: {error}"
         if note:
-            notes.append(f"convert: {path or 'the model itself'} {note}")
-    if not any(map(_is_lstm, model.modules())):
+            notes.append(f"convert: {path} {note}")
+    if not any(map(_is_lstm, modules.values())):
         problem = "convert: expected a model with an LSTM or LSTMCell, got one without"
         raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
-    return replace_modules(model, replacements)
+    return model
 
 
 def check_model(model: Any) -> None:
@@ -161,25 +183,12 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: expected a module, got {got}")
 
 
-def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The model with modules replaced in place, wherever they stand; or what replaces it."""
-    for module in [*model.modules(), *replacements.values()]:
-        for name, child in module._modules.items():
-            if child in replacements:
-                module._modules[name] = replacements[child]
-    return replacements.get(model, model)
-
-
 def _refuse_wrapped(path: str, module: nn.Module) -> None:
-    """Raises for an LSTM that something else has already taken hold of."""
-    names = [cls.__name__ for cls, *_ in _CLASSES]
+    """Raises for an LSTM whose class cannot change."""
     why = None
     if isinstance(module, torch.jit.ScriptModule):
-        if getattr(module, "original_name", None) in names:
+        if getattr(module, "original_name", None) in ("LSTM", "LSTMCell"):
             why = "is scripted; convert before torch.jit.script"
-    elif isinstance(module, torch._dynamo.OptimizedModule):
-        if any(_is_lstm(m) for m in module.modules()):
-            why = "is compiled; convert before torch.compile"
     elif _is_lstm(module) and any("torch.distributed." in str(c) for c in type(module).__mro__):
         why = "is sharded; convert before fully_shard"
     if why is not None:
@@ -195,9 +204,9 @@ _Target = tuple["type[nn.Module] | None", str]  # the new class, and what to war
 
 def _to_fastlstm(module: nn.Module, keep_class: bool) -> _Target:
     cls = own_class(module)
-    for of_torch, ours, adapter in _CLASSES:
-        if cls in (of_torch, adapter):
-            target = adapter if keep_class else ours
+    for of_torch, ours, both in _CLASSES:
+        if cls in (of_torch, both):
+            target = both if keep_class else ours
             return None if cls is target else target, ""
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
             parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
@@ -208,7 +217,7 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> _Target:
                 return None, f"{why} {which}"
             if not _calls_forward_of(of_torch, cls):
                 return None, f"{why} calls neither super().forward nor {of_torch.__name__}.forward"
-            return _stand_in(cls), ""
+            return _stand_in(cls, of_torch), ""
     if is_quantized_by_torch_ao(module):
         return None, (
             "stays as it is: torch.ao has quantized it. Convert before that, or call "
@@ -236,13 +245,13 @@ def is_quantized_by_torch_ao(module: nn.Module) -> bool:
 
 def _to_torch(module: nn.Module) -> _Target:
     cls = own_class(module)
-    for of_torch, ours, adapter in _CLASSES:
+    for of_torch, ours, _ in _CLASSES:
         if issubclass(cls, ours):
             values = vars(module).get("_fastlstm_options", Options()).regularizers._asdict()
             lost = ", ".join(f"{name}={value}" for name, value in values.items() if value)
             note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
-            if issubclass(cls, adapter):
-                return cls.torch_class, note
+            if issubclass(cls, _StandIn):
+                return cls._fastlstm_of, note
             if cls is ours:
                 return of_torch, note
             why = f"{cls.__qualname__} derives from fastlstm.{ours.__name__}"
@@ -250,56 +259,38 @@ def _to_torch(module: nn.Module) -> _Target:
     return None, ""
 
 
-def to_be_scripted(module: nn.Module) -> nn.Module:
-    """What convert(to="torch") makes of an LSTM; a RuntimeError if that would not be the same."""
-    target, note = _to_torch(module)
-    if target is None or note:
-        raise RuntimeError(
-            f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
-            f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
-        )
-    return _transplant(module, target)
-
-
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, without what parametrize puts before it."""
-    cls = type(module)
+    cls = module.__class__  # not type(), which may be that of _scripting
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
-_stand_ins: dict[type[nn.Module], type[nn.Module]] = {
-    of_torch: adapter for of_torch, _, adapter in _CLASSES
-}
+_stand_ins = {of_torch: both for of_torch, _, both in _CLASSES}
 
 
-def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
-    """A class like `cls`, torch's or a subclass of it, that runs fastlstm; one for each."""
+def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module]:
+    """A class like `cls`, a subclass of torch's, that runs fastlstm; one for each."""
     if cls not in _stand_ins:
-        adapter = next(adapter for of_torch, _, adapter in _CLASSES if issubclass(cls, of_torch))
+        methods = _LSTMMethods if of_torch is nn.LSTM else _LSTMCellMethods
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _stand_ins[cls] = type(
-            cls.__name__, (cls, adapter), {**members, "torch_class": cls, "_fastlstm_names": ()}
-        )
+        members |= {"_fastlstm_of": cls, "_fastlstm_names": ()}
+        _stand_ins[cls] = _new_class(cls.__name__, (_StandIn, cls, methods), members, type(cls))
     return _stand_ins[cls]
 
 
-def _empty_stand_in(cls: type[nn.Module]) -> nn.Module:
-    stand_in = _stand_in(cls)
-    return stand_in.__new__(stand_in)
+def _new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta: type) -> Any:
+    """What `meta(name, bases, members)` gives, without the code of a metaclass of the user's."""
+    known = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
+    return known.__new__(meta, name, bases, members)
 
 
-def _transplant(module: nn.Module, target: type[nn.Module]) -> nn.Module:
-    """A target module with the state of `module`, and its hooks, so that handles remove them."""
-    if parametrize.is_parametrized(module):  # its class, made by parametrize, holds the properties
-        members: dict[str, Any] = {
-            k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")
-        }
-        target = type(f"Parametrized{target.__name__}", (target,), members)
-    new = target.__new__(target)
-    new.__dict__.update(module.__dict__)
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers", "_modules") or isinstance(value, list):
-            new.__dict__[name] = value.copy()
-    if isinstance(new, nn.RNNBase):
-        new.flatten_parameters()
-    return new
+def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
+    """Makes a module one of `target`; what it holds of its own forward becomes that of `target`."""
+    old = type(module)
+    if parametrize.is_parametrized(module):  # its class, made by parametrize, has the properties
+        members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}
+        target = _new_class(f"Parametrized{target.__name__}", (target,), members, type(target))
+    object.__setattr__(module, "__class__", target)
+    for name, value in vars(module).items():
+        if isinstance(value, types.MethodType) and value == types.MethodType(old.forward, module):
+            vars(module)[name] = types.MethodType(target.forward, module)

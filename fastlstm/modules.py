@@ -128,10 +128,9 @@ class EngineModule(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
-        from . import _scripting
-        from .convert import to_be_scripted
+        from ._scripting import prepare
 
-        return _scripting.prepare(self, to_be_scripted(self))
+        return prepare(self)
 
     def _fastlstm_has(self, name: str) -> bool:
         """Whether an attribute is an option, and not something that the user has set."""

@@ -6,6 +6,7 @@ The modules that it puts in place have no parameters, so that no packed copy can
 from __future__ import annotations
 
 import pickle
+import types
 import warnings
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, overload
@@ -26,7 +27,6 @@ from .convert import (
     check_model,
     is_quantized_by_torch_ao,
     own_class,
-    replace_modules,
 )
 from .convert import convert as convert_modules
 from .layer_norm import LayerNormLSTM
@@ -124,7 +124,7 @@ def _names_of(layer: nn.Module) -> list[str]:
 def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
     """Sizes, options, hooks and whatever the user has set."""
     kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_options")
-    left = ("dtype", "weights")  # of _Frozen
+    left = ("dtype", "forward", "weights")  # which _Frozen has
     own = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
     to.__dict__.update({k: v for k, v in own.items() if k not in left})
 
@@ -258,7 +258,7 @@ def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
 _KINDS: dict[type[nn.Module], Any] = {
     kind._layer_class: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
 }
-_KINDS |= {adapter: _KINDS[ours] for _, ours, adapter in _CLASSES}
+_KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
 for _kind in _KINDS.values():
     ForkingPickler.register(_kind, _as_bytes)
 
@@ -325,7 +325,7 @@ def prepack(
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
     if convert and layers:
-        model = convert_modules(model)
+        convert_modules(model)
     for path, module in model.named_modules():
         if isinstance(module, (LSTM, LSTMCell)) and path not in layers:
             warnings.warn(
@@ -334,10 +334,18 @@ def prepack(
                 UserWarning,
                 stacklevel=2,
             )
-    found = dict(model.named_modules())
-    packed = {found[path]: _KINDS[own_class(found[path])](found[path], weights) for path in layers}
+    packed = {layer: _KINDS[own_class(layer)](layer, weights) for layer in layers.values()}
     packed |= {module: _of_torch_ao(module, weights) for module in quantized}
-    return replace_modules(model, packed)
+    return _replace(model, packed)
+
+
+def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The model with modules replaced in place, wherever they stand; or what replaces it."""
+    for module in [*model.modules(), *replacements.values()]:
+        for name, child in module._modules.items():
+            if child in replacements:
+                module._modules[name] = replacements[child]
+    return replacements.get(model, model)
 
 
 def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module], list[nn.Module]]:
@@ -386,6 +394,12 @@ def _check_layer(path: str, module: nn.Module, weights: _formats.Weights | None)
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
+    own = vars(module).get("forward")
+    if own is not None and own != types.MethodType(type(module).forward, module):
+        raise ValueError(
+            f"prepack: {path} has a forward of its own, set on the module, which would go on with "
+            "the weights before packing; take it off first, and set it again after packing"
+        )
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
     for name in _names_of(module):
@@ -423,7 +437,7 @@ def unpack(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     packed = [m for m in model.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
-    return replace_modules(model, {module: _unpack_layer(module) for module in packed})
+    return _replace(model, {module: _unpack_layer(module) for module in packed})
 
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:

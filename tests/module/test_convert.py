@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
+import types
 import warnings
 from abc import ABC
 from pathlib import Path
@@ -81,13 +83,12 @@ def test_a_model_both_ways(keep_class: bool) -> None:
 @pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell])
 def test_the_root_itself(cls: type[nn.Module]) -> None:
     root = cls(3, 5).double()
-    converted = convert(root)
-    assert is_ours(converted) and type(root) is cls
-    assert converted.weight_ih_l0 is root.weight_ih_l0 if cls is nn.LSTM else True
-    back = convert(converted, to="torch")
-    assert type(back) is cls
     argument = x if cls is nn.LSTM else x[0]
-    torch.testing.assert_close(back(argument), converted(argument), **CLOSE)
+    expected = root(argument)
+    assert convert(root) is root and is_ours(root)
+    torch.testing.assert_close(root(argument), expected, **CLOSE)
+    assert convert(root, to="torch") is root and type(root) is cls
+    torch.testing.assert_close(root(argument), expected, rtol=0, atol=0)
 
 
 def test_converting_twice_changes_nothing() -> None:
@@ -113,15 +114,6 @@ def test_training_mode_attributes_and_requires_grad_stay() -> None:
     assert not converted.weight_hh_l0.requires_grad
 
 
-def test_the_new_module_does_not_share_its_tables() -> None:
-    lstm = nn.LSTM(3, 5)
-    converted = convert(lstm)
-    converted.weight_ih_l0 = nn.Parameter(torch.zeros(20, 3))
-    assert lstm.weight_ih_l0.count_nonzero() > 0
-    assert lstm._flat_weights[0] is lstm.weight_ih_l0
-    assert converted._flat_weights[0] is converted.weight_ih_l0
-
-
 def test_hooks_stay_and_their_handles_work() -> None:
     seen: list[str] = []
     model = nn.Sequential(nn.LSTM(3, 5).double())
@@ -132,6 +124,210 @@ def test_hooks_stay_and_their_handles_work() -> None:
     handle.remove()
     model(x)
     assert seen == ["pre", "forward", "pre"]
+
+
+# Who holds a module in another way than in the tables of its parents.
+
+both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
+
+
+def layer(to: str, **options: Any) -> Any:
+    """A layer that convert(to=to) changes."""
+    torch.manual_seed(0)
+    made = nn.LSTM(3, 5, **options).double()
+    return made if to == "fastlstm" else convert(made)
+
+
+@both_ways
+def test_a_plain_list_of_layers_follows_the_model(to: Any) -> None:
+    """As in AllenNLP's stacked LSTMs."""
+    model = nn.Sequential(layer(to, num_layers=2, dropout=0.5))
+    held = list(model)
+    convert(model, to).eval()
+    assert held[0] is model[0]
+    torch.testing.assert_close(held[0](x), held[0](x), rtol=0, atol=0)
+
+
+@both_ways
+def test_a_forward_that_wraps_the_old_one(to: Any) -> None:
+    """As accelerate puts it on a module, and takes it off again."""
+    lstm = layer(to)
+    lstm._old_forward = lstm.forward
+    lstm.forward = functools.partial(lambda module, x: module._old_forward(2 * x), lstm)
+    expected = lstm(x)
+    convert(lstm, to)
+    torch.testing.assert_close(lstm(x), expected, **CLOSE)
+    assert lstm._old_forward.__func__ is type(lstm).forward
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+    assert not torch.allclose(lstm(x)[0], expected[0])
+    lstm.forward = lstm._old_forward
+    lstm(x)
+    convert(lstm, "torch" if to == "fastlstm" else "fastlstm")(x)
+
+
+@both_ways
+def test_hooks_that_know_the_module(to: Any) -> None:
+    lstm, seen = layer(to), []
+    lstm.register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    lstm.register_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    lstm.scale = 1.0
+    lstm.register_forward_hook(types.MethodType(lambda self, *_: seen.append(self.scale), lstm))
+    convert(lstm, to)
+    lstm.load_state_dict(lstm.state_dict())
+    assert [module is lstm for module in seen] == [True, True]
+    lstm.scale = 3.0
+    lstm(x)
+    assert seen[2:] == [3.0]
+
+
+@both_ways
+def test_a_layer_that_compiles_itself(to: Any) -> None:
+    lstm = layer(to)
+    lstm.compile(backend="eager")
+    lstm(x)
+    convert(lstm, to)
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+    expected = type(lstm).forward(lstm, x)
+    torch.testing.assert_close(lstm(x), expected, **CLOSE)
+
+
+class Slotted(nn.LSTM):
+    __slots__ = ("note",)
+
+    def __new__(cls, name: str, *sizes: int) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, name: str, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.note = name
+
+
+def test_slots_and_new_with_arguments() -> None:
+    own = convert(Slotted("mine", 3, 5))
+    assert own.note == "mine" and isinstance(own, fastlstm.LSTM)
+    assert convert(own, to="torch").note == "mine" and type(own) is Slotted
+
+
+class Plain(nn.LSTM, ABC):
+    """Only its class is its own, and a metaclass."""
+
+
+# What is the user's: names, and what happens to subclasses.
+
+
+class Named(nn.LSTM):
+    """Every name is its own, that fastlstm.LSTM has too."""
+
+    zoneout_c = "its own"
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.weight_dropout, self.recurrent_dropout = 0.5, nn.Dropout(0.5)
+        self.engine = "v8"
+
+    def _run(self, *_: Any) -> Any:
+        raise AssertionError("nobody calls it")
+
+    _check = _keep_flat = _forward_packed = _forward_at_once = _forced_engine = _run
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        if not hasattr(self, "zoneout_h"):
+            self.zoneout_h = []
+        self.zoneout_h.append(1)
+        self.engine += "!"
+        return super().forward(input, hx)
+
+
+def test_names_of_a_subclass_stay_its_own() -> None:
+    own = Named(3, 5).double()
+    expected = own(x)
+    back = [convert(own), convert(own, to="torch")]
+    convert(own)
+    torch.testing.assert_close(own(x), expected, **CLOSE)
+    own(nn.utils.rnn.pack_sequence([x[:, 0]]))
+    assert own.engine == "v8!!!" and own.weight_dropout == 0.5 and len(own.zoneout_h) == 3
+    assert own.zoneout_c == "its own" and isinstance(own.recurrent_dropout, nn.Dropout)
+    assert not hasattr(own, "input_dropout") and back == [own, own]
+
+
+def test_names_on_a_layer_stay_the_users() -> None:
+    lstm = layer("fastlstm")
+    lstm.engine, lstm.zoneout_h = "v8", nn.Linear(1, 1)
+    convert(lstm)(x)
+    assert lstm.engine == "v8" and isinstance(lstm.zoneout_h, nn.Linear)
+    lstm.engine = "v9"
+    assert lstm.engine == "v9" and lstm.input_dropout == 0.0
+    lstm.input_dropout = 0.5
+    assert not torch.equal(lstm(x)[0], lstm.eval()(x)[0])
+
+
+class Built(nn.LSTM):
+    def __reduce__(self) -> Any:
+        return (
+            type(self),
+            (self.input_size, self.hidden_size),
+            self.__getstate__() | {"made": "by its own"},
+        )
+
+
+class Registered(nn.LSTM):
+    known: list[type] = []
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        Registered.known.append(cls)
+
+
+class Last(nn.LSTM):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("no subclasses, please")
+
+
+class Counting(type):
+    count = 0
+
+    def __init__(cls, *args: Any) -> None:
+        Counting.count += 1
+
+
+class Counted(nn.LSTM, metaclass=Counting):
+    pass
+
+
+class Alone(type):
+    def mro(cls) -> Any:
+        if cls.__name__ != "Lonely" or len(cls.__bases__) > 1:
+            raise TypeError("Lonely takes no company")
+        return super().mro()
+
+
+class Lonely(nn.LSTM, metaclass=Alone):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Registered, Last, Counted, Plain])
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_what_a_class_does_with_its_subclasses_is_not_done(cls: Any, parametrized: bool) -> None:
+    own, count = cls(3, 5).double(), Counting.count
+    expected = own(x)
+    if parametrized and cls in (Counted, Plain):  # the others torch itself cannot parametrize
+        parametrizations.weight_norm(own, "weight_hh_l0")
+        count = Counting.count
+    convert(nn.Sequential(own, nn.LSTM(3, 5)))
+    assert isinstance(own, fastlstm.LSTM) and isinstance(own, cls)
+    assert not isinstance(cls(3, 5), type(own))
+    torch.testing.assert_close(own(x), expected, **CLOSE)
+    convert(own, to="torch")
+    assert isinstance(own, cls) and not isinstance(own, fastlstm.LSTM)
+    assert Registered.known == [] and Counting.count == count
+
+
+def test_a_class_that_python_cannot_derive_from_is_left_alone() -> None:
+    model = nn.Sequential(nn.LSTM(3, 5), Lonely(5, 5))
+    with pytest.warns(UserWarning, match="^convert: 1 stays as it is: its class Lonely: .*company"):
+        convert(model)
+    assert is_ours(model[0]) and type(model[1]) is Lonely
 
 
 @pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
@@ -239,10 +435,6 @@ class Doubled(nn.LSTM):
         return "doubled"
 
 
-class Plain(nn.LSTM, ABC):
-    """Only its class is its own, and a metaclass."""
-
-
 class DoubledCell(nn.LSTMCell):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         h, c = super().forward(input, hx)
@@ -279,7 +471,7 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(
 
     converted = convert(model)["own"]
     assert isinstance(converted, cls) and isinstance(converted, (fastlstm.LSTM, fastlstm.LSTMCell))
-    assert type(own) is cls
+    assert converted is own
     assert repr(converted) == text.replace("(head): LSTM", "(head): fastlstm.LSTM")
     torch.testing.assert_close(converted(argument), expected, **CLOSE)
     assert set(calls) == {ours}
@@ -303,9 +495,11 @@ def test_what_a_converted_subclass_has() -> None:
 
 
 @copied
-def test_a_converted_subclass_is_copied_and_saved(copied: Any) -> None:
-    converted = convert(Doubled(3, 5).double())
+@pytest.mark.parametrize("cls", [Doubled, Built])
+def test_a_converted_subclass_is_copied_and_saved(copied: Any, cls: Any) -> None:
+    converted = convert(cls(3, 5).double())
     other = copied(converted)
+    assert vars(other).get("made") == ("by its own" if cls is Built else None)
     assert type(other) is type(converted)
     assert other.weight_ih_l0 is not converted.weight_ih_l0
     torch.testing.assert_close(other(x), converted(x), rtol=0, atol=0)
@@ -434,6 +628,17 @@ def test_what_torch_ao_has_quantized_is_named() -> None:
 
 
 @needs_kernels
+def test_prepack_refuses_a_layer_with_a_forward_of_its_own() -> None:
+    lstm = layer("torch").eval()
+    lstm.forward = functools.partial(lambda f, x: f(2 * x), lstm.forward)
+    with pytest.raises(ValueError, match="^prepack: the model itself has a forward of its own"):
+        fastlstm.prepack(lstm)
+    lstm.forward = functools.partial(type(lstm).forward, lstm).func.__get__(lstm)
+    with torch.no_grad():
+        torch.testing.assert_close(fastlstm.prepack(lstm)(x), lstm(x), **CLOSE)
+
+
+@needs_kernels
 def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
     model = nn.ModuleDict({"own": Doubled(3, 5), "plain": nn.LSTM(3, 5)}).double().eval()
     expected = model["own"](x)
@@ -472,13 +677,21 @@ def test_a_sharded_module_is_refused() -> None:
         convert(nn.ModuleDict({"first": nn.LSTM(3, 5), "net": sharded}))
 
 
-def test_scripted_and_compiled_modules_are_refused() -> None:
+def test_a_scripted_module_is_refused() -> None:
     scripted = nn.Sequential(torch.jit.script(nn.LSTM(3, 5)))
     with pytest.raises(TypeError, match="0.*is scripted"):
         convert(scripted)
-    compiled = nn.ModuleDict({"net": torch.compile(nn.Sequential(nn.LSTM(3, 5)))})
-    with pytest.raises(TypeError, match="net.*is compiled"):
-        convert(compiled)
+
+
+@pytest.mark.parametrize("keep_class", [True, False])
+def test_a_compiled_model_is_compiled_again(keep_class: bool, calls: list[str]) -> None:
+    compiled = torch.compile(Model(), backend="eager")
+    expected = compiled(x)
+    assert convert(compiled, keep_class=keep_class) is compiled
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), expected, **CLOSE)
+    assert set(calls) == {"lstm", "lstm_cell"}
+    torch.testing.assert_close(convert(compiled, to="torch")(x), expected, rtol=0, atol=0)
 
 
 def test_the_target_must_be_known() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import io
+import pickle
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import fastlstm
 from fastlstm import _build, convert, prepack
@@ -63,7 +68,7 @@ def test_script_compiles_nn_lstm_and_leaves_the_model_alone(make: Any) -> None:
 def test_script_of_a_layer_itself(kind: str) -> None:
     layer = getattr(fastlstm, kind)(3, 5)
     scripted = torch.jit.script(layer)
-    assert scripted.original_name == kind and type(layer) is getattr(fastlstm, kind)
+    assert scripted.original_name == kind and layer.__class__ is getattr(fastlstm, kind)
     if kind == "LSTMCell":  # torch cannot call a scripted nn.LSTM that stands alone
         torch.testing.assert_close(scripted(x[0]), layer(x[0]))
 
@@ -73,7 +78,57 @@ def test_a_refused_script_does_not_disturb_the_next() -> None:
         torch.jit.script(nn.Sequential(fastlstm.LSTM(3, 3), fastlstm.LayerNormLSTM(3, 3)))
     linear = nn.Linear(3, 3)
     torch.testing.assert_close(torch.jit.script(linear)(x), linear(x))
-    assert torch.jit._recursive.create_script_module.__module__ == "torch.jit._recursive"
+
+
+class Unfinished(nn.Module):
+    """What torch.jit.script refuses after it has prepared the LSTM, or before."""
+
+    def __init__(self, fails: str) -> None:
+        super().__init__()
+        self.lstm = fastlstm.LSTM(3, 5, zoneout_h=0.0)
+        self.fails = Refused() if fails == "prepare" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Any:
+        return eval("x")
+
+
+class Refused(nn.Module):
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize("fails", ["prepare", "compile"])
+def test_a_script_that_fails_leaves_the_model_as_it_was(fails: str) -> None:
+    model = Unfinished(fails)
+    before = vars(torch.jit._recursive).copy()
+    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
+        torch.jit.script(model)
+    assert isinstance(model.lstm, fastlstm.LSTM)
+    model.lstm(x, lengths=torch.tensor([4, 1]))
+    assert type(model.lstm) is fastlstm.LSTM
+    assert vars(torch.jit._recursive) == before
+    alive = weakref.ref(model.lstm)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    "use", [copy.deepcopy, lambda lstm: pickle.loads(pickle.dumps(lstm)), lambda lstm: lstm(x)]
+)
+def test_a_layer_after_it_was_scripted(use: Any) -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    torch.jit.script(nn.Sequential(lstm))
+    found = use(lstm)
+    assert type(lstm) is fastlstm.LSTM
+    assert isinstance(found, tuple) or type(found) is fastlstm.LSTM
+
+
+def test_a_parametrized_layer_is_refused() -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    parametrizations.weight_norm(lstm, "weight_hh_l0")
+    with pytest.raises(RuntimeError, match="LSTM: torch.jit.script is not .* is parametrized"):
+        torch.jit.script(nn.Sequential(lstm))
 
 
 @needs_kernels

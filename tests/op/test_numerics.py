@@ -186,7 +186,7 @@ def test_nothing_is_subnormal_behind_shut_gates(
     rows = slice("ifgo".index(gate) * 20, ("ifgo".index(gate) + 1) * 20)
     with torch.no_grad():
         theirs.bias_ih_l0[rows] -= 100 if dtype == torch.float32 else 800
-    ours = fastlstm.convert(theirs)
+    ours = fastlstm.convert(copy.deepcopy(theirs))
     ours.engine = route.engine
     x = torch.randn(6, 4, 3, dtype=dtype, device=route.device)
     hx = torch.randn(2, 1, 4, 20, dtype=dtype, device=route.device)
