@@ -9,6 +9,7 @@ if _build.extension_available():
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm._build import has_kernels  # noqa: E402
+from fastlstm.compare import Comparison, compare  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
@@ -23,6 +24,7 @@ from fastlstm.tune import Measurement, tune  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "Comparison",
     "LSTM",
     "LSTMCell",
     "LayerNormLSTM",
@@ -30,6 +32,7 @@ __all__ = [
     "PackedLSTM",
     "PackedLSTMCell",
     "PackedLayerNormLSTM",
+    "compare",
     "convert",
     "functional",
     "has_kernels",

@@ -12,6 +12,7 @@ import torch
 import fastlstm
 from fastlstm import _build, _plan, functional
 from fastlstm._call import DTYPES
+from fastlstm.compare import main as compare_command
 
 
 def devices() -> list[tuple[torch.device, str]]:
@@ -89,7 +90,7 @@ def info() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `info` or `plan`."""
+    """Runs a command."""
     about = "show what was built, for which torch, and which engine runs for which dtype"
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
     version = f"fastlstm {fastlstm.__version__}"
@@ -99,9 +100,17 @@ def main(argv: list[str] | None = None) -> None:
     about = "show which engine a plain call would get, for any device"
     plan = commands.add_parser("plan", help=about, description=about)
     _plan.add_arguments(plan)
+    about = "time a model with nn.LSTM, converted and prepacked"
+    timed = commands.add_parser("compare", help=about, description=about)
+    returns = "returns the model and the arguments of a call of it"
+    timed.add_argument("function", metavar="package.module:function", help=returns)
+    timed.add_argument("--training", action="store_true", help="time training steps")
+    timed.add_argument("--seconds", type=float, default=1.0, help="for each way; default: 1")
     args = parser.parse_args(argv)
     if args.command == "plan":
         _plan.run(args)
+    elif args.command == "compare":
+        compare_command(args.function, args.training, args.seconds)
     else:
         info()
 

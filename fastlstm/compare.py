@@ -1,0 +1,255 @@
+"""`compare` times a model with nn.LSTM, converted and prepacked, side by side."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .convert import check_model, convert
+from .modules import LSTM, LSTMCell
+from .packed import PackedLSTM, PackedLSTMCell, prepack
+from .tune import seconds_of
+
+Run = Callable[[], object]
+Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
+
+LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+SAMPLE = 1e-3  # seconds of a sample, at least
+LEAST_ROUNDS = 5
+NOISY = 0.15  # of a ratio, between its quartiles
+
+
+class Comparison(NamedTuple):
+    """One way to run a model, as `compare` found it.
+
+    Attributes:
+        name: the way; the first is "nn.LSTM", unless the model cannot run with it.
+        milliseconds: median time of a call; in training of a step.
+        ratio: time of the first way / time of this one, the median over all rounds.
+        quartiles: the first and the third quartile of these ratios.
+        share: the part of the time that the LSTMs take alone, with the inputs that they get.
+        difference: largest difference of an output from that of the first way, in eval mode.
+        code: what to write for it.
+    """
+
+    name: str
+    milliseconds: float
+    ratio: float
+    quartiles: tuple[float, float]
+    share: float
+    difference: float
+    code: str
+
+
+def compare(
+    model: nn.Module,
+    *inputs: Any,
+    training: bool = False,
+    seconds: float = 1.0,
+    quiet: bool = False,
+) -> list[Comparison]:
+    """Times a model with nn.LSTM, converted and prepacked, and compares the outputs.
+
+    Each way gets a copy of the model, which stays as it is, and the copies are called in turn.
+    Inference on a CPU is measured with prepacked weights too, a GPU with each engine by its name.
+    A way that cannot run the model is left out, and printed with the reason.
+
+    Args:
+        model: any module with an LSTM or LSTMCell, of torch.nn or of fastlstm.
+        inputs: the arguments of a call of it.
+        training: whether to time training steps (forward, and backward of the sum of the outputs)
+            instead of inference.
+        seconds: how long each way is measured.
+        quiet: whether to print nothing; else a table, and what to write for the best row.
+
+    Returns:
+        A row for each way.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: it has no LSTM.
+    """
+    check_model(model)
+    if not any(isinstance(module, LSTMS) for module in model.modules()):
+        raise ValueError("compare: expected a model with an LSTM that is not prepacked")
+    device, inputs = next(model.parameters()).device, _detached(inputs)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        copies = list(_copies(model, inputs, device, training, quiet))
+        steps: list[Run] = []
+        for _, _, made, calls in copies:
+            steps.append(partial(_make_calls, [(made, inputs, {})], training))
+            steps.append(partial(_make_calls, calls, training))
+        times = _alternate(steps, device, seconds * len(copies), quiet)
+        outputs = [_outputs(made, inputs) for _, _, made, _ in copies]
+    rows = []
+    for k, (name, code, _, _) in enumerate(copies):
+        ratios = [a / b for a, b in zip(times[0], times[2 * k], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        whole, alone = (statistics.median(each) for each in times[2 * k : 2 * k + 2])
+        unequal = (outputs[k] - outputs[0])[outputs[k] != outputs[0]].abs()
+        difference = unequal.max().item() if unequal.numel() else 0.0
+        figures = (1e3 * whole, ratio, (low, high), min(1.0, alone / whole), difference)
+        rows.append(Comparison(name, *figures, code))
+    if not quiet:
+        print(_table(rows, training))
+    return rows
+
+
+def _copies(
+    model: nn.Module, inputs: Sequence[Any], device: torch.device, training: bool, quiet: bool
+) -> Iterator[tuple[str, str, nn.Module, list[Call]]]:
+    """Name and code of each way that runs the model, its copy, and the calls of the LSTMs in it."""
+    runs = False
+    for name, code, make in _ways(device, training):
+        try:
+            made = make(copy.deepcopy(model).train(training))
+            calls = _calls_of_lstms(made, inputs, training)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if name == "converted" and not runs:
+                raise
+            if not quiet:
+                print(f"{name} is left out: {str(error).splitlines()[0]}")
+        else:
+            runs = True
+            yield name, code, made, calls
+
+
+def _ways(device: torch.device, training: bool) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """The name, what to write, and the function that makes it of a copy of the model."""
+    yield "nn.LSTM", 'fastlstm.convert(model, to="torch")', partial(convert, to="torch")
+    yield "converted", "fastlstm.convert(model)", convert
+    if device.type == "cuda":
+        for engine in ("stepwise", "persistent"):
+            code = f'fastlstm.convert(model), and lstm.engine = "{engine}" for each of its LSTMs'
+            yield f"engine {engine}", code, partial(_convert_to_engine, engine)
+    elif not training:
+        code = "fastlstm.prepack(model.eval(), convert=True)"
+        yield "prepacked", code, partial(prepack, convert=True)
+        for dtype in (torch.bfloat16, torch.int8):
+            code = f"fastlstm.prepack(model.eval(), {dtype}, convert=True)"
+            name = f"prepacked in {dtype}".replace("torch.", "")
+            yield name, code, partial(prepack, weights=dtype, convert=True)
+
+
+def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
+    model = convert(model)
+    for module in model.modules():
+        if isinstance(module, (LSTM, LSTMCell)):
+            module.engine = engine
+    return model
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating tensors in nested tuples (packed sequences too), lists and dicts."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+def _detached(value: Any) -> Any:
+    """The same without a graph; what required a gradient still does."""
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_(value.requires_grad)
+    if isinstance(value, (tuple, list)):
+        each = map(_detached, value)
+        return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
+    if isinstance(value, dict):
+        return {name: _detached(each) for name, each in value.items()}
+    return value
+
+
+def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[Call]:
+    """Runs the model once; the calls that it makes of its LSTMs."""
+    calls: list[Call] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append((module, _detached(args), _detached(kwargs)))
+
+    lstms = [m for m in model.modules() if isinstance(m, (*LSTMS, PackedLSTM, PackedLSTMCell))]
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in lstms]
+    _make_calls([(model, inputs, {})], training)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def _make_calls(calls: Sequence[Call], training: bool) -> None:
+    """Makes each call once, in training with the gradients of its parameters and inputs."""
+    with torch.set_grad_enabled(training):
+        for module, args, kwargs in calls:
+            outputs = [t for t in _tensors(module(*args, **kwargs)) if t.requires_grad]
+            if outputs:
+                leaves = [*module.parameters(), *_tensors((args, kwargs))]
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                ones = list(map(torch.ones_like, outputs))
+                torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
+
+
+def _alternate(
+    steps: Sequence[Run], device: torch.device, seconds: float, quiet: bool
+) -> list[list[float]]:
+    """Seconds of a call of each step, in turn, in one order and in the other."""
+    shows = sys.stderr.isatty() and not quiet
+    once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
+    counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
+    times: list[list[float]] = [[] for _ in steps]
+    start, done = time.monotonic(), 0.0
+    while done < 1:
+        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
+            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
+            times[k].append(seconds_of(sample, device) / counts[k])
+        rounds, elapsed = len(times[0]), time.monotonic() - start
+        done = min(rounds / LEAST_ROUNDS, elapsed / seconds if seconds else 1)
+        if shows:
+            print(f"\rcompare: {min(done, 1):4.0%}", end="\r", file=sys.stderr, flush=True)
+    return times
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Tensor:
+    """All values that it returns in eval mode."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = [output.double().flatten() for output in _tensors(model.eval()(*inputs))]
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def _table(rows: Sequence[Comparison], training: bool) -> str:
+    """The rows, and what to write for the fastest, and for the fastest that rounds no weights."""
+    head = f"{'ms':>10}{'ratio':>8}{'quartiles':>15}{'LSTMs':>7}{'difference':>12}"
+    lines = [f"{'training' if training else 'inference':<23}{head}"]
+    for name, ms, ratio, (low, high), share, difference, _ in rows:
+        figures = f"{ms:>10.3f}{ratio:>8.2f}{f'{low:.2f} to {high:.2f}':>15}"
+        lines.append(f"{name:<23}{figures}{share:>7.0%}{difference:>12.1e}")
+    spread = max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows)
+    best = max(rows, key=lambda row: row.ratio)
+    exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
+    if spread > NOISY:
+        lines.append(f"The machine is too noisy to tell: a ratio varies by {spread:.0%}. Let")
+        lines.append("nothing else run, or measure longer (seconds=).")
+    elif best.quartiles[0] <= 1:
+        lines.append(f"Nothing is faster than {rows[0].name}.")
+    else:
+        lines.append(f"Fastest: {best.code}")
+        if exact is not best and exact.quartiles[0] > 1:
+            lines.append(f"Fastest without rounding: {exact.code}")
+    return "\n".join(lines)
+
+
+def main(function: str, training: bool, seconds: float) -> None:
+    """`python -m fastlstm compare`: of a model that package.module:function returns with inputs."""
+    module, colon, name = function.partition(":")
+    if not colon:
+        raise SystemExit(f"function: expected package.module:function, got {function}")
+    model, *inputs = getattr(importlib.import_module(module), name)()
+    compare(model, *inputs, training=training, seconds=seconds)

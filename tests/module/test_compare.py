@@ -1,0 +1,168 @@
+"""fastlstm.compare by a clock of the test: rows, differences, advice, and an untouched model."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+import fastlstm
+from fastlstm import _build, compare
+from fastlstm.__main__ import main
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+MODULE = sys.modules["fastlstm.compare"]  # fastlstm.compare is the function
+WAYS = ["nn.LSTM", "converted", "prepacked", "prepacked in bfloat16", "prepacked in int8"]
+
+
+class Tagger(nn.Module):
+    """Has a packed call, a step, dropout, and a layer of its own beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.cell = nn.LSTM(4, 32, bidirectional=True), nn.LSTMCell(64, 32)
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(32, 3))
+
+    def forward(self, packed: Any, state: Any = None) -> dict[str, Any]:
+        output, _ = self.lstm(packed, state)
+        h, c = self.cell(output.data)
+        return {"tags": self.head(h), "best": h.argmax(), "state": (h, c)}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the seconds that a call takes: of each way, whole and then its LSTMs alone."""
+
+    def set_clock(*seconds: float, of_rounds: tuple[float, ...] = (1.0, 1.0)) -> None:
+        def alternate(steps: Any, *_: Any) -> list[list[float]]:
+            for step in steps:
+                step()
+            first = [seconds[0] * factor for factor in of_rounds]
+            return [first, *([each] * len(of_rounds) for each in seconds[1:])]
+
+        monkeypatch.setattr(MODULE, "_alternate", alternate)
+
+    return set_clock
+
+
+def inputs() -> tuple[Any, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    state = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
+    return pack_sequence([torch.randn(n, 4) for n in (5, 3, 2)]), state
+
+
+def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    clock(8.0, 6.0, 4.0, 1.0, 2.0, 1.0, 4.0, 2.0, 1.0, 0.25)
+    rows = compare(Tagger().eval(), *inputs(), seconds=0)
+    assert [row.name for row in rows] == WAYS
+    assert [row.ratio for row in rows] == [1.0, 2.0, 4.0, 2.0, 8.0]
+    assert [row.share for row in rows] == [0.75, 0.25, 0.5, 0.5, 0.25]
+    assert [row.milliseconds for row in rows] == [8e3, 4e3, 2e3, 4e3, 1e3]
+    exact, rounded = [row.difference for row in rows[:3]], [row.difference for row in rows[3:]]
+    assert exact[0] == 0 and max(exact) < 1e-5 and all(1e-4 < d < 0.1 for d in rounded)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in printed[:6]] == ["inference", *WAYS]
+    assert printed[6:] == [
+        "Fastest: fastlstm.prepack(model.eval(), torch.int8, convert=True)",
+        "Fastest without rounding: fastlstm.prepack(model.eval(), convert=True)",
+    ]
+
+
+def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "seconds_of", lambda run, device: (run(), 1.0 + len(calls))[1])
+    calls: list[str] = []
+    steps = [lambda: calls.append("a"), lambda: calls.append("b")]
+    times = MODULE._alternate(steps, torch.device("cpu"), 0, quiet=True)
+    assert "".join(calls) == "aabb" + "abbaabbaab"
+    assert times == [[6.0, 9.0, 10.0, 13.0, 14.0], [7.0, 8.0, 11.0, 12.0, 15.0]]
+
+
+def test_the_codes_are_the_ways() -> None:
+    """What a row says to write gives the outputs that the row was compared by."""
+    model, given = Tagger().eval(), inputs()
+    rows = compare(model, *given, seconds=0, quiet=True)
+    expected = model(*given)["tags"]
+    for row in rows:
+        names = {"fastlstm": fastlstm, "torch": torch, "model": copy.deepcopy(model)}
+        found = eval(row.code, names)(*given)["tags"]
+        assert (found - expected).abs().max().item() <= row.difference + 1e-6
+
+
+def test_training(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    clock(2.0, 1.0, 2.0, 1.0)
+    model, (packed, state) = Tagger(), inputs()
+    leaf = packed.data.requires_grad_()
+    rows = compare(model, packed, state, training=True, seconds=0)
+    assert [row.name for row in rows] == WAYS[:2]
+    assert leaf.grad is None
+    assert "Nothing is faster than nn.LSTM." in capsys.readouterr().out
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.LSTM(4, 32), nn.Identity()).train()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for training in (False, True):
+        compare(model, torch.zeros(5, 3, 4), training=training, seconds=0, quiet=True)
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert type(model[0]) is nn.LSTM and model.training and model[0].training
+    assert all(p.grad is None for p in model.parameters())
+    assert not model[0]._forward_pre_hooks
+
+
+def test_a_noisy_machine(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    clock(8.0, 6.0, 4.0, 1.0, of_rounds=(1.0, 1.4))
+    compare(nn.LSTM(4, 8), torch.randn(5, 3, 4), training=True, seconds=0)
+    assert "too noisy to tell: a ratio varies by " in capsys.readouterr().out
+
+
+def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    class WithLengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = fastlstm.LSTM(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x, lengths=torch.tensor([5, 2, 3]))[0]
+
+    rows = compare(WithLengths(), torch.randn(5, 3, 4), seconds=0)
+    assert [row.name for row in rows] == WAYS[1:] and rows[0].ratio == 1
+    assert "nn.LSTM is left out: " in capsys.readouterr().out
+    rows = compare(nn.LSTM(4, 8).double(), torch.randn(5, 3, 4).double(), seconds=0, quiet=True)
+    assert [row.name for row in rows] == WAYS[:3]
+    with pytest.raises(RuntimeError, match="input.size"):
+        compare(nn.LSTM(4, 8), torch.randn(5, 3, 7), quiet=True)
+
+
+def test_errors() -> None:
+    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
+        compare(nn.LSTM)  # type: ignore[arg-type]
+    frozen = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
+    for model in (nn.Linear(2, 3), frozen):
+        with pytest.raises(ValueError, match="expected a model with an LSTM that is not prepacked"):
+            compare(model)
+
+
+def test_the_engines_of_a_gpu_by_name() -> None:
+    ways = list(MODULE._ways(torch.device("cuda"), False))
+    assert [name for name, *_ in ways] == [*WAYS[:2], "engine stepwise", "engine persistent"]
+    made = ways[2][2](nn.Sequential(nn.LSTM(4, 8)))
+    assert made[0].engine == "stepwise"
+
+
+def model_and_inputs() -> tuple[Any, ...]:
+    return nn.LSTM(4, 8), torch.zeros(5, 3, 4)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    main(["compare", "mine:model_and_inputs", "--training", "--seconds", "0"])
+    assert capsys.readouterr().out.startswith("training ")
+    with pytest.raises(SystemExit, match="expected package.module:function, got mine"):
+        main(["compare", "mine"])
