@@ -13,14 +13,11 @@ those of nn.LSTM, and the time.
 from __future__ import annotations
 
 import argparse
-import copy
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 import fastlstm
 
@@ -51,35 +48,14 @@ def load() -> VoiceEncoder:
     return encoder
 
 
-WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "nn.LSTM": lambda model: model,
-    "convert": fastlstm.convert,
-    "prepack": lambda model: fastlstm.prepack(model, convert=True),
-    "prepack, bfloat16": lambda model: fastlstm.prepack(model, torch.bfloat16, convert=True),
-    "prepack, int8": lambda model: fastlstm.prepack(model, torch.int8, convert=True),
-}
-
-
-@torch.inference_mode()
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Prints a line for each way, and returns the largest difference of each from nn.LSTM."""
+def main(arguments: list[str] | None = None) -> list[fastlstm.Comparison]:
+    """Prints a row for each way to run it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--windows", type=int, default=1, help="batch size (default: 1)")
     parser.add_argument("--seconds", type=float, default=2, help="to measure each (default: 2)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    mels = torch.rand(options.windows, 160, 40)
-    encoder = load()
-    expected = encoder(mels)
-    print(f"{options.windows} x 160 frames, {torch.get_num_threads()} threads")
-    differences = {}
-    for name, change in WAYS.items():
-        model = change(copy.deepcopy(encoder))
-        differences[name] = (model(mels) - expected).abs().max().item()
-        timer = Timer("model(mels)", globals=locals(), num_threads=torch.get_num_threads())
-        seconds = timer.blocked_autorange(min_run_time=options.seconds).median
-        print(f"{name:<18} {seconds * 1e3:7.2f} ms  largest difference {differences[name]:.1e}")
-    return differences
+    return fastlstm.compare(load(), torch.rand(options.windows, 160, 40), seconds=options.seconds)
 
 
 if __name__ == "__main__":

@@ -75,12 +75,10 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError: `model` is no module.
-        ValueError: it has no LSTM.
+        TypeError, ValueError: `fastlstm.convert` does not take the model.
     """
     check_model(model)
-    if not any(isinstance(module, LSTMS) for module in model.modules()):
-        raise ValueError("compare: expected a model with an LSTM that is not prepacked")
+    convert(copy.deepcopy(model))  # for its errors
     device, inputs = next(model.parameters()).device, _detached(inputs)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         copies = list(_copies(model, inputs, device, training, quiet))

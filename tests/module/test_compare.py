@@ -145,8 +145,10 @@ def test_errors() -> None:
         compare(nn.LSTM)  # type: ignore[arg-type]
     frozen = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
     for model in (nn.Linear(2, 3), frozen):
-        with pytest.raises(ValueError, match="expected a model with an LSTM that is not prepacked"):
+        with pytest.raises(ValueError, match="expected a model with an LSTM or LSTMCell"):
             compare(model)
+    with pytest.raises(TypeError, match="is scripted"):
+        compare(torch.jit.script(nn.LSTM(4, 8)))
 
 
 def test_the_engines_of_a_gpu_by_name() -> None:
