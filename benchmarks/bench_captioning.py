@@ -1,9 +1,8 @@
 """Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
 
 Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
-cached features; only the LSTM differs. Then the time of a training step with either decoder, of the
-LSTM alone, and time and peak memory of the vocabulary projection with its cross-entropy and
-gradients, in blocks and in one piece. Prints tables::
+cached features; only the LSTM differs. Then time and peak memory of the vocabulary projection with
+its cross-entropy and gradients, in blocks and in one piece. Prints tables::
 
     python benchmarks/bench_captioning.py
     python benchmarks/bench_captioning.py --autocast bfloat16
@@ -20,14 +19,14 @@ import torch.nn.functional as F
 from memory import allocated
 from report import write_json
 from timing import settle_malloc
-from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import AUTOCAST, ModelConfig, suited
-from captioning.model.captioner import Captioner
-from captioning.model.decoders import DECODERS
-from captioning.model.layers import make_lstm
-from captioning.model.loss import BLOCK, _product, linear_cross_entropy
-from captioning.search.generate import DecodeConfig, decode_batch
+from captioning.cnn import CNNConfig
+from captioning.data import Vocabulary
+from captioning.data.words import SPECIAL
+from captioning.model import Captioner, Checkpoint
+from captioning.model.loss import BLOCK, linear_cross_entropy
+from captioning.search import DecodeConfig, decode_batch
+from captioning.settings import ModelConfig
 
 
 def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -42,84 +41,29 @@ def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def caption_lengths(args: argparse.Namespace, generator: torch.Generator) -> torch.Tensor:
-    lengths = torch.randint(10, 17, (args.batch,), generator=generator)
-    return lengths.sort(descending=True).values
-
-
-def training_step(
-    config: ModelConfig, features: torch.Tensor, args: argparse.Namespace, lstm: str = "fastlstm"
-) -> Callable[[], object]:
-    """A step on a batch of random captions; the features are those of its pictures."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = caption_lengths(args, generator)
-    captions = torch.randint(4, config.vocab_size, (args.batch, 16), generator=generator)
-    captions[torch.arange(16) >= lengths.unsqueeze(1)] = 0
-    rows = torch.arange(args.batch) % len(features)
-    torch.manual_seed(0)
-    model = Captioner(config, lstm)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
-            loss, _ = model(features, rows, captions, lengths)
-        (loss / int((lengths - 1).sum())).backward()
-        optimizer.step()
-
-    return step
-
-
 def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    features = torch.randn(args.batch, args.features)
-    config = ModelConfig(args.features, vocab, args.embed, args.hidden)
-    return {lstm: training_step(config, features, args, lstm) for lstm in ("fastlstm", "torch")}
+    """A step on a batch of random captions, by the LSTM."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 17, (args.batch,), generator=generator).sort(descending=True).values
+    captions = torch.randint(4, vocab, (args.batch, 16), generator=generator)
+    captions[torch.arange(16) >= lengths.unsqueeze(1)] = 0
+    features, rows = torch.randn(args.batch, args.features), torch.arange(args.batch)
 
+    def make(lstm: str) -> Callable[[], object]:
+        torch.manual_seed(0)
+        model = Captioner(ModelConfig(args.features, vocab, args.embed, args.hidden), lstm)
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
-def decoders(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """A training step of each decoder with the defaults of a small set, 49 cells for attention."""
-    sizes = args.features, vocab, args.embed, args.hidden
-    small = {name: suited(kind.Settings, pictures=1) for name, kind in DECODERS.items()}
-    plain = DECODERS["lstm"].Settings(*sizes, **small["lstm"])
-    attention = DECODERS["attention"].Settings(
-        *sizes, **small["attention"], decoder="attention", grid=7
-    )
-    pictures = max(2, round(args.batch / 5))
-    cells = torch.randn(args.batch, 49, args.features).half()
-    return {
-        "plain": training_step(plain, torch.randn(args.batch, args.features), args),
-        "attention, batches of captions": training_step(attention, cells, args),
-        "attention, batches of pictures": training_step(attention, cells[:pictures], args),
-    }
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, args.autocast == "bfloat16"):
+                loss, _ = model(features, rows, captions, lengths)
+            (loss / int((lengths - 1).sum())).backward()
+            optimizer.step()
 
+        return step
 
-def lstm_alone(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """The LSTM's part of a training step, forward and backward, and its matrix products alone.
-
-    The latter is one product with as many floating-point operations as a step needs at least.
-    """
-    lengths = caption_lengths(args, torch.Generator().manual_seed(0))
-    x = torch.randn(args.batch, 16, args.embed, requires_grad=True)
-    dtype = AUTOCAST[args.autocast]
-
-    def make(kind: str) -> Callable[[], object]:
-        lstm = make_lstm(kind, args.embed, args.hidden)
-
-        def run() -> None:
-            with torch.autocast("cpu", dtype, args.autocast != "none"):
-                y = lstm(pack_padded_sequence(x, lengths, batch_first=True))[0].data
-            y.sum().backward()
-            x.grad = None
-            lstm.zero_grad()
-
-        return run
-
-    rows = 3 * int(lengths.sum())  # forward, to the input, to the weights
-    left = torch.randn(rows, args.embed + args.hidden, dtype=dtype)
-    right = torch.randn(4 * args.hidden, args.embed + args.hidden, dtype=dtype)
-    return {kind: make(kind) for kind in ("fastlstm", "torch")} | {
-        "its products as one, by oneDNN": lambda: _product(left, right)
-    }
+    return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
 
 
 def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -131,7 +75,7 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
 
     def make(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def run() -> None:
-            with torch.autocast("cpu", AUTOCAST[args.autocast], args.autocast != "none"):
+            with torch.autocast("cpu", torch.bfloat16, args.autocast == "bfloat16"):
                 value = loss()
             value.backward()
             hidden.grad = linear.weight.grad = linear.bias.grad = None  # each has its own peak
@@ -156,7 +100,9 @@ def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Cal
         sizes = ModelConfig(args.features, vocab, args.embed, args.hidden)
         model = Captioner(sizes, lstm).eval()
         model.decoder.linear.bias.data[2] = -1e9  # never ends: all 20 steps are timed
-        return lambda: decode_batch(model, features, DecodeConfig(method), None)
+        words = Vocabulary([*SPECIAL, *map(str, range(vocab - len(SPECIAL)))])
+        checkpoint = Checkpoint([model], words, CNNConfig())
+        return lambda: decode_batch(checkpoint, features, DecodeConfig(method))
 
     return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
 
@@ -168,11 +114,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--vocab", type=int, nargs="+", default=[3000, 10000])
-    parser.add_argument("--autocast", choices=AUTOCAST, default="none", help="of training")
+    parser.add_argument(
+        "--autocast", choices=("none", "bfloat16"), default="none", help="of training"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the numbers")
     args = parser.parse_args()
-    settle_malloc()  # as training does when it loads the CNN
+    settle_malloc()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")
     print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
     rows = []
@@ -187,15 +135,6 @@ def main() -> None:
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})
-    print(f"\n{'training step':40}{'ms':>8}{'of plain':>10}")
-    times = alternate(decoders(args.vocab[0], args), args.repeats)
-    for name, seconds in times.items():
-        print(f"{name:40}{seconds * 1e3:8.1f}{seconds / times['plain']:10.2f}", flush=True)
-        rows.append({"case": f"training step, {name}", "seconds": seconds})
-    print(f"\n{'of a training step':40}{'ms':>8}")
-    for name, seconds in alternate(lstm_alone(args), args.repeats).items():
-        print(f"{f'LSTM, {name}':40}{seconds * 1e3:8.1f}", flush=True)
-        rows.append({"case": f"LSTM, {name}", "seconds": seconds})
     print(f"\n{'projection and cross-entropy':40}{'ms':>8}{'peak MB':>10}")
     for vocab in args.vocab:
         runs = projection(vocab, args)

@@ -50,25 +50,25 @@ def error(found: Tensor, exact: Tensor) -> str:
 def facts_right(demo: Path) -> list[str]:
     """The share of right captions in each dtype, of both splits."""
     from captioning.cnn.features import FeatureTable, extract_features
-    from captioning.data.datasets import load_coco
+    from captioning.cnn.pretrained import load_cnn
+    from captioning.data.coco import load_coco
     from captioning.demo import scenes
     from captioning.model.checkpoint import load_checkpoint
     from captioning.model.layers import freeze
-    from captioning.search.generate import best_captions
+    from captioning.search.generate import DecodeConfig, best_captions
 
     shares = []
     for weights in WEIGHTS:
         checkpoint = load_checkpoint(demo / "best.pt")
         freeze(checkpoint.model, str(weights).removeprefix("torch."))
-        cnn, right, count = checkpoint.cnn.load(), 0.0, 0
+        cnn, right, count = load_cnn(checkpoint.cnn), 0.0, 0
         for split in ("val", "unseen"):
             annotations = demo / "scenes" / "annotations" / f"captions_{split}.json"
             dataset = load_coco(annotations, demo / "scenes" / split)
             cache = extract_features(cnn, dataset.images, demo / "features", annotations)
             features = FeatureTable(dataset, cache)
-            written = best_captions(
-                checkpoint.model, checkpoint.vocabulary, features.read(), features.ids
-            )
+            greedy = DecodeConfig("greedy")
+            written = best_captions(checkpoint, features.read(), features.ids, config=greedy)
             truth = {image.id: scenes.Facts(**(image.facts or {})) for image in dataset.images}
             right += scenes.fact_scores(written, truth)["all"] * len(truth)
             count += len(truth)

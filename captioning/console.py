@@ -1,26 +1,15 @@
 """Printing: each message on one line, whatever names and words contain."""
 
-import re
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters, ends of lines and paragraphs, marks that change the direction of writing, and
-# surrogates, which stand for the bytes of file names that are not UTF-8.
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
 
 def printable(text: object) -> str:
     """Text on one line, with characters escaped that a terminal would obey or refuse."""
-    return _UNPRINTABLE.sub(_escape, str(text))
-
-
-def _escape(found: re.Match[str]) -> str:
-    if "\udc80" <= found[0] <= "\udcff":  # a byte, by os.fsdecode
-        return f"\\x{ord(found[0]) - 0xDC00:02x}"
-    return found[0].encode("unicode_escape").decode()
+    escape = lambda c: c.encode("unicode_escape").decode()
+    joins = "\u200d"  # emojis
+    return "".join(c if c.isprintable() or c == joins else escape(c) for c in str(text))
 
 
 def short(value: Any) -> str:

@@ -1,9 +1,7 @@
 """The documentation's settings; `make docs` builds it into build/docs."""
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,14 +25,3 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
-
-
-def list_settings(app: Any, what: str, name: str, thing: Any, _: Any, lines: list[str]) -> None:
-    """Add the fields of a dataclass that carry their help (`captioning.config.setting`)."""
-    if what == "class" and dataclasses.is_dataclass(thing):
-        fields = dataclasses.fields(thing)
-        lines += [f":param {f.name}: {f.metadata['help']}" for f in fields if "help" in f.metadata]
-
-
-def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", list_settings, priority=600)  # after napoleon

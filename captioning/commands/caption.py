@@ -4,15 +4,14 @@ import argparse
 import time
 from pathlib import Path
 
-from captioning.cnn import FrozenCNN
-from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
-from captioning.config import option
+from captioning.cnn import FrozenCNN, load_cnn
+from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import say
 from captioning.data import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
-from captioning.files import lock_files, write_json
-from captioning.model import Attentive, Checkpoint
-from captioning.results import MAX_SHEET, file_maps, write_panels, write_sheet
+from captioning.files import check_output, write_json
+from captioning.model import WEIGHTS, Checkpoint
+from captioning.results import MAX_SHEET, attends, file_maps, write_panels, write_sheet
 from captioning.search import (
     CaptionedFile,
     DecodeConfig,
@@ -21,63 +20,57 @@ from captioning.search import (
     find_pictures,
 )
 
-OPTIONS = {  # by the method that they belong to
-    "beam": ("neighbors", "beam_size", "length_penalty"),
-    "sample": ("temperature", "seed"),
-}
+OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}  # by method
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="the captioner, such as runs/demo/best.pt")
-    told = "files, folders, globs; first more captioners, *.pt, that write together with it"
-    parser.add_argument("pictures", nargs="*", help=told)
-    parser.add_argument("--annotations", type=Path, help="caption the pictures of a COCO file")
-    parser.add_argument("--images", type=Path, help="folder of those pictures")
-    parser.add_argument(
-        "--features",
-        type=Path,
-        help="folder of feature caches, as for train, so that pictures are encoded only once",
-    )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        help="JSON to write: the captions in COCO's format; for files, with their names",
-    )
-    parser.add_argument(
-        "--attention", type=Path, help="PNG to write: where it looked for each word (one picture)"
-    )
-    parser.add_argument("--sheet", type=Path, help="PNG to write: the pictures, captions below")
-    add_inference(parser)
-    add_settings(parser.add_argument_group("decoding"), DecodeConfig)
+    option = parser.add_argument
+    option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
+    text = "files, folders, globs; first more captioners, files *.pt, that write together with it"
+    option("pictures", nargs="*", help=text)
+    option("--annotations", type=Path, help="caption the pictures of a COCO file")
+    option("--images", type=Path, help="folder of those pictures, if the file does not say")
+    option("--features", type=Path, help="folder of feature caches, as for train")
+    text = "JSON to write: the captions in COCO's format; for files, with their names"
+    option("--json", type=Path, help=text)
+    option("--sheet", type=Path, help="PNG to write: the pictures, captions below")
+    option("--attention", type=Path, help="PNG to write: where it looked (one picture)")
+    text = "how to search (beam, as training chose it)"
+    option("--method", choices=("beam", "greedy", "sample"), default="beam", help=text)
+    option("--beam-size", type=int, help="beam: captions kept (as training chose)")
+    text = "beam: weight of similar training pictures' captions, 0: none (as training chose)"
+    option("--neighbors", type=float, help=text)
+    option("--temperature", type=float, help="sample: below 1 prefers probable words (1)")
+    option("--seed", type=int, help="sample: the same seed gives the same captions (0)")
+    add_device(parser)
+    text = "dtype of the LSTM's weights on a CPU; fewer bits are faster (float32)"
+    option("--lstm-weights", choices=WEIGHTS, default="float32", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     config = config_of(args)
-    more = [name for name in args.pictures if name.endswith(".pt")]
-    args.checkpoint = [args.checkpoint, *more]
+    more = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
+    paths = [args.checkpoint, *more]
     args.pictures = [name for name in args.pictures if name not in more]
-    with lock_files(args.json, args.attention, args.sheet):
-        dataset = pictures_of(args)
-        checkpoint = load_captioner(args)
-        check_captioner(args, config, checkpoint, len(dataset.images))
-        cnn = checkpoint.cnn.load().to(args.device)
-        start, captioned = time.perf_counter(), {}
-        if args.features:
-            found = caption_dataset(
-                checkpoint, cnn, dataset, args.features, args.annotations, config
-            )
-        else:
-            paths = [image.path for image in dataset.images]
-            found = caption_files(checkpoint, cnn, paths, config)
-        for image, item in zip(dataset.images, found, strict=True):
-            if item.error:
-                say(item.error, error=True)
-                continue
-            captioned[image.id] = item
-            if not args.json:
-                say(f"{item.path}: {item.captions[0].text}")
-        count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
-        write_results(args, checkpoint, cnn, captioned)
+    check_output(args.json, args.attention, args.sheet)
+    dataset = pictures_of(args)
+    checkpoint = load_captioner(paths, args.device, args.lstm_weights)
+    check_captioner(args, config, checkpoint, len(dataset.images))
+    cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
+    start, captioned = time.perf_counter(), {}
+    if args.features:
+        found = caption_dataset(checkpoint, cnn, dataset, args.features, args.annotations, config)
+    else:
+        found = caption_files(checkpoint, cnn, [image.path for image in dataset.images], config)
+    for image, item in zip(dataset.images, found, strict=True):
+        if item.error:
+            say(item.error, error=True)
+            continue
+        captioned[image.id] = item
+        if not args.json:
+            say(f"{item.path}: {item.captions[0].text}")
+    count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
+    write_results(args, checkpoint, cnn, captioned)
     failed = len(dataset.images) - count + len(dataset.skipped.get("missing picture", ()))
     line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
     say(line + (f"; {failed} failed" if failed else ""), error=True)
@@ -88,17 +81,13 @@ def check_captioner(
     args: argparse.Namespace, config: DecodeConfig, checkpoint: Checkpoint, count: int
 ) -> None:
     """Refuse options that need another captioner, or another number of pictures."""
-    model = checkpoint.model
-    if config.neighbors and not model.neighbors:
-        raise CaptioningError(
-            "--neighbors: expected a captioner that keeps its training pictures, got "
-            f"{', '.join(args.checkpoint)}"
-        )
-    if args.attention and not (count == 1 and isinstance(model.decoder, Attentive)):
-        raise CaptioningError(
-            "--attention: expected one picture, and a captioner whose decoder attends (--decoder "
-            f"attention); got {count}, --decoder {model.config.decoder}"
-        )
+    if config.neighbors and not checkpoint.neighbors:
+        expected = "expected a captioner that keeps its training pictures"
+        raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")
+    if args.attention and not (count == 1 and attends(checkpoint)):
+        expected = "expected one picture, and a captioner trained with --decoder attention"
+        got = f"got {count}, --decoder {checkpoint.model.config.decoder}"
+        raise CaptioningError(f"--attention: {expected}; {got}")
 
 
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:
@@ -120,33 +109,28 @@ def pictures_of(args: argparse.Namespace) -> CaptionDataset:
 
 
 def write_results(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    cnn: FrozenCNN,
-    captioned: dict[int, CaptionedFile],
+    args: argparse.Namespace, checkpoint: Checkpoint, cnn: FrozenCNN, best: dict[int, CaptionedFile]
 ) -> None:
     """Write the best captions to --json, --sheet and --attention."""
-    best = {i: item.captions[0].text for i, item in captioned.items()}
+    texts = {i: item.captions[0].text for i, item in best.items()}
     if args.json:
-        name = lambda i: {} if args.annotations else {"file_name": str(captioned[i].path)}
-        results = [{"image_id": i, "caption": text, **name(i)} for i, text in best.items()]
+        name = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
+        results = [{"image_id": i, "caption": text, **name(i)} for i, text in texts.items()]
         write_json(args.json, results, indent=0)
-    if args.sheet and captioned:
-        write_sheet(args.sheet, {item.path: best[i] for i, item in captioned.items()})
+    if args.sheet and best:
+        write_sheet(args.sheet, {item.path: texts[i] for i, item in best.items()})
     if args.attention:
-        for i, item in captioned.items():  # one, by `check_captioner`
-            if maps := file_maps(checkpoint, cnn, item.path, best[i]):
-                write_panels(args.attention, maps)
+        for i, item in best.items():  # one, by `check_captioner`
+            write_panels(args.attention, file_maps(checkpoint, cnn, item.path, texts[i]))
 
 
 def config_of(args: argparse.Namespace) -> DecodeConfig:
     """How to search; an option that belongs to another method is refused."""
-    values = given(args, DecodeConfig)
-    config = DecodeConfig(**values)
-    for method, options in OPTIONS.items():
-        wrong = [name for name in options if name in values]
-        if wrong and config.method != method:
-            raise CaptioningError(
-                f"{option(wrong[0])}: expected --method {method} as well, got {config.method}"
-            )
-    return config
+    values = {name: getattr(args, name) for names in OPTIONS.values() for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    for method, names in OPTIONS.items():
+        wrong = [name for name in names if name in values and args.method != method]
+        if wrong:
+            option = f"--{wrong[0].replace('_', '-')}"
+            raise CaptioningError(f"{option}: expected --method {method}, got {args.method}")
+    return DecodeConfig(args.method, **values)

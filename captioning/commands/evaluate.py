@@ -3,35 +3,56 @@
 import argparse
 from pathlib import Path
 
-from captioning.console import say
+from captioning.cnn import load_cnn
+from captioning.commands.arguments import add_device, load_captioner
+from captioning.console import progress, say
 from captioning.data import load_references
-from captioning.files import lock_files, write_json
-from captioning.results import evaluate, read_results, write_evaluation
+from captioning.errors import CaptioningError
+from captioning.files import check_output, write_json
+from captioning.results import Section, evaluate, read_results, write_report
+from captioning.search import caption_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", type=Path, help='[{"image_id": 1, "caption": "..."}, ...]')
-    parser.add_argument("--references", type=Path, required=True, help="COCO captions file")
-    parser.add_argument("--images", type=Path, help="folder of the pictures, for --report")
-    parser.add_argument("--meteor", action="store_true", help="score METEOR too (needs Java)")
-    parser.add_argument("--json", type=Path, help="JSON to write: scores, of each picture too")
-    parser.add_argument("--report", type=Path, help="HTML page to write: scores and pictures")
-    told = (
-        "captioner whose curves and attention maps the report shows; again for one more beside it"
-    )
-    parser.add_argument("--checkpoint", type=Path, action="append", default=[], help=told)
+    text = "a captioner, or several that write together (*.pt), or captions in COCO's format (JSON)"
+    parser.add_argument("what", type=Path, nargs="+", help=f"{text}; or both, for the report")
+    option = parser.add_argument
+    option("--references", type=Path, required=True, help="COCO captions file")
+    option("--images", type=Path, help="folder of its pictures, if it does not say")
+    option("--meteor", action="store_true", help="score METEOR too (needs Java)")
+    option("--json", type=Path, help="JSON to write: scores, of each picture too")
+    option("--report", type=Path, help="HTML page to write: scores and pictures")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    with lock_files(args.json, args.report):
-        results = read_results(args.results)
-        dataset = load_references(args.references, args.images, need_folder=bool(args.report))
-        scores = evaluate(results, dataset, args.meteor)
-        say(*str(scores).splitlines())
-        if args.json:
-            data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
-            write_json(args.json, data, indent=1)
-        if args.report:
-            name = args.results.name
-            write_evaluation(args.report, results, dataset, scores, args.checkpoint, name)
-            say(f"report: {args.report}")
+    files = [path for path in args.what if path.suffix == ".json"]
+    paths = [path for path in args.what if path not in files]
+    if len(files) > 1:
+        raise CaptioningError(f"expected one file of captions, got {', '.join(map(str, files))}")
+    check_output(args.json, args.report)
+    results = read_results(files[0]) if files else {}
+    need_pictures = bool(args.report) or not files
+    dataset = load_references(args.references, args.images, need_pictures)
+    checkpoint = load_captioner(paths, args.device) if paths else None
+    if checkpoint and not files:
+        cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
+        found = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
+        bar = progress(found, "caption", total=len(dataset.images), unit="img")
+        for image, item in zip(dataset.images, bar, strict=True):
+            if item.error:
+                say(item.error, error=True)
+            else:
+                results[image.id] = item.captions[0].text
+    scores = evaluate(results, dataset, args.meteor)
+    say(*str(scores).splitlines())
+    if args.json:
+        data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
+        write_json(args.json, data, indent=1)
+    if args.report:
+        pictures = [image for image in dataset.images if image.id in results]
+        title = f"Captions of {len(pictures)} pictures"
+        section = Section(args.what[0].name, title, pictures, results, scores)
+        history = checkpoint.training.get("history", []) if checkpoint else []
+        write_report(args.report, "Evaluation of captions", "", [section], history, checkpoint)
+        say(f"report: {args.report}")

@@ -5,51 +5,44 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from captioning.cnn import Extraction
-from captioning.commands.arguments import add_settings, given
-from captioning.config import FEW_PICTURES
+from captioning.commands.arguments import add_on_error
 from captioning.console import say
-from captioning.data import formats
+from captioning.data import convert
 from captioning.errors import list_reasons
-from captioning.files import lock_folder
+from captioning.settings import FEW_PICTURES
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     width = shutil.get_terminal_size().columns - 2  # as argparse has it
     table = [
         textwrap.fill(text, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
-        for name, text in formats.FORMATS.items()
+        for name, text in convert.FORMATS.items()
     ]
-    parser.epilog = "\n".join(["formats, recognized by the content:", *table])
-    parser.add_argument("source", help="captions: a file or folder of one of the formats below")
-    parser.add_argument(
-        "--images", type=Path, help="folder of the pictures (the source's, or one inside it)"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    add_settings(parser, formats.Splits)
-    for split in formats.SPLITS:
-        parser.add_argument(
-            f"--{split}-list",
-            type=Path,
-            help=f"file that lists {split} pictures, one per line, with or without extension",
-        )
-    add_settings(parser, Extraction, left_out=("device", "workers"))
+    parser.epilog = "\n".join(["formats:", *table])
+    option = parser.add_argument
+    option("source", type=Path, help="captions: a file or folder of one of the formats below")
+    option("--images", type=Path, help="folder of the pictures (the source's, or one inside it)")
+    option("--output", type=Path, required=True, help="folder to write to")
+    text = "share of pictures to {}, if the source has no splits ({})"
+    option("--val", type=float, help=text.format("validate on", convert.Shares.val))
+    option("--test", type=float, help=text.format("test on", convert.Shares.test))
+    option("--seed", type=int, default=0, help="seed of the random splits (0)")
+    add_on_error(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    lists = {s: getattr(args, f"{s}_list") for s in formats.SPLITS if getattr(args, f"{s}_list")}
-    source, chosen = formats.read_source(args.source), given(args, formats.Splits)
-    shares = [f"--{split}" for split in formats.SPLITS if split in chosen]
-    if shares and (lists or source.splits):
-        where = "the lists" if lists else args.source
-        say(f"{' and '.join(shares)} ignored: the splits are from {where}", error=True)
-    splits = formats.Splits(**chosen, listed=formats.read_split_lists(lists))
-    images = args.images or formats.find_images(args.source, source)
-    with lock_folder(args.output):
-        on_error = given(args, Extraction)
-        counts, skipped = formats.prepare(source, images, args.output, splits, **on_error)
+    source = convert.read_source(args.source)
+    given = {name: getattr(args, name) for name in ("val", "test")}
+    given = {name: share for name, share in given.items() if share is not None}
+    if given and source.splits:
+        options = " and ".join(f"--{name}" for name in given)
+        say(f"{options} ignored: the splits are from {args.source}", error=True)
+    shares = convert.Shares(**given, seed=args.seed)
+    images = args.images or convert.find_images(args.source, source)
+    counts, skipped = convert.prepare(source, images, args.output, shares, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
     for split in ("val", "test"):
         if 0 < counts[split] < FEW_PICTURES:
             say(f"note: {split} is small: scores of under {FEW_PICTURES} pictures mean little")
+    say(f"next: captioning train {args.output} --output runs/mine")

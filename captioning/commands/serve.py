@@ -3,66 +3,46 @@
 import argparse
 import contextlib
 import os
-import random
 import signal
-import socket
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn import FrozenCNN
-from captioning.commands.arguments import add_inference, add_settings, given, load_captioner
-from captioning.config import POSITIVE, Checked, setting
+from captioning.cnn import FrozenCNN, load_cnn
+from captioning.commands.arguments import add_checkpoint, add_device, load_captioner
 from captioning.console import say
-from captioning.data import MAX_PIXELS, ImageError, load_image, tokenize
-from captioning.demo import PLACES, Facts, draw_scene, split_combinations
+from captioning.data import ImageError, load_image
 from captioning.errors import CaptioningError
-from captioning.model import Attentive, Checkpoint
-from captioning.results import compute_maps
+from captioning.model import Checkpoint
+from captioning.results import attends, compute_maps
 from captioning.search import DecodeConfig, generate_captions
 
 MIN_SIDE = 8  # pixels
+MAX_PIXELS = 64_000_000
+MAX_FILE = "20mb"
 MAX_BEAM = 20
 TITLE = "Caption a picture"
 
 
-@dataclass(frozen=True)
-class ServerSettings(Checked):
-    """Where the server listens, and what it accepts."""
-
-    host: str = setting("address to listen on; 0.0.0.0 lets other machines in", "127.0.0.1")
-    port: int | None = setting(
-        "port to listen on; if not given, the first free one from 7860 on",
-        None,
-        bounds={">=": 1, "<=": 65535},
-    )
-    max_megabytes: float = setting("largest file of a picture", 20.0, bounds=POSITIVE)
-    max_megapixels: float = setting("largest picture", 64.0, bounds=POSITIVE)
-
-
 def add(parser: argparse.ArgumentParser) -> None:
-    told = "the captioner, such as runs/demo/best.pt, or several that write together"
-    parser.add_argument("checkpoint", type=Path, nargs="+", help=told)
-    add_settings(parser, ServerSettings)
-    add_inference(parser)
+    add_checkpoint(parser)
+    text = "address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
+    parser.add_argument("--port", type=int, help="port (the first free one from 7860 on)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    settings = ServerSettings(**given(args, ServerSettings))
-    checkpoint = load_captioner(args)
-    cnn = checkpoint.cnn.load().to(args.device)
-    serve(checkpoint, cnn, settings, ", ".join(map(str, args.checkpoint)))
+    checkpoint = load_captioner(args.checkpoint, args.device)
+    cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
+    serve(checkpoint, cnn, args.host, args.port, ", ".join(map(str, args.checkpoint)))
 
 
 def answer(
-    checkpoint: Checkpoint,
-    cnn: FrozenCNN,
-    picture: str | Path,
-    beam_size: int,
-    max_pixels: int = MAX_PIXELS,
+    checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
 ) -> list[dict[str, Any]]:
     """What greedy and beam search write about a picture's file.
 
@@ -71,48 +51,39 @@ def answer(
     says why a picture is refused.
     """
     with open(picture, "rb") as file:
-        image = load_image(file, 2 * cnn.transform.resize_size, max_pixels)
+        image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
     if min(image.size) < MIN_SIDE:
         raise ImageError(
             f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
         )
-    features, searches = cnn.encode(image), []
+    features, view, searches = cnn.encode(image), cnn.transform.view(image), []
     for title, config in (
         ("Greedy search", DecodeConfig("greedy")),
         (f"Beam search, {beam_size} wide", DecodeConfig("beam", beam_size=beam_size)),
     ):
         start = time.perf_counter()
-        found = generate_captions(checkpoint.model, checkpoint.vocabulary, features, config)[0]
+        found = generate_captions(checkpoint, features, config)[0]
         search = {"title": title, "milliseconds": round(1000 * (time.perf_counter() - start))}
-        maps = compute_maps(checkpoint, cnn, image, tokenize(found[0].text))
-        pictures = maps.pictures() if maps else []
-        searches.append(search | {"captions": [*map(asdict, found)], "maps": pictures})
+        words = [word for word, _ in found[0].words if word != "<end>"]
+        maps: list[Any] = []
+        if attends(checkpoint):
+            maps = compute_maps(checkpoint, view, features, words).pictures()
+        searches.append(search | {"captions": [*map(asdict, found)], "maps": maps})
     return searches
 
 
-def draw_examples(folder: Path) -> list[str]:
-    """Files of drawn scenes."""
-    seen, rng = split_combinations()[0], random.Random(4)
-    paths = [str(folder / f"{number}.png") for number in range(4)]
-    for path in paths:
-        draw_scene(rng, Facts(*rng.choice(seen), place=rng.choice(list(PLACES)))).save(path)
-    return paths
-
-
-def build_page(
-    checkpoint: Checkpoint, cnn: FrozenCNN, settings: ServerSettings, name: str, folder: Path
-) -> Any:
-    """The page, a gradio.Blocks. `folder` gets examples if the captioner knows drawn scenes."""
+def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
+    """The page, a gradio.Blocks."""
     import gradio as gr
-
-    model, cnn_name = checkpoint.model, checkpoint.cnn.config.name
 
     def caption(picture: dict[str, Any] | None, beams: float) -> list[Any]:
         if not picture:
             return [None] * 5
-        size, pixels = min(max(int(beams), 1), MAX_BEAM), int(settings.max_megapixels * 1e6)
+        path, size = picture.get("path"), min(max(int(beams), 1), MAX_BEAM)
         try:
-            found = answer(checkpoint, cnn, picture["path"], size, pixels)
+            if not isinstance(path, str):
+                raise ImageError("expected the path of an uploaded file")
+            found = answer(checkpoint, cnn, path, size)
         except ImageError as error:
             raise gr.Error(f"No caption: {error}", print_exception=False) from error
         shown: list[Any] = []
@@ -129,19 +100,17 @@ def build_page(
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(sources=["upload", "clipboard"], label="Picture", height=340)
-                widest = min(model.beam.beam_size, MAX_BEAM)
+                widest = min(checkpoint.beam.beam_size, MAX_BEAM)
                 beams = gr.Slider(1, MAX_BEAM, widest, step=1, label="Beams")
-                if cnn_name == "scenes_cnn":
-                    gr.Examples(draw_examples(folder), picture)
             with gr.Column():
                 outputs: list[Any] = []
                 for title in ("Greedy search", "Beam search"):
-                    attends, label = isinstance(model.decoder, Attentive), "Where it looked"
                     outputs.append(gr.HighlightedText(label=title))
-                    outputs.append(gr.Gallery(label=label, visible=attends, columns=6))
+                    looked = {"label": "Where it looked", "visible": attends(checkpoint)}
+                    outputs.append(gr.Gallery(columns=6, **looked))
                 outputs.append(gr.JSON(label="All captions, for programs"))
-        words = f"{len(checkpoint.vocabulary):,} words"
-        gr.Markdown(f"`{name}`. CNN: {cnn_name}. Decoder: {model.config.decoder}. {words}.")
+        words, decoder = len(checkpoint.vocabulary), checkpoint.model.config.decoder
+        gr.Markdown(f"`{name}`. CNN: {checkpoint.cnn.name}. Decoder: {decoder}. {words:,} words.")
         gr.on(
             [picture.change, beams.release],
             caption,
@@ -154,10 +123,8 @@ def build_page(
     return page.queue(max_size=50)
 
 
-def serve(checkpoint: Checkpoint, cnn: FrozenCNN, settings: ServerSettings, name: str) -> None:
+def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, name: str) -> None:
     """Serve the page, with the captioner's name below it, until Ctrl-C or SIGTERM."""
-    host = settings.host.strip("[]")  # of an IPv6 address
-    _check_address(host, settings.port)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
     with (
@@ -168,13 +135,12 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, settings: ServerSettings, name
         try:
             import gradio as gr
         except ImportError as error:
-            told = f"serve needs {error.name}: pip install gradio"
-            raise CaptioningError(told) from error
-        page = build_page(checkpoint, cnn, settings, name, Path(folder))
+            raise CaptioningError(f"serve needs {error.name}: pip install gradio") from error
+        page = build_page(checkpoint, cnn, name)
         page.launch(
-            server_name=f"[{host}]" if ":" in host else host,
-            server_port=settings.port,
-            max_file_size=int(settings.max_megabytes * 1e6),
+            server_name=host,
+            server_port=port,
+            max_file_size=MAX_FILE,
             theme=gr.themes.Default(font="system-ui", font_mono="ui-monospace"),
             footer_links=["api"],
             prevent_thread_lock=True,
@@ -187,13 +153,3 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, settings: ServerSettings, name
             threading.Event().wait()
         finally:
             page.close(verbose=False)
-
-
-def _check_address(host: str, port: int | None) -> None:
-    """Gradio would try a hundred ports first, and say less."""
-    try:
-        kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address[:2], family=kind).close()
-    except OSError as error:
-        where = f"{host}, port {port}" if port else host
-        raise CaptioningError(f"cannot listen on {where}: {error.strerror}") from error

@@ -1,45 +1,74 @@
 """`captioning train`: see `captioning.training`."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from captioning import config
-from captioning.cnn import CNNChoice, Extraction
-from captioning.commands.arguments import add_decoder, add_encoding, add_settings, given
-from captioning.config import ModelConfig, TrainConfig, settings_of
-from captioning.model import DECODERS
+from captioning.cnn import DEFAULT_CNN
+from captioning.commands.arguments import add_decoder, add_device, add_lstm, add_on_error
+from captioning.errors import CaptioningError
+from captioning.settings import BY_SET, SMALL_SET, describe_setting, parse_settings
 from captioning.training import TrainingRequest, train_captioner
+
+SAMPLES = 5  # captions of a picture in self-critical training
+# What has an option of its own, besides what --set takes.
+OPTIONS = "decoder embed_size hidden_size num_layers epochs batch_size learning_rate".split()
+OPTIONS += ["self_critical", "no_neighbors", "seed"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    rows = [f"  {name:16} {describe_setting(name)}" for name in BY_SET]
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Where three defaults are given, they are for fewer than {config.SMALL_SET:,} pictures, "
-        "for more,\nand for --self-critical.\n\n"
-        "The curves: tensorboard --logdir OUTPUT (pip install tensorboard)"
+        f"a | b | c: for fewer than {SMALL_SET:,} pictures, for more, and for --self-critical."
     )
-    add_settings(parser, TrainingRequest)
-    group = parser.add_argument_group("model")
-    add_decoder(group)
-    added: list[str] = []
-    kinds: list[type[ModelConfig]] = [ModelConfig]
-    for kind in kinds + [decoder.Settings for decoder in DECODERS.values()]:
-        add_settings(group, kind, left_out=added)
-        added += settings_of(kind)
-    group = parser.add_argument_group("training")
-    texts = {name: default_of(name) for name in TrainConfig.__dataclass_fields__}
-    texts["batches_of"] = "captions, or pictures with --decoder attention"
-    samples = config.SELF_CRITICAL.self_critical
-    texts["self_critical"] = f"{samples} without a number"
-    number = {"nargs": "?", "const": samples, "metavar": "N"}
-    add_settings(group, TrainConfig, texts, self_critical=number)
-    add_encoding(parser)
-
-
-def default_of(name: str) -> str:
-    """The value of a setting of training, or its three values if they differ."""
-    stages = (config.SMALL, config.LARGE, config.SELF_CRITICAL)
-    values = [str(getattr(stage, name)) for stage in stages]
-    return ", ".join(values if len(set(values)) > 1 else values[:1])
+    parser.epilog = "\n".join(
+        ["settings of --set NAME=VALUE:", *rows, "", "curves: tensorboard --logdir OUTPUT"]
+    )
+    option = parser.add_argument
+    option("data", type=Path, nargs="?", help="folder that prepare wrote, for the next three")
+    option("--train", type=Path, help="COCO captions file to train on")
+    option("--val", type=Path, help="COCO captions file to validate on")
+    option("--test", type=Path, help="COCO captions file to score the best epoch on")
+    for split in ("train", "val", "test"):
+        option(f"--{split}-images", type=Path, help="folder of its pictures, if it does not say")
+    option("--output", type=Path, required=True, help="folder for checkpoints")
+    option("--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)")
+    option(
+        "--cnn",
+        help="frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, "
+        f"2, scenes_cnn, or several joined by + ({DEFAULT_CNN})",
+    )
+    option("--cnn-weights", help="name of torchvision's or timm's weights, or a file for timm")
+    add_decoder(parser)
+    for name in ("embed_size", "hidden_size", "num_layers", "epochs", "batch_size"):
+        option(f"--{name.replace('_', '-')}", type=int, help=describe_setting(name))
+    option("--learning-rate", type=float, help=describe_setting("learning_rate"))
+    option(
+        "--self-critical",
+        type=int,
+        nargs="?",
+        const=SAMPLES,
+        help=f"a second stage, on the CIDEr-D of N captions of each picture ({SAMPLES})",
+    )
+    option("--members", type=int, default=1, help="captioners to train that write together (1)")
+    option(
+        "--start", type=Path, help="checkpoint whose weights, words, sizes and CNN to start from"
+    )
+    option("--resume", action="store_true", help="continue from OUTPUT/last.pt, if it exists")
+    option(
+        "--no-neighbors",
+        action="store_true",
+        default=None,
+        help="leave the captions of training pictures, which help beam search, out of best.pt",
+    )
+    add_on_error(parser)
+    add_device(parser)
+    option("--workers", type=int, help="processes that load pictures (0; with CUDA 4)")
+    option("--seed", type=int, help="of initial weights, order and dropout (0)")
+    add_lstm(parser)
+    text = "a setting of the list below; again for more"
+    option("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,13 +77,15 @@ def run(args: argparse.Namespace) -> None:
 
 def request_of(args: argparse.Namespace) -> TrainingRequest:
     """Makes the request for `train_captioner` from the options."""
-    model = {"decoder": args.decoder} if args.decoder else {}
-    for decoder in DECODERS.values():
-        model |= given(args, decoder.Settings)
-    return TrainingRequest(
-        **given(args, TrainingRequest),
-        cnn=CNNChoice(**given(args, CNNChoice)),
-        extraction=Extraction(**given(args, Extraction)),
-        model=model,
-        settings=given(args, TrainConfig),
-    )
+    values: dict[str, Any] = dict(vars(args))
+    if data := values.pop("data"):
+        for split in ("train", "val", "test"):
+            file = data / f"captions_{split}.json"
+            if values[split] is None and (split == "train" or file.exists()):
+                values[split] = file
+    if values["train"] is None:
+        raise CaptioningError("expected the folder that prepare wrote, or --train")
+    settings = {name: values.pop(name) for name in OPTIONS}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= parse_settings(values.pop("set"))
+    return TrainingRequest(**values, settings=settings)

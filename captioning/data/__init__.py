@@ -1,13 +1,11 @@
 """Captioned pictures: formats, captions, words, pixels."""
 
-from captioning.data.datasets import (
+from captioning.data.coco import (
     ON_ERROR,
     CaptionDataset,
     CaptionedImage,
-    EncodedCaptions,
     load_coco,
     load_references,
-    shuffled,
 )
 from captioning.data.images import (
     MAX_PIXELS,
@@ -17,5 +15,14 @@ from captioning.data.images import (
     image_files,
     load_image,
 )
-from captioning.data.tokenizer import ptb_tokenize, tokenize
-from captioning.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captioning.data.words import (
+    END,
+    PAD,
+    START,
+    UNK,
+    EncodedCaptions,
+    Vocabulary,
+    ptb_tokenize,
+    shuffled,
+    tokenize,
+)

@@ -14,14 +14,14 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from captioning.config import MAX_SIDE
 from captioning.console import short
-from captioning.errors import CaptioningError, naming
+from captioning.errors import CaptioningError
 
 # The formats that are opened. Pillow reads others too; one of them (EPS) is a
 # program that it would run in Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
+MAX_SIDE = 4096  # of the square that a CNN sees
 MAX_PIXELS = 128_000_000  # above a camera's 108 million, below a decompression bomb
 
 
@@ -51,7 +51,10 @@ def load_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(path, formats=FORMATS)
-            width, height = _decoded_size(image)
+            width, height = image.size
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile can be larger
+                width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
+                height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
             if width * height > max_pixels:
                 raise ImageError(
                     f"{where}{width} x {height} pixels, expected at most {max_pixels:,} in all"
@@ -75,15 +78,6 @@ def load_image(
         raise ImageError(f"{where}broken picture ({str(error) or type(error).__name__})") from error
 
 
-def _decoded_size(image: Image.Image) -> tuple[int, int]:
-    """The size that decoding needs: a tile of a TIFF can be larger than its picture."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.size
-    tile = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-    width, height = (image.tag_v2.get(tag, 0) for tag in tile)
-    return max(image.width, width), max(image.height, height)
-
-
 def data_uri(image: Image.Image) -> str:
     """A picture as a data URI; small ones as PNG, so that drawings stay crisp."""
     kind = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
@@ -97,18 +91,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         top = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
         return image.point(lambda value: value * (255 / top)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _on_white(image)
+        white, image = Image.new("RGB", image.size, "white"), image.convert("RGBA")
+        white.paste(image, (0, 0), image)
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Some rows at a time, because the whole picture would be in memory several times."""
-    white = Image.new("RGB", image.size, "white")
-    rows = max(1, 2**20 // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
-        white.paste(strip, (0, top), strip)
-    return white
 
 
 @dataclass(frozen=True)
@@ -126,15 +112,16 @@ class Transform:
     squash: bool = False  # fit all of the picture into the square, instead of cropping
 
     def __post_init__(self) -> None:
-        with naming("transform"):
-            if not 0 < self.crop_size <= self.resize_size <= MAX_SIDE:
-                told = f"expected 0 < crop_size <= resize_size <= {MAX_SIDE}, got "
-                raise CaptioningError(f"{told}{self.crop_size} and {self.resize_size}")
-            if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-                told = "expected a mean and a std for each of three channels, got "
-                raise CaptioningError(f"{told}{self.mean} and {self.std}")
-            if self.interpolation.upper() not in Image.Resampling.__members__:
-                raise CaptioningError(f"no interpolation {short(self.interpolation)}")
+        sizes = 0 < self.crop_size <= self.resize_size <= MAX_SIDE
+        channels = len(self.mean) == len(self.std) == 3 and all(self.std)
+        if (
+            not sizes
+            or not channels
+            or self.interpolation.upper() not in Image.Resampling.__members__
+        ):
+            raise CaptioningError(
+                f"transform: expected sizes and three channels, got {short(self)}"
+            )
 
     def view(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the CNN sees, before normalization."""

@@ -1,4 +1,4 @@
 """The embedded data set of drawn scenes, and a demonstration on it."""
 
 from captioning.demo.run import demo
-from captioning.demo.scenes import PLACES, Facts, draw_scene, generate, split_combinations
+from captioning.demo.scenes import generate

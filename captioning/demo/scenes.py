@@ -171,15 +171,10 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
 
 
 def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:
-    """Write the data set to `root`; the same arguments always give the same pictures.
+    """Write the data set to `root` and return it; the same arguments give the same pictures.
 
-    Args:
-        root: folder to write to. A complete data set of the same arguments is left as it is.
-        splits: number of pictures per split; only "unseen" is drawn from unseen combinations.
-        seed: seed of the split and of the pictures.
-
-    Returns:
-        `root` as a path.
+    `splits` is the number of pictures of each split; only "unseen" is drawn from unseen
+    combinations. A complete data set of the same arguments is left as it is.
     """
     root = Path(root)
     recipe = {"splits": splits, "seed": seed, "version": VERSION}
@@ -214,10 +209,8 @@ def _write_split(
         name = f"{number:06d}.png"
         with writing(folder / name):
             draw_scene(rng, facts).save(folder / name, compress_level=1)
-        size = {"width": IMAGE_SIZE, "height": IMAGE_SIZE}
-        images.append({"id": number, "file_name": name, **size, "facts": facts._asdict()})
+        images.append({"id": number, "file_name": name, "facts": facts._asdict()})
         for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
             annotations.append({"id": k, "image_id": number, "caption": caption})
-    info = {"description": f"captioning scenes, {split}", "image_folder": f"../{split}"}
-    data = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+    data = {"info": {"image_folder": f"../{split}"}, "images": images, "annotations": annotations}
     write_json(root / "annotations" / f"captions_{split}.json", data)

@@ -1,19 +1,17 @@
 """The captioner: encoder and decoder, and the loss that trains them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import BeamConfig, ModelConfig
-from captioning.model.decoders import Decoder, decoder_class
+from captioning.model.decoder import Decoder, decoder_class
 from captioning.model.loss import linear_cross_entropy
-from captioning.model.neighbors import Neighbors
+from captioning.settings import ModelConfig
 
 
-class EncoderCNN(nn.Module):
+class Encoder(nn.Module):
     """Features of the frozen CNN to vectors of `embed_size`, by a Linear and a BatchNorm1d."""
 
     def __init__(self, feature_size: int, embed_size: int) -> None:
@@ -29,22 +27,13 @@ class EncoderCNN(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Features of pictures in, captions out, by an LSTM of `captioning.model.LSTMS`.
-
-    `neighbors` are training pictures whose captions help to rank those that beam search finds, as
-    `beam` says.
-    """
+    """Features of pictures in, captions out, by an LSTM of `captioning.model.LSTMS`."""
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
-        decoder = decoder_class(config)
-        if not isinstance(config, decoder.Settings):  # the decoder's own are at their defaults
-            config = decoder.Settings(**asdict(config))
         self.config = config
-        self.encoder = EncoderCNN(config.feature_size, config.embed_size)
-        self.decoder: Decoder = decoder(config, lstm)
-        self.neighbors: Neighbors | None = None
-        self.beam = BeamConfig()
+        self.encoder = Encoder(config.feature_size, config.embed_size)
+        self.decoder: Decoder = decoder_class(config)(config, lstm)
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:

@@ -1,4 +1,4 @@
-"""One file that holds a captioner: weights, words, configuration, CNN identity, training state.
+"""One file that holds a captioner: weights, words, sizes, CNN, search, similar pictures, training.
 
 It holds tensors and plain containers only and is read with ``weights_only=True``: opening an
 untrusted checkpoint runs no code.
@@ -6,69 +6,51 @@ untrusted checkpoint runs no code.
 
 import io
 import os
+import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from statistics import fmean
+from typing import Any
 
 import torch
 
-from captioning.cnn import CNNConfig, FrozenCNN, load_cnn
-from captioning.config import BeamConfig, from_dict
+from captioning.cnn import CNNConfig
 from captioning.console import short
 from captioning.data import Transform, Vocabulary
-from captioning.errors import CaptioningError, naming
+from captioning.errors import CaptioningError
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner
-from captioning.model.decoders import model_config
 from captioning.model.neighbors import Neighbors
-from captioning.model.tensors import check_fit, check_numbers, load_tensors
+from captioning.settings import BeamConfig, ModelConfig
 
-FORMAT = "fastlstm.captioning/1"
-
-
-@dataclass(frozen=True)
-class CNNIdentity:
-    """Which frozen CNN the features come from, so that captioning uses the same one."""
-
-    config: CNNConfig
-    transform: Transform
-    fingerprint: str
-    # Those of an imported captioner, which have no name; and the checkpoint's name in messages.
-    weights: dict[str, torch.Tensor] | None = field(default=None, compare=False)
-    origin: str = field(default="this captioner", compare=False)
-
-    @classmethod
-    def of(cls, cnn: FrozenCNN) -> "CNNIdentity":
-        """Describes a CNN that is loaded."""
-        return cls(cnn.config, cnn.transform, cnn.fingerprint())
-
-    def load(self) -> FrozenCNN:
-        """The CNN; a CaptioningError if its weights here are not those that it was trained on."""
-        beside = os.path.join(os.path.dirname(self.origin), os.path.basename(self.config.weights))
-        found = os.path.isfile(beside)  # weights in a file, which moved with the checkpoint
-        cnn = load_cnn(replace(self.config, weights=beside) if found else self.config)
-        if self.weights is not None:
-            what = f"{self.origin}: weights of its CNN"
-            check_fit(cnn.state_dict(), self.weights, what)
-            check_numbers(self.weights, what)
-            cnn.load_state_dict(dict(self.weights))
-        cnn.transform = self.transform
-        if cnn.fingerprint() != self.fingerprint:
-            raise CaptioningError(
-                f"{self.origin}: the weights of {self.config.name} here are not those that it was "
-                "trained on; its captions would be nonsense"
-            )
-        return cnn
+FORMAT = "fastlstm.captioning/2"
 
 
 @dataclass
 class Checkpoint:
-    """A captioner as it is saved; `training` is what the trainer needs to resume."""
+    """A captioner as it is saved, or several that write together.
 
-    model: Captioner
+    Attributes:
+        models: one captioner, or all that write together.
+        vocabulary: their words.
+        cnn: their CNN.
+        beam: how beam search searches.
+        neighbors: similar training pictures, which help beam search, or None.
+        training: what training needs to resume, and its `history` of epochs.
+    """
+
+    models: list[Captioner]
     vocabulary: Vocabulary
-    cnn: CNNIdentity
-    training: dict[str, Any]
+    cnn: CNNConfig
+    beam: BeamConfig = BeamConfig()
+    neighbors: Neighbors | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Captioner:
+        """The captioner, or the first of several."""
+        return self.models[0]
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically: a full disk or a killed process leaves the old file."""
@@ -77,24 +59,14 @@ class Checkpoint:
             "vocabulary": self.vocabulary.words,
             "model": asdict(self.model.config),
             "weights": self.model.state_dict(),
-            "cnn": {
-                "config": asdict(self.cnn.config),
-                "transform": asdict(self.cnn.transform),
-                "fingerprint": self.cnn.fingerprint,
-                "weights": self.cnn.weights,
-            },
+            "cnn": asdict(self.cnn),
+            "beam": asdict(self.beam),
+            "neighbors": self.neighbors.state_dict() if self.neighbors else None,
             "training": self.training,
-            "beam": asdict(self.model.beam),
         }
-        if self.model.neighbors:
-            data["neighbors"] = self.model.neighbors.state_dict()
-
-        def write(file: BinaryIO) -> None:
-            buffer = io.BytesIO()  # torch.save hides why a file cannot be written
-            torch.save(data, buffer)
-            file.write(buffer.getbuffer())
-
-        write_atomically(path, write)
+        buffer = io.BytesIO()  # torch.save hides why a file cannot be written
+        torch.save(data, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu") -> Checkpoint:
@@ -110,59 +82,68 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     """
     if (best := Path(path) / "best.pt").is_file():
         raise CaptioningError(f"{path} is a folder: expected a file, such as {best}")
-    hint = ". (Checkpoints of yunjey's tutorial: python -m captioning import-yunjey)"
-    data = load_tensors(path, hint)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise CaptioningError(f"{path}: expected a checkpoint of {FORMAT}, got {short(found)}")
-    with naming(path):
-        parts = {name: _part(data, name, kind) for name, kind in _PARTS.items()}
-        vocabulary = Vocabulary(parts["vocabulary"])
-        model = _model(parts["model"], parts["weights"], vocabulary, lstm)
-        model.beam = from_dict(BeamConfig, data.get("beam", {}), "beam")
-        if "neighbors" in data:
-            size = model.config.feature_size
-            model.neighbors = Neighbors.from_state_dict(data["neighbors"], size)
-        cnn = CNNIdentity(
-            from_dict(CNNConfig, _part(parts["cnn"], "config", dict), "cnn"),
-            from_dict(Transform, _part(parts["cnn"], "transform", dict), "cnn"),
-            _part(parts["cnn"], "fingerprint", str),
-            parts["cnn"].get("weights"),
-            str(path),
-        )
-        _check_training(parts["training"])
-    return Checkpoint(model.to(device).eval(), vocabulary, cnn, parts["training"])
-
-
-_PARTS = {"vocabulary": list, "model": dict, "weights": dict, "cnn": dict, "training": dict}
-
-
-def _part(data: dict[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(data.get(name), kind):
-        raise CaptioningError(f"expected {name}, a {kind.__name__}, got {short(data.get(name))}")
-    return data[name]
-
-
-def _model(settings: dict[str, Any], weights: Any, vocabulary: Vocabulary, lstm: str) -> Captioner:
-    config = model_config(settings)
-    if len(vocabulary) != config.vocab_size:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():  # PyTorch does not look at the CRCs
+                raise ValueError(f"the CRC of {broken} is wrong")
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        if data["format"] != FORMAT:
+            raise ValueError(f"expected a checkpoint of {FORMAT}, got {short(data['format'])}")
+        vocabulary, config = Vocabulary(data["vocabulary"]), ModelConfig(**data["model"])
+        if len(vocabulary) != config.vocab_size:
+            words = f"{len(vocabulary)} words, its model {config.vocab_size}"
+            raise ValueError(f"its vocabulary has {words}")
+        model = Captioner(config, lstm)
+        model.load_state_dict(data["weights"], strict=True)
+        transform = Transform(**data["cnn"].pop("transform"))
+        cnn = CNNConfig(**data["cnn"], transform=transform)
+        beam, near = BeamConfig(**data["beam"]), data["neighbors"]
+        neighbors = Neighbors.from_state_dict(near) if near else None
+        training = dict(data["training"])
+    except OSError as error:
+        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # a damaged zip or pickle raises anything
+        reason = " ".join(str(error).split())[:300]
         raise CaptioningError(
-            f"its vocabulary has {len(vocabulary)} words, its model {config.vocab_size}"
-        )
-    check_numbers(weights, "weights")
-    with torch.device("meta"):  # so that a file gets no more memory than its weights explain
-        check_fit(Captioner(config, lstm).state_dict(), weights, "weights")
-    model = Captioner(config, lstm)
-    model.load_state_dict(dict(weights))
-    return model
+            f"{path} is no captioner of this version, or damaged: {reason}"
+        ) from error
+    beside = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
+    if os.path.isfile(beside):  # weights in a file, which moved with the checkpoint
+        cnn = replace(cnn, weights=beside)
+    models = [model.to(device).eval()]
+    return Checkpoint(models, vocabulary, cnn, beam, neighbors, training)
 
 
-def _check_training(training: dict[str, Any]) -> None:
-    """Check what trainer and reports read; an imported captioner has none of it."""
-    kinds = {"config": dict, "trainer": dict, "history": list, "features": str}
-    for name in kinds.keys() & training.keys():
-        _part(training, name, kinds[name])
-    for entry in training.get("history", ()):
-        fits = isinstance(entry, dict) and {type(v) for v in entry.values()} <= {int, float}
-        if not fits or "epoch" not in entry or not {"loss", "reward"} & entry.keys():
-            raise CaptioningError(f"history: expected numbers by name, got {short(entry)}")
+def load_ensemble(
+    paths: Sequence[str | Path], lstm: str = "fastlstm", device: str = "cpu"
+) -> Checkpoint:
+    """Read a checkpoint, or several that write together; the history is that of the first.
+
+    They have as many beams as the one with most; their length penalty, and the weight of similar
+    pictures, are the mean of theirs.
+
+    Raises:
+        CaptioningError: as of `load_checkpoint`, or their words or CNNs are not the same.
+    """
+    found = [load_checkpoint(path, lstm, device) for path in paths]
+    first = found[0]
+    for path, other in zip(paths, found, strict=True):
+        if other.vocabulary.words != first.vocabulary.words:
+            raise CaptioningError(
+                f"{path}: expected the {len(first.vocabulary)} words of {paths[0]}, got "
+                f"{len(other.vocabulary)}, not the same (train --members makes fitting ones)"
+            )
+        if other.cnn.fingerprint != first.cnn.fingerprint:
+            raise CaptioningError(
+                f"{path}: expected the CNN of {paths[0]}, {first.cnn.name}, with its weights, "
+                f"pooled by {first.cnn.pool}; got {other.cnn.name}, pooled by {other.cnn.pool}"
+            )
+    if len(found) == 1:
+        return first
+    beams = max(one.beam.beam_size for one in found)
+    beam = BeamConfig(beams, fmean(one.beam.length_penalty for one in found))
+    neighbors = next((one.neighbors for one in found if one.neighbors), None)
+    if neighbors:
+        weight = fmean(one.neighbors.weight if one.neighbors else 0.0 for one in found)
+        neighbors = replace(neighbors, weight=weight)
+    return replace(first, models=[one.model for one in found], beam=beam, neighbors=neighbors)

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from captioning.config import check_choice
-from captioning.data import PAD
 from captioning.errors import CaptioningError
+from captioning.settings import check_choice
 
 LSTMS = ("fastlstm", "torch", "reference")
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -22,13 +21,6 @@ def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) 
     if kind == "reference":
         lstm.engine = "reference"
     return lstm
-
-
-def make_embedding(words: int, size: int) -> nn.Embedding:
-    """`nn.Embedding`, which on the device "meta" would import PyTorch's compiler."""
-    vectors = torch.randn(words, size)
-    vectors[PAD] = 0.0
-    return nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=PAD)
 
 
 class Dropout(nn.Dropout):
@@ -58,6 +50,6 @@ def freeze(model: nn.Module, weights: str = "float32") -> None:
         fastlstm.prepack(model, getattr(torch, weights))
     elif weights != "float32":
         raise CaptioningError(
-            f"--weights {weights}: expected --lstm fastlstm with its extension, --device cpu, and "
-            "a decoder with an LSTM"
+            f"--lstm-weights {weights}: expected fastlstm with its kernels, --device cpu, and a "
+            "decoder with an LSTM"
         )

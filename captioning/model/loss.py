@@ -14,15 +14,6 @@ from torch import Tensor, nn
 
 BLOCK = 800  # tokens at most; larger ones are not faster; 800 x 10,000 float32 are 32 MB
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ w.T + bias. In float32 by oneDNN: MKL does not use AVX-512 on AMD's CPUs."""
-    if _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel():
-        return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
-    return F.linear(x, w, bias)
-
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
@@ -46,15 +37,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.zeros_like(loss)  # the same without label smoothing and weights
         grad_hidden, grad_weight = torch.empty_like(hidden), None
         grad_bias = torch.zeros_like(bias, dtype=score_dtype)
-        # Blocks have equal sizes: a small last one would read the weight for a few tokens. They are
-        # multiples of 16: oneDNN's product is a tenth slower with 518 rows.
+        # Blocks have equal sizes: a small last one would read the weight for a few tokens.
         tokens = max(1, len(hidden))
         size = min(block, 16 * math.ceil(tokens / math.ceil(tokens / block) / 16))
         for begin in range(0, tokens, size):
             rows = slice(begin, begin + size)
             h, target = hidden[rows].to(dtype), targets[rows].unsqueeze(1)
             share = token_weights[rows].to(score_dtype).unsqueeze(1)
-            scores = _product(h, w, b).to(score_dtype)
+            scores = F.linear(h, w, b).to(score_dtype)
             log_sum = scores.amax(1, keepdim=True)
             right = scores.gather(1, target)
             expected = right
@@ -72,13 +62,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # The tokens' weights are applied to the smaller factors below.
                 grad_bias.addmv_(grad.t(), share.squeeze(1))
                 grad = grad.to(dtype)
-                grad_hidden[rows] = _product(grad, w.t()) * share
-                product = _product((h * share).to(dtype).t(), grad.t())
+                grad_hidden[rows] = grad @ w * share
+                product = grad.t() @ (h * share).to(dtype)
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
                 del grad, product
             del scores, probs  # before the next block
         if grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.t(), grad_bias)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.mark_non_differentiable(nll)
         return loss, nll

@@ -6,7 +6,6 @@ reranking": Mao et al., 2015, "Deep Captioning with Multimodal Recurrent Neural 
 Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioning.cnn import FeatureTable
-from captioning.console import short
 from captioning.data import Vocabulary
-from captioning.errors import CaptioningError
 from captioning.model.cider import CiderD
-from captioning.model.tensors import check_numbers
 
 NEAREST = 100  # training pictures that a new one is compared with
 TEMPERATURE = 0.15  # of the softmax of their cosines, by which they count
@@ -37,8 +33,8 @@ class Neighbors:
     """Training pictures with their features and captions."""
 
     mean: Tensor  # [C], of the features of all of them
-    axes: Tensor | None  # [C,A]: (features - mean) @ axes are A numbers of equal variances
-    directions: Tensor  # [N,A], those of each, scaled to length 1; without axes, [N,C] of features
+    axes: Tensor  # [C,A]: (features - mean) @ axes are A numbers of equal variances
+    directions: Tensor  # [N,A], those of each, scaled to length 1
     captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
     weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
@@ -68,7 +64,7 @@ class Neighbors:
         little of that against its other new captions.
         """
         vectors = _vectors(features).cpu() - self.mean
-        directions = F.normalize(vectors if self.axes is None else vectors @ self.axes, dim=1)
+        directions = F.normalize(vectors @ self.axes, dim=1)
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
@@ -85,7 +81,7 @@ class Neighbors:
         return {
             "weight": self.weight,
             "mean": self.mean,
-            **({} if self.axes is None else {"axes": self.axes.half()}),
+            "axes": self.axes.half(),
             "directions": self.directions.half(),
             "captions": torch.tensor([len(captions) for captions in self.captions]),
             "lengths": torch.tensor([len(caption) for caption in every]),
@@ -93,38 +89,12 @@ class Neighbors:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Any, feature_size: int) -> "Neighbors":
-        """From what `state_dict` gave; a CaptioningError if it is something else."""
-        try:
-            check_numbers(state, "neighbors")
-            mean, directions, counts, lengths, tokens = (
-                state[name] for name in ("mean", "directions", "captions", "lengths", "tokens")
-            )
-            axes = state.get("axes")  # which older versions did not have
-            sizes = (len(counts), feature_size if axes is None else axes.size(1))
-            for tensor, shape, floating in (
-                (mean, (feature_size,), True),
-                *([] if axes is None else [(axes, (feature_size, sizes[1]), True)]),
-                (directions, sizes, True),
-                (counts, (max(1, len(counts)),), False),
-                (lengths, (int(counts.sum()),), False),
-                (tokens, (int(lengths.sum()),), False),
-            ):
-                kind = tensor.is_floating_point()
-                if tensor.shape != shape or kind != floating or tensor.is_complex():
-                    raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}")
-            captions = iter(part.tolist() for part in tokens.split(lengths.tolist()))
-            groups = [list(islice(captions, n)) for n in counts.tolist()]
-            weight = float(state["weight"])
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"a weight of {weight}")
-        except Exception as error:  # damaged tensors raise anything
-            raise CaptioningError(
-                f"neighbors: expected pictures and captions of {feature_size} features, got: "
-                f"{short(str(error))}"
-            ) from error
-        axes = None if axes is None else axes.float()
-        return cls(mean.float(), axes, directions.float(), groups, weight)
+    def from_state_dict(cls, state: dict[str, Any]) -> "Neighbors":
+        """From what `state_dict` gave."""
+        captions = iter(part.tolist() for part in state["tokens"].split(state["lengths"].tolist()))
+        groups = [list(islice(captions, n)) for n in state["captions"].tolist()]
+        axes, directions = state["axes"].float(), state["directions"].float()
+        return cls(state["mean"], axes, directions, groups, state["weight"])
 
 
 def _vectors(features: Tensor) -> Tensor:

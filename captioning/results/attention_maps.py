@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -46,28 +46,36 @@ class AttentionMaps:
         return {"picture": data_uri(self.view), "words": masks}
 
 
+def attends(checkpoint: Checkpoint) -> bool:
+    """Whether all captioners of a checkpoint can show where they looked."""
+    return all(isinstance(model.decoder, Attentive) for model in checkpoint.models)
+
+
 def compute_maps(
-    checkpoint: Checkpoint, cnn: FrozenCNN, image: Image.Image, words: Sequence[str]
-) -> AttentionMaps | None:
-    """Where a captioner looked when it wrote `words`, without <end>; None without attention."""
-    model, index = checkpoint.model, checkpoint.vocabulary.index
-    if not isinstance(model.decoder, Attentive):
-        return None
+    checkpoint: Checkpoint, view: Image.Image, features: Tensor, words: Sequence[str]
+) -> AttentionMaps:
+    """Where captioners that attend looked on average when they wrote `words`, without <end>.
+
+    `view` is what the CNN saw, `features` [1,cells,C] what it made of it.
+    """
+    index, model = checkpoint.vocabulary.index, checkpoint.model
     device = next(model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
+    found = []
     with torch.no_grad():
-        cells = model.encoder.embed(cnn.encode(image).to(device))
-        weights = model.decoder.attention(cells, tokens)[0, :-1].float().cpu()
+        for model in checkpoint.models:
+            cells = model.encoder.embed(features.to(device))
+            found.append(cast(Attentive, model.decoder).attention(cells, tokens)[0, :-1])
+    weights = torch.stack(found).float().mean(0).cpu()
     side = math.isqrt(weights.size(1))  # the CNN's input is a square, so its feature map is
-    return AttentionMaps(cnn.transform.view(image), words, weights.unflatten(1, (side, side)))
+    return AttentionMaps(view, words, weights.unflatten(1, (side, side)))
 
 
-def file_maps(
-    checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str
-) -> AttentionMaps | None:
+def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> AttentionMaps:
     """`compute_maps` for a picture's file and its caption."""
     image = load_image(path, 2 * cnn.transform.resize_size)
-    return compute_maps(checkpoint, cnn, image, tokenize(caption))
+    view = cnn.transform.view(image)
+    return compute_maps(checkpoint, view, cnn.encode(image), tokenize(caption))
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:

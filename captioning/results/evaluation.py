@@ -1,15 +1,12 @@
-"""Scores of a COCO results file against a COCO captions file, and its report."""
+"""Scores of a COCO results file against a COCO captions file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.console import short
 from captioning.data import CaptionDataset
 from captioning.errors import CaptioningError
 from captioning.files import read_json
-from captioning.model import load_ensemble
 from captioning.results.metrics import Scores, score_captions
-from captioning.results.report import Section, write_report
 
 
 def read_results(path: str | Path) -> dict[int, str]:
@@ -42,23 +39,3 @@ def evaluate(results: dict[int, str], dataset: CaptionDataset, meteor: bool = Fa
     if missing := len(references) - len(results):
         scores.notes.append(f"{missing} of {len(references)} pictures have no caption")
     return scores
-
-
-def write_evaluation(
-    path: str | Path,
-    results: dict[int, str],
-    dataset: CaptionDataset,
-    scores: Scores,
-    captioners: Sequence[str | Path] = (),
-    name: str = "captions",
-) -> None:
-    """The HTML report: best, worst and random pictures, distribution of scores.
-
-    The files of captioners add the curves of the first one's training and, with attention, their
-    maps; `name` is that of the captions.
-    """
-    pictures = [image for image in dataset.images if image.id in results]
-    section = Section(name, f"{len(pictures)} pictures", pictures, results, scores)
-    checkpoint = load_ensemble(captioners) if captioners else None
-    history = checkpoint.training.get("history", []) if checkpoint else []
-    write_report(path, "Evaluation of captions", "", [section], history, checkpoint)

@@ -60,16 +60,9 @@ def new_figure(size: tuple[float, float]) -> Any:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams |= {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#9aa5ae",
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": "#5c6b77",
-        "ytick.color": "#5c6b77",
-    }
+    text, ticks = ("axes.labelcolor", "text.color"), ("xtick.color", "ytick.color")
+    matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
+    matplotlib.rcParams |= dict.fromkeys(text, INK) | dict.fromkeys(ticks, "#5c6b77")
     return Figure(size, layout="constrained")
 
 

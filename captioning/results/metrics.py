@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from captioning.config import FEW_PICTURES
 from captioning.data import ptb_tokenize
 from captioning.errors import CaptioningError
+from captioning.settings import FEW_PICTURES
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from captioning.cnn import load_cnn
 from captioning.data import CaptionedImage, ImageError, data_uri
 from captioning.files import write_text
-from captioning.model import Attentive, Checkpoint
+from captioning.model import Checkpoint
 from captioning.results import figures
-from captioning.results.attention_maps import AttentionMaps, file_maps
+from captioning.results.attention_maps import AttentionMaps, attends, file_maps
 from captioning.results.figures import History
 from captioning.results.metrics import Scores
 
-MapsFor = Callable[[Path, str], AttentionMaps | None]
+MapsFor = Callable[[Path, str], AttentionMaps]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def write_report(
     from jinja2 import Environment, PackageLoader  # not at the top: few commands need it
 
     maps_for = None
-    if checkpoint and isinstance(checkpoint.model.decoder, Attentive):
-        maps_for = partial(file_maps, checkpoint, checkpoint.cnn.load())
+    if checkpoint and attends(checkpoint):
+        maps_for = partial(file_maps, checkpoint, load_cnn(checkpoint.cnn))
     environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
     page = environment.get_template("results/report.html").render(
         title=title,

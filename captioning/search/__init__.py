@@ -1,10 +1,9 @@
 """Writing captions: searches, and the pictures they are for."""
 
-from captioning.search.decoding import random_words, write_tokens
+from captioning.search.decoding import DecodeConfig, random_words, write_tokens
 from captioning.search.generate import (
     Caption,
     CaptionedFile,
-    DecodeConfig,
     best_captions,
     caption_dataset,
     caption_files,
@@ -12,3 +11,4 @@ from captioning.search.generate import (
     find_pictures,
     generate_captions,
 )
+from captioning.search.tune import choose_search

@@ -3,61 +3,40 @@
 All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captioning.config import (
-    ANY_INTEGER,
-    FROM_0,
-    FROM_1,
-    MAX_TOKENS,
-    POSITIVE,
-    BeamConfig,
-    Checked,
-    setting,
-)
 from captioning.data import END, PAD, START, UNK
 from captioning.model import Decoder
+from captioning.settings import BeamConfig, check_settings
 
 
 @dataclass(frozen=True)
-class DecodeConfig(Checked):
-    """How captions are written."""
+class DecodeConfig:
+    """How captions are written; what is None is as training chose it.
 
-    method: str = setting(
-        "greedy: the best word each time; beam: keep several captions; sample: draw words",
-        "greedy",
-        choices=("greedy", "beam", "sample"),
-    )
-    beam_size: int | None = setting(
-        "beam: number of beams (what was best on --val, or 5)", None, bounds=FROM_1
-    )
-    length_penalty: float | None = setting(
-        "beam: captions are ranked by log probability / length^X; 0 prefers short ones (what was "
-        "best on --val, or 0.7)",
-        None,
-        bounds=FROM_0,
-    )
-    neighbors: float | None = setting(
-        "beam: weight of a caption's agreement with those of similar training pictures, beside its "
-        "log probability / length^X; 0: none (what was best on --val)",
-        None,
-        bounds=FROM_0,
-    )
-    temperature: float = setting("sample: below 1 prefers probable words", 1.0, bounds=POSITIVE)
-    seed: int = setting("sample: the same seed gives the same captions", 0, bounds=ANY_INTEGER)
-    max_seq_length: int | None = setting(
-        "maximum number of tokens, with <end>; as trained if not given",
-        None,
-        bounds={">=": 1, "<=": MAX_TOKENS},
-    )
+    Args:
+        method: "beam": keeps several captions; "greedy": the best word each time; "sample": draws.
+        beam_size: number of beams.
+        length_penalty: captions are ranked by log probability / length^length_penalty.
+        neighbors: weight of the agreement with captions of similar training pictures; 0: none.
+        temperature: of sampling; below 1 prefers probable words.
+        seed: of sampling; the same seed gives the same captions.
+    """
 
+    method: str = "beam"
+    beam_size: int | None = None
+    length_penalty: float | None = None
+    neighbors: float | None = None
+    temperature: float = 1.0
+    seed: int = 0
 
-DEFAULT, BEAM = DecodeConfig(), BeamConfig()
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Hypothesis(NamedTuple):
@@ -106,19 +85,25 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
 
 @torch.no_grad()
 def write_tokens(
-    decoder: Decoder, image: Tensor, choose: Choose, max_seq_length: int | None = None
+    decoders: Sequence[Decoder], images: Sequence[Tensor], choose: Choose
 ) -> tuple[Tensor, Tensor]:
     """Write captions word by word: int64 tokens [B,T], <pad> after <end>, and log-probabilities.
 
-    Log-probabilities are the model's own (temperature 1, nothing filtered), 0 after <end>.
+    Each decoder has its embedding of the images; the probability of a word is the mean of theirs.
+    Log-probabilities are the models' own (temperature 1, nothing filtered), 0 after <end>.
     """
-    steps = max_seq_length or decoder.max_seq_length
-    tokens = torch.full((len(image), steps), PAD, device=image.device)
-    values = torch.zeros(tokens.shape, device=image.device)
-    going = torch.arange(len(image), device=image.device)  # the captions that have not ended
-    state, words = decoder.start(image), torch.full_like(going, START)
+    steps = min(decoder.max_seq_length for decoder in decoders)
+    count, device = len(images[0]), images[0].device
+    tokens = torch.full((count, steps), PAD, device=device)
+    values = torch.zeros(tokens.shape, device=device)
+    going = torch.arange(count, device=device)  # the captions that have not ended
+    states = [decoder.start(image) for decoder, image in zip(decoders, images, strict=True)]
+    words = torch.full_like(going, START)
     for t in range(steps):
-        scores, state = decoder.step(words, state)
+        pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
+        scores, states = pairs[0][0], [state for _, state in pairs]
+        if len(pairs) > 1:
+            scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
         log_probs = _log_probs(scores)
         words = choose(log_probs, going, t)
         tokens[going, t] = words
@@ -127,75 +112,70 @@ def write_tokens(
         if not len(rows):
             break
         if len(rows) < len(going):
-            going, words, state = going[rows], words[rows], decoder.select(state, rows)
+            going, words = going[rows], words[rows]
+            states = [d.select(s, rows) for d, s in zip(decoders, states, strict=True)]
     return tokens[:, : t + 1], values[:, : t + 1]
 
 
 def write_captions(
-    decoder: Decoder,
-    image: Tensor,
-    config: DecodeConfig = DEFAULT,
+    decoders: Sequence[Decoder],
+    images: Sequence[Tensor],
+    config: DecodeConfig,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
-    """Greedy search or sampling, for images [B,...] as the encoder embeds them.
+    """Greedy search or sampling, for images [B,...] as the encoders embed them.
 
-    The decoder is in eval mode, here and in beam search.
+    The decoders are in eval mode, here and in beam search.
     """
     choose: Choose = best_words
-    steps = config.max_seq_length or decoder.max_seq_length
     if config.method == "sample":
-        uniform = torch.rand(len(image), steps, generator=generator, device=image.device)
+        steps = min(decoder.max_seq_length for decoder in decoders)
+        shape = len(images[0]), steps
+        uniform = torch.rand(shape, generator=generator, device=images[0].device)
         choose = random_words(uniform, config.temperature)
-    return _hypotheses(*write_tokens(decoder, image, choose, steps))
+    return _hypotheses(*write_tokens(decoders, images, choose))
 
 
 @torch.no_grad()
-def beam_search(
-    decoder: Decoder, image: Tensor, config: DecodeConfig = DEFAULT, beam: BeamConfig = BEAM
-) -> list[list[Hypothesis]]:
+def beam_search(decoder: Decoder, image: Tensor, beam: BeamConfig) -> list[list[Hypothesis]]:
     """Keep the K best unfinished captions at every step, for all pictures at once.
 
-    `beam` has what `config` leaves open.
-
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
-    kept apart, so that none that goes on displaces them and then ends worse. A picture is done when
-    no unfinished one can end better. At the last step they count too: something is returned, K
-    hypotheses per picture, best first, or fewer if there are no more.
+    kept apart, so that none that goes on displaces them and then ends worse. A caption is given up
+    when it can no longer end among the K best; the decoder computes only the others. At the last
+    step unfinished ones count too: something is returned, K hypotheses per picture, best first, or
+    fewer if there are no more.
     """
-    batch, k, device = len(image), config.beam_size or beam.beam_size, image.device
-    steps = config.max_seq_length or decoder.max_seq_length
-    given = config.length_penalty
-    length_penalty = beam.length_penalty if given is None else given
-    pictures = torch.arange(batch, device=device)  # those that are not done
-    live = _Beams.empty(batch, k, steps, device)
+    batch, k, device = len(image), beam.beam_size, image.device
+    steps, penalty = decoder.max_seq_length, beam.length_penalty
+    live, ended = (_Beams.empty(batch, k, steps, device) for _ in range(2))
     live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows
-    ended = _Beams.empty(batch, k, steps, device)
-    words = torch.full((batch * k,), START, device=device)
-    state = decoder.select(decoder.start(image), pictures.repeat_interleave(k))
+    first = torch.arange(batch, device=device).unsqueeze(1) * k  # the place of each first beam
+    rows = first.flatten()  # the place of the beam that each row of the state is of
+    words, state = torch.full_like(rows, START), decoder.start(image)
     for t in range(steps):
         scores, state = decoder.step(words, state)
-        log_probs = _log_probs(scores)
-        grown, parents = live.grow(log_probs.view(len(pictures), k, -1), t)
-        words = grown.tokens[:, :, t]
-        ends = words == END
+        grown, parents, written = live.grow(_log_probs(scores), rows, t)
+        ends = written == END
         stops = ends.clone() if t + 1 < steps else torch.ones_like(ends)
         stops[:, k:] = False  # only the best K
-        ranks = (grown.ranks / (t + 1) ** length_penalty).masked_fill(~stops, -torch.inf)
-        best = ended.rows(pictures).join(grown._replace(ranks=ranks))
-        best = best.pick(best.ranks.topk(k).indices)
-        ended.put(pictures, best)
+        ranks = (grown.ranks / (t + 1) ** penalty).masked_fill(~stops, -torch.inf)
+        ended = ended.join(grown._replace(ranks=ranks))
+        ended = ended.pick(ended.ranks.topk(k).indices)
         order = ends.byte().argsort(stable=True)[:, :k]
-        live, parents, words = grown.pick(order), parents.gather(1, order), words.gather(1, order)
+        live = grown.pick(order)
         # Words to come can only lower the sum, and length can at most become `steps`.
-        done = live.ranks[:, 0] / steps**length_penalty <= best.ranks[:, -1]
+        hopeful = live.ranks / steps**penalty > ended.ranks[:, -1:]
         if k == 1:
-            done |= ends[:, 0]  # greedy search ends with the first <end>
-        going = (~done).nonzero().squeeze(1)
-        if t + 1 == steps or not len(going):
+            hopeful &= ~ends[:, :1]  # greedy search ends with the first <end>
+        places = hopeful.flatten().nonzero().squeeze(1)
+        if t + 1 == steps or not len(places):
             break
-        parents = parents + torch.arange(len(pictures), device=device).unsqueeze(1) * k
-        state = decoder.select(state, parents[going].flatten())
-        live, words, pictures = live.rows(going), words[going].flatten(), pictures[going]
+        row_of = torch.zeros(batch * k, dtype=torch.long, device=device)
+        row_of[rows] = torch.arange(len(rows), device=device)
+        parents = (parents.gather(1, order) + first).flatten()[places]
+        state = decoder.select(state, row_of[parents])
+        rows, words = places, written.gather(1, order).flatten()[places]
     return ended.hypotheses()
 
 
@@ -218,18 +198,24 @@ class _Beams(NamedTuple):
         tokens, values = (t.take_along_dim(rows, 1) for t in (self.tokens, self.values))
         return _Beams(self.ranks.gather(1, indices), tokens, values)
 
-    def grow(self, log_probs: Tensor, t: int) -> tuple["_Beams", Tensor]:
-        """The best 2 K beams with one more word, of `log_probs` [B,K,V], and where each came from.
+    def grow(self, log_probs: Tensor, rows: Tensor, t: int) -> tuple["_Beams", Tensor, Tensor]:
+        """The best 2 K beams with one more word; where each came from, and its word, both [B,2 K].
 
-        They are ranked by their sums. At most K of them end, one of each beam, so K are left.
+        `log_probs` [R,V] are those of the beams in the places `rows` [R]. Beams are ranked by their
+        sums. At most K of them end, one of each beam, so K are left.
         """
-        sums = self.ranks.unsqueeze(2) + log_probs
-        total, best = sums.flatten(1).topk(2 * sums.size(1))
-        parents = best // sums.size(2)
-        grown = self.pick(parents)._replace(ranks=total)
-        grown.tokens[:, :, t] = best % sums.size(2)
-        grown.values[:, :, t] = log_probs.flatten(1).gather(1, best)
-        return grown, parents
+        batch, k, _ = self.tokens.shape
+        values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
+        shape = batch * k, values.size(1)
+        sums = values.new_full(shape, -torch.inf)
+        sums[rows] = self.ranks.flatten()[rows].unsqueeze(1) + values
+        totals, best = sums.view(batch, -1).topk(min(2 * k, k * shape[1]))
+        of_picture = lambda part: part.new_zeros(shape).index_copy_(0, rows, part).view(batch, -1)
+        parents, written = best // shape[1], of_picture(words).gather(1, best)
+        grown = self.pick(parents)._replace(ranks=totals)
+        grown.tokens[:, :, t] = written
+        grown.values[:, :, t] = of_picture(values).gather(1, best)
+        return grown, parents, written
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """Those of each picture, best first."""
@@ -240,13 +226,6 @@ class _Beams(NamedTuple):
             # A tiny vocabulary may not have K captions.
             groups.append([h for h in group if h.score > -torch.inf] or group[:1])
         return groups
-
-    def rows(self, pictures: Tensor) -> "_Beams":
-        return _Beams(*(tensor[pictures] for tensor in self))
-
-    def put(self, pictures: Tensor, beams: "_Beams") -> None:
-        for mine, new in zip(self, beams, strict=True):
-            mine[pictures] = new
 
     def join(self, other: "_Beams") -> "_Beams":
         return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))

@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from captioning import console
-from captioning.cnn import Extraction, FeatureTable, FrozenCNN, extract_features
+from captioning.cnn import FeatureTable, FrozenCNN, extract_features
 from captioning.data import CaptionDataset, Vocabulary, image_files
 from captioning.errors import CaptioningError
-from captioning.model import Captioner, Checkpoint, Ensemble
+from captioning.model import Checkpoint
 from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
+from captioning.settings import BeamConfig
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,31 @@ class Caption:
 
 
 def decode_batch(
-    model: Captioner,
+    checkpoint: Checkpoint,
     features: Tensor,
     config: DecodeConfig,
     generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
-    """Hypotheses of each picture, best first: [M,...] features in, M lists out."""
+    """Hypotheses of each picture, best first: [M,...] features in, M lists out.
+
+    In beam search each of several captioners searches alone.
+    """
+    models, neighbors = checkpoint.models, checkpoint.neighbors
     with torch.no_grad():
-        image = model.encoder.embed(features)
+        images = [model.encoder.embed(features) for model in models]
+    decoders = [model.decoder for model in models]
     if config.method != "beam":
-        return [[h] for h in write_captions(model.decoder, image, config, generator)]
-    found, near = _beams(model, image, config), model.neighbors
-    weight = near.weight if near and config.neighbors is None else config.neighbors
-    if not near or not weight:
-        return found
-    agreed = near.agreement(features, [[h.tokens for h in group] for group in found])
-    return rank(found, agreed, weight)
-
-
-def _beams(model: Captioner, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
-    """What beam search finds; of several captioners what each finds alone."""
-    if not isinstance(model, Ensemble):
-        return beam_search(model.decoder, image, config, model.beam)
-    config = replace(config, max_seq_length=config.max_seq_length or model.max_seq_length)
-    found = [
-        beam_search(member.decoder, part, config, model.beam) for member, part in model.parts(image)
-    ]
-    return [_pool(groups) for groups in zip(*found, strict=True)]
+        return [[h] for h in write_captions(decoders, images, config, generator)]
+    given = config.length_penalty
+    penalty = checkpoint.beam.length_penalty if given is None else given
+    beam = BeamConfig(config.beam_size or checkpoint.beam.beam_size, penalty)
+    found = [beam_search(d, image, beam) for d, image in zip(decoders, images, strict=True)]
+    pooled = found[0] if len(found) == 1 else [_pool(groups) for groups in zip(*found, strict=True)]
+    weight = neighbors.weight if neighbors and config.neighbors is None else config.neighbors
+    if not neighbors or not weight:
+        return pooled
+    agreed = neighbors.agreement(features, [[h.tokens for h in group] for group in pooled])
+    return rank(pooled, agreed, weight)
 
 
 def _pool(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
@@ -91,35 +90,39 @@ def rank(
 
 
 def generate_captions(
-    model: Captioner,
-    vocabulary: Vocabulary,
+    checkpoint: Checkpoint,
     features: Tensor,
     config: DecodeConfig | None = None,
-    batch_size: int = 128,
+    batch_size: int = 64,
     progress: str | None = None,
 ) -> list[list[Caption]]:
     """The captions of each picture, best first, from features [M,...] of the frozen CNN.
 
-    The model is in eval mode meanwhile. The search is greedy if `config` is None. `progress` is the
-    label of a progress bar, if one is wanted.
+    The models are in eval mode meanwhile. `progress` is the label of a progress bar, if one is
+    wanted.
     """
-    config = config or DecodeConfig()
-    device = next(model.parameters()).device
+    config, models = config or DecodeConfig(), checkpoint.models
+    device = next(models[0].parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
-    was_training = model.training
-    model.eval()
-    decoded = []
-    for chunk in console.progress(features.split(batch_size), progress, unit="batch"):
-        decoded += decode_batch(model, chunk.to(device), config, generator)
-    model.train(was_training)
-    return [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
+    was_training = [model.training for model in models]
+    decoded: list[list[Hypothesis]] = []
+    with console.progress(None, progress, total=len(features), unit="img") as bar:
+        for chunk in features.split(batch_size):
+            for model in models:
+                model.eval()
+            decoded += decode_batch(checkpoint, chunk.to(device), config, generator)
+            bar.update(len(chunk))
+    for model, mode in zip(models, was_training, strict=True):
+        model.train(mode)
+    words = checkpoint.vocabulary
+    return [[_caption(h, words) for h in hypotheses] for hypotheses in decoded]
 
 
 def best_captions(
-    model: Captioner, vocabulary: Vocabulary, features: Tensor, ids: Sequence[int], **options: Any
+    checkpoint: Checkpoint, features: Tensor, ids: Sequence[int], **options: Any
 ) -> dict[int, str]:
     """The best caption of each picture by id; options as in `generate_captions`."""
-    captions = generate_captions(model, vocabulary, features, **options)
+    captions = generate_captions(checkpoint, features, **options)
     return {i: found[0].text for i, found in zip(ids, captions, strict=True)}
 
 
@@ -161,14 +164,14 @@ def caption_files(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
     paths: Sequence[Path],
-    config: DecodeConfig,
+    config: DecodeConfig | None = None,
     batch_size: int = 32,
 ) -> Iterator[CaptionedFile]:
     """Caption pictures; a broken one gives an error and does not stop the others.
 
     Args:
         checkpoint: the captioner.
-        cnn: its CNN, ``checkpoint.cnn.load()``.
+        cnn: its CNN, ``load_cnn(checkpoint.cnn)``.
         paths: the pictures.
         config: how to search.
         batch_size: pictures at a time.
@@ -184,8 +187,7 @@ def caption_files(
         captions: Iterator[list[Caption]] = iter(())
         if pixels:
             features = cnn(torch.stack(pixels).to(device))
-            model, words = checkpoint.model, checkpoint.vocabulary
-            captions = iter(generate_captions(model, words, features, config))
+            captions = iter(generate_captions(checkpoint, features, config))
         for path, item in zip(chunk, inputs, strict=True):
             if isinstance(item, str):
                 yield CaptionedFile(path, [], item)
@@ -199,17 +201,13 @@ def caption_dataset(
     dataset: CaptionDataset,
     folder: Path,
     annotations: Path,
-    config: DecodeConfig,
+    config: DecodeConfig | None = None,
 ) -> Iterator[CaptionedFile]:
     """`caption_files` of a data set, by features in a cache in `folder`, see `extract_features`."""
-    device, model = next(cnn.parameters()).device, checkpoint.model
-    how = Extraction(on_error="skip", device=str(device))
-    table = FeatureTable(dataset, extract_features(cnn, dataset.images, folder, annotations, how))
-    captions: dict[int, list[Caption]] = {}
-    # So many that a grid of features fits into memory.
-    for some in console.progress(torch.arange(len(table.ids)).split(1024), "caption", unit="batch"):
-        found = generate_captions(model, checkpoint.vocabulary, table.read(some), config)
-        captions |= zip((table.ids[i] for i in some), found, strict=True)
+    cache = extract_features(cnn, dataset.images, folder, annotations, "skip")
+    table = FeatureTable(dataset, cache)
+    found = generate_captions(checkpoint, table.read(), config, progress="caption")
+    captions = dict(zip(table.ids, found, strict=True))
     for image in dataset.images:
         broken = f"{image.path}: broken, according to the feature cache"
         error = None if image.id in captions else broken

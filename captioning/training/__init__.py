@@ -1,6 +1,6 @@
-"""Training: what is requested, its preparation, a run and its steps."""
+"""Training: what is requested, its preparation, the epochs and their steps."""
 
+from captioning.training.loop import train
 from captioning.training.pipeline import train_captioner
-from captioning.training.preparation import prepare_training
 from captioning.training.request import TrainingRequest
-from captioning.training.run import train
+from captioning.training.setup import set_up

@@ -1,96 +1,81 @@
 """A request for training: `captioning train` makes one of its options, Python code can too."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from captioning import config
-from captioning.cnn import CNNChoice, Extraction
-from captioning.config import FROM_1, Checked, ModelConfig, TrainConfig, setting
-from captioning.console import say
-from captioning.data import CaptionDataset, load_coco
-from captioning.model import HELP, LSTMS, Checkpoint, decoder_class, model_config
+from captioning.data import ON_ERROR
+from captioning.errors import CaptioningError
+from captioning.model import LSTMS
+from captioning.settings import ModelConfig, TrainConfig, check_choice
 
-MIN_COUNT = 4
+MODEL = {entry.name for entry in fields(ModelConfig)} - {"feature_size", "vocab_size", "grid"}
+TRAINING = {entry.name for entry in fields(TrainConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRequest(Checked):
+class TrainingRequest:
     """What to train, on what, and where to write it.
 
     Args:
-        cnn: the frozen CNN.
-        extraction: how pictures are encoded, on which device everything runs, and what happens to
-            broken pictures.
-        model: "decoder", and settings of its `Settings`; the others have their defaults, or the
-            values of the captioner that training continues with.
-        settings: fields of `TrainConfig`; the others follow from the number of pictures
-            (`captioning.config.recipe`), or are those of the run that is resumed.
+        train, val, test: COCO captions files: to train on, to validate on, to score at the end.
+        train_images, val_images, test_images: folders of their pictures, if the files do not say.
+        output: folder for checkpoints.
+        features: folder of feature caches (OUTPUT/features, or that of `start`).
+        cnn: name of the frozen CNN, see `CNNConfig`; None for the default.
+        cnn_weights: its weights, see `CNNConfig`.
+        start: checkpoint whose weights to start from, with its words, model and CNN.
+        resume: whether to continue from OUTPUT/last.pt, if it exists.
+        members: captioners to train, of the seeds SEED, SEED + 1, ..., which write together.
+        on_error: refuse or skip pictures that are broken or missing, and captions without words.
+        device: "auto" is CUDA if there is any.
+        workers: processes that load pictures, besides this one; None: 0 on a CPU, 4 on a GPU.
+        lstm: "fastlstm", "torch" or "reference".
+        settings: fields of `ModelConfig` and `TrainConfig`, and the CNN's "pool". The others are
+            those of the captioner to continue with, or suit the number of pictures
+            (`captioning.settings.preset`).
     """
 
-    train: Path = setting("COCO captions file")
-    train_images: Path | None = setting("folder of its pictures", None)
-    val: Path | None = setting("COCO captions file to validate on", None)
-    val_images: Path | None = setting("folder of its pictures", None)
-    test: Path | None = setting("COCO captions file to score the best epoch on", None)
-    test_images: Path | None = setting("folder of its pictures", None)
-    output: Path = setting("folder for checkpoints")
-    features: Path | None = setting("folder of feature caches (OUTPUT/features, or START's)", None)
-    min_count: int | None = setting(
-        f"words that occur less often than this are not learned ({MIN_COUNT})", None, bounds=FROM_1
-    )
-    start: Path | None = setting(
-        "checkpoint whose weights to start from, with its words, model and CNN", None
-    )
-    resume: bool = setting(
-        "continue from OUTPUT/last.pt, if it exists; its words, model, CNN and settings need not "
-        "be given again",
-        False,
-    )
-    members: int = setting(
-        "captioners to train, of the seeds SEED, SEED + 1, ..., which write together",
-        1,
-        bounds=FROM_1,
-    )
-    lstm: str = setting(HELP, "fastlstm", choices=LSTMS)
-    cnn: CNNChoice = CNNChoice()
-    extraction: Extraction = Extraction()
-    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Path
+    output: Path
+    val: Path | None = None
+    test: Path | None = None
+    train_images: Path | None = None
+    val_images: Path | None = None
+    test_images: Path | None = None
+    features: Path | None = None
+    cnn: str | None = None
+    cnn_weights: str | None = None
+    start: Path | None = None
+    resume: bool = False
+    members: int = 1
+    on_error: str = "refuse"
+    device: str = "auto"
+    workers: int | None = None
+    lstm: str = "fastlstm"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        known = MODEL | TRAINING | {"pool"}
+        if unknown := sorted(self.settings.keys() - known):
+            raise CaptioningError(
+                f"settings: expected {', '.join(sorted(known))}; got {unknown[0]}"
+            )
+        check_choice("lstm", self.lstm, LSTMS)
+        check_choice("on_error", self.on_error, ON_ERROR)
+        if self.members < 1:
+            raise CaptioningError(f"members: expected 1 or more, got {self.members}")
+        ModelConfig(1, 1, **self.of(MODEL))  # an error is found before the pictures are encoded
+        TrainConfig(**self.of(TRAINING))
+
+    def of(self, names: set[str]) -> dict[str, Any]:
+        """The settings of these names that were given."""
+        return {name: value for name, value in self.settings.items() if name in names}
+
     @property
-    def splits(self) -> dict[str, Path]:
-        """The captions files by split."""
-        files = {"train": self.train, "val": self.val, "test": self.test}
-        return {split: path for split, path in files.items() if path}
-
-    def config(self, pictures: int, origin: "Origin | None") -> TrainConfig:
-        """The given settings; the others are the resumed run's, or suit the number of pictures."""
-        known = origin.config if origin else None
-        if known is None:
-            model = origin.checkpoint.model.config if origin else self.sizes()
-            batches_of = self.settings.get("batches_of", decoder_class(model).batches_of)
-            known = config.recipe(pictures, bool(self.settings.get("self_critical")), batches_of)
-        return config.from_dict(TrainConfig, asdict(known) | dict(self.settings), "settings")
-
-    def sizes(self, feature_size: int = 1, vocab_size: int = 1, grid: int = 1) -> ModelConfig:
-        """The sizes of a new captioner; without those that the data will decide they are 1."""
-        sizes = {"feature_size": feature_size, "vocab_size": vocab_size, "grid": grid}
-        return model_config({**self.model, **sizes})
-
-    def load(self, split: str) -> CaptionDataset:
-        """The captions and pictures of a split; says which were skipped."""
-        images = getattr(self, f"{split}_images")
-        dataset = load_coco(self.splits[split], images, self.extraction.on_error, True)
-        say(*dataset.report_skipped())
-        return dataset
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The captioner that training continues with, and its file."""
-
-    path: Path
-    checkpoint: Checkpoint
-    config: TrainConfig | None = None  # of the run that is resumed
+    def splits(self) -> dict[str, tuple[Path, Path | None]]:
+        """The captions files by split, each with the folder of its pictures."""
+        names = ("train", "val", "test")
+        found = {name: (getattr(self, name), getattr(self, f"{name}_images")) for name in names}
+        return {split: pair for split, pair in found.items() if pair[0]}

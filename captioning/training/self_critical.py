@@ -47,7 +47,7 @@ class SelfCriticalTrainer(Trainer):
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
             uniform = noise[share].flatten(0, 1).to(process.device)
-            tokens = write_tokens(decoder, image, random_words(uniform))[0].cpu()
+            tokens = write_tokens([decoder], [image], random_words(uniform))[0].cpu()
         lengths = (tokens != PAD).sum(1)
         reward = self.reward(pictures, tokens, lengths)
         order = lengths.argsort(descending=True, stable=True)

@@ -6,24 +6,21 @@ every batch's captions and all of its pictures' features, so BatchNorm sees the 
 loss is that of a single process.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from captioning.cnn import FeatureTable
-from captioning.config import TrainConfig, autocast_dtype
 from captioning.data import EncodedCaptions, Vocabulary
 from captioning.errors import CaptioningError
-from captioning.model import Checkpoint, CiderD
+from captioning.model import Captioner, Checkpoint, CiderD
+from captioning.settings import TrainConfig, autocast_dtype
 from captioning.training.processes import SINGLE, Process
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -39,10 +36,11 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     the caption's CIDEr-D against the picture's other captions plus a constant, a fifth of the mean
     over all captions. Without it a word or two would decide where people agree on little.
     """
-    cider = CiderD(table.tokens(vocabulary))
-    agreement = [torch.tensor(cider.consensus(captions)) for captions in cider.references]
+    references = table.tokens(vocabulary)
+    cider = CiderD(references)
+    agreement = [torch.tensor(cider.consensus(captions)) for captions in references]
     floor = torch.cat(agreement).mean() / 5
-    if floor == 0:
+    if floor < 1e-9:
         return torch.ones(sum(map(len, agreement)))
     return torch.cat([1 - share + share * (a + floor) / (a + floor).mean() for a in agreement])
 
@@ -68,7 +66,7 @@ class Trainer:
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
-        self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
+        self.average = AveragedModel(self.model, avg_fn=self._mean) if config.ema else None
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0  # number of finished steps
         several = process.world_size > 1
@@ -83,39 +81,32 @@ class Trainer:
                 f"for BatchNorm and {process.world_size} processes"
             )
 
+    @property
+    def averaged(self) -> Captioner:
+        """The captioner with the averaged weights, which is validated and saved."""
+        return cast(Captioner, self.average.module) if self.average else self.model
+
+    def _mean(self, average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
+        """The average after one more step; shorter at first, or early weights would stay in it."""
+        decay = min(self.config.ema, (int(count) + 1) / (int(count) + 10))
+        return average.lerp(weight, 1 - decay)
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's weights; read and load it inside `averaged`."""
-        optimizer = self.optimizer.state_dict()
-        return {"optimizer": optimizer, "weights": self.average, "step": self.step}
+        """Everything but the averaged captioner's weights."""
+        state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
+        return state | ({"weights": self.model.state_dict()} if self.average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave; a CaptioningError if it does not fit."""
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
-            saved = list(zip(self.average, state["weights"], strict=True))
-            moments = [(p, s[n]) for p, s in self.optimizer.state.items() for n in _MOMENTS]
-            if any(mine.shape != its.shape for mine, its in saved + moments):
-                raise ValueError("tensors of other shapes")
-            for mine, its in saved:
-                mine.copy_(its)
+            if self.average:  # a copy of the model as it was read: of the averaged weights
+                self.average.n_averaged.fill_(self.step)
+                self.model.load_state_dict(state["weights"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if isinstance(error, RuntimeError) else repr(error)
+            reason = str(error).partition("\n")[0]
             raise CaptioningError(f"expected the state of this trainer, got: {reason}") from error
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Gives the model the averaged weights; meanwhile `average` holds those of training."""
-
-        def swap() -> None:
-            for parameter, average in zip(self.parameters, self.average, strict=False):
-                parameter.data, average.data = average.data, parameter.data
-
-        swap()
-        try:
-            yield
-        finally:
-            swap()
 
     def autocast(self) -> Any:
         """The context of the forward pass, by `config.autocast`."""
@@ -174,7 +165,4 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         if self.average:
-            # Smaller at first: otherwise the initial weights would stay in the average for long.
-            decay = min(self.config.ema, self.step / (self.step + 9))
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
+            self.average.update_parameters(self.model)

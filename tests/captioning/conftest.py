@@ -1,8 +1,5 @@
 """A tiny embedded data set, its features, and a captioner of random weights."""
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,38 +7,13 @@ import pytest
 import torch
 
 from captioning.cnn.features import FeatureTable, extract_features
-from captioning.cnn.frozen import CNNConfig, load_cnn
-from captioning.config import ModelConfig
-from captioning.data.datasets import load_coco
-from captioning.data.vocabulary import Vocabulary
+from captioning.cnn.pretrained import CNNConfig, load_cnn
+from captioning.data.coco import load_coco
+from captioning.data.words import Vocabulary
 from captioning.demo import scenes
 from captioning.model.captioner import Captioner
-from captioning.model.checkpoint import Checkpoint, CNNIdentity
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """SIGINT interrupts, also where pytest runs in a shell's background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def small_files():
-    """A disk that is full: no file can be made longer than so many bytes."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    @contextlib.contextmanager
-    def limited(size: int) -> Iterator[None]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limited
+from captioning.model.checkpoint import Checkpoint
+from captioning.settings import ModelConfig
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +35,7 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
         tables[split] = FeatureTable(dataset, cache)
     captions = [c for image in tables["train"].images for c in image.captions]
     return SimpleNamespace(
-        **tables, vocabulary=Vocabulary.build(captions), cnn=cnn, identity=CNNIdentity.of(cnn)
+        **tables, vocabulary=Vocabulary.build(captions), cnn=cnn, identity=cnn.config
     )
 
 
@@ -79,7 +51,7 @@ def attentive(data, grid_cnn) -> Checkpoint:
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
     sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
-    return Checkpoint(Captioner(sizes).eval(), data.vocabulary, CNNIdentity.of(grid_cnn), {})
+    return Checkpoint([Captioner(sizes).eval()], data.vocabulary, grid_cnn.config)
 
 
 @pytest.fixture
@@ -90,6 +62,6 @@ def new_checkpoint(data: SimpleNamespace):
         torch.manual_seed(0)
         sizes = {"feature_size": 240, "embed_size": 16, "hidden_size": 24} | sizes
         config = ModelConfig(vocab_size=len(data.vocabulary), **sizes)
-        return Checkpoint(Captioner(config, lstm).eval(), data.vocabulary, data.identity, {})
+        return Checkpoint([Captioner(config, lstm).eval()], data.vocabulary, data.identity)
 
     return make

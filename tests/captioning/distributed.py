@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 from captioning.cnn.features import FeatureTable, extract_features
-from captioning.cnn.frozen import CNNConfig, load_cnn
-from captioning.config import ModelConfig, TrainConfig
-from captioning.data.datasets import load_coco
-from captioning.data.vocabulary import Vocabulary
+from captioning.cnn.pretrained import CNNConfig, load_cnn
+from captioning.data.coco import load_coco
+from captioning.data.words import Vocabulary
 from captioning.model.captioner import Captioner
-from captioning.model.checkpoint import Checkpoint, CNNIdentity
+from captioning.model.checkpoint import Checkpoint
+from captioning.settings import ModelConfig, TrainConfig
+from captioning.training.loop import train
 from captioning.training.processes import distributed
-from captioning.training.run import train
+from captioning.training.setup import Setup
 
 out, root, features = map(Path, sys.argv[1:4])
 stage = sys.argv[4]
@@ -26,12 +27,14 @@ table = FeatureTable(dataset, extract_features(cnn, dataset.images, features, an
 vocabulary = Vocabulary.build(c for image in dataset.images for c in image.captions)
 torch.manual_seed(0)
 model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
-checkpoint = Checkpoint(model, vocabulary, CNNIdentity.of(cnn), {})
-config = TrainConfig(epochs=2, batch_size=48, warmup=2, clip_norm=0.0, consensus=0.5)
+checkpoint = Checkpoint([model], vocabulary, cnn.config)
+config = TrainConfig(
+    epochs=2, batch_size=48, warmup=2, clip_norm=0.0, consensus=0.5, autocast="none"
+)
 if stage == "reward":
     config = replace(config, self_critical=3)
 with distributed("cpu") as process:
-    history = train(checkpoint, config, table, None, out.parent / out.stem, process=process)
+    history = train(Setup(checkpoint, config, {"train": table}), out.parent / out.stem, process)
 if not out.exists():
     # Adam does not see the scale of a gradient, so it is compared on its own.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()

@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.data.datasets import CaptionDataset
+from captioning.data.coco import CaptionDataset
 from captioning.data.images import load_image
-from captioning.results.attention_maps import AttentionMaps, compute_maps, file_maps, shade
-from captioning.results.evaluation import evaluate, write_evaluation
+from captioning.results.attention_maps import AttentionMaps, attends, compute_maps, file_maps, shade
+from captioning.results.evaluation import evaluate
+from captioning.results.report import Section, write_report
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def path(data):
 
 def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
     image = load_image(path)
-    maps = compute_maps(attentive, grid_cnn, image, ["a", "red", "square"])
+    view = grid_cnn.transform.view(image)
+    maps = compute_maps(attentive, view, grid_cnn.encode(image), ["a", "red", "square"])
     assert maps.view.size == (128, 128) and maps.weights.shape == (3, 16, 16)
     tokens = torch.tensor([[attentive.vocabulary.index[w] for w in maps.words]])
     with torch.no_grad():
@@ -41,7 +43,8 @@ def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, 
     weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
     looked = weights.expand(1, 2, 256)
     monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: looked)
-    maps = compute_maps(attentive, grid_cnn, picture, ["square"])
+    view = grid_cnn.transform.view(picture)
+    maps = compute_maps(attentive, view, grid_cnn.encode(picture), ["square"])
     panel = maps.view.copy()
     panel.paste("black", mask=shade(maps.weights[0], panel.size))
     y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
@@ -57,7 +60,7 @@ def test_shade_is_dark_where_it_did_not_look():
 
 
 def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path):
-    maps = compute_maps(attentive, grid_cnn, load_image(path), ["a", "red"])
+    maps = file_maps(attentive, grid_cnn, path, "a red")
     page = '{% from "results/attention.html" import attention_panels %}{{ attention_panels(p) }}'
     environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
 
@@ -71,19 +74,16 @@ def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path
     assert panels_html(AttentionMaps(maps.view, [], maps.weights[:0]))  # nothing was written
 
 
-def test_without_attention_there_are_no_maps(new_checkpoint, data, path):
-    plain = new_checkpoint()
-    assert compute_maps(plain, data.cnn, load_image(path), ["a"]) is None
-    assert file_maps(plain, data.cnn, path, "a") is None
+def test_who_attends(new_checkpoint, attentive):
+    assert attends(attentive) and not attends(new_checkpoint())
 
 
 def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentive, data, tmp_path):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
     dataset = CaptionDataset(images + data.val.images[1:])
     results = {image.id: "a red square" for image in dataset.images}
-    scores = evaluate(results, dataset)
-    attentive.save(tmp_path / "c.pt")
-    write_evaluation(tmp_path / "r.html", results, dataset, scores, [tmp_path / "c.pt"])
+    section = Section("val", "", dataset.images, results, evaluate(results, dataset))
+    write_report(tmp_path / "r.html", "title", "", [section], (), attentive)
     report = (tmp_path / "r.html").read_text()
     shown = report.count("<figure>")
     lost = report.count("none.png: no such file")

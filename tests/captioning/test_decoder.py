@@ -4,17 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from captioning.__main__ import main
-from captioning.config import ModelConfig
-from captioning.data.datasets import load_references
-from captioning.data.vocabulary import END, PAD, START
-from captioning.errors import CaptioningError
+from captioning.data.coco import load_references
+from captioning.data.words import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import load_checkpoint
-from captioning.model.decoders.lstm import DecoderRNN
 from captioning.model.layers import Dropout
+from captioning.model.lstm import DecoderRNN
+from captioning.settings import ModelConfig
 
 E, H, V = 6, 8, 12
 CAPTIONS = torch.tensor(
@@ -26,7 +24,7 @@ every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
 def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
     torch.manual_seed(0)
-    return DecoderRNN(DecoderRNN.Settings(1, V, E, H, **options), lstm)
+    return DecoderRNN(ModelConfig(1, V, E, H, **options), lstm)
 
 
 def scores_of(decoder, image, captions, lengths) -> torch.Tensor:
@@ -87,36 +85,6 @@ def test_a_prediction_depends_on_earlier_words_and_the_image_only():
         assert torch.autograd.grad(same.sum(), image)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("lstm", ["torch", "reference"])
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_all_lstms_compute_the_same(lstm, num_layers):
-    ours, other = decoder(num_layers=num_layers), decoder(lstm, num_layers=num_layers)
-    assert isinstance(decoder("torch").lstm, nn.LSTM)
-    other.load_state_dict(ours.state_dict())
-    image = torch.randn(3, E)
-    torch.testing.assert_close(
-        scores_of(ours, image, CAPTIONS, LENGTHS),
-        scores_of(other, image, CAPTIONS, LENGTHS),
-        atol=1e-6,
-        rtol=1e-5,
-    )
-
-
-@every_way
-def test_steps_equal_the_unrolled_caption(image_at):
-    model, image = decoder(num_layers=2, image_at=image_at), torch.randn(1, E)
-    scores = scores_of(model, image, CAPTIONS[:1], LENGTHS[:1])
-    state = model.start(image)
-    for t, word in enumerate(CAPTIONS[0, :5]):
-        step, state = model.step(word[None], state)
-        torch.testing.assert_close(step[0], scores[t], atol=1e-6, rtol=1e-5)
-
-
-def test_the_steps_that_read_the_image_have_a_name():
-    with pytest.raises(CaptioningError, match="image_at: expected .*'every'.*, got 'last'"):
-        decoder(image_at="last")
-
-
 def test_parameters_are_named_as_in_the_lecture():
     assert set(decoder().state_dict()) == {
         "embed.weight",
@@ -141,8 +109,9 @@ def test_begins_with_words_as_frequent_as_they_are(sizes):
 
 def test_only_a_fresh_captioner_takes_the_frequencies_of_words(scenes_root, tmp_path):
     train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
-    sizes = ["--hidden-size", "16", "--embed-size", "16", "--min-count", "1", "--cnn", "scenes_cnn"]
-    nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--ema", "0"]
+    sizes = ["--hidden-size", "16", "--embed-size", "16", "--set", "min-count=1"]
+    sizes += ["--cnn", "scenes_cnn"]
+    nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--set", "ema=0"]
     assert main([*train, "--output", str(tmp_path / "a"), *sizes, *nothing]) == 0
     first = load_checkpoint(tmp_path / "a" / "best.pt")
     bias = first.model.decoder.linear.bias

@@ -1,7 +1,6 @@
 """What every registered decoder must do, whatever is in it."""
 
 import copy
-from dataclasses import asdict, dataclass
 from functools import partial
 
 import pytest
@@ -10,14 +9,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.__main__ import main
-from captioning.cnn.frozen import POOLS
-from captioning.config import ModelConfig, setting
-from captioning.data.vocabulary import END, PAD, START
+from captioning.data.words import END, PAD, START
 from captioning.errors import CaptioningError
-from captioning.model.decoders import DECODERS, Attentive, decoder_class, model_config
-from captioning.model.decoders.base import DemoSettings
+from captioning.model import DECODERS
+from captioning.model.decoder import Attentive, decoder_class
 from captioning.model.layers import WEIGHTS, freeze
-from captioning.search.decoding import beam_search, write_captions
+from captioning.search.decoding import DecodeConfig, beam_search, write_captions
+from captioning.settings import POOLS, BeamConfig, ModelConfig
 from fastlstm import PackedLSTM, PackedLSTMCell
 
 E, H, V, GRID = 6, 8, 12, 3
@@ -31,15 +29,11 @@ class WithoutLSTM(nn.Module):
     help = "the mean of the words"
     pools = ("avg",)
     batches_of = "captions"
-    demo = DemoSettings("avg", 1, {})
-
-    @dataclass(frozen=True)
-    class Settings(ModelConfig):
-        scale: float = setting("factor of the mean", 1.0)
+    demo = {"epochs": 1}
 
     def __init__(self, config, lstm="fastlstm"):
         super().__init__()
-        self.max_seq_length, self.scale = config.max_seq_length, config.scale
+        self.max_seq_length = config.max_seq_length
         self.embed = nn.Embedding(config.vocab_size, config.embed_size, padding_idx=PAD)
         self.mix = nn.Linear(config.embed_size, config.hidden_size)
         self.linear = nn.Linear(config.hidden_size, config.vocab_size)
@@ -50,7 +44,7 @@ class WithoutLSTM(nn.Module):
     def read(self, words, state):
         image, total, count = state
         total, count = total + self.embed(words), count + 1
-        return self.mix(image + self.scale * total / count).tanh(), (image, total, count)
+        return self.mix(image + total / count).tanh(), (image, total, count)
 
     def step(self, words, state):
         hidden, state = self.read(words, state)
@@ -74,7 +68,7 @@ def config(request, monkeypatch):
     monkeypatch.setitem(DECODERS, "without", WithoutLSTM)
     name, _, image_at = request.param.partition(" ")
     own = {"image_at": image_at} if image_at else {}
-    return DECODERS[name].Settings(1, V, E, H, decoder=name, grid=GRID, **own)
+    return ModelConfig(1, V, E, H, decoder=name, grid=GRID, **own)
 
 
 @pytest.fixture
@@ -122,11 +116,8 @@ def test_captions_may_share_pictures(decoder, image):
 
 def test_it_says_what_it_is(config, decoder):
     assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
-    assert decoder.demo.pool in decoder.pools and decoder.max_seq_length == config.max_seq_length
+    assert decoder.demo["epochs"] and decoder.max_seq_length == config.max_seq_length
     assert decoder.linear.weight.shape == (V, H)
-    assert issubclass(decoder.Settings, ModelConfig)
-    with pytest.raises(CaptioningError, match="model: expected feature_size, .*, got 'depth'"):
-        model_config({**asdict(config), "depth": 3})
     if isinstance(decoder, Attentive):
         assert "grid" in decoder.pools
 
@@ -144,8 +135,9 @@ def test_packed_weights(config, decoder, image, weights):
     assert all(str(lstm.weights).endswith(weights) for lstm in packed)
     assert len(packed) == hasattr(decoder, "lstm")
     if weights == "float32":
-        assert write_captions(frozen, image) == write_captions(decoder, image)
-        assert beam_search(frozen, image) == beam_search(decoder, image)
+        greedy = [write_captions([d], [image], DecodeConfig("greedy")) for d in (frozen, decoder)]
+        beams = [beam_search(d, image, BeamConfig()) for d in (frozen, decoder)]
+        assert greedy[0] == greedy[1] and beams[0] == beams[1]
     with torch.no_grad():
         found, _ = frozen.step(CAPTIONS[:, 0], frozen.start(image))
         expected, _ = decoder.step(CAPTIONS[:, 0], decoder.start(image))
@@ -158,7 +150,7 @@ def test_what_cannot_be_packed_stays_in_float32(config, kind):
     before = [type(module) for module in other.modules()]
     freeze(other)
     assert [type(module) for module in other.modules()] == before
-    with pytest.raises(CaptioningError, match="--weights int8: expected --lstm fastlstm"):
+    with pytest.raises(CaptioningError, match="--lstm-weights int8: expected fastlstm"):
         freeze(other, "int8")
 
 

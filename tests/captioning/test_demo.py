@@ -6,7 +6,6 @@ import re
 import pytest
 from PIL import Image
 
-from captioning.__main__ import main
 from captioning.demo.run import demo
 
 
@@ -47,10 +46,3 @@ def test_a_second_run_draws_and_encodes_nothing_and_writes_the_same(output, monk
     monkeypatch.setattr("captioning.data.images.load_image", lambda *_: pytest.fail("encoded"))
     demo(output, epochs=1, splits={"train": 64, "val": 12, "unseen": 12})
     assert (output / "results_val.json").read_text() == results
-
-
-def test_the_command_line_turns_bad_input_into_a_message(tmp_path, capsys):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert main(["demo", "--output", str(blocked / "under")]) == 1
-    assert "captioning: " in capsys.readouterr().err

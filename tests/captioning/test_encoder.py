@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from captioning.cnn.frozen import CNNConfig, load_cnn
+from captioning.cnn.pretrained import CNNConfig, load_cnn
 from captioning.errors import CaptioningError
-from captioning.model.captioner import EncoderCNN
-from captioning.model.checkpoint import CNNIdentity
+from captioning.model.captioner import Encoder
 
 
 def frozen(name: str = "resnet18", pool: str = "avg"):
@@ -25,7 +24,7 @@ def frozen(name: str = "resnet18", pool: str = "avg"):
 
 
 def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
-    cnn, encoder = frozen(), EncoderCNN(512, 8)
+    cnn, encoder = frozen(), Encoder(512, 8)
     model = torch.nn.ModuleList([cnn, encoder])
     before = copy.deepcopy(cnn.state_dict())
     assert any(name.endswith("running_mean") for name in before)
@@ -77,17 +76,10 @@ def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
     torch.testing.assert_close(both(images)[:, :512], vector)
 
 
-@pytest.mark.parametrize(
-    ("name", "channels"), [("mobilenet_v3_small", 1024), ("shufflenet_v2_x0_5", 1024)]
-)
-def test_other_classifiers_of_torchvision(name, channels):
-    assert frozen(name).feature_shape == (channels,)
-
-
 def test_a_vision_transformer_has_a_vector_but_no_map():
     from torchvision.models import VisionTransformer
 
-    from captioning.cnn.frozen import _without_fc
+    from captioning.cnn.pretrained import _without_fc
 
     net = VisionTransformer(32, 16, 1, 2, 8, 16).eval()
     vector, grid = _without_fc(net, 32)(torch.zeros(2, 3, 32, 32))
@@ -114,16 +106,6 @@ def test_the_whole_picture_is_seen(name):
     columns = np.array(whole.view(image))[100, :, 0]
     assert (columns[:26] == 255).all() and (columns[-26:] == 255).all() and columns[112] == 0
     assert not np.array(replace(whole, squash=False).view(image))[..., 0].any()
-
-
-def test_a_captioner_sees_what_it_saw_in_training():
-    """Such as the square in the middle, which older versions could train on."""
-    torch.manual_seed(0)
-    trained = load_cnn(CNNConfig("resnet18", "none"))
-    trained.transform = replace(trained.transform, squash=False)
-    torch.manual_seed(0)
-    again = CNNIdentity.of(trained).load()
-    assert again.transform == trained.transform and not again.transform.squash
 
 
 def test_several_cnns_stand_side_by_side():
@@ -153,7 +135,7 @@ def test_maps_stand_side_by_side_with_the_cells_of_the_smallest():
 def test_a_captioner_with_several_cnns_finds_them_again():
     trained = load_cnn(CNNConfig("scenes_cnn+scenes_cnn"))
     image = Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
-    again = CNNIdentity.of(trained).load()
+    again = load_cnn(trained.config)
     assert torch.equal(again.encode(image), trained.encode(image))
 
 
@@ -198,17 +180,3 @@ def test_damaged_weights_are_named(monkeypatch, tmp_path, damage):
     file.write_bytes(content.get(damage, buffer.getvalue()[:300]))
     with pytest.raises(CaptioningError, match=f"weights of resnet18 are damaged .*delete {file}"):
         load_cnn(CNNConfig("resnet18"))
-
-
-def test_embedding_of_a_grid_keeps_the_cells():
-    encoder = EncoderCNN(6, 4).eval()
-    features = torch.randn(2, 5, 6)
-    embedded = encoder.embed(features)
-    torch.testing.assert_close(embedded[:, 3], encoder.embed(features[:, 3]))
-
-
-def test_whatever_loads_a_cnn_lets_malloc_keep_blocks(monkeypatch):
-    called = []
-    monkeypatch.setattr("captioning.cnn.frozen.keep_freed_blocks", lambda: called.append(True))
-    frozen()
-    assert called

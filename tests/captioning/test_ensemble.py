@@ -8,16 +8,14 @@ import torch
 
 from captioning.__main__ import main
 from captioning.commands.serve import answer
-from captioning.config import BeamConfig
-from captioning.data.images import load_image
-from captioning.data.vocabulary import PAD, START, UNK, Vocabulary
+from captioning.data.words import PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
-from captioning.model.checkpoint import load_checkpoint
-from captioning.model.ensemble import Ensemble, load_ensemble
+from captioning.model.checkpoint import load_checkpoint, load_ensemble
 from captioning.model.neighbors import Neighbors
-from captioning.results.attention_maps import compute_maps
+from captioning.results.attention_maps import file_maps
 from captioning.search.generate import DecodeConfig, decode_batch
+from captioning.settings import BeamConfig
 
 METHODS = ("greedy", "beam", "sample")
 
@@ -28,7 +26,11 @@ def another(checkpoint, seed: int = 1, **sizes):
     model = Captioner(replace(checkpoint.model.config, **sizes)).eval()
     for parameter in model.parameters():
         parameter.data *= 2
-    return replace(checkpoint, model=model, training={"history": []})
+    return replace(checkpoint, models=[model], training={"history": []})
+
+
+def together(*checkpoints):
+    return replace(checkpoints[0], models=[checkpoint.model for checkpoint in checkpoints])
 
 
 @pytest.fixture(params=["lstm", "attention"])
@@ -45,8 +47,7 @@ def test_the_probability_of_a_word_is_the_mean_of_theirs(pair):
     """In greedy search and sampling: it tells those of the members, fed its words."""
     one, two, features = pair
     for method in ("greedy", "sample"):
-        config = DecodeConfig(method, max_seq_length=6)
-        found = decode_batch(Ensemble([one.model, two.model]), features, config)
+        found = decode_batch(together(one, two), features, DecodeConfig(method))
         for i, group in enumerate(found):
             for hypothesis in group:
                 states = [
@@ -68,14 +69,14 @@ def test_the_probability_of_a_word_is_the_mean_of_theirs(pair):
 def test_it_writes_neither_what_the_one_nor_what_the_other_writes(pair, method):
     one, two, features = pair
 
-    def words(model) -> list[list[list[int]]]:
+    def words(checkpoint) -> list[list[list[int]]]:
         same = torch.Generator().manual_seed(0)
-        found = decode_batch(model, features, DecodeConfig(method), same)
+        found = decode_batch(checkpoint, features, DecodeConfig(method), same)
         return [[hypothesis.tokens for hypothesis in group] for group in found]
 
-    both, alone = words(Ensemble([one.model, two.model])), words(one.model)
-    assert both != alone and both != words(two.model)
-    assert words(Ensemble([one.model, one.model])) == alone
+    both, alone = words(together(one, two)), words(one)
+    assert both != alone and both != words(two)
+    assert words(together(one, one)) == alone
 
 
 def test_beam_search_ranks_all_that_the_members_find(pair):
@@ -83,8 +84,7 @@ def test_beam_search_ranks_all_that_the_members_find(pair):
     one, two, features = pair
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (
-        decode_batch(model, features, config)
-        for model in (Ensemble([one.model, two.model]), one.model, two.model)
+        decode_batch(checkpoint, features, config) for checkpoint in (together(one, two), one, two)
     )
     for group, *parts in zip(both, *alone, strict=True):
         found = [{tuple(h.tokens): h for h in part} for part in parts]
@@ -99,31 +99,24 @@ def test_beam_search_ranks_all_that_the_members_find(pair):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_its_search_is_what_was_best_for_its_members(new_checkpoint, data):
-    members = [new_checkpoint().model for _ in range(3)]
-    assert Ensemble(members).neighbors is None
-    members[0].beam, members[1].beam = BeamConfig(20, 0.7), BeamConfig(5, 1.0)
-    members[2].beam = BeamConfig(5, 0.4)
-    members[1].neighbors = Neighbors.of(data.train, data.vocabulary, 4.0)
-    members[2].neighbors = Neighbors.of(data.train, data.vocabulary, 2.0)
-    both = Ensemble(members)
-    assert both.beam.beam_size == 20 and both.beam.length_penalty == pytest.approx(0.7)
-    assert both.neighbors.weight == 2.0 and members[1].neighbors.weight == 4.0
-    features = data.val.read()
-    plain = decode_batch(both, features, DecodeConfig("beam", neighbors=0.0))
-    assert len(plain[0]) >= 20 and decode_batch(both, features, DecodeConfig("beam")) != plain
-
-
 def test_the_map_is_the_mean_of_theirs(attentive, grid_cnn, data):
     one, two = another(attentive, 3), another(attentive)
-    words = ["two", "small", "circles"]
-    picture = data.val.images[0].path
-    image = load_image(picture, 256)
-    together = replace(one, model=Ensemble([one.model, two.model]))
-    maps = [compute_maps(c, grid_cnn, image, words).weights for c in (one, two, together)]
+    picture, both = data.val.images[0].path, together(one, two)
+    text = "two small circles"
+    maps = [file_maps(c, grid_cnn, picture, text).weights for c in (one, two, both)]
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
-    assert compute_maps(replace(one, model=Ensemble([one.model])), grid_cnn, image, words)
-    assert all(search["maps"] for search in answer(together, grid_cnn, picture, 2))
+    assert all(search["maps"] for search in answer(both, grid_cnn, picture, 2))
+
+
+def test_their_search_is_that_of_all(files, data):
+    one, two = map(load_checkpoint, files)
+    one.beam, two.beam = BeamConfig(20, 0.4), BeamConfig(5, 1.0)
+    two.neighbors = Neighbors.of(data.train, data.vocabulary, 4.0)
+    for checkpoint, path in zip((one, two), files, strict=True):
+        checkpoint.save(path)
+    both = load_ensemble(files)
+    assert both.beam == BeamConfig(20, 0.7) and both.neighbors.weight == 2.0
+    assert len(both.models) == 2
 
 
 @pytest.fixture
@@ -141,13 +134,11 @@ def test_every_command_takes_several(files, scenes_root, tmp_path, data, capsys)
     found = {}
     for weights in ("float32", "bfloat16"):
         for method in ("greedy", "beam"):
-            options = ["--method", method, "--weights", weights, "--json", str(results)]
+            options = ["--method", method, "--lstm-weights", weights, "--json", str(results)]
             assert main(["caption", *names, pictures, *options]) == 0
             found[method] = [row["caption"] for row in json.loads(results.read_text())]
             assert len(found[method]) == 12
-    together = load_ensemble(files)
-    config = DecodeConfig("beam")
-    expected = decode_batch(together.model, data.val.read(), config)
+    expected = decode_batch(load_ensemble(files), data.val.read(), DecodeConfig("beam"))
     assert main(["caption", *names, pictures, "--method", "beam", "--json", str(results)]) == 0
     written = [row["caption"] for row in json.loads(results.read_text())]
     by_name = dict(zip((image.path.name for image in data.val.images), expected, strict=True))
@@ -157,8 +148,13 @@ def test_every_command_takes_several(files, scenes_root, tmp_path, data, capsys)
     assert main(["caption", *names, *options]) == 0
     report = tmp_path / "report.html"
     evaluate = ["evaluate", str(results), "--references", str(val), "--report", str(report)]
-    assert main([*evaluate, "--checkpoint", names[0], "--checkpoint", names[1]]) == 0
+    assert main([*evaluate, *names]) == 0
     assert "Evaluation of captions" in report.read_text()
+    capsys.readouterr()
+    assert main(["evaluate", *names, "--references", str(val)]) == 0
+    scored = capsys.readouterr().out
+    assert main(["evaluate", str(results), "--references", str(val)]) == 0
+    assert capsys.readouterr().out == scored
 
 
 def test_other_words_and_another_cnn_are_refused(files):
@@ -173,4 +169,4 @@ def test_other_words_and_another_cnn_are_refused(files):
         CaptioningError, match=r"b\.pt: expected the CNN of .*a\.pt, scenes_cnn, with"
     ):
         load_ensemble(files)
-    assert type(load_ensemble(files[:1]).model) is Captioner
+    assert len(load_ensemble(files[:1]).models) == 1

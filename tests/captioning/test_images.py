@@ -1,15 +1,11 @@
 """Whatever people have on disk becomes upright RGB, or a message that names the file."""
 
-import ast
 import io
-import json
 import os
 import struct
 import subprocess
-import sys
 import zlib
 from dataclasses import asdict
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,8 +13,6 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
-import captioning
-from captioning.config import from_dict
 from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
 from captioning.search.generate import DecodeConfig, caption_files
 
@@ -50,14 +44,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode, name, color, expected):
     assert (image.mode, image.size, image.getpixel((2, 2))) == ("RGB", (5, 4), expected)
 
 
-def test_a_jpeg_for_print_becomes_rgb(tmp_path):
-    path = save(tmp_path / "print.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
-    for min_side in (0, 8):
-        image = load_image(path, min_side)
-        assert image.mode == "RGB"
-        np.testing.assert_allclose(image.getpixel((4, 4)), (255, 0, 0), atol=3)
-
-
 def test_a_palette_with_a_transparent_color_is_put_on_white(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([9, 9, 9, 200, 0, 0])
@@ -77,16 +63,6 @@ def test_exif_rotation_is_undone(tmp_path):
     assert upright.getpixel((5, 2)) == (255, 0, 0) and upright.getpixel((5, 17)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_the_one_of_pillow(tmp_path, orientation):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(tmp_path / "x.png", Image.fromarray(pixels), exif=exif)
-    expected = ImageOps.exif_transpose(Image.open(path))
-    np.testing.assert_array_equal(np.array(load_image(path)), np.array(expected))
-
-
 def test_damaged_exif_does_not_hide_a_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
@@ -101,14 +77,6 @@ def test_damaged_exif_does_not_hide_a_picture(tmp_path):
     # What cannot be read at all does not say how the camera was held.
     path = save(tmp_path / "junk.png", Image.new("RGB", (20, 10)), exif=b"junk")
     assert load_image(path).size == (20, 10)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (10_000, 3)])
-def test_extreme_shapes_go_through_the_transform(tmp_path, size):
-    path = save(tmp_path / "x.png", Image.new("RGB", size, (255, 0, 0)))
-    out = Transform(10, 8, HALF, HALF)(load_image(path))
-    assert out.shape == (3, 8, 8)
-    torch.testing.assert_close(out[:, 4, 4], torch.tensor([1.0, -1.0, -1.0]))
 
 
 def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
@@ -147,65 +115,12 @@ def tiled_tiff(side: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
 
-@pytest.fixture(scope="module")
-def growth(tmp_path_factory):
-    """What loading large pictures gives in another process, and how many MB it takes."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("needs /proc")
-    folder = tmp_path_factory.mktemp("large")
-    save(folder / "first.tif", Image.new("RGBA", (1, 1)))  # so that Pillow imports its formats
-    save(folder / "red.png", Image.new("RGB", (10_000, 10_000), (255, 0, 0)))
-    save(folder / "clear.png", Image.new("LA", (4000, 4000)))
-    save(folder / "deep.png", Image.new("I;16", (4000, 4000)))
-    save(folder / "bomb.png", Image.new("1", (13_300, 13_300)))
-    (folder / "tile.tif").write_bytes(tiled_tiff(12_000))
-    assert max((folder / name).stat().st_size for name in ("bomb.png", "tile.tif")) < 200_000
-    script = """if True:
-        import json, sys
-        from pathlib import Path
-        from captioning.data.images import ImageError, Transform, load_image
-        transform = Transform(256, 224, (0.5,) * 3, (0.5,) * 3)
-        def grows(path):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
-            peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-            before = peak()
-            try:
-                said = transform(load_image(path, 512)).mean((1, 2)).tolist()
-            except ImageError as error:
-                said = str(error)
-            return said, (peak() - before) / 1024
-        print(json.dumps({Path(path).name: grows(path) for path in sys.argv[1:]}))"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # what one picture leaves, no other one uses
-    command = [sys.executable, "-c", script, folder / "first.tif", *folder.iterdir()]
-    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    return json.loads(done.stdout)
-
-
-def test_a_large_png_is_held_once(growth):
-    """Nothing shrinks a PNG while it is read: 10,000 x 10,000 pixels are 400 MB in Pillow."""
-    said, megabytes = growth["red.png"]
-    assert said == [1, -1, -1] and 350 < megabytes < 600
-
-
-@pytest.mark.parametrize("name", ["clear.png", "deep.png"])
-def test_a_conversion_holds_no_more_than_what_goes_in_and_comes_out(growth, name):
-    said, megabytes = growth[name]
-    assert len(said) == 3 and megabytes < 2 * 4 * 16 + 30
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("bomb.png", "13300 x 13300 pixels"), ("tile.tif", "12000 x 12000 pixels")],
-)
-def test_a_bomb_is_refused_before_it_is_decoded(growth, name, message):
-    said, megabytes = growth[name]
-    assert f"{message}, expected at most 128,000,000 in all" in said and megabytes < 5
-
-
-def test_a_tile_larger_than_its_picture_is_fine(tmp_path):
+def test_a_tile_larger_than_its_picture_counts(tmp_path):
     (tmp_path / "x.tif").write_bytes(tiled_tiff(128))
     assert load_image(tmp_path / "x.tif").size == (100, 100)
+    (tmp_path / "x.tif").write_bytes(tiled_tiff(12000))
+    with pytest.raises(ImageError, match="12000 x 12000 pixels"):
+        load_image(tmp_path / "x.tif")
 
 
 def test_broken_files_are_named(tmp_path):
@@ -256,25 +171,6 @@ def test_a_failing_picture_does_not_end_a_run(eps, attentive, grid_cnn, data, mo
             load_image(good)
 
 
-def test_every_picture_is_opened_as_one_of_the_formats():
-    """`Image.open` alone takes what Pillow gives to other programs."""
-    opened = [
-        ast.unparse(node)
-        for file in Path(captioning.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open")
-    ]
-    assert opened and all("formats=FORMATS" in call for call in opened), opened
-
-
-def test_the_two_pictures_of_a_camera_are_one_jpeg(tmp_path):
-    """Phones write MPO, which is a JPEG with another behind it."""
-    path = tmp_path / "phone.jpg"
-    save(path, Image.new("RGB", (16, 8)), format="MPO", save_all=True,
-         append_images=[Image.new("RGB", (16, 8))])  # fmt: skip
-    assert load_image(path).size == (16, 8)
-
-
 def test_open_files_are_read_too():
     buffer = io.BytesIO()
     Image.new("RGB", (3, 3)).save(buffer, "PNG")
@@ -291,5 +187,5 @@ def test_the_transform_does_what_torchvision_does():
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)
     torch.testing.assert_close(ours, theirs)
-    again = from_dict(Transform, asdict(Transform(232, 224, mean, std)), "transform")
+    again = Transform(**asdict(Transform(232, 224, mean, std)))
     assert torch.equal(again(image), ours)

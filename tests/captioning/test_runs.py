@@ -1,17 +1,14 @@
 """One command that stands for several runs: members, and both stages."""
 
-import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from captioning.__main__ import main
-from captioning.config import BeamConfig
 from captioning.model.checkpoint import load_checkpoint
-from captioning.model.neighbors import Neighbors
-from captioning.training import pipeline
-from captioning.training.request import config
-from captioning.training.trainer import Trainer
+from captioning.settings import BeamConfig
+from captioning.training import pipeline, setup
 
 
 @pytest.fixture
@@ -25,13 +22,13 @@ def train(scenes_root, tmp_path) -> list[str]:
 @pytest.fixture
 def quick(monkeypatch):
     """The first stage has few epochs, which no option says."""
-    recipe = config.recipe
+    preset = setup.preset
 
-    def short(pictures, self_critical=False, *more):
-        found = recipe(pictures, self_critical, *more)
-        return found if self_critical else config.replace(found, epochs=2)
+    def short(pictures, batches_of, self_critical):
+        found = preset(pictures, batches_of, self_critical)
+        return found if self_critical else found | {"epochs": 2}
 
-    monkeypatch.setattr(config, "recipe", short)
+    monkeypatch.setattr(setup, "preset", short)
 
 
 def test_members_are_trained_on_one_feature_cache_and_scored_together(
@@ -41,19 +38,18 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
     command = [*train, "--members", "2", "--epochs", "1", "--seed", "5", "--test", test]
     assert main(command) == 0
     run = tmp_path / "run"
-    assert len(list(run.rglob("*-*.pt"))) == len(list((run / "features").iterdir())) == 3
+    assert len(list(run.rglob("*-*.npy"))) == len(list((run / "features").iterdir())) == 6
     found = [load_checkpoint(run / name / "best.pt") for name in "12"]
     assert [c.training["config"]["seed"] for c in found] == [5, 6]
     assert found[0].vocabulary.words == found[1].vocabulary.words
     weights = [c.model.decoder.linear.weight for c in found]
     assert not torch.equal(*weights)
     out = capsys.readouterr().out
-    assert re.search(r"about \d+ minutes, without validation: \d+ of cross-entropy\n", out)
-    assert out.count("all 2 together: beam search on --val: ") == out.count("beam search on") == 1
+    assert out.count("all 2 together: search chosen on --val: ") == out.count("chosen on") == 1
     assert out.count("all 2 together: test, 12 pictures: greedy") == out.count("test, 12") == 1
-    assert out.endswith(f"caption {run}/*/best.pt PICTURE --method beam\n")
+    assert out.endswith(f"caption {run}/*/best.pt PICTURE\n")
     caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
-    assert main([*caption, str(scenes_root / "val"), "--method", "beam"]) == 0
+    assert main([*caption, str(scenes_root / "val")]) == 0
 
     assert main(command) == 1
     assert "1 holds a captioner already: --resume" in capsys.readouterr().err
@@ -63,10 +59,10 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
 
 
 def test_one_search_is_chosen_for_all_members_and_kept_in_each(train, tmp_path, monkeypatch):
-    def choose(checkpoint, val, table):
-        assert len(checkpoint.model.members) == 2 and checkpoint.model.neighbors is None
-        checkpoint.model.beam = BeamConfig(3, 0.5)
-        checkpoint.model.neighbors = table and Neighbors.of(table, checkpoint.vocabulary, 2.0)
+    def choose(checkpoint, val, neighbors):
+        assert len(checkpoint.models) == 2 and checkpoint.neighbors is None
+        checkpoint.beam = BeamConfig(3, 0.5)
+        checkpoint.neighbors = neighbors and replace(neighbors, weight=2.0)
         return "chosen"
 
     monkeypatch.setattr(pipeline, "choose_search", choose)
@@ -74,9 +70,9 @@ def test_one_search_is_chosen_for_all_members_and_kept_in_each(train, tmp_path, 
     files = [tmp_path / "run" / name / "best.pt" for name in "12"]
     for more, weights in ((), [2.0, 2.0]), (("--resume", "--no-neighbors"), [None, None]):
         assert main([*command, *more]) == 0
-        found = [load_checkpoint(path).model for path in files]
-        assert [model.beam for model in found] == [BeamConfig(3, 0.5)] * 2
-        assert [m.neighbors and m.neighbors.weight for m in found] == weights
+        found = [load_checkpoint(path) for path in files]
+        assert [one.beam for one in found] == [BeamConfig(3, 0.5)] * 2
+        assert [one.neighbors and one.neighbors.weight for one in found] == weights
 
 
 def test_a_captioner_to_start_from_may_lie_in_the_output(train, tmp_path, capsys):
@@ -84,11 +80,11 @@ def test_a_captioner_to_start_from_may_lie_in_the_output(train, tmp_path, capsys
     assert main([*train, "--epochs", "1"]) == 0
     (run / "last.pt").unlink()
     assert main([*train, "--epochs", "1", "--start", str(run / "best.pt")]) == 0
-    assert capsys.readouterr().out.count("beam search on --val: ") == 2
+    assert capsys.readouterr().out.count("search chosen on --val: ") == 2
 
 
 def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick, capsys):
-    command = [*train, "--self-critical", "2", "--epochs", "1", "--dropout", "0.1"]
+    command = [*train, "--self-critical", "2", "--epochs", "1", "--set", "dropout=0.1"]
     assert main(command) == 0
     run, out = tmp_path / "run", capsys.readouterr().out
     first, second = (
@@ -100,10 +96,9 @@ def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick
     assert first.training["config"]["self_critical"] == 0
     assert second.training["config"]["learning_rate"] == 2e-4
     assert first.model.config == second.model.config and first.model.config.dropout == 0.1
-    assert len(list(run.rglob("*-*.pt"))) == len(list((run / "features").iterdir())) == 2
-    told, begins = out.index("of cross-entropy, "), out.index("epoch 1: loss")
-    assert told < out.index("of self-critical training\n") < begins < out.index("epoch 1: reward")
-    assert out.count("beam search on --val") == 1 and out.count("next:") == 1
+    assert len(list(run.rglob("*-*.npy"))) == len(list((run / "features").iterdir())) == 4
+    assert out.index("epoch 1: loss") < out.index("epoch 1: reward")
+    assert out.count("search chosen on --val") == 1 and out.count("next:") == 1
 
 
 def test_both_stages_resume_where_they_were_stopped(train, tmp_path, quick, monkeypatch, capsys):
@@ -112,7 +107,7 @@ def test_both_stages_resume_where_they_were_stopped(train, tmp_path, quick, monk
 
     def stopped(*args):
         """Stop before the second stage, then within it."""
-        if args[1].self_critical and len(killed) == 0:
+        if args[0].config.self_critical and len(killed) == 0:
             killed.append(1)
             raise KeyboardInterrupt
         return real(*args)
@@ -136,20 +131,3 @@ def test_members_of_both_stages(train, tmp_path, quick):
     found = [load_checkpoint(path) for path in sorted(run.rglob("best.pt"))]
     assert len(found) == 4
     assert ["loss" in c.training["history"][0] for c in found] == [False, True, False, True]
-
-
-def test_the_forecast_is_about_the_time_it_takes(train, tmp_path, quick, monkeypatch, capsys):
-    """On a clock on which every step takes 30 s: 2 epochs, then 1."""
-    clock = [0.0]
-    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
-    real = Trainer.train_step
-
-    def slow(self, indices, steps):
-        clock[0] += 30.0
-        return real(self, indices, steps)
-
-    monkeypatch.setattr(Trainer, "train_step", slow)
-    assert main([*train, "--self-critical", "2", "--epochs", "1"]) == 0
-    first, second = (int(n) for n in re.findall(r"(\d+) of ", capsys.readouterr().out)[:2])
-    # 480 captions in batches of 128, 96 pictures in batches of 64
-    assert (first, second) == (2 * 4 // 2, 1 * 2 // 2)

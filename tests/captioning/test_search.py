@@ -6,34 +6,32 @@ import math
 import pytest
 import torch
 
-from captioning.data.vocabulary import END, PAD, START, UNK
+from captioning.data.words import END, PAD, START, UNK
 from captioning.errors import CaptioningError
-from captioning.model.decoders.lstm import DecoderRNN
+from captioning.model.lstm import DecoderRNN
 from captioning.search import decoding
 from captioning.search.decoding import DecodeConfig, Hypothesis, random_words, write_tokens
+from captioning.settings import BeamConfig, ModelConfig
 
 E, V, STEPS = 5, 7, 3  # words 4, 5, 6
 
 
-def beam_search(model, image, *options, **more) -> list[list[Hypothesis]]:
-    """By the width of the beam, the penalty of length, and others by name."""
-    names = ("beam_size", "length_penalty")
-    config = DecodeConfig("beam", **dict(zip(names, options, strict=False)), **more)
-    return decoding.beam_search(model, image, config)
+def beam_search(model, image, beam_size=5, length_penalty=0.7) -> list[list[Hypothesis]]:
+    return decoding.beam_search(model, image, BeamConfig(beam_size, length_penalty))
 
 
-def greedy_search(model, image, max_seq_length=None) -> list[Hypothesis]:
-    return decoding.write_captions(model, image, DecodeConfig(max_seq_length=max_seq_length))
+def greedy_search(model, image) -> list[Hypothesis]:
+    return decoding.write_captions([model], [image], DecodeConfig("greedy"))
 
 
 def sample(model, image, generator=None, **options) -> list[Hypothesis]:
-    return decoding.write_captions(model, image, DecodeConfig("sample", **options), generator)
+    return decoding.write_captions([model], [image], DecodeConfig("sample", **options), generator)
 
 
 @pytest.fixture
 def model() -> DecoderRNN:
     torch.manual_seed(14)
-    decoder = DecoderRNN(DecoderRNN.Settings(1, V, E, 6, max_seq_length=STEPS)).eval()
+    decoder = DecoderRNN(ModelConfig(1, V, E, 6, max_seq_length=STEPS)).eval()
     for parameter in decoder.parameters():
         parameter.data *= 5  # opinions, so that captions differ
     return decoder
@@ -94,10 +92,10 @@ def by_hand(model, image, k: int, length_penalty: float, steps: int) -> list:
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
 def test_equals_the_search_by_hand(model, image, length_penalty):
-    lengths = set()
+    lengths, model.max_seq_length = set(), 6
     for beam_size, bias in itertools.product((2, 3, 5), (0.0, 1.0)):
         model.linear.bias.data[END] += bias  # from late ends to early ones
-        found = beam_search(model, image, beam_size, length_penalty, max_seq_length=6)
+        found = beam_search(model, image, beam_size, length_penalty)
         for i, group in enumerate(found):
             expected = by_hand(model, image[i], beam_size, length_penalty, 6)
             assert [h.tokens for h in group] == [tokens for _, tokens in expected]
@@ -198,15 +196,16 @@ def test_never_writes_special_words_even_if_the_model_wants_to(model, image):
 
 def test_max_seq_length_counts_end_but_not_start(model, image):
     model.linear.bias.data[END] = 1e4
-    assert [h.tokens for h in greedy_search(model, image, 1)] == [[END]] * 4
-    model.linear.bias.data[END] = -1e4
-    assert {len(h.tokens) for h in greedy_search(model, image, 7)} == {7}
+    model.max_seq_length = 1
+    assert [h.tokens for h in greedy_search(model, image)] == [[END]] * 4
+    model.linear.bias.data[END], model.max_seq_length = -1e4, 7
+    assert {len(h.tokens) for h in greedy_search(model, image)} == {7}
 
 
 def test_samples_follow_the_model(model, image):
     generator = torch.Generator().manual_seed(0)
     choose = random_words(torch.rand(4000, STEPS, generator=generator))
-    tokens, log_probs = write_tokens(model, image[:1].expand(4000, -1), choose)
+    tokens, log_probs = write_tokens([model], [image[:1].expand(4000, -1)], choose)
     state = model.start(image[:1])
     scores, _ = model.step(torch.tensor([START]), state)
     scores[:, [PAD, START, UNK]] = -torch.inf
@@ -216,23 +215,25 @@ def test_samples_follow_the_model(model, image):
     torch.testing.assert_close(log_probs[:, 0].exp(), expected[tokens[:, 0]])
 
 
-def test_sampling_options(model, image):
-    greedy = [h.tokens for h in greedy_search(model, image)]
-    assert [h.tokens for h in sample(model, image, temperature=1e-4)] == greedy
-    first = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
-    again = [h.tokens for h in sample(model, image, generator=torch.Generator().manual_seed(1))]
-    assert first == again
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: beam_search(m, x, 0), "beam_size: expected >= 1, got 0"),
-        (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected >= 0"),
-        (lambda m, x: greedy_search(m, x, 0), "max_seq_length: expected >= 1, got 0"),
-        (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected > 0"),
+        (lambda m, x: beam_search(m, x, 0), "beam_size: expected an integer from 1 to .* got 0"),
+        (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected a number"),
+        (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected a number from"),
     ],
 )
 def test_wrong_options_are_refused(model, image, call, message):
     with pytest.raises(CaptioningError, match=message):
         call(model, image)
+
+
+def test_captions_that_cannot_end_among_the_best_are_given_up():
+    """The decoder computes one row of two once the worse beam has no hope."""
+    table = {"": {"a": 0.9, "b": 0.1}, "a": {".": 0.55, "a": 0.45}, "b": {".": 0.6, "b": 0.4}}
+    decoder, rows = Table(table | {"aa": {".": 1.0}}), []
+    step = decoder.step
+    decoder.step = lambda words, state: rows.append(len(words)) or step(words, state)
+    found = beam_search(decoder, torch.zeros(1, 1), 2, 0.0)[0]
+    assert [h.tokens for h in found] == [[4, END], [4, 4, END]]
+    assert rows == [1, 2, 1]

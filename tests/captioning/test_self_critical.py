@@ -7,16 +7,17 @@ from functools import partial
 import pytest
 import torch
 
-from captioning.config import TrainConfig
-from captioning.data.vocabulary import END, PAD, START, UNK
+from captioning.data.words import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
-from captioning.training.run import train
+from captioning.settings import TrainConfig
+from captioning.training.loop import train
 from captioning.training.self_critical import SelfCriticalTrainer, advantage
+from captioning.training.setup import Setup
 
-FIRST = TrainConfig(epochs=6, batch_size=48, warmup=2, learning_rate=1e-2)
-STAGE = TrainConfig(epochs=2, batch_size=24, warmup=2, self_critical=4)
+FIRST = TrainConfig(epochs=6, batch_size=48, warmup=2, learning_rate=1e-2, autocast="none")
+STAGE = TrainConfig(epochs=2, batch_size=24, warmup=2, self_critical=4, autocast="none")
 
 
 def test_the_reward_is_pycocoevalcaps_cider_d():
@@ -82,11 +83,11 @@ def test_its_gradient_is_that_of_the_expected_reward(start):
 
 def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
     make, table = start
-    train(make(max_seq_length=16), FIRST, table, None, tmp_path / "first")
+    train(Setup(make(max_seq_length=16), FIRST, {"train": table}), tmp_path / "first")
     best = load_checkpoint(tmp_path / "first" / "best.pt")
     statistics = best.model.encoder.bn.running_mean.clone()
     stage = replace(STAGE, epochs=10, learning_rate=2e-3)
-    history = train(best, stage, table, None, tmp_path / "second")
+    history = train(Setup(best, stage, {"train": table}), tmp_path / "second")
     reward = [entry["reward"] for entry in history]
     assert sum(reward[-3:]) / 3 > 1.15 * reward[0]
     assert torch.equal(best.model.encoder.bn.running_mean, statistics)
@@ -95,7 +96,7 @@ def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
 def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
     make, table = start
     config = replace(STAGE, ema=0.9)
-    train(make(), config, table, None, tmp_path / "whole")
+    train(Setup(make(), config, {"train": table}), tmp_path / "whole")
     real, count = SelfCriticalTrainer.train_step, 0
 
     def killed(self, *args):
@@ -107,10 +108,10 @@ def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(SelfCriticalTrainer, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(make(), config, table, None, tmp_path / "broken")
+        train(Setup(make(), config, {"train": table}), tmp_path / "broken")
     monkeypatch.setattr(SelfCriticalTrainer, "train_step", real)
     stopped = load_checkpoint(tmp_path / "broken" / "last.pt")
-    train(stopped, config, table, None, tmp_path / "broken", resume=True)
+    train(Setup(stopped, config, {"train": table}, resumes=True), tmp_path / "broken")
     whole, broken = (load_checkpoint(tmp_path / n / "last.pt") for n in ("whole", "broken"))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, broken.model.state_dict()[name]), name

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from captioning.data.tokenizer import detokenize, ptb_tokenize, tokenize
-from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.data.words import (
+    END,
+    PAD,
+    SPECIAL,
+    START,
+    UNK,
+    Vocabulary,
+    detokenize,
+    ptb_tokenize,
+    tokenize,
+)
 from captioning.errors import CaptioningError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -43,14 +52,6 @@ def test_tokenize(caption, words):
 def test_curly_quotes_are_straight_ones():
     straight = """a man's "new" hat isn't"""
     assert ptb_tokenize("a man’s “new” hat isn’t") == ptb_tokenize(straight)
-
-
-def test_a_caption_is_tokenized_once():
-    tokenize("a caption of this test")
-    before = ptb_tokenize.cache_info()
-    Vocabulary.build(["a caption of this test"]).encode("a caption of this test")
-    after = ptb_tokenize.cache_info()
-    assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
 
 
 def test_detokenize_joins_what_the_tokenizer_cut():

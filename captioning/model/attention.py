@@ -7,26 +7,29 @@ given learned vectors of its row and its column. The paper leaves these out; wit
 only be guessed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import ModelConfig
-from captioning.data import START
-from captioning.model.decoders.base import DemoSettings, register
-from captioning.model.layers import Dropout, make_embedding, make_lstm
+from captioning.data import PAD, START
+from captioning.errors import CaptioningError
+from captioning.model.decoder import register
+from captioning.model.layers import Dropout, make_lstm
+from captioning.settings import ModelConfig
 
 POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
 
 
 class AttentionState(NamedTuple):
-    """h, c [B,H], the cells and twice their keys [B,cells,E], the last weights [B,cells]."""
+    """h, c [B,H], the picture of each row [B], its cells and twice their keys [B,cells,E], and the
+    last weights [B,cells]."""
 
     h: Tensor
     c: Tensor
+    picture: Tensor
     cells: Tensor
     keys: Tensor
     weights: Tensor
@@ -43,18 +46,18 @@ class AttentionDecoder(nn.Module):
     help = "slower; looks at the cells of the feature map before each word, and shows where"
     pools: tuple[str, ...] = ("grid",)
     batches_of = "pictures"
-    Settings: type[ModelConfig] = ModelConfig
     # It compares 256 cells with its state before every word, so it is smaller.
-    demo = DemoSettings("grid", 8, {"embed_size": 64, "hidden_size": 128})
+    demo: dict[str, Any] = {"epochs": 8, "embed_size": 64, "hidden_size": 128}
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
+        if config.num_layers > 1:
+            raise CaptioningError("num_layers: the attention decoder has one layer")
         embed_size, hidden_size = config.embed_size, config.hidden_size
         self.max_seq_length = config.max_seq_length
-        self.embed = make_embedding(config.vocab_size, embed_size)
-        # A product with a number would import PyTorch's compiler on the device "meta".
-        self.row = nn.Parameter(torch.randn(config.grid, embed_size).mul_(POSITION_STD))
-        self.column = nn.Parameter(torch.randn(config.grid, embed_size).mul_(POSITION_STD))
+        self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
+        self.row = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
+        self.column = nn.Parameter(torch.randn(config.grid, embed_size) * POSITION_STD)
         self.key = nn.Linear(embed_size, embed_size)
         self.query = nn.Linear(hidden_size, embed_size, bias=False)
         self.energy = nn.Linear(embed_size, 1, bias=False)  # softmax ignores a bias
@@ -69,11 +72,12 @@ class AttentionDecoder(nn.Module):
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
         cells = self.dropout(image + places).to(image.dtype)  # what autocast would do in each step
         keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
-        return AttentionState(h, c, cells, keys, image.new_zeros(image.shape[:2]))
+        pictures = torch.arange(len(image), device=image.device)
+        return AttentionState(h, c, pictures, cells, keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
         """Look, and read one word each, of `read` [B,E]."""
-        h, c, cells, keys, _ = state
+        h, c, picture, cells, keys, _ = state
         query = 2 * self.query(h).unsqueeze(1)
         # tanh(x) is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as fast, and softmax
         # ignores what the 1 adds to each energy.
@@ -82,7 +86,7 @@ class AttentionDecoder(nn.Module):
             weights = (2 * energies).softmax(1)
         seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
         h, c = self.lstm(torch.cat([words, seen], 1), (h, c))
-        return AttentionState(h, c, cells, keys, weights)
+        return AttentionState(h, c, picture, cells, keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
         """The vectors of words; those of all steps at once in training: one gradient, one mask."""
@@ -94,7 +98,13 @@ class AttentionDecoder(nn.Module):
 
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
-        return AttentionState(*(tensor.index_select(0, rows) for tensor in state))
+        h, c, picture, weights = (
+            tensor[rows] for tensor in (state.h, state.c, state.picture, state.weights)
+        )
+        cells, keys = state.cells, state.keys
+        if not torch.equal(picture, state.picture):  # most rows only change places with their like
+            cells, keys = cells[rows], keys[rows]
+        return AttentionState(h, c, picture, cells, keys, weights)
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None

@@ -9,20 +9,20 @@ What the LSTM is fed at each step and what it must predict, for a caption of n w
 The image comes first and predicts nothing; every word is predicted from the words before it.
 Decoding feeds the image, then <start>, then each word that it chose. (yunjey's tutorial, whose
 parameters have the same names, also trains step 0 to predict <start>; leaving that out changes
-nothing else, so its checkpoints work here.) With ``image_at="every"`` the image also stands beside
+nothing else.) With ``image_at="every"`` the image also stands beside
 the input of every step, so that the state need not carry it.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.config import ModelConfig, setting
-from captioning.model.decoders.base import DemoSettings, register
-from captioning.model.layers import Dropout, make_embedding, make_lstm
+from captioning.data import PAD
+from captioning.model.decoder import register
+from captioning.model.layers import Dropout, make_lstm
+from captioning.settings import ModelConfig
 
 
 class State(NamedTuple):
@@ -33,19 +33,6 @@ class State(NamedTuple):
     beside: Tensor
 
 
-@dataclass(frozen=True)
-class LSTMSettings(ModelConfig):
-    """The sizes of a captioner with this decoder."""
-
-    num_layers: int = setting("number of LSTM layers", 1, bounds={">=": 1, "<=": 100})
-    image_at: str = setting(
-        "the steps at which the lstm decoder reads the image",
-        "first",
-        choices=("first", "every"),
-        suits=("every", "first"),
-    )
-
-
 @register("lstm")
 class DecoderRNN(nn.Module):
     """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
@@ -53,14 +40,13 @@ class DecoderRNN(nn.Module):
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
     batches_of = "captions"
-    Settings: type[ModelConfig] = LSTMSettings
-    demo = DemoSettings("2x2", 16, {"embed_size": 128, "hidden_size": 256, "image_at": "first"})
+    demo: dict[str, Any] = {"pool": "2x2", "epochs": 16, "embed_size": 128, "hidden_size": 256}
 
-    def __init__(self, config: LSTMSettings, lstm: str = "fastlstm") -> None:
+    def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
         embed_size, hidden_size, dropout = config.embed_size, config.hidden_size, config.dropout
         self.max_seq_length = config.max_seq_length
-        self.embed = make_embedding(config.vocab_size, embed_size)
+        self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
         self.every_step = config.image_at == "every"
         input_size = embed_size * (2 if self.every_step else 1)
         between = dropout if config.num_layers > 1 else 0.0  # nn.LSTM warns otherwise

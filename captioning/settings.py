@@ -1,0 +1,235 @@
+"""The sizes of a captioner, the settings of training and of the search, and the device."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from captioning.console import short
+from captioning.errors import CaptioningError
+
+SMALL_SET = 20_000  # pictures; fewer are a small set
+FEW_PICTURES = 50  # scores of fewer mean little
+POOLS = ("avg", "2x2", "grid")
+LARGEST = 2**31 - 1
+
+# What a setting may be: a range, both ends included, or one of some words.
+ALLOWED: dict[str, Any] = {
+    **dict.fromkeys(("feature_size", "vocab_size", "embed_size", "hidden_size"), (1, 2**20)),
+    **dict.fromkeys(("num_layers", "beam_size"), (1, 1000)),
+    **dict.fromkeys(("max_seq_length", "max_words"), (1, 1000)),
+    **dict.fromkeys(("epochs", "batch_size", "min_count", "members"), (1, LARGEST)),
+    **dict.fromkeys(("dropout", "label_smoothing", "consensus", "ema"), (0, 0.999999)),
+    **dict.fromkeys(("warmup", "clip_norm", "length_penalty", "neighbors"), (0, LARGEST)),
+    **dict.fromkeys(("learning_rate", "temperature"), (1e-30, LARGEST)),
+    "grid": (0, 4096),
+    "seed": (-LARGEST, LARGEST),
+    "self_critical": (0, LARGEST),
+    "image_at": ("first", "every"),
+    "batches_of": ("captions", "pictures"),
+    "autocast": ("auto", "none", "bfloat16"),
+    "pool": POOLS,
+    "method": ("beam", "greedy", "sample"),
+}
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise CaptioningError(f"{name}: expected one of {choices}, got {short(value)}")
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse fields of a dataclass that have another type than declared, or are not `ALLOWED`."""
+    for entry in fields(settings):
+        name, value = entry.name, getattr(settings, entry.name)
+        allowed = ALLOWED.get(name)
+        if value is None or allowed is None:
+            continue
+        if isinstance(allowed[0], str):
+            check_choice(name, value, allowed)
+            continue
+        kinds = (int,) if entry.type in (int, int | None) else (int, float)
+        if type(value) not in kinds or not allowed[0] <= value <= allowed[1]:
+            expected = f"{'a number' if float in kinds else 'an integer'} from {allowed[0]}"
+            raise CaptioningError(
+                f"{name}: expected {expected} to {allowed[1]}, got {short(value)}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a captioner.
+
+    Args:
+        feature_size: size of a feature vector of the frozen CNN.
+        vocab_size: number of words.
+        embed_size: size of the vectors of words and pictures.
+        hidden_size: size of the LSTM's state.
+        num_layers: number of LSTM layers.
+        max_seq_length: maximum number of tokens of a caption, <end> included.
+        dropout: of the embeddings, between LSTM layers and of what the output layer reads.
+        image_at: the steps at which the lstm decoder reads the image, "first" or "every".
+        decoder: a name in `captioning.model.DECODERS`.
+        grid: side of the square of cells if the CNN pools to "grid", else 0.
+    """
+
+    feature_size: int
+    vocab_size: int
+    embed_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    max_seq_length: int = 20
+    dropout: float = 0.0
+    image_at: str = "first"
+    decoder: str = "lstm"
+    grid: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class BeamConfig:
+    """The beam search that training chose on --val."""
+
+    beam_size: int = 5
+    length_penalty: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over all captions.
+        batch_size: captions a step, in all processes together; pictures in self-critical training.
+        learning_rate: the peak, after the warmup; then it falls along a cosine to a fiftieth.
+        seed: of the initial weights, the order and dropout.
+        self_critical: 0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions a picture.
+        no_neighbors: whether to leave the training captions out of best.pt.
+        batches_of: "captions": any are drawn; "pictures": all captions of some pictures.
+        min_count: words that occur less often are not learned.
+        max_words: longer captions are cut.
+        warmup: steps over which the learning rate rises.
+        clip_norm: maximum norm of the gradient; 0 for no limit.
+        label_smoothing: share of the target spread over the vocabulary.
+        consensus: share of a caption's weight that follows its agreement with the picture's others.
+        ema: validate and save a running average of the weights; 0 for the weights themselves.
+        autocast: "none", "bfloat16", or "auto": bfloat16 where the device is fast at it.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    seed: int = 0
+    self_critical: int = 0
+    no_neighbors: bool = False
+    batches_of: str = "captions"
+    min_count: int = 4
+    max_words: int = 50
+    warmup: int = 50
+    clip_norm: float = 5.0
+    label_smoothing: float = 0.0
+    consensus: float = 0.0
+    ema: float = 0.0
+    autocast: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.self_critical == 1:
+            raise CaptioningError("self_critical: expected 0, or at least 2 captions, got 1")
+
+
+def preset(
+    pictures: int, batches_of: str = "captions", self_critical: bool = False
+) -> dict[str, Any]:
+    """The settings for training on this number of pictures, where they are not the defaults."""
+    small = pictures < SMALL_SET
+    found: dict[str, Any] = {"batches_of": batches_of, "dropout": 0.4 if small else 0.3}
+    found["image_at"] = "every" if small else "first"
+    if self_critical:
+        epochs, rate = (6, 2e-4) if small else (10, 3e-4)
+        return found | {"epochs": epochs, "learning_rate": rate, "batch_size": 64}
+    if small:
+        epochs = 6 if batches_of == "captions" else 10
+        # A few hundred pictures make a few steps an epoch.
+        found["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, pictures)))
+        found |= {"learning_rate": 3e-3, "label_smoothing": 0.1, "consensus": 0.5, "ema": 0.99}
+    return found
+
+
+# What `train --set NAME=VALUE` takes: settings without an option of their own.
+BY_SET = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
+BY_SET += "clip_norm label_smoothing consensus ema autocast".split()
+_DECLARED = {entry.name: entry for kind in (ModelConfig, TrainConfig) for entry in fields(kind)}
+
+
+def describe_setting(name: str) -> str:
+    """Its defaults (for a small set, a large one, self-critical training) and its docstring."""
+    if name == "pool":
+        return "avg, or grid with --decoder attention: what the features of a picture are, or 2x2"
+    text = f"{ModelConfig.__doc__}{TrainConfig.__doc__}".split(f"{name}: ")[1].partition("\n")[0]
+    stages = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
+    values = [str(stage.get(name, _DECLARED[name].default)) for stage in stages]
+    return f"{values[0] if len({*values}) == 1 else ' | '.join(values)}: {text}"
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """Settings from NAME=VALUE, for the names in `BY_SET`."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
+        if name not in BY_SET or not text:
+            names = ", ".join(BY_SET)
+            raise CaptioningError(f"--set: expected NAME=VALUE, NAME of {names}; got {pair}")
+        kind: Any = str if name == "pool" else _DECLARED[name].type
+        try:
+            found[name] = kind(text)
+        except ValueError as error:
+            raise CaptioningError(f"--set {name}: expected a number, got {text}") from error
+    return found
+
+
+def autocast_dtype(name: str, device: str) -> torch.dtype | None:
+    """The dtype of autocast; "auto" is bfloat16 where the device multiplies it faster."""
+    if name == "auto" and device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif name == "auto" and device == "cpu":
+        found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    else:
+        fast = name == "bfloat16"
+    return torch.bfloat16 if fast else None
+
+
+def choose_device(name: str = "auto") -> str:
+    """A device of this machine; "auto" is CUDA if there is any."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CaptioningError(f"--device: no device {name!r} here: {reason}") from error
+    return name
+
+
+def describe_device(device: str) -> str:
+    """One line: which device works and, if it is not CUDA, why not."""
+    if device.startswith("cuda"):
+        return (
+            f"device: {device}, {torch.cuda.get_device_name(device)} (captioning never ran on CUDA)"
+        )
+    if torch.cuda.is_available():
+        why = f"CUDA is there: --device cuda takes {torch.cuda.get_device_name()}"
+    elif torch.version.cuda:
+        why = "no CUDA: torch finds no GPU"
+    else:
+        why = f"no CUDA: torch {torch.__version__} is built without"
+    return f"device: {device}, {torch.get_num_threads()} threads of {os.cpu_count()} ({why})"

@@ -1,0 +1,166 @@
+"""The epochs of a run: training and validation, checkpoints, curves, resuming."""
+
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from captioning.cnn import FeatureTable
+from captioning.console import progress, say
+from captioning.data import EncodedCaptions
+from captioning.errors import CaptioningError, naming
+from captioning.model import Checkpoint
+from captioning.results import Scores, score_captions
+from captioning.search import DecodeConfig, best_captions
+from captioning.training.processes import SINGLE, Process
+from captioning.training.self_critical import SelfCriticalTrainer
+from captioning.training.setup import Setup
+from captioning.training.trainer import Trainer, learning_rate
+
+
+def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[dict[str, float]]:
+    """Train a captioner; writes `output`/last.pt, best.pt (by CIDEr-D) and tensorboard/.
+
+    Without a table "val" nothing is validated, and best.pt is last.pt unless an epoch before a
+    resumption was validated. Returns what happened in each epoch.
+    """
+    kind = SelfCriticalTrainer if setup.config.self_critical else Trainer
+    trainer = kind(setup.checkpoint, setup.config, setup.tables["train"], process)
+    run = _Run(setup, trainer, Path(output))
+    if setup.resumes:
+        with naming(run.last):
+            trainer.load_state_dict(setup.checkpoint.training["trainer"])
+        run.history += setup.checkpoint.training["history"]
+    return run.train()
+
+
+@torch.no_grad()
+def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores]:
+    """Mean cross-entropy per token, teacher-forced, and the scores of greedy search."""
+    model, words, greedy = checkpoint.model, checkpoint.vocabulary, DecodeConfig("greedy")
+    features = table.read()
+    written = best_captions(checkpoint, features, table.ids, config=greedy, progress="validate")
+    captions = EncodedCaptions([image.captions for image in table.images], words, 200)
+    model.eval()
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    for indices in torch.arange(len(captions)).split(256):
+        batch = captions.batch(indices)
+        rows, inputs = batch.rows.to(device), batch.captions.to(device)
+        total += float(model(features[batch.images].to(device), rows, inputs, batch.lengths)[0])
+        tokens += int((batch.lengths - 1).sum())
+    return total / tokens, score_captions(written, table.references)
+
+
+class _Run:
+    """The epochs of one call of `train`."""
+
+    def __init__(self, setup: Setup, trainer: Trainer, output: Path) -> None:
+        self.checkpoint, self.trainer = setup.checkpoint, trainer
+        self.val_table = setup.tables.get("val")
+        self.config, self.process = trainer.config, trainer.process
+        self.last, self.best = output / "last.pt", output / "best.pt"
+        self.steps_per_epoch = len(trainer.batches(0))
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self.history: list[dict[str, float]] = []  # the finished epochs
+        self.curves = new_curves(output / "tensorboard") if self.process.is_first else None
+
+    def train(self) -> list[dict[str, float]]:
+        trainer, history = self.trainer, self.history
+        if trainer.captions.cut:
+            say(
+                f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
+                f"have more than {self.config.max_words} words (max_words)"
+            )
+        if history and self.val_table and "CIDEr-D" not in history[-1]:
+            self.finish(history[-1])  # it was killed, or failed, during validation
+        for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
+            history.append(self.train_epoch(epoch))
+            if self.val_table:
+                self.save(self.last)  # so that an error in validation does not cost the epoch
+            self.finish(history[-1])
+        if self.curves:
+            self.curves.close()
+        return history
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Runs the steps of an epoch; returns its entry in the history."""
+        trainer, config, metric = self.trainer, self.config, self.trainer.metric
+        start, seen, total = time.perf_counter(), 0, 0.0
+        order = trainer.batches(epoch)
+        bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
+        for done, indices in enumerate(bar, 1):
+            value = trainer.train_step(indices, self.steps)
+            if not math.isfinite(value):
+                raise CaptioningError(
+                    f"the {metric} became {value} in step {trainer.step}: lower the learning rate. "
+                    f"The last good checkpoint is {self.last}"
+                )
+            total, seen = total + value, seen + len(indices)
+            if self.curves:
+                self.curves.add_scalar(f"train/{metric}", value, trainer.step)
+            bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
+        seconds, mean = time.perf_counter() - start, total / len(order)
+        return {
+            "epoch": epoch + 1,
+            metric: mean,
+            "learning_rate": learning_rate(config, trainer.step - 1, self.steps),
+            "seconds": seconds,
+            "captions_per_second": max(1, config.self_critical) * seen / seconds,
+        }
+
+    def finish(self, entry: dict[str, float]) -> None:
+        """Validate a finished epoch, the last of the history, and save."""
+        earlier = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
+        if self.val_table and self.process.is_first:
+            averaged = replace(self.checkpoint, models=[self.trainer.averaged])
+            loss, scores = validate(averaged, self.val_table)
+            if len(self.history) == 1:
+                say(*(f"note: {note}" for note in scores.notes))
+            entry |= {"val_loss": loss, **scores.overall}
+        if self.process.world_size > 1:
+            box = [entry]
+            dist.broadcast_object_list(box, 0)
+            entry |= box[0]
+        if self.curves:
+            for name, number in entry.items():
+                self.curves.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
+            self.curves.flush()
+        say(describe(entry))
+        # best.pt first: a run that is killed between the two validates this epoch again.
+        if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
+            self.save(self.best)
+        self.save(self.last)
+
+    def save(self, path: Path) -> None:
+        if self.process.is_first:
+            self.checkpoint.training |= {
+                "config": asdict(self.config),
+                "trainer": self.trainer.state_dict(),
+                "history": self.history,
+            }
+            replace(self.checkpoint, models=[self.trainer.averaged]).save(path)
+
+
+def describe(entry: dict[str, float]) -> str:
+    """One line about an epoch."""
+    name = "loss" if "loss" in entry else "reward"
+    line = f"epoch {entry['epoch']:.0f}: {name} {entry[name]:.3f}"
+    if "val_loss" in entry:
+        line += f", val loss {entry['val_loss']:.3f}"
+        line += f", CIDEr-D {entry['CIDEr-D']:.3f}, BLEU-4 {entry['BLEU-4']:.3f}"
+    return line + f", {entry['captions_per_second']:,.0f} captions/s"
+
+
+def new_curves(folder: Path) -> Any:
+    """A writer of TensorBoard's curves; None where it is not installed, which is said."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("no curves in TensorBoard: pip install tensorboard")
+        return None
+    return SummaryWriter(str(folder))

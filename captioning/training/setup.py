@@ -1,0 +1,135 @@
+"""What a run of training needs: its files, CNN, words, sizes and settings."""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning.cnn import CNNConfig, FeatureTable, extract_features, load_cnn
+from captioning.console import say
+from captioning.data import CaptionDataset, Vocabulary, load_coco
+from captioning.errors import CaptioningError, list_reasons
+from captioning.model import (
+    Captioner,
+    Checkpoint,
+    Decoder,
+    Neighbors,
+    decoder_class,
+    load_checkpoint,
+)
+from captioning.settings import ModelConfig, TrainConfig, preset
+from captioning.training.request import MODEL, TRAINING, TrainingRequest
+
+MAY_CHANGE = {"epochs", "no_neighbors"}  # of the settings of a run that is resumed
+
+
+@dataclass
+class Setup:
+    """A run that can begin: the captioner, the settings, the feature tables by split."""
+
+    checkpoint: Checkpoint
+    config: TrainConfig
+    tables: dict[str, FeatureTable]
+    resumes: bool = False
+
+    def neighbors(self) -> Neighbors:
+        """The training pictures, to help beam search."""
+        return Neighbors.of(self.tables["train"], self.checkpoint.vocabulary)
+
+
+def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
+    """Read the files of a request, encode the pictures, and build or read the captioner."""
+    last = request.output / "last.pt"
+    resumes = request.resume and last.exists()
+    path = last if resumes else request.start
+    origin = load_checkpoint(path, request.lstm) if path else None
+    # Errors are found before weights are downloaded and pictures encoded.
+    decoder = decoder_class(ModelConfig(1, 1, grid=1, **request.of({"decoder"})))
+    cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
+    if origin and path:
+        _check_same(request, origin, resumes, path)
+    data = {split: _load(request, split) for split in request.splits}
+    captions = [caption for image in data["train"].images for caption in image.captions]
+    settings = dict(request.settings)
+    if resumes and origin:
+        settings = origin.training["config"] | request.of(MAY_CHANGE)
+    else:
+        batches_of = settings.get("batches_of", decoder.batches_of)
+        critical = bool(settings.get("self_critical"))
+        settings = preset(len(data["train"].images), batches_of, critical) | settings
+    config = TrainConfig(**_only(settings, TRAINING))
+    vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
+
+    cnn = load_cnn(cnn_config).to(device)
+    folder = _features_folder(request, origin if resumes else None)
+    workers = (
+        (4 if device.startswith("cuda") else 0) if request.workers is None else request.workers
+    )
+    tables = {}
+    for split, (annotations, _) in request.splits.items():
+        images = data[split].images
+        cache = extract_features(cnn, images, folder, annotations, request.on_error, workers)
+        tables[split] = FeatureTable(data[split], cache)
+    if origin:
+        checkpoint = replace(origin, neighbors=None)  # they may be those of another training set
+        checkpoint.training = origin.training if resumes else {}
+    else:
+        torch.manual_seed(config.seed)
+        sizes: dict[str, Any] = {"vocab_size": len(vocabulary), "grid": cnn.grid}
+        model_config = ModelConfig(cnn.feature_shape[-1], **_only(settings, MODEL), **sizes)
+        model = Captioner(model_config, request.lstm)
+        model.set_word_frequencies(map(vocabulary.encode, captions))
+        checkpoint = Checkpoint([model], vocabulary, cnn.config)
+    checkpoint.training["features"] = os.path.abspath(folder)
+    return Setup(checkpoint, config, tables, resumes)
+
+
+def _only(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _load(request: TrainingRequest, split: str) -> CaptionDataset:
+    """The captions and pictures of a split; says which were skipped."""
+    dataset = load_coco(*request.splits[split], request.on_error, need_captions=True)
+    say(*(f"skipped {line}" for line in list_reasons(dataset.skipped)))
+    return dataset
+
+
+def _new_cnn(request: TrainingRequest, decoder: type[Decoder]) -> CNNConfig:
+    """The CNN of a new captioner, pooled as its decoder reads it."""
+    pool = request.settings.get("pool", decoder.pools[0])
+    if pool not in decoder.pools:
+        expected = " or ".join(decoder.pools)
+        raise CaptioningError(f"pool: expected {expected} with this decoder, got {pool}")
+    weights = request.cnn_weights or "DEFAULT"
+    if os.path.isfile(weights):  # to be found from other folders too
+        weights = os.path.abspath(weights)
+    return CNNConfig(request.cnn or CNNConfig.name, weights, pool)
+
+
+def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, path: Path) -> None:
+    """Refuse what differs from the captioner that training continues with."""
+    cnn = origin.cnn
+    known = {"cnn": cnn.name, "cnn_weights": cnn.weights, "pool": cnn.pool}
+    known |= asdict(origin.model.config)
+    if resumes:
+        if missing := {"config", "trainer", "history"} - origin.training.keys():
+            raise CaptioningError(f"{path}: expected a run to resume, got no {missing.pop()}")
+        known |= {k: v for k, v in origin.training["config"].items() if k not in MAY_CHANGE}
+    given = {"cnn": request.cnn, "cnn_weights": request.cnn_weights, **request.settings}
+    for name, value in given.items():
+        if value is not None and name in known and value != known[name]:
+            raise CaptioningError(
+                f"{name}: expected {known[name]}, as in {path}, got {value}; leave it out"
+            )
+
+
+def _features_folder(request: TrainingRequest, resumed: Checkpoint | None) -> Path:
+    """Where features are kept: as given, as in the resumed run, or beside the captioner."""
+    if request.features:
+        return request.features
+    if resumed and os.path.isdir(resumed.training.get("features", "")):
+        return Path(resumed.training["features"])
+    return (request.start.parent if request.start else request.output) / "features"
