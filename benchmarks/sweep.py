@@ -99,7 +99,7 @@ def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
 
     x, state, d_output = draw(steps, B, INPUT_SIZE), draw(1, B, H), draw(steps, B, H)
     weights = [draw(4 * H, INPUT_SIZE) / 4, draw(4 * H, H) / H**0.5]
-    arguments: tuple[Any, ...] = (x, state, state, weights, "", *[None] * 6)
+    arguments: tuple[Any, ...] = (x, state, state, weights, "", *[None] * 4)
     engine, backward = entry["engine"], entry["backward"]
     if not backward:
         return lambda: torch.ops.fastlstm.lstm(*arguments, False, False, False, engine)

@@ -81,6 +81,7 @@ def info() -> None:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
     if len(found) > 1 and not _build.has_kernels("cuda"):
         print("  There are no CUDA kernels: on a GPU, calls with options take the reference.")
+    print("  zoneout_h and zoneout_c are computed by the reference on every device.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, compress, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class LstmCall(NamedTuple):
-    """The tensors of one layer, in the order in which the op takes them.
+    """The tensors of one layer, in the order in which the op takes them, and zoneout after them.
 
     For their shapes see `reference.lstm_layer`.
     """
@@ -34,6 +34,10 @@ class LstmCall(NamedTuple):
     h_mask: Tensor | None = None
     zoneout_h: Tensor | None = None
     zoneout_c: Tensor | None = None
+
+    def of_op(self) -> tuple[Any, ...]:
+        """The arguments of the op, which has no zoneout."""
+        return self[:-2]
 
     @property
     def directions(self) -> list[Direction]:

@@ -31,9 +31,9 @@ class Regularizers(NamedTuple):
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
 
-    def have_masks(self) -> bool:
-        """Whether a layer's call gets masks for its state."""
-        return bool(self.recurrent_dropout or self.zoneout_h or self.zoneout_c)
+    def zone_out(self) -> bool:
+        """Whether a layer's call gets shares of the states before, which only the reference has."""
+        return bool(self.zoneout_h or self.zoneout_c)
 
 
 def regularize(call: LstmCall, p: Regularizers) -> LstmCall:

@@ -182,7 +182,8 @@ def of_stack(
     return_cell_states: bool,
 ) -> Route:
     """Of a stack of layers that is given together as `call`, with these options."""
-    if is_ours_at_once(engine, call.input):
+    zones_out = regularizers is not None and regularizers.zone_out()
+    if not zones_out and is_ours_at_once(engine, call.input):
         return _OURS  # what the rest would say
     name = _DEFAULT_ENGINE if engine == "auto" else engine
     is_ours = name == "auto" and _is_ours(call.input)
@@ -210,18 +211,30 @@ def of_stack(
         if compiles and plain and _is_left_compiled(call, name, num_layers, directions):
             return _COMPILED
         name = "auto"
-    return of_op(call, name, has_masks=regularizers is not None and regularizers.have_masks())
+    if zones_out:
+        return _of_zoneout(name)
+    return of_op(call, name, bool(regularizers and regularizers.recurrent_dropout))
 
 
-def of_op(call: LstmCall, engine: str, has_masks: bool = False) -> Route:
+def _of_zoneout(engine: str) -> Route:
+    check_engine(engine)
+    if engine not in ("auto", "reference"):
+        raise RuntimeError(
+            f"engine {engine!r} cannot serve this call: zoneout_h and zoneout_c are options of "
+            "'reference' alone; use 'auto'"
+        )
+    return Route("reference", "zoneout is its own")
+
+
+def of_op(call: LstmCall, engine: str, has_mask: bool = False) -> Route:
     """Of one layer or more by the op, or by the reference where the op cannot go.
 
-    `has_masks`: whether a layer will have a mask that `call` does not have yet.
+    `has_mask`: whether a layer will have an `h_mask` that `call` does not have yet.
     """
     transformed = False
     if transforms_active():
         folds = not (torch.compiler.is_compiling() or autocasts(call.input.device.type))
-        transformed = not (folds and not has_masks and _transforms.serves(call))
+        transformed = not (folds and not has_mask and _transforms.serves(call))
     return of_input(call.input, engine, transformed)
 
 

@@ -26,8 +26,7 @@ _Arguments = TypeVar("_Arguments", "_Given", "_Saved")
 
 def serves(call: LstmCall) -> bool:
     """Whether `lstm_layer` can serve a call under the transforms that are active."""
-    others = (call.batch_sizes, call.h_mask, call.zoneout_h, call.zoneout_c)
-    if call.layout not in ("", "bias") or any(other is not None for other in others):
+    if call.layout not in ("", "bias") or (call.batch_sizes, call.h_mask) != (None, None):
         return False
     no_function = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
@@ -83,7 +82,7 @@ class _Layer(Function):
     def forward(*args: Any) -> Any:
         given, weights = _split(_Given, args)
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*given.call(weights), **saved, engine=given.engine)
+        return torch.ops.fastlstm.lstm(*given.call(weights).of_op(), **saved, engine=given.engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -135,7 +134,7 @@ class _RowGrads(Function):
         given, weights = _split(_Given, others)
         requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *given.call(weights), *saved, **requested, engine=given.engine
+            *given.call(weights).of_op(), *saved, **requested, engine=given.engine
         )
         return *state, *d_gates
 

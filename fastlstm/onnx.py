@@ -66,7 +66,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 def _call(*args: Any, save_cells: bool = False, **_: Any) -> LstmCall:
     """The call of an op by its arguments; a RuntimeError names what the operators of ONNX lack."""
-    count = len(LstmCall._fields)
+    count = len(LstmCall._fields) - 2  # the op has no zoneout
     call = LstmCall(*args[:count])
     for name, is_given in {
         "layer normalization": "layer_norm" in call.layout,
@@ -74,7 +74,6 @@ def _call(*args: Any, save_cells: bool = False, **_: Any) -> LstmCall:
         "PackedSequence": call.batch_sizes is not None,
         "reset": call.reset is not None,
         "recurrent dropout": call.h_mask is not None,
-        "zoneout": call.zoneout_h is not None or call.zoneout_c is not None,
         "return_cell_states": save_cells or any(args[count : count + 1]),
     }.items():
         if is_given:

@@ -193,10 +193,11 @@ class PackedLayerNormLSTM(PackedLSTM):
 
 def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
     """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
+    call = call[:8]  # nothing is dropped out
     if _is_observed(*call[:3]):
         results: tuple[Tensor, ...] = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
     else:
-        results = _build.library.lstm_packed(*call[:8], save_cells)
+        results = _build.library.lstm_packed(*call, save_cells)
     return results
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from oracle import oracle
-from samples import MASKS, Sample
+from samples import Sample
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -269,7 +269,7 @@ def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
         norms=draw.chance(0.2),
         reset=draw.chance(0.3),
         lengths=tuple(draw.size(0, steps) for _ in range(batch)) if draw.chance(0.4) else None,
-        masks=tuple(name for name in MASKS if draw.chance(0.2)),
+        h_mask=draw.chance(0.2),
         seed=draw.size(0, 1 << 30),
     )
     layout = layout_of(sample.bias, sample.proj_size > 0, sample.norms)
@@ -284,9 +284,7 @@ def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
     elif layer["reset"] is None and draw.chance(0.3):
         steps, batch = layer["input"].shape[:2]
         call["batch_sizes"] = torch.full((steps,), batch)
-        for name, first in {"input": 0, "zoneout_h": 1, "zoneout_c": 1}.items():
-            if call[name] is not None:
-                call[name] = call[name].flatten(first, first + 1)
+        call["input"] = call["input"].flatten(0, 1)
     for name, value in call.items():
         if isinstance(value, Tensor):
             call[name] = draw.restride(value)

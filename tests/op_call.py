@@ -1,11 +1,10 @@
 """One call of the ops with its arguments, the oracle's answer, and the comparison."""
 
 from collections.abc import Sequence
-from itertools import compress
 from typing import Any
 
 import torch
-from samples import MASKS, Sample, floating, with_floating
+from samples import Sample, floating, with_floating
 from torch import Tensor
 
 from fastlstm._call import LstmCall
@@ -47,7 +46,7 @@ class Call:
         hidden_size: int = 16,
         bias: bool = True,
         reset: bool = False,
-        masks: bool | Sequence[bool] = False,
+        h_mask: bool = False,
         norms: bool = False,
         ops: Any = None,
         device: str = "cpu",
@@ -72,7 +71,7 @@ class Call:
             packed=form == "packed",
             reset=reset,
             norms=norms,
-            masks=tuple(compress(MASKS, [masks] * 3 if isinstance(masks, bool) else masks)),
+            h_mask=h_mask,
         )
         padded = sample.padded(dtype_of(kind))
         self.live = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
@@ -85,13 +84,13 @@ class Call:
         self.weights = [weight.to(device) for weight in given["weights"]]
         self.layout, self.batch_sizes = given["layout"], given["batch_sizes"]
         self.lengths, self.reset = given["lengths"], given["reset"]
-        self.masks = [given[name] for name in MASKS]
+        self.h_mask = given["h_mask"]
 
     def _expect(self, sample: Sample, padded: dict[str, Any]) -> list[Tensor]:
         """Draws and returns gradients of the results; takes the oracle's answer in float64."""
         wide = [t.to(torch.float64, copy=True).requires_grad_() for t in floating(padded)]
-        masks = {name: None if (m := padded[name]) is None else m.double() for name in MASKS}
-        outputs = sample.oracle({**with_floating(padded, wide), **masks})
+        h_mask = padded["h_mask"].double() if sample.h_mask else None
+        outputs = sample.oracle({**with_floating(padded, wide), "h_mask": h_mask})
         state = torch.float64 if self.kind == "float64" else torch.float32
         grads: list[Tensor] = [torch.randn(each.shape).to(dtype_of(self.kind)) for each in outputs]
         grads[3] = grads[3].to(state)
@@ -120,11 +119,13 @@ class Call:
             self.batch_sizes,
             self.lengths,
             self.reset,
-            *self.masks,
+            self.h_mask,
         )
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments(), True, True, False, engine)
+        results: tuple[Tensor, ...] = self.ops.lstm(
+            *self.arguments().of_op(), True, True, False, engine
+        )
         return results
 
     def backward(
@@ -139,7 +140,7 @@ class Call:
         output, _, _, cells, gates = saved
         gates = gates.new_empty(0) if recompute else gates
         results: tuple[Any, ...] = self.ops.lstm_backward(
-            *self.arguments(),
+            *self.arguments().of_op(),
             *(grads or self.grads),
             output,
             cells,

@@ -84,7 +84,8 @@ class Sample:
     packed: bool = False  # lengths (sorted) become batch_sizes
     reset: bool = False
     norms: bool = False  # layer normalization
-    masks: tuple[str, ...] = ()  # of h_mask, zoneout_h, zoneout_c
+    h_mask: bool = False
+    zoneout: tuple[str, ...] = ()  # of ZONEOUT
     expanded: bool = False  # one state for all rows, with a stride of 0
     exact: bool = False  # small multiples of 1/128, the same in every dtype
     change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
@@ -118,22 +119,22 @@ class Sample:
         floating = {k: v.to(device, dtype) for k, v in floating.items()}
         if self.expanded:
             floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
-        sequence = (self.directions, self.steps, self.batch)
-        shapes: dict[str, tuple[int, ...]] = {"h_mask": (self.directions, self.batch, P)}
-        shapes |= {"zoneout_h": (*sequence, P), "zoneout_c": (*sequence, H)}
-        values = torch.tensor([0.0, 1.0, 0.25])  # dropped, kept, and a share as in an expectation
-        masks = {
-            name: values[torch.randint(3, shape, generator=generator)].to(device, dtype)
-            if name in self.masks
-            else None
-            for name, shape in shapes.items()
-        }
+
+        def shares(*shape: int) -> Tensor:  # dropped, kept, and a share as in an expectation
+            values = torch.tensor([0.0, 1.0, 0.25])
+            return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
+
+        sizes = {"zoneout_h": P, "zoneout_c": H}
         return {
             **floating,
             "weights": [w.to(device, dtype) for w in weights],
             "lengths": self.lengths,
             "reset": reset.to(device) if self.reset else None,
-            **masks,
+            "h_mask": shares(self.directions, self.batch, P) if self.h_mask else None,
+            **{
+                name: shares(self.directions, self.steps, self.batch, sizes[name])
+                for name in self.zoneout
+            },
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
@@ -147,9 +148,8 @@ class Sample:
         if self.packed:
             packed = pack_padded_sequence(found["input"], torch.tensor(self.lengths))
             found |= {"input": packed.data, "batch_sizes": packed.batch_sizes, "lengths": None}
-            for name in ("zoneout_h", "zoneout_c"):
-                if found[name] is not None:
-                    found[name] = self._pack_each(found[name])
+            for name in self.zoneout:
+                found[name] = self._pack_each(found[name])
         elif self.lengths is not None:
             found["lengths"] = torch.tensor(self.lengths, device=found["input"].device).long()
         if self.change:
@@ -196,7 +196,7 @@ def _strided(arguments: dict[str, Any]) -> None:
         arguments["reset"] = arguments["reset"].t().contiguous().t()
 
 
-MASKS = ("h_mask", "zoneout_h", "zoneout_c")
+ZONEOUT = ("zoneout_h", "zoneout_c")
 SAMPLES = [
     Sample("plain"),
     Sample("one_step", steps=1, batch=1),
@@ -216,11 +216,9 @@ SAMPLES = [
     Sample("batch_first", change=_batch_first, directions=2),
     Sample("strided", change=_strided, reset=True, proj_size=2),
     Sample("vector_tail", steps=2, batch=5, hidden_size=19),
-    Sample("zoneout_h", masks=("zoneout_h",), directions=2),
-    Sample("zoneout_c", masks=("zoneout_c",), reset=True),
-    Sample("masks_reset", masks=MASKS, reset=True, directions=2),
-    Sample("masks_lengths", masks=MASKS, lengths=(3, 0, 4), reset=True, directions=2),
-    Sample("masks_packed", masks=MASKS, lengths=(4, 2, 1), packed=True, directions=2),
+    Sample("h_mask_reset", h_mask=True, reset=True, directions=2),
+    Sample("h_mask_lengths", h_mask=True, lengths=(3, 0, 4), reset=True, directions=2),
+    Sample("h_mask_packed", h_mask=True, lengths=(4, 2, 1), packed=True, directions=2),
     Sample("norms", norms=True),
     Sample("norms_lengths", norms=True, lengths=(2, 4, 0), directions=2, reset=True),
     Sample(
@@ -231,10 +229,26 @@ SAMPLES = [
         directions=2,
         proj_size=2,
     ),
-    Sample("norms_masks", norms=True, bias=False, masks=MASKS, reset=True, directions=2),
+    Sample("norms_h_mask", norms=True, bias=False, h_mask=True, reset=True, directions=2),
     Sample(
-        "masks_projection_lengths",
-        masks=MASKS,
+        "h_mask_projection_lengths",
+        h_mask=True,
+        lengths=(3, 0, 4),
+        reset=True,
+        directions=2,
+        proj_size=2,
+    ),
+]
+# Of the reference, which alone has zoneout.
+ZONEOUT_SAMPLES = [
+    Sample("zoneout_h", zoneout=ZONEOUT[:1], directions=2),
+    Sample("zoneout_c", zoneout=ZONEOUT[1:], reset=True),
+    Sample("zoneout_packed", zoneout=ZONEOUT, lengths=(4, 2, 1), packed=True, directions=2),
+    Sample("zoneout_norms", zoneout=ZONEOUT, norms=True, bias=False, reset=True, directions=2),
+    Sample(
+        "zoneout_h_mask_projection_lengths",
+        zoneout=ZONEOUT,
+        h_mask=True,
         lengths=(3, 0, 4),
         reset=True,
         directions=2,
@@ -249,7 +263,7 @@ LARGE_SAMPLES = [
         "large_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2
     ),
     Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
-    Sample("large_masks", steps=3, batch=5, hidden_size=130, masks=MASKS, lengths=(3, 0, 3, 1, 2)),
+    Sample("large_h_mask", steps=3, batch=5, hidden_size=130, h_mask=True, lengths=(3, 0, 3, 1, 2)),
     Sample("expanded", expanded=True),
     Sample("empty_batch", batch=0, directions=2),
     Sample("empty_batch_lengths", batch=0, lengths=(), reset=True),

@@ -15,8 +15,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 // The tensors of a call but its weights: macro(name). Shapes: layer.h.
 #define FASTLSTM_FOR_EACH_INPUT(macro) macro(input) macro(h_0) macro(c_0)
-#define FASTLSTM_FOR_EACH_OPTION(macro) \
-  macro(batch_sizes) macro(lengths) macro(reset) macro(h_mask) macro(zoneout_h) macro(zoneout_c)
+#define FASTLSTM_FOR_EACH_OPTION(macro) macro(batch_sizes) macro(lengths) macro(reset) macro(h_mask)
 // The names in a list, before or after others.
 #define FASTLSTM_BEFORE(name) name,
 #define FASTLSTM_AFTER(name) , name

@@ -166,13 +166,9 @@ void check_options(const Layer& layer) {
   const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
   if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
   if (layer.reset) check(*layer.reset, "reset", {steps, batch}, at::kBool, input);
-  const auto check_option = [&](const OptionalTensor& option, const char* name, Leading leading,
-                                Extent size) {
-    if (option) check(*option, name, shape_of(layer, leading, size), input.scalar_type(), input);
-  };
-  check_option(layer.h_mask, "h_mask", Leading::kState, Extent::kOutput);
-  check_option(layer.zoneout_h, "zoneout_h", Leading::kSequences, Extent::kOutput);
-  check_option(layer.zoneout_c, "zoneout_c", Leading::kSequences, Extent::kHidden);
+  if (layer.h_mask)
+    check(*layer.h_mask, "h_mask", shape_of(layer, Leading::kState, Extent::kOutput),
+          input.scalar_type(), input);
 }
 
 void check_batch_sizes(const Layer& layer) {

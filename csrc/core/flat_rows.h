@@ -33,12 +33,6 @@ inline Tensor without_padding(const Layer& layer) {
   return live.defined() ? layer.input.masked_fill(live.logical_not(), 0) : layer.input;
 }
 
-// The rows of one step of [D,T,B,size] or [D,R,size].
-inline Tensor rows_of_step(const Tensor& tensor, int64_t d, const WalkStep& at) {
-  const Tensor all = tensor.select(0, d);
-  return all.dim() == 3 ? all.select(0, at.t) : all.narrow(0, at.offset, at.rows);
-}
-
 // The state before every flat row, from the states [R,size] after them: those one step earlier in
 // walking order, the initial state [B,size] where a row starts, zero where it was reset and at dead
 // positions. Pieces of both that lie one after the other are one, so that there are few of them:
@@ -96,15 +90,6 @@ inline Tensor initial_gradient(const Tensor& grad, const Tensor& state,
                                const at::TensorOptions& options) {
   return grad.defined() ? grad.to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
                         : at::zeros(state.sizes(), options);
-}
-
-// c before zoneout, of every flat row [R,H], from the saved cells, which are those after it.
-inline Tensor fresh_cells(const Layer& layer, int64_t d, const Tensor& gates, const Tensor& cells,
-                          const Tensor& c_0) {
-  if (!layer.zoneout_c) return cells;
-  const auto gate = gates.to(cells.scalar_type()).chunk(4, -1);
-  return next_cell(Gates<Tensor>{gate[0], gate[1], gate[2], gate[3]},
-                   previous(layer, d, cells, c_0));
 }
 
 }  // namespace fastlstm

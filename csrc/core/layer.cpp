@@ -52,7 +52,6 @@ std::string Layer::options() const {
   };
   add(projects(), "proj_size");
   add(h_mask.has_value(), "recurrent dropout");
-  add(zones_out(), "zoneout");
   add(normalizes(), "layer normalization");
   return names;
 }

@@ -19,9 +19,7 @@ struct Sizes {
 };
 
 // input [T,B,I] or [R,I]; h_0 [D,B,P]; c_0 [D,B,H], of input's dtype or state_dtype;
-// h_mask [D,B,P]: what h_{t-1} is multiplied with on its way into W_hh;
-// zoneout_h [D,T,B,P] or [D,R,P], zoneout_c [D,T,B,H] or [D,R,H]: the share of h_{t-1}, and of
-// c_{t-1}, that stays.
+// h_mask [D,B,P]: what h_{t-1} is multiplied with on its way into W_hh.
 struct Layer : CallTensors {
   std::vector<Direction> directions;
   WeightLayout layout;
@@ -30,7 +28,6 @@ struct Layer : CallTensors {
   bool packed() const { return batch_sizes.has_value(); }
   bool projects() const { return layout.projects; }
   bool normalizes() const { return layout.normalizes; }
-  bool zones_out() const { return zoneout_h || zoneout_c; }
   std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
   bool has_packed_weights() const { return !layout.format.empty(); }
   bool has_bias() const { return layout.bias; }

@@ -55,7 +55,7 @@ struct CpuTask {
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false, normalizes = false;
-  bool only_dense = true;  // neither packed nor ragged, no mask, no zoneout
+  bool only_dense = true;  // neither packed nor ragged, no mask
   bool resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision.
   Precision precision = Precision::kFloat32;

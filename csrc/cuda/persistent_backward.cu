@@ -20,7 +20,6 @@ struct UnitInputs {
   Gates<T> gates;
   float c, c_prev, d_cells;
   T d_output, d_h, h_mask;
-  CellState<T> keep;  // with zoneout
   unsigned char reset;
 };
 
@@ -62,7 +61,6 @@ struct BackwardWalk {
     }
     prefetch(d.cells + flat_row * hidden_size + column);
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
-    prefetch(d.zoneout, flat_row, column);
   }
 
   // All that does not come from other blocks, before waiting for them.
@@ -83,11 +81,9 @@ struct BackwardWalk {
                     ? d.c_0[in.index]
                     : d.cells[(step.offset_after + at.batch_row) * hidden_size + column];
     in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
-    // With zoneout: what it let through from the step after, whose place is d_h.
-    in.d_h = d.zoneout.h || block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
+    in.d_h = block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
     if (d.h_mask) in.h_mask = d.h_mask[in.index];
-    if (d.zoneout.h) in.keep = zoneout_of<T, T>(d.zoneout, flat_row, column);
     return in;
   }
 
@@ -111,16 +107,12 @@ struct BackwardWalk {
 
   // The cell equations backward of a live unit: dL/d(gates); dL/dc_t becomes dL/dc_{t-1}.
   __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
-    const bool zoned = d.zoneout.h;
-    StepGradient<float> into{};  // keep is read only where zoned says so
     const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
-    into.dh = float(in.d_output) + float(in.d_h), into.dc = dc + in.d_cells;
-    into.dh = fused(d.h_mask ? float(in.h_mask) : 1.0f, from_next, into.dh);
-    into.reset = in.reset, into.zoned = {zoned, zoned};
-    if (zoned) into.keep = {float(in.keep.h), float(in.keep.c)};
+    const float outside = float(in.d_output) + float(in.d_h);
+    const float dh = fused(d.h_mask ? float(in.h_mask) : 1.0f, from_next, outside);
     const float c_prev = in.reset ? 0.0f : in.c_prev;
-    const auto before = step_backward(to_float(in.gates), c_prev, in.c, into);
-    if (zoned) d.d_h[in.index] = T(before.dh);
+    const auto before =
+        step_backward(to_float(in.gates), c_prev, in.c, dh, dc + in.d_cells, in.reset);
     dc = before.dc;
     return before.d_pre;
   }
@@ -162,8 +154,7 @@ struct BackwardWalk {
       if (!at.live) continue;
       const int64_t index = block.index(at);
       const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
-      d.d_h[index] = T(fused(d.h_mask ? float(d.h_mask[index]) : 1.0f, from_next,
-                             d.zoneout.h ? float(d.d_h[index]) : 0.0f));
+      d.d_h[index] = T(d.h_mask ? float(d.h_mask[index]) * from_next : from_next);
       d.d_c[index] = block.state_of(at);
     }
     __syncthreads();

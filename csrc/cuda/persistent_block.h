@@ -10,13 +10,6 @@ namespace fastlstm {
 constexpr int kPrefetch = 2;
 
 template <typename T>
-__device__ void prefetch(const Zoneout<T>& zoneout, int64_t flat_row, int unit) {
-  if (!zoneout.h) return;
-  prefetch(zoneout.h + flat_row * zoneout.h_stride + unit);
-  prefetch(zoneout.c + flat_row * zoneout.c_stride + unit);
-}
-
-template <typename T>
 __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
 }

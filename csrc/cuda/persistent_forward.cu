@@ -16,10 +16,9 @@ namespace {
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
-  T* exchanged;       // where h_t goes
-  Gates<T> from_x;    // the input's part
-  CellState<T> keep;  // with zoneout
-  T h_mask, h_prev;
+  T* exchanged;     // where h_t goes
+  Gates<T> from_x;  // the input's part
+  T h_mask;
   unsigned char reset;
 };
 
@@ -64,7 +63,6 @@ struct ForwardWalk {
     for (int gate = 0; gate < 4; ++gate)
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
     prefetch(exchange_at(at, flat_row));
-    prefetch(d.zoneout, flat_row, column);
   }
 
   // All that does not come from other blocks, before waiting for them.
@@ -79,10 +77,6 @@ struct ForwardWalk {
     in.from_x = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.reset = block.is_reset(step.t, at.row);
     if (d.h_mask) in.h_mask = d.h_mask[block.index(at)];
-    if (d.zoneout.h) {
-      in.keep = zoneout_of<T, T>(d.zoneout, flat_row, column);
-      in.h_prev = d.h_n[block.index(at)];
-    }
     return in;
   }
 
@@ -100,13 +94,7 @@ struct ForwardWalk {
     const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
     if (in.reset) c_prev = 0.0f;
     const float c = next_cell(gates, c_prev);
-    CellState<float> state = {hidden(gates.o, c), c};
-    if (d.zoneout.h) {
-      const float h_prev = in.reset ? 0.0f : float(in.h_prev);
-      state =
-          keep_state(state, {h_prev, c_prev}, {float(in.keep.h), float(in.keep.c)}, {true, true});
-    }
-    return {gates, state.c, T(state.h)};
+    return {gates, c, T(hidden(gates.o, c))};
   }
 
   __device__ UnitResult<T> compute_and_publish(const UnitInputs<T>& in) const {
@@ -131,8 +119,7 @@ struct ForwardWalk {
     else
       result.c = block.state_of(at);
     if (d.output != d.exchange) d.output[flat_row * call.output_stride + column] = result.h;
-    if (last || (at.live && d.zoneout.h)) d.h_n[block.index(at)] = result.h;
-    if (last) d.c_n[block.index(at)] = result.c;
+    if (last) d.h_n[block.index(at)] = result.h, d.c_n[block.index(at)] = result.c;
     if (d.cells) d.cells[flat_row * hidden_size + column] = result.c;
     if (call.save_gates)
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);

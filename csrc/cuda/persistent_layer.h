@@ -57,7 +57,6 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const bool separate = h_mask.defined() || width != hidden;
   const Tensor exchange =
       separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
-  const stepwise::ZoneoutRows zoneout(layer);
   const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
@@ -77,8 +76,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
             save_cells ? data<float>(to.cells[d]) : nullptr,
             data<T>(to.h_n[d]),
             data<float>(to.c_n[d]),
-            h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-            zoneout.all<T>(d)};
+            h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
   };
   if (!launch_directions(call, layer, planned, exchange, direction_of)) return std::nullopt;
   if (!save_gates) to.gates = at::empty({0}, options);
@@ -104,7 +102,6 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   }
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
-  const stepwise::ZoneoutRows zoneout(layer);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentBackward<T> call{};
@@ -121,8 +118,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
             data<T>(d_gates[d]),
             data<T>(tensors.grad_h_0[d]),
             data<float>(tensors.grad_c_0[d]),
-            h_mask.defined() ? data<T>(h_mask[d]) : nullptr,
-            zoneout.all<T>(d)};
+            h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
   };
   if (!launch_directions(call, layer, planned, d_gates, direction_of)) return std::nullopt;
   for (int64_t d = 0; d < s.directions; ++d) {

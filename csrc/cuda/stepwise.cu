@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid)
-    step_row(step, row, is_reset(step, row), step.zoneout.h, OneUnit{unit});
+    step_row(step, row, is_reset(step, row), OneUnit{unit});
 }
 
 // The threads of a block, which has a whole row. Sums are added in a fixed order.
@@ -72,7 +72,7 @@ template <template <typename, typename> class S, typename T, typename A>
 __global__ void __launch_bounds__(kThreads) rows_kernel(S<T, A> step) {
   const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
   for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
-    step_row(step, row, is_reset(step, row), step.zoneout.h, block);
+    step_row(step, row, is_reset(step, row), block);
 }
 
 }  // namespace

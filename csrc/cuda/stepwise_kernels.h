@@ -24,10 +24,9 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, boo
   const Tensor input = flat(layer.input, s.batch);
   const Tensor h_0 = layer.h_0.contiguous(), c_0 = layer.c_0.contiguous();
   const Tensor seen = layer.h_mask ? h_0 * *layer.h_mask : h_0;
-  const stepwise::ZoneoutRows zoneout(layer);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Direction& w = layer.directions[d];
-    const stepwise::DirectionWalk walk(layer, d, zoneout);
+    const stepwise::DirectionWalk walk(layer, d);
     auto step = walk.begin<FusedStepForward, T, A>(walk.steps()[0]);
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();

@@ -22,8 +22,6 @@ struct NormWeights {
 template <typename T, typename A>
 struct NormForward : StepForward<T, A>, NormWeights<T> {
   static constexpr bool kWholeRows = true;
-
-  A* fresh_cells;  // [rows,H] scratch: c before zoneout
 };
 
 template <typename T, typename A>
@@ -70,14 +68,14 @@ FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int6
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool reset, bool zoned,
+FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool reset,
                               const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
   if (!is_live(s, row)) return dead_row(s, row, team);
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
-  A* const cells = s.fresh_cells + row * hidden_size;
+  A* const cells = s.cells + row * hidden_size;
   const auto normal_h = normalizer<A>(team, 4 * hidden_size, inverse_size / 4,
                                       [&](int64_t k) { return A(from_h[k]); });
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
@@ -97,12 +95,12 @@ FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool rese
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
     const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
-    store_state(s, row, u, reset, zoned, CellState<A>{h, cells[u]});
+    store_state(s, row, u, h, cells[u]);
   });
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool reset, bool zoned,
+FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool reset,
                               const Team& team) {
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
@@ -121,17 +119,13 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const auto gates_at = [&](int64_t u) { return load_gates<T, A>(gates_row, u, hidden_size); };
   const A* const before = cells_before(s, row);
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
-  const auto c = [&](int64_t u) {
-    return zoned ? next_cell(gates_at(u), c_prev(u)) : s.cells[row * hidden_size + u];
-  };
+  const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
   const auto normal_c = normalizer<A>(team, hidden_size, inverse_size, c);
-  // h = o tanh(normed), before zoneout
+  // h = o tanh(normed)
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     T* const dh_state = s.dh_state + row * hidden_size + u;
-    A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
-    const A kept =
-        zoned ? zoneout_backward(A(s.zoneout.h[row * s.zoneout.h_stride + u]), dh) : A(0);
-    *dh_state = T(reset ? A(0) : kept);
+    const A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
+    *dh_state = T(A(0));
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
     const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;
@@ -142,10 +136,8 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
-    const A kept =
-        zoned ? zoneout_backward(A(s.zoneout.c[row * s.zoneout.c_stride + u]), dc) : A(0);
     dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
-    Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc, kept);
+    Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);
     *dc_state = reset ? A(0) : dc;

@@ -39,20 +39,6 @@ FASTLSTM_INLINE A hidden(const A& o, const A& c) {
   return o * tanh(c);
 }
 
-// The share `keep` of the previous state stays (zoneout, Krueger et al., 2017).
-template <typename A>
-FASTLSTM_INLINE A zoneout(const A& keep, const A& prev, const A& next) {
-  return fused(keep, prev, fused(-keep, next, next));
-}
-
-// d enters as dL/d(what zoneout returns) and leaves as dL/dnext; returns dL/dprev.
-template <typename A>
-FASTLSTM_INLINE A zoneout_backward(const A& keep, A& d) {
-  const A kept = keep * d;
-  d = fused(-keep, d, d);
-  return kept;
-}
-
 // The gradients of `hidden`: with respect to o's pre-activation and to c.
 template <typename A>
 struct HiddenGradient {
@@ -66,13 +52,12 @@ FASTLSTM_INLINE HiddenGradient<A> hidden_backward(const A& o, const A& c, const 
 }
 
 // The gradients of `next_cell` with respect to the pre-activations of i, f and g (o has none). dc
-// enters as dL/dc_t and leaves as dL/dc_{t-1}, to which zoneout adds `kept`.
+// enters as dL/dc_t and leaves as dL/dc_{t-1}.
 template <typename A>
-FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc,
-                                            const A& kept) {
+FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
   const A one(1);
   const A dc_t = dc;
-  dc = fused(dc_t, gates.f, kept);
+  dc = dc_t * gates.f;
   return {dc_t * gates.g * gates.i * (one - gates.i), dc_t * c_prev * gates.f * (one - gates.f),
           dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
 }

@@ -1,6 +1,6 @@
 // What crosses from the walk through time into a kernel: sizes, pointers, strides. No torch, no
 // CUDA. H is hidden_size. Rows are batch rows, contiguous unless they have a *_stride, the distance
-// in elements between two of them. Only lengths, reset and zoneout may be null: an output that was
+// in elements between two of them. Only lengths and reset may be null: an output that was
 // not requested points to one that is written anyway, a missing gradient to a row of zeros with
 // stride 0, so that the loop over units has no branch. T is the dtype of the tensors, A that of the
 // cell state and of the arithmetic (float for the 16-bit types, else T itself).
@@ -29,15 +29,6 @@ struct Step {
   const bool* reset;       // [rows] or nullptr: state is zeroed before this step
 };
 
-// Zoneout of one step: the shares of the previous states that stay. Both are null without zoneout;
-// with it, a state that is not zoned out has a row of zeros with stride 0.
-template <typename T>
-struct Zoneout {
-  const T* h = nullptr;  // [rows,H]
-  const T* c = nullptr;  // [rows,H]
-  int64_t h_stride = 0, c_stride = 0;
-};
-
 template <typename T, typename A>
 struct StepForward : Step {
   const T* x_gates;  // [rows,4H] x_t W_ih^T + b_ih + b_hh
@@ -45,9 +36,8 @@ struct StepForward : Step {
   T* gates;          // [rows,4H] activated i, f, g, o; may alias x_gates
   A* c_state;        // [rows,H]  c_{t-1} in, c_t out
   A* cells;          // [rows,H]  c_t (a dead row stores its carried state); may alias c_state
-  T* h_state;        // [rows,H]  h_t out (dead rows untouched); h_{t-1} in, for zoneout
+  T* h_state;        // [rows,H]  h_t out (dead rows untouched)
   T* output;         // [rows,H]  h_t (0 for dead rows); may alias h_state when lengths is null
-  Zoneout<T> zoneout;
   int64_t output_stride;
 };
 
@@ -79,12 +69,10 @@ struct StepBackward : Step {
   const A* c_0;         // [rows,H]  for the rows that start here
   const T* d_output;    // [rows,H]  dL/dh_t from outside
   const A* d_cells;     // [rows,H]  dL/dc_t from outside
-  T* dh_state;          // [rows,H]  dL/dh_t from the future; zeroed where it was used (but for what
-                        //           zoneout let through to h_{t-1}), so that the GEMM that follows
-                        //           may accumulate and dead rows keep theirs
-  A* dc_state;          // [rows,H]  dL/dc_t in, dL/dc_{t-1} out (0 where reset)
-  T* d_gates;           // [rows,4H] d pre-activations out (0 for dead rows); may alias gates
-  Zoneout<T> zoneout;
+  T* dh_state;  // [rows,H]  dL/dh_t from the future; zeroed where it was used, so that the GEMM
+                //           that follows may accumulate; dead rows keep theirs
+  A* dc_state;  // [rows,H]  dL/dc_t in, dL/dc_{t-1} out (0 where reset)
+  T* d_gates;   // [rows,4H] d pre-activations out (0 for dead rows); may alias gates
   int64_t d_output_stride, d_cells_stride;
 };
 

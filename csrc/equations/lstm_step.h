@@ -1,5 +1,5 @@
 // One row of one step: loads, the cell equations, stores. Both devices call step_row(), of which
-// there is one for each kind of step; with `reset` and `zoned` constants no loop has a branch. A
+// there is one for each kind of step; with `reset` a constant no loop has a branch. A
 // Team is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0, n).
 #pragma once
 #include "cell_step.h"
@@ -32,26 +32,13 @@ FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, cons
   row[unit + 3 * hidden_size] = T(gates.o);
 }
 
+// The state of a live row, to where it goes.
 template <typename T, typename A>
-FASTLSTM_INLINE CellState<A> zoneout_of(const Zoneout<T>& zoneout, int64_t row, int64_t unit) {
-  return {A(zoneout.h[row * zoneout.h_stride + unit]), A(zoneout.c[row * zoneout.c_stride + unit])};
-}
-
-// The state of a live row after zoneout, to where it goes. c_state and h_state hold those of
-// the step before.
-template <typename T, typename A>
-FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, bool reset,
-                                 bool zoned, CellState<A> state) {
-  A* c_state = s.c_state + row * s.hidden_size + unit;
-  T* h_state = s.h_state + row * s.hidden_size + unit;
-  if (zoned) {
-    const CellState<A> before{reset ? A(0) : A(*h_state), reset ? A(0) : *c_state};
-    state = keep_state(state, before, zoneout_of<T, A>(s.zoneout, row, unit), {true, true});
-  }
-  *c_state = state.c;
-  *h_state = T(state.h);
-  s.output[row * s.output_stride + unit] = T(state.h);
-  s.cells[row * s.hidden_size + unit] = state.c;
+FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, A h, A c) {
+  s.c_state[row * s.hidden_size + unit] = c;
+  s.h_state[row * s.hidden_size + unit] = T(h);
+  s.output[row * s.output_stride + unit] = T(h);
+  s.cells[row * s.hidden_size + unit] = c;
 }
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
@@ -66,7 +53,7 @@ FASTLSTM_INLINE void dead_row(const StepForward<T, A>& s, int64_t row, const Tea
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool reset, bool zoned,
+FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool reset,
                               const Team& team) {
   if (!is_live(s, row)) return dead_row(s, row, team);
   team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
@@ -78,7 +65,7 @@ FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool rese
       pre = pre + load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     const Gates<A> gates = activate(pre);
     const A c = next_cell(gates, c_prev);
-    store_state(s, row, unit, reset, zoned, CellState<A>{hidden(gates.o, c), c});
+    store_state(s, row, unit, hidden(gates.o, c), c);
     store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
   });
 }
@@ -89,30 +76,28 @@ FASTLSTM_INLINE void one_step_unit(const OneStepForward<T, A>& s, int64_t row, i
                                    Gates<A> pre) {
   const int64_t i = row * s.hidden_size + unit;
   const bool live = is_live(s, row);
-  CellState<A> before{A(s.h_0[i]), s.c_0 ? s.c_0[i] : A(s.c_0_narrow[i])}, state = before;
+  const A c_0 = s.c_0 ? s.c_0[i] : A(s.c_0_narrow[i]);
+  A h(s.h_0[i]), c = c_0;
   Gates<A> gates{A(0), A(0), A(0), A(0)};
   if (live) {
-    if (is_reset(s, row)) before = {A(0), A(0)};
     if (s.b_ih) pre = pre + load_gates<T, A>(s.b_ih, unit, s.hidden_size);
     if (s.b_hh) pre = pre + load_gates<T, A>(s.b_hh, unit, s.hidden_size);
     gates = activate(pre);
-    const A c = next_cell(gates, before.c);
-    state = {hidden(gates.o, c), c};
-    if (s.zoneout.h)
-      state = keep_state(state, before, zoneout_of<T, A>(s.zoneout, row, unit), {true, true});
+    c = next_cell(gates, is_reset(s, row) ? A(0) : c_0);
+    h = hidden(gates.o, c);
   }
-  s.h_state[i] = T(state.h);
+  s.h_state[i] = T(h);
   if (s.c_0)
-    s.c_n[i] = state.c;
+    s.c_n[i] = c;
   else
-    s.c_n_narrow[i] = T(state.c);
-  s.output[row * s.output_stride + unit] = T(live ? state.h : A(0));
-  if (s.cells) s.cells[i] = state.c;
+    s.c_n_narrow[i] = T(c);
+  s.output[row * s.output_stride + unit] = T(live ? h : A(0));
+  if (s.cells) s.cells[i] = c;
   if (s.gates) store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const OneStepForward<T, A>& s, int64_t row, bool reset, bool,
+FASTLSTM_INLINE void step_row(const OneStepForward<T, A>& s, int64_t row, bool reset,
                               const Team& team) {
   team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
@@ -137,7 +122,7 @@ FASTLSTM_INLINE void dead_row(const StepBackward<T, A>& s, int64_t row, const Te
 }
 
 template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool reset, bool zoned,
+FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool reset,
                               const Team& team) {
   if (!is_live(s, row)) return dead_row(s, row, team);
   const A* const before = cells_before(s, row);
@@ -146,13 +131,11 @@ FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool res
     const A c_prev = reset ? A(0) : before[unit];
     T* dh_state = s.dh_state + row * s.hidden_size + unit;
     A* dc_state = s.dc_state + row * s.hidden_size + unit;
-    StepGradient<A> into;
-    into.dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
-    into.dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
-    into.reset = reset, into.zoned = {zoned, zoned};
-    if (zoned) into.keep = zoneout_of<T, A>(s.zoneout, row, unit);
-    const auto d = step_backward(gates, c_prev, s.cells[row * s.hidden_size + unit], into);
-    *dh_state = T(d.dh);
+    const A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
+    const A dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
+    const A c = s.cells[row * s.hidden_size + unit];
+    const auto d = step_backward(gates, c_prev, c, dh, dc, reset);
+    *dh_state = T(A(0));
     *dc_state = d.dc;
     store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d.d_pre);
   });

@@ -20,11 +20,11 @@ namespace fastlstm::short_calls {
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
     const std::string& layout, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& reset, const OptionalTensor& h_mask, const OptionalTensor& zoneout_h,
-    const OptionalTensor& zoneout_c, bool save_cells, bool recompute, const std::string& engine) {
-  auto [output, h_n, c_n, cells, gates] = call_lstm(
-      {input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask, zoneout_h, zoneout_c},
-      {save_cells, /*save_gates=*/false, recompute, engine});
+    const OptionalTensor& reset, const OptionalTensor& h_mask, bool save_cells, bool recompute,
+    const std::string& engine) {
+  auto [output, h_n, c_n, cells, gates] =
+      call_lstm({input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask},
+                {save_cells, /*save_gates=*/false, recompute, engine});
   return {output, h_n, c_n, save_cells ? cells : Tensor()};
 }
 

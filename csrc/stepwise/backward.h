@@ -71,7 +71,7 @@ class BackwardWalk : DirectionWalk {
  public:
   // d_gates [R,4H]: where the gradients of the gates go.
   BackwardWalk(BackwardCall& call, int64_t d, const Tensor& d_gates)
-      : DirectionWalk(call.layer, d, ZoneoutRows(call.layer)),
+      : DirectionWalk(call.layer, d),
         call_(call),
         d_gates_(d_gates),
         gates_(call.gates.defined() ? call.gates[d] : d_gates),
@@ -130,7 +130,7 @@ class BackwardWalk : DirectionWalk {
 
   // o * tanh(c) of all rows, for W_hr's gradient.
   void keep_unprojected() {
-    Tensor c = fresh_cells(layer_, d_, gates_, call_.cells[d_], call_.c_0[d_]);
+    Tensor c = call_.cells[d_];
     if (norms_) c = norms_->normalize_cells(c);
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     if (projection_) unprojected_ = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());

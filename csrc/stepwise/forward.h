@@ -9,7 +9,6 @@
 #include "stepwise/input.h"
 #include "stepwise/layer_norm.h"
 #include "stepwise/projection.h"
-#include "stepwise/zoneout.h"
 
 namespace fastlstm {
 namespace stepwise {
@@ -17,19 +16,18 @@ namespace stepwise {
 // The walk of one direction: its steps, and what is alike in all passes over them.
 class DirectionWalk {
  public:
-  DirectionWalk(const Layer& layer, int64_t d, const ZoneoutRows& zoneout)
+  DirectionWalk(const Layer& layer, int64_t d)
       : layer_(layer),
         w_(layer.directions[d]),
         d_(d),
         sizes_(layer.sizes()),
         steps_(walk(layer, d == 1)),
         lengths_(contiguous_or_undefined(layer.lengths)),
-        reset_(contiguous_or_undefined(layer.reset)),
-        zoneout_(zoneout) {}
+        reset_(contiguous_or_undefined(layer.reset)) {}
 
   const std::vector<WalkStep>& steps() const { return steps_; }
 
-  // A step that has nothing yet but the sizes, which rows take it, and zoneout.
+  // A step that has nothing yet but the sizes and which rows take it.
   template <template <typename, typename> class S, typename T, typename A>
   S<T, A> begin(const WalkStep& at) const {
     S<T, A> step{};
@@ -37,7 +35,6 @@ class DirectionWalk {
     step.hidden_size = sizes_.hidden_size, step.reverse = d_ == 1;
     if (lengths_.defined()) step.lengths = const_data<int64_t>(lengths_);
     if (reset_.defined()) step.reset = const_data<bool>(reset_) + at.offset;
-    step.zoneout = zoneout_.at<T>(d_, at);
     return step;
   }
 
@@ -50,7 +47,6 @@ class DirectionWalk {
 
  private:
   Tensor lengths_, reset_;
-  ZoneoutRows zoneout_;
 };
 
 template <typename T, typename A, typename StepKernels>
@@ -58,7 +54,7 @@ class ForwardWalk : DirectionWalk {
  public:
   // x_gates [R,4H] holds the input's part, and in the end the activated gates.
   ForwardWalk(const Layer& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
-      : DirectionWalk(layer, d, ZoneoutRows(layer)),
+      : DirectionWalk(layer, d),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
         h_(to.h_n[d]),
@@ -66,7 +62,7 @@ class ForwardWalk : DirectionWalk {
         y_(flat(to.output, sizes_.flat_rows).narrow(1, d * sizes_.output_size, sizes_.output_size)),
         cells_(to.cells.size(0) ? to.cells[d] : Tensor()),
         hidden_state_(h_) {
-    if (layer.normalizes()) norms_.emplace(w_, sizes_.batch);
+    if (layer.normalizes()) norms_.emplace(w_);
     if (!layer.projects()) return;
     projection_.emplace(layer, d);
     hidden_state_ = at::zeros({sizes_.batch, sizes_.hidden_size}, layer.input.options());

@@ -54,7 +54,7 @@ void make_gates(const Layer& layer, int64_t d, const Tensor& input, const Tensor
     step.h_state = step.output = data<T>(h);
     step.output_stride = hidden;
     if (layer.normalizes())
-      StepKernels::run(StepNorms<T, A>(w, step.rows).forward(step));
+      StepKernels::run(StepNorms<T, A>(w).forward(step));
     else
       StepKernels::run(step);
   }

@@ -37,22 +37,18 @@ class RowNorm {
 template <typename T, typename A>
 class StepNorms {
  public:
-  StepNorms(const Direction& w, int64_t rows)
+  explicit StepNorms(const Direction& w)
       : gain_hh_(w.gain_hh.contiguous()),
         gain_c_(w.gain_c.contiguous()),
-        bias_c_(w.bias_c.contiguous()),
-        cells_(at::empty({rows, gain_c_.size(0)},
-                         gain_c_.options().dtype(state_dtype(gain_c_.scalar_type())))) {}
+        bias_c_(w.bias_c.contiguous()) {}
 
   NormWeights<T> weights() const {
     return {const_data<T>(gain_hh_), const_data<T>(gain_c_), const_data<T>(bias_c_)};
   }
-  NormForward<T, A> forward(const StepForward<T, A>& step) const {
-    return {step, weights(), data<A>(cells_)};
-  }
+  NormForward<T, A> forward(const StepForward<T, A>& step) const { return {step, weights()}; }
 
  private:
-  Tensor gain_hh_, gain_c_, bias_c_, cells_;
+  Tensor gain_hh_, gain_c_, bias_c_;
 };
 
 // Backward of one direction: what the walk needs, and the gradients after it.
@@ -61,12 +57,12 @@ class NormsBackward {
  public:
   NormsBackward(const Direction& w, const Tensor& h_prev, const Tensor& cells)
       : w_(w),
-        norms_(w, 0),
+        norms_(w),
         h_gates_(at::mm(h_prev, w.w_hh.t())),
         d_h_gates_(at::empty_like(h_gates_)),
         d_normed_cells_(at::empty_like(cells)) {}
 
-  // The cells [R,H] before zoneout, normalized.
+  // The cells [R,H], normalized.
   const Tensor& normalize_cells(const Tensor& cells) {
     return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
   }

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import oracle
-from samples import MASKS, Sample
+from samples import Sample
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -32,9 +32,9 @@ SHAPES = [
     (5, 70, 4, 24),
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "recompute", *MASKS)
+OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "recompute", "h_mask")
 every_option = pytest.mark.parametrize(
-    ("P", "masks"), [(0, False), (23, False), (0, True), (23, True)]
+    ("P", "h_mask"), [(0, False), (23, False), (0, True), (23, True)]
 )
 
 
@@ -46,11 +46,11 @@ def layer(
     dtype: torch.dtype = torch.float32,
     directions: int = 1,
     P: int = 0,
-    masks: bool = False,
+    h_mask: bool = False,
 ) -> dict[str, object]:
-    """Arguments of the op; P > 0 is the size of a projection, masks those of the regularizers."""
+    """Arguments of the op; P > 0 is the size of a projection."""
     sizes = T, B, input_size, H, P, directions
-    sample = Sample("layer", *sizes, masks=MASKS if masks else (), exact=True)
+    sample = Sample("layer", *sizes, h_mask=h_mask, exact=True)
     return {name: given for name, given in sample.arguments(dtype).items() if given is not None}
 
 
@@ -75,26 +75,26 @@ def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
     x, h_0, c_0, *weights = leaves
     lengths = arguments["lengths"].tolist() if "lengths" in arguments else None
-    masks = [arguments[k].double() if k in arguments else None for k in MASKS]
-    outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"), *masks)[:3]
+    h_mask = arguments["h_mask"].double() if "h_mask" in arguments else None
+    outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"), h_mask)[:3]
     graph = [y for y in outputs if y.requires_grad]  # not an output that is all zeros
     gradients = torch.autograd.grad(graph, leaves, weighting(graph), materialize_grads=True)
     return [*outputs, *gradients]
 
 
 @functools.cache
-def oracle_of(shape: tuple[int, int, int, int], directions: int, P: int, masks: bool):
+def oracle_of(shape: tuple[int, int, int, int], directions: int, P: int, h_mask: bool):
     """Its answer to `ragged`, for all dtypes."""
-    return run_oracle(ragged(shape, torch.float64, directions, P, masks))
+    return run_oracle(ragged(shape, torch.float64, directions, P, h_mask))
 
 
 def ragged(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int, P: int, masks: bool
+    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int, P: int, h_mask: bool
 ) -> dict[str, object]:
     """A layer with every length from T down to 0."""
     steps, batch, *_ = shape
     lengths = steps - torch.arange(batch).remainder(steps + 1)
-    return {**layer(*shape, dtype, directions, P, masks), "lengths": lengths}
+    return {**layer(*shape, dtype, directions, P, h_mask), "lengths": lengths}
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -105,15 +105,15 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("projects", [False, True])
-@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("h_mask", [False, True])
 def test_against_the_oracle(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     directions: int,
     projects: bool,
-    masks: bool,
+    h_mask: bool,
 ) -> None:
-    options = directions, shape[3] * 2 // 3 if projects else 0, masks
+    options = directions, shape[3] * 2 // 3 if projects else 0, h_mask
     found, expected = run(ragged(shape, dtype, *options)), oracle_of(shape, *options)
     for got, want in zip(found, expected, strict=True):
         # Every sum has at most `terms` rounded terms of the size of the largest result.
@@ -232,9 +232,9 @@ def threads():
 @every_option
 @pytest.mark.parametrize("shape", [(20, 64, 40, 100), (30, 1, 64, 256), (1, 200, 64, 80)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(
-    shape: tuple[int, int, int, int], P: int, masks: bool, dtype: torch.dtype, threads
+    shape: tuple[int, int, int, int], P: int, h_mask: bool, dtype: torch.dtype, threads
 ) -> None:
-    arguments = layer(*shape, dtype, 2, P, masks)
+    arguments = layer(*shape, dtype, 2, P, h_mask)
     threads(1)
     expected = [*run(arguments), *torch.ops.fastlstm.lstm(**arguments)]
     for number in (1, 2, 3, 5, 16):
@@ -246,16 +246,16 @@ def test_the_same_bits_for_any_number_of_threads(
 @pytest.mark.parametrize("T", [1, 12])
 @every_option
 def test_a_row_does_not_depend_on_the_others(
-    T: int, P: int, masks: bool, dtype: torch.dtype
+    T: int, P: int, h_mask: bool, dtype: torch.dtype
 ) -> None:
-    rows_are_independent(layer(T, 29, 170, 50, dtype, 1, P, masks))
+    rows_are_independent(layer(T, 29, 170, 50, dtype, 1, P, h_mask))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_option
-def test_a_row_of_a_large_batch_does_not_either(P: int, masks: bool, dtype: torch.dtype) -> None:
+def test_a_row_of_a_large_batch_does_not_either(P: int, h_mask: bool, dtype: torch.dtype) -> None:
     """It multiplies x beside h in each step, a small batch x of many steps ahead."""
-    arguments = layer(3, 400, 600, 200, dtype, 1, P, masks)
+    arguments = layer(3, 400, 600, 200, dtype, 1, P, h_mask)
     arguments["input"] = torch.rand(3, 400, 600).to(dtype)  # sums of the others are exact
     rows_are_independent(arguments)
 
@@ -264,7 +264,7 @@ def rows_are_independent(arguments: dict[str, object]) -> None:
     output = torch.ops.fastlstm.lstm(**arguments)[0]
     for rows in (slice(0, 1), slice(3, 8), slice(11, 29)):
         some = dict(arguments)
-        for name in ("input", "h_0", "c_0", *MASKS):
+        for name in ("input", "h_0", "c_0", "h_mask"):
             if name in arguments:
                 some[name] = arguments[name][..., rows, :].contiguous()
         assert torch.equal(torch.ops.fastlstm.lstm(**some)[0], output[:, rows])
@@ -274,14 +274,12 @@ def rows_are_independent(arguments: dict[str, object]) -> None:
 @every_option
 @pytest.mark.parametrize("B", [1, 8, 29])
 def test_a_single_step_gives_the_bits_of_a_walk(
-    B: int, P: int, masks: bool, dtype: torch.dtype
+    B: int, P: int, h_mask: bool, dtype: torch.dtype
 ) -> None:
-    arguments = layer(3, B, 533, 300, dtype, 1, P, masks)
+    arguments = layer(3, B, 533, 300, dtype, 1, P, h_mask)
     saved = {"save_cells": True, "save_gates": True}
     output, _, _, cells, gates = torch.ops.fastlstm.lstm(**arguments, **saved)
     arguments["input"] = arguments["input"][:1]
-    for name in set(MASKS[1:]) & set(arguments):
-        arguments[name] = arguments[name][:, :1]
     first, h_n, c_n, *_ = torch.ops.fastlstm.lstm(**arguments)
     assert same([first, h_n, c_n], [output[:1], output[:1], cells[:, 0].to(dtype)])
     assert same(torch.ops.fastlstm.lstm(**arguments, **saved)[3:], [cells[:, :1], gates[:, :1]])
@@ -312,8 +310,8 @@ def test_recomputed_gates_give_the_same_gradients(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_option
-def test_a_zero_state_is_left_out_of_the_products(P: int, masks: bool, dtype: torch.dtype) -> None:
-    arguments = ragged((5, 20, 17, 50), dtype, 2, P, masks)
+def test_a_zero_state_is_left_out_of_the_products(P: int, h_mask: bool, dtype: torch.dtype) -> None:
+    arguments = ragged((5, 20, 17, 50), dtype, 2, P, h_mask)
     zeros = torch.zeros_like(arguments["h_0"])
     multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognized
     assert same(run(arguments | {"h_0": zeros}), multiplied)
@@ -321,16 +319,12 @@ def test_a_zero_state_is_left_out_of_the_products(P: int, masks: bool, dtype: to
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_option
-def test_packed_and_padded_give_the_same_bits(P: int, masks: bool, dtype: torch.dtype) -> None:
-    arguments = layer(12, 9, 17, 50, dtype, 2, P, masks)
+def test_packed_and_padded_give_the_same_bits(P: int, h_mask: bool, dtype: torch.dtype) -> None:
+    arguments = layer(12, 9, 17, 50, dtype, 2, P, h_mask)
     lengths = torch.tensor([12, 12, 9, 9, 8, 5, 2, 1, 1])
     padded = torch.ops.fastlstm.lstm(**arguments, lengths=lengths)[:3]
     packed = torch.nn.utils.rnn.pack_padded_sequence(arguments["input"], lengths)
     arguments["input"] = packed.data
-    for name in set(MASKS[1:]) & set(arguments):
-        arguments[name] = torch.stack(
-            [torch.nn.utils.rnn.pack_padded_sequence(m, lengths).data for m in arguments[name]]
-        )
     data, h_n, c_n = torch.ops.fastlstm.lstm(**arguments, batch_sizes=packed.batch_sizes)[:3]
     again = torch.nn.utils.rnn.pack_padded_sequence(padded[0], lengths).data
     assert same([data, h_n, c_n], [again, *padded[1:]])
@@ -464,15 +458,14 @@ def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
 @given(
     T=st.integers(1, 9), B=st.integers(1, 14), input_size=st.integers(1, 70), H=st.integers(1, 70),
     directions=st.sampled_from([1, 2]), lengths=st.booleans(), reset=st.booleans(),
-    projects=st.booleans(), masks=st.sets(st.sampled_from(MASKS)),
+    projects=st.booleans(), h_mask=st.booleans(),
 )  # fmt: skip
 def test_random_shapes_against_the_oracle(
     engine: str, T: int, B: int, input_size: int, H: int, directions: int, lengths: bool,
-    reset: bool, projects: bool, masks: set[str],
+    reset: bool, projects: bool, h_mask: bool,
 ) -> None:  # fmt: skip
     P = (H + 1) // 2 if projects else 0
-    arguments = layer(T, B, input_size, H, torch.float64, directions, P, masks=True)
-    arguments = {k: v for k, v in arguments.items() if k not in MASKS or k in masks}
+    arguments = layer(T, B, input_size, H, torch.float64, directions, P, h_mask)
     generator = torch.Generator().manual_seed(T * B)
     if lengths:
         arguments["lengths"] = torch.randint(0, T + 1, (B,), generator=generator)

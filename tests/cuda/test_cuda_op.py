@@ -94,9 +94,8 @@ def test_engine(kind, form, engine):
     ],
     indirect=["kind"],
 )
-def test_masks(kind, form, engine):
-    """Recurrent dropout and zoneout, together and each alone."""
-    call = Call(kind, form, directions=2, reset=form != "packed", masks=True)
+def test_recurrent_dropout(kind, form, engine):
+    call = Call(kind, form, directions=2, reset=form != "packed", h_mask=True)
     saved = call.forward(engine)
     call.check_forward(saved)
     call.check_backward(call.backward(saved, engine))
@@ -128,23 +127,13 @@ def test_h_0_that_starts_anywhere(kind):
     call.check_backward(call.backward(saved, "persistent"))
 
 
-@pytest.mark.parametrize("only", [0, 1, 2], ids=["h_mask", "zoneout_h", "zoneout_c"])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-def test_one_mask(kind, only):
-    call = Call(kind, "lengths", directions=2, masks=[i == only for i in range(3)])
-    saved = call.forward("persistent")
-    call.check_forward(saved)
-    call.check_backward(call.backward(saved, "persistent"))
-    call.check_backward(call.backward(saved, "stepwise"))
-
-
 @pytest.mark.parametrize(
     "options",
     [
         {},
         dict(form="packed", directions=2),
         dict(form="lengths", reset=True, directions=2),
-        dict(masks=True, reset=True, bias=False),
+        dict(h_mask=True, reset=True, bias=False),
         dict(hidden_size=70, steps=2, batch=3),
     ],
     ids=str,
@@ -299,7 +288,7 @@ def use():
         {},
         dict(form="packed", directions=2),
         dict(form="lengths", reset=True, directions=2),
-        dict(masks=True),
+        dict(h_mask=True),
         dict(hidden_size=200),
         dict(batch=40, hidden_size=64),
     ],
@@ -338,7 +327,6 @@ QUIET = re.compile(
         dict(form="lengths", directions=2, reset=True, batch=7),
         dict(form="packed"),
         dict(bias=False),
-        dict(masks=[False, True, True], directions=2, reset=True),
     ],
     ids=str,
 )
@@ -358,8 +346,6 @@ def test_one_step(kind, options):
         assert [kind for kind, *_ in ops().take_events()] == [LAUNCH] * directions
         called = [e.name for e in profile.events() if e.name.startswith("aten::")]
         expected = ["aten::mm"] * 2 * directions
-        if call.masks[1] is not None:
-            expected += ["aten::zeros", "aten::zero_"]  # where no share is given
         assert sorted(name for name in called if not QUIET.match(name)) == sorted(expected)
         assert saved[2].dtype == given_c_0.dtype
         call.check_forward(saved)
@@ -373,7 +359,7 @@ def test_one_step(kind, options):
         dict(reset=True, batch=9),
         dict(form="lengths", directions=2, reset=True, batch=7),
         dict(form="packed", bias=False),
-        dict(masks=True, directions=2, reset=True),
+        dict(h_mask=True, directions=2, reset=True),
     ],
     ids=str,
 )
@@ -391,8 +377,8 @@ def test_one_step_in_one_launch(kind, options, use):
         events = ops().take_events()
         assert [event[:3] for event in events] == [[LAUNCH, 1, 7]] * len(call.c_0)
         called = [e.name for e in profile.events() if e.name.startswith("aten::")]
-        masks = ["aten::mul", "aten::zeros", "aten::zero_"] if call.masks[0] is not None else []
-        assert [name for name in called if not QUIET.match(name)] == masks
+        masked = ["aten::mul"] if call.h_mask is not None else []
+        assert [name for name in called if not QUIET.match(name)] == masked
         assert saved[2].dtype == given_c_0.dtype
         call.check_forward(saved)
         call.check_backward(call.backward(saved, "one_step"))
@@ -420,7 +406,7 @@ def test_what_one_step_does_not_take(kind, options):
 @pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
 def test_nothing_waits_for_the_device(kind, engine, form):
     """The runtime's own calls that wait are errors of the emulator; here are ATen's."""
-    call = Call(kind, form, directions=2, masks=True)
+    call = Call(kind, form, directions=2, h_mask=True)
     with torch.profiler.profile() as profile:
         call.backward(call.forward(engine), engine)
     called = {event.name for event in profile.events()}

@@ -192,10 +192,10 @@ def needless_shuffles(step):
 def incomplete_prefetches(step):
     """All prefetches, where they are not those of whole units.
 
-    Of a unit: 4 gates, 2 shares of zoneout; h, or 4 gradients, c and dL/dh.
+    Of a unit: 4 gates; h, or 4 gradients, c and dL/dh.
     """
     prefetches = [x for x in step.before if x.is_a("CCTL.E.PF2")]
-    return prefetches if len(prefetches) % (12 if step.backward else 7) else []
+    return prefetches if len(prefetches) % (10 if step.backward else 5) else []
 
 
 def short_polls(step):
@@ -239,7 +239,7 @@ RULES = {
         "shuffle_xor(word, 1) << 16",
         "shuffle_xor(word, 1) << 16 ^ shuffle_xor(word, 2)",
     ),
-    incomplete_prefetches: ("persistent_block.h", "prefetch(zoneout.h + flat", "(void)(flat"),
+    incomplete_prefetches: ("persistent_{name}.cu", "prefetch(d.gates + (flat", "(void)((flat"),
     short_polls: (
         "device.h",
         "v4.u32 {%0, %1, %2, %3}, [%4];",

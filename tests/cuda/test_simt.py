@@ -63,7 +63,6 @@ STEPWISE, NORMED, FFMA, TF32, BF16 = (
 FORWARD, BACKWARD = "persistent_forward.cu", "persistent_backward.cu"
 EXCHANGE, PRODUCT, BLOCK = ("persistent_exchange.h", "persistent_product.h", "persistent_block.h")
 ONE_STEP = "one_step.cu"
-CELL_STEP = "../equations/cell_step.h"
 MUTANTS = {
     ("stepwise.cu", "stepwise.cu"): {
         "rows beyond the grid are left out": (
@@ -72,14 +71,9 @@ MUTANTS = {
             ["stepwise/more rows than a grid is high"],
         ),
         "a reset is ignored": (
-            "is_reset(step, row), step.zoneout.h, OneUnit",
-            "false, step.zoneout.h, OneUnit",
-            [STEPWISE + "reset"],
-        ),
-        "zoneout is ignored": (
-            "step.zoneout.h, OneUnit",
+            "is_reset(step, row), OneUnit",
             "false, OneUnit",
-            [STEPWISE + "zoneout", STEPWISE + "zoneout, nothing saved"],
+            [STEPWISE + "reset"],
         ),
         "no barrier before the partial sums": (
             "partial[thread] = sum; barrier();",
@@ -94,29 +88,24 @@ MUTANTS = {
         "every other part of a sum is left out": (
             "half > 0; half /= 2",
             "half > 1; half /= 2",
-            [NORMED + "one row", NORMED + "zoneout"],
+            [NORMED + "one row"],
         ),
         "rows beyond the first": (
-            "step_row(step, row, is_reset(step, row), step.zoneout.h, block)",
-            "step_row(step, 0, is_reset(step, row), step.zoneout.h, block)",
+            "step_row(step, row, is_reset(step, row), block)",
+            "step_row(step, 0, is_reset(step, row), block)",
             [NORMED + "one row"],
         ),
     },
     ("stepwise.cu", "../equations/lstm_step.h"): {
         "gradients cross a reset": (
-            "into.reset = reset,",
-            "into.reset = false,",
+            "dh, dc, reset)",
+            "dh, dc, false)",
             [STEPWISE + "reset"],
         ),
         "dead rows go on": (
             "if (!is_live(s, row)) return dead_row(s, row, team);",
             "",
             [STEPWISE + "lengths"],
-        ),
-        "zoneout is ignored by gradients": (
-            "into.zoned = {zoned, zoned};",
-            "into.zoned = {false, false};",
-            [STEPWISE + "zoneout"],
         ),
         "a row that starts late forgets c_0": (
             "starts_here(s, row) ? s.c_0",
@@ -173,7 +162,7 @@ MUTANTS = {
         "a dead row has an output": (
             "T(live ? state.h : A(0))",
             "T(state.h)",
-            ["one step/float32/lengths, masks, zoneout"],
+            ["one step/float32/lengths, masks"],
         ),
         "a bias is forgotten": (
             "if (s.b_hh)",
@@ -252,21 +241,6 @@ MUTANTS = {
             "T& masked = result.h;",
             [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
         ),
-        "zoneout crosses a reset": (
-            "in.reset ? 0.0f : float(in.h_prev)",
-            "float(in.h_prev)",
-            [FFMA + "zoneout"],
-        ),
-        "zoneout keeps the first h": (
-            "if (last || (at.live && d.zoneout.h))",
-            "if (last)",
-            [FFMA + "zoneout", BF16 + "zoneout, lengths"],
-        ),
-        "zoneout of the step before": (
-            "zoneout_of<T, T>(d.zoneout, flat_row, column)",
-            "zoneout_of<T, T>(d.zoneout, flat_row ? flat_row - 1 : 0, column)",
-            [FFMA + "zoneout"],
-        ),
     },
     (FORWARD, BLOCK): {
         "polls count before the other blocks run": (
@@ -308,11 +282,6 @@ MUTANTS = {
             "1.0f",
             [FFMA + "recurrent dropout"],
         ),
-        "what zoneout kept of dh is lost": (
-            "in.d_h = d.zoneout.h || block.is_last_step",
-            "in.d_h = block.is_last_step",
-            [FFMA + "zoneout"],
-        ),
         "a reset keeps the cell": ("in.reset ? 0.0f : in.c_prev", "in.c_prev", [FFMA + "resets"]),
         "the others' d_gates are read as if they had no padding": (
             "(offset + block.batch_row[row]) * 4 * width",
@@ -334,19 +303,6 @@ MUTANTS = {
             "RowVector<T>{d_gates_of(row, block.offset(t)).values, false};",
             [FFMA + "two parts"],
         ),
-    },
-    (BACKWARD, CELL_STEP): {
-        "what zoneout kept of dh crosses a reset": (
-            "before.dh = A(0), before.dc = A(0)",
-            "before.dc = A(0)",
-            [FFMA + "zoneout"],
-        ),
-        "what zoneout kept of dc is lost": (
-            "c_prev, dc, kept_dc)",
-            "c_prev, dc, A(0))",
-            [FFMA + "zoneout"],
-        ),
-        "c behind zoneout": ("cell = next_cell(gates, c_prev);", "", [FFMA + "zoneout"]),
     },
     (BACKWARD, BLOCK): {
         "reads the step before the one that came after": (

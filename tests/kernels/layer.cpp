@@ -21,7 +21,7 @@ using testing::unwritten;
 
 struct Shape {
   int64_t T, B, H;
-  bool masks, zoneout_h, zoneout_c;
+  bool masks;
 };
 
 using Bytes = std::vector<unsigned char>;
@@ -38,13 +38,9 @@ Bytes bytes_of(const Values&... values) {
 
 template <typename T>
 oracle::Problem problem_of(const Shape& shape, unsigned seed) {
-  const int64_t values = shape.T * shape.B * shape.H;
-  auto problem = oracle::random_problem(shape.T, shape.B, shape.H,
-                                        {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
-                                        [](double x) { return to_double(from_double<T>(x)); });
-  if (shape.zoneout_h) problem.zoneout_h = oracle::random_shares(values, seed + 1);
-  if (shape.zoneout_c) problem.zoneout_c = oracle::random_shares(values, seed + 2);
-  return problem;
+  return oracle::random_problem(shape.T, shape.B, shape.H,
+                                {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
+                                [](double x) { return to_double(from_double<T>(x)); });
 }
 
 // The tiled engine: products of the table with W_hh, and its cells behind them.
@@ -62,8 +58,6 @@ class Walk {
         problem_(problem_of<T>(shape, seed)),
         w_hh_(converted<T>(problem_.w_hh)),
         h_mask_(converted<T>(problem_.h_mask)),
-        zoneout_h_(converted<T>(problem_.zoneout_h)),
-        zoneout_c_(converted<T>(problem_.zoneout_c)),
         zeros_(4 * H_, T()),
         state_zeros_(H_, A()),
         output_(unwritten<T>(steps_ * B_ * H_)),
@@ -86,9 +80,6 @@ class Walk {
 
  private:
   bool resets(int64_t t, int64_t b) const { return problem_.resets(t, b); }
-  const T* zoneout_at(const std::vector<T>& zoneout, int64_t row) const {
-    return zoneout.empty() ? nullptr : &zoneout[row * H_];
-  }
 
   // sums[B][N in whole vectors] = rows times columns [first, first + N) of a matrix.
   std::vector<A> multiply(const std::vector<const void*>& rows, const MatrixRows& matrix, int64_t K,
@@ -138,8 +129,7 @@ class Walk {
           masked[b * H_ + j] = from_double<T>(problem_.mask(b * H_ + j) * to_double(h[j]));
         h_prev.push_back(&masked[b * H_]);
         rows.push_back({&x_gates[row * x_width], &gates_[row * 4 * H_], c, &cells_[row * H_],
-                        &output_[row * H_], zoneout_at(zoneout_h_, row),
-                        zoneout_at(zoneout_c_, row), h});
+                        &output_[row * H_]});
       }
       const int64_t lanes = product_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
@@ -159,7 +149,6 @@ class Walk {
     const auto d_output = converted<T>(problem_.d_output), d_h_n = converted<T>(problem_.d_h_n);
     const auto c_0 = converted<A>(problem_.c_0), d_cells = converted<A>(problem_.d_cells);
     auto dc = converted<A>(problem_.d_c_n);
-    std::vector<A> kept_dh(B_ * H_, A());
     std::vector<const void*> w_rows;
     for (int64_t r = 0; r < 4 * H_; ++r) w_rows.push_back(&w_hh_[r * H_]);
     for (int64_t t = steps_; t-- > 0;) {
@@ -171,12 +160,11 @@ class Walk {
         const A* c_prev = t ? &cells_[(row - B_) * H_] : &c_0[state];
         const bool ends = last || resets(t + 1, b);
         d_gates_next.push_back(ends ? zeros_.data() : &d_gates_[(row + B_) * 4 * H_]);
-        rows.push_back(
-            {&d_output[row * H_], last ? &d_h_n[state] : zeros_.data(), &d_cells[row * H_],
-             &gates_[row * 4 * H_], &cells_[row * H_], resets(t, b) ? state_zeros_.data() : c_prev,
-             &dc[state], &d_gates_[row * 4 * H_], resets(t, b),
-             h_mask_.empty() ? nullptr : &h_mask_[state], zoneout_at(zoneout_h_, row),
-             zoneout_at(zoneout_c_, row), zoneout_h_.empty() ? nullptr : &kept_dh[state]});
+        rows.push_back({&d_output[row * H_], last ? &d_h_n[state] : zeros_.data(),
+                        &d_cells[row * H_], &gates_[row * 4 * H_], &cells_[row * H_],
+                        resets(t, b) ? state_zeros_.data() : c_prev, &dc[state],
+                        &d_gates_[row * 4 * H_], resets(t, b),
+                        h_mask_.empty() ? nullptr : &h_mask_[state]});
       }
       const int64_t widest = product_.vectors * product_.panels * product_.lanes;
       for (int64_t unit = 0; unit < H_; unit += widest) {
@@ -193,7 +181,7 @@ class Walk {
   const Cell<T>& cell_;
   int64_t steps_, B_, H_;
   oracle::Problem problem_;
-  std::vector<T> w_hh_, h_mask_, zoneout_h_, zoneout_c_, zeros_;
+  std::vector<T> w_hh_, h_mask_, zeros_;
   std::vector<A> state_zeros_;
   std::vector<T> output_, gates_, d_gates_;
   std::vector<A> cells_;
@@ -237,11 +225,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   problem.w_hh.assign(4 * H * H, 0);  // products of zeros, whose gradient is left to ATen
   const oracle::Solution solution = oracle::solve(problem);
   const std::vector<T> h_gates(B * 4 * H, T());
-  const auto zoneout_h = converted<T>(problem.zoneout_h),
-             zoneout_c = converted<T>(problem.zoneout_c);
   const Step common{0, B, H, 0, false, nullptr, reinterpret_cast<bool*>(problem.reset.data())};
-  Zoneout<T> zoneout;
-  if (shape.zoneout_h) zoneout = {zoneout_h.data(), zoneout_c.data(), H, H};
 
   auto h = h_0, output = unwritten<T>(B * H), gates = unwritten<T>(B * 4 * H);
   auto c = c_0, cells = unwritten<A>(B * H);
@@ -249,7 +233,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   static_cast<Step&>(to) = common;
   to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
-  to.output_stride = H, to.zoneout = zoneout;
+  to.output_stride = H;
   const auto for_pieces = [&](const auto& f) {
     for (int64_t b = 0; b < B; ++b)
       for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
@@ -270,7 +254,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
   back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
   back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
-  back.d_output_stride = back.d_cells_stride = H, back.zoneout = zoneout;
+  back.d_output_stride = back.d_cells_stride = H;
   for_pieces([&](int64_t b, int64_t u, int64_t end) {
     kernel_of<StepBackward>(kernels)(back, b, u, end);
   });
@@ -296,22 +280,18 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
     const auto cannot = [](const KernelTable& t) { return t.target == std::string("baseline"); };
     tables.erase(std::remove_if(tables.begin(), tables.end(), cannot), tables.end());
     for (const int64_t H : {3, 37})
-      for (const bool zoneout : {false, true})
-        for (size_t i = 1; i < tables.size(); ++i) {
-          const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
-          const Product *const of_a = product_of<T>(tables[0]), *const of_b =
-                                                                    product_of<T>(tables[i]);
-          const std::string where = testing::text(tables[i].target, ", H ", H);
-          const Shape step{1, 3, H, false, zoneout, zoneout},
-              steps{4, 3, H, true, zoneout, zoneout};
-          if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
-            check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where,
-                  ": a step");
-          if (of_a && of_b)
-            check(
-                Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
+      for (size_t i = 1; i < tables.size(); ++i) {
+        const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
+        const Product *const of_a = product_of<T>(tables[0]), *const of_b =
+                                                                  product_of<T>(tables[i]);
+        const std::string where = testing::text(tables[i].target, ", H ", H);
+        const Shape step{1, 3, H, false}, steps{4, 3, H, true};
+        if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
+          check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where, ": a step");
+        if (of_a && of_b)
+          check(Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
                 where);
-        }
+      }
   });
 }
 
@@ -324,13 +304,12 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   if (kernel_of<StepForward>(row))
     testing::Case(target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
-      for (const int64_t H : {1, 3, 4, 16, 37})
-        for (const bool zoneout : {false, true}) {
-          const Shape shape{1, 3, H, false, zoneout, zoneout};
-          const Bytes whole = check_step(row, shape, ++seed, H);
-          check(whole == check_step(row, shape, seed, 1), "H ", H,
-                ": a unit's bits depend on the units beside it");
-        }
+      for (const int64_t H : {1, 3, 4, 16, 37}) {
+        const Shape shape{1, 3, H, false};
+        const Bytes whole = check_step(row, shape, ++seed, H);
+        check(whole == check_step(row, shape, seed, 1), "H ", H,
+              ": a unit's bits depend on the units beside it");
+      }
     });
   const Product* const product = product_of<T>(table);
   if (!product) return;
@@ -338,12 +317,8 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   testing::Case(tiled + "cells", [product, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
-      for (const int options : {0, 1, 2, 4, 7})
-        Walk<T>(
-            *product, *kernels.cell,
-            {4, int64_t(1 + H % 7), H, options % 2 == 1, options / 2 % 2 == 1, options / 4 == 1},
-            ++seed)
-            .run();
+      for (const bool masks : {false, true})
+        Walk<T>(*product, *kernels.cell, {4, int64_t(1 + H % 7), H, masks}, ++seed).run();
   });
   testing::Case(tiled + "NaN and infinity",
                 [product, kernels] { check_special(*kernels.cell, product->lanes); });

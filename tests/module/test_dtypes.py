@@ -72,7 +72,7 @@ def by_op(x: dict[str, Tensor]) -> Any:
 
 def by_backward_op(x: dict[str, Tensor]) -> Any:
     weights = [x[name] for name in ("W_ih", "W_hh", "b_ih", "b_hh")]
-    call = (x["input"], x["h_0"], x["c_0"], weights, "bias", *[None] * 6)
+    call = (x["input"], x["h_0"], x["c_0"], weights, "bias", *[None] * 4)
     saved = torch.zeros(T, B, H), torch.zeros(1, T, B, H), torch.zeros(1, T, B, 4 * H)
     return torch.ops.fastlstm.lstm_backward(*call, *[None] * 4, *saved, True, True)
 

@@ -25,7 +25,7 @@ CASES: list[dict[str, Any]] = [
     {"sizes": (64, 64), "num_layers": 2, "bidirectional": True},
     {"sizes": (40, 101)},
     {"sizes": (1, 24), "bias": False},
-    {"sizes": (20, 40), "recurrent_dropout": 0.3, "zoneout_h": 0.1, "zoneout_c": 0.2},
+    {"sizes": (20, 40), "recurrent_dropout": 0.3},
 ]
 
 

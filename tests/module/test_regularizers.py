@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import oracle
-from samples import ROUTES_IN_BRIEF, Route, every_op_route, every_route
+from samples import ROUTES_IN_BRIEF, ZONEOUT, Route, every_op_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -29,13 +30,15 @@ ALL = {
     "zoneout_c": 0.5,
     "weight_dropout": 0.3,
 }
+OF_THE_OP = {name: p for name, p in ALL.items() if name not in ZONEOUT}
 every_regularizer = pytest.mark.parametrize("name", ALL)
 
 
 def make(route: Route, dtype: torch.dtype = torch.float64, **options: Any) -> fastlstm.LSTM:
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 4, **options, dtype=dtype, device=route.device)
-    lstm.engine = route.engine
+    zones_out = lstm.zoneout_h or lstm.zoneout_c
+    lstm.engine = "reference" if zones_out else route.engine  # which alone has it
     return lstm
 
 
@@ -110,7 +113,7 @@ def test_the_oracle_with_the_same_draws(
 
 @every_route
 def test_every_engine_draws_the_same(route: Route) -> None:
-    options = ALL | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
+    options = OF_THE_OP | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
     reference = Route("reference", route.device)
     x = draw(5, 3, 3).to(route.device)
     reset = draw(5, 3).to(route.device) > 1
@@ -136,6 +139,7 @@ def test_the_seed_decides(route: Route, name: str) -> None:
 @pytest.mark.parametrize("proj_size", [0, 2])
 def test_in_eval_mode_it_is_nn_lstm(route: Route, proj_size: int) -> None:
     lstm = make(route, **ALL, num_layers=2, proj_size=proj_size).eval()
+    lstm.engine = route.engine
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 4, 2, proj_size=proj_size, dtype=torch.float64, device=route.device)
     x = draw(5, 2, 3).to(route.device)
@@ -201,10 +205,24 @@ def test_packed_input_is_dropped_as_padded_input_is() -> None:
 @every_route
 def test_batch_first_and_unbatched(route: Route) -> None:
     x = draw(5, 2, 3).to(route.device)
-    found = seeded(make(route, **ALL, batch_first=True), x.transpose(0, 1))
-    torch.testing.assert_close(found[0].transpose(0, 1), seeded(make(route, **ALL), x)[0], **EXACT)
-    alone = seeded(make(route, **ALL), x[:, 0])
-    torch.testing.assert_close(alone[0], seeded(make(route, **ALL), x[:, :1])[0][:, 0], **EXACT)
+    expected = seeded(make(route, **OF_THE_OP), x)[0]
+    found = seeded(make(route, **OF_THE_OP, batch_first=True), x.transpose(0, 1))[0]
+    torch.testing.assert_close(found.transpose(0, 1), expected, **EXACT)
+    expected = seeded(make(route, **OF_THE_OP), x[:, :1])[0]
+    found = seeded(make(route, **OF_THE_OP), x[:, 0])[0]
+    torch.testing.assert_close(found, expected[:, 0], **EXACT)
+
+
+def test_zoneout_is_left_to_the_reference() -> None:
+    x, by_auto = draw(5, 2, 3), fastlstm.LSTM(3, 4, zoneout_h=0.5, dtype=torch.float64)
+    by_name = copy.deepcopy(by_auto)
+    by_name.engine = "reference"
+    for found, expected in zip(seeded(by_auto, x), seeded(by_name, x), strict=True):
+        assert torch.equal(found, expected)
+    by_name.engine = "stepwise"
+    with pytest.raises(RuntimeError, match="'stepwise' cannot serve .* zoneout_h and zoneout_c"):
+        by_name(x)
+    assert torch.isfinite(by_name.eval()(x)[0]).all()
 
 
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
@@ -214,7 +232,9 @@ def test_batch_first_and_unbatched(route: Route) -> None:
 @pytest.mark.parametrize("norms", [False, True])
 def test_every_dtype(kind: str, form: str, recompute: bool, norms: bool) -> None:
     reset = form != "packed"
-    call = op_call.Call(kind, form, 2, reset=reset, masks=True, norms=norms, ops=torch.ops.fastlstm)
+    call = op_call.Call(
+        kind, form, 2, reset=reset, h_mask=True, norms=norms, ops=torch.ops.fastlstm
+    )
     saved = call.forward("auto")
     call.check_forward(saved)
     call.check_backward(call.backward(saved, "auto", recompute=recompute))
@@ -230,7 +250,7 @@ def fresh_dynamo() -> Iterator[None]:
 @every_op_route
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiles(route: Route) -> None:
-    lstm = make(route, **ALL, num_layers=2)
+    lstm = make(route, **OF_THE_OP, num_layers=2)
     x, lengths = draw(5, 3, 3).to(route.device), torch.tensor([2, 5, 0])
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
     found = seeded(compiled, x, lengths=lengths)
@@ -240,7 +260,7 @@ def test_compiles(route: Route) -> None:
 @every_route
 def test_autocast(route: Route) -> None:
     """bfloat16 inside; a rate of one half is exact in it."""
-    options = dict.fromkeys(ALL, 0.5) | {"dtype": torch.float32, "num_layers": 2}
+    options = dict.fromkeys(OF_THE_OP, 0.5) | {"dtype": torch.float32, "num_layers": 2}
     lstm, x = make(route, **options), draw(5, 3, 3).float().to(route.device)
     exact = seeded(make(Route("reference", route.device), **options), x)
     with torch.autocast(route.device, torch.bfloat16):
@@ -265,19 +285,23 @@ def test_no_probability(name: str, value: Any) -> None:
         )
 
 
-@every_route
-@pytest.mark.parametrize("k", range(3))
+@pytest.mark.parametrize(
+    "route, name",
+    [
+        *((route.values[0], "h_mask") for route in ROUTES_IN_BRIEF),
+        *((Route("reference"), name) for name in ZONEOUT),
+    ],
+)
 @pytest.mark.parametrize("wrong", ["shape", "dtype"])
-def test_a_mask_that_does_not_fit(route: Route, k: int, wrong: str) -> None:
+def test_a_mask_that_does_not_fit(route: Route, name: str, wrong: str) -> None:
     x = torch.zeros(5, 2, 3, device=route.device)
     state = x.new_zeros(1, 2, 4)
     weights = [x.new_zeros(16, 3), x.new_zeros(16, 4)]
-    shape, dtype = [(1, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4)][k], torch.float32
+    shape, dtype = (1, 2, 4) if name == "h_mask" else (1, 5, 2, 4), torch.float32
     if wrong == "shape":
         shape = (*shape[:-1], 5)
     else:
         dtype = torch.float64
-    name = ("h_mask", "zoneout_h", "zoneout_c")[k]
     mask = torch.zeros(shape, dtype=dtype, device=route.device)
     call = LstmCall(x, state, state, weights, "")._replace(**{name: mask})
     with pytest.raises(RuntimeError, match=f"lstm: expected {name} of {wrong}"):

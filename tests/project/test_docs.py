@@ -242,7 +242,6 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
         ("docs/numerics.md", "numerics"),
         ("docs/numerics.md", "packed"),
         ("docs/howto/memory.md", "growth"),
-        ("docs/howto/regularizers.md", "regularizers"),
     ],
 )
 def test_a_command_can_write_its_section(doc: str, section: str, tmp_path: Path) -> None:

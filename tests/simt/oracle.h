@@ -16,7 +16,7 @@ enum Form { kDense, kPacked, kLengths };  // packed rows are sorted by length
 // What a problem has beside its sizes: masks are those of recurrent dropout.
 struct Options {
   Form form = kDense;
-  bool reverse = false, reset = false, masks = false, zoneout = false;
+  bool reverse = false, reset = false, masks = false;
 };
 
 // One direction of one layer after the input projection. Everything is padded to [T,B]; row b is
@@ -28,9 +28,7 @@ struct Problem {
   std::vector<char> reset;                 // [T,B], or empty
   Values x_gates, w_hh, h_0, c_0;          // [T,B,4H] [4H,H] [B,H] [B,H]
   Values d_output, d_cells, d_h_n, d_c_n;  // [T,B,H] [T,B,H] [B,H] [B,H]
-  // Recurrent dropout (W_hh sees h_mask * h) and the shares of the old h and c that zoneout keeps:
-  // [B,H] [T,B,H] [T,B,H], or empty.
-  Values h_mask, zoneout_h, zoneout_c;
+  Values h_mask;                           // [B,H], or empty: W_hh sees h_mask * h
 
   bool alive(int64_t t, int64_t b) const { return t < length[b]; }
   int64_t rows(int64_t t) const {  // that step t holds
@@ -40,8 +38,6 @@ struct Problem {
   }
   bool resets(int64_t t, int64_t b) const { return !reset.empty() && reset[t * B + b]; }
   double mask(int64_t i) const { return h_mask.empty() ? 1 : h_mask[i]; }
-  double keep_h(int64_t i) const { return zoneout_h.empty() ? 0 : zoneout_h[i]; }
-  double keep_c(int64_t i) const { return zoneout_c.empty() ? 0 : zoneout_c[i]; }
 };
 
 struct Solution {
@@ -49,8 +45,8 @@ struct Solution {
   Values d_gates, d_h_0, d_c_0;
 };
 
-// Shares that every dtype holds exactly, some of them 0 and 1.
-inline Values random_shares(int64_t n, unsigned seed) {
+// Factors that every dtype holds exactly, some of them 0 and 1.
+inline Values random_mask(int64_t n, unsigned seed) {
   std::mt19937 random(seed);
   Values values(n);
   for (double& v : values) v = (random() % 5) / 4.0;
@@ -86,11 +82,7 @@ Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, 
   }
   if (options.reset)
     for (int64_t i = 0; i < T * B; ++i) p.reset.push_back(shared() % 4 == 0);
-  if (options.masks) p.h_mask = random_shares(B * H, seed + direction);
-  if (options.zoneout) {
-    p.zoneout_h = random_shares(T * B * H, seed + 10 + direction);
-    p.zoneout_c = random_shares(T * B * H, seed + 20 + direction);
-  }
+  if (options.masks) p.h_mask = random_mask(B * H, seed + direction);
   return p;
 }
 
@@ -123,10 +115,8 @@ inline Solution solve(const Problem& p) {
       }
       for (int64_t j = 0; j < H; ++j) {
         const int64_t at = (t * B + b) * H + j;
-        const double fresh_c = gate[H + j] * c[j] + gate[j] * gate[2 * H + j];
-        const double fresh_h = gate[3 * H + j] * std::tanh(fresh_c);
-        c[j] = fresh_c + p.keep_c(at) * (c[j] - fresh_c);
-        h[j] = fresh_h + p.keep_h(at) * (h[j] - fresh_h);
+        c[j] = gate[H + j] * c[j] + gate[j] * gate[2 * H + j];
+        h[j] = gate[3 * H + j] * std::tanh(c[j]);
         s.cells[at] = c[j];
         s.output[at] = h[j];
       }
@@ -140,22 +130,18 @@ inline Solution solve(const Problem& p) {
       const int64_t at = order[n] * B + b;
       const double* gate = &s.gates[at * 4 * H];
       double* dz = &s.d_gates[at * 4 * H];
-      Values kept_dh(H);
       for (int64_t j = 0; j < H; ++j) {
         const double i = gate[j], f = gate[H + j], g = gate[2 * H + j], o = gate[3 * H + j];
         const double tanh_c = std::tanh(f * c_before[n][j] + i * g);
-        const double dh_out = dh[j] + p.d_output[at * H + j];
-        const double dc_out = dc[j] + p.d_cells[at * H + j];
-        const double dh_j = (1 - p.keep_h(at * H + j)) * dh_out;
-        const double dc_j = (1 - p.keep_c(at * H + j)) * dc_out + dh_j * o * (1 - tanh_c * tanh_c);
-        kept_dh[j] = p.keep_h(at * H + j) * dh_out;
+        const double dh_j = dh[j] + p.d_output[at * H + j];
+        const double dc_j = dc[j] + p.d_cells[at * H + j] + dh_j * o * (1 - tanh_c * tanh_c);
         dz[j] = dc_j * g * i * (1 - i);
         dz[H + j] = dc_j * c_before[n][j] * f * (1 - f);
         dz[2 * H + j] = dc_j * i * (1 - g * g);
         dz[3 * H + j] = dh_j * tanh_c * o * (1 - o);
-        dc[j] = dc_j * f + p.keep_c(at * H + j) * dc_out;
+        dc[j] = dc_j * f;
       }
-      dh = kept_dh;
+      dh.assign(H, 0);
       for (int64_t r = 0; r < 4 * H; ++r)
         for (int64_t k = 0; k < H; ++k) dh[k] += p.mask(b * H + k) * p.w_hh[r * H + k] * dz[r];
       if (p.resets(order[n], b)) dh.assign(H, 0), dc.assign(H, 0);

@@ -31,8 +31,8 @@ struct Shape {
   bool reverse = false;  // of a single direction
   bool reset = false;
   int units = 8, row_tile = 8, row_groups = 1;
-  bool order = false;                   // hand over the rows sorted by length
-  bool masks = false, zoneout = false;  // recurrent dropout; zoneout of h and c
+  bool order = false;  // hand over the rows sorted by length
+  bool masks = false;  // recurrent dropout
 };
 
 template <typename T>
@@ -61,7 +61,7 @@ struct Buffers {
   std::vector<T> output;
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
-    std::vector<T> h_mask, zoneout_h, zoneout_c;
+    std::vector<T> h_mask;
     std::vector<T> exchange;  // where output does not serve: with h_mask, or padded
     std::vector<float> c_0, cells, c_n, d_c, d_cells;
   };
@@ -83,7 +83,7 @@ struct Run {
     for (int d = 0; d < shape.directions; ++d)
       problems.push_back(oracle::random_problem(
           shape.T, shape.B, shape.H,
-          {shape.form, d == 1 || shape.reverse, shape.reset, shape.masks, shape.zoneout}, seed,
+          {shape.form, d == 1 || shape.reverse, shape.reset, shape.masks}, seed,
           [](double x) { return to_double(from_double<T>(x)); }, d));
     auto& b = buffers;
     const auto& length = problems[0].length;
@@ -116,10 +116,6 @@ struct Run {
       if (shape.masks) d.h_mask = testing::converted<T>(p.h_mask);
       if (shape.masks || width(false) != shape.H)
         d.exchange = unwritten<T>(b.flat_rows * shape.directions * width(false));
-      if (shape.zoneout) {
-        d.zoneout_h = flat<T>(p.zoneout_h, shape.H);
-        d.zoneout_c = flat<T>(p.zoneout_c, shape.H);
-      }
       b.direction.push_back(d);
     }
     b.d_output = unwritten<T>(b.output.size());
@@ -177,12 +173,6 @@ struct Run {
             shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr};
   }
 
-  // Zoneout of one state alone is the other with shares of 0.
-  Zoneout<T> zoneout(const typename Buffers<T>::Direction& d) const {
-    if (!shape.zoneout) return {};
-    return {d.zoneout_h.data(), d.zoneout_c.data(), shape.H, shape.H};
-  }
-
   Tiling tiling() const {
     return make_tiling(task, shape.units, shape.row_tile, shape.row_groups, shape.directions);
   }
@@ -202,8 +192,7 @@ struct Run {
                            save ? b.cells.data() : nullptr,
                            b.h_n.data(),
                            b.c_n.data(),
-                           shape.masks ? b.h_mask.data() : nullptr,
-                           zoneout(b)};
+                           shape.masks ? b.h_mask.data() : nullptr};
     }
     call.first_reverse = shape.reverse;
     call.save_gates = save;
@@ -227,8 +216,7 @@ struct Run {
                            b.d_gates.data(),
                            b.d_h.data(),
                            b.d_c.data(),
-                           shape.masks ? b.h_mask.data() : nullptr,
-                           zoneout(b)};
+                           shape.masks ? b.h_mask.data() : nullptr};
     }
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;

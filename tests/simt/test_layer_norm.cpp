@@ -23,7 +23,7 @@ using Values = std::vector<double>;
 // the gradient with respect to it.
 struct Row {
   Values x, h_gates, gain_hh, gain_c, bias_c, shift;  // [4H] [4H] [4H] [H] [H] [H]
-  Values h, c, keep_h, keep_c;                        // [H], before the step
+  Values h, c;                                        // [H], before the step
   bool reset;
 };
 
@@ -49,16 +49,12 @@ State step(const Row& row) {
     const double pre = row.x[k] + (row.reset ? 0 : row.gain_hh[k] * from_h[k]);
     s.gates.push_back(k / H == 2 ? std::tanh(pre) : logistic(pre));
   }
-  Values c;
   for (size_t u = 0; u < H; ++u)
-    c.push_back(s.gates[H + u] * (row.reset ? 0 : row.c[u]) + s.gates[u] * s.gates[2 * H + u]);
-  const Values normed_c = normed(c);
-  for (size_t u = 0; u < H; ++u) {
-    const double h =
-        s.gates[3 * H + u] * std::tanh(row.gain_c[u] * normed_c[u] + row.bias_c[u] + row.shift[u]);
-    s.h.push_back(h + row.keep_h[u] * ((row.reset ? 0 : row.h[u]) - h));
-    s.c.push_back(c[u] + row.keep_c[u] * ((row.reset ? 0 : row.c[u]) - c[u]));
-  }
+    s.c.push_back(s.gates[H + u] * (row.reset ? 0 : row.c[u]) + s.gates[u] * s.gates[2 * H + u]);
+  const Values normed_c = normed(s.c);
+  for (size_t u = 0; u < H; ++u)
+    s.h.push_back(s.gates[3 * H + u] *
+                  std::tanh(row.gain_c[u] * normed_c[u] + row.bias_c[u] + row.shift[u]));
   return s;
 }
 
@@ -85,7 +81,7 @@ Values gradient(Row row, Values Row::* input, const Values& dh, const Values& dc
 
 // Rows 0 .. 3: as any, reset before the step, dead, and starting here (backward takes its c_0).
 template <typename T, typename A>
-void run(int64_t H, bool zoneout) {
+void run(int64_t H) {
   constexpr int64_t B = 4, kDead = 2, kStarts = 3;
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
@@ -94,15 +90,9 @@ void run(int64_t H, bool zoneout) {
     for (double& v : values) v = to_double(from_double<T>(mean + scale * normal(random)));
     return values;
   };
-  const auto shares = [&](int64_t n) {
-    Values values(n, 0);
-    for (double& v : values) v = zoneout ? (random() % 5) / 4.0 : 0;
-    return values;
-  };
   const Values x = draw(B * 4 * H, 1), h_gates = draw(B * 4 * H, 1), gain_hh = draw(4 * H, 0.2, 1);
   const Values gain_c = draw(H, 0.2, 1), bias_c = draw(H, 0.2);
   const Values h = draw(B * H, 0.5), c = draw(B * H, 1);
-  const Values keep_h = shares(B * H), keep_c = shares(B * H);
   const Values d_output = draw(B * H, 0.5), d_cells = draw(B * H, 0.5);
   const Values dh = draw(B * H, 0.5), dc = draw(B * H, 0.5);
   // Device memory is the heap's.
@@ -117,17 +107,8 @@ void run(int64_t H, bool zoneout) {
     return Values(&all[row * size], &all[row * size] + size);
   };
   for (int64_t b = 0; b < B; ++b) {
-    const Row row{part(x, b, 4 * H),
-                  part(h_gates, b, 4 * H),
-                  gain_hh,
-                  gain_c,
-                  bias_c,
-                  Values(H, 0),
-                  part(h, b, H),
-                  part(c, b, H),
-                  part(keep_h, b, H),
-                  part(keep_c, b, H),
-                  reset[b] != 0};
+    const Row row{part(x, b, 4 * H), part(h_gates, b, 4 * H), gain_hh,       gain_c,       bias_c,
+                  Values(H, 0),      part(h, b, H),           part(c, b, H), reset[b] != 0};
     if (b == kDead) {
       for (Values* dead : {&gates, &d_gates, &d_h_gates}) append(*dead, Values(4 * H, 0));
       append(d_normed, Values(H, 0));
@@ -142,7 +123,7 @@ void run(int64_t H, bool zoneout) {
     append(d_gates, gradient(row, &Row::x, dh_b, dc_b));
     append(d_h_gates, gradient(row, &Row::h_gates, dh_b, dc_b));
     append(d_normed, gradient(row, &Row::shift, dh_b, dc_b));
-    append(dh_prev, gradient(row, &Row::h, dh_b, dc_b));
+    append(dh_prev, Values(H, 0));
     append(dc_prev, gradient(row, &Row::c, dh_b, dc_b));
   }
 
@@ -150,16 +131,13 @@ void run(int64_t H, bool zoneout) {
   common.t = 1, common.rows = B, common.hidden_size = H, common.prev_rows = kStarts;
   common.lengths = lengths.data();
   common.reset = reinterpret_cast<const bool*>(reset.data());
-  const auto zoneout_h = converted<T>(keep_h), zoneout_c = converted<T>(keep_c);
-  Zoneout<T> zoneout_rows;
-  if (zoneout) zoneout_rows = {zoneout_h.data(), zoneout_c.data(), H, H};
   const auto x_T = converted<T>(x), h_gates_T = converted<T>(h_gates);
   const auto gain_hh_T = converted<T>(gain_hh), gain_c_T = converted<T>(gain_c);
   const auto bias_c_T = converted<T>(bias_c);
 
   auto h_state = converted<T>(h), saved_gates = unwritten<T>(B * 4 * H);
   auto output = unwritten<T>(B * H);
-  auto c_state = converted<A>(c), cells = unwritten<A>(B * H), fresh = unwritten<A>(B * H);
+  auto c_state = converted<A>(c), cells = unwritten<A>(B * H);
   NormForward<T, A> forward{};
   static_cast<Step&>(forward) = common;
   forward.x_gates = x_T.data(), forward.h_gates = h_gates_T.data();
@@ -167,9 +145,8 @@ void run(int64_t H, bool zoneout) {
   forward.c_state = c_state.data(), forward.cells = cells.data();
   forward.h_state = h_state.data(), forward.output = output.data();
   forward.output_stride = H;
-  forward.zoneout = zoneout_rows;
   forward.gain_hh = gain_hh_T.data(), forward.gain_c = gain_c_T.data();
-  forward.bias_c = bias_c_T.data(), forward.fresh_cells = fresh.data();
+  forward.bias_c = bias_c_T.data();
   check(launch_step(forward, nullptr) == cudaSuccess, "launch");
 
   // Central differences leave some 1e-9; a norm divides by deviations below one, and errors too.
@@ -195,7 +172,6 @@ void run(int64_t H, bool zoneout) {
   backward.dh_state = dh_state.data(), backward.dc_state = dc_state.data();
   backward.d_gates = d_gates_T.data();
   backward.d_output_stride = backward.d_cells_stride = H;
-  backward.zoneout = zoneout_rows;
   backward.gain_hh = gain_hh_T.data(), backward.gain_c = gain_c_T.data();
   backward.bias_c = bias_c_T.data(), backward.h_gates = h_gates_T.data();
   backward.d_h_gates = d_h_gates_T.data(), backward.d_normed_cells = d_normed_A.data();
@@ -210,16 +186,15 @@ void run(int64_t H, bool zoneout) {
 template <typename T, typename A>
 void add_cases() {
   const std::string prefix = std::string("layer norm/") + testing::name_of<T>() + "/";
-  const auto add = [&](const std::string& name, int64_t hidden_size, bool zoneout) {
+  const auto add = [&](const std::string& name, int64_t hidden_size) {
     Case(prefix + name, [=] {
-      for (simt::seed() = 1; simt::seed() <= 3; ++simt::seed()) run<T, A>(hidden_size, zoneout);
+      for (simt::seed() = 1; simt::seed() <= 3; ++simt::seed()) run<T, A>(hidden_size);
     });
   };
-  add("one row", 13, false);
-  add("zoneout", 13, true);
-  add("more units than threads", 270, false);
+  add("one row", 13);
+  add("more units than threads", 270);
   // Loops are unrolled by four. Over so many units, central differences leave too much for double.
-  if (sizeof(T) < 8) Case("deep/" + prefix + "many units", [] { run<T, A>(1100, true); });
+  if (sizeof(T) < 8) Case("deep/" + prefix + "many units", [] { run<T, A>(1100); });
 }
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);

@@ -21,7 +21,7 @@ using testing::unwritten;
 struct Shape {
   int64_t I, H, B;
   oracle::Form form = kDense;
-  bool reset = false, masks = false, zoneout = false;
+  bool reset = false, masks = false;
   bool bias = true, save = true, in_place = false;  // of c
   int64_t output_stride = 0;                        // 0: H
 };
@@ -30,8 +30,8 @@ template <typename T, typename C>
 void run(const Shape& shape, bool allow_tf32, double unit, unsigned seed) {
   const int64_t I = shape.I, H = shape.H, B = shape.B;
   const auto rounded = [](double x) { return to_double(from_double<T>(x)); };
-  auto problem = oracle::random_problem(
-      1, B, H, {shape.form, false, shape.reset, shape.masks, shape.zoneout}, seed, rounded);
+  auto problem =
+      oracle::random_problem(1, B, H, {shape.form, false, shape.reset, shape.masks}, seed, rounded);
   for (double& c : problem.c_0) c = to_double(from_double<C>(c));
   std::mt19937 random(seed + 1000);
   std::normal_distribution<double> normal;
@@ -55,8 +55,6 @@ void run(const Shape& shape, bool allow_tf32, double unit, unsigned seed) {
   const auto w_hh = converted<T>(problem.w_hh), h_0 = converted<T>(problem.h_0);
   auto h_seen = h_0;
   for (int64_t i = 0; i < B * H; ++i) h_seen[i] = from_double<T>(problem.h_0[i] * problem.mask(i));
-  const auto zoneout_h = converted<T>(problem.zoneout_h),
-             zoneout_c = converted<T>(problem.zoneout_c);
   auto c_0 = converted<C>(problem.c_0), c_n = unwritten<C>(B * H);
   const int64_t stride = shape.output_stride ? shape.output_stride : H;
   auto output = unwritten<T>(B * stride), h_n = unwritten<T>(B * H),
@@ -68,7 +66,6 @@ void run(const Shape& shape, bool allow_tf32, double unit, unsigned seed) {
   if (shape.reset) step.reset = reinterpret_cast<const bool*>(problem.reset.data());
   if (shape.save) step.gates = gates.data(), step.cells = cells.data();
   step.h_state = h_n.data(), step.output = output.data(), step.output_stride = stride;
-  if (shape.zoneout) step.zoneout = {zoneout_h.data(), zoneout_c.data(), H, H};
   if (shape.bias) step.b_ih = b_ih_in.data(), step.b_hh = b_hh_in.data();
   step.h_0 = h_0.data();
   C* const c_to = shape.in_place ? c_0.data() : c_n.data();
@@ -108,8 +105,8 @@ void add(const char* kind, bool allow_tf32, double unit) {
   Shape s{16, 16, 5};
   s.reset = true;
   add_shape("resets", s);
-  s.B = 12, s.form = kLengths, s.masks = s.zoneout = true, s.output_stride = 40;
-  add_shape("lengths, masks, zoneout", s);
+  s.B = 12, s.form = kLengths, s.masks = true, s.output_stride = 40;
+  add_shape("lengths, masks", s);
   s = {16, 8, 11};
   s.bias = s.save = false, s.in_place = true;
   add_shape("c in place, nothing saved", s);

@@ -38,15 +38,15 @@ struct Shape {
   int64_t T, B, H;
   oracle::Form form;
   bool reverse, reset, save;
-  bool masks = false, zoneout = false;
+  bool masks = false;
 };
 
 template <typename T, typename A>
 void run(const Shape& shape, unsigned seed) {
   const int64_t B = shape.B, H = shape.H, steps = shape.T;
-  auto problem = oracle::random_problem(
-      steps, B, H, {shape.form, shape.reverse, shape.reset, shape.masks, shape.zoneout}, seed,
-      [](double x) { return to_double(from_double<T>(x)); });
+  auto problem =
+      oracle::random_problem(steps, B, H, {shape.form, shape.reverse, shape.reset, shape.masks},
+                             seed, [](double x) { return to_double(from_double<T>(x)); });
   auto x_gates = converted<T>(problem.x_gates);
   const bool is_only = steps == 1;  // OneStepForward, which adds the biases itself
   std::vector<T> b_ih, b_hh;
@@ -64,12 +64,6 @@ void run(const Shape& shape, unsigned seed) {
   const auto h_0 = converted<T>(problem.h_0);
   const auto c_0 = converted<A>(problem.c_0);
   std::vector<char> reset = problem.reset;
-  const auto zoneout_h = converted<T>(problem.zoneout_h);
-  const auto zoneout_c = converted<T>(problem.zoneout_c);
-  const auto zones_at = [&](int64_t t) -> Zoneout<T> {
-    if (!shape.zoneout) return {};
-    return {&zoneout_h[t * B * H], &zoneout_c[t * B * H], H, H};
-  };
   const auto step_at = [&](int64_t n) {
     const int64_t t = order[n];
     return Step{t,
@@ -103,7 +97,6 @@ void run(const Shape& shape, unsigned seed) {
     step.cells = shape.save ? &cells[t * B * H] : is_only ? nullptr : c_state.data();
     step.h_state = h_state.data();
     step.output = &output[t * B * H], step.output_stride = H;
-    step.zoneout = zones_at(t);
     const OneStepForward<T, A> only{step,    b_ih.data(), b_hh.data(),     h_0.data(),
                                     nullptr, nullptr,     c_0_as_T.data(), c_n.data()};
     testing::check(
@@ -151,7 +144,6 @@ void run(const Shape& shape, unsigned seed) {
     step.dh_state = dh_state.data();
     step.dc_state = dc_state.data();
     step.d_gates = &d_gates[t * B * 4 * H];
-    step.zoneout = zones_at(t);
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
     for (int64_t b = 0; b < rows[t]; ++b)
@@ -178,7 +170,7 @@ void add_cases() {
   add("odd sizes", {5, 3, 37, kDense, false, false, true});
   add("only step", {1, 3, 37, kDense, false, true, true});
   add("only step, nothing saved, reverse", {1, 3, 8, kDense, true, false, false});
-  add("only step, lengths, zoneout", {1, 7, 9, kLengths, false, true, true, true, true});
+  add("only step, lengths, recurrent dropout", {1, 7, 9, kLengths, false, true, true, true});
   add("wider than a block", {2, 2, 300, kDense, false, false, true});
   add("reverse", {5, 3, 8, kDense, true, false, true});
   add("nothing saved", {5, 3, 8, kDense, false, false, false});
@@ -188,12 +180,9 @@ void add_cases() {
   add("lengths reverse", {6, 7, 9, kLengths, true, false, true});
   add("reset", {6, 5, 9, kDense, false, true, true});
   add("reset, lengths, reverse", {6, 7, 9, kLengths, true, true, true});
-  add("recurrent dropout", {5, 3, 8, kDense, false, true, true, true, false});
-  add("zoneout", {5, 3, 37, kDense, false, true, true, false, true});
-  add("zoneout, nothing saved", {5, 3, 8, kDense, false, false, false, false, true});
-  add("recurrent dropout, zoneout, packed reverse",
-      {6, 5, 9, kPacked, true, false, true, true, true});
-  add("recurrent dropout, zoneout, lengths", {6, 7, 9, kLengths, false, true, true, true, true});
+  add("recurrent dropout", {5, 3, 8, kDense, false, true, true, true});
+  add("recurrent dropout, packed reverse", {6, 5, 9, kPacked, true, false, true, true});
+  add("recurrent dropout, lengths", {6, 7, 9, kLengths, false, true, true, true});
 }
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);

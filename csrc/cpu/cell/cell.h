@@ -16,8 +16,6 @@ struct ForwardRow {
   const A* c_prev;   // [H]
   A* c;              // [H] may be c_prev
   T* h;              // [H]
-  // Zoneout, or nullptr: the shares of the states before that stay, and h_{t-1}.
-  const T *zoneout_h = nullptr, *zoneout_c = nullptr, *h_prev = nullptr;  // [H]
 };
 
 template <typename T>
@@ -33,9 +31,6 @@ struct BackwardRow {
   T* d_gates;         // [4H] out; may be `gates`
   bool reset;         // the state was zeroed before this step
   const T* h_mask;    // [H] what h_t was multiplied with on its way into W_hh, or nullptr
-  // Zoneout, or nullptr.
-  const T *zoneout_h, *zoneout_c;  // [H]
-  A* kept_dh;  // [H] where zoneout_h is: dL/dh_t that the step after let through in, its own out
 };
 
 // The units [first, first + count) of hidden_size, count <= lanes forward.

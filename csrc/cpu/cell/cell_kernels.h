@@ -10,7 +10,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Loads and stores n lanes at a column of rows of any dtype; nullptr is a row of zeros.
+// Loads and stores n lanes at a column of rows of any dtype.
 template <typename A>
 struct Lanes {
   int64_t column, n;
@@ -20,10 +20,6 @@ struct Lanes {
     Vec<A> x;
     load(row + column, x, n);
     return x;
-  }
-  template <typename T>
-  FASTLSTM_INLINE Vec<A> or_zero(const T* row) const {
-    return row ? (*this)(row) : Vec<A>(A(0));
   }
   template <typename T>
   FASTLSTM_INLINE Gates<Vec<A>> gates(const T* row, int64_t stride) const {
@@ -47,18 +43,9 @@ FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at
   constexpr int L = Vec<A>::lanes;
   const auto of_gate = [&](int k) { return Vec<A>::load(x + k * L) + Vec<A>::load(h + k * L); };
   const auto gates = activate(Gates<Vec<A>>{of_gate(0), of_gate(1), of_gate(2), of_gate(3)});
-  CellState<Vec<A>> state, before;
-  before.c = at(row.c_prev);
-  state.c = next_cell(gates, before.c);
-  state.h = hidden(gates.o, state.c);
-  const Zoned zoned{row.zoneout_h != nullptr, row.zoneout_c != nullptr};
-  if (zoned.h || zoned.c) {
-    before.h = at.or_zero(row.h_prev);
-    state =
-        keep_state(state, before, {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)}, zoned);
-  }
-  at.put(state.c, row.c);
-  at.put(state.h, row.h);
+  const Vec<A> c = next_cell(gates, at(row.c_prev));
+  at.put(c, row.c);
+  at.put(hidden(gates.o, c), row.h);
   if (row.gates) at.put_gates(gates, row.gates, hidden_size);
 }
 
@@ -66,17 +53,10 @@ template <typename T, typename A>
 FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at,
                                      int64_t hidden_size, Vec<A> from_next) {
   if (row.h_mask) from_next = from_next * at(row.h_mask);
-  StepGradient<Vec<A>> into{};
-  into.dh = from_next + (at(row.d_output) + at(row.d_h_n));
-  into.dc = at(row.dc) + at(row.d_cells);
-  into.reset = row.reset;
-  into.zoned = {row.zoneout_h != nullptr, row.zoneout_c != nullptr};
-  if (into.zoned.h) into.dh = into.dh + at(row.kept_dh);
-  if (into.zoned.h || into.zoned.c)
-    into.keep = {at.or_zero(row.zoneout_h), at.or_zero(row.zoneout_c)};
+  const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
+  const Vec<A> dc = at(row.dc) + at(row.d_cells);
   const auto before =
-      step_backward(at.gates(row.gates, hidden_size), at(row.c_prev), at(row.c), into);
-  if (row.kept_dh) at.put(before.dh, row.kept_dh);
+      step_backward(at.gates(row.gates, hidden_size), at(row.c_prev), at(row.c), dh, dc, row.reset);
   at.put(before.dc, row.dc);
   at.put_gates(before.d_pre, row.d_gates, hidden_size);
 }

@@ -8,17 +8,6 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Calls body(reset, zoned) with constants: a loop without branches is vectorized. Zoneout is rare
-// here and has one slow body.
-FASTLSTM_INLINE void with_constants(bool reset, bool zoned, const auto& body) {
-  if (zoned)
-    body(reset, true);
-  else if (reset)
-    body(true, false);
-  else
-    body(false, false);
-}
-
 // One thread has [begin, end) of what a row has; where sums are needed that is all of it.
 struct OneThread {
   int64_t begin, end;
@@ -40,9 +29,10 @@ template <typename S>
 static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
   const S s = step;
   const OneThread team{begin, S::kWholeRows ? 4 * s.hidden_size : end};
-  with_constants(is_reset(s, row), s.zoneout.h, [&](bool reset, bool zoned) FASTLSTM_INLINE_LAMBDA {
-    step_row(s, row, reset, zoned, team);
-  });
+  if (is_reset(s, row))  // constants: a loop without branches is vectorized
+    step_row(s, row, true, team);
+  else
+    step_row(s, row, false, team);
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -13,7 +13,6 @@
 #include "cpu/plan.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/recurrent_dropout.h"
-#include "cpu/stages/zoneout.h"
 #include "equations/lstm_math.h"
 
 namespace fastlstm {
@@ -38,8 +37,7 @@ class ProjectionForward {
   T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
 
   // h_t of a member's rows and columns, to where h_of(t, row) points.
-  void forward(int64_t t, const Member& member, const ZoneoutShares<T>& zoneout,
-               const PreviousState<T>& previous, const auto& h_of) {
+  void forward(int64_t t, const Member& member, const auto& h_of) {
     auto& from = from_[member.index];
     auto& to = to_[member.index];
     int64_t count = 0;
@@ -47,17 +45,7 @@ class ProjectionForward {
       from[count] = encoded_.encode(unprojected(row), member.index * rows_.all().batch() + count);
       to[count++] = h_of(t, row);
     }
-    const Range panels = w_hr_.share(member.unit_group, grid_.unit_groups);
-    multiply_panels(from, count, w_hr_, panels, to);
-    if (!zoneout.of_h()) return;
-    const auto [begin, end] = w_hr_.columns(panels);
-    for (int64_t row = member.row_group; row < rows_.all().live(t); row += grid_.row_groups) {
-      const T* const keep = zoneout.h(rows_.all().flat(t, row));
-      const T* const before = previous.h(t, row);
-      T* const h = h_of(t, row);
-      for (int64_t n = begin; n < end; ++n)
-        h[n] = T(fastlstm::zoneout(A(keep[n]), A(before[n]), A(h[n])));
-    }
+    multiply_panels(from, count, w_hr_, w_hr_.share(member.unit_group, grid_.unit_groups), to);
   }
 
  private:
@@ -88,23 +76,21 @@ class ProjectionBackward {
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
         encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
-    const Tensor c_0 = layer.c_0.select(0, d).to(layer.state_options());
-    const Tensor c = fresh_cells(layer, d, gates, cells, c_0);
-    unprojected_ = hidden(gates.narrow(1, 3 * hidden_size_, hidden_size_).to(c.scalar_type()), c)
-                       .to(layer.input.scalar_type());
+    const Tensor o = gates.narrow(1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
+    unprojected_ = hidden(o, cells).to(layer.input.scalar_type());
   }
 
   const PackedMatrix& w_hr() const { return w_hr_; }
   const Tensor& gradient() const { return grad_w_hr_; }
 
-  // dL/dh_t of a row in full, before zoneout, for a chunk of steps.
+  // dL/dh_t of a row in full, for a chunk of steps.
   T* d_h(int64_t t, int64_t row) const {
     const int64_t k = rows_.step_back(t);  // its own inverse
     return data<T>(d_h_) + (k % plan_.chunk_steps * rows_.all().batch() + row) * output_size_;
   }
 
-  // The first phase of a step: d_h of a member's rows and columns, from what comes from outside,
-  // from the next step through W_hh and through zoneout.
+  // The first phase of a step: d_h of a member's rows and columns, from what comes from outside
+  // and from the next step through W_hh.
   void sum_gradients(const StepRows<T>& step, const PackedMatrix& w_hh, const Member& member,
                      const void* encoded_zeros) const {
     const Range panels = w_hh.share(member.unit_group, plan_.grid.unit_groups);
@@ -127,8 +113,7 @@ class ProjectionBackward {
                                              member.index * rows_.all().batch() + r);
       BackwardRow<T>& row = step.cells[r];
       row.d_output = row.d_h_n = zeros;
-      row.h_mask = row.zoneout_h = nullptr;
-      row.kept_dh = nullptr;
+      row.h_mask = nullptr;
     }
     return step.d_gates_next.data();
   }
@@ -146,16 +131,11 @@ class ProjectionBackward {
   }
 
  private:
-  // One element of dL/dh_t behind zoneout; what zoneout lets through goes to kept_dh.
+  // One element of dL/dh_t.
   static A total(const BackwardRow<T>& row, A from_next, int64_t n) {
     if (row.h_mask) from_next *= A(row.h_mask[n]);
     // Last: the small terms are added to each other first.
-    A d_h = from_next + (A(row.d_output[n]) + A(row.d_h_n[n]));
-    if (!row.zoneout_h) return d_h;
-    d_h += row.kept_dh[n];
-    const A kept = zoneout_backward(A(row.zoneout_h[n]), d_h);
-    row.kept_dh[n] = row.reset ? A(0) : kept;
-    return d_h;
+    return from_next + (A(row.d_output[n]) + A(row.d_h_n[n]));
   }
 
   const CpuPlan& plan_;

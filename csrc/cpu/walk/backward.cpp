@@ -17,7 +17,6 @@
 #include "cpu/stages/recompute.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/weight_gradients.h"
-#include "cpu/stages/zoneout.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
@@ -77,14 +76,12 @@ class BackwardWalk {
         w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.in.output, call.in.cells, nullptr, call.zeros),
         dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
-        zoneout_(call.layer, d),
         d_gates_(make_d_gates()),
         weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
         cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
-    zoneout_.keep_gradients(call.rows.batch(), call.layer.state_options());
     if (call.in.gates.defined())
       gates_ = const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden();
     else
@@ -221,15 +218,13 @@ class BackwardWalk {
     const EncodedRows<T> encoded(*call_.plan.product, through.size(), 4 * hidden());
     multiply_into<T>(encoded.encode(through), w_hh_, into, false);
   }
-  // After the last chunk: the mask on the way into W_hh, and what zoneout let through.
+  // After the last chunk: the mask on the way into W_hh.
   void finish_initial_state() const {
-    if (!dropout_ && !zoneout_.of_h()) return;
+    if (!dropout_) return;
     for (int64_t row = 0; row < call_.rows.live(0); ++row) {
       const T* const mask = dropout_.mask(row);
-      const A* const kept = zoneout_.kept_dh(call_.rows.batch_index(row));
       T* const to = d_h_0(row);
-      for (int64_t n = 0; n < call_.sizes.output_size; ++n)
-        to[n] = T((mask ? A(mask[n]) : A(1)) * A(to[n]) + (kept ? kept[n] : A(0)));
+      for (int64_t n = 0; n < call_.sizes.output_size; ++n) to[n] = T(A(mask[n]) * A(to[n]));
     }
   }
   T* d_h_0(int64_t row) const {
@@ -285,9 +280,6 @@ class BackwardWalk {
     cell.c_prev = previous_.at(t, row).c;
     cell.dc = dc_ + b * hidden();
     cell.h_mask = dropout_ ? dropout_.mask(row) : nullptr;
-    cell.zoneout_h = zoneout_.h(flat);
-    cell.zoneout_c = zoneout_.c(flat);
-    cell.kept_dh = zoneout_.kept_dh(b);
     return cell;
   }
 
@@ -301,7 +293,6 @@ class BackwardWalk {
   const PackedMatrix w_hh_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
-  ZoneoutShares<T> zoneout_;
   const Tensor d_gates_;
   WeightGradients<T> weights_;
   const A* const cells_;

@@ -14,7 +14,6 @@
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/recurrent_dropout.h"
-#include "cpu/stages/zoneout.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
@@ -40,7 +39,6 @@ class ForwardWalk {
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
         dropout_(layer, rows, d, grid_.members() * rows.batch()),
-        zoneout_(layer, d),
         output_(data<T>(to.output) + d * sizes_.output_size),
         cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
         gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
@@ -61,8 +59,7 @@ class ForwardWalk {
   void step(int64_t k, int64_t phase, const Member& member) {
     const int64_t t = directed_.step(k);
     if (phase == 0) return step(t, member);
-    projection_->forward(t, member, zoneout_, previous_,
-                         [&](int64_t t, int64_t row) { return output(t, row); });
+    projection_->forward(t, member, [&](int64_t t, int64_t row) { return output(t, row); });
   }
   void keep_last_states() {
     for (int64_t row = 0; row < rows_.live(0); ++row) {
@@ -138,14 +135,7 @@ class ForwardWalk {
     cell.gates = gates_ ? gates_ + flat * 4 * hidden() : nullptr;
     cell.c_prev = before.c;
     cell.c = cells_ ? cells_ + flat * hidden() : c_n_ + rows_.batch_index(row) * hidden();
-    cell.zoneout_c = zoneout_.c(flat);
-    if (projection_) {
-      cell.h = projection_->unprojected(row);
-    } else {
-      cell.h = output(t, row);
-      cell.zoneout_h = zoneout_.h(flat);
-      cell.h_prev = before.h;
-    }
+    cell.h = projection_ ? projection_->unprojected(row) : output(t, row);
     return cell;
   }
 
@@ -162,7 +152,6 @@ class ForwardWalk {
   const Zeros<T> zeros_;
   const PreviousState<T> previous_;
   const RecurrentDropout<T> dropout_;
-  const ZoneoutShares<T> zoneout_;
   std::optional<ProjectionForward<T>> projection_;
   T* const output_;
   A* const cells_;
@@ -184,7 +173,7 @@ Precision precision() {
 CpuTask task_of(const Layer& layer) {
   CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
   task.projects = layer.projects(), task.normalizes = layer.normalizes();
-  task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask && !layer.zones_out();
+  task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask;
   task.resets = layer.reset.has_value();
   task.precision = precision();
   if (layer.lengths) {
