@@ -102,8 +102,8 @@ def build(entry: Entry, steps: int, device: str = "cuda") -> Step:
     arguments: tuple[Any, ...] = (x, state, state, weights, "", *[None] * 4)
     engine, backward = entry["engine"], entry["backward"]
     if not backward:
-        return lambda: torch.ops.fastlstm.lstm(*arguments, False, False, False, engine)
-    output, _, _, cells, gates = torch.ops.fastlstm.lstm(*arguments, True, True, False, "stepwise")
+        return lambda: torch.ops.fastlstm.lstm(*arguments, False, False, engine)
+    output, _, _, cells, gates = torch.ops.fastlstm.lstm(*arguments, True, True, "stepwise")
     saved = (output, cells, gates)
     return lambda: torch.ops.fastlstm.lstm_backward(
         *arguments, d_output, None, None, None, *saved, False, False, True, engine

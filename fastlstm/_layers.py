@@ -108,10 +108,10 @@ def run_layer(
         onnx.recommend_translations()
     if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
         output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
-            *call.of_op(), save_cells, False, False, engine
+            *call.of_op(), save_cells, False, engine
         )
     else:
-        output, h_n, c_n, cells = _build.library.lstm(*call.of_op(), save_cells, False, engine)
+        output, h_n, c_n, cells = _build.library.lstm(*call.of_op(), save_cells, engine)
     return output, h_n, c_n, cells
 
 

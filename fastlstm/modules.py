@@ -427,8 +427,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
             layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
             x = input.transpose(0, 1) if self.batch_first else input
             output, h_n, c_n, _ = _build.library.lstm(
-                *(x, h_0, c_0, weights, layout, None, None, reset, None),
-                *(False, False, "auto"),
+                *(x, h_0, c_0, weights, layout, None, None, reset, None, False, "auto")
             )
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None  # the long way says what is wrong

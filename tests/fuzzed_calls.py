@@ -308,8 +308,7 @@ def against_the_oracle(draw: Draw) -> None:
     leaves = leaves_of(call)
     norms = "layer_norm" in layer["layout"]
     engine = draw.pick("auto", "stepwise") if norms else draw.pick("auto", "stepwise", "tiled")
-    recompute = draw.chance(0.3)
-    found = list(torch.ops.fastlstm.lstm(**leaves, recompute=recompute, engine=engine)[:4])
+    found = list(torch.ops.fastlstm.lstm(**leaves, engine=engine)[:4])
     if call["lengths"] is not None:
         live = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
         found[3] = torch.where(live[..., None], found[3], 0.0)
@@ -384,8 +383,6 @@ def damaged_backward(draw: Draw) -> None:
         assert torch.equal(a, b), "other strides, other gradients"
     name = draw.pick(*tensors)
     bad = damage(draw, tensors[name], engine)
-    if name == "gates" and bad.shape == (0,):  # which stands for gates that were not saved
-        return
     expect_error(lambda: backward(**{**tensors, name: bad}, **call, **needs), name)
 
 

@@ -124,7 +124,7 @@ class Call:
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = self.ops.lstm(
-            *self.arguments().of_op(), True, True, False, engine
+            *self.arguments().of_op(), True, True, engine
         )
         return results
 
@@ -135,10 +135,8 @@ class Call:
         grads: list[Tensor | None] | None = None,
         state_needs_grad: bool = True,
         per_row: bool = False,
-        recompute: bool = False,
     ) -> tuple[Any, ...]:
         output, _, _, cells, gates = saved
-        gates = gates.new_empty(0) if recompute else gates
         results: tuple[Any, ...] = self.ops.lstm_backward(
             *self.arguments().of_op(),
             *(grads or self.grads),

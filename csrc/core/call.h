@@ -91,9 +91,9 @@ struct OwnedCall : CallTensors {
 };
 
 struct ForwardOptions {
-  bool save_cells, save_gates, recompute;
+  bool save_cells, save_gates;
   c10::string_view engine;
-  auto list() const { return std::tie(save_cells, save_gates, recompute, engine); }
+  auto list() const { return std::tie(save_cells, save_gates, engine); }
 };
 
 struct PackedOptions {

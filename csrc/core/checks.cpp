@@ -238,10 +238,8 @@ Layer check_layer(const LstmCall& call, bool packed) {
 
 BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
   const auto dtype = layer.input.scalar_type();
-  const Tensor& gates = a.gates;
-  const bool recompute = gates.dim() == 1 && gates.sym_size(0) == 0;
-  TORCH_CHECK(!a.request.per_row || !(recompute || layer.normalizes()),
-              "lstm_backward: expected saved gates and no layer normalization with per_row");
+  TORCH_CHECK(!a.request.per_row || !layer.normalizes(),
+              "lstm_backward: expected no layer normalization with per_row");
   const auto given = [&](const OptionalTensor& tensor, const char* name, Leading leading,
                          Extent size, at::ScalarType dtype) {
     if (tensor) check(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
@@ -250,16 +248,13 @@ BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
   const auto state = state_dtype(dtype);
   given(a.output, "the saved output", Leading::kSequence, Extent::kOutputs, dtype);
   given(a.cells, "the saved cells", Leading::kSequences, Extent::kHidden, state);
-  if (recompute)
-    check(gates, "the saved gates", {{"0", 0}}, dtype, layer.input);
-  else
-    given(gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
+  given(a.gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
   const OutputGrads grads{
       given(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype),
       given(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype),
       given(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type()),
       given(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state)};
-  return {a.output, a.cells, recompute ? Tensor() : gates, grads, a.request};
+  return {a.output, a.cells, a.gates, grads, a.request};
 }
 
 void check_memory(const Tensor& tensor, const char* name) {

@@ -62,7 +62,7 @@ struct OutputGrads {  // undefined: zero
   Tensor output, h_n, c_n, cells;
 };
 struct BackwardInputs {
-  Tensor output, cells, gates;  // saved; without gates (undefined) backward recomputes them
+  Tensor output, cells, gates;  // saved
   OutputGrads grads;
   GradientRequest request;
 };

@@ -12,10 +12,8 @@ namespace {
 
 CpuEngine engine_of(const CpuTask& task) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
-  // The gradient of W_hr starts from the gates of all steps, which tiles compute chunk by chunk.
-  const bool lacks_gates = task.backward && task.projects && !task.saved_gates;
-  return task.engine == "stepwise" || task.normalizes || empty || lacks_gates ? CpuEngine::kStepwise
-                                                                              : CpuEngine::kTiled;
+  return task.engine == "stepwise" || task.normalizes || empty ? CpuEngine::kStepwise
+                                                               : CpuEngine::kTiled;
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for

@@ -49,7 +49,7 @@ class GemmPrecision {
 
 template <typename T, typename A>
 ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
-  const auto& [save_cells, save_gates, recompute, engine] = options;
+  const auto& [save_cells, save_gates, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   if (!planned.plan.persistent && planned.task.steps == 1 && !planned.task.only_stepwise)
     return one_step<T, A>(layer, save_cells, save_gates, planned.fused_step);

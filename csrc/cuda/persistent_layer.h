@@ -94,12 +94,6 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden(layer, d, tensors.of_direction(tensors.output, d));
   };
-  if (!tensors.gates.defined()) {  // not where their gradient will lie: that must be unwritten
-    tensors.gates = at::empty({s.directions, s.flat_rows, 4 * hidden}, options);
-    for (int64_t d = 0; d < s.directions; ++d)
-      stepwise::make_gates<T, float, CudaStepKernels>(layer, d, tensors.input, h_prev_of(d),
-                                                      tensors.gates[d]);
-  }
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);

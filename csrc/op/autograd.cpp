@@ -79,11 +79,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                                const LstmCall& call, const ForwardOptions& options) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const ForwardResult result =
-        call_lstm(call, {/*save_cells=*/true, /*save_gates=*/!options.recompute, options.recompute,
-                         options.engine});
+        call_lstm(call, {/*save_cells=*/true, /*save_gates=*/true, options.engine});
     SavedCall::save(ctx, call, result);
     ctx->saved_data["engine"] = std::string(options.engine);
-    ctx->saved_data["recompute"] = options.recompute;
     ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
     const auto& [output, h_n, c_n, cells, gates] = result;
     return {output, h_n, c_n, cells, gates};
@@ -107,10 +105,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // Without gradients of weights those of the gates are enough, which saves the products.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
-    const bool recompute = ctx->saved_data["recompute"].toBool();
     StepWeights* const shared = StepWeights::behind_current(kFirstWeight, grads);
     const bool leaves_weights = weights_need_grad && shared;
-    const bool per_row = leaves_weights || (!weights_need_grad && !layout.normalizes && !recompute);
+    const bool per_row = leaves_weights || (!weights_need_grad && !layout.normalizes);
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
@@ -158,7 +155,7 @@ ForwardResult lstm_autograd(const LstmCall& c, const ForwardOptions& options) {
     variable_list inputs{c.input, c.h_0, c.c_0};
     inputs.insert(inputs.end(), c.weights.begin(), c.weights.end());
     auto r = LstmFunction::apply(at::TensorList(inputs), c, options);
-    if (!options.recompute && StepWeights::serves(c))
+    if (StepWeights::serves(c))
       StepWeights::insert_behind(*r[0].grad_fn(), LstmFunction::kFirstWeight, c.weights);
     return {r[0], r[1], r[2], r[3], r[4]};
   }

@@ -1,8 +1,8 @@
 // Of torch.autograd.grad(is_grads_batched=True), jacobian(vectorize=True), torch.func.vmap over
 // torch.autograd.grad. N samples bring gradients of their own to results that they share. They are
 // N times the batch rows of one call, and the gradients of the weights are products of its d_gates.
-// Where d_gates are not enough for that (a projection, layer normalization, gates that backward
-// recomputes), or more than gradients is batched, each sample has a call of its own.
+// Where d_gates are not enough for that (a projection, layer normalization), or more than gradients is
+// batched, each sample has a call of its own.
 #include "op/batching.h"
 
 #include <ATen/LegacyVmapTransforms.h>
@@ -124,7 +124,7 @@ std::vector<Tensor> backward_of_samples(SampledBackward call) {
   if (!only_gradients) return one_by_one(call);
   const Layer layer = check_layer(call.call());
   const bool needs_more = layer.projects() && !call.request.per_row;
-  if (call.gates.numel() == 0 || layer.normalizes() || needs_more) return one_by_one(call);
+  if (layer.normalizes() || needs_more) return one_by_one(call);
   return in_one_call(call, layer);
 }
 

@@ -53,9 +53,9 @@ std::string call_arguments(const std::string& layout, const std::string& none) {
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   // Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask.
-  // Autograd saves cells always, and gates unless recompute. engine: "auto" or the name of one.
+  // Autograd saves cells and gates. engine: "auto" or the name of one.
   m.def(("lstm(" + call_arguments("=\"bias\"", "=None") +
-         ", bool save_cells=False, bool save_gates=False, bool recompute=False, "
+         ", bool save_cells=False, bool save_gates=False, "
          "str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, "
          "Tensor gates)")
             .c_str(),

@@ -20,11 +20,11 @@ namespace fastlstm::short_calls {
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
     const std::string& layout, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& reset, const OptionalTensor& h_mask, bool save_cells, bool recompute,
+    const OptionalTensor& reset, const OptionalTensor& h_mask, bool save_cells,
     const std::string& engine) {
   auto [output, h_n, c_n, cells, gates] =
       call_lstm({input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask},
-                {save_cells, /*save_gates=*/false, recompute, engine});
+                {save_cells, /*save_gates=*/false, engine});
   return {output, h_n, c_n, save_cells ? cells : Tensor()};
 }
 
@@ -38,7 +38,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
   const LstmCall call{x, h_0, c_0, weights, layout};
   const auto [output, h_n, c_n, cells, gates] =
-      call_lstm(call, {/*save_cells=*/false, /*save_gates=*/false, false, engine});
+      call_lstm(call, {/*save_cells=*/false, /*save_gates=*/false, engine});
   // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
   // autograd what they get is no view: hooks of a view are lost when it is written to.
   return {at::_unsafe_view(h_n, h_n.sizes().slice(1)), at::_unsafe_view(c_n, c_n.sizes().slice(1))};

@@ -15,7 +15,7 @@ struct BackwardCall {
   const GradientRequest request;
   const Sizes sizes;
   Tensor input, output;           // [R,I], zero after the end of each row; [R,D*P]
-  Tensor cells, gates;            // [D,R,H]; [D,R,4H] or undefined
+  Tensor cells, gates;            // [D,R,H]; [D,R,4H]
   Tensor d_output, d_cells, c_0;  // [R,D*P] and [D,R,H], or undefined; [D,B,H]
   Tensor grad_input, grad_h_0, grad_c_0;
   std::vector<Tensor> grad_weights;  // as BackwardResult has them
@@ -28,7 +28,7 @@ struct BackwardCall {
     input = flat(without_padding(layer), R);
     output = flat(in.output, R);
     cells = in.cells.contiguous().view({sizes.directions, R, H});
-    if (in.gates.defined()) gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
+    gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
     if (grads.output.defined()) d_output = flat(grads.output, R);
     if (grads.cells.defined())
       d_cells = grads.cells.to(state_options).contiguous().view({sizes.directions, R, H});
@@ -74,7 +74,7 @@ class BackwardWalk : DirectionWalk {
       : DirectionWalk(call.layer, d),
         call_(call),
         d_gates_(d_gates),
-        gates_(call.gates.defined() ? call.gates[d] : d_gates),
+        gates_(call.gates[d]),
         h_prev_(previous_hidden(layer_, d, call.of_direction(call.output, d))),
         dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : Tensor()),
         dh_(call.grad_h_0[d]),
@@ -82,9 +82,6 @@ class BackwardWalk : DirectionWalk {
         d_hidden_(dh_),
         no_d_output_(at::zeros({sizes_.hidden_size}, layer_.input.options())),
         no_d_cells_(at::zeros({sizes_.hidden_size}, layer_.state_options())) {
-    // Gates that were not saved are recomputed where their gradient takes their place.
-    if (!call.gates.defined())
-      make_gates<T, A, StepKernels>(layer_, d, call.input, h_prev_, gates_);
     if (layer_.normalizes()) norms_.emplace(w_, h_prev_, call.cells[d]);
     if (layer_.projects()) {
       projection_.emplace(layer_, d);

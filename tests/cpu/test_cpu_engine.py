@@ -32,7 +32,7 @@ SHAPES = [
     (5, 70, 4, 24),
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "recompute", "h_mask")
+OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "h_mask")
 every_option = pytest.mark.parametrize(
     ("P", "h_mask"), [(0, False), (23, False), (0, True), (23, True)]
 )
@@ -131,7 +131,7 @@ ON_EVERY_INSTRUCTION_SET = [
         "packed_and_padded_give_the_same_bits",
     )),
     *(f"op/test_layer.py::test_{name}" for name in (
-        "results", "gradients", "gates_made_again", "gradients_per_row",
+        "results", "gradients", "gradients_per_row",
         "a_missing_gradient_is_zero", "a_gradient_for_one_argument_only", "padding_is_never_read",
         "arguments_are_left_as_they_were",
     )),
@@ -300,12 +300,6 @@ def test_backward_of_a_single_step_gives_the_same_bits_for_few_rows(dtype: torch
     some = {name: arguments[name][:, rows].contiguous() for name in ("input", "h_0", "c_0")}
     many = [gradient[:, rows] for gradient in gradients(arguments)]
     assert same(gradients(arguments | some), many)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_recomputed_gates_give_the_same_gradients(dtype: torch.dtype) -> None:
-    arguments = layer(12, 9, 17, 50, dtype, 2)
-    assert same(run(arguments | {"recompute": True}), run(arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -111,21 +111,6 @@ def test_batched_gradients_have_gradients(
     torch.testing.assert_close(list(again), total, **CLOSE)
 
 
-@every_op_route
-@both_ways
-def test_gates_made_again(route: Route, batched: Batched) -> None:
-    sample = SAMPLES[5]
-    padded = sample.padded(device=route.device)
-    found = []
-    for recompute in (False, True):
-        leaves = [t.clone().requires_grad_() for t in floating(padded)]
-        arguments = sample.as_layer(with_floating(padded, leaves))
-        output = torch.ops.fastlstm.lstm(**arguments, recompute=recompute, engine=route.engine)[0]
-        given = torch.stack([output.detach().cos(), output.detach().sin()])
-        found.append(list(batched([output], leaves, [given], **keep)))
-    torch.testing.assert_close(*found, **CLOSE)
-
-
 class Calls(TorchDispatchMode):
     """The batch rows of every call of lstm_backward."""
 
@@ -141,7 +126,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 @both_ways
-@pytest.mark.parametrize("options", [{}, {"proj_size": 2}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=str)
 def test_one_call_where_that_is_possible(batched: Batched, options: dict[str, Any]) -> None:
     lstm = fastlstm.LSTM(3, 4, **options)
     x = torch.randn(5, 2, 3, requires_grad=True)

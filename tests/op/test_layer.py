@@ -156,23 +156,6 @@ def test_gradgradcheck_exhaustively(route: Route) -> None:
 
 @every_op_route
 @every_sample_and_large
-def test_gates_made_again(route: Route, sample: Sample) -> None:
-    """recompute: no gates are saved, and the gradients are the same."""
-    found = []
-    for recompute in (False, True):
-        padded = leaves(sample, route)
-        results = torch.ops.fastlstm.lstm(
-            **sample.as_layer(padded), recompute=recompute, engine=route.engine
-        )
-        assert results[4].numel() == (0 if recompute else 4 * results[3].numel())
-        results = sample.mask_cells(results[:4])
-        torch.autograd.backward(results, [g.to(route.device) for g in cotangents(results)])
-        found.append([g.cpu() for g in gradients(padded)])
-    assert_all_close(found[1], found[0], gradient_names(padded), rtol=1e-9, atol=1e-11)
-
-
-@every_op_route
-@every_sample_and_large
 def test_gradients_under_create_graph_are_the_same(route: Route, sample: Sample) -> None:
     padded = leaves(sample, route)
     results = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))

@@ -1,5 +1,5 @@
 // The backward walk, of one direction or of two. In chunks of steps from the last to the first:
-// recompute the gates if they were not saved, walk back through the cells, then take the chunk's
+// walk back through the cells, then take the chunk's
 // gradients of the gates to those of the weights, of the input and of h_0 while they are in cache.
 
 #include <algorithm>
@@ -14,7 +14,6 @@
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
-#include "cpu/stages/recompute.h"
 #include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/weight_gradients.h"
 #include "cpu/walk/threads.h"
@@ -44,7 +43,7 @@ struct BackwardCall {
         plan(plan),
         in{given.output.contiguous(),
            given.cells.contiguous(),
-           contiguous_or_undefined(given.gates),
+           given.gates.contiguous(),
            {contiguous_or_undefined(given.grads.output), contiguous_or_undefined(given.grads.h_n),
             given.grads.c_n, contiguous_or_undefined(given.grads.cells)},
            given.request},
@@ -80,12 +79,9 @@ class BackwardWalk {
         weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
         cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
+        gates_(const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
-    if (call.in.gates.defined())
-      gates_ = const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden();
-    else
-      recomputed_with_.emplace(pack_direction<A>(call.plan, call.layer, d, 1));
     if (call.layer.projects())
       projection_.emplace(call.layer, call.plan, directed_, d, flat(call.in.gates[d], flat_rows()),
                           flat(call.in.cells[d], flat_rows()));
@@ -107,9 +103,6 @@ class BackwardWalk {
   void begin(const Range& chunk) {
     x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     h_prev_ = previous_hidden(chunk);
-    if (recomputed_with_)
-      recompute_gates<T>(call_.plan, *recomputed_with_, call_.sizes, x_, h_prev_,
-                         rows_of<T*>(chunk, d_gates_of()), zeros());
   }
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T>& step = members_[member.index].step;
@@ -273,9 +266,8 @@ class BackwardWalk {
     cell.d_cells = call_.in.grads.cells.defined()
                        ? const_data<A>(call_.in.grads.cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
-    // Gates that were not saved are recomputed where their gradient takes their place.
     cell.d_gates = d_gates(t, row);
-    cell.gates = gates_ ? gates_ + flat * 4 * hidden() : cell.d_gates;
+    cell.gates = gates_ + flat * 4 * hidden();
     cell.c = cells_ + flat * hidden();
     cell.c_prev = previous_.at(t, row).c;
     cell.dc = dc_ + b * hidden();
@@ -296,10 +288,9 @@ class BackwardWalk {
   const Tensor d_gates_;
   WeightGradients<T> weights_;
   const A* const cells_;
-  const T* gates_ = nullptr;
+  const T* const gates_;
   T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
-  std::optional<PackedDirection> recomputed_with_;  // weights, if gates were not saved
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<PackedMatrix> w_ih_;
   std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
