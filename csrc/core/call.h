@@ -127,13 +127,6 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 // output, h_n, c_n, cells
 using PackedResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// What the gradients of the weights at a step are products of: [1,B,I], [1,B,H] and [1,B,4H].
-struct OneStepFactors {
-  Tensor input, h_0, d_gates;
-};
-// W_ih's, W_hh's and the biases' of many such steps, in the dtype of the state; on the CPU.
-std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps);
-
 // Whether a tensor stands for another, or for values that it does not hold: only the dispatcher may
 // look at its memory.
 bool is_wrapper(const Tensor& tensor);

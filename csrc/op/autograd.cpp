@@ -11,7 +11,6 @@
 
 #include "core/call.h"
 #include "core/layer.h"
-#include "op/step_weights.h"
 
 namespace fastlstm {
 namespace {
@@ -105,9 +104,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // Without gradients of weights those of the gates are enough, which saves the products.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
-    StepWeights* const shared = StepWeights::behind_current(kFirstWeight, grads);
-    const bool leaves_weights = weights_need_grad && shared;
-    const bool per_row = leaves_weights || (!weights_need_grad && !layout.normalizes);
+    const bool per_row = !weights_need_grad && !layout.normalizes;
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
@@ -117,10 +114,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                        ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
-    if (leaves_weights)
-      shared->add({saved.input, saved.h_0, grad_weights[0]});
-    else if (weights_need_grad)
-      place(grad_weights, layout, result.begin() + kFirstWeight);
+    if (weights_need_grad) place(grad_weights, layout, result.begin() + kFirstWeight);
     return result;
   }
 
@@ -155,8 +149,6 @@ ForwardResult lstm_autograd(const LstmCall& c, const ForwardOptions& options) {
     variable_list inputs{c.input, c.h_0, c.c_0};
     inputs.insert(inputs.end(), c.weights.begin(), c.weights.end());
     auto r = LstmFunction::apply(at::TensorList(inputs), c, options);
-    if (StepWeights::serves(c))
-      StepWeights::insert_behind(*r[0].grad_fn(), LstmFunction::kFirstWeight, c.weights);
     return {r[0], r[1], r[2], r[3], r[4]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -1,8 +1,8 @@
 // Of torch.autograd.grad(is_grads_batched=True), jacobian(vectorize=True), torch.func.vmap over
 // torch.autograd.grad. N samples bring gradients of their own to results that they share. They are
 // N times the batch rows of one call, and the gradients of the weights are products of its d_gates.
-// Where d_gates are not enough for that (a projection, layer normalization), or more than gradients is
-// batched, each sample has a call of its own.
+// Where d_gates are not enough for that (a projection, layer normalization), or more than gradients
+// is batched, each sample has a call of its own.
 #include "op/batching.h"
 
 #include <ATen/LegacyVmapTransforms.h>

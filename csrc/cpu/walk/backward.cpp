@@ -321,38 +321,6 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Bac
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 
-// One product of the rows of all the steps.
-template <typename T>
-static std::vector<Tensor> step_gradients(const Product& product,
-                                          const std::vector<OneStepFactors>& steps) {
-  std::vector<const T*> x, h_prev, d_gates;
-  std::vector<Tensor> contiguous;  // lives as long as the rows
-  const auto append = [&contiguous](std::vector<const T*>& rows, const Tensor& given) {
-    const Tensor& of_step = contiguous.emplace_back(given.contiguous());
-    for (int64_t r = 0; r < of_step.size(1); ++r)
-      rows.push_back(const_data<T>(of_step) + r * of_step.size(2));
-  };
-  for (const OneStepFactors& step : steps) {
-    append(x, step.input);
-    append(h_prev, step.h_0);
-    append(d_gates, step.d_gates);
-  }
-  const int64_t rows = d_gates.size(), hidden = steps[0].h_0.size(2);
-  const Sizes sizes{1, 1, rows, rows, steps[0].input.size(2), hidden, hidden};
-  const auto state = steps[0].d_gates.options().dtype(state_dtype(steps[0].d_gates.scalar_type()));
-  WeightGradients<T> gradients(product, sizes, /*has_bias=*/true, state, rows);
-  gradients.add(d_gates, gradients.encode(d_gates), x, h_prev, false);
-  return gradients.all();
-}
-
-std::vector<Tensor> step_gradients_cpu(const std::vector<OneStepFactors>& steps) {
-  CpuTask task{dtype_of(steps[0].d_gates.scalar_type())};
-  task.precision = precision();
-  const Product& product = product_for(task, cpu_machine());
-  return dispatch_dtype(task.dtype,
-                        [&](auto t) { return step_gradients<decltype(t)>(product, steps); });
-}
-
 #define FASTLSTM_INSTANTIATE(T, A, name) \
   template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardInputs&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
