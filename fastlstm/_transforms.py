@@ -245,19 +245,24 @@ def _fold(
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
-def _backward_of_samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    """torch.func.vmap over `torch.autograd.grad`: the op's backward, given batched gradients."""
-    given = list(zip(args, in_dims, strict=True))
-    options = [value for value in args if isinstance(value, (str, bool))]
-    pairs = [each for each in given if not isinstance(each[0], (str, bool, list))]
-    pairs += [
-        each for w, dims in given if isinstance(w, list) for each in zip(w, dims, strict=True)
-    ]
-    tensors = [t if dim is None else t.movedim(dim, 0) for t, dim in pairs]
-    batched = [dim is not None for _, dim in pairs]
-    found = _build.library.lstm_backward_of_samples(tensors, batched, *options)
-    return (*found[:3], found[3:]), (0, 0, 0, [0] * len(found[3:]))
+def _sample_by_sample(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """torch.func.vmap over `torch.autograd.grad`: PyTorch's fallback takes no lists of tensors."""
+    if not info.batch_size:
+        raise RuntimeError("lstm_backward: expected at least one sample under vmap")
+
+    def sample(value: Any, dims: Any, k: int) -> Any:
+        if isinstance(value, list):
+            return [sample(*each, k) for each in zip(value, dims, strict=True)]
+        return value if dims is None else value.select(dims, k)
+
+    found = []
+    for k in range(info.batch_size):
+        given = (sample(*each, k) for each in zip(args, in_dims, strict=True))
+        *state, weights = torch.ops.fastlstm.lstm_backward(*given)
+        found.append((*state, *weights))
+    stacked = [torch.stack(samples) for samples in zip(*found, strict=True)]
+    return (*stacked[:3], stacked[3:]), (0, 0, 0, [0] * len(stacked[3:]))
 
 
 if _build.extension_available():
-    torch.library.register_vmap("fastlstm::lstm_backward", _backward_of_samples)
+    torch.library.register_vmap("fastlstm::lstm_backward", _sample_by_sample)

@@ -123,9 +123,7 @@ class Call:
         )
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self.ops.lstm(
-            *self.arguments().of_op(), True, True, engine
-        )
+        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments().of_op(), True, True, engine)
         return results
 
     def backward(

@@ -4,7 +4,6 @@
 
 #include "core/packed.h"
 #include "cpu/scratch.h"
-#include "op/batching.h"
 #include "op/planners.h"
 #include "op/short_calls.h"
 
@@ -56,7 +55,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("lstm_packed", &short_calls::lstm_packed, no_gil(), "torch.ops.fastlstm.lstm_packed");
   m.def("lstm_cell_packed", &short_calls::lstm_cell_packed, no_gil(),
         "One step; input [B,I], h and c [B,H]");
-  m.def("lstm_backward_of_samples", &lstm_backward_of_samples, "tensors"_a, "batched"_a, "layout"_a,
-        "input_needs_grad"_a, "state_needs_grad"_a, "per_row"_a = false, "engine"_a = "auto",
-        "torch.ops.fastlstm.lstm_backward with some tensors batched; see batching.h");
 }
