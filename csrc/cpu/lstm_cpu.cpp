@@ -44,7 +44,7 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
   const BackwardInputs in = check_backward(layer, arguments);
   check_values(layer, in);
   CpuTask task = task_of(layer);
-  task.backward = true, task.per_row = in.request.per_row;
+  task.backward = true;
   const CpuPlan plan = plan_of(layer, task, arguments.engine);
   if (plan.dtype == task.dtype) return backward(layer, plan, in);
   BackwardInputs as_floats = in;

@@ -60,7 +60,7 @@ struct CpuTask {
   // torch.backends.mkldnn.rnn.fp32_precision.
   Precision precision = Precision::kFloat32;
   bool saves = false;  // a forward that backward follows
-  bool backward = false, per_row = false;
+  bool backward = false;
   std::optional<Format> packed_weights = {};  // of a call whose weights were packed before
   // Or "stepwise", "tiled", or "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" for a grid of threads.
   std::string_view engine = "auto";
