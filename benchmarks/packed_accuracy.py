@@ -14,7 +14,6 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import machine
 import torch
@@ -25,19 +24,17 @@ import fastlstm
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 STEPS, BATCH = 1000, 8
-KINDS = ("LSTM", "LayerNormLSTM")
-WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)  # of the captioner
-OF_LAYERS: tuple[Any, ...] = (*WEIGHTS, "int4")
+WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 
 
-def random_layer(kind: str, size: int) -> list[str]:
+def random_layer(size: int) -> list[str]:
     """The errors of each dtype after 1 and after `STEPS` steps, of a new layer."""
     torch.manual_seed(size)
-    lstm, x = getattr(fastlstm, kind)(size, size).eval(), torch.randn(STEPS, BATCH, size)
+    lstm, x = fastlstm.LSTM(size, size).eval(), torch.randn(STEPS, BATCH, size)
     with torch.inference_mode():
         exact = copy.deepcopy(lstm).double()(x.double())[0]
         cells = []
-        for weights in OF_LAYERS:
+        for weights in WEIGHTS:
             found = fastlstm.prepack(copy.deepcopy(lstm), weights)(x)[0]
             cells += [error(found[t], exact[t]) for t in (0, STEPS - 1)]
     return cells
@@ -77,18 +74,18 @@ def facts_right(demo: Path) -> list[str]:
 
 
 def report(demo: Path | None) -> str:
-    names = [str(weights).removeprefix("torch.") for weights in OF_LAYERS]
+    names = [str(weights).removeprefix("torch.") for weights in WEIGHTS]
     columns = [f"{name}, {after}" for name in names for after in ("1 step", f"{STEPS} steps")]
-    header = ["layer", "input and hidden size", *columns]
+    header = ["input and hidden size", *columns]
     parts = [
         f"{machine.title('cpu')}; {BATCH} rows.",
         table(
             header,
-            [[kind, str(size), *random_layer(kind, size)] for kind in KINDS for size in SIZES],
+            [[str(size), *random_layer(size)] for size in SIZES],
         ),
     ]
     if demo:
-        header = ["captioner of the demo", "pictures", *names[: len(WEIGHTS)]]
+        header = ["captioner of the demo", "pictures", *names]
         parts.append(table(header, [["all facts right", *facts_right(demo)]]))
     else:
         parts.append("Without --demo: the captioner was left out.")

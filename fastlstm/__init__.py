@@ -14,7 +14,6 @@ from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
 from fastlstm.packed import (  # noqa: E402
-    PackedLayerNormLSTM,
     PackedLSTM,
     PackedLSTMCell,
     prepack,
@@ -31,7 +30,6 @@ __all__ = [
     "Measurement",
     "PackedLSTM",
     "PackedLSTMCell",
-    "PackedLayerNormLSTM",
     "compare",
     "convert",
     "functional",

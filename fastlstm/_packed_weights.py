@@ -28,17 +28,16 @@ class PackedWeights(nn.Module):
     """
 
     dtype: torch.dtype
-    weights: _formats.Weights
+    weights: torch.dtype
     bias: bool
     proj_size: int = 0
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # which weights a direction has, and their format
     _op_names: list[str]  # of the buffers that the op takes
-    _fastlstm_normalizes = False
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
-        layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
+        layout = layout_of(self.bias, self.proj_size > 0)
         self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
         self._op_names = [f"packed_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
@@ -48,7 +47,7 @@ class PackedWeights(nn.Module):
             if len(shape) == 1:
                 packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
             else:
-                by_gates = not (self._fastlstm_normalizes or name.startswith("weight_hr"))
+                by_gates = not name.startswith("weight_hr")
                 packed = _formats.pack(tensor, scale, self.weights, by_gates)
             self.register_buffer(f"packed_{name}", packed, persistent=False)
 
@@ -128,6 +127,11 @@ class PackedWeights(nn.Module):
         return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["weights"] not in _formats.KNOWN:
+            raise ValueError(
+                f"expected weights of {', '.join(map(str, _formats.KNOWN))}, got a layer that was "
+                f"packed as {state['weights']!r}: prepack its model again"
+            )
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         require_extension()

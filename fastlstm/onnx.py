@@ -5,8 +5,7 @@
         custom_translation_table=fastlstm.onnx.translations(),
     )
 
-Operators: https://onnx.ai/onnx/operators/onnx__LSTM.html and, for layers packed in int8,
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Needs the extra `onnx`.
+The operator: https://onnx.ai/onnx/operators/onnx__LSTM.html. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import _build, _formats
+from . import _build
 from ._call import LstmCall
 
 __all__ = ["translations"]
@@ -43,10 +42,9 @@ def recommend_translations() -> None:
 def translations() -> dict[Any, Callable[..., Any]]:
     """What `torch.onnx.export(dynamo=True)` needs as its `custom_translation_table`.
 
-    Batch size and number of steps may be dynamic; `lengths` becomes sequence_lens. A layer that
-    `prepack` made int8 becomes DynamicQuantizeLSTM, an operator of onnxruntime. Neither node has a
-    projection, resets or the cell states of every step, or takes packed data: exporting a model
-    that uses one of those raises an error that names it.
+    Batch size and number of steps may be dynamic; `lengths` becomes sequence_lens. The node has no
+    projection, resets, int8 weights or cell states of every step, and takes no packed data:
+    exporting a model that uses one of those raises an error that names it.
 
     Raises:
         RuntimeError: the extension is not available; then `convert(model, to="torch")` and export.
@@ -85,7 +83,7 @@ def _lstm(*args: Any, **options: Any) -> Any:
     call, own = _call(*args, **options), _Operators()
     H, shape = call.c_0.shape[2], [call.h_0.shape[0], 4 * call.c_0.shape[2], -1]
     matrices = [own.stack([w[k] for w in call.directions], H, shape) for k in (0, 1)]
-    y, h_n, c_n = own.node(call, own.op.LSTM, matrices)
+    y, h_n, c_n = own.node(call, matrices)
     unused = own.op.Identity(c_n)
     return y, h_n, c_n, unused, unused  # cells and gates
 
@@ -96,24 +94,20 @@ def _lstm_packed(*args: Any, **options: Any) -> Any:
     input, h_0, c_0 = args[:3]
     if input.dtype.name not in ("FLOAT", "DOUBLE"):
         raise RuntimeError(f"onnx: expected packed layers of float32 or float64, got {input.dtype}")
-    H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
-    matrices, scales = [], []
-    for k, columns in enumerate((input.shape[-1], H)):
-        packed = [w[k] for w in call.directions]
-        dtype = "INT8" if format == "int8" else input.dtype.name
-        unpacked = [own.unpacked(w, [gates, columns], dtype) for w in packed]
-        matrix = own.stack(unpacked, H, [D, gates, columns])
-        if format == "int8":
-            matrix = own.op.Transpose(matrix, perm=[0, 2, 1])
-            of_rows = [own.unpacked(w, [gates], input.dtype.name) for w in packed]
-            scales.append(own.stack(of_rows, H, [D, gates]))
-        matrices.append(matrix)
-    operator, others = own.op.LSTM, []
     if format == "int8":
-        operator = _dynamic_quantize_lstm()
-        zeros = own.op.Constant(value=own.ir.tensor(torch.zeros(D, gates, dtype=torch.int8)))
-        others = [None, scales[0], zeros, scales[1], zeros]  # without peepholes
-    y, h_n, c_n = own.node(call, operator, matrices, others)
+        raise RuntimeError(
+            "onnx: ONNX has no LSTM of int8 weights: export the model before prepack"
+        )
+    H, D, gates = c_0.shape[2], h_0.shape[0], 4 * c_0.shape[2]
+    matrices = [
+        own.stack(
+            [own.unpacked(w[k], [gates, columns], input.dtype.name) for w in call.directions],
+            H,
+            [D, gates, columns],
+        )
+        for k, columns in enumerate((input.shape[-1], H))
+    ]
+    y, h_n, c_n = own.node(call, matrices)
     return y, h_n, c_n, own.op.Identity(c_n)
 
 
@@ -139,62 +133,28 @@ class _Operators:
         return self.op.Reshape(self.op.Gather(by_gate, _GATES, axis=1), shape)
 
     def unpacked(self, weight: Any, shape: list[int], dtype: str) -> Any:
-        """A packed matrix, or the scales of its rows: by the dimensions of `shape`."""
+        """A packed matrix."""
 
         def make() -> Any:  # when the file is made: only then do packed weights have values
-            tensor, scale = _build.library.unpack_weight(weight.const_value.raw)
-            matrix = _formats.dequantize(tensor, None if dtype == "INT8" else scale)
-            found = scale if len(shape) == 1 else matrix
-            return self.ir.tensor(found.float() if found.dtype == torch.bfloat16 else found)
+            tensor, _ = _build.library.unpack_weight(weight.const_value.raw)
+            return self.ir.tensor(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
         late = self.ir.LazyTensor(make, self.ir.DataType[dtype], self.ir.Shape(shape))
         return self.op.Constant(value=late)
 
-    def node(
-        self, call: LstmCall, operator: Any, matrices: Sequence[Any], others: Sequence[Any] = ()
-    ) -> Any:
-        """output, h_n, c_n of an operator, which takes `others` after the usual inputs."""
+    def node(self, call: LstmCall, matrices: Sequence[Any]) -> Any:
+        """output, h_n, c_n of an LSTM node."""
         op, hidden_size, directions = self.op, call.c_0.shape[2], call.h_0.shape[0]
         biases = [b for w in call.directions for b in (w.b_ih, w.b_hh) if b is not None]
-        y, h_n, c_n = operator(
+        y, h_n, c_n = op.LSTM(
             call.input,
             *matrices,
             self.stack(biases, hidden_size, [directions, 8 * hidden_size]) if biases else None,
             None if call.lengths is None else op.Cast(call.lengths, to=6),  # int32
             call.h_0,
             call.c_0,
-            *others,
             hidden_size=hidden_size,
             direction="bidirectional" if directions == 2 else "forward",
         )
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
         return y, h_n, c_n
-
-
-def _dynamic_quantize_lstm() -> Any:
-    """onnxruntime's operator, which onnx does not know."""
-    from onnx.defs import OpSchema
-    from onnxscript.values import Op, Opset
-
-    inputs = {
-        "X": "float", "W": "int8", "R": "int8", "B": "float", "sequence_lens": "int32",
-        "initial_h": "float", "initial_c": "float", "P": "float",
-        "W_scale": "float", "W_zero_point": "int8", "R_scale": "float", "R_zero_point": "int8",
-    }  # fmt: skip
-
-    def parameter(name: str, dtype: str) -> Any:
-        optional = OpSchema.FormalParameterOption.Optional
-        return OpSchema.FormalParameter(name, f"tensor({dtype})", param_option=optional)
-
-    schema = OpSchema(
-        "DynamicQuantizeLSTM",
-        "com.microsoft",
-        1,
-        inputs=[parameter(*named) for named in inputs.items()],
-        outputs=[parameter(name, "float") for name in ("Y", "Y_h", "Y_c")],
-        attributes=[
-            OpSchema.Attribute("hidden_size", OpSchema.AttrType.INT),
-            OpSchema.Attribute("direction", OpSchema.AttrType.STRING),
-        ],
-    )
-    return Op(Opset("com.microsoft", 1), "DynamicQuantizeLSTM", schema)

@@ -29,7 +29,6 @@ from .convert import (
     own_class,
 )
 from .convert import convert as convert_modules
-from .layer_norm import LayerNormLSTM
 from .modules import (
     LSTM,
     LSTMCell,
@@ -49,7 +48,7 @@ class _Frozen(PackedWeights):
     _layer_class: type[nn.Module]  # of the layer that was packed
     _get_name = qualified_name
 
-    def __init__(self, layer: nn.Module, weights: _formats.Weights | None = None) -> None:
+    def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes attributes, hooks and weights of a layer."""
         super().__init__()
         _copy_attributes(layer, self)
@@ -184,13 +183,6 @@ class PackedLSTM(_Frozen, SequenceModule):
         return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
 
 
-class PackedLayerNormLSTM(PackedLSTM):
-    """What `prepack` makes of a `LayerNormLSTM`; like `PackedLSTM`."""
-
-    _layer_class = LayerNormLSTM
-    _fastlstm_normalizes = True
-
-
 def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
     """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
     call = call[:8]  # nothing is dropped out
@@ -257,7 +249,7 @@ def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
 
 
 _KINDS: dict[type[nn.Module], Any] = {
-    kind._layer_class: kind for kind in (PackedLSTM, PackedLayerNormLSTM, PackedLSTMCell)
+    kind._layer_class: kind for kind in (PackedLSTM, PackedLSTMCell)
 }
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
 for _kind in _KINDS.values():
@@ -266,29 +258,25 @@ for _kind in _KINDS.values():
 
 @overload
 def prepack(
-    model: LayerNormLSTM, weights: _formats.Weights | None = None, *, convert: bool = False
-) -> PackedLayerNormLSTM: ...
-@overload
-def prepack(
-    model: LSTM | nn.LSTM, weights: _formats.Weights | None = None, *, convert: bool = False
+    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> PackedLSTM: ...
 @overload
 def prepack(
-    model: LSTMCell | nn.LSTMCell, weights: _formats.Weights | None = None, *, convert: bool = False
+    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> PackedLSTMCell: ...
 @overload
 def prepack(
-    model: Model, weights: _formats.Weights | None = None, *, convert: bool = False
+    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> Model: ...
 def prepack(
-    model: nn.Module, weights: _formats.Weights | None = None, *, convert: bool = False
+    model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> nn.Module:
     """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
     Of a model that is itself an LSTM only the result is packed: `frozen = prepack(lstm)`.
 
-    Every LSTM, LSTMCell and LayerNormLSTM becomes a packed one without parameters: its weights are
-    stored as the processor reads them, in fewer bits if requested. It is called as before.
+    Every LSTM and LSTMCell becomes a packed one without parameters: its weights are stored as the
+    processor reads them, in fewer bits if requested. It is called as before.
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before packing; training mode, another dtype or device, and gradients are refused with an error.
 
@@ -298,11 +286,9 @@ def prepack(
     Args:
         model: any module in eval mode, on the CPU; it may be an LSTM itself.
         weights: None keeps the dtype of each layer, and its results (bit for bit in float32 and
-            float64, but for the last bits of a LayerNormLSTM, and of large calls with proj_size on
-            processors with AMX). torch.bfloat16 halves the weights of float32, torch.int8 takes a
-            quarter of the memory, with a scale for each row of a matrix, "int4" takes 5/32, with a
-            scale for 32 neighbors in a row. What is multiplied with them is rounded or quantized
-            too, row by row; sums, states and gate equations stay in float32.
+            float64). torch.bfloat16 halves the weights of float32, torch.int8 takes a quarter of
+            the memory, with a scale for each row of a matrix. What is multiplied with them is
+            rounded or quantized too, row by row; sums, states and gate equations stay in float32.
         convert: whether nn.LSTM and nn.LSTMCell are converted on the way.
 
     Returns:
@@ -315,7 +301,7 @@ def prepack(
         TypeError: `model` is no module.
 
     Warns:
-        UserWarning: for each subclass of your own: it stays as it is.
+        UserWarning: for each LayerNormLSTM and subclass of your own: it stays as it is.
     """
     if weights not in (None, torch.float32, *_formats.SMALLER):
         known = ", ".join(map(repr, (torch.float32, *_formats.SMALLER)))
@@ -362,7 +348,7 @@ def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module]
     return layers, quantized
 
 
-def _of_torch_ao(quantized: Any, weights: _formats.Weights | None) -> nn.Module:
+def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
     """A packed layer with the weights of one that quantize_dynamic made, in int8 unless told."""
     kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
     state = quantized.get_bias() if quantized.bias else {}
@@ -382,7 +368,7 @@ def _of_torch_ao(quantized: Any, weights: _formats.Weights | None) -> nn.Module:
     return packed
 
 
-def _check_layer(path: str, module: nn.Module, weights: _formats.Weights | None) -> None:
+def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
@@ -417,8 +403,6 @@ def _check_layer(path: str, module: nn.Module, weights: _formats.Weights | None)
 
 
 @overload
-def unpack(model: PackedLayerNormLSTM) -> LayerNormLSTM: ...
-@overload
 def unpack(model: PackedLSTM) -> LSTM: ...
 @overload
 def unpack(model: PackedLSTMCell) -> LSTMCell: ...
@@ -450,3 +434,9 @@ def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
             parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
     _copy_attributes(packed, layer)
     return layer.eval()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PackedLayerNormLSTM":  # in a pickle, which hides an AttributeError
+        raise ImportError("a LayerNormLSTM is no longer packed: pickle the LayerNormLSTM itself")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from fastlstm import (
-    LSTM,
-    LayerNormLSTM,
-    LSTMCell,
-    prepack,
-)
+from fastlstm import LSTM, LSTMCell, prepack
 
-SMALLER = [torch.bfloat16, torch.int8, "int4"]
+SMALLER = [torch.bfloat16, torch.int8]
 # input_size, hidden_size, options: whole and ragged vectors, pairs and fours.
 LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 24, {}),
@@ -32,30 +27,9 @@ every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 every_weights = pytest.mark.parametrize("weights", SMALLER, ids=str)
 
 
-kinds_and_weights = pytest.mark.parametrize(
-    ("kind", "weights"),
-    [
-        *((LSTM, weights) for weights in SMALLER),
-        *((LayerNormLSTM, weights) for weights in (torch.float32, *SMALLER)),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-
-
-def make(
-    layer: tuple[int, int, dict[str, Any]],
-    dtype: torch.dtype = torch.float32,
-    kind: type[LSTM] = LSTM,
-) -> LSTM:
+def make(layer: tuple[int, int, dict[str, Any]], dtype: torch.dtype = torch.float32) -> LSTM:
     torch.manual_seed(0)
-    return with_any_norms(kind(*layer[:2], **layer[2], dtype=dtype)).eval()
-
-
-def with_any_norms(lstm: LSTM) -> LSTM:
-    for name, parameter in lstm.named_parameters():
-        if name.startswith(("gain_", "bias_c_")):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return lstm
+    return LSTM(*layer[:2], **layer[2], dtype=dtype).eval()
 
 
 def small(**options: Any) -> LSTM:
@@ -121,12 +95,11 @@ class Tagger(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.lstm = LSTM(16, 32, num_layers=2, bidirectional=True, **options)
-        self.norm = with_any_norms(LayerNormLSTM(64, 32, bidirectional=True))
         self.cell = LSTMCell(64, 24)
         self.linear = nn.Linear(24, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.cell(self.norm(self.lstm(x)[0])[0][-1])[0])
+        return self.linear(self.cell(self.lstm(x)[0][-1])[0])
 
 
 def tagger(seed: int = 0, weights: Any = None, **options: Any) -> Tagger:

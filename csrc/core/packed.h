@@ -9,8 +9,8 @@
 
 namespace fastlstm {
 
-// W [rows,K], of int8 with the scale [rows] of each row. by_gates: of W_ih and W_hh, but not with
-// layer normalization, whose panels do not hold the gates of a unit together.
+// W [rows,K], of int8 with the scale [rows] of each row. by_gates: of W_ih and W_hh, whose
+// panels hold the gates of a unit together.
 Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std::string& format,
                    bool by_gates);
 // What was packed, and the scales.

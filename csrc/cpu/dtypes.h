@@ -19,17 +19,17 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products: macro(name, what a tensor of weights in it holds unpacked, bits of an
-// element, neighbors along K that share a scale). The last is float32 as the sum of two bfloat16
-// (products/split_float32.h), in which only a call packs weights.
-#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                       \
-  macro(float32, Float, 32, 0) macro(float64, Double, 64, 0) macro(bfloat16, BFloat16, 16, 0) \
-      macro(int8, Char, 8, INT32_MAX) macro(int4, Char, 4, 32) macro(bfloat16x2, Float, 32, 0)
+// The formats of products: macro(name, what a tensor of weights in it holds unpacked). The last is
+// float32 as the sum of two bfloat16 (products/split_float32.h), in which only a call packs
+// weights.
+#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
+  macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
+      macro(bfloat16x2, Float)
 
-#define FASTLSTM_NAME(name, unpacked, bits, group) name,
+#define FASTLSTM_NAME(name, unpacked) name,
 enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) };
 #undef FASTLSTM_NAME
-#define FASTLSTM_NAME(name, unpacked, bits, group) #name,
+#define FASTLSTM_NAME(name, unpacked) #name,
 constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)};
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;

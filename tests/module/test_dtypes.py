@@ -139,6 +139,8 @@ OF_MODULES = {
     "LSTMCell": lambda: LSTMCell(I, H),
 }
 for _name, _make in list(OF_MODULES.items()):
+    if _name == "LayerNormLSTM":
+        continue
     for _weights in (None, torch.bfloat16, torch.int8):
         OF_MODULES[f"packed {_name} {_weights}"] = lambda make=_make, weights=_weights: (
             fastlstm.prepack(make().eval(), weights)

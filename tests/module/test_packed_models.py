@@ -26,7 +26,6 @@ from torch.nn.utils import parametrizations
 import fastlstm
 from fastlstm import (
     LSTM,
-    LayerNormLSTM,
     LSTMCell,
     PackedLSTM,
     PackedLSTMCell,
@@ -40,17 +39,11 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 def test_repr() -> None:
     lstm = packed(small(num_layers=2), torch.int8)
     assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
-    lstm = packed(small(), "int4")
-    assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, weights=int4)"
-    norm = packed(LayerNormLSTM(3, 4).eval(), torch.bfloat16)
-    assert repr(norm) == "fastlstm.PackedLayerNormLSTM(3, 4, weights=torch.bfloat16)"
     cell = "fastlstm.PackedLSTMCell(3, 4, weights=torch.float32)"
     assert repr(packed(LSTMCell(3, 4).eval())) == cell
 
 
-@pytest.mark.parametrize(
-    ("weights", "steps"), [(None, None), (torch.int8, 254), ("int4", 14)], ids=str
-)
+@pytest.mark.parametrize(("weights", "steps"), [(None, None), (torch.int8, 254)], ids=str)
 def test_unpack(weights: Any, steps: Any) -> None:
     torch.manual_seed(0)
     original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
@@ -58,7 +51,6 @@ def test_unpack(weights: Any, steps: Any) -> None:
     model = fastlstm.unpack(packed(original, weights))
     assert repr(model) == repr(original) and model.lstm.tag == "kept"
     assert not model.training and type(model.lstm) is LSTM and type(model.cell) is LSTMCell
-    assert type(model.norm) is LayerNormLSTM
     for name, parameter in model.state_dict().items():
         bound = original.state_dict()[name].abs().max() / steps if steps else 0
         assert (parameter - original.state_dict()[name]).abs().max() <= bound * 1.001, name
@@ -199,7 +191,7 @@ def test_compile_by_inductor(weights: Any) -> None:
 def test_weights_for_another_processor_are_refused(weights: Any) -> None:
     frozen = packed(small(), weights)
     other = frozen.packed_weight_hh_l0
-    lanes = other[:64].view(torch.int32)[8:10]  # and vectors, of PackedHeader
+    lanes = other[:64].view(torch.int64)[3:5]  # and vectors, of PackedHeader
     here = "x".join(map(str, lanes.tolist()))
     lanes[:] = torch.tensor([2, 4])
     message = f"packed for this processor .* panels of {here}.*, got .* panels of 2x4: pack"
@@ -207,9 +199,8 @@ def test_weights_for_another_processor_are_refused(weights: Any) -> None:
         frozen(X[..., :6])
 
 
-@pytest.mark.parametrize("kind", [LSTM, LayerNormLSTM])
-def test_the_op_is_registered_rightly(kind: type[LSTM]) -> None:
-    frozen = packed(make((6, 10, {"bidirectional": True}), kind=kind), torch.int8)
+def test_the_op_is_registered_rightly() -> None:
+    frozen = packed(make((6, 10, {"bidirectional": True})), torch.int8)
     x = X[..., :6]
     state = torch.zeros(2, 3, 10)
     arguments = (x, state, state, frozen._op_weights(), frozen._layout)

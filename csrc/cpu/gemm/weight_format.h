@@ -11,8 +11,7 @@ namespace fastlstm {
 
 struct WeightFormat {
   char name[16];
-  int32_t bits, group;     // 0: no scales
-  int32_t lanes, vectors;  // of the widest panel, as this processor reads it
+  int64_t lanes, vectors;  // of the widest panel, as this processor reads it
 
   bool operator==(const WeightFormat& other) const {
     return std::memcmp(this, &other, sizeof other) == 0;
@@ -37,19 +36,16 @@ constexpr char kPackedMagic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'};
 constexpr int64_t kHeaderBytes = 64;  // panels are aligned to cache lines
 static_assert(sizeof(PackedHeader) == kHeaderBytes);
 
-// What the weights of a format are unpacked, and their description for a product of it.
+// The dtype of a tensor of weights in a format, and the format of a product's panels.
 inline at::ScalarType unpacked_dtype(Format format) {
-#define FASTLSTM_DTYPE(name, unpacked, bits, group) at::k##unpacked,
+#define FASTLSTM_DTYPE(name, unpacked) at::k##unpacked,
   constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
 #undef FASTLSTM_DTYPE
   return kDtypes[static_cast<int>(format)];
 }
 inline WeightFormat format_here(const Product& product) {
-#define FASTLSTM_FORMAT(name, unpacked, bits, group) {#name, bits, group, 0, 0},
-  constexpr WeightFormat kFormats[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_FORMAT)};
-#undef FASTLSTM_FORMAT
-  WeightFormat format = kFormats[static_cast<int>(product.format)];
-  format.lanes = static_cast<int32_t>(product.lanes), format.vectors = product.vectors;
+  WeightFormat format{{}, product.lanes, product.vectors};
+  std::strncpy(format.name, kFormatNames[static_cast<int>(product.format)], sizeof format.name);
   return format;
 }
 

@@ -82,7 +82,7 @@ struct ProductLayout {
   Format format;  // of their elements
   Format given;   // of the matrices that are packed; of rows too that are taken as they are
   Dtype sums = Dtype::kFloat32;
-  int64_t bits;        // of an element in a panel, with its share of a scale beside it
+  int64_t bits;        // of an element in a panel
   int64_t lanes;       // columns in a vector
   int vectors;         // of the widest panel
   int narrowest = 1;   // vectors of a panel are a multiple of it
@@ -107,9 +107,10 @@ struct ProductFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
-  // Of weights packed once: scales, if any, into a column; its elements and the scales out of it.
-  void (*put_scales)(const PanelColumn& column, const float* scales);
-  void (*unpack)(const PanelColumn& column, void* elements, float* scales);
+  // Of weights packed once: a scale, if there is one, into a column; its elements and the scale out
+  // of it.
+  void (*put_scale)(const PanelColumn& column, float scale);
+  void (*unpack)(const PanelColumn& column, void* elements, float* scale);
   void (*multiply)(const PanelProduct& product);
   // A row in the dtype of the sums as `multiply` takes it, and its size; nullptr where rows are
   // taken as they are.

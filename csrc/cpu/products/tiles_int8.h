@@ -173,10 +173,10 @@ static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, cons
     for (int64_t k = 0; k < K; ++k) element_int8(column, k) = from[k_begin + k];
   }
 }
-static void put_scale_int8(const PanelColumn& of, const float* scale) {
+static void put_scale_int8(const PanelColumn& of, float scale) {
   int32_t sum = 0;
   for (int64_t k = 0; k < of.K; ++k) sum += element_int8(of, k);
-  std::memcpy(of.panel + of.n * sizeof(float), scale, sizeof(float));
+  std::memcpy(of.panel + of.n * sizeof scale, &scale, sizeof scale);
   std::memcpy(of.panel + (of.width + of.n) * sizeof(float), &sum, sizeof sum);
 }
 static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
@@ -192,7 +192,7 @@ static constexpr Product int8_product() {
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V, Dot::excess>;
-  product.put_scales = put_scale_int8, product.unpack = unpack_int8;
+  product.put_scale = put_scale_int8, product.unpack = unpack_int8;
   product.padding = kInt8Padding, product.header = kHeaderOfColumn;
   product.excess = Dot::excess;
   product.encode = encode_int8<Dot::excess>, product.encoded_bytes = encoded_bytes_int8;

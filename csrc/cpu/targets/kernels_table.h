@@ -4,7 +4,7 @@
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/cell/row_kernels.h"
 #include "cpu/products/tile_product.h"
-#include "cpu/products/tiles_int4.h"
+#include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -28,14 +28,12 @@ constexpr Product float64 = tile_product<kRows, kVectors, double, double>(Format
 constexpr Product pairs =
     with_rounding(forward_product<kRows, kVectors, bfloat16, float>(Format::bfloat16));
 constexpr Product fours = int8_product<Target::int8_tile_rows, kVectors, DotProduct>();
-// Of a tile's sums there are two, those of a group and those of all.
-constexpr Product groups = int4_product<Target::int8_tile_rows / 2, kVectors, DotProduct>();
 
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &cell<float>},
                            {row_kernels<double, double>(), &cell<double>},
                            {row_kernels<bfloat16, float>(), &cell<bfloat16>},
                            {row_kernels<float16, float>(), &cell<float16>},
-                           {&float32, &float64, &pairs, &fours, &groups}};
+                           {&float32, &float64, &pairs, &fours}};
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -97,11 +97,11 @@ PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options)
     }
   const Layer layer = check_layer(call, /*packed=*/true);
   check_values(layer);
+  TORCH_CHECK(!layer.normalizes(), "lstm_packed: expected no layer normalization");
   const std::string& format = layer.layout.format;
   const auto dtype = call.input.scalar_type();
   TORCH_CHECK((format == "float64") == (dtype == at::kDouble),
               "lstm_packed: expected input that goes with weights in ", format, ", got ", dtype);
-  if (layer.normalizes()) return packed_layer_norm(layer, options.save_cells);
   CpuTask task = task_of(layer);
   task.packed_weights = product_named(format).format, task.saves = options.save_cells;
   const auto [output, h_n, c_n, cells, gates] = forward_as_planned(

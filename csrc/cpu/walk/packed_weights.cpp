@@ -12,12 +12,6 @@ namespace {
 // Sums of int8 products must fit into int32.
 constexpr int64_t kMostInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
-// The scales of a weight: one for each row, or for each group of neighbors in it.
-std::vector<int64_t> scale_shape(int32_t group, int64_t rows, int64_t K) {
-  if (group == INT32_MAX) return {rows};
-  return {rows, divide_up(K, group)};
-}
-
 // Calls visit(row of the weight, column of a panel) for every column that has a row.
 void for_each_column(PackedMatrix& matrix, const PackedHeader& of, const auto& visit) {
   const int64_t lanes = of.format.lanes, hidden = of.rows / 4;
@@ -47,7 +41,7 @@ Tensor pack_as(const Product& product, const Tensor& weight, const OptionalTenso
     std::memset(view.panel(p), 0, product.header * view.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
   for_each_column(view, of, [&](int64_t row, const PanelColumn& column) {
-    product.put_scales(column, const_data<float>(scales) + row * (scales.numel() / rows));
+    product.put_scale(column, const_data<float>(scales)[row]);
   });
   return packed;
 }
@@ -73,17 +67,15 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
                    bool by_gates) {
   const Product& product = product_named(format);
   const auto dtype = unpacked_dtype(product.given);
-  const int32_t group = format_here(product).group;
   TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.device().is_cpu() &&
                   weight.layout() == at::kStrided && weight.scalar_type() == dtype &&
-                  scale.has_value() == (group > 0),
+                  scale.has_value() == bool(product.put_scale),
               "expected a weight of two dimensions in ", dtype, " on the CPU, and scales if ",
               format, " has some, got ", weight.sizes(), " ", weight.scalar_type(), " on ",
               weight.device());
   TORCH_CHECK(!scale || (scale->scalar_type() == at::kFloat && scale->device().is_cpu() &&
-                         scale->sizes() == scale_shape(group, weight.size(0), weight.size(1))),
-              "expected a scale of float32 for each of ", weight.size(0), " rows",
-              group < INT32_MAX ? " and groups of " + std::to_string(group) : "", ", got ",
+                         scale->sizes() == at::IntArrayRef(weight.size(0))),
+              "expected a scale of float32 for each of ", weight.size(0), " rows, got ",
               scale ? scale->sizes() : at::IntArrayRef());
   TORCH_CHECK(!scale || weight.size(1) <= kMostInt8Terms, "expected at most ", kMostInt8Terms,
               " columns of ", format, ", got ", weight.size(1));
@@ -96,11 +88,10 @@ std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed) {
   auto matrix = view_packed(product, packed, of.rows, of.columns, of.by_gates);
   const Tensor weight = at::empty({of.rows, of.columns}, unpacked_dtype(product.given));
   OptionalTensor scale;
-  if (of.format.group)
-    scale = at::empty(scale_shape(of.format.group, of.rows, of.columns), at::kFloat);
+  if (product.put_scale) scale = at::empty({of.rows}, at::kFloat);
   for_each_column(matrix, of, [&](int64_t row, const PanelColumn& column) {
     product.unpack(column, data<char>(weight) + row * of.columns * weight.element_size(),
-                   scale ? data<float>(*scale) + row * (scale->numel() / of.rows) : nullptr);
+                   scale ? data<float>(*scale) + row : nullptr);
   });
   return {weight, scale};
 }

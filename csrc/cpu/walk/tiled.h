@@ -28,7 +28,5 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
                             bool save_gates);
 template <typename T>
 BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in);
-// Of a layer with layer normalization and packed weights: stepwise.
-PackedResult packed_layer_norm(const Layer& layer, bool save_cells);
 
 }  // namespace fastlstm
