@@ -15,9 +15,9 @@ struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
   task.engine = {engine.data(), engine.size()};
-  TORCH_CHECK(is_cpu_engine(task.engine, task.normalizes),
+  TORCH_CHECK(has_engine(task),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
-              "\"tiled\" only without layer normalization, got \"",
+              "\"tiled\" only without layer normalization and recurrent dropout, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   return plan(task, cpu_machine());
 }

@@ -12,8 +12,8 @@ namespace {
 
 CpuEngine engine_of(const CpuTask& task) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
-  return task.engine == "stepwise" || task.normalizes || empty ? CpuEngine::kStepwise
-                                                               : CpuEngine::kTiled;
+  return task.engine == "stepwise" || task.only_stepwise || empty ? CpuEngine::kStepwise
+                                                                  : CpuEngine::kTiled;
 }
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
@@ -28,18 +28,10 @@ bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product&
   return product.format != Format::float32 || task.projects || task.is_one_step();
 }
 
-// The division of "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS"; nothing for other names.
-std::optional<ThreadGrid> requested_grid(std::string_view engine) {
-  int numbers[3];
-  if (!parse_division(engine, "tiled", numbers)) return std::nullopt;
-  return ThreadGrid{numbers[0], numbers[1], numbers[2]};
-}
-
 // The fastest division of a step by a model of its time: directions at the same time where there
 // are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
 // rows enough. Loads run ahead of the arithmetic of our tiles, so the longer of the two counts.
-void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan,
-                          const std::optional<ThreadGrid>& requested) {
+void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
   const CpuTuning& tuning = machine.tuning;
   const Product& product = *plan.product;
   const double hidden = task.hidden_size;
@@ -55,7 +47,6 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       if (used % row_groups != 0) continue;
       const int64_t unit_groups = used / row_groups;
       if (row_groups > task.batch || unit_groups > tiles) continue;
-      if (requested && ThreadGrid{unit_groups, row_groups, directions} != *requested) continue;
       const int64_t rows = divide_up(task.batch, row_groups);
       const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
       const double arithmetic =
@@ -70,8 +61,6 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
   for (int64_t used = 1; used <= threads / task.directions; ++used) consider(task.directions, used);
   if (task.directions > 1)
     for (int64_t used = 1; used <= threads; ++used) consider(1, used);
-  if (requested && plan.step_us == 1e300)  // which these sizes or threads do not have
-    divide_among_threads(task, machine, plan, std::nullopt);
 }
 
 // The members of a single step with packed weights, which reading them bounds.
@@ -126,9 +115,9 @@ int64_t l2_cache_bytes() {
   return known > 0 ? known : 1 << 20;
 }
 
-bool is_cpu_engine(std::string_view engine, bool normalizes) {
-  return engine == "stepwise" || engine == "auto" ||
-         (!normalizes && (engine == "tiled" || requested_grid(engine)));
+bool has_engine(const CpuTask& task) {
+  return task.engine == "stepwise" || task.engine == "auto" ||
+         (task.engine == "tiled" && !task.only_stepwise);
 }
 
 const Product* CpuMachine::own_product(Dtype dtype) const {
@@ -173,7 +162,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   if (task.packed_weights && task.is_one_step() && task.directions == 1)
     plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
   else
-    divide_among_threads(task, machine, plan, requested_grid(task.engine));
+    divide_among_threads(task, machine, plan);
   if (plan.one_step) {
     plan.step_row_groups = row_groups_of_one_step(task, machine, *product);
     plan.prefetches_weights =

@@ -54,16 +54,16 @@ struct CpuTask {
   Dtype dtype;
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
-  bool projects = false, normalizes = false;
-  bool only_dense = true;  // neither packed nor ragged, no mask
+  bool projects = false;
+  bool only_stepwise = false;  // layer normalization, recurrent dropout
+  bool only_dense = true;      // neither packed nor ragged, no mask
   bool resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision.
   Precision precision = Precision::kFloat32;
   bool saves = false;  // a forward that backward follows
   bool backward = false;
   std::optional<Format> packed_weights = {};  // of a call whose weights were packed before
-  // Or "stepwise", "tiled", or "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" for a grid of threads.
-  std::string_view engine = "auto";
+  std::string_view engine = "auto";           // or "stepwise", or "tiled"
 
   // Decoding, reinforcement learning.
   bool is_one_step() const { return steps == 1 && only_dense && !resets; }
@@ -106,8 +106,8 @@ struct CpuPlan {
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
 };
 
-// Whether there is such an engine, and it serves such a layer.
-bool is_cpu_engine(std::string_view engine, bool normalizes);
+// Whether there is an engine of the task's name, and it serves it.
+bool has_engine(const CpuTask& task);
 // The product of a task that is not converted.
 const Product& product_for(const CpuTask& task, const CpuMachine& machine);
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine);

@@ -21,7 +21,6 @@ using testing::unwritten;
 
 struct Shape {
   int64_t T, B, H;
-  bool masks;
 };
 
 using Bytes = std::vector<unsigned char>;
@@ -39,7 +38,7 @@ Bytes bytes_of(const Values&... values) {
 template <typename T>
 oracle::Problem problem_of(const Shape& shape, unsigned seed) {
   return oracle::random_problem(shape.T, shape.B, shape.H,
-                                {oracle::kDense, false, /*reset=*/true, shape.masks}, seed,
+                                {oracle::kDense, false, /*reset=*/true, /*masks=*/false}, seed,
                                 [](double x) { return to_double(from_double<T>(x)); });
 }
 
@@ -57,7 +56,6 @@ class Walk {
         H_(shape.H),
         problem_(problem_of<T>(shape, seed)),
         w_hh_(converted<T>(problem_.w_hh)),
-        h_mask_(converted<T>(problem_.h_mask)),
         zeros_(4 * H_, T()),
         state_zeros_(H_, A()),
         output_(unwritten<T>(steps_ * B_ * H_)),
@@ -117,7 +115,6 @@ class Walk {
     const auto h_0 = converted<T>(problem_.h_0);
     const auto c_0 = converted<A>(problem_.c_0);
     for (int64_t t = 0; t < steps_; ++t) {
-      std::vector<T> masked(B_ * H_);
       std::vector<const void*> h_prev;
       std::vector<ForwardRow<T>> rows;
       for (int64_t b = 0; b < B_; ++b) {
@@ -125,9 +122,7 @@ class Walk {
         const T* h = t ? &output_[(row - B_) * H_] : &h_0[b * H_];
         const A* c = t ? &cells_[(row - B_) * H_] : &c_0[b * H_];
         if (resets(t, b)) h = zeros_.data(), c = state_zeros_.data();
-        for (int64_t j = 0; j < H_; ++j)
-          masked[b * H_ + j] = from_double<T>(problem_.mask(b * H_ + j) * to_double(h[j]));
-        h_prev.push_back(&masked[b * H_]);
+        h_prev.push_back(h);
         rows.push_back({&x_gates[row * x_width], &gates_[row * 4 * H_], c, &cells_[row * H_],
                         &output_[row * H_]});
       }
@@ -163,8 +158,7 @@ class Walk {
         rows.push_back({&d_output[row * H_], last ? &d_h_n[state] : zeros_.data(),
                         &d_cells[row * H_], &gates_[row * 4 * H_], &cells_[row * H_],
                         resets(t, b) ? state_zeros_.data() : c_prev, &dc[state],
-                        &d_gates_[row * 4 * H_], resets(t, b),
-                        h_mask_.empty() ? nullptr : &h_mask_[state]});
+                        &d_gates_[row * 4 * H_], resets(t, b)});
       }
       const int64_t widest = product_.vectors * product_.panels * product_.lanes;
       for (int64_t unit = 0; unit < H_; unit += widest) {
@@ -181,7 +175,7 @@ class Walk {
   const Cell<T>& cell_;
   int64_t steps_, B_, H_;
   oracle::Problem problem_;
-  std::vector<T> w_hh_, h_mask_, zeros_;
+  std::vector<T> w_hh_, zeros_;
   std::vector<A> state_zeros_;
   std::vector<T> output_, gates_, d_gates_;
   std::vector<A> cells_;
@@ -285,7 +279,7 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
         const Product *const of_a = product_of<T>(tables[0]), *const of_b =
                                                                   product_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
-        const Shape step{1, 3, H, false}, steps{4, 3, H, true};
+        const Shape step{1, 3, H}, steps{4, 3, H};
         if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
           check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where, ": a step");
         if (of_a && of_b)
@@ -305,7 +299,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
     testing::Case(target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37}) {
-        const Shape shape{1, 3, H, false};
+        const Shape shape{1, 3, H};
         const Bytes whole = check_step(row, shape, ++seed, H);
         check(whole == check_step(row, shape, seed, 1), "H ", H,
               ": a unit's bits depend on the units beside it");
@@ -317,8 +311,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   testing::Case(tiled + "cells", [product, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
-      for (const bool masks : {false, true})
-        Walk<T>(*product, *kernels.cell, {4, int64_t(1 + H % 7), H, masks}, ++seed).run();
+      Walk<T>(*product, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
   });
   testing::Case(tiled + "NaN and infinity",
                 [product, kernels] { check_special(*kernels.cell, product->lanes); });

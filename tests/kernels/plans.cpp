@@ -192,16 +192,14 @@ const bool added = [] {
       check_split(of);
     });
   }
-  testing::Case("plans/grids by name", [] {
-    CpuTask task{Dtype::kFloat32};
-    task.steps = 10, task.batch = 64, task.rows = 640, task.hidden_size = task.output_size = 512;
-    CpuMachine machine = machines()[2].machine;
-    machine.threads = 8;
-    task.engine = "tiled:2x4x1";
-    check(plan(task, machine).grid == ThreadGrid{2, 4, 1}, "2x4x1");
-    task.engine = "tiled:64x1x1";  // more than there are threads: the planner's own
-    check(plan(task, machine).grid.threads() <= 8, "64x1x1");
-    check(!is_cpu_engine("tiled:0x1x1", false) && !is_cpu_engine("tiled", true), "names");
+  testing::Case("plans/names", [] {
+    for (const bool only_stepwise : {false, true}) {
+      CpuTask task{Dtype::kFloat32};
+      task.only_stepwise = only_stepwise;
+      const auto has = [&](const char* engine) { return task.engine = engine, has_engine(task); };
+      check(has("auto") && has("stepwise") && !has("persistent"), "names");
+      check(has("tiled") == !only_stepwise, "tiled");
+    }
   });
   return true;
 }();

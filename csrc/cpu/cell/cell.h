@@ -30,7 +30,6 @@ struct BackwardRow {
   A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
   T* d_gates;         // [4H] out; may be `gates`
   bool reset;         // the state was zeroed before this step
-  const T* h_mask;    // [H] what h_t was multiplied with on its way into W_hh, or nullptr
 };
 
 // The units [first, first + count) of hidden_size, count <= lanes forward.

@@ -52,7 +52,6 @@ FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at
 template <typename T, typename A>
 FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at,
                                      int64_t hidden_size, Vec<A> from_next) {
-  if (row.h_mask) from_next = from_next * at(row.h_mask);
   const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
   const Vec<A> dc = at(row.dc) + at(row.d_cells);
   const auto before =

@@ -12,7 +12,6 @@
 #include "cpu/layer/previous_state.h"
 #include "cpu/plan.h"
 #include "cpu/stages/cells.h"
-#include "cpu/stages/recurrent_dropout.h"
 #include "equations/lstm_math.h"
 
 namespace fastlstm {
@@ -101,8 +100,12 @@ class ProjectionBackward {
       multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
     else  // an infinite W_hh must not make a NaN of them either
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
-    for (int64_t r = 0; r < step.count; ++r)
-      for (int64_t n = begin; n < end; ++n) d_h(r)[n] = T(total(step.cells[r], A(d_h(r)[n]), n));
+    // From outside last: the small terms are added to each other first.
+    for (int64_t r = 0; r < step.count; ++r) {
+      const BackwardRow<T>& row = step.cells[r];
+      for (int64_t n = begin; n < end; ++n)
+        d_h(r)[n] = T(A(d_h(r)[n]) + (A(row.d_output[n]) + A(row.d_h_n[n])));
+    }
   }
 
   // The rest of a step starts from d_h, through W_hr; nothing else comes from outside. Returns d_h
@@ -113,7 +116,6 @@ class ProjectionBackward {
                                              member.index * rows_.all().batch() + r);
       BackwardRow<T>& row = step.cells[r];
       row.d_output = row.d_h_n = zeros;
-      row.h_mask = nullptr;
     }
     return step.d_gates_next.data();
   }
@@ -131,13 +133,6 @@ class ProjectionBackward {
   }
 
  private:
-  // One element of dL/dh_t.
-  static A total(const BackwardRow<T>& row, A from_next, int64_t n) {
-    if (row.h_mask) from_next *= A(row.h_mask[n]);
-    // Last: the small terms are added to each other first.
-    return from_next + (A(row.d_output[n]) + A(row.d_h_n[n]));
-  }
-
   const CpuPlan& plan_;
   const DirectedRows& rows_;
   int64_t hidden_size_, output_size_;

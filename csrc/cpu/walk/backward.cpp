@@ -14,7 +14,6 @@
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
-#include "cpu/stages/recurrent_dropout.h"
 #include "cpu/stages/weight_gradients.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
@@ -74,7 +73,6 @@ class BackwardWalk {
         directed_(call.rows, d == 1),
         w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
         previous_(call.layer, directed_, d, call.in.output, call.in.cells, nullptr, call.zeros),
-        dropout_(call.layer, call.rows, d, call.plan.chunk_steps * call.rows.batch()),
         d_gates_(make_d_gates()),
         weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
@@ -98,12 +96,8 @@ class BackwardWalk {
 
   int64_t phases() const { return projection_ ? 2 : 1; }
 
-  // In this order: before the steps of a chunk, a member's part of step k of the walk back, after
-  // the steps of the chunk, and at the end of the walk.
-  void begin(const Range& chunk) {
-    x_ = rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
-    h_prev_ = previous_hidden(chunk);
-  }
+  // In this order: a member's part of step k of the walk back, after the steps of a chunk, and at
+  // the end of the walk.
   void step(int64_t k, int64_t phase, const Member& member) {
     StepRows<T>& step = members_[member.index].step;
     find_rows(directed_.step_back(k), member);
@@ -114,7 +108,7 @@ class BackwardWalk {
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
-    auto encoded = weights_.encode(d_gates);
+    const auto encoded = weights_.encode(d_gates);
     if (w_ih_)
       multiply_into<T>(
           to_input_ ? to_input_->encode(d_gates) : encoded, *w_ih_,
@@ -122,13 +116,16 @@ class BackwardWalk {
           d_ > 0 || call_.adds_to_input());
     if (call_.in.request.state) add_initial_state(chunk);
     if (call_.in.request.per_row) return;
-    drop_zeros(h_prev_, d_gates);
-    weights_.add(d_gates, std::move(encoded), x_, h_prev_, chunk.begin > 0);
+    const auto x =
+        rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
+    auto h_prev =
+        rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return previous_.h(t, row); });
+    drop_zeros(h_prev, d_gates);
+    weights_.add(d_gates, encoded, x, h_prev, chunk.begin > 0);
     if (projection_) projection_->add(chunk);
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.in.request.state) finish_initial_state();
     if (call_.in.request.per_row) return gradients.push_back(d_gates_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
@@ -184,15 +181,6 @@ class BackwardWalk {
     return directed_.live<Pointer>(chunk, /*back=*/true, find);
   }
 
-  // h_{t-1} of the rows of a chunk as W_hh saw it.
-  std::vector<const T*> previous_hidden(const Range& chunk) const {
-    auto h_prev =
-        rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return previous_.h(t, row); });
-    if (dropout_)
-      dropout_.forward(h_prev, rows_of<int64_t>(chunk, [](int64_t, int64_t row) { return row; }));
-    return h_prev;
-  }
-
   // The gradient of h_0: what comes back through each row's first step, if it is in this chunk.
   // (That of c_0 is what the cells leave.)
   void add_initial_state(const Range& chunk) const {
@@ -210,15 +198,6 @@ class BackwardWalk {
     }
     const EncodedRows<T> encoded(*call_.plan.product, through.size(), 4 * hidden());
     multiply_into<T>(encoded.encode(through), w_hh_, into, false);
-  }
-  // After the last chunk: the mask on the way into W_hh.
-  void finish_initial_state() const {
-    if (!dropout_) return;
-    for (int64_t row = 0; row < call_.rows.live(0); ++row) {
-      const T* const mask = dropout_.mask(row);
-      T* const to = d_h_0(row);
-      for (int64_t n = 0; n < call_.sizes.output_size; ++n) to[n] = T(A(mask[n]) * A(to[n]));
-    }
   }
   T* d_h_0(int64_t row) const {
     return d_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
@@ -271,7 +250,6 @@ class BackwardWalk {
     cell.c = cells_ + flat * hidden();
     cell.c_prev = previous_.at(t, row).c;
     cell.dc = dc_ + b * hidden();
-    cell.h_mask = dropout_ ? dropout_.mask(row) : nullptr;
     return cell;
   }
 
@@ -284,7 +262,6 @@ class BackwardWalk {
   const DirectedRows directed_;
   const PackedMatrix w_hh_;
   const PreviousState<T> previous_;
-  const RecurrentDropout<T> dropout_;
   const Tensor d_gates_;
   WeightGradients<T> weights_;
   const A* const cells_;
@@ -296,7 +273,6 @@ class BackwardWalk {
   std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;
-  std::vector<const T*> x_, h_prev_;  // rows of the chunk
 };
 
 }  // namespace
@@ -309,7 +285,6 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Bac
   const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
-    for (auto& walk : walks) walk.begin(chunk);
     walk_steps(*plan.product, plan.grid, walks.size(), chunk, walks[0].phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                  walks[d].step(k, phase, member);

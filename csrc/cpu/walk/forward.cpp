@@ -13,7 +13,6 @@
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
-#include "cpu/stages/recurrent_dropout.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
 
@@ -38,7 +37,6 @@ class ForwardWalk {
         encoded_x_(*plan.product, ahead_ * rows.batch(), sizes_.input_size),
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
-        dropout_(layer, rows, d, grid_.members() * rows.batch()),
         output_(data<T>(to.output) + d * sizes_.output_size),
         cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
         gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
@@ -116,11 +114,9 @@ class ForwardWalk {
       const auto before = previous_.at(t, row);
       room.rows[count] = row_of_step(t, row, before);
       if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
-      room.h_prev[count] =
-          before.h == zeros_.values()  // they stay recognizable
-              ? zeros
-              : room.encoded_h.encode(
-                    dropout_.forward(before.h, row, member.index * rows_.batch() + row), count);
+      room.h_prev[count] = before.h == zeros_.values()  // they stay recognizable
+                               ? zeros
+                               : room.encoded_h.encode(before.h, count);
     }
     room.cells.run(weights_, room.cells.tiles(member.unit_group, grid_.unit_groups),
                    ahead_ ? nullptr : room.x.data(), room.h_prev.data(), room.rows.data(), count,
@@ -151,7 +147,6 @@ class ForwardWalk {
   Range chunk_{0, 0};
   const Zeros<T> zeros_;
   const PreviousState<T> previous_;
-  const RecurrentDropout<T> dropout_;
   std::optional<ProjectionForward<T>> projection_;
   T* const output_;
   A* const cells_;
@@ -172,8 +167,9 @@ Precision precision() {
 
 CpuTask task_of(const Layer& layer) {
   CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
-  task.projects = layer.projects(), task.normalizes = layer.normalizes();
-  task.only_dense = !layer.packed() && !layer.lengths && !layer.h_mask;
+  task.projects = layer.projects();
+  task.only_stepwise = layer.normalizes() || layer.h_mask;
+  task.only_dense = !layer.packed() && !layer.lengths;
   task.resets = layer.reset.has_value();
   task.precision = precision();
   if (layer.lengths) {
