@@ -20,7 +20,7 @@ import torch
 
 from . import _build
 
-# "auto" is the op, whose planner decides within it; "one_step" is an engine of it.
+# "auto" is the op, whose planner decides within it.
 ENGINES = ("auto", "torch")
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 Entries = dict[str, dict[str, Any]]  # by call
@@ -55,8 +55,8 @@ def read(file: Path) -> dict[str, Entries] | None:
         found: dict[str, Entries] = record["machines"]
         for entries in found.values():
             for call, entry in entries.items():
-                if entry["engine"] not in (*ENGINES, "one_step"):
-                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}, one_step")
+                if entry["engine"] not in ENGINES:
+                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -23,7 +23,7 @@ from ._choice import Choice as Route
 from ._regularize import Regularizers
 
 # What each is says fastlstm.functional.
-ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent", "one_step")
+ENGINES = ("auto", "torch", "reference", "stepwise", "tiled", "persistent")
 
 _OP_DEVICES = tuple(device for device in ("cpu", "cuda") if _build.has_kernels(device))
 if _OP_DEVICES:

@@ -99,7 +99,7 @@ def lstm(
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
             at import) if it is set, and else for the fastest engine that can serve the call. For
             measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md), on a
-            CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" (docs/cpu.md). "one_step" takes T = 1.
+            CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" (docs/cpu.md).
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:

@@ -29,8 +29,7 @@ class Measurement(NamedTuple):
 
     Attributes:
         call: what it is; calls of the same name are alike.
-        chosen: "auto" (an engine of fastlstm), "torch" (PyTorch's own LSTM), for one step on a GPU
-            "one_step" (one kernel).
+        chosen: "auto" (an engine of fastlstm) or "torch" (PyTorch's own LSTM).
         microseconds: median time of a call by each of them; with its gradients in training.
     """
 
@@ -123,12 +122,6 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
 
 
 def _candidates(stack: Stack, device: torch.device) -> list[str]:
-    """The engines, on a GPU for one step too."""
-    if device.type == "cuda" and stack.steps == 1 and not stack.proj_size:
-        sizes = dict(input_size=stack.input_size, hidden_size=stack.hidden_size)
-        capability = _build.gpu(device.index)[1]
-        if _build.library.fuses_step(dtype=stack.dtype, capability=capability, **sizes):
-            return [*_measured.ENGINES, "one_step"]
     return list(_measured.ENGINES)
 
 

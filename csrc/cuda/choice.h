@@ -68,8 +68,7 @@ inline void remember_refusal(cudaError_t error) {
 struct PlannedCall {
   Task task;
   Plan plan;
-  bool by_name;             // the persistent engine was requested by name: a refusal is an error
-  bool fused_step = false;  // one_step.cu
+  bool by_name;  // the persistent engine was requested by name: a refusal is an error
 };
 
 // The current device, without the multiprocessors that are left to others.
@@ -95,7 +94,7 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
   const std::string name(engine.data(), engine.size());
   const auto request = parse_engine(name);
   TORCH_CHECK(request,
-              "lstm: expected engine to be \"auto\", \"stepwise\", \"one_step\", \"persistent\" or "
+              "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
               "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
               name, "\"");
   const Task task{layer.hidden_size.expect_int(),
@@ -107,22 +106,11 @@ inline PlannedCall plan_call(c10::string_view engine, const Layer& layer, bool b
                   layer.projects() || layer.normalizes(),
                   backward};
   const bool is_auto = request->engine == EngineRequest::kAuto;
-  const bool is_step = request->engine == EngineRequest::kOneStep;
-  if (request->engine == EngineRequest::kStepwise || (is_step && backward) ||
+  if (request->engine == EngineRequest::kStepwise ||
       (is_auto && gpu_state().refused.at(current_device())))
     return {task, {}, false};
   if (is_auto) return {task, known_plan(task), false};
   const CudaDevice device = own_device();
-  if (is_step) {
-    TORCH_CHECK(fuses_step(task, layer.input_size.expect_int(), device.capability),
-                "lstm: the engine \"one_step\" takes one step without proj_size and layer "
-                "normalization of float32, bfloat16 and float16 on sm_80 or newer, with input_size "
-                "and hidden_size in whole pieces of 16 bytes, got ",
-                layer.input.scalar_type(), ", ", task.steps, " steps, input_size ",
-                layer.input_size.expect_int(), ", hidden_size ", task.hidden_size, " on sm_",
-                device.capability);
-    return {task, {}, false, true};
-  }
   const Plan forced = plan_persistent(task, device, request->division);
   TORCH_CHECK(
       forced.persistent, "lstm: the engine \"", name,

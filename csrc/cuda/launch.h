@@ -10,11 +10,6 @@ namespace fastlstm {
 // OneStepForward, NormForward or NormBackward. T, A: the dtypes of dtype_list.h.
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
-// With its products (one_step.cu). cudaErrorInvalidValue where rows are no whole pieces of 16
-// bytes.
-template <typename T>
-cudaError_t launch_step(const FusedStepForward<T, float>& step, bool allow_tf32,
-                        cudaStream_t stream);
 
 // For which compute capability the code was compiled that the current device runs, as
 // 10 * major + minor; cudaErrorNoKernelImageForDevice where the build has none for it.

@@ -52,7 +52,7 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, engine] = options;
   const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
   if (!planned.plan.persistent && planned.task.steps == 1 && !planned.task.only_stepwise)
-    return one_step<T, A>(layer, save_cells, save_gates, planned.fused_step);
+    return one_step<T, A>(layer, save_cells, save_gates);
   if constexpr (!std::is_same_v<T, double>)
     if (planned.plan.persistent)
       if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates)) return *done;

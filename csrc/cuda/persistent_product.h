@@ -17,7 +17,7 @@ namespace fastlstm {
 
 // The kinds of arithmetic. operand(): a word of memory (two 16-bit values or a float) as the
 // multiplication takes it. mma(): d += a b of one tile of 16 rows and 8 columns, whose registers
-// are those of mma (device.h); rows() and columns() make its factors of what a lane has of them.
+// are those of mma (device.h); columns() makes a factor of what a lane has of it.
 
 template <typename Value>
 struct TensorCores {
@@ -27,7 +27,6 @@ struct TensorCores {
     uint32_t low, high;
   };
   static __device__ uint32_t operand(uint32_t word) { return word; }
-  static __device__ Rows rows(const Bits128& own) { return own; }
   static __device__ Columns columns(uint32_t low, uint32_t high) { return {low, high}; }
 };
 
@@ -50,8 +49,8 @@ struct Tf32Mma : TensorCores<float> {
   }
 };
 
-// IEEE float32 without tensor cores: what the four lanes of a row or of a column have is handed to
-// each lane that multiplies it. Of rows in shared memory the lanes read all four (Fragments).
+// IEEE float32 without tensor cores: what the four lanes of a column have is handed to each lane
+// that multiplies it. Of rows the lanes read all four from shared memory (Fragments).
 struct Ffma {
   using T = float;
   struct Rows {
@@ -61,13 +60,6 @@ struct Ffma {
     float even[8], odd[8];
   };
   static __device__ uint32_t operand(uint32_t word) { return word; }
-  static __device__ Rows rows(const Bits128& own) {
-    Rows all;
-#pragma unroll
-    for (int k = 0; k < 16; ++k)
-      all.of_lane[k / 4].word[k % 4] = shuffle(own.word[k % 4], threadIdx.x % 32 / 4 * 4 + k / 4);
-    return all;
-  }
   static __device__ Columns columns(uint32_t low, uint32_t high) {
     const int first = threadIdx.x % 4 * 8;
     Columns all;
@@ -228,8 +220,7 @@ __device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, 
 }
 
 // Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
-// are on their way. `polls`: see LoadedChunks::wait. With FASTLSTM_PROBE a warp asks for one chunk
-// until it is there, and only then for the others, which are mostly there by then.
+// are on their way. `polls`: see LoadedChunks::wait.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
                            int last, int polls) {
@@ -240,11 +231,6 @@ __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns
     product.add(loaded.words, begin, last);
     if (end < last) next.wait(parts, end, polls);
   };
-#if defined(FASTLSTM_PROBE)  // off: nobody has timed it
-  LoadedChunks<T, 1, kColumns> probe;
-  probe.load(parts, first);
-  probe.wait(parts, first, polls);
-#endif
   one.load(parts, first);
   one.wait(parts, first, polls);
   for (int begin = first; begin < last; begin += 2 * kChunks) {

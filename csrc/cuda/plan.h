@@ -262,13 +262,6 @@ inline Plan plan_persistent(const Task& task, const CudaDevice& device,
   return best;
 }
 
-// Whether one_step.cu serves a layer of one step: rows are whole pieces of 16 bytes.
-inline bool fuses_step(const Task& task, int64_t input_size, int capability) {
-  const int64_t piece = 16 / task.element_bytes();
-  return task.steps == 1 && task.dtype != Dtype::kFloat64 && !task.only_stepwise &&
-         capability >= 80 && input_size % piece == 0 && task.hidden_size % piece == 0;
-}
-
 inline Plan plan(const Task& task, const CudaDevice& device) {
   Plan best = plan_persistent(task, device);
   const double steps = static_cast<double>(task.steps);

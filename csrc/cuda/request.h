@@ -17,16 +17,14 @@
 namespace fastlstm {
 
 struct EngineRequest {
-  enum Engine { kAuto, kStepwise, kOneStep, kPersistent } engine;
+  enum Engine { kAuto, kStepwise, kPersistent } engine;
   Division division;  // of the persistent engine
 };
 
-// "auto", "stepwise", "one_step", "persistent" or "persistent:UNITSxROW_TILExROW_GROUPS"; nothing
-// for others.
+// "auto", "stepwise", "persistent" or "persistent:UNITSxROW_TILExROW_GROUPS"; nothing for others.
 inline std::optional<EngineRequest> parse_engine(const std::string& name) {
   if (name == "auto") return EngineRequest{EngineRequest::kAuto, {}};
   if (name == "stepwise") return EngineRequest{EngineRequest::kStepwise, {}};
-  if (name == "one_step") return EngineRequest{EngineRequest::kOneStep, {}};
   if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
   int numbers[3];
   if (!parse_division(name, "persistent", numbers)) return std::nullopt;

@@ -15,10 +15,10 @@ struct CudaStepKernels : stepwise::AtenProducts {
   }
 };
 
-// A single step: `fused`, or in as many launches as nn.LSTMCell has, two products and a kernel,
-// which adds the biases and takes the state from h_0 and c_0 to h_n and c_n.
+// A single step in as many launches as nn.LSTMCell has: two products and a kernel, which adds the
+// biases and takes the state from h_0 and c_0 to h_n and c_n.
 template <typename T, typename A>
-ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, bool fused) {
+ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const ForwardTensors to(layer, save_cells, save_gates, /*copies_state=*/false);
   const Tensor input = flat(layer.input, s.batch);
@@ -27,7 +27,7 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, boo
   for (int64_t d = 0; d < s.directions; ++d) {
     const Direction& w = layer.directions[d];
     const stepwise::DirectionWalk walk(layer, d);
-    auto step = walk.begin<FusedStepForward, T, A>(walk.steps()[0]);
+    auto step = walk.begin<OneStepForward, T, A>(walk.steps()[0]);
     const Tensor b_ih = layer.has_bias() ? w.b_ih.contiguous() : Tensor();
     const Tensor b_hh = layer.has_bias() ? w.b_hh.contiguous() : Tensor();
     if (layer.has_bias()) step.b_ih = const_data<T>(b_ih), step.b_hh = const_data<T>(b_hh);
@@ -40,23 +40,9 @@ ForwardResult one_step(const Layer& layer, bool save_cells, bool save_gates, boo
     step.output_stride = s.directions * s.hidden_size;
     if (save_cells) step.cells = data<A>(to.cells[d]);
     if (save_gates) step.gates = data<T>(to.gates[d]);
-    if constexpr (std::is_same_v<A, float>) {
-      if (fused) {
-        const Tensor x = exchangeable(input, s.input_size),
-                     h = exchangeable(seen[d], s.hidden_size);
-        const Tensor w_ih = exchangeable(w.w_ih, s.input_size);
-        const Tensor w_hh = exchangeable(w.w_hh, s.hidden_size);
-        step.input = const_data<T>(x), step.w_ih = const_data<T>(w_ih);
-        step.h_seen = const_data<T>(h), step.w_hh = const_data<T>(w_hh);
-        step.input_size = s.input_size;
-        const auto stream = c10::cuda::getCurrentCUDAStream();
-        check_cuda(launch_step(step, rnn_allows_tf32(), stream), "launch_step");
-        continue;
-      }
-    }
     const Tensor from_x = at::mm(input, w.w_ih.t()), from_h = at::mm(seen[d], w.w_hh.t());
     step.x_gates = const_data<T>(from_x), step.h_gates = const_data<T>(from_h);
-    CudaStepKernels::run(static_cast<const OneStepForward<T, A>&>(step));
+    CudaStepKernels::run(step);
   }
   return to.result(layer);
 }

@@ -53,14 +53,6 @@ struct OneStepForward : StepForward<T, A> {
   T* c_n_narrow;
 };
 
-// The same before its products: x_gates and h_gates are not used.
-template <typename T, typename A>
-struct FusedStepForward : OneStepForward<T, A> {
-  const T *input, *w_ih;   // [rows,I] [4H,I]
-  const T *h_seen, *w_hh;  // [rows,H] h_0 as W_hh sees it, with a mask or without; [4H,H]
-  int64_t input_size;
-};
-
 template <typename T, typename A>
 struct StepBackward : Step {
   const T* gates;       // [rows,4H] activated i, f, g, o

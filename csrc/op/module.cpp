@@ -34,9 +34,6 @@ PYBIND11_MODULE(_C, m) {
         "directions"_a, "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a,
         "clock_ghz"_a = 0.0, "layers"_a = 1, "engine"_a = "auto", "constants"_a = py::dict(),
         "The engine that a layer would get on a CUDA device, which need not be present.");
-  m.def("fuses_step", &planners::fuses_step, py::kw_only(), "dtype"_a, "input_size"_a,
-        "hidden_size"_a, "capability"_a,
-        "Whether the engine \"one_step\" serves such an LSTMCell.");
   m.def(
       "is_refused", [](int device) { return gpu_state().refused.at(device).load(); }, "device"_a,
       "Whether a GPU refused to launch the persistent engine.");

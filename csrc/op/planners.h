@@ -71,7 +71,7 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
         "expected hidden_size, batch, steps and layers of at least 1, sm_count of at least 0 and 1 "
         "or 2 directions");
   const auto request = parse_engine(engine);
-  if (!request || request->engine == EngineRequest::kOneStep)
+  if (!request)
     throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
                                 R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
                                 engine + '"');
@@ -92,13 +92,6 @@ inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int
                   "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
                   "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
                   "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
-}
-
-// Of a plain layer of one step.
-inline bool fuses_step(const std::string& dtype, int64_t input_size, int64_t hidden_size,
-                       int capability) {
-  const Task task{hidden_size, 1, 1, 1, dtype_named(dtype), false, false, false};
-  return fastlstm::fuses_step(task, input_size, capability);
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.

@@ -342,55 +342,6 @@ def test_one_step(kind, options):
         call.check_backward(call.backward(saved, "stepwise"))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        dict(reset=True, batch=9),
-        dict(form="lengths", directions=2, reset=True, batch=7),
-        dict(form="packed", bias=False),
-        dict(h_mask=True, directions=2, reset=True),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", KINDS, indirect=True)
-def test_one_step_in_one_launch(kind, options, use):
-    """The engine "one_step": a launch on the call's stream, and nothing else that a graph keeps."""
-    call = Call(kind, steps=1, input_size=8, **options)
-    start = call.input.new_empty(call.input.numel() + 1)[1:].view_as(call.input)
-    for given_c_0 in (call.c_0, call.c_0.float()):
-        call.c_0, call.grads[2] = given_c_0, call.grads[2].to(given_c_0.dtype)
-        use(1, 7)
-        ops().take_events()
-        with torch.profiler.profile() as profile:
-            saved = call.forward("one_step")
-        events = ops().take_events()
-        assert [event[:3] for event in events] == [[LAUNCH, 1, 7]] * len(call.c_0)
-        called = [e.name for e in profile.events() if e.name.startswith("aten::")]
-        masked = ["aten::mul"] if call.h_mask is not None else []
-        assert [name for name in called if not QUIET.match(name)] == masked
-        assert saved[2].dtype == given_c_0.dtype
-        call.check_forward(saved)
-        call.check_backward(call.backward(saved, "one_step"))
-    call.input = start.copy_(call.input)  # at no multiple of 16 bytes
-    call.check_forward(call.forward("one_step"))
-
-
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"], indirect=True)
-@pytest.mark.parametrize("options", [dict(input_size=6), dict(hidden_size=9), dict(steps=2)])
-def test_what_one_step_does_not_take(kind, options):
-    call = Call(kind, **dict(steps=1, input_size=8) | options)
-    expected = '"one_step" takes one step .* of float32, bfloat16 and float16 .* in whole pieces'
-    with pytest.raises(RuntimeError, match=f"{expected}.*hidden_size {call.c_0.size(-1)} on sm_90"):
-        call.forward("one_step")
-    ops().set_code(75)
-    try:
-        with pytest.raises(RuntimeError, match="on sm_75"):
-            Call("float32", steps=1, input_size=8).forward("one_step")
-    finally:
-        ops().set_code(90)
-
-
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 @pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)

@@ -62,7 +62,6 @@ STEPWISE, NORMED, FFMA, TF32, BF16 = (
 )
 FORWARD, BACKWARD = "persistent_forward.cu", "persistent_backward.cu"
 EXCHANGE, PRODUCT, BLOCK = ("persistent_exchange.h", "persistent_product.h", "persistent_block.h")
-ONE_STEP = "one_step.cu"
 MUTANTS = {
     ("stepwise.cu", "stepwise.cu"): {
         "rows beyond the grid are left out": (
@@ -112,62 +111,20 @@ MUTANTS = {
             "s.prev_rows == 0 ? s.c_0",
             [STEPWISE + "packed reverse"],
         ),
-    },
-    (ONE_STEP, ONE_STEP): {
-        "a reset keeps h": (
-            "recurrent && is_reset(step, row)",
-            "false",
-            ["one step/float32/resets"],
-        ),
-        "rows beyond the first eight": (
-            "if (j >= live) break;",
-            "if (j >= 1) break;",
-            ["one step/tf32/more rows", "one step/bfloat16/more rows"],
-        ),
-        "rows beyond a block": (
-            "const int64_t first_row = int64_t(blockIdx.y) * kTile;",
-            "const int64_t first_row = 0;",
-            ["one step/float16/rows in several blocks"],
-        ),
-        "W_hh is multiplied by every warp": (
-            "begin > chunks_x ? begin - chunks_x : 0",
-            "0",
-            ["one step/float32/deep in h"],
-        ),
-        "gates in another order": (
-            "r % 4 * step.hidden_size + first_unit + r / 4",
-            "r / 4 * step.hidden_size + first_unit + r % 4",
-            ["one step/bfloat16/one row"],
-        ),
-        "no barrier before the sums": (
-            "__syncthreads();",
-            "",
-            ["one step/bfloat16/a tile of 8 rows"],
-        ),
-        "any sizes": ("return cudaErrorInvalidValue;", ";", ["one step/odd rows are refused"]),
-    },
-    (ONE_STEP, PRODUCT): {
-        "float32 takes a factor of the wrong row": (
-            "first + 4 + k % 4",
-            "first + k % 4",
-            ["one step/float32/a tile of 8 rows"],
-        ),
-    },
-    (ONE_STEP, "../equations/lstm_step.h"): {
-        "c does not stay where it is": (
-            "s.c_n[i] = state.c;",
+        "c of an only step gets lost": (
+            "s.c_n[i] = c;",
             "(void)0;",
-            ["one step/float32/c in place, nothing saved"],
+            [STEPWISE + "only step, nothing saved, reverse"],
         ),
-        "a dead row has an output": (
-            "T(live ? state.h : A(0))",
-            "T(state.h)",
-            ["one step/float32/lengths, masks"],
+        "a dead row of an only step has an output": (
+            "T(live ? h : A(0))",
+            "T(h)",
+            [STEPWISE + "only step, lengths"],
         ),
-        "a bias is forgotten": (
+        "an only step forgets a bias": (
             "if (s.b_hh)",
             "if (false)",
-            ["one step/float32/one row"],
+            [STEPWISE + "only step"],
         ),
     },
     (FORWARD, "device.h"): {
@@ -352,30 +309,6 @@ def test_too_many_parameters_do_not_compile(tmp_path):
         done = compile_with_emulator(tmp_path / "sequence.cu", CUDA, "-fsyntax-only")
         assert (done.returncode == 0) == compiles, done.stdout
     assert "what CUDA allows on every GPU" in done.stdout
-
-
-@pytest.mark.parametrize("source", [FORWARD, BACKWARD])
-def test_probe(source, tmp_path):
-    """FASTLSTM_PROBE: rows of a chunk a warp are waited for by the probe alone, others by both."""
-    build()
-    wait = "one.wait(parts, first, polls);"
-    others = [str(o) for o in (BUILD / "plain").glob("*.o") if o.name != f"{source}.o"]
-
-    def program(name, fault, *flags):
-        cuda = plant(fault, wait, PRODUCT, tmp_path / name)
-        changed, built = str(tmp_path / f"{name}.o"), str(tmp_path / f"{name}_tests")
-        done = compile_with_emulator(cuda / source, cuda, *flags, "-c", "-o", changed)
-        assert done.returncode == 0, done.stdout
-        check(*CXX, "-pthread", changed, *others, "-o", built)
-        return built
-
-    short, long = FFMA + "two parts", TF32 + "very deep"
-    probing = program("probing", wait, "-DFASTLSTM_PROBE")
-    check(probing, short, long, BF16 + "odd sizes", "persistent/a block that starts late")
-    alone = program("alone", "", "-DFASTLSTM_PROBE")
-    check(alone, short)
-    assert run(alone, long, timeout=120).returncode != 0
-    assert run(program("none", ""), short, timeout=120).returncode != 0
 
 
 def plant(fault, code, name, folder):

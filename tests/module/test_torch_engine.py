@@ -188,11 +188,11 @@ def test_a_step_that_torch_gets(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -
     assert all(map(torch.equal, cell(x, state), theirs(x, state)))
     with pytest.raises(RuntimeError, match="expected"):
         cell(x, (state[0][:, 1:], state[1]))
-    with _measured.force("one_step"):
+    with _measured.force("persistent"):
         assert not _route.gpu_leaves_step_to_torch(cell, x)
-    cell.engine = "one_step"
+    cell.engine = "persistent"
     assert not _route.gpu_leaves_step_to_torch(cell, x)
-    measured = _choice.Choice("one_step", "measured by fastlstm.tune")
+    measured = _choice.Choice("persistent", "measured by fastlstm.tune")
     monkeypatch.setattr(_choice, "of_stack", lambda stack, device: measured)
     _route._gpu_leaves.cache_clear()
     cell.engine = "auto"
@@ -200,7 +200,7 @@ def test_a_step_that_torch_gets(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -
     weights = list(cell.parameters())
     assert _choice.of_step(x, *state, weights, "bias") == "torch"  # nothing was measured
     monkeypatch.setattr(_measured, "active", True)
-    assert _choice.of_step(x, *state, weights, "bias") == "one_step"
+    assert _choice.of_step(x, *state, weights, "bias") == "persistent"
 
 
 class Once(TorchDispatchMode):

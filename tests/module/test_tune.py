@@ -359,16 +359,3 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None
     Path(f"{file}.{os.getpid()}.new").symlink_to(other)
     quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
-
-
-def test_one_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine "one_step", where its kernel serves the call."""
-    candidates = MODULE._candidates
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
-    gpu, stack = torch.device("cuda", 0), _choice.Stack("bfloat16", 8, 16, batch=3, steps=1)
-    assert candidates(stack, gpu) == ["auto", "torch", "one_step"]
-    others = dict(steps=2), dict(input_size=12), dict(dtype="float64"), dict(proj_size=8)
-    for change in others:
-        assert candidates(stack._replace(**change), gpu) == ["auto", "torch"]
-    monkeypatch.setattr(_build, "gpu", lambda index: (40, 75, 1.5, ""))
-    assert candidates(stack, gpu) == ["auto", "torch"]
