@@ -236,7 +236,7 @@ def wheel_extensions(kinds, packages):
     """The kernels, which know no torch, and what calls them, for each torch in `packages`."""
     from torch.utils import cpp_extension
 
-    kernels = [*glob(f"{KERNELS}/*.cpp"), *glob("csrc/gpu_state.cpp")]
+    kernels = glob(f"{KERNELS}/*.cpp")
     core = glob("csrc/core/*.cpp")
     cuda, cuda_kernels = glob("csrc/cuda/*.cpp"), glob("csrc/cuda/*.cu")
     rest = set(glob("csrc/**/*.cpp", recursive=True)) - {*kernels, *cuda}
@@ -265,7 +265,7 @@ def wheel_extensions(kinds, packages):
 
 def in_one_file(sources, folder):
     """Sources, those that include torch as one: its headers are most of their time."""
-    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp", "csrc/gpu_state.cpp")
+    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp")
     few = [s for s in sources if s.startswith("csrc/") and not s.startswith(apart)]
     if len(few) < 2:
         return sources

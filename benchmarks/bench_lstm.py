@@ -1,4 +1,4 @@
-"""Compare fastlstm.LSTM with torch.nn.LSTM, prepacked layers with their peers: time and memory.
+"""On a CPU, compare fastlstm.LSTM with torch.nn.LSTM, prepacked layers with their peers.
 
     python benchmarks/bench_lstm.py
     python benchmarks/bench_lstm.py --group dense,packed --seconds 0.5
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import re
 import statistics
 import sys
 import time
@@ -20,57 +19,41 @@ from pathlib import Path
 from typing import Any
 
 import floor
-import gpu
 import machine
 import memory
 import peers
 import torch
-from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group
+from cases import GROUPS, Case, Group
 from report import Result, Table, means, write_json
-from timing import CLOCKS, Effort, Pairs, alternate, settle_malloc
+from timing import Effort, Pairs, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
 
-GROUPS = {"cpu": CPU_GROUPS, "cuda": CUDA_GROUPS}
-SECONDS = {"cpu": 1.0, "cuda": 0.4}  # of each case
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def engine_name(text: str) -> str:
-    if text not in ENGINES and not re.fullmatch(r"persistent:\d+x\d+x\d+", text):
-        names = f"{', '.join(ENGINES)} or persistent:UNITSxROW_TILExROW_GROUPS"
-        raise argparse.ArgumentTypeError(f"expected {names}, got {text}")
-    return text
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    groups = (f"groups of {d}: {', '.join(g.key for g in found)}" for d, found in GROUPS.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0],
-        epilog="\n".join(groups),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"groups: {', '.join(group.key for group in GROUPS)}",
     )
     add = parser.add_argument
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=GROUPS, default=default, help=f"default: {default}")
     add("--group", metavar="KEY,...", help="measure only these groups")
-    add("--engine", type=engine_name, default="auto", help="of fastlstm; default: auto")
+    add("--engine", choices=ENGINES, default="auto", help="of fastlstm; default: auto")
     add("--quick", action="store_true", help="the two smallest cases of each group, briefly")
-    add("--seconds", type=float, help="for each case; default: 1 on cpu, 0.4 on cuda")
+    add("--seconds", type=float, help="for each case; default: 1")
     add("--threads", type=int, help="number of CPU threads; default: torch's")
     add("--limit", type=float, metavar="SECONDS", help="start no case after this long")
     add("--output", type=Path, metavar="FILE.json", help="default: in benchmarks/results")
     args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device")
     for name in ("seconds", "threads", "limit"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name}: expected a positive number, got {value}")
     if args.output and args.output.suffix != ".json":
         parser.error(f"--output: expected a name that ends in .json, got {args.output}")
-    known = {group.key: group for group in GROUPS[args.device]}
+    known = {group.key: group for group in GROUPS}
     keys = args.group.split(",") if args.group else list(known)
     if unknown := set(keys) - set(known):
         parser.error(
@@ -95,27 +78,19 @@ class Bench:
     """One run: what all cases share, and the measurements of one case."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.device: str = args.device
         self.engine: str = args.engine
-        if self.device == "cuda":
-            properties = torch.cuda.get_device_properties(0)
-            self.sms = properties.multi_processor_count
-            self.capability = 10 * properties.major + properties.minor
-            self.sm_clock = gpu.SmClock(f"GPU-{properties.uuid}")
-        seconds = args.seconds or (0.2 if args.quick else SECONDS[args.device])
-        self.effort = Effort(seconds, 5 if args.quick or args.device == "cuda" else 9)
+        seconds = args.seconds or (0.2 if args.quick else 1.0)
+        self.effort = Effort(seconds, 5 if args.quick else 9)
         cases = [case for group in args.groups for case in group.cases]
-        self.memory: dict[Case, dict[str, memory.Peak]] = {}
-        if self.device == "cpu":  # in a process of its own; on a GPU beside the time
-            self.memory = self._memory([c for c in cases if c.mode == "training"])
+        self.memory = self._memory([c for c in cases if c.mode == "training"])
         settle_malloc()
-        self.peaks = self._peaks(cases) if self.device == "cpu" else {}
+        self.peaks = self._peaks(cases)
 
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
         if not cases:
             return {}
         names = self.engine, "torch.nn"
-        ours, theirs = (memory.measure(cases, name, self.device) for name in names)
+        ours, theirs = (memory.measure(cases, name) for name in names)
         return {
             case: {"torch": b, "fastlstm": a}
             for case, a, b in zip(cases, ours, theirs, strict=True)
@@ -132,13 +107,12 @@ class Bench:
         return peaks
 
     def _pairs(self, case: Case) -> Pairs:
-        theirs, ours = (build(case, name, self.device) for name in (case.beside, self.engine))
+        theirs, ours = (build(case, name, "cpu") for name in (case.beside, self.engine))
         check_agreement(case, theirs, ours)
-        return alternate(theirs.step, ours.step, CLOCKS[self.device], self.effort)
+        return alternate(theirs.step, ours.step, cpu_clock, self.effort)
 
     def measure(self, case: Case) -> Result:
         """Measures one case; benchmarks/README.md has the entries."""
-        start = time.monotonic()
         with settings(case):
             pairs = self._pairs(case)
             seconds = statistics.median(pairs.candidate)
@@ -148,8 +122,6 @@ class Bench:
                 "quartiles": pairs.quartiles,
                 "pairs": len(pairs.ratios),
             }
-            if self.device == "cuda":
-                result |= self.on_gpu(case, start)
             if case in self.memory:
                 result["memory"] = self.memory[case]
             if case.precision in self.peaks and case.steps > 1 and not case.prepacked:
@@ -158,23 +130,12 @@ class Bench:
                 result["gemm_share"] = work / seconds / self.peaks[case.precision]
         return result
 
-    def on_gpu(self, case: Case, start: float) -> dict[str, Any]:
-        """The plan, the peak of memory in training, the clock since `start`."""
-        if case.mode == "training":
-            self.memory |= self._memory([case])
-        found: dict[str, Any] = {}
-        if self.engine != "reference":
-            found["plan"] = gpu.plans(case, self.engine, self.sms, self.capability)
-        if (mhz := self.sm_clock.median(start)) is not None:
-            found["sm_mhz"] = mhz
-        return found
-
 
 def output_path(args: argparse.Namespace, commit: str | None) -> Path:
     if args.output:
         return Path(args.output)
     now = datetime.datetime.now().strftime("%Y%m%d")
-    return RESULTS / f"lstm-{args.device}-{now}-{(commit or 'nocommit')[:7]}.json"
+    return RESULTS / f"lstm-cpu-{now}-{(commit or 'nocommit')[:7]}.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,10 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     record: dict[str, Any] = {
         "command": machine.command("bench_lstm", sys.argv[1:] if arguments is None else arguments),
-        "device": args.device,
+        "device": "cpu",
         "engine": args.engine,
         "quick": args.quick,
-        **machine.describe(args.device),
+        **machine.describe("cpu"),
         "complete": False,
         "groups": [],
     }
@@ -214,10 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result["error"] = f"{type(error).__name__}: {error}"
             results.append(result)
             print(table.row(str(case), result), flush=True)
-            write_json(path, record)  # a later case may hang, or be killed
+            write_json(path, record)  # a later case may be killed
         print(means(results))
-    if args.device == "cuda":
-        bench.sm_clock.close()
     record["complete"] = left_out == 0
     write_json(path, record)
     if left_out:

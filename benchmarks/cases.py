@@ -1,4 +1,4 @@
-"""What is measured: the cases of each device, in groups; tests and other benchmarks take them too.
+"""What is measured: the cases, in groups; tests and other benchmarks take them too.
 
 A ratio is the time of torch.nn, or of another peer, divided by that of fastlstm: larger is better.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
-    "tf32": torch.float32,  # float32 with torch.backends.cudnn.allow_tf32, or on a CPU as below
+    "tf32": torch.float32,  # by a GPU's allow_tf32, or on a CPU as below
     "products in bfloat16": torch.float32,  # by torch.backends.mkldnn.rnn.fp32_precision
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -164,7 +164,7 @@ def _group(
     return Group(key, title, tuple(cases))
 
 
-def _cpu_groups() -> tuple[Group, ...]:
+def _groups() -> tuple[Group, ...]:
     one = ((32, 35, 200, 400),)
     cells = [Case(*shape, "inference", module="LSTMCell") for shape in ONE_STEP]
     cells += [Case(*shape, "training", module="LSTMCell") for shape in CELL_LOOPS]
@@ -209,33 +209,4 @@ def _cpu_groups() -> tuple[Group, ...]:
     )  # fmt: skip
 
 
-def _cuda_groups() -> tuple[Group, ...]:
-    """T = 512 and input_size = hidden_size; what the kernels are written for comes first."""
-
-    def group(
-        key: str,
-        title: str,
-        kinds: Iterable[str],
-        sizes: Iterable[int],
-        batches: Iterable[int],
-        **traits: Any,
-    ) -> Group:
-        shapes = tuple((batch, 512, size, size) for size, batch in product(sizes, batches))
-        parts = (_group(key, title, shapes, precision=kind, **traits).cases for kind in kinds)
-        return Group(key, title, tuple(chain(*parts)))
-
-    halves, singles = ("bfloat16", "float16"), ("tf32", "float32")
-    sizes, batches = (256, 512, 1024), (1, 16, 64)
-    both_ways: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
-    return (
-        group("dense-half", "dense batches, 16 bits", halves, sizes, batches),
-        REAL_GROUP,
-        group("dense", "dense batches, float32", singles, sizes, batches),
-        group("packed", "packed sequences", (*halves, "tf32"), sizes[:2], (32, 128), ragged=True),
-        group("two-layers", "two layers, bidirectional", halves[:1], (512,), (32,), **both_ways),
-        group("double", "packed sequences, float64", ("float64",), (256,), (32,), ragged=True),
-    )  # fmt: skip
-
-
-CPU_GROUPS = _cpu_groups()
-CUDA_GROUPS = _cuda_groups()
+GROUPS = _groups()

@@ -94,13 +94,12 @@ def describe(device: str) -> dict[str, Any]:
         machine["gpu"] = properties.name
         machine["sms"] = properties.multi_processor_count
         machine["gpu_capability"] = 10 * properties.major + properties.minor
-        machine["gpu_ghz"] = _build.gpu(0)[2] if _build.has_kernels("cuda") else 0.0
         machine["gpu_memory"] = properties.total_memory
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "threads": torch.get_num_threads(),
-        "tf32": {  # as the user left it; the cases named tf32 turn cudnn's on, the others off
+        "tf32": {  # as the user left it; the cases named tf32 turn both on, the others off
             "cudnn": torch.backends.cudnn.allow_tf32,
             "matmul": torch.backends.cuda.matmul.allow_tf32,
         },

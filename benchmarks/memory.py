@@ -1,6 +1,6 @@
 """Peak memory of one training step, beyond the weights and the input.
 
-On a CPU a fresh process measures it in two ways, since neither sees everything: `allocated`, the
+A fresh process measures it in two ways, since neither sees everything: `allocated`, the
 highest sum of the tensors that torch's allocator has handed out (exact, and the same on every run),
 and `resident`, how far the process grew in pages really touched, whoever allocated them (Linux).
 malloc is told to map every block of 16 KiB or more and to give smaller ones back before the step,
@@ -29,13 +29,11 @@ from fastlstm import _build
 Peak = dict[str, int]  # bytes by "allocated" and "resident"; what cannot be measured is absent
 
 
-def measure(cases: Sequence[Case], implementation: str, device: str) -> list[Peak]:
+def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
     """Measures each case, with no entry where the implementation refuses it.
 
     For the arguments see `workload.build`.
     """
-    if device == "cuda":
-        return [_peak(case, implementation, device) for case in cases]
     request = json.dumps([implementation, [dataclasses.asdict(case) for case in cases]])
     environment = os.environ | {
         "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=16384:glibc.malloc.mmap_max=1000000",
@@ -51,22 +49,11 @@ def measure(cases: Sequence[Case], implementation: str, device: str) -> list[Pea
     return peaks
 
 
-def _peak(case: Case, implementation: str, device: str) -> Peak:
+def _peak(case: Case, implementation: str) -> Peak:
     try:
-        return (_cuda_peak if device == "cuda" else _cpu_peak)(case, implementation)
+        return _cpu_peak(case, implementation)
     except RuntimeError:  # the timing of this case meets the same error and reports it
         return {}
-
-
-def _cuda_peak(case: Case, implementation: str) -> Peak:
-    with settings(case):
-        workload = build(case, implementation, "cuda")
-        workload.step()
-        workload.clear()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        workload.step()
-        return {"allocated": torch.cuda.max_memory_allocated() - before}
 
 
 def allocated(step: Callable[[], object]) -> int:
@@ -117,4 +104,4 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
 
 if __name__ == "__main__":
     implementation, cases = json.load(sys.stdin)
-    print(json.dumps([_peak(Case(**case), implementation, "cpu") for case in cases]))
+    print(json.dumps([_peak(Case(**case), implementation) for case in cases]))

@@ -13,7 +13,6 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +54,6 @@ def draw(count: int, seed: int) -> Iterator[Case]:
             yield case
 
 
-# hidden_size, batch, num_layers: up to what a GPU is used for.
-GPU_SHAPES = ((128, 1, 1), (256, 64, 1), (512, 16, 4), (512, 256, 1), (1024, 64, 4), (2048, 256, 1))
-
-
-def gpu_grid(seed: int) -> list[Case]:
-    """Large plain cases from one step on, shuffled, so that any part of them covers the sizes."""
-    sizes = product(
-        (1, 4, 10, 20, 100, 512), GPU_SHAPES, ("float32", "bfloat16"), ("training", "inference")
-    )
-    cases = [
-        Case(batch, steps, hidden, hidden, mode, precision, num_layers=layers)
-        for steps, (hidden, batch, layers), precision, mode in sizes
-    ]
-    random.Random(seed).shuffle(cases)
-    return cases
-
-
 def ratio(case: Case, device: str, seconds: float) -> float:
     """Time of nn.LSTM / time of fastlstm.LSTM, which is printed at once."""
     with settings(case):
@@ -99,7 +81,6 @@ def report(title: str, cases: Sequence[Case], ratios: Sequence[float]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=30, help="how many; default: 30")
-    parser.add_argument("--gpu-grid", action="store_true", help="large cases from a grid instead")
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
     parser.add_argument("--seconds", type=float, default=1.0, help="for a case; default: 1")
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.cases < 1 or args.seconds <= 0:
         parser.error("expected --cases of at least 1 and --seconds above 0")
-    cases = (
-        gpu_grid(args.seed)[: args.cases] if args.gpu_grid else list(draw(args.cases, args.seed))
-    )
+    cases = list(draw(args.cases, args.seed))
     settle_malloc()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASTLSTM_TUNE"] = str(Path(folder, "tuned.json"))

@@ -128,17 +128,3 @@ def median_time(step: Step, clock: Clock, effort: Effort) -> float:
     ):
         samples.append(clock(step, calls))
     return statistics.median(samples)
-
-
-def capture(step: Step) -> Step:
-    """Captures a step as a CUDA graph; returns what replays it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay

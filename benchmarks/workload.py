@@ -193,12 +193,16 @@ def settings(case: Case) -> Iterator[None]:
     """Gradients on or off, and how float32 is multiplied on a GPU and a CPU, as the case says."""
     mkldnn: Any = torch.backends.mkldnn  # whose stubs lack rnn
     rnn = mkldnn.rnn
-    before = torch.backends.cudnn.allow_tf32, rnn.fp32_precision
-    torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+    gpu = torch.backends.cudnn, torch.backends.cuda.matmul  # of nn.LSTM, of ours
+    before = [backend.allow_tf32 for backend in gpu], rnn.fp32_precision
+    for backend in gpu:
+        backend.allow_tf32 = case.precision == "tf32"
     precisions = {"products in bfloat16": "bf16", "tf32": "tf32"}
     rnn.fp32_precision = precisions.get(case.precision, "none")
     try:
         with torch.set_grad_enabled(case.mode == "training"):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32, rnn.fp32_precision = before
+        rnn.fp32_precision = before[1]
+        for backend, allowed in zip(gpu, before[0], strict=True):
+            backend.allow_tf32 = allowed

@@ -13,7 +13,6 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -59,33 +58,14 @@ def _minor(version: str) -> str:
 
 
 @functools.cache
-def gpu(index: int) -> tuple[int, int, float, str]:
-    """Of a GPU of this machine: multiprocessors, capability as 90 for 9.0, GHz, and an error.
+def gpu(index: int) -> tuple[int, int, str]:
+    """Of a GPU of this machine: multiprocessors, capability as 90 for 9.0, and an error.
 
     The capability is that of the kernels where they were compiled for less than sm_80, and 0 where
     they cannot run, as under an old driver: then the error says why, unless there is no such code.
     """
-    sm_count, capability, ghz, error = torch.ops.fastlstm.cuda_device(index)
-    return sm_count, capability, ghz, error.partition("\n")[0]  # without how to debug kernels
-
-
-@functools.cache
-def _under_mps() -> bool:
-    """Whether NVIDIA's MPS lets other processes use a GPU at the same time."""
-    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
-
-
-def leave_sms_to_others(sm_count: int, capability: int) -> None:
-    """Let the persistent engine leave some to NCCL, and half under MPS, if nobody says how many.
-
-    All blocks of a launch run at once, so that under MPS two launches that need more than half
-    might each wait for the other's multiprocessors.
-    """
-    group, free = torch.distributed, 0
-    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        most = os.environ.get("NCCL_MAX_CTAS", "")  # else what NCCL takes on such GPUs
-        free = int(most) if most.isdecimal() else 32 if capability >= 90 else 24
-    library.set_default_free_sms(max(free, sm_count // 2 if _under_mps() else 0))
+    sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
+    return sm_count, capability, error.partition("\n")[0]  # without how to debug kernels
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:

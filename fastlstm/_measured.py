@@ -21,7 +21,7 @@ import torch
 from . import _build
 
 # "auto" is the op, whose planner decides within it.
-ENGINES = ("auto", "torch")
+ENGINES = ("auto", "torch", "persistent")
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 Entries = dict[str, dict[str, Any]]  # by call
 

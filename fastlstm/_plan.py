@@ -78,8 +78,12 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(f"FASTLSTM_FREE_SMS={free} leaves none of {args.sms} SMs")
     gpu = _choice.Gpu(args.sms, args.capability, not args.no_tf32, free)
     print(f"sm_{args.capability} with {args.sms} SMs{note}")
-    _print_choice(_choice.on_gpu(stack, gpu), "persistent")
-    _print_walks(_choice.plans(stack, gpu))
+    _print_choice(_choice.unmeasured(torch.device("cuda")), "stepwise")
+    if _choice.fits(stack, gpu):
+        print('\nThe engine "persistent" would divide a layer so:')
+        _print_walks(_choice.divisions(stack, gpu))
+    else:
+        print('The engine "persistent" cannot serve it.')
 
 
 def _print_choice(choice: _choice.Choice, ours: str) -> None:
@@ -93,13 +97,13 @@ def _print_cpu(stack: _choice.Stack, threads: int) -> None:
     machine = {"threads": threads, "l2_cache_bytes": _build.library.build_info()["l2_cache_bytes"]}
     plan = functools.partial(_build.library.plan_cpu, **task, **machine)
     _print_walks([plan(backward=back) for back in ([False, True] if stack.training else [False])])
+    print("\nTimes are predictions, in microseconds; none was measured.")
 
 
-def _print_walks(plans: list[dict[str, Any]]) -> None:
+def _print_walks(plans: list[Any]) -> None:
     """What the planner says of forward, and of backward if there is one."""
     for name, plan in zip(("forward", "backward"), plans, strict=False):
         print(f"\n{name}")
         for key, value in plan.items():
             text = f"{value:.2f}" if isinstance(value, float) else value
             print(f"  {key.replace('_', ' '):<24}{text}")
-    print("\nTimes are predictions, in microseconds; none was measured.")

@@ -153,7 +153,7 @@ def _gpu_leaves(told: tuple[str | None, int], index: int, *of_stack: Any) -> boo
 
 def _gpu_choice(stack: _choice.Stack, index: int) -> _choice.Choice | None:
     """That of "auto"; None, after a warning, where a GPU has no kernels of ours."""
-    _, capability, _, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, 0.0, "")
+    _, capability, error = _build.gpu(index) if _GPU in _OP_DEVICES else (0, 0, "")
     if capability:
         return _choice.of_stack(stack, torch.device("cuda", index))
     _build.warn_of_no_cuda_kernels(error)
@@ -316,10 +316,8 @@ def of_input(input: Tensor, engine: str, transformed: bool = False, plain: bool 
     on_gpu = device == "cuda" and served and not torch.compiler.is_compiling()
     error = ""
     if on_gpu and device in served:
-        sm_count, capability, _, error = _build.gpu(input.device.index)
-        if capability:
-            _build.leave_sms_to_others(sm_count, capability)
-        else:
+        _, capability, error = _build.gpu(input.device.index)
+        if not capability:
             served = tuple(name for name in served if name != device)
     route = route_for(engine, device, input.dtype, transformed, served, plain)
     if on_gpu and device not in served and route.engine != engine:

@@ -29,7 +29,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         call: what it is; calls of the same name are alike.
-        chosen: "auto" (an engine of fastlstm) or "torch" (PyTorch's own LSTM).
+        chosen: "auto" (on a GPU the stepwise engine), "torch" (PyTorch's own LSTM) or on a GPU
+            "persistent".
         microseconds: median time of a call by each of them; with its gradients in training.
     """
 
@@ -97,7 +98,7 @@ def tune(
     if not quiet:
         print(_HEADER if calls else _NOTHING)
     for run, stack, device in calls:
-        default = _choice.unmeasured(stack, device).engine
+        default = _choice.unmeasured(device).engine
         found.append(_measure(run, stack, device, default, seconds))
         _remember(_measured.machine(device), found[-1], default)
         if not quiet:
@@ -121,15 +122,24 @@ def _plain_calls(model: nn.Module, example: Sequence[Any]) -> list[tuple[Run, St
     return [(_runner(call, stack), stack, call.input.device) for call, stack in calls.values()]
 
 
-def _candidates(stack: Stack, device: torch.device) -> list[str]:
-    return list(_measured.ENGINES)
+def _candidates(run: Run, stack: Stack, device: torch.device) -> list[str]:
+    """The engines that run a call; a GPU may refuse to launch the persistent one."""
+    engines = ["auto", "torch"]
+    if device.type == "cuda" and _choice.fits(stack, _choice.this_gpu(device.index)):
+        try:
+            with _measured.force("persistent"):
+                run()
+            engines.append("persistent")
+        except RuntimeError as error:
+            warnings.warn(f"tune leaves out an engine: {error}", RuntimeWarning, stacklevel=4)
+    return engines
 
 
 def _measure(
     run: Run, stack: Stack, device: torch.device, default: str, seconds: float
 ) -> Measurement:
     """Times the candidates, then the best of them once more against the default alone."""
-    times = _alternate(run, device, _candidates(stack, device), seconds)
+    times = _alternate(run, device, _candidates(run, stack, device), seconds)
     others = [engine for engine in times if engine != default]
     best = max(others, key=lambda engine: _ratio(times, default, engine))
     if _ratio(times, default, best) >= MARGIN:

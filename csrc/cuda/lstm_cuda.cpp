@@ -50,21 +50,19 @@ class GemmPrecision {
 template <typename T, typename A>
 ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, engine] = options;
-  const PlannedCall planned = plan_call(engine, layer, /*backward=*/false);
-  if (!planned.plan.persistent && planned.task.steps == 1 && !planned.task.only_stepwise)
-    return one_step<T, A>(layer, save_cells, save_gates);
+  const auto tiling = plan_call(engine, layer, /*backward=*/false);
   if constexpr (!std::is_same_v<T, double>)
-    if (planned.plan.persistent)
-      if (auto done = persistent_forward<T>(layer, planned, save_cells, save_gates)) return *done;
+    if (tiling) return persistent_forward<T>(layer, *tiling, save_cells, save_gates);
+  if (layer.steps == 1 && !layer.projects() && !layer.normalizes())
+    return one_step<T, A>(layer, save_cells, save_gates);
   return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates);
 }
 
 template <typename T, typename A>
 BackwardResult backward(const Layer& layer, const BackwardInputs& in, c10::string_view engine) {
-  const PlannedCall planned = plan_call(engine, layer, /*backward=*/true);
+  const auto tiling = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
-    if (planned.plan.persistent)
-      if (auto done = persistent_backward<T>(layer, planned, in)) return *done;
+    if (tiling) return persistent_backward<T>(layer, *tiling, in);
   return stepwise_backward<T, A, CudaStepKernels>(layer, in);
 }
 
@@ -103,13 +101,13 @@ BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments&
 }
 
 // fastlstm._build.gpu: of a device as the kernels may use it, or the error that keeps them from it.
-std::tuple<int64_t, int64_t, double, std::string> cuda_device_of(int64_t index) {
+std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
     const CudaDevice device = cuda_device();
-    return {device.sm_count, device.capability, device.clock_ghz, ""};
+    return {device.sm_count, device.capability, ""};
   } catch (const c10::Error& error) {
-    return {0, 0, 0, error.what_without_backtrace()};
+    return {0, 0, error.what_without_backtrace()};
   }
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
-#include <optional>
 #include <vector>
 
 #include "../stepwise/backward.h"
@@ -21,11 +20,10 @@ inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
 
 // Fills in `call` and launches it for as many directions at a time as the plan says. Just before
 // the first launch all bits of `exchange` are set, which means that no value is there yet, so that
-// it is in L2 when it is polled. False where the device refuses that launch, which is remembered.
+// it is in L2 when it is polled.
 template <typename Call, typename DirectionOf>
-bool launch_directions(Call& call, const Layer& layer, const PlannedCall& planned,
-                       const Tensor& exchange, const DirectionOf& direction_of) {
-  const Tiling& tiling = planned.plan.tiling;
+void launch_directions(Call& call, const Layer& layer, const Tiling& tiling, const Tensor& exchange,
+                       const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
@@ -34,21 +32,18 @@ bool launch_directions(Call& call, const Layer& layer, const PlannedCall& planne
       check_cuda(cudaMemsetAsync(exchange.data_ptr(), 0xff, exchange.nbytes(), stream),
                  "cudaMemsetAsync");
     const cudaError_t error = launch_walk(call, tiling, stream);
-    if (first == 0 && !planned.by_name && is_refusal(error)) {
-      remember_refusal(error);
-      return false;
-    }
-    check_cuda(error, "launch_walk");
+    TORCH_CHECK(error == cudaSuccess, "lstm: the launch of the persistent engine with ",
+                tiling.blocks(), " blocks at once failed: ", cudaGetErrorString(error),
+                ". Where MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N leaves "
+                "it N of them; the engine \"stepwise\" serves every call.");
   }
-  return true;
 }
 
-// Empty where the device refuses the launch.
 template <typename T>
-std::optional<ForwardResult> persistent_forward(const Layer& layer, const PlannedCall& planned,
-                                                bool save_cells, bool save_gates) {
+ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool save_cells,
+                                 bool save_gates) {
   const Sizes s = layer.sizes();
-  const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
+  const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
   ForwardTensors to(layer, save_cells, /*save_gates=*/true);
@@ -57,7 +52,7 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
   const bool separate = h_mask.defined() || width != hidden;
   const Tensor exchange =
       separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
-  const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
+  const DeviceSequence tables(layer, tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentForward<T> call{};
@@ -78,19 +73,19 @@ std::optional<ForwardResult> persistent_forward(const Layer& layer, const Planne
             data<float>(to.c_n[d]),
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
   };
-  if (!launch_directions(call, layer, planned, exchange, direction_of)) return std::nullopt;
+  launch_directions(call, layer, tiling, exchange, direction_of);
   if (!save_gates) to.gates = at::empty({0}, options);
   return to.result(layer);
 }
 
 template <typename T>
-std::optional<BackwardResult> persistent_backward(const Layer& layer, const PlannedCall& planned,
-                                                  const BackwardInputs& in) {
+BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
+                                   const BackwardInputs& in) {
   stepwise::BackwardCall tensors(layer, in);
   const Sizes& s = tensors.sizes;
-  const int64_t hidden = s.hidden_size, width = planned.plan.tiling.exchange_width;
+  const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const auto options = layer.input.options();
-  const DeviceSequence tables(layer, planned.plan.tiling.has_passes());
+  const DeviceSequence tables(layer, tiling.has_passes());
   const auto h_prev_of = [&](int64_t d) {
     return previous_hidden(layer, d, tensors.of_direction(tensors.output, d));
   };
@@ -114,7 +109,7 @@ std::optional<BackwardResult> persistent_backward(const Layer& layer, const Plan
             data<float>(tensors.grad_c_0[d]),
             h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
   };
-  if (!launch_directions(call, layer, planned, d_gates, direction_of)) return std::nullopt;
+  launch_directions(call, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
     const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // a copy where there is padding

@@ -1,13 +1,8 @@
-// What a user asks of the CUDA engines, one of them by name and multiprocessors for other streams,
-// and which GPUs refused a launch.
+// What a user asks of the engines of a GPU: one of them by name, and multiprocessors for others.
 #pragma once
-#include <array>
-#include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,23 +12,22 @@
 namespace fastlstm {
 
 struct EngineRequest {
-  enum Engine { kAuto, kStepwise, kPersistent } engine;
+  bool persistent;
   Division division;  // of the persistent engine
 };
 
-// "auto", "stepwise", "persistent" or "persistent:UNITSxROW_TILExROW_GROUPS"; nothing for others.
-inline std::optional<EngineRequest> parse_engine(const std::string& name) {
-  if (name == "auto") return EngineRequest{EngineRequest::kAuto, {}};
-  if (name == "stepwise") return EngineRequest{EngineRequest::kStepwise, {}};
-  if (name == "persistent") return EngineRequest{EngineRequest::kPersistent, {}};
+// "auto" and "stepwise", "persistent", or "persistent:UNITSxROW_TILExROW_GROUPS"; nothing for
+// others.
+inline std::optional<EngineRequest> parse_engine(std::string_view name) {
+  if (name == "auto" || name == "stepwise") return EngineRequest{false, {}};
+  if (name == "persistent") return EngineRequest{true, {}};
   int numbers[3];
   if (!parse_division(name, "persistent", numbers)) return std::nullopt;
-  return EngineRequest{EngineRequest::kPersistent, {numbers[0], numbers[1], numbers[2]}};
+  return EngineRequest{true, {numbers[0], numbers[1], numbers[2]}};
 }
 
-// Nothing where the user says nothing.
-inline std::optional<int> parse_free_sms(const char* text) {
-  if (!text || !*text) return std::nullopt;
+inline int parse_free_sms(const char* text) {
+  if (!text || !*text) return 0;
   int count = 0;
   const char* const end = text + std::strlen(text);
   const auto [next, error] = std::from_chars(text, end, count);
@@ -44,22 +38,11 @@ inline std::optional<int> parse_free_sms(const char* text) {
   return count;
 }
 
-// One for all libraries of a wheel (gpu_state.cpp).
-struct GpuState {
-  std::atomic<int> default_free_sms = 0;  // what free_sms() is where the user says nothing
-  // By device: whether it refused a persistent launch. "auto" makes none there again, which would
-  // be refused too, after memory was marked and a GEMM was run for it.
-  std::array<std::atomic<bool>, 128> refused = {};
-  std::mutex mutex;                               // of the plans
-  std::map<std::array<int64_t, 10>, Plan> plans;  // of "auto", by known_plan
-};
-GpuState& gpu_state();
-
-// Multiprocessors that the persistent engine, requested by name or not, leaves to other streams and
-// processes: FASTLSTM_FREE_SMS, read once.
+// Multiprocessors that the persistent engine leaves to other streams and processes:
+// FASTLSTM_FREE_SMS, read once.
 inline int free_sms() {
-  static const std::optional<int> requested = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
-  return requested.value_or(gpu_state().default_free_sms);
+  static const int count = parse_free_sms(std::getenv("FASTLSTM_FREE_SMS"));
+  return count;
 }
 
 }  // namespace fastlstm

@@ -32,18 +32,10 @@ PYBIND11_MODULE(_C, m) {
         "How a plain layer would run on this processor, with other threads or caches too.");
   m.def("plan_cuda", &planners::plan_cuda, py::kw_only(), "hidden_size"_a, "batch"_a, "steps"_a,
         "directions"_a, "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a,
-        "clock_ghz"_a = 0.0, "layers"_a = 1, "engine"_a = "auto", "constants"_a = py::dict(),
-        "The engine that a layer would get on a CUDA device, which need not be present.");
-  m.def(
-      "is_refused", [](int device) { return gpu_state().refused.at(device).load(); }, "device"_a,
-      "Whether a GPU refused to launch the persistent engine.");
-  m.def("cuda_constants", &planners::cuda_constants, py::kw_only(), "sm_count"_a, "capability"_a,
-        "The constants of the CUDA planner's predictions, by name.");
+        "engine"_a = "persistent",
+        "How the persistent engine divides a layer's work on a GPU, which need not be present.");
   m.def("free_sms", &free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def(
-      "set_default_free_sms", [](int count) { gpu_state().default_free_sms = count; },
-      "Sets what free_sms() is without FASTLSTM_FREE_SMS.");
   m.def("lstm", &short_calls::lstm, no_gil(), "torch.ops.fastlstm.lstm without its last result");
   m.def("lstm_cell", &short_calls::lstm_cell, no_gil(),
         "One step; like torch.ops.fastlstm.lstm with T = 1");

@@ -37,61 +37,29 @@ inline Dtype dtype_named(const std::string& name) {
       R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
 
-// `constants`: other values for some of kPlanConstants, by name.
-inline CudaDevice device_with(int sm_count, int capability, double clock_ghz,
-                              const py::dict& constants) {
-  CudaDevice device = CudaDevice::of(sm_count, capability, clock_ghz);
-  for (const auto& [key, value] : constants) {
-    const auto name = key.cast<std::string>();
-    const auto found = std::find_if(std::begin(kPlanConstants), std::end(kPlanConstants),
-                                    [&](const PlanConstant& c) { return name == c.name; });
-    if (found == std::end(kPlanConstants))
-      throw std::invalid_argument(R"(constants: the planner has none called ")" + name + '"');
-    device.*(found->value) = value.cast<double>();
-  }
-  return device;
-}
-
-inline py::dict cuda_constants(int sm_count, int capability) {
-  const CudaDevice device = CudaDevice::of(sm_count, capability);
-  py::dict constants;
-  for (const PlanConstant& constant : kPlanConstants)
-    constants[constant.name] = device.*(constant.value);
-  return constants;
-}
-
-// Takes the fields of Task and more, which Python passes by name.
-inline py::dict plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
-                          const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
-                          int capability, double clock_ghz, int layers, const std::string& engine,
-                          const py::dict& constants) {
-  const bool has_sizes = std::min({hidden_size, batch, steps, int64_t{layers}}) >= 1;
-  if (!has_sizes || sm_count < 0 || directions < 1 || directions > 2)
+// How the persistent engine would divide a layer's work on a GPU, which need not be present; None
+// where it cannot.
+inline py::object plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
+                            const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
+                            int capability, const std::string& engine) {
+  if (std::min({hidden_size, batch, steps}) < 1 || sm_count < 0 || directions < 1 || directions > 2)
     throw std::invalid_argument(
-        "expected hidden_size, batch, steps and layers of at least 1, sm_count of at least 0 and 1 "
-        "or 2 directions");
+        "expected hidden_size, batch and steps of at least 1, sm_count of at least 0 and 1 or 2 "
+        "directions");
   const auto request = parse_engine(engine);
-  if (!request)
-    throw std::invalid_argument(R"(engine: expected "auto", "stepwise", "persistent" or )"
-                                R"("persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
-                                engine + '"');
-  const bool only_stepwise = request->engine == EngineRequest::kStepwise;
-  const Task task{hidden_size,        batch,      steps,         directions,
-                  dtype_named(dtype), allow_tf32, only_stepwise, backward};
-  const CudaDevice device = device_with(sm_count, capability, clock_ghz, constants);
-  const Plan chosen = request->engine == EngineRequest::kPersistent
-                          ? plan_persistent(task, device, request->division)
-                          : plan(task, device);
-  const Tiling& tiling = chosen.tiling;  // times are predicted, not measured
-  return py::dict("engine"_a = chosen.engine(), "step_us"_a = chosen.step_us,
-                  "stepwise_step_us"_a = chosen.stepwise_step_us,
-                  "stack_us"_a = predict_stack(task, chosen, layers, device),
-                  "cudnn_us"_a = predict_cudnn(task, layers, device), "units"_a = tiling.units,
-                  "shared_bytes"_a = tiling.shared_bytes,
-                  "shared_bytes_available"_a = device.shared_bytes, "row_tile"_a = tiling.row_tile,
-                  "unit_blocks"_a = tiling.unit_blocks, "row_groups"_a = tiling.row_groups,
-                  "group_rows"_a = tiling.group_rows, "directions"_a = tiling.directions,
-                  "blocks"_a = chosen.persistent ? tiling.blocks() : 0);
+  if (!request || !request->persistent)
+    throw std::invalid_argument(
+        R"(engine: expected "persistent" or "persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
+        engine + '"');
+  const Task task{hidden_size, batch, steps, directions, dtype_named(dtype), allow_tf32, backward};
+  const CudaDevice device = CudaDevice::of(sm_count, capability);
+  const auto tiling = divide(task, device, request->division);
+  if (!tiling) return py::none();
+  return py::dict("units"_a = tiling->units, "row_tile"_a = tiling->row_tile,
+                  "unit_blocks"_a = tiling->unit_blocks, "row_groups"_a = tiling->row_groups,
+                  "group_rows"_a = tiling->group_rows, "directions"_a = tiling->directions,
+                  "blocks"_a = tiling->blocks(), "shared_bytes"_a = tiling->shared_bytes,
+                  "shared_bytes_available"_a = device.shared_bytes);
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from pathlib import Path
 
 import op_call
@@ -19,7 +18,7 @@ import torch
 from native import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
-from fastlstm import _build, _choice, _route
+from fastlstm import _build, _route
 
 SIMT = ROOT / "tests/simt"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
@@ -72,7 +71,7 @@ def without_memory(tensor):
 
 
 KINDS = ["float32", "tf32", "bfloat16", "float16"]
-ENGINES = ["stepwise", "persistent", "persistent:16x8x2", "auto"]
+ENGINES = ["stepwise", "persistent", "persistent:16x8x2"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -83,6 +82,15 @@ def test_engine(kind, form, engine):
     saved = call.forward(engine)
     call.check_forward(saved)
     call.check_backward(call.backward(saved, engine))
+
+
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_auto_is_stepwise(kind):
+    call = Call(kind, hidden_size=64)
+    auto, stepwise, persistent = (
+        call.forward(engine)[0] for engine in ("auto", "stepwise", "persistent")
+    )
+    assert torch.equal(auto, stepwise) and not torch.equal(auto, persistent)
 
 
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
@@ -372,125 +380,20 @@ def refuse():
     ops().refuse(SMS, 720)
 
 
-@pytest.fixture
-def told(capfd):
-    """told(): an op's warnings so far, which torch prints, or from 2.15 on hands to Python."""
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        yield lambda: capfd.readouterr().err + "".join(str(warning.message) for warning in shown)
-
-
-@pytest.mark.parametrize("kind", ["bfloat16"], indirect=True)
-def test_a_plan_is_remembered(kind, refuse):
-    """By shape and direction of the pass, for as long as the process lives."""
-
-    def kinds_of(run):
-        ops().take_events()
-        run()
-        return {kind for kind, *_ in ops().take_events()}
-
-    call, other = Call(kind, steps=40), Call(kind, steps=41)
-    ops().refuse(SMS, 720)  # forgets
-    saved = call.forward("auto")
-    try:
-        ops().set_code(75)  # on which nothing persistent runs
-        assert COOPERATIVE_LAUNCH in kinds_of(lambda: call.forward("auto"))
-        assert COOPERATIVE_LAUNCH not in kinds_of(lambda: other.forward("auto"))
-        assert COOPERATIVE_LAUNCH not in kinds_of(lambda: call.backward(saved, "auto"))
-    finally:
-        ops().set_code(90)
-        ops().refuse(SMS, 720)
-
-
 # cudaErrorInvalidConfiguration, LaunchOutOfResources, CooperativeLaunchTooLarge, NotPermitted,
-# NotSupported
-@pytest.mark.parametrize("code", [9, 701, 720, 800, 801])
+# NotSupported; IllegalAddress
+@pytest.mark.parametrize("code", [9, 701, 720, 800, 801, 700])
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refused_launch_falls_back(kind, code, refuse, told):
+def test_a_refused_launch_is_an_error(kind, code, refuse):
     call = Call(kind, directions=2)
+    saved = call.forward("persistent")
     refuse(code)
-    saved = call.forward("auto")
-    call.check_forward(saved)
-    assert torch.equal(saved[0], call.forward("stepwise")[0])
-    refuse(code)
-    call.check_backward(call.backward(saved, "auto"))
-    assert told().count("refuses a launch of the persistent engine") == 2
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refusal_is_remembered(kind, refuse, told):
-    """Until the process ends; an engine that is asked for by name is tried each time."""
-    call = Call(kind)
-    refuse(720)
-    refused = call.forward("auto")
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="launch_walk failed"):
-            call.forward("persistent")
-        with pytest.raises(RuntimeError, match="launch_walk failed"):
-            call.backward(refused, "persistent")
-    ops().set_resident_blocks(SMS)
-    assert torch.equal(call.forward("auto")[0], refused[0])
-    assert not torch.equal(call.forward("persistent")[0], refused[0])
-    assert told().count("refuses a launch") == 1
-    ops().refuse(SMS, 720)
-    assert not torch.equal(call.forward("auto")[0], refused[0])  # it is the planner's choice
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_fault_is_no_refusal(kind, refuse):
-    """Of all numbers that an error of CUDA may have, the five above and success are none."""
-    call, faults = Call(kind, steps=5, batch=1), []
-    for code in range(1000):
-        refuse(code)
-        try:
-            call.forward("auto")
-        except RuntimeError as error:
-            assert "launch_walk failed" in str(error)
-            faults.append(code)
-    assert set(range(1000)) - set(faults) == {0, 9, 701, 720, 800, 801}
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refusal_is_remembered_per_device(kind, refuse, use, told):
-    calls = {batch: Call(kind, batch=batch) for batch in (5, 9)}
-
-    def launches(device, batch=5):
-        use(device, 0)
-        ops().take_events()
-        calls[batch].forward("auto")
-        return [kind for kind, *_ in ops().take_events()].count(COOPERATIVE_LAUNCH)
-
-    refuse(720)
-    assert [launches(device) for device in (1, 1, 0, 0)] == [1, 0, 1, 0]
-    ops().set_resident_blocks(SMS)
-    assert [launches(device) for device in (1, 0, 2)] == [0, 0, 1]
-    assert [launches(device, batch=9) for device in (1, 0, 2)] == [0, 0, 1]
-    text = told()
-    assert text.count("refuses a launch") == 2 and "device 1 refuses a launch" in text
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-@pytest.mark.parametrize("walk", ["forward", "backward"])
-def test_after_a_refusal_plain_calls_are_left_to_torch(kind, walk, refuse, monkeypatch):
-    monkeypatch.setattr(_choice, "this_gpu", lambda index: _choice.Gpu(132, 90, allow_tf32=False))
-    call = Call(kind, batch=5)
-    shape = _choice.Stack(kind, 512, call.weights[1].size(1), 5, 512, training=True)
-
-    def refused():
-        stacks = shape, shape._replace(training=False), shape._replace(batch=6)
-        devices = torch.device("cuda:0"), torch.device("cuda:1")
-        chosen = [_choice.of_stack(stack, device) for stack in stacks for device in devices]
-        return ["refused" in choice.why and choice.engine == "torch" for choice in chosen]
-
-    ops().refuse(SMS, 720)
-    saved = call.forward("auto")
-    assert not any(refused())
-    ops().set_resident_blocks(1)
-    if walk == "forward":
-        call.forward("auto")
-    else:
-        call.backward(saved, "auto")
-    assert refused() == [True, False] * 3
+    expected = "launch of the persistent engine with .* failed: .*FASTLSTM_FREE_SMS=N leaves"
+    with pytest.raises(RuntimeError, match=expected):
+        call.forward("persistent")
+    with pytest.raises(RuntimeError, match=expected):
+        call.backward(saved, "persistent")
+    call.check_forward(call.forward("stepwise"))
 
 
 @pytest.fixture
@@ -499,7 +402,6 @@ def compiled_for():
 
     def set_code(capability):
         ops().set_code(capability)
-        ops().refuse(SMS, 720)  # forgets what was planned
 
     yield set_code
     set_code(90)
@@ -509,22 +411,21 @@ def compiled_for():
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
     call, expected = Call(kind), Call(kind).forward("stepwise")
-    assert ops().cuda_device(0) == (SMS, 90, 1.755, "")
-    assert not torch.equal(call.forward("auto")[0], expected[0])
+    assert ops().cuda_device(0) == (SMS, 90, "")
     compiled_for(75)
-    assert ops().cuda_device(0) == (SMS, 75, 1.755, "")
+    assert ops().cuda_device(0) == (SMS, 75, "")
     assert torch.equal(call.forward("auto")[0], expected[0])
     with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
         call.forward("persistent")
     compiled_for(0)
-    assert ops().cuda_device(0) == (SMS, 0, 1.755, "")
+    assert ops().cuda_device(0) == (SMS, 0, "")
 
 
 @pytest.mark.parametrize("error", [35, 100, 999])
 def test_an_old_driver_means_no_code(error, compiled_for, monkeypatch):
     """Too old for the runtime, no device, or anything: plain calls are nn.LSTM's, and one warns."""
     ops().set_driver_error(error)
-    sms, capability, _, text = ops().cuda_device(0)
+    sms, capability, text = ops().cuda_device(0)
     assert (sms, capability) == (0, 0) and "failed: an error of the emulator" in text
     monkeypatch.setattr(_build, "gpu", lambda index: ops().cuda_device(index or 0))
     monkeypatch.setattr(_build, "build_record", lambda: {"note": None})
@@ -541,17 +442,13 @@ FREE_SMS = """
 import sys; sys.path[:0] = sys.argv[1:]
 import torch, test_cuda_op
 call = test_cuda_op.Call("float32", hidden_size=64)
-results = {}
-for engine in ("auto", "stepwise", "persistent", "persistent:8x8x1"):
+for engine in ("persistent", "persistent:8x8x1"):
     try:
-        results[engine] = call.forward(engine)[0]
+        call.forward(engine)
     except (RuntimeError, ValueError) as error:
         print(engine, str(error).splitlines()[0])
 blocks = [event[4] for event in test_cuda_op.ops().take_events() if event[0] == 2]
 print("at most", max(blocks, default=0), "blocks")
-if "auto" in results:
-    print("auto is", [e for e in ("stepwise", "persistent")
-                      if e in results and torch.equal(results[e], results["auto"])])
 """
 
 
@@ -561,7 +458,6 @@ if "auto" in results:
         (
             "20",
             [
-                "auto is ['persistent']",
                 "at most 4 blocks",
                 "persistent:8x8x1 lstm: the engine",
                 "with 4 SMs beside those of FASTLSTM_FREE_SMS",
@@ -570,7 +466,6 @@ if "auto" in results:
         (
             "24",
             [
-                "auto is ['stepwise']",
                 "at most 0 blocks",
                 "persistent lstm: the engine",
                 "with 0 SMs beside those",

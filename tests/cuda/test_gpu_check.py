@@ -11,11 +11,12 @@ import pytest
 import torch
 from native import check, run
 
-from fastlstm import _build, _choice
+from fastlstm import _build
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import smoke  # noqa: E402
+import gpu  # noqa: E402
+from cases import Case  # noqa: E402
 
 # It tells what it was called with in the file `calls`.
 STAND_IN = f"""#!/bin/sh
@@ -25,15 +26,8 @@ case "$*" in
   *get_device_capability*) echo 9.0 ;;
   *build_ext*) echo "nvcc broke"; exit $BUILD ;;
   *build-lib*) mkdir -p build/checked/fastlstm; touch build/checked/fastlstm/_C.so ;;
-  *smoke.py*) echo "0 of 8 failed"; exit $SMOKE ;;
-  *"bench_lstm.py --device cpu"*)
-    while [ "$1" != --output ]; do shift; done
-    echo '{{"groups": [9]}}' >"$2" ;;
-  *bench_lstm*)
-    while [ "$1" != --output ]; do shift; done
-    echo '{{"groups": [1, 2]}}' >"$2"; kill -9 $$ ;;
-  *sweep.py*) echo '{{"sweep": [3], "complete": true}}' >"$2" ;;
-  *cudnn_grid.py*) echo '{{"cudnn": [4]}}' >"$2" ;;
+  *"gpu.py smoke"*) echo "0 of 8 failed"; exit $SMOKE ;;
+  *"gpu.py table"*) echo '{{"rows": [1, 2]}}' >"$3"; kill -9 $$ ;;
   *pytest*) echo "2 passed"; sleep $SLEEP ;;
   "-m fastlstm") echo "which engine serves what" ;;
 esac
@@ -43,22 +37,18 @@ STEPS = {
     "build": "ok",
     "info": "ok",
     "smoke": "ok",
-    "sweep": "ok",
-    "cudnn": "ok",
+    "table": "failed",
     "tests": "ok",
     "stepwise": "ok",
-    "benchmark": "failed",
-    "never-slower": "ok",
     "every-engine": "ok",
     "two-streams": "ok",
-    **{f"cpu-{n}": "ok" for n in (1, 2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))},
 }
 
 
 class Checked:
     """A run of gpu-check in a folder of its own."""
 
-    def __init__(self, folder, *arguments, build=0, smoke=0, sleep=0, **variables):
+    def __init__(self, folder, build=0, smoke=0, sleep=0, **variables):
         python, output = folder / "python", folder / "results.json"
         python.write_text(STAND_IN)
         python.chmod(0o755)
@@ -83,7 +73,7 @@ class Checked:
         }
         environment.pop("OUT", None) if "OUT" not in variables else None
         done = subprocess.run(
-            [str(folder / ".ci/gpu-check"), *arguments],
+            [str(folder / ".ci/gpu-check")],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -105,19 +95,16 @@ class Checked:
 
 
 def test_what_fails_loses_nothing(tmp_path):
-    run = Checked(tmp_path, "--group", "bf16-training", build=1)
-    assert run.status == 1 and "failed: build: failed\nfailed: benchmark: failed\n" in run.printed
+    run = Checked(tmp_path, build=1)
+    assert run.status == 1 and "failed: build: failed\nfailed: table: failed\n" in run.printed
     assert run.results == {**STEPS, "build": "failed"}
     assert run.steps["build"]["last_line"] == "nvcc broke"
     assert run.steps["native"]["last_line"] == "60 cases, 0 skipped"
     assert run.call("tests/native").endswith("-C tests/native check")
     assert run.steps["tests"]["last_line"] == "2 passed"
-    assert [run.record[key] for key in ("groups", "sweep", "cudnn")] == [[1, 2], [3], [4]]
-    assert run.record["cpu"]["1"] == {"groups": [9]}
-    assert "complete" not in run.record  # the sweep's
+    assert run.record["rows"] == [1, 2]
     assert run.log.read_text() == run.printed
     assert sorted(p.name for p in tmp_path.glob("results*")) == ["results.json", "results.log"]
-    assert run.call("bench_lstm.py --device cuda").endswith("results.json --group bf16-training")
 
 
 def test_who_uses_which_build(tmp_path):
@@ -126,52 +113,47 @@ def test_who_uses_which_build(tmp_path):
     assert "CHECKED=1" in run.call("--build-lib")
     assert "CHECKED= " in run.call("build_ext")
     for word, folder in (
-        ("smoke.py", "/build/checked "),
+        ("gpu.py smoke", "/build/checked "),
         ("--deselect", "/build/checked "),
-        ("bench_lstm.py --device cuda", " "),
-        ("sweep.py", " "),
+        ("gpu.py table", " "),
         ("-k not opcheck", " "),
     ):
         assert f"PATH0={tmp_path}{folder}" in run.call(word)
-    assert "--engine auto" in run.call("bench_lstm.py --device cuda")
+    assert "--engines stepwise,persistent" in run.call("gpu.py table")
     assert "--deselect tests/cuda/test_gpu.py::test_two_streams" in run.call("--deselect")
-    order = [run.calls.index(run.call(word)) for word in ("smoke.py", "sweep.py", "--deselect",
-             "bench_lstm.py --device cuda", "two_streams tests", "cpu --threads 1 ")]  # fmt: skip
+    words = ("gpu.py smoke", "gpu.py table", "--deselect", "not opcheck", "two_streams tests")
+    order = [run.calls.index(run.call(word)) for word in words]
     assert order == sorted(order)
 
 
 def test_after_a_failed_smoke_test_the_rest_is_stepwise(tmp_path):
     run = Checked(tmp_path, smoke=1)
-    expected = {**STEPS, "smoke": "failed"}
-    del expected["sweep"]
-    assert run.status == 1 and run.results == expected
-    assert "--engine stepwise" in run.call("bench_lstm.py --device cuda")
-    after = run.calls[1 + run.calls.index(run.call("smoke.py")) :]
+    assert run.status == 1 and run.results == {**STEPS, "smoke": "failed"}
+    assert run.call("gpu.py table").endswith("--engines stepwise")
+    after = run.calls[1 + run.calls.index(run.call("gpu.py smoke")) :]
     assert after and all("FREE_SMS=100000" in call for call in after)
-    assert run.record["groups"] == [1, 2]
 
 
 def test_it_ends_in_time(tmp_path):
     run = Checked(tmp_path, sleep=30, SECONDS_IN_ALL="22")
     assert run.status == 1
     assert run.results["tests"].startswith("over ")
-    assert run.results["benchmark"] == run.results["two-streams"] == "no time left"
+    assert run.results["every-engine"] == run.results["two-streams"] == "no time left"
 
 
-@pytest.mark.parametrize("seconds, limits", [(540, [140]), (200, range(70, 96)), (60, [20])])
-def test_the_benchmark_gets_a_part_of_the_time(tmp_path, seconds, limits):
+@pytest.mark.parametrize("seconds, limits", [(540, [200]), (320, range(70, 96)), (60, [20])])
+def test_the_table_gets_a_part_of_the_time(tmp_path, seconds, limits):
     """And some where others took too long."""
     run = Checked(tmp_path, SECONDS_IN_ALL=str(seconds))
-    call = run.call("bench_lstm.py --device cuda")
+    call = run.call("gpu.py table")
     assert int(call.split("--limit ")[1].split()[0]) in limits
 
 
 def test_stages_alone_add_to_the_record(tmp_path):
-    first = Checked(tmp_path, STAGES="build sweep")
-    assert first.results == {"build": "ok", "sweep": "ok"} and "cudnn" not in first.record
-    second = Checked(tmp_path, STAGES="cudnn")
-    assert list(second.results) == ["build", "sweep", "cudnn"]
-    assert (second.record["sweep"], second.record["cudnn"]) == ([3], [4])
+    first = Checked(tmp_path, STAGES="table build")
+    assert first.results == {"build": "ok", "table": "failed"}
+    second = Checked(tmp_path, STAGES="info")
+    assert list(second.results) == ["build", "table", "info"] and second.record["rows"] == [1, 2]
     assert second.log.read_text() == first.printed + second.printed
 
 
@@ -179,7 +161,7 @@ def test_a_wheel_replaces_the_build(tmp_path):
     run = Checked(tmp_path, WHEEL="fastlstm.whl")
     assert "-m zipfile -e fastlstm.whl build/prebuilt" in run.call("zipfile")
     assert not [call for call in run.calls if "setup.py" in call]
-    assert f"PATH0={tmp_path}/build/prebuilt " in run.call("sweep.py")
+    assert f"PATH0={tmp_path}/build/prebuilt " in run.call("gpu.py table")
 
 
 def test_a_dry_run_tells_what_each_stage_may_take(tmp_path):
@@ -187,20 +169,17 @@ def test_a_dry_run_tells_what_each_stage_may_take(tmp_path):
     told = [line.split(": ")[0][4:] for line in run.printed.splitlines() if line[:4] == "=== "]
     assert run.status == 0 and not run.record and not run.log.exists()
     assert told == [
-        "native", "racecheck", "synccheck", *[*STEPS][2:8], "stepwise", "memcheck",
-        *[*STEPS][9:],
+        "native", "racecheck", "synccheck", *[*STEPS][1:7], "memcheck", *[*STEPS][7:],
     ]  # fmt: skip
-    assert "=== sweep: up to 100 s, " in run.printed and not any("sweep" in c for c in run.calls)
+    assert "=== smoke: up to 110 s, " in run.printed and not any("smoke" in c for c in run.calls)
 
 
 def test_no_engine_but_ours_is_judged():
     """On an H100 what tests/cuda/test_gpu.py calls large fits the persistent engine, all of it."""
     import test_gpu
 
-    h100 = _choice.Gpu(132, 90)
-    assert {test_gpu.ours(*layer, h100) for layer in test_gpu.LARGE} == {"persistent"}
-    assert test_gpu.ours("float32", 1024, 16, _choice.Gpu(58, 89)) == "stepwise"
-    assert test_gpu.ours("bfloat16", 512, 16, h100._replace(free_sms=100000)) == "stepwise"
+    assert {test_gpu.engine_for(*layer, 132, 90) for layer in test_gpu.LARGE} == {"persistent"}
+    assert test_gpu.engine_for("float32", 1024, 16, 58, 89) == "stepwise"
 
 
 @pytest.mark.slow
@@ -234,43 +213,54 @@ def test_no_device(tmp_path):
 
 
 @pytest.mark.skipif(not _build.extension_available(), reason="no extension")
-@pytest.mark.parametrize("walk", ["forward", "backward"])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_smoke_compares_an_engine_with_stepwise(kind, walk, monkeypatch, capsys):
-    found = smoke.difference(kind, walk, engine="auto", device="cpu", hidden=24)
-    assert 0 <= found <= smoke.LARGEST[kind]
-    for wrong in (2 * smoke.LARGEST[kind], float("nan")):
-        monkeypatch.setattr(smoke, "difference", lambda *_, wrong=wrong: wrong)
-        with pytest.raises(SystemExit):
-            smoke.main([kind, walk])
-    assert "differs by nan of the largest value" in capsys.readouterr().out
-
-
-def test_smoke_judges_the_largest_difference(monkeypatch):
-    results = {
-        "persistent": [torch.tensor([1.0, 4.0]), torch.tensor([2.5])],
-        "stepwise": [torch.tensor([1.0, 4.0]), torch.tensor([2.0])],
-    }
-    monkeypatch.setattr(smoke, "_results", lambda entry, device: results[entry["engine"]])
-    assert smoke.difference("float32", "forward") == 0.125
+@pytest.mark.parametrize("mode", gpu.MODES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_smoke_compares_an_engine_with_stepwise(precision, mode, monkeypatch):
+    gpu.smoke(precision, mode, device="cpu", engine="auto")
+    monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], precision, -1.0)
+    with pytest.raises(RuntimeError, match="the results differ by"):
+        gpu.smoke(precision, mode, device="cpu", engine="auto")
 
 
 def test_smoke_cases_hang_and_crash_alone(tmp_path, monkeypatch, capsys):
-    """A case has its seconds from when it has a device, so that a slow start is no hang."""
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\ncase "$2 $3" in "tf32 forward") echo ready; echo waits; exec sleep 60;;'
-        ' "float16 backward") echo trapped; kill -9 $$;; "tf32 backward") sleep 3; echo ready;;'
-        ' "bfloat16 forward") exec sleep 60;; esac; echo fine\n'
+        '#!/bin/sh\ncase "$3 $4" in "tf32 inference") exec sleep 60;;'
+        ' "float16 training") echo trapped; kill -9 $$;; esac\n'
     )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(smoke, "SECONDS_TO_START", 6.0)
-    assert smoke.main(["--seconds", "1"]) == 1
+    assert gpu.main(["smoke", "--seconds", "3"]) == 1
     printed = capsys.readouterr().out.splitlines()
     told = dict(line.split(": ", 1) for line in printed if ": " in line)
-    assert len(told) == 8 and told["float32 forward"] == told["tf32 backward"] == "ok: fine"
-    assert told["tf32 forward"] == "FAILED (-9): waits; hangs: killed after 1 s"
-    assert told["bfloat16 forward"] == "FAILED (-9): hangs: killed after 6 s"
-    assert told["float16 backward"] == "FAILED (-9): trapped"
-    assert printed[-1] == "3 of 8 failed"
+    assert len(told) == 8 and told["float32 inference"] == told["tf32 training"] == "ok"
+    assert told["tf32 inference"] == "hangs: killed after 3 s"
+    assert told["float16 training"] == "trapped" and printed[-1] == "2 of 8 failed"
+
+
+def test_the_table_that_decides(monkeypatch, tmp_path, capsys):
+    """On a CPU; an engine that does not serve a case is named with its reason."""
+    engines = ("reference", "persistent")
+    on_cpu = gpu.measure
+    monkeypatch.setattr(gpu, "measure", lambda case, engines: on_cpu(case, engines, "cpu"))
+    monkeypatch.setattr(gpu.machine, "describe", lambda device: {})
+    monkeypatch.setattr(gpu, "EFFORT", gpu.Effort(0.0, min_pairs=1))
+    cases = [Case(16, steps, 3, 128, "inference", "bfloat16") for steps in (1, 20, 40)]
+    monkeypatch.setattr(gpu, "grid", lambda: cases)
+    gpu.main(["table", str(tmp_path / "gpu.json"), "--engines", ",".join(engines)])
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert all(row["torch.nn us"] > 0 < row["reference"] for row in rows) and len(rows) == 3
+    assert all("persistent" in row["persistent"] for row in rows)
+    *_, header, _, line = capsys.readouterr().out.splitlines()
+    assert header == "| nn.LSTM / reference, persistent | B 1 | B 16 | B 64 | B 256 |"
+    long = [row["reference"] for row in rows[1:]]
+    mean = (long[0] * long[1]) ** 0.5
+    assert line == f"| bfloat16, inference, H 128 | - | {mean:.2f} ({min(long):.2f}) | - | - |"
+
+
+def test_the_grid_covers_all_sizes_early():
+    cases = gpu.grid()
+    assert len(set(cases)) == len(cases) == 17 + 4 * 2 * 5 * 4 * 4
+    assert {(case.precision, case.hidden_size) for case in cases[17:117]} >= {
+        (precision, H) for precision in gpu.PRECISIONS for H in gpu.SIZES
+    }

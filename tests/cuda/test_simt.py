@@ -119,7 +119,7 @@ MUTANTS = {
         "a dead row of an only step has an output": (
             "T(live ? h : A(0))",
             "T(h)",
-            [STEPWISE + "only step, lengths"],
+            [STEPWISE + "only step, lengths, recurrent dropout"],
         ),
         "an only step forgets a bias": (
             "if (s.b_hh)",

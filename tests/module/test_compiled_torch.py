@@ -113,7 +113,7 @@ def test_who_is_chosen_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training, where forward runs twice, only what ours would do step by step is left."""
     monkeypatch.setattr(_route, "_GPU", "cpu")
     monkeypatch.setattr(_route, "_ALWAYS_OURS", False)
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
+    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, ""))
     lstm = fastlstm.LSTM(256, 256)
     few, many = torch.randn(4, 3, 256), torch.randn(100, 3, 256)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_who_is_chosen_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = _choice.Choice("torch", "this GPU refused to launch ours", no_walk=True)
     monkeypatch.setattr(_choice, "of_stack", lambda stack, device: refused)
     assert ops_of(lstm.bfloat16(), few.bfloat16()) == {"torch_lstm"}
-    monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, 0.0, "the driver is too old"))
+    monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, "the driver is too old"))
     _build.warn_of_no_cuda_kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="the driver is too old"):
         assert ops_of(lstm, few.bfloat16()) == {"torch_lstm"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,7 +193,7 @@ def test_a_gpu_without_kernels_is_warned_of_once(
     why: str,
 ) -> None:
     monkeypatch.setattr(_route, "_OP_DEVICES", devices)
-    monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, 0.0, error))
+    monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
     _build.warn_of_no_cuda_kernels.cache_clear()
     message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
@@ -204,46 +203,6 @@ def test_a_gpu_without_kernels_is_warned_of_once(
         chosen = [_route.of_input(x, "auto", plain=plain).engine for plain in (False, True)]
     assert chosen == ["reference", "torch"]
     assert len(caught) == 1
-
-
-@pytest.mark.skipif(not _build.extension_available(), reason="no extension")
-@pytest.mark.parametrize(
-    ("capability", "most", "mps", "expected"),
-    [
-        (90, "", False, [32, 0, 0]),
-        (80, "", False, [24, 0, 0]),
-        (90, "8", False, [8, 0, 0]),
-        (90, "", True, [66, 66, 66]),
-    ],
-)
-def test_multiprocessors_are_left_to_others(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capability: int,
-    most: str,
-    mps: bool,
-    expected: list[int],
-) -> None:
-    """To NCCL, as many as it may take, and half of them under MPS."""
-    monkeypatch.delenv("FASTLSTM_FREE_SMS", raising=False)
-    monkeypatch.setenv("NCCL_MAX_CTAS", most)
-    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    if mps:
-        (tmp_path / "control").touch()
-    _build._under_mps.cache_clear()
-    monkeypatch.setattr(_route, "_OP_DEVICES", (*CPU, "cuda"))
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, capability, 1.75, ""))
-    with torch._subclasses.FakeTensorMode():
-        x = torch.empty(2, 1, 3, device="cuda")
-    free = []
-    for processes in (2, 1, 0):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda n=processes: n > 0)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda n=processes: n)
-        assert _route.of_input(x, "auto").engine == "auto"
-        free.append(_build.library.free_sms())
-    assert free == expected
-    _build.library.set_default_free_sms(0)
-    _build._under_mps.cache_clear()
 
 
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:

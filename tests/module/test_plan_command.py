@@ -28,9 +28,10 @@ def test_plan(capsys):
     main(GPU_SHAPE)
     told = capsys.readouterr().out
     assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in told
-    assert "sm_90 with 132 SMs\nauto: " in told
-    assert "us are predicted, of cuDNN 6164 or more" in told
-    assert told.count("\n  step us ") == 2 and "none was measured" in told
+    assert "sm_90 with 132 SMs\nauto: torch (" in told
+    assert told.count("\n  row groups ") == 2 and "predictions" not in told
+    main([*GPU_SHAPE, "--dtype", "fp64"])
+    assert 'The engine "persistent" cannot serve it.' in capsys.readouterr().out
 
 
 def test_plan_of_a_cpu(capsys):

@@ -105,7 +105,7 @@ def test_bits_of_a_cell(bias: bool) -> None:
 def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU stands for an H100 where a module asks whether a call is left to cuDNN."""
     monkeypatch.setattr(_route, "_GPU", "cpu")
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, 1.75, ""))
+    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, ""))
     _route._gpu_leaves.cache_clear()
     yield
     _route._gpu_leaves.cache_clear()
@@ -117,10 +117,14 @@ def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_cudnn_gets_is_remembered(
     form: str, training: bool, as_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call of few steps is nn.LSTM's from then on, one of many ours; bits and shapes are its."""
+    """A call is nn.LSTM's, or ours where that was measured; bits and shapes are its."""
     asked: list[_choice.Stack] = []
-    real = _choice.of_stack
-    monkeypatch.setattr(_choice, "of_stack", lambda s, d: asked.append(s) or real(s, d))
+
+    def choose(stack: _choice.Stack, device: torch.device) -> _choice.Choice:
+        asked.append(stack)
+        return _choice.Choice("auto" if stack.steps == 100 else "torch", "a test says so")
+
+    monkeypatch.setattr(_choice, "of_stack", choose)
     long_way: list[None] = []
     run = fastlstm.LSTM._fastlstm_run
     monkeypatch.setattr(
@@ -173,7 +177,7 @@ def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.Monk
         _measured.update("nobody's machine", {"a call": None})
         assert _measured.generation == before + 1 and left()
         _build.warn_of_no_cuda_kernels.cache_clear()
-        monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, 0.0, "the driver is too old"))
+        monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, "the driver is too old"))
         _route._gpu_leaves.cache_clear()
         with pytest.warns(RuntimeWarning, match="no CUDA kernels: the driver is too old"):
             assert left() and left()
@@ -510,5 +514,5 @@ def test_without_the_extension(tmp_path: Path) -> None:
 def test_the_error_of_a_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch adds how to debug kernels, which no user of an old driver has to do."""
     told = "CUDA driver version is insufficient\nCUDA kernel errors might be reported later."
-    monkeypatch.setattr(torch.ops.fastlstm, "cuda_device", lambda index: (0, 0, 0.0, told), False)
-    assert _build.gpu(1 << 20) == (0, 0, 0.0, "CUDA driver version is insufficient")
+    monkeypatch.setattr(torch.ops.fastlstm, "cuda_device", lambda index: (0, 0, told), False)
+    assert _build.gpu(1 << 20) == (0, 0, "CUDA driver version is insufficient")

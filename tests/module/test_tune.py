@@ -359,3 +359,22 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None
     Path(f"{file}.{os.getpid()}.new").symlink_to(other)
     quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
+
+
+def test_the_persistent_engine_is_measured_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_choice, "this_gpu", lambda index: _choice.Gpu(132, 90))
+    gpu, stack = torch.device("cuda", 0), _choice.Stack("bfloat16", 8, 16, batch=3, steps=5)
+    forced: list[str | None] = []
+
+    def run() -> None:
+        forced.append(_measured.forced)
+
+    def refused() -> None:
+        raise RuntimeError("the launch failed")
+
+    assert MODULE._candidates(run, stack, gpu) == ["auto", "torch", "persistent"]
+    assert MODULE._candidates(run, stack._replace(proj_size=8), gpu) == ["auto", "torch"]
+    assert MODULE._candidates(run, stack, torch.device("cpu")) == ["auto", "torch"]
+    assert forced == ["persistent"]
+    with pytest.warns(RuntimeWarning, match="tune leaves out an engine: the launch failed"):
+        assert MODULE._candidates(refused, stack, gpu) == ["auto", "torch"]

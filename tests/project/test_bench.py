@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,13 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import bench_lstm  # noqa: E402
 import floor  # noqa: E402
-import gpu  # noqa: E402
 import memory  # noqa: E402
 import never_slower  # noqa: E402
 import overhead  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import summary  # noqa: E402
-from cases import CPU_GROUPS, CUDA_GROUPS, Case, Group  # noqa: E402
+from cases import GROUPS, Case, Group  # noqa: E402
 from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
 from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
 
@@ -39,10 +37,9 @@ needs_extension = pytest.mark.skipif(not _build.extension_available(), reason="n
 
 
 def test_no_case_is_measured_twice() -> None:
-    for groups in (CPU_GROUPS, CUDA_GROUPS):
-        cases = [case for group in groups for case in group.cases]
-        assert len(cases) == len(set(cases)) == len(set(map(str, cases)))
-        assert len(groups) == len({group.key for group in groups})
+    cases = [case for group in GROUPS for case in group.cases]
+    assert len(cases) == len(set(cases)) == len(set(map(str, cases)))
+    assert len(GROUPS) == len({group.key for group in GROUPS})
 
 
 def test_pairs() -> None:
@@ -154,8 +151,8 @@ def test_both_sides_do_the_same_work(case: Case) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, path: Path, cases: list[Case], *arguments: str) -> int:
     group = Group("tiny", "tiny cases", tuple(cases))
-    monkeypatch.setitem(bench_lstm.GROUPS, "cpu", (group,))
-    words = ["--device", "cpu", "--seconds", "0.01", "--output", str(path)]
+    monkeypatch.setattr(bench_lstm, "GROUPS", (group,))
+    words = ["--seconds", "0.01", "--output", str(path)]
     return bench_lstm.main([*words, *arguments])
 
 
@@ -170,7 +167,7 @@ def test_a_run_prints_a_table_and_writes_json(
     assert str(tmp_path) not in text and str(BENCHMARKS.parent) not in text
     record = json.loads(text)
     assert record["complete"] and record["threads"] == torch.get_num_threads()
-    assert record["command"].startswith("python benchmarks/bench_lstm.py --device cpu")
+    assert record["command"].startswith("python benchmarks/bench_lstm.py --seconds")
     assert record["command"].endswith("--output run.json")
     training, inference = record["groups"][0]["results"]
     for entry in (training, inference):
@@ -185,7 +182,7 @@ def test_a_run_prints_a_table_and_writes_json(
 
 
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
-    script = [sys.executable, str(BENCHMARKS / "bench_lstm.py"), "--device", "cpu", "--quick"]
+    script = [sys.executable, str(BENCHMARKS / "bench_lstm.py"), "--quick"]
     options = ["--group", "step,cell", "--seconds", "0.01", "--output", "run.json"]
     subprocess.run([*script, *options], cwd=tmp_path, check=True, timeout=120)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -209,39 +206,6 @@ def test_a_refused_case_is_reported_and_the_others_are_measured(
     refused, measured = json.loads(path.read_text())["groups"][0]["results"]
     assert refused["error"] == "RuntimeError: no half" and measured["ratio"] > 0
     assert "1 failed" in capsys.readouterr().out
-
-
-@needs_extension
-def test_plans_of_a_case() -> None:
-    case = Case(16, 512, 512, 512, "training", "bfloat16")
-    plans = gpu.plans(case, "auto", 132, 90)
-    assert list(plans) == ["forward", "backward"]
-    asked = gpu.plans(replace(case, mode="inference"), "persistent:16x8x1", 132, 90)
-    assert (asked["forward"]["units"], asked["forward"]["row_groups"]) == (16, 1)
-    assert gpu.plans(case, "stepwise", 132, 90)["backward"]["engine"] == "stepwise"
-
-
-def test_the_clock_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(
-        f"#!{sys.executable}\nimport sys, time\n"
-        "assert '--id=GPU-1' in sys.argv and '-lms=10' in sys.argv\n"
-        "for mhz in ('[N/A]', 345, 1755, 1980):\n"
-        "    print(mhz, flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    clock = gpu.SmClock("GPU-1", milliseconds=10)
-    deadline = time.monotonic() + 30
-    while len(clock.samples) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    clock.close()
-    assert clock.median(0.0) == 1755 and clock.median(time.monotonic()) is None
-    smi.unlink()
-    without = gpu.SmClock("GPU-1")
-    assert without.median(0.0) is None
-    without.close()
 
 
 def test_allocated_memory_is_the_peak() -> None:
@@ -273,7 +237,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 )
 def test_bad_arguments(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        bench_lstm.parse(["--device", "cpu", *arguments.split()])
+        bench_lstm.parse(arguments.split())
     assert re.search(message, capsys.readouterr().err)
 
 

@@ -11,16 +11,12 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
   m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
   // The device: persistent launches of more than `blocks` blocks are refused, with this error of
-  // CUDA. What was refused and planned before is forgotten.
+  // CUDA.
   simt::resident_blocks() = runtime::shared().sm_count;
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
-    for (auto& refused : fastlstm::gpu_state().refused) refused = false;
-    fastlstm::gpu_state().plans.clear();
   });
-  m.def("set_resident_blocks",
-        [](int64_t blocks) { simt::resident_blocks() = static_cast<unsigned>(blocks); });
   // For which compute capability the kernels were compiled.
   m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
   // An error of every call of the runtime that asks about the device, as under an old driver.
