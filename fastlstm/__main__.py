@@ -14,6 +14,11 @@ from fastlstm import _build, _plan, functional
 from fastlstm._call import DTYPES
 from fastlstm.compare import main as compare_command
 
+_ON_A_GPU = """\
+  On a GPU a plain call runs PyTorch's own LSTM, at nn.LSTM's speed. A call with an option that
+  nn.LSTM lacks runs our stepwise kernels; the persistent ones run by name or after fastlstm.tune
+  has measured them."""
+
 
 def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
@@ -79,8 +84,9 @@ def info() -> None:
     print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
     for device, _ in found:
         print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
-    if len(found) > 1 and not _build.has_kernels("cuda"):
-        print("  There are no CUDA kernels: on a GPU, calls with options take the reference.")
+    if len(found) > 1:
+        without = "  There are no CUDA kernels: on a GPU, calls with options take the reference."
+        print(_ON_A_GPU if _build.has_kernels("cuda") else without)
     print("  zoneout_h and zoneout_c are computed by the reference on every device.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()

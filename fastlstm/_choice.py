@@ -125,7 +125,7 @@ def on_cpu() -> Choice:
 def this_gpu(index: int) -> Gpu:
     """A GPU of this machine."""
     sm_count, capability, _ = _build.gpu(index)
-    tf32 = _measured.rnn_precision("cuda") == "tf32"
+    tf32 = _measured.matmul_precision() == "tf32"
     return Gpu(sm_count, capability, tf32, _build.library.free_sms())
 
 

@@ -146,11 +146,19 @@ def rnn_precision(device_type: str) -> str:
     return str(_precision("cuda" if device_type == "cuda" else "mkldnn", "rnn"))
 
 
+def matmul_precision() -> str:
+    """In what our engines multiply float32 on a GPU."""
+    if _precision is None:
+        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return str(_precision("cuda", "matmul"))
+
+
 def machine(device: torch.device) -> str:
     """What measured times depend on besides the call."""
-    gpu = device.index if device.type == "cuda" else None
-    threads = torch.get_num_threads() if gpu is None else 0
-    return _machine(gpu, threads, rnn_precision(device.type))
+    if device.type == "cuda":
+        precision = f"{rnn_precision('cuda')}, ours as {matmul_precision()}"
+        return _machine(device.index, 0, precision)
+    return _machine(None, torch.get_num_threads(), rnn_precision(device.type))
 
 
 @functools.lru_cache(maxsize=64)

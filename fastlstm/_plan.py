@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=dtypes, default="fp32", help="default: fp32")
     parser.add_argument("--bidirectional", action="store_true", help="a layer of two directions")
     parser.add_argument(
-        "--no-tf32", action="store_true", help="as torch.backends.cudnn.allow_tf32 = False"
+        "--no-tf32", action="store_true", help="as torch.backends.cuda.matmul.allow_tf32 = False"
     )
     parser.add_argument("--sms", type=_positive, default=132, help="multiprocessors; default: 132")
     parser.add_argument("--threads", type=_positive, help="of a CPU; default: PyTorch's")

@@ -41,7 +41,6 @@ _AUTOCAST_DEVICES = frozenset(
 )
 
 _OURS = Route("auto", "measured ahead on two processors")
-_COMPILED = Route("torch", "in compiled code as one op")
 _ONNX = Route("torch", "the exporter knows nn.LSTM's op, and not ours")
 
 transforms_active = torch._C._are_functorch_transforms_active
@@ -139,14 +138,14 @@ def _gpu_leaves_call(engine: str, input: Tensor, weight: Tensor, *sizes: Any) ->
     if engine == "torch" or not _OP_DEVICES:
         return True
     dtype = _choice.dtype_of(input)
-    precision = _measured.rnn_precision(_GPU) if dtype == "float32" else None
+    precisions = (_measured.rnn_precision(_GPU), _measured.matmul_precision())
     training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    told = precision, _measured.generation
+    told = precisions if dtype == "float32" else None, _measured.generation
     return _gpu_leaves(told, input.device.index or 0, dtype, *sizes, training)
 
 
 @functools.lru_cache(maxsize=4096)
-def _gpu_leaves(told: tuple[str | None, int], index: int, *of_stack: Any) -> bool:
+def _gpu_leaves(told: tuple[Any, int], index: int, *of_stack: Any) -> bool:
     choice = _gpu_choice(_choice.Stack(*of_stack), index)
     return choice is None or choice.engine == "torch"
 
@@ -205,11 +204,6 @@ def of_stack(
         traced_in_symbols = isinstance(call.input.numel(), torch.SymInt)
         if not (lacking or traced_in_symbols or is_transformed()):
             return _of_plain_stack(call, name, num_layers, directions)
-        compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-        differentiates = transforms_active() or forward_ad._current_level >= 0
-        plain = not (lacking or traced_in_symbols or regularizers or differentiates)
-        if compiles and plain and _is_left_compiled(call, name, num_layers, directions):
-            return _COMPILED
         name = "auto"
     if zones_out:
         return _of_zoneout(name)
@@ -243,41 +237,6 @@ def _is_ours(input: Tensor) -> bool:
     if not (_ALWAYS_OURS and (input.is_cpu or input.is_meta)):
         return False
     return not (_measured.active or exports_for_onnx())
-
-
-def _is_left_compiled(call: LstmCall, engine: str, num_layers: int, directions: int) -> bool:
-    """Whether the op of PyTorch's own serves a compiled plain call.
-
-    Where it was requested, or on a GPU where it is predicted to be faster, though in training it
-    runs forward twice. Nobody predicts a call of symbolic sizes.
-    """
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports much
-
-    input, h_0, packed = call.input, call.h_0, call.batch_sizes is not None
-    if autocasts(input.device.type) or input.dtype not in DTYPES:
-        return False
-    batch = h_0.size(1) if packed else input.size(1)
-    if not _fits(call, num_layers, directions):
-        return False
-    if engine == "torch" or input.device.type != _GPU:
-        return engine == "torch"
-    steps = input.size(0) if call.batch_sizes is None else call.batch_sizes.size(0)
-    if not (has_static_value(steps) and has_static_value(batch)):
-        return False
-    stack = _choice.Stack.of(call, num_layers, directions)
-    return bool(_gpu_leaves_compiled(input.device.index or 0, *stack))
-
-
-def _gpu_leaves_compiled(index: int, *of_stack: Any) -> bool:
-    stack = _choice.Stack(*of_stack)
-    choice = _gpu_choice(stack, index)
-    if choice is None:
-        return True
-    return choice.no_walk if stack.training else choice.engine == "torch"
-
-
-# torch.compiler.assume_constant_result would import the compiler, which takes seconds.
-_gpu_leaves_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _lacking_in_torch(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _build, _route, _twice, functional
+from . import _build, _route, functional
 from ._call import layout_of
 from ._checks import as_reset, check_batch_sizes, check_flags
 from ._regularize import Regularizers, check_probabilities
@@ -448,8 +448,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
                 if sizes is None and hx is None
                 else _torch_lstm.forward(self, input, hx)
             )
-            if not data.is_cpu:
-                _twice.differentiate(found[0][0] if sizes is not None else found[0])
             return found
         except (IndexError, RuntimeError):
             if sizes is not None:  # of which nn.LSTM looks at less

@@ -44,10 +44,13 @@ def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.param == "tf32"
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul  # of nn.LSTM, of ours
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = request.param == "tf32"
     yield request.param
-    torch.backends.cudnn.allow_tf32 = before
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

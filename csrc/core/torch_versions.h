@@ -23,26 +23,16 @@ constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
 #endif
 
 #if FASTLSTM_TORCH >= 209
-inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(kRnn); }
+inline bool matmul_allows_tf32() {
+  return at::globalContext().float32Precision(kCuda, kMatmul) == kTf32;
+}
 // torch.backends.mkldnn.rnn.fp32_precision.
 inline Float32Precision rnn_precision() {
   return at::globalContext().float32Precision(kMkldnn, kRnn);
 }
-inline Float32Precision matmul_precision() {
-  return at::globalContext().float32Precision(kCuda, kMatmul);
-}
-inline void set_matmul_precision(const Float32Precision& precision) {
-  at::globalContext().setFloat32Precision(kCuda, kMatmul, precision);
-}
 #else
-inline bool rnn_allows_tf32() { return at::globalContext().allowTF32CuDNN(); }
+inline bool matmul_allows_tf32() { return at::globalContext().allowTF32CuBLAS(); }
 inline Float32Precision rnn_precision() { return "none"; }
-inline Float32Precision matmul_precision() {
-  return at::globalContext().allowTF32CuBLAS() ? kTf32 : kIeee;
-}
-inline void set_matmul_precision(const Float32Precision& precision) {
-  at::globalContext().setAllowTF32CuBLAS(precision == kTf32);
-}
 #endif
 
 }  // namespace fastlstm

@@ -56,7 +56,7 @@ inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& lay
                   layer.steps.expect_int(),
                   static_cast<int>(layer.num_directions()),
                   dtype_of(layer.input.scalar_type()),
-                  rnn_allows_tf32(),
+                  matmul_allows_tf32(),
                   backward};
   CudaDevice device = cuda_device();
   device.sm_count = std::max(0, device.sm_count - free_sms());

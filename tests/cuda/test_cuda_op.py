@@ -529,22 +529,21 @@ def test_bits_do_not_depend_on_the_batch(kind):
     assert torch.equal(call.forward("persistent:16x8x1")[0], whole[:, 3:5])
 
 
-@pytest.mark.parametrize("matmul", ["highest", "high", "medium", "ieee", "tf32"])
-@pytest.mark.parametrize("kind", ["float32", "tf32"], indirect=True)
-def test_precision_of_matmul_is_restored(kind, matmul):
-    """Whether the user set it by the older functions or the newer fp32_precision."""
-    try:
-        if matmul in ("ieee", "tf32"):
-            torch.backends.cuda.matmul.fp32_precision = matmul
-        else:
-            torch.set_float32_matmul_precision(matmul)
-        before = torch.backends.cuda.matmul.fp32_precision
-        Call(kind).forward("auto")
-        assert torch.backends.cuda.matmul.fp32_precision == before
-        if matmul not in ("ieee", "tf32"):
-            assert torch.get_float32_matmul_precision() == matmul
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(monkeypatch):
+    """Whatever is set for cuDNN; and nothing that other threads see is changed."""
+    call = Call("float32", hidden_size=64)
+
+    def bits(matmul, cudnn):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", matmul)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", cudnn)
+        found = call.forward("persistent")[0]
+        assert torch.backends.cuda.matmul.allow_tf32 == matmul
+        return found
+
+    ieee = bits(False, True)
+    assert torch.equal(ieee, bits(False, False))
+    tf32 = bits(True, False)
+    assert not torch.equal(ieee, tf32) and torch.equal(tf32, bits(True, True))
 
 
 @pytest.mark.parametrize(

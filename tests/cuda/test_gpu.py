@@ -103,7 +103,7 @@ def large(dtype, hidden_size=512, batch=64, steps=100):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
     kind = str(dtype).removeprefix("torch.")
-    kind = "tf32" if kind == "float32" and torch.backends.cudnn.allow_tf32 else kind
+    kind = "tf32" if kind == "float32" and torch.backends.cuda.matmul.allow_tf32 else kind
     gpu = _build.gpu(0)[:2]
     asked = os.environ.get("FASTLSTM_ENGINE")
     lstm.engine = asked or engine_for(kind, hidden_size, batch, *gpu, steps)

@@ -44,7 +44,7 @@ def test_case(name):
     check(build(), name)
 
 
-DOCUMENT = ROOT / "docs/cuda.md"
+DOCUMENT = ROOT / "tests/ptx/counted.md"
 DIVISIONS = [name for name in cases() if "every division" in name or "fused" in name]
 ORDERS = {
     "lanes apart, stores late": ["--random-lanes", "--delays", "--seed-offset", "3"],
@@ -76,7 +76,7 @@ def test_architecture(architecture):
 
 @pytest.mark.slow
 def test_counted():
-    """What docs/cuda.md says of a step, by kernel."""
+    """What tests/ptx/counted.md says of a step, by kernel."""
     report = check(build(), *[name for name in cases() if name.startswith("counted/")])
     documented = re.findall(r"^\| \w+ \| \w+ward \| \d+x.*", DOCUMENT.read_text(), re.M)
     assert documented and set(documented) <= set(report.splitlines()), report

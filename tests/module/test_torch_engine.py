@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _aten, _build, _choice, _measured, _route, _twice, functional
-from fastlstm._call import layout_of
+from fastlstm import _build, _choice, _measured, _route
 
 STACKS = [
     {},
@@ -307,103 +305,6 @@ def test_options_that_it_lacks_are_named() -> None:
     norm.engine = "torch"
     with pytest.raises(RuntimeError, match="has no layer normalization;"):
         norm(x)
-
-
-# A GPU's LSTM is imitated: a node of the graph that saves what cuDNN's saves, or Apple's, and whose
-# backward cannot be differentiated.
-
-
-class FakeRnn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, options: dict[str, Any], kind: str, *tensors: Tensor) -> Any:
-        ctx.options, ctx.kind, ctx.tensors = options, kind, tensors
-        ctx._saved_dropout, ctx._saved_num_layers = options["dropout"], options["num_layers"]
-        ctx._saved_bidirectional, ctx._saved_batch_first = options["directions"] == 2, False
-        if options["batch_sizes"] is not None:
-            ctx._saved_batch_sizes = options["batch_sizes"].tolist()
-        if kind == "cudnn":
-            ctx._saved_input, *ctx._saved_weight, ctx._saved_hx, ctx._saved_cx = tensors
-        else:
-            ctx._saved_input, h, c, *ctx._saved_params = tensors
-            ctx._saved_hx = [h, c]
-        return FakeRnn.run(ctx, [t.detach() for t in tensors])
-
-    @staticmethod
-    def run(ctx: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        x, h, c, weights = by_name(ctx.kind, tensors)
-        options = ctx.options
-        each = len(weights) // options["num_layers"] // options["directions"]
-        layout = layout_of(each >= 4, each in (3, 5))
-        call = functional.LstmCall(x, h, c, weights, layout, options["batch_sizes"])
-        output, state, _ = _aten.lstm(call, options["num_layers"], options["directions"], 0.0, True)
-        return output, *state
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        leaves = [t.detach().requires_grad_() for t in ctx.tensors]
-        with torch.enable_grad():
-            found = FakeRnn.run(ctx, leaves)
-        return None, None, *torch.autograd.grad(found, leaves, grads)
-
-
-def by_name(kind: str, tensors: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    if kind == "cudnn":
-        x, *weights, h, c = tensors
-    else:
-        x, h, c, *weights = tensors
-    return x, h, c, weights
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_twice, "_ONCE_DIFFERENTIABLE", ("FakeRnnBackward",))
-
-
-@pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("kind", ["cudnn", "apple"])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("hooked", [True, False])
-def test_second_derivatives_of_a_node_without(kind: str, packed: bool, hooked: bool) -> None:
-    torch.manual_seed(0)
-    lstm = nn.LSTM(3, 4, num_layers=2, bidirectional=True).double()
-    weights = [p.detach().requires_grad_() for p in lstm.parameters()]
-    x = torch.randn((7, 3) if packed else (4, 2, 3), dtype=torch.float64, requires_grad=True)
-    sizes = torch.tensor([2, 2, 2, 1]) if packed else None
-    options = {"num_layers": 2, "directions": 2, "dropout": 0.0, "batch_sizes": sizes}
-
-    def states() -> tuple[Tensor, Tensor]:  # of the input, so that their path must not count twice
-        h = x[:2].sum() * torch.ones(4, 2, 4, dtype=torch.float64)
-        return h, h.cos()
-
-    def gradients(run: Any) -> list[Tensor]:
-        output, h_n, _ = run(*states())  # c_n is not used: it has no gradient
-        first = torch.autograd.grad(
-            output.sin().sum() + h_n.sum(), [x, *weights], create_graph=True
-        )
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, *weights])
-        return [*first, *second]
-
-    def faked(h: Tensor, c: Tensor) -> Any:
-        inputs = (x, *weights, h, c) if kind == "cudnn" else (x, h, c, *weights)
-        outputs = FakeRnn.apply(options, kind, *inputs)
-        if hooked:
-            _twice.differentiate(outputs[0])
-        return outputs
-
-    def known(h: Tensor, c: Tensor) -> Any:
-        output, (h_n, c_n) = functional.lstm(
-            x, (h, c), weights, num_layers=2, bidirectional=True, batch_sizes=sizes,
-            engine="reference",
-        )  # fmt: skip
-        return output, h_n, c_n
-
-    if not hooked:
-        with pytest.raises(RuntimeError, match="once_differentiable|not have been used"):
-            gradients(faked)
-        return
-    for a, b in zip(gradients(faked), gradients(known), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 # flatten_parameters, with a stand-in for cuDNN's function, which copies all weights into one chunk.

@@ -1,6 +1,6 @@
 // What each tile of the persistent engine does in a step: instructions of a warp, requests to
 // memory, bank conflicts, looks at the exchange in modelled time. Prints a row for the table of
-// docs/cuda.md.
+// counted.md.
 #include <cstdio>
 
 #include "persistent_run.h"
