@@ -19,7 +19,7 @@ from markdown import publish, table
 from torch import Tensor, nn
 
 import fastlstm
-from fastlstm.__main__ import serving_engines
+from fastlstm.__main__ import engines_of
 from fastlstm.functional import ENGINES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,7 +77,7 @@ def errors(
 def report(device: str) -> str:
     parts = [f"{machine.title(device)}; (B, T, I, H) = {SHAPE}."]
     for dtype in DTYPES:
-        serving = ["reference", *serving_engines(torch.device(device), dtype).split(", ")]
+        serving = engines_of(torch.device(device))[2].split(", ")
         found = errors(dtype, device, SHAPE, [e for e in ENGINES if e in serving])
         rows = [
             [tensor, *(f"{by_tensor[tensor]:.1e}" for by_tensor in found.values())]

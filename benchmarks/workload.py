@@ -193,7 +193,7 @@ def settings(case: Case) -> Iterator[None]:
     """Gradients on or off, and how float32 is multiplied on a GPU and a CPU, as the case says."""
     mkldnn: Any = torch.backends.mkldnn  # whose stubs lack rnn
     rnn = mkldnn.rnn
-    gpu = torch.backends.cudnn, torch.backends.cuda.matmul  # of nn.LSTM, of ours
+    gpu: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul  # nn.LSTM, ours
     before = [backend.allow_tf32 for backend in gpu], rnn.fp32_precision
     for backend in gpu:
         backend.allow_tf32 = case.precision == "tf32"

@@ -6,12 +6,13 @@ import argparse
 import os
 import platform
 import sys
+import warnings
 
 import torch
 
 import fastlstm
-from fastlstm import _build, _plan, functional
-from fastlstm._call import DTYPES
+from fastlstm import _build, _plan, engines
+from fastlstm._call import Call
 from fastlstm.compare import main as compare_command
 
 _ON_A_GPU = """\
@@ -24,7 +25,8 @@ def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
     cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     found = [(torch.device("cpu"), cpu)]
-    note = _plan.free_sms()[1] if _build.extension_available() else ""
+    free = _build.library.free_sms() if _build.extension_available() else 0
+    note = f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
@@ -32,22 +34,18 @@ def devices() -> list[tuple[torch.device, str]]:
     return found
 
 
-def serving_engines(device: torch.device, dtype: torch.dtype) -> str:
-    """Names the engines that serve a device and dtype, by making one step with each of them."""
-    if not _build.has_kernels(device.type):
-        return "torch, reference"
-    x = torch.ones(1, 8, 32, device=device, dtype=dtype)
-    weights = [torch.ones(128, 32, device=device, dtype=dtype)] * 2
-    serving, refusals = [], []
-    for engine in functional.ENGINES:
-        if engine in ("auto", "torch", "reference"):
-            continue
-        try:
-            torch.ops.fastlstm.lstm(x, x, x, weights, layout="", engine=engine)
-            serving.append(engine)
-        except RuntimeError as error:
-            refusals.append(f"{engine}: {str(error).splitlines()[0]}")
-    return ", ".join(serving) or f"none ({'; '.join(refusals)})"
+def engines_of(device: torch.device) -> tuple[str, str, str]:
+    """The engine of a plain call on a device, that of a call with an option, and all by name."""
+    with torch._subclasses.FakeTensorMode():
+        input = torch.empty(1, 1, 1, device=device)
+        weights = [torch.empty(4, 1, device=device)] * 2
+    plain = Call(input, None, weights, "")
+    named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
+    option = plain._replace(return_cell_states=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a GPU without kernels: the table shows it
+        chosen = [engines.unmeasured(call).name for call in (plain, option)]
+    return chosen[0], chosen[1], ", ".join(name for name in named if name != "op")
 
 
 def print_row(name: str, *cells: str) -> None:
@@ -77,16 +75,13 @@ def info() -> None:
     if len(found) == 1:
         print_row("cuda", "none visible")
 
-    forced = os.environ.get("FASTLSTM_ENGINE") or "auto"
-    print("\nEngines (where there are several, the shape decides)")
-    if forced != "auto":
-        print(f"  FASTLSTM_ENGINE={forced} decides where the code does not")
-    print_row("", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+    print("\nEngines (op: ours, where the shape decides which)")
+    if engines.DEFAULT != "auto":
+        print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
+    print_row("", "plain calls", "with lengths=, ...", "by name")
     for device, _ in found:
-        print_row(str(device), *(serving_engines(device, dtype) for dtype in DTYPES))
-    if len(found) > 1:
-        without = "  There are no CUDA kernels: on a GPU, calls with options take the reference."
-        print(_ON_A_GPU if _build.has_kernels("cuda") else without)
+        print_row(str(device), *engines_of(device))
+    print(_ON_A_GPU)
     print("  zoneout_h and zoneout_c are computed by the reference on every device.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()

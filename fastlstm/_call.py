@@ -1,4 +1,4 @@
-"""A call of one layer as one value, and the list of its weights by name.
+"""A call as one value: of a stack of layers as it was checked, and of one layer as the op takes it.
 
 The only place in Python that knows the order of the op's arguments and of its list of weights;
 in C++ those are csrc/core/call.h and csrc/core/weights.h.
@@ -13,8 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._regularize import Regularizers
+
 # What a layer is computed in; in C++ csrc/dtype_list.h.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Asked once: torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a device type."""
+    return device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type)
 
 
 class LstmCall(NamedTuple):
@@ -63,6 +75,66 @@ class Direction(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """Those that are not None."""
         return [weight for weight in self if weight is not None]
+
+
+class Call(NamedTuple):
+    """A call of a stack of layers, or of an LSTMCell: checked, steps first, with a batch dimension.
+
+    Attributes:
+        input: [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell.
+        hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), or None for zeros; (h [B,H], c [B,H]) of a cell.
+        weights: for each layer, for each direction, those of `layout`.
+        layout: which weights a direction has, in words: `layout_of`.
+        num_layers, directions: L and D.
+        batch_sizes: [T] int64 on the CPU, the rows alive at each step of packed input.
+        lengths: [B] int64 on the input's device.
+        reset: [T,B] bool.
+        training: the mode, which nothing but cuDNN and the two below want to know.
+        dropout: the probability between layers, 0 outside of training.
+        regularizers: those of the recurrence, None outside of training.
+        return_cell_states: whether every cell state is a result.
+        is_cell: whether it is the step of an LSTMCell.
+    """
+
+    input: Tensor
+    hx: tuple[Tensor, Tensor] | None
+    weights: Sequence[Tensor]
+    layout: str
+    num_layers: int = 1
+    directions: int = 1
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    training: bool = False
+    dropout: float = 0.0
+    regularizers: Regularizers | None = None
+    return_cell_states: bool = False
+    is_cell: bool = False
+
+    def options(self) -> list[str]:
+        """The options in use that nn.LSTM lacks."""
+        used: dict[str, Any] = {
+            "lengths": self.lengths is not None,
+            "reset": self.reset is not None,
+            "return_cell_states": self.return_cell_states,
+            "layer normalization": "layer_norm" in self.layout,
+            **(self.regularizers._asdict() if self.regularizers else {}),
+        }
+        return [name for name, is_used in used.items() if is_used]
+
+    def state(self) -> tuple[Tensor, Tensor]:
+        """hx, made of zeros if it is None."""
+        if self.hx is not None:
+            return self.hx
+        input, hidden_size = self.input, self.weights[0].size(0) // 4
+        output_size = self.weights[1].size(-1)
+        if self.is_cell:
+            batch: tuple[int, ...] = (input.size(0),)
+        else:
+            rows = input.size(1) if self.batch_sizes is None else int(self.batch_sizes[0])
+            batch = (self.num_layers * self.directions, rows)
+        c_0 = input.new_zeros(*batch, hidden_size)
+        return c_0 if output_size == hidden_size else input.new_zeros(*batch, output_size), c_0
 
 
 # In sizes as of `reference.lstm_layer`.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._call import DTYPES, LstmCall, weight_names, weight_shapes
+from ._call import DTYPES, Call, LstmCall, autocasts, weight_names, weight_shapes
+from ._regularize import Regularizers, check_probabilities
 from .reference import state_dtype
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
@@ -82,6 +84,105 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
         if batch_sizes is not None:
             expected = "(packed rows, input_size), since batch_sizes is given"
         raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
+
+
+def stack_call(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    layout: str,
+    num_layers: int,
+    directions: int,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_cell_states: bool,
+) -> Call:
+    """The call of a stack of layers, steps first, outside of training."""
+    if reset is not None and batch_sizes is None:
+        reset = as_reset(reset, input, batch_first)
+    if batch_first and batch_sizes is None:
+        input = input.transpose(0, 1)
+    if lengths is not None:
+        lengths = as_lengths(lengths, input)
+    check_flags(return_cell_states=return_cell_states)
+    count = num_layers * directions
+    if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
+        raise RuntimeError(
+            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
+        )
+    options = batch_sizes, lengths, reset
+    call = Call(input, hx, weights, layout, num_layers, directions, *options)
+    return call._replace(return_cell_states=True) if return_cell_states else call
+
+
+def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
+    """The call with what acts in training alone."""
+    acts = any(regularizers)
+    if dropout or acts:
+        check_probabilities(dropout=dropout, **regularizers._asdict())
+    return call._replace(
+        training=True, dropout=dropout, regularizers=regularizers if acts else None
+    )
+
+
+def check_stack(call: Call) -> None:
+    """Raises a RuntimeError unless the tensors of a plain call agree, which aten does not check."""
+    if _agrees(call):
+        return
+    input, (h_0, c_0) = call.input, call.state()
+    if call.is_cell:
+        input, h_0, c_0 = input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0)
+    each, count = len(call.weights) // call.num_layers, call.directions
+    for k in range(call.num_layers):
+        states = slice(k * count, (k + 1) * count)
+        weights = call.weights[k * each : (k + 1) * each]
+        check_layer(
+            LstmCall(input, h_0[states], c_0[states], weights, call.layout, call.batch_sizes)
+        )
+        input = input.new_empty(1).expand(*input.shape[:-1], count * h_0.size(-1))
+
+
+def _agrees(call: Call) -> bool:
+    """Whether all is as it must be, found in a tenth of the time."""
+    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
+    h_0, c_0 = call.state()
+    gates, output_size = weights[0].size(0), weights[1].size(-1)
+    states: tuple[int, ...] = (input.size(0),)
+    if not call.is_cell:
+        batch = input.size(1) if batch_sizes is None else h_0.size(1)
+        states = (call.num_layers * call.directions, batch)
+    sizes = call.layout, call.num_layers, call.directions, input.size(-1), gates // 4, output_size
+    if (
+        h_0.shape != (*states, output_size)
+        or c_0.shape != (*states, gates // 4)
+        or tuple([weight.shape for weight in weights]) != _shapes_of_stack(*sizes)
+        or (input.size(0) == 0 and not call.is_cell)
+    ):
+        return False
+    device, dtype = input.device, input.dtype
+    for tensor in (h_0, c_0, *weights):
+        if tensor.device != device:
+            return False
+        if tensor.dtype is not dtype and not autocasts(device.type):
+            return False
+    if batch_sizes is not None:
+        check_batch_sizes(batch_sizes, states[-1], input.size(0))
+    return True
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes_of_stack(
+    layout: str, num_layers: int, directions: int, input_size: int, hidden: int, output_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all weights, in their order."""
+    if "projection" not in layout:
+        output_size = hidden
+    first = weight_shapes(layout, input_size, hidden, output_size)
+    others = weight_shapes(layout, directions * output_size, hidden, output_size)
+    return first * directions + others * (directions * (num_layers - 1))
 
 
 def check_layer(call: LstmCall) -> None:

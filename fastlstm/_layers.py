@@ -1,126 +1,145 @@
-"""A layer, and a stack of layers, by what `_route` has chosen; and the call around them."""
+"""What runs a call: layer by layer the op or the reference, or PyTorch's own LSTM as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _route, _transforms, onnx, reference
-from ._call import LstmCall
-from ._checks import as_lengths, as_reset, check_layer
+from . import _build, _transforms, onnx, reference
+from ._call import Call, LstmCall, autocasts
+from ._checks import check_layer, check_stack
+from ._regularize import regularize
 
-# output, (h_n, c_n) and the cell states of each layer.
-Stack = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
+# output, (h_n, c_n), and the cell states of each layer if they are requested
+Results = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
+_Layer = Callable[[LstmCall], tuple[Tensor, Tensor, Tensor, Tensor]]  # output, h_n, c_n, cells
 
 
-def as_call(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    layout: str,
-    count: int,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    sizes: tuple[int, int] | None = None,
-) -> tuple[tuple[Any, ...], Tensor | None, bool]:
-    """The start of a `LstmCall` of all layers, steps first; lengths; whether the batch was first.
+def run_op(call: Call, engine: str) -> Results:
+    """By `torch.ops.fastlstm.lstm`, an op for each layer; `engine` is a name that it knows."""
+    compiles = torch.compiler.is_compiling()
+    if not compiles and torch._C._are_functorch_transforms_active():
+        return _by_layers(call, lambda layer: _transforms.lstm_layer(layer, engine))
+    onnx.check_export(call)
+    # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
+    seen = compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights)
+    saves = call.return_cell_states
 
-    `count` is that of layers and directions, `sizes` are those of h and c if no weight has them.
-    """
-    batch_first = batch_first and batch_sizes is None
-    if reset is not None and batch_sizes is None:
-        reset = as_reset(reset, input, batch_first)
-    if batch_first:
-        input = input.transpose(0, 1)
-    if lengths is not None:
-        lengths = as_lengths(lengths, input)
-    if hx is None:
-        output_size, hidden_size = sizes or (weights[1].size(-1), weights[0].size(0) // 4)
-        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        c_0 = input.new_zeros(count, batch, hidden_size)
-        h_0 = c_0 if output_size == hidden_size else input.new_zeros(count, batch, output_size)
+    def run(layer: LstmCall) -> Any:
+        if seen:
+            return torch.ops.fastlstm.lstm(*layer.of_op(), save_cells=saves, engine=engine)[:4]
+        return _build.library.lstm(*layer.of_op(), saves, engine)
+
+    if call.is_cell and not seen:
+        h, c = _build.library.lstm_cell(
+            call.input, *call.state(), call.weights, call.layout, engine
+        )
+        return h, (h, c), []
+    return _by_layers(call, run)
+
+
+def run_prepacked(call: Call) -> Results:
+    """By `torch.ops.fastlstm.lstm_packed`, with weights that `prepack` put into panels."""
+    # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
+    seen = (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or has_torch_function_variadic(call.input, *call.state())
+    )
+    saves = call.return_cell_states
+    if call.is_cell and not seen:
+        state = call.state()
+        h, c = _build.library.lstm_cell_packed(call.input, *state, call.weights, call.layout)
+        return h, (h, c), []
+
+    def run(layer: LstmCall) -> Any:
+        if seen:
+            return torch.ops.fastlstm.lstm_packed(*layer.of_op(), save_cells=saves)
+        return _build.library.lstm_packed(*layer[:8], saves)
+
+    return _by_layers(call, run)
+
+
+def run_reference(call: Call) -> Results:
+    """By the equations in Python, under autocast with the op's rule for it."""
+    return _by_layers(call, _reference_layer)
+
+
+def run_torch(call: Call) -> Results:
+    """By aten, as nn.LSTM and nn.LSTMCell call it: results and gradients have their bits."""
+    check_stack(call)
+    input, (h_0, c_0), weights = call.input, call.state(), call.weights
+    aten: Any = torch._VF
+    if call.is_cell:
+        h, c = aten.lstm_cell(input, (h_0, c_0), *weights)
+        return h, (h, c), []
+    training, dropout = call.training, call.dropout
+    if not input.is_cpu:
+        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
+        if not training and torch.is_grad_enabled():
+            # cuDNN keeps what backward needs only if it is told that this is training.
+            training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
+    options = "bias" in call.layout, call.num_layers, dropout, training, call.directions == 2
+    if call.batch_sizes is None:
+        output, h_n, c_n = aten.lstm(input, (h_0, c_0), weights, *options, False)  # steps first
     else:
-        h_0, c_0 = hx
-        if h_0.size(0) != count or c_0.size(0) != count:
-            raise RuntimeError(
-                f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-                f"{tuple(h_0.shape)} and {tuple(c_0.shape)}"
-            )
-    call = (input, h_0, c_0, weights, layout, batch_sizes, lengths, reset)
-    return call, lengths, batch_first
+        output, h_n, c_n = aten.lstm(input, call.batch_sizes, (h_0, c_0), weights, *options)
+    return output, (h_n, c_n), []
 
 
-def results(
-    stack: Stack, lengths: Tensor | None, batch_first: bool, return_cell_states: bool
-) -> tuple[Any, ...]:
-    """What `functional.lstm` returns."""
-    output, state, layers = stack
+def _by_layers(call: Call, run: _Layer) -> Results:
+    """The layers one after the other, with what is dropped out before each."""
+    input, (h_0, c_0) = call.input, call.state()
+    if call.is_cell:
+        input, h_0, c_0 = input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0)
+    rest = call.layout, call.batch_sizes, call.lengths, call.reset
+    if call.num_layers == 1 and call.regularizers is None:  # spares a small step the loop
+        output, h_n, c_n, cells = run(LstmCall(input, h_0, c_0, call.weights, *rest))
+        if call.is_cell:
+            return h_n[0], (h_n[0], c_n[0]), []
+        return output, (h_n, c_n), [cells]
+    each, output = len(call.weights) // call.num_layers, input
+    results = []
+    for k in range(call.num_layers):
+        if k > 0 and call.dropout:
+            output = F.dropout(output, call.dropout)
+        states = slice(k * call.directions, (k + 1) * call.directions)
+        weights = call.weights[k * each : (k + 1) * each]
+        layer = LstmCall(output, h_0[states], c_0[states], weights, *rest)
+        if call.regularizers is not None:
+            layer = regularize(layer, call.regularizers)
+        results.append(run(layer))
+        output = results[-1][0]
+    h_n, c_n = (torch.cat([result[i] for result in results]) for i in (1, 2))
+    return output, (h_n, c_n), [cells for *_, cells in results]
+
+
+def results(call: Call, found: Results, batch_first: bool) -> tuple[Any, ...]:
+    """What `functional.lstm` returns, with cell states [L,T,B,D*H] if they are requested."""
+    output, state, layers = found
     if batch_first:
         output = output.transpose(0, 1)
-    if not return_cell_states:
+    if not call.return_cell_states:
         return output, state
     cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
-    if lengths is not None:
+    if call.lengths is not None:
         steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
-        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
+        cells = torch.where((steps < call.lengths).unsqueeze(-1), cells, 0.0)
     return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
-def by_layers(
-    whole: LstmCall, num_layers: int, run: Callable[[LstmCall, int], tuple[Tensor, ...]]
-) -> Stack:
-    """The layers of a stack that is given together, by a call of `run` for each."""
-    each, directions = len(whole.weights) // num_layers, whole.h_0.size(0) // num_layers
-    output, h_n, c_n, cells = whole.input, [], [], []
-    for layer in range(num_layers):
-        states = slice(layer * directions, (layer + 1) * directions)
-        own = whole.weights[layer * each : (layer + 1) * each]
-        h_0, c_0 = whole.h_0[states], whole.c_0[states]
-        call = whole._replace(input=output, h_0=h_0, c_0=c_0, weights=own)
-        output, h, c, of_layer = run(call, layer)
-        h_n.append(h)
-        c_n.append(c)
-        cells.append(of_layer)
-    return output, (torch.cat(h_n), torch.cat(c_n)), cells
-
-
-def run_layer(
-    call: LstmCall, engine: str, save_cells: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """output, h_n, c_n and, if they are to be saved, every cell state.
-
-    `engine`: that of a Route, but "torch".
-    """
-    if engine == "reference":
-        return _by_reference(call)
-    compiles = torch.compiler.is_compiling()
-    if not compiles and _route.transforms_active():
-        return _transforms.lstm_layer(call, engine)
-    # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
-    exports = compiles and not torch.compiler.is_dynamo_compiling()
-    if exports and torch.onnx.is_in_onnx_export():
-        onnx.recommend_translations()
-    if compiles or has_torch_function_variadic(call.input, call.h_0, call.c_0, *call.weights):
-        output, h_n, c_n, cells, _ = torch.ops.fastlstm.lstm(
-            *call.of_op(), save_cells, False, engine
-        )
-    else:
-        output, h_n, c_n, cells = _build.library.lstm(*call.of_op(), save_cells, engine)
-    return output, h_n, c_n, cells
-
-
-def _by_reference(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _reference_layer(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = call.input.device.type
-    if _route.autocasts(device):
+    if autocasts(device):
         call = _as_autocast(call, torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            return _by_reference(call)
+            return _reference_layer(call)
     check_layer(call)
     return reference.lstm_layer(*call)
 

@@ -19,17 +19,14 @@ from typing import Any
 import torch
 
 from . import _build
+from ._call import Call, autocasts
 
-# "auto" is the op, whose planner decides within it.
-ENGINES = ("auto", "torch", "persistent")
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 Entries = dict[str, dict[str, Any]]  # by call
 
-# By machine. `active` says whether there is any entry, or an engine that tune is about to measure.
 machines: dict[str, Entries] = {}
-forced: str | None = None
-active = False
-generation = 0  # grows with every change of what was measured
+noted: dict[str, Call] | None = None  # while tune runs a model: its plain calls by kind
+active = False  # whether there is any entry, or calls are noted: else nobody asks
 
 
 def path() -> Path | None:
@@ -55,8 +52,8 @@ def read(file: Path) -> dict[str, Entries] | None:
         found: dict[str, Entries] = record["machines"]
         for entries in found.values():
             for call, entry in entries.items():
-                if entry["engine"] not in ENGINES:
-                    raise ValueError(f"engine of {call!r}: expected one of {ENGINES}")
+                if not isinstance(entry["engine"], str):
+                    raise ValueError(f"engine of {call!r}: expected a name")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -72,43 +69,72 @@ def read(file: Path) -> dict[str, Entries] | None:
 
 def load() -> None:
     """Reads the file; at import, once."""
-    global machines, active, generation
+    global machines, active
     machines = {}
     with contextlib.suppress(OSError):  # where there is no home, nothing was stored
         file = path()
         machines = (read(file) if file else None) or {}
-    active, generation = any(machines.values()), generation + 1
+    active = any(machines.values())
 
 
 def update(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     """Takes entries of a machine, and drops those that are None."""
-    global active, generation
+    global active
     machines[name] = _merged(machines.get(name, {}), found)
-    active, generation = any(machines.values()), generation + 1
+    active = any(machines.values())
 
 
 def _merged(entries: Entries, found: Mapping[str, dict[str, Any] | None]) -> Entries:
     return {call: entry for call, entry in (entries | dict(found)).items() if entry is not None}
 
 
-def engine(device: torch.device, call: str) -> str | None:
-    """The engine for a call on a device of this machine, if it was measured."""
-    if forced is not None:
-        return forced
-    entry = machines.get(machine(device), {}).get(call)
-    return None if entry is None else str(entry["engine"])
+def engine(call: Call) -> str | None:
+    """The engine that was measured for a plain call of a stack on this machine."""
+    if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
+        return None  # sizes may be symbols under a tracer
+    kind = kind_of(call)
+    if noted is not None:
+        noted.setdefault(kind, call)
+    entry = machines.get(machine(call.input.device), {}).get(kind)
+    return None if entry is None else entry["engine"]
+
+
+def kind_of(call: Call) -> str:
+    """The name of all plain calls that count as alike: batch and steps up to a power of two."""
+    input, (h_0, c_0), packed = call.input, call.state(), call.batch_sizes is not None
+    tensors = (input, h_0, c_0, *call.weights)
+    dtype = input.dtype
+    if dtype != torch.float64 and autocasts(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+    steps = input.size(0) if call.batch_sizes is None else call.batch_sizes.size(0)
+    words = {
+        "input_size": input.size(-1),
+        "hidden_size": c_0.size(-1),
+        "batch up to": _power_of_two(h_0.size(1)),
+        "steps up to": _power_of_two(steps),
+        "proj_size": h_0.size(-1) if "projection" in call.layout else 0,
+        "num_layers": call.num_layers,
+        "directions": call.directions,
+    }
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    flags = {"bias": "bias" in call.layout, "packed": packed, "training": training}
+    sizes = [f"{name} {value}" for name, value in words.items()]
+    return ", ".join([str(dtype).removeprefix("torch."), *sizes, *(n for n in flags if flags[n])])
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 @contextlib.contextmanager
-def force(engine: str) -> Iterator[None]:
-    """Within it every plain call takes an engine as if it had been measured."""
-    global forced, active
-    before = forced, active
-    forced, active = engine, True
+def note() -> Iterator[dict[str, Call]]:
+    """Within it the plain calls are noted, one of each kind."""
+    global noted, active
+    noted, before, active = {}, active, True
     try:
-        yield
+        yield noted
     finally:
-        forced, active = before
+        noted, active = None, before
 
 
 def store(name: str, found: Mapping[str, dict[str, Any] | None]) -> None:

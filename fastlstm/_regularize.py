@@ -6,13 +6,14 @@ The draws are tensors that the layer takes, so every engine computes with the sa
 from __future__ import annotations
 
 import numbers
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._call import LstmCall
+if TYPE_CHECKING:
+    from ._call import LstmCall
 
 
 def check_probabilities(**probabilities: Any) -> None:
@@ -31,8 +32,12 @@ class Regularizers(NamedTuple):
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
 
-    def zone_out(self) -> bool:
-        """Whether a layer's call gets shares of the states before, which only the reference has."""
+    def have_masks(self) -> bool:
+        """Whether a layer's call gets masks for its state."""
+        return bool(self.recurrent_dropout) or self.zones_out()
+
+    def zones_out(self) -> bool:
+        """Whether units keep values over a step."""
         return bool(self.zoneout_h or self.zoneout_c)
 
 

@@ -18,15 +18,18 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _build, reference
-from ._call import LstmCall
+from ._call import Call, LstmCall, autocasts
 
 _Dims = tuple[int | None, ...]
 _Arguments = TypeVar("_Arguments", "_Given", "_Saved")
 
 
-def serves(call: LstmCall) -> bool:
-    """Whether `lstm_layer` can serve a call under the transforms that are active."""
-    if call.layout not in ("", "bias") or (call.batch_sizes, call.h_mask) != (None, None):
+def serves(call: Call) -> bool:
+    """Whether `lstm_layer` can serve the layers of a call under the transforms that are active."""
+    if torch.compiler.is_compiling() or autocasts(call.input.device.type):
+        return False
+    masks = call.regularizers is not None and call.regularizers.have_masks()
+    if masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
     no_function = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()

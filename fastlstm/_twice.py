@@ -6,37 +6,28 @@ The backward of our op (csrc/op/autograd.cpp) calls `of_layer`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _route, reference
-from ._call import LstmCall
+from . import reference
+from ._call import LstmCall, autocasts
 
 
 def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:
     """The gradients of a layer's input, h_0, c_0 and weights from those of what the op returns."""
     whole = LstmCall(*call)
-
-    def run(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return reference.lstm_layer(input, h_0, c_0, weights, *whole[4:])
-
-    return _gradients(run, [*whole[:3], *whole.weights], grads)
-
-
-def _gradients(
-    run: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients of all `tensors` that need one from those of run(*tensors), in float32."""
-    device = tensors[0].device.type
-    as_given = torch.autocast(device, enabled=False) if _route.autocasts(device) else None
+    tensors = [*whole[:3], *whole.weights]
+    device = whole.input.device.type
+    as_given = torch.autocast(device, enabled=False) if autocasts(device) else None
     with torch.enable_grad(), as_given or contextlib.nullcontext():
         # Views: the derivative by one must not run on through the history of another, such as that
         # of a layer's input through a weight that both layers share.
         own = [tensor.view_as(tensor) for tensor in tensors]
-        pairs = [(r, g) for r, g in zip(run(*own), grads, strict=False) if g is not None]
+        results = reference.lstm_layer(own[0], own[1], own[2], own[3:], *whole[4:])
+        pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
         needed = [tensor for tensor in own if tensor.requires_grad]
         found = torch.autograd.grad(
             [result for result, _ in pairs],

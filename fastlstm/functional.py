@@ -1,8 +1,6 @@
 """The functional interface: `lstm` runs a stack of layers, `lstm_cell` makes one step.
 
-Each layer is one call of the compiled op `torch.ops.fastlstm.lstm`, or of `reference.lstm_layer`
-where the op cannot go; or all layers are one call of PyTorch's own LSTM. `_route` decides which,
-`_layers` and `_aten` run it.
+`engines` chooses what computes a call.
 """
 
 from __future__ import annotations
@@ -10,22 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
-from . import _aten, _build, _choice, _route
-from ._call import LstmCall, layout_of_stack, weight_names
-from ._checks import check_dims, check_flags, check_kinds, check_num_layers
-from ._layers import as_call, by_layers, results, run_layer
-from ._regularize import Regularizers, check_probabilities, regularize
-from ._route import is_transformed, of_input, of_op, of_stack
+from ._call import Call, layout_of_stack, weight_names
+from ._checks import check_dims, check_kinds, check_num_layers, in_training, stack_call
+from ._layers import results
+from ._regularize import Regularizers
+from .engines import ENGINES, choose, run_cell
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
-
-#: "auto" leaves the choice to the planner of the device, "torch" is PyTorch's own LSTM, "reference"
-#: the equations in Python, the others are engines of the op (csrc/<device>/).
-ENGINES = _route.ENGINES
 
 
 def lstm(
@@ -97,9 +88,7 @@ def lstm(
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
         engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
-            at import) if it is set, and else for the fastest engine that can serve the call. For
-            measurements on a GPU "persistent:UNITSxROW_TILExROW_GROUPS" too (docs/cuda.md), on a
-            CPU "tiled:UNIT_GROUPSxROW_GROUPSxDIRECTIONS" (docs/cpu.md).
+            at import) if it is set, and else for what `engines.choose` says.
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:
@@ -116,53 +105,19 @@ def lstm(
         ValueError: `engine` is unknown, `num_layers` is not a positive integer, `reset` has a NaN,
             or a probability is not between 0 and 1.
     """
-    try:
-        directions = 2 if bidirectional else 1
-        layout = _layout(layout, weights, num_layers, directions)
-        check_dims(input, batch_sizes, batch_first)
+    named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
+    check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
+    check_num_layers(num_layers)
+    directions = 2 if bidirectional else 1
+    layout = _layout(layout, weights, num_layers, directions)
+    check_dims(input, batch_sizes, batch_first)
+    form = num_layers, directions, batch_first
+    options = batch_sizes, lengths, reset
+    call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states)
+    if training:
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-        regularizers = None
-        if training and (dropout or any(drawn)):
-            regularizers = Regularizers(*drawn)
-            check_probabilities(dropout=dropout, **regularizers._asdict())
-
-        given, lengths, batch_first = as_call(
-            input,
-            hx,
-            weights,
-            layout,
-            num_layers * directions,
-            batch_first,
-            batch_sizes,
-            lengths,
-            reset,
-        )
-        call = LstmCall(*given)
-        chosen = of_stack(
-            call, engine, num_layers, directions, regularizers, return_cell_states
-        ).engine
-        if chosen == "torch":
-            found = _aten.lstm(call, num_layers, directions, dropout, training)
-        elif num_layers == 1 and not regularizers:  # spares a small step the loop
-            output, h_n, c_n, cells = run_layer(call, chosen, return_cell_states)
-            found = output, (h_n, c_n), [cells]
-        else:
-
-            def run(call: LstmCall, layer: int) -> tuple[Tensor, ...]:
-                if regularizers:
-                    if layer > 0:
-                        call = call._replace(input=F.dropout(call.input, dropout))
-                    call = regularize(call, regularizers)
-                return run_layer(call, chosen, return_cell_states)
-
-            found = by_layers(call, num_layers, run)
-        return results(found, lengths, batch_first, return_cell_states)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):  # not before: it is slow
-        named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
-        check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
-        check_num_layers(num_layers)
-        check_flags(return_cell_states=return_cell_states)
-        raise
+        call = in_training(call, dropout, Regularizers(*drawn))
+    return results(call, choose(call, engine).run(call), batch_first and batch_sizes is None)
 
 
 def _layout(layout: str | None, weights: Sequence[Tensor], num_layers: int, directions: int) -> str:
@@ -209,29 +164,6 @@ def lstm_cell(
     layout = ""
     if b_ih is not None and b_hh is not None:
         weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
-    try:
-        h, c = hx
-        if not (is_transformed() or has_torch_function_variadic(input, h, c, *weights)):
-            chosen = of_input(input, engine, plain=True).engine
-            if chosen == "auto" and input.is_cuda:
-                chosen = _choice.of_step(input, h, c, weights, layout)
-            if chosen not in ("torch", "reference"):
-                run = _build.library.lstm_cell
-                step: tuple[Tensor, Tensor] = run(input, h, c, weights, layout, chosen)
-                return step if step[1].dtype == c.dtype else _as_state(step, c)
-            if chosen == "torch":
-                by_torch = _aten.lstm_cell(input, h, c, weights)
-                if by_torch is not None:
-                    return by_torch
-        call = LstmCall(input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout)
-        _, h_n, c_n, _ = run_layer(call, of_op(call, engine).engine)
-        return _as_state((h_n.squeeze(0), c_n.squeeze(0)), c)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        names = ("w_ih", "w_hh", "b_ih", "b_hh")
-        check_kinds(input, hx, dict(zip(names, weights, strict=False)))
-        raise
-
-
-def _as_state(step: tuple[Tensor, Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
-    """The dtype of torch.lstm_cell under CPU autocast, which leaves the state in its own."""
-    return (step[0].to(c.dtype), step[1].to(c.dtype)) if c.is_cpu else step
+    names = ("w_ih", "w_hh", "b_ih", "b_hh")
+    check_kinds(input, hx, dict(zip(names, weights, strict=False)))
+    return run_cell(Call(input, hx, weights, layout, is_cell=True), engine)

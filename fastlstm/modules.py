@@ -7,16 +7,17 @@ those of torch.nn by construction. `convert` swaps the modules of a model both w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _build, _route, functional
-from ._call import layout_of
-from ._checks import as_reset, check_batch_sizes, check_flags
+from . import engines
+from ._call import Call, layout_of
+from ._checks import check_kinds, in_training, stack_call
+from ._layers import results
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -45,6 +46,16 @@ def _check_pair(hx: Any, function: str) -> None:
         raise RuntimeError(f"{function} expects two hidden states")
 
 
+def _check_is_no_option(hx: Any) -> None:
+    """Raises a TypeError for lengths or reset that were passed as hx."""
+    if isinstance(hx, Tensor) and not hx.is_floating_point():
+        dtype = str(hx.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
+            "passed by name: lengths=lengths"
+        )
+
+
 def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
     """Raises the error of nn.LSTM, which blames the input; the op blames the others."""
     for kind, other in [("parameter", weight), *(("hidden", state) for state in hx or ())]:
@@ -53,6 +64,41 @@ def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
                 f"Input and {kind} tensors are not at the same device, found input tensor at "
                 f"{input.device} and {kind} tensor at {other.device}"
             )
+
+
+def _check_stack(
+    lstm: Any, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
+) -> None:
+    """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
+    if input.dtype != weights[0].dtype or input.size(-1) != lstm.input_size:
+        lstm._update_flat_weights()
+        _torch_lstm.check_input(lstm, input, batch_sizes)
+    if hx is not None:
+        _check_pair(hx, "lstm")
+        h_shape = _torch_lstm.get_expected_hidden_size(lstm, input, batch_sizes)
+        if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], lstm.hidden_size):
+            _torch_lstm.check_forward_args(lstm, input, hx, batch_sizes)
+    _check_devices(input, weights[0], hx)
+
+
+def _check_cell(cell: Any, input: Tensor, hx: Any, weight: Tensor) -> None:
+    """Raises nn.LSTMCell's errors, but where it ends the process instead."""
+    fits = input.dim() in (1, 2) and input.size(-1) == cell.input_size
+    if hx is not None and fits:
+        shape = (*input.shape[:-1], cell.hidden_size)
+        fits = isinstance(hx, (tuple, list)) and len(hx) == 2
+        fits = fits and hx[0].shape == hx[1].shape == shape
+    if not fits:
+        if hx is not None and input.dim() == 1 and {h.dim() for h in hx} in ({2}, {1, 2}):
+            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
+        _torch_cell.forward(cell, input, hx)
+    _check_devices(input, weight, hx)
+    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise RuntimeError(
+            f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
+            f"({weight.dtype}). Convert input: input.to({weight.dtype}), or "
+            f"convert model: model.to({input.dtype})"
+        )
 
 
 def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
@@ -73,16 +119,6 @@ def qualified_name(module: nn.Module) -> str:
     cls = type(module)
     package, _, _ = cls.__module__.partition(".")
     return f"fastlstm.{cls.__name__}" if package == "fastlstm" else cls.__name__
-
-
-def _check_is_no_option(hx: Any) -> None:
-    """Raises a TypeError for lengths or reset that were passed by position."""
-    if type(hx) is Tensor and not hx.is_floating_point():
-        dtype = str(hx.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
-            "passed by name: lengths=lengths"
-        )
 
 
 class Options(NamedTuple):
@@ -144,7 +180,7 @@ class EngineModule(nn.Module):
             super().__setattr__(name, value)
             return
         if name == "engine":
-            _route.check_engine(value)
+            engines.check_engine(value)
         else:
             check_probabilities(**{name: value})
         vars(self)["_fastlstm_options"] = self._fastlstm_options._replace(**{name: value})
@@ -167,18 +203,20 @@ class EngineModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+_OPTIONS = (*Regularizers._fields, "recompute")  # that nn.LSTM lacks; false or 0 by default
+
+
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
     batch_first: bool
     permute_hidden = _torch_lstm.permute_hidden
-    # Runs the layers over a batch of three dimensions, or over packed data.
-    _fastlstm_run: Callable[..., tuple[Any, ...]]
 
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
+        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_cell_states: bool = False,
@@ -204,20 +242,19 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
+        if lengths is None and reset is None and not return_cell_states:
+            at_once = self._fastlstm_at_once(input, hx)
+            if at_once is not None:
+                return at_once
+        options = lengths, reset, return_cell_states
+        if isinstance(input, PackedSequence):
+            return self._fastlstm_packed(input, hx, *options)
         if type(input) is not Tensor and isinstance(input, _Proxy):
             given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
             return node
         _check_is_no_option(hx)
-        flag: Any = return_cell_states
-        if type(flag) is not bool:
-            check_flags(return_cell_states=flag)
-        if lengths is None and not return_cell_states:
-            found = self._fastlstm_forward_at_once(input, hx, reset)
-            if found is not None:
-                return found
-        if isinstance(input, PackedSequence):
-            return self._fastlstm_forward_packed(input, hx, lengths, reset, return_cell_states)
+        check_kinds(input, hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None, {})
         dim = input.dim()
         if dim not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
@@ -228,13 +265,14 @@ class SequenceModule(nn.Module):
                 f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
         if dim == 2:
-            return self._fastlstm_forward_unbatched(input, hx, lengths, reset, return_cell_states)
-        return self._fastlstm_run(input, hx, None, lengths, reset, return_cell_states)
+            return self._fastlstm_unbatched(input, hx, *options)
+        return self._fastlstm_run(input, hx, None, *options)
 
-    def _fastlstm_forward_unbatched(
+    def _fastlstm_unbatched(
         self, input: Tensor, hx: State | None, lengths: Any, reset: Any, return_cell_states: bool
     ) -> tuple[Any, ...]:
         if hx is not None:
+            _check_pair(hx, "lstm")
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         for name, given, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
             if isinstance(given, Tensor) and given.shape != shape:
@@ -254,18 +292,31 @@ class SequenceModule(nn.Module):
         cells = [c.squeeze(batch_dim + 1) for c in cells]
         return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
 
-    def _fastlstm_forward_packed(
+    def _fastlstm_packed(
         self, input: PackedSequence, hx: State | None, *options: Any
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
+            _check_is_no_option(hx)
             hx = self.permute_hidden(hx, sorted_indices)
         output, state, *cells = self._fastlstm_run(data, hx, batch_sizes, *options)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _fastlstm_forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
-        """A call by one function, if nothing else is to be decided."""
+    def _fastlstm_run(
+        self,
+        input: Tensor,
+        hx: State | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        """The layers over a batch of three dimensions, or over packed data."""
+        raise NotImplementedError
+
+    def _fastlstm_at_once(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """A plain call by one function, if nothing else is to be decided; else None."""
         return None
 
 
@@ -360,123 +411,28 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def _fastlstm_run(
         self,
         input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
+        hx: State | None,
         batch_sizes: Tensor | None,
         lengths: Tensor | None,
         reset: Tensor | None,
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
         weights = _by_name(self, self._flat_weights_names)
-        seen = _route.is_transformed() or _route.exports_for_onnx()
-        if seen or input.size(-1) != self.input_size or not (hx is None or type(hx) is tuple):
-            self._fastlstm_check(input, hx, weights, batch_sizes)
+        _check_stack(self, input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._fastlstm_keep_flat(weights)
-        options, act = self._fastlstm_options, {}
+        layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
+        form = self.num_layers, 2 if self.bidirectional else 1, self.batch_first
+        options = batch_sizes, lengths, reset
+        call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states)
         if self.training:
-            act = {"training": True, "dropout": self.dropout, **options.regularizers._asdict()}
-        try:
-            found = functional.lstm(
-                input,
-                hx,
-                weights,
-                layout=layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes),
-                num_layers=self.num_layers,
-                bidirectional=self.bidirectional,
-                batch_first=self.batch_first and batch_sizes is None,
-                batch_sizes=batch_sizes,
-                lengths=lengths,
-                reset=reset,
-                return_cell_states=return_cell_states,
-                engine=options.engine,
-                **act,
-            )
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            self._fastlstm_check(
-                input, hx, weights, batch_sizes
-            )  # only now: looking before costs time
-            _check_devices(input, weights[0], hx)
-            raise
-        if found[1][1].size(-1) != self.hidden_size:  # weights that somebody replaced
-            self._fastlstm_check(input, hx, weights, batch_sizes)
-        return found
+            call = in_training(call, self.dropout, self._fastlstm_options.regularizers)
+        found = engines.choose(call, self._fastlstm_options.engine).run(call)
+        return results(call, found, self.batch_first and batch_sizes is None)
 
-    def _fastlstm_forward_at_once(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
-        found = self._fastlstm_forward_by_op(input, hx, reset)
-        return (
-            self._fastlstm_forward_by_torch(input, hx) if found is None and reset is None else found
-        )
-
-    def _fastlstm_forward_by_op(self, input: Any, hx: Any, reset: Any) -> tuple[Any, ...] | None:
-        """One layer by the op alone."""
-        if self.num_layers > 1 or type(input) is not Tensor or type(hx) is not tuple:
-            return None
-        options = self._fastlstm_options
-        if self.training and any(options[1:]):
-            return None
-        weights = _by_name(self, self._flat_weights_names)
-        try:
-            h_0, c_0 = hx
-            sizes = input.dim(), input.size(-1), c_0.size(-1)
-            if sizes != (3, self.input_size, self.hidden_size):
-                return None
-            if not _route.is_ours_at_once(options.engine, input, h_0, c_0, *weights):
-                return None
-            if reset is not None:
-                reset = as_reset(reset, input, self.batch_first)
-            layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
-            x = input.transpose(0, 1) if self.batch_first else input
-            output, h_n, c_n, _ = _build.library.lstm(
-                *(x, h_0, c_0, weights, layout, None, None, reset, None, False, "auto")
-            )
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            return None  # the long way says what is wrong
-        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
-
-    def _fastlstm_forward_by_torch(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """By nn.LSTM's own forward."""
-        data, sizes = input[:2] if isinstance(input, PackedSequence) else (input, None)
-        if self._fastlstm_normalizes:
-            return None
-        if not _route.leaves_to_torch(self, data, sizes, hx):
-            return None
-        if self.training and any((self.dropout, *self._fastlstm_options[1:])):
-            return None
-        try:
-            found: tuple[Any, ...] = (
-                self._fastlstm_from_zeros(input)
-                if sizes is None and hx is None
-                else _torch_lstm.forward(self, input, hx)
-            )
-            return found
-        except (IndexError, RuntimeError):
-            if sizes is not None:  # of which nn.LSTM looks at less
-                self._fastlstm_check(data, hx, [*self.parameters()], sizes)
-                check_batch_sizes(sizes, int(sizes[0]), data.size(0))
-            raise
-
-    def _fastlstm_from_zeros(self, input: Tensor) -> Any:
-        """nn.LSTM's forward without a state, in less time: it makes its zeros once."""
-        self._update_flat_weights()
-        weights: Any = self._flat_weights
-        is_plain = input.dim() == 3 and input.size(-1) == self.input_size and not self.proj_size
-        if not is_plain or input.dtype is not weights[0].dtype:
-            return _torch_lstm.forward(self, input)
-        batch = input.size(0 if self.batch_first else 1)
-        states = self.num_layers * (1 + self.bidirectional)
-        zeros = input.new_zeros(states, batch, self.hidden_size)
-        output, *state = torch._VF.lstm(
-            input,
-            (zeros, zeros),
-            weights,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
-        )
-        return output, tuple(state)
+    def _fastlstm_at_once(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """One layer on a CPU: spares a small step two thirds of its time in Python."""
+        return None
 
     def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -491,20 +447,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.flatten_parameters()  # deepcopy and pickle copy weight by weight
-
-    def _fastlstm_check(
-        self, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
-    ) -> None:
-        """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
-        if input.dtype != weights[0].dtype or input.size(-1) != self.input_size:
-            self._update_flat_weights()
-            self.check_input(input, batch_sizes)
-        if hx is None:
-            return
-        _check_pair(hx, "lstm")
-        h_shape = self.get_expected_hidden_size(input, batch_sizes)
-        if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], self.hidden_size):
-            self.check_forward_args(input, hx, batch_sizes)
 
 
 class LSTMCell(EngineModule, nn.RNNCellBase):
@@ -548,47 +490,16 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if hx is None:
-            zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
-            hx = (zeros, zeros)
-        if torch.compiler.is_compiling() or not isinstance(hx, (tuple, list)):
-            self._fastlstm_check(input, hx)
-        try:
-            if _route.gpu_leaves_step_to_torch(self, input):
-                found: tuple[Tensor, Tensor] = _torch_cell.forward(self, input, hx)
-                return found
-            weights = _by_name(self, _CELL_WEIGHTS)
-            if input.dim() == 1:
-                row = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-                h, c = LSTMCell.forward(self, *row)  # a subclass may override it
-                return h.squeeze(0), c.squeeze(0)
-            return functional.lstm_cell(input, hx, *weights, engine=self._fastlstm_options.engine)
-        except (IndexError, RuntimeError, TypeError, ValueError):  # only now: looking costs time
-            self._fastlstm_check(input, hx)
-            self._fastlstm_compare(input, hx)
-            raise
-
-    def _fastlstm_compare(self, input: Tensor, hx: State | None) -> None:
-        """Raises an error if input and parameters are of different devices or dtypes."""
-        weight = next(self.parameters())
-        _check_devices(input, weight, hx)
-        casts = torch.is_autocast_enabled(input.device.type)
-        if input.dtype != weight.dtype and not casts:
-            raise RuntimeError(
-                f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
-                f"({weight.dtype}). Convert input: input.to({weight.dtype}), or "
-                f"convert model: model.to({input.dtype})"
-            ) from None
-
-    def _fastlstm_check(self, input: Tensor, hx: Any) -> None:
-        """Raises nn.LSTMCell's errors, but where it ends the process instead."""
-        shape = (*input.shape[:-1], self.hidden_size)
-        fits = input.dim() in (1, 2) and isinstance(hx, (tuple, list)) and len(hx) == 2
-        fits = fits and input.size(-1) == self.input_size
-        if not (fits and hx[0].shape == hx[1].shape == shape):
-            if input.dim() == 1 and {state.dim() for state in hx} in ({2}, {1, 2}):
-                raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
-            _torch_cell.forward(self, input, hx)
+        check_kinds(input, None, {})
+        weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
+        _check_cell(self, input, hx, weights[0])
+        is_batched = input.dim() == 2
+        if not is_batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        call = Call(input, hx, weights, layout_of(self.bias), is_cell=True)
+        h, c = engines.run_cell(call, self._fastlstm_options.engine)
+        return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

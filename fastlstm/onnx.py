@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import _build
-from ._call import LstmCall
+from ._call import Call, LstmCall
 
 __all__ = ["translations"]
 
@@ -29,14 +29,34 @@ REMEDY = (
 were_made = False  # the translations: only then can the exporter have got them
 
 
-def recommend_translations() -> None:
-    """Warns if nobody has asked for the translations: the exporter's own errors hide ours."""
-    if not were_made:
-        warnings.warn(
-            f"the ONNX exporter does not know fastlstm's op: use {REMEDY}",
-            RuntimeWarning,
-            stacklevel=2,
+def knows_torch_alone() -> bool:
+    """Whether torch.onnx.export runs and knows nn.LSTM's op alone: where our table is not used."""
+    if torch._C._get_tracing_state() is not None:
+        return torch.onnx.is_in_onnx_export()
+    if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.onnx.is_in_onnx_export() and not were_made
+
+
+def check_export(call: Call) -> None:
+    """Says how to export a call of our op, since the exporter's own errors hide ours.
+
+    Raises:
+        RuntimeError: by the exporter of dynamo=False, which cannot.
+
+    Warns:
+        RuntimeWarning: nobody has asked for the translations.
+    """
+    if not knows_torch_alone():
+        return
+    if torch._C._get_tracing_state() is not None:
+        options = ", ".join(call.options()) or "an engine by name"
+        raise RuntimeError(
+            f"onnx: with dynamo=False only plain calls can be exported, got {options}; use {REMEDY}"
         )
+    warnings.warn(
+        f"the ONNX exporter does not know fastlstm's op: use {REMEDY}", RuntimeWarning, stacklevel=2
+    )
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

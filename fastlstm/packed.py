@@ -13,13 +13,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
-from torch.overrides import has_torch_function_variadic
 
-from . import _build, _formats, _route
-from ._call import DTYPES, LstmCall
-from ._layers import as_call, by_layers, results
+from . import _formats
+from ._call import DTYPES, Call
+from ._checks import stack_call
+from ._layers import Results, results
 from ._packed_weights import PackedWeights, require_extension
 from .convert import (
     _CLASSES,
@@ -29,6 +28,7 @@ from .convert import (
     own_class,
 )
 from .convert import convert as convert_modules
+from .engines import PREPACKED
 from .modules import (
     LSTM,
     LSTMCell,
@@ -60,7 +60,7 @@ class _Frozen(PackedWeights):
         self._pack(tensors)
         super().train(False)
 
-    def _check_call(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+    def _fastlstm_check(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """What the op cannot see: it knows no sizes but those of input and state."""
         if input.dtype != self.dtype or input.size(-1) != self.input_size:
             autocast = torch.is_autocast_enabled(input.device.type)
@@ -69,35 +69,26 @@ class _Frozen(PackedWeights):
                 f"{type(self).__name__}: expected input of dtype {self.dtype} and "
                 f"{self.input_size} features, got {input.dtype} and {input.size(-1)}{hint}"
             )
-        given: tuple[Tensor, ...] = (input,)
-        if hx is not None:
-            if type(hx) is not tuple or len(hx) != 2:
-                _check_pair(hx, type(self).__name__)
-            h, c = hx
-            output_size = self.proj_size or self.hidden_size
-            if h.size(-1) != output_size or c.size(-1) != self.hidden_size:
-                raise ValueError(
-                    f"{type(self).__name__}: expected h and c of {output_size} and "
-                    f"{self.hidden_size} features, got {h.size(-1)} and {c.size(-1)}"
-                )
-            given = (input, h, c)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-            self._refuse("and the input or the state requires one")
-        if forward_ad._current_level >= 0:
-            duals = [forward_ad.unpack_dual(t) for t in given]  # type: ignore[no-untyped-call]
-            if any(dual.tangent is not None for dual in duals):
-                self._refuse("and the input or the state has a tangent")
-        if _route.transforms_active() and any(
-            map(torch._C._functorch.is_functorch_wrapped_tensor, given)
-        ):
-            self._refuse("nor do they take part in torch.func transforms")
+        if hx is None:
+            return
+        if type(hx) is not tuple or len(hx) != 2:
+            _check_pair(hx, type(self).__name__)
+        h, c = hx
+        output_size = self.proj_size or self.hidden_size
+        if h.size(-1) != output_size or c.size(-1) != self.hidden_size:
+            raise ValueError(
+                f"{type(self).__name__}: expected h and c of {output_size} and "
+                f"{self.hidden_size} features, got {h.size(-1)} and {c.size(-1)}"
+            )
 
-    def _refuse(self, why: str) -> None:
-        raise RuntimeError(
-            f"{type(self).__name__}: packed weights give no gradients, {why}; call within "
-            "torch.inference_mode() or torch.no_grad() and outside torch.func, or turn the model "
-            "back: fastlstm.unpack(model)"
-        )
+    def _fastlstm_results(self, call: Call) -> Results:
+        if reason := PREPACKED.why_not(call):
+            raise RuntimeError(
+                f"{type(self).__name__}: {reason}; call within torch.inference_mode() or "
+                "torch.no_grad() and outside torch.func, or turn the model back: "
+                "fastlstm.unpack(model)"
+            )
+        return PREPACKED.run(call)
 
     def train(self, mode: bool = True) -> _Frozen:
         """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""
@@ -154,26 +145,20 @@ class PackedLSTM(_Frozen, SequenceModule):
         reset: Tensor | None,
         return_cell_states: bool,
     ) -> tuple[Any, ...]:
-        self._check_call(input, hx)
-        given, lengths, batch_first = as_call(
-            input,
-            hx,
-            self._op_weights(),
-            self._layout,
-            self.num_layers * (2 if self.bidirectional else 1),
-            self.batch_first,
-            batch_sizes,
-            lengths,
-            reset,
-            (self.proj_size or self.hidden_size, self.hidden_size),
+        self._fastlstm_check(input, hx)
+        directions = 2 if self.bidirectional else 1
+        if hx is None:  # of sizes that packed weights do not show
+            batch = input.size(0 if self.batch_first else 1)
+            batch = batch if batch_sizes is None else int(batch_sizes[0])
+            c_0 = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+            hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
+        form = self.num_layers, directions, self.batch_first
+        options = batch_sizes, lengths, reset
+        call = stack_call(
+            input, hx, self._op_weights(), self._layout, *form, *options, return_cell_states
         )
-        if self.num_layers == 1:  # without what takes as long as a small step
-            output, h_n, c_n, cells = _call(given, return_cell_states)
-            found = output, (h_n, c_n), [cells]
-        else:
-            call = LstmCall(*given)
-            found = by_layers(call, self.num_layers, lambda one, _: _call(one, return_cell_states))
-        return results(found, lengths, batch_first, return_cell_states)
+        batch_first = self.batch_first and batch_sizes is None
+        return results(call, self._fastlstm_results(call), batch_first)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -181,26 +166,6 @@ class PackedLSTM(_Frozen, SequenceModule):
     def extra_repr(self) -> str:
         """That of nn.LSTM, and the dtype of the weights."""
         return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
-
-
-def _call(call: tuple[Any, ...], save_cells: bool = False) -> tuple[Tensor, ...]:
-    """One layer, as a LstmCall or its start: by the dispatcher if something must see the op."""
-    call = call[:8]  # nothing is dropped out
-    if _is_observed(*call[:3]):
-        results: tuple[Tensor, ...] = torch.ops.fastlstm.lstm_packed(*call, save_cells=save_cells)
-    else:
-        results = _build.library.lstm_packed(*call, save_cells)
-    return results
-
-
-def _is_observed(*tensors: Tensor) -> bool:
-    """Whether a compiler, a tracer, a dispatch mode or a tensor subclass has to see the op."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or has_torch_function_variadic(*tensors)
-    )
 
 
 class PackedLSTMCell(_Frozen):
@@ -225,22 +190,15 @@ class PackedLSTMCell(_Frozen):
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
-        self._check_call(input, hx)
+        self._fastlstm_check(input, hx)
         if hx is None:
             zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
             hx = (zeros, zeros)
-        h, c = hx
         if dim == 1:
-            h, c = self.forward(input.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
-            return h.squeeze(0), c.squeeze(0)
-        if _is_observed(input, h, c):
-            states = (input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0))
-            _, h_n, c_n, _ = _call(LstmCall(*states, self._op_weights(), self._layout))
-            return h_n.squeeze(0), c_n.squeeze(0)
-        step: tuple[Tensor, Tensor] = _build.library.lstm_cell_packed(
-            input, h, c, self._op_weights(), self._layout
-        )
-        return step
+            input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        call = Call(input, hx, self._op_weights(), self._layout, is_cell=True)
+        _, (h, c), _ = self._fastlstm_results(call)
+        return (h, c) if dim == 2 else (h.squeeze(0), c.squeeze(0))
 
 
 def _as_bytes(module: _Frozen) -> tuple[Any, ...]:

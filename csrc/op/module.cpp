@@ -24,6 +24,8 @@ PYBIND11_MODULE(_C, m) {
   using no_gil = py::call_guard<py::gil_scoped_release>;
   m.def("build_info", &planners::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
+  m.def("engines", &planners::engines,
+        "The engines of the ops by name, and the device types that have each.");
   m.def("release_scratch", &release_scratch,
         "Give back the memory that the CPU engine keeps for its next call; returns the bytes.");
   m.def("plan_cpu", &planners::plan_cpu, py::kw_only(), "dtype"_a, "input_size"_a, "hidden_size"_a,

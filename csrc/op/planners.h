@@ -37,6 +37,12 @@ inline Dtype dtype_named(const std::string& name) {
       R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
 
+// The names of the engines that a user may request, and the device types that have each.
+inline py::dict engines() {
+  return py::dict("stepwise"_a = py::make_tuple("cpu", "cuda"), "tiled"_a = py::make_tuple("cpu"),
+                  "persistent"_a = py::make_tuple("cuda"));
+}
+
 // How the persistent engine would divide a layer's work on a GPU, which need not be present; None
 // where it cannot.
 inline py::object plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,

@@ -18,7 +18,8 @@ import torch
 from native import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
-from fastlstm import _build, _route
+from fastlstm import _build, engines
+from fastlstm._call import Call as StackCall
 
 SIMT = ROOT / "tests/simt"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
@@ -429,12 +430,15 @@ def test_an_old_driver_means_no_code(error, compiled_for, monkeypatch):
     assert (sms, capability) == (0, 0) and "failed: an error of the emulator" in text
     monkeypatch.setattr(_build, "gpu", lambda index: ops().cuda_device(index or 0))
     monkeypatch.setattr(_build, "build_record", lambda: {"note": None})
-    monkeypatch.setattr(_route, "_OP_DEVICES", (*_route._OP_DEVICES, "cuda"))
-    _build.warn_of_no_cuda_kernels.cache_clear()
+    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    _build.warn_of_no_cuda_kernels.cache_clear(), _build._why_not_this_gpu.cache_clear()
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(4, 2, 3, device="cuda")
+        plain = StackCall(x, None, [x.new_empty(20, 3), x.new_empty(20, 5)], "")
+    calls = plain, plain._replace(return_cell_states=True), plain
     with pytest.warns(RuntimeWarning, match="no CUDA kernels: .* failed: an error") as caught:
-        chosen = [_route.of_input(x, "auto", plain=plain).engine for plain in (True, False, True)]
+        chosen = [engines.choose(call).name for call in calls]
+    _build.warn_of_no_cuda_kernels.cache_clear(), _build._why_not_this_gpu.cache_clear()
     assert chosen == ["torch", "reference", "torch"] and len(caught) == 1
 
 

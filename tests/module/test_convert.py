@@ -445,13 +445,13 @@ class DoubledCell(nn.LSTMCell):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that reach fastlstm."""
     seen: list[str] = []
-    for name in ("lstm", "lstm_cell"):
-        function = getattr(fastlstm.functional, name)
-        monkeypatch.setattr(
-            fastlstm.functional,
-            name,
-            lambda *a, _name=name, _f=function, **k: (seen.append(_name), _f(*a, **k))[1],
-        )
+    choose = fastlstm.engines.choose
+
+    def record(call: Any, *requested: str) -> Any:
+        seen.append("lstm_cell" if call.is_cell else "lstm")
+        return choose(call, *requested)
+
+    monkeypatch.setattr(fastlstm.engines, "choose", record)
     return seen
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _build, _route
-from fastlstm._route import route_for
+from fastlstm import _build, engines, functional
+from fastlstm._call import Call
+from fastlstm._regularize import Regularizers
 
-CPU = ("cpu", "meta")
-BOTH = ("cpu", "cuda", "meta")
+needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
 
 def test_the_extension_is_loaded_if_it_was_built() -> None:
@@ -30,89 +30,100 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
     assert hasattr(torch.ops.fastlstm, "lstm") and hasattr(torch.ops.fastlstm, "lstm_backward")
 
 
+def call_on(device: str, **changes: Any) -> Call:
+    """A plain call whose tensors have no memory."""
+    with torch._subclasses.FakeTensorMode():
+        input = torch.empty(4, 3, 2, device=device, dtype=changes.pop("dtype", torch.float32))
+        weights = [torch.empty(20, n, device=device, dtype=input.dtype) for n in (2, 5)]
+    return Call(input, None, weights, "")._replace(**changes)
+
+
+KERNELS = {"none": (), "cpu": ("cpu",), "both": ("cpu", "cuda")}
+PLAIN: dict[str, Any] = {}
+LENGTHS = {"lengths": torch.tensor([1, 2, 3])}
+ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
+DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
+
+
+@needs_op
 @pytest.mark.parametrize(
-    ("engine", "device", "dtype", "transformed", "op_devices", "expected"),
+    ("device", "kernels", "change", "chosen"),
     [
-        ("auto", "cpu", torch.float32, False, CPU, "auto"),
-        ("torch", "cpu", torch.float32, False, CPU, "auto"),
-        ("torch", "cpu", torch.float32, False, (), "reference"),
-        ("auto", "cpu", torch.float64, False, CPU, "auto"),
-        ("auto", "cpu", torch.bfloat16, False, CPU, "auto"),
-        ("auto", "cpu", torch.float16, False, CPU, "auto"),
-        ("auto", "meta", torch.float32, False, CPU, "auto"),
-        ("auto", "cuda", torch.float32, False, BOTH, "auto"),
-        ("auto", "cuda", torch.float32, False, CPU, "reference"),
-        ("auto", "mps", torch.float32, False, BOTH, "reference"),
-        ("auto", "cpu", torch.complex64, False, CPU, "reference"),
-        ("auto", "cpu", torch.float32, True, CPU, "reference"),
-        ("auto", "cpu", torch.float32, False, (), "reference"),
-        ("stepwise", "cpu", torch.float32, False, CPU, "stepwise"),
-        ("stepwise", "cuda", torch.float16, False, BOTH, "stepwise"),
-        ("tiled", "cpu", torch.float32, False, CPU, "tiled"),
-        ("persistent", "cuda", torch.bfloat16, False, BOTH, "persistent"),
-        ("persistent:8x8x1", "cuda", torch.bfloat16, False, BOTH, "persistent:8x8x1"),
-        ("reference", "cpu", torch.float32, False, CPU, "reference"),
-        ("reference", "mps", torch.int64, True, (), "reference"),
+        ("cpu", "cpu", PLAIN, "op"),
+        ("cpu", "cpu", LENGTHS, "op"),
+        ("cpu", "cpu", DROPOUT, "op"),
+        ("cpu", "cpu", ZONEOUT, "reference"),
+        ("cpu", "cpu", {"dtype": torch.bfloat16}, "op"),
+        ("cpu", "cpu", {"dtype": torch.complex64}, "torch"),
+        ("cpu", "cpu", {"dtype": torch.complex64, **LENGTHS}, "reference"),
+        ("cpu", "none", PLAIN, "torch"),
+        ("cpu", "none", LENGTHS, "reference"),
+        ("meta", "cpu", PLAIN, "op"),
+        ("meta", "none", PLAIN, "torch"),
+        ("cuda", "both", PLAIN, "torch"),
+        ("cuda", "both", LENGTHS, "op"),
+        ("cuda", "both", {"layout": "layer_norm"}, "op"),
+        ("cuda", "both", {"return_cell_states": True}, "op"),
+        ("cuda", "both", ZONEOUT, "reference"),
+        ("cuda", "cpu", PLAIN, "torch"),
+        ("mps", "both", PLAIN, "torch"),
+        ("mps", "both", LENGTHS, "reference"),
     ],
 )
-def test_choice(
-    engine: str,
+def test_what_auto_stands_for(
     device: str,
-    dtype: torch.dtype,
-    transformed: bool,
-    op_devices: tuple[str, ...],
-    expected: str,
+    kernels: str,
+    change: dict[str, Any],
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert route_for(engine, device, dtype, transformed, op_devices, False).engine == expected
+    monkeypatch.setattr(engines, "DEFAULT", "auto")
+    monkeypatch.setattr(_build, "_kinds", KERNELS[kernels])
+    monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
+    assert engines.choose(call_on(device, **change)).name == chosen
 
 
+@needs_op
 @pytest.mark.parametrize(
-    ("engine", "device", "dtype", "transformed", "op_devices", "expected"),
+    ("engine", "device", "change", "why"),
     [
-        ("auto", "cpu", torch.float32, False, CPU, "auto"),
-        ("auto", "cpu", torch.float32, False, (), "torch"),
-        ("auto", "cuda", torch.bfloat16, False, CPU, "torch"),
-        ("auto", "mps", torch.float32, False, BOTH, "torch"),
-        ("auto", "cpu", torch.complex64, False, (), "reference"),
-        ("auto", "cpu", torch.float32, True, (), "reference"),
-        ("torch", "cpu", torch.float32, False, CPU, "torch"),
-        ("torch", "cpu", torch.float32, True, CPU, "reference"),
-        ("torch", "cpu", torch.int64, False, CPU, "reference"),
-        ("stepwise", "cpu", torch.float32, False, CPU, "stepwise"),
-        ("reference", "mps", torch.float32, False, (), "reference"),
+        ("persistent", "cpu", PLAIN, "it runs on cuda, meta, and the input is on cpu"),
+        ("tiled", "cuda", PLAIN, "it is built for cpu, and the input is on cuda"),
+        ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
+        ("stepwise", "cpu", ZONEOUT, "zoneout is computed by the reference alone"),
+        ("torch", "cpu", LENGTHS, "PyTorch's own LSTM has no lengths"),
+        (
+            "torch",
+            "cpu",
+            {"return_cell_states": True, **ZONEOUT},
+            "no return_cell_states, zoneout_c",
+        ),
+        ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
     ],
 )
-def test_choice_for_a_plain_call(
-    engine: str,
-    device: str,
-    dtype: torch.dtype,
-    transformed: bool,
-    op_devices: tuple[str, ...],
-    expected: str,
+def test_a_named_engine_that_cannot_serve_a_call(
+    engine: str, device: str, change: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert route_for(engine, device, dtype, transformed, op_devices, True).engine == expected
+    """The error says why, and which engines could."""
+    monkeypatch.setattr(_build, "_kinds", ("cpu",))
+    message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
+    with pytest.raises(RuntimeError, match=message):
+        engines.choose(call_on(device, **change), engine)
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "transformed", "op_devices", "why"),
-    [
-        ("cuda", torch.float32, False, CPU, "built for cpu, meta, and the input is on cuda"),
-        ("cpu", torch.int64, False, CPU, "input is torch.int64"),
-        ("cpu", torch.float32, True, CPU, "torch.func"),
-        ("cpu", torch.float32, False, (), "the extension is not available"),
-    ],
-)
-def test_a_forced_engine_that_cannot_serve(
-    device: str, dtype: torch.dtype, transformed: bool, op_devices: tuple[str, ...], why: str
-) -> None:
-    with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call: .*{why}"):
-        route_for("stepwise", device, dtype, transformed, op_devices, False)
+@needs_op
+def test_an_engine_of_the_op_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_build, "_kinds", ())
+    monkeypatch.setattr(_build, "_reason", "it was not built")
+    with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
+        engines.choose(call_on("cpu"), "tiled")
 
 
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_an_unknown_engine_lists_the_known(device: str) -> None:
+def test_an_unknown_engine_lists_the_known() -> None:
     with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):
-        route_for("cudnn", device, torch.float32, False, CPU, False)
+        functional.lstm(
+            torch.zeros(2, 1, 3), None, [torch.zeros(4, 3), torch.zeros(4, 1)], engine="cudnn"
+        )
     for module in (fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)):
         with pytest.raises(ValueError, match="engine: expected one of"):
             module.engine = "cudnn"
@@ -140,12 +151,12 @@ def runs_the_op(lstm: fastlstm.LSTM, x: Tensor) -> bool:
 def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
     built = _build.has_kernels("cpu")
-    monkeypatch.setattr(_route, "_DEFAULT_ENGINE", "auto")
+    monkeypatch.setattr(engines, "DEFAULT", "auto")
     assert runs_the_op(lstm, x) == built
     lstm.engine = "reference"
     assert not runs_the_op(lstm, x)
     lstm.engine = "auto"
-    monkeypatch.setattr(_route, "_DEFAULT_ENGINE", "reference")
+    monkeypatch.setattr(engines, "DEFAULT", "reference")
     assert not runs_the_op(lstm, x)
     if built:
         for engine in ("stepwise", "tiled"):  # what is asked for in code wins over the environment
@@ -153,32 +164,27 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             assert runs_the_op(lstm, x)
 
 
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
-@pytest.mark.parametrize(
-    ("engine", "kind"), [("persistent", fastlstm.LSTM), ("tiled", fastlstm.LayerNormLSTM)]
-)
-def test_an_engine_that_does_not_serve_the_call_says_so(
-    engine: str, kind: type[fastlstm.LSTM]
-) -> None:
-    lstm = kind(3, 5)
-    lstm.engine = engine
-    with pytest.raises(RuntimeError, match=f'expected engine .*"tiled".*got "{engine}"'):
+@needs_op
+def test_an_engine_of_the_op_that_does_not_serve_the_call_says_so() -> None:
+    lstm = fastlstm.LayerNormLSTM(3, 5)
+    lstm.engine = "tiled"
+    with pytest.raises(RuntimeError, match='expected engine .*"tiled".*got "tiled"'):
         lstm(torch.zeros(2, 1, 3))
 
 
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+@needs_op
 @pytest.mark.parametrize(
-    ("devices", "record", "error", "why"),
+    ("kinds", "record", "error", "why"),
     [
-        (CPU, {"note": "no CUDA toolkit"}, "", "no CUDA toolkit"),
+        (("cpu",), {"note": "no CUDA toolkit"}, "", "no CUDA toolkit"),
         (
-            (*CPU, "cuda"),
+            ("cpu", "cuda"),
             {"note": None, "cuda_arch_list": "9.0"},
             "",
             "they were built for 9.0, not for this GPU",
         ),
         (
-            (*CPU, "cuda"),
+            ("cpu", "cuda"),
             {"note": None, "cuda_arch_list": "9.0"},
             "lstm: cudaGetDevice failed: CUDA driver version is insufficient",
             "lstm: cudaGetDevice failed: CUDA driver version is insufficient",
@@ -187,22 +193,24 @@ def test_an_engine_that_does_not_serve_the_call_says_so(
 )
 def test_a_gpu_without_kernels_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch,
-    devices: tuple[str, ...],
+    kinds: tuple[str, ...],
     record: dict[str, Any],
     error: str,
     why: str,
 ) -> None:
-    monkeypatch.setattr(_route, "_OP_DEVICES", devices)
+    """Where that matters: a plain call runs PyTorch's own with kernels and without."""
+    monkeypatch.setattr(_build, "_kinds", kinds)
     monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
-    _build.warn_of_no_cuda_kernels.cache_clear()
+    for cached in (_build.warn_of_no_cuda_kernels, _build._why_not_this_gpu):
+        cached.cache_clear()
+        monkeypatch.setattr(_build, cached.__name__, cached)
     message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
-    with torch._subclasses.FakeTensorMode():
-        x = torch.empty(2, 1, 3, device="cuda")
     with pytest.warns(RuntimeWarning, match=message) as caught:
-        chosen = [_route.of_input(x, "auto", plain=plain).engine for plain in (False, True)]
-    assert chosen == ["reference", "torch"]
-    assert len(caught) == 1
+        chosen = [engines.choose(call_on("cuda", **each)).name for each in (PLAIN, *[LENGTHS] * 2)]
+    assert chosen == ["torch", "reference", "reference"] and len(caught) == 1
+    for cached in (_build.warn_of_no_cuda_kernels, _build._why_not_this_gpu):
+        cached.cache_clear()
 
 
 def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -216,7 +224,7 @@ def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_chooses() -> None:
-    code = "print(fastlstm._route._DEFAULT_ENGINE); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
+    code = "print(fastlstm.engines.DEFAULT); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)
@@ -249,7 +257,7 @@ def test_each_bias_has_a_gradient_of_its_own(engine: str, create_graph: bool) ->
         assert grads[0].data_ptr() != grads[1].data_ptr()
 
 
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+@needs_op
 def test_subnormal_numbers_are_zero_within_a_call_alone() -> None:
     """Gates shut so far that c is subnormal; PyTorch computes with such numbers as before."""
     lstm = fastlstm.LSTM(64, 128)
@@ -262,39 +270,3 @@ def test_subnormal_numbers_are_zero_within_a_call_alone() -> None:
         output[-1].sum().backward()
         assert c_n.abs().max() < 1e-16
         assert (tiny * 0.5 > 0).all()
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-@pytest.mark.parametrize("reset", [None, torch.tensor([[True, False], [False, False]])])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"batch_first": True}, {"bidirectional": True}, {"proj_size": 2}, {"bias": False}],
-    ids=str,
-)
-def test_a_layer_with_a_state_reaches_the_op_at_once(
-    options: dict[str, Any], reset: Tensor | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lstm = fastlstm.LSTM(3, 5, **options)
-    state = torch.randn(1 + lstm.bidirectional, 2, lstm.proj_size or 5), torch.randn(1, 2, 5)
-    state = state[0], state[1].expand(1 + lstm.bidirectional, 2, 5)
-    x = torch.randn(2, 2, 3)
-    expected = lstm._fastlstm_run(x, state, None, None, reset, False)
-    monkeypatch.setattr(fastlstm.functional, "lstm", None)
-    torch.testing.assert_close(lstm(x, state, reset=reset), expected, rtol=0, atol=0)
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-def test_what_has_something_to_decide_does_not_reach_the_op_at_once() -> None:
-    x, state = torch.randn(2, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5))
-    lstm = fastlstm.LSTM(3, 5)
-    assert lstm._fastlstm_forward_by_op(x, state, None) is not None
-    assert lstm._fastlstm_forward_by_op(x[:, 0], (state[0][0], state[1][0]), None) is None
-    assert lstm._fastlstm_forward_by_op(x, (state[0], state[1][..., :4]), None) is None
-    assert lstm._fastlstm_forward_by_op(x.to(torch.complex64), state, None) is None
-    with fastlstm._measured.force("torch"):
-        assert lstm._fastlstm_forward_by_op(x, state, None) is None
-    lstm.zoneout_h = 0.5
-    assert lstm._fastlstm_forward_by_op(x, state, None) is None
-    assert lstm.eval()._fastlstm_forward_by_op(x, state, None) is not None
-    lstm.engine = "stepwise"
-    assert lstm._fastlstm_forward_by_op(x, state, None) is None

@@ -6,7 +6,6 @@ import copy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _build, _choice, _measured, _route
+from fastlstm import _build
 
 STACKS = [
     {},
@@ -99,112 +98,6 @@ def test_bits_of_a_cell(bias: bool) -> None:
             assert [state.dtype for state in ours(x)] == expected
 
 
-@pytest.fixture
-def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU stands for an H100 where a module asks whether a call is left to cuDNN."""
-    monkeypatch.setattr(_route, "_GPU", "cpu")
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, ""))
-    _route._gpu_leaves.cache_clear()
-    yield
-    _route._gpu_leaves.cache_clear()
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-@pytest.mark.parametrize("form", ["dense", "batch_first", "unbatched", "packed"])
-@pytest.mark.parametrize("training", [False, True])
-def test_what_cudnn_gets_is_remembered(
-    form: str, training: bool, as_gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A call is nn.LSTM's, or ours where that was measured; bits and shapes are its."""
-    asked: list[_choice.Stack] = []
-
-    def choose(stack: _choice.Stack, device: torch.device) -> _choice.Choice:
-        asked.append(stack)
-        return _choice.Choice("auto" if stack.steps == 100 else "torch", "a test says so")
-
-    monkeypatch.setattr(_choice, "of_stack", choose)
-    long_way: list[None] = []
-    run = fastlstm.LSTM._fastlstm_run
-    monkeypatch.setattr(
-        fastlstm.LSTM, "_fastlstm_run", lambda *args: (long_way.append(None), run(*args))[1]
-    )
-    ours = fastlstm.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
-    theirs = nn.LSTM(256, 256, 2, batch_first=form == "batch_first").bfloat16()
-    theirs.load_state_dict(ours.state_dict())
-    for steps, is_ours in ((4, False), (100, True)):
-        shape = {"dense": (steps, 3, 256), "unbatched": (steps, 256)}.get(form, (3, steps, 256))
-        x: Any = torch.randn(shape).bfloat16()
-        if form == "packed":
-            x = pack_padded_sequence(x.transpose(0, 1), [steps, 2, 1])
-        asked.clear(), long_way.clear()
-        with torch.set_grad_enabled(training):
-            for _ in range(3):
-                found, expected = ours(x)[0], theirs(x)[0]
-        assert len(long_way) == 3 * is_ours and len(asked) == 1
-        batch = 1 if form == "unbatched" else 3
-        assert asked[0] == _choice.Stack(
-            "bfloat16", 256, 256, batch, steps, 0, 2, 1, True, form == "packed", training
-        )
-        if not is_ours:
-            data = (lambda t: t.data) if form == "packed" else (lambda t: t)
-            assert torch.equal(data(found), data(expected))
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-def test_what_is_not_left_to_cudnn_unseen(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    lstm, x = fastlstm.LSTM(8, 8), torch.randn(4, 3, 8)
-
-    def left(lstm: fastlstm.LSTM = lstm, x: Tensor = x, hx: Any = None) -> bool:
-        return _route.leaves_to_torch(lstm, x, None, hx)
-
-    state = torch.zeros(1, 3, 8)
-    assert left() and left(hx=(state, state))
-    assert not left(hx=(state, torch.zeros(1, 8, 3).transpose(1, 2)))
-    assert not left(x=x[0, 0]) and not left(x=x.to(torch.complex64)) and not left(x=x[:0])
-    assert not left(hx=5) and not left(hx=[state, state])
-    lstm.eval()
-    assert not left()  # with gradients
-    with torch.no_grad():
-        assert left()
-        with _measured.force("auto"):
-            assert not left()
-        lstm.engine = "stepwise"
-        assert not left()
-        lstm.engine = "auto"
-        before = _measured.generation
-        _measured.update("nobody's machine", {"a call": None})
-        assert _measured.generation == before + 1 and left()
-        _build.warn_of_no_cuda_kernels.cache_clear()
-        monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, "the driver is too old"))
-        _route._gpu_leaves.cache_clear()
-        with pytest.warns(RuntimeWarning, match="no CUDA kernels: the driver is too old"):
-            assert left() and left()
-
-
-def test_a_step_that_torch_gets(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LSTMCell on a GPU: nn.LSTMCell's forward, unless a layer of one step was measured faster."""
-    cell, theirs = fastlstm.LSTMCell(8, 16), nn.LSTMCell(8, 16)
-    theirs.load_state_dict(cell.state_dict())
-    x, state = torch.randn(3, 8), (torch.randn(3, 16), torch.randn(3, 16))
-    assert _route.gpu_leaves_step_to_torch(cell, x) and _route.gpu_leaves_step_to_torch(cell, x[0])
-    assert all(map(torch.equal, cell(x, state), theirs(x, state)))
-    with pytest.raises(RuntimeError, match="expected"):
-        cell(x, (state[0][:, 1:], state[1]))
-    with _measured.force("persistent"):
-        assert not _route.gpu_leaves_step_to_torch(cell, x)
-    cell.engine = "persistent"
-    assert not _route.gpu_leaves_step_to_torch(cell, x)
-    measured = _choice.Choice("persistent", "measured by fastlstm.tune")
-    monkeypatch.setattr(_choice, "of_stack", lambda stack, device: measured)
-    _route._gpu_leaves.cache_clear()
-    cell.engine = "auto"
-    assert not _route.gpu_leaves_step_to_torch(cell, x)
-    weights = list(cell.parameters())
-    assert _choice.of_step(x, *state, weights, "bias") == "torch"  # nothing was measured
-    monkeypatch.setattr(_measured, "active", True)
-    assert _choice.of_step(x, *state, weights, "bias") == "persistent"
-
-
 class Once(TorchDispatchMode):
     """Fails at the first operation; or `fail`, a hook, at its first call."""
 
@@ -263,21 +156,16 @@ def test_retain_graph_and_checkpoint() -> None:
     assert same_bits(*recomputed)
 
 
-def test_transforms_and_compilers_get_what_they_get_under_auto() -> None:
+def test_transforms_and_compilers_say_that_they_cannot() -> None:
     ours, _ = pair()
-    x = torch.randn(4, 6, 2, 3)
-    weights = dict(ours.named_parameters())
-    expected = [ours(row)[0] for row in x]
-
-    def run(row: Tensor) -> Tensor:
-        return torch.func.functional_call(ours, weights, (row,))[0]  # type: ignore[no-any-return]
-
-    torch.testing.assert_close(torch.func.vmap(run)(x), torch.stack(expected))
-    torch.func.jvp(run, (x[0],), (x[0],))
-    graph = torch.export.export(ours.eval(), (x[0],)).graph
-    called = {str(node.target) for node in graph.nodes}
-    assert ("fastlstm.lstm.default" in called) == _build.has_kernels("cpu")
-    assert not any("aten.lstm" in name or "mkldnn" in name for name in called)
+    x = torch.randn(6, 2, 3)
+    for run in (
+        lambda: torch.func.jvp(lambda x: ours(x)[0], (x,), (x,)),
+        lambda: torch.func.vmap(lambda x: ours(x)[0])(x.expand(4, -1, -1, -1)),
+        lambda: torch.export.export(ours.eval(), (x,)),
+    ):
+        with pytest.raises(RuntimeError, match="engine 'torch' cannot serve this call"):
+            run()
 
 
 OPTIONS = {

@@ -38,13 +38,12 @@ def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
         text = re.escape(value) if isinstance(value, str) else ""
         assert re.search(rf"^  {key} +{text}", out, re.M)
     assert re.search(r"^  cpu +\d+ threads", out, re.M)
-    engine = "stepwise" if _build.extension_available() else "torch, reference"
-    (served,) = re.findall(r"^  cpu .*$", out.split("Engines")[1], re.M)
-    assert served.count(engine) == len(front_door.DTYPES)
+    engine = "op" if _build.extension_available() else "torch"
+    assert re.search(rf"^  cpu +{engine} ", out.split("Engines")[1], re.M)
 
 
 def test_info_shows_a_forced_engine(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("FASTLSTM_ENGINE", "torch")
+    monkeypatch.setattr(front_door.engines, "DEFAULT", "torch")
     front_door.main([])
     assert "FASTLSTM_ENGINE=torch decides where the code does not" in capsys.readouterr().out
 
@@ -57,17 +56,17 @@ def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     assert f"  to build it: {_build.rebuild_command()}\n" in out
 
 
-def test_engine_that_refuses_is_not_named_as_serving(monkeypatch) -> None:
-    monkeypatch.setattr(front_door.functional, "ENGINES", ("auto", "reference", "no-such-engine"))
-    monkeypatch.setattr(front_door._build, "has_kernels", lambda device: True)
-    said = front_door.serving_engines(torch.device("cpu"), torch.float32)
-    assert said.startswith("none (no-such-engine: ")
-
-
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_engines_of_a_cpu_are_named(dtype: torch.dtype) -> None:
-    assert front_door.serving_engines(torch.device("cpu"), dtype) == "stepwise, tiled"
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [((), ("torch", "reference")), (("cpu",), ("op", "op"))],
+)
+def test_the_engines_of_a_cpu_are_named(
+    kinds: tuple[str, ...], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_door._build, "_kinds", kinds)
+    plain, with_option, by_name = front_door.engines_of(torch.device("cpu"))
+    assert (plain, with_option) == expected
+    assert by_name.startswith("torch, reference") and "persistent" not in by_name
 
 
 def test_runs_as_a_module() -> None:

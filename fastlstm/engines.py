@@ -1,0 +1,183 @@
+"""The engines: what runs each, what each cannot do, and the choice among them, made once a call.
+
+An engine is a row of `ENGINES`. A call takes the engine that its caller names, or the one that
+`fastlstm.tune` measured, or the first of `preferred` that has no reason against it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _build, _layers, _measured, _transforms, onnx
+from ._call import DTYPES, Call
+
+transforms_active = torch._C._are_functorch_transforms_active
+
+
+class Engine(NamedTuple):
+    """A way to compute a call.
+
+    Attributes:
+        name: as `lstm.engine` takes it.
+        why_not: the reason why it cannot serve a call, None if it can.
+        run: computes a call that it serves.
+    """
+
+    name: str
+    why_not: Callable[[Call], str | None]
+    run: Callable[[Call], _layers.Results]
+
+
+def _why_not_torch(call: Call) -> str | None:
+    if lacking := call.options():
+        return f"PyTorch's own LSTM has no {', '.join(lacking)}"
+    if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
+        return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
+    if torch.compiler.is_compiling() and not onnx.knows_torch_alone():
+        return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
+    if transforms_active() or forward_ad._current_level >= 0:
+        return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
+    return None
+
+
+def _why_not_the_op(call: Call, device_types: tuple[str, ...]) -> str | None:
+    device, dtype = call.input.device, call.input.dtype
+    if reason := _build.why_no_kernels(device):
+        return reason
+    if device.type not in device_types:
+        return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
+    if call.regularizers is not None and call.regularizers.zones_out():
+        return "zoneout is computed by the reference alone"
+    if forward_ad._current_level >= 0 or (transforms_active() and not _transforms.serves(call)):
+        return (
+            "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
+            "transform of packed input, masks, projections, autocast and compiled code"
+        )
+    return None
+
+
+def _why_not_prepacked(call: Call) -> str | None:
+    tensors = (call.input, *call.state())
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "packed weights give no gradients, and the input or the state requires one"
+    if forward_ad._current_level >= 0:
+        duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
+        if any(dual.tangent is not None for dual in duals):
+            return "packed weights give no gradients, and the input or the state has a tangent"
+    if transforms_active() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+        return "packed weights give no gradients, nor do they take part in torch.func transforms"
+    return None
+
+
+def _op(name: str, *device_types: str) -> Engine:
+    """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
+
+    def why_not(call: Call) -> str | None:
+        return _why_not_the_op(call, device_types)
+
+    def run(call: Call) -> _layers.Results:
+        return _layers.run_op(call, name)
+
+    return Engine("op" if name == "auto" else name, why_not, run)
+
+
+TORCH = Engine("torch", _why_not_torch, _layers.run_torch)
+REFERENCE = Engine("reference", lambda call: None, _layers.run_reference)
+PREPACKED = Engine("prepacked", _why_not_prepacked, _layers.run_prepacked)  # by itself
+OP = _op("auto", "cpu", "cuda", "meta")
+_ROWS = (
+    TORCH,
+    REFERENCE,
+    OP,
+    *(_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
+)
+#: By name; "auto" is no engine, but the choice among them.
+BY_NAME = {row.name: row for row in _ROWS}
+ENGINES = ("auto", *(name for name in BY_NAME if name != "op"))
+
+
+def check_engine(name: Any) -> None:
+    """Raises a ValueError unless there is such an engine."""
+    if name not in ENGINES:
+        missing = _build.unavailable_reason()
+        without = f"; without the extension there are no others: {missing}" if missing else ""
+        raise ValueError(
+            f"engine: expected one of {', '.join(ENGINES)}, got {name!r} (the environment variable "
+            f"FASTLSTM_ENGINE decides where the code does not){without}"
+        )
+
+
+# What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
+DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
+try:
+    check_engine(DEFAULT)
+except ValueError as error:  # of the calls too, but an import never fails
+    warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+
+
+def preferred(call: Call) -> tuple[Engine, ...]:
+    """The order in which "auto" asks the engines; the last one serves every call."""
+    if call.input.is_cuda or onnx.knows_torch_alone():
+        return TORCH, OP, REFERENCE
+    return OP, TORCH, REFERENCE
+
+
+def choose(call: Call, requested: str = "auto") -> Engine:
+    """The engine of a call.
+
+    Raises:
+        ValueError: there is no engine called `requested`.
+        RuntimeError: it cannot serve this call; the message says why.
+    """
+    name = DEFAULT if requested == "auto" else requested
+    if name != "auto":
+        check_engine(name)
+        row = BY_NAME[name]
+        if reason := row.why_not(call):
+            others = ", ".join(
+                ["auto", *(e.name for e in _ROWS if e != OP and not e.why_not(call))]
+            )
+            raise RuntimeError(
+                f"engine {name!r} cannot serve this call: {reason}; use one of {others}"
+            )
+        return row
+    if _measured.active and not torch.compiler.is_compiling():
+        row = BY_NAME.get(_measured.engine(call) or "", REFERENCE)
+        if row is not REFERENCE and row.why_not(call) is None:
+            return row
+    return unmeasured(call)
+
+
+def unmeasured(call: Call) -> Engine:
+    """The engine that "auto" stands for where nothing was measured."""
+    for row in preferred(call):
+        if row.why_not(call) is None:
+            break
+    if row is REFERENCE and call.input.is_cuda and not torch.compiler.is_compiling():
+        _build.warn_of_no_cuda_kernels(call.input.device)
+    return row
+
+
+def candidates(call: Call) -> list[Engine]:
+    """The engines between which `fastlstm.tune` measures."""
+    if call.input.is_cuda:
+        return [row for row in _ROWS if row not in (REFERENCE, OP)]
+    return [OP, TORCH]
+
+
+def run_cell(call: Call, requested: str) -> tuple[Tensor, Tensor]:
+    """The next h and c [B,H] of a cell's call, by the engine that is chosen."""
+    _, (h, c), _ = choose(call, requested).run(call)
+    state = call.input.dtype if call.hx is None else call.hx[1].dtype
+    if c.dtype != state and c.is_cpu:  # as torch.lstm_cell has it under CPU autocast
+        return h.to(state), c.to(state)
+    return h, c
