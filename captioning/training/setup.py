@@ -46,7 +46,8 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     path = last if resumes else request.start
     origin = load_checkpoint(path, request.lstm) if path else None
     # Errors are found before weights are downloaded and pictures encoded.
-    decoder = decoder_class(ModelConfig(1, 1, grid=1, **request.of({"decoder"})))
+    new = ModelConfig(1, 1, grid=1, **request.of({"decoder"}))
+    decoder = decoder_class(origin.model.config if origin else new)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
     if origin and path:
         _check_same(request, origin, resumes, path)
