@@ -203,9 +203,6 @@ class EngineModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-_OPTIONS = (*Regularizers._fields, "recompute")  # that nn.LSTM lacks; false or 0 by default
-
-
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
