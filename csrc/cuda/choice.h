@@ -61,12 +61,13 @@ inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& lay
   CudaDevice device = cuda_device();
   device.sm_count = std::max(0, device.sm_count - free_sms());
   std::optional<Tiling> tiling;
-  if (!layer.projects() && !layer.normalizes()) tiling = divide(task, device, request->division);
+  if (!layer.projects() && !layer.normalizes() && !layer.h_mask)
+    tiling = divide(task, device, request->division);
   TORCH_CHECK(
       tiling, "lstm: the engine \"", engine,
-      "\" takes float32, bfloat16 and float16 without proj_size and layer normalization, a batch "
-      "that is not empty, and a W_hh that fits into the shared memory of the GPU (sm_80 or newer), "
-      "got ",
+      "\" takes float32, bfloat16 and float16 without proj_size, layer normalization and recurrent "
+      "dropout, a batch that is not empty, and a W_hh that fits into the shared memory of the GPU "
+      "(sm_80 or newer), got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
       ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
       " with ", device.sm_count, " SMs", free_sms() ? " beside those of FASTLSTM_FREE_SMS" : "");

@@ -33,20 +33,19 @@ FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
 
 template <typename T>
 struct ForwardDirection {
-  const T* w_hh;    // [4H,H]
-  const T* h_0;     // [B,W]  as W_hh sees it: times h_mask, 0 after the units
-  T* gates;         // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
-  T* output;        // [R,H]  h_t, 0 at dead positions
-  T* exchange;      // [R,W]  h_t as W_hh sees it, 0 after the units; on entry all bits are set.
-                    //        It is output where it need not be another
-  float* cells;     // [R,H]  c_t, or nullptr
-  T* h_n;           // [B,H]  holds h_0 on entry: rows of length 0 keep it
-  float* c_n;       // [B,H]  likewise c_0
-  const T* h_mask;  // [B,H]  or nullptr
+  const T* w_hh;  // [4H,H]
+  const T* h_0;   // [B,W]  0 after the units
+  T* gates;       // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
+  T* output;      // [R,H]  h_t, 0 at dead positions
+  T* exchange;    // [R,W]  h_t, 0 after the units; on entry all bits are set. It is output where
+                  //        it need not be another
+  float* cells;   // [R,H]  c_t, or nullptr
+  T* h_n;         // [B,H]  holds h_0 on entry: rows of length 0 keep it
+  float* c_n;     // [B,H]  likewise c_0
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
-    f(w_hh), f(h_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n), f(h_mask);
+    f(w_hh), f(h_0), f(gates), f(output), f(exchange), f(cells), f(h_n), f(c_n);
   }
 };
 
@@ -71,12 +70,10 @@ struct BackwardDirection {
                          //        are set
   T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if state_needs_grad
   float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
-  const T* h_mask;       // as forward
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
     f(w_hh), f(c_0), f(gates), f(cells), f(d_output), f(d_cells), f(d_gates), f(d_h), f(d_c);
-    f(h_mask);
   }
 };
 

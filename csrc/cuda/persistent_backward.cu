@@ -19,7 +19,7 @@ struct UnitInputs {
   T *d_i, *d_f;   // where the gradients of these gates go; those of g and o are as far apart
   Gates<T> gates;
   float c, c_prev, d_cells;
-  T d_output, d_h, h_mask;
+  T d_output, d_h;
   unsigned char reset;
 };
 
@@ -83,7 +83,6 @@ struct BackwardWalk {
     in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
     in.d_h = block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
-    if (d.h_mask) in.h_mask = d.h_mask[in.index];
     return in;
   }
 
@@ -108,8 +107,7 @@ struct BackwardWalk {
   // The cell equations backward of a live unit: dL/d(gates); dL/dc_t becomes dL/dc_{t-1}.
   __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
     const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
-    const float outside = float(in.d_output) + float(in.d_h);
-    const float dh = fused(d.h_mask ? float(in.h_mask) : 1.0f, from_next, outside);
+    const float dh = from_next + (float(in.d_output) + float(in.d_h));
     const float c_prev = in.reset ? 0.0f : in.c_prev;
     const auto before =
         step_backward(to_float(in.gates), c_prev, in.c, dh, dc + in.d_cells, in.reset);
@@ -153,8 +151,7 @@ struct BackwardWalk {
       const ThreadUnit at = block.unit(0, pass, j);
       if (!at.live) continue;
       const int64_t index = block.index(at);
-      const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
-      d.d_h[index] = T(d.h_mask ? float(d.h_mask[index]) * from_next : from_next);
+      d.d_h[index] = T(block.template sums<1>(at.pass_row, at.unit).value[0]);
       d.d_c[index] = block.state_of(at);
     }
     __syncthreads();

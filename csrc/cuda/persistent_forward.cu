@@ -18,7 +18,6 @@ struct UnitInputs {
   ThreadUnit at;
   T* exchanged;     // where h_t goes
   Gates<T> from_x;  // the input's part
-  T h_mask;
   unsigned char reset;
 };
 
@@ -76,7 +75,6 @@ struct ForwardWalk {
     if (!at.live) return in;
     in.from_x = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.reset = block.is_reset(step.t, at.row);
-    if (d.h_mask) in.h_mask = d.h_mask[block.index(at)];
     return in;
   }
 
@@ -102,9 +100,7 @@ struct ForwardWalk {
     if (at.pass_row >= kTile) return {};  // whole warps
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) result = compute(in, block.state_of(at));
-    T masked = result.h;  // as W_hh sees it
-    if (d.h_mask && at.live) masked = T(float(result.h) * float(in.h_mask));
-    publish(in.exchanged, masked, at.unit, at.exchanged);
+    publish(in.exchanged, result.h, at.unit, at.exchanged);
     return result;
   }
 

@@ -47,11 +47,9 @@ ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool 
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
   ForwardTensors to(layer, save_cells, /*save_gates=*/true);
-  const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
-  const Tensor h_0 = exchangeable(h_mask.defined() ? to.h_n * h_mask : layer.h_0, width);
-  const bool separate = h_mask.defined() || width != hidden;
+  const Tensor h_0 = exchangeable(layer.h_0, width);
   const Tensor exchange =
-      separate ? at::empty({s.flat_rows, s.directions * width}, options) : to.output;
+      width == hidden ? to.output : at::empty({s.flat_rows, s.directions * width}, options);
   const DeviceSequence tables(layer, tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
@@ -70,8 +68,7 @@ ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool 
             data<T>(exchange) + d * width,
             save_cells ? data<float>(to.cells[d]) : nullptr,
             data<T>(to.h_n[d]),
-            data<float>(to.c_n[d]),
-            h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
+            data<float>(to.c_n[d])};
   };
   launch_directions(call, layer, tiling, exchange, direction_of);
   if (!save_gates) to.gates = at::empty({0}, options);
@@ -90,7 +87,6 @@ BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
     return previous_hidden(layer, d, tensors.of_direction(tensors.output, d));
   };
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
-  const Tensor h_mask = contiguous_or_undefined(layer.h_mask);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   PersistentBackward<T> call{};
@@ -106,8 +102,7 @@ BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
             tensors.d_cells.defined() ? data<float>(tensors.d_cells[d]) : nullptr,
             data<T>(d_gates[d]),
             data<T>(tensors.grad_h_0[d]),
-            data<float>(tensors.grad_c_0[d]),
-            h_mask.defined() ? data<T>(h_mask[d]) : nullptr};
+            data<float>(tensors.grad_c_0[d])};
   };
   launch_directions(call, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {

@@ -55,8 +55,6 @@ def test_engine(kind, form, engine):
         dict(batch=1),
         dict(batch=70, form="packed", directions=2, steps=9),
         dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
-        dict(h_mask=True, reset=True),
-        dict(h_mask=True, form="packed", directions=2, batch=70),
     ],
     ids=str,
 )

@@ -147,7 +147,7 @@ def mutants():
     fma = r"fma\.rn\.f32 (%f\d+|%r\d+), (%\w+), (%\w+), (%\w+);"
     apart = "mul.rn.f32 $1, $2, $3; add.rn.f32 $1, $1, $4;"
     yield "no fma", forward("Tf32Mma"), fma, apart, -1, once
-    passes = ("two parts", "several passes", "very deep", "recurrent dropout, lengths")
+    passes = ("two parts", "several passes", "very deep", "lengths sorted by a table")
     for kernel, kind, count in [
         (forward("BFloat16Mma"), "bfloat16", 4),
         (forward("Ffma"), "float32", 4),

@@ -188,16 +188,6 @@ MUTANTS = {
             "if (step.t == 0)",
             [FFMA + "two directions, packed", FFMA + "lengths sorted by a table"],
         ),
-        "W_hh sees h without its mask": (
-            "if (d.h_mask && at.live)",
-            "if (false)",
-            [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
-        ),
-        "the mask stays on the output": (
-            "T masked = result.h;",
-            "T& masked = result.h;",
-            [FFMA + "recurrent dropout", BF16 + "recurrent dropout, odd, packed"],
-        ),
     },
     (FORWARD, BLOCK): {
         "polls count before the other blocks run": (
@@ -229,16 +219,6 @@ MUTANTS = {
         ),
     },
     (BACKWARD, BACKWARD): {
-        "the mask is forgotten": (
-            "d.h_mask ? float(in.h_mask) : 1.0f",
-            "1.0f",
-            [FFMA + "recurrent dropout"],
-        ),
-        "dL/dh_0 forgets the mask": (
-            "d.h_mask ? float(d.h_mask[index]) : 1.0f",
-            "1.0f",
-            [FFMA + "recurrent dropout"],
-        ),
         "a reset keeps the cell": ("in.reset ? 0.0f : in.c_prev", "in.c_prev", [FFMA + "resets"]),
         "the others' d_gates are read as if they had no padding": (
             "(offset + block.batch_row[row]) * 4 * width",

@@ -232,7 +232,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         ("--group dense,typo", "--group: expected some of real, .* got typo"),
         ("--output run.txt", "--output: expected a name that ends in .json, got run.txt"),
         ("--seconds 0", "--seconds: expected a positive number, got 0"),
-        ("--engine persistent:16x8", "ROW_GROUPS, got persistent:16x8"),
     ],
 )
 def test_bad_arguments(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

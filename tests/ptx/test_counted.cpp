@@ -77,7 +77,7 @@ void check_tile(const Tile& tile) {
   constexpr int kHidden = 512, kSteps = 3, kMore = 4;
   const auto some = counted_launch<T>(tile, kSteps, kHidden);
   const auto more = counted_launch<T>(tile, kSteps + kMore, kHidden);
-  const Task task{kHidden, tile.rows, 1, 1, tile.dtype, !tile.ffma(), false, tile.backward()};
+  const Task task{kHidden, tile.rows, 1, 1, tile.dtype, !tile.ffma(), tile.backward()};
   const double blocks = kHidden / tile.units, warps = blocks * kWarps * kMore;
   const ptx::Kernel& kernel = *kernel_of(tile);
   double instructions = 0;

@@ -32,7 +32,6 @@ struct Shape {
   bool reset = false;
   int units = 8, row_tile = 8, row_groups = 1;
   bool order = false;  // hand over the rows sorted by length
-  bool masks = false;  // recurrent dropout
 };
 
 template <typename T>
@@ -61,8 +60,7 @@ struct Buffers {
   std::vector<T> output;
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
-    std::vector<T> h_mask;
-    std::vector<T> exchange;  // where output does not serve: with h_mask, or padded
+    std::vector<T> exchange;  // padded, where output does not serve
     std::vector<float> c_0, cells, c_n, d_c, d_cells;
   };
   std::vector<Direction> direction;
@@ -78,12 +76,11 @@ struct Run {
 
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
-        task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false, false} {
+        task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false} {
     runtime::shared().shared_bytes = 1 << 20;  // for tiles that no device has room for
     for (int d = 0; d < shape.directions; ++d)
       problems.push_back(oracle::random_problem(
-          shape.T, shape.B, shape.H,
-          {shape.form, d == 1 || shape.reverse, shape.reset, shape.masks}, seed,
+          shape.T, shape.B, shape.H, {shape.form, d == 1 || shape.reverse, shape.reset}, seed,
           [](double x) { return to_double(from_double<T>(x)); }, d));
     auto& b = buffers;
     const auto& length = problems[0].length;
@@ -103,8 +100,6 @@ struct Run {
       typename Buffers<T>::Direction d;
       d.w_hh = testing::converted<T>(p.w_hh);
       d.h_0 = d.h_n = testing::converted<T>(p.h_0);
-      if (shape.masks)
-        for (size_t i = 0; i < d.h_0.size(); ++i) d.h_0[i] = from_double<T>(p.h_0[i] * p.h_mask[i]);
       d.h_0 = padded(d.h_0, width(false));
       d.c_0 = d.c_n = testing::converted<float>(p.c_0);
       d.gates = flat<T>(p.x_gates, 4 * shape.H);
@@ -113,8 +108,7 @@ struct Run {
       d.d_h = testing::converted<T>(p.d_h_n);
       d.d_c = testing::converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
-      if (shape.masks) d.h_mask = testing::converted<T>(p.h_mask);
-      if (shape.masks || width(false) != shape.H)
+      if (width(false) != shape.H)
         d.exchange = unwritten<T>(b.flat_rows * shape.directions * width(false));
       b.direction.push_back(d);
     }
@@ -191,8 +185,7 @@ struct Run {
                                               : b.exchange.data() + d * width(false),
                            save ? b.cells.data() : nullptr,
                            b.h_n.data(),
-                           b.c_n.data(),
-                           shape.masks ? b.h_mask.data() : nullptr};
+                           b.c_n.data()};
     }
     call.first_reverse = shape.reverse;
     call.save_gates = save;
@@ -215,8 +208,7 @@ struct Run {
                            b.d_cells.data(),
                            b.d_gates.data(),
                            b.d_h.data(),
-                           b.d_c.data(),
-                           shape.masks ? b.h_mask.data() : nullptr};
+                           b.d_c.data()};
     }
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;

@@ -33,13 +33,6 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
-  const auto add_masked = [&](const std::string& name, Shape shape) {
-    shape.masks = true;
-    add_shape(name, shape);
-  };
-  add_masked("recurrent dropout", {4, 3, 16, kDense, 1, false, true});
-  add_masked("recurrent dropout, odd, packed", {4, 5, 13, kPacked, 2});
-  add_masked("recurrent dropout, lengths", {5, 6, 11, kLengths, 2, false, true, 8, 8, 2});
   // More chunks of K than two groups of loads hold.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
@@ -64,7 +57,6 @@ void add(const char* kind, bool allow_tf32, double unit) {
           is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16) ? 8 << draw(0, 1) : 8;
       s.row_groups = draw(1, std::min(3, s.B));
       s.order = s.form == kLengths && draw(0, 1);
-      s.masks = draw(0, 1);
       simt::seed() = n;
       try {
         Run<T> run(s, n, allow_tf32);
@@ -75,7 +67,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
         throw testing::Failure(testing::text(
             "T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form, " directions ", s.directions,
             " reverse ", s.reverse, " reset ", s.reset, " units ", s.units, " row tile ",
-            s.row_tile, " row groups ", s.row_groups, " masks ", s.masks, ": ", error.what()));
+            s.row_tile, " row groups ", s.row_groups, ": ", error.what()));
       }
     }
   });
@@ -85,7 +77,6 @@ void add(const char* kind, bool allow_tf32, double unit) {
     simt::seed() = 1;
     const auto bits_of = [&](int units, int tile, int groups) {
       Shape shape{3, 17, 40, kPacked, 1, false, false, units, tile, groups};
-      shape.masks = true;
       Run<T> run(shape, 7, allow_tf32);
       run.forward();
       run.backward();
