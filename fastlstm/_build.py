@@ -74,7 +74,7 @@ def why_no_kernels(device: torch.device) -> str | None:
 @functools.cache
 def _why_not_this_gpu(index: int) -> str | None:
     """A driver's error, or that the kernels were compiled for other GPUs; None for neither."""
-    _, capability, *_, error = gpu(index)
+    _, capability, error = gpu(index)
     if capability:
         return None
     return error or f"they were built for {build_record()['cuda_arch_list']}, not for this GPU"
@@ -93,6 +93,34 @@ def gpu(index: int) -> tuple[int, int, str]:
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # without how to debug kernels
+
+
+@functools.lru_cache(maxsize=4096)
+def divides(
+    index: int,
+    hidden_size: int,
+    batch: int,
+    steps: int,
+    directions: int,
+    dtype: str,
+    allow_tf32: bool,
+    training: bool,
+) -> bool:
+    """Whether the persistent engine can divide a layer on a GPU, in training backward too."""
+    sm_count, capability, _ = gpu(index)
+    plan = functools.partial(
+        library.plan_cuda,
+        hidden_size=hidden_size,
+        batch=batch,
+        steps=steps,
+        directions=directions,
+        dtype=dtype,
+        allow_tf32=allow_tf32,
+        sm_count=max(sm_count - library.free_sms(), 0),
+        capability=capability,
+    )
+    walks = [False, True] if training else [False]
+    return batch > 0 and all(plan(backward=backward) for backward in walks)
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:

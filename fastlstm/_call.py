@@ -122,6 +122,13 @@ class Call(NamedTuple):
         }
         return [name for name, is_used in used.items() if is_used]
 
+    def dtype(self) -> torch.dtype:
+        """In what it is computed: under autocast not in the input's."""
+        dtype, device = self.input.dtype, self.input.device.type
+        if dtype != torch.float64 and autocasts(device):
+            return torch.get_autocast_dtype(device)
+        return dtype
+
     def state(self) -> tuple[Tensor, Tensor]:
         """hx, made of zeros if it is None."""
         if self.hx is not None:

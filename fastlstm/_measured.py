@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import _build
-from ._call import Call, autocasts
+from ._call import Call
 
 _MOST_BYTES = 1 << 26  # of the file; more was not written by us
 Entries = dict[str, dict[str, Any]]  # by call
@@ -103,9 +103,6 @@ def kind_of(call: Call) -> str:
     """The name of all plain calls that count as alike: batch and steps up to a power of two."""
     input, (h_0, c_0), packed = call.input, call.state(), call.batch_sizes is not None
     tensors = (input, h_0, c_0, *call.weights)
-    dtype = input.dtype
-    if dtype != torch.float64 and autocasts(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
     steps = input.size(0) if call.batch_sizes is None else call.batch_sizes.size(0)
     words = {
         "input_size": input.size(-1),
@@ -119,7 +116,9 @@ def kind_of(call: Call) -> str:
     training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     flags = {"bias": "bias" in call.layout, "packed": packed, "training": training}
     sizes = [f"{name} {value}" for name, value in words.items()]
-    return ", ".join([str(dtype).removeprefix("torch."), *sizes, *(n for n in flags if flags[n])])
+    return ", ".join(
+        [str(call.dtype()).removeprefix("torch."), *sizes, *(n for n in flags if flags[n])]
+    )
 
 
 def _power_of_two(size: int) -> int:

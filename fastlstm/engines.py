@@ -65,6 +65,31 @@ def _why_not_the_op(call: Call, device_types: tuple[str, ...]) -> str | None:
     return None
 
 
+_PERSISTENT = (
+    "it takes float32, bfloat16 and float16 without proj_size, layer normalization and recurrent "
+    "dropout, on sm_80 or newer, where W_hh fits into the shared memory of all multiprocessors"
+)
+
+
+def _why_not_persistent(call: Call) -> str | None:
+    if reason := _why_not_the_op(call, ("cuda", "meta")):
+        return reason
+    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
+    if drops or "projection" in call.layout or "layer_norm" in call.layout:
+        return _PERSISTENT
+    if not call.input.is_cuda or torch.compiler.is_compiling():
+        return None  # the op knows more, when it runs
+    steps, batch = call.input.shape[:2] if not call.is_cell else (1, len(call.input))
+    if call.batch_sizes is not None:
+        steps, batch = len(call.batch_sizes), int(call.batch_sizes[0])
+    sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
+    dtype = str(call.dtype()).removeprefix("torch.")
+    tf32 = _measured.matmul_precision() == "tf32"
+    training = torch.is_grad_enabled()
+    fits = _build.divides(call.input.device.index or 0, *sizes, dtype, tf32, training)
+    return None if fits else _PERSISTENT
+
+
 def _why_not_prepacked(call: Call) -> str | None:
     tensors = (call.input, *call.state())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -82,6 +107,8 @@ def _op(name: str, *device_types: str) -> Engine:
     """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
 
     def why_not(call: Call) -> str | None:
+        if name == "persistent":
+            return _why_not_persistent(call)
         return _why_not_the_op(call, device_types)
 
     def run(call: Call) -> _layers.Results:

@@ -115,8 +115,8 @@ def tune(
 
 def _runs(call: Call, row: Engine) -> bool:
     """Whether an engine serves a call; a GPU may refuse to launch the persistent one."""
-    if row.why_not(call) is not None:
-        return False
+    if row.name != "persistent" or row.why_not(call) is not None:
+        return row.why_not(call) is None
     try:
         _runner(call, row)()
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _build, engines, functional
+from fastlstm import _build, _measured, engines, functional
 from fastlstm._call import Call
 from fastlstm._regularize import Regularizers
 
@@ -109,6 +109,54 @@ def test_a_named_engine_that_cannot_serve_a_call(
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
         engines.choose(call_on(device, **change), engine)
+
+
+HALF = {"dtype": torch.bfloat16}
+
+
+@needs_op
+@pytest.mark.parametrize(
+    ("change", "gpu", "serves"),
+    [
+        (HALF, (132, 90), True),
+        ({"regularizers": Regularizers(input_dropout=0.5), **LENGTHS}, (132, 90), True),
+        ({"dtype": torch.float64}, (132, 90), False),
+        ({"layout": "projection"}, (132, 90), False),
+        ({"layout": "layer_norm"}, (132, 90), False),
+        (DROPOUT, (132, 90), False),
+        (HALF, (40, 75), False),
+        (HALF, (0, 90), False),
+    ],
+)
+def test_what_the_persistent_engine_serves(
+    change: dict[str, Any], gpu: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "gpu", lambda index: (*gpu, ""))
+    _build.divides.cache_clear()
+    reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
+    _build.divides.cache_clear()
+    assert (reason is None) == serves
+    assert serves or str(reason).startswith("it takes float32, bfloat16 and float16 without")
+
+
+@needs_op
+def test_a_measured_engine_runs_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls count as alike up to a power of two, so one may fit and another not."""
+    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
+    monkeypatch.setattr(_measured, "active", True)
+    monkeypatch.setattr(_measured, "engine", lambda call: "persistent")
+    _build.divides.cache_clear()
+    chosen = []
+    for batch in (257, 512):
+        with torch._subclasses.FakeTensorMode():
+            options: Any = {"device": "cuda", "dtype": torch.bfloat16}
+            weights = [torch.empty(2048, 512, **options)] * 2
+            call = Call(torch.empty(9, batch, 512, **options), None, weights, "")
+        chosen.append(engines.choose(call).name)
+    _build.divides.cache_clear()
+    assert chosen == ["persistent", "torch"]
 
 
 @needs_op

@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
 from fastlstm import _build, _measured, tune
+from fastlstm._call import Call
+from fastlstm.engines import Engine
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
@@ -375,3 +377,14 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None
     Path(f"{file}.{os.getpid()}.new").symlink_to(other)
     quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
+
+
+def test_a_refused_launch_leaves_an_engine_out() -> None:
+    def refuse(call: Call) -> Any:
+        raise RuntimeError("the launch failed")
+
+    call = Call(X, None, list(fastlstm.LSTM(4, 6).parameters()), "bias")
+    with pytest.warns(RuntimeWarning, match="tune leaves out 'persistent': the launch failed"):
+        assert not MODULE._runs(call, Engine("persistent", lambda call: None, refuse))
+    assert not MODULE._runs(call, Engine("persistent", lambda call: "no", refuse))
+    assert MODULE._runs(call, Engine("torch", lambda call: None, refuse))
