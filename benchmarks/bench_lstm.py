@@ -23,9 +23,9 @@ import machine
 import memory
 import peers
 import torch
-from cases import GROUPS, Case, Group
+from cases import GROUPS, MODES, Case, Group
 from report import Result, Table, means, write_json
-from timing import Effort, Pairs, alternate, cpu_clock, settle_malloc
+from timing import Effort, Pairs, Rested, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--group", metavar="KEY,...", help="measure only these groups")
     add("--engine", choices=ENGINES, default="auto", help="of fastlstm; default: auto")
-    add("--quick", action="store_true", help="the two smallest cases of each group, briefly")
+    add("--quick", action="store_true", help="two small cases of each group and mode, briefly")
     add("--seconds", type=float, help="for each case; default: 1")
     add("--threads", type=int, help="number of CPU threads; default: torch's")
     add("--limit", type=float, metavar="SECONDS", help="start no case after this long")
@@ -66,12 +66,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def smallest(group: Group, count: int = 2) -> Group:
-    """The group with only its cheapest cases."""
+    """The group with only its cheapest cases of each mode."""
 
     def cost(case: Case) -> float:  # roughly the seconds that nn.LSTM takes
         return floor.flops(case) / 1e11 + case.steps * 1e-4
 
-    return dataclasses.replace(group, cases=tuple(sorted(group.cases, key=cost)[:count]))
+    modes = ([case for case in group.cases if case.mode == mode] for mode in MODES)
+    cheapest = (case for cases in modes for case in sorted(cases, key=cost)[:count])
+    return dataclasses.replace(group, cases=tuple(cheapest))
 
 
 class Bench:
@@ -109,7 +111,8 @@ class Bench:
     def _pairs(self, case: Case) -> Pairs:
         theirs, ours = (build(case, name, "cpu") for name in (case.beside, self.engine))
         check_agreement(case, theirs, ours)
-        return alternate(theirs.step, ours.step, cpu_clock, self.effort)
+        step = Rested(ours.step) if isinstance(theirs.step, peers.Onnxruntime) else ours.step
+        return alternate(theirs.step, step, cpu_clock, self.effort)
 
     def measure(self, case: Case) -> Result:
         """Measures one case; benchmarks/README.md has the entries."""

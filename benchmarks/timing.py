@@ -34,6 +34,20 @@ def cpu_clock(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+class Rested:
+    """A step after a rest, in which another process worked: the first calls do not count."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __call__(self) -> object:
+        return self.step()
+
+    def seconds(self, calls: int) -> float:
+        cpu_clock(self.step, calls)
+        return cpu_clock(self.step, calls)
+
+
 def cuda_clock(step: Step, calls: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

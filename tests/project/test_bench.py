@@ -27,7 +27,7 @@ import peers  # noqa: E402
 import report  # noqa: E402
 import summary  # noqa: E402
 from cases import GROUPS, Case, Group  # noqa: E402
-from timing import Effort, Pairs, alternate, cpu_clock, median_time  # noqa: E402
+from timing import Effort, Pairs, Rested, alternate, cpu_clock, median_time  # noqa: E402
 from workload import build, check_agreement, ragged_lengths, settings  # noqa: E402
 
 from fastlstm import _build  # noqa: E402
@@ -80,6 +80,8 @@ def test_a_clock_counts_each_call() -> None:
     calls: list[None] = []
     assert 0 <= cpu_clock(lambda: calls.append(None), 7) < 0.1
     assert len(calls) == 7
+    cpu_clock(Rested(lambda: calls.append(None)), 3)
+    assert len(calls) == 13
 
 
 def test_flops() -> None:
@@ -186,7 +188,7 @@ def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
     options = ["--group", "step,cell", "--seconds", "0.01", "--output", "run.json"]
     subprocess.run([*script, *options], cwd=tmp_path, check=True, timeout=120)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert [len(group["results"]) for group in record["groups"]] == [2, 2]
+    assert [len(group["results"]) for group in record["groups"]] == [2, 4]
 
 
 def test_a_refused_case_is_reported_and_the_others_are_measured(
