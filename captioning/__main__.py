@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             raise  # part of this package: pip would not help
         return fail(f"needs {name}: pip install ./captioning, in a clone of fastlstm")
     except BrokenPipeError:  # `| head -1` has read enough
-        sys.stdout = None  # type: ignore[assignment]  # Python would flush it once more
+        sys.stdout = None  # Python would flush it once more
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

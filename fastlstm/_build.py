@@ -25,7 +25,7 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it has not been loaded yet"
 _cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
-_kinds: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
+kinds: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
 library: Any = None  # the module fastlstm._C once it is loaded
 
 
@@ -50,7 +50,7 @@ def build_record() -> dict[str, Any]:
 
 def has_kernels(device_type: str) -> bool:
     """Whether the loaded extension brings kernels for a device type ("cpu" or "cuda")."""
-    return device_type in _kinds
+    return device_type in kinds
 
 
 def engines_of_the_op() -> dict[str, tuple[str, ...]]:
@@ -60,12 +60,12 @@ def engines_of_the_op() -> dict[str, tuple[str, ...]]:
 
 def why_no_kernels(device: torch.device) -> str | None:
     """Why the op cannot run on a device, or None if it can; a meta tensor needs no kernels."""
-    if not _kinds:
+    if not kinds:
         return f"the extension is not available ({_reason})"
     if device.type == "meta":
         return None
-    if device.type not in _kinds:
-        return f"it is built for {', '.join(_kinds)}, and the input is on {device.type}"
+    if device.type not in kinds:
+        return f"it is built for {', '.join(kinds)}, and the input is on {device.type}"
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return _why_not_this_gpu(device.index or 0)
     return None
@@ -199,8 +199,8 @@ def _load() -> str | None:
         return f"it cannot be loaded: {error}"
     if "cuda" in record["kinds"] and folder.is_dir():
         _load_cuda(folder / "libfastlstm_cuda.so")
-    global _kinds
-    _kinds = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
+    global kinds
+    kinds = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
     try:
         library.free_sms()
     except ValueError as error:
@@ -220,7 +220,7 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
     """Say, once, what serves tensors on a GPU, and how to get the kernels, if there are none."""
     if not (reason := why_no_kernels(device)):
         return
-    if "cuda" not in _kinds:
+    if "cuda" not in kinds:
         reason = _cuda_reason or build_record()["note"] or reason
     warnings.warn(
         f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "

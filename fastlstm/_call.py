@@ -157,15 +157,15 @@ _SHAPES = {
 # A layout says in words which weights there are beside W_ih and W_hh, in this order.
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
-_LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
+LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
 _WEIGHTS = {
-    words: (*_NAMES[:2], *chain(*compress(_WORDS.values(), has))) for has, words in _LAYOUTS.items()
+    words: (*_NAMES[:2], *chain(*compress(_WORDS.values(), has))) for has, words in LAYOUTS.items()
 }
 
 
 def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) -> str:
     """The layout of a layer."""
-    return _LAYOUTS[bool(bias), projection, layer_norm]
+    return LAYOUTS[bool(bias), projection, layer_norm]
 
 
 def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:

@@ -98,24 +98,26 @@ def stack_call(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_cell_states: bool,
+    training: bool,
 ) -> Call:
-    """The call of a stack of layers, steps first, outside of training."""
+    """The call of a stack of layers, steps first, without what acts in training."""
     if reset is not None and batch_sizes is None:
         reset = as_reset(reset, input, batch_first)
     if batch_first and batch_sizes is None:
         input = input.transpose(0, 1)
     if lengths is not None:
         lengths = as_lengths(lengths, input)
-    check_flags(return_cell_states=return_cell_states)
+    flag: Any = return_cell_states
+    if type(flag) is not bool:
+        check_flags(return_cell_states=return_cell_states)
     count = num_layers * directions
     if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
         raise RuntimeError(
             f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
             f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
         )
-    options = batch_sizes, lengths, reset
-    call = Call(input, hx, weights, layout, num_layers, directions, *options)
-    return call._replace(return_cell_states=True) if return_cell_states else call
+    options = batch_sizes, lengths, reset, training, 0.0, None, bool(return_cell_states)
+    return Call(input, hx, weights, layout, num_layers, directions, *options)
 
 
 def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
@@ -123,9 +125,7 @@ def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
     acts = any(regularizers)
     if dropout or acts:
         check_probabilities(dropout=dropout, **regularizers._asdict())
-    return call._replace(
-        training=True, dropout=dropout, regularizers=regularizers if acts else None
-    )
+    return call._replace(dropout=dropout, regularizers=regularizers if acts else None)
 
 
 def check_stack(call: Call) -> None:

@@ -24,23 +24,29 @@ def run_op(call: Call, engine: str) -> Results:
     """By `torch.ops.fastlstm.lstm`, an op for each layer; `engine` is a name that it knows."""
     compiles = torch.compiler.is_compiling()
     if not compiles and torch._C._are_functorch_transforms_active():
+        call = call._replace(hx=call.state())
         return _by_layers(call, lambda layer: _transforms.lstm_layer(layer, engine))
-    onnx.check_export(call)
+    if compiles or torch._C._get_tracing_state() is not None:
+        onnx.check_export(call)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
-    seen = compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights)
-    saves = call.return_cell_states
-
-    def run(layer: LstmCall) -> Any:
-        if seen:
-            return torch.ops.fastlstm.lstm(*layer.of_op(), save_cells=saves, engine=engine)[:4]
-        return _build.library.lstm(*layer.of_op(), saves, engine)
-
-    if call.is_cell and not seen:
-        h, c = _build.library.lstm_cell(
-            call.input, *call.state(), call.weights, call.layout, engine
-        )
-        return h, (h, c), []
-    return _by_layers(call, run)
+    if compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
+        saves = {"save_cells": call.return_cell_states, "engine": engine}
+        call = call._replace(hx=call.state())
+        return _by_layers(call, lambda layer: torch.ops.fastlstm.lstm(*layer.of_op(), **saves)[:4])
+    run = _build.library.lstm
+    if call.is_cell:
+        h_0, c_0 = call.hx or (None, None)
+        state = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
+        return state[0], state, []
+    saves_cells = call.return_cell_states
+    if call.regularizers is not None:  # whose masks have the shape of a state
+        call = call._replace(hx=call.state())
+    if call.num_layers > 1 or call.regularizers is not None:
+        return _by_layers(call, lambda layer: run(*layer[:-2], saves_cells, engine))
+    options = call.batch_sizes, call.lengths, call.reset, None, saves_cells, engine
+    h_0, c_0 = call.hx or (None, None)
+    output, h_n, c_n, cells = run(call.input, h_0, c_0, call.weights, call.layout, *options)
+    return output, (h_n, c_n), [cells]
 
 
 def run_prepacked(call: Call) -> Results:
@@ -68,7 +74,7 @@ def run_prepacked(call: Call) -> Results:
 
 def run_reference(call: Call) -> Results:
     """By the equations in Python, under autocast with the op's rule for it."""
-    return _by_layers(call, _reference_layer)
+    return _by_layers(call._replace(hx=call.state()), _reference_layer)
 
 
 def run_torch(call: Call) -> Results:
@@ -94,30 +100,36 @@ def run_torch(call: Call) -> Results:
 
 
 def _by_layers(call: Call, run: _Layer) -> Results:
-    """The layers one after the other, with what is dropped out before each."""
-    input, (h_0, c_0) = call.input, call.state()
+    """The layers one after the other, with what is dropped out before each; None for zeros."""
+    output, options = call.input, (call.batch_sizes, call.lengths, call.reset)
+    h_0: Any = None
+    c_0: Any = None
     if call.is_cell:
-        input, h_0, c_0 = input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0)
-    rest = call.layout, call.batch_sizes, call.lengths, call.reset
-    if call.num_layers == 1 and call.regularizers is None:  # spares a small step the loop
-        output, h_n, c_n, cells = run(LstmCall(input, h_0, c_0, call.weights, *rest))
-        if call.is_cell:
-            return h_n[0], (h_n[0], c_n[0]), []
-        return output, (h_n, c_n), [cells]
-    each, output = len(call.weights) // call.num_layers, input
-    results = []
+        h_0, c_0 = call.state()
+        state = h_0.unsqueeze(0), c_0.unsqueeze(0)
+        _, h_n, c_n, _ = run(
+            LstmCall(output.unsqueeze(0), *state, call.weights, call.layout, *options)
+        )
+        return h_n[0], (h_n[0], c_n[0]), []
+    each = len(call.weights) // call.num_layers
+    all_h, all_c, all_cells = [], [], []
     for k in range(call.num_layers):
         if k > 0 and call.dropout:
             output = F.dropout(output, call.dropout)
-        states = slice(k * call.directions, (k + 1) * call.directions)
+        if call.hx is not None:
+            states = slice(k * call.directions, (k + 1) * call.directions)
+            h_0, c_0 = call.hx[0][states], call.hx[1][states]
         weights = call.weights[k * each : (k + 1) * each]
-        layer = LstmCall(output, h_0[states], c_0[states], weights, *rest)
+        layer = LstmCall(output, h_0, c_0, weights, call.layout, *options)
         if call.regularizers is not None:
             layer = regularize(layer, call.regularizers)
-        results.append(run(layer))
-        output = results[-1][0]
-    h_n, c_n = (torch.cat([result[i] for result in results]) for i in (1, 2))
-    return output, (h_n, c_n), [cells for *_, cells in results]
+        output, h_n, c_n, cells = run(layer)
+        all_h.append(h_n)
+        all_c.append(c_n)
+        all_cells.append(cells)
+    if call.num_layers == 1:
+        return output, (h_n, c_n), [cells]
+    return output, (torch.cat(all_h), torch.cat(all_c)), all_cells
 
 
 def results(call: Call, found: Results, batch_first: bool) -> tuple[Any, ...]:

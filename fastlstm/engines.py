@@ -6,6 +6,7 @@ An engine is a row of `ENGINES`. A call takes the engine that its caller names, 
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from . import _build, _layers, _measured, _transforms, onnx
 from ._call import DTYPES, Call
@@ -47,24 +49,6 @@ def _why_not_torch(call: Call) -> str | None:
     return None
 
 
-def _why_not_the_op(call: Call, device_types: tuple[str, ...]) -> str | None:
-    device, dtype = call.input.device, call.input.dtype
-    if reason := _build.why_no_kernels(device):
-        return reason
-    if device.type not in device_types:
-        return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
-    if dtype not in DTYPES:
-        return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
-    if call.regularizers is not None and call.regularizers.zones_out():
-        return "zoneout is computed by the reference alone"
-    if forward_ad._current_level >= 0 or (transforms_active() and not _transforms.serves(call)):
-        return (
-            "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
-            "transform of packed input, masks, projections, autocast and compiled code"
-        )
-    return None
-
-
 _PERSISTENT = (
     "it takes float32, bfloat16 and float16 without proj_size, layer normalization and recurrent "
     "dropout, on sm_80 or newer, where W_hh fits into the shared memory of all multiprocessors"
@@ -72,8 +56,6 @@ _PERSISTENT = (
 
 
 def _why_not_persistent(call: Call) -> str | None:
-    if reason := _why_not_the_op(call, ("cuda", "meta")):
-        return reason
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
     if drops or "projection" in call.layout or "layer_norm" in call.layout:
         return _PERSISTENT
@@ -107,13 +89,24 @@ def _op(name: str, *device_types: str) -> Engine:
     """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
 
     def why_not(call: Call) -> str | None:
-        if name == "persistent":
-            return _why_not_persistent(call)
-        return _why_not_the_op(call, device_types)
+        device, dtype = call.input.device, call.input.dtype
+        has_kernels = device.type == "cpu" and "cpu" in _build.kinds
+        if not has_kernels and (reason := _build.why_no_kernels(device)):
+            return reason
+        if device.type not in device_types:
+            return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
+        if dtype not in DTYPES:
+            return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
+        if call.regularizers is not None and call.regularizers.zones_out():
+            return "zoneout is computed by the reference alone"
+        if forward_ad._current_level >= 0 or (transforms_active() and not _transforms.serves(call)):
+            return (
+                "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
+                "transform of packed input, masks, projections, autocast and compiled code"
+            )
+        return _why_not_persistent(call) if name == "persistent" else None
 
-    def run(call: Call) -> _layers.Results:
-        return _layers.run_op(call, name)
-
+    run = functools.partial(_layers.run_op, engine=name)
     return Engine("op" if name == "auto" else name, why_not, run)
 
 
@@ -151,13 +144,6 @@ except ValueError as error:  # of the calls too, but an import never fails
     warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
-def preferred(call: Call) -> tuple[Engine, ...]:
-    """The order in which "auto" asks the engines; the last one serves every call."""
-    if call.input.is_cuda or onnx.knows_torch_alone():
-        return TORCH, OP, REFERENCE
-    return OP, TORCH, REFERENCE
-
-
 def choose(call: Call, requested: str = "auto") -> Engine:
     """The engine of a call.
 
@@ -170,28 +156,47 @@ def choose(call: Call, requested: str = "auto") -> Engine:
         check_engine(name)
         row = BY_NAME[name]
         if reason := row.why_not(call):
-            others = ", ".join(
-                ["auto", *(e.name for e in _ROWS if e != OP and not e.why_not(call))]
-            )
+            others = [e.name for e in _ROWS if e is not OP and not e.why_not(call)]
             raise RuntimeError(
-                f"engine {name!r} cannot serve this call: {reason}; use one of {others}"
+                f"engine {name!r} cannot serve this call: {reason}; use one of auto, "
+                f"{', '.join(others)}"
             )
         return row
     if _measured.active and not torch.compiler.is_compiling():
-        row = BY_NAME.get(_measured.engine(call) or "", REFERENCE)
-        if row is not REFERENCE and row.why_not(call) is None:
-            return row
+        measured = BY_NAME.get(_measured.engine(call) or "")
+        if measured is not None and measured.why_not(call) is None:
+            return measured
     return unmeasured(call)
 
 
 def unmeasured(call: Call) -> Engine:
-    """The engine that "auto" stands for where nothing was measured."""
-    for row in preferred(call):
+    """The engine that "auto" stands for where nothing was measured: the first that can."""
+    is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    torch_first = call.input.is_cuda or (is_traced and onnx.knows_torch_alone())
+    for row in (TORCH, OP) if torch_first else (OP, TORCH):
         if row.why_not(call) is None:
-            break
-    if row is REFERENCE and call.input.is_cuda and not torch.compiler.is_compiling():
+            return row
+    if call.input.is_cuda and not torch.compiler.is_compiling():
         _build.warn_of_no_cuda_kernels(call.input.device)
-    return row
+    return REFERENCE
+
+
+def is_op_at_once(*tensors: Tensor) -> bool:
+    """Whether an eager call of these on a CPU is the op's, and nothing else has to see it.
+
+    What `choose` and `run_op` would find, for the shortcuts of the modules.
+    """
+    return (
+        DEFAULT == "auto"
+        and not _measured.active
+        and "cpu" in _build.kinds
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+        and not has_torch_function_variadic(*tensors)
+    )
 
 
 def candidates(call: Call) -> list[Engine]:

@@ -113,7 +113,7 @@ def lstm(
     check_dims(input, batch_sizes, batch_first)
     form = num_layers, directions, batch_first
     options = batch_sizes, lengths, reset
-    call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states)
+    call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states, training)
     if training:
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         call = in_training(call, dropout, Regularizers(*drawn))

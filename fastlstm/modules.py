@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import engines
-from ._call import Call, layout_of
+from . import _build, engines
+from ._call import LAYOUTS, Call
 from ._checks import check_kinds, in_training, stack_call
 from ._layers import results
 from ._regularize import Regularizers, check_probabilities
@@ -46,14 +46,15 @@ def _check_pair(hx: Any, function: str) -> None:
         raise RuntimeError(f"{function} expects two hidden states")
 
 
-def _check_is_no_option(hx: Any) -> None:
-    """Raises a TypeError for lengths or reset that were passed as hx."""
+def _check_kinds(input: Any, hx: Any) -> None:
+    """Raises a TypeError that names what is not a dense tensor, or lengths and reset as hx."""
     if isinstance(hx, Tensor) and not hx.is_floating_point():
         dtype = str(hx.dtype).removeprefix("torch.")
         raise TypeError(
             f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
             "passed by name: lengths=lengths"
         )
+    check_kinds(input, hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None, {})
 
 
 def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
@@ -70,6 +71,7 @@ def _check_stack(
     lstm: Any, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
 ) -> None:
     """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
+    device = input.device
     if input.dtype != weights[0].dtype or input.size(-1) != lstm.input_size:
         lstm._update_flat_weights()
         _torch_lstm.check_input(lstm, input, batch_sizes)
@@ -78,7 +80,10 @@ def _check_stack(
         h_shape = _torch_lstm.get_expected_hidden_size(lstm, input, batch_sizes)
         if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], lstm.hidden_size):
             _torch_lstm.check_forward_args(lstm, input, hx, batch_sizes)
-    _check_devices(input, weights[0], hx)
+    if device != weights[0].device or (hx and not device == hx[0].device == hx[1].device):
+        _check_devices(input, weights[0], hx)
+    if input.layout is not torch.strided or (hx and hx[1].layout is not torch.strided):
+        check_kinds(input, hx, {})
 
 
 def _check_cell(cell: Any, input: Tensor, hx: Any, weight: Tensor) -> None:
@@ -92,7 +97,8 @@ def _check_cell(cell: Any, input: Tensor, hx: Any, weight: Tensor) -> None:
         if hx is not None and input.dim() == 1 and {h.dim() for h in hx} in ({2}, {1, 2}):
             raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
         _torch_cell.forward(cell, input, hx)
-    _check_devices(input, weight, hx)
+    if input.device != weight.device or hx is not None:
+        _check_devices(input, weight, hx)
     if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
         raise RuntimeError(
             f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
@@ -137,6 +143,9 @@ class Options(NamedTuple):
         return Regularizers(*self[1:])
 
 
+_NO_OPTIONS = Options()
+
+
 class _Option:
     """An attribute that reads one of the options, where its name is not the user's."""
 
@@ -158,7 +167,7 @@ class EngineModule(nn.Module):
     uses, and so do private methods.
     """
 
-    _fastlstm_options = Options()
+    _fastlstm_options = _NO_OPTIONS
     _fastlstm_names: ClassVar[tuple[str, ...]] = ("engine",)  # of options, as attributes
     _get_name = qualified_name
 
@@ -183,7 +192,8 @@ class EngineModule(nn.Module):
             engines.check_engine(value)
         else:
             check_probabilities(**{name: value})
-        vars(self)["_fastlstm_options"] = self._fastlstm_options._replace(**{name: value})
+        options = self._fastlstm_options._replace(**{name: value})
+        vars(self)["_fastlstm_options"] = _NO_OPTIONS if options == _NO_OPTIONS else options
 
     def _fastlstm_forced_engine(self) -> str:
         """For the repr."""
@@ -239,7 +249,7 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
-        if lengths is None and reset is None and not return_cell_states:
+        if self.num_layers == 1 and lengths is None and reset is None and not return_cell_states:
             at_once = self._fastlstm_at_once(input, hx)
             if at_once is not None:
                 return at_once
@@ -247,11 +257,12 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             return self._fastlstm_packed(input, hx, *options)
         if type(input) is not Tensor and isinstance(input, _Proxy):
-            given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
-            node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **given)
+            named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **named)
             return node
-        _check_is_no_option(hx)
-        check_kinds(input, hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None, {})
+        states: Any = () if hx is None else hx
+        if type(states) is not tuple or {*map(type, (input, *states))} != {Tensor}:
+            _check_kinds(input, hx)
         dim = input.dim()
         if dim not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
@@ -294,7 +305,7 @@ class SequenceModule(nn.Module):
     ) -> tuple[Any, ...]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
-            _check_is_no_option(hx)
+            _check_kinds(data, hx)
             hx = self.permute_hidden(hx, sorted_indices)
         output, state, *cells = self._fastlstm_run(data, hx, batch_sizes, *options)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -397,7 +408,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         check_probabilities(**Regularizers(*drawn)._asdict())
-        self._fastlstm_options = Options("auto", *drawn)
+        if any(drawn):
+            self._fastlstm_options = Options("auto", *drawn)
 
     def extra_repr(self) -> str:
         """The text of nn.LSTM, the options that nn.LSTM lacks, if they are on, and the engine."""
@@ -418,18 +430,47 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         _check_stack(self, input, hx, weights, batch_sizes)
         if input.is_cuda:
             self._fastlstm_keep_flat(weights)
-        layout = layout_of(self.bias, self.proj_size > 0, self._fastlstm_normalizes)
+        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
         form = self.num_layers, 2 if self.bidirectional else 1, self.batch_first
-        options = batch_sizes, lengths, reset
-        call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states)
-        if self.training:
-            call = in_training(call, self.dropout, self._fastlstm_options.regularizers)
-        found = engines.choose(call, self._fastlstm_options.engine).run(call)
+        modes = return_cell_states, self.training
+        call = stack_call(input, hx, weights, layout, *form, batch_sizes, lengths, reset, *modes)
+        engine, *drawn = self._fastlstm_options
+        if self.training and (self.dropout or any(drawn)):
+            call = in_training(call, self.dropout, Regularizers(*drawn))
+        found = engines.choose(call, engine).run(call)
         return results(call, found, self.batch_first and batch_sizes is None)
 
     def _fastlstm_at_once(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """One layer on a CPU: spares a small step two thirds of its time in Python."""
-        return None
+        """A plain eager call of one layer on a CPU: spares a small step most of its Python."""
+        if type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided:
+            return None
+        if input.dim() != 3 or input.size(-1) != self.input_size:
+            return None
+        if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        states = (None, None)
+        if hx is not None:
+            batch = 2 if self.bidirectional else 1, x.size(1)
+            sizes = self.proj_size or self.hidden_size, self.hidden_size
+            if type(hx) is not tuple or len(hx) != 2 or not type(hx[0]) is type(hx[1]) is Tensor:
+                return None
+            if hx[0].shape != (*batch, sizes[0]) or hx[1].shape != (*batch, sizes[1]):
+                return None
+            if not (hx[0].is_cpu and hx[1].is_cpu) or hx[1].layout is not torch.strided:
+                return None
+            states = hx
+        weights = _by_name(self, self._flat_weights_names)
+        seen = (input, *weights) if hx is None else (input, *hx, *weights)
+        if input.dtype is not weights[0].dtype or not weights[0].is_cpu:
+            return None
+        if not engines.is_op_at_once(*seen):
+            return None
+        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
+        output, h_n, c_n, _ = _build.library.lstm(
+            x, *states, weights, layout, None, None, None, None, False, "auto"
+        )
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
     def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -487,15 +528,23 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        check_kinds(input, None, {})
         weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
+        if type(input) is not Tensor or input.layout is not torch.strided:
+            check_kinds(input, None, {})
         _check_cell(self, input, hx, weights[0])
-        is_batched = input.dim() == 2
+        is_batched, layout = input.dim() == 2, LAYOUTS[bool(self.bias), False, False]
+        if is_batched and input.is_cpu and self._fastlstm_options is _NO_OPTIONS:
+            h, c = hx if hx is not None else (None, None)
+            is_plain = input.dtype is weights[0].dtype and (c is None or c.dtype is input.dtype)
+            if is_plain and engines.is_op_at_once(input, *(hx or ()), *weights):
+                step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
+                return step
         if not is_batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        call = Call(input, hx, weights, layout_of(self.bias), is_cell=True)
-        h, c = engines.run_cell(call, self._fastlstm_options.engine)
+        h, c = engines.run_cell(
+            Call(input, hx, weights, layout, is_cell=True), self._fastlstm_options.engine
+        )
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
     def extra_repr(self) -> str:

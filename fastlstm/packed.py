@@ -153,10 +153,9 @@ class PackedLSTM(_Frozen, SequenceModule):
             c_0 = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
             hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
         form = self.num_layers, directions, self.batch_first
-        options = batch_sizes, lengths, reset
-        call = stack_call(
-            input, hx, self._op_weights(), self._layout, *form, *options, return_cell_states
-        )
+        modes = return_cell_states, False
+        given = input, hx, self._op_weights(), self._layout
+        call = stack_call(*given, *form, batch_sizes, lengths, reset, *modes)
         batch_first = self.batch_first and batch_sizes is None
         return results(call, self._fastlstm_results(call), batch_first)
 

@@ -120,8 +120,6 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
     It sees all of a picture, squashed into a square: captions are about the sides too. Where it
     cannot be had, or is not the one of the fingerprint, a CaptioningError says what to do.
     """
-    # Freed at once: glibc then keeps blocks of that size, whose page faults cost a tenth.
-    torch.empty(31 * 2**20, dtype=torch.uint8)
     cnn = _build(config)
     cnn.transform = config.transform or cnn.transform
     fingerprint = cnn.fingerprint()

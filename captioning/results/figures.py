@@ -61,8 +61,8 @@ def new_figure(size: tuple[float, float]) -> Any:
     from matplotlib.figure import Figure
 
     text, ticks = ("axes.labelcolor", "text.color"), ("xtick.color", "ytick.color")
-    matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
-    matplotlib.rcParams |= dict.fromkeys(text, INK) | dict.fromkeys(ticks, "#5c6b77")
+    colors: dict[Any, Any] = dict.fromkeys(text, INK) | dict.fromkeys(ticks, "#5c6b77")
+    matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, **colors}
     return Figure(size, layout="constrained")
 
 

@@ -2,6 +2,9 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "core/layer.h"
+#include "core/operators.h"
+
 namespace fastlstm {
 
 bool is_wrapper(const Tensor& tensor) {
@@ -12,6 +15,23 @@ bool is_wrapper(const Tensor& tensor) {
        DispatchKey::BatchedNestedTensor, DispatchKey::Conjugate, DispatchKey::Negative,
        DispatchKey::ZeroTensor});
   return tensor.key_set().has_any(wrappers);
+}
+
+static void fill(Tensor& tensor, const Tensor& like, at::ScalarType dtype) {
+  if (!tensor.defined()) tensor = at::empty({0}, like.options().dtype(dtype));
+}
+
+ForwardResult completed(ForwardResult result) {
+  auto& [output, h_n, c_n, cells, gates] = result;
+  fill(cells, output, state_dtype(output.scalar_type()));
+  fill(gates, output, output.scalar_type());
+  return result;
+}
+
+PackedResult completed(PackedResult result) {
+  auto& [output, h_n, c_n, cells] = result;
+  fill(cells, output, state_dtype(output.scalar_type()));
+  return result;
 }
 
 // function: whose arguments are those of the op.

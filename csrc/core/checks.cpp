@@ -2,6 +2,7 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/layer.h"
 
@@ -139,23 +140,24 @@ void check_input(const LstmCall& call) {
 }
 
 // The call but the sizes that follow from its weights.
-Layer unpack(const LstmCall& call, bool packed) {
+Layer unpack(LstmCall call, bool packed) {
   Layer layer;
-  static_cast<CallTensors&>(layer) = call.tensors();
-  layer.layout = WeightLayout::of(call.layout);
+  static_cast<LstmCall&>(layer) = std::move(call);
+  layer.kinds = WeightLayout::of(layer.layout);
   TORCH_CHECK(
-      layer.layout.format.empty() != packed,
+      layer.kinds.format.empty() != packed,
       "lstm: expected layout to be of the words bias, projection, layer_norm, in this order",
-      packed ? ", and the format of packed weights" : "", ", got \"", call.layout, "\"");
-  layer.directions = layer.layout.directions(call.weights, call.h_0.sym_size(0).expect_int());
-  layer.input_size = call.input.sym_size(-1);
+      packed ? ", and the format of packed weights" : "", ", got \"", layer.layout, "\"");
+  layer.directions =
+      layer.kinds.directions(std::exchange(layer.weights, {}), layer.h_0.sym_size(0).expect_int());
+  layer.input_size = layer.input.sym_size(-1);
   if (layer.packed()) {
-    layer.steps = call.batch_sizes->sym_size(0);
-    layer.batch = call.h_0.sym_size(1);
-    layer.flat_rows = call.input.sym_size(0);
+    layer.steps = layer.batch_sizes->sym_size(0);
+    layer.batch = layer.h_0.sym_size(1);
+    layer.flat_rows = layer.input.sym_size(0);
   } else {
-    layer.steps = call.input.sym_size(0);
-    layer.batch = call.input.sym_size(1);
+    layer.steps = layer.input.sym_size(0);
+    layer.batch = layer.input.sym_size(1);
     layer.flat_rows = layer.steps * layer.batch;
   }
   return layer;
@@ -206,7 +208,7 @@ int64_t WeightLayout::each() const {
                        [this](const NamedWeight& weight) { return this->*weight.is_there; });
 }
 
-std::vector<Direction> WeightLayout::directions(at::TensorList weights, int64_t count) const {
+std::vector<Direction> WeightLayout::directions(std::vector<Tensor> weights, int64_t count) const {
   if (static_cast<int64_t>(weights.size()) != count * each()) {
     std::string names;
     for_each_weight_of(
@@ -215,16 +217,16 @@ std::vector<Direction> WeightLayout::directions(at::TensorList weights, int64_t 
                 count, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
   }
   std::vector<Direction> directions(count);
-  const Tensor* next = weights.data();
+  auto next = weights.begin();
   for (Direction& direction : directions)
     for (const NamedWeight& weight : kWeights)
-      if (this->*weight.is_there) direction.*weight.tensor = *next++;
+      if (this->*weight.is_there) direction.*weight.tensor = std::move(*next++);
   return directions;
 }
 
-Layer check_layer(const LstmCall& call, bool packed) {
+Layer check_layer(LstmCall call, bool packed) {
   check_input(call);
-  Layer layer = unpack(call, packed);
+  Layer layer = unpack(std::move(call), packed);
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");

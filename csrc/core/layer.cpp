@@ -28,14 +28,12 @@ at::TensorOptions Layer::state_options() const {
 ForwardTensors::ForwardTensors(const Layer& layer, bool save_cells, bool save_gates,
                                bool copies_state) {
   const auto options = layer.input.options(), state = layer.state_options();
-  const auto sequence = [&](bool saved, const c10::SymInt& size, bool per_direction,
-                            const at::TensorOptions& of) {
-    const auto shape = saved ? layer.sequence(size, per_direction) : std::vector<c10::SymInt>{0};
-    return at::empty_symint(shape, of);
+  const auto sequence = [&](const c10::SymInt& size, bool per_direction, const auto& options) {
+    return at::empty_symint(layer.sequence(size, per_direction), options);
   };
-  output = sequence(true, layer.num_directions() * layer.output_size, false, options);
-  cells = sequence(save_cells, layer.hidden_size, true, state);
-  gates = sequence(save_gates, 4 * layer.hidden_size, true, options);
+  output = sequence(layer.num_directions() * layer.output_size, false, options);
+  if (save_cells) cells = sequence(layer.hidden_size, true, state);
+  if (save_gates) gates = sequence(4 * layer.hidden_size, true, options);
   if (copies_state) {
     h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
     c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();

@@ -20,17 +20,17 @@ struct Sizes {
 
 // input [T,B,I] or [R,I]; h_0 [D,B,P]; c_0 [D,B,H], of input's dtype or state_dtype;
 // h_mask [D,B,P]: what h_{t-1} is multiplied with on its way into W_hh.
-struct Layer : CallTensors {
-  std::vector<Direction> directions;
-  WeightLayout layout;
+struct Layer : LstmCall {
+  std::vector<Direction> directions;  // the weights, of which `weights` has none any more
+  WeightLayout kinds;                 // `layout`
   c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
 
   bool packed() const { return batch_sizes.has_value(); }
-  bool projects() const { return layout.projects; }
-  bool normalizes() const { return layout.normalizes; }
+  bool projects() const { return kinds.projects; }
+  bool normalizes() const { return kinds.normalizes; }
   std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
-  bool has_packed_weights() const { return !layout.format.empty(); }
-  bool has_bias() const { return layout.bias; }
+  bool has_packed_weights() const { return !kinds.format.empty(); }
+  bool has_bias() const { return kinds.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
   // [T,B,size] or [R,size]; with the directions in front for what is saved of each.
@@ -39,7 +39,7 @@ struct Layer : CallTensors {
 };
 
 // What forward returns, before it is computed. The states begin as h_0 and c_0, in the dtype of the
-// state, unless `copies_state` is false. Cells and gates that are not saved are empty.
+// state, unless `copies_state` is false. Cells and gates that are not saved are undefined.
 struct ForwardTensors {
   Tensor output, h_n, c_n, cells, gates;
 
@@ -52,7 +52,7 @@ struct ForwardTensors {
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
 // came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
 // matrices they see the device: who reads them knows their sizes.
-Layer check_layer(const LstmCall& call, bool packed = false);
+Layer check_layer(LstmCall call, bool packed = false);
 
 // Every tensor in float32.
 Layer as_float(const Layer& layer);

@@ -21,5 +21,5 @@ std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed);
 using OneStepResult = std::optional<std::tuple<Tensor, Tensor>>;
 OneStepResult lstm_packed_one_step(const LstmCall& call);
 
-PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options);
+PackedResult lstm_packed_cpu(LstmCall call, const PackedOptions& options);
 }  // namespace fastlstm

@@ -29,7 +29,7 @@ struct WeightLayout {
 
   static WeightLayout of(c10::string_view words);
   int64_t each() const;  // how many weights a direction has
-  std::vector<Direction> directions(at::TensorList weights, int64_t count) const;
+  std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
 // The size of a weight, or of a row, along a dimension. A vector has no columns.

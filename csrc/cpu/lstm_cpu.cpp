@@ -13,8 +13,8 @@ namespace {
 struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 
 // The plan of a call whose task says what is to be done with the layer.
-CpuPlan plan_of(const Layer& layer, CpuTask task, c10::string_view engine) {
-  task.engine = {engine.data(), engine.size()};
+CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
+  task.engine = engine;
   TORCH_CHECK(has_engine(task),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization and recurrent dropout, got \"",
@@ -30,17 +30,8 @@ BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardI
   });
 }
 
-ForwardResult lstm_cpu(const LstmCall& call, const ForwardOptions& options) {
-  const Layer layer = check_layer(call);
-  check_values(layer);
-  CpuTask task = task_of(layer);
-  task.saves = options.save_cells || options.save_gates;
-  return forward_as_planned(layer, plan_of(layer, task, options.engine), options.save_cells,
-                            options.save_gates);
-}
-
-BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(call);
+BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& arguments) {
+  const Layer layer = check_layer(std::move(call));
   const BackwardInputs in = check_backward(layer, arguments);
   check_values(layer, in);
   CpuTask task = task_of(layer);
@@ -60,6 +51,15 @@ BackwardResult lstm_backward_cpu(const LstmCall& call, const BackwardArguments& 
 
 }  // namespace
 
+ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
+  const Layer layer = check_layer(std::move(call));
+  check_values(layer);
+  CpuTask task = task_of(layer);
+  task.saves = options.save_cells || options.save_gates;
+  return forward_as_planned(layer, plan_of(layer, task, options.engine), options.save_cells,
+                            options.save_gates);
+}
+
 ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool save_cells,
                                  bool save_gates) {
   const auto dtype = layer.input.scalar_type();
@@ -67,7 +67,7 @@ ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool s
     const auto [output, h_n, c_n, cells, gates] =
         forward_as_planned(as_float(layer), plan, save_cells, save_gates);
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
-            gates.to(dtype)};
+            gates.defined() ? gates.to(dtype) : gates};
   }
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);

@@ -25,7 +25,7 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, const BackwardInputs& in, c10::string_view engine) {
+BackwardResult backward(const Layer& layer, const BackwardInputs& in, const std::string& engine) {
   const auto tiling = plan_call(engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_backward<T>(layer, *tiling, in);
@@ -45,21 +45,21 @@ auto dispatch(at::ScalarType dtype, const auto& function) {
   }
 }
 
-ForwardResult lstm_cuda(const LstmCall& call, const ForwardOptions& options) {
-  const Layer layer = check_layer(call);
+ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
+  const Layer layer = check_layer(std::move(call));
   check_values(layer);
-  const c10::cuda::CUDAGuard device(call.input.device());
-  return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
+  const c10::cuda::CUDAGuard device(layer.input.device());
+  return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
     return forward<decltype(t), decltype(a)>(layer, options);
   });
 }
 
-BackwardResult lstm_backward_cuda(const LstmCall& call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(call);
+BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& arguments) {
+  const Layer layer = check_layer(std::move(call));
   const BackwardInputs in = check_backward(layer, arguments);
   check_values(layer, in);
-  const c10::cuda::CUDAGuard device(call.input.device());
-  return dispatch(call.input.scalar_type(), [&](auto t, auto a) {
+  const c10::cuda::CUDAGuard device(layer.input.device());
+  return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
     return backward<decltype(t), decltype(a)>(layer, in, arguments.engine);
   });
 }

@@ -71,7 +71,7 @@ ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool 
             data<float>(to.c_n[d])};
   };
   launch_directions(call, layer, tiling, exchange, direction_of);
-  if (!save_gates) to.gates = at::empty({0}, options);
+  if (!save_gates) to.gates = Tensor();
   return to.result(layer);
 }
 

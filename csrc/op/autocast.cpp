@@ -11,18 +11,18 @@ namespace fastlstm {
 namespace {
 
 template <c10::DeviceType device, c10::DispatchKey key>
-ForwardResult lstm_autocast(const LstmCall& call, const ForwardOptions& options) {
+ForwardResult lstm_autocast(LstmCall call, const ForwardOptions& options) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
   const auto dtype = at::autocast::get_autocast_dtype(device);
-  OwnedCall cast(call);
-  for_each_tensor(cast, [dtype](Tensor& tensor, const char*) {
+  const Tensor c_0 = call.c_0;
+  for_each_tensor(call, [dtype](Tensor& tensor, const char*) {
     tensor = at::autocast::cached_cast(dtype, tensor, device);
   });
   if (device == c10::DeviceType::CPU && WeightLayout::of(call.layout).projects &&
-      call.c_0.scalar_type() == at::kFloat)
-    cast.c_0 = call.c_0;
-  cast.weights = at::autocast::cached_cast(dtype, call.weights, device);
-  return call_lstm(cast.call(), options);
+      c_0.scalar_type() == at::kFloat)
+    call.c_0 = c_0;
+  call.weights = at::autocast::cached_cast(dtype, at::TensorList(call.weights), device);
+  return call_lstm(call, options);
 }
 
 }  // namespace

@@ -32,39 +32,39 @@ Tensor present_memory(const Tensor& tensor) {
 }
 
 // What backward gets of forward's arguments and results.
-struct SavedCall : OwnedCall {
+struct SavedCall {
+  LstmCall call;
   Tensor output, cells, gates;
 
   explicit SavedCall(AutogradContext* ctx) {
-    layout = ctx->saved_data["layout"].toStringRef();
     const variable_list saved = ctx->get_saved_variables();
     auto next = saved.begin();
-    for_each_member(*this, [&next](auto& member, const char*) {
-      if (next->defined()) member = *next;
-      ++next;
-    });
-    for (Tensor* tensor : {&output, &cells, &gates}) *tensor = *next++;
-    weights.assign(next, saved.end());
+    for (Tensor* tensor : {&call.input, &call.h_0, &call.c_0, &output, &cells, &gates})
+      *tensor = *next++;
+    for (OptionalTensor* option : {&call.batch_sizes, &call.lengths, &call.reset, &call.h_mask})
+      *option = if_defined(*next++);
+    call.weights.assign(next, saved.end());
+    call.layout = ctx->saved_data["layout"].toStringRef();
   }
   // The gradients of input, h_0, c_0 and the weights, which have derivatives of their own.
   std::vector<OptionalTensor> differentiable_gradients(const variable_list& grads) const {
     const pybind11::gil_scoped_acquire gil;
-    return pybind11::module_::import("fastlstm._twice")
-        .attr("of_layer")(variable_list(grads.begin(), grads.begin() + 4),
-                          FASTLSTM_FOR_EACH_INPUT(FASTLSTM_BEFORE) weights,
-                          layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_AFTER))
+    const auto of_layer = pybind11::module_::import("fastlstm._twice").attr("of_layer");
+    const variable_list of_results(grads.begin(), grads.begin() + 4);
+    return std::apply([&](const auto&... given) { return of_layer(of_results, given...); },
+                      call.list())
         .cast<std::vector<OptionalTensor>>();
   }
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
-    variable_list saved;
-    for_each_member(call, [&saved](const OptionalTensor& member, const char*) {
-      saved.push_back(member.value_or(Tensor()));
-    });
+    variable_list saved{call.input, call.h_0, call.c_0};
     for (const Tensor* tensor : {&output, &cells, &gates}) saved.push_back(present_memory(*tensor));
+    for (const OptionalTensor* option :
+         {&call.batch_sizes, &call.lengths, &call.reset, &call.h_mask})
+      saved.push_back(option->value_or(Tensor()));
     for (const Tensor& weight : call.weights) saved.push_back(present_memory(weight));
     ctx->save_for_backward(saved);
-    ctx->saved_data["layout"] = std::string(call.layout);
+    ctx->saved_data["layout"] = call.layout;
   }
 };
 
@@ -80,7 +80,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const ForwardResult result =
         call_lstm(call, {/*save_cells=*/true, /*save_gates=*/true, options.engine});
     SavedCall::save(ctx, call, result);
-    ctx->saved_data["engine"] = std::string(options.engine);
+    ctx->saved_data["engine"] = options.engine;
     ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
     const auto& [output, h_n, c_n, cells, gates] = result;
     return {output, h_n, c_n, cells, gates};
@@ -89,17 +89,17 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     TORCH_CHECK(!grads[4].defined(), "lstm: the gates output is reserve space without a gradient");
     SavedCall saved(ctx);
-    const size_t end = kFirstWeight + saved.weights.size();
+    const size_t end = kFirstWeight + saved.call.weights.size();
     variable_list result(end + 2);  // the last 2 have no gradient
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
     if (at::GradMode::is_enabled()) {
-      connect_weights(saved.weights);
+      connect_weights(saved.call.weights);
       const auto found = saved.differentiable_gradients(grads);
       for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());
       return result;
     }
-    const auto layout = WeightLayout::of(saved.layout);
+    const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // Without gradients of weights those of the gates are enough, which saves the products.
@@ -108,10 +108,10 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     // There is nothing to record, and the fallback for ops without a derivative is slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
-        saved.call(), {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
-                       if_defined(grads[3]), saved.output, saved.cells, saved.gates,
-                       GradientRequest{input_needs_grad, state_needs_grad, per_row},
-                       ctx->saved_data["engine"].toStringRef()});
+        saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
+                     if_defined(grads[3]), saved.output, saved.cells, saved.gates,
+                     GradientRequest{input_needs_grad, state_needs_grad, per_row},
+                     ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
     if (weights_need_grad) place(grad_weights, layout, result.begin() + kFirstWeight);
@@ -141,7 +141,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 };
 
-ForwardResult lstm_autograd(const LstmCall& c, const ForwardOptions& options) {
+ForwardResult lstm_autograd(LstmCall c, const ForwardOptions& options) {
   const auto needs_grad = [](const Tensor& t) { return t.requires_grad(); };
   if (at::GradMode::is_enabled() &&
       (needs_grad(c.input) || needs_grad(c.h_0) || needs_grad(c.c_0) ||

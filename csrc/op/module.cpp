@@ -4,11 +4,42 @@
 
 #include "core/packed.h"
 #include "cpu/scratch.h"
+#include "op/fast_method.h"
 #include "op/planners.h"
 #include "op/short_calls.h"
 
 namespace py = pybind11;
 using namespace py::literals;
+namespace short_calls = fastlstm::short_calls;
+
+template <auto function>
+static PyMethodDef method(const char* name, const char* doc) {
+  const auto untyped = reinterpret_cast<void (*)()>(fastlstm::fast_method<function>);
+  return {name, reinterpret_cast<PyCFunction>(untyped), METH_FASTCALL, doc};
+}
+
+static PyMethodDef kShortCalls[] = {
+    method<&short_calls::lstm>(
+        "lstm",
+        "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
+        "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
+        "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
+        "torch.ops.fastlstm.lstm without its last result; cells are None if they are not saved, "
+        "and a state that is None is zeros."),
+    method<&short_calls::lstm_cell>(
+        "lstm_cell",
+        "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
+        "engine: str) -> tuple\n\nOne step: input [B,I], h and c [B,H]."),
+    method<&short_calls::lstm_packed>(
+        "lstm_packed",
+        "lstm_packed(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list, layout: str, "
+        "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
+        "save_cells: bool) -> tuple\n\ntorch.ops.fastlstm.lstm_packed"),
+    method<&short_calls::lstm_cell_packed>(
+        "lstm_cell_packed",
+        "lstm_cell_packed(input: Tensor, h: Tensor, c: Tensor, weights: list, layout: str) "
+        "-> tuple\n\nOne step: input [B,I], h and c [B,H]."),
+    {nullptr, nullptr, 0, nullptr}};
 
 PYBIND11_MODULE(_C, m) {
   // As torch raises errors of C++: without frames of the stack, and some as classes of their own.
@@ -21,7 +52,6 @@ PYBIND11_MODULE(_C, m) {
   });
   m.doc() = "Native kernels of fastlstm; the ops are torch.ops.fastlstm.*";
   using namespace fastlstm;
-  using no_gil = py::call_guard<py::gil_scoped_release>;
   m.def("build_info", &planners::build_info,
         "What was compiled in, and the instruction set that the CPU kernels use on this machine.");
   m.def("engines", &planners::engines,
@@ -38,12 +68,7 @@ PYBIND11_MODULE(_C, m) {
         "How the persistent engine divides a layer's work on a GPU, which need not be present.");
   m.def("free_sms", &free_sms,
         "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
-  m.def("lstm", &short_calls::lstm, no_gil(), "torch.ops.fastlstm.lstm without its last result");
-  m.def("lstm_cell", &short_calls::lstm_cell, no_gil(),
-        "One step; like torch.ops.fastlstm.lstm with T = 1");
   m.def("pack_weight", &pack_weight, "A weight in the panels of this processor");
   m.def("unpack_weight", &unpack_weight, "The opposite of pack_weight");
-  m.def("lstm_packed", &short_calls::lstm_packed, no_gil(), "torch.ops.fastlstm.lstm_packed");
-  m.def("lstm_cell_packed", &short_calls::lstm_cell_packed, no_gil(),
-        "One step; input [B,I], h and c [B,H]");
+  PyModule_AddFunctions(m.ptr(), kShortCalls);
 }

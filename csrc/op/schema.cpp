@@ -9,20 +9,20 @@
 namespace fastlstm {
 namespace {
 
-ForwardResult lstm_meta(const LstmCall& call, const ForwardOptions& options) {
-  const Layer layer = check_layer(call);
+ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
+  const Layer layer = check_layer(std::move(call));
   return ForwardTensors(layer, options.save_cells, options.save_gates, /*copies_state=*/false)
       .result(layer);
 }
 
-PackedResult lstm_packed_meta(const LstmCall& call, const PackedOptions& options) {
-  const Layer layer = check_layer(call, /*packed=*/true);
+PackedResult lstm_packed_meta(LstmCall call, const PackedOptions& options) {
+  const Layer layer = check_layer(std::move(call), /*packed=*/true);
   const ForwardTensors to(layer, options.save_cells, false, /*copies_state=*/false);
   return {to.output, to.h_n, to.c_n, to.cells};
 }
 
-BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(call);
+BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
+  const Layer layer = check_layer(std::move(call));
   check_backward(layer, arguments);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
@@ -34,43 +34,35 @@ BackwardResult lstm_backward_meta(const LstmCall& call, const BackwardArguments&
     for_each_weight(d, [&](Tensor& w, const char*) { w = like(w); });
     append_gradients(grad_weights, d);
   }
-  return {arguments.request.input ? like(call.input) : at::empty({0}, call.input.options()),
-          like(call.h_0), like(call.c_0), grad_weights};
-}
-
-// The arguments of a call in a schema; a default is behind each = or nothing.
-std::string call_arguments(const std::string& layout, const std::string& none) {
-#define FASTLSTM_INPUT(name) "Tensor " #name ", "
-#define FASTLSTM_OPTION(name) +", Tensor? " #name + none
-  return FASTLSTM_FOR_EACH_INPUT(FASTLSTM_INPUT) "Tensor[] weights, str layout" +
-         layout FASTLSTM_FOR_EACH_OPTION(FASTLSTM_OPTION);
-#undef FASTLSTM_INPUT
-#undef FASTLSTM_OPTION
+  return {arguments.request.input ? like(layer.input) : at::empty({0}, layer.input.options()),
+          like(layer.h_0), like(layer.c_0), grad_weights};
 }
 
 }  // namespace
 
+// Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask. Autograd saves
+// cells and gates. engine: "auto" or the name of one.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  // Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask.
-  // Autograd saves cells and gates. engine: "auto" or the name of one.
-  m.def(("lstm(" + call_arguments("=\"bias\"", "=None") +
-         ", bool save_cells=False, bool save_gates=False, "
-         "str engine=\"auto\") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, "
-         "Tensor gates)")
-            .c_str(),
-        tags);
-  m.def(("lstm_backward(" + call_arguments("", "") +
-         ", Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
-         "Tensor output, Tensor cells, Tensor gates, bool input_needs_grad, bool state_needs_grad, "
-         "bool per_row=False, str engine=\"auto\") -> (Tensor grad_input, Tensor grad_h_0, "
-         "Tensor grad_c_0, Tensor[] grad_weights)")
-            .c_str(),
-        tags);
-  m.def(("lstm_packed(" + call_arguments("", "=None") +
-         ", bool save_cells=False) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells)")
-            .c_str(),
-        tags);
+  m.def(
+      "lstm(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, "
+      "bool save_cells=False, bool save_gates=False, str engine=\"auto\") "
+      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+      tags);
+  m.def(
+      "lstm_backward(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, "
+      "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? h_mask, "
+      "Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
+      "Tensor output, Tensor cells, Tensor gates, bool input_needs_grad, bool state_needs_grad, "
+      "bool per_row=False, str engine=\"auto\") "
+      "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
+      tags);
+  m.def(
+      "lstm_packed(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, "
+      "bool save_cells=False) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells)",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {

@@ -1,12 +1,16 @@
-// The forward ops as plain functions: the same calls through the dispatcher, a few microseconds
-// cheaper than torch.ops, which matters when a call makes a single step.
+// The forward ops as plain functions, a few microseconds cheaper than torch.ops, which matters when
+// a call makes a single step. Where nothing but the CPU's kernel would see the call, they call it
+// without the dispatcher.
 #pragma once
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/call.h"
@@ -16,29 +20,92 @@
 
 namespace fastlstm::short_calls {
 
-// The op without save_gates; its arguments are those of the schema.
-inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
-    const Tensor& input, const Tensor& h_0, const Tensor& c_0, const std::vector<Tensor>& weights,
-    const std::string& layout, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& reset, const OptionalTensor& h_mask, bool save_cells,
-    const std::string& engine) {
-  auto [output, h_n, c_n, cells, gates] =
-      call_lstm({input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask},
-                {save_cells, /*save_gates=*/false, engine});
-  return {output, h_n, c_n, save_cells ? cells : Tensor()};
+// Whether a call records no gradient, and the dispatcher would find nothing above the CPU's kernel.
+inline bool needs_only_the_cpu(const LstmCall& call) {
+  bool needs_grad = false;
+  c10::DispatchKeySet keys;
+  const auto add = [&](const Tensor& tensor, const char* = nullptr) {
+    keys = keys | tensor.key_set();
+    needs_grad = needs_grad || tensor.requires_grad();
+  };
+  for_each_tensor(call, add);
+  for (const Tensor& weight : call.weights) add(weight);
+  if (needs_grad && at::GradMode::is_enabled()) return false;
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const auto passed = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
+                      c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
+  return ((keys | local.included_) - local.excluded_ - passed).highestPriorityTypeId() ==
+         c10::DispatchKey::CPU;
 }
 
-// input [B,I], h and c [B,H]
-inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
-                                            const std::vector<Tensor>& weights,
-                                            const std::string& layout, const std::string& engine) {
+// The op without gates; cells are undefined if they are not saved.
+inline ForwardResult run(LstmCall call, const ForwardOptions& options) {
+  if (!needs_only_the_cpu(call)) {
+    ForwardResult result = call_lstm(call, options);
+    if (!options.save_cells) std::get<3>(result) = Tensor();
+    return result;
+  }
+  RECORD_FUNCTION("fastlstm::lstm", std::vector<c10::IValue>());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return lstm_cpu(std::move(call), options);
+}
+
+// A state of zeros, whose sizes are those of the input and the weights.
+inline void add_state(LstmCall& call) {
+  const auto& w = call.weights;
+  TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
+              "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
+  const auto count = static_cast<int64_t>(w.size()) / WeightLayout::of(call.layout).each();
+  const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
+                     : call.input.dim() == 3 ? call.input.size(1)
+                                             : 0;  // an error of the input
+  const auto zeros = [&](int64_t size) {
+    return at::zeros({count, batch, size}, call.input.options());
+  };
+  call.c_0 = zeros(w[0].size(0) / 4);
+  call.h_0 = w[1].size(1) == call.c_0.size(2) ? call.c_0 : zeros(w[1].size(1));
+}
+
+inline LstmCall with_state(LstmCall call, const OptionalTensor& h_0, const OptionalTensor& c_0) {
+  TORCH_CHECK(h_0.has_value() == c_0.has_value(),
+              "lstm: expected h_0 and c_0, or None for both, got one of them");
+  if (!h_0)
+    add_state(call);
+  else
+    call.h_0 = *h_0, call.c_0 = *c_0;
+  return call;
+}
+
+// The arguments of the op; without h_0 and c_0 they are zeros.
+inline PackedResult lstm(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                         std::vector<Tensor> weights, std::string layout,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                         const OptionalTensor& reset, const OptionalTensor& h_mask, bool save_cells,
+                         std::string engine) {
+  LstmCall call{input,   {},    {},    std::move(weights), std::move(layout), batch_sizes,
+                lengths, reset, h_mask};
+  auto [output, h_n, c_n, cells, gates] = run(
+      with_state(std::move(call), h_0, c_0), {save_cells, /*save_gates=*/false, std::move(engine)});
+  return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
+}
+
+// Rows [B,size] as a step [1,B,size].
+inline Tensor as_step(const Tensor& rows) { return rows.unsqueeze(0); }
+
+// input [B,I], h and c [B,H], or zeros
+inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalTensor& h,
+                                            const OptionalTensor& c, std::vector<Tensor> weights,
+                                            std::string layout, std::string engine) {
   // Without gradients the five views need no tracking, which costs as much as a small step.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
-  const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0), c_0 = c.unsqueeze(0);
-  const LstmCall call{x, h_0, c_0, weights, layout};
+  const auto state = [](const OptionalTensor& rows) {
+    return rows ? OptionalTensor(as_step(*rows)) : std::nullopt;
+  };
   const auto [output, h_n, c_n, cells, gates] =
-      call_lstm(call, {/*save_cells=*/false, /*save_gates=*/false, engine});
+      run(with_state({as_step(input), {}, {}, std::move(weights), std::move(layout)}, state(h),
+                     state(c)),
+          {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
   // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
   // autograd what they get is no view: hooks of a view are lost when it is written to.
   return {at::_unsafe_view(h_n, h_n.sizes().slice(1)), at::_unsafe_view(c_n, c_n.sizes().slice(1))};
@@ -46,28 +113,27 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h
 
 // Without the dispatcher: there is no gradient and one device.
 inline PackedResult lstm_packed(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                                const std::vector<Tensor>& weights, const std::string& layout,
+                                std::vector<Tensor> weights, std::string layout,
                                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                 const OptionalTensor& reset, bool save_cells) {
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
-  auto [output, h_n, c_n, cells] =
-      lstm_packed_cpu({x, h, c, weights, layout, batch_sizes, lengths, reset}, {save_cells});
-  return {output, h_n, c_n, save_cells ? cells : Tensor()};  // None is made faster than a tensor
+  return lstm_packed_cpu({in_memory(input), in_memory(h_0), in_memory(c_0), std::move(weights),
+                          std::move(layout), batch_sizes, lengths, reset},
+                         {save_cells});
 }
 
 inline std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Tensor& h_0,
-                                                   const Tensor& c_0,
-                                                   const std::vector<Tensor>& weights,
-                                                   const std::string& layout) {
+                                                   const Tensor& c_0, std::vector<Tensor> weights,
+                                                   std::string layout) {
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Tensor x = in_memory(input), h = in_memory(h_0), c = in_memory(c_0);
-  if (x.dim() == 2 && h.dim() == 2 && c.dim() == 2)
-    if (const auto step = lstm_packed_one_step({x, h, c, weights, layout})) return *step;
-  const auto [output, h_n, c_n, cells] = lstm_packed_cpu(
-      {x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights, layout}, {/*save_cells=*/false});
+  LstmCall call{in_memory(input), in_memory(h_0), in_memory(c_0), std::move(weights),
+                std::move(layout)};
+  if (call.input.dim() == 2 && call.h_0.dim() == 2 && call.c_0.dim() == 2)
+    if (const auto step = lstm_packed_one_step(call)) return *step;
+  for_each_tensor(call, [](Tensor& rows, const char*) { rows = rows.unsqueeze(0); });
+  const auto [output, h_n, c_n, cells] = lstm_packed_cpu(std::move(call), {/*save_cells=*/false});
   return {h_n.squeeze(0), c_n.squeeze(0)};
 }
 

@@ -60,7 +60,7 @@ class ForwardWalk : DirectionWalk {
         h_(to.h_n[d]),
         c_(to.c_n[d]),
         y_(flat(to.output, sizes_.flat_rows).narrow(1, d * sizes_.output_size, sizes_.output_size)),
-        cells_(to.cells.size(0) ? to.cells[d] : Tensor()),
+        cells_(to.cells.defined() ? to.cells[d] : Tensor()),
         hidden_state_(h_) {
     if (layer.normalizes()) norms_.emplace(w_);
     if (!layer.projects()) return;

@@ -428,7 +428,7 @@ def test_an_old_driver_means_no_code(error, compiled_for, monkeypatch):
     assert (sms, capability) == (0, 0) and "failed: an error of the emulator" in text
     monkeypatch.setattr(_build, "gpu", lambda index: ops().cuda_device(index or 0))
     monkeypatch.setattr(_build, "build_record", lambda: {"note": None})
-    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     _build.warn_of_no_cuda_kernels.cache_clear(), _build._why_not_this_gpu.cache_clear()
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(4, 2, 3, device="cuda")

@@ -78,7 +78,7 @@ def test_what_auto_stands_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engines, "DEFAULT", "auto")
-    monkeypatch.setattr(_build, "_kinds", KERNELS[kernels])
+    monkeypatch.setattr(_build, "kinds", KERNELS[kernels])
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     assert engines.choose(call_on(device, **change)).name == chosen
 
@@ -105,7 +105,7 @@ def test_a_named_engine_that_cannot_serve_a_call(
     engine: str, device: str, change: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says why, and which engines could."""
-    monkeypatch.setattr(_build, "_kinds", ("cpu",))
+    monkeypatch.setattr(_build, "kinds", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
         engines.choose(call_on(device, **change), engine)
@@ -131,7 +131,7 @@ HALF = {"dtype": torch.bfloat16}
 def test_what_the_persistent_engine_serves(
     change: dict[str, Any], gpu: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (*gpu, ""))
     _build.divides.cache_clear()
     reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
@@ -143,7 +143,7 @@ def test_what_the_persistent_engine_serves(
 @needs_op
 def test_a_measured_engine_runs_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls count as alike up to a power of two, so one may fit and another not."""
-    monkeypatch.setattr(_build, "_kinds", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
     monkeypatch.setattr(_measured, "active", True)
     monkeypatch.setattr(_measured, "engine", lambda call: "persistent")
@@ -161,7 +161,7 @@ def test_a_measured_engine_runs_where_it_fits(monkeypatch: pytest.MonkeyPatch) -
 
 @needs_op
 def test_an_engine_of_the_op_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_build, "_kinds", ())
+    monkeypatch.setattr(_build, "kinds", ())
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
         engines.choose(call_on("cpu"), "tiled")
@@ -247,7 +247,7 @@ def test_a_gpu_without_kernels_is_warned_of_once(
     why: str,
 ) -> None:
     """Where that matters: a plain call runs PyTorch's own with kernels and without."""
-    monkeypatch.setattr(_build, "_kinds", kinds)
+    monkeypatch.setattr(_build, "kinds", kinds)
     monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
     for cached in (_build.warn_of_no_cuda_kernels, _build._why_not_this_gpu):

@@ -218,7 +218,7 @@ def test_a_layer_that_is_more_than_an_lstm_stays(kind: type[LSTM]) -> None:
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = pickle.dumps(packed(small()))
     monkeypatch.setattr(_build, "_reason", "it was not built")
-    monkeypatch.setattr(_build, "_kinds", ())
+    monkeypatch.setattr(_build, "kinds", ())
     for call in (lambda: prepack(small()), lambda: pickle.loads(saved)):
         with pytest.raises(RuntimeError, match="prepack needs the extension: it was not built"):
             call()

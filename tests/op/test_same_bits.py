@@ -55,7 +55,7 @@ def draw(rng: random.Random) -> Case:
 def run(case: Case) -> Results:
     """The outputs, and every gradient of a loss whose own gradients are all different."""
     lstm, _, _, _, lengths = case
-    return differentiate(case, lambda x, hx: lstm(x, hx, lengths))
+    return differentiate(case, lambda x, hx: lstm(x, hx, lengths=lengths))
 
 
 def run_packed(case: Case) -> Results:
@@ -117,7 +117,7 @@ def with_other_rows(case: Case, rng: random.Random) -> tuple[Results, Results]:
 def without_gradients(case: Case, rng: random.Random) -> tuple[Results, Results]:
     lstm, x, h, c, lengths = case
     with torch.no_grad():
-        output, (h_n, c_n) = lstm(x, (h, c), lengths)
+        output, (h_n, c_n) = lstm(x, (h, c), lengths=lengths)
     return outputs_of(run(case)), {"output": output, "h_n": h_n, "c_n": c_n}
 
 

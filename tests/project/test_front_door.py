@@ -63,7 +63,7 @@ def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
 def test_the_engines_of_a_cpu_are_named(
     kinds: tuple[str, ...], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_door._build, "_kinds", kinds)
+    monkeypatch.setattr(front_door._build, "kinds", kinds)
     plain, with_option, by_name = front_door.engines_of(torch.device("cpu"))
     assert (plain, with_option) == expected
     assert by_name.startswith("torch, reference") and "persistent" not in by_name

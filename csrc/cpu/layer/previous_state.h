@@ -27,8 +27,8 @@ class PreviousState {
   using A = State_t<T>;
 
  public:
-  // output [R,D*P]; cells [D,R,H] or empty; c_state, [B,H], has each row's last c where cells is
-  // empty.
+  // output [R,D*P]; cells [D,R,H] or undefined; c_state, [B,H], has each row's last c where cells
+  // is undefined.
   PreviousState(const Layer& layer, const DirectedRows& rows, int64_t d, const Tensor& output,
                 const Tensor& cells, const A* c_state, const Zeros<T>& zeros)
       : rows_(rows),
@@ -39,9 +39,9 @@ class PreviousState {
         output_size_(layer.output_size.expect_int()),
         output_stride_(layer.num_directions() * output_size_),
         output_(const_data<T>(output) + d * output_size_),
-        cells_(cells.numel() == 0
-                   ? nullptr
-                   : const_data<A>(cells) + d * layer.flat_rows.expect_int() * hidden_size_),
+        cells_(cells.defined()
+                   ? const_data<A>(cells) + d * layer.flat_rows.expect_int() * hidden_size_
+                   : nullptr),
         c_state_(c_state),
         h_0_is_zero_(is_zero(h_0_)) {}
 

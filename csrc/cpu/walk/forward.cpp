@@ -38,8 +38,8 @@ class ForwardWalk {
         zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
         previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
         output_(data<T>(to.output) + d * sizes_.output_size),
-        cells_(to.cells.numel() ? data<A>(to.cells[d]) : nullptr),
-        gates_(to.gates.numel() ? data<T>(to.gates[d]) : nullptr),
+        cells_(to.cells.defined() ? data<A>(to.cells[d]) : nullptr),
+        gates_(to.gates.defined() ? data<T>(to.gates[d]) : nullptr),
         h_n_(data<T>(to.h_n[d])),
         c_n_(data<A>(to.c_n[d])) {
     if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
@@ -188,7 +188,8 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
   const ForwardTensors to(layer, save_cells, save_gates);
   if (rows.total() <
       layer.flat_rows.expect_int())  // no step writes to what is after the end of a row
-    for (const Tensor& tensor : {to.output, to.cells, to.gates}) tensor.zero_();
+    for (const Tensor& tensor : {to.output, to.cells, to.gates})
+      if (tensor.defined()) tensor.zero_();
   std::deque<ForwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();

@@ -3,9 +3,11 @@
 // multiplied with the weights as they lie, many with a panel that is packed into the cache. The
 // sums run as in a walk, so the bits are those of a walk, but for few rows of bfloat16 on AMX. A
 // row that is reset starts from zeros.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <memory>
 
 #include "core/operators.h"
 #include "cpu/cell/cell.h"
@@ -30,6 +32,7 @@ struct OneStep {
 
 // From so many rows on, a panel is cheaper than transposing the weights for every tile of rows.
 constexpr int64_t kRowsWorthPacking = 13;
+constexpr size_t kLine = 64;  // of the cache, in bytes
 
 // Rows [begin, end) of a step, for some vectors of units.
 template <typename T>
@@ -51,7 +54,10 @@ class OneStepRows {
         row_(rows_) {
     const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
     if (packs()) panel_ = scratch<T>(4 * lanes_ * round_up(terms, product_.padding));
-    gates_ = scratch<A>((rows_ + 1) * 4 * vectors * lanes_);
+    const int64_t count = (rows_ + 1) * 4 * vectors * lanes_;
+    memory_.reset(new A[count + kLine / sizeof(A)]);  // in less time than a tensor
+    gates_ = memory_.get();
+    gates_ += (kLine - reinterpret_cast<uintptr_t>(gates_) % kLine) / sizeof(A);
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t row = begin + r, of_row = row * s_.hidden_size;
       row_[r] = {zeros_.data(), s_.gates ? s_.gates + 4 * of_row : nullptr, s_.c_prev + of_row,
@@ -77,7 +83,7 @@ class OneStepRows {
 
   int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
   A* gates(int64_t r, int64_t v, int64_t gate) const {
-    return data<A>(gates_) + r * column(vectors_, 0) + column(v, gate);
+    return gates_ + r * column(vectors_, 0) + column(v, gate);
   }
 
   // Of the input: gates = bias + a W^T, else gates += a W^T, `piece` terms at a time.
@@ -87,13 +93,15 @@ class OneStepRows {
     for (int64_t v = 0; v < vectors_; ++v)
       for (int64_t gate = 0; gate < 4; ++gate) {
         const int64_t first = unit_ + v * lanes_, from = gate * s_.hidden_size + first;
-        const int64_t last = std::min(lanes_, s_.hidden_size - first) - 1, to = column(v, gate);
+        const int64_t count = std::min(lanes_, s_.hidden_size - first), to = column(v, gate);
+        for (int64_t l = 0; l < count; ++l) columns_[to + l] = w + (from + l) * K;
         // Any weights where there is no unit.
-        for (int64_t l = 0; l < lanes_; ++l) columns_[to + l] = w + (from + std::min(l, last)) * K;
+        std::fill_n(&columns_[to] + count, lanes_ - count, columns_[to]);
         if (!of_input) continue;
-        for (int64_t l = 0; l <= last; ++l)
-          bias[to + l] = s_.b_ih ? A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]) : A(0);
-        std::fill_n(bias + to + last + 1, lanes_ - last - 1, A(0));
+        std::fill_n(bias + to, lanes_, A(0));
+        if (!s_.b_ih) continue;
+        for (int64_t l = 0; l < count; ++l)
+          bias[to + l] = A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]);
       }
     // Neighboring vectors of a gate are neighbors in memory, so few rows take gate after gate.
     const int64_t together = packs() ? 4 : 1;
@@ -143,7 +151,9 @@ class OneStepRows {
   const OneStep<T>& s_;
   const int64_t begin_, rows_, lanes_ = product_.lanes;
   int64_t unit_ = 0, vectors_ = 0;
-  at::Tensor panel_, gates_;  // gates [rows][vectors][4][lanes], followed by a bias
+  at::Tensor panel_;
+  std::unique_ptr<A[]> memory_;
+  A* gates_;  // [rows][vectors][4][lanes], followed by a bias
   std::vector<const void*> columns_, a_;
   std::vector<void*> sums_;
   std::vector<A> zeros_;
@@ -176,6 +186,10 @@ void run_cells(const CpuPlan& plan, const OneStep<T>& step, int64_t batch) {
                    });
 }
 
+Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
 // A state [D,B,size], contiguous, with zeros where a row is reset.
 Tensor after_reset(const Layer& layer, const Tensor& state) {
   if (!layer.reset) return state;
@@ -192,17 +206,22 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
                                bool save_gates) {
   const Sizes s = layer.sizes();
   using A = State_t<T>;
-  const auto options = layer.input.options(), state = layer.state_options();
+  const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
+  const auto empty = [](at::IntArrayRef sizes, at::ScalarType dtype) {
+    return Tensor(at::detail::empty_cpu(sizes, dtype));  // without the dispatcher
+  };
   const Tensor x = layer.input.contiguous();
   const Tensor h_0 = after_reset(layer, layer.h_0.contiguous());
-  const Tensor c_0 = after_reset(layer, layer.c_0.to(state).contiguous());
+  const Tensor c_0 = after_reset(layer, as_dtype(layer.c_0, state).contiguous());
   const int64_t D = s.directions, B = s.batch, H = s.hidden_size, P = s.output_size;
-  const Tensor output = at::empty({1, B, D * P}, options), h_n = at::empty({D, B, P}, options);
-  const Tensor c_n = at::empty({D, B, H}, state);
-  const Tensor gates = save_gates ? at::empty({D, 1, B, 4 * H}, options) : at::empty({0}, options);
+  const Tensor output = empty({1, B, D * P}, dtype), h_n = empty({D, B, P}, dtype);
+  const Tensor c_n = empty({D, B, H}, state);
+  const Tensor gates = save_gates ? empty({D, 1, B, 4 * H}, dtype) : Tensor();
   for (int64_t d = 0; d < D; ++d) {
     Direction w = layer.directions[d];
-    for_each_weight(w, [](Tensor& weight, const char*) { weight = weight.contiguous(); });
+    for_each_weight(w, [](Tensor& weight, const char*) {
+      if (!weight.is_contiguous()) weight = weight.contiguous();
+    });
     const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
     const Tensor unprojected = w.w_hr.defined() ? scratch<T>(B * H) : Tensor();
     T* const h = data<T>(output) + d * P;
@@ -229,9 +248,9 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
   for (int64_t d = 0; d < D; ++d)
     for (int64_t b = 0; b < B; ++b)
       std::copy_n(const_data<T>(output) + (b * D + d) * P, P, data<T>(h_n) + (d * B + b) * P);
-  // The user may write to c_n.
-  const Tensor cells = save_cells ? c_n.clone().view({D, 1, B, H}) : at::empty({0}, state);
-  return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
+  const Tensor cells = save_cells ? empty({D, 1, B, H}, state) : Tensor();
+  if (save_cells) std::copy_n(const_data<A>(c_n), D * B * H, data<A>(cells));  // c_n is the user's
+  return {output, h_n, as_dtype(c_n, layer.c_0.scalar_type()), cells, gates};
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \

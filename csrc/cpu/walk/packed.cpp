@@ -86,20 +86,20 @@ OneStepResult lstm_packed_one_step(const LstmCall& call) {
                               : run_one_step<float>(product, call, weights, sizes);
 }
 
-PackedResult lstm_packed_cpu(const LstmCall& call, const PackedOptions& options) {
-  if (!has_options(call) && !options.save_cells && call.input.dim() == 3 && call.h_0.dim() == 3 &&
+PackedResult lstm_packed_cpu(LstmCall call, const PackedOptions& options) {
+  if (!call.has_options() && !options.save_cells && call.input.dim() == 3 && call.h_0.dim() == 3 &&
       call.c_0.dim() == 3)
     if (const auto step = lstm_packed_one_step(call)) {
       const auto& [h_n, c_n] = *step;
       const Tensor output = uninitialized_like(h_n);  // the user may write to either
       std::memcpy(output.mutable_data_ptr(), h_n.const_data_ptr(), h_n.nbytes());
-      return {output, h_n, c_n, at::detail::empty_cpu({0}, c_n.options())};
+      return {output, h_n, c_n, Tensor()};
     }
-  const Layer layer = check_layer(call, /*packed=*/true);
+  const Layer layer = check_layer(std::move(call), /*packed=*/true);
   check_values(layer);
   TORCH_CHECK(!layer.normalizes(), "lstm_packed: expected no layer normalization");
-  const std::string& format = layer.layout.format;
-  const auto dtype = call.input.scalar_type();
+  const std::string& format = layer.kinds.format;
+  const auto dtype = layer.input.scalar_type();
   TORCH_CHECK((format == "float64") == (dtype == at::kDouble),
               "lstm_packed: expected input that goes with weights in ", format, ", got ", dtype);
   CpuTask task = task_of(layer);
