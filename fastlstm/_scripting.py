@@ -18,7 +18,7 @@ class _InScript:
     """First base of the class that a module has while torch.jit.script compiles it.
 
     torch tells a module when that begins, and not when it ends or fails. So the module gets its own
-    class back as soon as anybody else asks it for an attribute; until then `type` sees this one.
+    class back as soon as anybody else reads or sets an attribute; until then `type` sees this one.
     """
 
     _fastlstm_own: type[nn.Module]
@@ -27,16 +27,28 @@ class _InScript:
         """Not that of a class of the user's."""
 
     def __getattribute__(self, name: str) -> Any:
-        frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_globals is not _SCRIPT:
-            frame = frame.f_back
-        if frame is None:
-            own = type(self)._fastlstm_own
-            if name == "__class__":  # isinstance() asks, and compares with the type that it saw
-                return own
-            object.__setattr__(self, "__class__", own)
-            return getattr(self, name)
-        return super().__getattribute__(name)
+        if _compiles():
+            return super().__getattribute__(name)
+        own = type(self)._fastlstm_own
+        if name == "__class__":  # isinstance() asks, and compares with the type that it saw
+            return own
+        object.__setattr__(self, "__class__", own)
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _compiles():
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, "__class__", type(self)._fastlstm_own)
+            setattr(self, name, value)
+
+
+def _compiles() -> bool:
+    """Whether torch.jit.script has called what runs."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_globals is not _SCRIPT:
+        frame = frame.f_back
+    return frame is not None
 
 
 def prepare(module: nn.Module) -> nn.Module:
@@ -54,11 +66,7 @@ def prepare(module: nn.Module) -> nn.Module:
         )
     own = type(module)
     if own not in _in_script:
-        named = (
-            "__module__",
-            "__qualname__",
-            "__firstlineno__",
-        )  # torch looks for the source by them
+        named = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source
         members = {name: vars(of_torch)[name] for name in named if name in vars(of_torch)}
         members |= {"_fastlstm_own": own}
         bases = (_InScript, of_torch)
