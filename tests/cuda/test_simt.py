@@ -207,6 +207,11 @@ MUTANTS = {
         ),
     },
     (FORWARD, PRODUCT): {
+        "float32 takes a factor of the wrong row": (
+            "first + 4 + k % 4",
+            "first + k % 4",
+            [FFMA + "two parts"],
+        ),
         "the next group of loads is not waited for": (
             "if (end < last) next.wait(parts, end, polls);",
             "",
