@@ -96,31 +96,16 @@ def gpu(index: int) -> tuple[int, int, str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def divides(
-    index: int,
-    hidden_size: int,
-    batch: int,
-    steps: int,
-    directions: int,
-    dtype: str,
-    allow_tf32: bool,
-    training: bool,
-) -> bool:
+def divides(index: int, training: bool, *task: Any) -> bool:
     """Whether the persistent engine can divide a layer on a GPU, in training backward too."""
+    names = ("hidden_size", "batch", "steps", "directions", "dtype", "allow_tf32")
     sm_count, capability, _ = gpu(index)
-    plan = functools.partial(
-        library.plan_cuda,
-        hidden_size=hidden_size,
-        batch=batch,
-        steps=steps,
-        directions=directions,
-        dtype=dtype,
-        allow_tf32=allow_tf32,
-        sm_count=max(sm_count - library.free_sms(), 0),
-        capability=capability,
-    )
+    rest = {"sm_count": sm_count - library.free_sms(), "capability": capability}
     walks = [False, True] if training else [False]
-    return batch > 0 and all(plan(backward=backward) for backward in walks)
+    return all(
+        library.divides(**dict(zip(names, task, strict=True)), **rest, backward=backward)
+        for backward in walks
+    )
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:

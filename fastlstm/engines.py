@@ -67,8 +67,8 @@ def _why_not_persistent(call: Call) -> str | None:
     sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
     dtype = str(call.dtype()).removeprefix("torch.")
     tf32 = _measured.matmul_precision() == "tf32"
-    training = torch.is_grad_enabled()
-    fits = _build.divides(call.input.device.index or 0, *sizes, dtype, tf32, training)
+    device = call.input.device.index or 0
+    fits = _build.divides(device, torch.is_grad_enabled(), *sizes, dtype, tf32)
     return None if fits else _PERSISTENT
 
 

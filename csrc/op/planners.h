@@ -43,29 +43,12 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// How the persistent engine would divide a layer's work on a GPU, which need not be present; None
-// where it cannot.
-inline py::object plan_cuda(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
-                            const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
-                            int capability, const std::string& engine) {
-  if (std::min({hidden_size, batch, steps}) < 1 || sm_count < 0 || directions < 1 || directions > 2)
-    throw std::invalid_argument(
-        "expected hidden_size, batch and steps of at least 1, sm_count of at least 0 and 1 or 2 "
-        "directions");
-  const auto request = parse_engine(engine);
-  if (!request || !request->persistent)
-    throw std::invalid_argument(
-        R"(engine: expected "persistent" or "persistent:UNITSxROW_TILExROW_GROUPS", got ")" +
-        engine + '"');
+// Whether the persistent engine can divide a layer's work on a GPU, which need not be present.
+inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
+                    const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
+                    int capability) {
   const Task task{hidden_size, batch, steps, directions, dtype_named(dtype), allow_tf32, backward};
-  const CudaDevice device = CudaDevice::of(sm_count, capability);
-  const auto tiling = divide(task, device, request->division);
-  if (!tiling) return py::none();
-  return py::dict("units"_a = tiling->units, "row_tile"_a = tiling->row_tile,
-                  "unit_blocks"_a = tiling->unit_blocks, "row_groups"_a = tiling->row_groups,
-                  "group_rows"_a = tiling->group_rows, "directions"_a = tiling->directions,
-                  "blocks"_a = tiling->blocks(), "shared_bytes"_a = tiling->shared_bytes,
-                  "shared_bytes_available"_a = device.shared_bytes);
+  return divide(task, CudaDevice::of(sm_count, capability)).has_value();
 }
 
 // A plain layer on this processor, with these threads and this cache; times are predicted.

@@ -93,7 +93,7 @@ def engine_for(kind, hidden_size, batch, sm_count, capability, steps=100):
         sm_count=max(sm_count - _build.library.free_sms(), 0),
         capability=capability,
     )
-    fits = all(_build.library.plan_cuda(backward=b, **task) for b in (False, True))
+    fits = all(_build.library.divides(backward=b, **task) for b in (False, True))
     return "persistent" if fits else "stepwise"
 
 
