@@ -261,8 +261,11 @@ BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
 
 void check_memory(const Tensor& tensor, const char* name) {
   if (!tensor.defined() || tensor.numel() == 0) return;
-  const size_t needed = at::detail::computeStorageNbytes(
-      tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
+  const size_t needed =
+      tensor.is_contiguous()
+          ? tensor.nbytes() + tensor.storage_offset() * tensor.dtype().itemsize()
+          : at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(),
+                                             tensor.dtype().itemsize(), tensor.storage_offset());
   const auto& storage = tensor.storage();
   TORCH_CHECK(storage.nbytes() >= needed && storage.data(), "lstm: expected ", name, " of shape ",
               tensor.sizes(), " to have ", needed, " bytes of memory, got ",

@@ -71,10 +71,11 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
   TORCH_CHECK_TYPE(count == sizeof...(Args), "expected ", sizeof...(Args), " arguments, got ",
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
-    std::tuple<std::decay_t<Args>...> given{from_python<std::decay_t<Args>>(args[I], I)...};
+    // Not moved: who releases the last reference that is not Python's takes the GIL.
+    const std::tuple<std::decay_t<Args>...> given{from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {
       const WithoutGil others_run;
-      return std::apply(function, std::move(given));
+      return std::apply(function, given);
     }());
   }(std::index_sequence_for<Args...>());
 }

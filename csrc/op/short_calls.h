@@ -89,26 +89,44 @@ inline PackedResult lstm(const Tensor& input, const OptionalTensor& h_0, const O
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
-// Rows [B,size] as a step [1,B,size].
-inline Tensor as_step(const Tensor& rows) { return rows.unsqueeze(0); }
+// Rows [B,size] as a step [1,B,size]; `alone`: nothing but the CPU's kernel sees it.
+inline Tensor as_step(const Tensor& rows, bool alone) {
+  if (!alone) return rows.unsqueeze(0);
+  Tensor step = at::detail::make_tensor<c10::TensorImpl>(
+      c10::TensorImpl::VIEW, c10::Storage(rows.storage()), rows.key_set(), rows.dtype());
+  c10::SmallVector<int64_t, 4> sizes{1}, strides{0};
+  sizes.append(rows.sizes().begin(), rows.sizes().end());
+  strides.append(rows.strides().begin(), rows.strides().end());
+  step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
+  return step;
+}
+// And back: a state that nobody else has.
+inline Tensor as_rows(const Tensor& state, bool alone) {
+  const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
+  // To autograd it is no view: hooks of a view are lost when it is written to.
+  if (!alone) return at::_unsafe_view(state, sizes);
+  state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  return state;
+}
 
 // input [B,I], h and c [B,H], or zeros
 inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalTensor& h,
                                             const OptionalTensor& c, std::vector<Tensor> weights,
                                             std::string layout, std::string engine) {
-  // Without gradients the five views need no tracking, which costs as much as a small step.
+  LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
+                std::move(layout)};
+  const bool alone = needs_only_the_cpu(call);
+  // Without gradients the views need no tracking, which costs as much as a small step.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
-  const auto state = [](const OptionalTensor& rows) {
-    return rows ? OptionalTensor(as_step(*rows)) : std::nullopt;
+  const auto state = [&](const OptionalTensor& rows) {
+    return rows ? OptionalTensor(as_step(*rows, alone)) : std::nullopt;
   };
+  call.input = as_step(input, alone);
   const auto [output, h_n, c_n, cells, gates] =
-      run(with_state({as_step(input), {}, {}, std::move(weights), std::move(layout)}, state(h),
-                     state(c)),
+      run(with_state(std::move(call), state(h), state(c)),
           {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
-  // Backward needs the output again, so the user must not write to it; h_n is a copy for them. To
-  // autograd what they get is no view: hooks of a view are lost when it is written to.
-  return {at::_unsafe_view(h_n, h_n.sizes().slice(1)), at::_unsafe_view(c_n, c_n.sizes().slice(1))};
+  return {as_rows(h_n, alone), as_rows(c_n, alone)};
 }
 
 // Without the dispatcher: there is no gradient and one device.

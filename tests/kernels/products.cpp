@@ -253,9 +253,14 @@ struct Problem {
   }
 
   void check_unpacked(const Matrix<A>& expected) const {
-    const int64_t lanes = product.lanes;
-    for (int64_t n = 0; n + lanes <= N; n += lanes) {
-      Matrix<A> c(rows, N);
+    const int64_t lanes = product.lanes, stride = b.of_row[0].size();
+    std::vector<T> columns;  // one after the other
+    for (const auto& column : b.of_row) columns.insert(columns.end(), column.begin(), column.end());
+    std::vector<A> padded_bias(N + lanes);
+    if (before == Before::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
+    for (int64_t n = 0; n < N; n += lanes) {
+      const int64_t count = std::min(lanes, N - n);
+      Matrix<A> c(rows, N + lanes);
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
@@ -263,14 +268,15 @@ struct Problem {
                                  rows,
                                  k_begin,
                                  K,
-                                 b.at() + n,
+                                 nullptr,
                                  {0, lanes, 1},
                                  to.data(),
                                  before == Before::kSums,
-                                 before == Before::kBias ? &bias.of_row[0][n] : nullptr},
-                                n % (2 * lanes) ? nullptr : b.at()[n]);
+                                 before == Before::kBias ? &padded_bias[n] : nullptr},
+                                {&columns[n * stride], stride, count},
+                                n % (2 * lanes) ? nullptr : &columns[n * stride]);
       for (int64_t r = 0; r < rows; ++r)
-        for (int64_t l = n; l < n + lanes; ++l)
+        for (int64_t l = n; l < n + count; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
                 ", column ", l);
     }

@@ -102,6 +102,13 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
+// Columns of a transposed matrix: `count` of a vector's lanes, K terms each, `stride` elements
+// apart. The sums of the other lanes are any.
+struct Columns {
+  const void* first;
+  int64_t stride, count;
+};
+
 // From put_rows on, nullptr where only weights that are packed once are multiplied.
 struct ProductFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
@@ -119,9 +126,9 @@ struct ProductFunctions {
   // The end of a product whose sums are in a buffer: whole vectors of a row, rows `stride` apart.
   // Those of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
-  // The same with one vector of columns that lie unpacked, panel[n][k]. Meanwhile `next`, where the
-  // next vector of columns begins, comes into the cache, if it is not nullptr.
-  void (*multiply_unpacked)(const PanelProduct& product, const void* next);
+  // The same with one vector of columns as they lie, `columns` in place of the panel. Meanwhile
+  // `next`, where the next vector of columns begins, comes into the cache, if it is not nullptr.
+  void (*multiply_unpacked)(const PanelProduct& product, const Columns& columns, const void* next);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);

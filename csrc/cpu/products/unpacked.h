@@ -12,15 +12,15 @@ namespace fastlstm::FASTLSTM_ISA {
 
 // sum[r] += the products of the n terms of a square that begins at k.
 template <int R, typename T, typename A>
-FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const void* const* columns,
+FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const Columns& columns,
                                 Vec<A> (&sum)[R]) {
   constexpr int L = Vec<A>::lanes, P = Terms<T>::at_once;
   Vec<A> x[L];
-  asm("" : "+r"(columns));  // or GCC loads all pointers before the loop, and spills vectors
+  auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    auto* const column = static_cast<const T*>(columns[l]) + k;
     x[l] = n == L * P ? load_lanes<A>(column) : Terms<T>::load_first(column, n);
+    if (l + 1 < columns.count) column += columns.stride;
   }
   transpose_square(x);
 #pragma GCC unroll 16
@@ -37,12 +37,11 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const v
 }
 
 template <typename T, typename A, int R>
-static void multiply_unpacked_tile(const PanelProduct& p, const void* fetched, Int<R>,
-                                   int64_t first_row) {
+static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns,
+                                   const void* fetched, Int<R>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
   constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
   const T* a[R];
-  auto* const columns = static_cast<const void* const*>(p.panel);
   auto* next = static_cast<const T*>(fetched);
   Vec<A> sum[R], piece[R];
 #pragma GCC unroll 8
@@ -73,8 +72,9 @@ static void multiply_unpacked_tile(const PanelProduct& p, const void* fetched, I
 }
 
 template <int R, typename T, typename A>
-static void multiply_unpacked(const PanelProduct& p, const void* next) {
-  for_row_tiles<R>(p.rows, [&](auto... tile) { multiply_unpacked_tile<T, A>(p, next, tile...); });
+static void multiply_unpacked(const PanelProduct& p, const Columns& columns, const void* next) {
+  for_row_tiles<R>(p.rows,
+                   [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

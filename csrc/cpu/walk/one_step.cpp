@@ -47,20 +47,20 @@ class OneStepRows {
         s_(step),
         begin_(begin),
         rows_(end - begin),
-        columns_(4 * vectors * lanes_),
         a_(rows_),
         sums_(rows_),
-        zeros_(gate_columns(s_.hidden_size, lanes_), A(0)),
         row_(rows_) {
     const int64_t terms = std::max(std::min(kPiece, s_.input_size), s_.output_size);
-    if (packs()) panel_ = scratch<T>(4 * lanes_ * round_up(terms, product_.padding));
-    const int64_t count = (rows_ + 1) * 4 * vectors * lanes_;
-    memory_.reset(new A[count + kLine / sizeof(A)]);  // in less time than a tensor
-    gates_ = memory_.get();
-    gates_ += (kLine - reinterpret_cast<uintptr_t>(gates_) % kLine) / sizeof(A);
+    if (packs()) panel_ = scratch<T>(product_.width() * round_up(terms, product_.padding));
+    const int64_t count = 4 * vectors * lanes_;
+    memory_.reset(
+        new A[(2 * rows_ + 1) * count + kLine / sizeof(A)]);  // in less time than a tensor
+    bias_ = memory_.get();
+    bias_ += (kLine - reinterpret_cast<uintptr_t>(bias_) % kLine) / sizeof(A);
+    from_x_ = bias_ + count, from_h_ = from_x_ + rows_ * count;
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t row = begin + r, of_row = row * s_.hidden_size;
-      row_[r] = {zeros_.data(), s_.gates ? s_.gates + 4 * of_row : nullptr, s_.c_prev + of_row,
+      row_[r] = {nullptr, s_.gates ? s_.gates + 4 * of_row : nullptr, s_.c_prev + of_row,
                  s_.c + of_row, s_.h + row * s_.h_stride};
     }
   }
@@ -68,12 +68,12 @@ class OneStepRows {
   // The vectors of units from `unit` on.
   void run(int64_t unit, int64_t vectors) {
     unit_ = unit, vectors_ = vectors;
-    multiply(s_.x, s_.w_ih, s_.input_size, kPiece, true);
-    multiply(s_.h_prev, s_.w_hh, s_.output_size, s_.output_size, false);
+    find_bias();
+    multiply(s_.x, s_.w_ih, s_.input_size, kPiece, bias_, from_x_);
+    multiply(s_.h_prev, s_.w_hh, s_.output_size, s_.output_size, nullptr, from_h_);
     for (int64_t v = 0; v < vectors_; ++v) {
-      const int64_t first = unit_ + v * lanes_;
-      // The input's part is in the sums already.
-      cell_.forward(row_.data(), rows_, {gates(0, v, 0), column(vectors_, 0)},
+      const int64_t first = unit_ + v * lanes_, to = column(v, 0);
+      cell_.forward(row_.data(), rows_, {from_h_ + to, column(vectors_, 0), from_x_ + to},
                     {first, std::min(lanes_, s_.hidden_size - first), s_.hidden_size});
     }
   }
@@ -82,67 +82,92 @@ class OneStepRows {
   bool packs() const { return rows_ >= kRowsWorthPacking; }
 
   int64_t column(int64_t v, int64_t gate) const { return (v * 4 + gate) * lanes_; }
-  A* gates(int64_t r, int64_t v, int64_t gate) const {
-    return gates_ + r * column(vectors_, 0) + column(v, gate);
+
+  // The rows of W for the units of a vector and a gate. Those of the next are next to them in
+  // memory, where few rows take gate after gate.
+  Columns columns(const T* w, int64_t K, int64_t v, int64_t gate) const {
+    const int64_t first = unit_ + v * lanes_;
+    return {w + (gate * s_.hidden_size + first) * K, K, std::min(lanes_, s_.hidden_size - first)};
   }
 
-  // Of the input: gates = bias + a W^T, else gates += a W^T, `piece` terms at a time.
-  void multiply(const T* a, const T* w, int64_t K, int64_t piece, bool of_input) {
-    for (int64_t r = 0; r < rows_; ++r) a_[r] = a + (begin_ + r) * K;
-    A* const bias = gates(rows_, 0, 0);
+  void find_bias() {
+    std::fill_n(bias_, column(vectors_, 0), A(0));
+    if (!s_.b_ih) return;
     for (int64_t v = 0; v < vectors_; ++v)
       for (int64_t gate = 0; gate < 4; ++gate) {
         const int64_t first = unit_ + v * lanes_, from = gate * s_.hidden_size + first;
-        const int64_t count = std::min(lanes_, s_.hidden_size - first), to = column(v, gate);
-        for (int64_t l = 0; l < count; ++l) columns_[to + l] = w + (from + l) * K;
-        // Any weights where there is no unit.
-        std::fill_n(&columns_[to] + count, lanes_ - count, columns_[to]);
-        if (!of_input) continue;
-        std::fill_n(bias + to, lanes_, A(0));
-        if (!s_.b_ih) continue;
-        for (int64_t l = 0; l < count; ++l)
-          bias[to + l] = A(s_.b_ih[from + l]) + A(s_.b_hh[from + l]);
-      }
-    // Neighboring vectors of a gate are neighbors in memory, so few rows take gate after gate.
-    const int64_t together = packs() ? 4 : 1;
-    const PanelShape vector{0, lanes_, 1};
-    for (int64_t gate = 0; gate < 4; gate += together)
-      for (int64_t v = 0; v < vectors_; ++v) {
-        for (int64_t r = 0; r < rows_; ++r) sums_[r] = gates(r, v, gate);
-        const void* const* const columns = &columns_[column(v, gate)];
-        const void* const* const next =
-            &columns_[v + 1 < vectors_ ? column(v + 1, gate) : column(0, (gate + together) % 4)];
-        int64_t k = 0;
-        do {  // once if there is no input
-          const int64_t terms = std::min(piece, K - k);
-          const bool accumulate = !of_input || k > 0;
-          if (packs())
-            multiply_packed(columns, k, terms, accumulate, bias + column(v, 0), next);
-          else
-            product_.multiply_unpacked(
-                {a_.data(), rows_, k, terms, columns, vector, sums_.data(), accumulate,
-                 bias + column(v, gate)},
-                prefetches_ ? static_cast<const T*>(*next) + k * lanes_ : nullptr);
-          k += terms;
-        } while (k < K);
+        const T *const b_ih = s_.b_ih + from, *const b_hh = s_.b_hh + from;
+        A* const to = bias_ + column(v, gate);
+        for (int64_t l = 0; l < std::min(lanes_, s_.hidden_size - first); ++l)
+          to[l] = A(b_ih[l]) + A(b_hh[l]);
       }
   }
 
-  void multiply_packed(const void* const* columns, int64_t k, int64_t terms, bool accumulate,
-                       const A* bias, const void* const* next) {
+  // to = bias + a W^T, `piece` terms at a time; the bias may be nullptr.
+  void multiply(const T* a, const T* w, int64_t K, int64_t piece, const A* bias, A* to) {
+    for (int64_t r = 0; r < rows_; ++r) a_[r] = a + (begin_ + r) * K;
+    int64_t k = 0;
+    do {  // once if there is no input
+      const int64_t terms = std::min(piece, K - k);
+      if (packs())
+        multiply_packed(w, K, k, terms, bias, to);
+      else
+        multiply_unpacked(w, K, k, terms, bias, to);
+      k += terms;
+    } while (k < K);
+  }
+
+  void point_at(A* to, int64_t column) {
+    for (int64_t r = 0; r < rows_; ++r) sums_[r] = to + r * this->column(vectors_, 0) + column;
+  }
+
+  void multiply_unpacked(const T* w, int64_t K, int64_t k, int64_t terms, const A* bias, A* to) {
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const bool last = v + 1 == vectors_;
+        const Columns here = columns(w, K, v, gate),
+                      next = columns(w, K, last ? 0 : v + 1, last ? (gate + 1) % 4 : gate);
+        point_at(to, column(v, gate));
+        product_.multiply_unpacked(
+            {a_.data(),
+             rows_,
+             k,
+             terms,
+             nullptr,
+             {0, lanes_, 1},
+             sums_.data(),
+             k > 0,
+             bias ? bias + column(v, gate) : nullptr},
+            here, prefetches_ ? static_cast<const T*>(next.first) + k * lanes_ : nullptr);
+      }
+  }
+
+  void multiply_packed(const T* w, int64_t K, int64_t k, int64_t terms, const A* bias, A* to) {
+    const std::vector<const void*> rows = rows_of(w, K);
     const int64_t width = product_.width();
-    for (int64_t first = 0; first < 4 * lanes_; first += width) {
+    for (int64_t first = 0; first < column(vectors_, 0); first += width) {
       const PanelShape shape{0, width, product_.vectors};
-      product_.pack({columns + first, true}, k, terms, shape, data<T>(panel_));
-      Prefetch prefetch =
-          prefetch_during(product_, rows_, terms, next + first, width, k, k + terms);
-      PanelProduct some{a_.data(), rows_,        k,          terms,       data<T>(panel_),
-                        shape,     sums_.data(), accumulate, bias + first};
+      product_.pack({&rows[first], true}, k, terms, shape, data<T>(panel_));
+      const int64_t next = (first + width) % column(vectors_, 0);
+      Prefetch prefetch = prefetch_during(product_, rows_, terms, &rows[next], width, k, k + terms);
+      point_at(to, first);
+      PanelProduct some{a_.data(),    rows_,           k,
+                        terms,        data<T>(panel_), shape,
+                        sums_.data(), k > 0,           bias ? bias + first : nullptr};
       some.prefetch = &prefetch;
       product_.multiply(some);
-      for (void*& sums : sums_) sums = static_cast<A*>(sums) + width;
     }
-    for (void*& sums : sums_) sums = static_cast<A*>(sums) - 4 * lanes_;
+  }
+  // Of W, in the order of the sums; any row where there is no unit.
+  std::vector<const void*> rows_of(const T* w, int64_t K) const {
+    std::vector<const void*> rows;
+    for (int64_t v = 0; v < vectors_; ++v)
+      for (int64_t gate = 0; gate < 4; ++gate) {
+        const Columns here = columns(w, K, v, gate);
+        for (int64_t l = 0; l < lanes_; ++l)
+          rows.push_back(static_cast<const T*>(here.first) + std::min(l, here.count - 1) * K);
+      }
+    return rows;
   }
 
   const Product& product_;
@@ -153,10 +178,9 @@ class OneStepRows {
   int64_t unit_ = 0, vectors_ = 0;
   at::Tensor panel_;
   std::unique_ptr<A[]> memory_;
-  A* gates_;  // [rows][vectors][4][lanes], followed by a bias
-  std::vector<const void*> columns_, a_;
+  A *bias_, *from_x_, *from_h_;  // [vectors][4][lanes], and rows of them
+  std::vector<const void*> a_;
   std::vector<void*> sums_;
-  std::vector<A> zeros_;
   std::vector<ForwardRow<T>> row_;
 };
 
@@ -190,6 +214,15 @@ Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
+const Direction& contiguous(const Direction& w, Direction& copies) {
+  bool all = true;
+  for_each_weight(w, [&](const Tensor& each, const char*) { all = all && each.is_contiguous(); });
+  if (all) return w;
+  copies = w;
+  for_each_weight(copies, [](Tensor& weight, const char*) { weight = weight.contiguous(); });
+  return copies;
+}
+
 // A state [D,B,size], contiguous, with zeros where a row is reset.
 Tensor after_reset(const Layer& layer, const Tensor& state) {
   if (!layer.reset) return state;
@@ -218,10 +251,8 @@ ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool sav
   const Tensor c_n = empty({D, B, H}, state);
   const Tensor gates = save_gates ? empty({D, 1, B, 4 * H}, dtype) : Tensor();
   for (int64_t d = 0; d < D; ++d) {
-    Direction w = layer.directions[d];
-    for_each_weight(w, [](Tensor& weight, const char*) {
-      if (!weight.is_contiguous()) weight = weight.contiguous();
-    });
+    Direction copies;
+    const Direction& w = contiguous(layer.directions[d], copies);
     const auto bias = [](const Tensor& b) { return b.defined() ? const_data<T>(b) : nullptr; };
     const Tensor unprojected = w.w_hr.defined() ? scratch<T>(B * H) : Tensor();
     T* const h = data<T>(output) + d * P;
