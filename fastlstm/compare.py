@@ -22,7 +22,7 @@ from .tune import seconds_of
 Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
-LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
 SAMPLE = 1e-3  # seconds of a sample, at least
 LEAST_ROUNDS = 5
 NOISY = 0.15  # of a ratio, between its quartiles
@@ -83,7 +83,7 @@ def compare(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         copies = list(_copies(model, inputs, device, training, quiet))
         steps: list[Run] = []
-        for _, _, made, calls in copies:
+        for *_, made, calls in copies:
             steps.append(partial(_make_calls, [(made, inputs, {})], training))
             steps.append(partial(_make_calls, calls, training))
         times = _alternate(steps, device, seconds * len(copies), quiet)
@@ -92,7 +92,7 @@ def compare(
     for k, (name, code, _, _) in enumerate(copies):
         ratios = [a / b for a, b in zip(times[0], times[2 * k], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        whole, alone = (statistics.median(each) for each in times[2 * k : 2 * k + 2])
+        whole, alone = map(statistics.median, times[2 * k : 2 * k + 2])
         unequal = (outputs[k] - outputs[0])[outputs[k] != outputs[0]].abs()
         difference = unequal.max().item() if unequal.numel() else 0.0
         figures = (1e3 * whole, ratio, (low, high), min(1.0, alone / whole), difference)
@@ -159,12 +159,12 @@ def _detached(value: Any) -> Any:
     """The same without a graph; what required a gradient still does."""
     if isinstance(value, Tensor):
         return value.detach().requires_grad_(value.requires_grad)
-    if isinstance(value, (tuple, list)):
-        each = map(_detached, value)
-        return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
     if isinstance(value, dict):
         return {name: _detached(each) for name, each in value.items()}
-    return value
+    if not isinstance(value, (tuple, list)):
+        return value
+    each = map(_detached, value)
+    return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
 
 
 def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[Call]:
@@ -174,7 +174,7 @@ def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls.append((module, _detached(args), _detached(kwargs)))
 
-    lstms = [m for m in model.modules() if isinstance(m, (*LSTMS, PackedLSTM, PackedLSTMCell))]
+    lstms = (m for m in model.modules() if isinstance(m, LSTMS))
     handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in lstms]
     _make_calls([(model, inputs, {})], training)
     for handle in handles:
@@ -188,17 +188,16 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
         for module, args, kwargs in calls:
             outputs = [t for t in _tensors(module(*args, **kwargs)) if t.requires_grad]
             if outputs:
-                leaves = [*module.parameters(), *_tensors((args, kwargs))]
+                leaves = (*module.parameters(), *_tensors((args, kwargs)))
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
-                ones = list(map(torch.ones_like, outputs))
-                torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
+                ones = map(torch.ones_like, outputs)
+                torch.autograd.grad(outputs, wanted, [*ones], allow_unused=True)
 
 
 def _alternate(
     steps: Sequence[Run], device: torch.device, seconds: float, quiet: bool
 ) -> list[list[float]]:
     """Seconds of a call of each step, in turn, in one order and in the other."""
-    shows = sys.stderr.isatty() and not quiet
     once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
     times: list[list[float]] = [[] for _ in steps]
@@ -207,9 +206,9 @@ def _alternate(
         for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
             sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
-        rounds, elapsed = len(times[0]), time.monotonic() - start
-        done = min(rounds / LEAST_ROUNDS, elapsed / seconds if seconds else 1)
-        if shows:
+        elapsed = (time.monotonic() - start) / max(seconds, 1e-9)
+        done = min(len(times[0]) / LEAST_ROUNDS, elapsed)
+        if sys.stderr.isatty() and not quiet:
             print(f"\rcompare: {min(done, 1):4.0%}", end="\r", file=sys.stderr, flush=True)
     return times
 
@@ -224,17 +223,16 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Tensor:
 
 def _table(rows: Sequence[Comparison], training: bool) -> str:
     """The rows, and what to write for the fastest, and for the fastest that rounds no weights."""
-    head = f"{'ms':>10}{'ratio':>8}{'quartiles':>15}{'LSTMs':>7}{'difference':>12}"
-    lines = [f"{'training' if training else 'inference':<23}{head}"]
+    mode = "training" if training else "inference"
+    lines = [f"{mode:<23}{'ms':>10}{'ratio':>8}{'quartiles':>15}{'LSTMs':>7}{'difference':>12}"]
     for name, ms, ratio, (low, high), share, difference, _ in rows:
-        figures = f"{ms:>10.3f}{ratio:>8.2f}{f'{low:.2f} to {high:.2f}':>15}"
-        lines.append(f"{name:<23}{figures}{share:>7.0%}{difference:>12.1e}")
-    spread = max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows)
+        figures = f"{ms:>10.3f}{ratio:>8.2f}{low:>8.2f} to{high:>5.2f}{share:>7.0%}"
+        lines.append(f"{name:<23}{figures}{difference:>12.1e}")
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
-    if spread > NOISY:
-        lines.append(f"The machine is too noisy to tell: a ratio varies by {spread:.0%}. Let")
-        lines.append("nothing else run, or measure longer (seconds=).")
+    overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
+    if overlap and max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows) > NOISY:
+        lines.append("The machine is too noisy to tell: let nothing else run, or measure longer.")
     elif best.quartiles[0] <= 1:
         lines.append(f"Nothing is faster than {rows[0].name}.")
     else:
