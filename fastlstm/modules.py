@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _build, engines
-from ._call import LAYOUTS, Call
+from ._call import DTYPES, LAYOUTS, Call
 from ._checks import check_kinds, in_training, stack_call
 from ._layers import results
 from ._regularize import Regularizers, check_probabilities
@@ -464,6 +464,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         seen = (input, *weights) if hx is None else (input, *hx, *weights)
         if input.dtype is not weights[0].dtype or not weights[0].is_cpu:
             return None
+        if input.dtype not in DTYPES:
+            return None
         if not engines.is_op_at_once(*seen):
             return None
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
@@ -535,7 +537,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         is_batched, layout = input.dim() == 2, LAYOUTS[bool(self.bias), False, False]
         if is_batched and input.is_cpu and self._fastlstm_options is _NO_OPTIONS:
             h, c = hx if hx is not None else (None, None)
-            is_plain = input.dtype is weights[0].dtype and (c is None or c.dtype is input.dtype)
+            is_plain = input.dtype in DTYPES and (c is None or c.dtype is input.dtype)
             if is_plain and engines.is_op_at_once(input, *(hx or ()), *weights):
                 step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
                 return step

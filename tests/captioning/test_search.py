@@ -231,9 +231,10 @@ def test_wrong_options_are_refused(model, image, call, message):
 def test_captions_that_cannot_end_among_the_best_are_given_up():
     """The decoder computes one row of two once the worse beam has no hope."""
     table = {"": {"a": 0.9, "b": 0.1}, "a": {".": 0.55, "a": 0.45}, "b": {".": 0.6, "b": 0.4}}
-    decoder, rows = Table(table | {"aa": {".": 1.0}}), []
+    table |= {"aa": {".": 0.4, "a": 0.6}, "bb": {".": 0.6, "b": 0.4}, "aaa": {".": 1.0}}
+    decoder, rows = Table(table), []
     step = decoder.step
     decoder.step = lambda words, state: rows.append(len(words)) or step(words, state)
     found = beam_search(decoder, torch.zeros(1, 1), 2, 0.0)[0]
-    assert [h.tokens for h in found] == [[4, END], [4, 4, END]]
-    assert rows == [1, 2, 1]
+    assert [h.tokens for h in found] == [[4, END], [4, 4, 4, END]]
+    assert rows == [1, 2, 2, 1]

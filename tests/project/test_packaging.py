@@ -27,7 +27,10 @@ MODULE = """
 #include <torch/library.h>
 #include <pybind11/pybind11.h>
 TORCH_LIBRARY(fastlstm, m) { m.def("lstm_backward(Tensor x) -> Tensor"); }
-PYBIND11_MODULE(_C, m) { m.def("free_sms", [] { return 0; }); }
+PYBIND11_MODULE(_C, m) {
+  m.def("free_sms", [] { return 0; });
+  m.def("engines", [] { return pybind11::dict(); });
+}
 """
 
 # Runs in a fresh interpreter against an installed copy.
@@ -393,7 +396,7 @@ def test_links_of_the_long_description_are_absolute() -> None:
     links = re.findall(r'\]\(([^)]*)\)|(?:src|srcset)="([^"]*)"', text)
     assert len(links) > 20
     assert all(re.match("https://|#", markdown or html) for markdown, html in links)
-    assert "/raw/main/docs/img/real-dark.svg" in text
+    assert "/raw/main/docs/contact_sheet.png" in text
     assert "/blob/main/docs/captioning.md#on-photographs)" in text
 
 
@@ -496,7 +499,7 @@ def test_one_version_and_one_torch_floor() -> None:
     for file in ("pyproject.toml", "__init__.py") if captioning.exists() else ():
         assert re.search(f'version(__)? = "{version}"', (captioning / file).read_text())
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"\n## [{version}] - 2" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
     url = load_setup().URL
     assert f'Homepage = "{url}"' in pyproject
     assert f"\nurl: {url}\n" in (ROOT / "CITATION.cff").read_text()

@@ -97,7 +97,9 @@ void run(const Shape& shape, unsigned seed) {
     step.cells = shape.save ? &cells[t * B * H] : is_only ? nullptr : c_state.data();
     step.h_state = h_state.data();
     step.output = &output[t * B * H], step.output_stride = H;
-    OneStepForward<T, A> only{step, b_ih.data(), b_hh.data(), h_0.data()};
+    OneStepForward<T, A> only{};
+    static_cast<StepForward<T, A>&>(only) = step;
+    only.b_ih = b_ih.data(), only.b_hh = b_hh.data(), only.h_0 = h_0.data();
     if (shape.save)
       only.c_0_narrow = c_0_as_T.data(), only.c_n_narrow = c_n.data();
     else
