@@ -141,7 +141,7 @@ def _ways(device: torch.device, training: bool) -> Iterator[tuple[str, str, Call
 def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
     model = convert(model)
     for module in model.modules():
-        if isinstance(module, (LSTM, LSTMCell)):
+        if isinstance(module, (LSTM, LSTMCell)) and module._fastlstm_has("engine"):
             module.engine = engine
     return model
 

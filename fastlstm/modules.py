@@ -2,7 +2,7 @@
 
 They inherit from the bases of torch.nn (not from nn.LSTM, which torch.compile refuses to see
 subclassed), so parameters, their names, order and initial values, repr, errors and pickles are
-those of torch.nn by construction. `convert` swaps the modules of a model both ways.
+those of torch.nn by construction. `convert` changes the class of a model's modules both ways.
 """
 
 from __future__ import annotations
