@@ -89,12 +89,13 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     [
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
-        ("nltk", "train --train {val} --output o --cnn scenes_cnn"),  # read when it is used
+        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # read when it is used
     ],
 )
-def test_a_library_that_is_missing_is_named(name, command, scenes_root):
+def test_a_library_that_is_missing_is_named(name, command, scenes_root, tmp_path):
     """As where fastlstm is installed without what its captioner needs."""
-    words = command.format(val=scenes_root / "annotations" / "captions_val.json").split()
+    val = scenes_root / "annotations" / "captions_val.json"
+    words = command.format(val=val, tmp=tmp_path).split()
     code = (
         f"import sys; sys.modules[{name!r}] = None; from captioning.__main__ import main; "
         f"sys.exit(main({words}))"
