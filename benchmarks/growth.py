@@ -1,7 +1,7 @@
 """How far a process grows over thousands of calls that all have another shape.
 
     python benchmarks/growth.py
-    python benchmarks/growth.py --write docs/howto/memory.md
+    python benchmarks/growth.py --write docs/reference/figures.md
 
 Each row is one process: an LSTM(64, 128), batches of 1 to 32 rows and 1 to 64 steps, the same ones
 for both. Growth is the resident memory after the calls minus that after the first fifty (Linux).
@@ -85,7 +85,7 @@ def main() -> None:
             row.append(f"{json.loads(found) / 2**20:.0f}")
         rows.append(row)
         print(*row, flush=True)
-    text = f"{machine.title('cpu')}; {args.calls} calls.\n\n"
+    text = f"{machine.line(machine.describe('cpu'))}; {args.calls} calls.\n\n"
     text += table(["MiB", "nn.LSTM", "fastlstm.LSTM"], rows)
     publish(text, args.write, "growth")
 

@@ -44,14 +44,6 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def title(device: str) -> str:
-    """What runs here, for the line above a table."""
-    info = describe(device)
-    where = info["machine"]
-    name = where.get("gpu") or f"{where['cpu']}, {where['capability']}, {info['threads']} thread(s)"
-    return f"{name}, torch {info['versions']['torch']}"
-
-
 def command(program: str, arguments: Sequence[str]) -> str:
     """The command line, without the folders of files."""
     words = [Path(a).name if a.endswith(".json") else a for a in arguments]

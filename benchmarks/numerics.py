@@ -1,7 +1,7 @@
 """Print the error of every engine, and of nn.LSTM, against float64, as Markdown.
 
     python benchmarks/numerics.py
-    python benchmarks/numerics.py --write docs/numerics.md
+    python benchmarks/numerics.py --write docs/reference/figures.md
 
 The error of a tensor is the root mean square of its deviation over the root mean square of the
 truth. The truth is nn.LSTM in float64 on the same tensors, which were rounded to the dtype before.
@@ -26,7 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (B, T, I, H), as in bench_lstm.py.
 SHAPE = (32, 64, 128, 256)
 LARGE_SHAPES = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 200, 512, 512), (20, 35, 650, 650))
-LARGE_TENSORS = ("output", *(f"gradient of {n}" for n in ("input", "weight_ih_l0", "weight_hh_l0")))
+# What is printed.
+TENSORS = ("output", *(f"gradient of {n}" for n in ("input", "weight_hh_l0", "bias_ih_l0")))
 
 
 def results(module: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> dict[str, Tensor]:
@@ -75,13 +76,13 @@ def errors(
 
 
 def report(device: str) -> str:
-    parts = [f"{machine.title(device)}; (B, T, I, H) = {SHAPE}."]
+    parts = [f"{machine.line(machine.describe(device))}; (B, T, I, H) = {SHAPE}."]
     for dtype in DTYPES:
         serving = engines_of(torch.device(device))[2].split(", ")
-        found = errors(dtype, device, SHAPE, [e for e in ENGINES if e in serving])
+        found = errors(dtype, device, SHAPE, [e for e in ENGINES if e in serving and e != "torch"])
         rows = [
             [tensor, *(f"{by_tensor[tensor]:.1e}" for by_tensor in found.values())]
-            for tensor in found["nn.LSTM"]
+            for tensor in TENSORS
         ]
         parts.append(table([str(dtype).removeprefix("torch."), *found], rows))
 
@@ -89,9 +90,9 @@ def report(device: str) -> str:
     rows = []
     for shape in LARGE_SHAPES:
         found = errors(torch.float32, device, shape, ["auto"])
-        ratios = (found["auto"][n] / found["nn.LSTM"][n] for n in LARGE_TENSORS)
+        ratios = (found["auto"][n] / found["nn.LSTM"][n] for n in TENSORS)
         rows.append([str(shape), *(f"{ratio:.1f}" for ratio in ratios)])
-    parts.append(table(["shape", *LARGE_TENSORS], rows))
+    parts.append(table(["shape", *TENSORS], rows))
     return "\n\n".join(parts)
 
 

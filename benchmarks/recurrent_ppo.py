@@ -2,7 +2,7 @@
 
     python benchmarks/recurrent_ppo.py
     python benchmarks/recurrent_ppo.py --library ppo_sb3 --hidden 256 --rounds 3
-    python benchmarks/recurrent_ppo.py --write docs/howto/recurrent-ppo.md
+    python benchmarks/recurrent_ppo.py --write docs/reference/figures.md
 
 The programs of `examples/` train the same policy from the same seed, in alternation in one process,
 on one thread. A figure is the time of nn.LSTM divided by that of the column: the median of the
@@ -83,7 +83,9 @@ def main() -> None:
         "nn.LSTM / converted",
         "nn.LSTM / `reset=`",
     ]
-    publish(f"{machine.title('cpu')}.\n\n{table(head, rows)}", args.write, "training")
+    publish(
+        f"{machine.line(machine.describe('cpu'))}.\n\n{table(head, rows)}", args.write, "training"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Put the newest results of bench_lstm.py into the documents, or print some.
 
-python benchmarks/summary.py                # writes README.md and benchmarks/README.md
+python benchmarks/summary.py                # writes README.md and docs/reference/figures.md
 python benchmarks/summary.py RESULT.json    # prints the table of a result
 
 Of each processor the newest result in benchmarks/results counts.
@@ -106,7 +106,7 @@ def publish() -> None:
     """Writes the tables."""
     records = newest()
     replace_section(ROOT / "README.md", "speed", front_page(records))
-    document = ROOT / "benchmarks" / "README.md"
+    document = ROOT / "docs" / "reference" / "figures.md"
     replace_section(document, "benchmark", "\n\n".join(map(summary, records)))
 
 

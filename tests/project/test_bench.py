@@ -311,8 +311,8 @@ def test_the_documents_show_the_newest_results(
     """They hold what `python benchmarks/summary.py` writes."""
     root = BENCHMARKS.parent
     monkeypatch.setattr(summary, "ROOT", tmp_path)
-    (tmp_path / "benchmarks").mkdir()
-    documents = ["README.md", "benchmarks/README.md"]
+    (tmp_path / "docs" / "reference").mkdir(parents=True)
+    documents = ["README.md", "docs/reference/figures.md"]
     for name in documents:
         (tmp_path / name).write_text((root / name).read_text())
     summary.main([])

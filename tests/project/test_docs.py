@@ -238,10 +238,11 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
     ("doc", "section"),
     [
         ("README.md", "speed"),
-        ("benchmarks/README.md", "benchmark"),
-        ("docs/numerics.md", "numerics"),
-        ("docs/numerics.md", "packed"),
-        ("docs/howto/memory.md", "growth"),
+        ("docs/reference/figures.md", "benchmark"),
+        ("docs/reference/figures.md", "training"),
+        ("docs/reference/figures.md", "growth"),
+        ("docs/reference/figures.md", "numerics"),
+        ("docs/reference/figures.md", "packed"),
     ],
 )
 def test_a_command_can_write_its_section(doc: str, section: str, tmp_path: Path) -> None:
