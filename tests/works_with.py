@@ -1,7 +1,7 @@
-"""The LSTMs of other libraries, converted, beside themselves: the cases of docs/works-with.md.
+"""The LSTMs of other libraries, converted, beside themselves; docs/reference/works-with.md.
 
     pip install ".[works-with]"
-    python tests/works_with.py --write docs/works-with.md
+    python tests/works_with.py --write docs/reference/works-with.md
 
 A case builds a model of a library with its own classes, and compares outputs and gradients, or the
 losses of a training, of the model and of a converted copy. Everything is computed in float64 where

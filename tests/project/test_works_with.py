@@ -1,4 +1,4 @@
-"""The cases of docs/works-with.md hold, and the page lists them all."""
+"""The cases of docs/reference/works-with.md hold, and the page lists them all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from works_with import CASES, float64
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "works-with.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "works-with.md"
 
 
 @pytest.mark.slow
