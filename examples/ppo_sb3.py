@@ -3,7 +3,7 @@
 CartPole shows its positions and hides its velocities, so the policy needs a memory. sb3-contrib
 walks a sequence step by step where an episode begins in it; `WithResets` calls the LSTM once::
 
-    pip install "sb3-contrib>=2.3"
+    pip install "sb3-contrib>=2.9"
     python examples/ppo_sb3.py
     python examples/ppo_sb3.py --lstm reset --hidden 256
 """
