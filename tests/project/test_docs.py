@@ -34,6 +34,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
+# A package that snippets import, and the library to ask for.
+NEEDED = {"captioning": "pycocoevalcap", "nano_ocr": "nano_ocr", "sb3_contrib": "sb3_contrib"}
+
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
 
 
@@ -60,8 +63,9 @@ def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The snippets of a document, in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
-    if any("captioning" in snippet for snippet in code(doc, "python")):
-        pytest.importorskip("pycocoevalcap", reason="needs the libraries of captioning")
+    for name, library in NEEDED.items():
+        if any(f"from {name}" in snippet for snippet in code(doc, "python")):
+            pytest.importorskip(library, reason=f"needs {library}")
     namespace: dict[str, object] = {"__name__": doc.stem}
     for k, snippet in enumerate(code(doc, "python")):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
@@ -264,3 +268,27 @@ def test_a_document_without_its_section_is_left_alone(text: str, tmp_path: Path)
     with pytest.raises(ValueError, match="doc.md: expected one line <!-- x -->"):
         replace_section(path, "x", "new")
     assert path.read_text() == text
+
+
+MOST_WORDS, LONGEST_SENTENCE = 25_100, 40
+
+
+def test_the_documents_are_short() -> None:
+    """All pages together, as `wc -w` counts them."""
+    words = {doc: len(doc.read_text().split()) for doc in [*DOCS, ROOT / "CHANGELOG.md"]}
+    assert sum(words.values()) <= MOST_WORDS, words
+
+
+def sentences(text: str) -> list[str]:
+    """Those of the text, of list items and of the cells of tables, without code and links."""
+    text = re.sub(r"\A---\n.*?^---$|<!--.*?-->", "", FENCE.sub("\n\n", text), flags=re.M | re.S)
+    text = re.sub(r"`[^`]*`", "x", re.sub(r"\]\([^)]*\)", "]", text))
+    text = re.sub(r"^\s*(?:[-*#>]|\d+\.) ?|\|", "\n\n", text, flags=re.M)
+    parts = re.split(r"\n\s*\n|(?<=[.?!])[)*\"]*\s", text)
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+@every_doc
+def test_no_sentence_is_long(doc: Path) -> None:
+    long = [s for s in sentences(doc.read_text()) if len(s.split()) > LONGEST_SENTENCE]
+    assert not long
