@@ -23,9 +23,8 @@ from fastlstm.__main__ import engines_of
 from fastlstm.functional import ENGINES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# (B, T, I, H), as in bench_lstm.py.
+# (B, T, I, H)
 SHAPE = (32, 64, 128, 256)
-LARGE_SHAPES = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 200, 512, 512), (20, 35, 650, 650))
 # What is printed.
 TENSORS = ("output", *(f"gradient of {n}" for n in ("input", "weight_hh_l0", "bias_ih_l0")))
 
@@ -85,14 +84,6 @@ def report(device: str) -> str:
             for tensor in TENSORS
         ]
         parts.append(table([str(dtype).removeprefix("torch."), *found], rows))
-
-    parts.append("float32 at larger shapes (B, T, I, H): error of engine auto / error of nn.LSTM.")
-    rows = []
-    for shape in LARGE_SHAPES:
-        found = errors(torch.float32, device, shape, ["auto"])
-        ratios = (found["auto"][n] / found["nn.LSTM"][n] for n in TENSORS)
-        rows.append([str(shape), *(f"{ratio:.1f}" for ratio in ratios)])
-    parts.append(table(["shape", *TENSORS], rows))
     return "\n\n".join(parts)
 
 
